@@ -1,0 +1,52 @@
+# Every target calls `install` first, which does nothing when .venv is up to date.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STAMP := .venv/.installed
+
+# Two processes of one thread each: the suite is many small tensors, where a second torch thread only costs.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format typecheck clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## .venv with TPRL, editable, and everything it needs
+
+# torch first and pinned: left to the resolver, another version (and its CUDA libraries) may come.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "error: $(PYTHON) cannot make a virtual environment; on Debian install python3-venv"; exit 1; }
+	@echo "installing into .venv: torch, then the rest (a few minutes the first time)"
+	@$(PIP) torch==2.13.0 hatchling
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: install  ## teach a pruner, improve it by PPO and compare it: at most 10 minutes on 2 cores
+	$(BIN)/python -m src.train experiment=demo
+
+test: install  ## the suite without the slow tests
+	$(PYTEST)
+
+test-all: install  ## every test
+	$(PYTEST) -m ""
+
+lint: install  ## ruff, changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install  ## ruff, in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: install  ## pyright
+	$(BIN)/pyright
+
+clean:  ## caches and builds; .venv and runs/ stay
+	rm -rf dist build .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

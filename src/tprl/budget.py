@@ -1,0 +1,128 @@
+"""keep_ratio -> number of visual tokens: the one rounding rule for every method."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from tprl.errors import UserError
+from tprl.types import Encoded
+
+
+def check_keep_ratio(keep_ratio: object) -> float:
+    """`keep_ratio` as a float in (0, 1]; it is the *kept* fraction of *visual* tokens, everywhere.
+
+    Raises:
+        UserError: not a number, or outside (0, 1].
+    """
+    try:
+        value = float(keep_ratio)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value <= 1:
+        raise UserError(
+            f"keep_ratio={keep_ratio} is not a kept fraction of the visual tokens: give a number in (0, 1], e.g. 0.333."
+        )
+    return value
+
+
+def budget(keep_ratio: float, n: int) -> int:
+    """Tokens kept out of `n` visual tokens: max(1, floor(keep_ratio * n + 0.5)); 0 where there are none."""
+    return max(1, math.floor(check_keep_ratio(keep_ratio) * n + 0.5)) if n else 0
+
+
+def budgets(keep_ratio: float, visual_mask: Bool[Tensor, "B V"]) -> Int[Tensor, " B"]:
+    """`budget` of every sample, counting its unpadded visual tokens."""
+    counts = visual_mask.sum(1).tolist()
+    return torch.tensor([budget(keep_ratio, n) for n in counts], dtype=torch.long, device=visual_mask.device)
+
+
+def need_ratio(name: str, keep_ratio: float | None) -> float:
+    """`keep_ratio`, checked, for a method that cannot decide by itself how many tokens to keep.
+
+    Raises:
+        UserError: None, not a number, or outside (0, 1].
+    """
+    if keep_ratio is None:
+        raise UserError(f"{name} was given keep_ratio=None but needs a kept fraction in (0, 1], e.g. keep_ratio=0.333.")
+    return check_keep_ratio(keep_ratio)
+
+
+def keep_top(scores: Shaped[Tensor, "B V"], mask: Bool[Tensor, "B V"], k: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+    """The `k[b]` highest-scored valid tokens of each sample; ties go to the lower index.
+
+    A stable sort, because `topk` breaks ties arbitrarily on CPU (BASELINES 3.14).
+    """
+    filled = scores.float().masked_fill(~mask, -torch.inf)
+    order = filled.argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place)
+    return (rank < k.unsqueeze(1)) & mask
+
+
+class ImageRows(NamedTuple):
+    """A batch seen as one row per image (I rows, W tokens of the largest image), because budgets are per image.
+
+    A selector that works on [I, W] needs to know nothing of samples; `join` brings its decision back to [B, V].
+    """
+
+    sample: Int[Tensor, " I"]  # the row of the batch that each image belongs to
+    at: Int[Tensor, "I W"]  # index in V of each token; 0 where padded
+    mask: Bool[Tensor, "I W"]
+    grids: tuple[tuple[int, int], ...]  # (rows, columns) of each image
+
+    def split(self, x: Shaped[Tensor, "B V ..."]) -> Shaped[Tensor, "I W ..."]:
+        """Per-token values of the batch as rows of images; padded entries hold an arbitrary token's value."""
+        return x[self.sample.unsqueeze(1), self.at]
+
+    def join(self, keep: Bool[Tensor, "I W"], like: Bool[Tensor, "B V"]) -> Bool[Tensor, "B V"]:
+        """The decision [I, W] as a mask shaped as `like` [B, V]; padded entries become False."""
+        joined = torch.zeros_like(like)
+        image, token = (keep & self.mask).nonzero(as_tuple=True)
+        joined[self.sample[image], self.at[image, token]] = True
+        return joined
+
+    def budgets(self, keep_ratio: float) -> Int[Tensor, " I"]:
+        """`budget` of every image."""
+        return budgets(keep_ratio, self.mask)
+
+    def grid_budgets(self, keep_ratio: float) -> tuple[tuple[int, int, int], ...]:
+        """(rows, columns, budget) of every image, for methods that work on the grid itself.
+
+        Raises:
+            ValueError: an image has more or fewer tokens than its grid has cells.
+        """
+        counts = self.mask.sum(1).tolist()
+        for n, (rows, columns) in zip(counts, self.grids, strict=True):
+            if n != rows * columns:
+                raise ValueError(f"an image has {n} visual tokens on a grid of {rows} x {columns}: they must be equal.")
+        return tuple((*grid, budget(keep_ratio, n)) for n, grid in zip(counts, self.grids, strict=True))
+
+
+def image_rows(encoded: Encoded) -> ImageRows:
+    """The images of a batch, in the order of the samples and of the images in each (contiguous in V)."""
+    sample, at = encoded.visual_mask.nonzero(as_tuple=True)
+    image = encoded.image_of[sample, at]
+    first = torch.ones_like(sample, dtype=torch.bool)
+    first[1:] = (sample[1:] != sample[:-1]) | (image[1:] != image[:-1])
+    row, start = first.cumsum(0) - 1, first.nonzero().squeeze(1)
+    rank = torch.arange(len(row), device=row.device) - start[row]
+    shape = (len(start), int(rank.max()) + 1 if len(rank) else 0)
+    columns, mask = at.new_zeros(shape), encoded.visual_mask.new_zeros(shape)
+    columns[row, rank], mask[row, rank] = at, True
+    owners, images = sample[start].tolist(), image[start].tolist()
+    return ImageRows(
+        sample=sample[start],
+        at=columns,
+        mask=mask,
+        grids=tuple(encoded.grids[b][i] for b, i in zip(owners, images, strict=True)),
+    )
+
+
+def keep_top_per_image(scores: Shaped[Tensor, "B V"], encoded: Encoded, keep_ratio: float) -> Bool[Tensor, "B V"]:
+    """The `budget(keep_ratio, n)` highest-scored of the n tokens of each image; ties go to the lower index."""
+    rows = image_rows(encoded)
+    keep = keep_top(rows.split(scores), rows.mask, rows.budgets(keep_ratio))
+    return rows.join(keep, encoded.visual_mask)

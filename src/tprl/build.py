@@ -1,0 +1,94 @@
+"""From yaml to objects: the only call of `hydra.utils.instantiate`, and only for targets on the allow-list."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate  # noqa: TID251
+from omegaconf import DictConfig, OmegaConf
+
+from tprl.errors import UserError
+
+ALLOWED = ("tprl.", "torch.optim.", "lightning.pytorch.")
+
+
+def conf_dir() -> Path:
+    """The config directory, absolute: `tprl/conf` inside a wheel, the repository's `conf` otherwise."""
+    packaged = Path(__file__).resolve().parent / "conf"
+    return packaged if packaged.is_dir() else packaged.parents[2] / "conf"
+
+
+def choices(group: str) -> list[str]:
+    """The names a config group offers, sorted; empty if there is no such group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def build(config: DictConfig | Mapping[str, Any], /, **live: Any) -> Any:
+    """The object a config node describes.
+
+    Nested nodes with a `_target_` are built too; containers arrive as plain lists and dicts.
+
+    Args:
+        config: a node with `_target_`. With `_partial_: true` and no `live`, the result is a partial.
+        live: arguments that are objects (a model, a path). They never pass through OmegaConf.
+
+    Raises:
+        UserError: a target that is not on the allow-list, does not exist, or has no such argument.
+    """
+    node = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=not live)
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        raise UserError(f"this config has no _target_, so nothing can be built from it: {plain}.")
+    _check(plain)
+    try:
+        made = instantiate(node, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    return made if plain.get("_partial_") and not live else made(**live)
+
+
+def load_component(group: str, name: str, **live: Any) -> Any:
+    """Build `<group>/<name>.yaml` without starting Hydra, for library code and notebooks.
+
+    Raises:
+        UserError: the group has no such name.
+    """
+    if name not in choices(group):
+        raise UserError(f"{group}={name} does not exist; choose one of: {', '.join(choices(group))}.")
+    config = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+    assert isinstance(config, DictConfig)
+    return build(config, **live)
+
+
+def _check(node: Any) -> None:
+    """Walk plain containers and check every `_target_` and its arguments."""
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _check(child)
+    if isinstance(node, dict) and "_target_" in node:
+        _check_arguments(_allowed(node["_target_"]), node)
+
+
+def _allowed(target: Any) -> Any:
+    """The object behind `target`. Where it was *defined* counts too: `tprl.x.os.system` reaches out of tprl."""
+    if isinstance(target, str) and target.startswith(ALLOWED):
+        try:
+            found = get_object(target)
+        except Exception as error:
+            raise UserError(f"_target_ {target} cannot be imported: {error}.") from error
+        home = getattr(found, "__module__", None) or ""
+        if callable(found) and f"{home}.".startswith(ALLOWED):
+            return found
+    raise UserError(f"_target_ {target} is not allowed; a target is a class or function of {', '.join(ALLOWED)}.")
+
+
+def _check_arguments(target: Any, node: dict[Any, Any]) -> None:
+    names = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in names.values()):
+        return
+    for key in node:
+        if key not in names and key not in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_"):
+            raise UserError(f"{node['_target_']} has no argument {key}; it takes: {', '.join(names)}.")

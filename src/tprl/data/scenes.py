@@ -1,0 +1,326 @@
+"""`scenes`: CLEVR-style questions about coloured shapes on a noisy background, drawn from a seed and an index.
+
+Every image shows 3-6 objects. Each image is asked five questions, one per family: attribute, existence (hard
+negatives), count, relation, grounding. Only integer and IEEE-exact operations touch the pixels, so the same
+(split, index) gives the same bytes on every machine.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from tprl.errors import UserError
+from tprl.types import Box, Sample
+
+SIDE = 96  # pixels
+COLORS = {
+    "red": (205, 50, 45),
+    "green": (50, 165, 60),
+    "blue": (50, 85, 205),
+    "yellow": (220, 195, 50),
+    "purple": (150, 60, 175),
+    "cyan": (60, 190, 200),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = {"small": (5, 7), "large": (10, 13)}  # half of the side, pixels, inclusive
+FAMILIES = ("attribute", "existence", "count", "relation", "grounding")
+SPLITS = {"train": 1_000_000, "val": 2_000, "test": 6_000}  # questions
+Split = Literal["train", "val", "test"]
+T = TypeVar("T")
+
+
+class Thing(NamedTuple):
+    """One object of a scene: centre and half-side in pixels."""
+
+    color: str
+    shape: str
+    size: str
+    x: int
+    y: int
+    half: int
+
+    @property
+    def box(self) -> Box:
+        return (self.x - self.half, self.y - self.half, self.x + self.half, self.y + self.half)
+
+
+class Question(NamedTuple):
+    family: str
+    text: str
+    answer: str
+    box: Box | None
+    region: tuple[Box, ...]
+
+
+class Stream:
+    """Random draws from the raw 64-bit outputs of a counter-based generator.
+
+    NumPy promises stable raw streams across versions, but not stable `Generator` methods; hence our own few draws.
+    """
+
+    def __init__(self, *key: object) -> None:
+        digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
+        self._bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8"))
+
+    def integer(self, low: int, high: int) -> int:
+        """Uniform in [low, high], both inclusive."""
+        return low + int(self._bits.random_raw()) % (high - low + 1)
+
+    def integers(self, low: int, high: int, shape: Sequence[int]) -> np.ndarray:
+        """Array of uniform int64 in [low, high]."""
+        raw = np.asarray(self._bits.random_raw(int(np.prod(shape))), dtype=np.uint64)
+        return (raw % np.uint64(high - low + 1)).astype(np.int64).reshape(shape) + low
+
+    def choice(self, items: Sequence[T]) -> T:
+        return items[self.integer(0, len(items) - 1)]
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """A permutation (Fisher-Yates)."""
+        out = list(items)
+        for i in range(len(out) - 1, 0, -1):
+            j = self.integer(0, i)
+            out[i], out[j] = out[j], out[i]
+        return out
+
+
+class Scene(NamedTuple):
+    """A drawn scene: its key, its objects (drawing order) and how to render it."""
+
+    key: tuple[object, ...]
+    things: tuple[Thing, ...]
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return render(self)
+
+
+def draw_scene(*key: object) -> Scene:
+    """Objects of the scene with this key: 3-6, no two alike in (colour, shape), at least 3 pixels apart."""
+    stream = Stream("things", *key)
+    wanted = stream.integer(3, 6)
+    palette = stream.shuffled(list(COLORS))[: stream.integer(3, 4)]  # few colours, so that counts exceed one
+    looks = stream.shuffled([(color, shape) for color in palette for shape in SHAPES])
+    things: list[Thing] = []
+    while len(things) < wanted:
+        size = stream.choice(list(SIZES))
+        half = stream.integer(*SIZES[size])
+        for _ in range(40):
+            x, y = stream.integer(half, SIDE - half), stream.integer(half, SIDE - half)
+            if all(max(abs(x - o.x), abs(y - o.y)) >= half + o.half + 3 for o in things):
+                color, shape = looks[len(things)]
+                things.append(Thing(color, shape, size, x, y, half))
+                break
+    return Scene(key, tuple(things))
+
+
+def inside(thing: Thing) -> np.ndarray:
+    """[SIDE SIDE] True on the pixels of an object; doubled integer coordinates, pixel centres."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    dx, dy, h = np.abs(2 * x + 1 - 2 * thing.x), 2 * y + 1 - 2 * thing.y, 2 * thing.half
+    match thing.shape:
+        case "circle":
+            return dx * dx + dy * dy <= h * h
+        case "square":
+            return (dx <= h) & (np.abs(dy) <= h)
+        case "triangle":
+            return (np.abs(dy) <= h) & (2 * dx <= dy + h)
+        case _:
+            bar = 2 * h // 5
+            return ((dx <= bar) & (np.abs(dy) <= h)) | ((np.abs(dy) <= bar) & (dx <= h))
+
+
+def render(scene: Scene) -> np.ndarray:
+    """[SIDE SIDE 3] uint8 pixels: tinted value noise, stripes, shaded objects, then sensor noise over everything."""
+    stream = Stream("pixels", *scene.key)
+    base = stream.integer(95, 150) + stream.integers(-14, 14, (1, 1, 3))
+    coarse = stream.integers(-28, 28, (9, 9, 1))
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    cell = SIDE // 8
+    cy, cx, fy, fx = y // cell, x // cell, (y % cell)[..., None], (x % cell)[..., None]
+    top = coarse[cy, cx] * (cell - fx) + coarse[cy, cx + 1] * fx
+    bottom = coarse[cy + 1, cx] * (cell - fx) + coarse[cy + 1, cx + 1] * fx
+    texture = (top * (cell - fy) + bottom * fy) // (cell * cell)
+    slope, period = stream.integer(-3, 3), stream.integer(5, 17)
+    stripes = np.where((x + slope * y) % period < period // 2, stream.integer(2, 10), 0)[..., None]
+    image = base + texture + stripes
+    for thing in scene.things:
+        tint = np.array(COLORS[thing.color]) + stream.integers(-16, 16, (3,))
+        shade = (stream.integer(-2, 2) * (x - thing.x) + stream.integer(-2, 2) * (y - thing.y))[..., None]
+        image = np.where(inside(thing)[..., None], tint + shade, image)
+    image = image + stream.integers(-13, 13, (SIDE, SIDE, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def ask(scene: Scene, family: str, stream: Stream) -> Question:
+    """One question of the family about the scene."""
+    return _ASK[family](scene.things, stream)
+
+
+def describe(scene: Scene) -> str:
+    """Every object with its box, in raster order of the centres: the caption that teaches to read visual tokens."""
+    ordered = sorted(scene.things, key=lambda t: (t.y, t.x))
+    return " , ".join(f"{t.size} {t.color} {t.shape} {box_text(t.box)}" for t in ordered)
+
+
+def box_text(box: Box) -> str:
+    """A box as the answer text: four integers, pixels."""
+    return " ".join(str(int(v)) for v in box)
+
+
+def parse_box(text: str) -> Box | None:
+    """The box written in an answer: exactly four integers, else None."""
+    words = text.split()
+    if len(words) != 4 or not all(word.isdecimal() for word in words):
+        return None
+    x1, y1, x2, y2 = map(float, words)
+    return (x1, y1, x2, y2)
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes; 0 where either is empty."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return width * height / area
+
+
+def _name(thing: Thing) -> str:
+    return f"{thing.color} {thing.shape}"
+
+
+def _attribute(things: Sequence[Thing], stream: Stream) -> Question:
+    thing = stream.choice(things)
+    options = [(f"what size is the {_name(thing)}?", thing.size)]
+    if sum(o.shape == thing.shape for o in things) == 1:
+        options.append((f"what color is the {thing.shape}?", thing.color))
+    elif sum((o.shape, o.size) == (thing.shape, thing.size) for o in things) == 1:
+        options.append((f"what color is the {thing.size} {thing.shape}?", thing.color))
+    if sum(o.color == thing.color for o in things) == 1:
+        options.append((f"what shape is the {thing.color} object?", thing.shape))
+    elif sum((o.color, o.size) == (thing.color, thing.size) for o in things) == 1:
+        options.append((f"what shape is the {thing.size} {thing.color} object?", thing.shape))
+    text, answer = stream.choice(options)
+    return Question("attribute", text, answer, None, (thing.box,))
+
+
+def _existence(things: Sequence[Thing], stream: Stream) -> Question:
+    looks = {(o.color, o.shape) for o in things}
+    # Hard negatives: the colour is there and the shape is there, but not together.
+    absent = [(o.color, p.shape) for o in things for p in things if (o.color, p.shape) not in looks]
+    if absent and stream.integer(0, 1):
+        color, shape = stream.choice(sorted(set(absent)))
+        region = tuple(o.box for o in things if o.color == color or o.shape == shape)
+        return Question("existence", f"is there a {color} {shape}?", "no", None, region)
+    thing = stream.choice(things)
+    return Question("existence", f"is there a {_name(thing)}?", "yes", None, (thing.box,))
+
+
+def _count(things: Sequence[Thing], stream: Stream) -> Question:
+    kind = stream.choice(("color", "shape", "size", "all"))
+    if kind == "all":
+        text, chosen = "how many objects are there?", list(things)
+    elif kind == "shape":
+        shape = stream.choice(SHAPES)
+        text, chosen = f"how many {shape} objects are there?", [o for o in things if o.shape == shape]
+    elif kind == "size":
+        size = stream.choice(list(SIZES))
+        text, chosen = f"how many {size} objects are there?", [o for o in things if o.size == size]
+    else:
+        color = stream.choice([o.color for o in things])
+        text, chosen = f"how many {color} objects are there?", [o for o in things if o.color == color]
+    # Nothing to count means that every object had to be looked at.
+    return Question("count", text, str(len(chosen)), None, tuple(o.box for o in (chosen or things)))
+
+
+def _relation(things: Sequence[Thing], stream: Stream) -> Question:
+    a, b = stream.shuffled(things)[:2]
+    horizontal = abs(a.x - b.x) >= abs(a.y - b.y)
+    if horizontal:
+        words, answer = "left or right of", "left" if a.x < b.x else "right"
+    else:
+        words, answer = "above or below", "above" if a.y < b.y else "below"
+    return Question("relation", f"is the {_name(a)} {words} the {_name(b)}?", answer, None, (a.box, b.box))
+
+
+def _grounding(things: Sequence[Thing], stream: Stream) -> Question:
+    thing = stream.choice(things)
+    return Question("grounding", f"where is the {_name(thing)}?", box_text(thing.box), thing.box, (thing.box,))
+
+
+_ASK = {
+    "attribute": _attribute,
+    "existence": _existence,
+    "count": _count,
+    "relation": _relation,
+    "grounding": _grounding,
+}
+
+
+class Scenes:
+    """The dataset: question `i` is family `i % 5` of image `i // 5` of the split.
+
+    Score (in [0, 1]): exact match of the answer, case and outer spaces ignored; grounding counts as right when the
+    IoU of the predicted and the true box is at least 0.5. `iou` gives the box overlap itself.
+
+    Args:
+        split: "train", "val" or "test"; their seeds are disjoint and the test set never changes.
+        limit: use only the first `limit` questions; None uses the whole split.
+        seed: shifts the *training* images only.
+        families: families to ask; leaving one out is for transfer studies.
+    """
+
+    name = "scenes"
+
+    def __init__(
+        self, split: str = "train", limit: int | None = None, seed: int = 0, families: Sequence[str] = FAMILIES
+    ) -> None:
+        if split not in SPLITS:
+            raise UserError(f"dataset split '{split}' does not exist in scenes: choose one of {', '.join(SPLITS)}.")
+        unknown = sorted(set(families) - set(FAMILIES))
+        if unknown or not families:
+            raise UserError(f"families={list(families)} is not valid for scenes: choose from {', '.join(FAMILIES)}.")
+        self.split, self.families = split, tuple(families)
+        self._key = (split, seed if split == "train" else 0)
+        self._length = min(limit or SPLITS[split], SPLITS[split])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"question {index} of {len(self)}")
+        image, slot = divmod(index, len(self.families))
+        family = self.families[slot]
+        scene, picture = _scene(*self._key, image)
+        question = ask(scene, family, Stream("question", *self._key, image, family))
+        uid = f"scenes/{self.split}/{image}/{family}"
+        if self._key[1]:
+            uid = f"scenes/{self.split}-{self._key[1]}/{image}/{family}"
+        return Sample(uid, (picture,), question.text, (question.answer,), family, question.box, question.region)
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """1.0 if the prediction counts as right, else 0.0."""
+        if sample.box is not None:
+            return float(self.iou(sample, prediction) >= 0.5)
+        return float(prediction.strip().lower() in {answer.lower() for answer in sample.answers})
+
+    def iou(self, sample: Sample, prediction: str) -> float:
+        """Overlap of a grounding answer with the true box; 0 where no box can be read from the answer."""
+        predicted = parse_box(prediction)
+        return iou(predicted, sample.box) if predicted and sample.box else 0.0
+
+    def teacher_forced(self, sample: Sample) -> bool:
+        """Exact-match answers can be scored by one teacher-forced forward; boxes need the generated text."""
+        return sample.box is None
+
+
+@lru_cache(maxsize=256)
+def _scene(*key: object) -> tuple[Scene, Image.Image]:
+    scene = draw_scene("scenes", *key)
+    return scene, Image.fromarray(render(scene))

@@ -1,0 +1,1 @@
+"""Measuring pruners: intervals, result files, the terminal table and the HTML report."""

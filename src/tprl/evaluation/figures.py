@@ -1,0 +1,240 @@
+"""Plots and pictures of the report: inline SVG that follows the page's colours, and PNG data URIs."""
+
+import base64
+import html
+import io
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from tprl.evaluation.results import FULL, Cell, pruner_order
+
+# name: (on light, on dark, line style, marker). One map for every plot of the project.
+STYLES: dict[str, tuple[str, str, str, str]] = {
+    "tprl": ("#c2410c", "#fb923c", "-", "o"),
+    "tprl_lfd": ("#c2410c", "#fb923c", "--", "s"),
+    "tprl_threshold": ("#9a3412", "#fdba74", ":", "D"),
+    "mlp": ("#7c3aed", "#a78bfa", "-", "^"),
+    "random": ("#6b7280", "#9ca3af", "-", "x"),
+    "uniform": ("#0e7490", "#22d3ee", "-", "v"),
+    "pooling": ("#15803d", "#4ade80", "-", "P"),
+    "cls_attention": ("#be185d", "#f472b6", "-", "<"),
+    "vispruner": ("#1d4ed8", "#60a5fa", "-", ">"),
+    "divprune": ("#a16207", "#facc15", "-", "d"),
+    "oracle": ("#111827", "#f9fafb", ":", "*"),
+}
+SPARE = (("#4d7c0f", "#a3e635"), ("#a21caf", "#e879f9"), ("#0369a1", "#7dd3fc"), ("#b91c1c", "#fca5a5"))
+INK, MUTED, GRID = "#fe00ff", "#fe00fe", "#fe00fd"  # stand-ins that `_themed` turns into CSS variables
+PICTURE_BYTES = 1_700_000  # PNG bytes of all pictures together, before base64 adds a third
+Mask = NDArray[np.bool_]
+
+
+def styles(names: Sequence[str]) -> dict[str, tuple[str, str, str, str]]:
+    """The known styles, and spare colours for the other names (in alphabetical order)."""
+    unknown = sorted(set(names) - set(STYLES) - {FULL})
+    extra = {name: (*SPARE[i % len(SPARE)], "-", "h") for i, name in enumerate(unknown)}
+    return STYLES | extra
+
+
+def colour_variables(names: Sequence[str], dark: bool) -> str:
+    """CSS declarations `--s0: ...;` of every series, in the order of `styles`."""
+    return " ".join(f"--s{i}: {style[dark]};" for i, style in enumerate(styles(names).values()))
+
+
+def series_colour(names: Sequence[str], name: str) -> str:
+    """The CSS value of a series' colour."""
+    return f"var(--s{list(styles(names)).index(name)})"
+
+
+def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence[str]) -> str:
+    """Accuracy against FLOPs, both in percent, with intervals: an `<svg>`.
+
+    Series are labelled at their cheapest point. Points of one keep ratio lie at nearly the same FLOPs, so the series
+    are spread sideways by up to 2 % of the axis for their intervals to be told apart. `all_names` are the pruners of
+    the whole report: they decide the colours of the unknown ones.
+    """
+    table = {name: dict(row) for name, row in cells.items()}
+    names = [name for name in pruner_order(table) if name != FULL]
+    figure, axes = _axes("FLOPs, % of the model with all tokens", "accuracy, %")
+    flops = [100 * cell.flops_ratio for name in names for cell in table[name].values()] or [100.0]
+    span = max(max(flops) - min(flops), 1.0)
+    known, ends = styles(all_names), []
+    colours = {name: _stand_in(place) for place, name in enumerate(known)}
+    for place, name in enumerate(names):
+        shift = (place - (len(names) - 1) / 2) / max(len(names) - 1, 1) * 0.04 * span
+        points = sorted((100 * c.flops_ratio + shift, 100 * c.value, c) for c in table[name].values())
+        _series(axes, points, known[name], colours[name], bold=name == "tprl")
+        ends.append((points[0][1], points[0][0], name))
+    if FULL in table:
+        _full_line(axes, next(iter(table[FULL].values())))
+    axes.set_xlim(min(flops) - 0.42 * span, max(flops) + 0.06 * span)
+    _label_ends(axes, ends, colours, min(flops) - 0.1 * span)
+    return _svg(figure, "pareto", "Accuracy against FLOPs for every pruner; the numbers are in the table below.")
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Small line plots over samples seen: an `<svg>`. Series named `score: ...` share the plot `score`."""
+    panels: dict[str, list[tuple[str, Sequence[tuple[float, float]]]]] = defaultdict(list)
+    for name, points in series.items():
+        title, _, label = name.partition(": ")
+        panels[title].append((label, points))
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.1 * columns, 2.5 * rows), layout="constrained")
+    for place, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        _dress(axes, "samples seen" if place >= len(panels) - columns else "", "")
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
+        for i, (label, points) in enumerate(lines):
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, color=_stand_in((0, 8, 6, 3)[i % 4]), lw=1.6, ls=("-", "--", ":", "-.")[i % 4], label=label)
+        if any(label for label, _ in lines):
+            axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="best")
+    return _svg(figure, "curves", "Learning curves: " + ", ".join(panels))
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.2, 4.9), layout="constrained")
+    axes = figure.add_subplot()
+    _dress(axes, x, y)
+    return figure, axes
+
+
+def _dress(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=9)
+    axes.grid(color=GRID, lw=0.7)
+    axes.set_axisbelow(True)
+    axes.patch.set_alpha(0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(MUTED)
+
+
+def _series(
+    axes: Axes,
+    points: Sequence[tuple[float, float, Cell]],
+    style: tuple[str, str, str, str],
+    colour: str,
+    bold: bool,
+) -> None:
+    x, y = [p[0] for p in points], [p[1] for p in points]
+    low = [max(100 * (c.value - c.low), 0) if c.low == c.low else 0 for *_, c in points]
+    high = [max(100 * (c.high - c.value), 0) if c.high == c.high else 0 for *_, c in points]
+    axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.55, zorder=2)
+    width, size = (2.6, 7) if bold else (1.3, 5)
+    axes.plot(x, y, color=colour, ls=style[2], marker=style[3], lw=width, ms=size, zorder=4 if bold else 3)
+
+
+def _full_line(axes: Axes, cell: Cell) -> None:
+    value = 100 * cell.value
+    if cell.low == cell.low:
+        axes.axhspan(100 * cell.low, 100 * cell.high, color=MUTED, alpha=0.15, lw=0)
+    axes.axhline(value, color=MUTED, lw=1.2, ls=(0, (6, 3)), zorder=1)
+    place = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axes.annotate("all tokens", **place, xytext=(-2, 3), ha="right", va="bottom", color=INK, fontsize=9)
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, float, str]], colours: Mapping[str, str], x: float) -> None:
+    """Names to the left of the cheapest points, pushed apart, each tied to its point by a thin line."""
+    low, high = axes.get_ylim()
+    step = (high - low) / 20
+    for y, (value, at, name) in zip(_spread([e[0] for e in sorted(ends)], step), sorted(ends), strict=True):
+        axes.plot([x, at], [y, value], color=colours[name], lw=0.6, alpha=0.6, zorder=1)
+        weight = "bold" if name == "tprl" else "normal"
+        axes.text(x, y, name + " ", color=colours[name], ha="right", va="center", fontsize=9.5, fontweight=weight)
+        low, high = min(low, y - step), max(high, y + step)
+    axes.set_ylim(low, high)
+
+
+def _spread(values: Sequence[float], step: float) -> list[float]:
+    """Ascending values moved as little as needed (least squares) for neighbours to be `step` apart."""
+    blocks: list[tuple[float, int]] = []  # pool adjacent violators on value - i * step
+    for i, value in enumerate(values):
+        block = (value - i * step, 1)
+        while blocks and blocks[-1][0] >= block[0]:
+            mean, size = blocks.pop()
+            block = ((mean * size + block[0] * block[1]) / (size + block[1]), size + block[1])
+        blocks.append(block)
+    flat = [mean for mean, size in blocks for _ in range(size)]
+    return [value + i * step for i, value in enumerate(flat)]
+
+
+def _stand_in(index: int) -> str:
+    return f"#fe01{index:02x}"
+
+
+def _svg(figure: Figure, prefix: str, description: str) -> str:
+    """The figure as an inline `<svg>`: ids made unique, colours as CSS variables, fonts of the page."""
+    out = io.StringIO()
+    figure.patch.set_alpha(0)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}-', svg).replace("url(#", f"url(#{prefix}-")
+    svg = re.sub(r"font(-family)?: ([^;\"]*?)'[^;\"]*", lambda m: f"font{m[1] or ''}: {m[2]}system-ui, sans-serif", svg)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
+    return _themed(svg)
+
+
+def _themed(svg: str) -> str:
+    for stand_in, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid")):
+        svg = svg.replace(stand_in, f"var({variable})")
+    return re.sub(r"#fe01([0-9a-f]{2})", lambda m: f"var(--s{int(m[1], 16)})", svg)
+
+
+def picture_side(pictures: int) -> int:
+    """Longest side in pixels at which that many noisy 64-colour PNGs stay within PICTURE_BYTES."""
+    return min(256, int(math.sqrt(PICTURE_BYTES / (0.8 * max(pictures, 1)))))
+
+
+def plain_picture(image: Image.Image, side: int) -> Image.Image:
+    """The image, its longer side scaled to `side` pixels."""
+    scale = side / max(image.size)
+    width, height = (max(1, round(scale * length)) for length in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
+def mask_picture(image: Image.Image, keep: Mask, side: int) -> Image.Image:
+    """The image with its pruned patches darkened and faded; `keep` is [rows, columns] over the whole image."""
+    picture = np.asarray(plain_picture(image, side), dtype=np.float32)
+    kept = _over_pixels(keep.astype(np.float32), picture.shape) > 0.5
+    grey = picture.mean(2, keepdims=True)
+    dark = 0.26 * (0.45 * picture + 0.55 * grey) + 10
+    return Image.fromarray(np.where(kept[..., None], picture, dark).astype(np.uint8))
+
+
+def probability_picture(image: Image.Image, probability: NDArray[np.floating], side: int) -> Image.Image:
+    """A keep-probability map [rows, columns], stretched to its own range, over the grey image."""
+    picture = np.asarray(plain_picture(image, side), dtype=np.float32)
+    low, high = float(probability.min()), float(probability.max())
+    level = _over_pixels((probability - low) / max(high - low, 1e-9), picture.shape)
+    heat = matplotlib.colormaps["inferno"](level)[..., :3] * 255
+    return Image.fromarray((0.3 * picture.mean(2, keepdims=True) + 0.7 * heat).astype(np.uint8))
+
+
+def _over_pixels(cells: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray[np.floating]:
+    """[rows, columns] repeated over [height, width]: each pixel reads the cell that its centre lies in."""
+    row = (np.arange(shape[0]) + 0.5) * cells.shape[0] / shape[0]
+    column = (np.arange(shape[1]) + 0.5) * cells.shape[1] / shape[1]
+    return cells[row.astype(int)[:, None], column.astype(int)[None, :]]
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A PNG of at most 64 colours as a data URI."""
+    out = io.BytesIO()
+    picture.quantize(64, dither=Image.Dither.NONE).save(out, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

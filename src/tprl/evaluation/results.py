@@ -1,0 +1,229 @@
+"""The files an evaluation leaves behind, and the table it prints."""
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tprl.cost import CONVENTION
+from tprl.errors import UserError
+
+FULL = "keep_all"  # the pruner whose row is the reference of all others
+BOUNDS = frozenset({FULL, "oracle"})  # not competitors: one does not prune, the other knows the answer's region
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of `results.csv`.
+
+    `keep_ratio` is None where the pruner decides how many tokens live; `kept_tokens` and `flops` are means per
+    question; `flops_ratio` is relative to the same model with all tokens; bounds are nan where unknown.
+    `metric` is `accuracy` (overall), `accuracy/<family>`, `mean_iou`, ...
+    """
+
+    model: str
+    dataset: str
+    pruner: str
+    seed: int
+    keep_ratio: float | None
+    kept_tokens: float
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    flops: float
+    flops_ratio: float
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One answered question of `samples.jsonl`; `prediction` is None where a teacher-forced forward decided."""
+
+    uid: str
+    family: str
+    pruner: str
+    seed: int
+    keep_ratio: float | None
+    prediction: str | None
+    score: float
+    kept_tokens: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows of one pruner at one keep ratio: the mean over seeds of every number."""
+
+    value: float
+    low: float
+    high: float
+    kept_tokens: float
+    flops_ratio: float
+    seeds: int
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+_TEXT = ("model", "dataset", "pruner", "metric")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write through a temporary file in the same folder, so that no reader ever sees half a file.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(
+            f"Cannot write {path} ({error.strerror}): choose a writable folder with hydra.run.dir=<folder>."
+        ) from error
+
+
+def write_results(path: Path, rows: Iterable[Row]) -> None:
+    """Write `results.csv`: tidy, one number per line, floats at full precision."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_atomic(path, out.getvalue())
+
+
+def read_results(path: Path) -> list[Row]:
+    """The rows that `write_results` wrote, equal to the originals."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [_row(line) for line in csv.DictReader(file)]
+
+
+def _row(line: dict[str, str]) -> Row:
+    numbers = {name: float(line[name]) for name in COLUMNS if name not in (*_TEXT, "seed", "keep_ratio")}
+    ratio = float(line["keep_ratio"]) if line["keep_ratio"] else None
+    return Row(**{name: line[name] for name in _TEXT}, seed=int(line["seed"]), keep_ratio=ratio, **numbers)  # type: ignore[arg-type]
+
+
+def write_samples(path: Path, samples: Iterable[SampleRow]) -> None:
+    """Write `samples.jsonl`, one answered question per line."""
+    write_atomic(path, "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples))
+
+
+def read_samples(path: Path) -> list[SampleRow]:
+    """The samples that `write_samples` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [SampleRow(**json.loads(line)) for line in file]
+
+
+def grid(rows: Iterable[Row], metric: str = "accuracy") -> dict[str, dict[float | None, Cell]]:
+    """pruner -> keep ratio -> cell. Several seeds are averaged, bounds too: the interval stays that of one seed.
+
+    Raises:
+        ValueError: rows of several models or datasets, which would be averaged into nonsense.
+    """
+    found: dict[tuple[str, float | None], list[Row]] = defaultdict(list)
+    sources: set[tuple[str, str]] = set()
+    for row in rows:
+        sources.add((row.model, row.dataset))
+        if row.metric == metric:
+            found[row.pruner, row.keep_ratio].append(row)
+    if len(sources) > 1:
+        raise ValueError(f"one table cannot show {sorted(sources)}: pass the rows of one model on one dataset.")
+    cells: dict[str, dict[float | None, Cell]] = {}
+    for (pruner, ratio), same in found.items():
+        cells.setdefault(pruner, {})[ratio] = Cell(
+            *(_mean([getattr(row, n) for row in same]) for n in ("value", "ci_low", "ci_high")),
+            kept_tokens=_mean([row.kept_tokens for row in same]),
+            flops_ratio=_mean([row.flops_ratio for row in same]),
+            seeds=len(same),
+        )
+    return cells
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def ratios(cells: dict[str, dict[float | None, Cell]]) -> list[float | None]:
+    """Columns of a table: keep ratios from large to small, then the pruner's own choice if anybody made one."""
+    seen = {ratio for row in cells.values() for ratio in row}
+    return sorted((r for r in seen if r is not None), reverse=True) + ([None] if None in seen else [])
+
+
+def pruner_order(cells: dict[str, dict[float | None, Cell]]) -> list[str]:
+    """Rows of a table: all tokens first, then best first at the smallest shared ratio; names break ties."""
+    last = next((r for r in reversed(ratios(cells)) if r is not None), None)
+
+    def key(name: str) -> tuple[bool, float, str]:
+        cell = cells[name].get(last)
+        return name != FULL, -cell.value if cell else math.inf, name
+
+    return sorted(cells, key=key)
+
+
+def ratio_label(ratio: float | None) -> str:
+    """`33.3 %`, or `own choice` where the pruner decided."""
+    return "own choice" if ratio is None else f"{100 * ratio:.3g} %"
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """`low-high` of some numbers, or the one number that they print as."""
+    low, high = (format(value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low}-{high}"
+
+
+def _cell_text(cell: Cell | None, best: bool) -> Text:
+    if cell is None:
+        return Text("")
+    text = Text(f"{100 * cell.value:.1f}", style="bold" if best else "")
+    if not math.isnan(cell.low):
+        text.append(f" [{100 * cell.low:.1f}, {100 * cell.high:.1f}]", style="not bold dim")
+    return text
+
+
+def accuracy_table(rows: Sequence[Row], metric: str = "accuracy", plain: bool = False) -> Table:
+    """Percent with 95 % intervals, pruners by keep ratio, best rival of each column bold."""
+    cells = grid(rows, metric)
+    table = Table(title=f"{metric} (%)", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
+    table.add_column("pruner", no_wrap=True)
+    columns = ratios(cells)
+    best: dict[float | None, float] = {}
+    for ratio in columns:
+        column = {name: row[ratio] for name, row in cells.items() if ratio in row}
+        kept, flops = ([getattr(c, name) for c in column.values()] for name in ("kept_tokens", "flops_ratio"))
+        heading = f"{ratio_label(ratio)}\n{span(kept, '.0f')} tokens\nFLOPs x {span(flops, '.2f')}"
+        table.add_column(heading, justify="right", no_wrap=True)
+        best[ratio] = max((c.value for name, c in column.items() if name not in BOUNDS), default=math.inf)
+    for name in pruner_order(cells):
+        texts = [
+            _cell_text(
+                cell := cells[name].get(ratio), cell is not None and name not in BOUNDS and cell.value == best[ratio]
+            )
+            for ratio in columns
+        ]
+        table.add_row("keep_all (all tokens)" if name == FULL else name, *texts)
+    return table
+
+
+def print_table(rows: Sequence[Row], console: Console | None = None, metric: str = "accuracy") -> None:
+    """Print the table and, under it, what the FLOPs count; ASCII without colours or wrapping when not on a terminal."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
+    console.print(accuracy_table(rows, metric, plain=not console.is_terminal))
+    console.print(Text(CONVENTION), soft_wrap=not console.is_terminal)

@@ -1,0 +1,117 @@
+"""Bootstrap intervals that respect clusters: questions about one image are not independent observations."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+CHUNK = 2_000_000  # resampled clusters held in memory at once
+
+
+class Interval(NamedTuple):
+    """A mean and its percentile interval; both bounds are nan when one cluster leaves nothing to resample."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class PairedInterval(NamedTuple):
+    """Mean of a - b, its percentile interval, and the two-sided p-value of "no difference"."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def image_key(uid: str) -> str:
+    """The cluster of a sample: its uid without the question, `scenes/test/12/3` -> `scenes/test/12`."""
+    return uid.rpartition("/")[0] or uid
+
+
+def interval(
+    values: ArrayLike, clusters: Sequence[str], *, level: float = 0.95, resamples: int = 4000, seed: int = 0
+) -> Interval:
+    """Mean of `values` with a cluster-bootstrap percentile interval.
+
+    Whole clusters are drawn with replacement, as many as there are (Field and Welsh 2007, "randomised cluster
+    bootstrap"); the mean is over samples, so large clusters weigh more. The result depends on the pairs (value,
+    cluster) and the seed only, not on their order. Where all values agree the interval has no width: that is what
+    the bootstrap knows, not certainty.
+
+    Args:
+        values: [n] one number per sample.
+        clusters: [n] the cluster of each sample, see `image_key`.
+        level: coverage.
+        resamples: bootstrap draws.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no values, or lengths that differ.
+    """
+    sums, counts = _per_cluster(values, clusters)
+    mean = float(sums.sum() / counts.sum())
+    if len(sums) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    means = _resampled_means(sums, counts, resamples, seed)
+    return Interval(mean, *_percentiles(means, level))
+
+
+def paired_interval(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Sequence[str],
+    *,
+    level: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> PairedInterval:
+    """Mean of a - b over the same samples in the same order, with a cluster-bootstrap interval.
+
+    The p-value inverts the interval: twice the smaller share of draws on either side of 0 (each count plus one, so it
+    is never 0; its floor is 2 / (resamples + 1)). It is below 1 - level exactly where the interval excludes 0, up to
+    that correction. Raises as `interval` does.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"paired values of shapes {first.shape} and {second.shape}: they must be the same samples.")
+    sums, counts = _per_cluster(first - second, clusters)
+    difference = float(sums.sum() / counts.sum())
+    if len(sums) < 2:
+        return PairedInterval(difference, float("nan"), float("nan"), float("nan"))
+    means = _resampled_means(sums, counts, resamples, seed)
+    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    p_value = min(1.0, 2 * (tail + 1) / (resamples + 1))
+    return PairedInterval(difference, *_percentiles(means, level), p_value)
+
+
+def _per_cluster(values: ArrayLike, clusters: Sequence[str]) -> tuple[Floats, Floats]:
+    """[C] sums and [C] counts, clusters in sorted order."""
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or len(x) == 0 or len(x) != len(clusters):
+        raise ValueError(f"{x.shape} values for {len(clusters)} cluster keys: give one key per value, at least one.")
+    _, index = np.unique(np.asarray(clusters, dtype=np.str_), return_inverse=True)
+    order = np.lexsort((x, index))  # floating-point sums would otherwise depend on the samples' order
+    sums = np.bincount(index[order], weights=x[order])
+    return sums.astype(np.float64), np.bincount(index).astype(np.float64)
+
+
+def _resampled_means(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
+    """[resamples] means of as many clusters as there are, drawn with replacement."""
+    draws = _draws(len(sums), resamples, np.random.default_rng(seed))
+    return np.concatenate([sums[i].sum(1) / counts[i].sum(1) for i in draws])
+
+
+def _draws(clusters: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    rows = max(1, CHUNK // clusters)
+    for start in range(0, resamples, rows):
+        yield rng.integers(clusters, size=(min(rows, resamples - start), clusters))
+
+
+def _percentiles(means: Floats, level: float) -> tuple[float, float]:
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,248 @@
+"""LLaVA (CLIP or SigLIP tower, MLP projector, Llama-like LM) on the stock Hugging Face class, frozen."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tprl.cost import LVLMShape
+from tprl.errors import UserError
+from tprl.lvlm.regions import region_rank
+from tprl.types import Encoded, Prompt, Sample
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+class Llava:
+    """A frozen LLaVA. Not a module: Lightning neither moves, trains nor saves it.
+
+    Args:
+        pretrained: a folder written by `save_pretrained`, the name of a folder in `tprl/assets`, or a hub id.
+        name: how results call this model.
+        prompt: template around `{question}`; "<image>" marks the image.
+        max_new_tokens: bound of a generated answer.
+        micro_batch: prompts per forward; results do not depend on it.
+        dtype: of weights and activations.
+        device: where the model lives.
+
+    Raises:
+        UserError: no weights there, or damaged weights.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        name: str = "llava",
+        prompt: str = "USER: <image>\n{question} ASSISTANT:",
+        max_new_tokens: int = 16,
+        micro_batch: int = 128,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> None:
+        self.name, self.prompt, self.max_new_tokens, self.micro_batch = name, prompt, max_new_tokens, micro_batch
+        self.device = torch.device(device)
+        folder = ASSETS / pretrained if (ASSETS / pretrained / "config.json").is_file() else Path(pretrained)
+        self.source = str(folder) if folder.is_dir() else pretrained
+        self.model, self.processor = _load(self.source, name, getattr(torch, dtype))
+        self.model.requires_grad_(False).eval().to(self.device)
+        self.tokenizer = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self.width: int = self.model.config.text_config.hidden_size
+        self.shape = LVLMShape.from_llava(self.model.config)
+
+    # --- encode ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
+        """Everything up to the language model's input. An image that several samples share is encoded once."""
+        images, owner = _unique_images(samples)
+        texts = [self.prompt.format(question=sample.question) for sample in samples]
+        flat = [image for sample in samples for image in sample.images]
+        batch = self.processor(
+            text=texts, images=flat, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
+        )
+        pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        tokens, seen = self._see(pixels.to(self.device, self.model.dtype), extras)
+        ids, attention = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device).bool()
+        visual_at, visual_mask = _columns_of(ids == self.model.config.image_token_index)
+        per_image = tokens.shape[1]
+        row = [i for i, sample in enumerate(samples) for _ in sample.images]
+        slot = [j for sample in samples for j in range(len(sample.images))]
+
+        def spread(values: Tensor) -> Tensor:
+            """[images N ...] -> [B V ...], image by image, zero where padded."""
+            out = values.new_zeros(len(samples), visual_at.shape[1], *values.shape[2:])
+            for i, j, source in zip(row, slot, owner, strict=True):
+                out[i, j * per_image : (j + 1) * per_image] = values[source]
+            return out
+
+        embeds = self.model.get_input_embeddings()(ids)
+        b, v = visual_mask.nonzero(as_tuple=True)
+        embeds[b, visual_at[b, v]] = spread(tokens)[b, v]
+        side = round(per_image**0.5)
+        grids = tuple(tuple((side, side) for _ in sample.images) for sample in samples)
+        columns = torch.arange(visual_at.shape[1], device=self.device).expand_as(visual_at)
+        found = {name: spread(value) for name, value in seen.items()}
+        if "region" in extras:
+            found["region"] = region_rank(samples, grids, visual_at.shape[1]).to(self.device)
+        return Encoded(
+            uids=tuple(sample.uid for sample in samples),
+            input_ids=ids,
+            embeds=embeds,
+            attention=attention,
+            positions=(attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0),
+            visual_at=visual_at,
+            visual_mask=visual_mask,
+            image_of=columns // per_image * visual_mask,
+            grids=grids,
+            question=self._question_mask(batch["offset_mapping"].to(self.device), samples) & attention,
+            extras=found,
+        )
+
+    def _see(self, pixels: Float[Tensor, "I 3 H W"], extras: frozenset[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Projected tokens [I N D], and the asked-for extras of each image."""
+        known = {"cls_attention", "vision_features", "region"}
+        if extras - known:
+            raise UserError(f"{self.name} cannot provide {sorted(extras - known)}: it knows {sorted(known)}.")
+        out = self.model.model.vision_tower(pixels, output_hidden_states=True)
+        layer = self.model.config.vision_feature_layer
+        skip = int(self.model.config.vision_feature_select_strategy == "default")
+        features = out.hidden_states[layer][:, skip:]
+        seen: dict[str, Tensor] = {}
+        if "vision_features" in extras:
+            seen["vision_features"] = features
+        if "cls_attention" in extras:
+            if not skip:
+                raise UserError(f"{self.name}'s vision tower has no CLS token, so there is no CLS attention to read.")
+            seen["cls_attention"] = self._cls_attention(out.hidden_states, layer)
+        return self.model.model.multi_modal_projector(features), seen
+
+    def _cls_attention(self, hidden: Sequence[Tensor], layer: int) -> Float[Tensor, "I N"]:
+        """Mean over heads of softmax attention CLS -> patch in the layer whose output is `hidden[layer]`.
+
+        Recomputed for the one row that is needed, so that the tower keeps SDPA.
+        """
+        block = self.model.model.vision_tower.encoder.layers[layer]
+        x = block.layer_norm1(hidden[layer - 1])
+        heads = block.self_attn.num_heads
+        query = block.self_attn.q_proj(x[:, :1]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        keys = block.self_attn.k_proj(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+        row = (query @ keys.mT).float() * query.shape[-1] ** -0.5
+        return row.softmax(-1).mean(1)[:, 0, 1:]
+
+    def _question_mask(self, offsets: Int[Tensor, "B S 2"], samples: Sequence[Sample]) -> Bool[Tensor, "B S"]:
+        """Tokens whose characters are the question's: measured from the prompt's end, where the template is fixed."""
+        tail = len(self.prompt.split("{question}")[1])
+        stop = offsets[..., 1].amax(1, keepdim=True) - tail
+        length = torch.tensor([[len(sample.question)] for sample in samples], device=offsets.device)
+        return (offsets[..., 0] >= stop - length) & (offsets[..., 1] <= stop) & (offsets[..., 1] > offsets[..., 0])
+
+    def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
+        """The projector, for methods that merge tokens before it."""
+        return self.model.model.multi_modal_projector(vision_features)
+
+    def query_embeds(self, encoded: Encoded) -> tuple[Float[Tensor, "B Q D"], Bool[Tensor, "B Q"]]:
+        """Embeddings of the question's words, and which of them are real."""
+        at, mask = _columns_of(encoded.question)
+        return encoded.embeds.gather(1, at.unsqueeze(-1).expand(-1, -1, self.width)) * mask.unsqueeze(-1), mask
+
+    # --- answer ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(self, prompt: Prompt) -> list[str]:
+        """Greedy answers."""
+        texts: list[str] = []
+        for part in self._micro_batches(prompt):
+            out = self.model.generate(
+                inputs_embeds=part.embeds,
+                attention_mask=part.attention.long(),
+                position_ids=part.positions[0],
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+            )
+            texts += self.tokenizer.batch_decode(out, skip_special_tokens=True)
+        return texts
+
+    @torch.no_grad()
+    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """Teacher-forced mean log-probability (nats per token, end token included), and whether every token of the
+        answer is the arg-max, which is what greedy decoding needs to produce it."""
+        log_probs, exact, done = [], [], 0
+        for part in self._micro_batches(prompt):
+            ids = self._answer_ids(answers[done : done + len(part.uids)])
+            done += len(part.uids)
+            real = ids >= 0
+            width = ids.shape[1]
+            last = part.positions[0, :, -1:]
+            logits = self.model(
+                inputs_embeds=torch.cat([part.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
+                attention_mask=torch.cat([part.attention, real], 1).long(),
+                position_ids=torch.cat([part.positions[0], last + 1 + torch.arange(width, device=self.device)], 1),
+                logits_to_keep=width + 1,
+                use_cache=False,
+            ).logits[:, :-1].float()
+            picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+            log_probs.append((picked * real).sum(1) / real.sum(1))
+            exact.append(((logits.argmax(-1) == ids) | ~real).all(1))
+        return torch.cat(log_probs), torch.cat(exact)
+
+    def _answer_ids(self, answers: Sequence[str]) -> Int[Tensor, "B A"]:
+        """Token ids of the answers with the end token, right-padded with -1."""
+        end = self.tokenizer.eos_token_id
+        rows = [[*self.tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in answers]
+        width = max(map(len, rows))
+        return torch.tensor([row + [-1] * (width - len(row)) for row in rows], device=self.device)
+
+    def _micro_batches(self, prompt: Prompt) -> Iterator[Prompt]:
+        for start in range(0, len(prompt.uids), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            width = int(prompt.attention[rows].sum(1).max())
+            yield Prompt(
+                prompt.uids[rows],
+                prompt.input_ids[rows, -width:],
+                prompt.embeds[rows, -width:],
+                prompt.attention[rows, -width:],
+                prompt.positions[:, rows, -width:],
+                prompt.visual[rows, -width:],
+            )
+
+
+def _load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
+    except SafetensorError as error:
+        raise UserError(f"the weights of {name} in {source} are damaged ({error}): copy the folder again.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model={name} needs the weights '{source}', and they are neither a local folder nor within reach on the "
+            f"hub: set model.pretrained=/path/to/a/downloaded/folder, or use model=tiny_llava, which ships with TPRL."
+        ) from error
+    return model, processor
+
+
+def _unique_images(samples: Sequence[Sample]) -> tuple[list[Any], list[int]]:
+    """Distinct image objects, and for every image of every sample the index of its twin among them."""
+    index: dict[int, int] = {}
+    images: list[Any] = []
+    owner: list[int] = []
+    for sample in samples:
+        for image in sample.images:
+            if id(image) not in index:
+                index[id(image)] = len(images)
+                images.append(image)
+            owner.append(index[id(image)])
+    return images, owner
+
+
+def _columns_of(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B W"], Bool[Tensor, "B W"]]:
+    """Columns where each row is True, in order and right-padded with 0, and which entries are real."""
+    width = int(mask.sum(1).max())
+    order = (~mask).long().argsort(dim=1, stable=True)[:, :width]
+    real = mask.gather(1, order)
+    return order * real, real

@@ -1,0 +1,238 @@
+"""From logits to a kept set: what training samples and scores (`act`), and what inference does (`serve`)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from tprl.budget import keep_top
+from tprl.errors import UserError
+from tprl.policy import dpp
+from tprl.policy.networks import alive_first
+
+Select = Literal["topk", "gumbel", "dpp", "threshold"]
+
+
+@dataclass(frozen=True)
+class ActionRule:
+    """How an action is drawn from the logits at pruning step t (0-based).
+
+    Args:
+        kind: "bernoulli": each alive token on its own, keep probability discount^t * sigmoid(logit / temperature),
+            any count. "subset": exactly k tokens, P(Y) proportional to exp(sum over Y of logit / temperature)
+            (conditional Bernoulli: free of order, with an exact log-probability). "dpp": exactly k tokens, a k-DPP
+            with L = diag(q) S diag(q), log q = quality / 2 * logit / temperature: relevance times diversity.
+        discount: the paper's lambda_disc, Bernoulli only.
+        temperature: divides the logits; towards 0 sampling approaches what is served.
+        quality: weight of relevance against diversity, DPP only.
+
+    Raises:
+        UserError: unknown kind, temperature or quality not positive, discount outside (0, 1].
+    """
+
+    kind: str
+    discount: float = 0.5
+    temperature: float = 1.0
+    quality: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bernoulli", "subset", "dpp"):
+            raise UserError(f"action kind {self.kind} is unknown: use bernoulli, subset or dpp.")
+        if not (self.temperature > 0 and self.quality > 0):
+            raise UserError(f"temperature={self.temperature}, quality={self.quality}: both must be above 0.")
+        if not 0 < self.discount <= 1:
+            raise UserError(f"discount={self.discount} is not a factor of probabilities: give a number in (0, 1].")
+
+    @property
+    def exact(self) -> bool:
+        """Whether every action holds exactly k tokens."""
+        return self.kind != "bernoulli"
+
+
+def noise_width(rule: ActionRule, v: int) -> int:
+    """Uniforms per sample that `act` consumes for `v` (padded) tokens."""
+    return 2 * v if rule.kind == "dpp" else v
+
+
+def act(
+    logits: Float[Tensor, "B V"],
+    alive: Bool[Tensor, "B V"],
+    rule: ActionRule,
+    t: int,
+    *,
+    k: Int[Tensor, " B"] | None = None,
+    similarity: Float[Tensor, "B V V"] | None = None,
+    action: Bool[Tensor, "B *G V"] | None = None,
+    noise: Float[Tensor, "B *G N"] | None = None,
+) -> tuple[Bool[Tensor, "B *G V"], Float[Tensor, "B *G A"], Float[Tensor, "B *G A"]]:
+    """Sample an action (`action` None) or evaluate a given one; the same code, so the two cannot drift apart.
+
+    Args:
+        logits: one per token; entries of dead tokens are ignored.
+        alive: tokens that may be kept.
+        rule: the distribution.
+        t: pruning step, 0-based.
+        k: tokens to keep, exact kinds only.
+        similarity: diversity kernel S, kind "dpp" only (see `dpp.cosine_kernel`).
+        action: the action to evaluate. With an axis G: several actions of the same state, which share one
+            normaliser (for a DPP: one eigendecomposition).
+        noise: uniforms in [0, 1) to sample with, at least `noise_width` of them; the same axis G.
+
+    Returns:
+        The action (the mask that is executed), its log-probability and the entropy, in nats. Bernoulli: A = V, per
+        token, 0 where not alive; if nothing was drawn the likeliest token is forced, and the log-probability is that
+        of the resulting mask. Exact kinds: A = 1. Entropy of "subset" is exact, divided by k; that of "dpp" has no
+        closed form: it is the entropy of softmax(quality * logit / temperature) over alive tokens divided by
+        log(alive), a differentiable stand-in in [0, 1].
+
+    Raises:
+        ValueError: an argument the rule needs is missing, k is more than what is alive, or an action does not hold
+            exactly k alive tokens.
+    """
+    if (action is None) == (noise is None):
+        raise ValueError("give either an action to evaluate or noise to sample with.")
+    if noise is not None and noise.shape[-1] < noise_width(rule, alive.shape[1]):
+        raise ValueError(f"{noise.shape[-1]} uniforms per sample, {noise_width(rule, alive.shape[1])} are needed.")
+    scores = logits.float().masked_fill(~alive, 0.0) / rule.temperature
+    if rule.kind == "bernoulli":
+        return _bernoulli(scores, alive, rule.discount**t, action, noise)
+    if k is None:
+        raise ValueError(f"kind {rule.kind} keeps exactly k tokens: give k.")
+    if bool((k > alive.sum(1)).any()):
+        raise ValueError("k is more than the tokens alive.")
+    scores = scores - scores.sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp(min=1)
+    scores = scores.masked_fill(~alive, 0.0)
+    if rule.kind == "subset":
+        action, log_prob, entropy = _subset(scores, alive, k, action, noise)
+    elif similarity is None:
+        raise ValueError("kind dpp needs the similarity kernel.")
+    else:
+        action, log_prob, entropy = _kdpp(scores, alive, rule.quality, k, similarity, action, noise)
+    entropy = entropy.float().reshape(-1, *[1] * (log_prob.ndim - 1)).expand_as(log_prob)
+    return action, log_prob.float().unsqueeze(-1), entropy.unsqueeze(-1)
+
+
+def serve(
+    logits: Float[Tensor, "B V"],
+    alive: Bool[Tensor, "B V"],
+    k: Int[Tensor, " B"] | None,
+    select: Select,
+    *,
+    similarity: Float[Tensor, "B V V"] | None = None,
+    tau: float | None = None,
+    noise: Float[Tensor, "B N"] | None = None,
+    quality: float = 2.0,
+    temperature: float = 1.0,
+) -> Bool[Tensor, "B V"]:
+    """The kept set at inference; one True per row at least where anything is alive.
+
+    "topk": the k largest logits. "gumbel": top-k of logit / temperature + Gumbel noise, N >= V uniforms. "dpp":
+    greedy MAP of the kernel that kind "dpp" samples from. "threshold": every token with sigmoid(logit) > tau, or the
+    likeliest one; k is not used.
+
+    Raises:
+        ValueError: an argument the mode needs is missing, or the mode is unknown.
+    """
+    if select == "threshold":
+        if tau is None:
+            raise ValueError("select=threshold needs tau: calibrate it on validation data.")
+        return _at_least_one(alive & (logits.float().sigmoid() > tau), logits.float(), alive)
+    if k is None:
+        raise ValueError(f"select={select} keeps exactly k tokens: give k.")
+    scores = logits.float().masked_fill(~alive, 0.0) / temperature
+    if select == "topk":
+        return keep_top(scores, alive, k)
+    if select == "gumbel":
+        if noise is None:
+            raise ValueError("select=gumbel needs noise.")
+        tiny = torch.finfo(torch.float32).tiny
+        gumbel = -(-noise[:, : alive.shape[1]].float().clamp(min=tiny).log()).clamp(min=tiny).log()
+        return keep_top(scores + gumbel, alive, k)
+    if select == "dpp":
+        if similarity is None:
+            raise ValueError("select=dpp needs the similarity kernel.")
+        q = dpp.log_quality(scores, alive, k, quality).exp()
+        return dpp.greedy_map(q.unsqueeze(1) * similarity * q.unsqueeze(2), alive, k)
+    raise ValueError(f"select={select} is unknown: use topk, gumbel, dpp or threshold.")
+
+
+def _bernoulli(
+    x: Tensor, alive: Tensor, discount: float, action: Tensor | None, noise: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Independent tokens with keep probability p = discount * sigmoid(x)."""
+    log_discount = x.new_tensor(discount).log()
+    log_p = F.logsigmoid(x) + log_discount
+    # 1 - p = sigmoid(-x) * (1 + (1 - discount) e^x): no difference of nearly equal numbers, whatever x is.
+    log_q = F.logsigmoid(-x) + F.softplus(x + x.new_tensor(1 - discount).log())
+    if action is None:
+        assert noise is not None
+        noise = noise[..., : x.shape[1]]
+        valid, p = _like(alive, noise), _like(log_p.detach().exp(), noise)
+        action = _at_least_one((noise < p) & valid, p, valid)
+    valid = _like(alive, action)
+    log_prob = torch.where(action, _like(log_p, action), _like(log_q, action)).masked_fill(~valid, 0.0)
+    entropy = -(log_p.exp() * log_p + log_q.exp() * log_q)
+    return action, log_prob, _like(entropy, action).masked_fill(~valid, 0.0)
+
+
+def _subset(
+    scores: Tensor, alive: Tensor, k: Tensor, action: Tensor | None, noise: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Conditional Bernoulli: log P(Y) = sum of the scores of Y - log e_k(exp(scores))."""
+    law = dpp.subset_law(scores.masked_fill(~alive, -torch.inf), k)
+    if action is None:
+        assert noise is not None
+        action = dpp.sample_subset(law, noise)
+    _check_count(action, alive, k)
+    chosen = (_like(scores.double(), action) * action).sum(-1)
+    normaliser = dpp.log_normaliser(law).reshape(-1, *[1] * (chosen.ndim - 1))
+    return action, chosen - normaliser, dpp.subset_entropy(law) / k.clamp(min=1)
+
+
+def _kdpp(
+    scores: Tensor,
+    alive: Tensor,
+    quality: float,
+    k: Tensor,
+    similarity: Tensor,
+    action: Tensor | None,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """k-DPP over the alive tokens, gathered to the front: decompositions cost the cube of the width."""
+    at = alive_first(alive)
+    front, log_q = alive.gather(1, at), dpp.log_quality(scores, alive, k, quality).gather(1, at)
+    rows = similarity.gather(1, at.unsqueeze(2).expand(-1, -1, alive.shape[1]))
+    law = dpp.kdpp(log_q, rows.gather(2, at.unsqueeze(1).expand(-1, at.shape[1], -1)), front, k)
+    if action is None:
+        assert noise is not None
+        drawn = dpp.sample_kdpp(law, noise)
+        action = _like(torch.zeros_like(alive), drawn).scatter(-1, _like(at, drawn), drawn)
+    _check_count(action, alive, k)
+    logits = quality * scores
+    probability = logits.masked_fill(~alive, -torch.inf).softmax(1).masked_fill(~alive, 0.0)
+    log_total = logits.masked_fill(~alive, -torch.inf).logsumexp(1).nan_to_num(neginf=0.0)
+    spread = log_total - (probability * logits).sum(1)
+    entropy = spread / alive.sum(1).clamp(min=2).log()
+    return action, dpp.kdpp_log_prob(law, action.gather(-1, _like(at, action))), entropy
+
+
+def _like(per_state: Tensor, per_action: Tensor) -> Tensor:
+    """[B W] -> [B *G W]: the same for every action of a state."""
+    shape = (len(per_state), *[1] * (per_action.ndim - 2), per_state.shape[-1])
+    return per_state.reshape(shape).expand(*per_action.shape[:-1], -1)
+
+
+def _at_least_one(keep: Tensor, scores: Tensor, alive: Tensor) -> Tensor:
+    """Force the best-scored alive token where nothing is kept; ties go to the lower index."""
+    best = F.one_hot(scores.masked_fill(~alive, -torch.inf).argmax(-1), alive.shape[-1]).bool()
+    return torch.where(keep.any(-1, keepdim=True), keep, best & alive)
+
+
+def _check_count(action: Tensor, alive: Tensor, k: Tensor) -> None:
+    kept = (action & _like(alive, action)).sum(-1)
+    wanted = k.reshape(-1, *[1] * (kept.ndim - 1))
+    if bool((kept != wanted).any() or (action.sum(-1) != wanted).any()):
+        raise ValueError("an action does not hold exactly k alive tokens.")

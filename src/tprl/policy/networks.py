@@ -1,0 +1,193 @@
+"""The actor-critic: a small transformer over the alive visual tokens and the question."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tprl.errors import UserError
+
+
+class PolicyInput(NamedTuple):
+    """All that the policy sees of a batch; it stays the same over the pruning steps of an episode."""
+
+    codes: Float[Tensor, "B V Z"]
+    xy: Float[Tensor, "B V 2"]  # centre of each token in its image, (x, y) as fractions in [0, 1]
+    mask: Bool[Tensor, "B V"]  # False on padded visual tokens
+    query: Float[Tensor, "B Q D"]
+    query_mask: Bool[Tensor, "B Q"]
+    similarity: Float[Tensor, "B V V"] | None = None  # DPP kernel, only for rules of kind "dpp"
+
+    def rows(self, index: Tensor | slice) -> "PolicyInput":
+        """The same batch restricted to (or repeated at) the given rows."""
+        return PolicyInput(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+
+
+class PolicyNet(nn.Module):
+    """Per-token keep logits and a state value from X = [Z_alive ; W q].
+
+    A pre-norm GELU transformer encoder without dropout (rollout and update must see the same network), a residual
+    MLP per token for the logit, and a residual MLP on the mean over alive tokens for the value. Step and keep ratio
+    are added to every token, because the horizon is finite and one policy serves all ratios. Codes and query are
+    layer-normalised first: their scale depends on the LVLM. Dead tokens are left out, not only masked, so that later
+    steps cost less.
+
+    Args:
+        code_width: Z, width of the visual codes.
+        query_width: D, width of the question's embeddings.
+        width: model width; a multiple of `heads`.
+        layers: encoder blocks.
+        heads: attention heads.
+        max_steps: largest number of pruning steps; the step index is embedded.
+        query: "tokens" lets visual tokens attend to every word, "pooled" to their mean, "none" hides the question.
+        positions: add a projection of sines and cosines of each token's place in its image.
+
+    Raises:
+        UserError: `width` is not a multiple of `heads`, or `query` is unknown.
+    """
+
+    def __init__(
+        self,
+        code_width: int,
+        query_width: int,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 8,
+        max_steps: int = 3,
+        query: str = "tokens",
+        positions: bool = True,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise UserError(f"policy width={width} cannot be split into {heads} heads: make it a multiple of heads.")
+        if query not in ("tokens", "pooled", "none"):
+            raise UserError(f"policy query={query} is unknown: use tokens, pooled or none.")
+        self.query, self.max_steps, self.code_width, self.query_width = query, max_steps, code_width, query_width
+        self.code_in = nn.Sequential(nn.LayerNorm(code_width), nn.Linear(code_width, width))
+        self.query_in = (
+            None if query == "none" else nn.Sequential(nn.LayerNorm(query_width), nn.Linear(query_width, width))
+        )
+        self.place = nn.Linear(4 * OCTAVES, width) if positions else None
+        self.step = nn.Embedding(max_steps, width)
+        self.ratio = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
+        self.kind = nn.Parameter(torch.zeros(2, width))  # tells visual tokens from words
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.policy_head = Head(width)
+        self.value_head = Head(width)
+        self._initialise()
+
+    def forward(
+        self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B V"], Float[Tensor, " B"]]:
+        """Logits [B V] (0 where not alive) and values [B] of the state at pruning step `step` (0-based).
+
+        Raises:
+            UserError: `step` is beyond `max_steps`.
+        """
+        if not 0 <= step < self.max_steps:
+            raise UserError(f"pruning step {step} is beyond policy.max_steps={self.max_steps}: raise max_steps.")
+        at = alive_first(alive)
+        keys = here = alive.gather(1, at)
+        tokens = self._tokens(x, at, here)
+        if self.query_in is not None:
+            words, word_mask = self._words(x)
+            tokens, keys = torch.cat([tokens, words], 1), torch.cat([here, word_mask], 1)
+        ratio = keep_ratio.to(tokens.dtype).unsqueeze(1)
+        condition = self.ratio(torch.cat([ratio, ratio.log()], 1)) + self.step.weight[step]
+        tokens = tokens + condition.unsqueeze(1)
+        for block in self.blocks:
+            tokens = block(tokens, keys)
+        tokens = tokens[:, : at.shape[1]]
+        logits = self.policy_head(tokens).masked_fill(~here, 0.0)
+        mean = tokens.masked_fill(~here.unsqueeze(-1), 0.0).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
+        return torch.zeros_like(alive, dtype=logits.dtype).scatter(1, at, logits).float(), self.value_head(mean).float()
+
+    def _tokens(self, x: PolicyInput, at: Int[Tensor, "B N"], here: Bool[Tensor, "B N"]) -> Float[Tensor, "B N W"]:
+        """The alive tokens, embedded. Contents of the others are erased, not only masked: a NaN among them would
+        survive an attention weight of zero."""
+
+        def take(part: Tensor) -> Tensor:
+            taken = part.gather(1, at.unsqueeze(2).expand(-1, -1, part.shape[2]))
+            return taken.masked_fill(~here.unsqueeze(2), 0.0).to(self.kind.dtype)
+
+        tokens = self.code_in(take(x.codes)) + self.kind[0]
+        return tokens if self.place is None else tokens + self.place(sinusoids(take(x.xy)))
+
+    def _words(self, x: PolicyInput) -> tuple[Float[Tensor, "B Q1 W"], Bool[Tensor, "B Q1"]]:
+        """The question as tokens: all words with their order, or one mean."""
+        assert self.query_in is not None
+        mask = x.query_mask
+        words = self.query_in(x.query.masked_fill(~mask.unsqueeze(-1), 0.0).to(self.kind.dtype)) + self.kind[1]
+        if self.query == "tokens":
+            # Rank among the question's own words, so that left, right or no padding gives the same.
+            return words + order_code((mask.cumsum(1) - 1).clamp(min=0), words.shape[-1]).to(words.dtype), mask
+        count = mask.sum(1, keepdim=True).clamp(min=1)
+        pooled = words.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1) / count
+        return pooled.unsqueeze(1), mask.new_ones(len(mask), 1)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.orthogonal_(module.weight, math.sqrt(2))
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.step.weight, std=0.02)
+        nn.init.normal_(self.kind, std=0.02)
+        nn.init.orthogonal_(self.policy_head.out.weight, 0.01)
+        nn.init.orthogonal_(self.value_head.out.weight, 1.0)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. Written out because `nn.TransformerEncoderLayer` switches to another kernel under
+    no_grad, and the log-probabilities of rollout and update must be the same numbers."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Float[Tensor, "B N W"], keys: Bool[Tensor, "B N"]) -> Float[Tensor, "B N W"]:
+        """Every token attends to the tokens where `keys` is True."""
+        q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # A sample without any key (text only, no question) attends to everything; its output is never used.
+        mask = (keys | ~keys.any(1, keepdim=True))[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Head(nn.Module):
+    """Residual MLP, then one number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, 1)
+
+    def forward(self, x: Float[Tensor, "*N W"]) -> Float[Tensor, "*N"]:
+        return self.out(self.norm(x + self.mlp(x))).squeeze(-1)
+
+
+def alive_first(alive: Bool[Tensor, "B V"]) -> Int[Tensor, "B N"]:
+    """Indices of the alive tokens in order, then of dead ones; N is the largest alive count of the batch, at least 1."""
+    width = max(int(alive.sum(1).max()), 1) if len(alive) else 1
+    return (~alive).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+
+
+OCTAVES = 6  # finest period 1/16 of the image side: two tokens of a 32 x 32 grid
+
+
+def sinusoids(xy: Float[Tensor, "B V 2"]) -> Float[Tensor, "B V F"]:
+    """sin and cos of pi * 2^j * (x, y), j = 0..OCTAVES-1: F = 4 * OCTAVES features per token."""
+    angles = xy.unsqueeze(-1) * (math.pi * 2.0 ** torch.arange(OCTAVES, device=xy.device, dtype=xy.dtype))
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(2)
+
+
+def order_code(rank: Int[Tensor, "B Q"], width: int) -> Float[Tensor, "B Q W"]:
+    """Sine-cosine code of a word's rank (Vaswani et al. 2017, section 3.5); any length, no parameters."""
+    rate = torch.exp(-math.log(1e4) * torch.arange(0, width, 2, device=rank.device) / width)
+    angles = rank.unsqueeze(-1) * rate
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(2)[..., :width]

@@ -1,0 +1,1 @@
+"""Who survives: one file per method, each a `tprl.types.Pruner`."""

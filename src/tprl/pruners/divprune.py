@@ -1,0 +1,49 @@
+"""DivPrune: the most diverse subset of the projected tokens."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tprl.budget import image_rows, need_ratio
+from tprl.types import Encoded, TokenSelection
+
+
+class DivPrunePruner:
+    """Greedy max-min diversity: each next token is the one farthest from all chosen before.
+
+    Source: DivPrune (Alvar et al., arXiv 2503.02175), the rule of BASELINES 3.8, written from its description: cosine
+    distance between projected tokens; the first is the token farthest from its nearest neighbour. Complexity
+    O(n^2 D + k n) per image, k steps in sequence; reads the projected tokens only, neither attention nor question.
+    Ours differs in fp32 distances (the reference computes in the model's dtype), in the rounding of the budget, in
+    ties (lower index), and in never choosing a token twice where tokens coincide.
+    """
+
+    name = "divprune"
+    extras: frozenset[str] = frozenset()
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        """Keep `budget(keep_ratio, n)` mutually distant tokens of each image.
+
+        Raises:
+            UserError: `keep_ratio` is None or not in (0, 1].
+        """
+        images = image_rows(encoded)
+        k = images.budgets(need_ratio(self.name, keep_ratio))
+        unit = normalize(images.split(encoded.visual).float(), dim=-1)
+        keep = max_min(1 - unit @ unit.mT, images.mask, k)
+        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+
+
+def max_min(distance: Float[Tensor, "I W W"], mask: Bool[Tensor, "I W"], k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+    """Greedy max-min subsets of k[i] valid points each; all rows advance together, one point per step."""
+    off = ~mask.unsqueeze(1) | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    gap = distance.masked_fill(off, torch.inf).amin(2) if mask.numel() else distance.sum(2)
+    row, keep = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask)
+    for step in range(int(k.max()) if len(k) else 0):
+        gap = gap.masked_fill(keep | ~mask, -torch.inf)
+        pick = gap.argmax(1)
+        keep[row, pick] |= step < k
+        line = distance[row, pick]
+        gap = line if step == 0 else torch.minimum(gap, line)
+    return keep

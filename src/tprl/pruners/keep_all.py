@@ -1,0 +1,16 @@
+"""Nothing is pruned: the reference row of every table."""
+
+from tprl.splice import keep_all
+from tprl.types import Encoded, TokenSelection
+
+
+class KeepAll:
+    """Keeps every visual token at any `keep_ratio`, which it ignores: a table's reference row, not a method."""
+
+    name = "keep_all"
+    extras: frozenset[str] = frozenset()
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        """Keep all tokens."""
+        del keep_ratio
+        return keep_all(encoded)

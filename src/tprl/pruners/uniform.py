@@ -1,0 +1,36 @@
+"""Evenly spread tokens: what a regular grid of samples of the image is worth."""
+
+import torch
+
+from tprl.budget import image_rows, need_ratio
+from tprl.grid import centres, table
+from tprl.types import Encoded, TokenSelection
+
+
+class UniformPruner:
+    """The tokens nearest to the centres of k equal windows that tile the image's grid, k = budget().
+
+    Source: folklore (strided sampling). The k windows are `tprl.grid.layout`: an exact m x c grid when k has one with
+    windows no longer than twice their width, else bands with different numbers of windows, so that any k is met
+    exactly. Centres of windows at least one cell high and wide fall in distinct cells. Complexity O(k) per distinct
+    grid; nothing of the model is read. A published stride keeps ceil(n / stride) tokens; ours keeps budget().
+    """
+
+    name = "uniform"
+    extras: frozenset[str] = frozenset()
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        """Keep `budget(keep_ratio, n)` evenly spread tokens of each image.
+
+        Raises:
+            UserError: `keep_ratio` is None or not in (0, 1].
+        """
+        images = image_rows(encoded)
+        shapes = images.grid_budgets(need_ratio(self.name, keep_ratio))
+        keep = table(shapes, _chosen, torch.zeros_like(images.mask))
+        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+
+
+def _chosen(rows: int, columns: int, k: int) -> torch.Tensor:
+    """[rows * columns] True on the chosen cells."""
+    return torch.zeros(rows * columns, dtype=torch.bool).index_fill(0, centres(rows, columns, k), True)

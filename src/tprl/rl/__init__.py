@@ -1,0 +1,1 @@
+"""Reinforcement learning as pure functions: rollouts, advantages, the PPO loss."""

@@ -1,0 +1,37 @@
+"""Advantages: generalised advantage estimation, and the group baseline of GRPO."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def gae(
+    reward: Float[Tensor, "T B"], value: Float[Tensor, "T B"], gamma: float, lam: float
+) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"]]:
+    """(advantage, value target) of episodes that all end after T steps.
+
+    A_t = delta_t + gamma * lam * A_{t+1}, delta_t = r_t + gamma * V_{t+1} - V_t, with V and A zero after the end
+    (Schulman et al. 2016, equation 16). The target is A_t + V_t. Columns are separate episodes.
+    """
+    value = value.detach()
+    advantage, running = torch.zeros_like(reward), torch.zeros_like(reward[0])
+    following = torch.zeros_like(reward[0])
+    for t in reversed(range(len(reward))):
+        running = reward[t] + gamma * following - value[t] + gamma * lam * running
+        advantage[t], following = running, value[t]
+    return advantage, advantage + value
+
+
+def group_advantage(returns: Float[Tensor, " B"], group: int, eps: float = 1e-4) -> Float[Tensor, " B"]:
+    """(return - group mean) / (group standard deviation + eps); `group` consecutive rows are one prompt.
+
+    Shao et al. 2024 (GRPO, section 4.1.2), with the population standard deviation: a group of equals gets 0.
+
+    Raises:
+        ValueError: the rows are not whole groups.
+    """
+    if group < 1 or len(returns) % group:
+        raise ValueError(f"{len(returns)} returns are not whole groups of {group}.")
+    rows = returns.reshape(-1, group)
+    centred = rows - rows.mean(1, keepdim=True)
+    return (centred / (rows.std(1, correction=0, keepdim=True) + eps)).reshape(-1)

@@ -1,0 +1,90 @@
+"""Where tokens disappear: the only function that removes, replaces or adds visual tokens of a prompt."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tprl.types import Encoded, Prompt, TokenSelection
+
+
+def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep", "compact"] = "keep") -> Prompt:
+    """Apply a selection to a batch; pure and model-agnostic.
+
+    Args:
+        encoded: the unpruned batch.
+        selection: kept tokens in raster order, with `merged` embeddings and `extra` tokens if a method makes them.
+            An extra token enters the sequence right after the place of the visual token it is anchored to.
+        positions: "keep" leaves every survivor at its original position (gaps appear), "compact" renumbers 0..n-1.
+
+    Returns:
+        A left-padded prompt. Keeping everything returns the input's own tensors' values unchanged.
+
+    Raises:
+        ValueError: a padded visual token is kept or anchors an extra token, or a sample with an image keeps none.
+    """
+    _check(encoded, selection)
+    at, column = encoded.visual_at, _columns(encoded, selection)
+    embeds = encoded.embeds
+    if selection.merged is not None:
+        embeds = embeds.clone()
+        row, token = selection.keep.nonzero(as_tuple=True)
+        embeds[row, at[row, token]] = selection.merged[row, token].to(embeds.dtype)
+    visual = torch.zeros_like(encoded.attention)
+    row, token = encoded.visual_mask.nonzero(as_tuple=True)
+    visual[row, at[row, token]] = True
+
+    ids, pos, alive = encoded.input_ids, encoded.positions, column
+    order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) * 2
+    if selection.extra is not None:
+        assert selection.extra_at is not None
+        assert selection.extra_mask is not None
+        anchor = at.gather(1, selection.extra_at)
+        embeds = torch.cat([embeds, selection.extra.to(embeds.dtype)], 1)
+        ids = torch.cat([ids, ids.gather(1, anchor)], 1)
+        pos = torch.cat([pos, pos.gather(2, anchor.expand(pos.shape[0], -1, -1))], 2)
+        visual = torch.cat([visual, selection.extra_mask], 1)
+        alive = torch.cat([alive, selection.extra_mask], 1)
+        order = torch.cat([order, anchor * 2 + 1], 1)
+
+    length = int(alive.sum(1).max())
+    # Dead columns sort to the front, survivors keep their order: left padding for free.
+    index = torch.where(alive, order, order - 2 * order.shape[1]).argsort(dim=1, stable=True)[:, -length:]
+    attention = alive.gather(1, index)
+    pos = pos.gather(2, index.expand(pos.shape[0], -1, -1))
+    if positions == "compact":
+        pos = (attention.cumsum(1) - 1).clamp(min=0).expand_as(pos)
+    return Prompt(
+        uids=encoded.uids,
+        input_ids=ids.gather(1, index),
+        embeds=embeds.gather(1, index.unsqueeze(-1).expand(-1, -1, embeds.shape[-1])),
+        attention=attention,
+        positions=torch.where(attention, pos, torch.zeros_like(pos)),
+        visual=visual.gather(1, index) & attention,
+    )
+
+
+def keep_all(encoded: Encoded) -> TokenSelection:
+    """The selection that prunes nothing."""
+    return TokenSelection(keep=encoded.visual_mask)
+
+
+def _columns(encoded: Encoded, selection: TokenSelection) -> Tensor:
+    """[B S] True on every column that survives: all text, and the kept visual tokens."""
+    alive = encoded.attention.clone()
+    row, token = (encoded.visual_mask & ~selection.keep).nonzero(as_tuple=True)
+    alive[row, encoded.visual_at[row, token]] = False
+    return alive
+
+
+def _check(encoded: Encoded, selection: TokenSelection) -> None:
+    if bool((selection.keep & ~encoded.visual_mask).any()):
+        raise ValueError("the selection keeps a padded visual token: mask the scores with encoded.visual_mask.")
+    if selection.extra_at is not None and selection.extra_mask is not None:
+        anchored = encoded.visual_mask.gather(1, selection.extra_at)
+        if bool((selection.extra_mask & ~anchored).any()):
+            raise ValueError("an extra token stands on a padded visual token: extra_at must name a valid one.")
+    empty = encoded.visual_mask.any(1) & (selection.count == 0)
+    if bool(empty.any()):
+        uid = encoded.uids[int(empty.nonzero()[0])]
+        raise ValueError(f"sample {uid} keeps none of its visual tokens; keep at least one per image.")

@@ -1,0 +1,181 @@
+"""The vocabulary that every part of TPRL speaks.
+
+Dimension letters, used in every annotation of the package:
+
+    B samples · V visual tokens before pruning, padded · E extra tokens a method adds · S sequence length
+    D width of the language model · Z width of the policy's codes · Q question tokens, padded
+    T pruning steps · P position axes (1 for RoPE, 3 for M-RoPE)
+
+Boxes are (x1, y1, x2, y2) in pixels of the original image, x2 and y2 exclusive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL.Image import Image
+from torch import Tensor
+
+Box = tuple[float, float, float, float]
+
+
+class Sample(NamedTuple):
+    """One question about zero or more images.
+
+    `region` holds the boxes of the objects that decide the answer. It serves analysis and the oracle only: no
+    pruner that is compared, and no reward, may read it.
+    """
+
+    uid: str
+    images: tuple[Image, ...]
+    question: str
+    answers: tuple[str, ...]
+    family: str = ""
+    box: Box | None = None
+    region: tuple[Box, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of prompts after the vision tower and the projector, before the language model. Left-padded.
+
+    Made once per sample by `LVLM.encode` and shared by every pruner, keep ratio and rollout that follows.
+    `extras` holds only what the pruner in use asked for (see `Pruner.extras`), each with leading axes [B, V] or [B].
+    """
+
+    uids: tuple[str, ...]
+    input_ids: Int[Tensor, "B S"]
+    embeds: Float[Tensor, "B S D"]
+    attention: Bool[Tensor, "B S"]
+    positions: Int[Tensor, "P B S"]
+    visual_at: Int[Tensor, "B V"]  # column in S of each visual token, raster order; 0 where padded
+    visual_mask: Bool[Tensor, "B V"]
+    image_of: Int[Tensor, "B V"]  # index of the image each visual token belongs to
+    grids: tuple[tuple[tuple[int, int], ...], ...]  # per sample, per image: (rows, columns) of visual tokens
+    question: Bool[Tensor, "B S"]  # True on the words of the question, template words excluded
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    @property
+    def visual(self) -> Float[Tensor, "B V D"]:
+        """Projected visual tokens, gathered from the sequence; padded entries are zero."""
+        at = self.visual_at.unsqueeze(-1).expand(-1, -1, self.embeds.shape[-1])
+        return self.embeds.gather(1, at) * self.visual_mask.unsqueeze(-1)
+
+    def rows(self, index: Sequence[int]) -> "Encoded":
+        """The same batch restricted to (or repeated at) the given rows."""
+        i = torch.as_tensor(list(index), dtype=torch.long, device=self.embeds.device)
+        return replace(
+            self,
+            uids=tuple(self.uids[j] for j in index),
+            grids=tuple(self.grids[j] for j in index),
+            positions=self.positions[:, i],
+            extras={name: value[i] for name, value in self.extras.items()},
+            **{
+                name: getattr(self, name)[i]
+                for name in ("input_ids", "embeds", "attention", "visual_at", "visual_mask", "image_of", "question")
+            },
+        )
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """What a pruner decided: which visual tokens live, and what replaces or joins them.
+
+    `merged` replaces the embeddings of kept tokens; `extra` are new tokens, each standing at the position of the
+    visual token `extra_at` names (entries with `extra_mask` False are padding). Kept tokens stay in raster order.
+    """
+
+    keep: Bool[Tensor, "B V"]
+    merged: Float[Tensor, "B V D"] | None = None
+    extra: Float[Tensor, "B E D"] | None = None
+    extra_at: Int[Tensor, "B E"] | None = None
+    extra_mask: Bool[Tensor, "B E"] | None = None
+
+    @property
+    def count(self) -> Int[Tensor, " B"]:
+        """Visual tokens that the language model will read, per sample."""
+        kept = self.keep.sum(1)
+        return kept if self.extra_mask is None else kept + self.extra_mask.sum(1)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the language model reads after pruning. Left-padded; `visual` is True on visual tokens."""
+
+    uids: tuple[str, ...]
+    input_ids: Int[Tensor, "B S"]
+    embeds: Float[Tensor, "B S D"]
+    attention: Bool[Tensor, "B S"]
+    positions: Int[Tensor, "P B S"]
+    visual: Bool[Tensor, "B S"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a reward may look at. Row 0 of every [T+1, B] field is the prompt with all visual tokens."""
+
+    uids: tuple[str, ...]
+    kept: Int[Tensor, "T1 B"]
+    score: Float[Tensor, "T1 B"] | None = None  # the task's own score in [0, 1]
+    log_prob: Float[Tensor, "T1 B"] | None = None  # mean nats per reference-answer token, teacher-forced
+    flops: Float[Tensor, "T1 B"] | None = None
+
+
+@runtime_checkable
+class LVLM(Protocol):
+    """A frozen vision-language model. A plain object, never a registered submodule of a LightningModule."""
+
+    name: str
+    width: int
+    device: torch.device
+
+    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded: ...
+
+    def answer(self, prompt: Prompt) -> list[str]: ...
+
+    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """Teacher-forced mean log-probability (nats per token, end token included) of each answer, and whether
+        greedy decoding would produce exactly that answer."""
+        ...
+
+
+@runtime_checkable
+class Pruner(Protocol):
+    """Decides which visual tokens live. `extras` names what it needs beyond the projected tokens."""
+
+    name: str
+    extras: frozenset[str]
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        """Keep exactly `budget(keep_ratio, n)` tokens per image; with None the pruner decides how many."""
+        ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Turns an Outcome into named terms, each [T, B]: the reward of pruning step t = 1..T."""
+
+    def __call__(self, outcome: Outcome) -> dict[str, Float[Tensor, "T B"]]: ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Samples together with their official score."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def score(self, sample: Sample, prediction: str) -> float: ...
+
+    def teacher_forced(self, sample: Sample) -> bool:
+        """Whether this sample's score equals "the greedy answer is exactly answers[0]" (then one teacher-forced
+        forward replaces a generation)."""
+        ...

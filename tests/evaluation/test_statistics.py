@@ -1,0 +1,129 @@
+"""Intervals against analytic cases, clustering, invariance and coverage."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tprl.evaluation.statistics import image_key, interval, paired_interval
+
+
+def singles(n: int) -> list[str]:
+    return [f"scenes/test/{i}" for i in range(n)]
+
+
+def test_image_key() -> None:
+    assert image_key("scenes/test/12/3") == "scenes/test/12"
+    assert image_key("lonely") == "lonely"
+
+
+def test_matches_the_normal_approximation() -> None:
+    """300 of 400 right: the standard error is sqrt(.75 * .25 / 400) = 0.02165."""
+    values = np.repeat([1.0, 0.0], [300, 100])
+    mean, low, high = interval(values, singles(400))
+    assert mean == 0.75
+    assert low == pytest.approx(0.75 - 1.96 * 0.02165, abs=0.004)
+    assert high == pytest.approx(0.75 + 1.96 * 0.02165, abs=0.004)
+
+
+def test_two_clusters_enumerated() -> None:
+    """Two clusters 0 and 1 resample to means 0, .5, 1 with probabilities 1/4, 1/2, 1/4."""
+    assert interval([0.0, 1.0], ["a", "b"]) == (0.5, 0.0, 1.0)
+    assert interval([0.0, 1.0], ["a", "b"], level=0.4) == (0.5, 0.5, 0.5)
+
+
+def test_mean_is_over_samples_not_clusters() -> None:
+    assert interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).mean == 0.75
+
+
+def test_identical_samples_of_a_cluster_carry_no_information() -> None:
+    rng = np.random.default_rng(1)
+    one = rng.random(100) < 0.6
+    four = np.repeat(one, 4).astype(float)
+    clustered = interval(four, [key for key in singles(100) for _ in range(4)])
+    assert clustered == pytest.approx(interval(one.astype(float), singles(100)))
+    naive = interval(four, singles(400))
+    assert clustered.high - clustered.low == pytest.approx(2 * (naive.high - naive.low), rel=0.15)
+
+
+def test_order_changes_nothing() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.random(200), rng.random(200)
+    keys = [f"x/{i}" for i in rng.integers(50, size=200)]
+    shuffle = rng.permutation(200)
+    moved = [keys[i] for i in shuffle]
+    assert interval(a[shuffle], moved) == interval(a, keys)
+    assert paired_interval(a[shuffle], b[shuffle], moved) == paired_interval(a, b, keys)
+    assert interval(a, keys, seed=1) != interval(a, keys)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(3).random(60)
+    whole = interval(values, singles(60))
+    monkeypatch.setattr("tprl.evaluation.statistics.CHUNK", 1000)
+    assert interval(values, singles(60)) == whole
+
+
+def test_one_cluster_has_no_interval() -> None:
+    mean, low, high = interval([1.0, 0.0], ["a", "a"])
+    assert mean == 0.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert math.isnan(paired_interval([1.0], [0.0], ["a"]).p_value)
+
+
+def test_pairing_removes_the_shared_noise() -> None:
+    rng = np.random.default_rng(4)
+    difficulty = rng.normal(size=300)
+    a, b = difficulty + 0.1 + rng.normal(size=300) * 0.1, difficulty
+    result = paired_interval(a, b, singles(300))
+    assert result.difference == pytest.approx(float((a - b).mean()))
+    assert 0 < result.low < result.difference < result.high
+    assert result.high - result.low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(300), rel=0.15)
+    alone = interval(a, singles(300))
+    assert alone.high - alone.low > 5 * (result.high - result.low)
+
+
+def test_p_value_is_two_sided() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.random(150) < 0.6, rng.random(150) < 0.5
+    up, down = paired_interval(a, b, singles(150)), paired_interval(b, a, singles(150))
+    assert up.p_value == pytest.approx(down.p_value, abs=1e-12)
+    assert up.difference == -down.difference
+    assert paired_interval(a, a, singles(150)).p_value == 1
+    sure = paired_interval(np.ones(150), np.zeros(150), singles(150), resamples=999)
+    assert sure.p_value == pytest.approx(2 / 1000)
+
+
+def test_p_value_approximates_the_z_test() -> None:
+    """Differences +1 (60 times), -1 (40), 0 (100): z = 0.1 / (sqrt(.5 - .01) / sqrt(200)) = 2.02, p = 0.043."""
+    d = np.repeat([1.0, -1.0, 0.0], [60, 40, 100])
+    assert paired_interval(d, np.zeros(200), singles(200), resamples=20_000).p_value == pytest.approx(0.043, abs=0.012)
+
+
+def test_coverage_on_clustered_data() -> None:
+    """Intervals of 200 simulated experiments (60 images, 1-6 questions each, shared difficulty) hold the truth."""
+    rng = np.random.default_rng(6)
+    hits = naive = 0
+    for seed in range(200):
+        sizes = rng.integers(1, 7, size=60)
+        chance = rng.beta(1.4, 0.6, size=60)  # mean 0.7
+        keys = np.repeat(np.arange(60), sizes).astype(str)
+        values = (rng.random(sizes.sum()) < np.repeat(chance, sizes)).astype(float)
+        _, low, high = interval(values, list(keys), resamples=500, seed=seed)
+        hits += low <= 0.7 <= high
+        _, low, high = interval(values, singles(len(values)), resamples=500, seed=seed)
+        naive += low <= 0.7 <= high
+    assert 0.89 <= hits / 200 <= 0.99
+    assert naive < hits
+
+
+@pytest.mark.parametrize(("values", "keys"), [([], []), ([1.0], ["a", "b"])])
+def test_bad_input_is_refused(values: list[float], keys: list[str]) -> None:
+    with pytest.raises(ValueError, match="one key per value"):
+        interval(values, keys)
+
+
+def test_unpaired_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="same samples"):
+        paired_interval([1.0, 2.0], [1.0], ["a", "b"])

@@ -1,0 +1,108 @@
+"""Synthetic prompts for tests: what `LVLM.encode` would return, without a model."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tprl.types import Encoded
+
+Grids = Sequence[Sequence[tuple[int, int]]]
+IMAGE_ID = 7  # the token id that stands in for every visual token
+RAGGED: Grids = (((12, 12),), ((6, 9),), ((4, 4), (5, 7)))  # three samples; the last one has two images
+
+
+def toy_encoded(
+    grids: Grids = RAGGED,
+    *,
+    width: int = 16,
+    vision_width: int = 24,
+    extras: frozenset[str] | Sequence[str] = frozenset(),
+    uids: Sequence[str] | None = None,
+    axes: int = 1,
+    seed: int = 0,
+) -> Encoded:
+    """A batch of `len(grids)` prompts; `grids[b]` lists the (rows, columns) of each image of sample b (may be empty).
+
+    Every sample reads `before` text columns, its images with one text column between two of them, then `after` text
+    columns of which the first and the last two are template words and the rest is the question. Lengths of the text
+    differ between samples; sequences are left-padded, visual tokens right-padded. The content of a sample depends
+    on (uid, seed) and its grids only, so the same sample alone or in any batch has the same values.
+
+    Args:
+        extras: names among "cls_attention" [B V] (sums to 1), "vision_features" [B V vision_width] and "region" [B V]
+            (1/(1+rank) on about a sixth of the tokens); padded entries are 0.
+        uids: defaults to "toy-0", "toy-1", ...
+        axes: P, the number of position axes; axis p counts columns multiplied by p + 1.
+    """
+    names = list(uids) if uids is not None else [f"toy-{b}" for b in range(len(grids))]
+    parts = [
+        _sample(uid, sample, width, vision_width, frozenset(extras), seed)
+        for uid, sample in zip(names, grids, strict=True)
+    ]
+    length = max(len(part["input_ids"]) for part in parts)
+    attention = _pad([torch.ones(len(part["input_ids"]), dtype=torch.bool) for part in parts], length, left=True)
+    offset = [length - len(part["input_ids"]) for part in parts]
+    visual = max(len(part["visual_at"]) for part in parts)
+    mask = _pad([torch.ones(len(part["visual_at"]), dtype=torch.bool) for part in parts], visual)
+    column = (attention.cumsum(1) - 1).clamp(min=0)
+    return Encoded(
+        uids=tuple(names),
+        input_ids=_pad([part["input_ids"] for part in parts], length, left=True),
+        embeds=_pad([part["embeds"] for part in parts], length, left=True),
+        attention=attention,
+        positions=torch.stack([column * (axis + 1) for axis in range(axes)]),
+        visual_at=_pad([part["visual_at"] + start for part, start in zip(parts, offset, strict=True)], visual),
+        visual_mask=mask,
+        image_of=_pad([part["image_of"] for part in parts], visual),
+        grids=tuple(tuple(sample) for sample in grids),
+        question=_pad([part["question"] for part in parts], length, left=True),
+        extras={name: _pad([part[name] for part in parts], visual) for name in sorted(extras)},
+    )
+
+
+def _sample(
+    uid: str, grids: Sequence[tuple[int, int]], width: int, vision_width: int, extras: frozenset[str], seed: int
+) -> dict[str, Tensor]:
+    digest = hashlib.blake2b(f"{seed}/{uid}".encode(), digest_size=7).digest()
+    rng = torch.Generator().manual_seed(int.from_bytes(digest))
+    before, after = (int(torch.randint(low, high, (), generator=rng)) for low, high in ((2, 5), (5, 9)))
+    counts = [rows * columns for rows, columns in grids]
+    image_of = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], dtype=torch.long)
+    visual_at = torch.arange(sum(counts)) + before + image_of
+    length = before + sum(counts) + max(0, len(counts) - 1) + after
+    ids = torch.randint(IMAGE_ID + 1, 100, (length,), generator=rng)
+    ids[visual_at] = IMAGE_ID
+    question = torch.zeros(length, dtype=torch.bool)
+    question[length - after + 1 : length - 2] = True
+    part = {
+        "input_ids": ids,
+        "embeds": torch.randn(length, width, generator=rng),
+        "visual_at": visual_at,
+        "image_of": image_of,
+        "question": question,
+    }
+    n = len(visual_at)
+    values = {
+        "cls_attention": torch.randn(n, generator=rng).softmax(0),
+        "vision_features": torch.randn(n, vision_width, generator=rng),
+        "region": _region(n, rng),
+    }
+    return part | {name: values[name] for name in extras}
+
+
+def _region(n: int, rng: torch.Generator) -> Tensor:
+    """[n]; 1, 1/2, 1/3, ... on a random sixth of the tokens, 0 elsewhere."""
+    scores, chosen = torch.zeros(n), torch.randperm(n, generator=rng)[: -(-n // 6)]
+    scores[chosen] = 1 / (1 + torch.arange(len(chosen)))
+    return scores
+
+
+def _pad(rows: Sequence[Tensor], length: int, left: bool = False) -> Tensor:
+    """Stack rows of different lengths, zeros (or False) in the padding."""
+    out = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:])
+    for b, row in enumerate(rows):
+        start = length - len(row) if left else 0
+        out[b, start : start + len(row)] = row
+    return out

@@ -1,0 +1,37 @@
+import torch
+from tests.helpers import toy_encoded
+
+from tprl.pruners.oracle import OraclePruner
+
+
+def _toy(scores: dict[int, float], side: int = 5):
+    encoded = toy_encoded([((side, side),)], extras=["region"])
+    encoded.extras["region"].zero_()
+    for token, score in scores.items():
+        encoded.extras["region"][0, token] = score
+    return encoded
+
+
+def _kept(encoded, k: int) -> list[int]:
+    return OraclePruner().select(encoded, k / encoded.visual_mask.shape[1]).keep[0].nonzero().squeeze(1).tolist()
+
+
+def test_the_region_comes_first_in_its_own_order():
+    encoded = _toy({7: 1.0, 8: 0.5, 13: 1 / 3, 3: 0.25})
+    assert _kept(encoded, 1) == [7]
+    assert _kept(encoded, 3) == [7, 8, 13]
+    assert _kept(encoded, 4) == [3, 7, 8, 13]
+
+
+def test_the_rest_is_spread_from_the_centre_to_the_corners():
+    assert _kept(_toy({7: 1.0, 8: 0.5}), 5) == [0, 4, 7, 8, 12]
+    assert _kept(_toy({12: 1.0}), 4) == [0, 4, 12, 20]  # a spread token that is on the region is not counted twice
+
+
+def test_no_region_is_an_even_spread():
+    assert _kept(_toy({}), 5) == [0, 4, 12, 20, 24]
+
+
+def test_low_scores_on_the_region_still_beat_everything_off_it():
+    encoded = _toy({t: 1 / (1 + t) for t in range(50, 144)}, side=12)
+    assert torch.tensor(_kept(encoded, 94)).tolist() == list(range(50, 144))

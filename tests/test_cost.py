@@ -1,0 +1,218 @@
+"""Exactness of the cost model against torch's own counter, and against the published check values."""
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from tests.helpers import toy_encoded
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from tprl import cost
+from tprl.errors import UserError
+from tprl.policy.autoencoder import Autoencoder
+from tprl.policy.dpp import cosine_kernel
+from tprl.policy.networks import PolicyInput, PolicyNet
+from tprl.pruners.cls_attention import ClsAttentionPruner
+from tprl.pruners.divprune import DivPrunePruner
+from tprl.pruners.uniform import UniformPruner
+from tprl.pruners.vispruner import VisPruner
+from tprl.types import Pruner
+
+IMAGE = 96  # placeholder token id
+Shape = tuple[int, ...]
+LLAVA_7B = cost.LVLMShape(
+    vision=cost.VisionShape(layers=24, width=1024, mlp=4096, heads=16, patches=576, patch_size=14),
+    projector=(1024, 4096, 4096),
+    lm=cost.LMShape(layers=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064),
+)
+
+
+def counter(depth: int = 8) -> FlopCounterMode:
+    """FlopCounterMode that also sees the CPU's SDPA kernel (ECOSYSTEM 7)."""
+
+    def sdpa(query: Shape, key: Shape, value: Shape, *_: object, out_shape: object = None, **__: object) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, depth=depth, custom_mapping={op: sdpa})
+
+
+def counted(fc: FlopCounterMode, module: str) -> int:
+    return sum(fc.get_flop_counts()[module].values())
+
+
+@pytest.fixture(scope="module")
+def config() -> LlavaConfig:
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        projection_dim=32,
+    )
+    text = LlamaConfig(
+        hidden_size=48,
+        intermediate_size=112,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,  # 6 x 16 != 48: the query width differs from the model's
+        vocab_size=97,
+    )
+    options: dict[str, Any] = {"image_token_id": IMAGE, "vision_feature_layer": -2}  # not in the stub of its __init__
+    return LlavaConfig(vision_config=vision, text_config=text, **options)
+
+
+@pytest.fixture(scope="module")
+def model(config: LlavaConfig) -> nn.Module:
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration(config).eval()
+
+
+@torch.no_grad()
+def test_pixels_to_first_token_match_the_counter(model: nn.Module, config: LlavaConfig) -> None:
+    shape = cost.LVLMShape.from_llava(config)
+    ids = torch.full((1, 16 + 7), 5)
+    ids[0, 2:18] = IMAGE
+    with counter() as fc:
+        model(input_ids=ids, pixel_values=torch.zeros(1, 3, 32, 32), logits_to_keep=1)
+    root = "LlavaForConditionalGeneration"
+    parts = cost.total(shape, text_tokens=7, visual_tokens=16, answer_tokens=1)
+    assert parts["vision"] == counted(fc, f"{root}.model.vision_tower")
+    assert parts["projector"] == counted(fc, f"{root}.model.multi_modal_projector")
+    assert parts["prefill"] == counted(fc, f"{root}.model.language_model")
+    assert parts["lm_head"] == counted(fc, f"{root}.lm_head")
+    assert parts["decode"] == 0
+    assert parts["total"] == fc.get_total_flops()
+
+
+@pytest.mark.parametrize(("text", "visual"), [(3, 1), (7, 5), (12, 16), (40, 16)])
+@torch.no_grad()
+def test_prefill_and_decode_match_the_counter(model: nn.Module, config: LlavaConfig, text: int, visual: int) -> None:
+    shape = cost.LVLMShape.from_llava(config)
+    length = text + visual
+    with counter() as fc:
+        out = model(inputs_embeds=torch.zeros(1, length, 48), use_cache=True, logits_to_keep=1)
+    assert fc.get_total_flops() == cost.prefill_flops(shape, text, visual) + cost.lm_head_flops(shape)
+    steps = 0
+    for step in range(1, 3):
+        with counter() as fc:
+            mask = torch.ones(1, length + step, dtype=torch.long)
+            out = model(input_ids=torch.tensor([[5]]), attention_mask=mask, past_key_values=out.past_key_values)
+        steps += fc.get_total_flops() - cost.lm_head_flops(shape)
+        assert steps == cost.decode_flops(shape, text, visual, steps=step)
+
+
+@torch.no_grad()
+def test_a_generated_answer_costs_what_total_says(model: nn.Module, config: LlavaConfig) -> None:
+    shape = cost.LVLMShape.from_llava(config)
+    ids = torch.full((1, 16 + 4), 5)
+    ids[0, 1:17] = IMAGE
+    with counter() as fc:
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=torch.zeros(1, 3, 32, 32),
+            max_new_tokens=5,
+            min_new_tokens=5,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    assert out.shape[1] == 20 + 5
+    assert fc.get_total_flops() == cost.total(shape, text_tokens=4, visual_tokens=16, answer_tokens=5)["total"]
+
+
+@pytest.mark.parametrize(("visual", "tera_macs"), [(576, 4.252), (192, 1.675), (128, 1.253), (64, 0.833)])
+def test_prefill_of_the_7b_geometry(visual: int, tera_macs: float) -> None:
+    """BASELINES 5, SwiGLU column, 64 text tokens."""
+    assert cost.prefill_flops(LLAVA_7B, 64, visual) / 2e12 == pytest.approx(tera_macs, abs=5e-4)
+
+
+def test_real_geometry_as_counted() -> None:
+    """ECOSYSTEM 7 counted the 7B language model, without its head, on the meta device."""
+    for visual, tera in ((576, 8.1774), (64, 1.3527)):
+        assert cost.prefill_flops(LLAVA_7B, 40, visual) / 1e12 == pytest.approx(tera, abs=5e-5)
+    layer = cost.encoder_layer_flops(1024, 4096, 577)
+    assert 23 * layer / 2e12 == pytest.approx(0.183, abs=2e-3)
+    assert cost.vision_flops(LLAVA_7B) == 24 * layer + 2 * 576 * 1024 * 3 * 14 * 14
+
+
+def test_tokens_dropped_inside_the_model_are_counted_per_layer() -> None:
+    uneven = cost.prefill_flops(LLAVA_7B, 40, [576] * 2 + [64] * 30)
+    full, small = cost.prefill_flops(LLAVA_7B, 40, 576), cost.prefill_flops(LLAVA_7B, 40, 64)
+    assert uneven * 32 == 2 * full + 30 * small
+    with pytest.raises(ValueError, match="one per layer"):
+        cost.prefill_flops(LLAVA_7B, 40, [576, 64])
+
+
+def test_total_is_the_sum_of_its_parts() -> None:
+    parts = cost.total(
+        LLAVA_7B, text_tokens=40, visual_tokens=64, answer_tokens=3, images=2, selector={"divprune": 12345}
+    )
+    assert list(parts) == ["vision", "projector", "divprune", "prefill", "decode", "lm_head", "total"]
+    assert parts.pop("total") == sum(parts.values())
+    assert parts["vision"] == 2 * cost.vision_flops(LLAVA_7B)
+    assert parts["lm_head"] == 3 * 2 * 4096 * 32064
+
+
+@pytest.mark.parametrize("pruner", [DivPrunePruner(), VisPruner(), ClsAttentionPruner(), UniformPruner()])
+def test_selectors_match_the_counter(pruner: Pruner) -> None:
+    encoded = toy_encoded((((8, 8),),), width=16, vision_width=24, extras=pruner.extras)
+    width = 24 if "vision_features" in pruner.extras else 16
+    with counter() as fc:
+        pruner.select(encoded, 0.25)
+    assert fc.get_total_flops() == cost.selector_flops(pruner.name, tokens=64, width=width, kept=16)
+
+
+@pytest.mark.parametrize("query", ["tokens", "pooled", "none"])
+@pytest.mark.parametrize("positions", [True, False])
+@torch.no_grad()
+def test_policy_matches_the_counter(query: Literal["tokens", "pooled", "none"], positions: bool) -> None:
+    net = PolicyNet(code_width=10, query_width=14, width=16, layers=2, heads=4, query=query, positions=positions)
+    alive = torch.ones(1, 9, dtype=torch.bool)
+    words = torch.ones(1, 5, dtype=torch.bool)
+    x = PolicyInput(torch.zeros(1, 9, 10), torch.zeros(1, 9, 2), alive, torch.zeros(1, 5, 14), words)
+    with counter() as fc:
+        net(x, alive, 0, torch.tensor([0.5]))
+    assert fc.get_total_flops() == cost.policy_flops(cost.PolicyShape.from_net(net), tokens=9, words=5)
+
+
+@torch.no_grad()
+def test_autoencoder_matches_the_counter() -> None:
+    net = Autoencoder(in_width=12, code_width=4, hidden=20)
+    with counter() as fc:
+        net.encode(torch.zeros(1, 7, 12))
+    assert fc.get_total_flops() == cost.autoencoder_flops(12, 20, 4, tokens=7)
+    with counter() as fc:
+        net(torch.zeros(1, 7, 12))
+    assert fc.get_total_flops() == cost.autoencoder_flops(12, 20, 4, tokens=7, decode=True)
+
+
+def test_dpp_kernel_matches_the_counter() -> None:
+    with counter() as fc:
+        cosine_kernel(torch.ones(1, 9, 6), torch.ones(1, 9, dtype=torch.bool))
+    assert fc.get_total_flops() == cost.dpp_flops(9, 6, kept=0)
+    assert cost.dpp_flops(9, 6, kept=4) - cost.dpp_flops(9, 6, kept=0) == 2 * 4 * (4 * 9)
+
+
+def test_the_policy_is_small_beside_the_model() -> None:
+    """BASELINES 5: two layers of width 512 on 576 tokens of width 4096 are about 0.005 T MAC."""
+    policy = cost.PolicyShape(code_width=4096, query_width=4096, width=512, layers=2)
+    assert cost.policy_flops(policy, tokens=576, words=40) / 2e12 == pytest.approx(0.0062, abs=5e-4)
+
+
+def test_selector_of_the_7b_geometry() -> None:
+    assert cost.selector_flops("random", 576, 4096, 64) == 0
+    assert cost.selector_flops("divprune", 576, 4096, 64) == 2_717_908_992
+    with pytest.raises(UserError, match="magic"):
+        cost.selector_flops("magic", 576, 4096, 64)
+
+
+def test_other_towers_are_refused_in_one_sentence(config: LlavaConfig) -> None:
+    siglip = LlavaConfig(vision_config={"model_type": "siglip_vision_model"}, text_config=config.text_config)
+    with pytest.raises(UserError, match="siglip_vision_model"):
+        cost.LVLMShape.from_llava(siglip)
