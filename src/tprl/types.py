@@ -66,6 +66,13 @@ class Encoded:
         at = self.visual_at.unsqueeze(-1).expand(-1, -1, self.embeds.shape[-1])
         return self.embeds.gather(1, at) * self.visual_mask.unsqueeze(-1)
 
+    @property
+    def words(self) -> tuple[Float[Tensor, "B Q D"], Bool[Tensor, "B Q"]]:
+        """Embeddings of the question's words, zero where padded, and which of them are real."""
+        at, mask = columns_of(self.question)
+        words = self.embeds.gather(1, at.unsqueeze(-1).expand(-1, -1, self.embeds.shape[-1]))
+        return words * mask.unsqueeze(-1), mask
+
     def rows(self, index: Sequence[int]) -> "Encoded":
         """The same batch restricted to (or repeated at) the given rows."""
         i = torch.as_tensor(list(index), dtype=torch.long, device=self.embeds.device)
@@ -80,6 +87,14 @@ class Encoded:
                 for name in ("input_ids", "embeds", "attention", "visual_at", "visual_mask", "image_of", "question")
             },
         )
+
+
+def columns_of(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B W"], Bool[Tensor, "B W"]]:
+    """Columns where each row is True, in order and right-padded with 0, and which entries are real."""
+    width = int(mask.sum(1).max()) if len(mask) else 0
+    order = (~mask).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+    real = mask.gather(1, order)
+    return order * real, real
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.regions import region_rank
-from tprl.types import Encoded, Prompt, Sample
+from tprl.types import Encoded, Prompt, Sample, columns_of
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -69,7 +69,7 @@ class Llava:
         pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         tokens, seen = self._see(pixels.to(self.device, self.model.dtype), extras)
         ids, attention = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device).bool()
-        visual_at, visual_mask = _columns_of(ids == self.model.config.image_token_index)
+        visual_at, visual_mask = columns_of(ids == self.model.config.image_token_index)
         per_image = tokens.shape[1]
         row = [i for i, sample in enumerate(samples) for _ in sample.images]
         slot = [j for sample in samples for j in range(len(sample.images))]
@@ -146,11 +146,6 @@ class Llava:
         """The projector, for methods that merge tokens before it."""
         return self.model.model.multi_modal_projector(vision_features)
 
-    def query_embeds(self, encoded: Encoded) -> tuple[Float[Tensor, "B Q D"], Bool[Tensor, "B Q"]]:
-        """Embeddings of the question's words, and which of them are real."""
-        at, mask = _columns_of(encoded.question)
-        return encoded.embeds.gather(1, at.unsqueeze(-1).expand(-1, -1, self.width)) * mask.unsqueeze(-1), mask
-
     # --- answer ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -190,6 +185,10 @@ class Llava:
             log_probs.append((picked * real).sum(1) / real.sum(1))
             exact.append(((logits.argmax(-1) == ids) | ~real).all(1))
         return torch.cat(log_probs), torch.cat(exact)
+
+    def answer_length(self, answer: str) -> int:
+        """Tokens of an answer, end token included."""
+        return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
 
     def _answer_ids(self, answers: Sequence[str]) -> Int[Tensor, "B A"]:
         """Token ids of the answers with the end token, right-padded with -1."""
@@ -238,11 +237,3 @@ def _unique_images(samples: Sequence[Sample]) -> tuple[list[Any], list[int]]:
                 images.append(image)
             owner.append(index[id(image)])
     return images, owner
-
-
-def _columns_of(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B W"], Bool[Tensor, "B W"]]:
-    """Columns where each row is True, in order and right-padded with 0, and which entries are real."""
-    width = int(mask.sum(1).max())
-    order = (~mask).long().argsort(dim=1, stable=True)[:, :width]
-    real = mask.gather(1, order)
-    return order * real, real

@@ -84,9 +84,10 @@ def act(
     Returns:
         The action (the mask that is executed), its log-probability and the entropy, in nats. Bernoulli: A = V, per
         token, 0 where not alive; if nothing was drawn the likeliest token is forced, and the log-probability is that
-        of the resulting mask. Exact kinds: A = 1. Entropy of "subset" is exact, divided by k; that of "dpp" has no
-        closed form: it is the entropy of softmax(quality * logit / temperature) over alive tokens divided by
-        log(alive), a differentiable stand-in in [0, 1].
+        of the resulting mask. Exact kinds: A = 1, and a common offset of the logits changes nothing. Entropy of
+        "subset" is exact, divided by k; that of "dpp" has no closed form: it is the entropy of
+        softmax(quality * logit / temperature) over alive tokens divided by log(alive), a differentiable stand-in in
+        [0, 1].
 
     Raises:
         ValueError: an argument the rule needs is missing, k is more than what is alive, or an action does not hold
@@ -103,8 +104,6 @@ def act(
         raise ValueError(f"kind {rule.kind} keeps exactly k tokens: give k.")
     if bool((k > alive.sum(1)).any()):
         raise ValueError("k is more than the tokens alive.")
-    scores = scores - scores.sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp(min=1)
-    scores = scores.masked_fill(~alive, 0.0)
     if rule.kind == "subset":
         action, log_prob, entropy = _subset(scores, alive, k, action, noise)
     elif similarity is None:

@@ -172,7 +172,7 @@ class Head(nn.Module):
 
 
 def alive_first(alive: Bool[Tensor, "B V"]) -> Int[Tensor, "B N"]:
-    """Indices of the alive tokens in order, then of dead ones; N is the largest alive count of the batch, at least 1."""
+    """Indices of the alive tokens in order, then of dead ones; N is the batch's largest alive count, at least 1."""
     width = max(int(alive.sum(1).max()), 1) if len(alive) else 1
     return (~alive).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
 

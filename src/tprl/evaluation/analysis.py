@@ -1,0 +1,174 @@
+"""What the table does not say: paired differences, pictures of what was kept, and whether the question mattered."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tprl.evaluation.evaluator import Answered, Entry
+from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
+from tprl.evaluation.report import Paired
+from tprl.evaluation.results import BOUNDS, FULL
+from tprl.evaluation.statistics import image_key, interval, paired_interval
+from tprl.pruners.learned import LearnedPruner
+from tprl.scoring import Scorer
+from tprl.splice import keep_all, splice
+from tprl.types import Dataset, Encoded, Pruner, Sample, TokenSelection
+
+
+def paired(answered: Sequence[Answered], pruner: str) -> list[Paired]:
+    """Accuracy of `pruner` minus that of every other entry at the same keep ratio, on the same questions.
+
+    Entries that draw (several seeds) are averaged per question first.
+    """
+    scores: dict[tuple[str, float | None], dict[str, list[float]]] = {}
+    for one in answered:
+        row = one.row
+        scores.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.uid, []).append(row.score)
+    out = []
+    for (other, ratio), theirs in scores.items():
+        ours = scores.get((pruner, ratio))
+        if other == pruner or other in BOUNDS or ours is None or ratio is None:
+            continue
+        uids = list(ours)
+        a, b = ([float(np.mean(side[uid])) for uid in uids] for side in (ours, theirs))
+        found = paired_interval(a, b, [image_key(uid) for uid in uids])
+        out.append(Paired(pruner, other, ratio, *map(float, found)))
+    return out
+
+
+def guided(scorer: Scorer, dataset: Dataset, pruner: Pruner, keep_ratio: float, images: int = 200) -> Guided:
+    """Does the pruner listen to the question?
+
+    Every question is paired with the next one about the same image: how much of what is kept do they share? Then the
+    pruner is given the question of another image while the model answers the right one.
+    """
+    groups = _by_image(dataset, images)
+    shares, right, shuffled, clusters, pairs = [], [], [], [], []
+    for number, samples in enumerate(groups):
+        foreign = groups[(number + 1) % len(groups)]
+        swapped = [s._replace(question=foreign[i % len(foreign)].question) for i, s in enumerate(samples)]
+        encoded = scorer.lvlm.encode(samples, pruner.extras)
+        keep = pruner.select(encoded, keep_ratio).keep
+        wrong = pruner.select(scorer.lvlm.encode(swapped, pruner.extras), keep_ratio).keep
+        right += scorer(samples, splice(encoded, TokenSelection(keep))).score.tolist()
+        shuffled += scorer(samples, splice(encoded, TokenSelection(wrong))).score.tolist()
+        clusters += [image_key(sample.uid) for sample in samples]
+        masks = [_on_grid(encoded, i, row) for i, row in enumerate(keep)]
+        shares += [overlap(masks[i], masks[i + 1]) for i in range(len(masks) - 1)]
+        if number < 3 and len(samples) > 1:
+            pairs.append(_pair(scorer, samples, encoded, keep, masks))
+    accuracy, other = interval(right, clusters), interval(shuffled, clusters)
+    return Guided(pruner.name, keep_ratio, float(np.mean(shares)), keep_ratio, accuracy, other, pairs)
+
+
+def gallery(
+    scorer: Scorer, dataset: Dataset, entries: Sequence[Entry], keep_ratio: float, items: int = 6, pool: int = 100
+) -> list[GalleryItem]:
+    """What each entry kept of a few questions: a question of every family in turn, failures of the first entry as
+    often as there are some (every third picture)."""
+    extras = frozenset().union(*(entry.pruner.extras for entry in entries))
+    samples = [dataset[i] for i in range(min(pool, len(dataset)))]
+    encoded = scorer.lvlm.encode(samples, extras)
+    keep = entries[0].pruner.select(encoded, keep_ratio)
+    first = scorer(samples, splice(encoded, keep)).score
+    full = scorer.full(samples, encoded).score
+    chosen = _mixed(samples, (first < full).tolist(), items)
+    part, shown = encoded.rows(chosen), [samples[i] for i in chosen]
+    answers = scorer.lvlm.answer(splice(part, keep_all(part)))
+    panels = [_panels(scorer, shown, part, entry, keep_ratio) for entry in entries]
+    return [
+        GalleryItem(
+            sample.images[-1],
+            sample.question,
+            sample.answers[0],
+            answers[i],
+            [column[i] for column in panels],
+            scorer.dataset.score(sample, answers[i]) > 0.5,
+        )
+        for i, sample in enumerate(shown)
+    ]
+
+
+def _by_image(dataset: Dataset, images: int) -> list[list[Sample]]:
+    """The questions of the first `images` images."""
+    groups: dict[str, list[Sample]] = {}
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        key = image_key(sample.uid)
+        if key not in groups and len(groups) == images:
+            break
+        groups.setdefault(key, []).append(sample)
+    return list(groups.values())
+
+
+def _pair(
+    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, keep: Bool[Tensor, "B V"], masks: Sequence[NDArray[np.bool_]]
+) -> GuidedPair:
+    """The two questions of an image that share least."""
+    couples = [(overlap(masks[i], masks[j]), i, j) for i in range(len(masks)) for j in range(i)]
+    share, i, j = min(couples)
+    answers = scorer.lvlm.answer(splice(encoded, TokenSelection(keep)))
+    questions = (samples[i].question, samples[j].question)
+    return GuidedPair(samples[i].images[-1], questions, (masks[i], masks[j]), (answers[i], answers[j]), share)
+
+
+def _panels(
+    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, entry: Entry, keep_ratio: float
+) -> list[Panel]:
+    pruner = entry.pruner
+    selection = pruner.select(encoded, keep_ratio)
+    answers = scorer.lvlm.answer(splice(encoded, selection))
+    chances = pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid() if isinstance(pruner, LearnedPruner) else None
+    out = []
+    for i, sample in enumerate(samples):
+        keep = None if selection.extra is not None else _on_grid(encoded, i, selection.keep[i])
+        chance = None if chances is None else _on_grid(encoded, i, chances[i]).astype(float)
+        out.append(Panel(entry.name, keep, answers[i], scorer.dataset.score(sample, answers[i]) > 0.5, chance))
+    return out
+
+
+def _on_grid(encoded: Encoded, i: int, values: Tensor) -> NDArray:
+    """[V] -> [rows columns] of the sample's last image."""
+    rows, columns = encoded.grids[i][-1]
+    start = sum(r * c for r, c in encoded.grids[i][:-1])
+    return values[start : start + rows * columns].reshape(rows, columns).cpu().numpy()
+
+
+def _mixed(samples: Sequence[Sample], failed: Sequence[bool], items: int) -> list[int]:
+    """Indices with the families in turn; every third is a failure, while there are failures."""
+    families = list(dict.fromkeys(sample.family for sample in samples))
+    chosen: list[int] = []
+    for number in range(items):
+        want = number % 3 == 2
+        rest = [i for i in range(len(samples)) if i not in chosen]
+        if not rest:
+            break
+        family = families[number % len(families)]
+        rest.sort(key=lambda i: (failed[i] != want, samples[i].family != family))
+        chosen.append(rest[0])
+    return chosen
+
+
+def headline(answered: Sequence[Answered], differences: Sequence[Paired], pruner: str) -> str:
+    """The finding in one sentence."""
+    means: dict[tuple[str, float | None], float] = {}
+    for key in {(one.row.pruner, one.row.keep_ratio) for one in answered}:
+        means[key] = float(np.mean([o.row.score for o in answered if (o.row.pruner, o.row.keep_ratio) == key]))
+    full = next((value for (name, _), value in means.items() if name == FULL), None)
+    lowest = min((ratio for name, ratio in means if name == pruner and ratio is not None), default=None)
+    if lowest is None or full is None:
+        return f"{pruner} on {len({one.row.uid for one in answered})} questions."
+    rivals = [d for d in differences if d.keep_ratio == lowest and not d.other.startswith(pruner)]
+    sentence = f"With {lowest:.1%} of the visual tokens {pruner} scores {means[pruner, lowest]:.1%}; all tokens score {full:.1%}"
+    if rivals:
+        best = min(rivals, key=lambda d: d.difference)
+        sentence += (
+            f", and the best other pruner ({best.other}) is {abs(best.difference) * 100:.1f} points "
+            f"{'below' if best.difference > 0 else 'above'} (95 % interval of the difference "
+            f"{best.low * 100:+.1f} to {best.high * 100:+.1f})"
+        )
+    return sentence + "."

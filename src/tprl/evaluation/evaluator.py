@@ -1,0 +1,136 @@
+"""Run pruners over a dataset: every batch is encoded once, every pruner and keep ratio answers from it."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tprl import cost
+from tprl.evaluation.results import FULL, Row, SampleRow
+from tprl.evaluation.statistics import image_key, interval
+from tprl.scoring import Scorer
+from tprl.splice import splice
+from tprl.types import Dataset, Encoded, Pruner, Sample
+
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: a pruner under the name it gets there.
+
+    `keep_ratios` of (None,) lets the pruner decide how many tokens live.
+    """
+
+    name: str
+    pruner: Pruner
+    keep_ratios: tuple[float | None, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A SampleRow and what the question cost."""
+
+    row: SampleRow
+    iou: float | None
+    flops: float
+    full_flops: float
+
+
+def evaluate(
+    scorer: Scorer,
+    dataset: Dataset,
+    entries: Sequence[Entry],
+    batch_size: int = 100,
+    limit: int | None = None,
+    tick: Tick = lambda done, total: None,
+) -> list[Answered]:
+    """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows each batch."""
+    extras = frozenset().union(*(entry.pruner.extras for entry in entries))
+    total = min(limit or len(dataset), len(dataset))
+    answered: list[Answered] = []
+    for start in range(0, total, batch_size):
+        samples = [dataset[i] for i in range(start, min(start + batch_size, total))]
+        encoded = scorer.lvlm.encode(samples, extras)
+        for entry in entries:
+            for ratio in entry.keep_ratios:
+                answered += _answer(scorer, samples, encoded, entry, ratio)
+        tick(min(start + batch_size, total), total)
+    return answered
+
+
+def _answer(
+    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, entry: Entry, ratio: float | None
+) -> list[Answered]:
+    selection = entry.pruner.select(encoded, ratio)
+    scored = scorer(samples, splice(encoded, selection))
+    counts, scores = selection.count.tolist(), scored.score.tolist()
+    out = []
+    for i, sample in enumerate(samples):
+        text = scored.predictions[i]
+        overlap = None if sample.box is None or text is None else scorer.dataset.iou(sample, text)  # type: ignore[attr-defined]
+        row = SampleRow(sample.uid, sample.family, entry.name, entry.seed, ratio, text, scores[i], counts[i])
+        out.append(Answered(row, overlap, *question_flops(scorer, encoded, i, sample, entry.pruner, counts[i])))
+    return out
+
+
+def question_flops(
+    scorer: Scorer, encoded: Encoded, i: int, sample: Sample, pruner: Pruner, kept: int
+) -> tuple[float, float]:
+    """FLOPs of one question as pruned and with all its tokens (see `cost.CONVENTION`); the answer's length is the
+    reference's."""
+    lvlm: Any = scorer.lvlm
+    tokens = int(encoded.visual_mask[i].sum())
+    text = int(encoded.attention[i].sum()) - tokens
+    answer = lvlm.answer_length(sample.answers[0])
+    words, images = int(encoded.question[i].sum()), len(sample.images)
+    full = _total(lvlm.shape, text, tokens, answer, images)
+    if pruner.name == FULL:
+        return full, full
+    if hasattr(pruner, "flops"):
+        selector = sum(pruner.flops(tokens, words, kept).values())  # type: ignore[attr-defined]
+    else:
+        width = lvlm.shape.vision.width if "vision_features" in pruner.extras else lvlm.width
+        selector = images * cost.selector_flops(pruner.name, tokens // max(images, 1), width, kept)
+    return _total(lvlm.shape, text, kept, answer, images) + selector, full
+
+
+@lru_cache(maxsize=4096)
+def _total(shape: cost.LVLMShape, text: int, visual: int, answer: int, images: int) -> float:
+    parts = cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=images)
+    return float(parts["total"])
+
+
+def summarise(answered: Sequence[Answered], model: str, dataset: str) -> list[Row]:
+    """Tidy rows: accuracy, accuracy per family and mean IoU, each with a 95 % bootstrap interval over images."""
+    groups: dict[tuple[str, int, float | None], list[Answered]] = defaultdict(list)
+    for one in answered:
+        groups[one.row.pruner, one.row.seed, one.row.keep_ratio].append(one)
+    return [row for key, group in groups.items() for row in _rows(model, dataset, key, group)]
+
+
+def _rows(model: str, dataset: str, key: tuple[str, int, float | None], group: Sequence[Answered]) -> list[Row]:
+    pruner, seed, ratio = key
+    kept = float(np.mean([one.row.kept_tokens for one in group]))
+    flops = float(np.mean([one.flops for one in group]))
+    relative = flops / float(np.mean([one.full_flops for one in group]))
+    metrics: dict[str, Mapping[str, Sequence[Any]]] = {"accuracy": _values(group)}
+    for family in dict.fromkeys(one.row.family for one in group):
+        metrics[f"accuracy/{family}"] = _values([one for one in group if one.row.family == family])
+    boxes = [one for one in group if one.iou is not None]
+    if boxes:
+        metrics["mean_iou"] = {"values": [one.iou for one in boxes], "clusters": [image_key(o.row.uid) for o in boxes]}
+    rows = []
+    for metric, data in metrics.items():
+        found = interval(np.array(data["values"], dtype=float), data["clusters"])
+        numbers = (float(found.mean), float(found.low), float(found.high))
+        rows.append(Row(model, dataset, pruner, seed, ratio, kept, metric, *numbers, flops, relative))
+    return rows
+
+
+def _values(group: Sequence[Answered]) -> dict[str, list[Any]]:
+    return {"values": [one.row.score for one in group], "clusters": [image_key(one.row.uid) for one in group]}

@@ -1,0 +1,45 @@
+"""The served score: what a pruner in training would score at inference, on a small fixed validation set."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+from tprl.scoring import Scorer
+from tprl.splice import splice
+from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
+
+
+class ServedScore:
+    """Validation questions, encoded once.
+
+    Args:
+        lvlm, dataset: the frozen model and the validation split.
+        keep_ratios: kept fractions to serve; their mean score selects checkpoints.
+        limit: questions used, from the first on.
+        batch_size: questions per encoding.
+    """
+
+    def __init__(
+        self, lvlm: LVLM, dataset: Dataset, keep_ratios: Sequence[float], limit: int = 400, batch_size: int = 100
+    ) -> None:
+        self.keep_ratios = tuple(keep_ratios)
+        self.scorer = Scorer(lvlm, dataset)
+        self.batches: list[tuple[list[Sample], Encoded]] = []
+        samples = iter(dataset[i] for i in range(min(limit, len(dataset))))
+        while chunk := list(islice(samples, batch_size)):
+            self.batches.append((chunk, lvlm.encode(chunk)))
+        self.count = sum(len(chunk) for chunk, _ in self.batches)
+
+    def __call__(self, pruner: Pruner) -> dict[str, float]:
+        """`accuracy` and `log_prob` (nats per token), means over questions and ratios, and `accuracy@<ratio>`."""
+        out: dict[str, float] = {}
+        total = 0.0
+        for ratio in self.keep_ratios:
+            right = 0.0
+            for samples, encoded in self.batches:
+                scored = self.scorer(samples, splice(encoded, pruner.select(encoded, ratio)))
+                right += float(scored.score.sum())
+                total += float(scored.log_prob.sum())
+            out[f"accuracy@{ratio:.3f}"] = right / self.count
+        out["accuracy"] = sum(out.values()) / len(self.keep_ratios)
+        out["log_prob"] = total / self.count / len(self.keep_ratios)
+        return out

@@ -1,0 +1,131 @@
+"""A vision-language model without learned weights, for tests and demonstrations in seconds.
+
+It reads what is really in the prompt: it answers right if the one visual token that holds the answer is among those
+that survived, and otherwise it says that it does not know.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tprl.data.toy import COLUMNS, KINDS, ROWS, VALUES, read_cells
+from tprl.errors import UserError
+from tprl.lvlm.regions import region_rank
+from tprl.types import Encoded, Prompt, Sample
+
+UNKNOWN = "unknown"  # the answer without evidence
+WORDS = ("<pad>", "<image>", "USER:", "ASSISTANT:", "what", "is", "the", "value", "of", "?", *KINDS)
+EXTRAS = frozenset({"cls_attention", "vision_features", "region"})
+
+
+class ToyLVLM:
+    """A frozen LVLM for `ToyDataset`: 24 visual tokens, no vision tower, no language model.
+
+    A token of an object is the sum of a direction of its kind, one of its value and a little noise; a noise token
+    lies outside of these. A kind's word points along the kind's direction. The evidence for a value is the largest
+    projection of any visual token of the prompt on kind + value: 2 where the named object is in the prompt, about 1
+    otherwise. The answer's distribution is a softmax of `sharpness` times the evidence, with 1.5 for "unknown".
+
+    Args:
+        width: D, at least the number of kinds and values and 6 more for noise.
+        sharpness: about 2 x the gap in nats between a prompt with the answer and one without.
+        device: where encodings live.
+
+    Raises:
+        UserError: the width is too small.
+    """
+
+    name = "toy"
+
+    def __init__(self, width: int = 32, sharpness: float = 8.0, device: str = "cpu") -> None:
+        coded = len(KINDS) + len(VALUES)
+        if width < coded + 6:
+            raise UserError(f"model.width={width} cannot hold {coded} codes and noise: give at least {coded + 6}.")
+        self.width, self.sharpness, self.device = width, sharpness, torch.device(device)
+        draw = torch.Generator().manual_seed(0)
+        basis = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=draw)).Q.float()
+        self._kinds, self._values, rest = basis.split([len(KINDS), len(VALUES), width - coded])
+        # One noise vector per shade and one per word, of the length of an object's token.
+        noise = torch.nn.functional.normalize(torch.randn(256 + len(WORDS), len(rest), generator=draw), dim=-1)
+        self._noise = 2**0.5 * noise @ rest
+        self._words = torch.cat([self._noise[256 : 256 + len(WORDS) - len(KINDS)], 2**0.5 * self._kinds])
+
+    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
+        """Everything up to the language model's input; `extras` among cls_attention (higher on objects than on
+        noise), vision_features (the tokens themselves) and region.
+
+        Raises:
+            UserError: an extra that this model does not have.
+        """
+        if extras - EXTRAS:
+            raise UserError(f"{self.name} cannot provide {sorted(extras - EXTRAS)}: it knows {sorted(EXTRAS)}.")
+        seen = [self._see(sample) for sample in samples]
+        tokens = torch.stack([token for token, _ in seen])
+        n = ROWS * COLUMNS
+        texts = [sample.question.split() for sample in samples]
+        length = n + 2 + max(map(len, texts))
+        ids = torch.zeros(len(samples), length, dtype=torch.long)
+        question, visual_at = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(len(samples), n, dtype=torch.long)
+        for row, words in enumerate(texts):
+            line = ["USER:", *["<image>"] * n, *words, "ASSISTANT:"]
+            start = length - len(line)
+            ids[row, start:] = torch.tensor([WORDS.index(word) for word in line])
+            question[row, start + 1 + n : -1] = True
+            visual_at[row] = torch.arange(n) + start + 1
+        embeds = self._words[ids].scatter(1, visual_at.unsqueeze(-1).expand(-1, -1, self.width), tokens)
+        grids = tuple(((ROWS, COLUMNS),) for _ in samples)
+        attention = ids > 0
+        found = {
+            "cls_attention": torch.stack([(2.0 * is_object).softmax(0) for _, is_object in seen]),
+            "vision_features": tokens,
+            "region": region_rank(samples, grids, n) if "region" in extras else tokens,
+        }
+        return Encoded(
+            uids=tuple(sample.uid for sample in samples),
+            input_ids=ids.to(self.device),
+            embeds=embeds.to(self.device),
+            attention=attention.to(self.device),
+            positions=(attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0).to(self.device),
+            visual_at=visual_at.to(self.device),
+            visual_mask=torch.ones_like(visual_at, dtype=torch.bool).to(self.device),
+            image_of=torch.zeros_like(visual_at).to(self.device),
+            grids=grids,
+            question=question.to(self.device),
+            extras={name: found[name].to(self.device) for name in sorted(extras)},
+        )
+
+    def _see(self, sample: Sample) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"]]:
+        """Visual tokens of a picture, and 1.0 on those that are objects."""
+        kind, value, shade = torch.tensor(read_cells(sample.images[0])).T
+        is_object = kind >= 0
+        code = self._kinds[kind.clamp(min=0)] + self._values[value.clamp(min=0)] + 0.2 * self._noise[shade]
+        return torch.where(is_object.unsqueeze(1), code, self._noise[shade]), is_object.float()
+
+    def project(self, vision_features: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """The identity: this model has no projector."""
+        return vision_features
+
+    def answer(self, prompt: Prompt) -> list[str]:
+        """The likeliest word: a value, or "unknown"."""
+        return [(*VALUES, UNKNOWN)[i] for i in self._log_probs(prompt).argmax(1).tolist()]
+
+    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """Log-probability (an answer is one token) and whether it is the likeliest."""
+        log_probs = self._log_probs(prompt)
+        ids = torch.tensor([(*VALUES, UNKNOWN).index(answer) for answer in answers], device=log_probs.device)
+        return log_probs.gather(1, ids.unsqueeze(1)).squeeze(1), log_probs.argmax(1) == ids
+
+    def _log_probs(self, prompt: Prompt) -> Float[Tensor, "B A"]:
+        """Over the values and "unknown", from the embeddings in the prompt."""
+        kinds, values = self._kinds.to(prompt.embeds), self._values.to(prompt.embeds)
+        asked = kinds[self._asked(prompt)]
+        evidence = prompt.embeds @ values.T + (prompt.embeds * asked.unsqueeze(1)).sum(-1, keepdim=True)
+        best = evidence.masked_fill(~prompt.visual.unsqueeze(-1), 0.0).amax(1)
+        unknown = torch.full_like(best[:, :1], 1.5)
+        return (self.sharpness * torch.cat([best, unknown], 1)).log_softmax(1)
+
+    def _asked(self, prompt: Prompt) -> Int[Tensor, " B"]:
+        """Index of the kind that the text names."""
+        return (prompt.input_ids - WORDS.index(KINDS[0])).amax(1)

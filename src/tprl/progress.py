@@ -1,0 +1,40 @@
+"""Progress of long steps: one line now and then, with rate and ETA, readable in a terminal and in a log."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class Progress:
+    """Call it with (done, total); prints at most about `lines` lines, and always the last."""
+
+    def __init__(self, label: str, lines: int = 10) -> None:
+        self.label, self.lines, self.start, self.shown = label, lines, time.monotonic(), 0
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if done < total and done * self.lines < (self.shown + 1) * total:
+            return
+        self.shown = done * self.lines // total
+        spent = time.monotonic() - self.start
+        left = spent / max(done, 1) * (total - done)
+        bar = "#" * (20 * done // total)
+        print(f"{self.label:12} [{bar:20}] {done}/{total}  {clock(spent)}<{clock(left)}  {note}".rstrip(), flush=True)
+
+
+class FitProgress(pl.Callback):
+    """`Progress` over the batches of a fit, with the metrics that a stage marks for the progress bar."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.progress, self.total, self.done = Progress(label), total, done
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.done += 1
+        shown = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
+        if trainer.is_global_zero:
+            self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in shown.items()))
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,247 @@
+"""What every trained pruner shares: codes of the tokens, logits from a network, a way to serve them, and a folder."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tprl.budget import budgets, check_keep_ratio
+from tprl.errors import UserError
+from tprl.policy.action import Select, serve
+from tprl.policy.autoencoder import Autoencoder
+from tprl.policy.dpp import cosine_kernel
+from tprl.policy.networks import PolicyInput
+from tprl.pruners.random import stable_seed
+from tprl.types import Encoded, TokenSelection
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How logits become a kept set.
+
+    Args:
+        select: "topk", "gumbel", "dpp" or "threshold" (see `policy.action.serve`).
+        tau: probability threshold of select=threshold; calibrated on validation data.
+        quality: weight of relevance against diversity, select=dpp only.
+
+    Raises:
+        UserError: an unknown way to select.
+    """
+
+    select: str = "dpp"
+    tau: float | None = None
+    quality: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.select not in get_args(Select):
+            raise UserError(f"policy.select={self.select} is unknown: use one of {', '.join(get_args(Select))}.")
+
+
+class LearnedPruner(nn.Module):
+    """A network over token codes that prunes in one forward pass.
+
+    Subclasses set `name` and `net`, a module called as net(x, alive, step, keep_ratio) -> (logits [B V], value [B]).
+    The codes feed the network only: the language model always reads the original tokens.
+
+    Args:
+        token_width: D, width of the LVLM's projected tokens.
+        code_width: Z; 0 feeds the tokens themselves (no autoencoder).
+        hidden: width of the autoencoder's hidden layer.
+        select, tau, quality: see `Serving`.
+        trained_on: what the pruner belongs to (LVLM, dataset, budgets, ...); stored with the weights.
+    """
+
+    name = "learned"
+    extras: frozenset[str] = frozenset()
+    net: nn.Module
+
+    def __init__(
+        self,
+        token_width: int,
+        code_width: int = 64,
+        hidden: int = 512,
+        select: str = "dpp",
+        tau: float | None = None,
+        quality: float = 2.0,
+        trained_on: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.token_width = token_width
+        self.autoencoder = Autoencoder(token_width, code_width, hidden) if code_width else None
+        self.serving = Serving(select, tau, quality)
+        self.trained_on = dict(trained_on or {})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, as stored in `config.json`."""
+        raise NotImplementedError
+
+    def observe(self, encoded: Encoded) -> PolicyInput:
+        """What the network sees of a batch.
+
+        Raises:
+            UserError: the LVLM's tokens are not as wide as those this pruner was trained on.
+        """
+        if encoded.embeds.shape[-1] != self.token_width:
+            raise UserError(
+                f"pruner {self.name} reads tokens of width {self.token_width}, this LVLM's have "
+                f"{encoded.embeds.shape[-1]}: train one for it with `python -m src.train stage=all model=...`."
+            )
+        tokens = encoded.visual.float()
+        codes = tokens if self.autoencoder is None else self.autoencoder.encode(tokens)
+        query, query_mask = encoded.words
+        mask = encoded.visual_mask
+        kernel = cosine_kernel(tokens, mask) if self.serving.select == "dpp" else None
+        return PolicyInput(codes.detach(), places(encoded), mask, query.float(), query_mask, kernel)
+
+    @torch.no_grad()
+    def logits(self, x: PolicyInput, keep_ratio: float) -> Float[Tensor, "B V"]:
+        """One forward pass on the unpruned state."""
+        ratio = torch.full((len(x.mask),), keep_ratio, dtype=torch.float64, device=x.mask.device)
+        training = self.training
+        self.eval()
+        out = self.net(x, x.mask, 0, ratio)[0]
+        self.train(training)
+        return out
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        """Keep `budget(keep_ratio, n)` tokens; with None, those above the calibrated threshold.
+
+        Raises:
+            UserError: wrong width, a ratio outside (0, 1], or no threshold calibrated.
+        """
+        x = self.observe(encoded)
+        if keep_ratio is None:
+            return TokenSelection(self._above_threshold(x))
+        ratio = check_keep_ratio(keep_ratio)
+        return TokenSelection(self.serve(x, self.logits(x, ratio), ratio, encoded.uids))
+
+    def serve(
+        self, x: PolicyInput, logits: Float[Tensor, "B V"], keep_ratio: float, uids: Sequence[str]
+    ) -> Bool[Tensor, "B V"]:
+        """The kept set for given logits."""
+        noise = None
+        if self.serving.select == "gumbel":
+            noise = uniforms(uids, 0, x.mask.shape[1]).to(logits.device)
+        k, how = budgets(keep_ratio, x.mask), self.serving
+        select: Select = how.select  # type: ignore[assignment]
+        return serve(logits, x.mask, k, select, similarity=x.similarity, tau=how.tau, noise=noise, quality=how.quality)
+
+    def _above_threshold(self, x: PolicyInput) -> Bool[Tensor, "B V"]:
+        if self.serving.tau is None:
+            raise UserError(f"pruner {self.name} has no threshold: give a keep_ratio, or calibrate one by stage=ppo.")
+        reference = float(self.trained_on["threshold_ratio"])
+        return serve(self.logits(x, reference), x.mask, None, "threshold", tau=self.serving.tau)
+
+    @torch.no_grad()
+    def calibrate(self, encoded: Iterable[Encoded], keep_ratio: float) -> float:
+        """Set the threshold at which the mean kept fraction on held-out batches is `keep_ratio`; returns it."""
+        scores = []
+        for batch in encoded:
+            x = self.observe(batch)
+            scores.append(self.logits(x, keep_ratio)[x.mask].sigmoid())
+        tau = float(torch.cat(scores).quantile(1 - keep_ratio))
+        self.serving = replace(self.serving, tau=tau)
+        self.trained_on["threshold_ratio"] = keep_ratio
+        return tau
+
+    # --- folder ------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: Path, half: bool = False) -> None:
+        """Write `model.safetensors` (fp16 if `half`) and `config.json`; complete or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach().contiguous().cpu() for key, value in self.state_dict().items()}
+        if half:
+            state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+        save_file(state, folder / f"{WEIGHTS}.part")
+        about = {"pruner": self.name, **self.config, **asdict(self.serving), "trained_on": self.trained_on}
+        (folder / f"{CONFIG}.part").write_text(json.dumps(about, indent=1) + "\n")
+        for name in (WEIGHTS, CONFIG):
+            (folder / f"{name}.part").replace(folder / name)
+
+
+def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
+    """Centre (x, y) of every visual token in its image, fractions of width and height; 0 where padded."""
+    out = torch.zeros(*encoded.visual_mask.shape, 2)
+    tables: dict[tuple[int, int], Tensor] = {}
+    for b, grids in enumerate(encoded.grids):
+        start = 0
+        for rows, columns in grids:
+            if (rows, columns) not in tables:
+                y = (torch.arange(rows) + 0.5).div(rows).repeat_interleave(columns)
+                x = (torch.arange(columns) + 0.5).div(columns).repeat(rows)
+                tables[rows, columns] = torch.stack([x, y], 1)
+            out[b, start : start + rows * columns] = tables[rows, columns]
+            start += rows * columns
+    return out.to(encoded.embeds.device)
+
+
+def uniforms(uids: Sequence[str], seed: int, width: int) -> Float[Tensor, "B N"]:
+    """Uniforms in [0, 1), a row per sample that depends on (uid, seed) alone."""
+    rows = [torch.rand(width, generator=torch.Generator().manual_seed(stable_seed(uid, seed))) for uid in uids]
+    return torch.stack(rows) if rows else torch.zeros(0, width)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a pruner's folder.
+
+    Raises:
+        UserError: no such folder, or no weights in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: give the directory that a training run printed as `run:`.")
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} holds no trained pruner ({CONFIG} and {WEIGHTS}): has its run finished?")
+    return json.loads((folder / CONFIG).read_text())
+
+
+def load_weights(pruner: LearnedPruner, folder: Path) -> None:
+    """Fill a pruner from its folder.
+
+    Raises:
+        UserError: the file is damaged, or belongs to another width.
+    """
+    try:
+        state = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS} is damaged ({error}): copy it again or train anew.") from error
+    own = pruner.state_dict()
+    for key, value in own.items():
+        if key not in state or state[key].shape != value.shape:
+            found = tuple(state[key].shape) if key in state else "nothing"
+            raise UserError(
+                f"{folder / WEIGHTS} does not fit this policy: {key} is {found}, {tuple(value.shape)} is needed; "
+                f"use the policy settings that it was trained with."
+            )
+    pruner.load_state_dict({key: state[key].to(own[key].dtype) for key in own})
+
+
+def load_pruner(pretrained: str | Path) -> LearnedPruner:
+    """A trained pruner from a folder, from a run directory (its `pruner/`), or by the name of one that ships.
+
+    Raises:
+        UserError: nothing there, damaged, or of a kind this version does not know.
+    """
+    from tprl.pruners.mlp import MLPPruner
+    from tprl.pruners.tprl import TPRL
+
+    places = [ASSETS / pretrained, Path(pretrained) / "pruner", Path(pretrained)]
+    folder = next((place for place in places if (place / CONFIG).is_file()), Path(pretrained))
+    about = read_config(folder)
+    kinds: dict[str, type[LearnedPruner]] = {TPRL.name: TPRL, MLPPruner.name: MLPPruner}
+    kind = about.pop("pruner", None)
+    if kind not in kinds:
+        raise UserError(f"{folder / CONFIG} names the pruner {kind!r}, which is not one of {', '.join(kinds)}.")
+    pruner = kinds[kind](**about)
+    load_weights(pruner, folder)
+    return pruner.eval()

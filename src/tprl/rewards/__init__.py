@@ -1,0 +1,49 @@
+"""Reward terms, one file each, and their weighted composition."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tprl.errors import UserError
+from tprl.types import Outcome
+
+
+class Term(Protocol):
+    """One term of a reward. `needs` names the fields of Outcome that it reads: "score", "log_prob"."""
+
+    name: str
+    weight: float
+    needs: frozenset[str]
+
+    def __call__(self, outcome: Outcome) -> Float[Tensor, "T B"]: ...
+
+
+class WeightedReward:
+    """Named terms, each times its weight; their sum is the reward r_t (METHOD, "MDP").
+
+    Raises:
+        UserError: no term, or two terms of one name.
+    """
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        names = [term.name for term in terms]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"reward terms {names}: name at least one, each once.")
+        self.terms = tuple(terms)
+        self.needs = frozenset().union(*(term.needs for term in terms))
+
+    def __call__(self, outcome: Outcome) -> dict[str, Float[Tensor, "T B"]]:
+        return {term.name: term.weight * term(outcome) for term in self.terms}
+
+
+def change(series: Float[Tensor, "T1 B"] | None, name: str) -> Float[Tensor, "T B"]:
+    """Difference of consecutive rows; row 0 is the prompt with all tokens.
+
+    Raises:
+        ValueError: the measurement that the reward needs was not made; it must never become a reward of 0.
+    """
+    if series is None:
+        raise ValueError(f"the reward needs outcome.{name}, which was not measured.")
+    return series[1:] - series[:-1]

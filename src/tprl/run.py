@@ -1,0 +1,354 @@
+"""From a composed config to a finished run directory: the only code that sees a DictConfig."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tprl.budget import check_keep_ratio
+from tprl.build import build, load_component
+from tprl.checkpoint import SaveEvery, last_checkpoint
+from tprl.entry import chosen
+from tprl.errors import UserError
+from tprl.evaluation import analysis
+from tprl.evaluation.evaluator import Entry, evaluate as answer_all, summarise
+from tprl.evaluation.report import write_report
+from tprl.evaluation.results import FULL, print_table, write_results, write_samples
+from tprl.evaluation.served import ServedScore
+from tprl.lvlm import tiny_llava
+from tprl.progress import FitProgress, Progress
+from tprl.pruners.learned import LearnedPruner, load_pruner, load_weights, read_config
+from tprl.scoring import Scorer
+from tprl.types import LVLM, Dataset, Pruner
+
+log = logging.getLogger(__name__)
+CHAIN = ("autoencoder", "lfd", "ppo")
+OURS = ("stage", "name", "init_from", "served", "threshold_ratio", "trainer", "save_every", "blueprint")
+
+
+def train(cfg: DictConfig, directory: Path) -> Path:
+    """Run `cfg.stage`, leave its weights (and for stage=all the evaluation) in `directory`, and return it.
+
+    Raises:
+        UserError: bad input; nothing has been computed yet, or what has been is in `directory`.
+    """
+    _start(cfg, directory)
+    if cfg.stage.name == "pretrain":
+        _pretrain(cfg, directory)
+        return directory
+    _check_ratios(cfg)
+    run = Training(cfg, directory)
+    if cfg.stage.name != "all":
+        run.prepare()
+        run.stage(cfg.stage, directory / "pruner")
+        return directory
+    for name in CHAIN:
+        run.stage(cfg.stage[name], directory / ("pruner" if name == "ppo" else name))
+        if name == "lfd":
+            for baseline in cfg.stage.baselines:
+                run.baseline(baseline, directory / baseline)
+    settings = OmegaConf.to_container(cfg.stage.evaluation, resolve=True)
+    assert isinstance(settings, dict)
+    entries = trained_entries(directory, settings) + named_entries(settings["pruners"], settings)
+    _evaluate(run.lvlm, build(cfg.dataset, split="test"), entries, settings, cfg, directory, run.curves)
+    return directory
+
+
+def evaluate(cfg: DictConfig, directory: Path) -> Path:
+    """Evaluate a run (`run=<directory>`) or named pruners (`pruner=<name>`, `pruners=[...]`) and return `directory`.
+
+    Raises:
+        UserError: bad input.
+    """
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    for ratio in cfg.keep_ratios:
+        check_keep_ratio(ratio)
+    entries: list[Entry] = []
+    if cfg.run:
+        cfg = _with_run_config(cfg, Path(cfg.run))
+        entries += trained_entries(Path(cfg.run), settings)
+    if cfg.get("pruner") is not None:
+        entries += _seeded(lambda **live: build(cfg.pruner, **live), settings)
+    entries += named_entries(settings["pruners"], settings)
+    if len(entries) == 1 and not cfg.get("pruner"):
+        raise UserError("nothing to evaluate: give run=<directory of a training run>, pruner=<name> or pruners=[...].")
+    _start(cfg, directory)
+    lvlm = build(cfg.model)
+    _evaluate(lvlm, build(cfg.dataset, split=cfg.split), entries, settings, cfg, directory)
+    return directory
+
+
+def _start(cfg: DictConfig, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    pl.seed_everything(cfg.get("seed", 0), verbose=False)
+    for noisy in ("lightning.pytorch", "lightning.fabric", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _check_ratios(cfg: DictConfig) -> None:
+    """Refuse bad keep ratios before anything is loaded."""
+    stages = [cfg.stage] if cfg.stage.name != "all" else [cfg.stage[name] for name in CHAIN]
+    for stage in stages:
+        ratio = stage.get("keep_ratio")
+        for value in [] if ratio is None else ratio if OmegaConf.is_list(ratio) else [ratio]:
+            check_keep_ratio(value)
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """The frozen LVLM, the data and the pruner that a chain of stages works on."""
+
+    def __init__(self, cfg: DictConfig, directory: Path) -> None:
+        self.cfg, self.directory = cfg, directory
+        self.lvlm: LVLM = build(cfg.model)
+        self.train_set: Dataset = build(cfg.dataset, split="train")
+        self.val_set: Dataset = build(cfg.dataset, split="val")
+        self.pruner: LearnedPruner = build(cfg.policy, token_width=self.lvlm.width)
+        self.logger = build(cfg.logger, save_dir=directory) if cfg.get("logger") else False
+        self.curves: dict[str, list[tuple[float, float]]] = {}
+        self.demonstrations: Any = None
+
+    def prepare(self) -> None:
+        """Weights of an earlier stage, or the autoencoder that every later stage needs."""
+        source = self.cfg.stage.get("init_from")
+        if source:
+            folder = next((p for p in (Path(source) / "pruner", Path(source)) if (p / "config.json").is_file()), Path(source))
+            read_config(folder)
+            load_weights(self.pruner, folder)
+        elif self.cfg.stage.name != "autoencoder" and self.pruner.autoencoder is not None:
+            print("no stage.init_from: the autoencoder is trained first", flush=True)
+            self.stage(OmegaConf.load(_stage_yaml("autoencoder")), self.directory / "autoencoder")
+
+    def stage(self, config: Any, folder: Path) -> None:
+        """Train one stage and save the pruner to `folder`."""
+        name = config.name
+        if name == "autoencoder" and self.pruner.autoencoder is None:
+            return
+        live: dict[str, Any] = {"pruner": self.pruner, "lvlm": self.lvlm, "dataset": self.train_set, "seed": self.cfg.seed}
+        if name in ("lfd", "ppo"):
+            live["served"] = ServedScore(self.lvlm, self.val_set, config.served.keep_ratios, config.served.limit)
+        if name == "lfd":
+            live["demonstrator"] = self._demonstrator()
+        if name == "ppo":
+            live["reward"] = build(self.cfg.reward)
+        module = build(_without(config, OURS), **live)
+        if name == "lfd":
+            module.demonstrations = self.demonstrations
+        self._fit(module, name, config)
+        if name == "lfd":
+            self.demonstrations = module.demonstrations
+        if name == "ppo":
+            self.pruner.calibrate((e for _, e in live["served"].batches), config.threshold_ratio)
+        self._collect_curves(module, name)
+        self.pruner.trained_on |= {
+            "model": self.cfg.model.get("name"),
+            "dataset": self.train_set.name,
+            "stages": [*self.pruner.trained_on.get("stages", []), name],
+            "seed": self.cfg.seed,
+        }
+        self.pruner.save_pretrained(folder)
+
+    def baseline(self, policy: str, folder: Path) -> None:
+        """Teach another learned pruner (a yaml of conf/policy) on the same codes and demonstrations."""
+        mine, self.pruner = self.pruner, load_component("policy", policy, token_width=self.lvlm.width)
+        if self.pruner.autoencoder is not None and mine.autoencoder is not None:
+            self.pruner.autoencoder.load_state_dict(mine.autoencoder.state_dict())
+        curves = self.curves.copy()
+        self.stage(self.cfg.stage.lfd, folder)
+        self.pruner, self.curves = mine, curves
+
+    def _demonstrator(self) -> Pruner:
+        if self.cfg.get("pruner") is None:
+            raise UserError("stage=lfd needs a demonstrator: set pruner=<name>, e.g. pruner=divprune.")
+        return build(self.cfg.pruner)
+
+    def _fit(self, module: Any, name: str, config: Any) -> None:
+        batches = len(module.train_dataloader()) * module.epochs if name == "ppo" else None
+        resume = self.cfg.get("resume") if self.cfg.stage.name == name else None
+        callbacks: list[pl.Callback] = [_LazyProgress(name, module.epochs)] if batches is None else [FitProgress(name, batches)]
+        if name == "ppo":
+            callbacks.append(SaveEvery(self.directory, config.save_every))
+        trainer = build(
+            self.cfg.trainer,
+            max_epochs=module.epochs,
+            logger=self.logger,
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            log_every_n_steps=config.get("log_every", 1 if name == "ppo" else 20),
+            gradient_clip_val=getattr(module, "clip", None),
+            default_root_dir=str(self.directory),
+        )
+        trainer.fit(module, ckpt_path=last_checkpoint(resume) if resume else None)
+
+    def _collect_curves(self, module: Any, name: str) -> None:
+        if name == "lfd":
+            self.curves["lfd: served"] = module.curve
+        if name == "ppo":
+            self.curves |= {f"ppo: {kind}": points for kind, points in module.curves.items()}
+
+
+class _LazyProgress(pl.Callback):
+    """FitProgress for stages whose number of batches is known only after `setup`."""
+
+    def __init__(self, label: str, epochs: int) -> None:
+        self.label, self.epochs = label, epochs
+        self.inner: FitProgress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.inner = FitProgress(self.label, int(trainer.num_training_batches) * self.epochs)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
+        assert self.inner is not None
+        self.inner.on_train_batch_end(trainer, *rest)
+
+
+def _without(config: Any, names: Sequence[str]) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key not in names}
+
+
+def _stage_yaml(name: str) -> Path:
+    from tprl.build import conf_dir
+
+    return conf_dir() / "stage" / f"{name}.yaml"
+
+
+def _pretrain(cfg: DictConfig, directory: Path) -> None:
+    """Train the embedded LVLM and write its folder to `<directory>/model`."""
+    if cfg.model.get("name") != "tiny_llava":
+        raise UserError(f"stage=pretrain trains the embedded LVLM, not {cfg.model.get('name')}: use model=tiny_llava.")
+    parts = build(cfg.stage.blueprint, seed=cfg.seed)
+    module = build(_without(cfg.stage, OURS), parts=parts, seed=cfg.seed)
+    steps = module.hparams["vision_steps"] + module.hparams["language_steps"]
+    resume = last_checkpoint(cfg.resume) if cfg.resume else None
+    done = torch.load(resume, weights_only=True)["consumed"] if resume else 0
+    trainer = build(
+        cfg.trainer,
+        max_epochs=-1,
+        max_steps=steps,
+        logger=build(cfg.logger, save_dir=directory) if cfg.get("logger") else False,
+        callbacks=[FitProgress("pretrain", steps, done), SaveEvery(directory, cfg.stage.save_every)],
+        enable_progress_bar=False,
+        log_every_n_steps=10,
+        default_root_dir=str(directory),
+        **OmegaConf.to_container(cfg.stage.trainer),  # type: ignore[arg-type]
+    )
+    trainer.fit(module, ckpt_path=resume)
+    tiny_llava.save(directory / "model", parts)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------
+
+
+def _with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
+    """Model and dataset of the run, unless the command line names others."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        why = "does not exist" if not run.exists() else "holds no config.yaml"
+        raise UserError(f"run={run} {why}: give the directory that src.train printed as `run:`.")
+    before = OmegaConf.load(path)
+    assert isinstance(before, DictConfig)
+    for group in ("model", "dataset"):
+        if not chosen(group):
+            OmegaConf.update(cfg, group, before[group], merge=False, force_add=True)
+    return cfg
+
+
+def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
+    """The pruner of a run, its threshold mode, its state after lfd, and the MLP taught beside it."""
+    if not run.is_dir():
+        raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
+    ratios = tuple(settings["keep_ratios"])
+    final = load_pruner(run / "pruner")
+    entries = [Entry(final.name, final, ratios)]
+    if final.serving.tau is not None:
+        entries.append(Entry(f"{final.name}_threshold", final, (None,)))
+    if (run / "lfd").is_dir():
+        entries.append(Entry(f"{final.name}_lfd", load_pruner(run / "lfd"), ratios))
+    if (run / "mlp").is_dir():
+        entries.append(Entry("mlp", load_pruner(run / "mlp"), ratios))
+    return entries
+
+
+def named_entries(names: Sequence[str], settings: Mapping[str, Any]) -> list[Entry]:
+    """The reference row, and the pruners of conf/pruner by name."""
+    entries = [Entry(FULL, load_component("pruner", FULL), (1.0,))]
+    for name in names:
+        if name != FULL:
+            entries += _seeded(lambda name=name, **live: load_component("pruner", name, **live), settings)
+    return entries
+
+
+def _seeded(make: Any, settings: Mapping[str, Any]) -> list[Entry]:
+    """One entry, or one per seed for a pruner that draws."""
+    first: Pruner = make()
+    ratios = tuple(settings["keep_ratios"])
+    if first.name == FULL:
+        return [Entry(FULL, first, (1.0,))]
+    if not hasattr(first, "seed"):
+        return [Entry(first.name, first, ratios)]
+    return [Entry(first.name, make(seed=seed), ratios, seed) for seed in settings["seeds"]]
+
+
+def _evaluate(
+    lvlm: LVLM,
+    dataset: Dataset,
+    entries: Sequence[Entry],
+    settings: Mapping[str, Any],
+    cfg: DictConfig,
+    directory: Path,
+    curves: Mapping[str, list[tuple[float, float]]] | None = None,
+) -> None:
+    """Answer everything, then table, files and report."""
+    scorer = Scorer(lvlm, dataset)
+    answered = answer_all(
+        scorer, dataset, entries, settings["batch_size"], settings["limit"], Progress("evaluate")
+    )
+    rows = summarise(answered, lvlm.name, dataset.name)
+    write_results(directory / "results.csv", rows)
+    write_samples(directory / "samples.jsonl", [one.row for one in answered])
+    main = entries[0]
+    differences = analysis.paired(answered, main.name)
+    (directory / "paired.json").write_text(json.dumps([vars(d) for d in differences], indent=1) + "\n")
+    ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
+    shown = [main, *(e for e in entries if e.name in ("divprune", "random") and e.seed == 0)][:3]
+    guided = None
+    if isinstance(main.pruner, LearnedPruner):
+        guided = analysis.guided(scorer, dataset, main.pruner, ratio)
+    sentence = analysis.headline(answered, differences, main.name)
+    write_report(
+        directory / "report.html",
+        title=f"{main.name} on {dataset.name} with {lvlm.name}",
+        headline=sentence,
+        rows=rows,
+        paired=differences,
+        gallery=analysis.gallery(scorer, dataset, shown, ratio),
+        guided=guided,
+        learning_curves=curves,
+        commands=[f"python -m src.eval run={directory}"],
+        config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
+    )
+    print_table(rows)
+    for d in differences:
+        print(
+            f"{d.pruner} - {d.other} at {d.keep_ratio:.3f}: {d.difference * 100:+.1f} points "
+            f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
+        )
+    if guided is not None:
+        print(
+            f"guided by the question at {guided.keep_ratio:.3f}: two questions about one image share {guided.overlap:.0%} of "
+            f"the kept tokens (chance {guided.chance:.0%}); accuracy {guided.accuracy.mean:.1%}, with questions shuffled "
+            f"{guided.shuffled.mean:.1%}"
+        )
+    print(sentence)
+    print(f"report: {directory / 'report.html'}")

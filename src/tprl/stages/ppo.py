@@ -1,0 +1,351 @@
+"""Stage `ppo`: improve the policy by reinforcement learning against the frozen LVLM.
+
+One PPO iteration is one `training_step`: encode fresh prompts, sample pruning episodes, let the LVLM answer from what
+is left, turn that into advantages, and take a few clipped steps.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from tprl.budget import check_keep_ratio
+from tprl.errors import UserError
+from tprl.evaluation.served import ServedScore
+from tprl.policy.action import ActionRule, noise_width
+from tprl.policy.networks import PolicyInput
+from tprl.pruners.learned import LearnedPruner, uniforms
+from tprl.rewards import WeightedReward
+from tprl.rl.gae import gae, group_advantage
+from tprl.rl.ppo import PPOLoss, explained_variance, normalise, ppo_loss
+from tprl.rl.rollout import Rollout, collect, evaluate_actions
+from tprl.scoring import Scorer
+from tprl.splice import splice
+from tprl.types import LVLM, Dataset, Encoded, Outcome, Sample, TokenSelection
+
+
+class PPO(pl.LightningModule):
+    """Proximal policy optimisation of a pruner (TPRL, stage 3; Schulman et al. 2017; GRPO: Shao et al. 2024).
+
+    Args:
+        pruner: the policy to improve; with `PolicyNet` as its net.
+        lvlm, dataset: the frozen model and the training split.
+        reward: terms and weights.
+        served: the validation score; the weights kept are those of its best value.
+        iterations: training steps.
+        prompts: fresh questions per iteration.
+        group: episodes per question.
+        keep_ratio: final kept fraction, or several (each question draws one). Read by budgets "exact_k", "lagrange".
+        steps: T pruning steps per episode.
+        budget: "free" (Bernoulli; the reward alone limits the tokens), "lagrange" (Bernoulli; a multiplier holds the
+            mean kept fraction at keep_ratio), "exact_k" (sets of exactly `budget()` tokens; a k-DPP where the pruner
+            serves by dpp, conditional Bernoulli otherwise).
+        advantage: "gae" (critic) or "grpo" (group baseline, no critic).
+        temperature: (first, last) of the sampling distribution; annealed linearly towards what is served.
+        discount: lambda_disc of Bernoulli sampling.
+        lr_actor, lr_critic: Adam (eps 1e-5), annealed linearly to 0 if `anneal`.
+        minibatch (episodes), update_epochs, gamma, lam, clip, ratio, value_coef, entropy_coef, grad_clip: as in PPO.
+        kl_stop: the update ends when the mean KL estimate exceeds it.
+        lr_lagrange: step size of the multiplier.
+        validate_every: iterations between served scores.
+        seed: prompts and sampling; every draw depends on (seed, iteration, uid, episode) only.
+    """
+
+    def __init__(
+        self,
+        pruner: LearnedPruner,
+        lvlm: LVLM,
+        dataset: Dataset,
+        reward: WeightedReward,
+        served: ServedScore,
+        iterations: int = 200,
+        prompts: int = 64,
+        group: int = 1,
+        keep_ratio: float | Sequence[float] = 1 / 3,
+        steps: int = 3,
+        budget: str = "exact_k",
+        advantage: str = "gae",
+        temperature: Sequence[float] = (1.0, 1.0),
+        discount: float = 0.5,
+        lr_actor: float = 1e-5,
+        lr_critic: float = 3e-5,
+        anneal: bool = True,
+        minibatch: int = 16,
+        update_epochs: int = 4,
+        gamma: float = 0.99,
+        lam: float = 0.95,
+        clip: float = 0.2,
+        ratio: str = "token",
+        value_coef: float = 0.5,
+        entropy_coef: float = 0.01,
+        grad_clip: float = 0.5,
+        kl_stop: float = 0.03,
+        lr_lagrange: float = 0.5,
+        validate_every: int = 20,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "reward", "served"])
+        self.automatic_optimization = False
+        self.pruner, self.lvlm, self.dataset, self.reward, self.served = pruner, lvlm, dataset, reward, served
+        self.ratios = [check_keep_ratio(r) for r in ([keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio)]
+        if budget not in ("free", "lagrange", "exact_k"):
+            raise UserError(f"stage.budget={budget} is unknown: use free, lagrange or exact_k.")
+        if advantage not in ("gae", "grpo"):
+            raise UserError(f"stage.advantage={advantage} is unknown: use gae or grpo.")
+        if advantage == "grpo" and group < 2:
+            raise UserError(f"stage.advantage=grpo compares episodes of one question: set stage.group above {group}.")
+        dpp = budget == "exact_k" and pruner.serving.select == "dpp"
+        self.kind = "dpp" if dpp else "subset" if budget == "exact_k" else "bernoulli"
+        self.epochs, self.scorer = 1, Scorer(lvlm, dataset, reward.needs)
+        self.iteration, self.lagrange, self.samples_seen = 0, 0.0, 0
+        self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
+        self.curves: dict[str, list[tuple[float, float]]] = {"sampled": [], "served": []}
+
+    # --- data and optimiser ------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[list[Sample]]:
+        h = self.hparams
+        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"], *self._rank())
+        return DataLoader(stream, batch_size=None)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimiser, two groups: the value head has the critic's rate, everything else the actor's."""
+        critic = [p for name, p in self.pruner.net.named_parameters() if name.startswith("value_head")]
+        actor = [p for name, p in self.pruner.net.named_parameters() if not name.startswith("value_head")]
+        h = self.hparams
+        groups = [{"params": actor, "lr": h["lr_actor"]}, {"params": critic, "lr": h["lr_critic"]}]
+        return torch.optim.Adam(groups, eps=1e-5)
+
+    def rule(self) -> ActionRule:
+        """The action distribution of this iteration."""
+        first, last = self.hparams["temperature"]
+        temperature = first + (last - first) * self.iteration / max(1, self.hparams["iterations"] - 1)
+        quality = self.pruner.serving.quality
+        return ActionRule(self.kind, self.hparams["discount"], temperature, quality)
+
+    # --- one iteration -----------------------------------------------------------------------------------------
+
+    def training_step(self, samples: list[Sample], index: int) -> None:
+        h, rule = self.hparams, self.rule()
+        if self.iteration == 0:
+            self._validate()
+        encoded = self.lvlm.encode(samples)
+        full = self.scorer.full(samples, encoded)
+        rows = [i for i in range(len(samples)) for _ in range(h["group"])]
+        repeated = torch.tensor(rows, device=encoded.embeds.device)
+        x = self.pruner.observe(encoded).rows(repeated)
+        keep_ratio = self._draw_ratios(samples)[repeated.cpu()].to(repeated.device)
+        rollout = collect(self.pruner.net, x, rule, h["steps"], keep_ratio, self._noise(samples, x, rule), h["group"])  # type: ignore[arg-type]
+        outcome = self._measure([samples[i] for i in rows], encoded.rows(rows), rollout, (full.score[repeated], full.log_prob[repeated]))
+        terms = self.reward(outcome)
+        reward = torch.stack(list(terms.values())).sum(0)
+        kept = rollout.action[-1].sum(1) / x.mask.sum(1)
+        reward[-1] -= self._budget_penalty(kept, keep_ratio)
+        advantage, target = self._advantage(reward, rollout)
+        losses, epochs = self._update(x, rule, rollout, keep_ratio, advantage, target)
+        self.iteration += 1
+        self.samples_seen += len(rows)
+        self._log(losses, terms, reward, outcome, kept, rollout, target, epochs)
+        if self.iteration % h["validate_every"] == 0 or self.iteration == h["iterations"]:
+            self._validate()
+
+    def _draw_ratios(self, samples: Sequence[Sample]) -> Float[Tensor, " B"]:
+        draws = [random.Random(f"{self.hparams['seed']}/{self.iteration}/{s.uid}").choice(self.ratios) for s in samples]
+        return torch.tensor(draws, dtype=torch.float64)
+
+    def _noise(self, samples: Sequence[Sample], x: PolicyInput, rule: ActionRule) -> Float[Tensor, "T B N"]:
+        """Uniforms of every episode, from (seed, iteration, uid, episode) alone."""
+        h, width = self.hparams, noise_width(rule, x.mask.shape[1])
+        keys = [f"{self.iteration}/{sample.uid}/{g}" for sample in samples for g in range(h["group"])]
+        flat = uniforms(keys, h["seed"], h["steps"] * width)
+        return flat.unflatten(1, (h["steps"], width)).transpose(0, 1).to(x.mask.device)
+
+    @torch.no_grad()
+    def _measure(
+        self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout, full: tuple[Tensor, Tensor]
+    ) -> Outcome:
+        """What the LVLM makes of every state of the episodes."""
+        scored = [self.scorer(samples, splice(encoded, TokenSelection(action))) for action in rollout.action]
+        return Outcome(
+            uids=encoded.uids,
+            kept=torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.action)]),
+            score=torch.stack([full[0], *(s.score for s in scored)]) if "score" in self.reward.needs else None,
+            log_prob=torch.stack([full[1], *(s.log_prob for s in scored)]),
+        )
+
+    def _budget_penalty(self, kept: Float[Tensor, " B"], keep_ratio: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """lagrange: multiplier * (kept fraction - keep_ratio), and a dual ascent step on the multiplier."""
+        if self.hparams["budget"] != "lagrange":
+            return torch.zeros_like(kept)
+        excess = kept - keep_ratio.to(kept.dtype)
+        penalty = self.lagrange * excess
+        mean = float(self._all_mean(excess.mean()))
+        self.lagrange += self.hparams["lr_lagrange"] * mean
+        return penalty
+
+    def _advantage(
+        self, reward: Float[Tensor, "T B"], rollout: Rollout
+    ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"] | None]:
+        if self.hparams["advantage"] == "grpo":
+            return group_advantage(reward.sum(0), self.hparams["group"]).expand_as(reward), None
+        advantage, target = gae(reward, rollout.value, self.hparams["gamma"], self.hparams["lam"])
+        return normalise(advantage), target
+
+    def _update(
+        self,
+        x: PolicyInput,
+        rule: ActionRule,
+        rollout: Rollout,
+        keep_ratio: Tensor,
+        advantage: Tensor,
+        target: Tensor | None,
+    ) -> tuple[list[PPOLoss], int]:
+        """Epochs of minibatches; whole groups stay together, because they share one network pass at t = 0."""
+        h = self.hparams
+        group = h["group"]
+        order = torch.Generator().manual_seed(h["seed"] * 1_000_003 + self.iteration)
+        optimiser = self.optimizers()
+        assert not isinstance(optimiser, list)
+        for param_group, rate in zip(optimiser.param_groups, (h["lr_actor"], h["lr_critic"]), strict=True):
+            param_group["lr"] = rate * (1 - self.iteration / h["iterations"] if h["anneal"] else 1)
+        losses: list[PPOLoss] = []
+        for epoch in range(h["update_epochs"]):
+            for part in torch.randperm(len(keep_ratio) // group, generator=order).split(max(1, h["minibatch"] // group)):
+                index = (part.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
+                loss = self._loss(x.rows(index), rule, rollout.rows(index), keep_ratio[index], advantage[:, index], None if target is None else target[:, index])
+                optimiser.zero_grad()
+                self.manual_backward(loss.total)
+                nn.utils.clip_grad_norm_(self.pruner.net.parameters(), h["grad_clip"])
+                optimiser.step()
+                losses.append(loss)
+            if float(self._all_mean(torch.stack([loss.kl for loss in losses]).mean())) > h["kl_stop"]:
+                break
+        return losses, epoch + 1
+
+    def _loss(
+        self,
+        x: PolicyInput,
+        rule: ActionRule,
+        rollout: Rollout,
+        keep_ratio: Tensor,
+        advantage: Tensor,
+        target: Tensor | None,
+    ) -> PPOLoss:
+        """The mean of the losses of the T steps."""
+        h, parts = self.hparams, []
+        for t in range(len(rollout.alive)):
+            log_prob, entropy, value = evaluate_actions(self.pruner.net, x, rule, rollout, keep_ratio, t, h["group"])  # type: ignore[arg-type]
+            parts.append(
+                ppo_loss(
+                    log_prob,
+                    rollout.log_prob[t],
+                    advantage[t],
+                    entropy,
+                    None if target is None else value,
+                    None if target is None else target[t],
+                    rollout.alive[t],
+                    clip=h["clip"],
+                    value_coef=h["value_coef"],
+                    entropy_coef=h["entropy_coef"],
+                    ratio=h["ratio"],
+                )
+            )
+        return PPOLoss(*(torch.stack(values).mean() for values in zip(*parts, strict=True)))
+
+    # --- what is seen from outside -----------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        """Served score on validation; the best weights are kept."""
+        score = self.served(self.pruner)
+        self.log_dict({f"ppo/served/{name}": value for name, value in score.items()})
+        self.log("ppo/served", score["accuracy"], prog_bar=True)
+        self.curves["served"].append((float(self.samples_seen), score["accuracy"]))
+        # Accuracy decides; log-likelihood, at a hundredth of its size, breaks ties between equal counts.
+        merit = score["accuracy"] + 0.01 * score["log_prob"]
+        if merit > self.best:
+            self.best, self.best_state = merit, copy.deepcopy(self.pruner.state_dict())
+
+    def _log(
+        self,
+        losses: Sequence[PPOLoss],
+        terms: dict[str, Tensor],
+        reward: Tensor,
+        outcome: Outcome,
+        kept: Tensor,
+        rollout: Rollout,
+        target: Tensor | None,
+        epochs: int,
+    ) -> None:
+        for name, values in zip(PPOLoss._fields, zip(*losses, strict=True), strict=True):
+            self.log(f"ppo/{name}", torch.stack(values).detach().mean())
+        self.log_dict({f"reward/{name}": value.sum(0).mean() for name, value in terms.items()})
+        self.log_dict({"reward/return": reward.sum(0).mean(), "ppo/keep_ratio": kept.mean(), "ppo/update_epochs": float(epochs)})
+        if outcome.score is not None:
+            self.curves["sampled"].append((float(self.samples_seen), float(outcome.score[-1].mean())))
+            self.log("ppo/sampled", outcome.score[-1].mean(), prog_bar=True)
+        if target is not None:
+            self.log("ppo/explained_variance", explained_variance(rollout.value.flatten(), target.flatten()))
+        if self.hparams["budget"] == "lagrange":
+            self.log("ppo/lagrange", self.lagrange)
+        self.log("samples_seen", float(self.samples_seen))
+
+    def _all_mean(self, value: Tensor) -> Tensor:
+        """Mean over ranks, so that all of them decide alike."""
+        return self.trainer.strategy.reduce(value, reduce_op="mean")  # type: ignore[return-value]
+
+    def on_fit_end(self) -> None:
+        self.pruner.load_state_dict(self.best_state)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = ("iteration", "lagrange", "samples_seen", "best", "best_state", "curves")
+        checkpoint["ppo"] = {name: getattr(self, name) for name in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint["ppo"].items():
+            setattr(self, name, value)
+
+
+class PromptStream(IterableDataset[list[Sample]]):
+    """Batches of fresh questions: iteration i reads the next `prompts` entries of a seeded permutation.
+
+    Args:
+        dataset: the training split.
+        prompts: questions per iteration and rank.
+        start, stop: iterations; a resumed run starts in the middle and sees the same questions.
+        seed: of the permutation; each pass over the data has its own.
+        rank: of this process; ranks read disjoint questions.
+        ranks: processes.
+    """
+
+    def __init__(
+        self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.dataset, self.prompts, self.start, self.stop = dataset, prompts, start, stop
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        size = len(self.dataset)
+        passes: tuple[int, Tensor] = (-1, torch.empty(0))
+        for iteration in range(self.start, self.stop):
+            samples = []
+            for slot in range(self.prompts):
+                number, at = divmod((iteration * self.ranks + self.rank) * self.prompts + slot, size)
+                if passes[0] != number:
+                    order = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+                    passes = (number, torch.randperm(size, generator=order))
+                samples.append(self.dataset[int(passes[1][at])])
+            yield samples
