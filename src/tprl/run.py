@@ -159,7 +159,9 @@ class Training:
 
     def baseline(self, policy: str, folder: Path) -> None:
         """Teach another learned pruner (a yaml of conf/policy) on the same codes and demonstrations."""
-        mine, self.pruner = self.pruner, load_component("policy", policy, token_width=self.lvlm.width)
+        mine = self.pruner
+        same = {key: mine.config[key] for key in ("token_width", "code_width", "hidden")}
+        self.pruner = load_component("policy", policy, **same)
         if self.pruner.autoencoder is not None and mine.autoencoder is not None:
             self.pruner.autoencoder.load_state_dict(mine.autoencoder.state_dict())
         curves = self.curves.copy()

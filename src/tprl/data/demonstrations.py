@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tprl.budget import budgets, keep_top
+from tprl.budget import keep_top
 from tprl.errors import UserError
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.learned import LearnedPruner
@@ -58,6 +58,7 @@ def demonstrate(
     """
     if "region" in demonstrator.extras:
         raise UserError(f"pruner={demonstrator.name} knows where the answer is and cannot demonstrate: use another.")
+    pruner.to(lvlm.device)  # a stage's setup runs before Lightning moves anything
     parts = []
     for start in range(0, min(count, len(dataset)), batch_size):
         samples = [dataset[i] for i in range(start, min(start + batch_size, count, len(dataset)))]
@@ -92,7 +93,8 @@ def _episodes(
         for ratio in reversed(schedule):
             mask = demonstrator.select(encoded, ratio).keep
             if masks:
-                mask = keep_top(masks[-1].float() * 2 + mask, encoded.visual_mask, budgets(ratio, encoded.visual_mask))
+                # The heuristic's own count: with several images per sample, budgets are per image.
+                mask = keep_top(masks[-1].float() * 2 + mask, encoded.visual_mask, mask.sum(1))
             masks.append(mask)
         keep[:, rows] = torch.stack(masks[::-1])[:, rows]
     assert all(bool((~later | earlier).all()) for earlier, later in pairwise(keep))
@@ -107,12 +109,9 @@ def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
 
     def joined(name: str, size: int) -> Tensor:
         tensors = [getattr(part.x, name).cpu() for part in parts]
-        return torch.cat(
-            [F.pad(t, (0,) * (2 * (t.ndim - 2)) + (0, size - t.shape[1])) for t in tensors]
-        )
+        return torch.cat([F.pad(t, (0,) * (2 * (t.ndim - 2)) + (0, size - t.shape[1])) for t in tensors])
 
-    x = PolicyInput(
-        joined("codes", tokens), joined("xy", tokens), joined("mask", tokens), joined("query", words), joined("query_mask", words)
-    )
+    visual = [joined(name, tokens) for name in ("codes", "xy", "mask")]
+    x = PolicyInput(*visual, joined("query", words), joined("query_mask", words))
     keep = torch.cat([F.pad(part.keep, (0, tokens - part.keep.shape[2])) for part in parts], 1)
     return Demonstrations(x, keep, torch.cat([part.keep_ratio for part in parts]))

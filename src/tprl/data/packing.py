@@ -68,7 +68,12 @@ class PackStream(IterableDataset[Pack]):
     ) -> None:
         self.processor, self.start, self.stop, self.patch = processor, start, stop, patch
         self.text_from, self.caption_until = text_from, caption_until
-        self.vision_batch, self.language_batch, self.questions, self.seed = vision_batch, language_batch, questions, seed
+        self.vision_batch, self.language_batch, self.questions, self.seed = (
+            vision_batch,
+            language_batch,
+            questions,
+            seed,
+        )
         self._tokens: dict[str, list[int]] = {}
 
     def __iter__(self) -> Iterator[Pack]:
@@ -124,7 +129,12 @@ class PackStream(IterableDataset[Pack]):
         share = masks.reshape(len(masks), cells, p, cells, p).sum((2, 4)).reshape(len(masks), -1)
         owner = np.where(share.max(0) * 6 >= p * p, share.argmax(0) + 1, 0)
         table = [(0, 0, 0, (IGNORE,) * 4)] + [
-            (1 + [*scenes.COLORS].index(t.color), 1 + scenes.SHAPES.index(t.shape), 1 + [*scenes.SIZES].index(t.size), t.box)
+            (
+                1 + [*scenes.COLORS].index(t.color),
+                1 + scenes.SHAPES.index(t.shape),
+                1 + [*scenes.SIZES].index(t.size),
+                tuple(map(int, t.box)),
+            )
             for t in scene.things
         ]
         looks = torch.zeros(len(scenes.COLORS) * len(scenes.SHAPES))

@@ -45,7 +45,8 @@ class Thing(NamedTuple):
 
     @property
     def box(self) -> Box:
-        return (self.x - self.half, self.y - self.half, self.x + self.half, self.y + self.half)
+        x1, y1, x2, y2 = self.x - self.half, self.y - self.half, self.x + self.half, self.y + self.half
+        return (float(x1), float(y1), float(x2), float(y2))
 
 
 class Question(NamedTuple):
@@ -273,6 +274,9 @@ class Scenes:
         limit: use only the first `limit` questions; None uses the whole split.
         seed: shifts the *training* images only.
         families: families to ask; leaving one out is for transfer studies.
+
+    Raises:
+        UserError: an unknown split or family, a family twice, or a limit below 1.
     """
 
     name = "scenes"
@@ -285,9 +289,13 @@ class Scenes:
         unknown = sorted(set(families) - set(FAMILIES))
         if unknown or not families:
             raise UserError(f"families={list(families)} is not valid for scenes: choose from {', '.join(FAMILIES)}.")
+        if len(set(families)) < len(families):
+            raise UserError(f"families={list(families)} repeats a family: name each at most once.")
+        if limit is not None and limit < 1:
+            raise UserError(f"limit={limit} leaves no question of scenes: use at least 1, or null for the whole split.")
         self.split, self.families = split, tuple(families)
         self._key = (split, seed if split == "train" else 0)
-        self._length = min(limit or SPLITS[split], SPLITS[split])
+        self._length = SPLITS[split] if limit is None else min(limit, SPLITS[split])
 
     def __len__(self) -> int:
         return self._length

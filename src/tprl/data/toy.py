@@ -77,7 +77,8 @@ class ToyDataset:
 def cell_box(index: int) -> Box:
     """Pixels of a cell, counted in raster order."""
     row, column = divmod(index, COLUMNS)
-    return (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
+    x, y = float(column * CELL), float(row * CELL)
+    return (x, y, x + CELL, y + CELL)
 
 
 def read_cells(image: Image.Image) -> list[Cell]:

@@ -1,10 +1,15 @@
 """LLaVA (CLIP or SigLIP tower, MLP projector, Llama-like LM) on the stock Hugging Face class, frozen."""
 
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+from huggingface_hub.errors import HFValidationError
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
@@ -59,7 +64,12 @@ class Llava:
 
     @torch.no_grad()
     def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
-        """Everything up to the language model's input. An image that several samples share is encoded once."""
+        """Everything up to the language model's input. An image that several samples share is encoded once.
+
+        Raises:
+            UserError: an extra that is not known here, or a sample with more or fewer images than the prompt shows.
+        """
+        self._check_images(samples)
         images, owner = _unique_images(samples)
         texts = [self.prompt.format(question=sample.question) for sample in samples]
         flat = [image for sample in samples for image in sample.images]
@@ -104,6 +114,15 @@ class Llava:
             extras=found,
         )
 
+    def _check_images(self, samples: Sequence[Sample]) -> None:
+        room = self.prompt.count("<image>")
+        for sample in samples:
+            if len(sample.images) != room:
+                raise UserError(
+                    f"sample {sample.uid} has {len(sample.images)} images, and the prompt of {self.name} shows {room}: "
+                    f"write as many <image> into model.prompt."
+                )
+
     def _see(self, pixels: Float[Tensor, "I 3 H W"], extras: frozenset[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Projected tokens [I N D], and the asked-for extras of each image."""
         known = {"cls_attention", "vision_features", "region"}
@@ -127,7 +146,8 @@ class Llava:
 
         Recomputed for the one row that is needed, so that the tower keeps SDPA.
         """
-        block = self.model.model.vision_tower.encoder.layers[layer]
+        # hidden[0] is the embedding: counted from the front, hidden[n] is made by layer n - 1.
+        block = self.model.model.vision_tower.encoder.layers[layer - 1 if layer > 0 else layer]
         x = block.layer_norm1(hidden[layer - 1])
         heads = block.self_attn.num_heads
         query = block.self_attn.q_proj(x[:, :1]).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -174,13 +194,17 @@ class Llava:
             real = ids >= 0
             width = ids.shape[1]
             last = part.positions[0, :, -1:]
-            logits = self.model(
-                inputs_embeds=torch.cat([part.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
-                attention_mask=torch.cat([part.attention, real], 1).long(),
-                position_ids=torch.cat([part.positions[0], last + 1 + torch.arange(width, device=self.device)], 1),
-                logits_to_keep=width + 1,
-                use_cache=False,
-            ).logits[:, :-1].float()
+            logits = (
+                self.model(
+                    inputs_embeds=torch.cat([part.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
+                    attention_mask=torch.cat([part.attention, real], 1).long(),
+                    position_ids=torch.cat([part.positions[0], last + 1 + torch.arange(width, device=self.device)], 1),
+                    logits_to_keep=width + 1,
+                    use_cache=False,
+                )
+                .logits[:, :-1]
+                .float()
+            )
             picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
             log_probs.append((picked * real).sum(1) / real.sum(1))
             exact.append(((logits.argmax(-1) == ids) | ~real).all(1))
@@ -214,15 +238,22 @@ class Llava:
 def _load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         processor = AutoProcessor.from_pretrained(source)
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-    except SafetensorError as error:
-        raise UserError(f"the weights of {name} in {source} are damaged ({error}): copy the folder again.") from error
+        model, found = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model={name} needs the weights '{source}', and they are neither a local folder nor within reach on the "
             f"hub: set model.pretrained=/path/to/a/downloaded/folder, or use model=tiny_llava, which ships with TPRL."
         ) from error
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if isinstance(error, SafetensorError) else "their shapes do not fit"
+        raise _damaged(source, name, reason) from error
+    if found["missing_keys"]:  # transformers would go on with random weights in their place
+        raise _damaged(source, name, f"{min(found['missing_keys'])} is not there")
     return model, processor
+
+
+def _damaged(source: str, name: str, reason: str) -> UserError:
+    return UserError(f"the weights of {name} in {source} are damaged ({reason}): copy the folder again.")
 
 
 def _unique_images(samples: Sequence[Sample]) -> tuple[list[Any], list[int]]:

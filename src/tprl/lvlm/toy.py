@@ -29,6 +29,7 @@ class ToyLVLM:
     otherwise. The answer's distribution is a softmax of `sharpness` times the evidence, with 1.5 for "unknown".
 
     Args:
+        name: how results call this model.
         width: D, at least the number of kinds and values and 6 more for noise.
         sharpness: about 2 x the gap in nats between a prompt with the answer and one without.
         device: where encodings live.
@@ -37,13 +38,11 @@ class ToyLVLM:
         UserError: the width is too small.
     """
 
-    name = "toy"
-
-    def __init__(self, width: int = 32, sharpness: float = 8.0, device: str = "cpu") -> None:
+    def __init__(self, name: str = "toy", width: int = 32, sharpness: float = 8.0, device: str = "cpu") -> None:
         coded = len(KINDS) + len(VALUES)
         if width < coded + 6:
             raise UserError(f"model.width={width} cannot hold {coded} codes and noise: give at least {coded + 6}.")
-        self.width, self.sharpness, self.device = width, sharpness, torch.device(device)
+        self.name, self.width, self.sharpness, self.device = name, width, sharpness, torch.device(device)
         draw = torch.Generator().manual_seed(0)
         basis = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=draw)).Q.float()
         self._kinds, self._values, rest = basis.split([len(KINDS), len(VALUES), width - coded])

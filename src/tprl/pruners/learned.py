@@ -134,11 +134,13 @@ class LearnedPruner(nn.Module):
         if self.serving.select == "gumbel":
             noise = uniforms(uids, 0, x.mask.shape[1]).to(logits.device)
         k, how = budgets(keep_ratio, x.mask), self.serving
+        if how.select == "threshold" and how.tau is None:
+            raise UserError(f"pruner {self.name} selects by a threshold it does not have: set policy.tau or another select.")
         select: Select = how.select  # type: ignore[assignment]
         return serve(logits, x.mask, k, select, similarity=x.similarity, tau=how.tau, noise=noise, quality=how.quality)
 
     def _above_threshold(self, x: PolicyInput) -> Bool[Tensor, "B V"]:
-        if self.serving.tau is None:
+        if self.serving.tau is None or "threshold_ratio" not in self.trained_on:
             raise UserError(f"pruner {self.name} has no threshold: give a keep_ratio, or calibrate one by stage=ppo.")
         reference = float(self.trained_on["threshold_ratio"])
         return serve(self.logits(x, reference), x.mask, None, "threshold", tau=self.serving.tau)
@@ -154,6 +156,14 @@ class LearnedPruner(nn.Module):
         self.serving = replace(self.serving, tau=tau)
         self.trained_on["threshold_ratio"] = keep_ratio
         return tau
+
+    def train_only(self, part: str, without: str | tuple[str, ...] = ()) -> None:
+        """Let gradients reach only the parameters named `part`..., except those named `without`...
+
+        Under DDP a parameter that requires a gradient and never gets one stops every rank.
+        """
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith(part) and not name.startswith(without))
 
     # --- folder ------------------------------------------------------------------------------------------------
 
@@ -202,7 +212,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} does not exist: give the directory that a training run printed as `run:`.")
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no trained pruner ({CONFIG} and {WEIGHTS}): has its run finished?")
-    return json.loads((folder / CONFIG).read_text())
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG} is damaged ({error}): copy it again or train anew.") from error
 
 
 def load_weights(pruner: LearnedPruner, folder: Path) -> None:

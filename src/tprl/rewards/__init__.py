@@ -1,7 +1,7 @@
 """Reward terms, one file each, and their weighted composition."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +10,7 @@ from tprl.errors import UserError
 from tprl.types import Outcome
 
 
+@runtime_checkable
 class Term(Protocol):
     """One term of a reward. `needs` names the fields of Outcome that it reads: "score", "log_prob"."""
 

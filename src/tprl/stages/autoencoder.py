@@ -1,13 +1,18 @@
 """Stage `autoencoder`: compact codes of visual tokens, learnt token by token without labels."""
 
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner
-from tprl.types import LVLM, Dataset
+from tprl.types import LVLM, Dataset, Sample
 
 
 class AutoencoderStage(pl.LightningModule):
@@ -40,26 +45,36 @@ class AutoencoderStage(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if self.pruner.autoencoder is None:
             raise ValueError("policy.code_width=0 has no autoencoder: skip this stage.")
+        self.pruner.train_only("autoencoder.")
         tokens = self._tokens()
-        held_out = len(tokens) // 10
-        self.held_out, self.tokens = tokens[:held_out].flatten(0, 1), tokens[held_out:].flatten(0, 1)
+        held_out = max(1, len(tokens) // 10)
+        self.held_out, self.tokens = torch.cat(tokens[:held_out]), torch.cat(tokens[held_out:])
         self.pruner.autoencoder.fit_statistics(self.tokens.float())
 
-    def _tokens(self) -> Float[Tensor, "I V D"]:
-        """Projected tokens of the first `images` distinct images, fp16."""
-        wanted, seen, parts, batch = self.hparams["images"], set[int](), [], []
-        for index in range(len(self.dataset)):
-            sample = self.dataset[index]
-            if id(sample.images[0]) in seen:
-                continue
-            seen.add(id(sample.images[0]))
-            batch.append(sample)
-            if len(batch) == 64 or len(seen) == wanted:
-                parts.append(self.lvlm.encode(batch).visual.half().cpu())
-                batch = []
-            if len(seen) == wanted:
-                break
-        return torch.cat(parts)
+    def _tokens(self) -> list[Float[Tensor, "N D"]]:
+        """Projected tokens of each of the first `images` questions about distinct images, fp16.
+
+        Raises:
+            UserError: the dataset shows fewer than two images.
+        """
+        samples = list(islice(self._distinct(), self.hparams["images"]))
+        if len(samples) < 2:
+            raise UserError(f"dataset {self.dataset.name} shows {len(samples)} images: stage=autoencoder needs 2.")
+        tokens = []
+        for start in range(0, len(samples), 64):
+            encoded = self.lvlm.encode(samples[start : start + 64])
+            pairs = zip(encoded.visual.half().cpu(), encoded.visual_mask.cpu(), strict=True)
+            tokens += [visual[mask] for visual, mask in pairs]
+        return tokens
+
+    def _distinct(self) -> Iterator[Sample]:
+        """The first question about every image. Pixels decide, because an object's id is soon used again."""
+        seen = set[bytes]()
+        for sample in (self.dataset[index] for index in range(len(self.dataset))):
+            pixels = hashlib.blake2b(b"".join(image.tobytes() for image in sample.images)).digest()
+            if sample.images and pixels not in seen:
+                seen.add(pixels)
+                yield sample
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         order = torch.Generator().manual_seed(self.hparams["seed"])

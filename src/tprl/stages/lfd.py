@@ -1,7 +1,7 @@
 """Stage `lfd`: learning from demonstrations. The policy imitates a heuristic, decision by decision."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -62,6 +62,7 @@ class LfD(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         h = self.hparams
+        self.pruner.train_only("net.", without="net.value_head")
         if self.demonstrations is None:  # several learners may share one set
             ratios = [h["keep_ratio"]] if isinstance(h["keep_ratio"], float | int) else list(h["keep_ratio"])
             self.demonstrations = demonstrate(
@@ -79,7 +80,8 @@ class LfD(pl.LightningModule):
     def train_dataloader(self) -> DataLoader[Demonstrations]:
         assert self.demonstrations is not None
         h = self.hparams
-        return DataLoader(_Epochs(self.demonstrations, h["batch_size"], h["seed"]), batch_size=None)
+        stream = _Epochs(self.demonstrations, h["batch_size"], h["seed"], lambda: self.current_epoch)
+        return DataLoader(stream, batch_size=None)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.pruner.net.parameters(), lr=self.hparams["lr"])
@@ -110,9 +112,7 @@ class LfD(pl.LightningModule):
         self.samples_seen, self.best, self.best_state = saved["samples_seen"], saved["best"], saved["best_state"]
 
 
-def imitation_loss(
-    pruner: LearnedPruner, batch: Demonstrations
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def imitation_loss(pruner: LearnedPruner, batch: Demonstrations) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(cross-entropy, share of equal decisions), means over alive tokens, then samples, then steps."""
     x = batch.x._replace(codes=batch.x.codes.float(), query=batch.x.query.float())
     alive, losses, equal = x.mask, [], []
@@ -127,14 +127,14 @@ def imitation_loss(
 
 
 class _Epochs(IterableDataset[Demonstrations]):
-    """Batches of one epoch; every epoch has its own order."""
+    """Batches of one epoch; every epoch has its own order, also after a resume."""
 
-    def __init__(self, demonstrations: Demonstrations, batch_size: int, seed: int) -> None:
-        self.demonstrations, self.batch_size = demonstrations, batch_size
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, demonstrations: Demonstrations, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.demonstrations, self.batch_size, self.seed, self.epoch = demonstrations, batch_size, seed, epoch
 
     def __len__(self) -> int:
         return -(-len(self.demonstrations.keep_ratio) // self.batch_size)
 
     def __iter__(self) -> Iterator[Demonstrations]:
-        return self.demonstrations.batches(self.batch_size, self.generator)
+        order = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
+        return self.demonstrations.batches(self.batch_size, order)

@@ -8,7 +8,7 @@ import copy
 import math
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +20,7 @@ from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
 from tprl.policy.action import ActionRule, noise_width
-from tprl.policy.networks import PolicyInput
+from tprl.policy.networks import PolicyInput, PolicyNet
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rewards import WeightedReward
 from tprl.rl.gae import gae, group_advantage
@@ -95,7 +95,8 @@ class PPO(pl.LightningModule):
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "reward", "served"])
         self.automatic_optimization = False
         self.pruner, self.lvlm, self.dataset, self.reward, self.served = pruner, lvlm, dataset, reward, served
-        self.ratios = [check_keep_ratio(r) for r in ([keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio)]
+        ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
+        self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
         if budget not in ("free", "lagrange", "exact_k"):
             raise UserError(f"stage.budget={budget} is unknown: use free, lagrange or exact_k.")
         if advantage not in ("gae", "grpo"):
@@ -109,20 +110,27 @@ class PPO(pl.LightningModule):
         self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
         self.curves: dict[str, list[tuple[float, float]]] = {"sampled": [], "served": []}
 
+    @property
+    def net(self) -> PolicyNet:
+        return cast(PolicyNet, self.pruner.net)
+
     # --- data and optimiser ------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self.pruner.train_only("net.", without="net.value_head" if self.hparams["advantage"] == "grpo" else ())
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
         stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"], *self._rank())
-        return DataLoader(stream, batch_size=None)
+        return DataLoader(stream, batch_size=None, collate_fn=list)  # the default one would rebuild every Sample
 
     def _rank(self) -> tuple[int, int]:
         return (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimiser, two groups: the value head has the critic's rate, everything else the actor's."""
-        critic = [p for name, p in self.pruner.net.named_parameters() if name.startswith("value_head")]
-        actor = [p for name, p in self.pruner.net.named_parameters() if not name.startswith("value_head")]
+        critic = [p for name, p in self.net.named_parameters() if name.startswith("value_head")]
+        actor = [p for name, p in self.net.named_parameters() if not name.startswith("value_head")]
         h = self.hparams
         groups = [{"params": actor, "lr": h["lr_actor"]}, {"params": critic, "lr": h["lr_critic"]}]
         return torch.optim.Adam(groups, eps=1e-5)
@@ -146,8 +154,10 @@ class PPO(pl.LightningModule):
         repeated = torch.tensor(rows, device=encoded.embeds.device)
         x = self.pruner.observe(encoded).rows(repeated)
         keep_ratio = self._draw_ratios(samples)[repeated.cpu()].to(repeated.device)
-        rollout = collect(self.pruner.net, x, rule, h["steps"], keep_ratio, self._noise(samples, x, rule), h["group"])  # type: ignore[arg-type]
-        outcome = self._measure([samples[i] for i in rows], encoded.rows(rows), rollout, (full.score[repeated], full.log_prob[repeated]))
+        noise = self._noise(samples, x, rule)
+        rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
+        full_rows = (full.score[repeated], full.log_prob[repeated])
+        outcome = self._measure([samples[i] for i in rows], encoded.rows(rows), rollout, full_rows)
         terms = self.reward(outcome)
         reward = torch.stack(list(terms.values())).sum(0)
         kept = rollout.action[-1].sum(1) / x.mask.sum(1)
@@ -213,25 +223,28 @@ class PPO(pl.LightningModule):
     ) -> tuple[list[PPOLoss], int]:
         """Epochs of minibatches; whole groups stay together, because they share one network pass at t = 0."""
         h = self.hparams
-        group = h["group"]
+        group, batch = h["group"], max(1, h["minibatch"] // h["group"])
         order = torch.Generator().manual_seed(h["seed"] * 1_000_003 + self.iteration)
         optimiser = self.optimizers()
         assert not isinstance(optimiser, list)
         for param_group, rate in zip(optimiser.param_groups, (h["lr_actor"], h["lr_critic"]), strict=True):
             param_group["lr"] = rate * (1 - self.iteration / h["iterations"] if h["anneal"] else 1)
         losses: list[PPOLoss] = []
-        for epoch in range(h["update_epochs"]):
-            for part in torch.randperm(len(keep_ratio) // group, generator=order).split(max(1, h["minibatch"] // group)):
-                index = (part.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
-                loss = self._loss(x.rows(index), rule, rollout.rows(index), keep_ratio[index], advantage[:, index], None if target is None else target[:, index])
+        for epoch in range(1, h["update_epochs"] + 1):
+            fresh: list[PPOLoss] = []
+            for part in torch.randperm(len(keep_ratio) // group, generator=order).split(batch):
+                i = (part.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
+                part_target = None if target is None else target[:, i]
+                loss = self._loss(x.rows(i), rule, rollout.rows(i), keep_ratio[i], advantage[:, i], part_target)
                 optimiser.zero_grad()
                 self.manual_backward(loss.total)
-                nn.utils.clip_grad_norm_(self.pruner.net.parameters(), h["grad_clip"])
+                nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
                 optimiser.step()
-                losses.append(loss)
-            if float(self._all_mean(torch.stack([loss.kl for loss in losses]).mean())) > h["kl_stop"]:
-                break
-        return losses, epoch + 1
+                fresh.append(loss)
+            losses += fresh
+            if float(self._all_mean(torch.stack([loss.kl for loss in fresh]).mean())) > h["kl_stop"]:
+                return losses, epoch
+        return losses, h["update_epochs"]
 
     def _loss(
         self,
@@ -245,7 +258,7 @@ class PPO(pl.LightningModule):
         """The mean of the losses of the T steps."""
         h, parts = self.hparams, []
         for t in range(len(rollout.alive)):
-            log_prob, entropy, value = evaluate_actions(self.pruner.net, x, rule, rollout, keep_ratio, t, h["group"])  # type: ignore[arg-type]
+            log_prob, entropy, value = evaluate_actions(self.net, x, rule, rollout, keep_ratio, t, h["group"])
             parts.append(
                 ppo_loss(
                     log_prob,
@@ -290,7 +303,8 @@ class PPO(pl.LightningModule):
         for name, values in zip(PPOLoss._fields, zip(*losses, strict=True), strict=True):
             self.log(f"ppo/{name}", torch.stack(values).detach().mean())
         self.log_dict({f"reward/{name}": value.sum(0).mean() for name, value in terms.items()})
-        self.log_dict({"reward/return": reward.sum(0).mean(), "ppo/keep_ratio": kept.mean(), "ppo/update_epochs": float(epochs)})
+        self.log_dict({"reward/return": reward.sum(0).mean(), "ppo/keep_ratio": kept.mean()})
+        self.log("ppo/update_epochs", float(epochs))
         if outcome.score is not None:
             self.curves["sampled"].append((float(self.samples_seen), float(outcome.score[-1].mean())))
             self.log("ppo/sampled", outcome.score[-1].mean(), prog_bar=True)
@@ -335,7 +349,8 @@ class PromptStream(IterableDataset[list[Sample]]):
         self.seed, self.rank, self.ranks = seed, rank, ranks
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        """Iterations of the whole run: a resumed Trainer counts those done before as well."""
+        return self.stop
 
     def __iter__(self) -> Iterator[list[Sample]]:
         size = len(self.dataset)

@@ -86,7 +86,9 @@ class Pretrain(pl.LightningModule):
             questions=h["questions"],
             seed=h["seed"],
         )
-        return DataLoader(stream, batch_size=None, num_workers=h["workers"], prefetch_factor=4 if h["workers"] else None)
+        return DataLoader(
+            stream, batch_size=None, num_workers=h["workers"], prefetch_factor=4 if h["workers"] else None
+        )
 
     # --- optimisation -----------------------------------------------------------------------------------------
 
@@ -94,7 +96,12 @@ class Pretrain(pl.LightningModule):
         h = self.hparams
         tower = [*self.llava.model.vision_tower.parameters(), *self.clip.text_model.parameters()]
         tower += [*self.clip.visual_projection.parameters(), *self.clip.text_projection.parameters()]
-        tower += [self.clip.logit_scale, *self.cls_head.parameters(), *self.box_head.parameters(), *self.edge_head.parameters()]
+        tower += [
+            self.clip.logit_scale,
+            *self.cls_head.parameters(),
+            *self.box_head.parameters(),
+            *self.edge_head.parameters(),
+        ]
         tower += [*self.patch_head.parameters()]
         bridge = list(self.llava.model.multi_modal_projector.parameters())
         language = [*self.llava.model.language_model.parameters(), *self.llava.lm_head.parameters()]
@@ -121,7 +128,9 @@ class Pretrain(pl.LightningModule):
         self.consumed = pack.step + 1
         terms = self._vision_terms(pack) if pack.step < self.hparams["vision_steps"] else self._language_terms(pack)
         loss = torch.stack([value for name, value in terms.items() if name.startswith("loss/")]).sum()
-        self.log_dict({f"pretrain/{name}": value.detach() for name, value in terms.items()}, batch_size=len(pack.pixels))
+        self.log_dict(
+            {f"pretrain/{name}": value.detach() for name, value in terms.items()}, batch_size=len(pack.pixels)
+        )
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -176,15 +185,20 @@ class Pretrain(pl.LightningModule):
         with torch.no_grad():
             features = self.llava.model.vision_tower(pack.pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         kept = self.kept_tokens(pack.step, *features.shape[:2])
-        tokens = self.llava.model.multi_modal_projector(features.gather(1, kept.unsqueeze(-1).expand(-1, -1, features.shape[-1])))
+        tokens = self.llava.model.multi_modal_projector(
+            features.gather(1, kept.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+        )
         hidden = self._read(tokens, kept, pack, features.shape[1])
         rows = pack.target != IGNORE
         logits = self.llava.lm_head(hidden[rows]).float()
         target, boxed = pack.target[rows], pack.is_box[rows]
         loss = F.cross_entropy(logits, target, reduction="none")
         index = torch.searchsorted(self.numbers, target[boxed])
-        loss = loss.masked_scatter(boxed, soft_cross_entropy(logits[boxed][:, self.numbers], index, reduction="none")
-                                   + outside_loss(logits[boxed], self.numbers))
+        loss = loss.masked_scatter(
+            boxed,
+            soft_cross_entropy(logits[boxed][:, self.numbers], index, reduction="none")
+            + outside_loss(logits[boxed], self.numbers),
+        )
         right = logits.argmax(-1) == target
         terms = {"loss/answer": loss.mean(), "kept": torch.tensor(kept.shape[1] / features.shape[1])}
         name = "full_accuracy" if kept.shape[1] == features.shape[1] else "pruned_accuracy"
@@ -199,8 +213,12 @@ class Pretrain(pl.LightningModule):
         h = self.hparams
         generator = torch.Generator().manual_seed(h["seed"] * 1_000_003 + step)
         done = (step - h["vision_steps"]) / max(1, h["language_steps"])
-        low = 0.6 + (h["keep_low"] - 0.6) * min(1.0, 3 * done)
-        share = 1.0 if torch.rand((), generator=generator) < h["full_share"] else low + (1 - low) * float(torch.rand((), generator=generator))
+        low = 0.4 + (h["keep_low"] - 0.4) * min(1.0, 3 * done)
+        share = (
+            1.0
+            if torch.rand((), generator=generator) < h["full_share"]
+            else low + (1 - low) * float(torch.rand((), generator=generator))
+        )
         count = max(1, round(share * tokens))
         order = torch.rand(batch, tokens, generator=generator).argsort(1)[:, :count]
         return order.sort(1).values.to(self.device)
@@ -216,16 +234,23 @@ class Pretrain(pl.LightningModule):
         start = prefix.shape[1]
         image_positions = kept + start
         positions = torch.cat(
-            [torch.arange(start, device=self.device).expand(len(tokens), -1), image_positions, pack.offset + start + total], 1
+            [
+                torch.arange(start, device=self.device).expand(len(tokens), -1),
+                image_positions,
+                pack.offset + start + total,
+            ],
+            1,
         )
-        mask = packed_mask(pack.segment, start + tokens.shape[1])
+        seen = packed_mask(pack.segment, start + tokens.shape[1])
+        # Additive: eager attention adds its mask, and adding a boolean one masks nothing.
+        mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)
         out = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
         return out.last_hidden_state[:, -pack.text.shape[1] :]
 
 
 def ramp(step: int, total: int, warmup: int = 200, floor: float = 0.01) -> float:
     """Linear warm-up, then cosine to `floor`; 0 outside [0, total]."""
-    if not 0 <= step <= total:
+    if not 0 <= step <= total or total == 0:
         return 0.0
     warm = min(1.0, (step + 1) / min(warmup, max(1, total // 5)))
     return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / total)))

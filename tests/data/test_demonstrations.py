@@ -1,0 +1,128 @@
+"""What a heuristic teaches: nested masks with the right counts, whatever the batch."""
+
+import pytest
+import torch
+from tests.helpers import toy_encoded
+from tests.stages.toy_runs import WIDTH, lvlm, policy
+
+from tprl.data.demonstrations import Demonstrations, _episodes, _join, demonstrate
+from tprl.data.toy import ToyDataset
+from tprl.errors import UserError
+from tprl.policy.networks import PolicyInput
+from tprl.pruners.cls_attention import ClsAttentionPruner
+from tprl.pruners.oracle import OraclePruner
+from tprl.pruners.uniform import UniformPruner
+from tprl.types import Pruner
+
+
+def shown(
+    demonstrator: Pruner | None = None,
+    count: int = 30,
+    keep_ratios: tuple[float, ...] = (0.5, 1 / 12),
+    steps: int = 3,
+    **options: object,
+) -> Demonstrations:
+    teacher = demonstrator or UniformPruner()
+    return demonstrate(teacher, policy(), lvlm(), ToyDataset(), count, keep_ratios, steps, **options)  # type: ignore[arg-type]
+
+
+class TestMasks:
+    def test_every_step_keeps_a_subset_of_the_one_before(self) -> None:
+        """Uniform grids of different sizes are not nested by themselves."""
+        encoded = lvlm().encode([ToyDataset()[0]])
+        free = [UniformPruner().select(encoded, ratio).keep for ratio in (0.5, 0.25)]
+        assert (free[1] & ~free[0]).any()
+        keep = shown().keep
+        assert keep.shape == (3, 30, 24)
+        assert not (keep[1:] & ~keep[:-1]).any()
+
+    def test_the_last_mask_is_the_heuristics_own_choice(self) -> None:
+        found = shown(keep_ratios=(0.25,))
+        encoded = lvlm().encode([ToyDataset()[i] for i in range(30)])
+        assert torch.equal(found.keep[-1], UniformPruner().select(encoded, 0.25).keep)
+
+    def test_counts_shrink_geometrically_to_the_budget(self) -> None:
+        found = shown()
+        counts = {
+            (ratio, *column)
+            for ratio, column in zip(found.keep_ratio.tolist(), found.keep.sum(2).T.tolist(), strict=True)
+        }
+        assert counts == {(0.5, 19, 15, 12), (1 / 12, 10, 5, 2)}
+
+    def test_progressive_shares_are_of_what_is_alive(self) -> None:
+        """0.8, 0.6 and 0.4 of 24: 19.2, 11.52 and 4.608."""
+        found = shown(progressive=(0.8, 0.6, 0.4), keep_ratios=(0.9,), steps=1)
+        assert found.keep.sum(2).T.tolist() == [[19, 12, 5]] * 30
+        assert found.keep_ratio.tolist() == pytest.approx([0.192] * 30)
+
+    def test_samples_with_several_images_of_unequal_size(self) -> None:
+        """Each image rounds its own budget, so a sample's count is not the budget of its sum."""
+        grids = [((1, 3), (1, 3), (1, 1)), ((2, 3),), ((1, 1), (1, 1))]
+        keep, _ = _episodes(UniformPruner(), toy_encoded(grids), [1 / 3], 2, None, 0)
+        assert keep.sum(2).tolist() == [[5, 3, 2], [3, 2, 2]]
+        assert not (keep[1] & ~keep[0]).any()
+
+
+class TestDraws:
+    def test_batch_size_changes_nothing(self) -> None:
+        """Nor the order: each question's ratio depends on (seed, uid), its masks on the heuristic alone."""
+        one, other = shown(batch_size=50), shown(batch_size=7)
+        assert torch.equal(one.keep, other.keep)
+        assert torch.equal(one.keep_ratio, other.keep_ratio)
+        for a, b in zip(one.x, other.x, strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+
+    def test_ratios_are_spread_over_the_questions_and_follow_the_seed(self) -> None:
+        one, other = shown(count=200), shown(count=200, seed=1)
+        assert 60 < int((one.keep_ratio == 0.5).sum()) < 140
+        assert not torch.equal(one.keep_ratio, other.keep_ratio)
+
+    def test_uses_the_dataset_up_and_no_more(self) -> None:
+        found = demonstrate(UniformPruner(), policy(), lvlm(), ToyDataset(limit=11), 50, [0.5], 1, batch_size=4)
+        assert found.keep.shape[1] == 11
+
+    def test_an_epoch_shows_every_question_once(self) -> None:
+        found = shown(keep_ratios=(0.5,), demonstrator=ClsAttentionPruner())
+        order = torch.Generator().manual_seed(0)
+        batches = list(found.batches(8, order))
+        assert [len(batch.keep_ratio) for batch in batches] == [8, 8, 8, 6]
+        rows = torch.cat([batch.x.codes.flatten(1) for batch in batches])
+        assert sorted(rows.sum(1).tolist()) == sorted(found.x.codes.flatten(1).sum(1).tolist())
+        assert not torch.equal(rows, found.x.codes.flatten(1))
+
+    def test_the_oracle_cannot_demonstrate(self) -> None:
+        with pytest.raises(UserError, match=r"pruner=oracle knows where the answer is and cannot demonstrate"):
+            shown(OraclePruner())
+
+    def test_codes_are_stored_in_half_precision(self) -> None:
+        found = shown()
+        assert (found.x.codes.dtype, found.x.query.dtype) == (torch.float16, torch.float16)
+        assert found.x.similarity is None
+
+
+def part(tokens: int, words: int, value: float, rows: int = 2, steps: int = 2) -> Demonstrations:
+    """A part in which everything is `value` or True."""
+    full = torch.full
+    x = PolicyInput(
+        full((rows, tokens, WIDTH), value).half(),
+        full((rows, tokens, 2), value),
+        torch.ones(rows, tokens, dtype=torch.bool),
+        full((rows, words, WIDTH), value).half(),
+        torch.ones(rows, words, dtype=torch.bool),
+    )
+    return Demonstrations(x, torch.ones(steps, rows, tokens, dtype=torch.bool), torch.full((rows,), value).double())
+
+
+class TestJoin:
+    def test_tokens_and_words_are_padded_on_the_right_with_nothing(self) -> None:
+        joined = _join([part(5, 2, 1.0), part(3, 4, 2.0)])
+        assert joined.x.codes.shape == (4, 5, WIDTH)
+        assert joined.x.query.shape == (4, 4, WIDTH)
+        assert joined.x.mask.tolist() == [[True] * 5] * 2 + [[True] * 3 + [False] * 2] * 2
+        assert joined.x.query_mask.tolist() == [[True, True, False, False]] * 2 + [[True] * 4] * 2
+        assert joined.keep.tolist() == [joined.x.mask.tolist()] * 2
+        assert joined.x.codes[..., 0].tolist() == [[1.0] * 5] * 2 + [[2.0] * 3 + [0.0] * 2] * 2
+        assert joined.x.xy[..., 1].tolist() == [[1.0] * 5] * 2 + [[2.0] * 3 + [0.0] * 2] * 2
+        assert joined.x.query[..., -1].tolist() == [[1.0] * 2 + [0.0] * 2] * 2 + [[2.0] * 4] * 2
+        assert joined.keep_ratio.tolist() == [1.0, 1.0, 2.0, 2.0]
+        assert joined.keep_ratio.dtype == torch.float64

@@ -1,0 +1,153 @@
+"""The two command lines on the embedded LVLM, from a typed option to the files on disk."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tprl.entry import launch
+from tprl.evaluation.results import COLUMNS, read_results
+from tprl.pruners.learned import CONFIG, WEIGHTS, load_pruner
+from tprl.run import evaluate, train
+
+FAST = ("debug=fast", "logger=csv")
+Call = Callable[..., Path]
+
+
+def call(name: str, work: Callable[..., Path], directory: Path, *overrides: str) -> Path:
+    """What `python -m src.<name> ...` does, in this process."""
+    before = sys.argv
+    sys.argv = [f"src.{name}", *overrides, f"hydra.run.dir={directory}"]
+    try:
+        launch(name, work)
+    finally:
+        sys.argv = before
+    return directory
+
+
+def refused(capsys: pytest.CaptureFixture[str], name: str, directory: Path, *overrides: str) -> str:
+    """The one sentence on stderr of a command that must end with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        call(name, train if name == "train" else evaluate, directory, *overrides)
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return call("train", train, tmp_path_factory.mktemp("runs") / "all", *FAST)
+
+
+class TestTheChain:
+    def test_leaves_config_weights_logs_and_report(self, run: Path) -> None:
+        names = ["config.yaml", "results.csv", "samples.jsonl", "report.html", "paired.json", "done.json"]
+        assert all((run / name).is_file() for name in names)
+        assert all((run / stage / WEIGHTS).is_file() for stage in ("autoencoder", "lfd", "mlp", "pruner"))
+        assert "samples_seen" in (run / "metrics.csv").read_text().splitlines()[0]
+
+    def test_the_table_holds_every_pruner_and_column(self, run: Path) -> None:
+        with (run / "results.csv").open() as file:
+            assert tuple(csv.DictReader(file).fieldnames or ()) == COLUMNS
+        rows = read_results(run / "results.csv")
+        assert {row.pruner for row in rows} == {"keep_all", "tprl", "tprl_threshold", "tprl_lfd", "mlp", "random"}
+        accuracy = [row for row in rows if row.metric == "accuracy" and row.pruner == "tprl"]
+        assert [row.kept_tokens for row in accuracy] == [48, 32, 16]
+        assert all(row.flops_ratio < 1 for row in accuracy)
+
+    def test_the_pruner_says_what_it_was_trained_on(self, run: Path) -> None:
+        about = json.loads((run / "pruner" / CONFIG).read_text())
+        assert about["trained_on"]["stages"] == ["autoencoder", "lfd", "ppo"]
+        assert 0 < about["tau"] < 1
+
+    def test_evaluating_the_run_gives_the_same_numbers(self, run: Path, tmp_path: Path) -> None:
+        again = call("eval", evaluate, tmp_path, f"run={run}", "pruners=[random]", "keep_ratios=[0.2222]", "limit=25")
+        before = {(r.pruner, r.metric, r.value) for r in read_results(run / "results.csv") if r.keep_ratio == 0.2222}
+        after = {(r.pruner, r.metric, r.value) for r in read_results(again / "results.csv") if r.keep_ratio == 0.2222}
+        assert before
+        assert before == after
+
+    def test_batch_size_changes_no_selection_and_no_score(self, run: Path, tmp_path: Path) -> None:
+        options = (f"run={run}", "pruners=[random,divprune]", "keep_ratios=[0.1111]", "limit=20", "logger=csv")
+        tables = [
+            (call("eval", evaluate, tmp_path / str(size), *options, f"batch_size={size}") / "samples.jsonl").read_text()
+            for size in (20, 7)
+        ]
+        assert sorted(tables[0].splitlines()) == sorted(tables[1].splitlines())
+
+    @pytest.mark.slow
+    def test_the_same_seed_gives_the_same_table(self, run: Path, tmp_path: Path) -> None:
+        again = call("train", train, tmp_path, *FAST)
+        assert (again / "results.csv").read_text() == (run / "results.csv").read_text()
+        other = call("train", train, tmp_path / "other", *FAST, "seed=1")
+        assert (other / "pruner" / WEIGHTS).read_bytes() != (run / "pruner" / WEIGHTS).read_bytes()
+
+    @pytest.mark.slow
+    def test_stages_hand_weights_on(self, tmp_path: Path) -> None:
+        small = ("+stage.images=20", "stage.epochs=1")
+        codes = call("train", train, tmp_path / "a", "stage=autoencoder", "logger=csv", "stage.images=20", small[1])
+        lfd = call(
+            "train", train, tmp_path / "b", "stage=lfd", "logger=csv", f"stage.init_from={codes}", small[1],
+            "stage.demonstrations=50", "stage.served.limit=5",
+        )  # fmt: skip
+        first, second = load_pruner(codes), load_pruner(lfd)
+        assert first.autoencoder is not None
+        assert second.autoencoder is not None
+        assert all((a == b).all() for a, b in zip(first.autoencoder.parameters(), second.autoencoder.parameters()))
+        assert second.trained_on["stages"] == ["autoencoder", "lfd"]
+
+
+class TestOneSentence:
+    @pytest.mark.parametrize("value", ["0", "1.7", "a"])
+    def test_a_keep_ratio_that_is_none(self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        for stage in ("lfd", "ppo"):
+            sentence = refused(capsys, "train", tmp_path, f"stage={stage}", f"stage.keep_ratio={value}")
+            assert f"keep_ratio={value} is not a kept fraction" in sentence
+        assert f"keep_ratio={value}" in refused(capsys, "eval", tmp_path, "pruner=random", f"keep_ratios=[{value}]")
+
+    def test_a_run_that_does_not_exist(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "/no/such/run does not exist" in refused(capsys, "eval", tmp_path, "run=/no/such/run")
+        sentence = refused(capsys, "train", tmp_path, "stage=ppo", "stage.init_from=/no/such/run")
+        assert "/no/such/run does not exist" in sentence
+
+    def test_a_run_without_weights(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        (tmp_path / "old").mkdir()
+        assert "holds no config.yaml" in refused(capsys, "eval", tmp_path / "new", f"run={tmp_path / 'old'}")
+        (tmp_path / "old" / "config.yaml").write_text("model: {}\ndataset: {}\n")
+        sentence = refused(capsys, "eval", tmp_path / "new", f"run={tmp_path / 'old'}")
+        assert "holds no trained pruner" in sentence
+
+    def test_a_pruner_of_another_width(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        options = ("stage=ppo", f"stage.init_from={run}", "policy.width=32")
+        assert "does not fit this policy" in refused(capsys, "train", tmp_path, *options)
+
+    def test_damaged_weights(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        broken = tmp_path / "broken"
+        broken.mkdir()
+        (broken / CONFIG).write_text((run / "pruner" / CONFIG).read_text())
+        (broken / WEIGHTS).write_bytes((run / "pruner" / WEIGHTS).read_bytes()[:1000])
+        sentence = refused(capsys, "eval", tmp_path / "out", "pruner=tprl", f"pruner.pretrained={broken}")
+        assert "is damaged" in sentence
+
+    def test_weights_out_of_reach(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        sentence = refused(capsys, "train", tmp_path, "stage=lfd", "model=llava")
+        assert "model.pretrained=" in sentence
+        assert "model=tiny_llava" in sentence
+
+    def test_the_oracle_teaches_nobody(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        sentence = refused(capsys, "train", tmp_path, "stage=lfd", "pruner=oracle", "stage.epochs=1", *FAST[1:])
+        assert "cannot demonstrate" in sentence
+
+    def test_a_read_only_folder(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        folder = Path("/sys") if os.geteuid() == 0 else tmp_path  # root may write wherever a file system can be written
+        if folder == tmp_path:
+            tmp_path.chmod(0o500)
+        assert "cannot write" in refused(capsys, "train", folder / "run", *FAST)
+
+    def test_nothing_to_evaluate(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "nothing to evaluate" in refused(capsys, "eval", tmp_path)

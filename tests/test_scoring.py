@@ -1,0 +1,198 @@
+"""One measurement behind rewards and evaluation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tprl.data.toy import ToyDataset
+from tprl.evaluation.served import ServedScore
+from tprl.lvlm.toy import ToyLVLM
+from tprl.pruners.oracle import OraclePruner
+from tprl.pruners.random import RandomPruner
+from tprl.scoring import Scorer
+from tprl.splice import keep_all, splice
+from tprl.types import Encoded, Prompt, Sample, TokenSelection
+
+
+class Generated(ToyDataset):
+    """Every second question is scored by its generated text, with half a point for any answer."""
+
+    def teacher_forced(self, sample: Sample) -> bool:
+        return sample.family in ("apple", "chair", "eagle")
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        return 0.5 + 0.5 * super().score(sample, prediction)
+
+
+class Counting(ToyLVLM):
+    """Counts the prompts it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scored, self.answered = 0, 0
+
+    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+        self.scored += len(answers)
+        return super().score(prompt, answers)
+
+    def answer(self, prompt: Prompt) -> list[str]:
+        self.answered += len(prompt.uids)
+        return super().answer(prompt)
+
+
+def batch(lvlm: ToyLVLM, count: int = 12, dataset: ToyDataset | None = None) -> tuple[list[Sample], Encoded]:
+    samples = [(dataset or ToyDataset())[i] for i in range(count)]
+    return samples, lvlm.encode(samples, frozenset({"region"}))
+
+
+def without_answer(encoded: Encoded) -> TokenSelection:
+    return TokenSelection(encoded.visual_mask & (encoded.extras["region"] == 0))
+
+
+class TestScorer:
+    def test_exact_match_needs_one_forward_and_no_generation(self) -> None:
+        lvlm = Counting()
+        samples, encoded = batch(lvlm)
+        found = Scorer(lvlm, ToyDataset())(samples, splice(encoded, keep_all(encoded)))
+        assert found.score.tolist() == [1.0] * 12
+        assert found.predictions == [None] * 12
+        assert (lvlm.scored, lvlm.answered) == (12, 0)
+
+    def test_the_other_answers_are_generated_for_their_own_rows(self) -> None:
+        lvlm, dataset = Counting(), Generated()
+        samples, encoded = batch(lvlm, dataset=dataset)
+        scorer = Scorer(lvlm, dataset)
+        right = scorer(samples, splice(encoded, keep_all(encoded)))
+        wrong = scorer(samples, splice(encoded, without_answer(encoded)))
+        assert right.score.tolist() == [1.0] * 12
+        assert wrong.score.tolist() == [0.0, 0.5] * 6
+        assert right.predictions == [None if i % 2 == 0 else s.answers[0] for i, s in enumerate(samples)]
+        assert wrong.predictions == [None, "unknown"] * 6
+        assert lvlm.answered == 12
+
+    def test_generation_agrees_with_teacher_forcing(self) -> None:
+        class Written(ToyDataset):
+            def teacher_forced(self, sample: Sample) -> bool:
+                return False
+
+        lvlm = ToyLVLM()
+        samples, encoded = batch(lvlm, 60)
+        prompt = splice(encoded, RandomPruner().select(encoded, 0.5))
+        forced, written = Scorer(lvlm, ToyDataset())(samples, prompt), Scorer(lvlm, Written())(samples, prompt)
+        assert torch.equal(forced.score, written.score)
+        assert 0 < float(forced.score.mean()) < 1
+
+    def test_a_score_that_no_reward_reads_is_not_generated(self) -> None:
+        lvlm, dataset = Counting(), Generated()
+        samples, encoded = batch(lvlm, dataset=dataset)
+        found = Scorer(lvlm, dataset, frozenset({"log_prob"}))(samples, splice(encoded, keep_all(encoded)))
+        assert bool(found.score.isnan().all())
+        assert bool((found.log_prob > -0.1).all())
+        assert lvlm.answered == 0
+
+    def test_full_scores_are_measured_once_per_sample(self) -> None:
+        lvlm, dataset = Counting(), Generated()
+        scorer = Scorer(lvlm, dataset)
+        samples, encoded = batch(lvlm, dataset=dataset)
+        first = scorer.full(samples[:8], encoded.rows(range(8)))
+        again = scorer.full(samples[4:][::-1], encoded.rows(range(11, 3, -1)))
+        direct = Scorer(lvlm, dataset)(samples, splice(encoded, keep_all(encoded)))
+        assert lvlm.scored - 12 == scorer.evaluations == 12
+        assert torch.equal(first.log_prob, direct.log_prob[:8])
+        assert torch.equal(again.log_prob, direct.log_prob.flip(0)[:8])
+        assert torch.equal(again.score, direct.score.flip(0)[:8])
+
+    def test_a_failing_score_raises(self) -> None:
+        class Failing(Generated):
+            def score(self, sample: Sample, prediction: str) -> float:
+                raise ZeroDivisionError(sample.uid)
+
+        lvlm = ToyLVLM()
+        samples, encoded = batch(lvlm, dataset=Failing())
+        with pytest.raises(ZeroDivisionError, match="toy/train/0/book"):
+            Scorer(lvlm, Failing())(samples, splice(encoded, keep_all(encoded)))
+
+    def test_padding_of_a_batch_changes_no_score(self) -> None:
+        lvlm = ToyLVLM()
+        samples, encoded = batch(lvlm, 24)
+        prompt = splice(encoded, RandomPruner().select(encoded, 0.25))
+        together = Scorer(lvlm, ToyDataset())(samples, prompt)
+        for i, sample in enumerate(samples):
+            one = lvlm.encode([sample])
+            alone = Scorer(lvlm, ToyDataset())([sample], splice(one, RandomPruner().select(one, 0.25)))
+            assert float(alone.log_prob) == pytest.approx(float(together.log_prob[i]), abs=1e-5)
+            assert float(alone.score) == float(together.score[i])
+
+
+class TestServedScore:
+    def served(self, **options: Any) -> ServedScore:
+        return ServedScore(ToyLVLM(), ToyDataset("val"), [1 / 12, 0.5], **options)
+
+    def test_averages_over_questions_and_ratios(self) -> None:
+        class Region(OraclePruner):
+            """Encodings of the served score carry no region: look the answer's token up."""
+
+            def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+                pairs = {s.uid: s for s in (ToyDataset("val")[i] for i in range(30))}
+                again = ToyLVLM().encode([pairs[uid] for uid in encoded.uids], frozenset({"region"}))
+                chosen = super().select(again, keep_ratio)
+                lost = torch.tensor([uid.endswith("/apple") for uid in encoded.uids]) & (keep_ratio == 0.5)
+                return TokenSelection(chosen.keep & ~(lost.unsqueeze(1) & (again.extras["region"] > 0)))
+
+        found = self.served(limit=30, batch_size=7)(Region())
+        assert found["accuracy@0.083"] == 1.0
+        assert found["accuracy@0.500"] == pytest.approx(5 / 6)
+        assert found["accuracy"] == pytest.approx(11 / 12)
+        assert -0.5 < found["log_prob"] < -0.2  # one answer in twelve at about -4 nats
+
+    def test_batches_change_nothing(self) -> None:
+        one, other = (self.served(limit=40, batch_size=size)(RandomPruner()) for size in (40, 9))
+        assert one.keys() == other.keys()
+        assert list(one.values()) == pytest.approx(list(other.values()), abs=1e-6)
+
+    def test_uses_what_there_is(self) -> None:
+        assert self.served(limit=10_000).count == 600
+
+
+class TestToyModel:
+    """The measuring instrument itself."""
+
+    def test_reads_the_prompt_and_not_the_mask(self) -> None:
+        """Overwriting the answer's token with another's embedding takes the answer away, whatever was kept."""
+        lvlm = ToyLVLM()
+        samples, encoded = batch(lvlm, 60)
+        answers = [sample.answers[0] for sample in samples]
+        answer_at = (encoded.extras["region"] > 0).int().argmax(1)
+        other = (answer_at + 1) % 24
+        rows = torch.arange(60)
+        merged = encoded.visual.clone()
+        merged[rows, answer_at] = merged[rows, other]
+        kept = lvlm.score(splice(encoded, keep_all(encoded)), answers)
+        lost = lvlm.score(splice(encoded, TokenSelection(encoded.visual_mask, merged=merged)), answers)
+        pruned = lvlm.score(splice(encoded, without_answer(encoded)), answers)
+        assert bool(kept[1].all())
+        assert not lost[1].any()
+        assert not pruned[1].any()
+        assert float(kept[0].min()) > -0.2
+        assert float(pruned[0].max()) < -2
+
+    def test_the_answers_token_alone_is_enough(self) -> None:
+        lvlm = ToyLVLM()
+        samples, encoded = batch(lvlm, 60)
+        selection = TokenSelection(encoded.extras["region"] > 0)
+        assert selection.count.tolist() == [1] * 60
+        assert lvlm.answer(splice(encoded, selection)) == [sample.answers[0] for sample in samples]
+
+    def test_the_dataset_is_the_same_every_time_and_splits_are_disjoint(self) -> None:
+        pixels = {
+            split: {ToyDataset(split)[i].images[0].tobytes() for i in range(0, 120, 6)} for split in ("train", "val")
+        }
+        assert not pixels["train"] & pixels["val"]
+        assert ToyDataset("test", seed=3)[5].uid == ToyDataset("test")[5].uid == "toy/test/0/flute"
+        assert ToyDataset(seed=3)[5].uid == "toy/train-3/0/flute"
+        one, again = ToyDataset()[100], ToyDataset(limit=200)[100]
+        assert one.images[0].tobytes() == again.images[0].tobytes()
+        assert (one.question, one.answers, one.region) == (again.question, again.answers, again.region)
