@@ -23,12 +23,25 @@ class Progress:
 
 
 class FitProgress(pl.Callback):
-    """`Progress` over the batches of a fit, with the metrics that a stage marks for the progress bar."""
+    """`Progress` over the batches of a fit, with the metrics that a stage marks for the progress bar.
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.progress, self.total, self.done = Progress(label), total, done
+    Args:
+        label: name of the stage.
+        total: batches; None asks the trainer when training starts.
+        done: batches of an earlier, interrupted run.
+    """
+
+    def __init__(self, label: str, total: int | None = None, done: int = 0) -> None:
+        self.label, self.total, self.done = label, total, done
+        self.progress = Progress(label)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.progress = Progress(self.label)
+        if self.total is None:
+            self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        assert self.total is not None
         self.done += 1
         shown = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
         if trainer.is_global_zero:

@@ -11,18 +11,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.budget import check_keep_ratio
-from tprl.build import build, load_component
+from tprl.build import build, conf_dir, load_component
 from tprl.checkpoint import SaveEvery, last_checkpoint
 from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation import analysis
-from tprl.evaluation.evaluator import Entry, evaluate as answer_all, summarise
+from tprl.evaluation.evaluator import Entry, summarise
+from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.report import write_report
 from tprl.evaluation.results import FULL, print_table, write_results, write_samples
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm import tiny_llava
 from tprl.progress import FitProgress, Progress
-from tprl.pruners.learned import LearnedPruner, load_pruner, load_weights, read_config
+from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights
 from tprl.scoring import Scorer
 from tprl.types import LVLM, Dataset, Pruner
 
@@ -121,19 +122,22 @@ class Training:
         """Weights of an earlier stage, or the autoencoder that every later stage needs."""
         source = self.cfg.stage.get("init_from")
         if source:
-            folder = next((p for p in (Path(source) / "pruner", Path(source)) if (p / "config.json").is_file()), Path(source))
-            read_config(folder)
-            load_weights(self.pruner, folder)
+            load_weights(self.pruner, find_pruner(source))
         elif self.cfg.stage.name != "autoencoder" and self.pruner.autoencoder is not None:
             print("no stage.init_from: the autoencoder is trained first", flush=True)
-            self.stage(OmegaConf.load(_stage_yaml("autoencoder")), self.directory / "autoencoder")
+            self.stage(OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml"), self.directory / "autoencoder")
 
     def stage(self, config: Any, folder: Path) -> None:
         """Train one stage and save the pruner to `folder`."""
         name = config.name
         if name == "autoencoder" and self.pruner.autoencoder is None:
             return
-        live: dict[str, Any] = {"pruner": self.pruner, "lvlm": self.lvlm, "dataset": self.train_set, "seed": self.cfg.seed}
+        live: dict[str, Any] = {
+            "pruner": self.pruner,
+            "lvlm": self.lvlm,
+            "dataset": self.train_set,
+            "seed": self.cfg.seed,
+        }
         if name in ("lfd", "ppo"):
             live["served"] = ServedScore(self.lvlm, self.val_set, config.served.keep_ratios, config.served.limit)
         if name == "lfd":
@@ -174,9 +178,8 @@ class Training:
         return build(self.cfg.pruner)
 
     def _fit(self, module: Any, name: str, config: Any) -> None:
-        batches = len(module.train_dataloader()) * module.epochs if name == "ppo" else None
         resume = self.cfg.get("resume") if self.cfg.stage.name == name else None
-        callbacks: list[pl.Callback] = [_LazyProgress(name, module.epochs)] if batches is None else [FitProgress(name, batches)]
+        callbacks: list[pl.Callback] = [FitProgress(name)]
         if name == "ppo":
             callbacks.append(SaveEvery(self.directory, config.save_every))
         trainer = build(
@@ -198,31 +201,10 @@ class Training:
             self.curves |= {f"ppo: {kind}": points for kind, points in module.curves.items()}
 
 
-class _LazyProgress(pl.Callback):
-    """FitProgress for stages whose number of batches is known only after `setup`."""
-
-    def __init__(self, label: str, epochs: int) -> None:
-        self.label, self.epochs = label, epochs
-        self.inner: FitProgress | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.inner = FitProgress(self.label, int(trainer.num_training_batches) * self.epochs)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
-        assert self.inner is not None
-        self.inner.on_train_batch_end(trainer, *rest)
-
-
 def _without(config: Any, names: Sequence[str]) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key not in names}
-
-
-def _stage_yaml(name: str) -> Path:
-    from tprl.build import conf_dir
-
-    return conf_dir() / "stage" / f"{name}.yaml"
 
 
 def _pretrain(cfg: DictConfig, directory: Path) -> None:
@@ -313,9 +295,7 @@ def _evaluate(
 ) -> None:
     """Answer everything, then table, files and report."""
     scorer = Scorer(lvlm, dataset)
-    answered = answer_all(
-        scorer, dataset, entries, settings["batch_size"], settings["limit"], Progress("evaluate")
-    )
+    answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], Progress("evaluate"))
     rows = summarise(answered, lvlm.name, dataset.name)
     write_results(directory / "results.csv", rows)
     write_samples(directory / "samples.jsonl", [one.row for one in answered])
@@ -347,10 +327,6 @@ def _evaluate(
             f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
         )
     if guided is not None:
-        print(
-            f"guided by the question at {guided.keep_ratio:.3f}: two questions about one image share {guided.overlap:.0%} of "
-            f"the kept tokens (chance {guided.chance:.0%}); accuracy {guided.accuracy.mean:.1%}, with questions shuffled "
-            f"{guided.shuffled.mean:.1%}"
-        )
+        print(analysis.guided_line(guided))
     print(sentence)
     print(f"report: {directory / 'report.html'}")

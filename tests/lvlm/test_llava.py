@@ -2,7 +2,6 @@
 
 import copy
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,11 +67,11 @@ def logits_of(lvlm: Llava, prompt: Prompt) -> Tensor:
         ).logits[:, -1]
 
 
-def greedy_ids(lvlm: Llava, prompt: Prompt) -> list[list[int]]:
+def greedy_ids(lvlm: Llava, prompt: Prompt, count: int) -> list[list[int]]:
     """Greedy tokens up to and with the end token, by one uncached forward per token; the reference for `exact`."""
     ids: list[list[int]] = [[] for _ in prompt.uids]
     embeds, attention, positions = prompt.embeds, prompt.attention.long(), prompt.positions[0]
-    for _ in range(lvlm.max_new_tokens):
+    for _ in range(count):
         with torch.no_grad():
             out = lvlm.model(inputs_embeds=embeds, attention_mask=attention, position_ids=positions, use_cache=False)
         chosen = out.logits[:, -1].argmax(-1)
@@ -86,7 +85,7 @@ def greedy_ids(lvlm: Llava, prompt: Prompt) -> list[list[int]]:
 
 
 @pytest.fixture
-def generated(lvlm: Llava, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
+def generated(lvlm: Llava, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Token ids of everything that `answer` generates, padding removed."""
     seen: list[list[int]] = []
     generate = lvlm.model.generate
@@ -97,7 +96,7 @@ def generated(lvlm: Llava, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[lis
         return out
 
     monkeypatch.setattr(lvlm.model, "generate", spy)
-    yield seen
+    return seen
 
 
 class TestEncode:
@@ -243,7 +242,7 @@ class TestStock:
         full = logits_of(lvlm, splice(encoded, keep_all(encoded)))
         assert (logits_of(lvlm, prompt) - full).abs().max() > 0.1
         lvlm.answer(prompt)
-        expected = greedy_ids(lvlm, masked)
+        expected = greedy_ids(lvlm, masked, lvlm.max_new_tokens)
         assert generated == expected
 
     def test_a_ragged_batch_is_its_samples_alone(self, lvlm: Llava, encoded: Encoded) -> None:
@@ -295,8 +294,8 @@ class TestScore:
         right = wrong = 0
         for seed in range(4):
             prompt = splice(encoded, random_selection(encoded, share=0.2 + 0.2 * seed, seed=seed))
-            greedy = greedy_ids(lvlm, prompt)
-            own = [lvlm.tokenizer.decode(ids, skip_special_tokens=True) for ids in greedy]
+            greedy = greedy_ids(lvlm, prompt, 8)
+            own = [lvlm.tokenizer.decode(ids[:6], skip_special_tokens=True) for ids in greedy]
             others = [own[1:] + own[:1], [" ".join(text.split()[:-1]) for text in own], [f"{text} red" for text in own]]
             for answers in (own, *others):
                 _, exact = lvlm.score(prompt, answers)

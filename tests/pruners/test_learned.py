@@ -95,7 +95,10 @@ class TestSelect:
         asked = replace(encoded, embeds=embeds)
         for kind, differs in (("tprl", True), ("mlp", False)):
             made = pruner(kind)
-            assert torch.equal(made.select(encoded, 0.2).keep, made.select(asked, 0.2).keep) != differs
+            one, other = (made.logits(made.observe(batch), 0.2)[0] for batch in (encoded, asked))
+            assert torch.equal(one, other) != differs
+            # Not only a common offset, which would change no choice.
+            assert torch.allclose(one - one.mean(), other - other.mean(), atol=1e-3) != differs
 
     def test_stays_in_training_mode_and_out_of_the_graph(self) -> None:
         made = pruner()

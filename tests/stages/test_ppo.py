@@ -1,8 +1,6 @@
 """The RL correctness list of the method, each line a test, through the real stage and a real Trainer."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from tests.stages.toy_runs import (
-    SMALL,
     LastWeights,
     Metrics,
     SaveAt,
@@ -19,16 +16,14 @@ from tests.stages.toy_runs import (
     policy,
     ppo,
     same,
-    served,
     weights,
 )
 from torch import Tensor, nn
 
-from tprl.data.toy import KINDS, ToyDataset
+from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm.toy import ToyLVLM
-from tprl.pruners.learned import LearnedPruner
 from tprl.rewards import WeightedReward
 from tprl.rewards.log_likelihood import LogLikelihood
 from tprl.rewards.score_change import ScoreChange
@@ -362,112 +357,3 @@ class TestCheckpoints:
         assert same(weights(whole.pruner), weights(resumed.pruner))
         for name in ("lagrange", "samples_seen", "best", "curves"):
             assert getattr(whole, name) == getattr(resumed, name)
-
-
-def learned(seed: int, iterations: int, select: str = "topk", **options: Any) -> float:
-    """How often the served selection holds the named token, on 300 fresh questions, after training."""
-    pruner = policy(seed, select, width=32)
-    options = {"lr_actor": 3e-3, "lr_critic": 3e-3, "minibatch": 256, "update_epochs": 4, "entropy_coef": 0.0} | options
-    stage = ppo(
-        pruner,
-        seed=seed,
-        dataset=ToyDataset(seed=seed),
-        iterations=iterations,
-        kl_stop=0.2,
-        served=served(120),
-        validate_every=10,
-        **options,
-    )
-    fit(stage)
-    return _kept_share(pruner)
-
-
-def _kept_share(pruner: LearnedPruner) -> float:
-    test = ToyDataset("test", limit=300)
-    samples = [test[i] for i in range(len(test))]
-    encoded = lvlm().encode(samples, frozenset({"region"}))
-    keep = pruner.select(encoded, SMALL).keep
-    assert keep.sum(1).tolist() == [2] * 300
-    return float((keep & (encoded.extras["region"] > 0)).sum(1).float().mean())
-
-
-class TestLearnability:
-    """One of 24 tokens, named by the question, holds the answer; two may stay. Blind to the question at most one
-    picture in three is answered (6 kinds of objects, 2 tokens)."""
-
-    def test_an_untrained_policy_does_not_know(self) -> None:
-        assert _kept_share(policy()) < 0.4
-        assert len(KINDS) == 6
-
-    @pytest.mark.parametrize(
-        "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-    )
-    @pytest.mark.parametrize(
-        ("select", "options"),
-        [
-            ("topk", {"advantage": "grpo", "prompts": 32, "group": 8}),
-            ("topk", {"advantage": "gae", "prompts": 256}),
-            ("dpp", {"advantage": "grpo", "prompts": 32, "group": 8}),
-        ],
-        ids=["grpo", "gae", "dpp-grpo"],
-    )
-    def test_ppo_learns_to_keep_the_named_token(self, select: str, options: dict[str, Any], seed: int) -> None:
-        assert learned(seed, 60, select, **options) > 0.95
-
-    def test_the_papers_bernoulli_episodes_improve_their_return(self) -> None:
-        """Three steps, no budget: the discount starts at keeping 1.6 %; tokens cost beta, answers pay alpha."""
-        metrics = Metrics()
-        stage = ppo(
-            policy(width=32),
-            budget="free",
-            steps=3,
-            iterations=40,
-            prompts=128,
-            minibatch=128,
-            update_epochs=4,
-            lr_actor=3e-3,
-            lr_critic=3e-3,
-            kl_stop=0.2,
-            reward=WeightedReward([ScoreChange(1.0), TokensSaved(0.1)]),
-        )
-        fit(stage, metrics)
-        returns = metrics["reward/return"]
-        assert sum(returns[-5:]) / 5 > sum(returns[:5]) / 5 + 0.2
-
-
-RANKS = """
-import sys, torch
-import lightning.pytorch as pl
-from tests.stages.toy_runs import LastWeights, fit, policy, ppo
-
-class Report(LastWeights):
-    epochs = []
-    def on_train_batch_end(self, trainer, module, *rest):
-        self.epochs.append(float(trainer.callback_metrics["ppo/update_epochs"]))
-    def on_train_end(self, trainer, module):
-        super().on_train_end(trainer, module)
-        own = [s.uid for s in next(iter(module.train_dataloader().dataset.__class__(module.dataset, 4, 0, 1, 0, *module._rank())))]
-        torch.save({"weights": self.weights, "epochs": self.epochs, "uids": own}, f"{sys.argv[1]}/{trainer.global_rank}.pt")
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    options = {"advantage": sys.argv[2], "group": 4 if sys.argv[2] == "grpo" else 1}
-    stage = ppo(policy(code_width=8, hidden=16), iterations=6, update_epochs=6, kl_stop=float(sys.argv[3]), **options)
-    fit(stage, Report(), strategy="ddp_fork", devices=2)
-"""
-
-
-class TestRanks:
-    @pytest.mark.parametrize("advantage", ["gae", "grpo"])
-    def test_two_ranks_stop_alike_and_end_with_the_same_weights(self, advantage: str, tmp_path: Path) -> None:
-        root = Path(__file__).parents[2]
-        script = tmp_path / "ranks.py"
-        script.write_text(f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'src')!r}]\n{RANKS}")
-        command = [sys.executable, str(script), str(tmp_path), advantage, "0.02"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=540)
-        assert done.returncode == 0, done.stderr[-2000:]
-        one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-        assert same(one["weights"], two["weights"])
-        assert one["epochs"] == two["epochs"]
-        assert len(set(one["epochs"])) > 1  # some iterations stopped early, some did not
-        assert not set(one["uids"]) & set(two["uids"])

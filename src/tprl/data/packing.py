@@ -37,6 +37,7 @@ class Pack(NamedTuple):
     target: Int[Tensor, "B C"]  # next token where it is part of an answer, else IGNORE
     is_box: Bool[Tensor, "B C"]  # the target is a coordinate
     family: Int[Tensor, "B C"]  # index of the family, len(FAMILIES) for captions
+    region: Bool[Tensor, "B G N"]  # per segment number: patches of the objects that decide the answer; captions none
     step: int
 
 
@@ -91,10 +92,16 @@ class PackStream(IterableDataset[Pack]):
         labels = [self._patch_labels(scene) for scene in drawn]
         stream = scenes.Stream("pack", self.seed, step)
         described = with_text and (step < self.caption_until or step % 8 == 0)
-        rows = [self._segments(scene, stream, described) if with_text else [] for scene in drawn]
+        asked = [self._questions(scene, stream) if with_text else [] for scene in drawn]
+        rows = [self._segments(scene, some, described) for scene, some in zip(drawn, asked, strict=True)]
+        region = [
+            _regions(scene, some, label["owner"]) for scene, some, label in zip(drawn, asked, labels, strict=True)
+        ]
         captions = [self._encode(self._caption(scene, stream)) for scene in drawn]
         stacked = {name: torch.stack([label[name] for label in labels]) for name in labels[0]}
-        return Pack(pixels=pixels, caption=_pad(captions, 0), **stacked, **_collate(rows), step=step)
+        return Pack(
+            pixels=pixels, caption=_pad(captions, 0), **stacked, **_collate(rows), region=torch.stack(region), step=step
+        )
 
     def _encode(self, text: str) -> list[int]:
         if text not in self._tokens:
@@ -108,15 +115,13 @@ class PackStream(IterableDataset[Pack]):
         names = [f"a {t.size} {t.color} {t.shape}" for t in stream.shuffled(scene.things)]
         return "<s> a photo with " + " and ".join(names) + " </s>"
 
+    def _questions(self, scene: scenes.Scene, stream: scenes.Stream) -> list[scenes.Question]:
+        return [scenes.ask(scene, name, stream) for name in scenes.FAMILIES for _ in range(self.questions)]
+
     def _segments(
-        self, scene: scenes.Scene, stream: scenes.Stream, described: bool
+        self, scene: scenes.Scene, asked: list[scenes.Question], described: bool
     ) -> list[tuple[list[int], list[int], int]]:
-        asked = [
-            (family, scenes.ask(scene, name, stream))
-            for family, name in enumerate(scenes.FAMILIES)
-            for _ in range(self.questions)
-        ]
-        texts = [(q.text, q.answer, family) for family, q in asked]
+        texts = [(q.text, q.answer, scenes.FAMILIES.index(q.family)) for q in asked]
         if described:
             texts.append((DESCRIBE, scenes.describe(scene), len(scenes.FAMILIES)))
         tail = PROMPT.split("\n")[1]
@@ -143,6 +148,16 @@ class PackStream(IterableDataset[Pack]):
         columns = [torch.from_numpy(np.array([row[i] for row in table])[owner]) for i in range(4)]
         names = ("color", "shape", "size", "box")
         return {"owner": torch.from_numpy(owner), **dict(zip(names, columns, strict=True)), "present": looks}
+
+
+def _regions(scene: scenes.Scene, asked: list[scenes.Question], owner: Tensor) -> Bool[Tensor, "G N"]:
+    """Patches of the objects that decide each question; row 0 (padding) and the last row (caption) are empty."""
+    out = torch.zeros(len(asked) + 2, len(owner), dtype=torch.bool)
+    for number, question in enumerate(asked, 1):
+        for index, thing in enumerate(scene.things, 1):
+            if thing.box in question.region:
+                out[number] |= owner == index
+    return out
 
 
 def _collate(rows: list[list[tuple[list[int], list[int], int]]]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
@@ -106,7 +105,11 @@ def _by_image(dataset: Dataset, images: int) -> list[list[Sample]]:
 
 
 def _pair(
-    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, keep: Bool[Tensor, "B V"], masks: Sequence[NDArray[np.bool_]]
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    encoded: Encoded,
+    keep: Bool[Tensor, "B V"],
+    masks: Sequence[NDArray[np.bool_]],
 ) -> GuidedPair:
     """The two questions of an image that share least."""
     couples = [(overlap(masks[i], masks[j]), i, j) for i in range(len(masks)) for j in range(i)]
@@ -122,7 +125,9 @@ def _panels(
     pruner = entry.pruner
     selection = pruner.select(encoded, keep_ratio)
     answers = scorer.lvlm.answer(splice(encoded, selection))
-    chances = pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid() if isinstance(pruner, LearnedPruner) else None
+    chances = (
+        pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid() if isinstance(pruner, LearnedPruner) else None
+    )
     out = []
     for i, sample in enumerate(samples):
         keep = None if selection.extra is not None else _on_grid(encoded, i, selection.keep[i])
@@ -163,7 +168,8 @@ def headline(answered: Sequence[Answered], differences: Sequence[Paired], pruner
     if lowest is None or full is None:
         return f"{pruner} on {len({one.row.uid for one in answered})} questions."
     rivals = [d for d in differences if d.keep_ratio == lowest and not d.other.startswith(pruner)]
-    sentence = f"With {lowest:.1%} of the visual tokens {pruner} scores {means[pruner, lowest]:.1%}; all tokens score {full:.1%}"
+    sentence = f"With {lowest:.1%} of the visual tokens {pruner} scores {means[pruner, lowest]:.1%}; "
+    sentence += f"all tokens score {full:.1%}"
     if rivals:
         best = min(rivals, key=lambda d: d.difference)
         sentence += (
@@ -172,3 +178,12 @@ def headline(answered: Sequence[Answered], differences: Sequence[Paired], pruner
             f"{best.low * 100:+.1f} to {best.high * 100:+.1f})"
         )
     return sentence + "."
+
+
+def guided_line(found: Guided) -> str:
+    """`Guided` in one sentence."""
+    return (
+        f"guided by the question at {found.keep_ratio:.3f}: two questions about one image share {found.overlap:.0%} of "
+        f"the kept tokens (chance {found.chance:.0%}); accuracy {found.accuracy.mean:.1%}, with the questions shuffled "
+        f"{found.shuffled.mean:.1%}"
+    )

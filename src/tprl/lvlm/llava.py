@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -194,17 +195,14 @@ class Llava:
             real = ids >= 0
             width = ids.shape[1]
             last = part.positions[0, :, -1:]
-            logits = (
-                self.model(
-                    inputs_embeds=torch.cat([part.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
-                    attention_mask=torch.cat([part.attention, real], 1).long(),
-                    position_ids=torch.cat([part.positions[0], last + 1 + torch.arange(width, device=self.device)], 1),
-                    logits_to_keep=width + 1,
-                    use_cache=False,
-                )
-                .logits[:, :-1]
-                .float()
+            out = self.model(
+                inputs_embeds=torch.cat([part.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
+                attention_mask=torch.cat([part.attention, real], 1).long(),
+                position_ids=torch.cat([part.positions[0], last + 1 + torch.arange(width, device=self.device)], 1),
+                logits_to_keep=width + 1,
+                use_cache=False,
             )
+            logits = out.logits[:, :-1].float()
             picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
             log_probs.append((picked * real).sum(1) / real.sum(1))
             exact.append(((logits.argmax(-1) == ids) | ~real).all(1))
@@ -237,6 +235,8 @@ class Llava:
 
 def _load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
+        if not _within_reach(source):
+            raise OSError(f"{source} is neither a folder nor cached, and the hub does not answer")
         processor = AutoProcessor.from_pretrained(source)
         model, found = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
@@ -250,6 +250,27 @@ def _load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if found["missing_keys"]:  # transformers would go on with random weights in their place
         raise _damaged(source, name, f"{min(found['missing_keys'])} is not there")
     return model, processor
+
+
+def _within_reach(source: str) -> bool:
+    """Whether loading can succeed at all. Asked first, because the hub's client retries for long without a network."""
+    if Path(source).is_dir():
+        return True
+    try:
+        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+            return True
+    except HFValidationError:
+        return False
+    if HF_HUB_OFFLINE:
+        return False
+    if getproxies():  # only the client can tell
+        return True
+    hub = urlsplit(ENDPOINT)
+    try:
+        with socket.create_connection((hub.hostname or "", hub.port or 443), timeout=3):
+            return True
+    except OSError:
+        return False
 
 
 def _damaged(source: str, name: str, reason: str) -> UserError:

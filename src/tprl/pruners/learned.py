@@ -135,7 +135,9 @@ class LearnedPruner(nn.Module):
             noise = uniforms(uids, 0, x.mask.shape[1]).to(logits.device)
         k, how = budgets(keep_ratio, x.mask), self.serving
         if how.select == "threshold" and how.tau is None:
-            raise UserError(f"pruner {self.name} selects by a threshold it does not have: set policy.tau or another select.")
+            raise UserError(
+                f"pruner {self.name} selects by a threshold it does not have: set policy.tau or another select."
+            )
         select: Select = how.select  # type: ignore[assignment]
         return serve(logits, x.mask, k, select, similarity=x.similarity, tau=how.tau, noise=noise, quality=how.quality)
 
@@ -202,16 +204,27 @@ def uniforms(uids: Sequence[str], seed: int, width: int) -> Float[Tensor, "B N"]
     return torch.stack(rows) if rows else torch.zeros(0, width)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a pruner's folder.
+def find_pruner(pretrained: str | Path) -> Path:
+    """The folder with the weights: one that ships with TPRL, a run directory's `pruner/`, or the folder itself.
 
     Raises:
         UserError: no such folder, or no weights in it.
     """
+    places = [ASSETS / pretrained, Path(pretrained) / "pruner", Path(pretrained)]
+    folder = next((place for place in places if (place / CONFIG).is_file()), Path(pretrained))
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: give the directory that a training run printed as `run:`.")
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no trained pruner ({CONFIG} and {WEIGHTS}): has its run finished?")
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a pruner's folder.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         return json.loads((folder / CONFIG).read_text())
     except ValueError as error:
@@ -248,8 +261,7 @@ def load_pruner(pretrained: str | Path) -> LearnedPruner:
     from tprl.pruners.mlp import MLPPruner
     from tprl.pruners.tprl import TPRL
 
-    places = [ASSETS / pretrained, Path(pretrained) / "pruner", Path(pretrained)]
-    folder = next((place for place in places if (place / CONFIG).is_file()), Path(pretrained))
+    folder = find_pruner(pretrained)
     about = read_config(folder)
     kinds: dict[str, type[LearnedPruner]] = {TPRL.name: TPRL, MLPPruner.name: MLPPruner}
     kind = about.pop("pruner", None)

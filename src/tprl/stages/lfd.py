@@ -80,8 +80,12 @@ class LfD(pl.LightningModule):
     def train_dataloader(self) -> DataLoader[Demonstrations]:
         assert self.demonstrations is not None
         h = self.hparams
-        stream = _Epochs(self.demonstrations, h["batch_size"], h["seed"], lambda: self.current_epoch)
-        return DataLoader(stream, batch_size=None)
+        return DataLoader(_Epochs(self.demonstrations, h["batch_size"], h["seed"], self._epoch), batch_size=None)
+
+    def _epoch(self) -> int:
+        """Epochs done. Lightning's own counter still shows the last one when a resumed run asks for its batches."""
+        assert self.demonstrations is not None
+        return self.samples_seen // len(self.demonstrations.keep_ratio)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.pruner.net.parameters(), lr=self.hparams["lr"])
