@@ -89,16 +89,17 @@ class TestTheChain:
 
     @pytest.mark.slow
     def test_stages_hand_weights_on(self, tmp_path: Path) -> None:
-        small = ("+stage.images=20", "stage.epochs=1")
-        codes = call("train", train, tmp_path / "a", "stage=autoencoder", "logger=csv", "stage.images=20", small[1])
+        short = "stage.epochs=1"
+        codes = call("train", train, tmp_path / "a", "stage=autoencoder", "logger=csv", "stage.images=20", short)
         lfd = call(
-            "train", train, tmp_path / "b", "stage=lfd", "logger=csv", f"stage.init_from={codes}", small[1],
+            "train", train, tmp_path / "b", "stage=lfd", "logger=csv", f"stage.init_from={codes}", short,
             "stage.demonstrations=50", "stage.served.limit=5",
         )  # fmt: skip
         first, second = load_pruner(codes), load_pruner(lfd)
         assert first.autoencoder is not None
         assert second.autoencoder is not None
-        assert all((a == b).all() for a, b in zip(first.autoencoder.parameters(), second.autoencoder.parameters()))
+        pairs = zip(first.autoencoder.parameters(), second.autoencoder.parameters(), strict=True)
+        assert all((a == b).all() for a, b in pairs)
         assert second.trained_on["stages"] == ["autoencoder", "lfd"]
 
 

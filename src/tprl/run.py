@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from transformers.utils.logging import disable_progress_bar
 
 from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
@@ -22,6 +23,7 @@ from tprl.evaluation.report import write_report
 from tprl.evaluation.results import FULL, print_table, write_results, write_samples
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm import tiny_llava
+from tprl.lvlm.llava import find_model
 from tprl.progress import FitProgress, Progress
 from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights
 from tprl.scoring import Scorer
@@ -89,6 +91,7 @@ def _start(cfg: DictConfig, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
+    disable_progress_bar()
     for noisy in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
@@ -211,7 +214,10 @@ def _pretrain(cfg: DictConfig, directory: Path) -> None:
     """Train the embedded LVLM and write its folder to `<directory>/model`."""
     if cfg.model.get("name") != "tiny_llava":
         raise UserError(f"stage=pretrain trains the embedded LVLM, not {cfg.model.get('name')}: use model=tiny_llava.")
-    parts = build(cfg.stage.blueprint, seed=cfg.seed)
+    source = cfg.stage.init_from
+    if source and not (find_model(source) / "clip").is_dir():
+        raise UserError(f"stage.init_from={source} holds no model written by stage=pretrain (no clip/ in it).")
+    parts = tiny_llava.load(find_model(source)) if source else build(cfg.stage.blueprint, seed=cfg.seed)
     module = build(_without(cfg.stage, OURS), parts=parts, seed=cfg.seed)
     steps = module.hparams["vision_steps"] + module.hparams["language_steps"]
     resume = last_checkpoint(cfg.resume) if cfg.resume else None

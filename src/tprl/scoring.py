@@ -40,7 +40,8 @@ class Scorer:
         decides, the score; the other samples' answers are generated."""
         log_prob, exact = self.lvlm.score(prompt, [sample.answers[0] for sample in samples])
         self.evaluations += len(samples)
-        score, texts = exact.float(), [None] * len(samples)
+        score = exact.float()
+        texts: list[str | None] = [None] * len(samples)
         if "score" not in self.needs:
             return Scored(torch.full_like(score, torch.nan), log_prob, texts)
         written = [i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)]

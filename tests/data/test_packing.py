@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,8 @@ class TestStream:
     def test_pixels_are_those_of_the_processor(self) -> None:
         pack = stream().pack(12)
         picture = Image.fromarray(scenes.render(scenes.draw_scene("pretrain", 0, 12, 1)))
-        expected = parts().processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+        processor: Any = parts().processor.image_processor
+        expected = processor(picture, return_tensors="pt")["pixel_values"][0]
         assert torch.equal(pack.pixels[1], expected)
 
 
@@ -163,7 +165,9 @@ class TestPackedForward:
             features = made.llava.model.vision_tower(pack.pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
             tokens = made.llava.model.multi_modal_projector(features)
             seen = tokens.gather(1, at.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-            packed = made.llava.lm_head(module._read(seen, at, pack, TOKENS))
+            hidden, attention = module._read(seen, at, pack, TOKENS)
+            packed = made.llava.lm_head(hidden)
+        assert attention.shape == (2, 4, pack.text.shape[1], kept)
         for row in range(2):
             for number in range(1, int(pack.segment[row].max()) + 1):
                 columns = pack.segment[row] == number
@@ -178,7 +182,8 @@ class TestPackedForward:
         question, answer = words(pack.text[row, columns]).split(" ASSISTANT :")
         picture = Image.fromarray(scenes.render(scenes.draw_scene("pretrain", 0, pack.step, row)))
         text = PROMPT.format(question=question) + answer
-        x = made.processor(text=text, images=picture, return_tensors="pt")
+        processor: Any = made.processor
+        x = processor(text=text, images=picture, return_tensors="pt")
         image = (x["input_ids"][0] == made.llava.config.image_token_index).nonzero().squeeze(1)
         mask = torch.ones_like(x["input_ids"])
         mask[0, image] = 0
@@ -187,6 +192,32 @@ class TestPackedForward:
         with torch.no_grad():
             out = made.llava(**{**x, "attention_mask": mask, "position_ids": positions})
         return out.logits[0, -int(columns.sum()) :]
+
+
+class TestRegions:
+    def test_a_segment_knows_the_patches_of_its_questions_objects(self) -> None:
+        pack, per_family = stream().pack(12), 2
+        assert pack.region.shape == (2, 2 + per_family * len(scenes.FAMILIES), TOKENS)
+        for row in range(2):
+            scene, draws = scenes.draw_scene("pretrain", 0, 12, row), pack.segment[row]
+            assert not pack.region[row, 0].any()  # padding
+            assert not pack.region[row, -1].any()  # the caption
+            for number in range(1, per_family * len(scenes.FAMILIES) + 1):
+                ids = pack.target[row, (draws == number) & (pack.target[row] != IGNORE)]
+                owners = set(pack.owner[row, pack.region[row, number]].tolist())
+                family = scenes.FAMILIES[int(pack.family[row, draws == number][0])]
+                if family == "grounding":
+                    (thing,) = [
+                        i for i, t in enumerate(scene.things, 1) if words(ids) == f"{scenes.box_text(t.box)} </s>"
+                    ]
+                    assert owners <= {thing}
+                    assert torch.equal(pack.region[row, number], pack.owner[row] == thing)
+                if family == "count":
+                    assert len(owners) <= (int(words(ids[:1])) or len(scene.things))
+                assert 0 not in owners
+
+    def test_without_text_no_region(self) -> None:
+        assert not stream().pack(TEXT_FROM - 1).region.any()
 
 
 class TestPatchLabels:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tprl.rl.gae import gae, group_advantage
+from tprl.rl.gae import gae, group_advantage, leave_one_out
 
 
 def test_gae_of_a_hand_computed_case() -> None:
@@ -57,3 +57,14 @@ def test_group_advantage_of_literals() -> None:
 def test_incomplete_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="5 returns are not whole groups of 2"):
         group_advantage(torch.zeros(5), group=2)
+
+
+class TestLeaveOneOut:
+    def test_literal(self) -> None:
+        """Group 1: 3 - (0 + 0) / 2 = 3, 0 - (3 + 0) / 2 = -1.5 twice; group 2 is all equal."""
+        found = leave_one_out(torch.tensor([3.0, 0.0, 0.0, 7.0, 7.0, 7.0]), 3)
+        assert found.tolist() == [3.0, -1.5, -1.5, 0.0, 0.0, 0.0]
+
+    def test_whole_groups_only(self) -> None:
+        with pytest.raises(ValueError, match="whole groups"):
+            leave_one_out(torch.zeros(5), 2)

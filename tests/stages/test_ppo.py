@@ -54,8 +54,8 @@ class Probe(PPO):
         self.uids.append([sample.uid for sample in samples])
         super().training_step(samples, index)
 
-    def _measure(self, *args: Any) -> Outcome:
-        self.outcomes.append(super()._measure(*args))
+    def _measure(self, samples: Any, encoded: Any, rollout: Rollout, full: Any) -> Outcome:
+        self.outcomes.append(super()._measure(samples, encoded, rollout, full))
         return self.outcomes[-1]
 
     def _advantage(self, reward: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
@@ -210,7 +210,8 @@ class TestUpdate:
     def test_entropy_and_value_terms_reach_the_trunk(self, term: str) -> None:
         runs = []
         for coefficient in (0.0, 0.5):
-            stage = ppo(grad_clip=1e9, iterations=1, **{term: coefficient})
+            changes: dict[str, Any] = {term: coefficient}
+            stage = ppo(grad_clip=1e9, iterations=1, **changes)
             fit(stage)
             runs.append(weights(stage.pruner))
         changed = {name for name in runs[0] if not torch.equal(runs[0][name], runs[1][name])}
@@ -221,8 +222,8 @@ class TestUpdate:
         norms: list[dict[str, float]] = []
 
         class Norms(pl.Callback):
-            def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
-                named = module.pruner.net.named_parameters()
+            def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+                named = pl_module.pruner.net.named_parameters()
                 norms.append({name: float(p.grad.norm()) for name, p in named if p.grad is not None})
 
         fit(ppo(grad_clip=1e-3), Norms())
@@ -237,7 +238,9 @@ class TestUpdate:
         rates: list[list[float]] = []
 
         class Rates(pl.Callback):
-            def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            def on_train_batch_end(
+                self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+            ) -> None:
                 rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
         fit(ppo(iterations=5, lr_actor=1.0e-3, lr_critic=2e-3), Rates())
@@ -276,12 +279,13 @@ class TestBudget:
         kept = {}
         for budget in ("lagrange", "free"):
             metrics = Metrics()
-            options = {"lr_lagrange": 1.0, "entropy_coef": 0.0, "minibatch": 32, "update_epochs": 3}
-            fit(ppo(budget=budget, keep_ratio=0.2, iterations=40, prompts=32, anneal=False, **options), metrics)
+            options = {"lr_lagrange": 0.5, "minibatch": 32, "update_epochs": 3, "anneal": False, "prompts": 32}
+            fit(ppo(budget=budget, keep_ratio=0.2, iterations=45 if budget == "lagrange" else 20, **options), metrics)
             kept[budget] = metrics["ppo/keep_ratio"]
             assert kept[budget][0] == pytest.approx(0.5, abs=0.1)
-        assert sum(kept["lagrange"][-10:]) / 10 == pytest.approx(0.2, abs=0.04)
-        assert sum(kept["free"][-10:]) / 10 > 0.4
+        assert sum(kept["lagrange"][-20:]) / 20 == pytest.approx(0.2, abs=0.05)
+        assert min(kept["lagrange"]) > 0.08  # never near the single forced token, from where nothing is explored
+        assert kept["free"][-1] > 0.6
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -33,7 +33,7 @@ if __name__ == "__main__":
 
 
 class TestRanks:
-    @pytest.mark.parametrize("advantage", ["gae", "grpo"])
+    @pytest.mark.parametrize("advantage", ["gae", pytest.param("grpo", marks=pytest.mark.slow)])
     def test_two_ranks_stop_alike_and_end_with_the_same_weights(self, advantage: str, tmp_path: Path) -> None:
         root = Path(__file__).parents[2]
         script = tmp_path / "ranks.py"

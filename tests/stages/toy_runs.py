@@ -63,6 +63,7 @@ def ppo(pruner: TPRL | None = None, kind: type[PPO] = PPO, **options: Any) -> PP
 
 def fit(stage: Any, *callbacks: pl.Callback, ckpt_path: Path | None = None, **options: Any) -> pl.Trainer:
     """Train a stage without any output."""
+    settings: dict[str, Any] = {"enable_checkpointing": False} | options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = pl.Trainer(
@@ -72,7 +73,7 @@ def fit(stage: Any, *callbacks: pl.Callback, ckpt_path: Path | None = None, **op
             callbacks=list(callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
-            **({"enable_checkpointing": False} | options),
+            **settings,
         )
         trainer.fit(stage, ckpt_path=ckpt_path)
     return trainer
@@ -93,7 +94,7 @@ class Metrics(pl.Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def __getitem__(self, name: str) -> list[float]:
@@ -106,13 +107,13 @@ class SaveAt(pl.Callback):
     def __init__(self, batch: int, path: Path) -> None:
         self.batch, self.path = batch, path
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *rest: Any) -> None:
-        if rest[-1] + 1 == self.batch:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 == self.batch:
             trainer.save_checkpoint(self.path)
 
 
 class LastWeights(pl.Callback):
     """The pruner's weights when training ended, before the best ones are put back."""
 
-    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self.weights = weights(module.pruner)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.weights = weights(pl_module.pruner)

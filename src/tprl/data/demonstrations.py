@@ -111,7 +111,12 @@ def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
         tensors = [getattr(part.x, name).cpu() for part in parts]
         return torch.cat([F.pad(t, (0,) * (2 * (t.ndim - 2)) + (0, size - t.shape[1])) for t in tensors])
 
-    visual = [joined(name, tokens) for name in ("codes", "xy", "mask")]
-    x = PolicyInput(*visual, joined("query", words), joined("query_mask", words))
+    x = PolicyInput(
+        codes=joined("codes", tokens),
+        xy=joined("xy", tokens),
+        mask=joined("mask", tokens),
+        query=joined("query", words),
+        query_mask=joined("query_mask", words),
+    )
     keep = torch.cat([F.pad(part.keep, (0, tokens - part.keep.shape[2])) for part in parts], 1)
     return Demonstrations(x, keep, torch.cat([part.keep_ratio for part in parts]))

@@ -46,13 +46,13 @@ class Llava:
         name: str = "llava",
         prompt: str = "USER: <image>\n{question} ASSISTANT:",
         max_new_tokens: int = 16,
-        micro_batch: int = 128,
+        micro_batch: int = 64,
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
         self.name, self.prompt, self.max_new_tokens, self.micro_batch = name, prompt, max_new_tokens, micro_batch
         self.device = torch.device(device)
-        folder = ASSETS / pretrained if (ASSETS / pretrained / "config.json").is_file() else Path(pretrained)
+        folder = find_model(pretrained)
         self.source = str(folder) if folder.is_dir() else pretrained
         self.model, self.processor = _load(self.source, name, getattr(torch, dtype))
         self.model.requires_grad_(False).eval().to(self.device)
@@ -172,8 +172,8 @@ class Llava:
     @torch.no_grad()
     def answer(self, prompt: Prompt) -> list[str]:
         """Greedy answers."""
-        texts: list[str] = []
-        for part in self._micro_batches(prompt):
+        texts = [""] * len(prompt.uids)
+        for rows, part in self._micro_batches(prompt):
             out = self.model.generate(
                 inputs_embeds=part.embeds,
                 attention_mask=part.attention.long(),
@@ -181,17 +181,19 @@ class Llava:
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
             )
-            texts += self.tokenizer.batch_decode(out, skip_special_tokens=True)
+            found = self.tokenizer.batch_decode(out, skip_special_tokens=True)
+            for row, text in zip(rows.tolist(), found, strict=True):
+                texts[row] = text
         return texts
 
     @torch.no_grad()
     def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """Teacher-forced mean log-probability (nats per token, end token included), and whether every token of the
         answer is the arg-max, which is what greedy decoding needs to produce it."""
-        log_probs, exact, done = [], [], 0
-        for part in self._micro_batches(prompt):
-            ids = self._answer_ids(answers[done : done + len(part.uids)])
-            done += len(part.uids)
+        log_probs = torch.zeros(len(answers), device=self.device)
+        exact = torch.zeros(len(answers), dtype=torch.bool, device=self.device)
+        for rows, part in self._micro_batches(prompt):
+            ids = self._answer_ids([answers[int(row)] for row in rows])
             real = ids >= 0
             width = ids.shape[1]
             last = part.positions[0, :, -1:]
@@ -204,9 +206,9 @@ class Llava:
             )
             logits = out.logits[:, :-1].float()
             picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-            log_probs.append((picked * real).sum(1) / real.sum(1))
-            exact.append(((logits.argmax(-1) == ids) | ~real).all(1))
-        return torch.cat(log_probs), torch.cat(exact)
+            log_probs[rows] = (picked * real).sum(1) / real.sum(1)
+            exact[rows] = ((logits.argmax(-1) == ids) | ~real).all(1)
+        return log_probs, exact
 
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer, end token included."""
@@ -219,18 +221,28 @@ class Llava:
         width = max(map(len, rows))
         return torch.tensor([row + [-1] * (width - len(row)) for row in rows], device=self.device)
 
-    def _micro_batches(self, prompt: Prompt) -> Iterator[Prompt]:
-        for start in range(0, len(prompt.uids), self.micro_batch):
-            rows = slice(start, start + self.micro_batch)
-            width = int(prompt.attention[rows].sum(1).max())
-            yield Prompt(
-                prompt.uids[rows],
-                prompt.input_ids[rows, -width:],
-                prompt.embeds[rows, -width:],
-                prompt.attention[rows, -width:],
-                prompt.positions[:, rows, -width:],
-                prompt.visual[rows, -width:],
+    def _micro_batches(self, prompt: Prompt) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
+        """Rows of like length together, so that little is padded, and which rows they are."""
+        lengths = prompt.attention.sum(1)
+        for rows in lengths.argsort(dim=0, stable=True).split(self.micro_batch):
+            width = int(lengths[rows].max())
+            yield (
+                rows,
+                Prompt(
+                    tuple(prompt.uids[row] for row in rows.tolist()),
+                    prompt.input_ids[rows, -width:],
+                    prompt.embeds[rows, -width:],
+                    prompt.attention[rows, -width:],
+                    prompt.positions[:, rows, -width:],
+                    prompt.visual[rows, -width:],
+                ),
             )
+
+
+def find_model(pretrained: str) -> Path:
+    """The folder of a model: one that ships with TPRL, the `model/` of a pretraining run, or the path itself."""
+    places = [ASSETS / pretrained, Path(pretrained) / "model"]
+    return next((place for place in places if (place / "config.json").is_file()), Path(pretrained))
 
 
 def _load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -238,7 +250,7 @@ def _load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         if not _within_reach(source):
             raise OSError(f"{source} is neither a folder nor cached, and the hub does not answer")
         processor = AutoProcessor.from_pretrained(source)
-        model, found = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model={name} needs the weights '{source}', and they are neither a local folder nor within reach on the "
@@ -247,6 +259,7 @@ def _load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if isinstance(error, SafetensorError) else "their shapes do not fit"
         raise _damaged(source, name, reason) from error
+    model, found = loaded
     if found["missing_keys"]:  # transformers would go on with random weights in their place
         raise _damaged(source, name, f"{min(found['missing_keys'])} is not there")
     return model, processor

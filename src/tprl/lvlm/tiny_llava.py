@@ -85,7 +85,8 @@ def build(
     """Untrained models with weights drawn from `seed`; about 3.7 M parameters by default, (SIDE / patch)^2 tokens."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    pad, bos, _, eos, image = (tokenizer.convert_tokens_to_ids(token) for token in SPECIAL)
+    ids = tokenizer.get_vocab()
+    pad, bos, _, eos, image = (ids[token] for token in SPECIAL)
     vision = CLIPVisionConfig(
         hidden_size=vision_width,
         intermediate_size=4 * vision_width,
@@ -142,10 +143,22 @@ def _sincos_2d(side: int, width: int) -> Float[Tensor, "N C"]:
     return torch.cat([axis.repeat_interleave(side, 0), axis.repeat(side, 1)], 1)
 
 
+def load(folder: Path) -> TinyLlava:
+    """What `save` wrote, in float32: a warm start for more training."""
+    return TinyLlava(
+        LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
+        CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32),
+        LlavaProcessor.from_pretrained(folder),
+    )
+
+
 def save(folder: Path, parts: TinyLlava) -> None:
-    """Write fp16 safetensors, configs, tokenizer and processor; `clip/` gets LLaVA's vision tower weights."""
+    """Write fp16 safetensors, configs, tokenizer and processor; `clip/` gets LLaVA's vision tower weights.
+
+    The models themselves are fp16 afterwards.
+    """
     parts.clip.vision_model.load_state_dict(parts.llava.model.vision_tower.state_dict())
-    parts.llava.to(torch.float16).save_pretrained(folder)
+    parts.llava.half().save_pretrained(folder)
     parts.processor.save_pretrained(folder)
-    parts.clip.to(torch.float16).save_pretrained(folder / "clip")
+    parts.clip.half().save_pretrained(folder / "clip")
     parts.processor.tokenizer.save_pretrained(folder / "clip")

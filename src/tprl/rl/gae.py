@@ -35,3 +35,19 @@ def group_advantage(returns: Float[Tensor, " B"], group: int, eps: float = 1e-4)
     rows = returns.reshape(-1, group)
     centred = rows - rows.mean(1, keepdim=True)
     return (centred / (rows.std(1, correction=0, keepdim=True) + eps)).reshape(-1)
+
+
+def leave_one_out(returns: Float[Tensor, " B"], group: int) -> Float[Tensor, " B"]:
+    """return - mean of the other returns of its group; `group` consecutive rows are one prompt.
+
+    Kool et al. 2019 ("Buy 4 REINFORCE samples, get a baseline for free!"). Not divided by the group's spread: with a
+    dense reward that division makes the prompts on which the selection hardly matters as loud as those on which it
+    decides.
+
+    Raises:
+        ValueError: the rows are not whole groups of at least two.
+    """
+    if group < 2 or len(returns) % group:
+        raise ValueError(f"{len(returns)} returns are not whole groups of {group}.")
+    rows = returns.reshape(-1, group)
+    return ((rows - rows.mean(1, keepdim=True)) * group / (group - 1)).reshape(-1)

@@ -23,7 +23,7 @@ from tprl.policy.action import ActionRule, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rewards import WeightedReward
-from tprl.rl.gae import gae, group_advantage
+from tprl.rl.gae import gae, group_advantage, leave_one_out
 from tprl.rl.ppo import PPOLoss, explained_variance, normalise, ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions
 from tprl.scoring import Scorer
@@ -47,13 +47,13 @@ class PPO(pl.LightningModule):
         budget: "free" (Bernoulli; the reward alone limits the tokens), "lagrange" (Bernoulli; a multiplier holds the
             mean kept fraction at keep_ratio), "exact_k" (sets of exactly `budget()` tokens; a k-DPP where the pruner
             serves by dpp, conditional Bernoulli otherwise).
-        advantage: "gae" (critic) or "grpo" (group baseline, no critic).
+        advantage: "gae" (critic), "grpo" (group mean and spread, no critic), or "rloo" (leave-one-out baseline).
         temperature: (first, last) of the sampling distribution; annealed linearly towards what is served.
         discount: lambda_disc of Bernoulli sampling.
         lr_actor, lr_critic: Adam (eps 1e-5), annealed linearly to 0 if `anneal`.
         minibatch (episodes), update_epochs, gamma, lam, clip, ratio, value_coef, entropy_coef, grad_clip: as in PPO.
         kl_stop: the update ends when the mean KL estimate exceeds it.
-        lr_lagrange: step size of the multiplier.
+        lr_lagrange, lagrange_gain: step size of the multiplier, and how far it leads by the present excess.
         validate_every: iterations between served scores.
         seed: prompts and sampling; every draw depends on (seed, iteration, uid, episode) only.
     """
@@ -87,7 +87,8 @@ class PPO(pl.LightningModule):
         entropy_coef: float = 0.01,
         grad_clip: float = 0.5,
         kl_stop: float = 0.03,
-        lr_lagrange: float = 0.5,
+        lr_lagrange: float = 0.1,
+        lagrange_gain: float = 5.0,
         validate_every: int = 20,
         seed: int = 0,
     ) -> None:
@@ -99,10 +100,12 @@ class PPO(pl.LightningModule):
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
         if budget not in ("free", "lagrange", "exact_k"):
             raise UserError(f"stage.budget={budget} is unknown: use free, lagrange or exact_k.")
-        if advantage not in ("gae", "grpo"):
-            raise UserError(f"stage.advantage={advantage} is unknown: use gae or grpo.")
-        if advantage == "grpo" and group < 2:
-            raise UserError(f"stage.advantage=grpo compares episodes of one question: set stage.group above {group}.")
+        if advantage not in ("gae", "grpo", "rloo"):
+            raise UserError(f"stage.advantage={advantage} is unknown: use gae, grpo or rloo.")
+        if advantage != "gae" and group < 2:
+            raise UserError(
+                f"stage.advantage={advantage} compares episodes of one question: set stage.group above {group}."
+            )
         dpp = budget == "exact_k" and pruner.serving.select == "dpp"
         self.kind = "dpp" if dpp else "subset" if budget == "exact_k" else "bernoulli"
         self.epochs, self.scorer = 1, Scorer(lvlm, dataset, reward.needs)
@@ -117,7 +120,7 @@ class PPO(pl.LightningModule):
     # --- data and optimiser ------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        self.pruner.train_only("net.", without="net.value_head" if self.hparams["advantage"] == "grpo" else ())
+        self.pruner.train_only("net.", without=() if self.hparams["advantage"] == "gae" else "net.value_head")
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
@@ -195,18 +198,25 @@ class PPO(pl.LightningModule):
         )
 
     def _budget_penalty(self, kept: Float[Tensor, " B"], keep_ratio: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """lagrange: multiplier * (kept fraction - keep_ratio), and a dual ascent step on the multiplier."""
+        """lagrange: multiplier * (kept fraction - keep_ratio), and a dual ascent step on the multiplier.
+
+        A slow policy under a purely integrating multiplier is an undamped oscillator: on the toy model the kept
+        fraction fell through its target to the single forced token and stayed there. A term proportional to the
+        present excess damps it (Stooke et al. 2020, PID Lagrangian methods, section 4).
+        """
         if self.hparams["budget"] != "lagrange":
             return torch.zeros_like(kept)
         excess = kept - keep_ratio.to(kept.dtype)
-        penalty = self.lagrange * excess
         mean = float(self._all_mean(excess.mean()))
+        multiplier = self.lagrange + self.hparams["lagrange_gain"] * mean
         self.lagrange += self.hparams["lr_lagrange"] * mean
-        return penalty
+        return multiplier * excess
 
     def _advantage(
         self, reward: Float[Tensor, "T B"], rollout: Rollout
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"] | None]:
+        if self.hparams["advantage"] == "rloo":
+            return normalise(leave_one_out(reward.sum(0), self.hparams["group"])).expand_as(reward), None
         if self.hparams["advantage"] == "grpo":
             return group_advantage(reward.sum(0), self.hparams["group"]).expand_as(reward), None
         advantage, target = gae(reward, rollout.value, self.hparams["gamma"], self.hparams["lam"])
@@ -305,6 +315,8 @@ class PPO(pl.LightningModule):
         self.log_dict({f"reward/{name}": value.sum(0).mean() for name, value in terms.items()})
         self.log_dict({"reward/return": reward.sum(0).mean(), "ppo/keep_ratio": kept.mean()})
         self.log("ppo/update_epochs", float(epochs))
+        if outcome.log_prob is not None:
+            self.log("ppo/sampled_log_prob", outcome.log_prob[-1].mean())
         if outcome.score is not None:
             self.curves["sampled"].append((float(self.samples_seen), float(outcome.score[-1].mean())))
             self.log("ppo/sampled", outcome.score[-1].mean(), prog_bar=True)

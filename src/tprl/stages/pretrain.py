@@ -32,6 +32,7 @@ class Pretrain(pl.LightningModule):
         vision_batch, language_batch: images per step.
         caption_steps: the first steps of the language phase, in which every image is also described.
         lr_vision, lr_language: peak learning rates (AdamW, warm-up then cosine, per phase).
+        cls_look_weight: of the term that makes CLS attention, where the features come from, see every object.
         look_weight: of the term that tells the middle layer where to look.
         full_share: share of the language steps that see all visual tokens.
         keep_low: smallest kept fraction of the other steps, reached linearly over the first third of the phase.
@@ -49,6 +50,7 @@ class Pretrain(pl.LightningModule):
         caption_steps: int = 1500,
         lr_vision: float = 1e-3,
         lr_language: float = 1.5e-3,
+        cls_look_weight: float = 0.2,
         look_weight: float = 0.3,
         full_share: float = 0.2,
         keep_low: float = 0.08,
@@ -61,14 +63,15 @@ class Pretrain(pl.LightningModule):
         self.llava, self.clip = parts.llava, parts.clip
         for model in (self.llava, self.clip):
             model.set_attn_implementation("eager")  # on CPU the backward pass of SDPA takes twice the time of eager
-        width = parts.llava.config.text_config.hidden_size
-        vision = parts.llava.config.vision_config
+        config: Any = parts.llava.config
+        width, vision = config.text_config.hidden_size, config.vision_config
         self.patch, self.tower_width = vision.patch_size, vision.hidden_size
         self.patch_head = nn.Linear(width, 1 + len(scenes.COLORS) + 1 + len(scenes.SHAPES) + 1 + len(scenes.SIZES))
         self.box_head = nn.Linear(width, 4 * (scenes.SIDE + 1))
         self.edge_head = nn.Linear(width, 4)
         self.cls_head = nn.Linear(vision.hidden_size, len(scenes.COLORS) * len(scenes.SHAPES))
         self.consumed = 0
+        self.numbers: Tensor
         numbers = parts.processor.tokenizer.convert_tokens_to_ids([str(i) for i in range(scenes.SIDE + 1)])
         self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
 
@@ -144,11 +147,16 @@ class Pretrain(pl.LightningModule):
     # --- phase 1: the vision tower -----------------------------------------------------------------------------
 
     def _vision_terms(self, pack: Pack) -> dict[str, Tensor]:
-        out = self.llava.model.vision_tower(pack.pixels, output_hidden_states=True)
+        tower = self.llava.model.vision_tower
+        weights: list[Tensor] = []
+        hook = tower.encoder.layers[-2].self_attn.register_forward_hook(lambda m, i, output: weights.append(output[1]))
+        out = tower(pack.pixels, output_hidden_states=True)
+        hook.remove()
         features = out.hidden_states[-2]
         tokens = self.llava.model.multi_modal_projector(features[:, 1:])
         terms = self._patch_terms(tokens.float(), pack)
         present = self.cls_head(features[:, 0]).float()
+        terms["loss/cls_look"] = self.hparams["cls_look_weight"] * cls_look(weights[0], pack.owner)
         terms["loss/cls"] = F.binary_cross_entropy_with_logits(present, pack.present)
         image = F.normalize(self.clip.visual_projection(out.pooler_output).float(), dim=-1)
         text = self.clip.text_model(input_ids=pack.caption, attention_mask=pack.caption > 0).pooler_output
@@ -240,6 +248,8 @@ class Pretrain(pl.LightningModule):
         rows = (pack.target != IGNORE) & region.any(-1)
         heads = attention[:, : attention.shape[1] // 2].float().mean(1)
         mass = (heads[rows] * region[rows]).sum(-1)
+        if not len(mass):  # so few tokens that none lies on a region
+            return mass.sum(), mass.sum()
         return -(mass + 1e-3).log().mean(), mass.mean()
 
     def _read(
@@ -289,6 +299,18 @@ def packed_mask(segment: Int[Tensor, "B C"], prefix: int) -> Bool[Tensor, "B 1 S
     causal = torch.ones(size, size, dtype=torch.bool, device=segment.device).tril()
     same = (full.unsqueeze(1) == full.unsqueeze(2)) | (full == -1).unsqueeze(1)
     return (same & causal).unsqueeze(1)
+
+
+def cls_look(attention: Float[Tensor, "B H S S"], owner: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
+    """-log of the CLS attention (mean over heads) that each object gets, a mean over objects.
+
+    Left alone, CLS prefers large objects, and a baseline that reads it loses small ones more often than chance does.
+    """
+    row = attention[:, :, 0, 1:].float().mean(1)
+    objects = int(owner.max()) + 1
+    mass = torch.zeros(len(row), objects, device=row.device).scatter_add(1, owner, row)[:, 1:]
+    there = torch.zeros(len(row), objects, device=row.device).scatter_add(1, owner, torch.ones_like(row))[:, 1:] > 0
+    return -(mass[there] + 1e-3).log().mean()
 
 
 def soft_cross_entropy(

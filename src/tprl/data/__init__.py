@@ -1,0 +1,1 @@
+"""Datasets: samples together with their official score."""

@@ -1,0 +1,39 @@
+"""What the README says works: its Python runs, its commands compose."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tprl.build import choices, conf_dir
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = re.findall(r"python -m src\.(train|eval)([^#\n`]*)", README)
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("entry", "options"), COMMANDS)
+def test_its_commands_compose(entry: str, options: str) -> None:
+    words = [w.replace("<", "").replace(">", "").replace(" ", "_") for w in shlex.split(options) if "=" in w]
+    words = [re.sub(r"^(stage\.keep_ratio)=.*,.*", r"\1=0.333", word) for word in words]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        compose(entry, overrides=words)
+
+
+@pytest.mark.parametrize("group", ["stage", "model", "pruner", "policy", "reward", "dataset", "logger", "experiment"])
+def test_its_table_lists_every_choice(group: str) -> None:
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
+    assert set(choices(group)) <= set(re.findall(r"`([a-z0-9_]+)`", row))
