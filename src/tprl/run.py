@@ -259,7 +259,7 @@ def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
     if not run.is_dir():
         raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
     ratios = tuple(settings["keep_ratios"])
-    final = load_pruner(run / "pruner")
+    final = load_pruner(run)
     entries = [Entry(final.name, final, ratios)]
     if final.serving.tau is not None:
         entries.append(Entry(f"{final.name}_threshold", final, (None,)))

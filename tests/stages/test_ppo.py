@@ -291,7 +291,7 @@ class TestBudget:
         ("options", "message"),
         [
             ({"budget": "some"}, r"stage\.budget=some is unknown: use free, lagrange or exact_k\."),
-            ({"advantage": "td"}, r"stage\.advantage=td is unknown: use gae or grpo\."),
+            ({"advantage": "td"}, r"stage\.advantage=td is unknown: use gae, grpo or rloo\."),
             ({"advantage": "grpo", "group": 1}, r"set stage\.group above 1\."),
             ({"keep_ratio": [0.5, 1.7]}, r"keep_ratio=1\.7"),
         ],
