@@ -17,7 +17,9 @@ class SaveEvery(pl.Callback):
     def __init__(self, directory: Path, every: int) -> None:
         self.path, self.every = directory / LAST, every
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if (trainer.fit_loop.epoch_loop.batch_progress.total.completed) % self.every == 0:
             temporary = self.path.with_suffix(".part")
             trainer.save_checkpoint(temporary)

@@ -40,7 +40,9 @@ class FitProgress(pl.Callback):
         if self.total is None:
             self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert self.total is not None
         self.done += 1
         shown = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}

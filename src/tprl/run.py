@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -55,8 +55,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         if name == "lfd":
             for baseline in cfg.stage.baselines:
                 run.baseline(baseline, directory / baseline)
-    settings = OmegaConf.to_container(cfg.stage.evaluation, resolve=True)
-    assert isinstance(settings, dict)
+    settings = _plain(cfg.stage.evaluation)
     entries = trained_entries(directory, settings) + named_entries(settings["pruners"], settings)
     _evaluate(run.lvlm, build(cfg.dataset, split="test"), entries, settings, cfg, directory, run.curves)
     return directory
@@ -68,8 +67,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     Raises:
         UserError: bad input.
     """
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
+    settings = _plain(cfg)
     for ratio in cfg.keep_ratios:
         check_keep_ratio(ratio)
     entries: list[Entry] = []
@@ -205,9 +203,11 @@ class Training:
 
 
 def _without(config: Any, names: Sequence[str]) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key not in names}
+    return {key: value for key, value in _plain(config).items() if key not in names}
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def _pretrain(cfg: DictConfig, directory: Path) -> None:
@@ -231,7 +231,7 @@ def _pretrain(cfg: DictConfig, directory: Path) -> None:
         enable_progress_bar=False,
         log_every_n_steps=10,
         default_root_dir=str(directory),
-        **OmegaConf.to_container(cfg.stage.trainer),  # type: ignore[arg-type]
+        **_plain(cfg.stage.trainer),
     )
     trainer.fit(module, ckpt_path=resume)
     tiny_llava.save(directory / "model", parts)

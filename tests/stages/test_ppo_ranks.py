@@ -39,7 +39,7 @@ class TestRanks:
         script = tmp_path / "ranks.py"
         script.write_text(f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'src')!r}]\n{RANKS}")
         command = [sys.executable, str(script), str(tmp_path), advantage, "0.02"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=540)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-2000:]
         one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
         assert same(one["weights"], two["weights"])

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tprl.data.toy import COLUMNS, KINDS, ROWS, VALUES, read_cells
+from tprl.cost import LMShape, LVLMShape, VisionShape
+from tprl.data.toy import CELL, COLUMNS, KINDS, ROWS, VALUES, read_cells
 from tprl.errors import UserError
 from tprl.lvlm.regions import region_rank
 from tprl.types import Encoded, Prompt, Sample
@@ -43,6 +44,9 @@ class ToyLVLM:
         if width < coded + 6:
             raise UserError(f"model.width={width} cannot hold {coded} codes and noise: give at least {coded + 6}.")
         self.name, self.width, self.sharpness, self.device = name, width, sharpness, torch.device(device)
+        # What is counted as FLOPs: a notional transformer of one layer, since nothing is really multiplied here.
+        vision = VisionShape(1, width, 4 * width, 1, patches=ROWS * COLUMNS, patch_size=CELL, cls=False)
+        self.shape = LVLMShape(vision, (width, width), LMShape(1, width, 4 * width, 1, 1, width, len(VALUES) + 1))
         draw = torch.Generator().manual_seed(0)
         basis = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=draw)).Q.float()
         self._kinds, self._values, rest = basis.split([len(KINDS), len(VALUES), width - coded])
@@ -115,6 +119,10 @@ class ToyLVLM:
         log_probs = self._log_probs(prompt)
         ids = torch.tensor([(*VALUES, UNKNOWN).index(answer) for answer in answers], device=log_probs.device)
         return log_probs.gather(1, ids.unsqueeze(1)).squeeze(1), log_probs.argmax(1) == ids
+
+    def answer_length(self, answer: str) -> int:
+        """Tokens of any answer."""
+        return 1
 
     def _log_probs(self, prompt: Prompt) -> Float[Tensor, "B A"]:
         """Over the values and "unknown", from the embeddings in the prompt."""
