@@ -103,12 +103,26 @@ class TestTraining:
         assert all(map(math.isfinite, diary.losses))
 
 
+def blank(batch: int, tokens: int) -> torch.Tensor:
+    """Patches of images without objects."""
+    return torch.zeros(batch, tokens, dtype=torch.bool)
+
+
 class TestKeptTokens:
+    @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0.15, 0.25), (1.0, 0.3, 1.0)])
+    def test_a_share_of_the_samples_prefers_objects(self, share: float, low: float, high: float) -> None:
+        """A fifth of the patches are objects: without preference a fifth of what is kept, with it clearly more."""
+        module = stage(0, 400, full_share=0.0, object_share=share)
+        front = blank(8, 100)
+        front[:, :20] = True
+        found = [float(front.gather(1, module.kept_tokens(step, front)).float().mean()) for step in range(200, 260)]
+        assert low < sum(found) / len(found) < high
+
     def test_from_8_percent_to_all_in_raster_order(self) -> None:
         module = stage(10, 300, keep_low=0.08)
         counts = []
         for step in range(10, 310):
-            kept = module.kept_tokens(step, 3, 100)
+            kept = module.kept_tokens(step, blank(3, 100))
             assert (kept.diff(dim=1) > 0).all()
             assert kept.min() >= 0
             assert kept.max() < 100
@@ -122,19 +136,22 @@ class TestKeptTokens:
     def test_few_tokens_come_step_by_step(self) -> None:
         """Least kept shares at the start, after a sixth, and from a third of the phase on: 0.4, 0.24, 0.08."""
         module = stage(0, 6000, full_share=0.0)
-        lows = [min(module.kept_tokens(s, 1, 1000).shape[1] for s in range(at, at + 150)) for at in (0, 1000, 2000)]
+        lows = [
+            min(module.kept_tokens(s, blank(1, 1000)).shape[1] for s in range(at, at + 150)) for at in (0, 1000, 2000)
+        ]
         assert lows == [pytest.approx(low, abs=25) for low in (400, 240, 80)]
 
     def test_a_step_decides_and_samples_differ(self) -> None:
         module = stage(0, 10, full_share=0.0)
-        first = module.kept_tokens(7, 3, 50)
-        assert torch.equal(first, module.kept_tokens(7, 3, 50))
+        first = module.kept_tokens(7, blank(3, 50))
+        assert torch.equal(first, module.kept_tokens(7, blank(3, 50)))
         assert not torch.equal(first[0], first[1])
-        assert module.kept_tokens(8, 3, 50).shape != first.shape or not torch.equal(first, module.kept_tokens(8, 3, 50))
+        other = module.kept_tokens(8, blank(3, 50))
+        assert other.shape != first.shape or not torch.equal(first, other)
 
     def test_all_tokens_when_asked_for(self) -> None:
         module = stage(0, 10, full_share=1.0)
-        assert torch.equal(module.kept_tokens(9, 2, 36), torch.arange(36).expand(2, -1))
+        assert torch.equal(module.kept_tokens(9, blank(2, 36)), torch.arange(36).expand(2, -1))
 
 
 class TestLookTerms:

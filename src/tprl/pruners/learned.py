@@ -50,7 +50,8 @@ class Serving:
 class LearnedPruner(nn.Module):
     """A network over token codes that prunes in one forward pass.
 
-    Subclasses set `name` and `net`, a module called as net(x, alive, step, keep_ratio) -> (logits [B V], value [B]).
+    Subclasses set `name`, `config` (their constructor arguments, for `config.json`) and `net`, a module called as
+    net(x, alive, step, keep_ratio) -> (logits [B V], value [B]).
     The codes feed the network only: the language model always reads the original tokens.
 
     Args:
@@ -64,6 +65,7 @@ class LearnedPruner(nn.Module):
     name = "learned"
     extras: frozenset[str] = frozenset()
     net: nn.Module
+    config: dict[str, Any]
 
     def __init__(
         self,
@@ -80,11 +82,6 @@ class LearnedPruner(nn.Module):
         self.autoencoder = Autoencoder(token_width, code_width, hidden) if code_width else None
         self.serving = Serving(select, tau, quality)
         self.trained_on = dict(trained_on or {})
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments, as stored in `config.json`."""
-        raise NotImplementedError
 
     def observe(self, encoded: Encoded) -> PolicyInput:
         """What the network sees of a batch.

@@ -49,16 +49,12 @@ class MLPPruner(LearnedPruner):
         trained_on: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(token_width, code_width, hidden, select, tau, quality, trained_on)
-        self._config = {"token_width": token_width, "code_width": code_width, "hidden": hidden, "width": width}
+        self.config = {"token_width": token_width, "code_width": code_width, "hidden": hidden, "width": width}
         self.net = TokenMLP(code_width or token_width, width)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self._config
 
     def flops(self, tokens: int, words: int, kept: int) -> dict[str, int]:
         """What choosing costs on one sample."""
-        c = self._config
+        c = self.config
         width = c["code_width"] or c["token_width"]
         parts = {"mlp": cost.mlp_flops((width, c["width"], c["width"], 1), tokens)}
         if c["code_width"]:

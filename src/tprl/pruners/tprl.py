@@ -34,19 +34,15 @@ class TPRL(LearnedPruner):
         trained_on: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(token_width, code_width, hidden, select, tau, quality, trained_on)
-        self._config = {"token_width": token_width, "code_width": code_width, "hidden": hidden}
+        self.config = {"token_width": token_width, "code_width": code_width, "hidden": hidden}
         net = {"width": width, "layers": layers, "heads": heads, "max_steps": max_steps}
-        self._config |= net | {"query": query, "positions": positions}
+        self.config |= net | {"query": query, "positions": positions}
         self.net = PolicyNet(code_width or token_width, token_width, **net, query=query, positions=positions)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self._config
 
     def flops(self, tokens: int, words: int, kept: int) -> dict[str, int]:
         """What choosing costs on one sample: one forward pass, and the kernel where a DPP selects."""
         parts = {"policy": cost.policy_flops(cost.PolicyShape.from_net(self.net), tokens, words)}
-        c = self._config
+        c = self.config
         if c["code_width"]:
             parts["autoencoder"] = cost.autoencoder_flops(c["token_width"], c["hidden"], c["code_width"], tokens)
         if self.serving.select == "dpp":

@@ -36,6 +36,7 @@ class Pretrain(pl.LightningModule):
         look_weight: of the term that tells the middle layer where to look.
         full_share: share of the language steps that see all visual tokens.
         keep_low: smallest kept fraction of the other steps, reached linearly over the first third of the phase.
+        object_share: share of the samples whose dropout prefers object patches.
         seed: data and token dropout; with the step number it decides everything, so a resumed run is exact.
     """
 
@@ -54,6 +55,7 @@ class Pretrain(pl.LightningModule):
         look_weight: float = 0.3,
         full_share: float = 0.2,
         keep_low: float = 0.08,
+        object_share: float = 0.5,
         workers: int = 1,
         seed: int = 0,
     ) -> None:
@@ -194,7 +196,7 @@ class Pretrain(pl.LightningModule):
     def _language_terms(self, pack: Pack) -> dict[str, Tensor]:
         with torch.no_grad():
             features = self.llava.model.vision_tower(pack.pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-        kept = self.kept_tokens(pack.step, *features.shape[:2])
+        kept = self.kept_tokens(pack.step, pack.owner > 0)
         tokens = self.llava.model.multi_modal_projector(
             features.gather(1, kept.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
         )
@@ -220,20 +222,23 @@ class Pretrain(pl.LightningModule):
                 terms[f"{name}/{family}"] = right[chosen].float().mean()
         return terms
 
-    def kept_tokens(self, step: int, batch: int, tokens: int) -> Int[Tensor, "B K"]:
-        """Raster-ordered indices of the visual tokens that this step's language model gets."""
+    def kept_tokens(self, step: int, front: Bool[Tensor, "B N"]) -> Int[Tensor, "B K"]:
+        """Raster-ordered indices of the visual tokens that this step's language model gets.
+
+        A share of `object_share` of the samples prefers object patches (`front`), each by a strength of its own: under
+        uniform dropout alone the share of object tokens tells their number, and the model learns to count by it.
+        """
         h = self.hparams
         generator = torch.Generator().manual_seed(h["seed"] * 1_000_003 + step)
         done = (step - h["vision_steps"]) / max(1, h["language_steps"])
         low = 0.4 + (h["keep_low"] - 0.4) * min(1.0, 3 * done)
-        share = (
-            1.0
-            if torch.rand((), generator=generator) < h["full_share"]
-            else low + (1 - low) * float(torch.rand((), generator=generator))
-        )
-        count = max(1, round(share * tokens))
-        order = torch.rand(batch, tokens, generator=generator).argsort(1)[:, :count]
-        return order.sort(1).values.to(self.device)
+        full = torch.rand((), generator=generator) < h["full_share"]
+        share = low + (1 - low) * float(torch.rand((), generator=generator))
+        count = front.shape[1] if full else max(1, round(share * front.shape[1]))
+        chance = torch.rand(front.shape, generator=generator)
+        strength, prefers = torch.rand(2, len(front), 1, generator=generator)
+        chance = chance - strength * (prefers < h["object_share"]) * front.cpu()
+        return chance.argsort(1)[:, :count].sort(1).values.to(self.device)
 
     def _look_terms(
         self, attention: Float[Tensor, "B H C K"], kept: Int[Tensor, "B K"], pack: Pack
