@@ -23,7 +23,8 @@ class SaveEvery(pl.Callback):
         if (trainer.fit_loop.epoch_loop.batch_progress.total.completed) % self.every == 0:
             temporary = self.path.with_suffix(".part")
             trainer.save_checkpoint(temporary)
-            temporary.replace(self.path)
+            if trainer.is_global_zero:  # every rank takes part in saving, one of them has written the file
+                temporary.replace(self.path)
 
 
 def last_checkpoint(run: str) -> str:

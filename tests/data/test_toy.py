@@ -37,6 +37,8 @@ class TestSamples:
         assert data.teacher_forced(sample)
 
     def test_a_limit_an_end_and_a_bad_split(self) -> None:
-        assert (len(ToyDataset("val")), len(ToyDataset(limit=7)), len(list(ToyDataset(limit=7)))) == (600, 7, 7)
+        assert (len(ToyDataset("val")), len(ToyDataset(limit=7))) == (600, 7)
+        with pytest.raises(IndexError, match="question 7 of 7"):
+            ToyDataset(limit=7)[7]
         with pytest.raises(UserError, match="split 'dev' does not exist in toy: choose one of train, val, test"):
             ToyDataset("dev")

@@ -267,8 +267,9 @@ class TestUpdate:
             found.append(stage.rule().temperature)
         assert found == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
 
-    def test_grpo_leaves_the_critic_alone(self) -> None:
-        stage, last = ppo(advantage="grpo", group=4), LastWeights()
+    @pytest.mark.parametrize("advantage", ["grpo", "rloo"])
+    def test_a_group_baseline_leaves_the_critic_alone(self, advantage: str) -> None:
+        stage, last = ppo(advantage=advantage, group=4), LastWeights()
         before = weights(stage.pruner)
         fit(stage, last)
         assert all(torch.equal(before[n], last.weights[n]) == n.startswith("net.value_head") for n in before)
@@ -286,6 +287,20 @@ class TestBudget:
         assert sum(kept["lagrange"][-20:]) / 20 == pytest.approx(0.2, abs=0.05)
         assert min(kept["lagrange"]) > 0.08  # never near the single forced token, from where nothing is explored
         assert kept["free"][-1] > 0.6
+
+    @pytest.mark.parametrize(
+        ("budget", "select", "kind"),
+        [
+            ("free", "dpp", "bernoulli"),
+            ("lagrange", "topk", "bernoulli"),
+            ("exact_k", "topk", "subset"),
+            ("exact_k", "gumbel", "subset"),
+            ("exact_k", "dpp", "dpp"),
+        ],
+    )
+    def test_sampling_is_of_the_kind_that_is_served(self, budget: str, select: str, kind: str) -> None:
+        rule = ppo(policy(select=select, quality=3.0), budget=budget, discount=0.7).rule()
+        assert (rule.kind, rule.quality, rule.discount) == (kind, 3.0, 0.7)
 
     @pytest.mark.parametrize(
         ("options", "message"),
