@@ -42,7 +42,7 @@ class TestConfigs:
         assert all(choices(group) for group in GROUPS)
 
     def test_a_group_is_listed_sorted(self) -> None:
-        assert choices("stage") == ["all", "autoencoder", "lfd", "ppo", "pretrain"]
+        assert choices("stage") == ["all", "autoencoder", "distill", "lfd", "ppo", "pretrain"]
 
     @pytest.mark.parametrize(("group", "name"), EVERY)
     def test_every_choice_composes_for_training(self, group: str, name: str) -> None:
@@ -129,7 +129,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("option", "sentence"),
         [
-            ("stage=foo", "stage=foo does not exist; choose one of: all, autoencoder, lfd, ppo, pretrain."),
+            ("stage=foo", "stage=foo does not exist; choose one of: all, autoencoder, distill, lfd, ppo, pretrain."),
             ("pruner=foo", "pruner=foo does not exist; choose one of: cls_attention, "),
             ("experiment=foo", "experiment=foo does not exist; choose one of: demo, paper."),
             ("stage.foo=1", "stage.foo is not a key here; "),
@@ -272,23 +272,6 @@ class TestPackage:
         names = {text.split(">")[0].lower() for text in needed}
         pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
         assert names - pinned == set()
-
-
-class TestTracking:
-    @pytest.mark.parametrize(
-        ("mode", "key", "offline"), [(None, None, True), (None, "k", False), ("online", None, False)]
-    )
-    def test_offline_without_a_key(
-        self, mode: str | None, key: str | None, offline: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        from tprl.tracking import wandb_logger
-
-        monkeypatch.setenv("HOME", str(tmp_path))
-        for name, value in (("WANDB_MODE", mode), ("WANDB_API_KEY", key)):
-            monkeypatch.delenv(name, raising=False)
-            if value:
-                monkeypatch.setenv(name, value)
-        assert wandb_logger(tmp_path)._offline is offline
 
 
 def test_done_json_names_the_overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def job(work: Work, config: DictConfig) -> Path:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(_unwritable(error)) from error
         raise
+    finally:
+        _finish_wandb()
     if _main_process():
         (directory / "FAILED").unlink(missing_ok=True)
         record = {"overrides": overrides, "finished": time.strftime("%F %T%z"), "seconds": time.monotonic() - started}
@@ -158,6 +160,13 @@ def _failed(directory: Path, error: Exception, sweep: bool) -> None:
         log.error("FAILED %s: %s", directory, error)
     if _main_process() and os.access(directory, os.W_OK):
         (directory / "FAILED").write_text("".join(traceback.format_exception(error)))
+
+
+def _finish_wandb() -> None:
+    """Close the run, if there is one: the next job of a sweep would go on with it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 def _refuse_ddp(config: DictConfig) -> None:

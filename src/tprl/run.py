@@ -27,6 +27,7 @@ from tprl.lvlm.llava import find_model
 from tprl.progress import FitProgress, Progress
 from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights
 from tprl.scoring import Scorer
+from tprl.tracking import log_results
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
                 run.baseline(baseline, directory / baseline)
     settings = _plain(cfg.stage.evaluation)
     entries = trained_entries(directory, settings) + named_entries(settings["pruners"], settings)
-    _evaluate(run.lvlm, build(cfg.dataset, split="test"), entries, settings, cfg, directory, run.curves)
+    _evaluate(run.lvlm, build(cfg.dataset, split="test"), entries, settings, cfg, directory, run.logger, run.curves)
     return directory
 
 
@@ -81,7 +82,8 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
         raise UserError("nothing to evaluate: give run=<directory of a training run>, pruner=<name> or pruners=[...].")
     _start(cfg, directory)
     lvlm = build(cfg.model)
-    _evaluate(lvlm, build(cfg.dataset, split=cfg.split), entries, settings, cfg, directory)
+    logger = _logger(cfg, directory)
+    _evaluate(lvlm, build(cfg.dataset, split=cfg.split), entries, settings, cfg, directory, logger)
     return directory
 
 
@@ -92,6 +94,10 @@ def _start(cfg: DictConfig, directory: Path) -> None:
     disable_progress_bar()
     for noisy in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _logger(cfg: DictConfig, directory: Path) -> Any:
+    return build(cfg.logger, save_dir=directory) if cfg.get("logger") else False
 
 
 def _check_ratios(cfg: DictConfig) -> None:
@@ -111,11 +117,13 @@ class Training:
 
     def __init__(self, cfg: DictConfig, directory: Path) -> None:
         self.cfg, self.directory = cfg, directory
-        self.lvlm: LVLM = build(cfg.model)
+        # The policy learns where the trainer is, so the LVLM has to be there too.
+        on_cpu = {"device": "cpu"} if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model else {}
+        self.lvlm: LVLM = build(cfg.model, **on_cpu)
         self.train_set: Dataset = build(cfg.dataset, split="train")
         self.val_set: Dataset = build(cfg.dataset, split="val")
         self.pruner: LearnedPruner = build(cfg.policy, token_width=self.lvlm.width)
-        self.logger = build(cfg.logger, save_dir=directory) if cfg.get("logger") else False
+        self.logger = _logger(cfg, directory)
         self.curves: dict[str, list[tuple[float, float]]] = {}
         self.demonstrations: Any = None
 
@@ -139,7 +147,7 @@ class Training:
             "dataset": self.train_set,
             "seed": self.cfg.seed,
         }
-        if name in ("lfd", "ppo"):
+        if name != "autoencoder":
             live["served"] = ServedScore(self.lvlm, self.val_set, config.served.keep_ratios, config.served.limit)
         if name == "lfd":
             live["demonstrator"] = self._demonstrator()
@@ -198,8 +206,8 @@ class Training:
     def _collect_curves(self, module: Any, name: str) -> None:
         if name == "lfd":
             self.curves["lfd: served"] = module.curve
-        if name == "ppo":
-            self.curves |= {f"ppo: {kind}": points for kind, points in module.curves.items()}
+        if name in ("ppo", "distill"):
+            self.curves |= {f"{name}: {kind}": points for kind, points in module.curves.items()}
 
 
 def _without(config: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -226,7 +234,7 @@ def _pretrain(cfg: DictConfig, directory: Path) -> None:
         cfg.trainer,
         max_epochs=-1,
         max_steps=steps,
-        logger=build(cfg.logger, save_dir=directory) if cfg.get("logger") else False,
+        logger=_logger(cfg, directory),
         callbacks=[FitProgress("pretrain", steps, done), SaveEvery(directory, cfg.stage.save_every)],
         enable_progress_bar=False,
         log_every_n_steps=10,
@@ -297,6 +305,7 @@ def _evaluate(
     settings: Mapping[str, Any],
     cfg: DictConfig,
     directory: Path,
+    logger: Any,
     curves: Mapping[str, list[tuple[float, float]]] | None = None,
 ) -> None:
     """Answer everything, then table, files and report."""
@@ -304,6 +313,7 @@ def _evaluate(
     answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], Progress("evaluate"))
     rows = summarise(answered, lvlm.name, dataset.name)
     write_results(directory / "results.csv", rows)
+    log_results(logger, rows)
     write_samples(directory / "samples.jsonl", [one.row for one in answered])
     main = entries[0]
     differences = analysis.paired(answered, main.name)

@@ -160,6 +160,17 @@ class LVLM(Protocol):
 
 
 @runtime_checkable
+class GatedLVLM(LVLM, Protocol):
+    """An LVLM that a pruner can be differentiated through."""
+
+    def gated_log_prob(
+        self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
+    ) -> Float[Tensor, " B"]:
+        """`score`'s log-probability with attention to each visual token weighted by its gate."""
+        ...
+
+
+@runtime_checkable
 class Pruner(Protocol):
     """Decides which visual tokens live. `extras` names what it needs beyond the projected tokens."""
 

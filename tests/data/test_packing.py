@@ -165,9 +165,10 @@ class TestPackedForward:
             features = made.llava.model.vision_tower(pack.pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
             tokens = made.llava.model.multi_modal_projector(features)
             seen = tokens.gather(1, at.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-            hidden, attention = module._read(seen, at, pack, TOKENS)
+            hidden, (lower, upper) = module._read(seen, at, pack, TOKENS)
             packed = made.llava.lm_head(hidden)
-        assert attention.shape == (2, 4, pack.text.shape[1], kept)
+        assert lower.shape == (2, 4, kept, kept)
+        assert upper.shape == (2, 4, pack.text.shape[1], 1 + kept)
         for row in range(2):
             for number in range(1, int(pack.segment[row].max()) + 1):
                 columns = pack.segment[row] == number

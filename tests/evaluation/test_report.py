@@ -258,7 +258,9 @@ def test_overlap() -> None:
 
 def test_the_model_alone_makes_a_report(tmp_path: Path) -> None:
     full = [row for row in rows() if row.pruner == "keep_all"]
-    Page(write(tmp_path / "report.html", rows=full, gallery=[], guided=None))
+    page = write(tmp_path / "report.html", rows=full, gallery=[], guided=None)
+    assert "keep_all" in page
+    Page(page)  # well-formed
 
 
 def test_labels_are_pushed_apart_no_more_than_needed() -> None:

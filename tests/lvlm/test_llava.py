@@ -388,3 +388,19 @@ class TestBadSamples:
         with pytest.raises(UserError, match=rf"{sample.uid} has {count} images") as caught:
             lvlm.encode([SAMPLES[1], sample])
         one_sentence(caught)
+
+
+class TestGates:
+    def test_gates_of_0_and_1_are_pruning(self, lvlm: Llava, encoded: Encoded) -> None:
+        selection = random_selection(encoded)
+        answers = [sample.answers[0] for sample in SAMPLES]
+        expected = lvlm.score(splice(encoded, selection), answers)[0]
+        found = lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
+        assert torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
+        assert not torch.allclose(found, lvlm.score(splice(encoded, keep_all(encoded)), answers)[0], atol=1e-2)
+
+    def test_the_gradient_reaches_every_gate(self, lvlm: Llava, encoded: Encoded) -> None:
+        gate = (encoded.visual_mask * 0.5).requires_grad_()
+        lvlm.gated_log_prob(encoded, gate, [sample.answers[0] for sample in SAMPLES]).sum().backward()
+        assert gate.grad is not None
+        assert (gate.grad[encoded.visual_mask] != 0).float().mean() > 0.99

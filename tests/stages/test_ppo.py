@@ -20,6 +20,7 @@ from tests.stages.toy_runs import (
 )
 from torch import Tensor, nn
 
+from tprl.data.prompts import PromptStream
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
@@ -30,7 +31,7 @@ from tprl.rewards.score_change import ScoreChange
 from tprl.rewards.tokens_saved import TokensSaved
 from tprl.rl.ppo import PPOLoss
 from tprl.rl.rollout import Rollout, evaluate_actions
-from tprl.stages.ppo import PPO, PromptStream
+from tprl.stages.ppo import PPO
 from tprl.types import Outcome, Prompt, Sample
 
 BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]

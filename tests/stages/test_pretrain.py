@@ -16,11 +16,11 @@ from tprl.stages.pretrain import Pretrain, outside_loss, ramp, soft_cross_entrop
 
 
 def small() -> TinyLlava:
-    return build(vision_width=32, vision_layers=2, patch=16, width=32, layers=1, heads=2, ffn=48, clip_width=16)
+    return build(vision_width=32, vision_layers=2, patch=16, width=32, layers=2, heads=2, ffn=48, clip_width=16)
 
 
 def stage(vision_steps: int, language_steps: int, **options: Any) -> Pretrain:
-    sizes = {"vision_batch": 4, "language_batch": 2, "questions": 1, "workers": 0}
+    sizes: dict[str, Any] = {"vision_batch": 4, "language_batch": 2, "questions": 1, "workers": 0}
     return Pretrain(small(), vision_steps, language_steps, **(sizes | options))
 
 
@@ -131,7 +131,7 @@ class TestKeptTokens:
         assert late.min() >= 8
         assert late.min() <= 15
         assert float((late == 100).float().mean()) == pytest.approx(0.2, abs=0.08)
-        assert float(late[late < 100].float().quantile(0.5)) == pytest.approx(54, abs=8)
+        assert float(late[late < 100].float().quantile(0.5)) == pytest.approx(28, abs=6)  # sqrt(8 * 100)
 
     def test_few_tokens_come_step_by_step(self) -> None:
         """Least kept shares at the start, after a sixth, and from a third of the phase on: 0.4, 0.24, 0.08."""
@@ -152,40 +152,6 @@ class TestKeptTokens:
     def test_all_tokens_when_asked_for(self) -> None:
         module = stage(0, 10, full_share=1.0)
         assert torch.equal(module.kept_tokens(9, blank(2, 36)), torch.arange(36).expand(2, -1))
-
-
-class TestLookTerms:
-    """Two segments of two columns; the last column of each has a target. Three kept tokens of five, four heads."""
-
-    def pack(self, region: list[list[int]]) -> Pack:
-        fields: dict[str, Any] = dict.fromkeys(Pack._fields)
-        fields["segment"] = torch.tensor([[1, 1, 2, 2]])
-        fields["target"] = torch.tensor([[-100, 7, -100, 8]])
-        fields["region"] = torch.zeros(1, 3, 5, dtype=torch.bool)
-        for number, patches in enumerate(region):
-            fields["region"][0, number, patches] = True
-        return Pack(**fields)
-
-    def test_the_mass_of_half_the_heads_on_the_region_while_answering(self) -> None:
-        attention, kept = torch.zeros(1, 4, 4, 3), torch.tensor([[0, 2, 4]])
-        attention[0, 0, 1] = torch.tensor([0.1, 0.2, 0.3])
-        attention[0, 1, 1] = torch.tensor([0.3, 0.0, 0.5])
-        attention[0, :2, 3] = torch.tensor([0.4, 0.1, 0.0])
-        attention[0, 2:] = 0.33  # the other half is free
-        attention[0, :, [0, 2]] = 0.3  # columns without a target are free
-        # segment 1 looks for patches 2 and 4: (0.5 + 0.5) / 2; segment 2 for patches 0 and 1 (dropped): 0.4
-        loss, mass = stage(1, 1)._look_terms(attention, kept, self.pack([[], [2, 4], [0, 1]]))
-        assert float(mass) == pytest.approx((0.5 + 0.4) / 2)
-        assert float(loss) == pytest.approx(-(math.log(0.501) + math.log(0.401)) / 2)
-
-    def test_a_region_that_was_dropped_asks_for_nothing(self) -> None:
-        attention, kept = torch.full((1, 4, 4, 3), 0.25, requires_grad=True), torch.tensor([[0, 2, 4]])
-        loss, mass = stage(1, 1)._look_terms(attention, kept, self.pack([[], [2], [3]]))
-        assert float(mass.detach()) == pytest.approx(0.25)
-        assert float(loss.detach()) == pytest.approx(-math.log(0.251))
-        loss, _ = stage(1, 1)._look_terms(attention, kept, self.pack([[], [1], [3]]))
-        assert float(loss.detach()) == 0.0
-        loss.backward()
 
 
 class TestMathematics:

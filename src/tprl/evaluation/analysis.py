@@ -49,7 +49,8 @@ def guided(scorer: Scorer, dataset: Dataset, pruner: Pruner, keep_ratio: float, 
     shares, right, shuffled, clusters, pairs = [], [], [], [], []
     for number, samples in enumerate(groups):
         foreign = groups[(number + 1) % len(groups)]
-        swapped = [s._replace(question=foreign[i % len(foreign)].question) for i, s in enumerate(samples)]
+        # Any family may meet any other: shuffled within families, a question would keep half of what it says.
+        swapped = [s._replace(question=foreign[(i + number) % len(foreign)].question) for i, s in enumerate(samples)]
         encoded = scorer.lvlm.encode(samples, pruner.extras)
         keep = pruner.select(encoded, keep_ratio).keep
         wrong = pruner.select(scorer.lvlm.encode(swapped, pruner.extras), keep_ratio).keep

@@ -1,5 +1,6 @@
 """LLaVA (CLIP or SigLIP tower, MLP projector, Llama-like LM) on the stock Hugging Face class, frozen."""
 
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ class Llava:
         max_new_tokens: bound of a generated answer.
         micro_batch: prompts per forward; results do not depend on it.
         dtype: of weights and activations.
-        device: where the model lives.
+        device: where the model lives; "auto" is this process's GPU where there is one, else the CPU.
 
     Raises:
         UserError: no weights there, or damaged weights.
@@ -48,10 +49,10 @@ class Llava:
         max_new_tokens: int = 16,
         micro_batch: int = 64,
         dtype: str = "float32",
-        device: str = "cpu",
+        device: str = "auto",
     ) -> None:
         self.name, self.prompt, self.max_new_tokens, self.micro_batch = name, prompt, max_new_tokens, micro_batch
-        self.device = torch.device(device)
+        self.device = find_device(device)
         folder = find_model(pretrained)
         self.source = str(folder) if folder.is_dir() else pretrained
         self.model, self.processor = _load(self.source, name, getattr(torch, dtype))
@@ -210,6 +211,35 @@ class Llava:
             exact[rows] = ((logits.argmax(-1) == ids) | ~real).all(1)
         return log_probs, exact
 
+    def gated_log_prob(
+        self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
+    ) -> Float[Tensor, " B"]:
+        """Teacher-forced mean log-probability of the answers with attention to visual token j weighted by gate j, in
+        every layer; differentiable in the gates. Gates of 0 and 1 give what `score` gives after pruning.
+
+        Implemented as log(gate) added to the attention logits, with gates held above 1e-6.
+        """
+        ids = self._answer_ids(answers)
+        real, width = ids >= 0, ids.shape[1]
+        column = encoded.embeds.new_zeros(len(ids), encoded.embeds.shape[1] + width)
+        row, token = encoded.visual_mask.nonzero(as_tuple=True)
+        column = column.index_put((row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log())
+        attention = torch.cat([encoded.attention, real], 1)
+        size = attention.shape[1]
+        eye = torch.eye(size, dtype=torch.bool, device=gate.device)
+        seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye  # padding sees itself, never nothing
+        bias = column.unsqueeze(1).masked_fill(~seen, torch.finfo(column.dtype).min)
+        last = encoded.positions[0].amax(1, keepdim=True)
+        out = self.model.model.language_model(
+            inputs_embeds=torch.cat([encoded.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
+            attention_mask=bias.unsqueeze(1),
+            position_ids=torch.cat([encoded.positions[0], last + 1 + torch.arange(width, device=gate.device)], 1),
+            use_cache=False,
+        )
+        logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
+        picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return (picked * real).sum(1) / real.sum(1)
+
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer, end token included."""
         return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
@@ -237,6 +267,15 @@ class Llava:
                     prompt.visual[rows, -width:],
                 ),
             )
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU that Lightning gave to this process, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def find_model(pretrained: str) -> Path:

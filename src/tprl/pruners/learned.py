@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tprl import cost
 from tprl.budget import budgets, check_keep_ratio
 from tprl.errors import UserError
 from tprl.policy.action import Select, serve
@@ -50,7 +51,7 @@ class Serving:
 class LearnedPruner(nn.Module):
     """A network over token codes that prunes in one forward pass.
 
-    Subclasses set `name`, `config` (their constructor arguments, for `config.json`) and `net`, a module called as
+    Subclasses set `name`, `config` (their constructor arguments, for `config.json`), `net_flops` and `net`, called as
     net(x, alive, step, keep_ratio) -> (logits [B V], value [B]).
     The codes feed the network only: the language model always reads the original tokens.
 
@@ -89,6 +90,7 @@ class LearnedPruner(nn.Module):
         Raises:
             UserError: the LVLM's tokens are not as wide as those this pruner was trained on.
         """
+        self.to(encoded.embeds.device)  # a pruner goes where its LVLM is
         if encoded.embeds.shape[-1] != self.token_width:
             raise UserError(
                 f"pruner {self.name} reads tokens of width {self.token_width}, this LVLM's have "
@@ -155,6 +157,19 @@ class LearnedPruner(nn.Module):
         self.serving = replace(self.serving, tau=tau)
         self.trained_on["threshold_ratio"] = keep_ratio
         return tau
+
+    def flops(self, tokens: int, words: int, kept: int) -> dict[str, int]:
+        """What choosing costs on one sample: codes, one pass of the network, and the kernel where a DPP selects."""
+        c, parts = self.config, self.net_flops(tokens, words)
+        if c["code_width"]:
+            parts["autoencoder"] = cost.autoencoder_flops(c["token_width"], c["hidden"], c["code_width"], tokens)
+        if self.serving.select == "dpp":
+            parts["dpp"] = cost.dpp_flops(tokens, c["token_width"], kept)
+        return parts
+
+    def net_flops(self, tokens: int, words: int) -> dict[str, int]:
+        """FLOPs of one pass of `net` on one sample, named by part."""
+        raise NotImplementedError
 
     def train_only(self, part: str, without: str | tuple[str, ...] = ()) -> None:
         """Let gradients reach only the parameters named `part`..., except those named `without`...

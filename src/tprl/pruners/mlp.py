@@ -52,11 +52,6 @@ class MLPPruner(LearnedPruner):
         self.config = {"token_width": token_width, "code_width": code_width, "hidden": hidden, "width": width}
         self.net = TokenMLP(code_width or token_width, width)
 
-    def flops(self, tokens: int, words: int, kept: int) -> dict[str, int]:
-        """What choosing costs on one sample."""
+    def net_flops(self, tokens: int, words: int) -> dict[str, int]:
         c = self.config
-        width = c["code_width"] or c["token_width"]
-        parts = {"mlp": cost.mlp_flops((width, c["width"], c["width"], 1), tokens)}
-        if c["code_width"]:
-            parts["autoencoder"] = cost.autoencoder_flops(c["token_width"], c["hidden"], c["code_width"], tokens)
-        return parts
+        return {"mlp": cost.mlp_flops((c["code_width"] or c["token_width"], c["width"], c["width"], 1), tokens)}

@@ -39,12 +39,5 @@ class TPRL(LearnedPruner):
         self.config |= net | {"query": query, "positions": positions}
         self.net = PolicyNet(code_width or token_width, token_width, **net, query=query, positions=positions)
 
-    def flops(self, tokens: int, words: int, kept: int) -> dict[str, int]:
-        """What choosing costs on one sample: one forward pass, and the kernel where a DPP selects."""
-        parts = {"policy": cost.policy_flops(cost.PolicyShape.from_net(self.net), tokens, words)}
-        c = self.config
-        if c["code_width"]:
-            parts["autoencoder"] = cost.autoencoder_flops(c["token_width"], c["hidden"], c["code_width"], tokens)
-        if self.serving.select == "dpp":
-            parts["dpp"] = cost.dpp_flops(tokens, c["token_width"], kept)
-        return parts
+    def net_flops(self, tokens: int, words: int) -> dict[str, int]:
+        return {"policy": cost.policy_flops(cost.PolicyShape.from_net(self.net), tokens, words)}

@@ -6,17 +6,17 @@ is left, turn that into advantages, and take a few clipped steps.
 
 import copy
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
+from tprl.data.prompts import PromptStream, drawn_ratios
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
 from tprl.policy.action import ActionRule, noise_width
@@ -156,7 +156,7 @@ class PPO(pl.LightningModule):
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]
         repeated = torch.tensor(rows, device=encoded.embeds.device)
         x = self.pruner.observe(encoded).rows(repeated)
-        keep_ratio = self._draw_ratios(samples)[repeated.cpu()].to(repeated.device)
+        keep_ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)[repeated.cpu()].to(repeated.device)
         noise = self._noise(samples, x, rule)
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
         full_rows = (full.score[repeated], full.log_prob[repeated])
@@ -172,10 +172,6 @@ class PPO(pl.LightningModule):
         self._log(losses, terms, reward, outcome, kept, rollout, target, epochs)
         if self.iteration % h["validate_every"] == 0 or self.iteration == h["iterations"]:
             self._validate()
-
-    def _draw_ratios(self, samples: Sequence[Sample]) -> Float[Tensor, " B"]:
-        draws = [random.Random(f"{self.hparams['seed']}/{self.iteration}/{s.uid}").choice(self.ratios) for s in samples]
-        return torch.tensor(draws, dtype=torch.float64)
 
     def _noise(self, samples: Sequence[Sample], x: PolicyInput, rule: ActionRule) -> Float[Tensor, "T B N"]:
         """Uniforms of every episode, from (seed, iteration, uid, episode) alone."""
@@ -340,39 +336,3 @@ class PPO(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint["ppo"].items():
             setattr(self, name, value)
-
-
-class PromptStream(IterableDataset[list[Sample]]):
-    """Batches of fresh questions: iteration i reads the next `prompts` entries of a seeded permutation.
-
-    Args:
-        dataset: the training split.
-        prompts: questions per iteration and rank.
-        start, stop: iterations; a resumed run starts in the middle and sees the same questions.
-        seed: of the permutation; each pass over the data has its own.
-        rank: of this process; ranks read disjoint questions.
-        ranks: processes.
-    """
-
-    def __init__(
-        self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0, rank: int = 0, ranks: int = 1
-    ) -> None:
-        self.dataset, self.prompts, self.start, self.stop = dataset, prompts, start, stop
-        self.seed, self.rank, self.ranks = seed, rank, ranks
-
-    def __len__(self) -> int:
-        """Iterations of the whole run: a resumed Trainer counts those done before as well."""
-        return self.stop
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        size = len(self.dataset)
-        passes: tuple[int, Tensor] = (-1, torch.empty(0))
-        for iteration in range(self.start, self.stop):
-            samples = []
-            for slot in range(self.prompts):
-                number, at = divmod((iteration * self.ranks + self.rank) * self.prompts + slot, size)
-                if passes[0] != number:
-                    order = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-                    passes = (number, torch.randperm(size, generator=order))
-                samples.append(self.dataset[int(passes[1][at])])
-            yield samples

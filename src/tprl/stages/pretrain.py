@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tprl.data import scenes
 from tprl.data.packing import IGNORE, Pack, PackStream
 from tprl.lvlm.tiny_llava import TinyLlava
+from tprl.stages.looking import Looking, cls_look
 
 
 class Pretrain(pl.LightningModule):
@@ -33,10 +34,13 @@ class Pretrain(pl.LightningModule):
         caption_steps: the first steps of the language phase, in which every image is also described.
         lr_vision, lr_language: peak learning rates (AdamW, warm-up then cosine, per phase).
         cls_look_weight: of the term that makes CLS attention, where the features come from, see every object.
-        look_weight: of the term that tells the middle layer where to look.
+        look_weight: of the term that tells two layers of the language model where to look (`looking`).
         full_share: share of the language steps that see all visual tokens.
         keep_low: smallest kept fraction of the other steps, reached linearly over the first third of the phase.
         object_share: share of the samples whose dropout prefers object patches.
+        compile: the language model's layers but the two whose attention is read; needs a C++ compiler, and on
+            our CPU took a fifth off a step.
+        workers: processes that make data; 0 makes it between steps, no slower where the cores are two.
         seed: data and token dropout; with the step number it decides everything, so a resumed run is exact.
     """
 
@@ -56,6 +60,7 @@ class Pretrain(pl.LightningModule):
         full_share: float = 0.2,
         keep_low: float = 0.08,
         object_share: float = 0.5,
+        compile: bool = False,
         workers: int = 1,
         seed: int = 0,
     ) -> None:
@@ -72,10 +77,16 @@ class Pretrain(pl.LightningModule):
         self.box_head = nn.Linear(width, 4 * (scenes.SIDE + 1))
         self.edge_head = nn.Linear(width, 4)
         self.cls_head = nn.Linear(vision.hidden_size, len(scenes.COLORS) * len(scenes.SHAPES))
+        layers = parts.llava.model.language_model.layers
+        self.looking = slice(len(layers) // 2 - 1, len(layers) // 2 + 1)
+        if compile:
+            for layer in {*layers} - {*layers[self.looking]}:
+                layer.compile(dynamic=True)
         self.consumed = 0
         self.numbers: Tensor
         numbers = parts.processor.tokenizer.convert_tokens_to_ids([str(i) for i in range(scenes.SIDE + 1)])
         self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
+        self.look = Looking(parts.processor.tokenizer)
 
     # --- data -------------------------------------------------------------------------------------------------
 
@@ -212,8 +223,14 @@ class Pretrain(pl.LightningModule):
             + outside_loss(logits[boxed], self.numbers),
         )
         right = logits.argmax(-1) == target
-        terms = {"loss/answer": loss.mean(), "kept": torch.tensor(kept.shape[1] / features.shape[1])}
-        look, terms["attention_mass"] = self._look_terms(attention, kept, pack)
+        # Every question weighs the same: a box has five tokens to predict, a number two.
+        length = loss.new_zeros(pack.region.shape[:2]).scatter_add(1, pack.segment, rows.to(loss.dtype))
+        weight = 1 / length.gather(1, pack.segment)[rows]
+        terms = {
+            "loss/answer": (weight * loss).sum() / weight.sum(),
+            "kept": torch.tensor(kept.shape[1] / features.shape[1]),
+        }
+        look, terms["attention_mass"] = self.look(*attention, kept, pack)
         terms["loss/look"] = self.hparams["look_weight"] * look
         name = "full_accuracy" if kept.shape[1] == features.shape[1] else "pruned_accuracy"
         for number, family in enumerate((*scenes.FAMILIES, "caption")):
@@ -233,34 +250,19 @@ class Pretrain(pl.LightningModule):
         done = (step - h["vision_steps"]) / max(1, h["language_steps"])
         low = 0.4 + (h["keep_low"] - 0.4) * min(1.0, 3 * done)
         full = torch.rand((), generator=generator) < h["full_share"]
-        share = low + (1 - low) * float(torch.rand((), generator=generator))
+        # Log-uniform: drawn uniformly, a ninth or less came so rarely that the model miscounted objects it was shown.
+        share = low ** float(torch.rand((), generator=generator))
         count = front.shape[1] if full else max(1, round(share * front.shape[1]))
         chance = torch.rand(front.shape, generator=generator)
         strength, prefers = torch.rand(2, len(front), 1, generator=generator)
         chance = chance - strength * (prefers < h["object_share"]) * front.cpu()
         return chance.argsort(1)[:, :count].sort(1).values.to(self.device)
 
-    def _look_terms(
-        self, attention: Float[Tensor, "B H C K"], kept: Int[Tensor, "B K"], pack: Pack
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Half of the heads of the middle layer shall look, while answering, at the objects that decide the answer.
-
-        Without this the families of questions stayed at chance for as long as we watched (1,300 steps): the matching
-        of words with tokens is found late when only the answer rewards it. Returns (-log mass, mass), means.
-        """
-        number = pack.segment.unsqueeze(-1).expand(-1, -1, pack.region.shape[2])
-        region = pack.region.gather(1, number).gather(2, kept.unsqueeze(1).expand(-1, number.shape[1], -1))
-        rows = (pack.target != IGNORE) & region.any(-1)
-        heads = attention[:, : attention.shape[1] // 2].float().mean(1)
-        mass = (heads[rows] * region[rows]).sum(-1)
-        if not len(mass):  # so few tokens that none lies on a region
-            return mass.sum(), mass.sum()
-        return -(mass + 1e-3).log().mean(), mass.mean()
-
     def _read(
         self, tokens: Float[Tensor, "B K D"], kept: Int[Tensor, "B K"], pack: Pack, total: int
-    ) -> tuple[Float[Tensor, "B C D"], Float[Tensor, "B H C K"]]:
-        """Hidden states of the text columns, and the middle layer's attention from there to the visual tokens.
+    ) -> tuple[Float[Tensor, "B C D"], tuple[Float[Tensor, "B H K K"], Float[Tensor, "B H C K1"]]]:
+        """Hidden states of the text columns; attention to the visual tokens, of themselves in the layer below the
+        middle one and of the text in the middle one (with the first column of all before them).
 
         [prefix ; kept tokens] is shared, segments are blind to each other."""
         model, tokenizer = self.llava.model.language_model, self.parts.processor.tokenizer
@@ -281,12 +283,19 @@ class Pretrain(pl.LightningModule):
         # Additive: eager attention adds its mask, and adding a boolean one masks nothing.
         mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)
         weights: list[Tensor] = []
-        middle = model.layers[len(model.layers) // 2].self_attn
-        hook = middle.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))
+        hooks = [
+            layer.self_attn.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))
+            for layer in model.layers[self.looking]
+        ]
         out = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
-        hook.remove()
-        text = pack.text.shape[1]
-        return out.last_hidden_state[:, -text:], weights[0][:, :, -text:, start : start + tokens.shape[1]]
+        for hook in hooks:
+            hook.remove()
+        text, image = pack.text.shape[1], slice(start, start + tokens.shape[1])
+        rows = weights[1][:, :, -text:]
+        return out.last_hidden_state[:, -text:], (
+            weights[0][:, :, image, image],
+            torch.cat([rows[..., :1], rows[..., image]], -1),
+        )
 
 
 def ramp(step: int, total: int, warmup: int = 200, floor: float = 0.01) -> float:
@@ -304,18 +313,6 @@ def packed_mask(segment: Int[Tensor, "B C"], prefix: int) -> Bool[Tensor, "B 1 S
     causal = torch.ones(size, size, dtype=torch.bool, device=segment.device).tril()
     same = (full.unsqueeze(1) == full.unsqueeze(2)) | (full == -1).unsqueeze(1)
     return (same & causal).unsqueeze(1)
-
-
-def cls_look(attention: Float[Tensor, "B H S S"], owner: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
-    """-log of the CLS attention (mean over heads) that each object gets, a mean over objects.
-
-    Left alone, CLS prefers large objects, and a baseline that reads it loses small ones more often than chance does.
-    """
-    row = attention[:, :, 0, 1:].float().mean(1)
-    objects = int(owner.max()) + 1
-    mass = torch.zeros(len(row), objects, device=row.device).scatter_add(1, owner, row)[:, 1:]
-    there = torch.zeros(len(row), objects, device=row.device).scatter_add(1, owner, torch.ones_like(row))[:, 1:] > 0
-    return -(mass[there] + 1e-3).log().mean()
 
 
 def soft_cross_entropy(

@@ -1,0 +1,55 @@
+"""The questions that stages which learn from the LVLM read, iteration by iteration."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from tprl.types import Dataset, Sample
+
+
+def drawn_ratios(
+    ratios: Sequence[float], samples: Sequence[Sample], seed: int, iteration: int
+) -> Float64[Tensor, " B"]:
+    """One of `ratios` for each question, from (seed, iteration, uid) alone."""
+    draws = [random.Random(f"{seed}/{iteration}/{sample.uid}").choice(ratios) for sample in samples]
+    return torch.tensor(draws, dtype=torch.float64)
+
+
+class PromptStream(IterableDataset[list[Sample]]):
+    """Batches of fresh questions: iteration i reads the next `prompts` entries of a seeded permutation.
+
+    Args:
+        dataset: the training split.
+        prompts: questions per iteration and rank.
+        start, stop: iterations; a resumed run starts in the middle and sees the same questions.
+        seed: of the permutation; each pass over the data has its own.
+        rank: of this process; ranks read disjoint questions.
+        ranks: processes.
+    """
+
+    def __init__(
+        self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.dataset, self.prompts, self.start, self.stop = dataset, prompts, start, stop
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+
+    def __len__(self) -> int:
+        """Iterations of the whole run: a resumed Trainer counts those done before as well."""
+        return self.stop
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        size = len(self.dataset)
+        passes: tuple[int, Tensor] = (-1, torch.empty(0))
+        for iteration in range(self.start, self.stop):
+            samples = []
+            for slot in range(self.prompts):
+                number, at = divmod((iteration * self.ranks + self.rank) * self.prompts + slot, size)
+                if passes[0] != number:
+                    order = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+                    passes = (number, torch.randperm(size, generator=order))
+                samples.append(self.dataset[int(passes[1][at])])
+            yield samples

@@ -1,0 +1,152 @@
+"""Stage `distill`: the control of "why RL?". The same policy network, taught by the language model's own gradient.
+
+The pruning is made soft: every visual token stays in the sequence, and the language model's attention to it is
+weighted by a gate in (0, 1); the gates of a sample sum to its budget and harden as the temperature falls.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tprl.budget import budgets, check_keep_ratio
+from tprl.data.prompts import PromptStream, drawn_ratios
+from tprl.errors import UserError
+from tprl.evaluation.served import ServedScore
+from tprl.pruners.learned import LearnedPruner, uniforms
+from tprl.types import LVLM, Dataset, GatedLVLM, Sample
+
+BISECTIONS = 40
+
+
+class Distill(pl.LightningModule):
+    """Minimises -log p(answer | gated tokens) through the frozen LVLM.
+
+    Args:
+        pruner: the learner.
+        lvlm, dataset: the frozen model, a `GatedLVLM`, and the training split.
+        served: the validation score; the weights kept are those of its best value.
+        iterations, prompts: training steps, and fresh questions in each.
+        keep_ratio: kept fraction, or several (each question draws one).
+        temperature: (first, last) of the gates; falls geometrically.
+        noise: logistic noise on the logits, so that tokens near the threshold are tried both ways (1: the noise of a
+            Bernoulli relaxation, 0: none).
+        lr: Adam, annealed linearly to 0.
+        grad_clip: largest norm of a gradient.
+        validate_every: iterations between served scores.
+        seed: prompts and noise.
+
+    Raises:
+        UserError: the LVLM has no gradient to teach with, or a keep ratio outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        pruner: LearnedPruner,
+        lvlm: LVLM,
+        dataset: Dataset,
+        served: ServedScore,
+        iterations: int = 600,
+        prompts: int = 32,
+        keep_ratio: float | Sequence[float] = (0.2222, 0.1111, 0.0556),
+        temperature: Sequence[float] = (1.0, 0.2),
+        noise: float = 1.0,
+        lr: float = 2e-3,
+        grad_clip: float = 0.5,
+        validate_every: int = 50,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "served"])
+        self.pruner, self.dataset, self.served = pruner, dataset, served
+        if not isinstance(lvlm, GatedLVLM):
+            raise UserError(
+                f"stage=distill cannot differentiate through model {lvlm.name}: use model=tiny_llava or llava."
+            )
+        ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
+        self.lvlm: GatedLVLM = lvlm
+        self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
+        self.epochs, self.clip, self.iteration = 1, grad_clip, 0
+        self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
+        self.curves: dict[str, list[tuple[float, float]]] = {"served": []}
+
+    def setup(self, stage: str) -> None:
+        self.pruner.train_only("net.", without="net.value_head")
+
+    def train_dataloader(self) -> DataLoader[list[Sample]]:
+        h = self.hparams
+        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"])
+        return DataLoader(stream, batch_size=None, collate_fn=list)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimiser = torch.optim.Adam(self.pruner.net.parameters(), lr=self.hparams["lr"], eps=1e-5)
+        total = self.hparams["iterations"]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.0, 1 - step / total))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, samples: list[Sample], index: int) -> Tensor:
+        h = self.hparams
+        if self.iteration == 0:
+            self._validate()
+        encoded = self.lvlm.encode(samples)
+        x = self.pruner.observe(encoded)
+        ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
+        k = torch.stack([budgets(r, x.mask[i : i + 1])[0] for i, r in enumerate(ratio.tolist())])
+        logits = self.pruner.net(x, x.mask, 0, ratio.to(x.mask.device))[0]
+        first, last = h["temperature"]
+        temperature = first * (last / first) ** (self.iteration / max(1, h["iterations"] - 1))
+        u = uniforms([f"{self.iteration}/{s.uid}" for s in samples], h["seed"], x.mask.shape[1]).to(logits.device)
+        noisy = logits + h["noise"] * torch.logit(u, eps=1e-6)
+        gate = soft_top_k(noisy, x.mask, k, temperature)
+        log_prob = self.lvlm.gated_log_prob(encoded, gate, [sample.answers[0] for sample in samples])
+        loss = -log_prob.mean()
+        # How far the gates are from a decision: 0 when all are 0 or 1.
+        softness = (4 * gate * (1 - gate) * x.mask).sum() / x.mask.sum()
+        self.log_dict({"distill/loss": loss, "distill/softness": softness, "distill/temperature": temperature})
+        self.iteration += 1
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        h = self.hparams
+        if self.iteration % h["validate_every"] == 0 or self.iteration == h["iterations"]:
+            self._validate()
+
+    def _validate(self) -> None:
+        score = self.served(self.pruner)
+        self.log_dict({f"distill/served/{name}": value for name, value in score.items()})
+        self.log("distill/served", score["accuracy"], prog_bar=True)
+        self.curves["served"].append((float(self.iteration * self.hparams["prompts"]), score["accuracy"]))
+        merit = score["accuracy"] + 0.01 * score["log_prob"]
+        if merit > self.best:
+            self.best, self.best_state = merit, copy.deepcopy(self.pruner.state_dict())
+
+    def on_fit_end(self) -> None:
+        self.pruner.load_state_dict(self.best_state)
+
+
+def soft_top_k(
+    logits: Float[Tensor, "B V"], mask: Bool[Tensor, "B V"], k: Int[Tensor, " B"], temperature: float
+) -> Float[Tensor, "B V"]:
+    """Gates sigmoid((logit - c) / temperature) with the offset c, one per row, at which they sum to k; 0 off the mask.
+
+    c is found by bisection; its own derivative, sum(s dlogit) / sum(s) with s the slopes of the gates, is attached, so
+    that raising one gate lowers the others.
+    """
+    low = logits.detach().masked_fill(~mask, torch.inf).amin(1) - 40 * temperature
+    high = logits.detach().masked_fill(~mask, -torch.inf).amax(1) + 40 * temperature
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        gates = torch.sigmoid((logits.detach() - middle.unsqueeze(1)) / temperature) * mask
+        many = gates.sum(1) > k
+        low, high = torch.where(many, middle, low), torch.where(many, high, middle)
+    gates = torch.sigmoid((logits.detach() - high.unsqueeze(1)) / temperature) * mask
+    slope = gates * (1 - gates)
+    moved = (slope * (logits - logits.detach())).sum(1) / slope.sum(1).clamp(min=1e-12)
+    return torch.sigmoid((logits - (high + moved).unsqueeze(1)) / temperature) * mask
