@@ -20,8 +20,8 @@ class SaveEvery(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # This batch has been processed; it is counted as completed only after the callbacks.
-        if trainer.fit_loop.epoch_loop.batch_progress.total.processed % self.every == 0:
+        # This batch is counted as completed only after the callbacks.
+        if (trainer.fit_loop.epoch_loop.batch_progress.total.completed + 1) % self.every == 0:
             temporary = self.path.with_suffix(".part")
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:  # every rank takes part in saving, one of them has written the file

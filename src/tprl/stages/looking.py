@@ -6,6 +6,8 @@ to count, the share of object tokens was taken for the number of objects, which 
 that keeps objects.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -33,7 +35,8 @@ class Looking:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         names = {"color": list(scenes.COLORS), "shape": list(scenes.SHAPES), "size": list(scenes.SIZES)}
         self.words = {name: torch.tensor(tokenizer.convert_tokens_to_ids(words)) for name, words in names.items()}
-        self.zero, self.end = tokenizer.convert_tokens_to_ids("0"), tokenizer.eos_token_id
+        self.zero: Any = tokenizer.convert_tokens_to_ids("0")
+        self.end: Any = tokenizer.eos_token_id
 
     def __call__(
         self,
