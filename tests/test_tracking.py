@@ -33,12 +33,11 @@ def row(pruner: str, kept: float, metric: str, value: float, seed: int = 0) -> R
 
 
 def read_back(folder: Path) -> list[dict[str, object]]:
-    """History items of the only offline run in a folder."""
+    """Records of the only offline run in a folder."""
     (run,) = (folder / "wandb").glob("offline-run-*")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    records = [json.loads(line) for line in lines]
-    return [record["history"]["item"] for record in records if record["type"] == "history"]
+    return [json.loads(line) for line in lines]
 
 
 def test_an_offline_run_holds_the_table_of_the_evaluation(tmp_path: Path) -> None:
@@ -49,7 +48,12 @@ def test_an_offline_run_holds_the_table_of_the_evaluation(tmp_path: Path) -> Non
     log_results(wandb_logger(tmp_path), rows)
     wandb.finish()
     wandb.teardown()  # the file may be unflushed before
-    text = json.dumps(read_back(tmp_path))
+    records = read_back(tmp_path)
+    text = json.dumps([record for record in records if record["type"] == "history"])
     for name in ("eval/tprl/accuracy", "eval/tprl/mean_iou", "eval/random/seed1/flops_ratio", "eval/results"):
         assert name in text
     assert "0.75" in text
+    axes = json.dumps([record for record in records if record["type"] == "metric"])
+    for name in ("eval/tprl/accuracy", "eval/random/seed1/flops_ratio"):
+        assert name in axes
+    assert "kept_tokens" in axes

@@ -76,17 +76,19 @@ def job(work: Work, config: DictConfig) -> Path:
     started = time.monotonic()
     try:
         result = work(config, directory)
-    except Exception as error:
+    except BaseException as error:
+        _finish_wandb(1)
+        if not isinstance(error, Exception):
+            raise
         _failed(directory, error, sweep)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(_unwritable(error)) from error
         raise
-    finally:
-        _finish_wandb()
     if _main_process():
         (directory / "FAILED").unlink(missing_ok=True)
         record = {"overrides": overrides, "finished": time.strftime("%F %T%z"), "seconds": time.monotonic() - started}
         (directory / "done.json").write_text(json.dumps(record, indent=1) + "\n")
+    _finish_wandb(0)
     return result
 
 
@@ -162,11 +164,11 @@ def _failed(directory: Path, error: Exception, sweep: bool) -> None:
         (directory / "FAILED").write_text("".join(traceback.format_exception(error)))
 
 
-def _finish_wandb() -> None:
+def _finish_wandb(status: int) -> None:
     """Close the run, if there is one: the next job of a sweep would go on with it."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        wandb.finish()
+        wandb.finish(exit_code=status)
 
 
 def _refuse_ddp(config: DictConfig) -> None:

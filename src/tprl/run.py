@@ -75,11 +75,12 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     if cfg.run:
         cfg = _with_run_config(cfg, Path(cfg.run))
         entries += trained_entries(Path(cfg.run), settings)
+    entries += compared_entries(settings["runs"], settings)
     if cfg.get("pruner") is not None:
         entries += _seeded(lambda **live: build(cfg.pruner, **live), settings)
     entries += named_entries(settings["pruners"], settings)
     if len(entries) == 1 and not cfg.get("pruner"):
-        raise UserError("nothing to evaluate: give run=<directory of a training run>, pruner=<name> or pruners=[...].")
+        raise UserError("nothing to evaluate: give run=<directory of a training run>, runs, pruner=<name> or pruners.")
     _start(cfg, directory)
     lvlm = build(cfg.model)
     logger = _logger(cfg, directory)
@@ -117,7 +118,11 @@ class Training:
 
     def __init__(self, cfg: DictConfig, directory: Path) -> None:
         self.cfg, self.directory = cfg, directory
-        # The policy learns where the trainer is, so the LVLM has to be there too.
+        if OmegaConf.is_list(cfg.trainer.get("devices")):
+            raise UserError(
+                f"trainer.devices={cfg.trainer.devices} would part the policy from its LVLM: give a number, "
+                "and choose the cards with CUDA_VISIBLE_DEVICES."
+            )
         on_cpu = {"device": "cpu"} if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model else {}
         self.lvlm: LVLM = build(cfg.model, **on_cpu)
         self.train_set: Dataset = build(cfg.dataset, split="train")
@@ -189,15 +194,20 @@ class Training:
     def _fit(self, module: Any, name: str, config: Any) -> None:
         resume = self.cfg.get("resume") if self.cfg.stage.name == name else None
         callbacks: list[pl.Callback] = [FitProgress(name)]
-        if name == "ppo":
+        if name in ("ppo", "distill"):
             callbacks.append(SaveEvery(self.directory, config.save_every))
+        # The policy learns where the LVLM is; Lightning alone would choose any accelerator it finds.
+        here = (
+            {"accelerator": "cpu"} if self.lvlm.device.type == "cpu" and self.cfg.trainer.accelerator == "auto" else {}
+        )
         trainer = build(
             self.cfg.trainer,
+            **here,
             max_epochs=module.epochs,
             logger=self.logger,
             callbacks=callbacks,
             enable_progress_bar=False,
-            log_every_n_steps=config.get("log_every", 1 if name == "ppo" else 20),
+            log_every_n_steps=config.get("log_every", 1 if name in ("ppo", "distill") else 20),
             gradient_clip_val=getattr(module, "clip", None),
             default_root_dir=str(self.directory),
         )
@@ -206,8 +216,8 @@ class Training:
     def _collect_curves(self, module: Any, name: str) -> None:
         if name == "lfd":
             self.curves["lfd: served"] = module.curve
-        if name in ("ppo", "distill"):
-            self.curves |= {f"{name}: {kind}": points for kind, points in module.curves.items()}
+        if name == "ppo":
+            self.curves |= {f"ppo: {kind}": points for kind, points in module.curves.items()}
 
 
 def _without(config: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -275,6 +285,19 @@ def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
         entries.append(Entry(f"{final.name}_lfd", load_pruner(run / "lfd"), ratios))
     if (run / "mlp").is_dir():
         entries.append(Entry("mlp", load_pruner(run / "mlp"), ratios))
+    return entries
+
+
+def compared_entries(runs: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Entry]:
+    """Arms of a study by name: one run, or several that differ in their training seed only."""
+    entries = []
+    for name, given in runs.items():
+        for run in [given] if isinstance(given, str) else given:
+            pruner = load_pruner(run)
+            seed = int(pruner.trained_on.get("seed", 0))
+            entries.append(Entry(name, pruner, tuple(settings["keep_ratios"]), seed))
+            if pruner.serving.tau is not None:
+                entries.append(Entry(f"{name}_threshold", pruner, (None,), seed))
     return entries
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -261,6 +262,16 @@ def test_the_model_alone_makes_a_report(tmp_path: Path) -> None:
     page = write(tmp_path / "report.html", rows=full, gallery=[], guided=None)
     assert "keep_all" in page
     Page(page)  # well-formed
+
+
+def test_the_first_plot_stands_alone(tmp_path: Path) -> None:
+    write(tmp_path / "report.html")
+    svg = ElementTree.fromstring((tmp_path / "pareto.svg").read_text())
+    text = (tmp_path / "pareto.svg").read_text()
+    assert svg.tag.endswith("svg")
+    used = set(re.findall(r"var\((--[a-z0-9]+)\)", text))
+    assert used
+    assert used <= set(re.findall(r"(--[a-z0-9]+):", text))
 
 
 def test_labels_are_pushed_apart_no_more_than_needed() -> None:

@@ -127,3 +127,25 @@ def test_bad_input_is_refused(values: list[float], keys: list[str]) -> None:
 def test_unpaired_values_are_refused() -> None:
     with pytest.raises(ValueError, match="same samples"):
         paired_interval([1.0, 2.0], [1.0], ["a", "b"])
+
+
+class TestSeeds:
+    """Several training seeds: rows of the first argument."""
+
+    def test_one_row_is_no_row(self) -> None:
+        a, b = np.random.default_rng(0).random((2, 120))
+        assert paired_interval(a[None], b, singles(120)) == paired_interval(a, b, singles(120))
+
+    def test_equal_rows_change_nothing(self) -> None:
+        a, b = np.random.default_rng(0).random((2, 120))
+        assert paired_interval(np.stack([a, a, a]), b, singles(120)) == pytest.approx(
+            paired_interval(a, b, singles(120)), abs=1e-12
+        )
+
+    def test_seeds_that_disagree_widen_the_interval(self) -> None:
+        """Three seeds at -1, 0 and +1 on every question: clusters say nothing, seeds everything; of 27 draws of three
+        one is all -1, so the 95 % interval reaches -1 and +1."""
+        a = np.repeat([[-1.0], [0.0], [1.0]], 200, axis=1)
+        found = paired_interval(a, np.zeros(200), singles(200))
+        assert found.difference == 0
+        assert (found.low, found.high) == (-1, 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
-from tprl.lvlm.llava import Llava
+from tprl.lvlm.llava import Llava, find_device
 from tprl.lvlm.regions import region_rank
 from tprl.lvlm.tiny_llava import build, save
 from tprl.splice import keep_all, splice
@@ -390,6 +390,25 @@ class TestBadSamples:
         one_sentence(caught)
 
 
+@pytest.mark.parametrize(
+    ("name", "gpu", "rank", "expected"),
+    [
+        ("auto", False, None, "cpu"),
+        ("auto", True, None, "cuda:0"),
+        ("auto", True, "3", "cuda:3"),
+        ("cpu", True, "3", "cpu"),
+    ],
+)
+def test_the_device_of_a_process(
+    name: str, gpu: bool, rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert find_device(name) == torch.device(expected)
+
+
 class TestGates:
     def test_gates_of_0_and_1_are_pruning(self, lvlm: Llava, encoded: Encoded) -> None:
         selection = random_selection(encoded)
@@ -404,3 +423,9 @@ class TestGates:
         lvlm.gated_log_prob(encoded, gate, [sample.answers[0] for sample in SAMPLES]).sum().backward()
         assert gate.grad is not None
         assert (gate.grad[encoded.visual_mask] != 0).float().mean() > 0.99
+
+    def test_half_precision_with_gates_of_the_policy(self, folder: Path) -> None:
+        half = Llava(str(folder), dtype="bfloat16")
+        encoded = half.encode(SAMPLES[:3])
+        found = half.gated_log_prob(encoded, encoded.visual_mask.float() * 0.7, [s.answers[0] for s in SAMPLES[:3]])
+        assert torch.isfinite(found).all()

@@ -3,9 +3,13 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from tests.stages.toy_runs import lvlm as lvlm_of_toys
+from tests.stages.toy_runs import policy
 from torch import Tensor
 
 from tprl.data.scenes import Scenes
+from tprl.data.toy import ToyDataset
+from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm.llava import Llava
 from tprl.pruners.tprl import TPRL
@@ -39,17 +43,50 @@ class TestSoftTopK:
         assert torch.autograd.gradcheck(lambda values: soft_top_k(values, MASK, K, 0.7), (x,), atol=1e-5)
 
 
-@pytest.mark.slow
-def test_it_learns_what_the_language_model_needs() -> None:
-    """From nothing, on the embedded LVLM: the served log-likelihood rises and the pruner is told by the question."""
+def tiny() -> tuple[TPRL, Llava]:
     torch.manual_seed(0)
     lvlm = Llava("tiny_llava", device="cpu")
-    pruner = TPRL(lvlm.width, code_width=0, width=32, heads=4, select="topk")
-    served = ServedScore(lvlm, Scenes("val"), [0.1111], 60)
-    before = served(pruner)["log_prob"]
-    module = Distill(pruner, lvlm, Scenes(), served, iterations=60, prompts=16, keep_ratio=0.1111, validate_every=60)
+    return TPRL(lvlm.width, code_width=0, width=32, heads=4, select="topk"), lvlm
+
+
+def fit(module: Distill) -> None:
     pl.Trainer(
         max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     ).fit(module)  # fmt: skip
+
+
+class TestStage:
+    def test_a_step_moves_the_policy_and_nothing_else(self) -> None:
+        pruner, lvlm = tiny()
+        before = {name: value.clone() for name, value in pruner.state_dict().items()}
+        model = [weight.clone() for weight in lvlm.model.parameters()]
+        served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
+        module = Distill(pruner, lvlm, Scenes(), served, iterations=2, prompts=3, validate_every=9)
+        module.best = float("inf")  # no score beats it: what is restored at the end is what was there before
+        fit(module)
+        assert all(torch.equal(value, before[name]) for name, value in pruner.state_dict().items())
+        assert module.iteration == 2
+        assert all(torch.equal(a, b) for a, b in zip(model, lvlm.model.parameters(), strict=True))
+        module = Distill(pruner, lvlm, Scenes(), served, iterations=2, prompts=3, validate_every=9)
+        module._validate = lambda: setattr(module, "best_state", pruner.state_dict())  # the last weights are the best
+        fit(module)
+        moved = [name for name, value in pruner.state_dict().items() if not torch.equal(value, before[name])]
+        assert any(name.startswith("net.blocks") for name in moved)
+        assert not any("value_head" in name for name in moved)
+
+    def test_a_model_without_gradient_is_refused(self) -> None:
+        model = lvlm_of_toys()
+        served = ServedScore(model, ToyDataset("val"), [0.5], 2)
+        with pytest.raises(UserError, match="cannot differentiate through model toy"):
+            Distill(policy(), model, ToyDataset(), served)
+
+
+@pytest.mark.slow
+def test_it_learns_what_the_language_model_needs() -> None:
+    """From nothing, on the embedded LVLM: the served log-likelihood rises."""
+    pruner, lvlm = tiny()
+    served = ServedScore(lvlm, Scenes("val"), [0.1111], 60)
+    before = served(pruner)["log_prob"]
+    fit(Distill(pruner, lvlm, Scenes(), served, iterations=60, prompts=16, keep_ratio=0.1111, validate_every=60))
     assert served(pruner)["log_prob"] > before + 0.1

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from tprl.data.packing import Pack
+from tprl.errors import UserError
 from tprl.lvlm.tiny_llava import TinyLlava, build
 from tprl.stages.pretrain import Pretrain, outside_loss, ramp, soft_cross_entropy
 
@@ -106,6 +107,13 @@ class TestTraining:
 def blank(batch: int, tokens: int) -> torch.Tensor:
     """Patches of images without objects."""
     return torch.zeros(batch, tokens, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("size", [{"layers": 1}, {"heads": 1}])
+def test_a_model_too_small_to_be_told_where_to_look(size: dict[str, int]) -> None:
+    sizes = {"vision_width": 32, "vision_layers": 2, "patch": 16, "width": 32, "layers": 2, "heads": 2} | size
+    with pytest.raises(UserError, match="use at least two"):
+        Pretrain(build(**sizes))
 
 
 class TestKeptTokens:

@@ -58,7 +58,6 @@ def demonstrate(
     """
     if "region" in demonstrator.extras:
         raise UserError(f"pruner={demonstrator.name} knows where the answer is and cannot demonstrate: use another.")
-    pruner.to(lvlm.device)  # a stage's setup runs before Lightning moves anything
     parts = []
     for start in range(0, min(count, len(dataset)), batch_size):
         samples = [dataset[i] for i in range(start, min(start + batch_size, count, len(dataset)))]

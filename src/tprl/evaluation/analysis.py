@@ -21,20 +21,21 @@ from tprl.types import Dataset, Encoded, Pruner, Sample, TokenSelection
 def paired(answered: Sequence[Answered], pruner: str) -> list[Paired]:
     """Accuracy of `pruner` minus that of every other entry at the same keep ratio, on the same questions.
 
-    Entries that draw (several seeds) are averaged per question first.
+    Where `pruner` was trained with several seeds the interval is over these too, and entries with the same seeds are
+    compared seed by seed; other entries that draw are averaged per question first.
     """
-    scores: dict[tuple[str, float | None], dict[str, list[float]]] = {}
+    scores: dict[tuple[str, float | None], dict[int, dict[str, float]]] = {}
     for one in answered:
         row = one.row
-        scores.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.uid, []).append(row.score)
+        scores.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.seed, {})[row.uid] = row.score
     out = []
     for (other, ratio), theirs in scores.items():
         ours = scores.get((pruner, ratio))
         if other == pruner or other in BOUNDS or ours is None or ratio is None:
             continue
-        uids = list(ours)
-        a, b = ([float(np.mean(side[uid])) for uid in uids] for side in (ours, theirs))
-        found = paired_interval(a, b, [image_key(uid) for uid in uids])
+        uids = list(next(iter(ours.values())))
+        a, b = (np.array([[seed[uid] for uid in uids] for seed in side.values()]) for side in (ours, theirs))
+        found = paired_interval(a, b if ours.keys() == theirs.keys() else b.mean(0), [image_key(uid) for uid in uids])
         out.append(Paired(pruner, other, ratio, *map(float, found)))
     return out
 

@@ -190,6 +190,14 @@ def _svg(figure: Figure, prefix: str, description: str) -> str:
     return _themed(svg)
 
 
+def standalone(svg: str, all_names: Sequence[str]) -> str:
+    """An `<svg>` of this module as a file of its own, on white: the colours that a page would give it are inside."""
+    ink = "--ink: #1c1917; --muted: #6b6760; --grid: #e4e2dd;"
+    style = f"<style>svg {{ background: #ffffff; {ink} {colour_variables(all_names, dark=False)} }}</style>"
+    head, _, rest = svg.partition(">")
+    return f"{head}>{style}{rest}\n"
+
+
 def _themed(svg: str) -> str:
     for stand_in, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid")):
         svg = svg.replace(stand_in, f"var({variable})")

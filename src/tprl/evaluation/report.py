@@ -39,7 +39,8 @@ def write_report(
     commands: Sequence[str] = (),
     config_yaml: str = "",
 ) -> None:
-    """Write the page; sections without material are left out. Stays under 3 MB whatever the number of pictures.
+    """Write the page, and its first plot beside it as `pareto.svg`. Sections without material are left out; the page
+    stays under 3 MB whatever the number of pictures.
 
     Args:
         path: `report.html`.
@@ -71,6 +72,7 @@ def write_report(
         _origin_section(commands, config_yaml),
     ]
     write_atomic(path, page(title, headline, known, sections))
+    write_atomic(path.with_name("pareto.svg"), figures.standalone(figures.pareto(cells, known), known))
 
 
 def _pareto_section(cells: dict[str, dict[float | None, Cell]], known: Sequence[str]) -> str:

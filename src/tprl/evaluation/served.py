@@ -1,11 +1,16 @@
 """The served score: what a pruner in training would score at inference, on a small fixed validation set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 from tprl.scoring import Scorer
 from tprl.splice import splice
 from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
+
+
+def merit(score: Mapping[str, float]) -> float:
+    """What chooses checkpoints: accuracy, and log-likelihood at a hundredth of its size between equal counts."""
+    return score["accuracy"] + 0.01 * score["log_prob"]
 
 
 class ServedScore:

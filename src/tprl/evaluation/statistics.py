@@ -56,7 +56,7 @@ def interval(
     mean = float(sums.sum() / counts.sum())
     if len(sums) < 2:
         return Interval(mean, float("nan"), float("nan"))
-    means = _resampled_means(sums, counts, resamples, seed)
+    means = _resampled_means(sums[None], counts, resamples, seed)
     return Interval(mean, *_percentiles(means, level))
 
 
@@ -71,16 +71,20 @@ def paired_interval(
 ) -> PairedInterval:
     """Mean of a - b over the same samples in the same order, with a cluster-bootstrap interval.
 
+    `a`, `b`: [n], or [S, n] with a row per training seed. Several rows make the bootstrap hierarchical: training seeds
+    are drawn with replacement beside the clusters, so the interval speaks of training again, not of these S policies.
+
     The p-value inverts the interval: twice the smaller share of draws on either side of 0 (each count plus one, so it
     is never 0; its floor is 2 / (resamples + 1)). It is below 1 - level exactly where the interval excludes 0, up to
     that correction. Raises as `interval` does.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape:
+    if second.shape not in (first.shape, first.shape[-1:]):
         raise ValueError(f"paired values of shapes {first.shape} and {second.shape}: they must be the same samples.")
-    sums, counts = _per_cluster(first - second, clusters)
-    difference = float(sums.sum() / counts.sum())
-    if len(sums) < 2:
+    rows = [_per_cluster(row, clusters) for row in np.atleast_2d(first - second)]
+    sums, counts = np.stack([row for row, _ in rows]), rows[0][1]
+    difference = float(sums.mean(0).sum() / counts.sum())
+    if len(counts) < 2:
         return PairedInterval(difference, float("nan"), float("nan"), float("nan"))
     means = _resampled_means(sums, counts, resamples, seed)
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
@@ -100,9 +104,13 @@ def _per_cluster(values: ArrayLike, clusters: Sequence[str]) -> tuple[Floats, Fl
 
 
 def _resampled_means(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
-    """[resamples] means of as many clusters as there are, drawn with replacement."""
-    draws = _draws(len(sums), resamples, np.random.default_rng(seed))
-    return np.concatenate([sums[i].sum(1) / counts[i].sum(1) for i in draws])
+    """[resamples] means of as many clusters, and rows of `sums` [S C], as there are, drawn with replacement."""
+    means, rng = [], np.random.default_rng((seed, 1))
+    for i in _draws(len(counts), resamples, np.random.default_rng(seed)):
+        rows = rng.integers(len(sums), size=(len(i), len(sums)))
+        drawn = np.mean([np.take_along_axis(sums[row], i, 1) for row in rows.T], 0)
+        means.append(drawn.sum(1) / counts[i].sum(1))
+    return np.concatenate(means)
 
 
 def _draws(clusters: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

@@ -217,18 +217,18 @@ class Llava:
         """Teacher-forced mean log-probability of the answers with attention to visual token j weighted by gate j, in
         every layer; differentiable in the gates. Gates of 0 and 1 give what `score` gives after pruning.
 
-        Implemented as log(gate) added to the attention logits, with gates held above 1e-6.
+        Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is one graph.
         """
         ids = self._answer_ids(answers)
         real, width = ids >= 0, ids.shape[1]
-        column = encoded.embeds.new_zeros(len(ids), encoded.embeds.shape[1] + width)
+        column = gate.new_zeros(len(ids), encoded.embeds.shape[1] + width)
         row, token = encoded.visual_mask.nonzero(as_tuple=True)
         column = column.index_put((row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log())
         attention = torch.cat([encoded.attention, real], 1)
         size = attention.shape[1]
         eye = torch.eye(size, dtype=torch.bool, device=gate.device)
         seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye  # padding sees itself, never nothing
-        bias = column.unsqueeze(1).masked_fill(~seen, torch.finfo(column.dtype).min)
+        bias = column.to(encoded.embeds.dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(encoded.embeds.dtype).min)
         last = encoded.positions[0].amax(1, keepdim=True)
         out = self.model.model.language_model(
             inputs_embeds=torch.cat([encoded.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
@@ -270,7 +270,7 @@ class Llava:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU that Lightning gave to this process, else the CPU."""
+    """The device of that name; "auto" is the visible GPU whose number is this process's rank, else the CPU."""
     if name != "auto":
         return torch.device(name)
     if not torch.cuda.is_available():

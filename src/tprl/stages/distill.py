@@ -16,11 +16,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tprl.budget import budgets, check_keep_ratio
+from tprl.budget import check_keep_ratio
 from tprl.data.prompts import PromptStream, drawn_ratios
 from tprl.errors import UserError
-from tprl.evaluation.served import ServedScore
+from tprl.evaluation.served import ServedScore, merit
 from tprl.pruners.learned import LearnedPruner, uniforms
+from tprl.rl.rollout import step_budgets
 from tprl.types import LVLM, Dataset, GatedLVLM, Sample
 
 BISECTIONS = 40
@@ -28,6 +29,9 @@ BISECTIONS = 40
 
 class Distill(pl.LightningModule):
     """Minimises -log p(answer | gated tokens) through the frozen LVLM.
+
+    What is trained is relevance, gate by gate; `policy.select` says what is served. Under dpp, diversity and the scale
+    of the logits are not what the loss saw: compare with topk too.
 
     Args:
         pruner: the learner.
@@ -75,14 +79,14 @@ class Distill(pl.LightningModule):
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
         self.epochs, self.clip, self.iteration = 1, grad_clip, 0
         self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
-        self.curves: dict[str, list[tuple[float, float]]] = {"served": []}
 
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.", without="net.value_head")
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
-        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"])
+        ranks = (self.global_rank, self.trainer.world_size)
+        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"], *ranks)
         return DataLoader(stream, batch_size=None, collate_fn=list)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -98,7 +102,7 @@ class Distill(pl.LightningModule):
         encoded = self.lvlm.encode(samples)
         x = self.pruner.observe(encoded)
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
-        k = torch.stack([budgets(r, x.mask[i : i + 1])[0] for i, r in enumerate(ratio.tolist())])
+        k = step_budgets(ratio, x.mask, 1, 0)
         logits = self.pruner.net(x, x.mask, 0, ratio.to(x.mask.device))[0]
         first, last = h["temperature"]
         temperature = first * (last / first) ** (self.iteration / max(1, h["iterations"] - 1))
@@ -122,13 +126,18 @@ class Distill(pl.LightningModule):
         score = self.served(self.pruner)
         self.log_dict({f"distill/served/{name}": value for name, value in score.items()})
         self.log("distill/served", score["accuracy"], prog_bar=True)
-        self.curves["served"].append((float(self.iteration * self.hparams["prompts"]), score["accuracy"]))
-        merit = score["accuracy"] + 0.01 * score["log_prob"]
-        if merit > self.best:
-            self.best, self.best_state = merit, copy.deepcopy(self.pruner.state_dict())
+        if merit(score) > self.best:
+            self.best, self.best_state = merit(score), copy.deepcopy(self.pruner.state_dict())
 
     def on_fit_end(self) -> None:
         self.pruner.load_state_dict(self.best_state)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["distill"] = {name: getattr(self, name) for name in ("iteration", "best", "best_state")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint["distill"].items():
+            setattr(self, name, value)
 
 
 def soft_top_k(

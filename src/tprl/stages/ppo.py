@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tprl.budget import check_keep_ratio
 from tprl.data.prompts import PromptStream, drawn_ratios
 from tprl.errors import UserError
-from tprl.evaluation.served import ServedScore
+from tprl.evaluation.served import ServedScore, merit
 from tprl.policy.action import ActionRule, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
 from tprl.pruners.learned import LearnedPruner, uniforms
@@ -290,10 +290,8 @@ class PPO(pl.LightningModule):
         self.log_dict({f"ppo/served/{name}": value for name, value in score.items()})
         self.log("ppo/served", score["accuracy"], prog_bar=True)
         self.curves["served"].append((float(self.samples_seen), score["accuracy"]))
-        # Accuracy decides; log-likelihood, at a hundredth of its size, breaks ties between equal counts.
-        merit = score["accuracy"] + 0.01 * score["log_prob"]
-        if merit > self.best:
-            self.best, self.best_state = merit, copy.deepcopy(self.pruner.state_dict())
+        if merit(score) > self.best:
+            self.best, self.best_state = merit(score), copy.deepcopy(self.pruner.state_dict())
 
     def _log(
         self,

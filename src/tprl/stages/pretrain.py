@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from tprl.data import scenes
 from tprl.data.packing import IGNORE, Pack, PackStream
+from tprl.errors import UserError
 from tprl.lvlm.tiny_llava import TinyLlava
 from tprl.stages.looking import Looking, cls_look
 
@@ -78,6 +79,10 @@ class Pretrain(pl.LightningModule):
         self.edge_head = nn.Linear(width, 4)
         self.cls_head = nn.Linear(vision.hidden_size, len(scenes.COLORS) * len(scenes.SHAPES))
         layers = parts.llava.model.language_model.layers
+        if len(layers) < 2 or config.text_config.num_attention_heads < 2:
+            raise UserError(
+                "one layer or one head of the language model cannot be told where to look: use at least two."
+            )
         self.looking = slice(len(layers) // 2 - 1, len(layers) // 2 + 1)
         if compile:
             for layer in {*layers} - {*layers[self.looking]}:
