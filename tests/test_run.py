@@ -57,7 +57,7 @@ class TestTheChain:
         rows = read_results(run / "results.csv")
         assert {row.pruner for row in rows} == {"keep_all", "tprl", "tprl_threshold", "tprl_lfd", "mlp", "random"}
         accuracy = [row for row in rows if row.metric == "accuracy" and row.pruner == "tprl"]
-        assert [row.kept_tokens for row in accuracy] == [48, 32, 16]
+        assert [row.kept_tokens for row in accuracy] == [48, 32, 16, 8]
         assert all(row.flops_ratio < 1 for row in accuracy)
 
     def test_the_pruner_says_what_it_was_trained_on(self, run: Path) -> None:

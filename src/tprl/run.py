@@ -25,7 +25,7 @@ from tprl.evaluation.served import ServedScore
 from tprl.lvlm import tiny_llava
 from tprl.lvlm.llava import find_model
 from tprl.progress import FitProgress, Progress
-from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights
+from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights, read_config
 from tprl.scoring import Scorer
 from tprl.tracking import log_results
 from tprl.types import LVLM, Dataset, Pruner
@@ -136,7 +136,9 @@ class Training:
         """Weights of an earlier stage, or the autoencoder that every later stage needs."""
         source = self.cfg.stage.get("init_from")
         if source:
-            load_weights(self.pruner, find_pruner(source))
+            folder = find_pruner(source)
+            load_weights(self.pruner, folder)
+            self.pruner.trained_on = read_config(folder)["trained_on"]
         elif self.cfg.stage.name != "autoencoder" and self.pruner.autoencoder is not None:
             print("no stage.init_from: the autoencoder is trained first", flush=True)
             self.stage(OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml"), self.directory / "autoencoder")
