@@ -100,7 +100,7 @@ def _accuracy_section(cells: dict[str, dict[float | None, Cell]], known: Sequenc
     caption = "Accuracy in percent with 95 % intervals, by share of visual tokens kept; best of each column in bold."
     heads = [_ratio_head(ratio, [row[ratio] for row in cells.values() if ratio in row]) for ratio in columns]
     notes = ["keep_all is the model with all its tokens."] if FULL in cells else []
-    notes += ["The oracle knows where the answer is; it is a bound, not a competitor."] if "oracle" in cells else []
+    notes += ["The oracle knows where the answer is and does not compete."] if "oracle" in cells else []
     seeds = max(cell.seeds for row in cells.values() for cell in row.values())
     notes += [f"Means over up to {seeds} seeds; intervals are those of one seed."] if seeds > 1 else []
     note = f'<p class="note">{" ".join(notes)}</p>'
