@@ -80,6 +80,14 @@ class TestTheChain:
         ]
         assert sorted(tables[0].splitlines()) == sorted(tables[1].splitlines())
 
+    def test_arms_of_a_study_go_by_their_names(self, run: Path, tmp_path: Path) -> None:
+        options = ("logger=none", "keep_ratios=[0.1111]", "limit=10")
+        table = call("eval", evaluate, tmp_path, f"runs={{best: [{run}], start: {run}/lfd}}", *options)
+        names = {row.pruner for row in read_results(table / "results.csv")}
+        assert names == {"best", "best_threshold", "start", "keep_all"}
+        (found,) = json.loads((table / "paired.json").read_text())
+        assert (found["pruner"], found["other"]) == ("best", "start")
+
     @pytest.mark.slow
     def test_the_same_seed_gives_the_same_table(self, run: Path, tmp_path: Path) -> None:
         again = call("train", train, tmp_path, *FAST)

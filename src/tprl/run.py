@@ -75,7 +75,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     if cfg.run:
         cfg = _with_run_config(cfg, Path(cfg.run))
         entries += trained_entries(Path(cfg.run), settings)
-    entries += compared_entries(settings["runs"], settings)
+    entries += compared_entries(settings["runs"] or {}, settings)
     if cfg.get("pruner") is not None:
         entries += _seeded(lambda **live: build(cfg.pruner, **live), settings)
     entries += named_entries(settings["pruners"], settings)
