@@ -93,6 +93,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         axes = figure.add_subplot(rows, columns, place + 1)
         _dress(axes, "samples seen" if place >= len(panels) - columns else "", "")
         axes.set_title(title, fontsize=10, color=INK, loc="left")
+        axes.locator_params(axis="x", nbins=5)  # more labels run into each other
         for i, (label, points) in enumerate(lines):
             x, y = zip(*points, strict=True)
             axes.plot(x, y, color=_stand_in((0, 8, 6, 3)[i % 4]), lw=1.6, ls=("-", "--", ":", "-.")[i % 4], label=label)
