@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -46,11 +47,17 @@ class TestConfigs:
 
     @pytest.mark.parametrize(("group", "name"), EVERY)
     def test_every_choice_composes_for_training(self, group: str, name: str) -> None:
-        OmegaConf.to_container(composed("train", f"{group}={name}"), resolve=True)
+        plain = OmegaConf.to_container(composed("train", f"{group}={name}"), resolve=True)
+        assert isinstance(plain, dict)
+        assert {"stage", "model", "dataset", "policy", "reward", "trainer", "seed"} <= plain.keys()
+        assert group in plain or group in ("experiment", "debug", "logger")  # these change others, or are nothing
 
     @pytest.mark.parametrize(("group", "name"), [pair for pair in EVERY if pair[0] in EVAL_GROUPS])
     def test_every_choice_composes_for_evaluation(self, group: str, name: str) -> None:
-        OmegaConf.to_container(composed("eval", f"{group}={name}"), resolve=True)
+        plain = OmegaConf.to_container(composed("eval", f"{group}={name}"), resolve=True)
+        assert isinstance(plain, dict)
+        assert {"model", "dataset", "keep_ratios", "split"} <= plain.keys()
+        assert group in plain or group in ("debug", "logger")
 
     @pytest.mark.parametrize("name", ["train", "eval"])
     def test_the_defaults_are_the_embedded_model_and_dataset(self, name: str) -> None:
@@ -272,6 +279,33 @@ class TestPackage:
         names = {text.split(">")[0].lower() for text in needed}
         pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
         assert names - pinned == set()
+
+
+class TestWandbRunsEnd:
+    """A run that stays open is continued by the next job of a sweep; one that failed must not look finished."""
+
+    @pytest.mark.parametrize(("fails", "status"), [(False, 0), (True, 1)])
+    def test_with_the_status_of_the_job(
+        self, fails: bool, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        closed: list[int] = []
+        fake = SimpleNamespace(run=object(), finish=lambda exit_code: closed.append(exit_code))
+        monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+        monkeypatch.setattr(sys, "argv", ["train", f"hydra.run.dir={tmp_path}"])
+
+        def work(config: DictConfig, directory: Path) -> Path:
+            if fails:
+                raise RuntimeError("broken")
+            return directory
+
+        if fails:
+            with pytest.raises(RuntimeError, match="broken"):
+                launch("train", work)
+        else:
+            launch("train", work)
+        assert closed == [status]
+        assert (tmp_path / "FAILED").exists() == fails
+        assert (tmp_path / "done.json").exists() == (not fails)
 
 
 def test_done_json_names_the_overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -88,6 +88,20 @@ class TestTheChain:
         (found,) = json.loads((table / "paired.json").read_text())
         assert (found["pruner"], found["other"]) == ("best", "start")
 
+    @pytest.mark.parametrize(
+        ("arms", "sentence"),
+        [
+            ("{{a: [{run}, {run}]}}", "a with seed 0 is there 2 times"),
+            ("{{random: {run}}}", "random with seed 0 is there 2 times"),
+            ("{run}", "names no arms"),
+        ],
+    )
+    def test_arms_that_cannot_be_told_apart(
+        self, arms: str, sentence: str, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        given = arms.format(run=run)
+        assert sentence in refused(capsys, "eval", tmp_path, f"runs={given}", "pruners=[random]", "logger=none")
+
     @pytest.mark.slow
     def test_the_same_seed_gives_the_same_table(self, run: Path, tmp_path: Path) -> None:
         again = call("train", train, tmp_path, *FAST)
@@ -112,6 +126,9 @@ class TestTheChain:
 
 
 class TestOneSentence:
+    def test_cards_are_chosen_elsewhere(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "CUDA_VISIBLE_DEVICES" in refused(capsys, "train", tmp_path, "trainer.devices=[1]", "logger=none")
+
     @pytest.mark.parametrize("value", ["0", "1.7", "a"])
     def test_a_keep_ratio_that_is_none(self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         for stage in ("lfd", "ppo"):

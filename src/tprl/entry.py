@@ -77,10 +77,9 @@ def job(work: Work, config: DictConfig) -> Path:
     try:
         result = work(config, directory)
     except BaseException as error:
+        if isinstance(error, Exception):
+            _failed(directory, error, sweep)
         _finish_wandb(1)
-        if not isinstance(error, Exception):
-            raise
-        _failed(directory, error, sweep)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(_unwritable(error)) from error
         raise

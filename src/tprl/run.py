@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -79,6 +80,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     if cfg.get("pruner") is not None:
         entries += _seeded(lambda **live: build(cfg.pruner, **live), settings)
     entries += named_entries(settings["pruners"], settings)
+    _check_names(entries)
     if len(entries) == 1 and not cfg.get("pruner"):
         raise UserError("nothing to evaluate: give run=<directory of a training run>, runs, pruner=<name> or pruners.")
     _start(cfg, directory)
@@ -291,7 +293,13 @@ def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
 
 
 def compared_entries(runs: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Entry]:
-    """Arms of a study by name: one run, or several that differ in their training seed only."""
+    """Arms of a study by name: one run, or several that differ in their training seed only.
+
+    Raises:
+        UserError: not a mapping of names to runs.
+    """
+    if not isinstance(runs, Mapping):
+        raise UserError(f"runs={runs} names no arms: write runs={{name: <run>, other: [<run>, <run>]}}.")
     entries = []
     for name, given in runs.items():
         for run in [given] if isinstance(given, str) else given:
@@ -301,6 +309,17 @@ def compared_entries(runs: Mapping[str, Any], settings: Mapping[str, Any]) -> li
             if pruner.serving.tau is not None:
                 entries.append(Entry(f"{name}_threshold", pruner, (None,), seed))
     return entries
+
+
+def _check_names(entries: Sequence[Entry]) -> None:
+    """Rows of one name and seed would be counted as one."""
+    seen = Counter((entry.name, entry.seed) for entry in entries)
+    for (name, seed), count in seen.items():
+        if count > 1:
+            raise UserError(
+                f"{name} with seed {seed} is there {count} times: give each arm of runs a name of its own, "
+                "and within an arm runs of different training seeds."
+            )
 
 
 def named_entries(names: Sequence[str], settings: Mapping[str, Any]) -> list[Entry]:
@@ -347,7 +366,7 @@ def _evaluate(
     shown = [main, *(e for e in entries if e.name in ("divprune", "random") and e.seed == 0)][:3]
     guided = None
     if isinstance(main.pruner, LearnedPruner):
-        guided = analysis.guided(scorer, dataset, main.pruner, ratio)
+        guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
     sentence = analysis.headline(answered, differences, main.name)
     write_report(
         directory / "report.html",

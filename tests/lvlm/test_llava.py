@@ -6,48 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from tests.lvlm.small import SAMPLES, TOKENS, random_selection
 from torch import Tensor
 
-from tprl.data.scenes import Scenes
 from tprl.errors import UserError
-from tprl.lvlm.llava import Llava, find_device
+from tprl.lvlm.llava import Llava
 from tprl.lvlm.regions import region_rank
-from tprl.lvlm.tiny_llava import build, save
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
-
-TOKENS = 36
-DATA = Scenes("val")
-SAMPLES = [DATA[i] for i in range(15)]  # three images, five questions of different lengths each
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("backend") / "llava"
-    parts = build(vision_width=32, vision_layers=3, patch=16, width=48, layers=2, heads=4, ffn=64, clip_width=16)
-    with torch.no_grad():
-        for weight in parts.llava.parameters():
-            weight.mul_(6 if weight.ndim > 1 else 1)
-        parts.llava.lm_head.weight[parts.processor.tokenizer.eos_token_id] *= 3  # so that some answers end early
-    save(where, parts)
-    return where
-
-
-@pytest.fixture(scope="module")
-def lvlm(folder: Path) -> Llava:
-    return Llava(str(folder), name="toy", max_new_tokens=6)
-
-
-@pytest.fixture(scope="module")
-def encoded(lvlm: Llava) -> Encoded:
-    return lvlm.encode(SAMPLES)
-
-
-def random_selection(encoded: Encoded, share: float = 0.3, seed: int = 0) -> TokenSelection:
-    draws = torch.rand(encoded.visual_mask.shape, generator=torch.Generator().manual_seed(seed))
-    return TokenSelection(keep=encoded.visual_mask & (draws < share))
 
 
 def stock_inputs(lvlm: Llava, samples: list[Sample]) -> dict[str, Tensor]:
@@ -312,101 +278,6 @@ class TestScore:
         logits, end = logits_of(lvlm, prompt), lvlm.tokenizer.eos_token_id
         assert torch.allclose(log_prob, logits.log_softmax(-1)[:, end], atol=1e-4)
         assert torch.equal(exact, logits.argmax(-1) == end)
-
-
-def damage(folder: Path, target: Path, change: str) -> Path:
-    """A copy of the model's folder with something wrong in its weights."""
-    target.mkdir()
-    for path in folder.iterdir():
-        if path.is_file():
-            (target / path.name).write_bytes(path.read_bytes())
-    weights = target / "model.safetensors"
-    match change:
-        case "cut":
-            weights.write_bytes(weights.read_bytes()[:-1000])
-        case "garbage":
-            weights.write_bytes(b"not a safetensors file at all" * 100)
-        case "empty":
-            weights.write_bytes(b"")
-        case "absent tensor":
-            tensors = load_file(weights)
-            del tensors[next(name for name in sorted(tensors) if "lm_head" in name)]
-            save_file(tensors, weights, {"format": "pt"})
-        case "wrong shape":
-            tensors = load_file(weights)
-            name = next(name for name in sorted(tensors) if "lm_head" in name)
-            tensors[name] = tensors[name][:-1].clone()
-            save_file(tensors, weights, {"format": "pt"})
-        case "gone":
-            weights.unlink()
-    return target
-
-
-def one_sentence(error: pytest.ExceptionInfo[UserError]) -> str:
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    assert message.endswith(".")
-    assert len(message) < 500
-    return message
-
-
-class TestBadWeights:
-    @pytest.mark.parametrize("change", ["cut", "garbage", "empty", "absent tensor", "wrong shape"])
-    def test_damaged_weights(self, folder: Path, tmp_path: Path, change: str) -> None:
-        where = damage(folder, tmp_path / "copy", change)
-        with pytest.raises(UserError, match="damaged") as caught:
-            Llava(str(where), name="toy")
-        message = one_sentence(caught)
-        assert str(where) in message
-        assert "copy the folder again" in message
-
-    @pytest.mark.parametrize("where", ["/nowhere/at/all", "llava-hf/llava-1.5-7b-hf", "no_such_asset"])
-    def test_missing_weights_name_both_ways_out(self, where: str) -> None:
-        with pytest.raises(UserError, match="model=llava") as caught:
-            Llava(where)
-        message = one_sentence(caught)
-        assert where in message
-        assert "model.pretrained=/path/to/" in message
-        assert "model=tiny_llava" in message
-
-    @pytest.mark.parametrize("change", ["gone", "nothing"])
-    def test_a_folder_without_weights_is_missing_weights_too(self, folder: Path, tmp_path: Path, change: str) -> None:
-        where = tmp_path / "copy"
-        if change == "gone":
-            damage(folder, where, change)
-        else:
-            where.mkdir()
-        with pytest.raises(UserError, match=r"model\.pretrained") as caught:
-            Llava(str(where))
-        assert str(where) in one_sentence(caught)
-
-
-class TestBadSamples:
-    @pytest.mark.parametrize("count", [0, 2])
-    def test_one_image_per_question(self, lvlm: Llava, count: int) -> None:
-        sample = SAMPLES[0]._replace(images=(Image.new("RGB", (96, 96)),) * count)
-        with pytest.raises(UserError, match=rf"{sample.uid} has {count} images") as caught:
-            lvlm.encode([SAMPLES[1], sample])
-        one_sentence(caught)
-
-
-@pytest.mark.parametrize(
-    ("name", "gpu", "rank", "expected"),
-    [
-        ("auto", False, None, "cpu"),
-        ("auto", True, None, "cuda:0"),
-        ("auto", True, "3", "cuda:3"),
-        ("cpu", True, "3", "cpu"),
-    ],
-)
-def test_the_device_of_a_process(
-    name: str, gpu: bool, rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank:
-        monkeypatch.setenv("LOCAL_RANK", rank)
-    assert find_device(name) == torch.device(expected)
 
 
 class TestGates:

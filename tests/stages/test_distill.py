@@ -1,10 +1,11 @@
 """Stage `distill`: its gates, and that the language model's gradient really teaches."""
 
-import lightning.pytorch as pl
+from pathlib import Path
+
 import pytest
 import torch
+from tests.stages.toy_runs import SaveAt, fit, policy
 from tests.stages.toy_runs import lvlm as lvlm_of_toys
-from tests.stages.toy_runs import policy
 from torch import Tensor
 
 from tprl.data.scenes import Scenes
@@ -49,37 +50,48 @@ def tiny() -> tuple[TPRL, Llava]:
     return TPRL(lvlm.width, code_width=0, width=32, heads=4, select="topk"), lvlm
 
 
-def fit(module: Distill) -> None:
-    pl.Trainer(
-        max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(module)  # fmt: skip
-
-
 class TestStage:
     def test_a_step_moves_the_policy_and_nothing_else(self) -> None:
         pruner, lvlm = tiny()
         before = {name: value.clone() for name, value in pruner.state_dict().items()}
         model = [weight.clone() for weight in lvlm.model.parameters()]
         served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
-        module = Distill(pruner, lvlm, Scenes(), served, iterations=2, prompts=3, validate_every=9)
+        module = Distill(pruner, lvlm, Scenes(), served, iterations=2, prompts=3, keep_ratio=0.1111, validate_every=9)
         module.best = float("inf")  # no score beats it: what is restored at the end is what was there before
         fit(module)
         assert all(torch.equal(value, before[name]) for name, value in pruner.state_dict().items())
         assert module.iteration == 2
         assert all(torch.equal(a, b) for a, b in zip(model, lvlm.model.parameters(), strict=True))
-        module = Distill(pruner, lvlm, Scenes(), served, iterations=2, prompts=3, validate_every=9)
+        module = Distill(pruner, lvlm, Scenes(), served, iterations=2, prompts=3, keep_ratio=0.1111, validate_every=9)
         module._validate = lambda: setattr(module, "best_state", pruner.state_dict())  # the last weights are the best
         fit(module)
         moved = [name for name, value in pruner.state_dict().items() if not torch.equal(value, before[name])]
         assert any(name.startswith("net.blocks") for name in moved)
         assert not any("value_head" in name for name in moved)
 
+    def test_a_resumed_run_is_the_run(self, tmp_path: Path) -> None:
+        def stage() -> Distill:
+            pruner, lvlm = tiny()
+            served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
+            return Distill(
+                pruner, lvlm, Scenes(), served, iterations=4, prompts=3, keep_ratio=[0.2222, 0.1111], validate_every=2
+            )
+
+        whole, second = stage(), stage()
+        fit(whole, SaveAt(2, tmp_path / "two.ckpt"))
+        fit(second, ckpt_path=tmp_path / "two.ckpt")
+        assert second.iteration == whole.iteration == 4
+        assert second.best == whole.best
+        for (name, value), resumed in zip(whole.best_state.items(), second.best_state.values(), strict=True):
+            assert torch.equal(value, resumed), name
+        moments = [module.optimizers().state_dict()["state"] for module in (whole, second)]
+        assert all(torch.equal(moments[0][key]["exp_avg"], moments[1][key]["exp_avg"]) for key in moments[0])
+
     def test_a_model_without_gradient_is_refused(self) -> None:
         model = lvlm_of_toys()
         served = ServedScore(model, ToyDataset("val"), [0.5], 2)
         with pytest.raises(UserError, match="cannot differentiate through model toy"):
-            Distill(policy(), model, ToyDataset(), served)
+            Distill(policy(), model, ToyDataset(), served, iterations=1, prompts=1, keep_ratio=0.5)
 
 
 @pytest.mark.slow

@@ -40,13 +40,18 @@ def paired(answered: Sequence[Answered], pruner: str) -> list[Paired]:
     return out
 
 
-def guided(scorer: Scorer, dataset: Dataset, pruner: Pruner, keep_ratio: float, images: int = 200) -> Guided:
+def guided(
+    scorer: Scorer, dataset: Dataset, pruner: Pruner, keep_ratio: float, limit: int | None = None, images: int = 200
+) -> Guided | None:
     """Does the pruner listen to the question?
 
     Every question is paired with the next one about the same image: how much of what is kept do they share? Then the
-    pruner is given the question of another image while the model answers the right one.
+    pruner is given the question of another image while the model answers the right one. Reads the questions of the
+    first `images` images, at most `limit`; None where these show one image, since then there is nothing to swap.
     """
-    groups = _by_image(dataset, images)
+    groups = _by_image(dataset, limit, images)
+    if len(groups) < 2:
+        return None
     shares, right, shuffled, clusters, pairs = [], [], [], [], []
     for number, samples in enumerate(groups):
         foreign = groups[(number + 1) % len(groups)]
@@ -94,10 +99,10 @@ def gallery(
     ]
 
 
-def _by_image(dataset: Dataset, images: int) -> list[list[Sample]]:
-    """The questions of the first `images` images."""
+def _by_image(dataset: Dataset, limit: int | None, images: int) -> list[list[Sample]]:
+    """The questions of the first `images` images, at most `limit`."""
     groups: dict[str, list[Sample]] = {}
-    for index in range(len(dataset)):
+    for index in range(min(limit or len(dataset), len(dataset))):
         sample = dataset[index]
         key = image_key(sample.uid)
         if key not in groups and len(groups) == images:

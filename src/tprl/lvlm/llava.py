@@ -206,8 +206,7 @@ class Llava:
                 use_cache=False,
             )
             logits = out.logits[:, :-1].float()
-            picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-            log_probs[rows] = (picked * real).sum(1) / real.sum(1)
+            log_probs[rows] = mean_log_prob(logits, ids)
             exact[rows] = ((logits.argmax(-1) == ids) | ~real).all(1)
         return log_probs, exact
 
@@ -237,8 +236,7 @@ class Llava:
             use_cache=False,
         )
         logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
-        picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        return (picked * real).sum(1) / real.sum(1)
+        return mean_log_prob(logits, ids)
 
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer, end token included."""
@@ -267,6 +265,13 @@ class Llava:
                     prompt.visual[rows, -width:],
                 ),
             )
+
+
+def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Float[Tensor, " B"]:
+    """Mean log-probability of each row's tokens, nats per token; ids below 0 are padding."""
+    real = ids >= 0
+    picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return (picked * real).sum(1) / real.sum(1)
 
 
 def find_device(name: str) -> torch.device:

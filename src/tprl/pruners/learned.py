@@ -1,6 +1,7 @@
 """What every trained pruner shares: codes of the tokens, logits from a network, a way to serve them, and a folder."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class Serving:
             raise UserError(f"policy.select={self.select} is unknown: use one of {', '.join(get_args(Select))}.")
 
 
-class LearnedPruner(nn.Module):
+class LearnedPruner(nn.Module, ABC):
     """A network over token codes that prunes in one forward pass.
 
     Subclasses set `name`, `config` (their constructor arguments, for `config.json`), `net_flops` and `net`, called as
@@ -167,9 +168,9 @@ class LearnedPruner(nn.Module):
             parts["dpp"] = cost.dpp_flops(tokens, c["token_width"], kept)
         return parts
 
+    @abstractmethod
     def net_flops(self, tokens: int, words: int) -> dict[str, int]:
         """FLOPs of one pass of `net` on one sample, named by part."""
-        raise NotImplementedError
 
     def train_only(self, part: str, without: str | tuple[str, ...] = ()) -> None:
         """Let gradients reach only the parameters named `part`..., except those named `without`...

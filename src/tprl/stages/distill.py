@@ -57,9 +57,9 @@ class Distill(pl.LightningModule):
         lvlm: LVLM,
         dataset: Dataset,
         served: ServedScore,
-        iterations: int = 600,
-        prompts: int = 32,
-        keep_ratio: float | Sequence[float] = (0.2222, 0.1111, 0.0556),
+        iterations: int,
+        prompts: int,
+        keep_ratio: float | Sequence[float],
         temperature: Sequence[float] = (1.0, 0.2),
         noise: float = 1.0,
         lr: float = 2e-3,
@@ -97,7 +97,7 @@ class Distill(pl.LightningModule):
 
     def training_step(self, samples: list[Sample], index: int) -> Tensor:
         h = self.hparams
-        if self.iteration == 0:
+        if self.iteration % h["validate_every"] == 0:
             self._validate()
         encoded = self.lvlm.encode(samples)
         x = self.pruner.observe(encoded)
@@ -117,10 +117,8 @@ class Distill(pl.LightningModule):
         self.iteration += 1
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        h = self.hparams
-        if self.iteration % h["validate_every"] == 0 or self.iteration == h["iterations"]:
-            self._validate()
+    def on_train_epoch_end(self) -> None:
+        self._validate()
 
     def _validate(self) -> None:
         score = self.served(self.pruner)

@@ -1,0 +1,27 @@
+"""A LLaVA of the stock class with small random weights, scaled up so that errors show, and questions for it."""
+
+from pathlib import Path
+
+import torch
+
+from tprl.data.scenes import Scenes
+from tprl.lvlm.tiny_llava import build, save
+from tprl.types import Encoded, TokenSelection
+
+TOKENS = 36
+DATA = Scenes("val")
+SAMPLES = [DATA[i] for i in range(15)]  # three images, five questions of different lengths each
+
+
+def write_small(where: Path) -> None:
+    parts = build(vision_width=32, vision_layers=3, patch=16, width=48, layers=2, heads=4, ffn=64, clip_width=16)
+    with torch.no_grad():
+        for weight in parts.llava.parameters():
+            weight.mul_(6 if weight.ndim > 1 else 1)
+        parts.llava.lm_head.weight[parts.processor.tokenizer.eos_token_id] *= 3  # so that some answers end early
+    save(where, parts)
+
+
+def random_selection(encoded: Encoded, share: float = 0.3, seed: int = 0) -> TokenSelection:
+    draws = torch.rand(encoded.visual_mask.shape, generator=torch.Generator().manual_seed(seed))
+    return TokenSelection(keep=encoded.visual_mask & (draws < share))

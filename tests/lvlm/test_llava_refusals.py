@@ -1,0 +1,107 @@
+"""What the LLaVA backend refuses, and where it goes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests.lvlm.small import SAMPLES
+
+from tprl.errors import UserError
+from tprl.lvlm.llava import Llava, find_device
+
+
+def damage(folder: Path, target: Path, change: str) -> Path:
+    """A copy of the model's folder with something wrong in its weights."""
+    target.mkdir()
+    for path in folder.iterdir():
+        if path.is_file():
+            (target / path.name).write_bytes(path.read_bytes())
+    weights = target / "model.safetensors"
+    match change:
+        case "cut":
+            weights.write_bytes(weights.read_bytes()[:-1000])
+        case "garbage":
+            weights.write_bytes(b"not a safetensors file at all" * 100)
+        case "empty":
+            weights.write_bytes(b"")
+        case "absent tensor":
+            tensors = load_file(weights)
+            del tensors[next(name for name in sorted(tensors) if "lm_head" in name)]
+            save_file(tensors, weights, {"format": "pt"})
+        case "wrong shape":
+            tensors = load_file(weights)
+            name = next(name for name in sorted(tensors) if "lm_head" in name)
+            tensors[name] = tensors[name][:-1].clone()
+            save_file(tensors, weights, {"format": "pt"})
+        case "gone":
+            weights.unlink()
+    return target
+
+
+def one_sentence(error: pytest.ExceptionInfo[UserError]) -> str:
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    assert message.endswith(".")
+    assert len(message) < 500
+    return message
+
+
+class TestBadWeights:
+    @pytest.mark.parametrize("change", ["cut", "garbage", "empty", "absent tensor", "wrong shape"])
+    def test_damaged_weights(self, folder: Path, tmp_path: Path, change: str) -> None:
+        where = damage(folder, tmp_path / "copy", change)
+        with pytest.raises(UserError, match="damaged") as caught:
+            Llava(str(where), name="toy")
+        message = one_sentence(caught)
+        assert str(where) in message
+        assert "copy the folder again" in message
+
+    @pytest.mark.parametrize("where", ["/nowhere/at/all", "llava-hf/llava-1.5-7b-hf", "no_such_asset"])
+    def test_missing_weights_name_both_ways_out(self, where: str) -> None:
+        with pytest.raises(UserError, match="model=llava") as caught:
+            Llava(where)
+        message = one_sentence(caught)
+        assert where in message
+        assert "model.pretrained=/path/to/" in message
+        assert "model=tiny_llava" in message
+
+    @pytest.mark.parametrize("change", ["gone", "nothing"])
+    def test_a_folder_without_weights_is_missing_weights_too(self, folder: Path, tmp_path: Path, change: str) -> None:
+        where = tmp_path / "copy"
+        if change == "gone":
+            damage(folder, where, change)
+        else:
+            where.mkdir()
+        with pytest.raises(UserError, match=r"model\.pretrained") as caught:
+            Llava(str(where))
+        assert str(where) in one_sentence(caught)
+
+
+class TestBadSamples:
+    @pytest.mark.parametrize("count", [0, 2])
+    def test_one_image_per_question(self, lvlm: Llava, count: int) -> None:
+        sample = SAMPLES[0]._replace(images=(Image.new("RGB", (96, 96)),) * count)
+        with pytest.raises(UserError, match=rf"{sample.uid} has {count} images") as caught:
+            lvlm.encode([SAMPLES[1], sample])
+        one_sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "rank", "expected"),
+    [
+        ("auto", False, None, "cpu"),
+        ("auto", True, None, "cuda:0"),
+        ("auto", True, "3", "cuda:3"),
+        ("cpu", True, "3", "cpu"),
+    ],
+)
+def test_the_device_of_a_process(
+    name: str, gpu: bool, rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert find_device(name) == torch.device(expected)
