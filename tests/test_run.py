@@ -13,6 +13,7 @@ from tprl.entry import launch
 from tprl.evaluation.results import COLUMNS, read_results
 from tprl.pruners.learned import CONFIG, WEIGHTS, load_pruner
 from tprl.run import evaluate, train
+from tprl.stages.calibrate import FADES
 
 FAST = ("debug=fast", "logger=csv")
 Call = Callable[..., Path]
@@ -55,15 +56,17 @@ class TestTheChain:
         with (run / "results.csv").open() as file:
             assert tuple(csv.DictReader(file).fieldnames or ()) == COLUMNS
         rows = read_results(run / "results.csv")
-        assert {row.pruner for row in rows} == {"keep_all", "tprl", "tprl_threshold", "tprl_lfd", "mlp", "random"}
+        assert {row.pruner for row in rows} == {"keep_all", "tprl", "tprl_adaptive", "tprl_lfd", "mlp", "random"}
         accuracy = [row for row in rows if row.metric == "accuracy" and row.pruner == "tprl"]
         assert [row.kept_tokens for row in accuracy] == [48, 32, 16, 8]
         assert all(row.flops_ratio < 1 for row in accuracy)
 
     def test_the_pruner_says_what_it_was_trained_on(self, run: Path) -> None:
         about = json.loads((run / "pruner" / CONFIG).read_text())
-        assert about["trained_on"]["stages"] == ["autoencoder", "lfd", "ppo"]
-        assert 0 < about["tau"] < 1
+        assert about["trained_on"]["stages"] == ["autoencoder", "lfd", "ppo", "adapt"]
+        assert about["trained_to"] == 0.1111
+        assert about["fade"] in FADES
+        assert len(about["prices"]) == 5
 
     def test_evaluating_the_run_gives_the_same_numbers(self, run: Path, tmp_path: Path) -> None:
         again = call("eval", evaluate, tmp_path, f"run={run}", "pruners=[random]", "keep_ratios=[0.2222]", "limit=25")
@@ -84,9 +87,9 @@ class TestTheChain:
         options = ("logger=none", "keep_ratios=[0.1111]", "limit=10")
         table = call("eval", evaluate, tmp_path, f"runs={{best: [{run}], start: {run}/lfd}}", *options)
         names = {row.pruner for row in read_results(table / "results.csv")}
-        assert names == {"best", "best_threshold", "start", "keep_all"}
-        (found,) = json.loads((table / "paired.json").read_text())
-        assert (found["pruner"], found["other"]) == ("best", "start")
+        assert names == {"best", "best_adaptive", "start", "keep_all"}
+        pairs = {(found["pruner"], found["other"]) for found in json.loads((table / "paired.json").read_text())}
+        assert pairs == {("best", "start"), ("best", "best_adaptive")}
 
     @pytest.mark.parametrize(
         ("arms", "sentence"),

@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,17 +24,21 @@ from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.report import write_report
 from tprl.evaluation.results import FULL, print_table, write_results, write_samples
 from tprl.evaluation.served import ServedScore
+from tprl.evaluation.spread import spreads
 from tprl.lvlm import tiny_llava
 from tprl.lvlm.llava import find_model
 from tprl.progress import FitProgress, Progress
+from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights, read_config
+from tprl.pruners.tprl import TPRL
 from tprl.scoring import Scorer
+from tprl.stages.calibrate import calibrate_fade
 from tprl.tracking import log_results
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
-CHAIN = ("autoencoder", "lfd", "ppo")
-OURS = ("stage", "name", "init_from", "served", "threshold_ratio", "trainer", "save_every", "blueprint")
+CHAIN = ("autoencoder", "lfd", "ppo", "adapt")
+OURS = ("stage", "name", "init_from", "served", "threshold_ratio", "trainer", "save_every", "calibrate", "blueprint")
 
 
 def train(cfg: DictConfig, directory: Path) -> Path:
@@ -53,7 +58,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         run.stage(cfg.stage, directory / "pruner")
         return directory
     for name in CHAIN:
-        run.stage(cfg.stage[name], directory / ("pruner" if name == "ppo" else name))
+        run.stage(cfg.stage[name], directory / ("pruner" if name in ("ppo", "adapt") else name))
         if name == "lfd":
             for baseline in cfg.stage.baselines:
                 run.baseline(baseline, directory / baseline)
@@ -137,7 +142,11 @@ class Training:
     def prepare(self) -> None:
         """Weights of an earlier stage, or the autoencoder that every later stage needs."""
         source = self.cfg.stage.get("init_from")
-        if source:
+        if self.cfg.stage.name == "adapt":
+            if not source:
+                raise UserError("stage=adapt needs a trained policy: give stage.init_from=<run directory>.")
+            self.pruner = load_pruner(source)
+        elif source:
             folder = find_pruner(source)
             load_weights(self.pruner, folder)
             self.pruner.trained_on = read_config(folder)["trained_on"]
@@ -163,12 +172,17 @@ class Training:
         if name == "ppo":
             live["reward"] = build(self.cfg.reward)
         module = build(_without(config, OURS), **live)
+        if name != "adapt":  # what was calibrated belongs to the weights before this stage
+            self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
         if name == "lfd":
             module.demonstrations = self.demonstrations
         self._fit(module, name, config)
         if name == "lfd":
             self.demonstrations = module.demonstrations
-        if name == "ppo":
+        if config.get("calibrate"):
+            trained_on = config.keep_ratio if OmegaConf.is_list(config.keep_ratio) else [config.keep_ratio]
+            calibrate_fade(self.pruner, live["served"], max(trained_on), config.calibrate)
+        if name == "ppo" and config.budget != "exact_k":  # elsewhere a common offset of the logits means nothing
             self.pruner.calibrate((e for _, e in live["served"].batches), config.threshold_ratio)
         self._collect_curves(module, name)
         self.pruner.trained_on |= {
@@ -277,14 +291,12 @@ def _with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
 
 
 def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
-    """The pruner of a run, its threshold mode, its state after lfd, and the MLP taught beside it."""
+    """The pruner of a run, its other modes, its state after lfd, and the MLP taught beside it."""
     if not run.is_dir():
         raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
     ratios = tuple(settings["keep_ratios"])
     final = load_pruner(run)
-    entries = [Entry(final.name, final, ratios)]
-    if final.serving.tau is not None:
-        entries.append(Entry(f"{final.name}_threshold", final, (None,)))
+    entries = _with_modes(final.name, final, ratios)
     if (run / "lfd").is_dir():
         entries.append(Entry(f"{final.name}_lfd", load_pruner(run / "lfd"), ratios))
     if (run / "mlp").is_dir():
@@ -305,9 +317,19 @@ def compared_entries(runs: Mapping[str, Any], settings: Mapping[str, Any]) -> li
         for run in [given] if isinstance(given, str) else given:
             pruner = load_pruner(run)
             seed = int(pruner.trained_on.get("seed", 0))
-            entries.append(Entry(name, pruner, tuple(settings["keep_ratios"]), seed))
-            if pruner.serving.tau is not None:
-                entries.append(Entry(f"{name}_threshold", pruner, (None,), seed))
+            entries += _with_modes(name, pruner, tuple(settings["keep_ratios"]), seed)
+    return entries
+
+
+def _with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed: int = 0) -> list[Entry]:
+    """A trained pruner with exact budgets, and the adaptive and threshold modes that it was calibrated for."""
+    entries = [Entry(name, pruner, ratios, seed)]
+    if pruner.serving.prices:
+        adaptive = Adaptive(cast(TPRL, pruner))
+        if within := tuple(ratio for ratio in ratios if adaptive.reaches(ratio)):
+            entries.append(Entry(f"{name}_adaptive", adaptive, within, seed))
+    if pruner.serving.tau is not None:
+        entries.append(Entry(f"{name}_threshold", pruner, (None,), seed))
     return entries
 
 
@@ -367,6 +389,8 @@ def _evaluate(
     guided = None
     if isinstance(main.pruner, LearnedPruner):
         guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
+    found_spreads = spreads([one.row for one in answered])
+    (directory / "spreads.json").write_text(json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
     sentence = analysis.headline(answered, differences, main.name)
     write_report(
         directory / "report.html",
@@ -376,6 +400,7 @@ def _evaluate(
         paired=differences,
         gallery=analysis.gallery(scorer, dataset, shown, ratio),
         guided=guided,
+        spreads=found_spreads,
         learning_curves=curves,
         commands=[f"python -m src.eval run={directory}"],
         config_yaml=OmegaConf.to_yaml(cfg, resolve=True),

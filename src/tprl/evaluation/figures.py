@@ -21,7 +21,7 @@ from tprl.evaluation.results import FULL, Cell, pruner_order
 STYLES: dict[str, tuple[str, str, str, str]] = {
     "tprl": ("#c2410c", "#fb923c", "-", "o"),
     "tprl_lfd": ("#c2410c", "#fb923c", "--", "s"),
-    "tprl_threshold": ("#9a3412", "#fdba74", ":", "D"),
+    "tprl_adaptive": ("#9a3412", "#fdba74", ":", "D"),
     "mlp": ("#7c3aed", "#a78bfa", "-", "^"),
     "random": ("#6b7280", "#9ca3af", "-", "x"),
     "uniform": ("#0e7490", "#22d3ee", "-", "v"),
@@ -100,6 +100,27 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         if any(label for label, _ in lines):
             axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="best")
     return _svg(figure, "curves", "Learning curves: " + ", ".join(panels))
+
+
+def boxes(panels: Mapping[str, Sequence[tuple[str, Sequence[float]]]], all_names: Sequence[str], pruner: str) -> str:
+    """Small box plots side by side: an `<svg>`. Each box is (label, the 10, 25, 50, 75 and 90 % quantiles)."""
+    rows = max(len(group) for group in panels.values())
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(2.75 * columns, lines * (0.9 + 0.24 * rows)), layout="constrained")
+    colour = _stand_in(list(styles(all_names)).index(pruner))
+    for place, (title, group) in enumerate(panels.items()):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        _dress(axes, "tokens kept" if place >= len(panels) - columns else "", "")
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
+        for y, (_, (low, first, middle, third, high)) in enumerate(group):
+            axes.plot([low, high], [y, y], color=colour, lw=1.2)
+            axes.plot([first, third], [y, y], color=colour, lw=7, solid_capstyle="butt", alpha=0.5)
+            axes.plot([middle], [y], color=colour, marker="|", ms=10, mew=2)
+        axes.set_yticks(range(len(group)), [label for label, _ in group])
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+    return _svg(figure, f"boxes-{pruner}", f"Tokens kept by {pruner}: " + ", ".join(panels))
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:

@@ -11,6 +11,7 @@ from tprl.evaluation import figures
 from tprl.evaluation.gallery import GalleryItem, Guided, gallery_section, guided_section, pictures, pruners_shown
 from tprl.evaluation.page import number, page, section, table
 from tprl.evaluation.results import BOUNDS, FULL, Cell, Row, grid, pruner_order, ratio_label, ratios, span, write_atomic
+from tprl.evaluation.spread import Spread, spread_section
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def write_report(
     paired: Sequence[Paired] = (),
     gallery: Sequence[GalleryItem] = (),
     guided: Guided | None = None,
+    spreads: Sequence[Spread] = (),
     learning_curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     commands: Sequence[str] = (),
     config_yaml: str = "",
@@ -50,6 +52,7 @@ def write_report(
         paired: differences, shown per `Paired.pruner`.
         gallery: pictures of what was kept.
         guided: the answer to "does it listen to the question?".
+        spreads: how many tokens adaptive pruners give to which questions.
         learning_curves: name -> (samples seen, value); `score: sampled` and `score: served` share one plot.
         commands: shell lines that made the run and this page.
         config_yaml: the resolved config.
@@ -66,6 +69,7 @@ def write_report(
         _accuracy_section(cells, known),
         _metrics_section(rows, pruner_order(cells), known),
         _paired_section(paired, pruner_order(cells), known),
+        spread_section(spreads, known),
         gallery_section(gallery, known, side),
         guided_section(guided, side),
         _curves_section(learning_curves or {}),

@@ -48,3 +48,11 @@ class ServedScore:
         out["accuracy"] = sum(out.values()) / len(self.keep_ratios)
         out["log_prob"] = total / self.count / len(self.keep_ratios)
         return out
+
+    def log_prob(self, pruner: Pruner, keep_ratio: float) -> float:
+        """Mean log-likelihood of the answers at one keep ratio, nats per token; nothing is generated."""
+        total = 0.0
+        for samples, encoded in self.batches:
+            prompt = splice(encoded, pruner.select(encoded, keep_ratio))
+            total += float(self.scorer.lvlm.score(prompt, [sample.answers[0] for sample in samples])[0].sum())
+        return total / self.count

@@ -26,6 +26,16 @@ class PolicyInput(NamedTuple):
         return PolicyInput(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
 
 
+class Reading(NamedTuple):
+    """What the encoder makes of a state; the heads read it."""
+
+    tokens: Float[Tensor, "B N W"]  # the alive tokens
+    at: Int[Tensor, "B N"]  # their indices in V
+    here: Bool[Tensor, "B N"]  # False where a sample has fewer
+    words: Float[Tensor, "B Q1 W"]
+    word_mask: Bool[Tensor, "B Q1"]
+
+
 class PolicyNet(nn.Module):
     """Per-token keep logits and a state value from X = [Z_alive ; W q].
 
@@ -44,6 +54,7 @@ class PolicyNet(nn.Module):
         max_steps: largest number of pruning steps; the step index is embedded.
         query: "tokens" lets visual tokens attend to every word, "pooled" to their mean, "none" hides the question.
         positions: add a projection of sines and cosines of each token's place in its image.
+        budgets: outputs of the budget head (see `chances`); 0 for none.
 
     Raises:
         UserError: `width` is not a multiple of `heads`, or `query` is unknown.
@@ -59,6 +70,7 @@ class PolicyNet(nn.Module):
         max_steps: int = 3,
         query: str = "tokens",
         positions: bool = True,
+        budgets: int = 0,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -78,6 +90,15 @@ class PolicyNet(nn.Module):
         self.policy_head = Head(width)
         self.value_head = Head(width)
         self._initialise()
+        self.budget_head: nn.Module | None = None
+        if budgets:
+            self.add_budget_head(budgets)
+
+    def add_budget_head(self, budgets: int) -> None:
+        """A fresh head for `chances`; the rest stays."""
+        width = self.kind.shape[1]
+        layers = nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, budgets)
+        self.budget_head = nn.Sequential(*layers).to(self.kind.device)
 
     def forward(
         self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]
@@ -87,23 +108,38 @@ class PolicyNet(nn.Module):
         Raises:
             UserError: `step` is beyond `max_steps`.
         """
+        read = self.read(x, alive, step, keep_ratio)
+        return self.keep_logits(read, alive), self.value_head(_mean(read.tokens, read.here)).float()
+
+    def read(self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]) -> Reading:
+        """The encoder's outputs.
+
+        Raises:
+            UserError: `step` is beyond `max_steps`.
+        """
         if not 0 <= step < self.max_steps:
             raise UserError(f"pruning step {step} is beyond policy.max_steps={self.max_steps}: raise max_steps.")
         at = alive_first(alive)
-        keys = here = alive.gather(1, at)
+        here = alive.gather(1, at)
         tokens = self._tokens(x, at, here)
-        if self.query_in is not None:
-            words, word_mask = self._words(x)
-            tokens, keys = torch.cat([tokens, words], 1), torch.cat([here, word_mask], 1)
+        words, word_mask = self._words(x)
+        everything, keys = torch.cat([tokens, words], 1), torch.cat([here, word_mask], 1)
         ratio = keep_ratio.to(tokens.dtype).unsqueeze(1)
         condition = self.ratio(torch.cat([ratio, ratio.log()], 1)) + self.step.weight[step]
-        tokens = tokens + condition.unsqueeze(1)
+        everything = everything + condition.unsqueeze(1)
         for block in self.blocks:
-            tokens = block(tokens, keys)
-        tokens = tokens[:, : at.shape[1]]
-        logits = self.policy_head(tokens).masked_fill(~here, 0.0)
-        mean = tokens.masked_fill(~here.unsqueeze(-1), 0.0).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
-        return torch.zeros_like(alive, dtype=logits.dtype).scatter(1, at, logits).float(), self.value_head(mean).float()
+            everything = block(everything, keys)
+        return Reading(everything[:, : at.shape[1]], at, here, everything[:, at.shape[1] :], word_mask)
+
+    def keep_logits(self, read: Reading, alive: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        """One logit per token, 0 where not alive."""
+        logits = self.policy_head(read.tokens).masked_fill(~read.here, 0.0)
+        return torch.zeros_like(alive, dtype=logits.dtype).scatter(1, read.at, logits).float()
+
+    def chances(self, summary: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
+        """Log-odds that the answer survives each of K budgets, from `summary`."""
+        assert self.budget_head is not None
+        return self.budget_head(summary).float()
 
     def _tokens(self, x: PolicyInput, at: Int[Tensor, "B N"], here: Bool[Tensor, "B N"]) -> Float[Tensor, "B N W"]:
         """The alive tokens, embedded. Contents of the others are erased, not only masked: a NaN among them would
@@ -117,16 +153,15 @@ class PolicyNet(nn.Module):
         return tokens if self.place is None else tokens + self.place(sinusoids(take(x.xy)))
 
     def _words(self, x: PolicyInput) -> tuple[Float[Tensor, "B Q1 W"], Bool[Tensor, "B Q1"]]:
-        """The question as tokens: all words with their order, or one mean."""
-        assert self.query_in is not None
+        """The question as tokens: all words with their order, one mean, or nothing."""
         mask = x.query_mask
+        if self.query_in is None:
+            return x.query.new_zeros(len(mask), 0, self.kind.shape[1], dtype=self.kind.dtype), mask[:, :0]
         words = self.query_in(x.query.masked_fill(~mask.unsqueeze(-1), 0.0).to(self.kind.dtype)) + self.kind[1]
         if self.query == "tokens":
             # Rank among the question's own words, so that left, right or no padding gives the same.
             return words + order_code((mask.cumsum(1) - 1).clamp(min=0), words.shape[-1]).to(words.dtype), mask
-        count = mask.sum(1, keepdim=True).clamp(min=1)
-        pooled = words.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1) / count
-        return pooled.unsqueeze(1), mask.new_ones(len(mask), 1)
+        return _mean(words, mask).unsqueeze(1), mask.new_ones(len(mask), 1)
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -169,6 +204,16 @@ class Head(nn.Module):
 
     def forward(self, x: Float[Tensor, "*N W"]) -> Float[Tensor, "*N"]:
         return self.out(self.norm(x + self.mlp(x))).squeeze(-1)
+
+
+def summary(read: Reading) -> Float[Tensor, "B F"]:
+    """The mean token beside the mean word: F = 2 W."""
+    return torch.cat([_mean(read.tokens, read.here), _mean(read.words, read.word_mask)], 1)
+
+
+def _mean(x: Float[Tensor, "B N W"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B W"]:
+    """Mean over the entries where `mask` is True; 0 where there are none."""
+    return x.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def alive_first(alive: Bool[Tensor, "B V"]) -> Int[Tensor, "B N"]:

@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +35,9 @@ class Serving:
         select: "topk", "gumbel", "dpp" or "threshold" (see `policy.action.serve`).
         tau: probability threshold of select=threshold; calibrated on validation data.
         quality: weight of relevance against diversity, select=dpp only.
+        trained_to: largest keep ratio of the training.
+        fade: above it the quality served is quality * (trained_to / keep_ratio)^fade; calibrated on validation data.
+        prices: (mean keep ratio, price of a token) pairs of the adaptive mode (see `pruners.adaptive`), calibrated too.
 
     Raises:
         UserError: an unknown way to select.
@@ -43,10 +46,20 @@ class Serving:
     select: str = "dpp"
     tau: float | None = None
     quality: float = 2.0
+    trained_to: float = 1.0
+    fade: float = 0.0
+    prices: Sequence[Sequence[float]] = ()
 
     def __post_init__(self) -> None:
         if self.select not in get_args(Select):
             raise UserError(f"policy.select={self.select} is unknown: use one of {', '.join(get_args(Select))}.")
+        # Lists, where they come from yaml or json.
+        pairs = tuple(sorted((float(ratio), float(price)) for ratio, price in self.prices))
+        object.__setattr__(self, "prices", pairs)
+
+    def quality_at(self, keep_ratio: float) -> float:
+        """Weight of relevance against diversity when that fraction is kept."""
+        return self.quality * min(1.0, self.trained_to / keep_ratio) ** self.fade
 
 
 class LearnedPruner(nn.Module, ABC):
@@ -60,13 +73,13 @@ class LearnedPruner(nn.Module, ABC):
         token_width: D, width of the LVLM's projected tokens.
         code_width: Z; 0 feeds the tokens themselves (no autoencoder).
         hidden: width of the autoencoder's hidden layer.
-        select, tau, quality: see `Serving`.
         trained_on: what the pruner belongs to (LVLM, dataset, budgets, ...); stored with the weights.
+        serving: `select`, `quality`, ... of `Serving`.
     """
 
     name = "learned"
     extras: frozenset[str] = frozenset()
-    net: nn.Module
+    net: Any  # a module; subclasses say which
     config: dict[str, Any]
 
     def __init__(
@@ -74,15 +87,19 @@ class LearnedPruner(nn.Module, ABC):
         token_width: int,
         code_width: int = 64,
         hidden: int = 512,
-        select: str = "dpp",
-        tau: float | None = None,
-        quality: float = 2.0,
         trained_on: dict[str, Any] | None = None,
+        **serving: Any,
     ) -> None:
         super().__init__()
         self.token_width = token_width
         self.autoencoder = Autoencoder(token_width, code_width, hidden) if code_width else None
-        self.serving = Serving(select, tau, quality)
+        known = {field.name for field in fields(Serving)}
+        if not serving.keys() <= known:
+            odd = ", ".join(sorted(serving.keys() - known))
+            raise UserError(
+                f"policy has no setting {odd}: beside the network's own it takes {', '.join(sorted(known))}."
+            )
+        self.serving = Serving(**serving)
         self.trained_on = dict(trained_on or {})
 
     def observe(self, encoded: Encoded) -> PolicyInput:
@@ -139,7 +156,8 @@ class LearnedPruner(nn.Module, ABC):
                 f"pruner {self.name} selects by a threshold it does not have: set policy.tau or another select."
             )
         select: Select = how.select  # type: ignore[assignment]
-        return serve(logits, x.mask, k, select, similarity=x.similarity, tau=how.tau, noise=noise, quality=how.quality)
+        quality = how.quality_at(keep_ratio)
+        return serve(logits, x.mask, k, select, similarity=x.similarity, tau=how.tau, noise=noise, quality=quality)
 
     def _above_threshold(self, x: PolicyInput) -> Bool[Tensor, "B V"]:
         if self.serving.tau is None or "threshold_ratio" not in self.trained_on:

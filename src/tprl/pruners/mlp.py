@@ -31,7 +31,7 @@ class MLPPruner(LearnedPruner):
     """What demonstrations alone teach a scorer that sees one token at a time; top-k serves it.
 
     Args:
-        token_width, code_width, hidden, select, tau, quality, trained_on: see `LearnedPruner`.
+        token_width, code_width, hidden, common: see `LearnedPruner`.
         width: of the MLP.
     """
 
@@ -44,11 +44,9 @@ class MLPPruner(LearnedPruner):
         hidden: int = 512,
         width: int = 128,
         select: str = "topk",
-        tau: float | None = None,
-        quality: float = 2.0,
-        trained_on: dict[str, Any] | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(token_width, code_width, hidden, select, tau, quality, trained_on)
+        super().__init__(token_width, code_width, hidden, select=select, **common)
         self.config = {"token_width": token_width, "code_width": code_width, "hidden": hidden, "width": width}
         self.net = TokenMLP(code_width or token_width, width)
 

@@ -1,9 +1,16 @@
 """TPRL: the policy that is taught by demonstrations, improved by PPO, and prunes in one forward pass."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from tprl import cost
-from tprl.policy.networks import PolicyNet
+from tprl.budget import check_keep_ratio
+from tprl.policy.networks import PolicyInput, PolicyNet, summary
 from tprl.pruners.learned import LearnedPruner
 
 
@@ -11,11 +18,13 @@ class TPRL(LearnedPruner):
     """The method of arXiv 2603.13394: a transformer over token codes and question words gives keep logits.
 
     Args:
-        token_width, code_width, hidden, select, tau, quality, trained_on: see `LearnedPruner`.
+        token_width, code_width, hidden, common: see `LearnedPruner`.
         width, layers, heads, max_steps, query, positions: see `PolicyNet`.
+        budgets: kept fractions, ascending, between which the adaptive mode chooses; empty until stage=adapt taught it.
     """
 
     name = "tprl"
+    net: PolicyNet
 
     def __init__(
         self,
@@ -28,16 +37,29 @@ class TPRL(LearnedPruner):
         max_steps: int = 3,
         query: str = "tokens",
         positions: bool = True,
-        select: str = "dpp",
-        tau: float | None = None,
-        quality: float = 2.0,
-        trained_on: dict[str, Any] | None = None,
+        budgets: Sequence[float] = (),
+        **common: Any,
     ) -> None:
-        super().__init__(token_width, code_width, hidden, select, tau, quality, trained_on)
+        super().__init__(token_width, code_width, hidden, **common)
         self.config = {"token_width": token_width, "code_width": code_width, "hidden": hidden}
-        net = {"width": width, "layers": layers, "heads": heads, "max_steps": max_steps}
-        self.config |= net | {"query": query, "positions": positions}
-        self.net = PolicyNet(code_width or token_width, token_width, **net, query=query, positions=positions)
+        net: dict[str, Any] = {"width": width, "layers": layers, "heads": heads, "max_steps": max_steps}
+        net |= {"query": query, "positions": positions}
+        self.config |= net | {"budgets": list(budgets)}
+        self.net = PolicyNet(code_width or token_width, token_width, **net, budgets=len(budgets))
+
+    def learn_budgets(self, budgets: Sequence[float]) -> None:
+        """A fresh budget head for these kept fractions."""
+        self.config["budgets"] = sorted(check_keep_ratio(ratio) for ratio in budgets)
+        self.net.add_budget_head(len(budgets))
+
+    @torch.no_grad()
+    def survey(self, x: PolicyInput) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B F"]]:
+        """Logits for every budget of the adaptive mode, and what the budget head reads: one pass for both, at the
+        geometric middle of the budgets."""
+        low, *_, high = self.config["budgets"]
+        ratio = torch.full((len(x.mask),), math.sqrt(low * high), dtype=torch.float64, device=x.mask.device)
+        read = self.net.read(x, x.mask, 0, ratio)
+        return self.net.keep_logits(read, x.mask), summary(read)
 
     def net_flops(self, tokens: int, words: int) -> dict[str, int]:
         return {"policy": cost.policy_flops(cost.PolicyShape.from_net(self.net), tokens, words)}

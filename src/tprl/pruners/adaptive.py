@@ -1,0 +1,100 @@
+"""The adaptive mode of a trained policy: easy questions keep fewer tokens than hard ones, at a given mean."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tprl import cost
+from tprl.budget import need_ratio
+from tprl.errors import UserError
+from tprl.pruners.learned import load_pruner
+from tprl.pruners.tprl import TPRL
+from tprl.types import Encoded, TokenSelection
+
+
+class Adaptive:
+    """Chooses each question's budget, then keeps what the policy keeps at that budget.
+
+    The budget head forecasts P_k, the probability of the right answer with fraction k kept. A question gets
+    argmax_k P_k - price * k: tokens are bought while they raise the forecast by more than they cost. The price at
+    which questions keep a given fraction *on average* is calibrated on validation questions. (Lagrangian relaxation of
+    one budget for all questions together: Everett 1963.)
+
+    Args:
+        pruner: a policy that went through stage=adapt.
+
+    Raises:
+        UserError: it did not.
+    """
+
+    def __init__(self, pruner: TPRL) -> None:
+        if not pruner.serving.prices:
+            raise UserError(f"pruner {pruner.name} has learnt no budgets: run stage=adapt stage.init_from=<its run>.")
+        self.pruner = pruner
+        self.name = f"{pruner.name}_adaptive"
+        self.extras = pruner.extras
+
+    def price(self, keep_ratio: float) -> float:
+        """Answer probability that the whole image must be worth for the mean kept fraction to be `keep_ratio`.
+
+        Raises:
+            UserError: outside the calibrated range.
+        """
+        ratios, prices = np.array(self.pruner.serving.prices).T
+        if not self.reaches(keep_ratio):
+            raise UserError(
+                f"{self.name} is calibrated for mean keep ratios from {ratios[0]:.3g} to {ratios[-1]:.3g}, "
+                f"not {keep_ratio:.3g}: name it in stage.keep_ratios of stage=adapt."
+            )
+        return float(np.interp(np.log(keep_ratio), np.log(ratios), prices))
+
+    def reaches(self, keep_ratio: float) -> bool:
+        """Whether that mean is within the calibrated range (to a thousandth, for ratios written with 4 digits)."""
+        ratios = [ratio for ratio, _ in self.pruner.serving.prices]
+        return ratios[0] * 0.999 <= keep_ratio <= ratios[-1] * 1.001
+
+    @torch.no_grad()
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        """Keep the fraction `keep_ratio` on average over questions like those of the calibration.
+
+        Raises:
+            UserError: wrong width, or a mean that is not calibrated.
+        """
+        price = self.price(need_ratio(self.name, keep_ratio))
+        x = self.pruner.observe(encoded)
+        logits, read = self.pruner.survey(x)
+        budgets = self.pruner.config["budgets"]
+        choice = choose(self.pruner.net.chances(read).sigmoid(), read.new_tensor(budgets), price)
+        keep = torch.zeros_like(x.mask)
+        for number, ratio in enumerate(budgets):
+            rows = (choice == number).nonzero().squeeze(1)
+            if len(rows):
+                uids = [encoded.uids[row] for row in rows.tolist()]
+                keep[rows] = self.pruner.serve(x.rows(rows), logits[rows], ratio, uids)
+        return TokenSelection(keep)
+
+    def flops(self, tokens: int, words: int, kept: int) -> dict[str, int]:
+        """What choosing costs on one sample: as for the policy, and the budget head."""
+        width = self.pruner.config["width"]
+        head = cost.mlp_flops((2 * width, width, len(self.pruner.config["budgets"])), 1)
+        return {**self.pruner.flops(tokens, words, kept), "budget": head}
+
+
+def choose(chance: Float[Tensor, "B K"], budgets: Float[Tensor, " K"], price: float) -> Int[Tensor, " B"]:
+    """argmax_k chance_k - price * budget_k; ties go to the smaller budget (budgets ascend)."""
+    return (chance - price * budgets).argmax(1)
+
+
+def load_adaptive(pretrained: str | Path) -> Adaptive:
+    """The adaptive mode of a trained pruner: a folder, a run directory, or one that ships.
+
+    Raises:
+        UserError: nothing there, or it has learnt no budgets.
+    """
+    pruner = load_pruner(pretrained)
+    if not isinstance(pruner, TPRL):
+        raise UserError(f"pruner {pruner.name} has no budget head: use a run of stage=adapt with policy=transformer.")
+    return Adaptive(pruner)

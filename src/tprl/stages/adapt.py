@@ -1,0 +1,150 @@
+"""Stage `adapt`: a trained policy learns how many tokens a question needs, so that easy ones can do with fewer."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from tprl.budget import check_keep_ratio
+from tprl.errors import UserError
+from tprl.evaluation.served import ServedScore
+from tprl.pruners.adaptive import choose
+from tprl.pruners.learned import LearnedPruner
+from tprl.pruners.tprl import TPRL
+from tprl.splice import splice
+from tprl.types import LVLM, Dataset, TokenSelection
+
+BISECTIONS = 40
+HELD_OUT = 10  # one question in that many is not trained on
+
+
+class Adapt(pl.LightningModule):
+    """Regresses the probability of the reference answer (geometric mean over its tokens) at each budget.
+
+    The policy itself is frozen: training questions are pruned at every budget as they will be when served, the LVLM
+    scores the answers, and a small head on the encoder's output learns to forecast the scores (cross-entropy with
+    probabilities as targets). Then the price of a token is calibrated on validation questions: see `Adaptive`.
+
+    Args:
+        pruner: the trained policy.
+        lvlm, dataset: the frozen model and the training split.
+        served: the validation questions on which prices are calibrated.
+        questions: training questions to score, each once per budget.
+        budgets: kept fractions to choose from.
+        keep_ratios: mean kept fractions to calibrate prices for.
+        epochs, batch_size, lr, weight_decay: AdamW.
+        seed: order of the questions.
+
+    Raises:
+        UserError: the policy is no transformer, fewer than two budgets, or one outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        pruner: LearnedPruner,
+        lvlm: LVLM,
+        dataset: Dataset,
+        served: ServedScore,
+        questions: int,
+        budgets: Sequence[float],
+        keep_ratios: Sequence[float],
+        epochs: int = 15,
+        batch_size: int = 64,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "served"])
+        if not isinstance(pruner, TPRL):
+            raise UserError(f"pruner {pruner.name} has no network for stage=adapt: use policy=transformer.")
+        if len(budgets) < 2:
+            raise UserError(f"stage.budgets={list(budgets)} leaves nothing to choose: name two or more kept fractions.")
+        self.pruner, self.lvlm, self.dataset, self.served, self.epochs = pruner, lvlm, dataset, served, epochs
+        self.targets = [check_keep_ratio(ratio) for ratio in keep_ratios]
+        pruner.learn_budgets(budgets)
+
+    def setup(self, stage: str) -> None:
+        self.pruner.train_only("net.budget_head.")
+        read, chance = self._score()
+        held = torch.arange(len(read)) % HELD_OUT == 0
+        self.train_data = TensorDataset(read[~held], chance[~held])
+        self.held_out = TensorDataset(read[held], chance[held])
+
+    @torch.no_grad()
+    def _score(self) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N K"]]:
+        """What the head will read of each training question, and what it is to forecast."""
+        reads, chances, count = [], [], min(self.hparams["questions"], len(self.dataset))
+        for start in range(0, count, 100):
+            samples = [self.dataset[i] for i in range(start, min(start + 100, count))]
+            encoded = self.lvlm.encode(samples, self.pruner.extras)
+            x = self.pruner.observe(encoded)
+            logits, read = self.pruner.survey(x)
+            answers = [sample.answers[0] for sample in samples]
+            scores = []
+            for ratio in self.pruner.config["budgets"]:
+                keep = self.pruner.serve(x, logits, ratio, encoded.uids)
+                scores.append(self.lvlm.score(splice(encoded, TokenSelection(keep)), answers)[0].exp())
+            reads.append(read.cpu())
+            chances.append(torch.stack(scores, 1).cpu())
+        return torch.cat(reads), torch.cat(chances)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        order = torch.Generator().manual_seed(self.hparams["seed"])
+        return DataLoader(self.train_data, self.hparams["batch_size"], shuffle=True, generator=order)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(self.held_out, 8192)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        h = self.hparams
+        return torch.optim.AdamW(self.pruner.net.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        loss = self._loss(batch)
+        self.log("adapt/loss", loss)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
+        self.log("adapt/val_loss", self._loss(batch), batch_size=len(batch[0]), prog_bar=True)
+
+    def _loss(self, batch: list[Tensor]) -> Float[Tensor, ""]:
+        """Divergence of the forecast from the scores: cross-entropy less its lowest value."""
+        forecast, chance = self.pruner.net.chances(batch[0]), batch[1].clamp(0, 1)
+        return F.binary_cross_entropy_with_logits(forecast, chance) - F.binary_cross_entropy(chance, chance)
+
+    @torch.no_grad()
+    def on_fit_end(self) -> None:
+        """Find the price of every mean ratio, on validation questions; the LVLM is not asked."""
+        forecasts = []
+        for _, encoded in self.served.batches:
+            forecasts.append(self.pruner.net.chances(self.pruner.survey(self.pruner.observe(encoded))[1]).sigmoid())
+        prices = calibrated_prices(torch.cat(forecasts), self.pruner.config["budgets"], self.targets)
+        self.pruner.serving = replace(self.pruner.serving, prices=tuple(zip(self.targets, prices, strict=True)))
+
+
+def calibrated_prices(
+    chance: Float[Tensor, "N K"], budgets: Sequence[float], keep_ratios: Sequence[float]
+) -> list[float]:
+    """The price at which the N questions keep each mean fraction, by bisection (the mean falls with the price).
+
+    0 where the forecasts gain nothing from as many tokens: then questions keep fewer on average.
+    """
+    kept = chance.new_tensor(budgets)
+
+    def mean(price: float) -> float:
+        return float(kept[choose(chance, kept, price)].mean())
+
+    prices = []
+    for ratio in keep_ratios:
+        low, high = 0.0, 1 / float(kept.diff().min()) if mean(0.0) > ratio else 0.0  # no gain is worth more than that
+        for _ in range(BISECTIONS):
+            price = (low + high) / 2
+            low, high = (price, high) if mean(price) > ratio else (low, price)
+        prices.append(high)
+    return prices
