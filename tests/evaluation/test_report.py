@@ -15,6 +15,7 @@ from tprl.evaluation import figures
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired, write_report
 from tprl.evaluation.results import Row
+from tprl.evaluation.spread import Spread
 from tprl.evaluation.statistics import Interval
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "link"}
@@ -91,7 +92,7 @@ def rows() -> Iterator[Row]:
             for ratio, kept in RATIOS.items():
                 lost = (1 - ratio) ** 2 * (0.5 - 0.035 * place)
                 yield row(name, ratio, kept, metric, level - lost, 0.3 + 0.7 * ratio + 0.002 * place)
-        yield row("tprl_threshold", None, 33.4, metric, level - 0.1, 0.5)
+        yield row("tprl_adaptive", None, 33.4, metric, level - 0.1, 0.5)
         yield row("oracle", 1 / 9, 21, metric, level - 0.02, 0.38)
 
 
@@ -130,6 +131,11 @@ def write(path: Path, items: int = 3, **options: object) -> str:
         "paired": paired,
         "gallery": gallery(items),
         "guided": guided(),
+        "spreads": [
+            Spread("tprl_adaptive", ratio, group, 100, 20.0, (4.0, 8.0, 12.0, 24.0, 48.0))
+            for ratio in RATIOS
+            for group in ("count", "<relation>", "easy")
+        ],
         "learning_curves": {
             "score at 1/9: sampled": [(x, 0.6 + x / 1e4) for x in steps],
             "score at 1/9: served": [(x, 0.62 + x / 9e3) for x in steps],
@@ -190,6 +196,7 @@ def test_structure(text: str) -> None:
         "Accuracy by keep ratio",
         "By kind of question",
         "Paired differences",
+        "How many tokens each question gets",
         "What was kept",
         "Is it language guided?",
         "Training",
@@ -209,7 +216,7 @@ def test_bold_is_the_best_rival(text: str) -> None:
 
 
 def test_paired_bold_only_where_the_interval_excludes_zero(text: str) -> None:
-    table = text[text.index("<h2>Paired") : text.index("<h2>What was kept")]
+    table = text[text.index("<h2>Paired") : text.index("<h2>How many")]
     assert "<strong>+3.0</strong><small>+1.0 to +5.0, p 0.002</small>" in table
     assert "<td>+0.0<small>-2.0 to +2.0, p 0.200</small></td>" in table
 
@@ -229,9 +236,9 @@ def test_many_pictures_stay_below_three_megabytes(tmp_path: Path) -> None:
 
 
 def test_sections_without_material_are_left_out(tmp_path: Path) -> None:
-    empty = {"paired": [], "gallery": [], "guided": None, "learning_curves": None, "commands": [], "config_yaml": ""}
+    empty = {"paired": [], "gallery": [], "guided": None, "spreads": [], "commands": [], "config_yaml": ""}
     accuracy = [row for row in rows() if row.metric == "accuracy"]
-    page = Page(write(tmp_path / "report.html", rows=accuracy, **empty))
+    page = Page(write(tmp_path / "report.html", rows=accuracy, learning_curves=None, **empty))
     assert [word for tag, word in page.words if tag == "h2"] == ["Accuracy against compute", "Accuracy by keep ratio"]
 
 
