@@ -43,7 +43,7 @@ class TestConfigs:
         assert all(choices(group) for group in GROUPS)
 
     def test_a_group_is_listed_sorted(self) -> None:
-        assert choices("stage") == ["all", "autoencoder", "distill", "lfd", "ppo", "pretrain"]
+        assert choices("stage") == ["adapt", "all", "autoencoder", "distill", "lfd", "ppo", "pretrain"]
 
     @pytest.mark.parametrize(("group", "name"), EVERY)
     def test_every_choice_composes_for_training(self, group: str, name: str) -> None:

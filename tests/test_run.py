@@ -144,6 +144,9 @@ class TestOneSentence:
         sentence = refused(capsys, "train", tmp_path, "stage=ppo", "stage.init_from=/no/such/run")
         assert "/no/such/run does not exist" in sentence
 
+    def test_adaptive_budgets_of_no_policy(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "needs a trained policy: give stage.init_from" in refused(capsys, "train", tmp_path, "stage=adapt")
+
     def test_a_run_without_weights(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "old").mkdir()
         assert "holds no config.yaml" in refused(capsys, "eval", tmp_path / "new", f"run={tmp_path / 'old'}")

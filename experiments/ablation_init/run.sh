@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Where a policy starts and what teaches it; needs experiments/bases.sh.
-set -euo pipefail
-cd "$(dirname "$0")/../.."
-B=runs/study/base
-.venv/bin/python -m src.train stage=ppo stage.init_from=$B/0/autoencoder logger=csv hydra.run.dir=runs/study/scratch_0
-.venv/bin/python -m src.train stage=distill stage.init_from=$B/0/lfd logger=csv hydra.run.dir=runs/study/distill_0
-.venv/bin/python -m src.eval logger=none limit=5000 batch_size=100 hydra.run.dir=runs/study/ablation_init \
-    "runs={ppo: $B/0, lfd: $B/0/lfd, ppo_scratch: runs/study/scratch_0, distill: runs/study/distill_0}"
-cp runs/study/ablation_init/{results.csv,paired.json,pareto.svg} experiments/ablation_init/
+# Where a policy starts and what teaches it, three seeds; needs bases.sh.
+source "$(dirname "$0")/../common.sh"
+for seed in 0 1 2; do
+    train scratch_$seed stage=ppo stage.init_from=$B/$seed/autoencoder seed=$seed
+    train distill_$seed stage=distill stage.init_from=$B/$seed/lfd seed=$seed
+done
+S=runs/study
+evaluate ablation_init "ppo: [$B/0, $B/1, $B/2], lfd: [$B/0/lfd, $B/1/lfd, $B/2/lfd], untrained: $B/0/autoencoder, \
+    ppo_scratch: [$S/scratch_0, $S/scratch_1, $S/scratch_2], distill: [$S/distill_0, $S/distill_1, $S/distill_2]" \
+    keep_ratios=[0.5,0.3333,0.2222,0.1111,0.0556]

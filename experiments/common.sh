@@ -1,0 +1,16 @@
+# Sourced by every run.sh: runs live in runs/study, one directory each, and finished ones are not repeated.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+B=runs/study/base # trained by bases.sh, one directory per seed
+
+# train NAME OPTION...
+train() {
+    [ -f "runs/study/$1/done.json" ] ||
+        .venv/bin/python -m src.train "${@:2}" logger=csv "hydra.run.dir=runs/study/$1"
+}
+
+# evaluate STUDY ARMS OPTION...: the numbers and the plot of a study, on test questions that nothing else reads
+evaluate() {
+    .venv/bin/python -m src.eval logger=none +dataset.seed=1 limit=2000 "hydra.run.dir=runs/study/$1" "runs={$2}" "${@:3}"
+    cp "runs/study/$1"/{results.csv,paired.json,spreads.json,pareto.svg} "experiments/$1/"
+}
