@@ -136,7 +136,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("option", "sentence"),
         [
-            ("stage=foo", "stage=foo does not exist; choose one of: all, autoencoder, distill, lfd, ppo, pretrain."),
+            ("stage=foo", "stage=foo does not exist; choose one of: adapt, all, autoencoder, distill, lfd, ppo, pretrain."),
             ("pruner=foo", "pruner=foo does not exist; choose one of: cls_attention, "),
             ("experiment=foo", "experiment=foo does not exist; choose one of: demo, paper."),
             ("stage.foo=1", "stage.foo is not a key here; "),
