@@ -101,6 +101,15 @@ class TestBuild:
         with pytest.raises(UserError, match=r"_target_ .* is not allowed"):
             build({"_target_": target})
 
+    @pytest.mark.parametrize(
+        ("target", "typo", "known"),
+        [("tprl.lvlm.llava.Llava", "micro_bach", "micro_batch"), ("tprl.pruners.tprl.TPRL", "qualty", "quality")],
+    )
+    def test_options_that_go_to_a_base_class_are_checked_against_it(self, target: str, typo: str, known: str) -> None:
+        with pytest.raises(UserError, match=rf"has no argument {typo}; it takes: .*\b{known}\b"):
+            build({"_target_": target, "_partial_": True, typo: 1})
+        assert build({"_target_": target, "_partial_": True, known: 1}).keywords == {known: 1}
+
     def test_nested_targets_are_checked_too(self) -> None:
         with pytest.raises(UserError, match=r"os\.getcwd is not allowed"):
             build({"_target_": "tprl.types.Sample", "uid": [{"_target_": "os.getcwd"}]})
@@ -136,7 +145,10 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("option", "sentence"),
         [
-            ("stage=foo", "stage=foo does not exist; choose one of: adapt, all, autoencoder, distill, lfd, ppo, pretrain."),
+            (
+                "stage=foo",
+                "stage=foo does not exist; choose one of: adapt, all, autoencoder, distill, lfd, ppo, pretrain.",
+            ),
             ("pruner=foo", "pruner=foo does not exist; choose one of: cls_attention, "),
             ("experiment=foo", "experiment=foo does not exist; choose one of: demo, paper."),
             ("stage.foo=1", "stage.foo is not a key here; "),

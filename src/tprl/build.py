@@ -86,9 +86,17 @@ def _allowed(target: Any) -> Any:
 
 
 def _check_arguments(target: Any, node: dict[Any, Any]) -> None:
-    names = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in names.values()):
+    names: set[str] = set()
+    # **options of our classes go to their base, so the base's arguments count too; where others' go is not known.
+    for maker in target.__mro__ if inspect.isclass(target) else (target,):
+        if maker is not target and not maker.__module__.startswith("tprl."):
+            return
+        taken = inspect.signature(maker).parameters.values()
+        names |= {p.name for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(p.kind is p.VAR_KEYWORD for p in taken):
+            break
+    else:
         return
     for key in node:
         if key not in names and key not in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_"):
-            raise UserError(f"{node['_target_']} has no argument {key}; it takes: {', '.join(names)}.")
+            raise UserError(f"{node['_target_']} has no argument {key}; it takes: {', '.join(sorted(names))}.")

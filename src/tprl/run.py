@@ -26,7 +26,7 @@ from tprl.evaluation.results import FULL, print_table, write_results, write_samp
 from tprl.evaluation.served import ServedScore
 from tprl.evaluation.spread import spreads
 from tprl.lvlm import tiny_llava
-from tprl.lvlm.llava import find_model
+from tprl.lvlm.loading import find_model
 from tprl.progress import FitProgress, Progress
 from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights, read_config

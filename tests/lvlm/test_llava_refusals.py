@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from tests.lvlm.small import SAMPLES
 
 from tprl.errors import UserError
-from tprl.lvlm.llava import Llava, find_device
+from tprl.lvlm.llava import Llava
+from tprl.lvlm.loading import find_device
 
 
 def damage(folder: Path, target: Path, change: str) -> Path:

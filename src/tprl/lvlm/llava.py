@@ -1,147 +1,51 @@
 """LLaVA (CLIP or SigLIP tower, MLP projector, Llama-like LM) on the stock Hugging Face class, frozen."""
 
-import os
-import socket
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-from huggingface_hub.errors import HFValidationError
-from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
+from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
-from tprl.lvlm.regions import region_rank
-from tprl.types import Encoded, Prompt, Sample, columns_of
-
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+from tprl.lvlm.frozen import FrozenLVLM, Seen
 
 
-class Llava:
-    """A frozen LLaVA. Not a module: Lightning neither moves, trains nor saves it.
+class Llava(FrozenLVLM):
+    """A frozen LLaVA-1.5; arguments as of `FrozenLVLM`."""
 
-    Args:
-        pretrained: a folder written by `save_pretrained`, the name of a folder in `tprl/assets`, or a hub id.
-        name: how results call this model.
-        prompt: template around `{question}`; "<image>" marks the image.
-        max_new_tokens: bound of a generated answer.
-        micro_batch: prompts per forward; results do not depend on it.
-        dtype: of weights and activations.
-        device: where the model lives; "auto" is this process's GPU where there is one, else the CPU.
-
-    Raises:
-        UserError: no weights there, or damaged weights.
-    """
+    known_extras = frozenset({"cls_attention", "vision_features"})
 
     def __init__(
         self,
         pretrained: str,
         name: str = "llava",
         prompt: str = "USER: <image>\n{question} ASSISTANT:",
-        max_new_tokens: int = 16,
-        micro_batch: int = 64,
-        dtype: str = "float32",
-        device: str = "auto",
+        **options: Any,
     ) -> None:
-        self.name, self.prompt, self.max_new_tokens, self.micro_batch = name, prompt, max_new_tokens, micro_batch
-        self.device = find_device(device)
-        folder = find_model(pretrained)
-        self.source = str(folder) if folder.is_dir() else pretrained
-        self.model, self.processor = _load(self.source, name, getattr(torch, dtype))
-        self.model.requires_grad_(False).eval().to(self.device)
-        self.tokenizer = self.processor.tokenizer
-        self.tokenizer.padding_side = "left"
-        self.width: int = self.model.config.text_config.hidden_size
+        super().__init__(pretrained, name, prompt, **options)
         self.shape = LVLMShape.from_llava(self.model.config)
 
-    # --- encode ------------------------------------------------------------------------------------------------
-
     @torch.no_grad()
-    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
-        """Everything up to the language model's input. An image that several samples share is encoded once.
-
-        Raises:
-            UserError: an extra that is not known here, or a sample with more or fewer images than the prompt shows.
-        """
-        self._check_images(samples)
-        images, owner = _unique_images(samples)
-        texts = [self.prompt.format(question=sample.question) for sample in samples]
-        flat = [image for sample in samples for image in sample.images]
-        batch = self.processor(
-            text=texts, images=flat, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
-        )
+    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
         pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        tokens, seen = self._see(pixels.to(self.device, self.model.dtype), extras)
-        ids, attention = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device).bool()
-        visual_at, visual_mask = columns_of(ids == self.model.config.image_token_index)
-        per_image = tokens.shape[1]
-        row = [i for i, sample in enumerate(samples) for _ in sample.images]
-        slot = [j for sample in samples for j in range(len(sample.images))]
-
-        def spread(values: Tensor) -> Tensor:
-            """[images N ...] -> [B V ...], image by image, zero where padded."""
-            out = values.new_zeros(len(samples), visual_at.shape[1], *values.shape[2:])
-            for i, j, source in zip(row, slot, owner, strict=True):
-                out[i, j * per_image : (j + 1) * per_image] = values[source]
-            return out
-
-        embeds = self.model.get_input_embeddings()(ids)
-        b, v = visual_mask.nonzero(as_tuple=True)
-        embeds[b, visual_at[b, v]] = spread(tokens)[b, v]
-        side = round(per_image**0.5)
-        grids = tuple(tuple((side, side) for _ in sample.images) for sample in samples)
-        columns = torch.arange(visual_at.shape[1], device=self.device).expand_as(visual_at)
-        found = {name: spread(value) for name, value in seen.items()}
-        if "region" in extras:
-            found["region"] = region_rank(samples, grids, visual_at.shape[1]).to(self.device)
-        return Encoded(
-            uids=tuple(sample.uid for sample in samples),
-            input_ids=ids,
-            embeds=embeds,
-            attention=attention,
-            positions=(attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0),
-            visual_at=visual_at,
-            visual_mask=visual_mask,
-            image_of=columns // per_image * visual_mask,
-            grids=grids,
-            question=self._question_mask(batch["offset_mapping"].to(self.device), samples) & attention,
-            extras=found,
-        )
-
-    def _check_images(self, samples: Sequence[Sample]) -> None:
-        room = self.prompt.count("<image>")
-        for sample in samples:
-            if len(sample.images) != room:
-                raise UserError(
-                    f"sample {sample.uid} has {len(sample.images)} images, and the prompt of {self.name} shows {room}: "
-                    f"write as many <image> into model.prompt."
-                )
-
-    def _see(self, pixels: Float[Tensor, "I 3 H W"], extras: frozenset[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Projected tokens [I N D], and the asked-for extras of each image."""
-        known = {"cls_attention", "vision_features", "region"}
-        if extras - known:
-            raise UserError(f"{self.name} cannot provide {sorted(extras - known)}: it knows {sorted(known)}.")
-        out = self.model.model.vision_tower(pixels, output_hidden_states=True)
+        out = self.model.model.vision_tower(pixels.to(self.device, self.model.dtype), output_hidden_states=True)
         layer = self.model.config.vision_feature_layer
         skip = int(self.model.config.vision_feature_select_strategy == "default")
         features = out.hidden_states[layer][:, skip:]
-        seen: dict[str, Tensor] = {}
+        found: dict[str, list[Tensor]] = {}
         if "vision_features" in extras:
-            seen["vision_features"] = features
+            found["vision_features"] = list(features)
         if "cls_attention" in extras:
             if not skip:
                 raise UserError(f"{self.name}'s vision tower has no CLS token, so there is no CLS attention to read.")
-            seen["cls_attention"] = self._cls_attention(out.hidden_states, layer)
-        return self.model.model.multi_modal_projector(features), seen
+            found["cls_attention"] = list(self._cls_attention(out.hidden_states, layer))
+        side = round(features.shape[1] ** 0.5)
+        return Seen(list(self.project(features)), [(side, side)] * len(features), found)
+
+    def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
+        return self.model.model.multi_modal_projector(vision_features)
 
     def _cls_attention(self, hidden: Sequence[Tensor], layer: int) -> Float[Tensor, "I N"]:
         """Mean over heads of softmax attention CLS -> patch in the layer whose output is `hidden[layer]`.
@@ -156,193 +60,3 @@ class Llava:
         keys = block.self_attn.k_proj(x).unflatten(-1, (heads, -1)).transpose(1, 2)
         row = (query @ keys.mT).float() * query.shape[-1] ** -0.5
         return row.softmax(-1).mean(1)[:, 0, 1:]
-
-    def _question_mask(self, offsets: Int[Tensor, "B S 2"], samples: Sequence[Sample]) -> Bool[Tensor, "B S"]:
-        """Tokens whose characters are the question's: measured from the prompt's end, where the template is fixed."""
-        tail = len(self.prompt.split("{question}")[1])
-        stop = offsets[..., 1].amax(1, keepdim=True) - tail
-        length = torch.tensor([[len(sample.question)] for sample in samples], device=offsets.device)
-        return (offsets[..., 0] >= stop - length) & (offsets[..., 1] <= stop) & (offsets[..., 1] > offsets[..., 0])
-
-    def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
-        """The projector, for methods that merge tokens before it."""
-        return self.model.model.multi_modal_projector(vision_features)
-
-    # --- answer ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def answer(self, prompt: Prompt) -> list[str]:
-        """Greedy answers."""
-        texts = [""] * len(prompt.uids)
-        for rows, part in self._micro_batches(prompt):
-            out = self.model.generate(
-                inputs_embeds=part.embeds,
-                attention_mask=part.attention.long(),
-                position_ids=part.positions[0],
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-            )
-            found = self.tokenizer.batch_decode(out, skip_special_tokens=True)
-            for row, text in zip(rows.tolist(), found, strict=True):
-                texts[row] = text
-        return texts
-
-    @torch.no_grad()
-    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
-        """Teacher-forced mean log-probability (nats per token, end token included), and whether every token of the
-        answer is the arg-max, which is what greedy decoding needs to produce it."""
-        log_probs = torch.zeros(len(answers), device=self.device)
-        exact = torch.zeros(len(answers), dtype=torch.bool, device=self.device)
-        for rows, part in self._micro_batches(prompt):
-            ids = self._answer_ids([answers[int(row)] for row in rows])
-            real = ids >= 0
-            width = ids.shape[1]
-            last = part.positions[0, :, -1:]
-            out = self.model(
-                inputs_embeds=torch.cat([part.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
-                attention_mask=torch.cat([part.attention, real], 1).long(),
-                position_ids=torch.cat([part.positions[0], last + 1 + torch.arange(width, device=self.device)], 1),
-                logits_to_keep=width + 1,
-                use_cache=False,
-            )
-            logits = out.logits[:, :-1].float()
-            log_probs[rows] = mean_log_prob(logits, ids)
-            exact[rows] = ((logits.argmax(-1) == ids) | ~real).all(1)
-        return log_probs, exact
-
-    def gated_log_prob(
-        self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
-    ) -> Float[Tensor, " B"]:
-        """Teacher-forced mean log-probability of the answers with attention to visual token j weighted by gate j, in
-        every layer; differentiable in the gates. Gates of 0 and 1 give what `score` gives after pruning.
-
-        Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is one graph.
-        """
-        ids = self._answer_ids(answers)
-        real, width = ids >= 0, ids.shape[1]
-        column = gate.new_zeros(len(ids), encoded.embeds.shape[1] + width)
-        row, token = encoded.visual_mask.nonzero(as_tuple=True)
-        column = column.index_put((row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log())
-        attention = torch.cat([encoded.attention, real], 1)
-        size = attention.shape[1]
-        eye = torch.eye(size, dtype=torch.bool, device=gate.device)
-        seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye  # padding sees itself, never nothing
-        bias = column.to(encoded.embeds.dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(encoded.embeds.dtype).min)
-        last = encoded.positions[0].amax(1, keepdim=True)
-        out = self.model.model.language_model(
-            inputs_embeds=torch.cat([encoded.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
-            attention_mask=bias.unsqueeze(1),
-            position_ids=torch.cat([encoded.positions[0], last + 1 + torch.arange(width, device=gate.device)], 1),
-            use_cache=False,
-        )
-        logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
-        return mean_log_prob(logits, ids)
-
-    def answer_length(self, answer: str) -> int:
-        """Tokens of an answer, end token included."""
-        return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
-
-    def _answer_ids(self, answers: Sequence[str]) -> Int[Tensor, "B A"]:
-        """Token ids of the answers with the end token, right-padded with -1."""
-        end = self.tokenizer.eos_token_id
-        rows = [[*self.tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in answers]
-        width = max(map(len, rows))
-        return torch.tensor([row + [-1] * (width - len(row)) for row in rows], device=self.device)
-
-    def _micro_batches(self, prompt: Prompt) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
-        """Rows of like length together, so that little is padded, and which rows they are."""
-        lengths = prompt.attention.sum(1)
-        for rows in lengths.argsort(dim=0, stable=True).split(self.micro_batch):
-            width = int(lengths[rows].max())
-            yield (
-                rows,
-                Prompt(
-                    tuple(prompt.uids[row] for row in rows.tolist()),
-                    prompt.input_ids[rows, -width:],
-                    prompt.embeds[rows, -width:],
-                    prompt.attention[rows, -width:],
-                    prompt.positions[:, rows, -width:],
-                    prompt.visual[rows, -width:],
-                ),
-            )
-
-
-def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Float[Tensor, " B"]:
-    """Mean log-probability of each row's tokens, nats per token; ids below 0 are padding."""
-    real = ids >= 0
-    picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return (picked * real).sum(1) / real.sum(1)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the visible GPU whose number is this process's rank, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def find_model(pretrained: str) -> Path:
-    """The folder of a model: one that ships with TPRL, the `model/` of a pretraining run, or the path itself."""
-    places = [ASSETS / pretrained, Path(pretrained) / "model"]
-    return next((place for place in places if (place / "config.json").is_file()), Path(pretrained))
-
-
-def _load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    try:
-        if not _within_reach(source):
-            raise OSError(f"{source} is neither a folder nor cached, and the hub does not answer")
-        processor = AutoProcessor.from_pretrained(source)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model={name} needs the weights '{source}', and they are neither a local folder nor within reach on the "
-            f"hub: set model.pretrained=/path/to/a/downloaded/folder, or use model=tiny_llava, which ships with TPRL."
-        ) from error
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if isinstance(error, SafetensorError) else "their shapes do not fit"
-        raise _damaged(source, name, reason) from error
-    model, found = loaded
-    if found["missing_keys"]:  # transformers would go on with random weights in their place
-        raise _damaged(source, name, f"{min(found['missing_keys'])} is not there")
-    return model, processor
-
-
-def _within_reach(source: str) -> bool:
-    """Whether loading can succeed at all. Asked first, because the hub's client retries for long without a network."""
-    if Path(source).is_dir():
-        return True
-    try:
-        if isinstance(try_to_load_from_cache(source, "config.json"), str):
-            return True
-    except HFValidationError:
-        return False
-    if HF_HUB_OFFLINE:
-        return False
-    if getproxies():  # only the client can tell
-        return True
-    hub = urlsplit(ENDPOINT)
-    try:
-        with socket.create_connection((hub.hostname or "", hub.port or 443), timeout=3):
-            return True
-    except OSError:
-        return False
-
-
-def _damaged(source: str, name: str, reason: str) -> UserError:
-    return UserError(f"the weights of {name} in {source} are damaged ({reason}): copy the folder again.")
-
-
-def _unique_images(samples: Sequence[Sample]) -> tuple[list[Any], list[int]]:
-    """Distinct image objects, and for every image of every sample the index of its twin among them."""
-    index: dict[int, int] = {}
-    images: list[Any] = []
-    owner: list[int] = []
-    for sample in samples:
-        for image in sample.images:
-            if id(image) not in index:
-                index[id(image)] = len(images)
-                images.append(image)
-            owner.append(index[id(image)])
-    return images, owner

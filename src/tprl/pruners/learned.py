@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,8 +73,8 @@ class LearnedPruner(nn.Module, ABC):
         token_width: D, width of the LVLM's projected tokens.
         code_width: Z; 0 feeds the tokens themselves (no autoencoder).
         hidden: width of the autoencoder's hidden layer.
+        select, tau, quality, trained_to, fade, prices: see `Serving`.
         trained_on: what the pruner belongs to (LVLM, dataset, budgets, ...); stored with the weights.
-        serving: `select`, `quality`, ... of `Serving`.
     """
 
     name = "learned"
@@ -87,19 +87,18 @@ class LearnedPruner(nn.Module, ABC):
         token_width: int,
         code_width: int = 64,
         hidden: int = 512,
+        select: str = "dpp",
+        tau: float | None = None,
+        quality: float = 2.0,
+        trained_to: float = 1.0,
+        fade: float = 0.0,
+        prices: Sequence[Sequence[float]] = (),
         trained_on: dict[str, Any] | None = None,
-        **serving: Any,
     ) -> None:
         super().__init__()
         self.token_width = token_width
         self.autoencoder = Autoencoder(token_width, code_width, hidden) if code_width else None
-        known = {field.name for field in fields(Serving)}
-        if not serving.keys() <= known:
-            odd = ", ".join(sorted(serving.keys() - known))
-            raise UserError(
-                f"policy has no setting {odd}: beside the network's own it takes {', '.join(sorted(known))}."
-            )
-        self.serving = Serving(**serving)
+        self.serving = Serving(select, tau, quality, trained_to, fade, prices)
         self.trained_on = dict(trained_on or {})
 
     def observe(self, encoded: Encoded) -> PolicyInput:

@@ -1,0 +1,256 @@
+"""What every frozen LVLM on a stock Hugging Face class shares: encoding, answers, and their likelihood."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tprl.cost import LVLMShape
+from tprl.errors import UserError
+from tprl.lvlm.loading import find_device, find_model, load
+from tprl.lvlm.regions import region_rank
+from tprl.types import Encoded, Prompt, Sample, columns_of
+
+
+class Seen(NamedTuple):
+    """What the vision side makes of images, one entry per image."""
+
+    tokens: list[Float[Tensor, "N D"]]  # projected, in the order of the prompt's image columns
+    grids: list[tuple[int, int]]  # (rows, columns)
+    extras: dict[str, list[Tensor]]  # [N ...]
+
+
+class FrozenLVLM(ABC):
+    """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
+
+    Subclasses say how they see (`see`, `project`), which extras they know, and their `shape`.
+
+    Args:
+        pretrained: a folder written by `save_pretrained`, the name of a folder in `tprl/assets`, or a hub id.
+        name: how results call this model.
+        prompt: template around `{question}`; "<image>" marks the image.
+        max_new_tokens: bound of a generated answer.
+        micro_batch: prompts per forward; results do not depend on it.
+        dtype: of weights and activations.
+        device: where the model lives; "auto" is this process's GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: no weights there, or damaged weights.
+    """
+
+    shape: LVLMShape
+    known_extras: frozenset[str]
+
+    def __init__(
+        self,
+        pretrained: str,
+        name: str,
+        prompt: str,
+        max_new_tokens: int = 16,
+        micro_batch: int = 64,
+        dtype: str = "float32",
+        device: str = "auto",
+    ) -> None:
+        self.name, self.prompt, self.max_new_tokens, self.micro_batch = name, prompt, max_new_tokens, micro_batch
+        self.device = find_device(device)
+        folder = find_model(pretrained)
+        self.source = str(folder) if folder.is_dir() else pretrained
+        self.model, self.processor = load(self.source, name, getattr(torch, dtype))
+        self.model.requires_grad_(False).eval().to(self.device)
+        self.tokenizer = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self.width: int = self.model.config.text_config.hidden_size
+
+    @abstractmethod
+    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
+        """Vision tower and projector on PIL images; `extras` are known ones, "region" excepted."""
+
+    @abstractmethod
+    def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
+        """The projector, for methods that merge tokens before it."""
+
+    # --- encode ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
+        """Everything up to the language model's input. An image that several samples share is encoded once.
+
+        Raises:
+            UserError: an extra that is not known here, or a sample with more or fewer images than the prompt shows.
+        """
+        known = self.known_extras | {"region"}
+        if extras - known:
+            raise UserError(f"{self.name} cannot provide {sorted(extras - known)}: it knows {sorted(known)}.")
+        self._check_images(samples)
+        texts = [self.prompt.format(question=sample.question) for sample in samples]
+        flat = [image for sample in samples for image in sample.images]
+        batch = self.processor(
+            text=texts, images=flat, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
+        )
+        images, shown = _unique_images(samples)
+        seen = self.see(images, extras - {"region"})
+        ids, attention = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device).bool()
+        visual_at, visual_mask = columns_of(ids == self.model.config.image_token_index)
+
+        def spread(values: Sequence[Tensor]) -> Tensor:
+            """One tensor per image -> [B V ...], image by image, zero where padded."""
+            return pad_sequence([torch.cat([values[i] for i in row]) for row in shown], batch_first=True)
+
+        embeds = self.model.get_input_embeddings()(ids)
+        b, v = visual_mask.nonzero(as_tuple=True)
+        embeds[b, visual_at[b, v]] = spread(seen.tokens)[b, v]
+        grids = tuple(tuple(seen.grids[i] for i in row) for row in shown)
+        found = {name: spread(value) for name, value in seen.extras.items()}
+        if "region" in extras:
+            found["region"] = region_rank(samples, grids, visual_at.shape[1]).to(self.device)
+        counts = [len(tokens) for tokens in seen.tokens]
+        image_of = [torch.arange(len(row)).repeat_interleave(torch.tensor([counts[i] for i in row])) for row in shown]
+        return Encoded(
+            uids=tuple(sample.uid for sample in samples),
+            input_ids=ids,
+            embeds=embeds,
+            attention=attention,
+            positions=(attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0),
+            visual_at=visual_at,
+            visual_mask=visual_mask,
+            image_of=pad_sequence(image_of, batch_first=True).to(self.device),
+            grids=grids,
+            question=self._question_mask(batch["offset_mapping"].to(self.device), samples) & attention,
+            extras=found,
+        )
+
+    def _check_images(self, samples: Sequence[Sample]) -> None:
+        room = self.prompt.count("<image>")
+        for sample in samples:
+            if len(sample.images) != room:
+                raise UserError(
+                    f"sample {sample.uid} has {len(sample.images)} images, and the prompt of {self.name} shows {room}: "
+                    f"write as many <image> into model.prompt."
+                )
+
+    def _question_mask(self, offsets: Int[Tensor, "B S 2"], samples: Sequence[Sample]) -> Bool[Tensor, "B S"]:
+        """Tokens whose characters are the question's: measured from the prompt's end, where the template is fixed."""
+        tail = len(self.prompt.split("{question}")[1])
+        stop = offsets[..., 1].amax(1, keepdim=True) - tail
+        length = torch.tensor([[len(sample.question)] for sample in samples], device=offsets.device)
+        return (offsets[..., 0] >= stop - length) & (offsets[..., 1] <= stop) & (offsets[..., 1] > offsets[..., 0])
+
+    # --- answer ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(self, prompt: Prompt) -> list[str]:
+        """Greedy answers."""
+        texts = [""] * len(prompt.uids)
+        for rows, part in self._micro_batches(prompt):
+            out = self.model.generate(
+                inputs_embeds=part.embeds,
+                attention_mask=part.attention.long(),
+                position_ids=part.positions[0],
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+            )
+            found = self.tokenizer.batch_decode(out, skip_special_tokens=True)
+            for row, text in zip(rows.tolist(), found, strict=True):
+                texts[row] = text
+        return texts
+
+    @torch.no_grad()
+    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """Teacher-forced mean log-probability (nats per token, end token included), and whether every token of the
+        answer is the arg-max, which is what greedy decoding needs to produce it."""
+        log_probs = torch.zeros(len(answers), device=self.device)
+        exact = torch.zeros(len(answers), dtype=torch.bool, device=self.device)
+        for rows, part in self._micro_batches(prompt):
+            ids = self._answer_ids([answers[int(row)] for row in rows])
+            real = ids >= 0
+            width = ids.shape[1]
+            last = part.positions[0, :, -1:]
+            out = self.model(
+                inputs_embeds=torch.cat([part.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
+                attention_mask=torch.cat([part.attention, real], 1).long(),
+                position_ids=torch.cat([part.positions[0], last + 1 + torch.arange(width, device=self.device)], 1),
+                logits_to_keep=width + 1,
+                use_cache=False,
+            )
+            logits = out.logits[:, :-1].float()
+            log_probs[rows] = mean_log_prob(logits, ids)
+            exact[rows] = ((logits.argmax(-1) == ids) | ~real).all(1)
+        return log_probs, exact
+
+    def gated_log_prob(
+        self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
+    ) -> Float[Tensor, " B"]:
+        """Teacher-forced mean log-probability of the answers with attention to visual token j weighted by gate j, in
+        every layer; differentiable in the gates. Gates of 0 and 1 give what `score` gives after pruning.
+
+        Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is one graph.
+        """
+        ids = self._answer_ids(answers)
+        real, width = ids >= 0, ids.shape[1]
+        column = gate.new_zeros(len(ids), encoded.embeds.shape[1] + width)
+        row, token = encoded.visual_mask.nonzero(as_tuple=True)
+        column = column.index_put((row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log())
+        attention = torch.cat([encoded.attention, real], 1)
+        size = attention.shape[1]
+        eye = torch.eye(size, dtype=torch.bool, device=gate.device)
+        seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye  # padding sees itself, never nothing
+        bias = column.to(encoded.embeds.dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(encoded.embeds.dtype).min)
+        last = encoded.positions[0].amax(1, keepdim=True)
+        out = self.model.model.language_model(
+            inputs_embeds=torch.cat([encoded.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
+            attention_mask=bias.unsqueeze(1),
+            position_ids=torch.cat([encoded.positions[0], last + 1 + torch.arange(width, device=gate.device)], 1),
+            use_cache=False,
+        )
+        logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
+        return mean_log_prob(logits, ids)
+
+    def answer_length(self, answer: str) -> int:
+        """Tokens of an answer, end token included."""
+        return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
+
+    def _answer_ids(self, answers: Sequence[str]) -> Int[Tensor, "B A"]:
+        """Token ids of the answers with the end token, right-padded with -1."""
+        end = self.tokenizer.eos_token_id
+        rows = [[*self.tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in answers]
+        width = max(map(len, rows))
+        return torch.tensor([row + [-1] * (width - len(row)) for row in rows], device=self.device)
+
+    def _micro_batches(self, prompt: Prompt) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
+        """Rows of like length together, so that little is padded, and which rows they are."""
+        lengths = prompt.attention.sum(1)
+        for rows in lengths.argsort(dim=0, stable=True).split(self.micro_batch):
+            width = int(lengths[rows].max())
+            yield (
+                rows,
+                Prompt(
+                    tuple(prompt.uids[row] for row in rows.tolist()),
+                    prompt.input_ids[rows, -width:],
+                    prompt.embeds[rows, -width:],
+                    prompt.attention[rows, -width:],
+                    prompt.positions[:, rows, -width:],
+                    prompt.visual[rows, -width:],
+                ),
+            )
+
+
+def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Float[Tensor, " B"]:
+    """Mean log-probability of each row's tokens, nats per token; ids below 0 are padding."""
+    real = ids >= 0
+    picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return (picked * real).sum(1) / real.sum(1)
+
+
+def _unique_images(samples: Sequence[Sample]) -> tuple[list[Any], list[list[int]]]:
+    """Distinct image objects, and for every sample the indices of its images among them."""
+    index: dict[int, int] = {}
+    images: list[Any] = []
+    for image in (image for sample in samples for image in sample.images):
+        if id(image) not in index:
+            index[id(image)] = len(images)
+            images.append(image)
+    return images, [[index[id(image)] for image in sample.images] for sample in samples]
