@@ -170,7 +170,12 @@ class TestInside:
 
 class TestSplits:
     def test_sizes_and_uids(self) -> None:
-        assert {split: len(Scenes(split)) for split in SPLITS} == {"train": 1_000_000, "val": 2_000, "test": 6_000}
+        assert {split: len(Scenes(split)) for split in SPLITS} == {
+            "train": 1_000_000,
+            "val": 2_000,
+            "test": 6_000,
+            "final": 6_000,
+        }
         assert Scenes("test")[5999].uid == "scenes/test/1199/grounding"
         assert Scenes("train", seed=3)[2].uid == "scenes/train-3/0/count"
 

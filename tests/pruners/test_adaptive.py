@@ -43,13 +43,15 @@ class TestChoice:
 
     def test_the_calibrated_price_keeps_the_mean(self) -> None:
         chance = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)).cumsum(1) / 3
-        for ratio, price in zip((0.15, 0.3), calibrated_prices(chance, BUDGETS, (0.15, 0.3)), strict=True):
+        pairs = calibrated_prices(chance, BUDGETS, (0.3, 0.15))
+        assert [ratio for ratio, _ in pairs] == [0.15, 0.3]
+        for ratio, price in pairs:
             kept = torch.tensor(BUDGETS)[choose(chance, torch.tensor(BUDGETS), price)].mean()
             assert float(kept) == pytest.approx(ratio, abs=0.002)
             assert price > 0
 
-    def test_what_gains_nothing_has_no_price(self) -> None:
-        assert calibrated_prices(torch.full((5, 3), 0.4), BUDGETS, (0.3,)) == [0.0]
+    def test_where_nothing_is_gained_the_mean_is_what_is_bought_for_nothing(self) -> None:
+        assert calibrated_prices(torch.full((5, 3), 0.4), BUDGETS, (0.2, 0.3)) == [(pytest.approx(0.1), 0.0)]
 
 
 class TestSelect:

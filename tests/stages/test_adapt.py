@@ -30,10 +30,20 @@ def test_only_the_budget_head_moves_and_the_price_is_calibrated() -> None:
     after = weights(pruner)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert any(not torch.equal(after[name], value) for name, value in fresh.items())
-    assert [ratio for ratio, _ in pruner.serving.prices] == [0.3]
     encoded = [encoded for _, encoded in module.served.batches]
-    kept = sum(int(Adaptive(pruner).select(e, 0.3).count.sum()) for e in encoded)
-    assert kept <= 0.3 * sum(int(e.visual_mask.sum()) for e in encoded) + 1e-6
+    ((mean, price),) = pruner.serving.prices
+    kept = sum(int(Adaptive(pruner).select(e, mean).count.sum()) for e in encoded)
+    assert kept / sum(int(e.visual_mask.sum()) for e in encoded) == pytest.approx(mean, abs=0.02)
+    assert price >= 0
+
+
+def test_held_out_questions_are_of_every_kind_and_about_other_images() -> None:
+    module = stage(questions=40)
+    read = torch.arange(40.0).unsqueeze(1)
+    module._score = lambda: (read, read)  # type: ignore[method-assign]
+    module.setup("fit")
+    assert module.held_out.tensors[0].flatten().tolist() == [36, 37, 38, 39]
+    assert len(module.train_data) == 36
 
 
 def test_targets_are_the_answers_probabilities_as_served() -> None:
@@ -73,5 +83,9 @@ def test_what_it_cannot_teach() -> None:
         stage(MLPPruner(24, 0))
     with pytest.raises(UserError, match="leaves nothing to choose"):
         stage(budgets=[0.5])
+    with pytest.raises(UserError, match="leaves nothing to choose"):
+        stage(budgets=[0.5, 0.5])
     with pytest.raises(UserError, match="kept fraction"):
-        stage(budgets=[0.5, 1.7])
+        stage(budgets=[0.1, 1.7])
+    with pytest.raises(UserError, match=r"0\.6 is no mean of the budgets"):
+        stage(keep_ratios=[0.6])

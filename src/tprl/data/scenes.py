@@ -28,8 +28,8 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": (5, 7), "large": (10, 13)}  # half of the side, pixels, inclusive
 FAMILIES = ("attribute", "existence", "count", "relation", "grounding")
-SPLITS = {"train": 1_000_000, "val": 2_000, "test": 6_000}  # questions
-Split = Literal["train", "val", "test"]
+SPLITS = {"train": 1_000_000, "val": 2_000, "test": 6_000, "final": 6_000}  # questions
+Split = Literal["train", "val", "test", "final"]
 T = TypeVar("T")
 
 
@@ -270,7 +270,8 @@ class Scenes:
     IoU of the predicted and the true box is at least 0.5. `iou` gives the box overlap itself.
 
     Args:
-        split: "train", "val" or "test"; their seeds are disjoint and the test set never changes.
+        split: "train", "val", "test" or "final"; their seeds are disjoint and the test sets never change. "final" is a
+            second test set: read it once, for claims about methods that were changed after "test" had been read.
         limit: use only the first `limit` questions; None uses the whole split.
         seed: shifts the *training* images only.
         families: families to ask; leaving one out is for transfer studies.

@@ -27,9 +27,8 @@ class Spread:
 
 
 def spreads(rows: Sequence[SampleRow]) -> list[Spread]:
-    """By family, and by whether `<pruner>` without `_adaptive` is right at its smallest keep ratio ("easy", "hard").
-
-    Only of pruners that give questions about images of one size different budgets.
+    """Of every pruner `<name>_adaptive`: by family, and by whether `<name>` of the same seed is right at the smallest
+    keep ratio that was evaluated ("easy", "hard").
     """
     cells: dict[tuple[str, float | None], list[SampleRow]] = defaultdict(list)
     for row in rows:
@@ -44,7 +43,8 @@ def spreads(rows: Sequence[SampleRow]) -> list[Spread]:
         groups: dict[str, list[int]] = defaultdict(list)
         for row in questions:
             groups[row.family].append(row.kept_tokens)
-            groups["easy" if right[row.uid, row.seed] else "hard"].append(row.kept_tokens)
+            if (row.uid, row.seed) in right:
+                groups["easy" if right[row.uid, row.seed] else "hard"].append(row.kept_tokens)
         out += [_spread(pruner, ratio, group, counts) for group, counts in groups.items()]
     return out
 

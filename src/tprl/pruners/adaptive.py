@@ -49,7 +49,8 @@ class Adaptive:
                 f"{self.name} is calibrated for mean keep ratios from {ratios[0]:.3g} to {ratios[-1]:.3g}, "
                 f"not {keep_ratio:.3g}: name it in stage.keep_ratios of stage=adapt."
             )
-        return float(np.interp(np.log(keep_ratio), np.log(ratios), prices))
+        # Prices fall about geometrically with the mean; one may be 0, and its logarithm is bounded.
+        return float(np.exp(np.interp(np.log(keep_ratio), np.log(ratios), np.log(np.maximum(prices, 1e-6)))))
 
     def reaches(self, keep_ratio: float) -> bool:
         """Whether that mean is within the calibrated range (to a thousandth, for ratios written with 4 digits)."""

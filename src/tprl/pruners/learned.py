@@ -37,7 +37,8 @@ class Serving:
         quality: weight of relevance against diversity, select=dpp only.
         trained_to: largest keep ratio of the training.
         fade: above it the quality served is quality * (trained_to / keep_ratio)^fade; calibrated on validation data.
-        prices: (mean keep ratio, price of a token) pairs of the adaptive mode (see `pruners.adaptive`), calibrated too.
+        prices: (mean keep ratio, price of the whole image in answer probability) pairs of the adaptive mode (see
+            `pruners.adaptive`), calibrated too.
 
     Raises:
         UserError: an unknown way to select.

@@ -20,7 +20,7 @@ from tprl.splice import splice
 from tprl.types import LVLM, Dataset, TokenSelection
 
 BISECTIONS = 40
-HELD_OUT = 10  # one question in that many is not trained on
+HELD_OUT = 10  # the last one in that many questions is not trained on
 
 
 class Adapt(pl.LightningModule):
@@ -63,18 +63,20 @@ class Adapt(pl.LightningModule):
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "served"])
         if not isinstance(pruner, TPRL):
             raise UserError(f"pruner {pruner.name} has no network for stage=adapt: use policy=transformer.")
-        if len(budgets) < 2:
+        if len(set(budgets)) < max(2, len(budgets)):
             raise UserError(f"stage.budgets={list(budgets)} leaves nothing to choose: name two or more kept fractions.")
+        for ratio in keep_ratios:
+            if not min(budgets) < check_keep_ratio(ratio) < max(budgets):
+                raise UserError(f"stage.keep_ratios: {ratio} is no mean of the budgets {list(budgets)}: stay within.")
         self.pruner, self.lvlm, self.dataset, self.served, self.epochs = pruner, lvlm, dataset, served, epochs
-        self.targets = [check_keep_ratio(ratio) for ratio in keep_ratios]
         pruner.learn_budgets(budgets)
 
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.budget_head.")
         read, chance = self._score()
-        held = torch.arange(len(read)) % HELD_OUT == 0
-        self.train_data = TensorDataset(read[~held], chance[~held])
-        self.held_out = TensorDataset(read[held], chance[held])
+        trained = len(read) - max(1, len(read) // HELD_OUT)  # neighbours show the same image: held out together
+        self.train_data = TensorDataset(read[:trained], chance[:trained])
+        self.held_out = TensorDataset(read[trained:], chance[trained:])
 
     @torch.no_grad()
     def _score(self) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N K"]]:
@@ -124,27 +126,27 @@ class Adapt(pl.LightningModule):
         forecasts = []
         for _, encoded in self.served.batches:
             forecasts.append(self.pruner.net.chances(self.pruner.survey(self.pruner.observe(encoded))[1]).sigmoid())
-        prices = calibrated_prices(torch.cat(forecasts), self.pruner.config["budgets"], self.targets)
-        self.pruner.serving = replace(self.pruner.serving, prices=tuple(zip(self.targets, prices, strict=True)))
+        prices = calibrated_prices(torch.cat(forecasts), self.pruner.config["budgets"], self.hparams["keep_ratios"])
+        self.pruner.serving = replace(self.pruner.serving, prices=prices)
 
 
 def calibrated_prices(
     chance: Float[Tensor, "N K"], budgets: Sequence[float], keep_ratios: Sequence[float]
-) -> list[float]:
-    """The price at which the N questions keep each mean fraction, by bisection (the mean falls with the price).
+) -> list[tuple[float, float]]:
+    """(mean kept fraction, price) of N questions for each wanted mean, by bisection: the mean falls with the price.
 
-    0 where the forecasts gain nothing from as many tokens: then questions keep fewer on average.
+    The mean is the wanted one; where the forecasts gain nothing from as many tokens, it is what they buy for nothing.
     """
     kept = chance.new_tensor(budgets)
 
     def mean(price: float) -> float:
         return float(kept[choose(chance, kept, price)].mean())
 
-    prices = []
+    free, pairs = mean(0.0), {}
     for ratio in keep_ratios:
-        low, high = 0.0, 1 / float(kept.diff().min()) if mean(0.0) > ratio else 0.0  # no gain is worth more than that
+        low, high = 0.0, 1 / float(kept.diff().min()) if free > ratio else 0.0  # no gain is worth more than that
         for _ in range(BISECTIONS):
             price = (low + high) / 2
             low, high = (price, high) if mean(price) > ratio else (low, price)
-        prices.append(high)
-    return prices
+        pairs[min(ratio, free)] = high
+    return sorted(pairs.items())
