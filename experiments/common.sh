@@ -3,10 +3,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 B=runs/study/base # trained by bases.sh, one directory per seed
 
-# train NAME OPTION...
+# train NAME OPTION...: a sweep of one, because sweeps skip what is finished and refuse other settings under its name
 train() {
-    [ -f "runs/study/$1/done.json" ] ||
-        .venv/bin/python -m src.train "${@:2}" logger=csv "hydra.run.dir=runs/study/$1"
+    .venv/bin/python -m src.train -m "${@:2}" logger=csv hydra.sweep.dir=runs/study "hydra.sweep.subdir=$1"
 }
 
 # evaluate STUDY ARMS OPTION...: the numbers and the plot of a study, on test questions that nothing else reads

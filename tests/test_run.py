@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tprl.entry import launch
+from tprl.evaluation.entries import trained_entries
 from tprl.evaluation.results import COLUMNS, read_results
 from tprl.pruners.learned import CONFIG, WEIGHTS, load_pruner
 from tprl.run import evaluate, train
@@ -66,7 +67,8 @@ class TestTheChain:
         assert about["trained_on"]["stages"] == ["autoencoder", "lfd", "ppo", "adapt"]
         assert about["trained_to"] == 0.1111
         assert about["fade"] in FADES
-        assert len(about["prices"]) == 5
+        assert all(about["budgets"][0] <= mean <= about["budgets"][-1] for mean, _ in about["prices"])
+        assert about["prices"]
 
     def test_evaluating_the_run_gives_the_same_numbers(self, run: Path, tmp_path: Path) -> None:
         again = call("eval", evaluate, tmp_path, f"run={run}", "pruners=[random]", "keep_ratios=[0.2222]", "limit=25")
@@ -104,6 +106,34 @@ class TestTheChain:
     ) -> None:
         given = arms.format(run=run)
         assert sentence in refused(capsys, "eval", tmp_path, f"runs={given}", "pruners=[random]", "logger=none")
+
+    def test_what_was_calibrated_ends_with_the_weights_and_a_threshold_is_evaluated(
+        self, run: Path, tmp_path: Path
+    ) -> None:
+        assert json.loads((run / "pruner" / CONFIG).read_text())["prices"]
+        small = (
+            "stage.iterations=1",
+            "stage.prompts=2",
+            "stage.group=2",
+            "stage.served.limit=5",
+            "stage.calibrate=null",
+        )
+        options = (
+            "stage=ppo",
+            f"stage.init_from={run}",
+            "stage.budget=lagrange",
+            "stage.keep_ratio=0.2",
+            "logger=none",
+        )
+        after = call("train", train, tmp_path, *options, *small)
+        about = json.loads((after / "pruner" / CONFIG).read_text())
+        assert (about["fade"], about["trained_to"], about["prices"]) == (0.0, 1.0, [])
+        assert 0 < about["tau"] < 1
+        entries = trained_entries(after, {"keep_ratios": [0.2]})
+        assert [(entry.name, entry.keep_ratios) for entry in entries] == [
+            ("tprl", (0.2,)),
+            ("tprl_threshold", (None,)),
+        ]
 
     @pytest.mark.slow
     def test_the_same_seed_gives_the_same_table(self, run: Path, tmp_path: Path) -> None:
@@ -146,6 +176,16 @@ class TestOneSentence:
 
     def test_adaptive_budgets_of_no_policy(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "needs a trained policy: give stage.init_from" in refused(capsys, "train", tmp_path, "stage=adapt")
+        given = ("stage=adapt", "stage.init_from=tprl_tiny_llava", "policy.select=topk")
+        assert "leave policy away" in refused(capsys, "train", tmp_path / "other", *given)
+
+    @pytest.mark.parametrize("name", ["budgets=[0.1,1.7]", "keep_ratios=[0.2,0]", "served.keep_ratios=[2]"])
+    def test_bad_ratios_of_any_kind_before_anything_is_trained(
+        self, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        sentence = refused(capsys, "train", tmp_path, "stage=all", f"stage.adapt.{name}")
+        assert "is not a kept fraction" in sentence
+        assert "is not a kept fraction" in refused(capsys, "train", tmp_path, "stage=ppo", "stage.calibrate=[0.5,7]")
 
     def test_a_run_without_weights(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "old").mkdir()

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +18,16 @@ from tprl.checkpoint import SaveEvery, last_checkpoint
 from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation import analysis
+from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
 from tprl.evaluation.evaluator import Entry, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.report import write_report
-from tprl.evaluation.results import FULL, print_table, write_results, write_samples
+from tprl.evaluation.results import print_table, write_results, write_samples
 from tprl.evaluation.served import ServedScore
 from tprl.evaluation.spread import spreads
 from tprl.lvlm import tiny_llava
 from tprl.lvlm.loading import find_model
 from tprl.progress import FitProgress, Progress
-from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights, read_config
 from tprl.pruners.tprl import TPRL
 from tprl.scoring import Scorer
@@ -58,12 +57,15 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         run.stage(cfg.stage, directory / "pruner")
         return directory
     for name in CHAIN:
+        if name == "adapt" and not isinstance(run.pruner, TPRL):
+            continue  # only the transformer has a budget head
         run.stage(cfg.stage[name], directory / ("pruner" if name in ("ppo", "adapt") else name))
         if name == "lfd":
             for baseline in cfg.stage.baselines:
                 run.baseline(baseline, directory / baseline)
     settings = _plain(cfg.stage.evaluation)
     entries = trained_entries(directory, settings) + named_entries(settings["pruners"], settings)
+    check_names(entries)
     _evaluate(run.lvlm, build(cfg.dataset, split="test"), entries, settings, cfg, directory, run.logger, run.curves)
     return directory
 
@@ -83,9 +85,9 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
         entries += trained_entries(Path(cfg.run), settings)
     entries += compared_entries(settings["runs"] or {}, settings)
     if cfg.get("pruner") is not None:
-        entries += _seeded(lambda **live: build(cfg.pruner, **live), settings)
+        entries += seeded_entries(lambda **live: build(cfg.pruner, **live), settings)
     entries += named_entries(settings["pruners"], settings)
-    _check_names(entries)
+    check_names(entries)
     if len(entries) == 1 and not cfg.get("pruner"):
         raise UserError("nothing to evaluate: give run=<directory of a training run>, runs, pruner=<name> or pruners.")
     _start(cfg, directory)
@@ -112,9 +114,10 @@ def _check_ratios(cfg: DictConfig) -> None:
     """Refuse bad keep ratios before anything is loaded."""
     stages = [cfg.stage] if cfg.stage.name != "all" else [cfg.stage[name] for name in CHAIN]
     for stage in stages:
-        ratio = stage.get("keep_ratio")
-        for value in [] if ratio is None else ratio if OmegaConf.is_list(ratio) else [ratio]:
-            check_keep_ratio(value)
+        lists = [stage.get(name) for name in ("keep_ratio", "keep_ratios", "budgets", "calibrate")]
+        for given in [*lists, stage.get("served", {}).get("keep_ratios")]:
+            for value in [] if given is None else given if OmegaConf.is_list(given) else [given]:
+                check_keep_ratio(value)
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -145,6 +148,8 @@ class Training:
         if self.cfg.stage.name == "adapt":
             if not source:
                 raise UserError("stage=adapt needs a trained policy: give stage.init_from=<run directory>.")
+            if chosen("policy"):
+                raise UserError("stage=adapt keeps the policy of stage.init_from as it is: leave policy away.")
             self.pruner = load_pruner(source)
         elif source:
             folder = find_pruner(source)
@@ -179,9 +184,8 @@ class Training:
         self._fit(module, name, config)
         if name == "lfd":
             self.demonstrations = module.demonstrations
-        if config.get("calibrate"):
-            trained_on = config.keep_ratio if OmegaConf.is_list(config.keep_ratio) else [config.keep_ratio]
-            calibrate_fade(self.pruner, live["served"], max(trained_on), config.calibrate)
+        if config.get("calibrate") and module.trained_to is not None:
+            calibrate_fade(self.pruner, live["served"], module.trained_to, config.calibrate)
         if name == "ppo" and config.budget != "exact_k":  # elsewhere a common offset of the logits means nothing
             self.pruner.calibrate((e for _, e in live["served"].batches), config.threshold_ratio)
         self._collect_curves(module, name)
@@ -288,80 +292,6 @@ def _with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
         if not chosen(group):
             OmegaConf.update(cfg, group, before[group], merge=False, force_add=True)
     return cfg
-
-
-def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
-    """The pruner of a run, its other modes, its state after lfd, and the MLP taught beside it."""
-    if not run.is_dir():
-        raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
-    ratios = tuple(settings["keep_ratios"])
-    final = load_pruner(run)
-    entries = _with_modes(final.name, final, ratios)
-    if (run / "lfd").is_dir():
-        entries.append(Entry(f"{final.name}_lfd", load_pruner(run / "lfd"), ratios))
-    if (run / "mlp").is_dir():
-        entries.append(Entry("mlp", load_pruner(run / "mlp"), ratios))
-    return entries
-
-
-def compared_entries(runs: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Entry]:
-    """Arms of a study by name: one run, or several that differ in their training seed only.
-
-    Raises:
-        UserError: not a mapping of names to runs.
-    """
-    if not isinstance(runs, Mapping):
-        raise UserError(f"runs={runs} names no arms: write runs={{name: <run>, other: [<run>, <run>]}}.")
-    entries = []
-    for name, given in runs.items():
-        for run in [given] if isinstance(given, str) else given:
-            pruner = load_pruner(run)
-            seed = int(pruner.trained_on.get("seed", 0))
-            entries += _with_modes(name, pruner, tuple(settings["keep_ratios"]), seed)
-    return entries
-
-
-def _with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed: int = 0) -> list[Entry]:
-    """A trained pruner with exact budgets, and the adaptive and threshold modes that it was calibrated for."""
-    entries = [Entry(name, pruner, ratios, seed)]
-    if pruner.serving.prices:
-        adaptive = Adaptive(cast(TPRL, pruner))
-        if within := tuple(ratio for ratio in ratios if adaptive.reaches(ratio)):
-            entries.append(Entry(f"{name}_adaptive", adaptive, within, seed))
-    if pruner.serving.tau is not None:
-        entries.append(Entry(f"{name}_threshold", pruner, (None,), seed))
-    return entries
-
-
-def _check_names(entries: Sequence[Entry]) -> None:
-    """Rows of one name and seed would be counted as one."""
-    seen = Counter((entry.name, entry.seed) for entry in entries)
-    for (name, seed), count in seen.items():
-        if count > 1:
-            raise UserError(
-                f"{name} with seed {seed} is there {count} times: give each arm of runs a name of its own, "
-                "and within an arm runs of different training seeds."
-            )
-
-
-def named_entries(names: Sequence[str], settings: Mapping[str, Any]) -> list[Entry]:
-    """The reference row, and the pruners of conf/pruner by name."""
-    entries = [Entry(FULL, load_component("pruner", FULL), (1.0,))]
-    for name in names:
-        if name != FULL:
-            entries += _seeded(lambda name=name, **live: load_component("pruner", name, **live), settings)
-    return entries
-
-
-def _seeded(make: Any, settings: Mapping[str, Any]) -> list[Entry]:
-    """One entry, or one per seed for a pruner that draws."""
-    first: Pruner = make()
-    ratios = tuple(settings["keep_ratios"])
-    if first.name == FULL:
-        return [Entry(FULL, first, (1.0,))]
-    if not hasattr(first, "seed"):
-        return [Entry(first.name, first, ratios)]
-    return [Entry(first.name, make(seed=seed), ratios, seed) for seed in settings["seeds"]]
 
 
 def _evaluate(

@@ -136,10 +136,10 @@ class PolicyNet(nn.Module):
         logits = self.policy_head(read.tokens).masked_fill(~read.here, 0.0)
         return torch.zeros_like(alive, dtype=logits.dtype).scatter(1, read.at, logits).float()
 
-    def chances(self, summary: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
-        """Log-odds that the answer survives each of K budgets, from `summary`."""
+    def chances(self, gist: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
+        """Log-odds that the answer survives each of K budgets, from the `gist` of a reading."""
         assert self.budget_head is not None
-        return self.budget_head(summary).float()
+        return self.budget_head(gist).float()
 
     def _tokens(self, x: PolicyInput, at: Int[Tensor, "B N"], here: Bool[Tensor, "B N"]) -> Float[Tensor, "B N W"]:
         """The alive tokens, embedded. Contents of the others are erased, not only masked: a NaN among them would
@@ -206,7 +206,7 @@ class Head(nn.Module):
         return self.out(self.norm(x + self.mlp(x))).squeeze(-1)
 
 
-def summary(read: Reading) -> Float[Tensor, "B F"]:
+def gist(read: Reading) -> Float[Tensor, "B F"]:
     """The mean token beside the mean word: F = 2 W."""
     return torch.cat([_mean(read.tokens, read.here), _mean(read.words, read.word_mask)], 1)
 

@@ -66,9 +66,9 @@ class Adaptive:
         """
         price = self.price(need_ratio(self.name, keep_ratio))
         x = self.pruner.observe(encoded)
-        logits, read = self.pruner.survey(x)
+        logits, gist = self.pruner.survey(x)
         budgets = self.pruner.config["budgets"]
-        choice = choose(self.pruner.net.chances(read).sigmoid(), read.new_tensor(budgets), price)
+        choice = choose(self.pruner.net.chances(gist).sigmoid(), gist.new_tensor(budgets), price)
         keep = torch.zeros_like(x.mask)
         for number, ratio in enumerate(budgets):
             rows = (choice == number).nonzero().squeeze(1)

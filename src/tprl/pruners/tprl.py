@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tprl import cost
 from tprl.budget import check_keep_ratio
-from tprl.policy.networks import PolicyInput, PolicyNet, summary
+from tprl.policy.networks import PolicyInput, PolicyNet, gist
 from tprl.pruners.learned import LearnedPruner
 
 
@@ -59,7 +59,7 @@ class TPRL(LearnedPruner):
         low, *_, high = self.config["budgets"]
         ratio = torch.full((len(x.mask),), math.sqrt(low * high), dtype=torch.float64, device=x.mask.device)
         read = self.net.read(x, x.mask, 0, ratio)
-        return self.net.keep_logits(read, x.mask), summary(read)
+        return self.net.keep_logits(read, x.mask), gist(read)
 
     def net_flops(self, tokens: int, words: int) -> dict[str, int]:
         return {"policy": cost.policy_flops(cost.PolicyShape.from_net(self.net), tokens, words)}

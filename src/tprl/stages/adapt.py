@@ -73,28 +73,28 @@ class Adapt(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.budget_head.")
-        read, chance = self._score()
-        trained = len(read) - max(1, len(read) // HELD_OUT)  # neighbours show the same image: held out together
-        self.train_data = TensorDataset(read[:trained], chance[:trained])
-        self.held_out = TensorDataset(read[trained:], chance[trained:])
+        gist, chance = self._score()
+        trained = len(gist) - max(1, len(gist) // HELD_OUT)  # neighbours show the same image: held out together
+        self.train_data = TensorDataset(gist[:trained], chance[:trained])
+        self.held_out = TensorDataset(gist[trained:], chance[trained:])
 
     @torch.no_grad()
     def _score(self) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N K"]]:
         """What the head will read of each training question, and what it is to forecast."""
-        reads, chances, count = [], [], min(self.hparams["questions"], len(self.dataset))
+        gists, chances, count = [], [], min(self.hparams["questions"], len(self.dataset))
         for start in range(0, count, 100):
             samples = [self.dataset[i] for i in range(start, min(start + 100, count))]
             encoded = self.lvlm.encode(samples, self.pruner.extras)
             x = self.pruner.observe(encoded)
-            logits, read = self.pruner.survey(x)
+            logits, gist = self.pruner.survey(x)
             answers = [sample.answers[0] for sample in samples]
             scores = []
             for ratio in self.pruner.config["budgets"]:
                 keep = self.pruner.serve(x, logits, ratio, encoded.uids)
                 scores.append(self.lvlm.score(splice(encoded, TokenSelection(keep)), answers)[0].exp())
-            reads.append(read.cpu())
+            gists.append(gist.cpu())
             chances.append(torch.stack(scores, 1).cpu())
-        return torch.cat(reads), torch.cat(chances)
+        return torch.cat(gists), torch.cat(chances)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         order = torch.Generator().manual_seed(self.hparams["seed"])

@@ -80,6 +80,11 @@ class Distill(pl.LightningModule):
         self.epochs, self.clip, self.iteration = 1, grad_clip, 0
         self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
 
+    @property
+    def trained_to(self) -> float:
+        """Largest keep ratio of the training."""
+        return max(self.ratios)
+
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.", without="net.value_head")
 

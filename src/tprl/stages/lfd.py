@@ -1,6 +1,7 @@
 """Stage `lfd`: learning from demonstrations. The policy imitates a heuristic, decision by decision."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -60,18 +61,30 @@ class LfD(pl.LightningModule):
         self.best, self.best_state, self.samples_seen = -1.0, copy.deepcopy(pruner.state_dict()), 0
         self.curve: list[tuple[float, float]] = []
 
+    @property
+    def ratios(self) -> list[float]:
+        """Final kept fractions of the demonstrations."""
+        h = self.hparams
+        if h["progressive"]:
+            return [math.prod(h["progressive"])]
+        return [h["keep_ratio"]] if isinstance(h["keep_ratio"], float | int) else list(h["keep_ratio"])
+
+    @property
+    def trained_to(self) -> float:
+        """Largest keep ratio of the training."""
+        return max(self.ratios)
+
     def setup(self, stage: str) -> None:
         h = self.hparams
         self.pruner.train_only("net.", without="net.value_head")
         if self.demonstrations is None:  # several learners may share one set
-            ratios = [h["keep_ratio"]] if isinstance(h["keep_ratio"], float | int) else list(h["keep_ratio"])
             self.demonstrations = demonstrate(
                 self.demonstrator,
                 self.pruner,
                 self.lvlm,
                 self.dataset,
                 h["demonstrations"],
-                ratios,
+                self.ratios,
                 h["steps"],
                 h["progressive"],
                 h["seed"],

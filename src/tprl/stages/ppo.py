@@ -117,6 +117,11 @@ class PPO(pl.LightningModule):
     def net(self) -> PolicyNet:
         return cast(PolicyNet, self.pruner.net)
 
+    @property
+    def trained_to(self) -> float | None:
+        """Largest keep ratio of the training; None where nothing holds the policy to one."""
+        return None if self.hparams["budget"] == "free" else max(self.ratios)
+
     # --- data and optimiser ------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:

@@ -1,0 +1,93 @@
+"""Which lines a table gets: trained pruners with their modes, arms of a study, and pruners by name."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from tprl.build import load_component
+from tprl.errors import UserError
+from tprl.evaluation.evaluator import Entry
+from tprl.evaluation.results import FULL
+from tprl.pruners.adaptive import Adaptive
+from tprl.pruners.learned import LearnedPruner, load_pruner
+from tprl.pruners.tprl import TPRL
+from tprl.types import Pruner
+
+
+def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
+    """The pruner of a run, its other modes, its state after lfd, and the MLP taught beside it."""
+    if not run.is_dir():
+        raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
+    ratios = tuple(settings["keep_ratios"])
+    final = load_pruner(run)
+    entries = _with_modes(final.name, final, ratios)
+    if (run / "lfd").is_dir():
+        entries.append(Entry(f"{final.name}_lfd", load_pruner(run / "lfd"), ratios))
+    if (run / "mlp").is_dir():
+        entries.append(Entry("mlp", load_pruner(run / "mlp"), ratios))
+    return entries
+
+
+def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
+    """Arms of a study by name: one run, or several that differ in their training seed only.
+
+    Raises:
+        UserError: not a mapping of names to runs.
+    """
+    if not isinstance(runs, Mapping):
+        raise UserError(f"runs={runs} names no arms: write runs={{name: <run>, other: [<run>, <run>]}}.")
+    entries = []
+    for name, given in runs.items():
+        for run in [given] if isinstance(given, str) else given:
+            pruner = load_pruner(run)
+            seed = int(pruner.trained_on.get("seed", 0))
+            entries += _with_modes(name, pruner, tuple(settings["keep_ratios"]), seed)
+    return entries
+
+
+def _with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed: int = 0) -> list[Entry]:
+    """A trained pruner with exact budgets, and the adaptive and threshold modes that it was calibrated for."""
+    entries = [Entry(name, pruner, ratios, seed)]
+    if pruner.serving.prices:
+        adaptive = Adaptive(cast(TPRL, pruner))
+        if within := tuple(ratio for ratio in ratios if adaptive.reaches(ratio)):
+            entries.append(Entry(f"{name}_adaptive", adaptive, within, seed))
+    if pruner.serving.tau is not None:
+        entries.append(Entry(f"{name}_threshold", pruner, (None,), seed))
+    return entries
+
+
+def check_names(entries: Sequence[Entry]) -> None:
+    """Rows of one name and seed would be counted as one.
+
+    Raises:
+        UserError: there are two of them.
+    """
+    seen = Counter((entry.name, entry.seed) for entry in entries)
+    for (name, seed), count in seen.items():
+        if count > 1:
+            raise UserError(
+                f"{name} with seed {seed} is there {count} times: give each arm of runs a name of its own, "
+                "and within an arm runs of different training seeds."
+            )
+
+
+def named_entries(names: Sequence[str], settings: Mapping[str, Any]) -> list[Entry]:
+    """The reference row, and the pruners of conf/pruner by name."""
+    entries = [Entry(FULL, load_component("pruner", FULL), (1.0,))]
+    for name in names:
+        if name != FULL:
+            entries += seeded_entries(lambda name=name, **live: load_component("pruner", name, **live), settings)
+    return entries
+
+
+def seeded_entries(make: Any, settings: Mapping[str, Any]) -> list[Entry]:
+    """One entry, or one per seed for a pruner that draws."""
+    first: Pruner = make()
+    ratios = tuple(settings["keep_ratios"])
+    if first.name == FULL:
+        return [Entry(FULL, first, (1.0,))]
+    if not hasattr(first, "seed"):
+        return [Entry(first.name, first, ratios)]
+    return [Entry(first.name, make(seed=seed), ratios, seed) for seed in settings["seeds"]]
