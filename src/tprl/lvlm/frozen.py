@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoProcessor
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
@@ -27,12 +28,15 @@ class Seen(NamedTuple):
 class FrozenLVLM(ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
 
-    Subclasses say how they see (`see`, `project`), which extras they know, and their `shape`.
+    Subclasses say how they see (`see`, `project`), which extras they know, their `shape`, and how a small random model
+    of their architecture is built (`blueprint`).
 
     Args:
-        pretrained: a folder written by `save_pretrained`, the name of a folder in `tprl/assets`, or a hub id.
+        pretrained: a folder written by `save_pretrained`, the name of a folder in `tprl/assets`, or a hub id; None: a
+            small model with random weights.
         name: how results call this model.
-        prompt: template around `{question}`; "<image>" marks the image.
+        prompt: template around `{question}`, "<image>" marks the image; None takes the processor's chat template, one
+            user turn with the images before the question.
         max_new_tokens: bound of a generated answer.
         micro_batch: prompts per forward; results do not depend on it.
         dtype: of weights and activations.
@@ -47,9 +51,9 @@ class FrozenLVLM(ABC):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | None,
         name: str,
-        prompt: str,
+        prompt: str | None = None,
         max_new_tokens: int = 16,
         micro_batch: int = 64,
         dtype: str = "float32",
@@ -57,13 +61,30 @@ class FrozenLVLM(ABC):
     ) -> None:
         self.name, self.prompt, self.max_new_tokens, self.micro_batch = name, prompt, max_new_tokens, micro_batch
         self.device = find_device(device)
-        folder = find_model(pretrained)
-        self.source = str(folder) if folder.is_dir() else pretrained
-        self.model, self.processor = load(self.source, name, getattr(torch, dtype))
+        if pretrained is None:
+            torch.manual_seed(0)
+            self.model, self.processor = self.blueprint()
+            self.model.to(getattr(torch, dtype))
+        else:
+            folder = find_model(pretrained)
+            source = str(folder) if folder.is_dir() else pretrained
+            self.model, self.processor = load(source, name, getattr(torch, dtype), self.load_processor)
         self.model.requires_grad_(False).eval().to(self.device)
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.width: int = self.model.config.text_config.hidden_size
+        config = self.model.config
+        self.image_token: int = getattr(config, "image_token_id", None) or config.image_token_index
+
+    @staticmethod
+    @abstractmethod
+    def blueprint() -> tuple[Any, Any]:
+        """A small model of this architecture with random weights from torch's seed, and its processor."""
+
+    @staticmethod
+    def load_processor(source: str) -> Any:
+        """The processor of a folder or hub id."""
+        return AutoProcessor.from_pretrained(source)
 
     @abstractmethod
     def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
@@ -86,7 +107,7 @@ class FrozenLVLM(ABC):
         if extras - known:
             raise UserError(f"{self.name} cannot provide {sorted(extras - known)}: it knows {sorted(known)}.")
         self._check_images(samples)
-        texts = [self.prompt.format(question=sample.question) for sample in samples]
+        texts = [self.render(sample) for sample in samples]
         flat = [image for sample in samples for image in sample.images]
         batch = self.processor(
             text=texts, images=flat, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
@@ -94,7 +115,7 @@ class FrozenLVLM(ABC):
         images, shown = _unique_images(samples)
         seen = self.see(images, extras - {"region"})
         ids, attention = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device).bool()
-        visual_at, visual_mask = columns_of(ids == self.model.config.image_token_index)
+        visual_at, visual_mask = columns_of(ids == self.image_token)
 
         def spread(values: Sequence[Tensor]) -> Tensor:
             """One tensor per image -> [B V ...], image by image, zero where padded."""
@@ -114,16 +135,30 @@ class FrozenLVLM(ABC):
             input_ids=ids,
             embeds=embeds,
             attention=attention,
-            positions=(attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0),
+            positions=self.positions(batch, attention),
             visual_at=visual_at,
             visual_mask=visual_mask,
             image_of=pad_sequence(image_of, batch_first=True).to(self.device),
             grids=grids,
-            question=self._question_mask(batch["offset_mapping"].to(self.device), samples) & attention,
+            question=self._question_mask(batch["offset_mapping"].to(self.device), texts, samples) & attention,
             extras=found,
         )
 
+    def positions(self, batch: Any, attention: Bool[Tensor, "B S"]) -> Int[Tensor, "P B S"]:
+        """Position ids of the unpruned prompts, 0 on padding; `batch` is what the processor made."""
+        return (attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0)
+
+    def render(self, sample: Sample) -> str:
+        """The prompt as text, image placeholders not yet expanded."""
+        if self.prompt is not None:
+            return self.prompt.format(question=sample.question)
+        content = [*({"type": "image"} for _ in sample.images), {"type": "text", "text": sample.question}]
+        turns = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+
     def _check_images(self, samples: Sequence[Sample]) -> None:
+        if self.prompt is None:
+            return
         room = self.prompt.count("<image>")
         for sample in samples:
             if len(sample.images) != room:
@@ -132,11 +167,17 @@ class FrozenLVLM(ABC):
                     f"write as many <image> into model.prompt."
                 )
 
-    def _question_mask(self, offsets: Int[Tensor, "B S 2"], samples: Sequence[Sample]) -> Bool[Tensor, "B S"]:
-        """Tokens whose characters are the question's: measured from the prompt's end, where the template is fixed."""
-        tail = len(self.prompt.split("{question}")[1])
+    def _question_mask(
+        self, offsets: Int[Tensor, "B S 2"], texts: Sequence[str], samples: Sequence[Sample]
+    ) -> Bool[Tensor, "B S"]:
+        """Tokens whose characters are the question's: measured from the prompt's end, because placeholders before the
+        question expand."""
+        tails, lengths = [], []
+        for text, sample in zip(texts, samples, strict=True):
+            tails.append(len(text) - text.rindex(sample.question) - len(sample.question))
+            lengths.append(len(sample.question))
+        tail, length = (torch.tensor(values, device=offsets.device).unsqueeze(1) for values in (tails, lengths))
         stop = offsets[..., 1].amax(1, keepdim=True) - tail
-        length = torch.tensor([[len(sample.question)] for sample in samples], device=offsets.device)
         return (offsets[..., 0] >= stop - length) & (offsets[..., 1] <= stop) & (offsets[..., 1] > offsets[..., 0])
 
     # --- answer ------------------------------------------------------------------------------------------------
@@ -149,7 +190,7 @@ class FrozenLVLM(ABC):
             out = self.model.generate(
                 inputs_embeds=part.embeds,
                 attention_mask=part.attention.long(),
-                position_ids=part.positions[0],
+                position_ids=axes(part.positions),
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
             )
@@ -168,11 +209,11 @@ class FrozenLVLM(ABC):
             ids = self._answer_ids([answers[int(row)] for row in rows])
             real = ids >= 0
             width = ids.shape[1]
-            last = part.positions[0, :, -1:]
+            after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
             out = self.model(
                 inputs_embeds=torch.cat([part.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
                 attention_mask=torch.cat([part.attention, real], 1).long(),
-                position_ids=torch.cat([part.positions[0], last + 1 + torch.arange(width, device=self.device)], 1),
+                position_ids=axes(torch.cat([part.positions, after], -1)),
                 logits_to_keep=width + 1,
                 use_cache=False,
             )
@@ -199,11 +240,11 @@ class FrozenLVLM(ABC):
         eye = torch.eye(size, dtype=torch.bool, device=gate.device)
         seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye  # padding sees itself, never nothing
         bias = column.to(encoded.embeds.dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(encoded.embeds.dtype).min)
-        last = encoded.positions[0].amax(1, keepdim=True)
+        after = encoded.positions.amax((0, 2), keepdim=True) + 1 + torch.arange(width, device=gate.device)
         out = self.model.model.language_model(
             inputs_embeds=torch.cat([encoded.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
             attention_mask=bias.unsqueeze(1),
-            position_ids=torch.cat([encoded.positions[0], last + 1 + torch.arange(width, device=gate.device)], 1),
+            position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),
             use_cache=False,
         )
         logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
@@ -236,6 +277,11 @@ class FrozenLVLM(ABC):
                     prompt.visual[rows, -width:],
                 ),
             )
+
+
+def axes(positions: Int[Tensor, "P B S"]) -> Int[Tensor, "..."]:
+    """As transformers wants them: [B S] for RoPE, [3 B S] for M-RoPE."""
+    return positions[0] if len(positions) == 1 else positions
 
 
 def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Float[Tensor, " B"]:

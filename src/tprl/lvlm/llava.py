@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
+from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
 
 
@@ -19,13 +22,38 @@ class Llava(FrozenLVLM):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | None,
         name: str = "llava",
-        prompt: str = "USER: <image>\n{question} ASSISTANT:",
+        prompt: str | None = "USER: <image>\n{question} ASSISTANT:",
         **options: Any,
     ) -> None:
         super().__init__(pretrained, name, prompt, **options)
         self.shape = LVLMShape.from_llava(self.model.config)
+
+    @staticmethod
+    def blueprint() -> tuple[Any, Any]:
+        tokenizer = byte_tokenizer([], image_token="<image>")
+        vision = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=48,
+            patch_size=8,
+        )
+        text = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=4096,
+        )  # fmt: skip
+        (image_token,) = token_ids(tokenizer, "<image>")
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, vision_feature_layer=-2)
+        )
+        images = CLIPImageProcessorPil(size={"height": 48, "width": 48}, crop_size={"height": 48, "width": 48})
+        processor = LlavaProcessor(
+            images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        )
+        return random_weights(model, tokenizer), processor
 
     @torch.no_grad()
     def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from tprl.errors import UserError
 
@@ -34,7 +35,7 @@ def find_model(pretrained: str) -> Path:
     return next((place for place in places if (place / "config.json").is_file()), Path(pretrained))
 
 
-def load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def load(source: str, name: str, dtype: torch.dtype, load_processor: Callable[[str], Any]) -> tuple[Any, Any]:
     """Model and processor of `model=<name>`.
 
     Raises:
@@ -43,7 +44,7 @@ def load(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         if not _within_reach(source):
             raise OSError(f"{source} is neither a folder nor cached, and the hub does not answer")
-        processor = AutoProcessor.from_pretrained(source)
+        processor = load_processor(source)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(

@@ -1,0 +1,143 @@
+"""Every family against its stock Hugging Face class, on small random weights scaled up so that errors show."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tprl.build import load_component
+from tprl.data.scenes import Scenes
+from tprl.lvlm.frozen import FrozenLVLM, axes
+from tprl.splice import keep_all, splice
+from tprl.types import Encoded, Prompt, Sample, TokenSelection
+
+FAMILIES = ("llava", "qwen2_5_vl")
+DATA = Scenes("val")
+
+
+def samples() -> list[Sample]:
+    """Six questions about images of three sizes."""
+    sizes = [(96, 96), (150, 90), (60, 120)]
+    return [
+        DATA[i]._replace(images=(DATA[i].images[0].resize(sizes[i % 3], Image.Resampling.BILINEAR),)) for i in range(6)
+    ]
+
+
+SAMPLES = samples()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
+    return load_component("model", request.param, pretrained=None, dtype="float32", max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def encoded(lvlm: FrozenLVLM) -> Encoded:
+    return lvlm.encode(SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def stock(lvlm: FrozenLVLM) -> dict[str, Any]:
+    """What the stock processor makes of the same prompts."""
+    texts, images = (
+        [lvlm.render(sample) for sample in SAMPLES],
+        [image for sample in SAMPLES for image in sample.images],
+    )
+    return dict(lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt"))
+
+
+def some(encoded: Encoded) -> TokenSelection:
+    draws = torch.rand(encoded.visual_mask.shape, generator=torch.Generator().manual_seed(0))
+    return TokenSelection(encoded.visual_mask & (draws < 0.4))
+
+
+def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:
+    """The definition of pruning: every token at its place, the dropped ones masked out of attention."""
+    attention = encoded.attention.clone()
+    b, v = (encoded.visual_mask & ~selection.keep).nonzero(as_tuple=True)
+    attention[b, encoded.visual_at[b, v]] = False
+    return Prompt(
+        encoded.uids, encoded.input_ids, encoded.embeds, attention, encoded.positions, torch.zeros_like(attention)
+    )
+
+
+@torch.no_grad()
+def logits(lvlm: FrozenLVLM, prompt: Prompt) -> Tensor:
+    return lvlm.model(
+        inputs_embeds=prompt.embeds, attention_mask=prompt.attention.long(), position_ids=axes(prompt.positions)
+    ).logits[:, -1]
+
+
+@torch.no_grad()
+def greedy(lvlm: FrozenLVLM, prompt: Prompt, count: int) -> list[str]:
+    """Greedy answers by one uncached forward per token."""
+    chosen: list[Tensor] = []
+    for _ in range(count):
+        new = logits(lvlm, prompt).argmax(-1).unsqueeze(1)
+        chosen.append(new.squeeze(1))
+        one = torch.ones_like(new, dtype=torch.bool)
+        prompt = Prompt(
+            prompt.uids,
+            torch.cat([prompt.input_ids, new], 1),
+            torch.cat([prompt.embeds, lvlm.model.get_input_embeddings()(new)], 1),
+            torch.cat([prompt.attention, one], 1),
+            torch.cat([prompt.positions, prompt.positions[..., -1:] + 1], -1),
+            torch.cat([prompt.visual, ~one], 1),
+        )
+    end = lvlm.tokenizer.eos_token_id
+    rows = [row[: row.index(end)] if end in row else row for row in torch.stack(chosen, 1).tolist()]
+    return [lvlm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+def test_keeping_everything_is_the_stock_model(lvlm: FrozenLVLM, encoded: Encoded, stock: dict[str, Any]) -> None:
+    prompt = splice(encoded, keep_all(encoded))
+    with torch.no_grad():
+        expected = lvlm.model(**stock).logits[:, -1]
+        ids = lvlm.model.generate(**stock, max_new_tokens=6, do_sample=False)[:, stock["input_ids"].shape[1] :]
+    assert torch.allclose(logits(lvlm, prompt), expected, atol=1e-5)
+    assert expected.std() > 0.3
+    assert lvlm.answer(prompt) == lvlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def test_a_pruned_token_is_a_masked_token_at_every_step(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+    selection = some(encoded)
+    prompt, reference = splice(encoded, selection), masked(encoded, selection)
+    assert torch.allclose(logits(lvlm, prompt), logits(lvlm, reference), atol=1e-5)
+    assert (logits(lvlm, prompt) - logits(lvlm, splice(encoded, keep_all(encoded)))).abs().max() > 0.1
+    assert lvlm.answer(prompt) == greedy(lvlm, reference, 6)
+
+
+def test_a_ragged_batch_is_its_samples_alone(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+    selection = some(encoded)
+    prompt = splice(encoded, selection)
+    answers = [sample.answers[0] for sample in SAMPLES]
+    texts, (log_prob, exact) = lvlm.answer(prompt), lvlm.score(prompt, answers)
+    for i, sample in enumerate(SAMPLES):
+        one = lvlm.encode([sample])
+        alone = splice(one, TokenSelection(selection.keep[i : i + 1, : one.visual_mask.shape[1]]))
+        assert torch.allclose(logits(lvlm, alone), logits(lvlm, prompt)[i : i + 1], atol=1e-5)
+        assert lvlm.answer(alone) == texts[i : i + 1]
+        found = lvlm.score(alone, answers[i : i + 1])
+        assert torch.allclose(found[0], log_prob[i : i + 1], atol=1e-5)
+        assert torch.equal(found[1], exact[i : i + 1])
+
+
+def test_compact_positions_close_the_gaps(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+    prompt = splice(encoded, some(encoded), positions="compact")
+    count = prompt.attention.sum(1)
+    assert torch.equal(prompt.positions.amax((0, 2)), count - 1)
+    assert lvlm.answer(prompt) == greedy(lvlm, prompt, 6)
+
+
+def test_visual_tokens_fill_their_grids_and_the_question_is_found(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+    for i, sample in enumerate(SAMPLES):
+        assert int(encoded.visual_mask[i].sum()) == sum(rows * columns for rows, columns in encoded.grids[i])
+        assert lvlm.tokenizer.decode(encoded.input_ids[i][encoded.question[i]]) == sample.question
+
+
+def test_gates_of_0_and_1_are_pruning(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+    selection, answers = some(encoded), [sample.answers[0] for sample in SAMPLES]
+    expected = lvlm.score(splice(encoded, selection), answers)[0]
+    assert torch.allclose(lvlm.gated_log_prob(encoded, selection.keep.float(), answers), expected, atol=1e-3)
