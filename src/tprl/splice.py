@@ -14,7 +14,8 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
     Args:
         encoded: the unpruned batch.
         selection: kept tokens in raster order, with `merged` embeddings and `extra` tokens if a method makes them.
-            An extra token enters the sequence right after the place of the visual token it is anchored to.
+            An extra token enters the sequence right after the place of the visual token it is anchored to, and has its
+            deepstack features.
         positions: "keep" leaves every survivor at its original position (gaps appear), "compact" renumbers 0..n-1.
 
     Returns:
@@ -25,7 +26,7 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
     """
     _check(encoded, selection)
     at, column = encoded.visual_at, _columns(encoded, selection)
-    embeds = encoded.embeds
+    embeds, deep = encoded.embeds, encoded.deep
     if selection.merged is not None:
         embeds = embeds.clone()
         row, token = selection.keep.nonzero(as_tuple=True)
@@ -42,6 +43,7 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
         anchor = at.gather(1, selection.extra_at)
         embeds = torch.cat([embeds, selection.extra.to(embeds.dtype)], 1)
         ids = torch.cat([ids, ids.gather(1, anchor)], 1)
+        deep = None if deep is None else torch.cat([deep, _columns_at(deep, anchor)], 1)
         pos = torch.cat([pos, pos.gather(2, anchor.expand(pos.shape[0], -1, -1))], 2)
         visual = torch.cat([visual, selection.extra_mask], 1)
         alive = torch.cat([alive, selection.extra_mask], 1)
@@ -57,16 +59,22 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
     return Prompt(
         uids=encoded.uids,
         input_ids=ids.gather(1, index),
-        embeds=embeds.gather(1, index.unsqueeze(-1).expand(-1, -1, embeds.shape[-1])),
+        embeds=_columns_at(embeds, index),
         attention=attention,
         positions=torch.where(attention, pos, torch.zeros_like(pos)),
         visual=visual.gather(1, index) & attention,
+        deep=None if deep is None else _columns_at(deep, index),
     )
 
 
 def keep_all(encoded: Encoded) -> TokenSelection:
     """The selection that prunes nothing."""
     return TokenSelection(keep=encoded.visual_mask)
+
+
+def _columns_at(values: Tensor, index: Tensor) -> Tensor:
+    """[B S F] -> [B N F] at the columns [B N]."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
 def _columns(encoded: Encoded, selection: TokenSelection) -> Tensor:

@@ -56,6 +56,7 @@ class Encoded:
     grids: tuple[tuple[tuple[int, int], ...], ...]  # per sample, per image: (rows, columns) of visual tokens
     question: Bool[Tensor, "B S"]  # True on the words of the question, template words excluded
     extras: dict[str, Tensor] = field(default_factory=dict)
+    deep: Float[Tensor, "B S F"] | None = None  # what deeper layers add to visual columns (deepstack), layer by layer
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -82,6 +83,7 @@ class Encoded:
             grids=tuple(self.grids[j] for j in index),
             positions=self.positions[:, i],
             extras={name: value[i] for name, value in self.extras.items()},
+            deep=None if self.deep is None else self.deep[i],
             **{
                 name: getattr(self, name)[i]
                 for name in ("input_ids", "embeds", "attention", "visual_at", "visual_mask", "image_of", "question")
@@ -128,6 +130,7 @@ class Prompt:
     attention: Bool[Tensor, "B S"]
     positions: Int[Tensor, "P B S"]
     visual: Bool[Tensor, "B S"]
+    deep: Float[Tensor, "B S F"] | None = None  # see `Encoded.deep`
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
@@ -13,7 +14,7 @@ from tprl.lvlm.frozen import FrozenLVLM, axes
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
-FAMILIES = ("llava", "qwen2_5_vl")
+FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl")
 DATA = Scenes("val")
 
 
@@ -59,14 +60,20 @@ def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:
     b, v = (encoded.visual_mask & ~selection.keep).nonzero(as_tuple=True)
     attention[b, encoded.visual_at[b, v]] = False
     return Prompt(
-        encoded.uids, encoded.input_ids, encoded.embeds, attention, encoded.positions, torch.zeros_like(attention)
+        encoded.uids,
+        encoded.input_ids,
+        encoded.embeds,
+        attention,
+        encoded.positions,
+        encoded.input_ids == encoded.input_ids[encoded.visual_mask.any(1)][0, encoded.visual_at[0, 0]],
+        encoded.deep,
     )
 
 
 @torch.no_grad()
 def logits(lvlm: FrozenLVLM, prompt: Prompt) -> Tensor:
     return lvlm.model(
-        inputs_embeds=prompt.embeds, attention_mask=prompt.attention.long(), position_ids=axes(prompt.positions)
+        **lvlm.reads(prompt), attention_mask=prompt.attention.long(), position_ids=axes(prompt.positions)
     ).logits[:, -1]
 
 
@@ -85,6 +92,7 @@ def greedy(lvlm: FrozenLVLM, prompt: Prompt, count: int) -> list[str]:
             torch.cat([prompt.attention, one], 1),
             torch.cat([prompt.positions, prompt.positions[..., -1:] + 1], -1),
             torch.cat([prompt.visual, ~one], 1),
+            None if prompt.deep is None else F.pad(prompt.deep, (0, 0, 0, 1)),
         )
     end = lvlm.tokenizer.eos_token_id
     rows = [row[: row.index(end)] if end in row else row for row in torch.stack(chosen, 1).tolist()]

@@ -23,6 +23,7 @@ class Seen(NamedTuple):
     tokens: list[Float[Tensor, "N D"]]  # projected, in the order of the prompt's image columns
     grids: list[tuple[int, int]]  # (rows, columns)
     extras: dict[str, list[Tensor]]  # [N ...]
+    deep: list[Float[Tensor, "N F"]] | None = None  # see `Encoded.deep`
 
 
 class FrozenLVLM(ABC):
@@ -124,6 +125,10 @@ class FrozenLVLM(ABC):
         embeds = self.model.get_input_embeddings()(ids)
         b, v = visual_mask.nonzero(as_tuple=True)
         embeds[b, visual_at[b, v]] = spread(seen.tokens)[b, v]
+        deep = None
+        if seen.deep is not None:
+            deep = embeds.new_zeros(*ids.shape, seen.deep[0].shape[-1])
+            deep[b, visual_at[b, v]] = spread(seen.deep)[b, v]
         grids = tuple(tuple(seen.grids[i] for i in row) for row in shown)
         found = {name: spread(value) for name, value in seen.extras.items()}
         if "region" in extras:
@@ -142,6 +147,7 @@ class FrozenLVLM(ABC):
             grids=grids,
             question=self._question_mask(batch["offset_mapping"].to(self.device), texts, samples) & attention,
             extras=found,
+            deep=deep,
         )
 
     def positions(self, batch: Any, attention: Bool[Tensor, "B S"]) -> Int[Tensor, "P B S"]:
@@ -180,6 +186,16 @@ class FrozenLVLM(ABC):
         stop = offsets[..., 1].amax(1, keepdim=True) - tail
         return (offsets[..., 0] >= stop - length) & (offsets[..., 1] <= stop) & (offsets[..., 1] > offsets[..., 0])
 
+    def reads(self, prompt: Prompt, answer: Int[Tensor, "B A"] | None = None) -> dict[str, Any]:
+        """The arguments of the model's forward that hold a prompt, and the tokens of an answer after it."""
+        if answer is None:
+            return {"inputs_embeds": prompt.embeds}
+        return {"inputs_embeds": torch.cat([prompt.embeds, self.model.get_input_embeddings()(answer)], 1)}
+
+    def _deep(self, encoded: Encoded, width: int) -> dict[str, Any]:
+        """Further arguments of the language model alone, for a prompt with `width` answer tokens."""
+        return {}
+
     # --- answer ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -187,13 +203,16 @@ class FrozenLVLM(ABC):
         """Greedy answers."""
         texts = [""] * len(prompt.uids)
         for rows, part in self._micro_batches(prompt):
+            inputs = self.reads(part)
             out = self.model.generate(
-                inputs_embeds=part.embeds,
+                **inputs,
                 attention_mask=part.attention.long(),
                 position_ids=axes(part.positions),
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
             )
+            if "input_ids" in inputs:  # then generate returns the prompt too
+                out = out[:, part.input_ids.shape[1] :]
             found = self.tokenizer.batch_decode(out, skip_special_tokens=True)
             for row, text in zip(rows.tolist(), found, strict=True):
                 texts[row] = text
@@ -211,7 +230,7 @@ class FrozenLVLM(ABC):
             width = ids.shape[1]
             after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
             out = self.model(
-                inputs_embeds=torch.cat([part.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
+                **self.reads(part, ids.clamp(min=0)),
                 attention_mask=torch.cat([part.attention, real], 1).long(),
                 position_ids=axes(torch.cat([part.positions, after], -1)),
                 logits_to_keep=width + 1,
@@ -246,6 +265,7 @@ class FrozenLVLM(ABC):
             attention_mask=bias.unsqueeze(1),
             position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),
             use_cache=False,
+            **self._deep(encoded, width),
         )
         logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
         return mean_log_prob(logits, ids)
@@ -275,6 +295,7 @@ class FrozenLVLM(ABC):
                     prompt.attention[rows, -width:],
                     prompt.positions[:, rows, -width:],
                     prompt.visual[rows, -width:],
+                    None if prompt.deep is None else prompt.deep[rows, -width:],
                 ),
             )
 

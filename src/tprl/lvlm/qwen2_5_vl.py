@@ -53,14 +53,13 @@ class Qwen25VL(FrozenLVLM):
         )  # fmt: skip
         images = Qwen2VLImageProcessorPil(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 64)
         model = random_weights(Qwen2_5_VLForConditionalGeneration(config), tokenizer)
-        return model, ImageOnly(images, tokenizer, chat_template=CHAT)
+        return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
 
     @staticmethod
     def load_processor(source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        return ImageOnly(
-            AutoImageProcessor.from_pretrained(source, backend="pil"), tokenizer, chat_template=tokenizer.chat_template
-        )
+        images = AutoImageProcessor.from_pretrained(source, backend="pil")
+        return ImageOnly(images, tokenizer, None, chat_template=tokenizer.chat_template)
 
     @torch.no_grad()
     def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
@@ -69,7 +68,10 @@ class Qwen25VL(FrozenLVLM):
         pixels = made["pixel_values"].to(self.device, self.model.dtype)
         out = self.model.model.get_image_features(pixels, image_grid_thw=grid, return_dict=True)
         merge = self.model.config.vision_config.spatial_merge_size
-        return Seen(list(out.pooler_output), [(h // merge, w // merge) for _, h, w in grid.tolist()], {})
+        return self._seen(out, [(h // merge, w // merge) for _, h, w in grid.tolist()])
+
+    def _seen(self, out: Any, grids: list[tuple[int, int]]) -> Seen:
+        return Seen(list(out.pooler_output), grids, {})
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.visual.merger(vision_features)
@@ -86,9 +88,6 @@ class Qwen25VL(FrozenLVLM):
 
 class ImageOnly(Qwen2_5_VLProcessor):
     """The processor without its video half, which cannot be built where torchvision is missing."""
-
-    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
-        super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         if argument_name == "video_processor" and argument is None:
