@@ -14,7 +14,7 @@ from tprl.lvlm.frozen import FrozenLVLM, axes
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
-FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "llava_next", "internvl3")
 DATA = Scenes("val")
 
 

@@ -21,9 +21,12 @@ class Seen(NamedTuple):
     """What the vision side makes of images, one entry per image."""
 
     tokens: list[Float[Tensor, "N D"]]  # projected, in the order of the prompt's image columns
-    grids: list[tuple[int, int]]  # (rows, columns)
+    views: list[tuple[tuple[int, int], ...]]  # (rows, columns) of each crop; the last one shows the whole image
     extras: dict[str, list[Tensor]]  # [N ...]
     deep: list[Float[Tensor, "N F"]] | None = None  # see `Encoded.deep`
+    separators: list[Bool[Tensor, " N"]] | None = (
+        None  # entries of `tokens` that are no visual tokens, such as newlines
+    )
 
 
 class FrozenLVLM(ABC):
@@ -116,24 +119,28 @@ class FrozenLVLM(ABC):
         images, shown = _unique_images(samples)
         seen = self.see(images, extras - {"region"})
         ids, attention = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device).bool()
-        visual_at, visual_mask = columns_of(ids == self.image_token)
+        at, real = columns_of(ids == self.image_token)
 
         def spread(values: Sequence[Tensor]) -> Tensor:
             """One tensor per image -> [B V ...], image by image, zero where padded."""
             return pad_sequence([torch.cat([values[i] for i in row]) for row in shown], batch_first=True)
 
         embeds = self.model.get_input_embeddings()(ids)
-        b, v = visual_mask.nonzero(as_tuple=True)
-        embeds[b, visual_at[b, v]] = spread(seen.tokens)[b, v]
+        b, v = real.nonzero(as_tuple=True)
+        embeds[b, at[b, v]] = spread(seen.tokens)[b, v]
         deep = None
         if seen.deep is not None:
             deep = embeds.new_zeros(*ids.shape, seen.deep[0].shape[-1])
-            deep[b, visual_at[b, v]] = spread(seen.deep)[b, v]
-        grids = tuple(tuple(seen.grids[i] for i in row) for row in shown)
+            deep[b, at[b, v]] = spread(seen.deep)[b, v]
+        visual = torch.zeros_like(attention)
+        kinds = seen.separators or [tokens.new_zeros(len(tokens), dtype=torch.bool) for tokens in seen.tokens]
+        visual[b, at[b, v]] = ~spread(kinds)[b, v]
+        visual_at, visual_mask = columns_of(visual)
+        grids = tuple(tuple(view for i in row for view in seen.views[i]) for row in shown)
         found = {name: spread(value) for name, value in seen.extras.items()}
         if "region" in extras:
             found["region"] = region_rank(samples, grids, visual_at.shape[1]).to(self.device)
-        counts = [len(tokens) for tokens in seen.tokens]
+        counts = [int((~kind).sum()) for kind in kinds]
         image_of = [torch.arange(len(row)).repeat_interleave(torch.tensor([counts[i] for i in row])) for row in shown]
         return Encoded(
             uids=tuple(sample.uid for sample in samples),

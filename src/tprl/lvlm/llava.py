@@ -70,7 +70,7 @@ class Llava(FrozenLVLM):
                 raise UserError(f"{self.name}'s vision tower has no CLS token, so there is no CLS attention to read.")
             found["cls_attention"] = list(self._cls_attention(out.hidden_states, layer))
         side = round(features.shape[1] ** 0.5)
-        return Seen(list(self.project(features)), [(side, side)] * len(features), found)
+        return Seen(list(self.project(features)), [((side, side),)] * len(features), found)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)

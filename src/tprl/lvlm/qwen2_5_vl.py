@@ -68,10 +68,10 @@ class Qwen25VL(FrozenLVLM):
         pixels = made["pixel_values"].to(self.device, self.model.dtype)
         out = self.model.model.get_image_features(pixels, image_grid_thw=grid, return_dict=True)
         merge = self.model.config.vision_config.spatial_merge_size
-        return self._seen(out, [(h // merge, w // merge) for _, h, w in grid.tolist()])
+        return self._seen(out, [((h // merge, w // merge),) for _, h, w in grid.tolist()])
 
-    def _seen(self, out: Any, grids: list[tuple[int, int]]) -> Seen:
-        return Seen(list(out.pooler_output), grids, {})
+    def _seen(self, out: Any, views: list[tuple[tuple[int, int], ...]]) -> Seen:
+        return Seen(list(out.pooler_output), views, {})
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.visual.merger(vision_features)

@@ -52,9 +52,9 @@ class Qwen3VL(Qwen25VL):
         images = AutoImageProcessor.from_pretrained(source, backend="pil")
         return ImageOnly(images, tokenizer, None, chat_template=tokenizer.chat_template)
 
-    def _seen(self, out: Any, grids: list[tuple[int, int]]) -> Seen:
+    def _seen(self, out: Any, views: list[tuple[tuple[int, int], ...]]) -> Seen:
         layers = zip(*out.deepstack_features, strict=True)
-        return Seen(list(out.pooler_output), grids, {}, [torch.cat(list(features), -1) for features in layers])
+        return Seen(list(out.pooler_output), views, {}, [torch.cat(list(features), -1) for features in layers])
 
     def reads(self, prompt: Prompt, answer: Int[Tensor, "B A"] | None = None) -> dict[str, Any]:
         """Ids and features: embeddings alone would lose the deepstack features, without any error."""

@@ -1,0 +1,87 @@
+"""InternVL3 (tiles and a thumbnail, pixel shuffle) on the stock Hugging Face class, frozen."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+)
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.frozen import FrozenLVLM, Seen
+
+ROLES = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+CHAT = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}"
+    "{% if part.type == 'image' %}<IMG_CONTEXT>\n{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+class InternVL3(FrozenLVLM):
+    """A frozen InternVL3; arguments as of `FrozenLVLM`."""
+
+    known_extras = frozenset()
+
+    def __init__(self, pretrained: str | None, name: str = "internvl3", **options: Any) -> None:
+        super().__init__(pretrained, name, **options)
+
+    @staticmethod
+    def blueprint() -> tuple[Any, Any]:
+        tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"], **ROLES)
+        (context,) = token_ids(tokenizer, ROLES["context_image_token"])
+        config = InternVLConfig(
+            vision_config={
+                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "image_size": [24, 24], "patch_size": [4, 4],
+            },
+            text_config={
+                "model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64,
+                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "max_position_embeddings": 4096,
+            },
+            image_token_id=context, image_seq_length=9,
+        )  # fmt: skip
+        images = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=4)
+        model = random_weights(InternVLForConditionalGeneration(config), tokenizer)
+        return model, ImageOnly(images, tokenizer, None, image_seq_length=9, chat_template=CHAT)
+
+    @staticmethod
+    def load_processor(source: str) -> Any:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        images = AutoImageProcessor.from_pretrained(source, backend="pil")
+        return ImageOnly(images, tokenizer, None, chat_template=tokenizer.chat_template)
+
+    @torch.no_grad()
+    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
+        made = self.processor.image_processor(images, return_tensors="pt", crop_to_patches=True)
+        pixels = made["pixel_values"].to(self.device, self.model.dtype)
+        tiles = self.model.model.get_image_features(pixels, return_dict=True).pooler_output
+        counts = [int(count) for count in made["num_patches"]]
+        side = round(tiles.shape[1] ** 0.5)
+        return Seen([part.flatten(0, 1) for part in tiles.split(counts)], [((side, side),) * n for n in counts], {})
+
+    def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
+        return self.model.model.multi_modal_projector(vision_features)
+
+
+class ImageOnly(InternVLProcessor):
+    """The processor without its video half, which cannot be built where torchvision is missing."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor" and argument is None:
+            return type(None)
+        return super().check_argument_for_proper_class(argument_name, argument)

@@ -1,0 +1,91 @@
+"""LLaVA-NeXT (a small view and high-resolution crops, newline tokens) on the stock Hugging Face class, frozen."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+)
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.frozen import FrozenLVLM, Seen
+
+
+class LlavaNext(FrozenLVLM):
+    """A frozen LLaVA-NeXT; arguments as of `FrozenLVLM`.
+
+    The newline token after every row of the crops stays with its row: it is not counted, and never pruned.
+    """
+
+    known_extras = frozenset()
+
+    def __init__(
+        self,
+        pretrained: str | None,
+        name: str = "llava_next",
+        prompt: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(pretrained, name, prompt, **options)
+
+    @staticmethod
+    def blueprint() -> tuple[Any, Any]:
+        tokenizer = byte_tokenizer([], image_token="<image>")
+        (image_token,) = token_ids(tokenizer, "<image>")
+        vision = CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=24,
+            patch_size=8,
+        )  # fmt: skip
+        text = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=4096,
+        )  # fmt: skip
+        pinpoints = [[24, 48], [48, 24], [48, 48]]
+        config = LlavaNextConfig(
+            vision_config=vision, text_config=text, image_token_index=image_token, image_grid_pinpoints=pinpoints
+        )
+        images = LlavaNextImageProcessorPil(
+            size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=pinpoints
+        )
+        processor = LlavaNextProcessor(
+            images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+            chat_template=CHAT,
+        )  # fmt: skip
+        return random_weights(LlavaNextForConditionalGeneration(config), tokenizer), processor
+
+    @torch.no_grad()
+    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
+        made = self.processor.image_processor(images, return_tensors="pt", do_pad=True)
+        pixels = made["pixel_values"].to(self.device, self.model.dtype)
+        out = self.model.model.get_image_features(pixels, image_sizes=made["image_sizes"], return_dict=True)
+        tokens = list(out.pooler_output)
+        newline = self.model.model.image_newline.to(tokens[0])
+        separators = [(image == newline).all(-1) for image in tokens]
+        config = self.model.config.vision_config
+        side = config.image_size // config.patch_size
+        return Seen(tokens, [_views(rows, side) for rows in separators], {}, None, separators)
+
+    def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
+        return self.model.model.multi_modal_projector(vision_features)
+
+
+CHAT = (
+    "{% for turn in messages %}{{ turn.role | upper }}: {% for part in turn.content %}"
+    "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:"
+)
+
+
+def _views(separators: Tensor, side: int) -> tuple[tuple[int, int], ...]:
+    """The small view, and the high-resolution one whose rows end with separators (a small image has only the first)."""
+    crops = separators[side * side :]
+    rows = int(crops.sum())
+    columns = int(len(crops) / max(rows, 1)) - 1
+    return ((side, side), (rows, columns)) if columns else ((side, side),)
