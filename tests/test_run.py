@@ -223,3 +223,28 @@ class TestOneSentence:
 
     def test_nothing_to_evaluate(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "nothing to evaluate" in refused(capsys, "eval", tmp_path)
+
+
+class TestFamilies:
+    """Training runs on every family; the rest of the chain is shared."""
+
+    @pytest.mark.parametrize(
+        "model",
+        [
+            "llava",
+            "qwen2_5_vl",
+            *(pytest.param(m, marks=pytest.mark.slow) for m in ("qwen3_vl", "llava_next", "internvl3", "smolvlm2")),
+        ],
+    )
+    def test_demonstrations_and_ppo_on_a_small_random_model(self, model: str, tmp_path: Path) -> None:
+        model_options = (f"model={model}", "model.pretrained=null", "model.dtype=float32", "logger=csv")
+        options = (*model_options, "policy.code_width=0", "stage.calibrate=null", "stage.served.limit=4")
+        given = ("stage=lfd", "stage.demonstrations=8", "stage.epochs=1")
+        lfd = call("train", train, tmp_path / "lfd", *given, *options)
+        given = ("stage=ppo", "stage.iterations=1", "stage.prompts=2", "stage.group=2", "stage.keep_ratio=0.3")
+        ppo = call("train", train, tmp_path / "ppo", *given, *options, f"stage.init_from={lfd}")
+        about = json.loads((ppo / "pruner" / CONFIG).read_text())
+        assert about["trained_on"]["model"] == model
+        assert about["trained_on"]["stages"] == ["lfd", "ppo"]
+        logged = (ppo / "metrics.csv").read_text()
+        assert "ppo/kl" in logged.splitlines()[0]

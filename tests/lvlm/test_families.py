@@ -1,5 +1,6 @@
 """Every family against its stock Hugging Face class, on small random weights scaled up so that errors show."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tprl.lvlm.frozen import FrozenLVLM, axes
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
-FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "llava_next", "internvl3")
+FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "llava_next", "internvl3", "smolvlm2")
 DATA = Scenes("val")
 
 
@@ -44,7 +45,7 @@ def stock(lvlm: FrozenLVLM) -> dict[str, Any]:
     """What the stock processor makes of the same prompts."""
     texts, images = (
         [lvlm.render(sample) for sample in SAMPLES],
-        [image for sample in SAMPLES for image in sample.images],
+        [list(sample.images) for sample in SAMPLES],
     )
     return dict(lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt"))
 
@@ -149,3 +150,46 @@ def test_gates_of_0_and_1_are_pruning(lvlm: FrozenLVLM, encoded: Encoded) -> Non
     selection, answers = some(encoded), [sample.answers[0] for sample in SAMPLES]
     expected = lvlm.score(splice(encoded, selection), answers)[0]
     assert torch.allclose(lvlm.gated_log_prob(encoded, selection.keep.float(), answers), expected, atol=1e-3)
+
+
+MIXED = (
+    SAMPLES[0],
+    SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0])),
+    SAMPLES[3]._replace(images=()),
+)
+
+
+@pytest.mark.parametrize("chosen", [MIXED, MIXED[2:]], ids=["one, two and no image", "text only"])
+def test_any_number_of_images(lvlm: FrozenLVLM, chosen: tuple[Sample, ...]) -> None:
+    chat = load_component("model", lvlm.name, pretrained=None, dtype="float32", max_new_tokens=6, prompt=None)
+    encoded = chat.encode(chosen)
+    images = [list(sample.images) for sample in chosen] if any(sample.images for sample in chosen) else None
+    stock = chat.processor(
+        text=[chat.render(sample) for sample in chosen], images=images, padding=True, return_tensors="pt"
+    )
+    ids = chat.model.generate(**stock, max_new_tokens=6, do_sample=False)[:, stock["input_ids"].shape[1] :]
+    prompt = splice(encoded, keep_all(encoded))
+    assert chat.answer(prompt) == chat.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    counts = [
+        len(set(images.tolist())) for images in (encoded.image_of[i][m] for i, m in enumerate(encoded.visual_mask))
+    ]
+    assert counts == [len(sample.images) for sample in chosen]
+    log_prob, _ = chat.score(prompt, ["yes"] * len(chosen))
+    alone = chat.encode(chosen[-1:])
+    assert torch.allclose(chat.score(splice(alone, keep_all(alone)), ["yes"])[0], log_prob[-1:], atol=1e-5)
+
+
+def test_a_local_folder_is_the_same_model(lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path) -> None:
+    lvlm.model.save_pretrained(tmp_path)
+    if lvlm.processor.__class__.__name__ == "ImageOnly":  # its video half is missing: the parts are saved
+        lvlm.tokenizer.chat_template = lvlm.processor.chat_template
+        lvlm.tokenizer.save_pretrained(tmp_path)
+        lvlm.processor.image_processor.save_pretrained(tmp_path)
+    else:
+        lvlm.processor.save_pretrained(tmp_path)
+    found = load_component("model", lvlm.name, pretrained=str(tmp_path), dtype="float32", max_new_tokens=6)
+    again = found.encode(SAMPLES)
+    assert torch.equal(again.input_ids, encoded.input_ids)
+    prompt = splice(again, some(again))
+    assert torch.allclose(logits(found, prompt), logits(lvlm, splice(encoded, some(encoded))), atol=1e-6)
+    assert found.answer(prompt) == lvlm.answer(splice(encoded, some(encoded)))

@@ -7,6 +7,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SCALE = 6.0  # at the usual 0.02 logits are near uniform, and a wrong position or mask goes unnoticed
+USER_ASSISTANT = (
+    "{% for turn in messages %}{{ turn.role | upper }}: {% for part in turn.content %}"
+    "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:"
+)
 
 
 def byte_tokenizer(special: Sequence[str], **roles: str) -> PreTrainedTokenizerFast:

@@ -50,7 +50,6 @@ class FrozenLVLM(ABC):
         UserError: no weights there, or damaged weights.
     """
 
-    shape: LVLMShape
     known_extras: frozenset[str]
 
     def __init__(
@@ -79,6 +78,15 @@ class FrozenLVLM(ABC):
         self.width: int = self.model.config.text_config.hidden_size
         config = self.model.config
         self.image_token: int = getattr(config, "image_token_id", None) or config.image_token_index
+
+    @property
+    def shape(self) -> LVLMShape:
+        """What decides its FLOPs.
+
+        Raises:
+            UserError: the cost model does not know this family.
+        """
+        raise UserError(f"the cost model does not know {self.name} yet, so it can be trained on but not evaluated.")
 
     @staticmethod
     @abstractmethod
@@ -112,36 +120,37 @@ class FrozenLVLM(ABC):
             raise UserError(f"{self.name} cannot provide {sorted(extras - known)}: it knows {sorted(known)}.")
         self._check_images(samples)
         texts = [self.render(sample) for sample in samples]
-        flat = [image for sample in samples for image in sample.images]
+        nested = [list(sample.images) for sample in samples] if any(s.images for s in samples) else None
         batch = self.processor(
-            text=texts, images=flat, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
+            text=texts, images=nested, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
         )
         images, shown = _unique_images(samples)
-        seen = self.see(images, extras - {"region"})
+        seen = self.see(images, extras - {"region"}) if images else Seen([], [], {})
         ids, attention = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device).bool()
         at, real = columns_of(ids == self.image_token)
 
         def spread(values: Sequence[Tensor]) -> Tensor:
             """One tensor per image -> [B V ...], image by image, zero where padded."""
-            return pad_sequence([torch.cat([values[i] for i in row]) for row in shown], batch_first=True)
+            joined = [torch.cat([values[i] for i in row]) if row else values[0][:0] for row in shown]
+            return pad_sequence(joined, batch_first=True)
 
         embeds = self.model.get_input_embeddings()(ids)
         b, v = real.nonzero(as_tuple=True)
-        embeds[b, at[b, v]] = spread(seen.tokens)[b, v]
-        deep = None
+        visual, deep = torch.zeros_like(attention), None
+        kinds = seen.separators or [tokens.new_zeros(len(tokens), dtype=torch.bool) for tokens in seen.tokens]
+        if images:
+            embeds[b, at[b, v]] = spread(seen.tokens)[b, v]
+            visual[b, at[b, v]] = ~spread(kinds)[b, v]
         if seen.deep is not None:
             deep = embeds.new_zeros(*ids.shape, seen.deep[0].shape[-1])
             deep[b, at[b, v]] = spread(seen.deep)[b, v]
-        visual = torch.zeros_like(attention)
-        kinds = seen.separators or [tokens.new_zeros(len(tokens), dtype=torch.bool) for tokens in seen.tokens]
-        visual[b, at[b, v]] = ~spread(kinds)[b, v]
         visual_at, visual_mask = columns_of(visual)
         grids = tuple(tuple(view for i in row for view in seen.views[i]) for row in shown)
         found = {name: spread(value) for name, value in seen.extras.items()}
         if "region" in extras:
             found["region"] = region_rank(samples, grids, visual_at.shape[1]).to(self.device)
         counts = [int((~kind).sum()) for kind in kinds]
-        image_of = [torch.arange(len(row)).repeat_interleave(torch.tensor([counts[i] for i in row])) for row in shown]
+        image_of = [torch.tensor([j for j, i in enumerate(row) for _ in range(counts[i])]).long() for row in shown]
         return Encoded(
             uids=tuple(sample.uid for sample in samples),
             input_ids=ids,
@@ -167,7 +176,11 @@ class FrozenLVLM(ABC):
             return self.prompt.format(question=sample.question)
         content = [*({"type": "image"} for _ in sample.images), {"type": "text", "text": sample.question}]
         turns = [{"role": "user", "content": content}]
-        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        template = self.processor.chat_template or self.tokenizer.chat_template
+        # The tokenizer renders: some processors ask their video half for settings first.
+        return self.tokenizer.apply_chat_template(
+            turns, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
 
     def _check_images(self, samples: Sequence[Sample]) -> None:
         if self.prompt is None:
@@ -267,7 +280,8 @@ class FrozenLVLM(ABC):
         seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye  # padding sees itself, never nothing
         bias = column.to(encoded.embeds.dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(encoded.embeds.dtype).min)
         after = encoded.positions.amax((0, 2), keepdim=True) + 1 + torch.arange(width, device=gate.device)
-        out = self.model.model.language_model(
+        parts = self.model.model
+        out = (parts.language_model if hasattr(parts, "language_model") else parts.text_model)(
             inputs_embeds=torch.cat([encoded.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
             attention_mask=bias.unsqueeze(1),
             position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
     InternVLConfig,
@@ -63,7 +64,8 @@ class InternVL3(FrozenLVLM):
     def load_processor(source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source)
         images = AutoImageProcessor.from_pretrained(source, backend="pil")
-        return ImageOnly(images, tokenizer, None, chat_template=tokenizer.chat_template)
+        length = AutoConfig.from_pretrained(source).image_seq_length
+        return ImageOnly(images, tokenizer, None, image_seq_length=length, chat_template=tokenizer.chat_template)
 
     @torch.no_grad()
     def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:

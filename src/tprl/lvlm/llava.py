@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
-from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
 
 
@@ -28,7 +28,10 @@ class Llava(FrozenLVLM):
         **options: Any,
     ) -> None:
         super().__init__(pretrained, name, prompt, **options)
-        self.shape = LVLMShape.from_llava(self.model.config)
+
+    @property
+    def shape(self) -> LVLMShape:
+        return LVLMShape.from_llava(self.model.config)
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
@@ -51,8 +54,9 @@ class Llava(FrozenLVLM):
         )
         images = CLIPImageProcessorPil(size={"height": 48, "width": 48}, crop_size={"height": 48, "width": 48})
         processor = LlavaProcessor(
-            images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
-        )
+            images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+            chat_template=USER_ASSISTANT,
+        )  # fmt: skip
         return random_weights(model, tokenizer), processor
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
 
 
@@ -57,7 +57,7 @@ class LlavaNext(FrozenLVLM):
         )
         processor = LlavaNextProcessor(
             images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-            chat_template=CHAT,
+            chat_template=USER_ASSISTANT,
         )  # fmt: skip
         return random_weights(LlavaNextForConditionalGeneration(config), tokenizer), processor
 
@@ -75,12 +75,6 @@ class LlavaNext(FrozenLVLM):
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)
-
-
-CHAT = (
-    "{% for turn in messages %}{{ turn.role | upper }}: {% for part in turn.content %}"
-    "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:"
-)
 
 
 def _views(separators: Tensor, side: int) -> tuple[tuple[int, int], ...]:

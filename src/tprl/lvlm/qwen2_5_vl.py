@@ -77,12 +77,10 @@ class Qwen25VL(FrozenLVLM):
         return self.model.model.visual.merger(vision_features)
 
     def positions(self, batch: Any, attention: Bool[Tensor, "B S"]) -> Int[Tensor, "P B S"]:
-        found, _ = self.model.model.get_rope_index(
-            batch["input_ids"],
-            batch["mm_token_type_ids"],
-            batch["image_grid_thw"],
-            attention_mask=batch["attention_mask"],
-        )
+        if "image_grid_thw" not in batch:  # text only
+            return super().positions(batch, attention).expand(3, -1, -1)
+        parts = batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"]
+        found, _ = self.model.model.get_rope_index(*parts, attention_mask=batch["attention_mask"])
         return (found.to(self.device) * attention).long()
 
 

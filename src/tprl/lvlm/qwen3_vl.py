@@ -58,10 +58,11 @@ class Qwen3VL(Qwen25VL):
 
     def reads(self, prompt: Prompt, answer: Int[Tensor, "B A"] | None = None) -> dict[str, Any]:
         """Ids and features: embeddings alone would lose the deepstack features, without any error."""
+        if prompt.deep is None:  # no image in the batch
+            return super().reads(prompt, answer)
         gone = (prompt.input_ids == self.image_token) & ~prompt.visual  # the left padding, once image columns
         ids = prompt.input_ids.masked_fill(gone, self.tokenizer.pad_token_id)
         ids = ids if answer is None else torch.cat([ids, answer], 1)
-        assert prompt.deep is not None
         rows = range(len(ids))
         deep = [prompt.deep[row][prompt.visual[row]].split(self.width, -1) for row in rows]
         features = BaseModelOutputWithDeepstackFeatures(
@@ -71,7 +72,8 @@ class Qwen3VL(Qwen25VL):
         return {"input_ids": ids, "mm_encoder_outputs": {"image": features}}
 
     def _deep(self, encoded: Encoded, width: int) -> dict[str, Any]:
-        assert encoded.deep is not None
+        if encoded.deep is None:
+            return {}
         visual = torch.zeros_like(encoded.attention)
         b, v = encoded.visual_mask.nonzero(as_tuple=True)
         visual[b, encoded.visual_at[b, v]] = True

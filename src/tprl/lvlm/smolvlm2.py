@@ -1,0 +1,95 @@
+"""SmolVLM2 (tiles and a thumbnail, pixel shuffle) on the stock Hugging Face class, frozen."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMProcessor,
+)
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.frozen import FrozenLVLM, Seen
+
+CHAT = (
+    "<|im_start|>{% for turn in messages %}{{ turn.role | capitalize }}:{% for part in turn.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}Assistant:"
+)
+MARKS = ("<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<video>")
+
+
+class SmolVLM2(FrozenLVLM):
+    """A frozen SmolVLM2; arguments as of `FrozenLVLM`. Its stock processor needs the package num2words."""
+
+    known_extras = frozenset()
+
+    def __init__(self, pretrained: str | None, name: str = "smolvlm2", **options: Any) -> None:
+        super().__init__(pretrained, name, **options)
+
+    @staticmethod
+    def blueprint() -> tuple[Any, Any]:
+        tiles = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+        tokenizer = byte_tokenizer([*MARKS, *tiles], image_token="<image>")
+        (image,) = token_ids(tokenizer, "<image>")
+        config = SmolVLMConfig(
+            vision_config={
+                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "image_size": 24, "patch_size": 4,
+            },
+            text_config={
+                "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64,
+                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "max_position_embeddings": 4096, "pad_token_id": tokenizer.pad_token_id,
+            },
+            image_token_id=image, scale_factor=2,
+        )  # fmt: skip
+        images = SmolVLMImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 24})
+        model = random_weights(SmolVLMForConditionalGeneration(config), tokenizer)
+        return model, ImageOnly(images, tokenizer, None, image_seq_len=9, chat_template=CHAT)
+
+    @staticmethod
+    def load_processor(source: str) -> Any:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        images = AutoImageProcessor.from_pretrained(source, backend="pil")
+        length = _side(AutoConfig.from_pretrained(source)) ** 2
+        return ImageOnly(images, tokenizer, None, image_seq_len=length, chat_template=tokenizer.chat_template)
+
+    @torch.no_grad()
+    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
+        made = self.processor.image_processor(
+            [[image] for image in images], return_tensors="pt", return_row_col_info=True
+        )
+        out = self.model.model.get_image_features(
+            made["pixel_values"].to(self.device, self.model.dtype),
+            pixel_attention_mask=made["pixel_attention_mask"].to(self.device),
+            return_dict=True,
+        )
+        side = _side(self.model.config)
+        tokens = list(out.pooler_output)
+        return Seen(tokens, [((side, side),) * (len(image) // side**2) for image in tokens], {})
+
+    def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
+        return self.model.model.connector(vision_features)
+
+
+def _side(config: Any) -> int:
+    """Rows and columns of the tokens of one tile."""
+    return config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
+
+
+class ImageOnly(SmolVLMProcessor):
+    """The processor without its video half, which cannot be built where torchvision is missing."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor" and argument is None:
+            return type(None)
+        return super().check_argument_for_proper_class(argument_name, argument)
