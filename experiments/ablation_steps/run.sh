@@ -2,7 +2,4 @@
 # Pruning steps per episode at equal LVLM evaluations; needs bases.sh (one step).
 source "$(dirname "$0")/../common.sh"
 train steps_3 stage=ppo stage.init_from=$B/0/lfd stage.steps=3 stage.prompts=8
-train steps_5 experiment=demo stage.ppo.steps=5 stage.ppo.prompts=5 policy.max_steps=5 stage.evaluation.limit=50 \
-    stage.baselines=[]
-evaluate ablation_steps "steps_1: $B/0, steps_3: runs/study/steps_3, steps_5: runs/study/steps_5" \
-    keep_ratios=[0.3333,0.1111,0.0556]
+evaluate ablation_steps "steps_1: $B/0, steps_3: runs/study/steps_3" keep_ratios=[0.3333,0.1111,0.0556]
