@@ -18,6 +18,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.loading import WithoutVideo
 
 ROLES = {
     "start_image_token": "<img>",
@@ -80,10 +81,5 @@ class InternVL3(FrozenLVLM):
         return self.model.model.multi_modal_projector(vision_features)
 
 
-class ImageOnly(InternVLProcessor):
-    """The processor without its video half, which cannot be built where torchvision is missing."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and argument is None:
-            return type(None)
-        return super().check_argument_for_proper_class(argument_name, argument)
+class ImageOnly(WithoutVideo, InternVLProcessor):
+    """Images and text."""

@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from tprl.errors import UserError
 
@@ -83,3 +83,13 @@ def _within_reach(source: str) -> bool:
 
 def _damaged(source: str, name: str, reason: str) -> UserError:
     return UserError(f"the weights of {name} in {source} are damaged ({reason}): copy the folder again.")
+
+
+class WithoutVideo(ProcessorMixin):
+    """Before a stock processor among the bases: it then accepts None for its video half, which cannot be built where
+    torchvision is missing."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor" and argument is None:
+            return type(None)
+        return super().check_argument_for_proper_class(argument_name, argument)

@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.loading import WithoutVideo
 
 CHAT = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}"
@@ -84,10 +85,5 @@ class Qwen25VL(FrozenLVLM):
         return (found.to(self.device) * attention).long()
 
 
-class ImageOnly(Qwen2_5_VLProcessor):
-    """The processor without its video half, which cannot be built where torchvision is missing."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and argument is None:
-            return type(None)
-        return super().check_argument_for_proper_class(argument_name, argument)
+class ImageOnly(WithoutVideo, Qwen2_5_VLProcessor):
+    """Images and text."""

@@ -12,6 +12,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import Seen
+from tprl.lvlm.loading import WithoutVideo
 from tprl.lvlm.qwen2_5_vl import CHAT, IMAGE, MARKS, VIDEO, Qwen25VL
 from tprl.types import Encoded, Prompt
 
@@ -81,10 +82,5 @@ class Qwen3VL(Qwen25VL):
         return {"visual_pos_masks": padded, "deepstack_visual_embeds": encoded.deep[visual].split(self.width, -1)}
 
 
-class ImageOnly(StockProcessor):
-    """The processor without its video half, which cannot be built where torchvision is missing."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and argument is None:
-            return type(None)
-        return super().check_argument_for_proper_class(argument_name, argument)
+class ImageOnly(WithoutVideo, StockProcessor):
+    """Images and text."""

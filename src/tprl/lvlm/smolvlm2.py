@@ -18,6 +18,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.loading import WithoutVideo
 
 CHAT = (
     "<|im_start|>{% for turn in messages %}{{ turn.role | capitalize }}:{% for part in turn.content %}"
@@ -86,10 +87,5 @@ def _side(config: Any) -> int:
     return config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
 
 
-class ImageOnly(SmolVLMProcessor):
-    """The processor without its video half, which cannot be built where torchvision is missing."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and argument is None:
-            return type(None)
-        return super().check_argument_for_proper_class(argument_name, argument)
+class ImageOnly(WithoutVideo, SmolVLMProcessor):
+    """Images and text."""
