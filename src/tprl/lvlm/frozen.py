@@ -93,8 +93,8 @@ class FrozenLVLM(ABC):
     def blueprint() -> tuple[Any, Any]:
         """A small model of this architecture with random weights from torch's seed, and its processor."""
 
-    @staticmethod
-    def load_processor(source: str) -> Any:
+    @classmethod
+    def load_processor(cls, source: str) -> Any:
         """The processor of a folder or hub id."""
         return AutoProcessor.from_pretrained(source)
 

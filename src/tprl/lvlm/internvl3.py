@@ -61,8 +61,8 @@ class InternVL3(FrozenLVLM):
         model = random_weights(InternVLForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, image_seq_length=9, chat_template=CHAT)
 
-    @staticmethod
-    def load_processor(source: str) -> Any:
+    @classmethod
+    def load_processor(cls, source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source)
         images = AutoImageProcessor.from_pretrained(source, backend="pil")
         length = AutoConfig.from_pretrained(source).image_seq_length

@@ -28,10 +28,15 @@ IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
 
+class ImageOnly(WithoutVideo, Qwen2_5_VLProcessor):
+    """Images and text."""
+
+
 class Qwen25VL(FrozenLVLM):
     """A frozen Qwen2.5-VL; arguments as of `FrozenLVLM`."""
 
     known_extras = frozenset()
+    processor_class: type[Any] = ImageOnly
 
     def __init__(self, pretrained: str | None, name: str = "qwen2_5_vl", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
@@ -56,11 +61,11 @@ class Qwen25VL(FrozenLVLM):
         model = random_weights(Qwen2_5_VLForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
 
-    @staticmethod
-    def load_processor(source: str) -> Any:
+    @classmethod
+    def load_processor(cls, source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source)
         images = AutoImageProcessor.from_pretrained(source, backend="pil")
-        return ImageOnly(images, tokenizer, None, chat_template=tokenizer.chat_template)
+        return cls.processor_class(images, tokenizer, None, chat_template=tokenizer.chat_template)
 
     @torch.no_grad()
     def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
@@ -83,7 +88,3 @@ class Qwen25VL(FrozenLVLM):
         parts = batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"]
         found, _ = self.model.model.get_rope_index(*parts, attention_mask=batch["attention_mask"])
         return (found.to(self.device) * attention).long()
-
-
-class ImageOnly(WithoutVideo, Qwen2_5_VLProcessor):
-    """Images and text."""

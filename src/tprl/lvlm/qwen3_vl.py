@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers import Qwen3VLProcessor as StockProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
@@ -17,12 +17,18 @@ from tprl.lvlm.qwen2_5_vl import CHAT, IMAGE, MARKS, VIDEO, Qwen25VL
 from tprl.types import Encoded, Prompt
 
 
+class ImageOnly(WithoutVideo, StockProcessor):
+    """Images and text."""
+
+
 class Qwen3VL(Qwen25VL):
     """A frozen Qwen3-VL; arguments as of `FrozenLVLM`.
 
     The first layers of the language model add features of deeper vision layers to the visual tokens: a token that goes
     takes its own with it.
     """
+
+    processor_class = ImageOnly
 
     def __init__(self, pretrained: str | None, name: str = "qwen3_vl", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
@@ -46,12 +52,6 @@ class Qwen3VL(Qwen25VL):
         images = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32 * 4, max_pixels=32 * 32 * 64)
         model = random_weights(Qwen3VLForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
-
-    @staticmethod
-    def load_processor(source: str) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        images = AutoImageProcessor.from_pretrained(source, backend="pil")
-        return ImageOnly(images, tokenizer, None, chat_template=tokenizer.chat_template)
 
     def _seen(self, out: Any, views: list[tuple[tuple[int, int], ...]]) -> Seen:
         layers = zip(*out.deepstack_features, strict=True)
@@ -80,7 +80,3 @@ class Qwen3VL(Qwen25VL):
         visual[b, encoded.visual_at[b, v]] = True
         padded = torch.nn.functional.pad(visual, (0, width))
         return {"visual_pos_masks": padded, "deepstack_visual_embeds": encoded.deep[visual].split(self.width, -1)}
-
-
-class ImageOnly(WithoutVideo, StockProcessor):
-    """Images and text."""

@@ -57,8 +57,8 @@ class SmolVLM2(FrozenLVLM):
         model = random_weights(SmolVLMForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, image_seq_len=9, chat_template=CHAT)
 
-    @staticmethod
-    def load_processor(source: str) -> Any:
+    @classmethod
+    def load_processor(cls, source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source)
         images = AutoImageProcessor.from_pretrained(source, backend="pil")
         length = _side(AutoConfig.from_pretrained(source)) ** 2
