@@ -91,7 +91,21 @@ class TestTheChain:
         names = {row.pruner for row in read_results(table / "results.csv")}
         assert names == {"best", "best_adaptive", "start", "keep_all"}
         pairs = {(found["pruner"], found["other"]) for found in json.loads((table / "paired.json").read_text())}
-        assert pairs == {("best", "start"), ("best", "best_adaptive")}
+        assert pairs == {
+            *(("best", other) for other in ("start", "best_adaptive")),
+            *(("best_adaptive", other) for other in ("start", "best")),
+        }
+
+    def test_an_adaptive_pruner_leaves_out_the_means_it_cannot_reach(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        options = ("pruner=tprl_adaptive", "limit=5", "logger=none")
+        table = call("eval", evaluate, tmp_path / "some", *options, "keep_ratios=[0.5,0.1111]")
+        assert {row.keep_ratio for row in read_results(table / "results.csv")} == {1.0, 0.1111}
+        assert "not calibrated for a mean keep ratio of 0.5: left out" in (table / "eval.log").read_text()
+        assert "calibrated for mean keep ratios from" in refused(
+            capsys, "eval", tmp_path / "none", *options, "keep_ratios=[0.9]"
+        )
 
     @pytest.mark.parametrize(
         ("arms", "sentence"),

@@ -313,7 +313,8 @@ def _evaluate(
     write_samples(directory / "samples.jsonl", [one.row for one in answered])
     main = entries[0]
     differences = analysis.paired(answered, main.name)
-    (directory / "paired.json").write_text(json.dumps([vars(d) for d in differences], indent=1) + "\n")
+    all_differences = differences + analysis.paired(answered, f"{main.name}_adaptive")
+    (directory / "paired.json").write_text(json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
     shown = [main, *(e for e in entries if e.name in ("divprune", "random") and e.seed == 0)][:3]
     guided = None
@@ -327,7 +328,7 @@ def _evaluate(
         title=f"{main.name} on {dataset.name} with {lvlm.name}",
         headline=sentence,
         rows=rows,
-        paired=differences,
+        paired=all_differences,
         gallery=analysis.gallery(scorer, dataset, shown, ratio),
         guided=guided,
         spreads=found_spreads,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
+from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM, axes
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
@@ -193,3 +194,27 @@ def test_a_local_folder_is_the_same_model(lvlm: FrozenLVLM, encoded: Encoded, tm
     prompt = splice(again, some(again))
     assert torch.allclose(logits(found, prompt), logits(lvlm, splice(encoded, some(encoded))), atol=1e-6)
     assert found.answer(prompt) == lvlm.answer(splice(encoded, some(encoded)))
+
+
+def test_random_weights_leave_the_runs_own_seed_alone(lvlm: FrozenLVLM) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_component("model", lvlm.name, pretrained=None, dtype="float32")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_question_that_the_template_trims_is_found_and_one_that_it_changes_is_refused() -> None:
+    chat = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")
+    chat.processor.chat_template = chat.processor.chat_template.replace("part.text", "part.text | trim")
+    encoded = chat.encode([SAMPLES[0]._replace(question="  is it red? ")])
+    assert chat.tokenizer.decode(encoded.input_ids[0][encoded.question[0]]) == "is it red?"
+    chat.processor.chat_template = chat.processor.chat_template.replace("trim", "upper")
+    with pytest.raises(UserError, match=r"changes the question of sample scenes/val/0/attribute"):
+        chat.encode([SAMPLES[0]])
+
+
+def test_smolvlm_without_num2words_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tprl.lvlm.smolvlm2.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'tprl\[smolvlm\]'"):
+        load_component("model", "smolvlm2", pretrained=None)

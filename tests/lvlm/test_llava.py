@@ -18,7 +18,7 @@ from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
 def stock_inputs(lvlm: Llava, samples: list[Sample]) -> dict[str, Tensor]:
     return lvlm.processor(
-        text=[lvlm.prompt.format(question=sample.question) for sample in samples],
+        text=[lvlm.render(sample) for sample in samples],
         images=[sample.images[0] for sample in samples],
         padding=True,
         return_tensors="pt",

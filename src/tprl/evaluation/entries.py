@@ -1,5 +1,6 @@
 """Which lines a table gets: trained pruners with their modes, arms of a study, and pruners by name."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.pruners.tprl import TPRL
 from tprl.types import Pruner
+
+log = logging.getLogger(__name__)
 
 
 def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
@@ -51,7 +54,7 @@ def _with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], see
     entries = [Entry(name, pruner, ratios, seed)]
     if pruner.serving.prices:
         adaptive = Adaptive(cast(TPRL, pruner))
-        if within := tuple(ratio for ratio in ratios if adaptive.reaches(ratio)):
+        if within := _reached(adaptive, ratios):
             entries.append(Entry(f"{name}_adaptive", adaptive, within, seed))
     if pruner.serving.tau is not None:
         entries.append(Entry(f"{name}_threshold", pruner, (None,), seed))
@@ -88,6 +91,16 @@ def seeded_entries(make: Any, settings: Mapping[str, Any]) -> list[Entry]:
     ratios = tuple(settings["keep_ratios"])
     if first.name == FULL:
         return [Entry(FULL, first, (1.0,))]
+    if isinstance(first, Adaptive):
+        ratios = _reached(first, ratios) or ratios  # with none left, its own sentence says what it can reach
     if not hasattr(first, "seed"):
         return [Entry(first.name, first, ratios)]
     return [Entry(first.name, make(seed=seed), ratios, seed) for seed in settings["seeds"]]
+
+
+def _reached(adaptive: Adaptive, ratios: tuple[float, ...]) -> tuple[float, ...]:
+    """Those of the mean keep ratios that the adaptive mode is calibrated for; says which are left out."""
+    for ratio in ratios:
+        if not adaptive.reaches(ratio):
+            log.info("%s is not calibrated for a mean keep ratio of %.3g: left out", adaptive.name, ratio)
+    return tuple(ratio for ratio in ratios if adaptive.reaches(ratio))

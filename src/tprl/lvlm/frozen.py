@@ -24,9 +24,7 @@ class Seen(NamedTuple):
     views: list[tuple[tuple[int, int], ...]]  # (rows, columns) of each crop; the last one shows the whole image
     extras: dict[str, list[Tensor]]  # [N ...]
     deep: list[Float[Tensor, "N F"]] | None = None  # see `Encoded.deep`
-    separators: list[Bool[Tensor, " N"]] | None = (
-        None  # entries of `tokens` that are no visual tokens, such as newlines
-    )
+    separators: list[Bool[Tensor, " N"]] | None = None  # which `tokens` are no visual ones, such as newlines
 
 
 class FrozenLVLM(ABC):
@@ -65,8 +63,9 @@ class FrozenLVLM(ABC):
         self.name, self.prompt, self.max_new_tokens, self.micro_batch = name, prompt, max_new_tokens, micro_batch
         self.device = find_device(device)
         if pretrained is None:
-            torch.manual_seed(0)
-            self.model, self.processor = self.blueprint()
+            with torch.random.fork_rng(devices=[]):  # what is drawn later depends on the run's seed, not on this one
+                torch.manual_seed(0)
+                self.model, self.processor = self.blueprint()
             self.model.to(getattr(torch, dtype))
         else:
             folder = find_model(pretrained)
@@ -113,7 +112,8 @@ class FrozenLVLM(ABC):
         """Everything up to the language model's input. An image that several samples share is encoded once.
 
         Raises:
-            UserError: an extra that is not known here, or a sample with more or fewer images than the prompt shows.
+            UserError: an extra that is not known here, a sample with more or fewer images than the prompt shows, or a
+                chat template that changes the question.
         """
         known = self.known_extras | {"region"}
         if extras - known:
@@ -200,8 +200,15 @@ class FrozenLVLM(ABC):
         question expand."""
         tails, lengths = [], []
         for text, sample in zip(texts, samples, strict=True):
-            tails.append(len(text) - text.rindex(sample.question) - len(sample.question))
-            lengths.append(len(sample.question))
+            question = sample.question.strip()  # as many chat templates do
+            at = text.rfind(question)
+            if at < 0:
+                raise UserError(
+                    f"the prompt of {self.name} changes the question of sample {sample.uid}, so its words cannot be "
+                    f"found: set model.prompt to a template with {{question}}."
+                )
+            tails.append(len(text) - at - len(question))
+            lengths.append(len(question))
         tail, length = (torch.tensor(values, device=offsets.device).unsqueeze(1) for values in (tails, lengths))
         stop = offsets[..., 1].amax(1, keepdim=True) - tail
         return (offsets[..., 0] >= stop - length) & (offsets[..., 1] <= stop) & (offsets[..., 1] > offsets[..., 0])

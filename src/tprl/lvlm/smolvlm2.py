@@ -1,6 +1,7 @@
 """SmolVLM2 (tiles and a thumbnail, pixel shuffle) on the stock Hugging Face class, frozen."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import (
 )
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from tprl.errors import UserError
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
 from tprl.lvlm.loading import WithoutVideo
@@ -29,11 +31,17 @@ MARKS = ("<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<gl
 
 
 class SmolVLM2(FrozenLVLM):
-    """A frozen SmolVLM2; arguments as of `FrozenLVLM`. Its stock processor needs the package num2words."""
+    """A frozen SmolVLM2; arguments as of `FrozenLVLM`.
+
+    Raises:
+        UserError: no num2words, which its stock processor needs; or as `FrozenLVLM`.
+    """
 
     known_extras = frozenset()
 
     def __init__(self, pretrained: str | None, name: str = "smolvlm2", **options: Any) -> None:
+        if find_spec("num2words") is None:
+            raise UserError(f"model={name} needs the package num2words: pip install 'tprl[smolvlm]'.")
         super().__init__(pretrained, name, **options)
 
     @staticmethod

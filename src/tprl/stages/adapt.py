@@ -41,7 +41,8 @@ class Adapt(pl.LightningModule):
         seed: order of the questions.
 
     Raises:
-        UserError: the policy is no transformer, fewer than two budgets, or one outside (0, 1].
+        UserError: the policy is no transformer, budgets that are fewer than two, repeated or outside (0, 1], or a mean
+            that they cannot reach.
     """
 
     def __init__(
