@@ -56,7 +56,7 @@ def toy_encoded(
         visual_at=_pad([part["visual_at"] + start for part, start in zip(parts, offset, strict=True)], visual),
         visual_mask=mask,
         image_of=_pad([part["image_of"] for part in parts], visual),
-        grids=tuple(tuple(sample) for sample in grids),
+        grids=tuple(tuple((grid,) for grid in sample) for sample in grids),
         question=_pad([part["question"] for part in parts], length, left=True),
         extras={name: _pad([part[name] for part in parts], visual) for name in sorted(extras)},
     )

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tprl.budget import (
     keep_top,
     keep_top_per_image,
     need_ratio,
+    view_rows,
 )
 from tprl.errors import UserError
 
@@ -78,9 +80,8 @@ def test_keep_top_breaks_ties_by_lower_index_and_never_keeps_padding():
 
 def test_image_rows_round_trip():
     encoded = toy_encoded(RAGGED)
-    images = image_rows(encoded)
+    images = image_rows(encoded.visual_mask, encoded.image_of)
     assert images.sample.tolist() == [0, 1, 2, 2]
-    assert images.grids == ((12, 12), (6, 9), (4, 4), (5, 7))
     assert images.mask.sum(1).tolist() == [144, 54, 16, 35]
     assert images.at[3, :35].tolist() == list(range(16, 51))
     tokens = images.split(encoded.visual)
@@ -91,8 +92,9 @@ def test_image_rows_round_trip():
 
 def test_image_rows_of_prompts_without_images():
     encoded = toy_encoded([(), ((2, 3),), ()])
-    assert image_rows(encoded).sample.tolist() == [1]
-    nothing = image_rows(toy_encoded([(), ()]))
+    assert image_rows(encoded.visual_mask, encoded.image_of).sample.tolist() == [1]
+    encoded = toy_encoded([(), ()])
+    nothing = image_rows(encoded.visual_mask, encoded.image_of)
     assert nothing.at.shape == (0, 0)
     assert nothing.budgets(0.5).tolist() == []
 
@@ -105,7 +107,17 @@ def test_budget_is_per_image():
 
 
 def test_grid_that_is_not_the_token_count_is_refused():
-    encoded = toy_encoded([((2, 2),)])
-    images = image_rows(encoded)._replace(grids=((2, 3),))
+    encoded = replace(toy_encoded([((2, 2),)]), grids=((((2, 3),),),))
     with pytest.raises(ValueError, match="4 visual tokens on a grid of 2 x 3"):
-        images.grid_budgets(0.5)
+        view_rows(encoded, 0.5)
+
+
+def test_views_share_the_budget_of_their_image():
+    encoded = toy_encoded([((5, 5),), ((4, 4),)])
+    encoded = replace(encoded, grids=((((2, 2), (3, 7)),), (((4, 4),),)))  # 25 tokens: a small view and a crop
+    views, shapes = view_rows(encoded, 0.28)
+    assert shapes == ((2, 2, 1), (3, 7, 6), (4, 4, 4))
+    assert views.sample.tolist() == [0, 0, 1]
+    assert views.mask.sum(1).tolist() == [4, 21, 16]
+    assert views.at[1, :21].tolist() == list(range(4, 25))
+    assert view_rows(encoded, 0.04)[1] == ((2, 2, 0), (3, 7, 1), (4, 4, 1))

@@ -1,6 +1,7 @@
 """keep_ratio -> number of visual tokens: the one rounding rule for every method."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,8 +63,9 @@ def keep_top(scores: Shaped[Tensor, "B V"], mask: Bool[Tensor, "B V"], k: Int[Te
     return (rank < k.unsqueeze(1)) & mask
 
 
-class ImageRows(NamedTuple):
-    """A batch seen as one row per image (I rows, W tokens of the largest image), because budgets are per image.
+class Rows(NamedTuple):
+    """A batch seen as one row per image (I rows, W tokens of the largest image), because budgets are per image; or as
+    one row per view, for methods that work on grids.
 
     A selector that works on [I, W] needs to know nothing of samples; `join` brings its decision back to [B, V].
     """
@@ -71,58 +73,77 @@ class ImageRows(NamedTuple):
     sample: Int[Tensor, " I"]  # the row of the batch that each image belongs to
     at: Int[Tensor, "I W"]  # index in V of each token; 0 where padded
     mask: Bool[Tensor, "I W"]
-    grids: tuple[tuple[int, int], ...]  # (rows, columns) of each image
 
     def split(self, x: Shaped[Tensor, "B V ..."]) -> Shaped[Tensor, "I W ..."]:
         """Per-token values of the batch as rows of images; padded entries hold an arbitrary token's value."""
         return x[self.sample.unsqueeze(1), self.at]
 
-    def join(self, keep: Bool[Tensor, "I W"], like: Bool[Tensor, "B V"]) -> Bool[Tensor, "B V"]:
-        """The decision [I, W] as a mask shaped as `like` [B, V]; padded entries become False."""
-        joined = torch.zeros_like(like)
-        image, token = (keep & self.mask).nonzero(as_tuple=True)
-        joined[self.sample[image], self.at[image, token]] = True
+    def pairs(self, x: Shaped[Tensor, "B V V"]) -> Shaped[Tensor, "I W W"]:
+        """Values per pair of tokens, for the pairs within each image."""
+        return x[self.sample[:, None, None], self.at.unsqueeze(2), self.at.unsqueeze(1)]
+
+    def join(self, values: Shaped[Tensor, "I W"], like: Shaped[Tensor, "B V"]) -> Shaped[Tensor, "B V"]:
+        """Per-token values [I, W] as one tensor shaped as `like` [B, V]; 0 (or False) on padding."""
+        joined = values.new_zeros(like.shape)
+        image, token = self.mask.nonzero(as_tuple=True)
+        joined[self.sample[image], self.at[image, token]] = values[image, token]
         return joined
 
     def budgets(self, keep_ratio: float) -> Int[Tensor, " I"]:
         """`budget` of every image."""
         return budgets(keep_ratio, self.mask)
 
-    def grid_budgets(self, keep_ratio: float) -> tuple[tuple[int, int, int], ...]:
-        """(rows, columns, budget) of every image, for methods that work on the grid itself.
 
-        Raises:
-            ValueError: an image has more or fewer tokens than its grid has cells.
-        """
-        counts = self.mask.sum(1).tolist()
-        for n, (rows, columns) in zip(counts, self.grids, strict=True):
-            if n != rows * columns:
-                raise ValueError(f"an image has {n} visual tokens on a grid of {rows} x {columns}: they must be equal.")
-        return tuple((*grid, budget(keep_ratio, n)) for n, grid in zip(counts, self.grids, strict=True))
-
-
-def image_rows(encoded: Encoded) -> ImageRows:
+def image_rows(visual_mask: Bool[Tensor, "B V"], image_of: Int[Tensor, "B V"]) -> Rows:
     """The images of a batch, in the order of the samples and of the images in each (contiguous in V)."""
-    sample, at = encoded.visual_mask.nonzero(as_tuple=True)
-    image = encoded.image_of[sample, at]
+    sample, at = visual_mask.nonzero(as_tuple=True)
+    image = image_of[sample, at]
     first = torch.ones_like(sample, dtype=torch.bool)
     first[1:] = (sample[1:] != sample[:-1]) | (image[1:] != image[:-1])
     row, start = first.cumsum(0) - 1, first.nonzero().squeeze(1)
     rank = torch.arange(len(row), device=row.device) - start[row]
     shape = (len(start), int(rank.max()) + 1 if len(rank) else 0)
-    columns, mask = at.new_zeros(shape), encoded.visual_mask.new_zeros(shape)
+    columns, mask = at.new_zeros(shape), visual_mask.new_zeros(shape)
     columns[row, rank], mask[row, rank] = at, True
-    owners, images = sample[start].tolist(), image[start].tolist()
-    return ImageRows(
-        sample=sample[start],
-        at=columns,
-        mask=mask,
-        grids=tuple(encoded.grids[b][i] for b, i in zip(owners, images, strict=True)),
-    )
+    return Rows(sample=sample[start], at=columns, mask=mask)
+
+
+def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[int, int, int], ...]]:
+    """One row per view (an image, or each of its crops), and (rows, columns, budget) of each.
+
+    The budget is the image's, divided among its views by their tokens (largest remainders, ties to the earlier view).
+
+    Raises:
+        ValueError: an image has more or fewer tokens than its grids have cells.
+    """
+    images = image_rows(encoded.visual_mask, encoded.image_of)
+    view_of = torch.zeros_like(encoded.image_of)
+    shapes: list[tuple[int, int, int]] = []
+    all_views = [views for sample in encoded.grids for views in sample]
+    for image, (views, n) in enumerate(zip(all_views, images.mask.sum(1).tolist(), strict=True)):
+        cells = [rows * columns for rows, columns in views]
+        if n != sum(cells):
+            shown = " and ".join(f"{rows} x {columns}" for rows, columns in views)
+            raise ValueError(f"an image has {n} visual tokens on a grid of {shown}: they must be equal.")
+        number = torch.arange(len(shapes), len(shapes) + len(views)).repeat_interleave(torch.tensor(cells))
+        view_of[images.sample[image], images.at[image, :n]] = number.to(view_of)
+        shares = _shares(budget(keep_ratio, n), cells)
+        shapes += [(*grid, share) for grid, share in zip(views, shares, strict=True)]
+    return image_rows(encoded.visual_mask, view_of), tuple(shapes)
+
+
+def _shares(k: int, sizes: Sequence[int]) -> list[int]:
+    """k divided in proportion to `sizes`, none above its size."""
+    total = sum(sizes)
+    shares = [k * size // total for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda i: -(k * sizes[i] % total))
+    for i in order[: k - sum(shares)]:
+        shares[i] += 1
+    return shares
 
 
 def keep_top_per_image(scores: Shaped[Tensor, "B V"], encoded: Encoded, keep_ratio: float) -> Bool[Tensor, "B V"]:
     """The `budget(keep_ratio, n)` highest-scored of the n tokens of each image; ties go to the lower index."""
-    rows = image_rows(encoded)
+    rows = image_rows(encoded.visual_mask, encoded.image_of)
     keep = keep_top(rows.split(scores), rows.mask, rows.budgets(keep_ratio))
     return rows.join(keep, encoded.visual_mask)

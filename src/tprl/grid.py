@@ -89,8 +89,11 @@ def spread_order(rows: int, columns: int) -> Int[Tensor, " N"]:
 
 
 def table(shapes: Sequence[tuple[int, ...]], lines: Callable[..., Shaped[Tensor, "..."]], out: Tensor) -> Tensor:
-    """`out` with row i overwritten, from its beginning, by `lines(*shapes[i])`; one call per distinct shape."""
-    for shape in set(shapes):
+    """`out` with row i overwritten, from its beginning, by `lines(*shapes[i])`; one call per distinct shape.
+
+    A shape that ends in 0 (no window) has no lines.
+    """
+    for shape in {shape for shape in shapes if shape[-1]}:
         value = lines(*shape).to(out)
         rows = torch.tensor([i for i, other in enumerate(shapes) if other == shape], device=out.device)
         out[(rows, *(slice(n) for n in value.shape))] = value

@@ -53,7 +53,7 @@ class Encoded:
     visual_at: Int[Tensor, "B V"]  # column in S of each visual token, raster order; 0 where padded
     visual_mask: Bool[Tensor, "B V"]
     image_of: Int[Tensor, "B V"]  # index of the image each visual token belongs to
-    grids: tuple[tuple[tuple[int, int], ...], ...]  # per sample: (rows, columns) of each image, or of each of its crops
+    grids: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]  # per sample and image: (rows, columns) of each view
     question: Bool[Tensor, "B S"]  # True on the words of the question, template words excluded
     extras: dict[str, Tensor] = field(default_factory=dict)
     deep: Float[Tensor, "B S F"] | None = None  # what deeper layers add to visual columns (deepstack), layer by layer

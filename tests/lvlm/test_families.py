@@ -143,7 +143,9 @@ def test_compact_positions_close_the_gaps(lvlm: FrozenLVLM, encoded: Encoded) ->
 
 def test_visual_tokens_fill_their_grids_and_the_question_is_found(lvlm: FrozenLVLM, encoded: Encoded) -> None:
     for i, sample in enumerate(SAMPLES):
-        assert int(encoded.visual_mask[i].sum()) == sum(rows * columns for rows, columns in encoded.grids[i])
+        assert int(encoded.visual_mask[i].sum()) == sum(
+            rows * columns for views in encoded.grids[i] for rows, columns in views
+        )
         assert lvlm.tokenizer.decode(encoded.input_ids[i][encoded.question[i]]) == sample.question
 
 

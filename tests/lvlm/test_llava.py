@@ -82,7 +82,7 @@ class TestEncode:
         text = encoded.attention & (encoded.input_ids != lvlm.model.config.image_token_index)
         expected = lvlm.model.get_input_embeddings()(encoded.input_ids)
         assert torch.equal(encoded.embeds[text], expected[text])
-        assert encoded.grids == (((6, 6),),) * 15
+        assert encoded.grids == ((((6, 6),),),) * 15
         assert not encoded.image_of.any()
         assert encoded.uids == tuple(sample.uid for sample in SAMPLES)
 
@@ -158,7 +158,7 @@ class TestExtras:
 
     def test_region_is_the_rank_on_the_samples_boxes(self, lvlm: Llava) -> None:
         samples = SAMPLES[:3]
-        expected = region_rank(samples, [[(6, 6)]] * 3, TOKENS)
+        expected = region_rank(samples, [[[(6, 6)]]] * 3, TOKENS)
         assert torch.equal(lvlm.encode(samples, frozenset({"region"})).extras["region"], expected)
         assert (expected > 0).any(1).all()
 

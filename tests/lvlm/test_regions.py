@@ -13,7 +13,7 @@ def _sample(*boxes: Box, sizes: tuple[tuple[int, int], ...] = ((40, 40),), regio
 
 
 def _rank(*boxes: Box, grid: tuple[int, int] = (4, 4), size: tuple[int, int] = (40, 40)) -> torch.Tensor:
-    return region_rank([_sample(*boxes, sizes=(size,))], [[grid]], grid[0] * grid[1])[0].reshape(grid)
+    return region_rank([_sample(*boxes, sizes=(size,))], [[[grid]]], grid[0] * grid[1])[0].reshape(grid)
 
 
 def _on(scores: torch.Tensor) -> list[int]:
@@ -22,7 +22,7 @@ def _on(scores: torch.Tensor) -> list[int]:
 
 def test_no_region_is_zero():
     samples = [_sample(region=False), _sample(), _sample((0, 0, 10, 10), sizes=())]
-    assert not region_rank(samples, [[(4, 4)], [(4, 4)], []], 20).any()
+    assert not region_rank(samples, [[[(4, 4)]], [[(4, 4)]], []], 20).any()
 
 
 def test_a_box_that_fills_cells_exactly_does_not_spill_over():
@@ -65,7 +65,7 @@ def test_grid_is_stretched_over_a_rectangular_image():
 
 def test_the_region_belongs_to_the_last_image():
     sample = _sample((10, 10, 20, 20), sizes=((40, 40), (20, 20)))
-    scores = region_rank([sample, _sample((0, 0, 10, 10))], [[(4, 4), (2, 2)], [(4, 4)]], 24)
+    scores = region_rank([sample, _sample((0, 0, 10, 10))], [[[(4, 4)], [(2, 2)]], [[(4, 4)]]], 24)
     assert _on(scores[0]) == [19]  # the last quarter of the small image; of the large one it would be the first
     assert _on(scores[1]) == [0]
     assert scores.shape == (2, 24)

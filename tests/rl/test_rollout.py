@@ -4,7 +4,7 @@ from tests.policy.inputs import policy_input, policy_net
 
 from tprl.budget import budget, budgets
 from tprl.errors import UserError
-from tprl.policy.action import ActionRule, noise_width
+from tprl.policy.action import ActionRule, act, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
 from tprl.rl.ppo import ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions, step_budgets, step_ratios
@@ -176,6 +176,38 @@ def test_float32_ratios_are_read_as_the_decimal_they_mean() -> None:
     assert budget(0.7, 5) == 4
     assert budget(float(torch.tensor(0.7)), 5) == 3
     assert step_budgets(torch.tensor([0.7]), mask, 1, 0).tolist() == [4]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=IDS)
+def test_images_of_a_sample_are_pruned_independently(rule: ActionRule) -> None:
+    net, x = policy_net(sharp=200), policy_input((30, 17), (4, 2))
+    image = torch.zeros(2, 30, dtype=torch.long)
+    image[0, 12:] = 1
+    x, ratio = x._replace(image=image), torch.tensor([0.25, 0.5], dtype=torch.float64)
+    rollout = collect(net, x, rule, 1, ratio, noise(2)[:1])
+    action = rollout.action[0]
+    if rule.exact:
+        assert [int(action[0, :12].sum()), int(action[0, 12:].sum()), int(action[1].sum())] == [3, 5, 9]
+    log_prob, entropy, _ = evaluate_actions(net, x, rule, rollout, ratio, 0)
+    assert torch.equal(log_prob, rollout.log_prob[0])
+    logits = net(x, x.mask, 0, ratio)[0]
+    parts = []
+    for part, k in ((slice(0, 12), 3), (slice(12, 30), 5)):
+        assert x.similarity is not None
+        parts.append(
+            act(
+                logits[:1, part],
+                x.mask[:1, part],
+                rule,
+                0,
+                k=torch.tensor([k]),
+                similarity=x.similarity[:1, part, part],
+                action=action[:1, part],
+            )
+        )
+    assert torch.allclose(log_prob[0].sum(), torch.stack([found[1].sum() for found in parts]).sum(), atol=1e-5)
+    joined = torch.cat([found[2].flatten() for found in parts])
+    assert torch.allclose(entropy[0].mean(), joined.mean(), atol=1e-5)
 
 
 def test_noise_of_the_stated_width_is_enough() -> None:

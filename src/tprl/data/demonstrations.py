@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tprl.budget import keep_top
+from tprl.budget import keep_top_per_image
 from tprl.errors import UserError
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.learned import LearnedPruner
@@ -64,7 +64,7 @@ def demonstrate(
         encoded = lvlm.encode(samples, demonstrator.extras)
         keep, ratio = _episodes(demonstrator, encoded, keep_ratios, steps, progressive, seed)
         x = pruner.observe(encoded)
-        stored = x._replace(codes=x.codes.half().cpu(), query=x.query.half().cpu(), similarity=None)
+        stored = x._replace(codes=x.codes.half().cpu(), query=x.query.half().cpu(), similarity=None, image=None)
         parts.append(Demonstrations(stored, keep.cpu(), ratio))
     return _join(parts)
 
@@ -92,8 +92,7 @@ def _episodes(
         for ratio in reversed(schedule):
             mask = demonstrator.select(encoded, ratio).keep
             if masks:
-                # The heuristic's own count: with several images per sample, budgets are per image.
-                mask = keep_top(masks[-1].float() * 2 + mask, encoded.visual_mask, mask.sum(1))
+                mask = keep_top_per_image(masks[-1].float() * 2 + mask, encoded, ratio)
             masks.append(mask)
         keep[:, rows] = torch.stack(masks[::-1])[:, rows]
     assert all(bool((~later | earlier).all()) for earlier, later in pairwise(keep))

@@ -144,9 +144,9 @@ def _panels(
 
 
 def _on_grid(encoded: Encoded, i: int, values: Tensor) -> NDArray:
-    """[V] -> [rows columns] of the sample's last image."""
-    rows, columns = encoded.grids[i][-1]
-    start = sum(r * c for r, c in encoded.grids[i][:-1])
+    """[V] -> [rows columns] of the last view of the sample's last image."""
+    *others, (rows, columns) = [view for views in encoded.grids[i] for view in views]
+    start = sum(r * c for r, c in others)
     return values[start : start + rows * columns].reshape(rows, columns).cpu().numpy()
 
 

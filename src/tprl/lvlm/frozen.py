@@ -145,7 +145,7 @@ class FrozenLVLM(ABC):
             deep = embeds.new_zeros(*ids.shape, seen.deep[0].shape[-1])
             deep[b, at[b, v]] = spread(seen.deep)[b, v]
         visual_at, visual_mask = columns_of(visual)
-        grids = tuple(tuple(view for i in row for view in seen.views[i]) for row in shown)
+        grids = tuple(tuple(seen.views[i] for i in row) for row in shown)
         found = {name: spread(value) for name, value in seen.extras.items()}
         if "region" in extras:
             found["region"] = region_rank(samples, grids, visual_at.shape[1]).to(self.device)

@@ -12,7 +12,7 @@ MEANINGFUL_SHARE = 0.25  # of a cell's area that a box must cover for the token 
 
 
 def region_rank(
-    samples: Sequence[Sample], grids: Sequence[Sequence[tuple[int, int]]], width: int
+    samples: Sequence[Sample], grids: Sequence[Sequence[Sequence[tuple[int, int]]]], width: int
 ) -> Float[Tensor, "B V"]:
     """How central each visual token is to its sample's region; 0 off the region.
 
@@ -23,11 +23,12 @@ def region_rank(
 
     Args:
         samples: the boxes of `region` belong to the last image when there are several; None scores 0 everywhere.
-        grids: per sample and image, (rows, columns) of its visual tokens.
+        grids: per sample, image and view, (rows, columns) of its visual tokens; the last view shows the whole image.
         width: V, the padded number of visual tokens.
     """
     scores = torch.zeros(len(samples), width)
-    for row, sample, sizes in zip(scores, samples, grids, strict=True):
+    for row, sample, images in zip(scores, samples, grids, strict=True):
+        sizes = [view for views in images for view in views]
         if not sample.region or not sizes:
             continue
         end = sum(rows * columns for rows, columns in sizes)

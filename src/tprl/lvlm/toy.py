@@ -78,7 +78,7 @@ class ToyLVLM:
             question[row, start + 1 + n : -1] = True
             visual_at[row] = torch.arange(n) + start + 1
         embeds = self._words[ids].scatter(1, visual_at.unsqueeze(-1).expand(-1, -1, self.width), tokens)
-        grids = tuple(((ROWS, COLUMNS),) for _ in samples)
+        grids = tuple((((ROWS, COLUMNS),),) for _ in samples)
         attention = ids > 0
         found = {
             "cls_attention": torch.stack([(2.0 * is_object).softmax(0) for _, is_object in seen]),

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tprl.budget import Rows, image_rows
 from tprl.errors import UserError
 
 
@@ -20,10 +21,18 @@ class PolicyInput(NamedTuple):
     query: Float[Tensor, "B Q D"]
     query_mask: Bool[Tensor, "B Q"]
     similarity: Float[Tensor, "B V V"] | None = None  # DPP kernel, only for rules of kind "dpp"
+    image: Int[Tensor, "B V"] | None = None  # which image a token belongs to; None: all the same
 
     def rows(self, index: Tensor | slice) -> "PolicyInput":
         """The same batch restricted to (or repeated at) the given rows."""
         return PolicyInput(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+
+    @property
+    def images(self) -> Rows:
+        """The batch as rows of images: budgets are per image."""
+        return image_rows(
+            self.mask, torch.zeros_like(self.mask, dtype=torch.long) if self.image is None else self.image
+        )
 
 
 class Reading(NamedTuple):

@@ -28,7 +28,7 @@ class DivPrunePruner:
         Raises:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
-        images = image_rows(encoded)
+        images = image_rows(encoded.visual_mask, encoded.image_of)
         k = images.budgets(need_ratio(self.name, keep_ratio))
         unit = normalize(images.split(encoded.visual).float(), dim=-1)
         keep = max_min(1 - unit @ unit.mT, images.mask, k)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tprl import cost
-from tprl.budget import budgets, check_keep_ratio
+from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
@@ -119,7 +119,8 @@ class LearnedPruner(nn.Module, ABC):
         query, query_mask = encoded.words
         mask = encoded.visual_mask
         kernel = cosine_kernel(tokens, mask) if self.serving.select == "dpp" else None
-        return PolicyInput(codes.detach(), places(encoded), mask, query.float(), query_mask, kernel)
+        words = query.float(), query_mask
+        return PolicyInput(codes.detach(), places(encoded), mask, *words, kernel, encoded.image_of)
 
     @torch.no_grad()
     def logits(self, x: PolicyInput, keep_ratio: float) -> Float[Tensor, "B V"]:
@@ -132,7 +133,7 @@ class LearnedPruner(nn.Module, ABC):
         return out
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep `budget(keep_ratio, n)` tokens; with None, those above the calibrated threshold.
+        """Keep `budget(keep_ratio, n)` tokens of each image; with None, those above the calibrated threshold.
 
         Raises:
             UserError: wrong width, a ratio outside (0, 1], or no threshold calibrated.
@@ -147,23 +148,34 @@ class LearnedPruner(nn.Module, ABC):
         self, x: PolicyInput, logits: Float[Tensor, "B V"], keep_ratio: float, uids: Sequence[str]
     ) -> Bool[Tensor, "B V"]:
         """The kept set for given logits."""
+        images, how = x.images, self.serving
         noise = None
-        if self.serving.select == "gumbel":
-            noise = uniforms(uids, 0, x.mask.shape[1]).to(logits.device)
-        k, how = budgets(keep_ratio, x.mask), self.serving
+        if how.select == "gumbel":
+            noise = images.split(uniforms(uids, 0, x.mask.shape[1]).to(logits.device))
         if how.select == "threshold" and how.tau is None:
             raise UserError(
                 f"pruner {self.name} selects by a threshold it does not have: set policy.tau or another select."
             )
         select: Select = how.select  # type: ignore[assignment]
-        quality = how.quality_at(keep_ratio)
-        return serve(logits, x.mask, k, select, similarity=x.similarity, tau=how.tau, noise=noise, quality=quality)
+        keep = serve(
+            images.split(logits),
+            images.mask,
+            images.budgets(keep_ratio),
+            select,
+            similarity=None if x.similarity is None else images.pairs(x.similarity),
+            tau=how.tau,
+            noise=noise,
+            quality=how.quality_at(keep_ratio),
+        )
+        return images.join(keep, x.mask)
 
     def _above_threshold(self, x: PolicyInput) -> Bool[Tensor, "B V"]:
         if self.serving.tau is None or "threshold_ratio" not in self.trained_on:
             raise UserError(f"pruner {self.name} has no threshold: give a keep_ratio, or calibrate one by stage=ppo.")
         reference = float(self.trained_on["threshold_ratio"])
-        return serve(self.logits(x, reference), x.mask, None, "threshold", tau=self.serving.tau)
+        images = x.images
+        logits = images.split(self.logits(x, reference))
+        return images.join(serve(logits, images.mask, None, "threshold", tau=self.serving.tau), x.mask)
 
     @torch.no_grad()
     def calibrate(self, encoded: Iterable[Encoded], keep_ratio: float) -> float:
@@ -217,9 +229,9 @@ def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
     """Centre (x, y) of every visual token in its image, fractions of width and height; 0 where padded."""
     out = torch.zeros(*encoded.visual_mask.shape, 2)
     tables: dict[tuple[int, int], Tensor] = {}
-    for b, grids in enumerate(encoded.grids):
+    for b, images in enumerate(encoded.grids):
         start = 0
-        for rows, columns in grids:
+        for rows, columns in (view for views in images for view in views):
             if (rows, columns) not in tables:
                 y = (torch.arange(rows) + 0.5).div(rows).repeat_interleave(columns)
                 x = (torch.arange(columns) + 0.5).div(columns).repeat(rows)

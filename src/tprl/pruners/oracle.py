@@ -2,7 +2,7 @@
 
 import torch
 
-from tprl.budget import image_rows, keep_top, need_ratio
+from tprl.budget import keep_top_per_image, need_ratio, view_rows
 from tprl.grid import spread_order, table
 from tprl.types import Encoded, TokenSelection
 
@@ -25,10 +25,9 @@ class OraclePruner:
         Raises:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
-        images = image_rows(encoded)
-        shapes = images.grid_budgets(need_ratio(self.name, keep_ratio))
-        region = images.split(encoded.extras["region"]).float()
-        order = table([shape[:2] for shape in shapes], spread_order, torch.zeros_like(images.at))
-        score = torch.where(region > 0, 1 + region, 1 / (2.0 + order))
-        budget = torch.tensor([k for _, _, k in shapes], dtype=torch.long, device=score.device)
-        return TokenSelection(keep=images.join(keep_top(score, images.mask, budget), encoded.visual_mask))
+        ratio = need_ratio(self.name, keep_ratio)
+        views, shapes = view_rows(encoded, ratio)
+        order = table([shape[:2] for shape in shapes], spread_order, torch.zeros_like(views.at))
+        region = encoded.extras["region"].float()
+        score = torch.where(region > 0, 1 + region, 1 / (2.0 + views.join(order, encoded.visual_mask)))
+        return TokenSelection(keep=keep_top_per_image(score, encoded, ratio))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tprl.budget import image_rows, need_ratio
+from tprl.budget import need_ratio, view_rows
 from tprl.grid import centres, table, windows
 from tprl.types import Encoded, TokenSelection
 
@@ -28,20 +28,19 @@ class PoolingPruner:
         Raises:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
-        images = image_rows(encoded)
-        shapes = images.grid_budgets(need_ratio(self.name, keep_ratio))
+        views, shapes = view_rows(encoded, need_ratio(self.name, keep_ratio))
         most = max((k for _, _, k in shapes), default=0)
-        tokens = images.split(encoded.visual).float()
-        weights = table(shapes, windows, tokens.new_zeros(len(shapes), most, images.mask.shape[1]))
-        cell = table(shapes, centres, images.at.new_zeros(len(shapes), most))
+        tokens = views.split(encoded.visual).float()
+        weights = table(shapes, windows, tokens.new_zeros(len(shapes), most, views.mask.shape[1]))
+        cell = table(shapes, centres, views.at.new_zeros(len(shapes), most))
         count = torch.tensor([k for _, _, k in shapes], dtype=torch.long, device=cell.device)
         live = torch.arange(most, device=cell.device) < count.unsqueeze(1)
         pooled = (weights @ tokens).to(encoded.embeds.dtype)
-        return _selection(encoded, images.sample, live, pooled, images.at.gather(1, cell))
+        return _selection(encoded, views.sample, live, pooled, views.at.gather(1, cell))
 
 
 def _selection(encoded: Encoded, sample: Tensor, live: Tensor, pooled: Tensor, at: Tensor) -> TokenSelection:
-    """Windows [I, K, D] of images as extra tokens [B, E, D] of samples: images of a sample follow each other."""
+    """Windows [I, K, D] of views as extra tokens [B, E, D] of samples: views of a sample follow each other."""
     image, window = live.nonzero(as_tuple=True)
     row = sample[image]
     total = torch.zeros(len(encoded), dtype=torch.long, device=row.device).index_add_(0, row, torch.ones_like(row))

@@ -2,7 +2,7 @@
 
 import torch
 
-from tprl.budget import image_rows, need_ratio
+from tprl.budget import need_ratio, view_rows
 from tprl.grid import centres, table
 from tprl.types import Encoded, TokenSelection
 
@@ -12,8 +12,9 @@ class UniformPruner:
 
     Source: folklore (strided sampling). The k windows are `tprl.grid.layout`: an exact m x c grid when k has one with
     windows no longer than twice their width, else bands with different numbers of windows, so that any k is met
-    exactly. Centres of windows at least one cell high and wide fall in distinct cells. Complexity O(k) per distinct
-    grid; nothing of the model is read. A published stride keeps ceil(n / stride) tokens; ours keeps budget().
+    exactly. Centres of windows at least one cell high and wide fall in distinct cells. Several views of an image share
+    its budget. Complexity O(k) per distinct grid; nothing of the model is read. A published stride keeps
+    ceil(n / stride) tokens; ours keeps budget().
     """
 
     name = "uniform"
@@ -25,10 +26,9 @@ class UniformPruner:
         Raises:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
-        images = image_rows(encoded)
-        shapes = images.grid_budgets(need_ratio(self.name, keep_ratio))
-        keep = table(shapes, _chosen, torch.zeros_like(images.mask))
-        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+        views, shapes = view_rows(encoded, need_ratio(self.name, keep_ratio))
+        keep = table(shapes, _chosen, torch.zeros_like(views.mask))
+        return TokenSelection(keep=views.join(keep, encoded.visual_mask))
 
 
 def _chosen(rows: int, columns: int, k: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ class VisPruner:
         Raises:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
-        images = image_rows(encoded)
+        images = image_rows(encoded.visual_mask, encoded.image_of)
         k = images.budgets(need_ratio(self.name, keep_ratio))
         attention = images.split(encoded.extras["cls_attention"]).float().masked_fill(~images.mask, -torch.inf)
         order = attention.argsort(dim=1, descending=True, stable=True)

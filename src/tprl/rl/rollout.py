@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tprl.budget import budget
+from tprl.budget import Rows, budget
 from tprl.errors import UserError
-from tprl.policy.action import ActionRule, act
+from tprl.policy.action import ActionRule, act, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
 
 
@@ -125,15 +125,48 @@ def _step(
     if shared > 1:
         x, alive, keep_ratio = x.rows(slice(None, None, shared)), alive[::shared], keep_ratio[::shared]
     logits, value = policy(x, alive, t, keep_ratio)
+    images = x.images
     action, log_prob, entropy = act(
-        logits,
-        alive,
+        images.split(logits),
+        images.split(alive) & images.mask,
         rule,
         t,
-        k=step_budgets(keep_ratio, x.mask, steps, t) if rule.exact else None,
-        similarity=x.similarity,
-        action=None if action is None else action.unflatten(0, (-1, shared)),
-        noise=None if noise is None else noise.unflatten(0, (-1, shared)),
+        k=step_budgets(keep_ratio[images.sample.cpu()], images.mask, steps, t) if rule.exact else None,
+        similarity=None if x.similarity is None else images.pairs(x.similarity),
+        action=None if action is None else _split(images, action.unflatten(0, (-1, shared))) & images.mask.unsqueeze(1),
+        noise=None if noise is None else _split_noise(images, noise.unflatten(0, (-1, shared)), rule, alive.shape[1]),
     )
+    action = _join(images, action, alive)
+    if rule.exact:
+        log_prob, entropy = _over_images(images, log_prob, entropy, len(alive))
+    else:
+        log_prob, entropy = _join(images, log_prob, alive), _join(images, entropy, alive)
     flat = [part.flatten(0, 1) for part in (action, log_prob, entropy)]
     return flat[0], flat[1], flat[2], value.repeat_interleave(shared)
+
+
+def _split(images: Rows, x: Shaped[Tensor, "B G V"]) -> Shaped[Tensor, "I G W"]:
+    return images.split(x.transpose(1, 2)).transpose(1, 2)
+
+
+def _split_noise(images: Rows, noise: Float[Tensor, "B G N"], rule: ActionRule, v: int) -> Float[Tensor, "I G M"]:
+    """Every token takes its own uniforms along, so that a sample with one image draws the same as it would alone."""
+    each = noise_width(rule, 1)
+    if noise.shape[-1] < v * each:
+        raise ValueError(f"{noise.shape[-1]} uniforms per sample, {v * each} are needed.")
+    tokens = noise[..., : v * each].unflatten(-1, (v, each)).transpose(1, 2)
+    return images.split(tokens).transpose(1, 2).flatten(2)
+
+
+def _join(images: Rows, x: Shaped[Tensor, "I G W"], like: Shaped[Tensor, "B V"]) -> Shaped[Tensor, "B G V"]:
+    return torch.stack([images.join(one, like) for one in x.unbind(1)], 1)
+
+
+def _over_images(
+    images: Rows, log_prob: Float[Tensor, "I G 1"], entropy: Float[Tensor, "I G 1"], b: int
+) -> tuple[Float[Tensor, "B G 1"], Float[Tensor, "B G 1"]]:
+    """A sample's images are pruned independently: log-probabilities add up, entropies (per token) are averaged."""
+    shape = (b, *log_prob.shape[1:])
+    count = images.sample.bincount(minlength=b).clamp(min=1).view(-1, 1, 1)
+    total = log_prob.new_zeros(shape).index_add(0, images.sample, log_prob)
+    return total, entropy.new_zeros(shape).index_add(0, images.sample, entropy) / count

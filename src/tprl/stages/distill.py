@@ -107,13 +107,14 @@ class Distill(pl.LightningModule):
         encoded = self.lvlm.encode(samples)
         x = self.pruner.observe(encoded)
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
-        k = step_budgets(ratio, x.mask, 1, 0)
+        images = x.images
+        k = step_budgets(ratio[images.sample.cpu()], images.mask, 1, 0)
         logits = self.pruner.net(x, x.mask, 0, ratio.to(x.mask.device))[0]
         first, last = h["temperature"]
         temperature = first * (last / first) ** (self.iteration / max(1, h["iterations"] - 1))
         u = uniforms([f"{self.iteration}/{s.uid}" for s in samples], h["seed"], x.mask.shape[1]).to(logits.device)
         noisy = logits + h["noise"] * torch.logit(u, eps=1e-6)
-        gate = soft_top_k(noisy, x.mask, k, temperature)
+        gate = images.join(soft_top_k(images.split(noisy), images.mask, k, temperature), x.mask)
         log_prob = self.lvlm.gated_log_prob(encoded, gate, [sample.answers[0] for sample in samples])
         loss = -log_prob.mean()
         # How far the gates are from a decision: 0 when all are 0 or 1.
