@@ -31,10 +31,7 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
         embeds = embeds.clone()
         row, token = selection.keep.nonzero(as_tuple=True)
         embeds[row, at[row, token]] = selection.merged[row, token].to(embeds.dtype)
-    visual = torch.zeros_like(encoded.attention)
-    row, token = encoded.visual_mask.nonzero(as_tuple=True)
-    visual[row, at[row, token]] = True
-
+    visual = encoded.is_visual
     ids, pos, alive = encoded.input_ids, encoded.positions, column
     order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) * 2
     if selection.extra is not None:

@@ -68,6 +68,14 @@ class Encoded:
         return self.embeds.gather(1, at) * self.visual_mask.unsqueeze(-1)
 
     @property
+    def is_visual(self) -> Bool[Tensor, "B S"]:
+        """True on the columns of visual tokens."""
+        columns = torch.zeros_like(self.attention)
+        row, token = self.visual_mask.nonzero(as_tuple=True)
+        columns[row, self.visual_at[row, token]] = True
+        return columns
+
+    @property
     def words(self) -> tuple[Float[Tensor, "B Q D"], Bool[Tensor, "B Q"]]:
         """Embeddings of the question's words, zero where padded, and which of them are real."""
         at, mask = columns_of(self.question)

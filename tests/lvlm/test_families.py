@@ -74,9 +74,13 @@ def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:
 
 @torch.no_grad()
 def logits(lvlm: FrozenLVLM, prompt: Prompt) -> Tensor:
-    return lvlm.model(
-        **lvlm.reads(prompt), attention_mask=prompt.attention.long(), position_ids=axes(prompt.positions)
-    ).logits[:, -1]
+    with lvlm.deepstack(prompt.deep, prompt.visual):
+        return lvlm.model(
+            inputs_embeds=prompt.embeds,
+            attention_mask=prompt.attention.long(),
+            position_ids=axes(prompt.positions),
+            use_cache=False,
+        ).logits[:, -1]
 
 
 @torch.no_grad()

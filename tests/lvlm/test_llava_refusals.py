@@ -10,7 +10,7 @@ from tests.lvlm.small import SAMPLES
 
 from tprl.errors import UserError
 from tprl.lvlm.llava import Llava
-from tprl.lvlm.loading import find_device
+from tprl.lvlm.loading import Placement
 
 
 def damage(folder: Path, target: Path, change: str) -> Path:
@@ -82,10 +82,18 @@ class TestBadWeights:
 
 class TestBadSamples:
     @pytest.mark.parametrize("count", [0, 2])
-    def test_one_image_per_question(self, lvlm: Llava, count: int) -> None:
+    def test_as_many_images_as_the_prompt_shows(self, folder: Path, count: int) -> None:
+        lvlm = Llava(str(folder), name="toy", prompt="USER: <image>\n{question} ASSISTANT:")
         sample = SAMPLES[0]._replace(images=(Image.new("RGB", (96, 96)),) * count)
         with pytest.raises(UserError, match=rf"{sample.uid} has {count} images") as caught:
             lvlm.encode([SAMPLES[1], sample])
+        one_sentence(caught)
+
+    def test_no_chat_template(self, folder: Path) -> None:
+        lvlm = Llava(str(folder), name="toy")
+        lvlm.processor.chat_template = None
+        with pytest.raises(UserError, match=r"toy has no chat template: set model\.prompt") as caught:
+            lvlm.encode(SAMPLES[:1])
         one_sentence(caught)
 
 
@@ -105,4 +113,4 @@ def test_the_device_of_a_process(
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if rank:
         monkeypatch.setenv("LOCAL_RANK", rank)
-    assert find_device(name) == torch.device(expected)
+    assert Placement("float32", name).device == torch.device(expected)

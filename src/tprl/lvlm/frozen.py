@@ -1,7 +1,9 @@
 """What every frozen LVLM on a stock Hugging Face class shares: encoding, answers, and their likelihood."""
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoProcessor
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
-from tprl.lvlm.loading import find_device, find_model, load
+from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.regions import region_rank
 from tprl.types import Encoded, Prompt, Sample, columns_of
 
@@ -30,8 +32,8 @@ class Seen(NamedTuple):
 class FrozenLVLM(ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
 
-    Subclasses say how they see (`see`, `project`), which extras they know, their `shape`, and how a small random model
-    of their architecture is built (`blueprint`).
+    Subclasses name their `model_type` (of the stock config), say how they see (`see`, `project`), which extras they
+    know, their `shape`, and how a small random model of their architecture is built (`blueprint`).
 
     Args:
         pretrained: a folder written by `save_pretrained`, the name of a folder in `tprl/assets`, or a hub id; None: a
@@ -43,12 +45,15 @@ class FrozenLVLM(ABC):
         micro_batch: prompts per forward; results do not depend on it.
         dtype: of weights and activations.
         device: where the model lives; "auto" is this process's GPU where there is one, else the CPU.
+        placement, attention, load_in, max_memory, offload_folder: see `loading.Placement`.
 
     Raises:
-        UserError: no weights there, or damaged weights.
+        UserError: no weights there, damaged weights, or a placement that cannot be.
     """
 
-    known_extras: frozenset[str]
+    model_type: str
+    known_extras: frozenset[str] = frozenset()
+    pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
 
     def __init__(
         self,
@@ -59,24 +64,42 @@ class FrozenLVLM(ABC):
         micro_batch: int = 64,
         dtype: str = "float32",
         device: str = "auto",
+        placement: str = "replicate",
+        attention: str | None = None,
+        load_in: str | None = None,
+        max_memory: dict[int | str, str] | None = None,
+        offload_folder: str | None = None,
     ) -> None:
-        self.name, self.prompt, self.max_new_tokens, self.micro_batch = name, prompt, max_new_tokens, micro_batch
-        self.device = find_device(device)
+        where = Placement(dtype, device, placement, attention, load_in, max_memory, offload_folder)
         if pretrained is None:
+            where.check_random(name)
             with torch.random.fork_rng(devices=[]):  # what is drawn later depends on the run's seed, not on this one
                 torch.manual_seed(0)
-                self.model, self.processor = self.blueprint()
-            self.model.to(getattr(torch, dtype))
+                model, processor = self.blueprint()
+            model.to(where.device, where.dtype)
+            if attention is not None:
+                model.set_attn_implementation(attention)
         else:
             folder = find_model(pretrained)
             source = str(folder) if folder.is_dir() else pretrained
-            self.model, self.processor = load(source, name, getattr(torch, dtype), self.load_processor)
-        self.model.requires_grad_(False).eval().to(self.device)
-        self.tokenizer = self.processor.tokenizer
-        self.tokenizer.padding_side = "left"
-        self.width: int = self.model.config.text_config.hidden_size
-        config = self.model.config
-        self.image_token: int = getattr(config, "image_token_id", None) or config.image_token_index
+            model, processor = load(source, name, where, self.load_processor)
+        processor.tokenizer.padding_side = "left"
+        self._hold(model.requires_grad_(False).eval(), processor, name)
+        self.prompt, self.max_new_tokens, self.micro_batch = prompt, max_new_tokens, micro_batch
+
+    @classmethod
+    def around(cls, model: Any, processor: Any = None) -> "FrozenLVLM":
+        """The same view of a stock model that somebody else loaded and owns; for `encode_inputs`."""
+        self = cls.__new__(cls)
+        self._hold(model, processor, cls.model_type)
+        return self
+
+    def _hold(self, model: Any, processor: Any, name: str) -> None:
+        self.model, self.processor, self.name = model, processor, name
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.device = first_device(model)
+        self.width: int = model.config.text_config.hidden_size
+        self.image_token: int = getattr(model.config, "image_token_id", None) or model.config.image_token_index
 
     @property
     def shape(self) -> LVLMShape:
@@ -97,9 +120,21 @@ class FrozenLVLM(ABC):
         """The processor of a folder or hub id."""
         return AutoProcessor.from_pretrained(source)
 
+    def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
+        """What the stock image processor makes of PIL images."""
+        return self.processor.image_processor(images, return_tensors="pt")
+
+    def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same as `preprocess`, from what the stock processor made of a batch of prompts."""
+        return {name: inputs[name] for name in self.pixel_inputs}
+
+    def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
+        """How many rows of `pixel_values` are each image's."""
+        return [1] * len(pixels["pixel_values"])
+
     @abstractmethod
-    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
-        """Vision tower and projector on PIL images; `extras` are known ones, "region" excepted."""
+    def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        """Vision tower and projector on what `preprocess` returns; `extras` are known ones, "region" excepted."""
 
     @abstractmethod
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
@@ -115,18 +150,61 @@ class FrozenLVLM(ABC):
             UserError: an extra that is not known here, a sample with more or fewer images than the prompt shows, or a
                 chat template that changes the question.
         """
-        known = self.known_extras | {"region"}
-        if extras - known:
-            raise UserError(f"{self.name} cannot provide {sorted(extras - known)}: it knows {sorted(known)}.")
+        self.check_extras(extras, self.known_extras | {"region"})
         self._check_images(samples)
         texts = [self.render(sample) for sample in samples]
         nested = [list(sample.images) for sample in samples] if any(s.images for s in samples) else None
-        batch = self.processor(
+        inputs = self.processor(
             text=texts, images=nested, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
         )
         images, shown = _unique_images(samples)
-        seen = self.see(images, extras - {"region"}) if images else Seen([], [], {})
-        ids, attention = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device).bool()
+        seen = self.see(self.preprocess(images), extras - {"region"}) if images else Seen([], [], {})
+        question = self._question_mask(inputs["offset_mapping"], texts, samples) & inputs["attention_mask"].bool()
+        encoded = self._assemble(inputs, seen, shown, [sample.uid for sample in samples], question)
+        if "region" in extras:
+            rank = region_rank(samples, encoded.grids, encoded.visual_mask.shape[1]).to(self.device)
+            encoded.extras["region"] = rank
+        return encoded
+
+    @torch.no_grad()
+    def encode_inputs(
+        self, inputs: Mapping[str, Any], extras: frozenset[str], question: Bool[Tensor, "B S"]
+    ) -> Encoded:
+        """`encode` for prompts that the stock processor has turned into tensors already.
+
+        Samples get uids that depend on their own text and pixels alone.
+
+        Raises:
+            UserError: an extra that is not known here, or images that do not fit the prompts.
+        """
+        self.check_extras(extras, self.known_extras)
+        pixels = self.pixels_of(inputs)
+        seen = self.see(pixels, extras)
+        ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
+        counts = (ids == self.image_token).sum(1).tolist()
+        shown = _shown(counts, [len(tokens) for tokens in seen.tokens])
+        prints = [_fingerprint(part) for part in pixels["pixel_values"].split(self.rows_per_image(pixels))]
+        uids = [
+            hashlib.blake2b(f"{row[real].tolist()} {[prints[i] for i in images]}".encode(), digest_size=8).hexdigest()
+            for row, real, images in zip(ids, attention, shown, strict=True)
+        ]
+        return self._assemble(inputs, seen, shown, uids, question)
+
+    def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
+        """Refuse extras that are not among `known` ones."""
+        if extras - known:
+            raise UserError(f"{self.name} cannot provide {sorted(extras - known)}: it knows {sorted(known)}.")
+
+    def _assemble(
+        self,
+        inputs: Mapping[str, Any],
+        seen: Seen,
+        shown: Sequence[Sequence[int]],
+        uids: Sequence[str],
+        question: Bool[Tensor, "B S"],
+    ) -> Encoded:
+        """Prompts as token ids and images as tokens, put together; `shown[b]` are the images of sample b."""
+        ids, attention = inputs["input_ids"].to(self.device), inputs["attention_mask"].to(self.device).bool()
         at, real = columns_of(ids == self.image_token)
 
         def spread(values: Sequence[Tensor]) -> Tensor:
@@ -138,36 +216,34 @@ class FrozenLVLM(ABC):
         b, v = real.nonzero(as_tuple=True)
         visual, deep = torch.zeros_like(attention), None
         kinds = seen.separators or [tokens.new_zeros(len(tokens), dtype=torch.bool) for tokens in seen.tokens]
-        if images:
-            embeds[b, at[b, v]] = spread(seen.tokens)[b, v]
+        if seen.tokens:
+            embeds[b, at[b, v]] = spread(seen.tokens)[b, v].to(embeds)
             visual[b, at[b, v]] = ~spread(kinds)[b, v]
         if seen.deep is not None:
             deep = embeds.new_zeros(*ids.shape, seen.deep[0].shape[-1])
-            deep[b, at[b, v]] = spread(seen.deep)[b, v]
+            deep[b, at[b, v]] = spread(seen.deep)[b, v].to(embeds)
         visual_at, visual_mask = columns_of(visual)
-        grids = tuple(tuple(seen.views[i] for i in row) for row in shown)
-        found = {name: spread(value) for name, value in seen.extras.items()}
-        if "region" in extras:
-            found["region"] = region_rank(samples, grids, visual_at.shape[1]).to(self.device)
         counts = [int((~kind).sum()) for kind in kinds]
         image_of = [torch.tensor([j for j, i in enumerate(row) for _ in range(counts[i])]).long() for row in shown]
         return Encoded(
-            uids=tuple(sample.uid for sample in samples),
+            uids=tuple(uids),
             input_ids=ids,
             embeds=embeds,
             attention=attention,
-            positions=self.positions(batch, attention),
+            positions=self.positions(ids, attention, inputs),
             visual_at=visual_at,
             visual_mask=visual_mask,
             image_of=pad_sequence(image_of, batch_first=True).to(self.device),
-            grids=grids,
-            question=self._question_mask(batch["offset_mapping"].to(self.device), texts, samples) & attention,
-            extras=found,
+            grids=tuple(tuple(seen.views[i] for i in row) for row in shown),
+            question=question.to(self.device),
+            extras={name: spread(value) for name, value in seen.extras.items()},
             deep=deep,
         )
 
-    def positions(self, batch: Any, attention: Bool[Tensor, "B S"]) -> Int[Tensor, "P B S"]:
-        """Position ids of the unpruned prompts, 0 on padding; `batch` is what the processor made."""
+    def positions(
+        self, ids: Int[Tensor, "B S"], attention: Bool[Tensor, "B S"], inputs: Mapping[str, Any]
+    ) -> Int[Tensor, "P B S"]:
+        """Position ids of the unpruned prompts, 0 on padding; `inputs` is what the processor made."""
         return (attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0)
 
     def render(self, sample: Sample) -> str:
@@ -177,6 +253,8 @@ class FrozenLVLM(ABC):
         content = [*({"type": "image"} for _ in sample.images), {"type": "text", "text": sample.question}]
         turns = [{"role": "user", "content": content}]
         template = self.processor.chat_template or self.tokenizer.chat_template
+        if template is None:
+            raise UserError(f"{self.name} has no chat template: set model.prompt, e.g. 'USER: <image> {{question}}'.")
         # The tokenizer renders: some processors ask their video half for settings first.
         return self.tokenizer.apply_chat_template(
             turns, chat_template=template, add_generation_prompt=True, tokenize=False
@@ -213,15 +291,12 @@ class FrozenLVLM(ABC):
         stop = offsets[..., 1].amax(1, keepdim=True) - tail
         return (offsets[..., 0] >= stop - length) & (offsets[..., 1] <= stop) & (offsets[..., 1] > offsets[..., 0])
 
-    def reads(self, prompt: Prompt, answer: Int[Tensor, "B A"] | None = None) -> dict[str, Any]:
-        """The arguments of the model's forward that hold a prompt, and the tokens of an answer after it."""
-        if answer is None:
-            return {"inputs_embeds": prompt.embeds}
-        return {"inputs_embeds": torch.cat([prompt.embeds, self.model.get_input_embeddings()(answer)], 1)}
-
-    def _deep(self, encoded: Encoded, width: int) -> dict[str, Any]:
-        """Further arguments of the language model alone, for a prompt with `width` answer tokens."""
-        return {}
+    @contextmanager
+    def deepstack(
+        self, deep: Float[Tensor, "B S F"] | None, visual: Bool[Tensor, "B S"]
+    ) -> Generator[None, None, None]:
+        """While it lasts, the language model's next S columns also read `deep` where `visual` (see `Encoded.deep`)."""
+        yield
 
     # --- answer ------------------------------------------------------------------------------------------------
 
@@ -230,16 +305,14 @@ class FrozenLVLM(ABC):
         """Greedy answers."""
         texts = [""] * len(prompt.uids)
         for rows, part in self._micro_batches(prompt):
-            inputs = self.reads(part)
-            out = self.model.generate(
-                **inputs,
-                attention_mask=part.attention.long(),
-                position_ids=axes(part.positions),
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-            )
-            if "input_ids" in inputs:  # then generate returns the prompt too
-                out = out[:, part.input_ids.shape[1] :]
+            with self.deepstack(part.deep, part.visual):
+                out = self.model.generate(
+                    inputs_embeds=part.embeds,
+                    attention_mask=part.attention.long(),
+                    position_ids=axes(part.positions),
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                )
             found = self.tokenizer.batch_decode(out, skip_special_tokens=True)
             for row, text in zip(rows.tolist(), found, strict=True):
                 texts[row] = text
@@ -256,13 +329,14 @@ class FrozenLVLM(ABC):
             real = ids >= 0
             width = ids.shape[1]
             after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
-            out = self.model(
-                **self.reads(part, ids.clamp(min=0)),
-                attention_mask=torch.cat([part.attention, real], 1).long(),
-                position_ids=axes(torch.cat([part.positions, after], -1)),
-                logits_to_keep=width + 1,
-                use_cache=False,
-            )
+            with self.deepstack(part.deep, part.visual):
+                out = self.model(
+                    inputs_embeds=self._with_answer(part.embeds, ids),
+                    attention_mask=torch.cat([part.attention, real], 1).long(),
+                    position_ids=axes(torch.cat([part.positions, after], -1)),
+                    logits_to_keep=width + 1,
+                    use_cache=False,
+                )
             logits = out.logits[:, :-1].float()
             log_probs[rows] = mean_log_prob(logits, ids)
             exact[rows] = ((logits.argmax(-1) == ids) | ~real).all(1)
@@ -288,19 +362,22 @@ class FrozenLVLM(ABC):
         bias = column.to(encoded.embeds.dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(encoded.embeds.dtype).min)
         after = encoded.positions.amax((0, 2), keepdim=True) + 1 + torch.arange(width, device=gate.device)
         parts = self.model.model
-        out = (parts.language_model if hasattr(parts, "language_model") else parts.text_model)(
-            inputs_embeds=torch.cat([encoded.embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1),
-            attention_mask=bias.unsqueeze(1),
-            position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),
-            use_cache=False,
-            **self._deep(encoded, width),
-        )
+        with self.deepstack(encoded.deep, encoded.is_visual):
+            out = (parts.language_model if hasattr(parts, "language_model") else parts.text_model)(
+                inputs_embeds=self._with_answer(encoded.embeds, ids),
+                attention_mask=bias.unsqueeze(1),
+                position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),
+                use_cache=False,
+            )
         logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
         return mean_log_prob(logits, ids)
 
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer, end token included."""
         return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
+
+    def _with_answer(self, embeds: Float[Tensor, "B S D"], ids: Int[Tensor, "B A"]) -> Float[Tensor, "B S1 D"]:
+        return torch.cat([embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1)
 
     def _answer_ids(self, answers: Sequence[str]) -> Int[Tensor, "B A"]:
         """Token ids of the answers with the end token, right-padded with -1."""
@@ -338,6 +415,48 @@ def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Fl
     real = ids >= 0
     picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return (picked * real).sum(1) / real.sum(1)
+
+
+def _shown(tokens: Sequence[int], per_image: Sequence[int]) -> list[list[int]]:
+    """Which images each prompt shows: images follow in order until they fill the prompt's placeholders.
+
+    Raises:
+        UserError: they do not.
+    """
+    shown: list[list[int]] = []
+    image = 0
+    for row, wanted in enumerate(tokens):
+        first = image
+        while wanted > 0 and image < len(per_image):
+            wanted -= per_image[image]
+            image += 1
+        if wanted:
+            raise UserError(
+                f"prompt {row} has {tokens[row]} image tokens, and its images make {sum(per_image[first:image])}: "
+                "pass what one call of the processor returned, complete."
+            )
+        shown.append(list(range(first, image)))
+    if image < len(per_image):
+        raise UserError(
+            f"{len(per_image)} images were given, and the prompts show {image}: write as many image placeholders."
+        )
+    return shown
+
+
+def _fingerprint(pixels: Tensor) -> int:
+    """A number that depends on the pixels alone: neither on zero padding after them, nor on what computed it."""
+    bits = pixels.detach().cpu().float().flatten().view(torch.int32).long()
+    return int((bits * torch.arange(1, len(bits) + 1)).sum())
+
+
+def runs(mask: Bool[Tensor, "B S"]) -> list[list[tuple[int, int]]]:
+    """(start, length) of every run of True in each row."""
+    edges = torch.nn.functional.pad(mask.int(), (1, 1)).diff(dim=1)
+    starts, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
+    found: list[list[tuple[int, int]]] = [[] for _ in mask]
+    for (row, start), (_, end) in zip(starts, ends, strict=True):
+        found[row].append((start, end - start))
+    return found
 
 
 def _unique_images(samples: Sequence[Sample]) -> tuple[list[Any], list[list[int]]]:

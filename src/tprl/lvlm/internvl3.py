@@ -1,6 +1,6 @@
 """InternVL3 (tiles and a thumbnail, pixel shuffle) on the stock Hugging Face class, frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
-from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.frozen import FrozenLVLM, Seen, runs
 from tprl.lvlm.loading import WithoutVideo
 
 ROLES = {
@@ -36,7 +36,7 @@ CHAT = (
 class InternVL3(FrozenLVLM):
     """A frozen InternVL3; arguments as of `FrozenLVLM`."""
 
-    known_extras = frozenset()
+    model_type = "internvl"
 
     def __init__(self, pretrained: str | None, name: str = "internvl3", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
@@ -68,12 +68,23 @@ class InternVL3(FrozenLVLM):
         length = AutoConfig.from_pretrained(source).image_seq_length
         return ImageOnly(images, tokenizer, None, image_seq_length=length, chat_template=tokenizer.chat_template)
 
+    def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
+        return self.processor.image_processor(images, return_tensors="pt", crop_to_patches=True)
+
+    def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The stock processor does not say how many tiles an image has: as many as its run of tokens is long."""
+        lengths = [length for row in runs(inputs["input_ids"] == self.image_token) for _, length in row]
+        each = self.model.config.image_seq_length
+        return {"pixel_values": inputs["pixel_values"], "num_patches": [length // each for length in lengths]}
+
+    def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
+        return [int(count) for count in pixels["num_patches"]]
+
     @torch.no_grad()
-    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
-        made = self.processor.image_processor(images, return_tensors="pt", crop_to_patches=True)
-        pixels = made["pixel_values"].to(self.device, self.model.dtype)
-        tiles = self.model.model.get_image_features(pixels, return_dict=True).pooler_output
-        counts = [int(count) for count in made["num_patches"]]
+    def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        tiles = self.model.model.get_image_features(values, return_dict=True).pooler_output
+        counts = self.rows_per_image(pixels)
         side = round(tiles.shape[1] ** 0.5)
         return Seen([part.flatten(0, 1) for part in tiles.split(counts)], [((side, side),) * n for n in counts], {})
 

@@ -1,6 +1,6 @@
 """LLaVA (CLIP or SigLIP tower, MLP projector, Llama-like LM) on the stock Hugging Face class, frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,16 +18,16 @@ from tprl.lvlm.frozen import FrozenLVLM, Seen
 class Llava(FrozenLVLM):
     """A frozen LLaVA-1.5; arguments as of `FrozenLVLM`."""
 
+    model_type = "llava"
     known_extras = frozenset({"cls_attention", "vision_features"})
 
     def __init__(
         self,
         pretrained: str | None,
         name: str = "llava",
-        prompt: str | None = "USER: <image>\n{question} ASSISTANT:",
         **options: Any,
     ) -> None:
-        super().__init__(pretrained, name, prompt, **options)
+        super().__init__(pretrained, name, **options)
 
     @property
     def shape(self) -> LVLMShape:
@@ -60,9 +60,9 @@ class Llava(FrozenLVLM):
         return random_weights(model, tokenizer), processor
 
     @torch.no_grad()
-    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
-        pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        out = self.model.model.vision_tower(pixels.to(self.device, self.model.dtype), output_hidden_states=True)
+    def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        out = self.model.model.vision_tower(values, output_hidden_states=True)
         layer = self.model.config.vision_feature_layer
         skip = int(self.model.config.vision_feature_select_strategy == "default")
         features = out.hidden_states[layer][:, skip:]

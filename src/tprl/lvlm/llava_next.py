@@ -1,6 +1,6 @@
 """LLaVA-NeXT (a small view and high-resolution crops, newline tokens) on the stock Hugging Face class, frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,16 +25,16 @@ class LlavaNext(FrozenLVLM):
     The newline token after every row of the crops stays with its row: it is not counted, and never pruned.
     """
 
-    known_extras = frozenset()
+    model_type = "llava_next"
+    pixel_inputs = ("pixel_values", "image_sizes")
 
     def __init__(
         self,
         pretrained: str | None,
         name: str = "llava_next",
-        prompt: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(pretrained, name, prompt, **options)
+        super().__init__(pretrained, name, **options)
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
@@ -61,11 +61,13 @@ class LlavaNext(FrozenLVLM):
         )  # fmt: skip
         return random_weights(LlavaNextForConditionalGeneration(config), tokenizer), processor
 
+    def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
+        return self.processor.image_processor(images, return_tensors="pt", do_pad=True)
+
     @torch.no_grad()
-    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
-        made = self.processor.image_processor(images, return_tensors="pt", do_pad=True)
-        pixels = made["pixel_values"].to(self.device, self.model.dtype)
-        out = self.model.model.get_image_features(pixels, image_sizes=made["image_sizes"], return_dict=True)
+    def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        out = self.model.model.get_image_features(values, image_sizes=pixels["image_sizes"], return_dict=True)
         tokens = list(out.pooler_output)
         newline = self.model.model.image_newline.to(tokens[0])
         separators = [(image == newline).all(-1) for image in tokens]

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,20 +14,98 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, ProcessorMixin
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, ProcessorMixin
 
 from tprl.errors import UserError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
-def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the visible GPU whose number is this process's rank, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+class Placement:
+    """How weights are loaded, and where they go.
+
+    Args:
+        dtype: name of a torch dtype.
+        device: "auto" is the visible GPU whose number is this process's rank, else the CPU.
+        placement: "replicate": a copy on this process's device. "shard": one copy over all GPUs, the rest in memory
+            and on disk (accelerate's device_map); the policy and its rollouts are on the first device.
+        attention: "sdpa", "flash_attention_2" or "eager"; None is what transformers chooses.
+        load_in: "8bit" or "4bit" (bitsandbytes); None loads the weights as they are.
+        max_memory: shard only, how much each device may hold, such as {0: 20GiB, cpu: 60GiB}.
+        offload_folder: shard only, where weights go that fit nowhere.
+
+    Raises:
+        UserError: an unknown value, a package that is missing, or shard in a run of several processes.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        device: str = "auto",
+        placement: str = "replicate",
+        attention: str | None = None,
+        load_in: str | None = None,
+        max_memory: dict[int | str, str] | None = None,
+        offload_folder: str | None = None,
+    ) -> None:
+        allowed = {"placement": ("replicate", "shard"), "load_in": (None, "8bit", "4bit")}
+        allowed["attention"] = (None, "sdpa", "flash_attention_2", "eager")
+        for name, value in (("placement", placement), ("load_in", load_in), ("attention", attention)):
+            if value not in allowed[name]:
+                known = ", ".join(str(one or "null") for one in allowed[name])
+                raise UserError(f"model.{name}={value} is unknown: use one of {known}.")
+        self.dtype, self.shard, self.attention, self.load_in = (
+            getattr(torch, dtype),
+            placement == "shard",
+            attention,
+            load_in,
+        )
+        self.max_memory, self.offload_folder = max_memory, offload_folder
+        _need("accelerate", "shard", "model.placement=shard", self.shard)
+        _need("bitsandbytes", "quant", f"model.load_in={load_in}", load_in is not None)
+        if self.shard and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(
+                "model.placement=shard puts one copy over all GPUs, and this run has several processes: set "
+                "trainer.devices=1, or model.placement=replicate."
+            )
+        here = torch.device("cpu")
+        if torch.cuda.is_available():
+            here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = here if device == "auto" else torch.device(device)
+
+    def arguments(self) -> dict[str, Any]:
+        """For `from_pretrained`."""
+        found: dict[str, Any] = {"dtype": self.dtype}
+        if self.attention is not None:
+            found["attn_implementation"] = self.attention
+        if self.load_in is not None:
+            kind = {
+                "8bit": {"load_in_8bit": True},
+                "4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": self.dtype},
+            }
+            found |= {"quantization_config": BitsAndBytesConfig(**kind[self.load_in]), "device_map": {"": self.device}}
+        if self.shard:
+            found |= {"device_map": "auto", "max_memory": self.max_memory, "offload_folder": self.offload_folder}
+        return found
+
+    def check_random(self, name: str) -> None:
+        """Refuse what only applies to weights that are loaded."""
+        if self.shard or self.load_in is not None:
+            raise UserError(
+                f"model.placement=shard and model.load_in are for weights that are loaded, and model={name} "
+                "model.pretrained=null makes small random ones: set model.pretrained, or leave them out."
+            )
+
+
+def _need(package: str, extra: str, option: str, needed: bool) -> None:
+    if needed and find_spec(package) is None:
+        raise UserError(f"{option} needs the package {package}: pip install 'tprl[{extra}]'.")
+
+
+def first_device(model: Any) -> torch.device:
+    """Where a model's inputs go: its device, or the first one of a model spread over several."""
+    places = [place for place in getattr(model, "hf_device_map", {}).values() if place != "disk"]
+    return torch.device(places[0]) if places else model.device
 
 
 def find_model(pretrained: str) -> Path:
@@ -35,7 +114,7 @@ def find_model(pretrained: str) -> Path:
     return next((place for place in places if (place / "config.json").is_file()), Path(pretrained))
 
 
-def load(source: str, name: str, dtype: torch.dtype, load_processor: Callable[[str], Any]) -> tuple[Any, Any]:
+def load(source: str, name: str, where: Placement, load_processor: Callable[[str], Any]) -> tuple[Any, Any]:
     """Model and processor of `model=<name>`.
 
     Raises:
@@ -45,7 +124,10 @@ def load(source: str, name: str, dtype: torch.dtype, load_processor: Callable[[s
         if not _within_reach(source):
             raise OSError(f"{source} is neither a folder nor cached, and the hub does not answer")
         processor = load_processor(source)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        arguments = where.arguments()
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **arguments)
+    except ImportError as error:  # before OSError: a package that is missing, such as flash_attn
+        raise UserError(f"model={name} cannot be loaded so: {str(error).strip().splitlines()[0]}") from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"model={name} needs the weights '{source}', and they are neither a local folder nor within reach on the "
@@ -57,7 +139,7 @@ def load(source: str, name: str, dtype: torch.dtype, load_processor: Callable[[s
     model, found = loaded
     if found["missing_keys"]:  # transformers would go on with random weights in their place
         raise _damaged(source, name, f"{min(found['missing_keys'])} is not there")
-    return model, processor
+    return (model if "device_map" in arguments else model.to(where.device)), processor
 
 
 def _within_reach(source: str) -> bool:

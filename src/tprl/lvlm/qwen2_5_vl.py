@@ -1,6 +1,6 @@
 """Qwen2.5-VL (window-attention ViT, 2x2 merge, M-RoPE) on the stock Hugging Face class, frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ class ImageOnly(WithoutVideo, Qwen2_5_VLProcessor):
 class Qwen25VL(FrozenLVLM):
     """A frozen Qwen2.5-VL; arguments as of `FrozenLVLM`."""
 
-    known_extras = frozenset()
+    model_type = "qwen2_5_vl"
+    pixel_inputs = ("pixel_values", "image_grid_thw")
     processor_class: type[Any] = ImageOnly
 
     def __init__(self, pretrained: str | None, name: str = "qwen2_5_vl", **options: Any) -> None:
@@ -67,12 +68,14 @@ class Qwen25VL(FrozenLVLM):
         images = AutoImageProcessor.from_pretrained(source, backend="pil")
         return cls.processor_class(images, tokenizer, None, chat_template=tokenizer.chat_template)
 
+    def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
+        return pixels["image_grid_thw"].prod(1).tolist()
+
     @torch.no_grad()
-    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
-        made = self.processor.image_processor(images, return_tensors="pt")
-        grid = made["image_grid_thw"].to(self.device)
-        pixels = made["pixel_values"].to(self.device, self.model.dtype)
-        out = self.model.model.get_image_features(pixels, image_grid_thw=grid, return_dict=True)
+    def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        grid = pixels["image_grid_thw"].to(self.device)
+        values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        out = self.model.model.get_image_features(values, image_grid_thw=grid, return_dict=True)
         merge = self.model.config.vision_config.spatial_merge_size
         return self._seen(out, [((h // merge, w // merge),) for _, h, w in grid.tolist()])
 
@@ -82,9 +85,11 @@ class Qwen25VL(FrozenLVLM):
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.visual.merger(vision_features)
 
-    def positions(self, batch: Any, attention: Bool[Tensor, "B S"]) -> Int[Tensor, "P B S"]:
-        if "image_grid_thw" not in batch:  # text only
-            return super().positions(batch, attention).expand(3, -1, -1)
-        parts = batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"]
-        found, _ = self.model.model.get_rope_index(*parts, attention_mask=batch["attention_mask"])
+    def positions(
+        self, ids: Int[Tensor, "B S"], attention: Bool[Tensor, "B S"], inputs: Mapping[str, Any]
+    ) -> Int[Tensor, "P B S"]:
+        if "image_grid_thw" not in inputs:  # text only
+            return super().positions(ids, attention, inputs).expand(3, -1, -1)
+        kinds, grid = (ids == self.image_token).int(), inputs["image_grid_thw"].to(self.device)
+        found, _ = self.model.model.get_rope_index(ids, kinds, grid, attention_mask=attention.long())
         return (found.to(self.device) * attention).long()

@@ -1,20 +1,21 @@
 """Qwen3-VL (ViT with deepstack, M-RoPE) on the stock Hugging Face class, frozen."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers import Qwen3VLProcessor as StockProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import Seen
 from tprl.lvlm.loading import WithoutVideo
 from tprl.lvlm.qwen2_5_vl import CHAT, IMAGE, MARKS, VIDEO, Qwen25VL
-from tprl.types import Encoded, Prompt
 
 
 class ImageOnly(WithoutVideo, StockProcessor):
@@ -28,6 +29,7 @@ class Qwen3VL(Qwen25VL):
     takes its own with it.
     """
 
+    model_type = "qwen3_vl"
     processor_class = ImageOnly
 
     def __init__(self, pretrained: str | None, name: str = "qwen3_vl", **options: Any) -> None:
@@ -57,26 +59,28 @@ class Qwen3VL(Qwen25VL):
         layers = zip(*out.deepstack_features, strict=True)
         return Seen(list(out.pooler_output), views, {}, [torch.cat(list(features), -1) for features in layers])
 
-    def reads(self, prompt: Prompt, answer: Int[Tensor, "B A"] | None = None) -> dict[str, Any]:
-        """Ids and features: embeddings alone would lose the deepstack features, without any error."""
-        if prompt.deep is None:  # no image in the batch
-            return super().reads(prompt, answer)
-        gone = (prompt.input_ids == self.image_token) & ~prompt.visual  # the left padding, once image columns
-        ids = prompt.input_ids.masked_fill(gone, self.tokenizer.pad_token_id)
-        ids = ids if answer is None else torch.cat([ids, answer], 1)
-        rows = range(len(ids))
-        deep = [prompt.deep[row][prompt.visual[row]].split(self.width, -1) for row in rows]
-        features = BaseModelOutputWithDeepstackFeatures(
-            pooler_output=[prompt.embeds[row][prompt.visual[row]] for row in rows],  # type: ignore[arg-type]
-            deepstack_features=[list(layer) for layer in zip(*deep, strict=True)],  # type: ignore[arg-type]
-        )
-        return {"input_ids": ids, "mm_encoder_outputs": {"image": features}}
+    @contextmanager
+    def deepstack(
+        self, deep: Float[Tensor, "B S F"] | None, visual: Bool[Tensor, "B S"]
+    ) -> Generator[None, None, None]:
+        if deep is None:  # no image in the batch
+            yield
+            return
+        done = 0  # columns that the language model has read
 
-    def _deep(self, encoded: Encoded, width: int) -> dict[str, Any]:
-        if encoded.deep is None:
-            return {}
-        visual = torch.zeros_like(encoded.attention)
-        b, v = encoded.visual_mask.nonzero(as_tuple=True)
-        visual[b, encoded.visual_at[b, v]] = True
-        padded = torch.nn.functional.pad(visual, (0, width))
-        return {"visual_pos_masks": padded, "deepstack_visual_embeds": encoded.deep[visual].split(self.width, -1)}
+        def give(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            nonlocal done
+            rows, columns, _ = kwargs["inputs_embeds"].shape
+            copies = rows // len(visual)  # beams
+            here, features = (part[:, done : done + columns].repeat_interleave(copies, 0) for part in (visual, deep))
+            done += columns
+            if here.any():
+                kwargs["visual_pos_masks"] = pad(here, (0, columns - here.shape[1]))
+                kwargs["deepstack_visual_embeds"] = list(features[here].split(self.width, -1))
+            return args, kwargs
+
+        handle = self.model.model.language_model.register_forward_pre_hook(give, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()

@@ -1,12 +1,13 @@
 """SmolVLM2 (tiles and a thumbnail, pixel shuffle) on the stock Hugging Face class, frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -19,7 +20,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from tprl.errors import UserError
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
-from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.frozen import FrozenLVLM, Seen, runs
 from tprl.lvlm.loading import WithoutVideo
 
 CHAT = (
@@ -37,7 +38,8 @@ class SmolVLM2(FrozenLVLM):
         UserError: no num2words, which its stock processor needs; or as `FrozenLVLM`.
     """
 
-    known_extras = frozenset()
+    model_type = "smolvlm"
+    pixel_inputs = ("pixel_values", "pixel_attention_mask")
 
     def __init__(self, pretrained: str | None, name: str = "smolvlm2", **options: Any) -> None:
         if find_spec("num2words") is None:
@@ -72,14 +74,29 @@ class SmolVLM2(FrozenLVLM):
         length = _side(AutoConfig.from_pretrained(source)) ** 2
         return ImageOnly(images, tokenizer, None, image_seq_len=length, chat_template=tokenizer.chat_template)
 
-    @torch.no_grad()
-    def see(self, images: Sequence[Any], extras: frozenset[str]) -> Seen:
-        made = self.processor.image_processor(
+    def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
+        return self.processor.image_processor(
             [[image] for image in images], return_tensors="pt", return_row_col_info=True
         )
+
+    def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The stock processor lists tiles per prompt. An image ends with its thumbnail, which the same token announces
+        everywhere, also before the prompt's last run of image tokens."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.pixel_inputs}
+        ids = inputs["input_ids"]
+        for row, found in enumerate(runs(ids == self.image_token)):
+            announced = [int(ids[row, start - 1]) for start, _ in found]
+            ends = [i + 1 for i, token in enumerate(announced) if token == announced[-1]]
+            for first, end in zip([0, *ends], ends, strict=False):
+                for name, tiles in parts.items():
+                    tiles.append(inputs[name][row, first:end])
+        return {name: pad_sequence(tiles, batch_first=True) for name, tiles in parts.items()}
+
+    @torch.no_grad()
+    def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         out = self.model.model.get_image_features(
-            made["pixel_values"].to(self.device, self.model.dtype),
-            pixel_attention_mask=made["pixel_attention_mask"].to(self.device),
+            pixels["pixel_values"].to(self.device, self.model.dtype),
+            pixel_attention_mask=pixels["pixel_attention_mask"].to(self.device),
             return_dict=True,
         )
         side = _side(self.model.config)

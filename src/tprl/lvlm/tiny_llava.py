@@ -27,6 +27,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tprl.data.scenes import COLORS, SHAPES, SIDE, SIZES
+from tprl.lvlm.blueprint import USER_ASSISTANT
 
 PROMPT = "USER: <image>\n{question} ASSISTANT:"
 DESCRIBE = "describe every object."
@@ -130,8 +131,9 @@ def build(
         size={"height": SIDE, "width": SIDE}, crop_size={"height": SIDE, "width": SIDE}, do_convert_rgb=True
     )
     processor = LlavaProcessor(
-        images, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1
-    )
+        images, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=USER_ASSISTANT,
+    )  # fmt: skip
     return TinyLlava(llava, clip, processor)
 
 
