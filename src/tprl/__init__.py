@@ -1,3 +1,26 @@
 """TPRL: visual-token pruning for vision-language models, learned by demonstrations and PPO."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tprl.api import Kept, Pruning, prune
+    from tprl.errors import UserError
+    from tprl.pruners.learned import LearnedPruner as Pruner
+    from tprl.types import TokenSelection
+
 __version__ = "0.1.0"
+__all__ = ["Kept", "Pruner", "Pruning", "TokenSelection", "UserError", "prune"]
+_HOMES = {
+    "Kept": "tprl.api", "Pruner": "tprl.pruners.learned", "Pruning": "tprl.api", "TokenSelection": "tprl.types",
+    "UserError": "tprl.errors", "prune": "tprl.api",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first used: `import tprl` alone does not load transformers."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tprl' has no attribute {name!r}")
+    found = getattr(import_module(_HOMES[name]), "LearnedPruner" if name == "Pruner" else name)
+    globals()[name] = found
+    return found

@@ -64,6 +64,13 @@ def load_component(group: str, name: str, **live: Any) -> Any:
     return build(config, **live)
 
 
+def target_of(group: str, name: str) -> Any:
+    """The class or function that `<group>/<name>.yaml` names, not built."""
+    config = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+    assert isinstance(config, DictConfig)
+    return _allowed(config["_target_"])
+
+
 def _check(node: Any) -> None:
     """Walk plain containers and check every `_target_` and its arguments."""
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():

@@ -22,7 +22,7 @@ from tprl.evaluation.entries import check_names, compared_entries, named_entries
 from tprl.evaluation.evaluator import Entry, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.report import write_report
-from tprl.evaluation.results import print_table, write_results, write_samples
+from tprl.evaluation.results import Row, card_results, print_table, write_results, write_samples
 from tprl.evaluation.served import ServedScore
 from tprl.evaluation.spread import spreads
 from tprl.lvlm import tiny_llava
@@ -66,7 +66,10 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     settings = _plain(cfg.stage.evaluation)
     entries = trained_entries(directory, settings) + named_entries(settings["pruners"], settings)
     check_names(entries)
-    _evaluate(run.lvlm, build(cfg.dataset, split="test"), entries, settings, cfg, directory, run.logger, run.curves)
+    test_set = build(cfg.dataset, split="test")
+    rows = _evaluate(run.lvlm, test_set, entries, settings, cfg, directory, run.logger, run.curves)
+    run.pruner.trained_on["results"] = card_results(rows, entries[0].name, settings["limit"] or len(test_set))
+    run.pruner.save_pretrained(directory / "pruner")
     return directory
 
 
@@ -191,6 +194,8 @@ class Training:
         self._collect_curves(module, name)
         self.pruner.trained_on |= {
             "model": self.cfg.model.get("name"),
+            "family": getattr(self.lvlm, "model_type", None),
+            "pretrained": self.cfg.model.get("pretrained"),
             "dataset": self.train_set.name,
             "stages": [*self.pruner.trained_on.get("stages", []), name],
             "seed": self.cfg.seed,
@@ -303,8 +308,8 @@ def _evaluate(
     directory: Path,
     logger: Any,
     curves: Mapping[str, list[tuple[float, float]]] | None = None,
-) -> None:
-    """Answer everything, then table, files and report."""
+) -> list[Row]:
+    """Answer everything, then table, files and report; returns the rows of `results.csv`."""
     scorer = Scorer(lvlm, dataset)
     answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], Progress("evaluate"))
     rows = summarise(answered, lvlm.name, dataset.name)
@@ -346,3 +351,4 @@ def _evaluate(
         print(analysis.guided_line(guided))
     print(sentence)
     print(f"report: {directory / 'report.html'}")
+    return rows

@@ -183,7 +183,10 @@ class GatedLVLM(LVLM, Protocol):
 
 @runtime_checkable
 class Pruner(Protocol):
-    """Decides which visual tokens live. `extras` names what it needs beyond the projected tokens."""
+    """Decides which visual tokens live. `extras` names what it needs beyond the projected tokens.
+
+    One that reads `Encoded.question` says so by an attribute `reads_question`.
+    """
 
     name: str
     extras: frozenset[str]

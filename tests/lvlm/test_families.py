@@ -186,20 +186,49 @@ def test_any_number_of_images(lvlm: FrozenLVLM, chosen: tuple[Sample, ...]) -> N
     assert torch.allclose(chat.score(splice(alone, keep_all(alone)), ["yes"])[0], log_prob[-1:], atol=1e-5)
 
 
-def test_a_local_folder_is_the_same_model(lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path) -> None:
-    lvlm.model.save_pretrained(tmp_path)
+def save(lvlm: FrozenLVLM, folder: Path) -> None:
+    """The folder that a user would have downloaded."""
+    lvlm.model.save_pretrained(folder)
     if lvlm.processor.__class__.__name__ == "ImageOnly":  # its video half is missing: the parts are saved
         lvlm.tokenizer.chat_template = lvlm.processor.chat_template
-        lvlm.tokenizer.save_pretrained(tmp_path)
-        lvlm.processor.image_processor.save_pretrained(tmp_path)
+        lvlm.tokenizer.save_pretrained(folder)
+        lvlm.processor.image_processor.save_pretrained(folder)
     else:
-        lvlm.processor.save_pretrained(tmp_path)
+        lvlm.processor.save_pretrained(folder)
+
+
+def test_a_local_folder_is_the_same_model(lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path) -> None:
+    save(lvlm, tmp_path)
     found = load_component("model", lvlm.name, pretrained=str(tmp_path), dtype="float32", max_new_tokens=6)
     again = found.encode(SAMPLES)
     assert torch.equal(again.input_ids, encoded.input_ids)
     prompt = splice(again, some(again))
     assert torch.allclose(logits(found, prompt), logits(lvlm, splice(encoded, some(encoded))), atol=1e-6)
     assert found.answer(prompt) == lvlm.answer(splice(encoded, some(encoded)))
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys")
+def test_a_model_spread_over_memory_and_disk_is_the_same_model(
+    lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path
+) -> None:
+    save(lvlm, tmp_path)
+    half = f"{(tmp_path / 'model.safetensors').stat().st_size // 2000}KB"
+    spread = load_component(
+        "model",
+        lvlm.name,
+        pretrained=str(tmp_path),
+        dtype="float32",
+        max_new_tokens=6,
+        placement="shard",
+        max_memory={"cpu": half},
+        offload_folder=str(tmp_path / "offload"),
+    )
+    assert {"cpu", "disk"} == set(spread.model.hf_device_map.values())
+    assert spread.device == torch.device("cpu")
+    prompt, again = (splice(one, some(one)) for one in (encoded, spread.encode(SAMPLES)))
+    answers = [sample.answers[0] for sample in SAMPLES]
+    assert spread.answer(again) == lvlm.answer(prompt)
+    assert torch.equal(spread.score(again, answers)[0], lvlm.score(prompt, answers)[0])
 
 
 def test_random_weights_leave_the_runs_own_seed_alone(lvlm: FrozenLVLM) -> None:

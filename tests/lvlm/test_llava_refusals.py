@@ -91,7 +91,7 @@ class TestBadSamples:
 
     def test_no_chat_template(self, folder: Path) -> None:
         lvlm = Llava(str(folder), name="toy")
-        lvlm.processor.chat_template = None
+        lvlm.processor.chat_template = lvlm.tokenizer.chat_template = None
         with pytest.raises(UserError, match=r"toy has no chat template: set model\.prompt") as caught:
             lvlm.encode(SAMPLES[:1])
         one_sentence(caught)
@@ -114,3 +114,67 @@ def test_the_device_of_a_process(
     if rank:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert Placement("float32", name).device == torch.device(expected)
+
+
+class TestPlacement:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"placement": "spread"}, r"model\.placement=spread is unknown: use one of replicate, shard"),
+            ({"load_in": "2bit"}, r"model\.load_in=2bit is unknown: use one of null, 8bit, 4bit"),
+            (
+                {"attention": "fast"},
+                r"model\.attention=fast is unknown: use one of null, sdpa, flash_attention_2, eager",
+            ),
+        ],
+    )
+    def test_unknown_values(self, folder: Path, options: dict[str, str], message: str) -> None:
+        with pytest.raises(UserError, match=message) as caught:
+            Llava(str(folder), **options)
+        one_sentence(caught)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"placement": "shard"}, r"needs the package accelerate: pip install 'tprl\[shard\]'"),
+            ({"load_in": "4bit"}, r"needs the package bitsandbytes: pip install 'tprl\[quant\]'"),
+        ],
+    )
+    def test_missing_packages(
+        self, folder: Path, options: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tprl.lvlm.loading.find_spec", lambda name: None)
+        with pytest.raises(UserError, match=message) as caught:
+            Llava(str(folder), **options)
+        one_sentence(caught)
+
+    def test_flash_attention_without_its_package(self, folder: Path) -> None:
+        with pytest.raises(UserError, match=r"model=llava cannot be loaded so: FlashAttention2") as caught:
+            Llava(str(folder), attention="flash_attention_2")
+        one_sentence(caught)
+
+    def test_one_copy_over_all_gpus_in_several_processes(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UserError, match=r"set trainer\.devices=1, or model\.placement=replicate") as caught:
+            Llava(str(folder), placement="shard")
+        one_sentence(caught)
+
+    def test_small_random_models_are_not_spread(self) -> None:
+        with pytest.raises(UserError, match=r"model\.pretrained=null makes small random ones") as caught:
+            Llava(None, placement="shard")
+        one_sentence(caught)
+
+    @pytest.mark.parametrize("pretrained", [True, False])
+    def test_attention_is_what_was_asked_for(self, folder: Path, pretrained: bool) -> None:
+        lvlm = Llava(str(folder) if pretrained else None, attention="eager")
+        assert lvlm.model.config.text_config._attn_implementation == "eager"
+        assert Llava(str(folder)).model.config.text_config._attn_implementation == "sdpa"
+
+    @pytest.mark.parametrize(("load_in", "bits"), [("8bit", 8), ("4bit", 4)])
+    def test_quantisation_is_passed_on(self, load_in: str, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tprl.lvlm.loading.find_spec", lambda name: True)
+        found = Placement("bfloat16", "cpu", load_in=load_in).arguments()
+        config = found["quantization_config"]
+        assert (config.load_in_8bit, config.load_in_4bit) == (bits == 8, bits == 4)
+        assert found["device_map"] == {"": torch.device("cpu")}
+        assert bits == 8 or config.bnb_4bit_compute_dtype == torch.bfloat16

@@ -217,7 +217,7 @@ class TestFolder:
     def test_saving_again_replaces_and_leaves_nothing_behind(self, tmp_path: Path) -> None:
         pruner(sharp=1.0).save_pretrained(tmp_path)
         pruner(sharp=3.0).save_pretrained(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
         found = load_pruner(tmp_path).state_dict()["net.policy_head.out.weight"]
         assert torch.equal(found, pruner(sharp=3.0).state_dict()["net.policy_head.out.weight"])
 

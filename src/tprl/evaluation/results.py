@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -227,3 +228,24 @@ def print_table(rows: Sequence[Row], console: Console | None = None, metric: str
         console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
     console.print(accuracy_table(rows, metric, plain=not console.is_terminal))
     console.print(Text(CONVENTION), soft_wrap=not console.is_terminal)
+
+
+def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[str, Any]]:
+    """The accuracies of a model card: all tokens, then the pruner and its adaptive mode at every keep ratio."""
+    shown = (FULL, pruner, f"{pruner}_adaptive")
+    return [
+        {
+            "dataset": row.dataset,
+            "questions": questions,
+            "pruner": row.pruner,
+            "keep_ratio": row.keep_ratio,
+            "kept_tokens": row.kept_tokens,
+            "accuracy": row.value,
+            "low": row.ci_low,
+            "high": row.ci_high,
+            "flops_ratio": row.flops_ratio,
+        }
+        for name in shown
+        for row in rows
+        if row.pruner == name and row.metric == "accuracy" and row.keep_ratio is not None
+    ]

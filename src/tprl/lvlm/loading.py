@@ -1,22 +1,17 @@
 """Where a model's weights come from, and where the model goes."""
 
 import os
-import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, ProcessorMixin
 
 from tprl.errors import UserError
+from tprl.hub import within_reach
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -85,7 +80,8 @@ class Placement:
             }
             found |= {"quantization_config": BitsAndBytesConfig(**kind[self.load_in]), "device_map": {"": self.device}}
         if self.shard:
-            found |= {"device_map": "auto", "max_memory": self.max_memory, "offload_folder": self.offload_folder}
+            memory = None if self.max_memory is None else dict(self.max_memory)  # accelerate writes into it
+            found |= {"device_map": "auto", "max_memory": memory, "offload_folder": self.offload_folder}
         return found
 
     def check_random(self, name: str) -> None:
@@ -121,7 +117,7 @@ def load(source: str, name: str, where: Placement, load_processor: Callable[[str
         UserError: nothing there or within reach, or damaged weights.
     """
     try:
-        if not _within_reach(source):
+        if not within_reach(source):
             raise OSError(f"{source} is neither a folder nor cached, and the hub does not answer")
         processor = load_processor(source)
         arguments = where.arguments()
@@ -140,27 +136,6 @@ def load(source: str, name: str, where: Placement, load_processor: Callable[[str
     if found["missing_keys"]:  # transformers would go on with random weights in their place
         raise _damaged(source, name, f"{min(found['missing_keys'])} is not there")
     return (model if "device_map" in arguments else model.to(where.device)), processor
-
-
-def _within_reach(source: str) -> bool:
-    """Whether loading can succeed at all. Asked first, because the hub's client retries for long without a network."""
-    if Path(source).is_dir():
-        return True
-    try:
-        if isinstance(try_to_load_from_cache(source, "config.json"), str):
-            return True
-    except HFValidationError:
-        return False
-    if HF_HUB_OFFLINE:
-        return False
-    if getproxies():  # only the client can tell
-        return True
-    hub = urlsplit(ENDPOINT)
-    try:
-        with socket.create_connection((hub.hostname or "", hub.port or 443), timeout=3):
-            return True
-    except OSError:
-        return False
 
 
 def _damaged(source: str, name: str, reason: str) -> UserError:

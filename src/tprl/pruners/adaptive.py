@@ -35,7 +35,7 @@ class Adaptive:
             raise UserError(f"pruner {pruner.name} has learnt no budgets: run stage=adapt stage.init_from=<its run>.")
         self.pruner = pruner
         self.name = f"{pruner.name}_adaptive"
-        self.extras = pruner.extras
+        self.extras, self.trained_on, self.reads_question = pruner.extras, pruner.trained_on, pruner.reads_question
 
     def price(self, keep_ratio: float) -> float:
         """Answer probability that the whole image must be worth for the mean kept fraction to be `keep_ratio`.

@@ -1,6 +1,7 @@
 """What every trained pruner shares: codes of the tokens, logits from a network, a way to serve them, and a folder."""
 
 import json
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,17 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tprl import cost
+from tprl import cost, hub
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
 from tprl.policy.dpp import cosine_kernel
 from tprl.policy.networks import PolicyInput
+from tprl.pruners.card import model_card
 from tprl.pruners.random import stable_seed
 from tprl.types import Encoded, TokenSelection
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -122,6 +124,11 @@ class LearnedPruner(nn.Module, ABC):
         words = query.float(), query_mask
         return PolicyInput(codes.detach(), places(encoded), mask, *words, kernel, encoded.image_of)
 
+    @property
+    def reads_question(self) -> bool:
+        """Whether its choice depends on the question."""
+        return getattr(self.net, "query", "none") != "none"
+
     @torch.no_grad()
     def logits(self, x: PolicyInput, keep_ratio: float) -> Float[Tensor, "B V"]:
         """One forward pass on the unpruned state."""
@@ -212,8 +219,18 @@ class LearnedPruner(nn.Module, ABC):
 
     # --- folder ------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: Path, half: bool = False) -> None:
-        """Write `model.safetensors` (fp16 if `half`) and `config.json`; complete or not at all."""
+    @staticmethod
+    def from_pretrained(pretrained: str | Path, revision: str | None = None) -> "LearnedPruner":
+        """A trained pruner from a folder, a run directory, the name of one that ships, or a hub id.
+
+        Raises:
+            UserError: nothing there, damaged, or of a kind this version does not know.
+        """
+        return load_pruner(pretrained, revision)
+
+    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
+        """Write `model.safetensors` (fp16 if `half`), `config.json` and a model card; each complete or not at all."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().contiguous().cpu() for key, value in self.state_dict().items()}
         if half:
@@ -221,8 +238,20 @@ class LearnedPruner(nn.Module, ABC):
         save_file(state, folder / f"{WEIGHTS}.part")
         about = {"pruner": self.name, **self.config, **asdict(self.serving), "trained_on": self.trained_on}
         (folder / f"{CONFIG}.part").write_text(json.dumps(about, indent=1) + "\n")
-        for name in (WEIGHTS, CONFIG):
+        (folder / f"{CARD}.part").write_text(model_card(self.name, self.trained_on, folder.name))
+        for name in (WEIGHTS, CONFIG, CARD):
             (folder / f"{name}.part").replace(folder / name)
+
+    def push_to_hub(self, repo: str, private: bool = False, token: str | None = None) -> str:
+        """Write what `save_pretrained` writes to a model repository on the hub; returns its address.
+
+        Raises:
+            UserError: the hub is out of reach, or refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            (Path(folder) / CARD).write_text(model_card(self.name, self.trained_on, repo))
+            return hub.push(Path(folder), repo, private, token)
 
 
 def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
@@ -247,14 +276,17 @@ def uniforms(uids: Sequence[str], seed: int, width: int) -> Float[Tensor, "B N"]
     return torch.stack(rows) if rows else torch.zeros(0, width)
 
 
-def find_pruner(pretrained: str | Path) -> Path:
-    """The folder with the weights: one that ships with TPRL, a run directory's `pruner/`, or the folder itself.
+def find_pruner(pretrained: str | Path, revision: str | None = None) -> Path:
+    """The folder with the weights: one that ships with TPRL, a run directory's `pruner/`, the folder itself, or what
+    the hub has under that id.
 
     Raises:
         UserError: no such folder, or no weights in it.
     """
     places = [ASSETS / pretrained, Path(pretrained) / "pruner", Path(pretrained)]
     folder = next((place for place in places if (place / CONFIG).is_file()), Path(pretrained))
+    if not folder.exists() and str(pretrained).count("/") == 1:
+        folder = hub.fetch(str(pretrained), (WEIGHTS, CONFIG, CARD), revision)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: give the directory that a training run printed as `run:`.")
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
@@ -295,8 +327,9 @@ def load_weights(pruner: LearnedPruner, folder: Path) -> None:
     pruner.load_state_dict({key: state[key].to(own[key].dtype) for key in own})
 
 
-def load_pruner(pretrained: str | Path) -> LearnedPruner:
-    """A trained pruner from a folder, from a run directory (its `pruner/`), or by the name of one that ships.
+def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedPruner:
+    """A trained pruner from a folder, from a run directory (its `pruner/`), from the hub, or by the name of one that
+    ships.
 
     Raises:
         UserError: nothing there, damaged, or of a kind this version does not know.
@@ -304,7 +337,7 @@ def load_pruner(pretrained: str | Path) -> LearnedPruner:
     from tprl.pruners.mlp import MLPPruner
     from tprl.pruners.tprl import TPRL
 
-    folder = find_pruner(pretrained)
+    folder = find_pruner(pretrained, revision)
     about = read_config(folder)
     kinds: dict[str, type[LearnedPruner]] = {TPRL.name: TPRL, MLPPruner.name: MLPPruner}
     kind = about.pop("pruner", None)

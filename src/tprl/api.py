@@ -1,0 +1,306 @@
+"""Pruning on a stock Hugging Face model: `tprl.prune(model, pruner, keep_ratio=1/3)`, then `model.generate` as ever."""
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tprl.budget import check_keep_ratio, image_rows
+from tprl.build import choices, load_component, target_of
+from tprl.errors import UserError
+from tprl.hub import within_reach
+from tprl.lvlm.frozen import FrozenLVLM, axes
+from tprl.lvlm.questions import QuestionFinder
+from tprl.pruners.learned import LearnedPruner
+from tprl.splice import splice
+from tprl.types import Encoded, Pruner, TokenSelection
+
+# What the processor gives beside pixels; `generate` gets our own in their place.
+TEXT_INPUTS = ("attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids")
+# Arguments that would read the unpruned prompt behind our back.
+REFUSED = {
+    "pixel_values_videos": "videos are not pruned yet: give images, or call undo() first",
+    "inputs_embeds": "there is nothing to prune in embeddings: give input_ids and pixel_values",
+    "past_key_values": "a cache of an earlier call cannot be continued: give the whole conversation with its images",
+    "assistant_model": "assisted decoding reads the unpruned prompt: leave it out",
+    "prompt_lookup_num_tokens": "prompt lookup reads the unpruned prompt: leave it out",
+    "prefill_chunk_size": "a pruned prompt is prefilled in one piece: leave it out",
+    "mm_encoder_outputs": "images are encoded here: give pixel_values",
+}
+
+MARK = "holds_pruned_prompt"  # on caches that are returned: positions and lengths are not those of the prompt's ids
+
+
+class Kept(NamedTuple):
+    """What is left of one image."""
+
+    indices: Int[Tensor, " K"]  # in raster order, view by view; of a new token, the place where it stands
+    grid: tuple[tuple[int, int], ...]  # (rows, columns) of each view (crop) of the image
+
+    @property
+    def total(self) -> int:
+        """Visual tokens before pruning."""
+        return sum(rows * columns for rows, columns in self.grid)
+
+
+class Pruning:
+    """A model whose `generate` prunes; made by `prune`.
+
+    Attributes:
+        kept: of the latest call, for each prompt a list with a `Kept` per image; empty before the first call.
+    """
+
+    def __init__(
+        self,
+        lvlm: FrozenLVLM,
+        pruner: Pruner,
+        keep_ratio: float | None,
+        question: QuestionFinder | None,
+        positions: str,
+    ) -> None:
+        self.lvlm, self.pruner, self.keep_ratio = lvlm, pruner, keep_ratio
+        self.positions: Literal["keep", "compact"] = positions  # type: ignore[assignment]  # prune has checked it
+        self.kept: list[list[Kept]] = []
+        self._question = question
+        self._stock: Callable[..., Any] = lvlm.model.generate
+        self._before = vars(lvlm.model).get("generate")  # almost always None: the class has it
+        functools.update_wrapper(self, self._stock)  # inspect.signature shows the stock one's
+        lvlm.model.generate = self
+
+    def undo(self) -> None:
+        """The model is again what it was. A second call does nothing."""
+        model = self.lvlm.model
+        if model.generate is not self:
+            return
+        del model.generate
+        if self._before is not None:
+            model.generate = self._before
+
+    def __enter__(self) -> "Pruning":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.undo()
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The stock `generate`, of a prompt without the visual tokens that the pruner drops.
+
+        The stock method gets the pruned prompt as embeddings, which the first forward reads, and the original ids,
+        which everything else reads: the output, streamers, processors of logits, stopping criteria.
+
+        Raises:
+            UserError: an argument that cannot be honoured, or inputs that do not belong together.
+        """
+        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if kwargs.get("pixel_values") is None:
+            self._check_text_only(kwargs)
+            self.kept = [[] for _ in range(0 if ids is None else len(ids))]
+            return self._stock(ids, *args, **kwargs)
+        config = args[0] if args else kwargs.get("generation_config")
+        self._check(ids, config, kwargs)
+        ids = ids.to(self.lvlm.device)
+        encoded = self._encode(ids, kwargs)
+        selection = self.pruner.select(encoded, self.keep_ratio)
+        self.kept = kept(encoded, selection)
+        prompt = splice(encoded, selection, self.positions)
+        with self.lvlm.deepstack(prompt.deep, prompt.visual):
+            out = self._stock(
+                ids,
+                *args,
+                inputs_embeds=prompt.embeds,
+                attention_mask=prompt.attention.long(),
+                position_ids=axes(prompt.positions),
+                **self._remaining(ids.shape[1], config, kwargs),
+            )
+        if getattr(out, "past_key_values", None) is not None:
+            setattr(out.past_key_values, MARK, True)
+        return out
+
+    def _encode(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Encoded:
+        attention = kwargs.get("attention_mask")
+        attention = torch.ones_like(ids) if attention is None else attention.to(ids.device)
+        question = torch.zeros_like(ids, dtype=torch.bool)
+        if self._question is not None:
+            question = self._question(ids, attention.bool())
+        inputs = {name: kwargs[name] for name in self.lvlm.pixel_inputs if name in kwargs}
+        missing = [name for name in self.lvlm.pixel_inputs if name not in inputs]
+        if missing:
+            raise UserError(f"generate was not given {', '.join(missing)}: pass all that the processor returns.")
+        inputs |= {"input_ids": ids, "attention_mask": attention}
+        return self.lvlm.encode_inputs(inputs, self.pruner.extras, question)
+
+    def _remaining(self, length: int, config: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the stock `generate` still needs. `max_length` and `min_length` count the original prompt, and the
+        stock code would count the pruned one: both become numbers of new tokens."""
+        own = {*TEXT_INPUTS, *self.lvlm.pixel_inputs}
+        rest = {name: value for name, value in kwargs.items() if name not in own}
+        for bound in ("max", "min"):
+            given = rest.pop(f"{bound}_length", None)
+            given = _setting(f"{bound}_length", config, self.lvlm.model.generation_config) if given is None else given
+            new = rest.get(f"{bound}_new_tokens")
+            new = _setting(f"{bound}_new_tokens", config, self.lvlm.model.generation_config) if new is None else new
+            if given and new is None:
+                rest[f"{bound}_new_tokens"] = max(given - length, 0)
+        return rest
+
+    def _check(self, ids: Tensor | None, config: Any, kwargs: Mapping[str, Any]) -> None:
+        for name, why in REFUSED.items():
+            if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+                raise UserError(f"generate got {name}, and this model is pruned: {why}.")
+        if ids is None:
+            raise UserError("generate got pixel_values without input_ids: pass all that the processor returns.")
+        pad = self.lvlm.model.generation_config.pad_token_id
+        if kwargs.get("attention_mask") is None and len(ids) > 1 and pad is not None and bool((ids == pad).any()):
+            raise UserError("generate got a padded batch without attention_mask: pass all that the processor returns.")
+        cache = kwargs.get("use_cache")
+        cache = _setting("use_cache", config, self.lvlm.model.generation_config) if cache is None else cache
+        if cache is False and self.positions == "keep":
+            raise UserError(
+                "use_cache=False makes transformers take the gaps between pruned tokens for packed sequences: leave "
+                "the cache on, or prune with positions='compact'."
+            )
+
+    def _check_text_only(self, kwargs: Mapping[str, Any]) -> None:
+        """Videos, and the cache of a pruned prompt, need no pixel_values to go wrong."""
+        name = "pixel_values_videos" if kwargs.get("pixel_values_videos") is not None else "past_key_values"
+        if name in kwargs and (name != "past_key_values" or hasattr(kwargs[name], MARK)):
+            raise UserError(f"generate got {name}, and this model is pruned: {REFUSED[name]}.")
+
+
+def prune(
+    model: Any,
+    pruner: Pruner | str,
+    keep_ratio: float | None = None,
+    *,
+    threshold: float | None = None,
+    processor: Any = None,
+    positions: str = "keep",
+) -> Pruning:
+    """Make a stock model's own `generate(**processor(...))` prune visual tokens: same inputs, same outputs.
+
+    Vision tower and projector run as ever; the language model reads the kept tokens only, in prefill and in every
+    decoding step. Prompts without images pass through untouched. `model(...)` itself is not changed.
+
+    Args:
+        model: a LLaVA, LLaVA-NeXT, Qwen2.5-VL, Qwen3-VL, InternVL or SmolVLM of transformers.
+        pruner: a `Pruner`, or the name of one (`conf/pruner/*.yaml`), such as "random".
+        keep_ratio: fraction of each image's visual tokens to keep, in (0, 1]; for "tprl_adaptive" the mean over
+            questions.
+        threshold: instead of a keep_ratio, keep every token whose keep probability is above it; for policies that were
+            trained with free budgets.
+        processor: the model's processor or tokenizer, for pruners that read the question; by default the one that
+            belongs to the weights that the model was loaded from.
+        positions: "keep" leaves survivors at their places, "compact" closes the gaps.
+
+    Returns:
+        A handle: `undo()` restores the model exactly, as does leaving a `with` block; `kept` says what was kept.
+
+    Raises:
+        UserError: a model without image tokens that we know, a pruner made for another one, or a ratio outside (0, 1].
+    """
+    if positions not in ("keep", "compact"):
+        raise UserError(f"positions={positions} is unknown: use keep or compact.")
+    lvlm = family_of(model).around(model, processor)
+    made: Any = load_component("pruner", pruner) if isinstance(pruner, str) else pruner
+    if keep_ratio is not None:
+        keep_ratio = check_keep_ratio(keep_ratio)
+    if threshold is not None:
+        made = _with_threshold(made, keep_ratio, threshold)
+    elif keep_ratio is None and not (isinstance(made, LearnedPruner) and made.serving.tau is not None):
+        raise UserError(f"{made.name} needs a kept fraction of the visual tokens: give keep_ratio in (0, 1], e.g. 1/3.")
+    _check_fit(made, lvlm)
+    if isinstance(model.generate, Pruning):
+        raise UserError("this model is pruned already: call undo() on the handle that prune returned first.")
+    finder = None
+    if getattr(made, "reads_question", False):
+        finder = QuestionFinder(_processor(lvlm, made.name), lvlm.image_token)
+    return Pruning(lvlm, made, keep_ratio, finder, positions)
+
+
+def family_of(model: Any) -> type[FrozenLVLM]:
+    """The class that knows this model's family, by the `model_type` of its config.
+
+    Raises:
+        UserError: there is none.
+    """
+    targets = [target_of("model", name) for name in choices("model")]
+    known = {target.model_type: target for target in targets if issubclass(target, FrozenLVLM)}
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in known:
+        raise UserError(
+            f"{type(model).__name__} (model_type {kind}) has no image tokens that TPRL knows how to prune: "
+            f"it knows {', '.join(sorted(known))}."
+        )
+    return known[kind]
+
+
+def kept(encoded: Encoded, selection: TokenSelection) -> list[list[Kept]]:
+    """Which tokens of each image of each prompt the language model reads."""
+    standing = selection.keep.clone()
+    if selection.extra_at is not None and selection.extra_mask is not None:
+        row, token = selection.extra_mask.nonzero(as_tuple=True)
+        standing[row, selection.extra_at[row, token]] = True
+    images = image_rows(encoded.visual_mask, encoded.image_of)
+    found: list[list[Kept]] = [[] for _ in encoded.uids]
+    lines = (images.split(standing) & images.mask).cpu()
+    for sample, line in zip(images.sample.tolist(), lines, strict=True):
+        found[sample].append(Kept(line.nonzero().squeeze(1), encoded.grids[sample][len(found[sample])]))
+    return found
+
+
+def _with_threshold(pruner: Any, keep_ratio: float | None, threshold: float) -> LearnedPruner:
+    """The same pruner with another threshold; the given one keeps its own."""
+    if keep_ratio is not None:
+        raise UserError(f"keep_ratio={keep_ratio} and threshold={threshold} contradict each other: give one of them.")
+    if not isinstance(pruner, LearnedPruner) or "threshold_ratio" not in pruner.trained_on:
+        raise UserError(
+            f"threshold={threshold} means nothing to {pruner.name}, which was not trained with free budgets: give "
+            "keep_ratio; budgets per question are pruner='tprl_adaptive' with keep_ratio as their mean."
+        )
+    if not 0 <= threshold < 1:
+        raise UserError(f"threshold={threshold} is no keep probability: give a number in [0, 1).")
+    other = copy.copy(pruner)
+    other.serving = replace(pruner.serving, tau=float(threshold))
+    return other
+
+
+def _check_fit(pruner: Any, lvlm: FrozenLVLM) -> None:
+    lvlm.check_extras(frozenset(pruner.extras), lvlm.known_extras)
+    about = getattr(pruner, "trained_on", {})
+    family = about.get("family")
+    if family is not None and family != lvlm.model_type:
+        raise UserError(
+            f"pruner {pruner.name} was trained for a {family} ({about.get('model')}), and this model is a "
+            f"{lvlm.model_type}: train one for it with `python -m src.train stage=all model=...`."
+        )
+    width = getattr(getattr(pruner, "pruner", pruner), "token_width", lvlm.width)
+    if width != lvlm.width:
+        raise UserError(
+            f"pruner {pruner.name} reads tokens of width {width}, this LVLM's have {lvlm.width}: train one for it with "
+            "`python -m src.train stage=all model=...`."
+        )
+
+
+def _processor(lvlm: FrozenLVLM, name: str) -> Any:
+    if lvlm.processor is not None:
+        return lvlm.processor
+    source = getattr(lvlm.model, "name_or_path", "")
+    why = "it was not loaded from a folder or the hub"
+    if source and within_reach(source):
+        try:
+            return lvlm.load_processor(source)
+        except (OSError, ValueError) as error:
+            why = str(error).strip().splitlines()[0]
+    raise UserError(f"{name} reads the question, and this model's processor is not there ({why}): give processor=...")
+
+
+def _setting(name: str, config: Any, default: Any) -> Any:
+    """A setting of the generation config of this call, or of the model's own."""
+    value = getattr(config, name, None)
+    return getattr(default, name, None) if value is None else value

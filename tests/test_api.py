@@ -1,0 +1,405 @@
+"""`tprl.prune` on stock models: what goes in and what comes out is the stock `generate`'s."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from tests.lvlm.test_families import FAMILIES, SAMPLES, masked
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+import tprl
+from tprl.budget import budget
+from tprl.build import load_component
+from tprl.errors import UserError
+from tprl.lvlm.frozen import FrozenLVLM, axes
+from tprl.pruners.random import RandomPruner
+from tprl.pruners.tprl import TPRL
+from tprl.splice import splice
+from tprl.types import Prompt, Sample
+
+TWO = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))
+MIXED = [SAMPLES[0], TWO, SAMPLES[3]._replace(images=()), SAMPLES[4]]
+NEW = 6
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
+    return load_component("model", request.param, pretrained=None, dtype="float32", max_new_tokens=NEW)
+
+
+@pytest.fixture(scope="module")
+def llava() -> FrozenLVLM:
+    return load_component("model", "llava", pretrained=None, dtype="float32", max_new_tokens=NEW)
+
+
+def inputs(lvlm: FrozenLVLM, samples: list[Sample]) -> dict[str, Tensor]:
+    images = [list(sample.images) for sample in samples] if any(sample.images for sample in samples) else None
+    texts = [lvlm.render(sample) for sample in samples]
+    return dict(lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt"))
+
+
+def policy(lvlm: FrozenLVLM) -> TPRL:
+    """An untrained policy with logits that differ, and that depend on the question."""
+    torch.manual_seed(0)
+    made = TPRL(lvlm.width, code_width=8, hidden=16, width=16, layers=1, heads=2, select="topk")
+    with torch.no_grad():
+        made.net.policy_head.out.weight.mul_(50)
+    return made.eval()
+
+
+def pruned_prompt(lvlm: FrozenLVLM, samples: list[Sample], pruner: Any, ratio: float) -> Prompt:
+    encoded = lvlm.encode(samples, pruner.extras)
+    return splice(encoded, pruner.select(encoded, ratio))
+
+
+class TestEveryFamily:
+    def test_keeping_everything_changes_nothing(self, lvlm: FrozenLVLM) -> None:
+        batch = inputs(lvlm, MIXED)
+        expected = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        with tprl.prune(lvlm.model, "random", keep_ratio=1.0):
+            found = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        assert torch.equal(found, expected)
+
+    def test_pruned_generation_is_that_of_the_masked_model(self, lvlm: FrozenLVLM) -> None:
+        """Against the definition of pruning: dropped tokens are masked out of attention, at every step."""
+        made, batch = policy(lvlm), inputs(lvlm, MIXED)
+        with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
+            found = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        assert torch.equal(found[:, : batch["input_ids"].shape[1]], batch["input_ids"])
+        encoded = lvlm.encode(MIXED)
+        reference = masked(encoded, made.select(encoded, 0.3))
+        with lvlm.deepstack(reference.deep, encoded.is_visual):
+            expected = lvlm.model.generate(
+                inputs_embeds=reference.embeds,
+                attention_mask=reference.attention.long(),
+                position_ids=axes(reference.positions),
+                max_new_tokens=NEW,
+                do_sample=False,
+            )
+        assert torch.equal(found[:, batch["input_ids"].shape[1] :], expected)
+
+    def test_a_prompt_alone_answers_and_keeps_as_in_a_batch(self, lvlm: FrozenLVLM) -> None:
+        with tprl.prune(lvlm.model, RandomPruner(), keep_ratio=0.4) as pruning:
+            batch = inputs(lvlm, MIXED)
+            together = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+            kept = pruning.kept
+            for row, sample in enumerate(MIXED):
+                one = inputs(lvlm, [sample])
+                alone = lvlm.model.generate(**one, max_new_tokens=NEW, do_sample=False)
+                new = alone[0, one["input_ids"].shape[1] :].tolist()
+                padded = together[row, batch["input_ids"].shape[1] :].tolist()
+                assert new == padded[: len(new)]
+                assert len(pruning.kept[0]) == len(sample.images)
+                for mine, other in zip(pruning.kept[0], kept[row], strict=True):
+                    assert torch.equal(mine.indices, other.indices)
+
+    def test_what_was_kept_is_the_budget_of_each_image(self, lvlm: FrozenLVLM) -> None:
+        encoded = lvlm.encode(MIXED)
+        with tprl.prune(lvlm.model, "random", keep_ratio=0.3) as pruning:
+            assert pruning.kept == []
+            lvlm.model.generate(**inputs(lvlm, MIXED), max_new_tokens=1)
+        for sample, images in zip(MIXED, pruning.kept, strict=True):
+            assert len(images) == len(sample.images)
+        for row, images in enumerate(pruning.kept):
+            assert [one.grid for one in images] == list(encoded.grids[row])
+            assert [len(one.indices) for one in images] == [budget(0.3, one.total) for one in images]
+
+    def test_beams_and_several_sequences(self, lvlm: FrozenLVLM) -> None:
+        made, batch = policy(lvlm), inputs(lvlm, [TWO, SAMPLES[4]])
+        options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": NEW, "do_sample": False}
+        with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
+            found = lvlm.model.generate(**batch, **options)
+        prompt = pruned_prompt(lvlm, [TWO, SAMPLES[4]], made, 0.3)
+        with lvlm.deepstack(prompt.deep, prompt.visual):
+            expected = lvlm.model.generate(
+                inputs_embeds=prompt.embeds,
+                attention_mask=prompt.attention.long(),
+                position_ids=axes(prompt.positions),
+                **options,
+            )
+        assert torch.equal(found[:, batch["input_ids"].shape[1] :], expected)
+        assert len(found) == 4
+
+    def test_a_conversation_of_two_turns_asks_the_last_question(self, lvlm: FrozenLVLM) -> None:
+        turns = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is the color?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "red."}]},
+            {"role": "user", "content": [{"type": "text", "text": "is it large?"}]},
+        ]
+        text = lvlm.tokenizer.apply_chat_template(
+            turns, chat_template=lvlm.processor.chat_template, add_generation_prompt=True, tokenize=False
+        )
+        image = SAMPLES[0].images[0]
+        batch = dict(lvlm.processor(text=[text], images=[[image]], return_tensors="pt"))
+        made = policy(lvlm)
+        with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor) as pruning:
+            question = pruning._question
+            assert question is not None
+            found = question(batch["input_ids"], batch["attention_mask"].bool())
+            assert lvlm.tokenizer.decode(batch["input_ids"][found]) == "is it large?"
+            out = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        assert torch.equal(out[:, : batch["input_ids"].shape[1]], batch["input_ids"])
+
+
+class Collect:
+    """A streamer that remembers."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.parts.append(value.clone())
+
+    def end(self) -> None:
+        self.ended = True
+
+
+class WatchingProcessor(LogitsProcessor):
+    """Remembers the ids it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.seen.append(input_ids.clone())
+        return scores
+
+
+class WatchingCriterion(StoppingCriteria):
+    """Remembers the ids it is shown, and never stops."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        self.seen.append(input_ids.clone())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+class TestGenerate:
+    """Everything else that the stock method can do."""
+
+    def test_streamers_get_the_prompt_and_then_the_answer(self, llava: FrozenLVLM) -> None:
+        batch, streamer = inputs(llava, SAMPLES[:1]), Collect()
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            out = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False, streamer=streamer)
+        assert torch.equal(streamer.parts[0], batch["input_ids"])
+        assert torch.equal(torch.cat([part.flatten() for part in streamer.parts]), out[0])
+        assert streamer.ended
+
+    def test_processors_and_criteria_read_the_original_prompt(self, llava: FrozenLVLM) -> None:
+        batch, watcher, stopper = inputs(llava, SAMPLES[:2]), WatchingProcessor(), WatchingCriterion()
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            llava.model.generate(
+                **batch,
+                max_new_tokens=3,
+                do_sample=False,
+                logits_processor=LogitsProcessorList([watcher]),
+                stopping_criteria=StoppingCriteriaList([stopper]),
+            )
+        for seen in (watcher.seen, stopper.seen):
+            assert torch.equal(seen[0][:, : batch["input_ids"].shape[1]], batch["input_ids"])
+
+    def test_sampling_is_seeded_as_ever(self, llava: FrozenLVLM) -> None:
+        batch = inputs(llava, SAMPLES[:2])
+        options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "num_return_sequences": 3}
+        torch.manual_seed(3)
+        expected = llava.model.generate(**batch, **options)
+        with tprl.prune(llava.model, "keep_all", keep_ratio=1.0):
+            torch.manual_seed(3)
+            assert torch.equal(llava.model.generate(**batch, **options), expected)
+
+    @pytest.mark.parametrize("how", ["argument", "config", "model"])
+    def test_lengths_count_the_original_prompt(self, llava: FrozenLVLM, how: str) -> None:
+        batch = inputs(llava, SAMPLES[:2])
+        length = batch["input_ids"].shape[1]
+        own = llava.model.generation_config
+        options: dict[str, Any] = {"max_length": length + 4, "min_length": length + 4}
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            if how == "argument":
+                out = llava.model.generate(**batch, do_sample=False, **options)
+            elif how == "config":
+                ids = {"pad_token_id": own.pad_token_id, "eos_token_id": own.eos_token_id}
+                out = llava.model.generate(
+                    **batch, generation_config=GenerationConfig(do_sample=False, **options, **ids)
+                )
+            else:
+                own.update(**options)
+                out = llava.model.generate(**batch, do_sample=False)
+                own.update(max_length=None, min_length=None)
+        assert out.shape[1] == length + 4
+
+    def test_a_dictionary_is_returned_on_demand(self, llava: FrozenLVLM) -> None:
+        batch = inputs(llava, SAMPLES[:2])
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            out = llava.model.generate(
+                **batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True
+            )
+        assert torch.equal(out.sequences[:, : batch["input_ids"].shape[1]], batch["input_ids"])
+        assert len(out.logits) == out.sequences.shape[1] - batch["input_ids"].shape[1]
+        kept = budget(0.3, 36)
+        text = int((batch["input_ids"][0] != llava.image_token).sum())
+        assert out.past_key_values.get_seq_length() < batch["input_ids"].shape[1]
+        assert out.past_key_values.get_seq_length() <= text + kept + 3
+
+    def test_a_static_cache(self, llava: FrozenLVLM) -> None:
+        batch = inputs(llava, SAMPLES[:3])
+        options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            expected = llava.model.generate(**batch, **options)
+            found = llava.model.generate(**batch, **options, cache_implementation="static", disable_compile=True)
+        assert torch.equal(found, expected)
+
+    def test_positional_ids_and_right_padding(self, llava: FrozenLVLM) -> None:
+        batch = inputs(llava, SAMPLES[:1])
+        ids = batch.pop("input_ids")
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            expected = llava.model.generate(input_ids=ids, **batch, max_new_tokens=3, do_sample=False)
+            assert torch.equal(llava.model.generate(ids, **batch, max_new_tokens=3, do_sample=False), expected)
+
+    def test_text_passes_untouched(self, llava: FrozenLVLM) -> None:
+        batch = inputs(llava, [SAMPLES[0]._replace(images=())])
+        expected = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        with tprl.prune(llava.model, "random", keep_ratio=0.3) as pruning:
+            assert torch.equal(llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False), expected)
+            assert pruning.kept == [[]]
+
+    def test_compact_positions(self, llava: FrozenLVLM) -> None:
+        made, batch = policy(llava), inputs(llava, SAMPLES[:2])
+        with tprl.prune(llava.model, made, keep_ratio=0.3, processor=llava.processor, positions="compact"):
+            found = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        encoded = llava.encode(SAMPLES[:2])
+        texts = llava.answer(splice(encoded, made.select(encoded, 0.3), positions="compact"))
+        new = found[:, batch["input_ids"].shape[1] :]
+        assert llava.tokenizer.batch_decode(new, skip_special_tokens=True) == texts
+
+    def test_methods_that_make_new_tokens(self, llava: FrozenLVLM) -> None:
+        with tprl.prune(llava.model, "pooling", keep_ratio=0.25) as pruning:
+            llava.model.generate(**inputs(llava, [TWO]), max_new_tokens=1)
+        assert [len(one.indices) for one in pruning.kept[0]] == [budget(0.25, one.total) for one in pruning.kept[0]]
+
+
+class TestUndo:
+    def test_leaves_nothing_behind(self, llava: FrozenLVLM) -> None:
+        before = dict(vars(llava.model))
+        with tprl.prune(llava.model, "random", keep_ratio=0.3) as pruning:
+            assert llava.model.generate is pruning
+            assert inspect.signature(llava.model.generate) == inspect.signature(pruning._stock)
+        assert vars(llava.model) == before
+        pruning.undo()
+        assert vars(llava.model) == before
+
+    def test_also_after_an_error(self, llava: FrozenLVLM) -> None:
+        with pytest.raises(RuntimeError, match="mine"), tprl.prune(llava.model, "random", keep_ratio=0.3):
+            raise RuntimeError("mine")
+        assert "generate" not in vars(llava.model)
+
+    def test_a_method_of_ones_own_comes_back(self, llava: FrozenLVLM) -> None:
+        own = llava.model.generate
+        llava.model.generate = own
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            pass
+        assert vars(llava.model)["generate"] is own
+        del llava.model.generate
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"keep_ratio": 1.7}, r"keep_ratio=1\.7 is not a kept fraction"),
+            ({"keep_ratio": 0.0}, "is not a kept fraction"),
+            ({}, "random needs a kept fraction of the visual tokens"),
+            ({"threshold": 0.5}, "threshold=0.5 means nothing to random"),
+            ({"keep_ratio": 0.3, "threshold": 0.5}, "contradict each other"),
+            ({"keep_ratio": 0.3, "positions": "gapped"}, "positions=gapped is unknown: use keep or compact"),
+        ],
+    )
+    def test_of_arguments(self, llava: FrozenLVLM, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            tprl.prune(llava.model, "random", **options)
+        assert "generate" not in vars(llava.model)
+
+    def test_an_unknown_pruner(self, llava: FrozenLVLM) -> None:
+        with pytest.raises(UserError, match=r"pruner=magic does not exist; choose one of: .*random"):
+            tprl.prune(llava.model, "magic", keep_ratio=0.3)
+
+    def test_a_model_without_image_tokens(self) -> None:
+        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20))
+        with pytest.raises(UserError, match=r"GPT2LMHeadModel \(model_type gpt2\) has no image tokens that TPRL knows"):
+            tprl.prune(model, "random", keep_ratio=0.3)
+
+    def test_a_pruner_for_another_width_or_family(self, llava: FrozenLVLM) -> None:
+        with pytest.raises(UserError, match="reads tokens of width 192, this LVLM's have 48: train one for it"):
+            tprl.prune(llava.model, "tprl", keep_ratio=0.3)
+        made = policy(llava)
+        made.trained_on |= {"family": "qwen2_5_vl", "model": "Qwen"}
+        with pytest.raises(UserError, match=r"trained for a qwen2_5_vl \(Qwen\), and this model is a llava: train one"):
+            tprl.prune(llava.model, made, keep_ratio=0.3, processor=llava.processor)
+
+    def test_what_the_family_cannot_provide(self) -> None:
+        lvlm = load_component("model", "smolvlm2", pretrained=None, dtype="float32")
+        with pytest.raises(UserError, match=r"smolvlm cannot provide \['cls_attention'\]"):
+            tprl.prune(lvlm.model, "cls_attention", keep_ratio=0.3)
+        with pytest.raises(UserError, match=r"cannot provide \['region'\]"):
+            tprl.prune(lvlm.model, "oracle", keep_ratio=0.3)
+
+    def test_a_policy_without_a_processor(self, llava: FrozenLVLM) -> None:
+        with pytest.raises(UserError, match="tprl reads the question, and this model's processor is not there"):
+            tprl.prune(llava.model, policy(llava), keep_ratio=0.3)
+
+    def test_a_model_that_is_pruned_already(self, llava: FrozenLVLM) -> None:
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            with pytest.raises(UserError, match="pruned already: call undo"):
+                tprl.prune(llava.model, "random", keep_ratio=0.5)
+            assert isinstance(llava.model.generate, tprl.Pruning)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"use_cache": False}, "packed sequences: leave the cache on, or prune with positions='compact'"),
+            ({"pixel_values_videos": torch.zeros(1)}, "pixel_values_videos.*videos are not pruned yet"),
+            ({"inputs_embeds": torch.zeros(1)}, "nothing to prune in embeddings"),
+            ({"past_key_values": DynamicCache()}, "give the whole conversation"),
+            ({"prompt_lookup_num_tokens": 3}, "prompt lookup"),
+        ],
+    )
+    def test_of_what_generate_is_given(self, llava: FrozenLVLM, options: dict[str, Any], message: str) -> None:
+        batch = inputs(llava, SAMPLES[:1])
+        with tprl.prune(llava.model, "random", keep_ratio=0.3), pytest.raises(UserError, match=message):
+            llava.model.generate(**batch, **options)
+
+    def test_videos_alone_and_the_cache_of_a_pruned_prompt(self, llava: FrozenLVLM) -> None:
+        batch = inputs(llava, SAMPLES[:1])
+        text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            with pytest.raises(UserError, match="videos are not pruned yet"):
+                llava.model.generate(**text, pixel_values_videos=torch.zeros(1))
+            out = llava.model.generate(**batch, max_new_tokens=2, return_dict_in_generate=True)
+            with pytest.raises(UserError, match="give the whole conversation"):
+                llava.model.generate(**text, past_key_values=out.past_key_values)
+
+    def test_images_that_do_not_fit_the_prompt(self, llava: FrozenLVLM) -> None:
+        batch = inputs(llava, SAMPLES[:2])
+        with tprl.prune(llava.model, "random", keep_ratio=0.3):
+            with pytest.raises(UserError, match="prompt 1 has 36 image tokens, and its images make 0"):
+                llava.model.generate(**batch | {"pixel_values": batch["pixel_values"][:1]})
+            with pytest.raises(UserError, match="2 images were given, and the prompts show 1"):
+                llava.model.generate(
+                    **{key: batch[key][:1] for key in ("input_ids", "attention_mask")},
+                    pixel_values=batch["pixel_values"],
+                )
+            with pytest.raises(UserError, match="without input_ids"):
+                llava.model.generate(pixel_values=batch["pixel_values"])
