@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lvlm.test_families import FAMILIES, SAMPLES, masked
+from tests.lvlm.test_families import FAMILIES, SAMPLES
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -22,6 +22,7 @@ import tprl
 from tprl.budget import budget
 from tprl.build import load_component
 from tprl.errors import UserError
+from tprl.evaluation.parity import masked, stock_inputs
 from tprl.lvlm.frozen import FrozenLVLM, axes
 from tprl.pruners.random import RandomPruner
 from tprl.pruners.tprl import TPRL
@@ -43,12 +44,6 @@ def llava() -> FrozenLVLM:
     return load_component("model", "llava", pretrained=None, dtype="float32", max_new_tokens=NEW)
 
 
-def inputs(lvlm: FrozenLVLM, samples: list[Sample]) -> dict[str, Tensor]:
-    images = [list(sample.images) for sample in samples] if any(sample.images for sample in samples) else None
-    texts = [lvlm.render(sample) for sample in samples]
-    return dict(lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt"))
-
-
 def policy(lvlm: FrozenLVLM) -> TPRL:
     """An untrained policy with logits that differ, and that depend on the question."""
     torch.manual_seed(0)
@@ -65,7 +60,7 @@ def pruned_prompt(lvlm: FrozenLVLM, samples: list[Sample], pruner: Any, ratio: f
 
 class TestEveryFamily:
     def test_keeping_everything_changes_nothing(self, lvlm: FrozenLVLM) -> None:
-        batch = inputs(lvlm, MIXED)
+        batch = stock_inputs(lvlm, MIXED)
         expected = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         with tprl.prune(lvlm.model, "random", keep_ratio=1.0):
             found = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
@@ -73,7 +68,7 @@ class TestEveryFamily:
 
     def test_pruned_generation_is_that_of_the_masked_model(self, lvlm: FrozenLVLM) -> None:
         """Against the definition of pruning: dropped tokens are masked out of attention, at every step."""
-        made, batch = policy(lvlm), inputs(lvlm, MIXED)
+        made, batch = policy(lvlm), stock_inputs(lvlm, MIXED)
         with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
             found = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         assert torch.equal(found[:, : batch["input_ids"].shape[1]], batch["input_ids"])
@@ -91,11 +86,11 @@ class TestEveryFamily:
 
     def test_a_prompt_alone_answers_and_keeps_as_in_a_batch(self, lvlm: FrozenLVLM) -> None:
         with tprl.prune(lvlm.model, RandomPruner(), keep_ratio=0.4) as pruning:
-            batch = inputs(lvlm, MIXED)
+            batch = stock_inputs(lvlm, MIXED)
             together = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
             kept = pruning.kept
             for row, sample in enumerate(MIXED):
-                one = inputs(lvlm, [sample])
+                one = stock_inputs(lvlm, [sample])
                 alone = lvlm.model.generate(**one, max_new_tokens=NEW, do_sample=False)
                 new = alone[0, one["input_ids"].shape[1] :].tolist()
                 padded = together[row, batch["input_ids"].shape[1] :].tolist()
@@ -108,7 +103,7 @@ class TestEveryFamily:
         encoded = lvlm.encode(MIXED)
         with tprl.prune(lvlm.model, "random", keep_ratio=0.3) as pruning:
             assert pruning.kept == []
-            lvlm.model.generate(**inputs(lvlm, MIXED), max_new_tokens=1)
+            lvlm.model.generate(**stock_inputs(lvlm, MIXED), max_new_tokens=1)
         for sample, images in zip(MIXED, pruning.kept, strict=True):
             assert len(images) == len(sample.images)
         for row, images in enumerate(pruning.kept):
@@ -116,7 +111,7 @@ class TestEveryFamily:
             assert [len(one.indices) for one in images] == [budget(0.3, one.total) for one in images]
 
     def test_beams_and_several_sequences(self, lvlm: FrozenLVLM) -> None:
-        made, batch = policy(lvlm), inputs(lvlm, [TWO, SAMPLES[4]])
+        made, batch = policy(lvlm), stock_inputs(lvlm, [TWO, SAMPLES[4]])
         options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": NEW, "do_sample": False}
         with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
             found = lvlm.model.generate(**batch, **options)
@@ -192,7 +187,7 @@ class TestGenerate:
     """Everything else that the stock method can do."""
 
     def test_streamers_get_the_prompt_and_then_the_answer(self, llava: FrozenLVLM) -> None:
-        batch, streamer = inputs(llava, SAMPLES[:1]), Collect()
+        batch, streamer = stock_inputs(llava, SAMPLES[:1]), Collect()
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             out = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False, streamer=streamer)
         assert torch.equal(streamer.parts[0], batch["input_ids"])
@@ -200,7 +195,7 @@ class TestGenerate:
         assert streamer.ended
 
     def test_processors_and_criteria_read_the_original_prompt(self, llava: FrozenLVLM) -> None:
-        batch, watcher, stopper = inputs(llava, SAMPLES[:2]), WatchingProcessor(), WatchingCriterion()
+        batch, watcher, stopper = stock_inputs(llava, SAMPLES[:2]), WatchingProcessor(), WatchingCriterion()
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             llava.model.generate(
                 **batch,
@@ -213,7 +208,7 @@ class TestGenerate:
             assert torch.equal(seen[0][:, : batch["input_ids"].shape[1]], batch["input_ids"])
 
     def test_sampling_is_seeded_as_ever(self, llava: FrozenLVLM) -> None:
-        batch = inputs(llava, SAMPLES[:2])
+        batch = stock_inputs(llava, SAMPLES[:2])
         options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "num_return_sequences": 3}
         torch.manual_seed(3)
         expected = llava.model.generate(**batch, **options)
@@ -223,7 +218,7 @@ class TestGenerate:
 
     @pytest.mark.parametrize("how", ["argument", "config", "model"])
     def test_lengths_count_the_original_prompt(self, llava: FrozenLVLM, how: str) -> None:
-        batch = inputs(llava, SAMPLES[:2])
+        batch = stock_inputs(llava, SAMPLES[:2])
         length = batch["input_ids"].shape[1]
         own = llava.model.generation_config
         options: dict[str, Any] = {"max_length": length + 4, "min_length": length + 4}
@@ -242,7 +237,7 @@ class TestGenerate:
         assert out.shape[1] == length + 4
 
     def test_a_dictionary_is_returned_on_demand(self, llava: FrozenLVLM) -> None:
-        batch = inputs(llava, SAMPLES[:2])
+        batch = stock_inputs(llava, SAMPLES[:2])
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             out = llava.model.generate(
                 **batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True
@@ -255,7 +250,7 @@ class TestGenerate:
         assert out.past_key_values.get_seq_length() <= text + kept + 3
 
     def test_a_static_cache(self, llava: FrozenLVLM) -> None:
-        batch = inputs(llava, SAMPLES[:3])
+        batch = stock_inputs(llava, SAMPLES[:3])
         options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             expected = llava.model.generate(**batch, **options)
@@ -263,21 +258,21 @@ class TestGenerate:
         assert torch.equal(found, expected)
 
     def test_positional_ids_and_right_padding(self, llava: FrozenLVLM) -> None:
-        batch = inputs(llava, SAMPLES[:1])
+        batch = stock_inputs(llava, SAMPLES[:1])
         ids = batch.pop("input_ids")
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             expected = llava.model.generate(input_ids=ids, **batch, max_new_tokens=3, do_sample=False)
             assert torch.equal(llava.model.generate(ids, **batch, max_new_tokens=3, do_sample=False), expected)
 
     def test_text_passes_untouched(self, llava: FrozenLVLM) -> None:
-        batch = inputs(llava, [SAMPLES[0]._replace(images=())])
+        batch = stock_inputs(llava, [SAMPLES[0]._replace(images=())])
         expected = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         with tprl.prune(llava.model, "random", keep_ratio=0.3) as pruning:
             assert torch.equal(llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False), expected)
             assert pruning.kept == [[]]
 
     def test_compact_positions(self, llava: FrozenLVLM) -> None:
-        made, batch = policy(llava), inputs(llava, SAMPLES[:2])
+        made, batch = policy(llava), stock_inputs(llava, SAMPLES[:2])
         with tprl.prune(llava.model, made, keep_ratio=0.3, processor=llava.processor, positions="compact"):
             found = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         encoded = llava.encode(SAMPLES[:2])
@@ -287,7 +282,7 @@ class TestGenerate:
 
     def test_methods_that_make_new_tokens(self, llava: FrozenLVLM) -> None:
         with tprl.prune(llava.model, "pooling", keep_ratio=0.25) as pruning:
-            llava.model.generate(**inputs(llava, [TWO]), max_new_tokens=1)
+            llava.model.generate(**stock_inputs(llava, [TWO]), max_new_tokens=1)
         assert [len(one.indices) for one in pruning.kept[0]] == [budget(0.25, one.total) for one in pruning.kept[0]]
 
 
@@ -377,12 +372,12 @@ class TestRefusals:
         ],
     )
     def test_of_what_generate_is_given(self, llava: FrozenLVLM, options: dict[str, Any], message: str) -> None:
-        batch = inputs(llava, SAMPLES[:1])
+        batch = stock_inputs(llava, SAMPLES[:1])
         with tprl.prune(llava.model, "random", keep_ratio=0.3), pytest.raises(UserError, match=message):
             llava.model.generate(**batch, **options)
 
     def test_videos_alone_and_the_cache_of_a_pruned_prompt(self, llava: FrozenLVLM) -> None:
-        batch = inputs(llava, SAMPLES[:1])
+        batch = stock_inputs(llava, SAMPLES[:1])
         text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             with pytest.raises(UserError, match="videos are not pruned yet"):
@@ -392,7 +387,7 @@ class TestRefusals:
                 llava.model.generate(**text, past_key_values=out.past_key_values)
 
     def test_images_that_do_not_fit_the_prompt(self, llava: FrozenLVLM) -> None:
-        batch = inputs(llava, SAMPLES[:2])
+        batch = stock_inputs(llava, SAMPLES[:2])
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             with pytest.raises(UserError, match="prompt 1 has 36 image tokens, and its images make 0"):
                 llava.model.generate(**batch | {"pixel_values": batch["pixel_values"][:1]})

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.lvlm.small import families, save_folder
 
+from tprl.build import load_component
 from tprl.entry import launch
 from tprl.evaluation.entries import trained_entries
 from tprl.evaluation.results import COLUMNS, read_results
@@ -242,12 +244,27 @@ class TestOneSentence:
 class TestFamilies:
     """Training runs on every family; the rest of the chain is shared."""
 
+    def test_weights_from_a_local_folder(self, tmp_path: Path) -> None:
+        """The path that a downloaded checkpoint takes."""
+        save_folder(load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32"), tmp_path / "weights")
+        options = (f"model.pretrained={tmp_path / 'weights'}", "model.dtype=float32", "logger=none")
+        given = (
+            "stage=lfd",
+            "stage.demonstrations=8",
+            "stage.epochs=1",
+            "stage.calibrate=null",
+            "stage.served.limit=4",
+        )
+        run = call("train", train, tmp_path / "lfd", *given, "model=qwen2_5_vl", "policy.code_width=0", *options)
+        about = json.loads((run / "pruner" / CONFIG).read_text())["trained_on"]
+        assert (about["family"], about["pretrained"]) == ("qwen2_5_vl", str(tmp_path / "weights"))
+
     @pytest.mark.parametrize(
         "model",
         [
             "llava",
             "qwen2_5_vl",
-            *(pytest.param(m, marks=pytest.mark.slow) for m in ("qwen3_vl", "llava_next", "internvl3", "smolvlm2")),
+            *(pytest.param(m, marks=pytest.mark.slow) for m in families() if m not in ("llava", "qwen2_5_vl")),
         ],
     )
     def test_demonstrations_and_ppo_on_a_small_random_model(self, model: str, tmp_path: Path) -> None:

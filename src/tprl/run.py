@@ -21,11 +21,13 @@ from tprl.evaluation import analysis
 from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
 from tprl.evaluation.evaluator import Entry, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
+from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import write_report
 from tprl.evaluation.results import Row, card_results, print_table, write_results, write_samples
 from tprl.evaluation.served import ServedScore
 from tprl.evaluation.spread import spreads
 from tprl.lvlm import tiny_llava
+from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import find_model
 from tprl.progress import FitProgress, Progress
 from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights, read_config
@@ -82,6 +84,10 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     settings = _plain(cfg)
     for ratio in cfg.keep_ratios:
         check_keep_ratio(ratio)
+    if cfg.mode not in ("accuracy", "parity"):
+        raise UserError(f"mode={cfg.mode} is unknown: use accuracy or parity.")
+    if cfg.mode == "parity":
+        return _parity(cfg, directory)
     entries: list[Entry] = []
     if cfg.run:
         cfg = _with_run_config(cfg, Path(cfg.run))
@@ -97,6 +103,23 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     lvlm = build(cfg.model)
     logger = _logger(cfg, directory)
     _evaluate(lvlm, build(cfg.dataset, split=cfg.split), entries, settings, cfg, directory, logger)
+    return directory
+
+
+def _parity(cfg: DictConfig, directory: Path) -> Path:
+    """Compare the model, or small random builds of `models`, with its stock class; prints and writes a table."""
+    _start(cfg, directory)
+    questions = build(cfg.dataset, split=cfg.split)
+    samples = varied([questions[i] for i in range(cfg.limit or 6)])
+    lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
+    found = {}
+    for lvlm in lvlms or [build(cfg.model)]:
+        if not isinstance(lvlm, FrozenLVLM):
+            raise UserError(f"model={lvlm.name} has no stock class to compare with.")
+        found[lvlm.name] = parity(lvlm, samples)
+        log.info("%s: %s", lvlm.name, found[lvlm.name])
+    (directory / "parity.md").write_text(table(found) + "\n")
+    print(table(found))
     return directory
 
 

@@ -4,13 +4,38 @@ from pathlib import Path
 
 import torch
 
+from tprl.build import choices, target_of
 from tprl.data.scenes import Scenes
+from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.tiny_llava import build, save
 from tprl.types import Encoded, TokenSelection
 
 TOKENS = 36
+
+
+def families() -> tuple[str, ...]:
+    """A config of every family that a stock class stands behind."""
+    found: dict[str, str] = {}
+    for name in choices("model"):
+        target = target_of("model", name)
+        if issubclass(target, FrozenLVLM) and name != "tiny_llava":
+            found.setdefault(target.model_type, name)
+    return tuple(found.values())
+
+
 DATA = Scenes("val")
 SAMPLES = [DATA[i] for i in range(15)]  # three images, five questions of different lengths each
+
+
+def save_folder(lvlm: FrozenLVLM, folder: Path) -> None:
+    """The folder that a user would have downloaded."""
+    lvlm.model.save_pretrained(folder)
+    if lvlm.processor.__class__.__name__ == "ImageOnly":  # its video half is missing: the parts are saved
+        lvlm.tokenizer.chat_template = lvlm.processor.chat_template
+        lvlm.tokenizer.save_pretrained(folder)
+        lvlm.processor.image_processor.save_pretrained(folder)
+    else:
+        lvlm.processor.save_pretrained(folder)
 
 
 def write_small(where: Path) -> None:

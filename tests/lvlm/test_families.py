@@ -1,34 +1,24 @@
 """Every family against its stock Hugging Face class, on small random weights scaled up so that errors show."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from tests.lvlm.small import families, save_folder
 from torch import Tensor
 from torch.nn import functional as F
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
-from tprl.lvlm.frozen import FrozenLVLM, axes
+from tprl.evaluation.parity import forward, masked, parity, stock_inputs, table, varied
+from tprl.lvlm.frozen import FrozenLVLM
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
-FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "llava_next", "internvl3", "smolvlm2")
-DATA = Scenes("val")
-
-
-def samples() -> list[Sample]:
-    """Six questions about images of three sizes."""
-    sizes = [(96, 96), (150, 90), (60, 120)]
-    return [
-        DATA[i]._replace(images=(DATA[i].images[0].resize(sizes[i % 3], Image.Resampling.BILINEAR),)) for i in range(6)
-    ]
-
-
-SAMPLES = samples()
+FAMILIES = families()
+SAMPLES = varied([Scenes("val")[i] for i in range(6)])
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -41,46 +31,13 @@ def encoded(lvlm: FrozenLVLM) -> Encoded:
     return lvlm.encode(SAMPLES)
 
 
-@pytest.fixture(scope="module")
-def stock(lvlm: FrozenLVLM) -> dict[str, Any]:
-    """What the stock processor makes of the same prompts."""
-    texts, images = (
-        [lvlm.render(sample) for sample in SAMPLES],
-        [list(sample.images) for sample in SAMPLES],
-    )
-    return dict(lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt"))
-
-
 def some(encoded: Encoded) -> TokenSelection:
     draws = torch.rand(encoded.visual_mask.shape, generator=torch.Generator().manual_seed(0))
     return TokenSelection(encoded.visual_mask & (draws < 0.4))
 
 
-def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:
-    """The definition of pruning: every token at its place, the dropped ones masked out of attention."""
-    attention = encoded.attention.clone()
-    b, v = (encoded.visual_mask & ~selection.keep).nonzero(as_tuple=True)
-    attention[b, encoded.visual_at[b, v]] = False
-    return Prompt(
-        encoded.uids,
-        encoded.input_ids,
-        encoded.embeds,
-        attention,
-        encoded.positions,
-        encoded.input_ids == encoded.input_ids[encoded.visual_mask.any(1)][0, encoded.visual_at[0, 0]],
-        encoded.deep,
-    )
-
-
-@torch.no_grad()
 def logits(lvlm: FrozenLVLM, prompt: Prompt) -> Tensor:
-    with lvlm.deepstack(prompt.deep, prompt.visual):
-        return lvlm.model(
-            inputs_embeds=prompt.embeds,
-            attention_mask=prompt.attention.long(),
-            position_ids=axes(prompt.positions),
-            use_cache=False,
-        ).logits[:, -1]
+    return forward(lvlm, prompt)[:, -1]
 
 
 @torch.no_grad()
@@ -105,8 +62,8 @@ def greedy(lvlm: FrozenLVLM, prompt: Prompt, count: int) -> list[str]:
     return [lvlm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
-def test_keeping_everything_is_the_stock_model(lvlm: FrozenLVLM, encoded: Encoded, stock: dict[str, Any]) -> None:
-    prompt = splice(encoded, keep_all(encoded))
+def test_keeping_everything_is_the_stock_model(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+    prompt, stock = splice(encoded, keep_all(encoded)), stock_inputs(lvlm, SAMPLES)
     with torch.no_grad():
         expected = lvlm.model(**stock).logits[:, -1]
         ids = lvlm.model.generate(**stock, max_new_tokens=6, do_sample=False)[:, stock["input_ids"].shape[1] :]
@@ -170,10 +127,7 @@ MIXED = (
 def test_any_number_of_images(lvlm: FrozenLVLM, chosen: tuple[Sample, ...]) -> None:
     chat = load_component("model", lvlm.name, pretrained=None, dtype="float32", max_new_tokens=6, prompt=None)
     encoded = chat.encode(chosen)
-    images = [list(sample.images) for sample in chosen] if any(sample.images for sample in chosen) else None
-    stock = chat.processor(
-        text=[chat.render(sample) for sample in chosen], images=images, padding=True, return_tensors="pt"
-    )
+    stock = stock_inputs(chat, chosen)
     ids = chat.model.generate(**stock, max_new_tokens=6, do_sample=False)[:, stock["input_ids"].shape[1] :]
     prompt = splice(encoded, keep_all(encoded))
     assert chat.answer(prompt) == chat.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -186,19 +140,8 @@ def test_any_number_of_images(lvlm: FrozenLVLM, chosen: tuple[Sample, ...]) -> N
     assert torch.allclose(chat.score(splice(alone, keep_all(alone)), ["yes"])[0], log_prob[-1:], atol=1e-5)
 
 
-def save(lvlm: FrozenLVLM, folder: Path) -> None:
-    """The folder that a user would have downloaded."""
-    lvlm.model.save_pretrained(folder)
-    if lvlm.processor.__class__.__name__ == "ImageOnly":  # its video half is missing: the parts are saved
-        lvlm.tokenizer.chat_template = lvlm.processor.chat_template
-        lvlm.tokenizer.save_pretrained(folder)
-        lvlm.processor.image_processor.save_pretrained(folder)
-    else:
-        lvlm.processor.save_pretrained(folder)
-
-
 def test_a_local_folder_is_the_same_model(lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path) -> None:
-    save(lvlm, tmp_path)
+    save_folder(lvlm, tmp_path)
     found = load_component("model", lvlm.name, pretrained=str(tmp_path), dtype="float32", max_new_tokens=6)
     again = found.encode(SAMPLES)
     assert torch.equal(again.input_ids, encoded.input_ids)
@@ -211,7 +154,7 @@ def test_a_local_folder_is_the_same_model(lvlm: FrozenLVLM, encoded: Encoded, tm
 def test_a_model_spread_over_memory_and_disk_is_the_same_model(
     lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path
 ) -> None:
-    save(lvlm, tmp_path)
+    save_folder(lvlm, tmp_path)
     half = f"{(tmp_path / 'model.safetensors').stat().st_size // 2000}KB"
     spread = load_component(
         "model",
@@ -253,3 +196,28 @@ def test_smolvlm_without_num2words_is_one_sentence(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("tprl.lvlm.smolvlm2.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'tprl\[smolvlm\]'"):
         load_component("model", "smolvlm2", pretrained=None)
+
+
+class TestParity:
+    def test_every_family_is_exact(self, lvlm: FrozenLVLM) -> None:
+        found = parity(lvlm, SAMPLES)
+        assert found.keep_all == 0
+        assert max(found.pruned, found.decode, found.batch) <= 1e-5
+        assert found.std > 0.3
+        assert found.same_ids
+        assert table({lvlm.name: found}).splitlines()[2].startswith(f"| `{lvlm.name}` | 0 | ")
+
+    def test_positions_that_close_the_gaps_would_be_seen(
+        self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tprl.evaluation.parity.splice", lambda e, s: splice(e, s, positions="compact"))
+        found = parity(lvlm, SAMPLES)
+        assert found.pruned > 0.05
+        assert found.decode > 0.05
+
+    def test_lost_deepstack_features_would_be_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lvlm = load_component("model", "qwen3_vl", pretrained=None, dtype="float32")
+        monkeypatch.setattr(lvlm, "deepstack", lambda deep, visual: nullcontext())
+        found = parity(lvlm, SAMPLES)
+        assert found.keep_all > 0.05
+        assert not found.same_ids

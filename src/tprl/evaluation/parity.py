@@ -1,0 +1,152 @@
+"""Is pruning exact? Our view of a frozen LVLM against the stock class, in logits.
+
+The definition of pruning that everything is measured against: the same model, the same positions, and the dropped
+tokens masked out of attention in every layer and at every step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from tprl.lvlm.frozen import FrozenLVLM, axes
+from tprl.pruners.random import RandomPruner
+from tprl.splice import keep_all, splice
+from tprl.types import Encoded, Prompt, Sample, TokenSelection
+
+SIZES = ((96, 96), (150, 90), (60, 120))  # width x height: batches are ragged where an LVLM's grids follow the image
+
+
+class Parity(NamedTuple):
+    """Largest absolute differences of logits over a batch of questions, and their spread for scale."""
+
+    keep_all: float  # everything kept, against the stock forward on pixel_values
+    pruned: float  # some tokens dropped, against the same tokens masked out
+    decode: float  # the same over cached decoding, against uncached forwards
+    batch: float  # a left-padded ragged batch, against its samples alone
+    std: float  # of the logits
+    same_ids: bool  # greedy ids of all these pairs are equal, and the stock `generate`'s with everything kept
+
+
+@torch.no_grad()
+def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4, steps: int = 6) -> Parity:
+    """Compare on questions about images; `steps` tokens are decoded."""
+    encoded = lvlm.encode(samples)
+    everything = splice(encoded, keep_all(encoded))
+    inputs = stock_inputs(lvlm, samples)
+    # With the positions that the stock `generate` would pass, and in the shapes of `forward`.
+    places = {"position_ids": axes(encoded.positions), "logits_to_keep": 1, "use_cache": False}
+    stock = lvlm.model(**inputs, **places).logits.float()
+    expected = lvlm.model.generate(**inputs, max_new_tokens=steps, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    same = [_agree(_generate(lvlm, everything, steps)[0], expected)]
+
+    selection = RandomPruner().select(encoded, keep_ratio)
+    prompt, reference = splice(encoded, selection), masked(encoded, selection)
+    ids, logits = _generate(lvlm, prompt, steps)
+    uncached = forward(lvlm, reference, ids)
+    same.append(bool((uncached.argmax(-1) == ids)[:, 0].all()))
+    alone = []
+    for row in range(len(samples)):
+        one = lvlm.encode(samples[row : row + 1])
+        own = TokenSelection(selection.keep[row : row + 1, : one.visual_mask.shape[1]])
+        own_ids, own_logits = _generate(lvlm, splice(one, own), steps)
+        same.append(_agree(own_ids, ids[row : row + 1]))
+        alone.append(own_logits[:, 0])
+    return Parity(
+        keep_all=_gap(forward(lvlm, everything), stock),
+        pruned=_gap(logits[:, :1], uncached[:, :1]),
+        decode=_gap(logits, uncached, _real(ids, lvlm.tokenizer.eos_token_id)),
+        batch=_gap(logits[:, 0], torch.cat(alone)),
+        std=float(stock.std()),
+        same_ids=all(same),
+    )
+
+
+def varied(samples: Sequence[Sample]) -> list[Sample]:
+    """The same questions about images of three shapes."""
+    return [
+        sample._replace(images=tuple(image.resize(SIZES[i % 3], Image.Resampling.BILINEAR) for image in sample.images))
+        for i, sample in enumerate(samples)
+    ]
+
+
+def stock_inputs(lvlm: FrozenLVLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """What the stock processor makes of the same prompts."""
+    images = [list(sample.images) for sample in samples] if any(sample.images for sample in samples) else None
+    texts = [lvlm.render(sample) for sample in samples]
+    made = lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt")
+    floating = {"pixel_values"} & set(made)
+    return {
+        name: value.to(lvlm.device, lvlm.model.dtype if name in floating else value.dtype)
+        for name, value in made.items()
+    }
+
+
+def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:
+    """Every token at its place, the dropped ones masked out of attention."""
+    prompt = splice(encoded, keep_all(encoded))
+    dropped = replace(encoded, visual_mask=encoded.visual_mask & ~selection.keep).is_visual
+    return replace(prompt, attention=prompt.attention & ~dropped[:, -prompt.attention.shape[1] :])
+
+
+@torch.no_grad()
+def forward(lvlm: FrozenLVLM, prompt: Prompt, ids: Int[Tensor, "B A"] | None = None) -> Float[Tensor, "B A N"]:
+    """Logits that predict each of the tokens `ids` after the prompt (None: the first one), without a cache."""
+    ids = prompt.input_ids[:, :0] if ids is None else ids[:, :-1]
+    after = prompt.positions[..., -1:] + 1 + torch.arange(ids.shape[1], device=lvlm.device)
+    with lvlm.deepstack(prompt.deep, prompt.visual):
+        return lvlm.model(
+            inputs_embeds=torch.cat([prompt.embeds, lvlm.model.get_input_embeddings()(ids)], 1),
+            attention_mask=F.pad(prompt.attention, (0, ids.shape[1]), value=True).long(),
+            position_ids=axes(torch.cat([prompt.positions, after], -1)),
+            logits_to_keep=ids.shape[1] + 1,
+            use_cache=False,
+        ).logits.float()
+
+
+def _generate(lvlm: FrozenLVLM, prompt: Prompt, steps: int) -> tuple[Int[Tensor, "B A"], Float[Tensor, "B A N"]]:
+    """Greedy ids and their logits, with the cache."""
+    with lvlm.deepstack(prompt.deep, prompt.visual):
+        out = lvlm.model.generate(
+            inputs_embeds=prompt.embeds,
+            attention_mask=prompt.attention.long(),
+            position_ids=axes(prompt.positions),
+            max_new_tokens=steps,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    return out.sequences, torch.stack(out.logits, 1).float()
+
+
+def _real(ids: Int[Tensor, "B A"], end: int) -> Tensor:
+    """Up to the end token; what follows is padding."""
+    return (ids == end).cumsum(1) - (ids == end).long() == 0
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Equal up to the padding after the longer of the two."""
+    width = min(one.shape[1], other.shape[1])
+    return torch.equal(one[:, :width], other[:, :width])
+
+
+def _gap(one: Tensor, other: Tensor, where: Tensor | None = None) -> float:
+    gap = (one - other).abs().amax(-1)
+    return float((gap if where is None else gap[where]).max())
+
+
+def table(found: dict[str, Parity]) -> str:
+    """Markdown, a line per LVLM."""
+    lines = [
+        "| LVLM | all kept | pruned = masked | decoding | batch = alone | logits' std | same ids |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        numbers = " | ".join(f"{value:.1e}" if value else "0" for value in one[:4])
+        lines.append(f"| `{name}` | {numbers} | {one.std:.2f} | {'yes' if one.same_ids else '**no**'} |")
+    return "\n".join(lines)
