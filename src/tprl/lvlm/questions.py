@@ -11,6 +11,9 @@ from torch import Tensor
 from tprl.errors import UserError
 
 log = logging.getLogger(__name__)
+# Different at both ends, in rare and in frequent words: what tokens they share is not theirs.
+QUESTIONS = ("What is this ?", "describe it all here", "is the one red", "How many are there", "the colors .")
+ANSWERS = ("Yes .", "two of them", "the red one", "A dog")
 
 
 class QuestionFinder:
@@ -37,11 +40,10 @@ class QuestionFinder:
             )
         self.image_token = image_token
         self.special = set(self.tokenizer.added_tokens_decoder)
-        one, other = "What is this ?", "describe it all here"
-        first, second = (self._after_image(self._render([("user", question, True)])) for question in (one, other))
-        self.tail = first[len(first) - _common(first[::-1], second[::-1]) :]
-        self.head = [token for token in first[: _common(first, second)] if token not in self.special]
-        self.next_turn = self._next_turn(one, other)
+        asked = [self._after_image(self._render([("user", question, True)])) for question in QUESTIONS]
+        self.tail = _common([ids[::-1] for ids in asked])[::-1]
+        self.head = [token for token in _common(asked) if token not in self.special]
+        self.next_turn = self._next_turn()
         self._warned = False
 
     def __call__(self, ids: Int[Tensor, "B S"], attention: Bool[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
@@ -72,18 +74,20 @@ class QuestionFinder:
             after += 1
         return after + len(self.head) if line[after : after + len(self.head)] == self.head else after
 
-    def _next_turn(self, one: str, other: str) -> list[int]:
+    def _next_turn(self) -> list[int]:
         """What the template writes between an answer and the next question."""
-        first = [("user", one, True)]
+
+        def second(answer: str, question: str) -> list[int]:
+            return self._render([("user", QUESTIONS[0], True), ("assistant", answer, False), ("user", question, False)])
+
         try:
-            base = self._render([*first, ("assistant", "Yes .", False), ("user", one, False)])
-            asked = self._render([*first, ("assistant", "Yes .", False), ("user", other, False)])
-            answered = self._render([*first, ("assistant", "two of them", False), ("user", one, False)])
+            before = _common([second(ANSWERS[0], question) for question in QUESTIONS])
+            after = _common([second(answer, QUESTIONS[0])[::-1] for answer in ANSWERS])[::-1]
         except Exception as error:  # templates raise what they like where they know no second turn
             log.info("the chat template renders no second turn (%s)", error)
             return []
-        stop, start = _common(base, asked), len(base) - _common(base[::-1], answered[::-1])
-        return base[start:stop]
+        whole = second(ANSWERS[0], QUESTIONS[0])
+        return whole[len(whole) - len(after) : len(before)]
 
     def _render(self, turns: Sequence[tuple[str, str, bool]]) -> list[int]:
         messages = [
@@ -99,6 +103,8 @@ class QuestionFinder:
         return ids[len(ids) - ids[::-1].index(self.image_token) :] if self.image_token in ids else ids
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _common(lines: Sequence[list[int]]) -> list[int]:
+    """The common beginning."""
+    first = min(lines, key=len)
+    stop = next((i for i, token in enumerate(first) if any(line[i] != token for line in lines)), len(first))
+    return first[:stop]

@@ -100,8 +100,10 @@ class SmolVLM2(FrozenLVLM):
             return_dict=True,
         )
         side = _side(self.model.config)
-        tokens = list(out.pooler_output)
-        return Seen(tokens, [((side, side),) * (len(image) // side**2) for image in tokens], {})
+        counts = pixels["pixel_attention_mask"].flatten(2).any(2).sum(1).tolist()  # tiles that are no padding
+        # One tensor per tile in transformers 5.18, one per prompt in 5.23.
+        tokens = torch.cat(list(out.pooler_output)).split([count * side**2 for count in counts])
+        return Seen(list(tokens), [((side, side),) * count for count in counts], {})
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.connector(vision_features)
