@@ -50,7 +50,7 @@ def prompt(made: PreTrainedTokenizerFast, template: str, *turns: tuple[str, str,
         {"role": role, "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}
         for role, text, images in turns
     ]
-    return made.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
+    return str(made.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False))
 
 
 def found(made: PreTrainedTokenizerFast, finder: QuestionFinder, text: str) -> tuple[str, Tensor]:
