@@ -31,7 +31,9 @@ def toy_encoded(
     on (uid, seed) and its grids only, so the same sample alone or in any batch has the same values.
 
     Args:
-        extras: names among "cls_attention" [B V] (sums to 1), "vision_features" [B V vision_width] and "region" [B V]
+        extras: names among "cls_attention" [B V] (sums to 1; as do "last_cls_attention", "middle_attention" and
+            "last_attention"), "vision_features" [B V vision_width], "cls_feature" (the same for all tokens of an
+            image), "vision_keys" [B V 8], "last_keys" [B V vision_width], "clip_relevance" [B V] and "region" [B V]
             (1/(1+rank) on about a sixth of the tokens); padded entries are 0.
         uids: defaults to "toy-0", "toy-1", ...
         axes: P, the number of position axes; axis p counts columns multiplied by p + 1.
@@ -59,7 +61,12 @@ def toy_encoded(
         grids=tuple(tuple((grid,) for grid in sample) for sample in grids),
         question=_pad([part["question"] for part in parts], length, left=True),
         extras={name: _pad([part[name] for part in parts], visual) for name in sorted(extras)},
+        project=lambda features: features @ _projector(vision_width, width),
     )
+
+
+def _projector(vision_width: int, width: int) -> Tensor:
+    return torch.randn(vision_width, width, generator=torch.Generator().manual_seed(11)) / vision_width**0.5
 
 
 def _sample(
@@ -88,6 +95,14 @@ def _sample(
         "cls_attention": torch.randn(n, generator=rng).softmax(0),
         "vision_features": torch.randn(n, vision_width, generator=rng),
         "region": _region(n, rng),
+        "cls_feature": torch.randn(len(counts), vision_width, generator=rng)[image_of],
+        "vision_keys": torch.randn(n, 8, generator=rng),
+        "last_keys": torch.randn(n, vision_width, generator=rng),
+        "clip_relevance": torch.rand(n, generator=rng) - 0.5,
+        **{
+            name: torch.randn(n, generator=rng).softmax(0)
+            for name in ("last_cls_attention", "middle_attention", "last_attention")
+        },
     }
     return part | {name: values[name] for name in extras}
 

@@ -9,7 +9,7 @@ Dimension letters, used in every annotation of the package:
 Boxes are (x1, y1, x2, y2) in pixels of the original image, x2 and y2 exclusive.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -57,6 +57,7 @@ class Encoded:
     question: Bool[Tensor, "B S"]  # True on the words of the question, template words excluded
     extras: dict[str, Tensor] = field(default_factory=dict)
     deep: Float[Tensor, "B S F"] | None = None  # what deeper layers add to visual columns (deepstack), layer by layer
+    project: Callable[[Tensor], Tensor] | None = None  # the LVLM's projector, for methods that merge vision features
 
     def __len__(self) -> int:
         return len(self.uids)

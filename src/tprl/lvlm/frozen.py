@@ -164,6 +164,7 @@ class FrozenLVLM(ABC):
         if "region" in extras:
             rank = region_rank(samples, encoded.grids, encoded.visual_mask.shape[1]).to(self.device)
             encoded.extras["region"] = rank
+        self.relate(encoded, [sample.question for sample in samples])
         return encoded
 
     @torch.no_grad()
@@ -188,7 +189,14 @@ class FrozenLVLM(ABC):
             hashlib.blake2b(f"{row[real].tolist()} {[prints[i] for i in images]}".encode(), digest_size=8).hexdigest()
             for row, real, images in zip(ids, attention, shown, strict=True)
         ]
-        return self._assemble(inputs, seen, shown, uids, question)
+        encoded = self._assemble(inputs, seen, shown, uids, question)
+        if self.tokenizer is not None:
+            words = [str(self.tokenizer.decode(row[here])) for row, here in zip(ids, question, strict=True)]
+            self.relate(encoded, words)
+        return encoded
+
+    def relate(self, encoded: Encoded, questions: Sequence[str]) -> None:  # noqa: B027 (optional)
+        """Finish extras that depend on images and question together; there are none in most families."""
 
     def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
         """Refuse extras that are not among `known` ones."""
@@ -238,6 +246,7 @@ class FrozenLVLM(ABC):
             question=question.to(self.device),
             extras={name: spread(value) for name, value in seen.extras.items()},
             deep=deep,
+            project=self.project,
         )
 
     def positions(

@@ -1,6 +1,8 @@
 """LLaVA (CLIP or SigLIP tower, MLP projector, Llama-like LM) on the stock Hugging Face class, frozen."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,22 +14,45 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.clip_text import ClipText
 from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.types import Encoded
 
 
 class Llava(FrozenLVLM):
-    """A frozen LLaVA-1.5; arguments as of `FrozenLVLM`."""
+    """A frozen LLaVA-1.5; other arguments as of `FrozenLVLM`.
+
+    Args:
+        clip: the CLIP model that its vision tower is from (a folder or hub id), for clip_relevance; None: a folder
+            `clip/` beside the weights.
+    """
 
     model_type = "llava"
-    known_extras = frozenset({"cls_attention", "vision_features"})
+    known_extras = frozenset(
+        {
+            "cls_attention",  # [B V] mean over heads of the attention CLS -> patch in the layer that makes the features
+            "vision_features",  # [B V C] what the projector reads
+            "cls_feature",  # [B V C] the CLS token beside them, the same for all tokens of an image
+            "vision_keys",  # [B V c] mean over heads of that layer's keys
+            "last_cls_attention",  # [B V] CLS -> patch in the tower's last layer, heads not split (PruMerge)
+            "last_keys",  # [B V C] that layer's keys
+            "middle_attention",  # [B V] attention received in the "object" layer: mean over heads and queries (HiPrune)
+            "last_attention",  # [B V] the same in the last layer
+            "clip_relevance",  # [B V] cosine of CLIP's image and text embeddings, mean over 77-token segments
+        }
+    )
 
     def __init__(
         self,
         pretrained: str | None,
         name: str = "llava",
+        clip: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(pretrained, name, **options)
+        self.clip = clip
+
+    clip: str | None = None
 
     @property
     def shape(self) -> LVLMShape:
@@ -66,29 +91,63 @@ class Llava(FrozenLVLM):
         layer = self.model.config.vision_feature_layer
         skip = int(self.model.config.vision_feature_select_strategy == "default")
         features = out.hidden_states[layer][:, skip:]
-        found: dict[str, list[Tensor]] = {}
-        if "vision_features" in extras:
-            found["vision_features"] = list(features)
-        if "cls_attention" in extras:
-            if not skip:
-                raise UserError(f"{self.name}'s vision tower has no CLS token, so there is no CLS attention to read.")
-            found["cls_attention"] = list(self._cls_attention(out.hidden_states, layer))
+        if not skip and extras - {"vision_features"}:
+            raise UserError(f"{self.name}'s vision tower has no CLS token, so there is no CLS attention to read.")
+        found = {name: list(self._extra(name, out.hidden_states, layer)) for name in sorted(extras)}
         side = round(features.shape[1] ** 0.5)
         return Seen(list(self.project(features)), [((side, side),)] * len(features), found)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)
 
-    def _cls_attention(self, hidden: Sequence[Tensor], layer: int) -> Float[Tensor, "I N"]:
-        """Mean over heads of softmax attention CLS -> patch in the layer whose output is `hidden[layer]`.
+    def relate(self, encoded: Encoded, questions: Sequence[str]) -> None:
+        if "clip_relevance" in encoded.extras:
+            found = self._clip_text.relevance(encoded.extras["clip_relevance"], questions)
+            encoded.extras["clip_relevance"] = found * encoded.visual_mask
 
-        Recomputed for the one row that is needed, so that the tower keeps SDPA.
-        """
+    @cached_property
+    def _clip_text(self) -> ClipText:
+        source = self.model.name_or_path
+        beside = Path(source) / "clip" if source and (Path(source) / "clip").is_dir() else None
+        return ClipText(self.clip or beside, self.device)
+
+    def _extra(self, name: str, hidden: Sequence[Tensor], layer: int) -> Float[Tensor, "I N ..."]:
+        """One of `known_extras`, per image; clip_relevance is finished by `relate`."""
         # hidden[0] is the embedding: counted from the front, hidden[n] is made by layer n - 1.
-        block = self.model.model.vision_tower.encoder.layers[layer - 1 if layer > 0 else layer]
-        x = block.layer_norm1(hidden[layer - 1])
-        heads = block.self_attn.num_heads
-        query = block.self_attn.q_proj(x[:, :1]).unflatten(-1, (heads, -1)).transpose(1, 2)
-        keys = block.self_attn.k_proj(x).unflatten(-1, (heads, -1)).transpose(1, 2)
-        row = (query @ keys.mT).float() * query.shape[-1] ** -0.5
-        return row.softmax(-1).mean(1)[:, 0, 1:]
+        feature, last = (layer - 1 if layer > 0 else len(hidden) - 1 + layer), len(hidden) - 2
+        match name:
+            case "vision_features" | "clip_relevance":
+                return hidden[layer][:, int(self.model.config.vision_feature_select_strategy == "default") :]
+            case "cls_feature":
+                return hidden[layer][:, :1].expand(-1, hidden[layer].shape[1] - 1, -1)
+            case "cls_attention":
+                return self._attention(hidden, feature, slice(0, 1))[..., 0, 1:].mean(1)
+            case "vision_keys":
+                return self._query_key(hidden, feature, slice(0, 0))[1].mean(1)[:, 1:]
+            case "last_keys":
+                return self._query_key(hidden, last, slice(0, 0), heads=1)[1][:, 0, 1:]
+            case "last_cls_attention":
+                return self._attention(hidden, last, slice(0, 1), heads=1)[:, 0, 0, 1:]
+            case "middle_attention":
+                return self._attention(hidden, round(last * 9 / 23), slice(None)).mean((1, 2))[:, 1:]
+            case "last_attention":
+                return self._attention(hidden, last, slice(None)).mean((1, 2))[:, 1:]
+        raise KeyError(name)
+
+    def _attention(
+        self, hidden: Sequence[Tensor], layer: int, queries: slice, heads: int | None = None
+    ) -> Float[Tensor, "I H Q M"]:
+        """Softmax attention of these queries in a layer, in float32; recomputed for the rows that are needed, so that
+        the tower keeps SDPA."""
+        query, keys = self._query_key(hidden, layer, queries, heads)
+        return ((query @ keys.mT).float() * query.shape[-1] ** -0.5).softmax(-1)
+
+    def _query_key(
+        self, hidden: Sequence[Tensor], layer: int, queries: slice, heads: int | None = None
+    ) -> tuple[Float[Tensor, "I H Q c"], Float[Tensor, "I H M c"]]:
+        """Queries and keys of a layer of the tower (0-based), split into its heads or into `heads`."""
+        block = self.model.model.vision_tower.encoder.layers[layer]
+        x = block.layer_norm1(hidden[layer])
+        count = heads or block.self_attn.num_heads
+        query = block.self_attn.q_proj(x[:, queries]).unflatten(-1, (count, -1)).transpose(1, 2)
+        return query, block.self_attn.k_proj(x).unflatten(-1, (count, -1)).transpose(1, 2)

@@ -97,6 +97,7 @@ class ToyLVLM:
             grids=grids,
             question=question.to(self.device),
             extras={name: found[name].to(self.device) for name in sorted(extras)},
+            project=self.project,
         )
 
     def _see(self, sample: Sample) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"]]:
