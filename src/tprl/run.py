@@ -345,6 +345,7 @@ def _evaluate(
     (directory / "paired.json").write_text(json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
     shown = [main, *(e for e in entries if e.name in ("divprune", "random") and e.seed == 0)][:3]
+    pruners = {e.name: e.pruner for e in shown if isinstance(e.pruner, Pruner)}  # layer pruners have no map to show
     guided = None
     if isinstance(main.pruner, LearnedPruner):
         guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
@@ -357,7 +358,7 @@ def _evaluate(
         headline=sentence,
         rows=rows,
         paired=all_differences,
-        gallery=analysis.gallery(scorer, dataset, shown, ratio),
+        gallery=analysis.gallery(scorer, dataset, pruners, ratio) if pruners else [],
         guided=guided,
         spreads=found_spreads,
         learning_curves=curves,

@@ -1,8 +1,7 @@
 """How an LVLM does on samples when it reads a given prompt: the one measurement behind rewards and evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -35,10 +34,13 @@ class Scorer:
         self._full: dict[str, tuple[float, float]] = {}
         self.evaluations = 0  # prompts that the LVLM has read
 
-    def __call__(self, samples: Sequence[Sample], prompt: Prompt) -> Scored:
-        """Measure each sample on its prompt. One teacher-forced forward gives likelihood and, where an exact match
-        decides, the score; the other samples' answers are generated."""
-        log_prob, exact = self.lvlm.score(prompt, [sample.answers[0] for sample in samples])
+    def __call__(self, samples: Sequence[Sample], prompt: Prompt, **how: Any) -> Scored:
+        """Measure each sample on its prompt; `how` goes to the LVLM (a plan of drops between its layers).
+
+        One teacher-forced forward gives likelihood and, where an exact match decides, the score; the other samples'
+        answers are generated.
+        """
+        log_prob, exact = self.lvlm.score(prompt, [sample.answers[0] for sample in samples], **how)
         self.evaluations += len(samples)
         score = exact.float()
         texts: list[str | None] = [None] * len(samples)
@@ -46,7 +48,7 @@ class Scorer:
             return Scored(torch.full_like(score, torch.nan), log_prob, texts)
         written = [i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)]
         if written:
-            answers = self.lvlm.answer(_rows(prompt, written))
+            answers = self.lvlm.answer(prompt.rows(torch.tensor(written, device=prompt.embeds.device)), **how)
             for i, text in zip(written, answers, strict=True):
                 score[i], texts[i] = self.dataset.score(samples[i], text), text
         return Scored(score, log_prob, texts)
@@ -62,9 +64,3 @@ class Scorer:
         score, log_prob = zip(*(self._full[sample.uid] for sample in samples), strict=True)
         device = encoded.embeds.device
         return Scored(torch.tensor(score, device=device), torch.tensor(log_prob, device=device), [None] * len(samples))
-
-
-def _rows(prompt: Prompt, index: Sequence[int]) -> Prompt:
-    i = torch.tensor(list(index), device=prompt.embeds.device)
-    fields = {name: getattr(prompt, name)[i] for name in ("input_ids", "embeds", "attention", "visual")}
-    return replace(prompt, uids=tuple(prompt.uids[j] for j in index), positions=prompt.positions[:, i], **fields)

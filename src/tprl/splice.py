@@ -32,6 +32,9 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
         row, token = selection.keep.nonzero(as_tuple=True)
         embeds[row, at[row, token]] = selection.merged[row, token].to(embeds.dtype)
     visual = encoded.is_visual
+    image = torch.zeros_like(encoded.input_ids)
+    row, token = encoded.visual_mask.nonzero(as_tuple=True)
+    image[row, at[row, token]] = encoded.image_of[row, token]
     ids, pos, alive = encoded.input_ids, encoded.positions, column
     order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) * 2
     if selection.extra is not None:
@@ -40,6 +43,7 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
         anchor = at.gather(1, selection.extra_at)
         embeds = torch.cat([embeds, selection.extra.to(embeds.dtype)], 1)
         ids = torch.cat([ids, ids.gather(1, anchor)], 1)
+        image = torch.cat([image, image.gather(1, anchor)], 1)
         deep = None if deep is None else torch.cat([deep, _columns_at(deep, anchor)], 1)
         pos = torch.cat([pos, pos.gather(2, anchor.expand(pos.shape[0], -1, -1))], 2)
         visual = torch.cat([visual, selection.extra_mask], 1)
@@ -60,6 +64,7 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
         attention=attention,
         positions=torch.where(attention, pos, torch.zeros_like(pos)),
         visual=visual.gather(1, index) & attention,
+        image=image.gather(1, index),
         deep=None if deep is None else _columns_at(deep, index),
     )
 

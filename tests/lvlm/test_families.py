@@ -55,6 +55,7 @@ def greedy(lvlm: FrozenLVLM, prompt: Prompt, count: int) -> list[str]:
             torch.cat([prompt.attention, one], 1),
             torch.cat([prompt.positions, prompt.positions[..., -1:] + 1], -1),
             torch.cat([prompt.visual, ~one], 1),
+            F.pad(prompt.image, (0, 1)),
             None if prompt.deep is None else F.pad(prompt.deep, (0, 0, 0, 1)),
         )
     end = lvlm.tokenizer.eos_token_id

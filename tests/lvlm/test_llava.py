@@ -10,6 +10,7 @@ from tests.lvlm.small import SAMPLES, TOKENS, random_selection
 from torch import Tensor
 
 from tprl.errors import UserError
+from tprl.evaluation.parity import masked
 from tprl.lvlm.llava import Llava
 from tprl.lvlm.regions import region_rank
 from tprl.splice import keep_all, splice
@@ -197,17 +198,12 @@ class TestStock:
     def test_a_pruned_token_is_a_masked_token(self, lvlm: Llava, encoded: Encoded, generated: list[list[int]]) -> None:
         selection = random_selection(encoded)
         prompt = splice(encoded, selection)
-        b, v = (~selection.keep).nonzero(as_tuple=True)
-        attention = encoded.attention.clone()
-        attention[b, encoded.visual_at[b, v]] = False
-        masked = Prompt(
-            encoded.uids, encoded.input_ids, encoded.embeds, attention, encoded.positions, torch.zeros_like(attention)
-        )
+        dropped = masked(encoded, selection)
         assert prompt.embeds.shape[1] < encoded.embeds.shape[1] - 15  # they are really gone
-        assert torch.allclose(logits_of(lvlm, prompt), logits_of(lvlm, masked), atol=1e-4)
+        assert torch.allclose(logits_of(lvlm, prompt), logits_of(lvlm, dropped), atol=1e-4)
         full = logits_of(lvlm, splice(encoded, keep_all(encoded)))
         assert (logits_of(lvlm, prompt) - full).abs().max() > 0.1
-        texts, expected = lvlm.answer(prompt), greedy_ids(lvlm, masked, lvlm.max_new_tokens)
+        texts, expected = lvlm.answer(prompt), greedy_ids(lvlm, dropped, lvlm.max_new_tokens)
         assert sorted(generated) == sorted(expected)
         assert texts == [lvlm.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
 

@@ -1,13 +1,13 @@
 """What the table does not say: paired differences, pictures of what was kept, and whether the question mattered."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tprl.evaluation.evaluator import Answered, Entry
+from tprl.evaluation.evaluator import Answered
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import BOUNDS, FULL
@@ -72,20 +72,20 @@ def guided(
 
 
 def gallery(
-    scorer: Scorer, dataset: Dataset, entries: Sequence[Entry], keep_ratio: float, items: int = 6, pool: int = 100
+    scorer: Scorer, dataset: Dataset, pruners: Mapping[str, Pruner], keep_ratio: float, items: int = 6, pool: int = 100
 ) -> list[GalleryItem]:
-    """What each entry kept of a few questions: a question of every family in turn, failures of the first entry as
+    """What each pruner kept of a few questions: a question of every family in turn, failures of the first pruner as
     often as there are some (every third picture)."""
-    extras = frozenset().union(*(entry.pruner.extras for entry in entries))
+    extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
     samples = [dataset[i] for i in range(min(pool, len(dataset)))]
     encoded = scorer.lvlm.encode(samples, extras)
-    keep = entries[0].pruner.select(encoded, keep_ratio)
+    keep = next(iter(pruners.values())).select(encoded, keep_ratio)
     first = scorer(samples, splice(encoded, keep)).score
     full = scorer.full(samples, encoded).score
     chosen = _mixed(samples, (first < full).tolist(), items)
     part, shown = encoded.rows(chosen), [samples[i] for i in chosen]
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
-    panels = [_panels(scorer, shown, part, entry, keep_ratio) for entry in entries]
+    panels = [_panels(scorer, shown, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
     return [
         GalleryItem(
             sample.images[-1],
@@ -127,9 +127,8 @@ def _pair(
 
 
 def _panels(
-    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, entry: Entry, keep_ratio: float
+    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, name: str, pruner: Pruner, keep_ratio: float
 ) -> list[Panel]:
-    pruner = entry.pruner
     selection = pruner.select(encoded, keep_ratio)
     answers = scorer.lvlm.answer(splice(encoded, selection))
     chances = (
@@ -139,7 +138,7 @@ def _panels(
     for i, sample in enumerate(samples):
         keep = None if selection.extra is not None else _on_grid(encoded, i, selection.keep[i])
         chance = None if chances is None else _on_grid(encoded, i, chances[i]).astype(float)
-        out.append(Panel(entry.name, keep, answers[i], scorer.dataset.score(sample, answers[i]) > 0.5, chance))
+        out.append(Panel(name, keep, answers[i], scorer.dataset.score(sample, answers[i]) > 0.5, chance))
     return out
 
 

@@ -1,20 +1,25 @@
 """Run pruners over a dataset: every batch is encoded once, every pruner and keep ratio answers from it."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from tprl import cost
+from tprl.budget import need_ratio
+from tprl.errors import UserError
 from tprl.evaluation.results import FULL, Row, SampleRow
 from tprl.evaluation.statistics import image_key, interval
+from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
 from tprl.scoring import Scorer
-from tprl.splice import splice
+from tprl.splice import keep_all, splice
 from tprl.types import Dataset, Encoded, Pruner, Sample
 
+log = logging.getLogger(__name__)
 Tick = Callable[[int, int], None]
 
 
@@ -26,7 +31,7 @@ class Entry:
     """
 
     name: str
-    pruner: Pruner
+    pruner: Pruner | LayerPruner
     keep_ratios: tuple[float | None, ...]
     seed: int = 0
 
@@ -50,6 +55,7 @@ def evaluate(
     tick: Tick = lambda done, total: None,
 ) -> list[Answered]:
     """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows each batch."""
+    entries = feasible(entries, scorer.lvlm)
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
     total = min(limit or len(dataset), len(dataset))
     answered: list[Answered] = []
@@ -63,26 +69,79 @@ def evaluate(
     return answered
 
 
+def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
+    """The entries without the keep ratios that a method inside this LVLM's layers cannot have; says which they are.
+
+    Raises:
+        UserError: the LVLM has no layers that could be reached into.
+    """
+    found = []
+    for entry in entries:
+        ratios = entry.keep_ratios
+        if isinstance(entry.pruner, LayerPruner):
+            if not hasattr(lvlm, "layers"):
+                raise UserError(f"{entry.name} drops tokens between layers, and {lvlm.name} has none: leave it out.")
+            ratios = tuple(ratio for ratio in ratios if _possible(entry.pruner, ratio, lvlm.layers))
+        if ratios:
+            found.append(replace(entry, keep_ratios=ratios))
+    return found
+
+
+def _possible(pruner: LayerPruner, ratio: float | None, layers: int) -> bool:
+    try:
+        pruner.stages(need_ratio(pruner.name, ratio), layers)
+    except UserError as error:
+        log.info("left out: %s", error)
+        return False
+    return True
+
+
 def _answer(
     scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, entry: Entry, ratio: float | None
 ) -> list[Answered]:
-    selection = entry.pruner.select(encoded, ratio)
-    scored = scorer(samples, splice(encoded, selection))
-    counts, scores = selection.count.tolist(), scored.score.tolist()
+    pruner, plan = entry.pruner, None
+    if isinstance(pruner, LayerPruner):
+        lvlm: Any = scorer.lvlm
+        plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
+        scored = scorer(samples, splice(encoded, keep_all(encoded)), plan=plan)
+        counts = [_layer_mean(plan, encoded, i) for i in range(len(samples))]
+    else:
+        selection = pruner.select(encoded, ratio)
+        scored = scorer(samples, splice(encoded, selection))
+        counts = selection.count.tolist()
+    scores = scored.score.tolist()
     out = []
     for i, sample in enumerate(samples):
         text = scored.predictions[i]
         overlap = None if sample.box is None or text is None else scorer.dataset.iou(sample, text)  # type: ignore[attr-defined]
         row = SampleRow(sample.uid, sample.family, entry.name, entry.seed, ratio, text, scores[i], counts[i])
-        out.append(Answered(row, overlap, *question_flops(scorer, encoded, i, sample, entry.pruner, counts[i])))
+        out.append(Answered(row, overlap, *question_flops(scorer, encoded, i, sample, pruner, counts[i], plan)))
     return out
 
 
+def _layer_counts(plan: LayerPlan, encoded: Encoded, i: int) -> list[int]:
+    """Visual tokens of one sample, all images together, that each layer computes."""
+    images = encoded.image_of[i][encoded.visual_mask[i]].bincount().tolist()
+    return [sum(layer) for layer in zip(*(plan.counts(n) for n in images), strict=True)] or [0] * plan.layers
+
+
+def _layer_mean(plan: LayerPlan, encoded: Encoded, i: int) -> float:
+    counts = _layer_counts(plan, encoded, i)
+    return sum(counts) / len(counts)
+
+
 def question_flops(
-    scorer: Scorer, encoded: Encoded, i: int, sample: Sample, pruner: Pruner, kept: int
+    scorer: Scorer,
+    encoded: Encoded,
+    i: int,
+    sample: Sample,
+    pruner: Pruner | LayerPruner,
+    kept: Any,
+    plan: LayerPlan | None = None,
 ) -> tuple[float, float]:
     """FLOPs of one question as pruned and with all its tokens (see `cost.CONVENTION`); the answer's length is the
-    reference's."""
+    reference's. `kept` is the number of tokens that the language model reads, unless a plan drops them between its
+    layers."""
     lvlm: Any = scorer.lvlm
     tokens = int(encoded.visual_mask[i].sum())
     text = int(encoded.attention[i].sum()) - tokens
@@ -91,6 +150,9 @@ def question_flops(
     full = _total(lvlm.shape, text, tokens, answer, images)
     if pruner.name == FULL:
         return full, full
+    if plan is not None:
+        layers = tuple(_layer_counts(plan, encoded, i))
+        return _total(lvlm.shape, text, layers, answer, images) + plan.flops(lvlm.shape.lm, text, tokens), full
     if hasattr(pruner, "flops"):
         selector = sum(pruner.flops(tokens, words, kept).values())  # type: ignore[attr-defined]
     else:
@@ -100,7 +162,7 @@ def question_flops(
 
 
 @lru_cache(maxsize=4096)
-def _total(shape: cost.LVLMShape, text: int, visual: int, answer: int, images: int) -> float:
+def _total(shape: cost.LVLMShape, text: int, visual: int | tuple[int, ...], answer: int, images: int) -> float:
     parts = cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=images)
     return float(parts["total"])
 

@@ -58,7 +58,7 @@ class SampleRow:
     keep_ratio: float | None
     prediction: str | None
     score: float
-    kept_tokens: int
+    kept_tokens: int | float  # a mean over layers where a method drops tokens between them
 
 
 @dataclass(frozen=True)

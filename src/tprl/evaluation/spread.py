@@ -40,7 +40,7 @@ def spreads(rows: Sequence[SampleRow]) -> list[Spread]:
         if exact == pruner or smallest is None:
             continue
         right = {(row.uid, row.seed): row.score > 0.5 for row in cells[exact, smallest]}
-        groups: dict[str, list[int]] = defaultdict(list)
+        groups: dict[str, list[int | float]] = defaultdict(list)
         for row in questions:
             groups[row.family].append(row.kept_tokens)
             if (row.uid, row.seed) in right:
@@ -49,7 +49,7 @@ def spreads(rows: Sequence[SampleRow]) -> list[Spread]:
     return out
 
 
-def _spread(pruner: str, ratio: float | None, group: str, counts: Sequence[int]) -> Spread:
+def _spread(pruner: str, ratio: float | None, group: str, counts: Sequence[int | float]) -> Spread:
     quantiles = tuple(float(value) for value in np.quantile(counts, QUANTILES))
     return Spread(pruner, ratio, group, len(counts), float(np.mean(counts)), quantiles)
 

@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
+from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.regions import region_rank
 from tprl.types import Encoded, Prompt, Sample, columns_of
@@ -100,6 +101,11 @@ class FrozenLVLM(ABC):
         self.device = first_device(model)
         self.width: int = model.config.text_config.hidden_size
         self.image_token: int = getattr(model.config, "image_token_id", None) or model.config.image_token_index
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers of the language model."""
+        return self.model.config.text_config.num_hidden_layers
 
     @property
     def shape(self) -> LVLMShape:
@@ -310,11 +316,11 @@ class FrozenLVLM(ABC):
     # --- answer ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def answer(self, prompt: Prompt) -> list[str]:
-        """Greedy answers."""
+    def answer(self, prompt: Prompt, plan: LayerPlan | None = None) -> list[str]:
+        """Greedy answers; with a plan, layers of the language model drop tokens of the unpruned prompt."""
         texts = [""] * len(prompt.uids)
         for rows, part in self._micro_batches(prompt):
-            with self.deepstack(part.deep, part.visual):
+            with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
                 out = self.model.generate(
                     inputs_embeds=part.embeds,
                     attention_mask=part.attention.long(),
@@ -328,7 +334,9 @@ class FrozenLVLM(ABC):
         return texts
 
     @torch.no_grad()
-    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+    def score(
+        self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
+    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """Teacher-forced mean log-probability (nats per token, end token included), and whether every token of the
         answer is the arg-max, which is what greedy decoding needs to produce it."""
         log_probs = torch.zeros(len(answers), device=self.device)
@@ -338,7 +346,7 @@ class FrozenLVLM(ABC):
             real = ids >= 0
             width = ids.shape[1]
             after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
-            with self.deepstack(part.deep, part.visual):
+            with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
                 out = self.model(
                     inputs_embeds=self._with_answer(part.embeds, ids),
                     attention_mask=torch.cat([part.attention, real], 1).long(),
@@ -399,19 +407,7 @@ class FrozenLVLM(ABC):
         """Rows of like length together, so that little is padded, and which rows they are."""
         lengths = prompt.attention.sum(1)
         for rows in lengths.argsort(dim=0, stable=True).split(self.micro_batch):
-            width = int(lengths[rows].max())
-            yield (
-                rows,
-                Prompt(
-                    tuple(prompt.uids[row] for row in rows.tolist()),
-                    prompt.input_ids[rows, -width:],
-                    prompt.embeds[rows, -width:],
-                    prompt.attention[rows, -width:],
-                    prompt.positions[:, rows, -width:],
-                    prompt.visual[rows, -width:],
-                    None if prompt.deep is None else prompt.deep[rows, -width:],
-                ),
-            )
+            yield rows, prompt.rows(rows, int(lengths[rows].max()))
 
 
 def axes(positions: Int[Tensor, "P B S"]) -> Int[Tensor, "..."]:

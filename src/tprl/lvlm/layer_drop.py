@@ -1,0 +1,271 @@
+"""Dropping visual tokens inside the language model: hooks on the decoder layers of a stock class.
+
+No layer is switched to eager attention: a method's rows of attention are recomputed from queries and keys of one layer.
+Hidden states, rotary embeddings and masks of later layers shrink, and so do their caches, each to its own length.
+"""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+
+from tprl.budget import budget, image_rows, keep_top
+from tprl.cost import LMShape
+from tprl.errors import UserError
+from tprl.types import Prompt, columns_of
+
+
+class Stage(NamedTuple):
+    """One drop. Layers are counted from 0."""
+
+    before: int  # the first layer that works on fewer tokens
+    reads: int  # the layer whose queries and keys decide: `before`, or one after the drop before
+    keep: float  # fraction of an image's original visual tokens that lives from here on
+
+
+class Look(NamedTuple):
+    """The sequence as one layer gets it, which is what a method may read; answer tokens that are being scored stand
+    at its end and must not be read."""
+
+    layer: Any  # the decoder layer
+    norm: Any  # the language model's final norm
+    hidden: Float[Tensor, "B S D"]
+    first: Float[Tensor, "B S D"]  # what the language model's first layer got, the same columns
+    real: Bool[Tensor, "B S"]  # False on padding
+    visual: Bool[Tensor, "B S"]
+    image: Int[Tensor, "B S"]  # of visual columns: which image
+    answer: Bool[Tensor, "B S"]
+    cos: Float[Tensor, "B S c"]
+    sin: Float[Tensor, "B S c"]
+
+    @property
+    def after(self) -> Bool[Tensor, "B S"]:
+        """The prompt's text after its last image."""
+        column = torch.arange(self.real.shape[1], device=self.real.device)
+        final = torch.where(self.visual, column, -1).amax(1, keepdim=True)
+        return self.real & ~self.answer & (column > final)
+
+    def heads(self, name: str, at: Int[Tensor, "B R"] | None = None) -> Float[Tensor, "B H R c"]:
+        """Queries ("q") or keys ("k") after rotary embedding, in float32; of the columns `at`, or of all."""
+        part = self if at is None else self.take(at, torch.ones_like(at, dtype=torch.bool))
+        attention = self.layer.self_attn
+        x = getattr(attention, f"{name}_proj")(self.layer.input_layernorm(part.hidden))
+        x = x.unflatten(-1, (-1, attention.head_dim))
+        if hasattr(attention, f"{name}_norm"):
+            x = getattr(attention, f"{name}_norm")(x)
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        return rotate(x.transpose(1, 2), x.transpose(1, 2), part.cos, part.sin)[0].float()
+
+    def attention(self, at: Int[Tensor, "B R"]) -> Float[Tensor, "B H R S"]:
+        """Softmax attention of the columns `at` over the whole sequence."""
+        query, key = self.heads("q", at), self.heads("k")
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        seen = self.real.unsqueeze(1) & (torch.arange(key.shape[2], device=key.device) <= at.unsqueeze(2))
+        logits = (query @ key.mT) * query.shape[-1] ** -0.5
+        return logits.masked_fill(~seen.unsqueeze(1), torch.finfo(logits.dtype).min).softmax(-1)
+
+    def last_row(self) -> Float[Tensor, "B S"]:
+        """Attention of the prompt's last token, mean over heads."""
+        last = self.real.shape[1] - 1 - int(self.answer[0].sum())
+        return self.attention(torch.full_like(self.image[:, :1], last)).mean(1)[:, 0]
+
+    def take(self, at: Int[Tensor, "B N"], valid: Bool[Tensor, "B N"]) -> "Look":
+        """The columns `at` only, of which `valid` ones are real."""
+
+        def columns(x: Tensor) -> Tensor:
+            return x.gather(1, at.reshape(*at.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
+
+        part = {name: columns(getattr(self, name)) for name in self._fields[2:]}
+        return self._replace(**part)._replace(real=part["real"] & valid, visual=part["visual"] & valid)
+
+
+@runtime_checkable
+class LayerPruner(Protocol):
+    """Drops visual tokens between decoder layers. Its keep_ratio is the mean over layers of the fraction of visual
+    tokens that each layer really computes."""
+
+    name: str
+    extras: frozenset[str]  # always empty: there only because evaluations ask every method
+
+    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+        """The schedule that has this mean.
+
+        Raises:
+            UserError: none has.
+        """
+        ...
+
+    def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+        """Scores of the visual columns: the highest `k` of each image live (k is that of the column's image), ties go
+        to the lower index."""
+        ...
+
+    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+        """What ranking `alive` visual tokens in a prompt with `text` other ones costs (see `tprl.cost`)."""
+        ...
+
+
+def last_row_flops(lm: LMShape, tokens: int) -> int:
+    """`Look.last_row`: keys of all tokens, one query, one row of inner products."""
+    q, kv = lm.heads * lm.head_dim, lm.kv_heads * lm.head_dim
+    return 2 * tokens * lm.width * kv + 2 * lm.width * q + 2 * tokens * q
+
+
+class LayerPlan(NamedTuple):
+    """A method's schedule on a language model of so many layers."""
+
+    pruner: LayerPruner
+    stages: tuple[Stage, ...]
+    layers: int
+
+    @classmethod
+    def of(cls, pruner: LayerPruner, keep_ratio: float, layers: int) -> "LayerPlan":
+        """The method's schedule at a keep ratio."""
+        return cls(pruner, pruner.stages(keep_ratio, layers), layers)
+
+    def counts(self, n: int) -> list[int]:
+        """Visual tokens that each layer computes of an image that has n."""
+        keep = [1.0] * self.layers
+        for stage in self.stages:
+            keep[stage.before :] = [stage.keep] * (self.layers - stage.before)
+        return [budget(fraction, n) for fraction in keep]
+
+    def flops(self, lm: LMShape, text: int, n: int) -> int:
+        """What all its rankings cost for a prompt with n visual and `text` other tokens."""
+        counts = [n, *self.counts(n)]
+        return sum(self.pruner.flops(lm, stage, text, counts[stage.before]) for stage in self.stages)
+
+
+@contextmanager
+def dropping(model: Any, prompt: Prompt, plan: LayerPlan | None) -> Generator[None, None, None]:
+    """While it lasts, the stock model reads the unpruned `prompt` as the plan says: in prefill and in every later step.
+
+    Args:
+        model: the stock LVLM; its language model is of the Llama or Qwen kind.
+        prompt: what the next prefill reads, perhaps several times over (beams), perhaps with an answer after it.
+        plan: None changes nothing.
+
+    Raises:
+        UserError: a drop before the layers that still add deepstack features.
+    """
+    if plan is None or not plan.stages or not bool(prompt.visual.any()):
+        yield
+        return
+    parts = model.model
+    language = parts.language_model if hasattr(parts, "language_model") else parts.text_model
+    first = min(stage.before for stage in plan.stages)
+    if prompt.deep is not None and first < prompt.deep.shape[-1] // prompt.embeds.shape[-1]:
+        raise UserError(
+            f"{plan.pruner.name} drops tokens before layer {first}, where this LVLM still adds deepstack features to "
+            "them: use a method that prunes before the language model."
+        )
+    drop = _Dropping(language, prompt, plan)
+    handles = [
+        layer.register_forward_pre_hook(drop.hook(number), with_kwargs=True)
+        for number, layer in enumerate(language.layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Dropping:
+    """One prompt on its way through the layers."""
+
+    def __init__(self, language: Any, prompt: Prompt, plan: LayerPlan) -> None:
+        self.language, self.prompt, self.plan = language, prompt, plan
+        self.kind: str = language.config._attn_implementation
+        self.first = min(stage.before for stage in plan.stages)
+        self.prefilling = True
+        self.look: Look | None = None
+        self.originals: Tensor = prompt.visual.new_zeros(0)  # [B, images] visual tokens before any drop
+        self.read: dict[int, Look] = {}
+        self.real: dict[int, Tensor] = {}  # [B n] of every layer with fewer columns, padding False
+
+    def hook(self, number: int) -> Any:
+        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            cache: Any = kwargs.get("past_key_values")
+            if number == 0:
+                self.prefilling = cache is None or cache.get_seq_length(0) == 0
+            if self.prefilling:
+                hidden = self._prefill(number, hidden, kwargs)
+            elif number >= self.first:
+                assert cache is not None
+                new, past = hidden.shape[1], cache.get_seq_length(number)
+                real = pad(self.real[number], (0, past + new - self.real[number].shape[1]), value=True)
+                kwargs["attention_mask"] = self._mask(real, new, hidden.dtype)
+            return (hidden, *args[1:]), kwargs
+
+        return before
+
+    def _prefill(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        self.look = self._begin(hidden, kwargs) if self.look is None or number == 0 else self.look
+        self.look = self.look._replace(layer=self.language.layers[number], hidden=hidden)
+        self.read[number] = self.look
+        for stage in self.plan.stages:
+            if stage.before == number:
+                self.look = self.read[number] = self._drop(stage)
+        if number >= self.first:
+            self.real[number] = self.look.real
+            kwargs["position_embeddings"] = (self.look.cos, self.look.sin)
+            kwargs["position_ids"] = None  # read by flash attention on packed sequences only
+            kwargs["attention_mask"] = self._mask(self.look.real, self.look.real.shape[1], hidden.dtype)
+        return self.look.hidden
+
+    def _begin(self, hidden: Tensor, kwargs: dict[str, Any]) -> Look:
+        self.read.clear()
+        width = self.prompt.visual.shape[1]
+        copies, answer = len(hidden) // len(self.prompt.visual), hidden.shape[1] - width
+
+        def grown(x: Tensor, value: bool | int) -> Tensor:
+            return pad(x.repeat_interleave(copies, 0), (0, answer), value=value)
+
+        real, visual = grown(self.prompt.attention, True), grown(self.prompt.visual, False)
+        image = grown(self.prompt.image, 0)
+        self.originals = (one_hot(image) * visual.unsqueeze(-1)).sum(1)
+        column = torch.arange(hidden.shape[1], device=hidden.device)
+        cos, sin = (part.expand(len(hidden), -1, -1) for part in kwargs["position_embeddings"])
+        marks = real, visual, image, (column >= width).expand_as(real)
+        return Look(None, self.language.norm, hidden, hidden, *marks, cos, sin)
+
+    def _drop(self, stage: Stage) -> Look:
+        look = self.look
+        assert look is not None
+        at, mask = columns_of(look.visual)
+        image = look.image.gather(1, at)
+        images = image_rows(mask, image)
+        counts = self.originals[images.sample, images.split(image)[:, 0]].tolist()
+        k = torch.tensor([budget(stage.keep, n) for n in counts], device=at.device)
+        wide = torch.zeros_like(look.image)
+        wide.scatter_add_(1, at, images.join(k.unsqueeze(1).expand_as(images.at), mask))
+        scores = self.plan.pruner.rank(self.read[stage.reads], wide).gather(1, at)
+        keep = images.join(keep_top(images.split(scores), images.mask, k), mask)
+        alive = look.real.clone()
+        row, token = (mask & ~keep).nonzero(as_tuple=True)
+        alive[row, at[row, token]] = False
+        length, order = int(alive.sum(1).max()), torch.arange(alive.shape[1], device=at.device).expand_as(alive)
+        # Dead columns sort to the front, as in `splice`.
+        index = torch.where(alive, order, order - alive.shape[1]).argsort(dim=1, stable=True)[:, -length:]
+        return look.take(index, alive.gather(1, index))
+
+    def _mask(self, real: Bool[Tensor, "B K"], new: int, dtype: torch.dtype) -> Tensor | None:
+        """For the last `new` of the columns that `real` describes, in the form that the attention in use wants."""
+        if self.kind != "eager" and bool(real.all()) and new in (1, real.shape[1]):
+            return None  # causal by itself
+        if "flash" in self.kind:
+            return real
+        keys = real.shape[1]
+        row, column = torch.arange(keys - new, keys, device=real.device), torch.arange(keys, device=real.device)
+        eye = row.unsqueeze(1) == column  # padding sees itself, never nothing
+        seen = (real.unsqueeze(1) & (column <= row.unsqueeze(1)) | eye).unsqueeze(1)
+        if self.kind != "eager":
+            return seen
+        return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, torch.finfo(dtype).min)

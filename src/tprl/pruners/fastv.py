@@ -1,0 +1,49 @@
+"""FastV: after the second layer, only the visual tokens that the last token attends to."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tprl.budget import check_keep_ratio
+from tprl.cost import LMShape
+from tprl.errors import UserError
+from tprl.lvlm.layer_drop import Look, Stage, last_row_flops
+
+
+class FastVPruner:
+    """Layers 0..K-1 run on everything; layers K.. on the visual tokens with the most attention from the last token.
+
+    Source: FastV (Chen et al., arXiv 2403.06764), the rule of BASELINES 3.4, written from its description: the mean
+    over heads of layer K-1's softmax attention, row of the prompt's last token. K = 2 of 32 layers, in proportion for
+    other depths (at least 1). Complexity O(S D) for one row and the keys of one layer. Survivors keep their positions,
+    as in the reference. Ours differs in the budget: keep_ratio is the mean over all layers, so layers K.. keep
+    (keep_ratio L - K) / (L - K), and a ratio of K / L or less is refused; in ties (lower index) and in recomputing that
+    row alone instead of switching the layer to eager attention. `published=True` reads keep_ratio as the fraction that
+    layers K.. keep (1 - R of the paper).
+    """
+
+    name = "fastv"
+    extras: frozenset[str] = frozenset()
+
+    def __init__(self, published: bool = False) -> None:
+        self.published = published
+
+    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+        """One drop before layer K.
+
+        Raises:
+            UserError: no fraction in the later layers gives this mean.
+        """
+        ratio, first = check_keep_ratio(keep_ratio), max(1, round(2 * layers / 32))
+        keep = ratio if self.published else (ratio * layers - first) / (layers - first)
+        if keep <= 0:
+            raise UserError(
+                f"{self.name} runs {first} of {layers} layers on all tokens, so their mean over layers stays above "
+                f"{first / layers:.3g}: keep_ratio={ratio:.3g} is infeasible."
+            )
+        return (Stage(first, first - 1, keep),) if keep < 1 else ()
+
+    def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+        return look.last_row()
+
+    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+        return last_row_flops(lm, text + alive)

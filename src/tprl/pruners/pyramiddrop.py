@@ -1,0 +1,66 @@
+"""PyramidDrop: fewer visual tokens after every quarter of the layers."""
+
+from itertools import pairwise
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tprl.budget import check_keep_ratio
+from tprl.cost import LMShape
+from tprl.errors import UserError
+from tprl.lvlm.layer_drop import Look, Stage, last_row_flops
+
+
+class PyramidDropPruner:
+    """Before layers L/4, L/2 and 3L/4 the visual tokens with the least attention from the last token are dropped.
+
+    Source: PyramidDrop (Xing et al., arXiv 2410.17247), the rule of BASELINES 3.12, written from its description:
+    queries and keys of the layer that comes next, mean over heads of the last instruction token's softmax attention;
+    f, f^2, f^3 of the tokens live, f = 0.5 in the paper (layers 8, 16, 24 of 32). Complexity O(S D) per drop.
+    Ours differs in the budget: f is solved for, so that the mean over all layers is keep_ratio, and a mean below that
+    of the first quarter alone is refused; survivors keep their positions (the reference numbers them anew); ties go to the
+    lower index. `published=True` takes f = 0.5 whatever the ratio.
+    """
+
+    name = "pyramiddrop"
+    extras: frozenset[str] = frozenset()
+
+    def __init__(self, published: bool = False) -> None:
+        self.published = published
+
+    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+        """Drops before the second, third and last quarter.
+
+        Raises:
+            UserError: no f gives this mean.
+        """
+        ratio = check_keep_ratio(keep_ratio)
+        powers = {max(1, round(layers * quarter / 4)): quarter for quarter in (1, 2, 3)}
+        powers = {start: power for start, power in powers.items() if start < layers}
+        f = 0.5 if self.published else self._solve(ratio, powers, layers)
+        return tuple(Stage(start, start, f**power) for start, power in powers.items()) if f < 1 else ()
+
+    def _solve(self, ratio: float, powers: dict[int, int], layers: int) -> float:
+        """The f whose mean over layers is `ratio`; the mean grows with f, so halving the interval finds it."""
+        edges = [0, *powers, layers]
+        spans = [stop - start for start, stop in pairwise(edges)]
+
+        def mean(f: float) -> float:
+            return sum(span * f**power for span, power in zip(spans, [0, *powers.values()], strict=True)) / layers
+
+        if ratio <= mean(0.0):
+            raise UserError(
+                f"{self.name} runs {edges[1]} of {layers} layers on all tokens, so their mean over layers stays above "
+                f"{mean(0.0):.3g}: keep_ratio={ratio:.3g} is infeasible."
+            )
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean(middle) < ratio else (low, middle)
+        return high
+
+    def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+        return look.last_row()
+
+    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+        return last_row_flops(lm, text + alive)
