@@ -5,7 +5,7 @@ Every function returns an exact integer number of FLOPs under `CONVENTION`; the 
 machine at hand are as exact as the others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -226,32 +226,6 @@ def policy_flops(policy: PolicyShape, tokens: int, words: int) -> int:
     inputs += mlp_flops((policy.place_features, w), tokens) + mlp_flops((2, w, w), 1)
     heads = mlp_flops((w, w, w, 1), tokens) + mlp_flops((w, w, w, 1), 1)
     return inputs + policy.layers * encoder_layer_flops(w, 4 * w, sequence) + heads
-
-
-# Selectors that read what the tower computed anyway, or draw at random, multiply no matrices; pooling averages.
-# vispruner's rounds look similarities up that were computed once.
-SELECTORS: dict[str, Callable[[int, int, int], int]] = {
-    **dict.fromkeys(("keep_all", "oracle", "random", "uniform", "pooling", "cls_attention"), lambda v, d, k: 0),
-    **dict.fromkeys(("divprune", "vispruner"), lambda v, d, k: similarity_flops(v, d)),
-}
-
-
-def selector_flops(name: str, tokens: int, width: int, kept: int) -> int:
-    """What a training-free selector costs per image.
-
-    Args:
-        name: the pruner's name.
-        tokens: visual tokens it chooses from.
-        width: width of the features it compares (projected tokens for divprune, vision features for vispruner).
-        kept: tokens it keeps.
-
-    Raises:
-        UserError: a pruner without a formula; an unknown cost must not be reported as zero.
-    """
-    if name not in SELECTORS:
-        known = ", ".join(sorted(SELECTORS))
-        raise UserError(f"No FLOPs formula for pruner {name!r} (known: {known}): add one to tprl.cost.SELECTORS.")
-    return SELECTORS[name](tokens, width, kept)
 
 
 def total(

@@ -86,9 +86,9 @@ class TestSelect:
 
     def test_its_flops_are_the_policys_and_the_heads(self) -> None:
         made = policy()
-        flops = Adaptive(made).flops(36, 7, 9)
+        flops = Adaptive(made).flops_by_part(36, 7, 9)
         assert flops.pop("budget") == 2 * (32 * 16 + 16 * 3)
-        assert flops == made.flops(36, 7, 9)
+        assert flops == made.flops_by_part(36, 7, 9)
 
 
 class TestRefusals:

@@ -1,7 +1,9 @@
 """What every heuristic pruner must satisfy, whatever it selects."""
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,32 +11,23 @@ from omegaconf import OmegaConf
 from tests.helpers import RAGGED, toy_encoded
 
 from tprl.budget import budget
+from tprl.build import choices, target_of
 from tprl.errors import UserError
-from tprl.pruners.cls_attention import ClsAttentionPruner
-from tprl.pruners.divprune import DivPrunePruner
 from tprl.pruners.keep_all import KeepAll
-from tprl.pruners.oracle import OraclePruner
-from tprl.pruners.pooling import PoolingPruner
-from tprl.pruners.random import RandomPruner
-from tprl.pruners.uniform import UniformPruner
-from tprl.pruners.vispruner import VisPruner
 from tprl.splice import splice
 from tprl.types import Encoded, Pruner, TokenSelection
 
-HEURISTICS = {
-    cls.name: cls
-    for cls in (
-        RandomPruner,
-        UniformPruner,
-        PoolingPruner,
-        ClsAttentionPruner,
-        VisPruner,
-        DivPrunePruner,
-        OraclePruner,
-    )
-}
+
+def heuristics() -> dict[str, type[Any]]:
+    """Every class that a yaml of conf/pruner names, except those inside the language model and `keep_all`."""
+    found: list[Any] = [target_of("pruner", name) for name in choices("pruner")]
+    classes = [one for one in found if inspect.isclass(one) and not hasattr(one, "stages")]
+    return {one.name: one for one in classes if one is not KeepAll}
+
+
+HEURISTICS = heuristics()
 RATIOS = [1.0, 1 / 2, 1 / 3, 2 / 9, 1 / 9, 1 / 18]
-EXTRAS = ["cls_attention", "vision_features", "region"]
+EXTRAS = sorted(frozenset().union(*(one.extras for one in HEURISTICS.values())))
 
 every_heuristic = pytest.mark.parametrize("pruner", [cls() for cls in HEURISTICS.values()], ids=list(HEURISTICS))
 every_ratio = pytest.mark.parametrize("ratio", RATIOS, ids=[f"{r:.3f}" for r in RATIOS])

@@ -265,7 +265,7 @@ class TestFolder:
 
     @every_kind
     def test_flops_name_their_parts(self, kind: str) -> None:
-        parts = pruner(kind, "dpp").flops(144, 6, 16)  # type: ignore[operator]
+        parts = pruner(kind, "dpp").flops_by_part(144, 6, 16)  # type: ignore[operator]
         assert set(parts) == {"policy" if kind == "tprl" else "mlp", "autoencoder", "dpp"}
         assert all(value > 0 for value in parts.values())
 

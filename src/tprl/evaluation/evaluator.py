@@ -153,11 +153,12 @@ def question_flops(
     if plan is not None:
         layers = tuple(_layer_counts(plan, encoded, i))
         return _total(lvlm.shape, text, layers, answer, images) + plan.flops(lvlm.shape.lm, text, tokens), full
-    if hasattr(pruner, "flops"):
-        selector = sum(pruner.flops(tokens, words, kept).values())  # type: ignore[attr-defined]
+    chooser: Any = pruner
+    if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
+        selector = sum(chooser.flops_by_part(tokens, words, kept).values())
     else:
-        width = lvlm.shape.vision.width if "vision_features" in pruner.extras else lvlm.width
-        selector = images * cost.selector_flops(pruner.name, tokens // max(images, 1), width, kept)
+        each = max(images, 1)
+        selector = images * chooser.flops(lvlm.shape, tokens // each, kept // each)
     return _total(lvlm.shape, text, kept, answer, images) + selector, full
 
 

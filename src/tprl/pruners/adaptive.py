@@ -77,11 +77,11 @@ class Adaptive:
                 keep[rows] = self.pruner.serve(x.rows(rows), logits[rows], ratio, uids)
         return TokenSelection(keep)
 
-    def flops(self, tokens: int, words: int, kept: int) -> dict[str, int]:
+    def flops_by_part(self, tokens: int, words: int, kept: int) -> dict[str, int]:
         """What choosing costs on one sample: as for the policy, and the budget head."""
         width = self.pruner.config["width"]
         head = cost.mlp_flops((2 * width, width, len(self.pruner.config["budgets"])), 1)
-        return {**self.pruner.flops(tokens, words, kept), "budget": head}
+        return {**self.pruner.flops_by_part(tokens, words, kept), "budget": head}
 
 
 def choose(chance: Float[Tensor, "B K"], budgets: Float[Tensor, " K"], price: float) -> Int[Tensor, " B"]:

@@ -1,6 +1,7 @@
 """Attention of the vision tower's CLS token (FasterVLM): what the image itself calls important."""
 
 from tprl.budget import keep_top_per_image, need_ratio
+from tprl.cost import LVLMShape
 from tprl.types import Encoded, TokenSelection
 
 
@@ -23,3 +24,7 @@ class ClsAttentionPruner:
         """
         ratio = need_ratio(self.name, keep_ratio)
         return TokenSelection(keep=keep_top_per_image(encoded.extras["cls_attention"], encoded, ratio))
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """Nothing: the tower has computed it."""
+        return 0

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tprl.budget import image_rows, need_ratio
+from tprl.cost import LVLMShape, similarity_flops
 from tprl.types import Encoded, TokenSelection
 
 
@@ -33,6 +34,10 @@ class DivPrunePruner:
         unit = normalize(images.split(encoded.visual).float(), dim=-1)
         keep = max_min(1 - unit @ unit.mT, images.mask, k)
         return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """All cosines between projected tokens."""
+        return similarity_flops(tokens, shape.lm.width)
 
 
 def max_min(distance: Float[Tensor, "I W W"], mask: Bool[Tensor, "I W"], k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:

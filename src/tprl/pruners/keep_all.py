@@ -1,5 +1,6 @@
 """Nothing is pruned: the reference row of every table."""
 
+from tprl.cost import LVLMShape
 from tprl.splice import keep_all
 from tprl.types import Encoded, TokenSelection
 
@@ -14,3 +15,7 @@ class KeepAll:
         """Keep all tokens."""
         del keep_ratio
         return keep_all(encoded)
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """Nothing: nothing is chosen."""
+        return 0

@@ -196,7 +196,7 @@ class LearnedPruner(nn.Module, ABC):
         self.trained_on["threshold_ratio"] = keep_ratio
         return tau
 
-    def flops(self, tokens: int, words: int, kept: int) -> dict[str, int]:
+    def flops_by_part(self, tokens: int, words: int, kept: int) -> dict[str, int]:
         """What choosing costs on one sample: codes, one pass of the network, and the kernel where a DPP selects."""
         c, parts = self.config, self.net_flops(tokens, words)
         if c["code_width"]:

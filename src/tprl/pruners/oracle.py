@@ -3,6 +3,7 @@
 import torch
 
 from tprl.budget import keep_top_per_image, need_ratio, view_rows
+from tprl.cost import LVLMShape
 from tprl.grid import spread_order, table
 from tprl.types import Encoded, TokenSelection
 
@@ -31,3 +32,7 @@ class OraclePruner:
         region = encoded.extras["region"].float()
         score = torch.where(region > 0, 1 + region, 1 / (2.0 + views.join(order, encoded.visual_mask)))
         return TokenSelection(keep=keep_top_per_image(score, encoded, ratio))
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """Nothing: it is no method."""
+        return 0

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tprl.budget import need_ratio, view_rows
+from tprl.cost import LVLMShape
 from tprl.grid import centres, table, windows
 from tprl.types import Encoded, TokenSelection
 
@@ -37,6 +38,10 @@ class PoolingPruner:
         live = torch.arange(most, device=cell.device) < count.unsqueeze(1)
         pooled = (weights @ tokens).to(encoded.embeds.dtype)
         return _selection(encoded, views.sample, live, pooled, views.at.gather(1, cell))
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """Nothing: averages are no matrix product of the model's kind, and few."""
+        return 0
 
 
 def _selection(encoded: Encoded, sample: Tensor, live: Tensor, pooled: Tensor, at: Tensor) -> TokenSelection:

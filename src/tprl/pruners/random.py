@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tprl.budget import keep_top_per_image, need_ratio
+from tprl.cost import LVLMShape
 from tprl.types import Encoded, TokenSelection
 
 
@@ -35,6 +36,10 @@ class RandomPruner:
         token = (encoded.visual_mask.long().cumsum(1) - 1).clamp(min=0)
         seeds = torch.tensor([stable_seed(uid, self.seed) for uid in encoded.uids]).to(token)
         return TokenSelection(keep=keep_top_per_image(_uniform(seeds, token), encoded, ratio))
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """Nothing: scores are drawn."""
+        return 0
 
 
 def stable_seed(uid: str, seed: int) -> int:

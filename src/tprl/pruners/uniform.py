@@ -3,6 +3,7 @@
 import torch
 
 from tprl.budget import need_ratio, view_rows
+from tprl.cost import LVLMShape
 from tprl.grid import centres, table
 from tprl.types import Encoded, TokenSelection
 
@@ -29,6 +30,10 @@ class UniformPruner:
         views, shapes = view_rows(encoded, need_ratio(self.name, keep_ratio))
         keep = table(shapes, _chosen, torch.zeros_like(views.mask))
         return TokenSelection(keep=views.join(keep, encoded.visual_mask))
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """Nothing: geometry."""
+        return 0
 
 
 def _chosen(rows: int, columns: int, k: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tprl.budget import image_rows, need_ratio
+from tprl.cost import LVLMShape, similarity_flops
 from tprl.types import Encoded, TokenSelection
 
 
@@ -59,6 +60,10 @@ class VisPruner:
         image, column = diverse.nonzero(as_tuple=True)
         keep[image, rest[image, column]] = True
         return keep
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """All cosines between vision features; its rounds look them up."""
+        return similarity_flops(tokens, shape.vision.width)
 
 
 def _thin_out(

@@ -1,0 +1,122 @@
+"""PruMerge and PruMerge+: tokens that the CLS token attends to, each merged with its nearest neighbours."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tprl.budget import image_rows, keep_top, need_ratio
+from tprl.cost import LVLMShape, mlp_flops
+from tprl.pruners.merging import merged_selection, similarity
+from tprl.types import Encoded, TokenSelection, columns_of
+
+NEIGHBOURS = 32
+
+
+class PruMergePruner:
+    """The tokens with the highest CLS attention c in the tower's last layer, and one that sums up all the others.
+
+    Source: LLaVA-PruMerge (Shang et al., arXiv 2403.15388), the rule of BASELINES 3.11, written from its description.
+    With h the features before the projector and c not normalised over what is summed,
+
+        out_i = h_i + sum of c_j h_j over the 32 other tokens, kept or not, whose last-layer keys are nearest (cosine)
+        extra = sum of c_j h_j over the tokens that are not kept,
+
+    all then projected. Complexity O(k n (d + C)) per image with keys of width d and features of width C, nothing in
+    sequence. Needs extras["last_cls_attention"], ["last_keys"] and ["vision_features"], and `Encoded.project`.
+
+    Our default fills the budget exactly: k - 1 tokens and the extra one; k = 1 is the top token alone, and at k = n
+    there is nothing to prune, so nothing is merged. `published` lets each image decide: int(n * ratio) tokens, where
+    ratio is the share of outliers c > Q3 + 1.5 (Q3 - Q1) in it (the reference: in its batch), and the extra one; a
+    keep_ratio is checked, then ignored.
+    Two guards beside the rule: an image without outliers (or with int(n * ratio) = 0) keeps its top token, and there
+    is no extra token where every token is kept. Both modes keep raster order, the extra token at the last position
+    that is not kept (the reference: attention order, extra at the end); ties go to the lower index.
+    """
+
+    name = "prumerge"
+    extras: frozenset[str] = frozenset({"last_cls_attention", "last_keys", "vision_features"})
+    spread = False  # whether tokens of the raster join those that attention chooses
+
+    def __init__(self, published: bool = False) -> None:
+        self.published = published
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        """`budget(keep_ratio, n)` tokens for each image, or with `published` as many as its outliers say.
+
+        Raises:
+            UserError: `keep_ratio` is None without `published` or not in (0, 1], or this LVLM has no projector.
+        """
+        ratio = 1.0 if self.published and keep_ratio is None else need_ratio(self.name, keep_ratio)
+        images = image_rows(encoded.visual_mask, encoded.image_of)
+        k, n = images.budgets(ratio), images.mask.sum(1)
+        if not len(k):
+            return TokenSelection(keep=encoded.visual_mask)
+        c = images.split(encoded.extras["last_cls_attention"]).float()
+        share = outlier_share(c, images.mask)
+        outliers = (n * share).long().clamp(min=1)
+        if self.published:
+            keep = keep_top(c, images.mask, outliers)
+            keep = keep | strided(images.mask, share) if self.spread else keep
+            merge, extra = keep, keep.sum(1) < n
+        else:
+            count = torch.where(k < n, (k - 1).clamp(min=1), k)
+            keep = keep_top(c, images.mask, torch.minimum(outliers, count) if self.spread else count)
+            keep = keep | spread(images.mask & ~keep, count - keep.sum(1))
+            merge, extra = keep & (k < n).unsqueeze(1), keep.sum(1) < k
+        at, real = columns_of(merge)
+        near = nearest(images.split(encoded.extras["last_keys"]), images.mask, at)
+        weights = torch.cat([near, (images.mask & ~keep).unsqueeze(1)], 1) * c.unsqueeze(1)
+        sums = weights @ images.split(encoded.extras["vision_features"]).float()
+        return merged_selection(encoded, images, keep, at, real, sums[:, :-1], sums[:, -1], extra, last=True)
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """Cosines of keys with the kept tokens', weighted sums of features, and the projector once more."""
+        merged = 0 if kept == tokens else max(kept - 1, 1)
+        width = shape.vision.width
+        sums = 2 * tokens * width * (2 * merged + 1)
+        return sums + mlp_flops(shape.projector, 0 if kept == tokens else kept)
+
+
+class PruMergePlusPruner(PruMergePruner):
+    """PruMerge with further tokens taken evenly from the raster: more of the image, less of what attention likes.
+
+    Source, merging, complexity and needs as of `PruMergePruner`. `published` adds to the outliers the tokens 0, s, 2 s,
+    ... before the last one, with s = int(int(1 / ratio) / 3). Guards: ratio counts at least one outlier (none would
+    divide by zero) and s is at least 1. Outliers above a sixth of the tokens give s = 1, which keeps all but the
+    last: faithful, and the reason why our default fills the budget instead. Its k - 1 tokens are the outliers, by
+    attention, and then tokens evenly placed among those not yet kept, from the first on.
+    """
+
+    name = "prumerge_plus"
+    spread = True
+
+
+def strided(mask: Bool[Tensor, "I W"], share: Float[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+    """PruMerge+'s tokens of the raster: every int(int(1 / share) / 3)-th, the last token never."""
+    place, stride = torch.arange(mask.shape[1], device=mask.device), ((1 / share).long() // 3).clamp(min=1)
+    return (place % stride.unsqueeze(1) == 0) & (place < mask.sum(1, keepdim=True) - 1)
+
+
+def spread(rest: Bool[Tensor, "I W"], count: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+    """Exactly `count[i]` tokens of the rest, evenly placed in it, its first one among them."""
+    rank, count = rest.cumsum(1) - 1, count.unsqueeze(1)
+    return rest & (rank * count % rest.sum(1, keepdim=True).clamp(min=1) < count)
+
+
+def outlier_share(c: Float[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float[Tensor, " I"]:
+    """Share of each image's tokens with c > Q3 + 1.5 (Q3 - Q1), quartiles interpolated; one token where none is."""
+    n = mask.sum(1, keepdim=True)
+    ordered = c.double().masked_fill(~mask, torch.inf).sort(1).values
+    place = (n - 1) * torch.tensor([0.25, 0.75], dtype=torch.double, device=c.device)
+    low, high = ordered.gather(1, place.long()), ordered.gather(1, torch.minimum(place.long() + 1, n - 1))
+    q1, q3 = (low + (high - low) * place.frac()).split(1, dim=1)
+    return ((c > q3 + 1.5 * (q3 - q1)) & mask).sum(1).clamp(min=1) / n.squeeze(1).double()
+
+
+def nearest(keys: Float[Tensor, "I W d"], mask: Bool[Tensor, "I W"], at: Int[Tensor, "I K"]) -> Bool[Tensor, "I K W"]:
+    """The 32 other tokens of the image, or all, whose keys are nearest to that of each token at `at`; ties go to
+    the lower index."""
+    off = ~mask.unsqueeze(1) | (at.unsqueeze(2) == torch.arange(mask.shape[1], device=at.device))
+    live = similarity(keys, at).masked_fill(off, -torch.inf)
+    order = live.argsort(dim=2, descending=True, stable=True)[..., :NEIGHBOURS]
+    return torch.zeros_like(off).scatter(2, order, True) & ~off

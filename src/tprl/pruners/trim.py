@@ -1,0 +1,114 @@
+"""TRIM: tokens chosen by CLIP's similarity with the question, and one that stands for all others."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tprl.budget import Rows, image_rows, keep_top, need_ratio
+from tprl.cost import LVLMShape
+from tprl.types import Encoded, TokenSelection
+
+
+class TrimPruner:
+    """The tokens of the highest CLIP score stay; the mean of the others is one extra token.
+
+    Source: TRIM ("Less is More: A Simple yet Effective Token Reduction Method", Song et al., arXiv 2409.10994), the
+    rule of BASELINES 3.13, written from its description. The score is softmax(-cosine) of patches with the question in
+    CLIP's space. Note the sign: the released code ranks that way, so the patches LEAST similar to the text stay (as in
+    CDPruner, and for its reason). The softmax matters only to the adaptive count below. Complexity O(n log n + n D) per
+    image, no matrix product. Needs extras["clip_relevance"]; the projected tokens for the mean.
+
+    By default an image costs exactly k = budget() tokens: k - 1 kept and the mean; at k = 1 the best token alone, at
+    k = n all tokens and no mean. The extra token stands at the place of the last token that is not kept: the free
+    place nearest to the end, where the reference appends it. Ours also differs in averaging projected tokens, where
+    the reference averages before its projector, and in ties (lower index).
+
+    Args:
+        negative_relevance: the score falls with the cosine, as released; False: it rises.
+        published: keep int(keep_ratio * n) tokens and the mean besides, one more than asked for. With keep_ratio=None
+            as many as have a score above Q3 + 1.5 (Q3 - Q1) of their image (quartiles interpolated linearly). Either
+            may be 0; then the mean of the image is all that is left of it.
+    """
+
+    name = "trim"
+    extras: frozenset[str] = frozenset({"clip_relevance"})
+    reads_question = True
+
+    def __init__(self, negative_relevance: bool = True, published: bool = False) -> None:
+        self.negative_relevance = negative_relevance
+        self.published = published
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        """Keep the best tokens of each image and add the mean of the others.
+
+        Raises:
+            UserError: `keep_ratio` is not in (0, 1], or is None and not `published`.
+        """
+        if keep_ratio is not None or not self.published:
+            keep_ratio = need_ratio(self.name, keep_ratio)
+        images = image_rows(encoded.visual_mask, encoded.image_of)
+        if not len(images.sample):
+            return TokenSelection(keep=torch.zeros_like(encoded.visual_mask))
+        score = images.split(encoded.extras["clip_relevance"]).float()
+        score = -score if self.negative_relevance else score
+        kept, has_mean = self._counts(score, images, keep_ratio)
+        keep = keep_top(score, images.mask, kept)
+        return _selection(encoded, images, keep, has_mean)
+
+    def _counts(
+        self, score: Float[Tensor, "I W"], images: Rows, keep_ratio: float | None
+    ) -> tuple[Int[Tensor, " I"], Bool[Tensor, " I"]]:
+        """Tokens kept of each image, and whether it has the mean of the others."""
+        n = images.mask.sum(1)
+        if keep_ratio is None:
+            kept = _outliers(score, images.mask)
+            return kept, kept < n
+        if self.published:
+            kept = (n.double() * keep_ratio).floor().long()
+            return kept, kept < n
+        k = images.budgets(keep_ratio)
+        has_mean = (k > 1) & (k < n)
+        return k - has_mean.long(), has_mean
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """Nothing: the mean is a sum; CLIP's text tower, run once per question, is not counted."""
+        return 0
+
+
+def _outliers(score: Float[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Int[Tensor, " I"]:
+    """How many softmax scores of each image lie above Q3 + 1.5 (Q3 - Q1)."""
+    weight = score.double().masked_fill(~mask, -torch.inf).softmax(1)
+    ranked = weight.masked_fill(~mask, torch.inf).sort(1).values
+    first, third = (_quantile(ranked, mask.sum(1), p) for p in (0.25, 0.75))
+    return (weight > (third + 1.5 * (third - first)).unsqueeze(1)).sum(1)  # padding has weight 0
+
+
+def _quantile(ranked: Float[Tensor, "I W"], n: Int[Tensor, " I"], p: float) -> Float[Tensor, " I"]:
+    """Quantile of the first n[i] values of ascending rows, linear between neighbours."""
+    place = (n - 1).double() * p
+    low = place.floor().long()
+    pair = ranked.gather(1, torch.stack([low, torch.minimum(low + 1, n - 1)], 1))
+    return torch.lerp(pair[:, 0], pair[:, 1], place - low)
+
+
+def _selection(
+    encoded: Encoded, images: Rows, keep: Bool[Tensor, "I W"], has_mean: Bool[Tensor, " I"]
+) -> TokenSelection:
+    """`keep` as a selection, with the mean of each image's other tokens as an extra token of its sample."""
+    rest = images.mask & ~keep
+    tokens = images.split(encoded.visual).float().masked_fill(~rest.unsqueeze(2), 0.0)
+    mean = tokens.sum(1) / rest.sum(1, keepdim=True).clamp(min=1)
+    width = keep.shape[1]
+    last = (rest * torch.arange(width, device=rest.device)).amax(1)
+    anchor = images.at.gather(1, last.unsqueeze(1)).squeeze(1)
+    row = images.sample
+    slot = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)  # number of the image in its sample
+    shape = (len(encoded), int(slot.max()) + 1)
+    extra, at, live = mean.new_zeros(*shape, mean.shape[1]), anchor.new_zeros(shape), has_mean.new_zeros(shape)
+    extra[row, slot], at[row, slot], live[row, slot] = mean, anchor, has_mean
+    return TokenSelection(
+        keep=images.join(keep, encoded.visual_mask),
+        extra=extra.to(encoded.embeds.dtype),
+        extra_at=at,
+        extra_mask=live,
+    )
