@@ -12,8 +12,12 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     LogitsProcessor,
     LogitsProcessorList,
+    PixtralVisionConfig,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -21,12 +25,16 @@ from transformers import (
 import tprl
 from tprl.budget import budget
 from tprl.build import load_component
+from tprl.data.scenes import Scenes
 from tprl.errors import UserError
 from tprl.evaluation.parity import masked, stock_inputs
-from tprl.lvlm.frozen import FrozenLVLM, axes
+from tprl.lvlm.batching import axes
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.layer_drop import LayerPlan
+from tprl.lvlm.llava import Llava
 from tprl.pruners.random import RandomPruner
 from tprl.pruners.tprl import TPRL
-from tprl.splice import splice
+from tprl.splice import keep_all, splice
 from tprl.types import Prompt, Sample
 
 TWO = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))
@@ -257,7 +265,24 @@ class TestGenerate:
             found = llava.model.generate(**batch, **options, cache_implementation="static", disable_compile=True)
         assert torch.equal(found, expected)
 
-    def test_positional_ids_and_right_padding(self, llava: FrozenLVLM) -> None:
+    def test_right_padding_answers_as_left_padding(self, llava: FrozenLVLM) -> None:
+        """The stock method warns of right padding and reads the pad tokens; here they are moved out of the way."""
+        two = [SAMPLES[0], SAMPLES[1]._replace(question="is it red or is it blue?")]
+        left = stock_inputs(llava, two)
+        right = dict(left)
+        for row, count in enumerate(left["attention_mask"].sum(1).tolist()):
+            for name in ("input_ids", "attention_mask"):
+                right[name] = right[name].clone()
+                right[name][row] = left[name][row].roll(count)
+        assert not torch.equal(right["attention_mask"], left["attention_mask"])
+        found = []
+        for batch in (left, right):
+            with tprl.prune(llava.model, policy(llava), keep_ratio=0.3, processor=llava.processor):
+                out = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+            found.append(out[:, left["input_ids"].shape[1] :])
+        assert torch.equal(*found)
+
+    def test_positional_ids(self, llava: FrozenLVLM) -> None:
         batch = stock_inputs(llava, SAMPLES[:1])
         ids = batch.pop("input_ids")
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
@@ -279,6 +304,52 @@ class TestGenerate:
         texts = llava.answer(splice(encoded, made.select(encoded, 0.3), positions="compact"))
         new = found[:, batch["input_ids"].shape[1] :]
         assert llava.tokenizer.batch_decode(new, skip_special_tokens=True) == texts
+
+    def test_half_precision(self) -> None:
+        lvlm = load_component("model", "llava", pretrained=None, dtype="bfloat16")
+        batch = stock_inputs(lvlm, SAMPLES[:2])
+        with tprl.prune(lvlm.model, policy(lvlm), keep_ratio=0.3, processor=lvlm.processor) as pruning:
+            out = lvlm.model.generate(**batch, max_new_tokens=3, do_sample=False)
+        assert torch.equal(out[:, : batch["input_ids"].shape[1]], batch["input_ids"])
+        assert [len(images[0].indices) for images in pruning.kept] == [budget(0.3, 36)] * 2
+
+    def test_a_threshold_decides_how_many(self, llava: FrozenLVLM) -> None:
+        made, batch = policy(llava), stock_inputs(llava, SAMPLES[:4])
+        made.calibrate([llava.encode(SAMPLES)], 0.3)
+        before, counts = made.serving.tau, []
+        for threshold in (0.2, 0.5, 0.8):
+            with tprl.prune(llava.model, made, threshold=threshold, processor=llava.processor) as pruning:
+                llava.model.generate(**batch, max_new_tokens=1)
+            counts.append([len(images[0].indices) for images in pruning.kept])
+            encoded = llava.encode(SAMPLES[:4])
+            x = made.observe(encoded)
+            likely = (made.logits(x, 0.3).sigmoid() > threshold) & x.mask
+            assert counts[-1] == likely.sum(1).clamp(min=1).tolist()
+        assert sum(counts[0]) > sum(counts[1]) > sum(counts[2])
+        assert made.serving.tau == before
+
+    def test_budgets_per_question_on_the_embedded_model(self) -> None:
+        lvlm, data = Llava("tiny_llava"), Scenes("test")
+        samples = [data[i] for i in range(20)]
+        with tprl.prune(lvlm.model, "tprl_adaptive", keep_ratio=1 / 9) as pruning:  # its processor is found
+            lvlm.model.generate(**stock_inputs(lvlm, samples), max_new_tokens=1)
+        counts = [len(images[0].indices) for images in pruning.kept]
+        assert len(set(counts)) > 2
+        encoded = lvlm.encode(samples)
+        assert counts == load_component("pruner", "tprl_adaptive").select(encoded, 1 / 9).count.tolist()
+
+    @pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "dart"])
+    def test_methods_inside_the_language_model(self, llava: FrozenLVLM, name: str) -> None:
+        batch = stock_inputs(llava, SAMPLES[:3])
+        with tprl.prune(llava.model, name, keep_ratio=0.7):
+            found = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        encoded = llava.encode(SAMPLES[:3])
+        plan = LayerPlan.of(load_component("pruner", name), 0.7, llava.layers)
+        texts = llava.answer(splice(encoded, keep_all(encoded)), plan)
+        new = found[:, batch["input_ids"].shape[1] :]
+        assert llava.tokenizer.batch_decode(new, skip_special_tokens=True) == texts
+        with pytest.raises(UserError, match="infeasible"):
+            tprl.prune(llava.model, name, keep_ratio=0.3)
 
     def test_methods_that_make_new_tokens(self, llava: FrozenLVLM) -> None:
         with tprl.prune(llava.model, "pooling", keep_ratio=0.25) as pruning:
@@ -351,6 +422,15 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"cannot provide \['region'\]"):
             tprl.prune(lvlm.model, "oracle", keep_ratio=0.3)
 
+    def test_a_llava_with_a_tower_of_another_kind(self) -> None:
+        vision = PixtralVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+        text = LlamaConfig(
+            vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+        model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+        with pytest.raises(UserError, match="a vision tower of type pixtral and features of layer -2"):
+            tprl.prune(model, "random", keep_ratio=0.3)
+
     def test_a_policy_without_a_processor(self, llava: FrozenLVLM) -> None:
         with pytest.raises(UserError, match="tprl reads the question, and this model's processor is not there"):
             tprl.prune(llava.model, policy(llava), keep_ratio=0.3)
@@ -364,7 +444,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"use_cache": False}, "packed sequences: leave the cache on, or prune with positions='compact'"),
+            ({"use_cache": False}, "packed sequences: leave the cache on"),
+            ({"mm_encoder_outputs": {"image": 1}}, "images are encoded here: give pixel_values"),
             ({"pixel_values_videos": torch.zeros(1)}, "pixel_values_videos.*videos are not pruned yet"),
             ({"inputs_embeds": torch.zeros(1)}, "nothing to prune in embeddings"),
             ({"past_key_values": DynamicCache()}, "give the whole conversation"),
@@ -385,6 +466,12 @@ class TestRefusals:
             out = llava.model.generate(**batch, max_new_tokens=2, return_dict_in_generate=True)
             with pytest.raises(UserError, match="give the whole conversation"):
                 llava.model.generate(**text, past_key_values=out.past_key_values)
+            with pytest.raises(UserError, match="images are encoded here"):
+                llava.model.generate(**text, mm_encoder_outputs={"image": None})
+            with pytest.raises(UserError, match="nothing to prune in embeddings"):
+                llava.model.generate(inputs_embeds=torch.zeros(1, 3, 48))
+            with pytest.raises(UserError, match="image tokens without pixel_values"):
+                llava.model.generate(**text)
 
     def test_images_that_do_not_fit_the_prompt(self, llava: FrozenLVLM) -> None:
         batch = stock_inputs(llava, SAMPLES[:2])

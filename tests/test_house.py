@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import tprl
 from tprl.build import build, choices, conf_dir, load_component
-from tprl.entry import launch
+from tprl.entry import addable, launch
 from tprl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -131,11 +131,25 @@ class TestBuild:
 
     def test_a_component_is_built_without_hydra(self) -> None:
         assert load_component("pruner", "random").name == "random"
-        with pytest.raises(UserError, match="pruner=rnd does not exist; choose one of: cls_attention, "):
+        with pytest.raises(UserError, match="pruner=rnd does not exist; choose one of: cdpruner, cls_attention, "):
             load_component("pruner", "rnd")
 
 
 class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("word", "seen"),
+        [
+            ("model.placement=shard", "++model.placement=shard"),
+            ("pruner.published=true", "++pruner.published=true"),
+            ("model=llava", "model=llava"),
+            ("stage.keep_ratio=0.3", "stage.keep_ratio=0.3"),
+            ("+model.attention=sdpa", "+model.attention=sdpa"),
+            ("--help", "--help"),
+        ],
+    )
+    def test_any_argument_of_a_component_can_be_set(self, word: str, seen: str) -> None:
+        assert addable(word) == seen
+
     @pytest.mark.parametrize("entry", ["train", "eval"])
     def test_a_process_ends_with_one_line_and_status_2(self, entry: str) -> None:
         done = started("-m", f"src.{entry}", "model=foo")
@@ -149,7 +163,7 @@ class TestCommandLine:
                 "stage=foo",
                 "stage=foo does not exist; choose one of: adapt, all, autoencoder, distill, lfd, ppo, pretrain.",
             ),
-            ("pruner=foo", "pruner=foo does not exist; choose one of: cls_attention, "),
+            ("pruner=foo", "pruner=foo does not exist; choose one of: cdpruner, cls_attention, "),
             ("experiment=foo", "experiment=foo does not exist; choose one of: demo, paper."),
             ("stage.foo=1", "stage.foo is not a key here; "),
             ("foo=1", "foo is not a key here; there are: dataset, "),

@@ -92,7 +92,7 @@ class TestCard:
         assert "family qwen2_5_vl" in card
         assert "by the stages lfd, ppo; seed 3" in card
         assert "| tprl | 0.111 | 16.0 | 96.0 [95.1, 97.0] | 43.2 |" in card
-        assert 'from_pretrained("mine")' in card
+        assert f'from_pretrained("{tmp_path / "mine"}")' in card
 
     def test_of_a_pruner_that_nobody_evaluated(self, tmp_path: Path) -> None:
         policy().save_pretrained(tmp_path)

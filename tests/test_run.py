@@ -244,6 +244,22 @@ class TestOneSentence:
 class TestFamilies:
     """Training runs on every family; the rest of the chain is shared."""
 
+    def test_parity_is_a_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("model.pretrained=null", "model.dtype=float32", "model.attention=eager", "logger=none", "limit=3")
+        run = call("eval", evaluate, tmp_path / "parity", "mode=parity", "model=qwen2_5_vl", *options)
+        table = (run / "parity.md").read_text()
+        assert "| `qwen2_5_vl` | 0 | " in table
+        assert table.rstrip().endswith("| yes |")
+        assert table in capsys.readouterr().out + "\n"
+
+    def test_the_whole_chain_is_refused_at_once_where_its_evaluation_cannot_be(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = ("model=qwen2_5_vl", "model.pretrained=null", "model.dtype=float32", "debug=fast")
+        line = refused(capsys, "train", tmp_path / "run", *options)
+        assert "the cost model does not know qwen2_5_vl yet, so it can be trained on but not evaluated" in line
+        assert not (tmp_path / "run" / "lfd").exists()
+
     def test_weights_from_a_local_folder(self, tmp_path: Path) -> None:
         """The path that a downloaded checkpoint takes."""
         save_folder(load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32"), tmp_path / "weights")

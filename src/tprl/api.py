@@ -14,10 +14,12 @@ from tprl.budget import check_keep_ratio, image_rows
 from tprl.build import choices, load_component, target_of
 from tprl.errors import UserError
 from tprl.hub import within_reach
-from tprl.lvlm.frozen import FrozenLVLM, axes
+from tprl.lvlm.batching import axes
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
 from tprl.lvlm.questions import QuestionFinder
-from tprl.pruners.learned import LearnedPruner
-from tprl.splice import splice
+from tprl.pruners.learned import LearnedPruner, check_family
+from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Pruner, TokenSelection
 
 # What the processor gives beside pixels; `generate` gets our own in their place.
@@ -52,13 +54,14 @@ class Pruning:
     """A model whose `generate` prunes; made by `prune`.
 
     Attributes:
-        kept: of the latest call, for each prompt a list with a `Kept` per image; empty before the first call.
+        kept: of the latest call, for each prompt a list with a `Kept` per image: what the language model's first layer
+            reads. Empty before the first call.
     """
 
     def __init__(
         self,
         lvlm: FrozenLVLM,
-        pruner: Pruner,
+        pruner: Pruner | LayerPruner,
         keep_ratio: float | None,
         question: QuestionFinder | None,
         positions: str,
@@ -99,17 +102,21 @@ class Pruning:
         """
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if kwargs.get("pixel_values") is None:
-            self._check_text_only(kwargs)
+            self._check_text_only(ids, kwargs)
             self.kept = [[] for _ in range(0 if ids is None else len(ids))]
             return self._stock(ids, *args, **kwargs)
         config = args[0] if args else kwargs.get("generation_config")
         self._check(ids, config, kwargs)
         ids = ids.to(self.lvlm.device)
         encoded = self._encode(ids, kwargs)
-        selection = self.pruner.select(encoded, self.keep_ratio)
+        plan = None
+        if isinstance(self.pruner, LayerPruner):
+            plan, selection = LayerPlan.of(self.pruner, self.keep_ratio or 1.0, self.lvlm.layers), keep_all(encoded)
+        else:
+            selection = self.pruner.select(encoded, self.keep_ratio)
         self.kept = kept(encoded, selection)
         prompt = splice(encoded, selection, self.positions)
-        with self.lvlm.deepstack(prompt.deep, prompt.visual):
+        with self.lvlm.deepstack(prompt.deep, prompt.visual), dropping(self.lvlm.model, prompt, plan):
             out = self._stock(
                 ids,
                 *args,
@@ -160,22 +167,25 @@ class Pruning:
             raise UserError("generate got a padded batch without attention_mask: pass all that the processor returns.")
         cache = kwargs.get("use_cache")
         cache = _setting("use_cache", config, self.lvlm.model.generation_config) if cache is None else cache
-        if cache is False and self.positions == "keep":
+        if cache is False:
             raise UserError(
-                "use_cache=False makes transformers take the gaps between pruned tokens for packed sequences: leave "
-                "the cache on, or prune with positions='compact'."
+                "generate got use_cache=False, and this model is pruned: without a cache transformers takes the gaps "
+                "between pruned tokens for packed sequences: leave the cache on."
             )
 
-    def _check_text_only(self, kwargs: Mapping[str, Any]) -> None:
-        """Videos, and the cache of a pruned prompt, need no pixel_values to go wrong."""
-        name = "pixel_values_videos" if kwargs.get("pixel_values_videos") is not None else "past_key_values"
-        if name in kwargs and (name != "past_key_values" or hasattr(kwargs[name], MARK)):
-            raise UserError(f"generate got {name}, and this model is pruned: {REFUSED[name]}.")
+    def _check_text_only(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> None:
+        """What would go unpruned without a word, or wrong: images that come some other way, a pruned prompt's cache."""
+        for name in ("pixel_values_videos", "mm_encoder_outputs", "inputs_embeds", "past_key_values"):
+            value = kwargs.get(name)
+            if value is not None and (name != "past_key_values" or hasattr(value, MARK)):
+                raise UserError(f"generate got {name}, and this model is pruned: {REFUSED[name]}.")
+        if ids is not None and bool((ids == self.lvlm.image_token).any()):
+            raise UserError("generate got image tokens without pixel_values: pass all that the processor returns.")
 
 
 def prune(
     model: Any,
-    pruner: Pruner | str,
+    pruner: Pruner | LayerPruner | str,
     keep_ratio: float | None = None,
     *,
     threshold: float | None = None,
@@ -207,7 +217,14 @@ def prune(
     if positions not in ("keep", "compact"):
         raise UserError(f"positions={positions} is unknown: use keep or compact.")
     lvlm = family_of(model).around(model, processor)
-    made: Any = load_component("pruner", pruner) if isinstance(pruner, str) else pruner
+    made: Any = pruner
+    if isinstance(pruner, str):
+        if pruner not in choices("pruner"):
+            raise UserError(
+                f"pruner={pruner} does not exist; choose one of: {', '.join(choices('pruner'))}, or give what "
+                "tprl.Pruner.from_pretrained(folder or hub id) returns."
+            )
+        made = load_component("pruner", pruner)
     if keep_ratio is not None:
         keep_ratio = check_keep_ratio(keep_ratio)
     if threshold is not None:
@@ -215,6 +232,8 @@ def prune(
     elif keep_ratio is None and not (isinstance(made, LearnedPruner) and made.serving.tau is not None):
         raise UserError(f"{made.name} needs a kept fraction of the visual tokens: give keep_ratio in (0, 1], e.g. 1/3.")
     _check_fit(made, lvlm)
+    if isinstance(made, LayerPruner) and keep_ratio is not None:
+        made.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean
     if isinstance(model.generate, Pruning):
         raise UserError("this model is pruned already: call undo() on the handle that prune returned first.")
     finder = None
@@ -272,13 +291,7 @@ def _with_threshold(pruner: Any, keep_ratio: float | None, threshold: float) -> 
 
 def _check_fit(pruner: Any, lvlm: FrozenLVLM) -> None:
     lvlm.check_extras(frozenset(pruner.extras), lvlm.known_extras)
-    about = getattr(pruner, "trained_on", {})
-    family = about.get("family")
-    if family is not None and family != lvlm.model_type:
-        raise UserError(
-            f"pruner {pruner.name} was trained for a {family} ({about.get('model')}), and this model is a "
-            f"{lvlm.model_type}: train one for it with `python -m src.train stage=all model=...`."
-        )
+    check_family(pruner, lvlm)
     width = getattr(getattr(pruner, "pruner", pruner), "token_width", lvlm.width)
     if width != lvlm.width:
         raise UserError(

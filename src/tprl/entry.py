@@ -22,6 +22,7 @@ from tprl.errors import UserError
 
 Work = Callable[[DictConfig, Path], Path]
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
+COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")  # groups whose yamls describe one object
 log = logging.getLogger(__name__)
 
 
@@ -30,6 +31,7 @@ def launch(name: str, work: Work) -> None:
 
     Bad input ends in one line on stderr and exit status 2. With HYDRA_FULL_ERROR=1 it ends in a traceback instead.
     """
+    sys.argv[1:] = [addable(word) for word in sys.argv[1:]]
     full = os.environ.get("HYDRA_FULL_ERROR") == "1" and _main_process()  # ranks inherit it from the line below
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print its own several lines and exit
     bugs: list[Exception] = []
@@ -57,6 +59,13 @@ def launch(name: str, work: Work) -> None:
     finally:
         if not full:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def addable(word: str) -> str:
+    """`model.placement=shard` as `++model.placement=shard`: yamls list what differs from a class's defaults, and any
+    argument of the class can be set. `build` refuses what is none."""
+    key, equals, _ = word.partition("=")
+    return f"++{word}" if equals and "." in key and key.partition(".")[0] in COMPONENTS else word
 
 
 def job(work: Work, config: DictConfig) -> Path:

@@ -29,7 +29,7 @@ def within_reach(source: str) -> bool:
 def _hub_answers() -> bool:
     if HF_HUB_OFFLINE:
         return False
-    if getproxies():  # only the client can tell
+    if getproxies().keys() - {"no"}:  # only the client can tell
         return True
     hub = urlsplit(ENDPOINT)
     try:

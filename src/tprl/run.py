@@ -30,7 +30,7 @@ from tprl.lvlm import tiny_llava
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import find_model
 from tprl.progress import FitProgress, Progress
-from tprl.pruners.learned import LearnedPruner, find_pruner, load_pruner, load_weights, read_config
+from tprl.pruners.learned import LearnedPruner, check_family, find_pruner, load_pruner, load_weights, read_config
 from tprl.pruners.tprl import TPRL
 from tprl.scoring import Scorer
 from tprl.stages.calibrate import calibrate_fade
@@ -54,7 +54,9 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         return directory
     _check_ratios(cfg)
     run = Training(cfg, directory)
-    if cfg.stage.name != "all":
+    if cfg.stage.name == "all":
+        _ = run.lvlm.shape  # type: ignore[attr-defined]  # the evaluation at its end needs it: better refused now
+    else:
         run.prepare()
         run.stage(cfg.stage, directory / "pruner")
         return directory
@@ -101,6 +103,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
         raise UserError("nothing to evaluate: give run=<directory of a training run>, runs, pruner=<name> or pruners.")
     _start(cfg, directory)
     lvlm = build(cfg.model)
+    _ = lvlm.shape  # refused now rather than after the first batch
     logger = _logger(cfg, directory)
     _evaluate(lvlm, build(cfg.dataset, split=cfg.split), entries, settings, cfg, directory, logger)
     return directory
@@ -177,10 +180,12 @@ class Training:
             if chosen("policy"):
                 raise UserError("stage=adapt keeps the policy of stage.init_from as it is: leave policy away.")
             self.pruner = load_pruner(source)
+            check_family(self.pruner, self.lvlm)
         elif source:
             folder = find_pruner(source)
             load_weights(self.pruner, folder)
             self.pruner.trained_on = read_config(folder)["trained_on"]
+            check_family(self.pruner, self.lvlm)
         elif self.cfg.stage.name != "autoencoder" and self.pruner.autoencoder is not None:
             print("no stage.init_from: the autoencoder is trained first", flush=True)
             self.stage(OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml"), self.directory / "autoencoder")
@@ -215,6 +220,7 @@ class Training:
         if name == "ppo" and config.budget != "exact_k":  # elsewhere a common offset of the logits means nothing
             self.pruner.calibrate((e for _, e in live["served"].batches), config.threshold_ratio)
         self._collect_curves(module, name)
+        self.pruner.trained_on.pop("results", None)  # they were another state's
         self.pruner.trained_on |= {
             "model": self.cfg.model.get("name"),
             "family": getattr(self.lvlm, "model_type", None),

@@ -1,5 +1,6 @@
 """Every family against its stock Hugging Face class, on small random weights scaled up so that errors show."""
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -191,6 +192,34 @@ def test_a_question_that_the_template_trims_is_found_and_one_that_it_changes_is_
     chat.processor.chat_template = chat.processor.chat_template.replace("trim", "upper")
     with pytest.raises(UserError, match=r"changes the question of sample scenes/val/0/attribute"):
         chat.encode([SAMPLES[0]])
+
+
+def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
+    save_folder(load_component("model", "qwen3_vl", pretrained=None, dtype="float32"), tmp_path)
+    with pytest.raises(UserError, match=r"are a qwen3_vl, and model=qwen2_5_vl reads a qwen2_5_vl: choose the model"):
+        load_component("model", "qwen2_5_vl", pretrained=str(tmp_path), dtype="float32")
+
+
+def test_a_chat_template_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
+    lvlm = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")
+    lvlm.model.save_pretrained(tmp_path)
+    lvlm.tokenizer.save_pretrained(tmp_path)
+    lvlm.processor.image_processor.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": lvlm.processor.chat_template}))
+    found = load_component("model", "qwen2_5_vl", pretrained=str(tmp_path), dtype="float32")
+    assert found.render(SAMPLES[0]) == lvlm.render(SAMPLES[0])
+
+
+def test_a_checkpoints_own_repetition_penalty_does_not_change_greedy_answers(lvlm: FrozenLVLM) -> None:
+    encoded = lvlm.encode(SAMPLES)
+    prompt = splice(encoded, keep_all(encoded))
+    expected = lvlm.answer(prompt)
+    lvlm.model.generation_config.update(repetition_penalty=1.3, num_beams=2)
+    try:
+        assert lvlm.answer(prompt) == expected
+        assert parity(lvlm, SAMPLES).same_ids
+    finally:
+        lvlm.model.generation_config.update(repetition_penalty=None, num_beams=None)
 
 
 def test_smolvlm_without_num2words_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from tprl.budget import budget
 from tprl.build import load_component
 from tprl.cost import LMShape
 from tprl.errors import UserError
-from tprl.lvlm.frozen import FrozenLVLM, axes
+from tprl.lvlm.batching import axes
+from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, Look, Stage, dropping
 from tprl.splice import keep_all, splice
 from tprl.types import Prompt

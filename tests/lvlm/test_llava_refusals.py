@@ -117,10 +117,20 @@ def test_the_device_of_a_process(
 
 
 class TestPlacement:
+    def test_memory_that_is_not_there_is_no_damage(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*args: object, **kwargs: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+
+        monkeypatch.setattr("tprl.lvlm.loading.AutoModelForImageTextToText.from_pretrained", full)
+        with pytest.raises(UserError, match=r"model=llava cannot be loaded so: CUDA out of memory") as caught:
+            Llava(str(folder))
+        one_sentence(caught)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"placement": "spread"}, r"model\.placement=spread is unknown: use one of replicate, shard"),
+            ({"dtype": "fp16"}, r"model\.dtype=fp16 is unknown: use float32, bfloat16 or float16"),
             ({"load_in": "2bit"}, r"model\.load_in=2bit is unknown: use one of null, 8bit, 4bit"),
             (
                 {"attention": "fast"},

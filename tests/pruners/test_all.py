@@ -21,8 +21,8 @@ from tprl.types import Encoded, Pruner, TokenSelection
 def heuristics() -> dict[str, type[Any]]:
     """Every class that a yaml of conf/pruner names, except those inside the language model and `keep_all`."""
     found: list[Any] = [target_of("pruner", name) for name in choices("pruner")]
-    classes = [one for one in found if inspect.isclass(one) and not hasattr(one, "stages")]
-    return {one.name: one for one in classes if one is not KeepAll}
+    found = [one for one in found if inspect.isclass(one) and not hasattr(one, "stages") and one is not KeepAll]
+    return {one.name: one for one in found}
 
 
 HEURISTICS = heuristics()

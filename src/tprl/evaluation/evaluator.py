@@ -15,6 +15,7 @@ from tprl.errors import UserError
 from tprl.evaluation.results import FULL, Row, SampleRow
 from tprl.evaluation.statistics import image_key, interval
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
+from tprl.pruners.learned import check_family
 from tprl.scoring import Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Dataset, Encoded, Pruner, Sample
@@ -56,6 +57,8 @@ def evaluate(
 ) -> list[Answered]:
     """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows each batch."""
     entries = feasible(entries, scorer.lvlm)
+    for entry in entries:
+        check_family(entry.pruner, scorer.lvlm)
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
     total = min(limit or len(dataset), len(dataset))
     answered: list[Answered] = []

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from tprl.lvlm.frozen import FrozenLVLM, axes
+from tprl.lvlm.batching import axes
+from tprl.lvlm.frozen import GREEDY, FrozenLVLM
 from tprl.pruners.random import RandomPruner
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
@@ -42,7 +43,7 @@ def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4,
     # With the positions that the stock `generate` would pass, and in the shapes of `forward`.
     places = {"position_ids": axes(encoded.positions), "logits_to_keep": 1, "use_cache": False}
     stock = lvlm.model(**inputs, **places).logits.float()
-    expected = lvlm.model.generate(**inputs, max_new_tokens=steps, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    expected = lvlm.model.generate(**inputs, max_new_tokens=steps, **GREEDY)[:, inputs["input_ids"].shape[1] :]
     same = [_agree(_generate(lvlm, everything, steps)[0], expected)]
 
     selection = RandomPruner().select(encoded, keep_ratio)
@@ -117,7 +118,7 @@ def _generate(lvlm: FrozenLVLM, prompt: Prompt, steps: int) -> tuple[Int[Tensor,
             attention_mask=prompt.attention.long(),
             position_ids=axes(prompt.positions),
             max_new_tokens=steps,
-            do_sample=False,
+            **GREEDY,
             output_logits=True,
             return_dict_in_generate=True,
         )

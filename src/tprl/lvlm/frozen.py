@@ -14,10 +14,14 @@ from transformers import AutoProcessor
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
+from tprl.lvlm.batching import axes, fingerprint, mean_log_prob, question_mask, shown_images, unique_images
 from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.regions import region_rank
 from tprl.types import Encoded, Prompt, Sample, columns_of
+
+# Checkpoints come with settings of their own, such as a repetition penalty, and `score` knows of none.
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 class Seen(NamedTuple):
@@ -83,7 +87,7 @@ class FrozenLVLM(ABC):
         else:
             folder = find_model(pretrained)
             source = str(folder) if folder.is_dir() else pretrained
-            model, processor = load(source, name, where, self.load_processor)
+            model, processor = load(source, name, self.model_type, where, self.load_processor)
         processor.tokenizer.padding_side = "left"
         self._hold(model.requires_grad_(False).eval(), processor, name)
         self.prompt, self.max_new_tokens, self.micro_batch = prompt, max_new_tokens, micro_batch
@@ -163,9 +167,9 @@ class FrozenLVLM(ABC):
         inputs = self.processor(
             text=texts, images=nested, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
         )
-        images, shown = _unique_images(samples)
+        images, shown = unique_images(samples)
         seen = self.see(self.preprocess(images), extras - {"region"}) if images else Seen([], [], {})
-        question = self._question_mask(inputs["offset_mapping"], texts, samples) & inputs["attention_mask"].bool()
+        question = question_mask(inputs["offset_mapping"], texts, samples, self.name) & inputs["attention_mask"].bool()
         encoded = self._assemble(inputs, seen, shown, [sample.uid for sample in samples], question)
         if "region" in extras:
             rank = region_rank(samples, encoded.grids, encoded.visual_mask.shape[1]).to(self.device)
@@ -189,8 +193,8 @@ class FrozenLVLM(ABC):
         seen = self.see(pixels, extras)
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
         counts = (ids == self.image_token).sum(1).tolist()
-        shown = _shown(counts, [len(tokens) for tokens in seen.tokens])
-        prints = [_fingerprint(part) for part in pixels["pixel_values"].split(self.rows_per_image(pixels))]
+        shown = shown_images(counts, [len(tokens) for tokens in seen.tokens])
+        prints = [fingerprint(part) for part in pixels["pixel_values"].split(self.rows_per_image(pixels))]
         uids = [
             hashlib.blake2b(f"{row[real].tolist()} {[prints[i] for i in images]}".encode(), digest_size=8).hexdigest()
             for row, real, images in zip(ids, attention, shown, strict=True)
@@ -286,26 +290,6 @@ class FrozenLVLM(ABC):
                     f"write as many <image> into model.prompt."
                 )
 
-    def _question_mask(
-        self, offsets: Int[Tensor, "B S 2"], texts: Sequence[str], samples: Sequence[Sample]
-    ) -> Bool[Tensor, "B S"]:
-        """Tokens whose characters are the question's: measured from the prompt's end, because placeholders before the
-        question expand."""
-        tails, lengths = [], []
-        for text, sample in zip(texts, samples, strict=True):
-            question = sample.question.strip()  # as many chat templates do
-            at = text.rfind(question)
-            if at < 0:
-                raise UserError(
-                    f"the prompt of {self.name} changes the question of sample {sample.uid}, so its words cannot be "
-                    f"found: set model.prompt to a template with {{question}}."
-                )
-            tails.append(len(text) - at - len(question))
-            lengths.append(len(question))
-        tail, length = (torch.tensor(values, device=offsets.device).unsqueeze(1) for values in (tails, lengths))
-        stop = offsets[..., 1].amax(1, keepdim=True) - tail
-        return (offsets[..., 0] >= stop - length) & (offsets[..., 1] <= stop) & (offsets[..., 1] > offsets[..., 0])
-
     @contextmanager
     def deepstack(
         self, deep: Float[Tensor, "B S F"] | None, visual: Bool[Tensor, "B S"]
@@ -326,7 +310,7 @@ class FrozenLVLM(ABC):
                     attention_mask=part.attention.long(),
                     position_ids=axes(part.positions),
                     max_new_tokens=self.max_new_tokens,
-                    do_sample=False,
+                    **GREEDY,
                 )
             found = self.tokenizer.batch_decode(out, skip_special_tokens=True)
             for row, text in zip(rows.tolist(), found, strict=True):
@@ -408,68 +392,3 @@ class FrozenLVLM(ABC):
         lengths = prompt.attention.sum(1)
         for rows in lengths.argsort(dim=0, stable=True).split(self.micro_batch):
             yield rows, prompt.rows(rows, int(lengths[rows].max()))
-
-
-def axes(positions: Int[Tensor, "P B S"]) -> Int[Tensor, "..."]:
-    """As transformers wants them: [B S] for RoPE, [3 B S] for M-RoPE."""
-    return positions[0] if len(positions) == 1 else positions
-
-
-def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Float[Tensor, " B"]:
-    """Mean log-probability of each row's tokens, nats per token; ids below 0 are padding."""
-    real = ids >= 0
-    picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return (picked * real).sum(1) / real.sum(1)
-
-
-def _shown(tokens: Sequence[int], per_image: Sequence[int]) -> list[list[int]]:
-    """Which images each prompt shows: images follow in order until they fill the prompt's placeholders.
-
-    Raises:
-        UserError: they do not.
-    """
-    shown: list[list[int]] = []
-    image = 0
-    for row, wanted in enumerate(tokens):
-        first = image
-        while wanted > 0 and image < len(per_image):
-            wanted -= per_image[image]
-            image += 1
-        if wanted:
-            raise UserError(
-                f"prompt {row} has {tokens[row]} image tokens, and its images make {sum(per_image[first:image])}: "
-                "pass what one call of the processor returned, complete."
-            )
-        shown.append(list(range(first, image)))
-    if image < len(per_image):
-        raise UserError(
-            f"{len(per_image)} images were given, and the prompts show {image}: write as many image placeholders."
-        )
-    return shown
-
-
-def _fingerprint(pixels: Tensor) -> int:
-    """A number that depends on the pixels alone: neither on zero padding after them, nor on what computed it."""
-    bits = pixels.detach().cpu().float().flatten().view(torch.int32).long()
-    return int((bits * torch.arange(1, len(bits) + 1)).sum())
-
-
-def runs(mask: Bool[Tensor, "B S"]) -> list[list[tuple[int, int]]]:
-    """(start, length) of every run of True in each row."""
-    edges = torch.nn.functional.pad(mask.int(), (1, 1)).diff(dim=1)
-    starts, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
-    found: list[list[tuple[int, int]]] = [[] for _ in mask]
-    for (row, start), (_, end) in zip(starts, ends, strict=True):
-        found[row].append((start, end - start))
-    return found
-
-
-def _unique_images(samples: Sequence[Sample]) -> tuple[list[Any], list[list[int]]]:
-    """Distinct image objects, and for every sample the indices of its images among them."""
-    index: dict[int, int] = {}
-    images: list[Any] = []
-    for image in (image for sample in samples for image in sample.images):
-        if id(image) not in index:
-            index[id(image)] = len(images)
-            images.append(image)
-    return images, [[index[id(image)] for image in sample.images] for sample in samples]

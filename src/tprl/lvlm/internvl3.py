@@ -16,9 +16,10 @@ from transformers import (
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
+from tprl.lvlm.batching import runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
-from tprl.lvlm.frozen import FrozenLVLM, Seen, runs
-from tprl.lvlm.loading import WithoutVideo
+from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.loading import WithoutVideo, chat_template
 
 ROLES = {
     "start_image_token": "<img>",
@@ -66,7 +67,9 @@ class InternVL3(FrozenLVLM):
         tokenizer = AutoTokenizer.from_pretrained(source)
         images = AutoImageProcessor.from_pretrained(source, backend="pil")
         length = AutoConfig.from_pretrained(source).image_seq_length
-        return ImageOnly(images, tokenizer, None, image_seq_length=length, chat_template=tokenizer.chat_template)
+        return ImageOnly(
+            images, tokenizer, None, image_seq_length=length, chat_template=chat_template(ImageOnly, source, tokenizer)
+        )
 
     def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
         return self.processor.image_processor(images, return_tensors="pt", crop_to_patches=True)

@@ -18,6 +18,8 @@ from tprl.lvlm.clip_text import ClipText
 from tprl.lvlm.frozen import FrozenLVLM, Seen
 from tprl.types import Encoded
 
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+
 
 class Llava(FrozenLVLM):
     """A frozen LLaVA-1.5; other arguments as of `FrozenLVLM`.
@@ -99,6 +101,15 @@ class Llava(FrozenLVLM):
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)
+
+    def _hold(self, model: Any, processor: Any, name: str) -> None:
+        tower, layer = model.config.vision_config.model_type, model.config.vision_feature_layer
+        if tower not in TOWERS or not isinstance(layer, int):
+            raise UserError(
+                f"this LLaVA has a vision tower of type {tower} and features of layer {layer}: known are one layer of "
+                f"{' or '.join(TOWERS)}."
+            )
+        super()._hold(model, processor, name)
 
     def relate(self, encoded: Encoded, questions: Sequence[str]) -> None:
         if "clip_relevance" in encoded.extras:

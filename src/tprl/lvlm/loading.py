@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, ProcessorMixin
 
 from tprl.errors import UserError
 from tprl.hub import within_reach
@@ -49,6 +49,8 @@ class Placement:
             if value not in allowed[name]:
                 known = ", ".join(str(one or "null") for one in allowed[name])
                 raise UserError(f"model.{name}={value} is unknown: use one of {known}.")
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise UserError(f"model.dtype={dtype} is unknown: use float32, bfloat16 or float16.")
         self.dtype, self.shard, self.attention, self.load_in = (
             getattr(torch, dtype),
             placement == "shard",
@@ -110,18 +112,28 @@ def find_model(pretrained: str) -> Path:
     return next((place for place in places if (place / "config.json").is_file()), Path(pretrained))
 
 
-def load(source: str, name: str, where: Placement, load_processor: Callable[[str], Any]) -> tuple[Any, Any]:
+def load(
+    source: str, name: str, model_type: str, where: Placement, load_processor: Callable[[str], Any]
+) -> tuple[Any, Any]:
     """Model and processor of `model=<name>`.
 
     Raises:
-        UserError: nothing there or within reach, or damaged weights.
+        UserError: nothing there or within reach, weights of another family than `model_type`, or damaged ones.
     """
     try:
         if not within_reach(source):
             raise OSError(f"{source} is neither a folder nor cached, and the hub does not answer")
+        kind = AutoConfig.from_pretrained(source).model_type
+        if kind != model_type:
+            raise UserError(
+                f"the weights '{source}' are a {kind}, and model={name} reads a {model_type}: choose the model that "
+                "fits them."
+            )
         processor = load_processor(source)
         arguments = where.arguments()
         loaded: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **arguments)
+    except UserError:
+        raise
     except ImportError as error:  # before OSError: a package that is missing, such as flash_attn
         raise UserError(f"model={name} cannot be loaded so: {str(error).strip().splitlines()[0]}") from error
     except (OSError, ValueError) as error:
@@ -130,8 +142,12 @@ def load(source: str, name: str, where: Placement, load_processor: Callable[[str
             f"hub: set model.pretrained=/path/to/a/downloaded/folder, or use model=tiny_llava, which ships with TPRL."
         ) from error
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if isinstance(error, SafetensorError) else "their shapes do not fit"
-        raise _damaged(source, name, reason) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, SafetensorError):
+            raise _damaged(source, name, lines[0]) from error
+        if "size mismatch" in str(error) or "mismatch" in str(error).lower():
+            raise _damaged(source, name, "their shapes do not fit") from error
+        raise UserError(f"model={name} cannot be loaded so: {lines[0]}") from error
     model, found = loaded
     if found["missing_keys"]:  # transformers would go on with random weights in their place
         raise _damaged(source, name, f"{min(found['missing_keys'])} is not there")
@@ -150,3 +166,13 @@ class WithoutVideo(ProcessorMixin):
         if argument_name == "video_processor" and argument is None:
             return type(None)
         return super().check_argument_for_proper_class(argument_name, argument)
+
+
+def chat_template(processor_class: type[Any], source: str, tokenizer: Any) -> str | None:
+    """Of a processor that is built from its parts: in the tokenizer, or in a file of its own."""
+    if tokenizer.chat_template is not None:
+        return tokenizer.chat_template
+    try:
+        return processor_class.get_processor_dict(source)[0].get("chat_template")
+    except OSError:
+        return None

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
-from tprl.lvlm.loading import WithoutVideo
+from tprl.lvlm.loading import WithoutVideo, chat_template
 
 CHAT = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}"
@@ -66,7 +66,8 @@ class Qwen25VL(FrozenLVLM):
     def load_processor(cls, source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source)
         images = AutoImageProcessor.from_pretrained(source, backend="pil")
-        return cls.processor_class(images, tokenizer, None, chat_template=tokenizer.chat_template)
+        template = chat_template(cls.processor_class, source, tokenizer)
+        return cls.processor_class(images, tokenizer, None, chat_template=template)
 
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         return pixels["image_grid_thw"].prod(1).tolist()

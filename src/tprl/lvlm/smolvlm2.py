@@ -19,9 +19,10 @@ from transformers import (
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tprl.errors import UserError
+from tprl.lvlm.batching import runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
-from tprl.lvlm.frozen import FrozenLVLM, Seen, runs
-from tprl.lvlm.loading import WithoutVideo
+from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.loading import WithoutVideo, chat_template
 
 CHAT = (
     "<|im_start|>{% for turn in messages %}{{ turn.role | capitalize }}:{% for part in turn.content %}"
@@ -72,7 +73,9 @@ class SmolVLM2(FrozenLVLM):
         tokenizer = AutoTokenizer.from_pretrained(source)
         images = AutoImageProcessor.from_pretrained(source, backend="pil")
         length = _side(AutoConfig.from_pretrained(source)) ** 2
-        return ImageOnly(images, tokenizer, None, image_seq_len=length, chat_template=tokenizer.chat_template)
+        return ImageOnly(
+            images, tokenizer, None, image_seq_len=length, chat_template=chat_template(ImageOnly, source, tokenizer)
+        )
 
     def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
         return self.processor.image_processor(

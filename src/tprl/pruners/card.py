@@ -1,6 +1,7 @@
 """The model card of a trained pruner."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -21,7 +22,7 @@ def model_card(name: str, about: Mapping[str, Any], folder: str) -> str:
         license=LICENSE,
         library_name="tprl",
         tags=["visual-token-pruning", "vision-language", str(about.get("family", "unknown"))],
-        base_model=base if base and base.count("/") == 1 and not base.startswith((".", "/")) else None,
+        base_model=base if base and base.count("/") == 1 and not Path(base).exists() else None,
     )
     stages = ", ".join(about.get("stages", [])) or "nothing yet"
     lines = [

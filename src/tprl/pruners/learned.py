@@ -238,7 +238,7 @@ class LearnedPruner(nn.Module, ABC):
         save_file(state, folder / f"{WEIGHTS}.part")
         about = {"pruner": self.name, **self.config, **asdict(self.serving), "trained_on": self.trained_on}
         (folder / f"{CONFIG}.part").write_text(json.dumps(about, indent=1) + "\n")
-        (folder / f"{CARD}.part").write_text(model_card(self.name, self.trained_on, folder.name))
+        (folder / f"{CARD}.part").write_text(model_card(self.name, self.trained_on, str(folder)))
         for name in (WEIGHTS, CONFIG, CARD):
             (folder / f"{name}.part").replace(folder / name)
 
@@ -252,6 +252,21 @@ class LearnedPruner(nn.Module, ABC):
             self.save_pretrained(folder)
             (Path(folder) / CARD).write_text(model_card(self.name, self.trained_on, repo))
             return hub.push(Path(folder), repo, private, token)
+
+
+def check_family(pruner: Any, lvlm: Any) -> None:
+    """Refuse a pruner that was trained for an LVLM of another family; widths may be equal by chance.
+
+    Raises:
+        UserError: it was.
+    """
+    about = getattr(pruner, "trained_on", {})
+    family, here = about.get("family"), getattr(lvlm, "model_type", None)
+    if family is not None and here is not None and family != here:
+        raise UserError(
+            f"pruner {pruner.name} was trained for a {family} ({about.get('model')}), and this model is a {here}: "
+            "train one for it with `python -m src.train stage=all model=...`."
+        )
 
 
 def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
