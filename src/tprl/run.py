@@ -17,7 +17,7 @@ from tprl.build import build, conf_dir, load_component
 from tprl.checkpoint import SaveEvery, last_checkpoint
 from tprl.entry import chosen
 from tprl.errors import UserError
-from tprl.evaluation import analysis
+from tprl.evaluation import analysis, selectors
 from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
 from tprl.evaluation.evaluator import Entry, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
@@ -86,10 +86,10 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     settings = _plain(cfg)
     for ratio in cfg.keep_ratios:
         check_keep_ratio(ratio)
-    if cfg.mode not in ("accuracy", "parity"):
-        raise UserError(f"mode={cfg.mode} is unknown: use accuracy or parity.")
-    if cfg.mode == "parity":
-        return _parity(cfg, directory)
+    if cfg.mode not in ("accuracy", "parity", "selectors"):
+        raise UserError(f"mode={cfg.mode} is unknown: use accuracy, parity or selectors.")
+    if cfg.mode != "accuracy":
+        return (_parity if cfg.mode == "parity" else _selectors)(cfg, directory)
     entries: list[Entry] = []
     if cfg.run:
         cfg = _with_run_config(cfg, Path(cfg.run))
@@ -123,6 +123,15 @@ def _parity(cfg: DictConfig, directory: Path) -> Path:
         log.info("%s: %s", lvlm.name, found[lvlm.name])
     (directory / "parity.md").write_text(table(found) + "\n")
     print(table(found))
+    return directory
+
+
+def _selectors(cfg: DictConfig, directory: Path) -> Path:
+    """The table of docs/baselines.md."""
+    _start(cfg, directory)
+    text = selectors.table(selectors.measure())
+    (directory / "selectors.md").write_text(text + "\n")
+    print(text)
     return directory
 
 

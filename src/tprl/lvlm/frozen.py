@@ -58,6 +58,7 @@ class FrozenLVLM(ABC):
 
     model_type: str
     known_extras: frozenset[str] = frozenset()
+    substitutes: dict[str, str] = {}  # noqa: RUF012  # extras that stand for what the encoder does not have, and what they are
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
 
     def __init__(
