@@ -40,6 +40,7 @@ class Look(NamedTuple):
     visual: Bool[Tensor, "B S"]
     image: Int[Tensor, "B S"]  # of visual columns: which image
     answer: Bool[Tensor, "B S"]
+    marked: Bool[Tensor, "B S"]  # what a `Rewriter` marked for its later drops, at first nothing
     cos: Float[Tensor, "B S c"]
     sin: Float[Tensor, "B S c"]
 
@@ -107,6 +108,21 @@ class LayerPruner(Protocol):
 
     def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
         """What ranking `alive` visual tokens in a prompt with `text` other ones costs (see `tprl.cost`)."""
+        ...
+
+
+@runtime_checkable
+class Rewriter(LayerPruner, Protocol):
+    """A method that also writes: it is asked to `rewrite` where others are asked to `rank`."""
+
+    def rewrite(self, look: Look, read: Look, k: Int[Tensor, "B S"]) -> tuple[Look, Float[Tensor, "B S"]]:
+        """The sequence that goes on, and scores as from `rank`.
+
+        Args:
+            look: the sequence as layer `Stage.before` would get it; only `hidden` and `marked` may change.
+            read: as layer `Stage.reads` got it, the same columns; what `rank` is given.
+            k: see `rank`.
+        """
         ...
 
 
@@ -233,7 +249,7 @@ class _Dropping:
         self.originals = (one_hot(image) * visual.unsqueeze(-1)).sum(1)
         column = torch.arange(hidden.shape[1], device=hidden.device)
         cos, sin = (part.expand(len(hidden), -1, -1) for part in kwargs["position_embeddings"])
-        marks = real, visual, image, (column >= width).expand_as(real)
+        marks = real, visual, image, (column >= width).expand_as(real), torch.zeros_like(real)
         return Look(None, self.language.norm, hidden, hidden, *marks, cos, sin)
 
     def _drop(self, stage: Stage) -> Look:
@@ -246,8 +262,10 @@ class _Dropping:
         k = torch.tensor([budget(stage.keep, n) for n in counts], device=at.device)
         wide = torch.zeros_like(look.image)
         wide.scatter_add_(1, at, images.join(k.unsqueeze(1).expand_as(images.at), mask))
-        scores = self.plan.pruner.rank(self.read[stage.reads], wide).gather(1, at)
-        keep = images.join(keep_top(images.split(scores), images.mask, k), mask)
+        pruner, read = self.plan.pruner, self.read[stage.reads]
+        rewrites = isinstance(pruner, Rewriter)
+        look, scores = pruner.rewrite(look, read, wide) if rewrites else (look, pruner.rank(read, wide))
+        keep = images.join(keep_top(images.split(scores.gather(1, at)), images.mask, k), mask)
         alive = look.real.clone()
         row, token = (mask & ~keep).nonzero(as_tuple=True)
         alive[row, at[row, token]] = False

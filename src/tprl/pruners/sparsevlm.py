@@ -1,0 +1,140 @@
+"""SparseVLM: after layers 2, 6 and 15, the visual tokens that the prompt's most visual words attend to."""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tprl.budget import check_keep_ratio
+from tprl.cost import LMShape
+from tprl.errors import UserError
+from tprl.lvlm.layer_drop import Look, Stage
+from tprl.pruners.recycling import recycle
+from tprl.types import columns_of
+
+# After layers 2, 6 and 15 of 32, how many of 576 tokens are chosen; by label.
+LAYERS = (2, 6, 15)
+PLUS = {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118)}
+FIRST = {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110)}
+
+
+class SparseVLMPruner:
+    """Some words of the question, the raters, score the visual tokens by their attention; three times the best live.
+
+    Source: SparseVLM (Zhang et al., arXiv 2410.04417), the rule of BASELINES 3.5, written from its description. Raters
+    are the words after the last image whose share of a softmax over words of V Q^T, mean over visual tokens, is above
+    the mean; they are chosen at the first drop from the language model's input and marked for the later ones. A score
+    is the mean over heads and raters of softmax attention. Complexity per drop O(S D^2) for keys and O(T S D) for the
+    rows of T raters; v1.5 adds O(p^2 D) among p recycled tokens.
+    Ours differs in the budget: keep_ratio is the mean over what layers compute, solved for on a path through the
+    published lists (log-linear between them, scaled below the smallest), where the reference counts a layer after its
+    own drop; also in ties (lower index), positions (survivors keep theirs; v1.5 numbers them anew) and where no word
+    is above the mean (all words rate, or the prompt's last token). The released "+" also divides attention by
+    that of all-ones queries and keys, which ours leaves out. `published=True` takes the list with the nearest label
+    (in v1.5 with what it recycles on top, as in the reference).
+
+    Args:
+        plus: SparseVLM+: only the heads (14 of 32, in proportion) in which raters attend most to visual tokens count.
+            False is v1.5: the best 3 of 10 pruned tokens are clustered by density peaks and their centroids live on,
+            within the budget (at least one token is not a centroid), each in the column of its cluster's centre
+            (reference: behind the visual tokens) and without noise on densities.
+        published: see above.
+    """
+
+    name = "sparsevlm"
+    extras: frozenset[str] = frozenset()
+
+    def __init__(self, plus: bool = True, published: bool = False) -> None:
+        self.plus, self.published = plus, published
+
+    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+        """Drops after layers 2, 6 and 15 of 32; where a shallow model has two of them in one place, the later counts.
+
+        Raises:
+            UserError: no point of the path has this mean.
+        """
+        ratio = check_keep_ratio(keep_ratio)
+        drops = {round(layer * layers / 32) + 1: place for place, layer in enumerate(LAYERS)}
+        drops = {before: place for before, place in drops.items() if before < layers}
+        if ratio == 1:
+            return ()
+        lists = {label: self._alive(chosen) for label, chosen in (PLUS if self.plus else FIRST).items()}
+        keep = lists[min(lists, key=lambda label: abs(label - ratio * 576))]
+        if not self.published:
+            keep = self._solve(ratio, drops, layers, [lists[label] for label in sorted(lists)])
+        return tuple(Stage(before, before - 1, keep[place]) for before, place in drops.items())
+
+    def _alive(self, chosen: tuple[int, ...]) -> list[float]:
+        """Fractions that live, recycled ones included."""
+        counts = [576]
+        for k in chosen:
+            counts.append(k if self.plus else k + (3 * (counts[-1] - k) // 10 + 1) // 10 + 1)
+        return [count / 576 for count in counts[1:]]
+
+    def _solve(self, ratio: float, drops: dict[int, int], layers: int, lists: list[list[float]]) -> list[float]:
+        """Bisection for the point of the path whose mean is `ratio`: the mean is continuous, and grows along the path
+        (each piece is a sum of exponentials, so convex, and grows at its start)."""
+        lists, edges = [*lists, [1.0] * len(LAYERS)], [0, *drops, layers]
+
+        def keep(t: float) -> list[float]:
+            if t < 1:
+                return [t * one for one in lists[0]]
+            low = min(int(t), len(lists) - 1) - 1
+            pairs = zip(lists[low], lists[low + 1], strict=True)
+            return [one ** (low + 2 - t) * other ** (t - low - 1) for one, other in pairs]
+
+        def mean(t: float) -> float:
+            fractions = [1.0, *(keep(t)[place] for place in drops.values())]
+            spans = (stop - start for start, stop in pairwise(edges))
+            return sum(span * fraction for span, fraction in zip(spans, fractions, strict=True)) / layers
+
+        if ratio <= mean(0.0):
+            raise UserError(
+                f"{self.name} runs {edges[1]} of {layers} layers on all tokens, so their mean over layers stays above "
+                f"{mean(0.0):.3g}: keep_ratio={ratio:.3g} is infeasible."
+            )
+        low, high = 0.0, float(len(lists))
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean(middle) < ratio else (low, middle)
+        return keep(high)
+
+    def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+        at, real = columns_of(raters_of(look))
+        rows = look.attention(at) * real[:, None, :, None]
+        heads = rows.sum(2) / real.sum(1).clamp(min=1)[:, None, None]
+        if self.plus:
+            best = (heads * look.visual.unsqueeze(1)).sum(2).argsort(dim=1, descending=True, stable=True)
+            best = best[:, : max(1, round(14 * heads.shape[1] / 32))]
+            heads = heads.gather(1, best.unsqueeze(2).expand(-1, -1, heads.shape[2]))
+        return heads.mean(1)
+
+    def rewrite(self, look: Look, read: Look, k: Int[Tensor, "B S"]) -> tuple[Look, Float[Tensor, "B S"]]:
+        raters = raters_of(read)
+        look, scores = look._replace(marked=raters), self.rank(read._replace(marked=raters), k)
+        return (look, scores) if self.plus else recycle(look, scores, k)
+
+    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+        """At most: as if all of the text rated."""
+        q, kv, tokens = lm.heads * lm.head_dim, lm.kv_heads * lm.head_dim, text + alive
+        total = 2 * tokens * lm.width * kv + 2 * text * lm.width * q + 2 * text * tokens * q
+        if stage.before == round(LAYERS[0] * lm.layers / 32) + 1:
+            total += 2 * text * alive * lm.width  # V Q^T
+        return total if self.plus else total + 2 * (3 * alive // 10 + 1) ** 2 * lm.width
+
+
+def raters_of(look: Look) -> Bool[Tensor, "B S"]:
+    """Those that the first drop marked; at the first drop, when all visual tokens are there, who they are."""
+    raters = look.marked & look.real
+    if not bool(raters.any()):
+        after, seen = look.after, look.take(*columns_of(look.visual))
+        logits = seen.first.float() @ look.first.float().mT
+        share = logits.masked_fill(~after.unsqueeze(1), torch.finfo(logits.dtype).min).softmax(-1)
+        share = (share * seen.visual.unsqueeze(2)).sum(1) / seen.visual.sum(1, keepdim=True).clamp(min=1)
+        mean = (share * after).sum(1, keepdim=True) / after.sum(1, keepdim=True).clamp(min=1)
+        raters = after & (share > mean)
+        raters = torch.where(raters.any(1, keepdim=True), raters, after)
+    column, last = torch.arange(raters.shape[1], device=raters.device), raters.shape[1] - 1 - int(look.answer[0].sum())
+    raters = torch.where(raters.any(1, keepdim=True), raters, column == last)
+    return raters & look.visual.any(1, keepdim=True)
