@@ -417,8 +417,8 @@ class TestRefusals:
 
     def test_what_the_family_cannot_provide(self) -> None:
         lvlm = load_component("model", "smolvlm2", pretrained=None, dtype="float32")
-        with pytest.raises(UserError, match=r"smolvlm cannot provide \['cls_attention'\]"):
-            tprl.prune(lvlm.model, "cls_attention", keep_ratio=0.3)
+        with pytest.raises(UserError, match=r"smolvlm cannot provide \['cls_feature', 'vision_keys'\]"):
+            tprl.prune(lvlm.model, "visionzip", keep_ratio=0.3)
         with pytest.raises(UserError, match=r"cannot provide \['region'\]"):
             tprl.prune(lvlm.model, "oracle", keep_ratio=0.3)
 

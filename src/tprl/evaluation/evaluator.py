@@ -73,7 +73,8 @@ def evaluate(
 
 
 def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
-    """The entries without the keep ratios that a method inside this LVLM's layers cannot have; says which they are.
+    """The entries without the keep ratios that a method inside this LVLM's layers cannot have; says which they are, and
+    marks methods that read a substitute.
 
     Raises:
         UserError: the LVLM has no layers that could be reached into.
@@ -86,8 +87,16 @@ def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
                 raise UserError(f"{entry.name} drops tokens between layers, and {lvlm.name} has none: leave it out.")
             ratios = tuple(ratio for ratio in ratios if _possible(entry.pruner, ratio, lvlm.layers))
         if ratios:
-            found.append(replace(entry, keep_ratios=ratios))
+            found.append(replace(entry, keep_ratios=ratios, name=_named(entry, lvlm)))
     return found
+
+
+def _named(entry: Entry, lvlm: Any) -> str:
+    """The entry's name, with a star where its method reads something that stands in for what this encoder lacks."""
+    instead = {k: v for k, v in getattr(lvlm, "substitutes", {}).items() if k in entry.pruner.extras}
+    for extra, what in instead.items():
+        log.info("%s*: %s has no %s of its own; in its place: %s", entry.name, lvlm.name, extra, what)
+    return f"{entry.name}*" if instead else entry.name
 
 
 def _possible(pruner: LayerPruner, ratio: float | None, layers: int) -> bool:

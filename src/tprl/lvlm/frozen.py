@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,7 +58,7 @@ class FrozenLVLM(ABC):
 
     model_type: str
     known_extras: frozenset[str] = frozenset()
-    substitutes: dict[str, str] = {}  # noqa: RUF012  # extras that stand for what the encoder does not have, and what they are
+    substitutes: ClassVar[dict[str, str]] = {}  # extras that stand for what the encoder does not have, and what they are
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
 
     def __init__(
@@ -229,7 +229,7 @@ class FrozenLVLM(ABC):
         def spread(values: Sequence[Tensor]) -> Tensor:
             """One tensor per image -> [B V ...], image by image, zero where padded."""
             joined = [torch.cat([values[i] for i in row]) if row else values[0][:0] for row in shown]
-            return pad_sequence(joined, batch_first=True)
+            return pad_sequence(joined, batch_first=True).to(self.device)  # a sharded tower may be elsewhere
 
         embeds = self.model.get_input_embeddings()(ids)
         b, v = real.nonzero(as_tuple=True)

@@ -20,6 +20,7 @@ from tprl.lvlm.batching import runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
 from tprl.lvlm.loading import WithoutVideo, chat_template
+from tprl.lvlm.towers import Call, cls_attention, layer_of, overheard, split_heads
 
 ROLES = {
     "start_image_token": "<img>",
@@ -38,6 +39,12 @@ class InternVL3(FrozenLVLM):
     """A frozen InternVL3; arguments as of `FrozenLVLM`."""
 
     model_type = "internvl"
+    known_extras = frozenset(
+        {
+            "cls_attention",  # [B V] CLS -> patch in the layer that makes the features: mean over heads and its patches
+            "vision_features",  # [B V C] what the projector reads: the patches of a token side by side
+        }
+    )
 
     def __init__(self, pretrained: str | None, name: str = "internvl3", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
@@ -86,10 +93,33 @@ class InternVL3(FrozenLVLM):
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
-        tiles = self.model.model.get_image_features(values, return_dict=True).pooler_output
+        parts = self.model.model
+        layers = parts.vision_tower.encoder.layer
+        modules = {
+            "cls_attention": layers[layer_of(self.model.config.vision_feature_layer, len(layers))].attention,
+            "vision_features": parts.multi_modal_projector,
+        }
+        with overheard({name: modules[name] for name in extras}) as calls:
+            tiles = parts.get_image_features(values, return_dict=True).pooler_output
+        found = {name: call.x for name, call in calls.items()}
+        if "cls_attention" in calls:
+            found["cls_attention"] = self._attention(modules["cls_attention"], calls["cls_attention"])
         counts = self.rows_per_image(pixels)
         side = round(tiles.shape[1] ** 0.5)
-        return Seen([part.flatten(0, 1) for part in tiles.split(counts)], [((side, side),) * n for n in counts], {})
+        return Seen(
+            [part.flatten(0, 1) for part in tiles.split(counts)],
+            [((side, side),) * n for n in counts],
+            {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in found.items()},
+        )
+
+    def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I N"]:
+        """CLS attention of every token of a tile: the pixel shuffle that makes tokens tells which patches are its."""
+        query = split_heads(layer.q_norm(layer.q_proj(call.x[:, :1])), layer.num_heads)
+        patches = cls_attention(query, split_heads(layer.k_norm(layer.k_proj(call.x)), layer.num_heads))
+        side = round(patches.shape[1] ** 0.5)
+        grid = patches.unflatten(1, (side, side)).unsqueeze(-1)
+        shuffled = self.model.model.pixel_shuffle(grid, scale_factor=self.model.config.downsample_ratio)
+        return shuffled.flatten(1, 2).mean(-1)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -14,9 +14,12 @@ from transformers import (
     LlavaNextProcessor,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from tprl.errors import UserError
 from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.towers import Call, cls_attention, layer_of, overheard, split_heads
 
 
 class LlavaNext(FrozenLVLM):
@@ -26,6 +29,12 @@ class LlavaNext(FrozenLVLM):
     """
 
     model_type = "llava_next"
+    known_extras = frozenset(
+        {
+            "cls_attention",  # [B V] mean over heads of CLS -> patch, in its own crop and the layer of the features
+            "vision_features",  # [B V C] what the projector reads
+        }
+    )
     pixel_inputs = ("pixel_values", "image_sizes")
 
     def __init__(
@@ -67,16 +76,61 @@ class LlavaNext(FrozenLVLM):
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
-        out = self.model.model.get_image_features(values, image_sizes=pixels["image_sizes"], return_dict=True)
+        modules = self._sources(extras)
+        with overheard(modules) as calls:
+            out = self.model.model.get_image_features(values, image_sizes=pixels["image_sizes"], return_dict=True)
+        found = {name: call.x for name, call in calls.items()}
+        if "cls_attention" in calls:
+            found["cls_attention"] = _attention(modules["cls_attention"], calls["cls_attention"])
         tokens = list(out.pooler_output)
         newline = self.model.model.image_newline.to(tokens[0])
         separators = [(image == newline).all(-1) for image in tokens]
         config = self.model.config.vision_config
         side = config.image_size // config.patch_size
-        return Seen(tokens, [_views(rows, side) for rows in separators], {}, None, separators)
+        packed = {name: self._pack(value, pixels["image_sizes"], separators) for name, value in found.items()}
+        return Seen(tokens, [_views(rows, side) for rows in separators], packed, None, separators)
+
+    def _sources(self, extras: frozenset[str]) -> dict[str, nn.Module]:
+        """The module whose input each of the extras is read from."""
+        config, parts = self.model.config, self.model.model
+        if not extras:
+            return {}
+        if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "default":
+            raise UserError(
+                f"{self.name} cannot provide {sorted(extras)}: it reads features of layer "
+                f"{config.vision_feature_layer} by strategy {config.vision_feature_select_strategy}, and known is one "
+                f"layer by strategy default, of a tower with a CLS token."
+            )
+        layers = parts.vision_tower.encoder.layers
+        modules = {
+            "cls_attention": layers[layer_of(config.vision_feature_layer, len(layers))].self_attn,
+            "vision_features": parts.multi_modal_projector,
+        }
+        return {name: modules[name] for name in extras}
+
+    def _pack(
+        self, values: Float[Tensor, "I N ..."], sizes: Int[Tensor, "J 2"], separators: Sequence[Bool[Tensor, " _"]]
+    ) -> list[Float[Tensor, "_ ..."]]:
+        """Values of the patches of all crops in the order of each image's visual tokens, without separators."""
+        config = self.model.config
+        side = config.vision_config.image_size
+        crops = [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes]
+        rows = values if values.ndim == 3 else values.unsqueeze(-1)
+        packed, _ = self.model.model.pack_image_features(
+            rows.split(crops), sizes, "default", image_newline=rows.new_zeros(rows.shape[-1])
+        )
+        return [
+            x[~newline.to(x.device)].flatten(1 if values.ndim == 3 else 0)
+            for x, newline in zip(packed, separators, strict=True)
+        ]
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)
+
+
+def _attention(layer: Any, call: Call) -> Float[Tensor, "I N"]:
+    query = split_heads(layer.q_proj(call.x[:, :1]), layer.num_heads)
+    return cls_attention(query, split_heads(layer.k_proj(call.x), layer.num_heads))
 
 
 def _views(separators: Tensor, side: int) -> tuple[tuple[int, int], ...]:

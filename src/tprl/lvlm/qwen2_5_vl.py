@@ -18,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
 from tprl.lvlm.loading import WithoutVideo, chat_template
+from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, rotated, window_order
 
 CHAT = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}"
@@ -36,6 +37,15 @@ class Qwen25VL(FrozenLVLM):
     """A frozen Qwen2.5-VL; arguments as of `FrozenLVLM`."""
 
     model_type = "qwen2_5_vl"
+    known_extras = frozenset(
+        {
+            "cls_attention",  # [B V] attention received in the last block that sees the whole image: mean over heads,
+            # queries and the token's patches
+            "vision_features",  # [B V C] what the merger reads, before its norm: the patches of a token side by side
+        }
+    )
+    substitutes = RECEIVED
+    windows = True  # all blocks of the tower but a few see windows, and its tokens are in window order
     pixel_inputs = ("pixel_values", "image_grid_thw")
     processor_class: type[Any] = ImageOnly
 
@@ -76,15 +86,44 @@ class Qwen25VL(FrozenLVLM):
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         grid = pixels["image_grid_thw"].to(self.device)
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
-        out = self.model.model.get_image_features(values, image_grid_thw=grid, return_dict=True)
-        merge = self.model.config.vision_config.spatial_merge_size
-        return self._seen(out, [((h // merge, w // merge),) for _, h, w in grid.tolist()])
+        tower, config = self.model.model.visual, self.model.config.vision_config
+        modules = {
+            "cls_attention": tower.blocks[max(config.fullatt_block_indexes) if self.windows else -1].attn,
+            "vision_features": tower.merger,
+        }
+        with overheard({name: modules[name] for name in extras}) as calls:
+            out = self.model.model.get_image_features(values, image_grid_thw=grid, return_dict=True)
+        merge = config.spatial_merge_size
+        views = [(h // merge, w // merge) for _, h, w in grid.tolist()]
+        counts = [rows * columns for rows, columns in views]
+        found = {name: call.x.view(-1, merge**2 * call.x.shape[-1]) for name, call in calls.items()}
+        if "cls_attention" in calls:
+            sizes = [count * merge**2 for count in counts]
+            patches = self._attention(modules["cls_attention"], calls["cls_attention"], sizes)
+            found["cls_attention"] = patches.view(-1, merge**2).mean(1)
+        if self.windows:
+            back = window_order(views, config.window_size // merge // config.patch_size).argsort()
+            found = {name: value[back.to(value.device)] for name, value in found.items()}
+        return self._seen(
+            out, [(view,) for view in views], {name: list(value.split(counts)) for name, value in found.items()}
+        )
 
-    def _seen(self, out: Any, views: list[tuple[tuple[int, int], ...]]) -> Seen:
-        return Seen(list(out.pooler_output), views, {})
+    def _seen(self, out: Any, views: list[tuple[tuple[int, int], ...]], extras: dict[str, list[Tensor]]) -> Seen:
+        return Seen(list(out.pooler_output), views, extras)
+
+    def _attention(self, layer: Any, call: Call, sizes: list[int]) -> Float[Tensor, " N"]:
+        """Attention that each patch receives from those of its own image, in the tower's order; `sizes` are patches
+        per image."""
+        query, keys, _ = layer.qkv(call.x).unflatten(-1, (3, layer.num_heads, -1)).unbind(1)
+        cosine, sine = call.options["position_embeddings"]
+        turned = (rotated(x, cosine, sine).transpose(0, 1).unsqueeze(0).split(sizes, 2) for x in (query, keys))
+        return torch.cat([received_attention(q, k)[0] for q, k in zip(*turned, strict=True)])
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
-        return self.model.model.visual.merger(vision_features)
+        """The merger, for methods that merge tokens before it; it reads the patches of a token side by side, and
+        its norm is part of it."""
+        patches = vision_features.unflatten(-1, (self.model.config.vision_config.spatial_merge_size**2, -1))
+        return self.model.model.visual.merger(patches).view(*vision_features.shape[:-1], self.width)
 
     def positions(
         self, ids: Int[Tensor, "B S"], attention: Bool[Tensor, "B S"], inputs: Mapping[str, Any]

@@ -19,6 +19,7 @@ class Qwen2VL(Qwen25VL):
     """A frozen Qwen2-VL, or a GUI model built on it; arguments as of `FrozenLVLM`."""
 
     model_type = "qwen2_vl"
+    windows = False
     processor_class = ImageOnly
 
     def __init__(self, pretrained: str | None, name: str = "qwen2_vl", **options: Any) -> None:

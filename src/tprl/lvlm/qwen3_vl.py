@@ -30,6 +30,7 @@ class Qwen3VL(Qwen25VL):
     """
 
     model_type = "qwen3_vl"
+    windows = False
     processor_class = ImageOnly
 
     def __init__(self, pretrained: str | None, name: str = "qwen3_vl", **options: Any) -> None:
@@ -55,9 +56,9 @@ class Qwen3VL(Qwen25VL):
         model = random_weights(Qwen3VLForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
 
-    def _seen(self, out: Any, views: list[tuple[tuple[int, int], ...]]) -> Seen:
+    def _seen(self, out: Any, views: list[tuple[tuple[int, int], ...]], extras: dict[str, list[Tensor]]) -> Seen:
         layers = zip(*out.deepstack_features, strict=True)
-        return Seen(list(out.pooler_output), views, {}, [torch.cat(list(features), -1) for features in layers])
+        return Seen(list(out.pooler_output), views, extras, [torch.cat(list(features), -1) for features in layers])
 
     @contextmanager
     def deepstack(

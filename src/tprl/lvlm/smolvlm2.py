@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
@@ -23,6 +24,7 @@ from tprl.lvlm.batching import runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
 from tprl.lvlm.loading import WithoutVideo, chat_template
+from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, split_heads
 
 CHAT = (
     "<|im_start|>{% for turn in messages %}{{ turn.role | capitalize }}:{% for part in turn.content %}"
@@ -40,6 +42,13 @@ class SmolVLM2(FrozenLVLM):
     """
 
     model_type = "smolvlm"
+    known_extras = frozenset(
+        {
+            "cls_attention",  # [B V] attention received in the last layer: mean over heads, queries and its patches
+            "vision_features",  # [B V C] what the projection reads: the patches of a token side by side
+        }
+    )
+    substitutes = RECEIVED
     pixel_inputs = ("pixel_values", "pixel_attention_mask")
 
     def __init__(self, pretrained: str | None, name: str = "smolvlm2", **options: Any) -> None:
@@ -97,19 +106,44 @@ class SmolVLM2(FrozenLVLM):
 
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
-        out = self.model.model.get_image_features(
-            pixels["pixel_values"].to(self.device, self.model.dtype),
-            pixel_attention_mask=pixels["pixel_attention_mask"].to(self.device),
-            return_dict=True,
-        )
+        parts = self.model.model
+        modules = {
+            "cls_attention": parts.vision_model.encoder.layers[-1].self_attn,
+            "vision_features": parts.connector.modality_projection,
+        }
+        with overheard({name: modules[name] for name in extras}) as calls:
+            out = parts.get_image_features(
+                pixels["pixel_values"].to(self.device, self.model.dtype),
+                pixel_attention_mask=pixels["pixel_attention_mask"].to(self.device),
+                return_dict=True,
+            )
         side = _side(self.model.config)
-        counts = pixels["pixel_attention_mask"].flatten(2).any(2).sum(1).tolist()  # tiles that are no padding
+        shown = pixels["pixel_attention_mask"]
+        real = shown.flatten(2).any(2)  # tiles that are no padding
+        counts = real.sum(1).tolist()
+        found = {name: call.x for name, call in calls.items()}
+        if "cls_attention" in calls:
+            found["cls_attention"] = self._attention(modules["cls_attention"], calls["cls_attention"], shown[real])
         # One tensor per tile in transformers 5.18, one per prompt in 5.23.
         tokens = torch.cat(list(out.pooler_output)).split([count * side**2 for count in counts])
-        return Seen(list(tokens), [((side, side),) * count for count in counts], {})
+        return Seen(
+            list(tokens),
+            [((side, side),) * count for count in counts],
+            {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in found.items()},
+        )
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
-        return self.model.model.connector(vision_features)
+        """The projector after its pixel shuffle, for methods that merge tokens before it."""
+        return self.model.model.connector.modality_projection(vision_features)
+
+    def _attention(self, layer: Any, call: Call, shown: Shaped[Tensor, "I Y X"]) -> Float[Tensor, "I N"]:
+        """Attention received by every token of a tile: the pixel shuffle that makes tokens tells which patches are
+        its. A patch is real where any of its pixels is `shown`."""
+        real = max_pool2d(shown.float(), self.model.config.vision_config.patch_size).flatten(1).bool()
+        query, keys = (split_heads(project(call.x), layer.num_heads) for project in (layer.q_proj, layer.k_proj))
+        patches = received_attention(query, keys, real)
+        shuffled = self.model.model.connector.pixel_shuffle(patches.unsqueeze(-1), self.model.config.scale_factor)
+        return shuffled.mean(-1)
 
 
 def _side(config: Any) -> int:

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
-from tprl.errors import UserError
 from tprl.lvlm.layer_drop import Look, Stage, last_row_flops
+from tprl.pruners.schedules import solve
 
 
 class FastVPruner:
@@ -34,12 +34,7 @@ class FastVPruner:
             UserError: no fraction in the later layers gives this mean.
         """
         ratio, first = check_keep_ratio(keep_ratio), max(1, round(2 * layers / 32))
-        keep = ratio if self.published else (ratio * layers - first) / (layers - first)
-        if keep <= 0:
-            raise UserError(
-                f"{self.name} runs {first} of {layers} layers on all tokens, so their mean over layers stays above "
-                f"{first / layers:.3g}: keep_ratio={ratio:.3g} is infeasible."
-            )
+        keep = ratio if self.published else solve(self.name, ratio, [first], layers, lambda x: [x], 1.0)
         return (Stage(first, first - 1, keep),) if keep < 1 else ()
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:

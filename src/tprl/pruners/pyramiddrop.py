@@ -1,14 +1,12 @@
 """PyramidDrop: fewer visual tokens after every quarter of the layers."""
 
-from itertools import pairwise
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
-from tprl.errors import UserError
 from tprl.lvlm.layer_drop import Look, Stage, last_row_flops
+from tprl.pruners.schedules import solve
 
 
 class PyramidDropPruner:
@@ -37,27 +35,10 @@ class PyramidDropPruner:
         ratio = check_keep_ratio(keep_ratio)
         powers = {max(1, round(layers * quarter / 4)): quarter for quarter in (1, 2, 3)}
         powers = {start: power for start, power in powers.items() if start < layers}
-        f = 0.5 if self.published else self._solve(ratio, powers, layers)
+        f = 0.5
+        if not self.published:
+            f = solve(self.name, ratio, [*powers], layers, lambda x: [x**power for power in powers.values()], 1.0)
         return tuple(Stage(start, start, f**power) for start, power in powers.items()) if f < 1 else ()
-
-    def _solve(self, ratio: float, powers: dict[int, int], layers: int) -> float:
-        """The f whose mean over layers is `ratio`; the mean grows with f, so halving the interval finds it."""
-        edges = [0, *powers, layers]
-        spans = [stop - start for start, stop in pairwise(edges)]
-
-        def mean(f: float) -> float:
-            return sum(span * f**power for span, power in zip(spans, [0, *powers.values()], strict=True)) / layers
-
-        if ratio <= mean(0.0):
-            raise UserError(
-                f"{self.name} runs {edges[1]} of {layers} layers on all tokens, so their mean over layers stays above "
-                f"{mean(0.0):.3g}: keep_ratio={ratio:.3g} is infeasible."
-            )
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if mean(middle) < ratio else (low, middle)
-        return high
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         return look.last_row()

@@ -1,6 +1,6 @@
 """SparseVLM: after layers 2, 6 and 15, the visual tokens that the prompt's most visual words attend to."""
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
-from tprl.errors import UserError
 from tprl.lvlm.layer_drop import Look, Stage
 from tprl.pruners.recycling import recycle
+from tprl.pruners.schedules import solve
 from tprl.types import columns_of
 
 # After layers 2, 6 and 15 of 32, how many of 576 tokens are chosen; by label.
@@ -59,10 +59,16 @@ class SparseVLMPruner:
         drops = {before: place for before, place in drops.items() if before < layers}
         if ratio == 1:
             return ()
-        lists = {label: self._alive(chosen) for label, chosen in (PLUS if self.plus else FIRST).items()}
-        keep = lists[min(lists, key=lambda label: abs(label - ratio * 576))]
-        if not self.published:
-            keep = self._solve(ratio, drops, layers, [lists[label] for label in sorted(lists)])
+        lists = {label: self._alive(chosen) for label, chosen in sorted((PLUS if self.plus else FIRST).items())}
+        if self.published:
+            keep = lists[min(lists, key=lambda label: abs(label - ratio * 576))]
+        else:
+            path = [*lists.values(), [1.0] * len(LAYERS)]
+
+            def alive(x: float) -> list[float]:
+                return [point(path, x)[place] for place in drops.values()]
+
+            keep = point(path, solve(self.name, ratio, [*drops], layers, alive, float(len(path))))
         return tuple(Stage(before, before - 1, keep[place]) for before, place in drops.items())
 
     def _alive(self, chosen: tuple[int, ...]) -> list[float]:
@@ -71,34 +77,6 @@ class SparseVLMPruner:
         for k in chosen:
             counts.append(k if self.plus else k + (3 * (counts[-1] - k) // 10 + 1) // 10 + 1)
         return [count / 576 for count in counts[1:]]
-
-    def _solve(self, ratio: float, drops: dict[int, int], layers: int, lists: list[list[float]]) -> list[float]:
-        """Bisection for the point of the path whose mean is `ratio`: the mean is continuous, and grows along the path
-        (each piece is a sum of exponentials, so convex, and grows at its start)."""
-        lists, edges = [*lists, [1.0] * len(LAYERS)], [0, *drops, layers]
-
-        def keep(t: float) -> list[float]:
-            if t < 1:
-                return [t * one for one in lists[0]]
-            low = min(int(t), len(lists) - 1) - 1
-            pairs = zip(lists[low], lists[low + 1], strict=True)
-            return [one ** (low + 2 - t) * other ** (t - low - 1) for one, other in pairs]
-
-        def mean(t: float) -> float:
-            fractions = [1.0, *(keep(t)[place] for place in drops.values())]
-            spans = (stop - start for start, stop in pairwise(edges))
-            return sum(span * fraction for span, fraction in zip(spans, fractions, strict=True)) / layers
-
-        if ratio <= mean(0.0):
-            raise UserError(
-                f"{self.name} runs {edges[1]} of {layers} layers on all tokens, so their mean over layers stays above "
-                f"{mean(0.0):.3g}: keep_ratio={ratio:.3g} is infeasible."
-            )
-        low, high = 0.0, float(len(lists))
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if mean(middle) < ratio else (low, middle)
-        return keep(high)
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         at, real = columns_of(raters_of(look))
@@ -122,6 +100,16 @@ class SparseVLMPruner:
         if stage.before == round(LAYERS[0] * lm.layers / 32) + 1:
             total += 2 * text * alive * lm.width  # V Q^T
         return total if self.plus else total + 2 * (3 * alive // 10 + 1) ** 2 * lm.width
+
+
+def point(path: Sequence[Sequence[float]], x: float) -> list[float]:
+    """Fractions on a path through lists of them: scaled down below the first one, log-linear between neighbours, which
+    stand at x = 1, 2, ... Their mean grows along it: each piece is a sum of exponentials, so convex, and grows at its
+    start."""
+    if x < 1:
+        return [x * one for one in path[0]]
+    low = min(int(x), len(path) - 1) - 1
+    return [one ** (low + 2 - x) * other ** (x - low - 1) for one, other in zip(path[low], path[low + 1], strict=True)]
 
 
 def raters_of(look: Look) -> Bool[Tensor, "B S"]:

@@ -1,0 +1,95 @@
+"""What families read off their vision towers: module inputs, and attention recomputed from the queries and keys of one
+layer, so that the tower keeps SDPA or flash attention."""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+# `substitutes` of families whose encoder has no CLS token.
+RECEIVED = {"cls_attention": "attention received, mean over heads and queries"}
+CHUNK = 2**25  # attention weights that exist at a time
+
+
+class Call(NamedTuple):
+    """What a module was called with."""
+
+    x: Tensor
+    options: dict[str, Any]
+
+
+@contextmanager
+def overheard(modules: Mapping[str, nn.Module]) -> Generator[dict[str, Call], None, None]:
+    """While it lasts, the last call of each module, by the same names."""
+    calls: dict[str, Call] = {}
+
+    def listen(name: str, module: nn.Module) -> Any:
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[name] = Call(args[0] if args else kwargs["hidden_states"], kwargs)
+
+        return module.register_forward_pre_hook(note, with_kwargs=True)
+
+    handles = [listen(name, module) for name, module in modules.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_of(feature: int, layers: int) -> int:
+    """The layer, counted from 0, that makes `hidden_states[feature]`; `hidden_states[0]` is the embedding."""
+    return feature - 1 if feature > 0 else layers + feature
+
+
+def split_heads(x: Float[Tensor, "... N C"], heads: int) -> Float[Tensor, "... H N c"]:
+    return x.unflatten(-1, (heads, -1)).transpose(-2, -3)
+
+
+def weights(query: Float[Tensor, "... Q c"], keys: Float[Tensor, "... M c"]) -> Float[Tensor, "... Q M"]:
+    """Attention logits in float32."""
+    return (query @ keys.mT).float() * query.shape[-1] ** -0.5
+
+
+def cls_attention(query: Float[Tensor, "I H 1 c"], keys: Float[Tensor, "I H M c"]) -> Float[Tensor, "I N"]:
+    """Attention of the CLS token, which comes first, to the N = M - 1 patches; mean over heads."""
+    return weights(query, keys).softmax(-1)[:, :, 0, 1:].mean(1)
+
+
+def received_attention(
+    query: Float[Tensor, "I H N c"], keys: Float[Tensor, "I H N c"], real: Bool[Tensor, "I N"] | None = None
+) -> Float[Tensor, "I N"]:
+    """Attention that each patch receives, mean over heads and over queries; patches that are not `real` (None: all
+    are) neither give nor receive any."""
+    images, heads, count = keys.shape[:3]
+    mask = torch.ones(images, count, dtype=torch.bool, device=keys.device) if real is None else real.to(keys.device)
+    total = keys.new_zeros(images, count, dtype=torch.float32)
+    size = max(1, CHUNK // (images * heads * count))
+    for rows, asking in zip(query.split(size, 2), mask.split(size, 1), strict=True):
+        attention = weights(rows, keys).masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
+        total += (attention.mean(1) * asking.unsqueeze(-1)).sum(1)
+    return total / mask.sum(1, keepdim=True)
+
+
+def rotated(
+    x: Float[Tensor, "N H c"], cosine: Float[Tensor, "N c"], sine: Float[Tensor, "N c"]
+) -> Float[Tensor, "N H c"]:
+    """Rotary positions: entry i of the first half and of the second half of a head are one plane."""
+    first, second = x.float().chunk(2, -1)
+    turned = x.float() * cosine.float().unsqueeze(1) + torch.cat([-second, first], -1) * sine.float().unsqueeze(1)
+    return turned.to(x.dtype)
+
+
+def window_order(views: Sequence[tuple[int, int]], size: int) -> Int[Tensor, " N"]:
+    """Tokens of images of these (rows, columns) window by window, as a tower with windows of `size` x `size` tokens
+    orders them; windows, and tokens within them, are in raster order, and those at the edges may be smaller."""
+    parts, start = [], 0
+    for rows, columns in views:
+        row, column = torch.arange(rows).unsqueeze(1), torch.arange(columns)
+        window = row // size * columns + column // size
+        parts.append(start + window.flatten().argsort(stable=True))
+        start += rows * columns
+    return torch.cat(parts)

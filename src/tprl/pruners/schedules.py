@@ -1,0 +1,39 @@
+"""Schedules of drops between layers that have a given mean."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from tprl.errors import UserError
+
+
+def solve(
+    name: str, ratio: float, starts: Sequence[int], layers: int, keep: Callable[[float], Sequence[float]], high: float
+) -> float:
+    """The x in (0, high] at which the mean over layers of the fraction of visual tokens is `ratio`.
+
+    Args:
+        name: of the method, for the sentence.
+        ratio: the mean, in (0, 1].
+        starts: the first layer after each drop, ascending; all tokens are there before the first one.
+        layers: of the language model.
+        keep: the fraction that lives from each of `starts` on; 0 at x = 0, continuous, and its mean grows with x.
+        high: where the mean is 1.
+
+    Raises:
+        UserError: the layers before the first drop alone have a larger mean.
+    """
+    spans = [stop - start for start, stop in pairwise([0, *starts, layers])]
+
+    def mean(x: float) -> float:
+        return sum(span * alive for span, alive in zip(spans, [1.0, *keep(x)], strict=True)) / layers
+
+    if ratio <= spans[0] / layers:
+        raise UserError(
+            f"{name} runs {spans[0]} of {layers} layers on all tokens, so their mean over layers stays above "
+            f"{spans[0] / layers:.3g}: keep_ratio={ratio:.3g} is infeasible."
+        )
+    low = 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean(middle) < ratio else (low, middle)
+    return high
