@@ -58,7 +58,7 @@ class FrozenLVLM(ABC):
 
     model_type: str
     known_extras: frozenset[str] = frozenset()
-    substitutes: ClassVar[dict[str, str]] = {}  # extras that stand for what the encoder does not have, and what they are
+    substitutes: ClassVar[dict[str, str]] = {}  # extras that stand in for what the encoder lacks, and what they are
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
 
     def __init__(

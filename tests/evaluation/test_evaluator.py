@@ -1,0 +1,56 @@
+"""Which entries a table gets on a given LVLM, and what a question costs."""
+
+import logging
+
+import pytest
+
+from tprl.build import load_component
+from tprl.data.scenes import Scenes
+from tprl.errors import UserError
+from tprl.evaluation.evaluator import Entry, evaluate, feasible, summarise
+from tprl.lvlm.llava import Llava
+from tprl.scoring import Scorer
+
+RATIOS = (0.5, 0.3333, 0.1111)
+
+
+def entry(name: str) -> Entry:
+    return Entry(name, load_component("pruner", name), RATIOS)
+
+
+def test_ratios_that_no_schedule_has_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    lvlm = Llava("tiny_llava")
+    with caplog.at_level(logging.INFO):
+        found = feasible([entry("fastv"), entry("divprune")], lvlm)
+    assert [(one.name, one.keep_ratios) for one in found] == [("fastv", RATIOS[:2]), ("divprune", RATIOS)]
+    said = [record.message for record in caplog.records if "left out" in record.message]
+    assert said == [
+        "left out: fastv runs 1 of 5 layers on all tokens, so their mean over layers stays above 0.2: "
+        "keep_ratio=0.111 is infeasible."
+    ]
+
+
+def test_methods_inside_the_model_need_a_model_with_layers() -> None:
+    with pytest.raises(UserError, match="fastv drops tokens between layers, and toy has none: leave it out"):
+        feasible([entry("fastv")], load_component("model", "toy"))
+
+
+def test_a_substitute_is_named_in_the_result(caplog: pytest.LogCaptureFixture) -> None:
+    lvlm = load_component("model", "smolvlm2", pretrained=None, dtype="float32")
+    with caplog.at_level(logging.INFO):
+        found = feasible([entry("cls_attention"), entry("divprune")], lvlm)
+    assert [one.name for one in found] == ["cls_attention*", "divprune"]
+    assert any("smolvlm2 has no cls_attention of its own; in its place: " in r.message for r in caplog.records)
+    assert [one.name for one in feasible([entry("cls_attention")], Llava("tiny_llava"))] == ["cls_attention"]
+
+
+def test_a_method_inside_the_model_is_counted_layer_by_layer() -> None:
+    lvlm, data = Llava("tiny_llava"), Scenes("test")
+    entries = [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,)), entry("fastv"), entry("random")]
+    answered = evaluate(Scorer(lvlm, data), data, entries, limit=10)
+    rows = {(row.pruner, row.keep_ratio): row for row in summarise(answered, "m", "d") if row.metric == "accuracy"}
+    for ratio in RATIOS[:2]:
+        fastv, random = rows["fastv", ratio], rows["random", ratio]
+        assert fastv.kept_tokens == pytest.approx(random.kept_tokens, abs=0.5)
+        # The same mean, but attention is quadratic: uneven layers cost more, and FastV reads a row of attention.
+        assert random.flops < fastv.flops < rows["keep_all", 1.0].flops
