@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tprl.pruners.tprl import TPRL
 from tprl.types import Encoded
 
 Grids = Sequence[Sequence[tuple[int, int]]]
@@ -121,3 +122,12 @@ def _pad(rows: Sequence[Tensor], length: int, left: bool = False) -> Tensor:
         start = length - len(row) if left else 0
         out[b, start : start + len(row)] = row
     return out
+
+
+def untrained_policy(width: int) -> TPRL:
+    """A policy for tokens of this width, with logits that differ, and that depend on the question."""
+    torch.manual_seed(0)
+    made = TPRL(width, code_width=8, hidden=16, width=16, layers=1, heads=2, select="topk")
+    with torch.no_grad():
+        made.net.policy_head.out.weight.mul_(50)
+    return made.eval()

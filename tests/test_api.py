@@ -5,19 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import untrained_policy
 from tests.lvlm.test_families import FAMILIES, SAMPLES
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
     LogitsProcessor,
     LogitsProcessorList,
-    PixtralVisionConfig,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -33,7 +27,6 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan
 from tprl.lvlm.llava import Llava
 from tprl.pruners.random import RandomPruner
-from tprl.pruners.tprl import TPRL
 from tprl.splice import keep_all, splice
 from tprl.types import Prompt, Sample
 
@@ -52,15 +45,6 @@ def llava() -> FrozenLVLM:
     return load_component("model", "llava", pretrained=None, dtype="float32", max_new_tokens=NEW)
 
 
-def policy(lvlm: FrozenLVLM) -> TPRL:
-    """An untrained policy with logits that differ, and that depend on the question."""
-    torch.manual_seed(0)
-    made = TPRL(lvlm.width, code_width=8, hidden=16, width=16, layers=1, heads=2, select="topk")
-    with torch.no_grad():
-        made.net.policy_head.out.weight.mul_(50)
-    return made.eval()
-
-
 def pruned_prompt(lvlm: FrozenLVLM, samples: list[Sample], pruner: Any, ratio: float) -> Prompt:
     encoded = lvlm.encode(samples, pruner.extras)
     return splice(encoded, pruner.select(encoded, ratio))
@@ -76,7 +60,7 @@ class TestEveryFamily:
 
     def test_pruned_generation_is_that_of_the_masked_model(self, lvlm: FrozenLVLM) -> None:
         """Against the definition of pruning: dropped tokens are masked out of attention, at every step."""
-        made, batch = policy(lvlm), stock_inputs(lvlm, MIXED)
+        made, batch = untrained_policy(lvlm.width), stock_inputs(lvlm, MIXED)
         with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
             found = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         assert torch.equal(found[:, : batch["input_ids"].shape[1]], batch["input_ids"])
@@ -119,7 +103,7 @@ class TestEveryFamily:
             assert [len(one.indices) for one in images] == [budget(0.3, one.total) for one in images]
 
     def test_beams_and_several_sequences(self, lvlm: FrozenLVLM) -> None:
-        made, batch = policy(lvlm), stock_inputs(lvlm, [TWO, SAMPLES[4]])
+        made, batch = untrained_policy(lvlm.width), stock_inputs(lvlm, [TWO, SAMPLES[4]])
         options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": NEW, "do_sample": False}
         with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
             found = lvlm.model.generate(**batch, **options)
@@ -145,7 +129,7 @@ class TestEveryFamily:
         )
         image = SAMPLES[0].images[0]
         batch = dict(lvlm.processor(text=[text], images=[[image]], return_tensors="pt"))
-        made = policy(lvlm)
+        made = untrained_policy(lvlm.width)
         with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor) as pruning:
             question = pruning._question
             assert question is not None
@@ -277,7 +261,7 @@ class TestGenerate:
         assert not torch.equal(right["attention_mask"], left["attention_mask"])
         found = []
         for batch in (left, right):
-            with tprl.prune(llava.model, policy(llava), keep_ratio=0.3, processor=llava.processor):
+            with tprl.prune(llava.model, untrained_policy(llava.width), keep_ratio=0.3, processor=llava.processor):
                 out = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
             found.append(out[:, left["input_ids"].shape[1] :])
         assert torch.equal(*found)
@@ -297,7 +281,7 @@ class TestGenerate:
             assert pruning.kept == [[]]
 
     def test_compact_positions(self, llava: FrozenLVLM) -> None:
-        made, batch = policy(llava), stock_inputs(llava, SAMPLES[:2])
+        made, batch = untrained_policy(llava.width), stock_inputs(llava, SAMPLES[:2])
         with tprl.prune(llava.model, made, keep_ratio=0.3, processor=llava.processor, positions="compact"):
             found = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         encoded = llava.encode(SAMPLES[:2])
@@ -308,13 +292,13 @@ class TestGenerate:
     def test_half_precision(self) -> None:
         lvlm = load_component("model", "llava", pretrained=None, dtype="bfloat16")
         batch = stock_inputs(lvlm, SAMPLES[:2])
-        with tprl.prune(lvlm.model, policy(lvlm), keep_ratio=0.3, processor=lvlm.processor) as pruning:
+        with tprl.prune(lvlm.model, untrained_policy(lvlm.width), keep_ratio=0.3, processor=lvlm.processor) as pruning:
             out = lvlm.model.generate(**batch, max_new_tokens=3, do_sample=False)
         assert torch.equal(out[:, : batch["input_ids"].shape[1]], batch["input_ids"])
         assert [len(images[0].indices) for images in pruning.kept] == [budget(0.3, 36)] * 2
 
     def test_a_threshold_decides_how_many(self, llava: FrozenLVLM) -> None:
-        made, batch = policy(llava), stock_inputs(llava, SAMPLES[:4])
+        made, batch = untrained_policy(llava.width), stock_inputs(llava, SAMPLES[:4])
         made.calibrate([llava.encode(SAMPLES)], 0.3)
         before, counts = made.serving.tau, []
         for threshold in (0.2, 0.5, 0.8):
@@ -356,6 +340,19 @@ class TestGenerate:
             llava.model.generate(**stock_inputs(llava, [TWO]), max_new_tokens=1)
         assert [len(one.indices) for one in pruning.kept[0]] == [budget(0.25, one.total) for one in pruning.kept[0]]
 
+    @pytest.mark.parametrize("name", ["cdpruner", "trim"])
+    def test_a_processor_found_by_itself_also_reads_the_question_for_relevance(self, name: str) -> None:
+        lvlm, data = Llava("tiny_llava"), Scenes("test")
+        samples = [data[i] for i in (0, 5)]
+        encoded = lvlm.encode(samples, frozenset({"clip_relevance"}))
+        selection = load_component("pruner", name).select(encoded, 0.25)
+        if selection.extra_at is not None:
+            selection.keep.scatter_(1, selection.extra_at, value=True)
+        with tprl.prune(lvlm.model, name, keep_ratio=0.25) as pruning:
+            lvlm.model.generate(**stock_inputs(lvlm, samples), max_new_tokens=2, do_sample=False)
+        for row, kept in zip(selection.keep, pruning.kept, strict=True):
+            assert kept[0].indices.tolist() == row.nonzero().squeeze(1).tolist()
+
 
 class TestUndo:
     def test_leaves_nothing_behind(self, llava: FrozenLVLM) -> None:
@@ -379,109 +376,3 @@ class TestUndo:
             pass
         assert vars(llava.model)["generate"] is own
         del llava.model.generate
-
-
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"keep_ratio": 1.7}, r"keep_ratio=1\.7 is not a kept fraction"),
-            ({"keep_ratio": 0.0}, "is not a kept fraction"),
-            ({}, "random needs a kept fraction of the visual tokens"),
-            ({"threshold": 0.5}, "threshold=0.5 means nothing to random"),
-            ({"keep_ratio": 0.3, "threshold": 0.5}, "contradict each other"),
-            ({"keep_ratio": 0.3, "positions": "gapped"}, "positions=gapped is unknown: use keep or compact"),
-        ],
-    )
-    def test_of_arguments(self, llava: FrozenLVLM, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            tprl.prune(llava.model, "random", **options)
-        assert "generate" not in vars(llava.model)
-
-    def test_an_unknown_pruner(self, llava: FrozenLVLM) -> None:
-        with pytest.raises(UserError, match=r"pruner=magic does not exist; choose one of: .*random"):
-            tprl.prune(llava.model, "magic", keep_ratio=0.3)
-
-    def test_a_model_without_image_tokens(self) -> None:
-        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20))
-        with pytest.raises(UserError, match=r"GPT2LMHeadModel \(model_type gpt2\) has no image tokens that TPRL knows"):
-            tprl.prune(model, "random", keep_ratio=0.3)
-
-    def test_a_pruner_for_another_width_or_family(self, llava: FrozenLVLM) -> None:
-        with pytest.raises(UserError, match="reads tokens of width 192, this LVLM's have 48: train one for it"):
-            tprl.prune(llava.model, "tprl", keep_ratio=0.3)
-        made = policy(llava)
-        made.trained_on |= {"family": "qwen2_5_vl", "model": "Qwen"}
-        with pytest.raises(UserError, match=r"trained for a qwen2_5_vl \(Qwen\), and this model is a llava: train one"):
-            tprl.prune(llava.model, made, keep_ratio=0.3, processor=llava.processor)
-
-    def test_what_the_family_cannot_provide(self) -> None:
-        lvlm = load_component("model", "smolvlm2", pretrained=None, dtype="float32")
-        with pytest.raises(UserError, match=r"smolvlm cannot provide \['cls_feature', 'vision_keys'\]"):
-            tprl.prune(lvlm.model, "visionzip", keep_ratio=0.3)
-        with pytest.raises(UserError, match=r"cannot provide \['region'\]"):
-            tprl.prune(lvlm.model, "oracle", keep_ratio=0.3)
-
-    def test_a_llava_with_a_tower_of_another_kind(self) -> None:
-        vision = PixtralVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-        text = LlamaConfig(
-            vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-        )
-        model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
-        with pytest.raises(UserError, match="a vision tower of type pixtral and features of layer -2"):
-            tprl.prune(model, "random", keep_ratio=0.3)
-
-    def test_a_policy_without_a_processor(self, llava: FrozenLVLM) -> None:
-        with pytest.raises(UserError, match="tprl reads the question, and this model's processor is not there"):
-            tprl.prune(llava.model, policy(llava), keep_ratio=0.3)
-
-    def test_a_model_that_is_pruned_already(self, llava: FrozenLVLM) -> None:
-        with tprl.prune(llava.model, "random", keep_ratio=0.3):
-            with pytest.raises(UserError, match="pruned already: call undo"):
-                tprl.prune(llava.model, "random", keep_ratio=0.5)
-            assert isinstance(llava.model.generate, tprl.Pruning)
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"use_cache": False}, "packed sequences: leave the cache on"),
-            ({"mm_encoder_outputs": {"image": 1}}, "images are encoded here: give pixel_values"),
-            ({"pixel_values_videos": torch.zeros(1)}, "pixel_values_videos.*videos are not pruned yet"),
-            ({"inputs_embeds": torch.zeros(1)}, "nothing to prune in embeddings"),
-            ({"past_key_values": DynamicCache()}, "give the whole conversation"),
-            ({"prompt_lookup_num_tokens": 3}, "prompt lookup"),
-        ],
-    )
-    def test_of_what_generate_is_given(self, llava: FrozenLVLM, options: dict[str, Any], message: str) -> None:
-        batch = stock_inputs(llava, SAMPLES[:1])
-        with tprl.prune(llava.model, "random", keep_ratio=0.3), pytest.raises(UserError, match=message):
-            llava.model.generate(**batch, **options)
-
-    def test_videos_alone_and_the_cache_of_a_pruned_prompt(self, llava: FrozenLVLM) -> None:
-        batch = stock_inputs(llava, SAMPLES[:1])
-        text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        with tprl.prune(llava.model, "random", keep_ratio=0.3):
-            with pytest.raises(UserError, match="videos are not pruned yet"):
-                llava.model.generate(**text, pixel_values_videos=torch.zeros(1))
-            out = llava.model.generate(**batch, max_new_tokens=2, return_dict_in_generate=True)
-            with pytest.raises(UserError, match="give the whole conversation"):
-                llava.model.generate(**text, past_key_values=out.past_key_values)
-            with pytest.raises(UserError, match="images are encoded here"):
-                llava.model.generate(**text, mm_encoder_outputs={"image": None})
-            with pytest.raises(UserError, match="nothing to prune in embeddings"):
-                llava.model.generate(inputs_embeds=torch.zeros(1, 3, 48))
-            with pytest.raises(UserError, match="image tokens without pixel_values"):
-                llava.model.generate(**text)
-
-    def test_images_that_do_not_fit_the_prompt(self, llava: FrozenLVLM) -> None:
-        batch = stock_inputs(llava, SAMPLES[:2])
-        with tprl.prune(llava.model, "random", keep_ratio=0.3):
-            with pytest.raises(UserError, match="prompt 1 has 36 image tokens, and its images make 0"):
-                llava.model.generate(**batch | {"pixel_values": batch["pixel_values"][:1]})
-            with pytest.raises(UserError, match="2 images were given, and the prompts show 1"):
-                llava.model.generate(
-                    **{key: batch[key][:1] for key in ("input_ids", "attention_mask")},
-                    pixel_values=batch["pixel_values"],
-                )
-            with pytest.raises(UserError, match="without input_ids"):
-                llava.model.generate(pixel_values=batch["pixel_values"])

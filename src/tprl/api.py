@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tprl.budget import check_keep_ratio, image_rows
+from tprl.budget import check_keep_ratio, image_rows, need_ratio
 from tprl.build import choices, load_component, target_of
 from tprl.errors import UserError
 from tprl.hub import within_reach
@@ -111,7 +111,8 @@ class Pruning:
         encoded = self._encode(ids, kwargs)
         plan = None
         if isinstance(self.pruner, LayerPruner):
-            plan, selection = LayerPlan.of(self.pruner, self.keep_ratio or 1.0, self.lvlm.layers), keep_all(encoded)
+            ratio = need_ratio(self.pruner.name, self.keep_ratio)
+            plan, selection = LayerPlan.of(self.pruner, ratio, self.lvlm.layers), keep_all(encoded)
         else:
             selection = self.pruner.select(encoded, self.keep_ratio)
         self.kept = kept(encoded, selection)
@@ -229,7 +230,7 @@ def prune(
         keep_ratio = check_keep_ratio(keep_ratio)
     if threshold is not None:
         made = _with_threshold(made, keep_ratio, threshold)
-    elif keep_ratio is None and not (isinstance(made, LearnedPruner) and made.serving.tau is not None):
+    elif keep_ratio is None and not getattr(made, "decides_alone", False):
         raise UserError(f"{made.name} needs a kept fraction of the visual tokens: give keep_ratio in (0, 1], e.g. 1/3.")
     _check_fit(made, lvlm)
     if isinstance(made, LayerPruner) and keep_ratio is not None:
@@ -238,7 +239,9 @@ def prune(
         raise UserError("this model is pruned already: call undo() on the handle that prune returned first.")
     finder = None
     if getattr(made, "reads_question", False):
-        finder = QuestionFinder(_processor(lvlm, made.name), lvlm.image_token)
+        if lvlm.processor is None:
+            lvlm = type(lvlm).around(model, _processor(lvlm, made.name))
+        finder = QuestionFinder(lvlm.processor, lvlm.image_token)
     return Pruning(lvlm, made, keep_ratio, finder, positions)
 
 
@@ -301,8 +304,7 @@ def _check_fit(pruner: Any, lvlm: FrozenLVLM) -> None:
 
 
 def _processor(lvlm: FrozenLVLM, name: str) -> Any:
-    if lvlm.processor is not None:
-        return lvlm.processor
+    """The processor that belongs to the weights that the model was loaded from."""
     source = getattr(lvlm.model, "name_or_path", "")
     why = "it was not loaded from a folder or the hub"
     if source and within_reach(source):

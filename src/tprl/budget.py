@@ -120,15 +120,16 @@ def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[in
     view_of = torch.zeros_like(encoded.image_of)
     shapes: list[tuple[int, int, int]] = []
     all_views = [views for sample in encoded.grids for views in sample]
-    for image, (views, n) in enumerate(zip(all_views, images.mask.sum(1).tolist(), strict=True)):
+    for views, n in zip(all_views, images.mask.sum(1).tolist(), strict=True):
         cells = [rows * columns for rows, columns in views]
         if n != sum(cells):
             shown = " and ".join(f"{rows} x {columns}" for rows, columns in views)
             raise ValueError(f"an image has {n} visual tokens on a grid of {shown}: they must be equal.")
-        number = torch.arange(len(shapes), len(shapes) + len(views)).repeat_interleave(torch.tensor(cells))
-        view_of[images.sample[image], images.at[image, :n]] = number.to(view_of)
         shares = _shares(budget(keep_ratio, n), cells)
         shapes += [(*grid, share) for grid, share in zip(views, shares, strict=True)]
+    cells = torch.tensor([rows * columns for rows, columns, _ in shapes], dtype=torch.long, device=view_of.device)
+    # A mask is filled in the order of samples, images, views and tokens, which is that of `shapes`.
+    view_of[encoded.visual_mask] = torch.arange(len(shapes), device=view_of.device).repeat_interleave(cells)
     return image_rows(encoded.visual_mask, view_of), tuple(shapes)
 
 

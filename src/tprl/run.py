@@ -19,7 +19,7 @@ from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation import analysis, selectors
 from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
-from tprl.evaluation.evaluator import Entry, summarise
+from tprl.evaluation.evaluator import Entry, check_cost, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import write_report
@@ -55,7 +55,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     _check_ratios(cfg)
     run = Training(cfg, directory)
     if cfg.stage.name == "all":
-        _ = run.lvlm.shape  # type: ignore[attr-defined]  # the evaluation at its end needs it: better refused now
+        check_cost(run.lvlm)  # for the evaluation at its end
     else:
         run.prepare()
         run.stage(cfg.stage, directory / "pruner")
@@ -103,7 +103,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
         raise UserError("nothing to evaluate: give run=<directory of a training run>, runs, pruner=<name> or pruners.")
     _start(cfg, directory)
     lvlm = build(cfg.model)
-    _ = lvlm.shape  # refused now rather than after the first batch
+    check_cost(lvlm)
     logger = _logger(cfg, directory)
     _evaluate(lvlm, build(cfg.dataset, split=cfg.split), entries, settings, cfg, directory, logger)
     return directory

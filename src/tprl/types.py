@@ -199,7 +199,8 @@ class GatedLVLM(LVLM, Protocol):
 class Pruner(Protocol):
     """Decides which visual tokens live. `extras` names what it needs beyond the projected tokens.
 
-    One that reads `Encoded.question` says so by an attribute `reads_question`. What choosing costs, in FLOPs per image,
+    One that reads `Encoded.question` says so by an attribute `reads_question`, one that can choose how many tokens to
+    keep (keep_ratio None) by `decides_alone`. What choosing costs, in FLOPs per image,
     is `flops(shape, tokens, kept)`; a policy says it per prompt, by `flops_by_part(tokens, words, kept)`.
     """
 

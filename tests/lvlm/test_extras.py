@@ -253,7 +253,9 @@ def test_internvls_norm_of_queries_and_keys_counts(monkeypatch: pytest.MonkeyPat
 
 def test_padded_patches_of_smolvlm_neither_ask_nor_receive(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, eager = make("smolvlm2"), make("smolvlm2", attention="eager")
-    pixels = dict(plain.preprocess(SAMPLES[0].images))
+    images = list(SAMPLES[0].images)
+    inputs = plain.processor(text="<image>" * len(images), images=[images], return_tensors="pt")
+    pixels = dict(plain.pixels_of(inputs))
     pixels["pixel_attention_mask"] = pixels["pixel_attention_mask"].clone()
     pixels["pixel_attention_mask"][:, 1, 13:] = 0  # of 24: the fourth row of patches is seen in part
     pixels["pixel_attention_mask"][:, 1, :, 8:] = 0

@@ -49,14 +49,16 @@ def _check(encoded: Encoded, selection: TokenSelection, counts: list[tuple[int, 
     assert selection.extra is not None
     assert selection.extra_at is not None
     assert selection.extra_mask is not None
-    for (b, i, mine), (kept, mean) in zip(_images(encoded), counts, strict=True):
+    live = [0] * len(encoded)  # means of a sample follow each other
+    for (b, _, mine), (kept, mean) in zip(_images(encoded), counts, strict=True):
         relevance, tokens = encoded.extras["clip_relevance"][b, mine].tolist(), encoded.visual[b, mine].tolist()
         expected, average, last = _by_hand(relevance, tokens, kept, mean, sign)
         assert selection.keep[b, mine].nonzero().squeeze(1).tolist() == expected
-        assert selection.extra_mask[b, i].item() == mean
         if average is not None:
-            torch.testing.assert_close(selection.extra[b, i], torch.tensor(average), atol=1e-5, rtol=0)
-            assert selection.extra_at[b, i] == mine[last]
+            torch.testing.assert_close(selection.extra[b, live[b]], torch.tensor(average), atol=1e-5, rtol=0)
+            assert selection.extra_at[b, live[b]] == mine[last]
+        live[b] += mean
+    assert selection.extra_mask.sum(1).tolist() == live
 
 
 def _exact(encoded: Encoded, ratio: float) -> list[tuple[int, bool]]:

@@ -72,6 +72,15 @@ def evaluate(
     return answered
 
 
+def check_cost(lvlm: Any) -> None:
+    """Refuse an LVLM whose FLOPs are unknown before anything is computed.
+
+    Raises:
+        UserError: the cost model does not know it.
+    """
+    lvlm.shape  # noqa: B018  # a property that raises
+
+
 def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
     """The entries without the keep ratios that a method inside this LVLM's layers cannot have; says which they are, and
     marks methods that read a substitute.

@@ -49,8 +49,8 @@ def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4,
     selection = RandomPruner().select(encoded, keep_ratio)
     prompt, reference = splice(encoded, selection), masked(encoded, selection)
     ids, logits = _generate(lvlm, prompt, steps)
-    uncached = forward(lvlm, reference, ids)
-    same.append(bool((uncached.argmax(-1) == ids)[:, 0].all()))
+    uncached, real = forward(lvlm, reference, ids), _real(ids, lvlm.tokenizer.eos_token_id)
+    same.append(bool(((uncached.argmax(-1) == ids) | ~real).all()))
     alone = []
     for row in range(len(samples)):
         one = lvlm.encode(samples[row : row + 1])
@@ -61,7 +61,7 @@ def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4,
     return Parity(
         keep_all=_gap(forward(lvlm, everything), stock),
         pruned=_gap(logits[:, :1], uncached[:, :1]),
-        decode=_gap(logits, uncached, _real(ids, lvlm.tokenizer.eos_token_id)),
+        decode=_gap(logits, uncached, real),
         batch=_gap(logits[:, 0], torch.cat(alone)),
         std=float(stock.std()),
         same_ids=all(same),
@@ -81,11 +81,8 @@ def stock_inputs(lvlm: FrozenLVLM, samples: Sequence[Sample]) -> dict[str, Tenso
     images = [list(sample.images) for sample in samples] if any(sample.images for sample in samples) else None
     texts = [lvlm.render(sample) for sample in samples]
     made = lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt")
-    floating = {"pixel_values"} & set(made)
-    return {
-        name: value.to(lvlm.device, lvlm.model.dtype if name in floating else value.dtype)
-        for name, value in made.items()
-    }
+    dtypes = {"pixel_values": lvlm.model.dtype}
+    return {name: value.to(lvlm.device, dtypes.get(name, value.dtype)) for name, value in made.items()}
 
 
 def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:

@@ -1,6 +1,6 @@
 """Small steps between images, token ids and tensors that every family shares."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,15 +65,24 @@ def runs(mask: Bool[Tensor, "B S"]) -> list[list[tuple[int, int]]]:
     return found
 
 
-def unique_images(samples: Sequence[Sample]) -> tuple[list[Any], list[list[int]]]:
-    """Distinct image objects, and for every sample the indices of its images among them."""
-    index: dict[int, int] = {}
-    images: list[Any] = []
-    for image in (image for sample in samples for image in sample.images):
-        if id(image) not in index:
-            index[id(image)] = len(images)
-            images.append(image)
-    return images, [[index[id(image)] for image in sample.images] for sample in samples]
+def unique_images(samples: Sequence[Sample]) -> tuple[list[int], list[list[int]]]:
+    """Where each distinct image object comes first among the images of all samples, and for every sample the numbers
+    of its images among the distinct ones."""
+    numbers: dict[int, int] = {}
+    first: list[int] = []
+    for place, image in enumerate(image for sample in samples for image in sample.images):
+        if id(image) not in numbers:
+            numbers[id(image)] = len(first)
+            first.append(place)
+    return first, [[numbers[id(image)] for image in sample.images] for sample in samples]
+
+
+def pick_images(pixels: Mapping[str, Any], rows: Sequence[int], chosen: Sequence[int]) -> dict[str, Any]:
+    """The inputs of the `chosen` images alone; `rows[i]` rows of `pixel_values` are image i's."""
+    parts = pixels["pixel_values"].split(list(rows))
+    found = {name: [value[i] for i in chosen] for name, value in pixels.items() if name != "pixel_values"}
+    stacked = {name: torch.stack(value) if isinstance(value[0], Tensor) else value for name, value in found.items()}
+    return {"pixel_values": torch.cat([parts[i] for i in chosen]), **stacked}
 
 
 def question_mask(

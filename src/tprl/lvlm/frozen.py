@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import axes, fingerprint, mean_log_prob, question_mask, shown_images, unique_images
+from tprl.lvlm.batching import axes, fingerprint, mean_log_prob, pick_images, question_mask, shown_images, unique_images
 from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.regions import region_rank
@@ -58,6 +58,7 @@ class FrozenLVLM(ABC):
 
     model_type: str
     known_extras: frozenset[str] = frozenset()
+    related: frozenset[str] = frozenset()  # those of them that depend on the question too: `relate` finishes them
     substitutes: ClassVar[dict[str, str]] = {}  # extras that stand in for what the encoder lacks, and what they are
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
 
@@ -131,12 +132,9 @@ class FrozenLVLM(ABC):
         """The processor of a folder or hub id."""
         return AutoProcessor.from_pretrained(source)
 
-    def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
-        """What the stock image processor makes of PIL images."""
-        return self.processor.image_processor(images, return_tensors="pt")
-
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The same as `preprocess`, from what the stock processor made of a batch of prompts."""
+        """What the stock processor made of the images of a batch of prompts: `pixel_values`, of which every image has
+        `rows_per_image`, and further inputs with one entry per image."""
         return {name: inputs[name] for name in self.pixel_inputs}
 
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
@@ -145,7 +143,7 @@ class FrozenLVLM(ABC):
 
     @abstractmethod
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
-        """Vision tower and projector on what `preprocess` returns; `extras` are known ones, "region" excepted."""
+        """Vision tower and projector on what `pixels_of` returns; `extras` are known ones, "region" excepted."""
 
     @abstractmethod
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
@@ -168,14 +166,17 @@ class FrozenLVLM(ABC):
         inputs = self.processor(
             text=texts, images=nested, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
         )
-        images, shown = unique_images(samples)
-        seen = self.see(self.preprocess(images), extras - {"region"}) if images else Seen([], [], {})
+        seen, (first, shown) = Seen([], [], {}), unique_images(samples)
+        if first:
+            pixels = self.pixels_of(inputs)
+            seen = self.see(pick_images(pixels, self.rows_per_image(pixels), first), extras - {"region"})
         question = question_mask(inputs["offset_mapping"], texts, samples, self.name) & inputs["attention_mask"].bool()
         encoded = self._assemble(inputs, seen, shown, [sample.uid for sample in samples], question)
         if "region" in extras:
             rank = region_rank(samples, encoded.grids, encoded.visual_mask.shape[1]).to(self.device)
             encoded.extras["region"] = rank
-        self.relate(encoded, [sample.question for sample in samples])
+        if extras & self.related:
+            self.relate(encoded, [sample.question for sample in samples])
         return encoded
 
     @torch.no_grad()
@@ -201,13 +202,14 @@ class FrozenLVLM(ABC):
             for row, real, images in zip(ids, attention, shown, strict=True)
         ]
         encoded = self._assemble(inputs, seen, shown, uids, question)
-        if self.tokenizer is not None:
+        if extras & self.related:
             words = [str(self.tokenizer.decode(row[here])) for row, here in zip(ids, question, strict=True)]
             self.relate(encoded, words)
         return encoded
 
-    def relate(self, encoded: Encoded, questions: Sequence[str]) -> None:  # noqa: B027 (optional)
-        """Finish extras that depend on images and question together; there are none in most families."""
+    def relate(self, encoded: Encoded, questions: Sequence[str]) -> None:
+        """Finish the extras that are `related` to the question."""
+        raise NotImplementedError
 
     def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
         """Refuse extras that are not among `known` ones."""

@@ -1,6 +1,6 @@
 """InternVL3 (tiles and a thumbnail, pixel shuffle) on the stock Hugging Face class, frozen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,8 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
@@ -19,7 +17,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from tprl.lvlm.batching import runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
-from tprl.lvlm.loading import WithoutVideo, chat_template
+from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import Call, cls_attention, layer_of, overheard, split_heads
 
 ROLES = {
@@ -71,15 +69,7 @@ class InternVL3(FrozenLVLM):
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        images = AutoImageProcessor.from_pretrained(source, backend="pil")
-        length = AutoConfig.from_pretrained(source).image_seq_length
-        return ImageOnly(
-            images, tokenizer, None, image_seq_length=length, chat_template=chat_template(ImageOnly, source, tokenizer)
-        )
-
-    def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
-        return self.processor.image_processor(images, return_tensors="pt", crop_to_patches=True)
+        return image_only(ImageOnly, source, image_seq_length=AutoConfig.from_pretrained(source).image_seq_length)
 
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The stock processor does not say how many tiles an image has: as many as its run of tokens is long."""

@@ -199,10 +199,10 @@ class _Dropping:
         self.language, self.prompt, self.plan = language, prompt, plan
         self.kind: str = language.config._attn_implementation
         self.first = min(stage.before for stage in plan.stages)
-        self.prefilling = True
+        self.prefilling, self.readers = True, {stage.reads for stage in plan.stages}
         self.look: Look | None = None
         self.originals: Tensor = prompt.visual.new_zeros(0)  # [B, images] visual tokens before any drop
-        self.read: dict[int, Look] = {}
+        self.read: dict[int, Look] = {}  # of layers that decide about a drop still to come
         self.real: dict[int, Tensor] = {}  # [B n] of every layer with fewer columns, padding False
 
     def hook(self, number: int) -> Any:
@@ -223,12 +223,17 @@ class _Dropping:
         return before
 
     def _prefill(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        self.look = self._begin(hidden, kwargs) if self.look is None or number == 0 else self.look
-        self.look = self.look._replace(layer=self.language.layers[number], hidden=hidden)
-        self.read[number] = self.look
+        look = self._begin(hidden, kwargs) if number == 0 else self.look
+        assert look is not None
+        self.look = look._replace(layer=self.language.layers[number], hidden=hidden)
+        if number in self.readers:  # of no other layer: this holds hidden states
+            self.read[number] = self.look
         for stage in self.plan.stages:
             if stage.before == number:
-                self.look = self.read[number] = self._drop(stage)
+                self.look = self._drop(stage)
+                self.read.clear()
+                if number in self.readers:
+                    self.read[number] = self.look
         if number >= self.first:
             self.real[number] = self.look.real
             kwargs["position_embeddings"] = (self.look.cos, self.look.sin)

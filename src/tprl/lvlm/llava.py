@@ -16,6 +16,7 @@ from tprl.errors import UserError
 from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.clip_text import ClipText
 from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.towers import cls_attention, layer_of, query_key, received_attention
 from tprl.types import Encoded
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -43,6 +44,7 @@ class Llava(FrozenLVLM):
             "clip_relevance",  # [B V] cosine of CLIP's image and text embeddings, mean over 77-token segments
         }
     )
+    related = frozenset({"clip_relevance"})
 
     def __init__(
         self,
@@ -112,9 +114,8 @@ class Llava(FrozenLVLM):
         super()._hold(model, processor, name)
 
     def relate(self, encoded: Encoded, questions: Sequence[str]) -> None:
-        if "clip_relevance" in encoded.extras:
-            found = self._clip_text.relevance(encoded.extras["clip_relevance"], questions)
-            encoded.extras["clip_relevance"] = found * encoded.visual_mask
+        found = self._clip_text.relevance(encoded.extras["clip_relevance"], questions)
+        encoded.extras["clip_relevance"] = found * encoded.visual_mask
 
     @cached_property
     def _clip_text(self) -> ClipText:
@@ -124,41 +125,29 @@ class Llava(FrozenLVLM):
 
     def _extra(self, name: str, hidden: Sequence[Tensor], layer: int) -> Float[Tensor, "I N ..."]:
         """One of `known_extras`, per image; clip_relevance is finished by `relate`."""
-        # hidden[0] is the embedding: counted from the front, hidden[n] is made by layer n - 1.
-        feature, last = (layer - 1 if layer > 0 else len(hidden) - 1 + layer), len(hidden) - 2
+        layers = self.model.model.vision_tower.encoder.layers
+        feature, last = layer_of(layer, len(layers)), len(layers) - 1
+
+        def heads(number: int, queries: slice, count: int | None = None) -> tuple[Tensor, Tensor]:
+            block = layers[number]
+            return query_key(block.self_attn, block.layer_norm1(hidden[number]), queries, count)
+
+        cls, everyone = slice(0, 1), slice(None)
         match name:
             case "vision_features" | "clip_relevance":
                 return hidden[layer][:, int(self.model.config.vision_feature_select_strategy == "default") :]
             case "cls_feature":
                 return hidden[layer][:, :1].expand(-1, hidden[layer].shape[1] - 1, -1)
             case "cls_attention":
-                return self._attention(hidden, feature, slice(0, 1))[..., 0, 1:].mean(1)
+                return cls_attention(*heads(feature, cls))
             case "vision_keys":
-                return self._query_key(hidden, feature, slice(0, 0))[1].mean(1)[:, 1:]
+                return heads(feature, cls)[1].mean(1)[:, 1:]
             case "last_keys":
-                return self._query_key(hidden, last, slice(0, 0), heads=1)[1][:, 0, 1:]
+                return heads(last, cls, 1)[1][:, 0, 1:]
             case "last_cls_attention":
-                return self._attention(hidden, last, slice(0, 1), heads=1)[:, 0, 0, 1:]
+                return cls_attention(*heads(last, cls, 1))
             case "middle_attention":
-                return self._attention(hidden, round(last * 9 / 23), slice(None)).mean((1, 2))[:, 1:]
+                return received_attention(*heads(round(last * 9 / 23), everyone))[:, 1:]
             case "last_attention":
-                return self._attention(hidden, last, slice(None)).mean((1, 2))[:, 1:]
+                return received_attention(*heads(last, everyone))[:, 1:]
         raise KeyError(name)
-
-    def _attention(
-        self, hidden: Sequence[Tensor], layer: int, queries: slice, heads: int | None = None
-    ) -> Float[Tensor, "I H Q M"]:
-        """Softmax attention of these queries in a layer, in float32; recomputed for the rows that are needed, so that
-        the tower keeps SDPA."""
-        query, keys = self._query_key(hidden, layer, queries, heads)
-        return ((query @ keys.mT).float() * query.shape[-1] ** -0.5).softmax(-1)
-
-    def _query_key(
-        self, hidden: Sequence[Tensor], layer: int, queries: slice, heads: int | None = None
-    ) -> tuple[Float[Tensor, "I H Q c"], Float[Tensor, "I H M c"]]:
-        """Queries and keys of a layer of the tower (0-based), split into its heads or into `heads`."""
-        block = self.model.model.vision_tower.encoder.layers[layer]
-        x = block.layer_norm1(hidden[layer])
-        count = heads or block.self_attn.num_heads
-        query = block.self_attn.q_proj(x[:, queries]).unflatten(-1, (count, -1)).transpose(1, 2)
-        return query, block.self_attn.k_proj(x).unflatten(-1, (count, -1)).transpose(1, 2)

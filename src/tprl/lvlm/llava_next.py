@@ -19,7 +19,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from tprl.errors import UserError
 from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
-from tprl.lvlm.towers import Call, cls_attention, layer_of, overheard, split_heads
+from tprl.lvlm.towers import cls_attention, layer_of, overheard, query_key
 
 
 class LlavaNext(FrozenLVLM):
@@ -70,9 +70,6 @@ class LlavaNext(FrozenLVLM):
         )  # fmt: skip
         return random_weights(LlavaNextForConditionalGeneration(config), tokenizer), processor
 
-    def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
-        return self.processor.image_processor(images, return_tensors="pt", do_pad=True)
-
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
@@ -81,7 +78,8 @@ class LlavaNext(FrozenLVLM):
             out = self.model.model.get_image_features(values, image_sizes=pixels["image_sizes"], return_dict=True)
         found = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
-            found["cls_attention"] = _attention(modules["cls_attention"], calls["cls_attention"])
+            query, keys = query_key(modules["cls_attention"], calls["cls_attention"].x, slice(0, 1))
+            found["cls_attention"] = cls_attention(query, keys)
         tokens = list(out.pooler_output)
         newline = self.model.model.image_newline.to(tokens[0])
         separators = [(image == newline).all(-1) for image in tokens]
@@ -126,11 +124,6 @@ class LlavaNext(FrozenLVLM):
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)
-
-
-def _attention(layer: Any, call: Call) -> Float[Tensor, "I N"]:
-    query = split_heads(layer.q_proj(call.x[:, :1]), layer.num_heads)
-    return cls_attention(query, split_heads(layer.k_proj(call.x), layer.num_heads))
 
 
 def _views(separators: Tensor, side: int) -> tuple[tuple[int, int], ...]:

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    ProcessorMixin,
+)
 
 from tprl.errors import UserError
 from tprl.hub import within_reach
@@ -51,12 +58,8 @@ class Placement:
                 raise UserError(f"model.{name}={value} is unknown: use one of {known}.")
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise UserError(f"model.dtype={dtype} is unknown: use float32, bfloat16 or float16.")
-        self.dtype, self.shard, self.attention, self.load_in = (
-            getattr(torch, dtype),
-            placement == "shard",
-            attention,
-            load_in,
-        )
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.shard, self.attention, self.load_in = placement == "shard", attention, load_in
         self.max_memory, self.offload_folder = max_memory, offload_folder
         _need("accelerate", "shard", "model.placement=shard", self.shard)
         _need("bitsandbytes", "quant", f"model.load_in={load_in}", load_in is not None)
@@ -145,7 +148,7 @@ def load(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         if isinstance(error, SafetensorError):
             raise _damaged(source, name, lines[0]) from error
-        if "size mismatch" in str(error) or "mismatch" in str(error).lower():
+        if "mismatch" in str(error).lower():
             raise _damaged(source, name, "their shapes do not fit") from error
         raise UserError(f"model={name} cannot be loaded so: {lines[0]}") from error
     model, found = loaded
@@ -168,11 +171,11 @@ class WithoutVideo(ProcessorMixin):
         return super().check_argument_for_proper_class(argument_name, argument)
 
 
-def chat_template(processor_class: type[Any], source: str, tokenizer: Any) -> str | None:
-    """Of a processor that is built from its parts: in the tokenizer, or in a file of its own."""
-    if tokenizer.chat_template is not None:
-        return tokenizer.chat_template
-    try:
-        return processor_class.get_processor_dict(source)[0].get("chat_template")
-    except OSError:
-        return None
+def image_only(processor_class: type[Any], source: str, **options: Any) -> Any:
+    """A processor `WithoutVideo`, from its parts in a folder or at a hub id."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    template = tokenizer.chat_template
+    if template is None:  # then in a file of its own
+        template = processor_class.get_processor_dict(source)[0].get("chat_template")
+    images = AutoImageProcessor.from_pretrained(source, backend="pil")
+    return processor_class(images, tokenizer, None, chat_template=template, **options)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from jinja2 import TemplateError
 from torch import Tensor
 
 from tprl.errors import UserError
@@ -83,8 +84,8 @@ class QuestionFinder:
         try:
             before = _common([second(ANSWERS[0], question) for question in QUESTIONS])
             after = _common([second(answer, QUESTIONS[0])[::-1] for answer in ANSWERS])[::-1]
-        except Exception as error:  # templates raise what they like where they know no second turn
-            log.info("the chat template renders no second turn (%s)", error)
+        except (TemplateError, TypeError) as error:  # raised by the template itself, or by what it does to its parts
+            log.warning("the chat template renders no second turn (%s): all text after an image is a question", error)
             return []
         whole = second(ANSWERS[0], QUESTIONS[0])
         return whole[len(whole) - len(after) : len(before)]

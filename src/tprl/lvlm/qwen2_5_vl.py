@@ -7,8 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -17,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
-from tprl.lvlm.loading import WithoutVideo, chat_template
+from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, rotated, window_order
 
 CHAT = (
@@ -27,6 +25,21 @@ CHAT = (
 )
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+
+
+def small_text() -> tuple[Any, dict[str, Any]]:
+    """What the blueprints of all Qwen-VL share: a tokenizer, and the config of a small language model that uses it."""
+    tokenizer = byte_tokenizer(MARKS, image_token=IMAGE, video_token=VIDEO)
+    image, video, start, end = token_ids(tokenizer, IMAGE, VIDEO, *MARKS[2:])
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e4},
+    }  # fmt: skip
+    return tokenizer, {
+        "text_config": text, "image_token_id": image, "video_token_id": video, "vision_start_token_id": start,
+        "vision_end_token_id": end,
+    }  # fmt: skip
 
 
 class ImageOnly(WithoutVideo, Qwen2_5_VLProcessor):
@@ -54,19 +67,13 @@ class Qwen25VL(FrozenLVLM):
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
-        tokenizer = byte_tokenizer(MARKS, image_token=IMAGE, video_token=VIDEO)
-        image, video, start, end = token_ids(tokenizer, IMAGE, VIDEO, *MARKS[2:])
+        tokenizer, text = small_text()
         config = Qwen2_5_VLConfig(
             vision_config={
                 "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 48,
                 "window_size": 56, "fullatt_block_indexes": [1],
             },
-            text_config={
-                "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
-                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e4},
-            },
-            image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end,
+            **text,
         )  # fmt: skip
         images = Qwen2VLImageProcessorPil(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 64)
         model = random_weights(Qwen2_5_VLForConditionalGeneration(config), tokenizer)
@@ -74,10 +81,7 @@ class Qwen25VL(FrozenLVLM):
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        images = AutoImageProcessor.from_pretrained(source, backend="pil")
-        template = chat_template(cls.processor_class, source, tokenizer)
-        return cls.processor_class(images, tokenizer, None, chat_template=template)
+        return image_only(cls.processor_class, source)
 
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         return pixels["image_grid_thw"].prod(1).tolist()

@@ -12,10 +12,10 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers import Qwen3VLProcessor as StockProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import random_weights
 from tprl.lvlm.frozen import Seen
 from tprl.lvlm.loading import WithoutVideo
-from tprl.lvlm.qwen2_5_vl import CHAT, IMAGE, MARKS, VIDEO, Qwen25VL
+from tprl.lvlm.qwen2_5_vl import CHAT, Qwen25VL, small_text
 
 
 class ImageOnly(WithoutVideo, StockProcessor):
@@ -38,19 +38,14 @@ class Qwen3VL(Qwen25VL):
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
-        tokenizer = byte_tokenizer(MARKS, image_token=IMAGE, video_token=VIDEO)
-        image, video, start, end = token_ids(tokenizer, IMAGE, VIDEO, *MARKS[2:])
+        tokenizer, text = small_text()
+        text["text_config"] |= {"num_hidden_layers": 3, "head_dim": 12}
         config = Qwen3VLConfig(
             vision_config={
                 "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 48,
                 "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
             },
-            text_config={
-                "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3,
-                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 4096,
-                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e4},
-            },
-            image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end,
+            **text,
         )  # fmt: skip
         images = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32 * 4, max_pixels=32 * 32 * 64)
         model = random_weights(Qwen3VLForConditionalGeneration(config), tokenizer)

@@ -1,6 +1,6 @@
 """SmolVLM2 (tiles and a thumbnail, pixel shuffle) on the stock Hugging Face class, frozen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,8 +11,6 @@ from torch.nn.functional import max_pool2d
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     SmolVLMProcessor,
@@ -23,8 +21,8 @@ from tprl.errors import UserError
 from tprl.lvlm.batching import runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM, Seen
-from tprl.lvlm.loading import WithoutVideo, chat_template
-from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, split_heads
+from tprl.lvlm.loading import WithoutVideo, image_only
+from tprl.lvlm.towers import RECEIVED, Call, overheard, query_key, received_attention
 
 CHAT = (
     "<|im_start|>{% for turn in messages %}{{ turn.role | capitalize }}:{% for part in turn.content %}"
@@ -79,17 +77,7 @@ class SmolVLM2(FrozenLVLM):
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        images = AutoImageProcessor.from_pretrained(source, backend="pil")
-        length = _side(AutoConfig.from_pretrained(source)) ** 2
-        return ImageOnly(
-            images, tokenizer, None, image_seq_len=length, chat_template=chat_template(ImageOnly, source, tokenizer)
-        )
-
-    def preprocess(self, images: Sequence[Any]) -> Mapping[str, Any]:
-        return self.processor.image_processor(
-            [[image] for image in images], return_tensors="pt", return_row_col_info=True
-        )
+        return image_only(ImageOnly, source, image_seq_len=_side(AutoConfig.from_pretrained(source)) ** 2)
 
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The stock processor lists tiles per prompt. An image ends with its thumbnail, which the same token announces
@@ -140,8 +128,7 @@ class SmolVLM2(FrozenLVLM):
         """Attention received by every token of a tile: the pixel shuffle that makes tokens tells which patches are
         its. A patch is real where any of its pixels is `shown`."""
         real = max_pool2d(shown.float(), self.model.config.vision_config.patch_size).flatten(1).bool()
-        query, keys = (split_heads(project(call.x), layer.num_heads) for project in (layer.q_proj, layer.k_proj))
-        patches = received_attention(query, keys, real)
+        patches = received_attention(*query_key(layer, call.x), real)
         shuffled = self.model.model.connector.pixel_shuffle(patches.unsqueeze(-1), self.model.config.scale_factor)
         return shuffled.mean(-1)
 

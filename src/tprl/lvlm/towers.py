@@ -49,6 +49,15 @@ def split_heads(x: Float[Tensor, "... N C"], heads: int) -> Float[Tensor, "... H
     return x.unflatten(-1, (heads, -1)).transpose(-2, -3)
 
 
+def query_key(
+    attention: Any, x: Float[Tensor, "I M C"], queries: slice = slice(None), heads: int | None = None
+) -> tuple[Float[Tensor, "I H Q c"], Float[Tensor, "I H M c"]]:
+    """Queries of the chosen tokens and keys of all, of a module with q_proj and k_proj, split into its heads or into
+    `heads`."""
+    count = heads or attention.num_heads
+    return split_heads(attention.q_proj(x[:, queries]), count), split_heads(attention.k_proj(x), count)
+
+
 def weights(query: Float[Tensor, "... Q c"], keys: Float[Tensor, "... M c"]) -> Float[Tensor, "... Q M"]:
     """Attention logits in float32."""
     return (query @ keys.mT).float() * query.shape[-1] ** -0.5

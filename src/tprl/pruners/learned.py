@@ -125,6 +125,11 @@ class LearnedPruner(nn.Module, ABC):
         return PolicyInput(codes.detach(), places(encoded), mask, *words, kernel, encoded.image_of)
 
     @property
+    def decides_alone(self) -> bool:
+        """Whether it has a threshold."""
+        return self.serving.tau is not None
+
+    @property
     def reads_question(self) -> bool:
         """Whether its choice depends on the question."""
         return getattr(self.net, "query", "none") != "none"

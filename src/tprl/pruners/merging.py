@@ -1,4 +1,4 @@
-"""What methods share that merge vision features and send them through the projector."""
+"""What methods share that make new tokens out of several."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,10 +40,40 @@ def merged_selection(
     merged[row, token] = new[: len(image)]
     free, place = images.mask & ~keep, torch.arange(keep.shape[1], device=keep.device)
     anchor = torch.where(free, place + 1 if last else place.flip(0) + 1, 0).argmax(1, keepdim=True)
-    row, token = images.sample[has_extra], images.at.gather(1, anchor)[has_extra, 0]
-    total = torch.zeros(len(encoded), dtype=torch.long, device=row.device).index_add_(0, row, torch.ones_like(row))
-    live = torch.arange(int(total.max()), device=row.device) < total.unsqueeze(1)
-    tokens, extra_at = new.new_zeros(*live.shape, new.shape[1]), row.new_zeros(live.shape)
-    tokens[live], extra_at[live] = new[len(image) :], token  # the images of a sample follow each other, as in `live`
+    tokens = new.new_zeros(len(keep), 1, new.shape[1])
+    tokens[has_extra, 0] = new[len(image) :]
     joined = images.join(keep, encoded.visual_mask)
-    return TokenSelection(keep=joined, merged=merged, extra=tokens, extra_at=extra_at, extra_mask=live)
+    at = images.at.gather(1, anchor)
+    return with_extra(encoded, joined, images.sample, has_extra.unsqueeze(1), tokens, at, merged)
+
+
+def with_extra(
+    encoded: Encoded,
+    keep: Bool[Tensor, "B V"],
+    sample: Int[Tensor, " I"],
+    live: Bool[Tensor, "I K"],
+    tokens: Float[Tensor, "I K D"],
+    at: Int[Tensor, "I K"],
+    merged: Float[Tensor, "B V D"] | None = None,
+) -> TokenSelection:
+    """Kept tokens, and those new ones of each image (or view) that are `live`, at the places `at` in V, as extra tokens
+    of its sample; images of a sample follow each other."""
+    image, new = live.nonzero(as_tuple=True)
+    row = sample[image]
+    total = row.bincount(minlength=len(encoded))
+    place = torch.arange(len(row), device=row.device) - (total.cumsum(0) - total)[row]
+    shape = (len(encoded), int(total.max()))
+    extra, extra_at = tokens.new_zeros(*shape, tokens.shape[2]), at.new_zeros(shape)
+    extra[row, place], extra_at[row, place] = tokens[image, new], at[image, new]
+    mask = torch.arange(shape[1], device=row.device) < total.unsqueeze(1)
+    return TokenSelection(keep=keep, merged=merged, extra=extra, extra_at=extra_at, extra_mask=mask)
+
+
+def outliers(values: Float[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Int[Tensor, " I"]:
+    """How many values of each image lie above Q3 + 1.5 (Q3 - Q1), quartiles interpolated linearly."""
+    n = mask.sum(1, keepdim=True)
+    ordered = values.double().masked_fill(~mask, torch.inf).sort(1).values
+    place = (n - 1) * torch.tensor([0.25, 0.75], dtype=torch.double, device=values.device)
+    low, high = ordered.gather(1, place.long()), ordered.gather(1, torch.minimum(place.long() + 1, n - 1))
+    q1, q3 = (low + (high - low) * place.frac()).split(1, dim=1)
+    return ((values > q3 + 1.5 * (q3 - q1)) & mask).sum(1)

@@ -1,11 +1,11 @@
 """Spatial average pooling: fewer, coarser tokens instead of fewer of the same."""
 
 import torch
-from torch import Tensor
 
 from tprl.budget import need_ratio, view_rows
 from tprl.cost import LVLMShape
 from tprl.grid import centres, table, windows
+from tprl.pruners.merging import with_extra
 from tprl.types import Encoded, TokenSelection
 
 
@@ -37,25 +37,9 @@ class PoolingPruner:
         count = torch.tensor([k for _, _, k in shapes], dtype=torch.long, device=cell.device)
         live = torch.arange(most, device=cell.device) < count.unsqueeze(1)
         pooled = (weights @ tokens).to(encoded.embeds.dtype)
-        return _selection(encoded, views.sample, live, pooled, views.at.gather(1, cell))
+        nothing = torch.zeros_like(encoded.visual_mask)
+        return with_extra(encoded, nothing, views.sample, live, pooled, views.at.gather(1, cell))
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
-        """Nothing: averages are no matrix product of the model's kind, and few."""
+        """Nothing: an average is a sum. (Ours is written as a product with weights because windows may overlap.)"""
         return 0
-
-
-def _selection(encoded: Encoded, sample: Tensor, live: Tensor, pooled: Tensor, at: Tensor) -> TokenSelection:
-    """Windows [I, K, D] of views as extra tokens [B, E, D] of samples: views of a sample follow each other."""
-    image, window = live.nonzero(as_tuple=True)
-    row = sample[image]
-    total = torch.zeros(len(encoded), dtype=torch.long, device=row.device).index_add_(0, row, torch.ones_like(row))
-    place = torch.arange(len(row), device=row.device) - (total.cumsum(0) - total)[row]
-    shape = (len(encoded), int(total.max()))
-    extra, extra_at = pooled.new_zeros(*shape, pooled.shape[2]), at.new_zeros(shape)
-    extra[row, place], extra_at[row, place] = pooled[image, window], at[image, window]
-    return TokenSelection(
-        keep=torch.zeros_like(encoded.visual_mask),
-        extra=extra,
-        extra_at=extra_at,
-        extra_mask=torch.arange(shape[1], device=row.device) < total.unsqueeze(1),
-    )

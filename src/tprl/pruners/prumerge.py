@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tprl.budget import image_rows, keep_top, need_ratio
 from tprl.cost import LVLMShape, mlp_flops
-from tprl.pruners.merging import merged_selection, similarity
+from tprl.pruners.merging import merged_selection, outliers, similarity
 from tprl.types import Encoded, TokenSelection, columns_of
 
 NEIGHBOURS = 32
@@ -38,7 +38,7 @@ class PruMergePruner:
     spread = False  # whether tokens of the raster join those that attention chooses
 
     def __init__(self, published: bool = False) -> None:
-        self.published = published
+        self.published = self.decides_alone = published
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
         """`budget(keep_ratio, n)` tokens for each image, or with `published` as many as its outliers say.
@@ -52,15 +52,15 @@ class PruMergePruner:
         if not len(k):
             return TokenSelection(keep=encoded.visual_mask)
         c = images.split(encoded.extras["last_cls_attention"]).float()
-        share = outlier_share(c, images.mask)
-        outliers = (n * share).long().clamp(min=1)
+        share = outliers(c, images.mask).clamp(min=1) / n.double()
+        above = (n * share).long().clamp(min=1)
         if self.published:
-            keep = keep_top(c, images.mask, outliers)
+            keep = keep_top(c, images.mask, above)
             keep = keep | strided(images.mask, share) if self.spread else keep
             merge, extra = keep, keep.sum(1) < n
         else:
             count = torch.where(k < n, (k - 1).clamp(min=1), k)
-            keep = keep_top(c, images.mask, torch.minimum(outliers, count) if self.spread else count)
+            keep = keep_top(c, images.mask, torch.minimum(above, count) if self.spread else count)
             keep = keep | spread(images.mask & ~keep, count - keep.sum(1))
             merge, extra = keep & (k < n).unsqueeze(1), keep.sum(1) < k
         at, real = columns_of(merge)
@@ -101,16 +101,6 @@ def spread(rest: Bool[Tensor, "I W"], count: Int[Tensor, " I"]) -> Bool[Tensor, 
     """Exactly `count[i]` tokens of the rest, evenly placed in it, its first one among them."""
     rank, count = rest.cumsum(1) - 1, count.unsqueeze(1)
     return rest & (rank * count % rest.sum(1, keepdim=True).clamp(min=1) < count)
-
-
-def outlier_share(c: Float[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float[Tensor, " I"]:
-    """Share of each image's tokens with c > Q3 + 1.5 (Q3 - Q1), quartiles interpolated; one token where none is."""
-    n = mask.sum(1, keepdim=True)
-    ordered = c.double().masked_fill(~mask, torch.inf).sort(1).values
-    place = (n - 1) * torch.tensor([0.25, 0.75], dtype=torch.double, device=c.device)
-    low, high = ordered.gather(1, place.long()), ordered.gather(1, torch.minimum(place.long() + 1, n - 1))
-    q1, q3 = (low + (high - low) * place.frac()).split(1, dim=1)
-    return ((c > q3 + 1.5 * (q3 - q1)) & mask).sum(1).clamp(min=1) / n.squeeze(1).double()
 
 
 def nearest(keys: Float[Tensor, "I W d"], mask: Bool[Tensor, "I W"], at: Int[Tensor, "I K"]) -> Bool[Tensor, "I K W"]:

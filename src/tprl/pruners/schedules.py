@@ -37,3 +37,13 @@ def solve(
         middle = (low + high) / 2
         low, high = (middle, high) if mean(middle) < ratio else (low, middle)
     return high
+
+
+def point(path: Sequence[Sequence[float]], x: float) -> list[float]:
+    """Fractions on a path through lists of them: scaled down below the first one, log-linear between neighbours, which
+    stand at x = 1, 2, ... Their mean grows along it: each piece is a sum of exponentials, so convex, and grows at its
+    start."""
+    if x < 1:
+        return [x * one for one in path[0]]
+    low = min(int(x), len(path) - 1) - 1
+    return [one ** (low + 2 - x) * other ** (x - low - 1) for one, other in zip(path[low], path[low + 1], strict=True)]

@@ -1,7 +1,5 @@
 """SparseVLM: after layers 2, 6 and 15, the visual tokens that the prompt's most visual words attend to."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -10,7 +8,7 @@ from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
 from tprl.lvlm.layer_drop import Look, Stage
 from tprl.pruners.recycling import recycle
-from tprl.pruners.schedules import solve
+from tprl.pruners.schedules import point, solve
 from tprl.types import columns_of
 
 # After layers 2, 6 and 15 of 32, how many of 576 tokens are chosen; by label.
@@ -100,16 +98,6 @@ class SparseVLMPruner:
         if stage.before == round(LAYERS[0] * lm.layers / 32) + 1:
             total += 2 * text * alive * lm.width  # V Q^T
         return total if self.plus else total + 2 * (3 * alive // 10 + 1) ** 2 * lm.width
-
-
-def point(path: Sequence[Sequence[float]], x: float) -> list[float]:
-    """Fractions on a path through lists of them: scaled down below the first one, log-linear between neighbours, which
-    stand at x = 1, 2, ... Their mean grows along it: each piece is a sum of exponentials, so convex, and grows at its
-    start."""
-    if x < 1:
-        return [x * one for one in path[0]]
-    low = min(int(x), len(path) - 1) - 1
-    return [one ** (low + 2 - x) * other ** (x - low - 1) for one, other in zip(path[low], path[low + 1], strict=True)]
 
 
 def raters_of(look: Look) -> Bool[Tensor, "B S"]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tprl.budget import Rows, image_rows, keep_top, need_ratio
 from tprl.cost import LVLMShape
+from tprl.pruners.merging import outliers, with_extra
 from tprl.types import Encoded, TokenSelection
 
 
@@ -36,7 +37,7 @@ class TrimPruner:
 
     def __init__(self, negative_relevance: bool = True, published: bool = False) -> None:
         self.negative_relevance = negative_relevance
-        self.published = published
+        self.published = self.decides_alone = published
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
         """Keep the best tokens of each image and add the mean of the others.
@@ -61,7 +62,7 @@ class TrimPruner:
         """Tokens kept of each image, and whether it has the mean of the others."""
         n = images.mask.sum(1)
         if keep_ratio is None:
-            kept = _outliers(score, images.mask)
+            kept = outliers(score.double().masked_fill(~images.mask, -torch.inf).softmax(1), images.mask)
             return kept, kept < n
         if self.published:
             kept = (n.double() * keep_ratio).floor().long()
@@ -75,22 +76,6 @@ class TrimPruner:
         return 0
 
 
-def _outliers(score: Float[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Int[Tensor, " I"]:
-    """How many softmax scores of each image lie above Q3 + 1.5 (Q3 - Q1)."""
-    weight = score.double().masked_fill(~mask, -torch.inf).softmax(1)
-    ranked = weight.masked_fill(~mask, torch.inf).sort(1).values
-    first, third = (_quantile(ranked, mask.sum(1), p) for p in (0.25, 0.75))
-    return (weight > (third + 1.5 * (third - first)).unsqueeze(1)).sum(1)  # padding has weight 0
-
-
-def _quantile(ranked: Float[Tensor, "I W"], n: Int[Tensor, " I"], p: float) -> Float[Tensor, " I"]:
-    """Quantile of the first n[i] values of ascending rows, linear between neighbours."""
-    place = (n - 1).double() * p
-    low = place.floor().long()
-    pair = ranked.gather(1, torch.stack([low, torch.minimum(low + 1, n - 1)], 1))
-    return torch.lerp(pair[:, 0], pair[:, 1], place - low)
-
-
 def _selection(
     encoded: Encoded, images: Rows, keep: Bool[Tensor, "I W"], has_mean: Bool[Tensor, " I"]
 ) -> TokenSelection:
@@ -100,15 +85,12 @@ def _selection(
     mean = tokens.sum(1) / rest.sum(1, keepdim=True).clamp(min=1)
     width = keep.shape[1]
     last = (rest * torch.arange(width, device=rest.device)).amax(1)
-    anchor = images.at.gather(1, last.unsqueeze(1)).squeeze(1)
-    row = images.sample
-    slot = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)  # number of the image in its sample
-    shape = (len(encoded), int(slot.max()) + 1)
-    extra, at, live = mean.new_zeros(*shape, mean.shape[1]), anchor.new_zeros(shape), has_mean.new_zeros(shape)
-    extra[row, slot], at[row, slot], live[row, slot] = mean, anchor, has_mean
-    return TokenSelection(
-        keep=images.join(keep, encoded.visual_mask),
-        extra=extra.to(encoded.embeds.dtype),
-        extra_at=at,
-        extra_mask=live,
+    anchor = images.at.gather(1, last.unsqueeze(1))
+    return with_extra(
+        encoded,
+        images.join(keep, encoded.visual_mask),
+        images.sample,
+        has_mean.unsqueeze(1),
+        mean.unsqueeze(1).to(encoded.embeds.dtype),
+        anchor,
     )
