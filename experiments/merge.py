@@ -12,7 +12,6 @@ import numpy as np
 
 from tprl.evaluation import figures
 from tprl.evaluation.analysis import paired
-from tprl.evaluation.evaluator import Answered
 from tprl.evaluation.results import grid, read_results, read_samples, write_results
 
 
@@ -25,9 +24,8 @@ def main(out: Path, *runs: Path) -> None:
             assert (before.value, before.kept_tokens) == (row.value, row.kept_tokens), f"{key} differs in {run}"
         for sample in read_samples(run / "samples.jsonl"):
             samples.setdefault((sample.pruner, sample.seed, sample.keep_ratio, sample.uid), sample)
-    answered = [Answered(sample, None, 0.0, 0.0) for sample in samples.values()]
     first = next(iter(rows.values())).pruner
-    differences = [vars(d) for name in (first, f"{first}_adaptive") for d in paired(answered, name)]
+    differences = [vars(d) for name in (first, f"{first}_adaptive") for d in paired(list(samples.values()), name)]
     write_results(out / "results.csv", list(rows.values()))
     (out / "paired.json").write_text(json.dumps(differences, indent=1) + "\n")
     cells = grid(rows.values())

@@ -8,7 +8,7 @@ from tprl.entry import launch
 
 
 def work(config: DictConfig, directory: Path) -> Path:
-    from tprl.run import evaluate  # late: a mistyped option is answered before torch is imported
+    from tprl.run_eval import evaluate  # late: a mistyped option is answered before torch is imported
 
     return evaluate(config, directory)
 

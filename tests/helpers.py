@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, layer_norm
 
 from tprl.pruners.tprl import TPRL
-from tprl.types import Encoded
+from tprl.types import Encoded, Tower
 
 Grids = Sequence[Sequence[tuple[int, int]]]
 IMAGE_ID = 7  # the token id that stands in for every visual token
@@ -34,8 +35,9 @@ def toy_encoded(
     Args:
         extras: names among "cls_attention" [B V] (sums to 1; as do "last_cls_attention", "middle_attention" and
             "last_attention"), "vision_features" [B V vision_width], "cls_feature" (the same for all tokens of an
-            image), "vision_keys" [B V 8], "last_keys" [B V vision_width], "clip_relevance" [B V] and "region" [B V]
-            (1/(1+rank) on about a sixth of the tokens); padded entries are 0.
+            image), "vision_keys" [B V 8], "last_keys" [B V vision_width], "clip_relevance" [B V], "region" [B V]
+            (1/(1+rank) on about a sixth of the tokens) and "patch_embeds" [B V vision_width], with `toy_tower` for
+            them; padded entries are 0.
         uids: defaults to "toy-0", "toy-1", ...
         axes: P, the number of position axes; axis p counts columns multiplied by p + 1.
     """
@@ -63,7 +65,35 @@ def toy_encoded(
         question=_pad([part["question"] for part in parts], length, left=True),
         extras={name: _pad([part[name] for part in parts], visual) for name in sorted(extras)},
         project=lambda features: features @ _projector(vision_width, width),
+        tower=toy_tower(vision_width) if "patch_embeds" in extras else None,
     )
+
+
+class ToyBlock:
+    """A block of a vision tower with random weights, 3 heads and an MLP of 4 x the width."""
+
+    def __init__(self, width: int, draw: torch.Generator) -> None:
+        def weight(rows: int, columns: int) -> Tensor:
+            return torch.randn(rows, columns, generator=draw) / rows**0.5
+
+        self.query, self.key, self.value, self.out = (weight(width, width) for _ in range(4))
+        self.up, self.down = weight(width, 4 * width), weight(4 * width, width)
+
+    def attend(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        h = layer_norm(x, x.shape[-1:])
+        q, k, v = ((h @ one).unflatten(-1, (3, -1)).transpose(1, 2) for one in (self.query, self.key, self.value))
+        mixed = (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1) @ v
+        return x + mixed.transpose(1, 2).flatten(2) @ self.out, k.mean(1)
+
+    def feed(self, x: Tensor) -> Tensor:
+        return x + gelu(layer_norm(x, x.shape[-1:]) @ self.up) @ self.down
+
+
+def toy_tower(width: int, blocks: int = 6, has_cls: bool = True) -> Tower:
+    """Always the same one for the same arguments; `width` is a multiple of 3."""
+    draw = torch.Generator().manual_seed(12)
+    cls = torch.randn(width, generator=draw)
+    return Tower(cls if has_cls else None, [ToyBlock(width, draw) for _ in range(blocks)])
 
 
 def _projector(vision_width: int, width: int) -> Tensor:
@@ -104,6 +134,7 @@ def _sample(
             name: torch.randn(n, generator=rng).softmax(0)
             for name in ("last_cls_attention", "middle_attention", "last_attention")
         },
+        "patch_embeds": torch.randn(n, vision_width, generator=rng),
     }
     return part | {name: values[name] for name in extras}
 

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tprl.build import choices, conf_dir
+from tprl.entry import addable
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = re.findall(r"python -m src\.(train|eval)([^#\n`]*)", README)
@@ -31,7 +32,7 @@ def test_its_commands_compose(entry: str, options: str) -> None:
     words = [w.replace("<", "").replace(">", "").replace(" ", "_") for w in shlex.split(options) if "=" in w]
     words = [re.sub(r"^(stage\.keep_ratio)=.*,.*", r"\1=0.333", word) for word in words]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose(entry, overrides=words, return_hydra_config=True)
+        config = compose(entry, overrides=[addable(word) for word in words], return_hydra_config=True)
     for key, _, value in (word.partition("=") for word in words):
         landed = config.hydra.runtime.choices.get(key), OmegaConf.select(config, key)
         assert value in landed or landed[1] is not None, key

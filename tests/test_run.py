@@ -15,7 +15,8 @@ from tprl.entry import launch
 from tprl.evaluation.entries import trained_entries
 from tprl.evaluation.results import COLUMNS, read_results
 from tprl.pruners.learned import CONFIG, WEIGHTS, load_pruner
-from tprl.run import evaluate, train
+from tprl.run import train
+from tprl.run_eval import evaluate
 from tprl.stages.calibrate import FADES
 
 FAST = ("debug=fast", "logger=csv")
@@ -253,11 +254,12 @@ class TestFamilies:
         assert table in capsys.readouterr().out + "\n"
 
     def test_the_whole_chain_is_refused_at_once_where_its_evaluation_cannot_be(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("tprl.cost.LANGUAGE_MODELS", frozenset({"llama"}))
         options = ("model=qwen2_5_vl", "model.pretrained=null", "model.dtype=float32", "debug=fast")
         line = refused(capsys, "train", tmp_path / "run", *options)
-        assert "the cost model does not know qwen2_5_vl yet, so it can be trained on but not evaluated" in line
+        assert "The cost model does not know the language model 'qwen2_5_vl_text' (it knows llama): " in line
         assert not (tmp_path / "run" / "lfd").exists()
 
     def test_weights_from_a_local_folder(self, tmp_path: Path) -> None:

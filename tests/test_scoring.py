@@ -12,7 +12,7 @@ from tprl.evaluation.served import ServedScore
 from tprl.lvlm.toy import ToyLVLM
 from tprl.pruners.oracle import OraclePruner
 from tprl.pruners.random import RandomPruner
-from tprl.scoring import Scorer
+from tprl.scoring import Own, Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
@@ -127,7 +127,75 @@ class TestScorer:
             assert float(alone.score) == float(together.score[i])
 
 
+class TestFidelity:
+    def measured(self, keep_ratio: float) -> tuple[list[float], list[float], list[bool]]:
+        lvlm = ToyLVLM()
+        _, encoded = batch(lvlm, 24)
+        scorer = Scorer(lvlm, ToyDataset(), frozenset({"answer_kl", "agreement"}))
+        own = scorer.own(encoded)
+        prompt = splice(encoded, RandomPruner().select(encoded, keep_ratio))
+        kl, same = scorer.fidelity(prompt, own)
+        answers = zip(lvlm.answer(prompt), own.answers, strict=True)
+        return kl.tolist(), same.tolist(), [a == b for a, b in answers]
+
+    def test_with_all_tokens_it_is_perfect(self) -> None:
+        kl, same, _ = self.measured(1.0)
+        assert kl == [0.0] * 24
+        assert same == [1.0] * 24
+
+    def test_agreement_is_the_same_answer(self) -> None:
+        kl, same, equal = self.measured(0.25)
+        assert [bool(one) for one in same] == equal
+        assert 0 < sum(equal) < 24
+        assert min(x for x, one in zip(kl, equal, strict=True) if not one) > max(
+            x for x, one in zip(kl, equal, strict=True) if one
+        )
+
+    def test_kl_of_several_tokens_by_hand(self) -> None:
+        """Two answer tokens over a vocabulary of 2, and an answer of one token whose second entry is padding."""
+        nan = torch.nan
+        full = torch.tensor([[[0.5, 0.5], [1.0, 0.0]], [[0.25, 0.75], [nan, nan]]]).log()
+        pruned = torch.tensor([[[0.25, 0.75], [0.5, 0.5]], [[0.75, 0.25], [nan, nan]]]).log()
+
+        class Fixed(ToyLVLM):
+            def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Tensor:
+                return pruned
+
+        lvlm = Fixed()
+        _, encoded = batch(lvlm, 2)
+        kl, same = Scorer(lvlm, ToyDataset()).fidelity(splice(encoded, keep_all(encoded)), Own(["a b", "c"], full))
+        # (0.5 ln 2 + 0.5 ln(2/3) + ln 2) / 2, and 0.25 ln(1/3) + 0.75 ln 3
+        assert kl.tolist() == pytest.approx([0.418494, 0.549306], abs=1e-5)
+        assert same.tolist() == [0.0, 0.0]
+
+    def test_reads_no_reference_answer(self) -> None:
+        lvlm = Counting()
+        samples, encoded = batch(lvlm)
+        unlabelled = [sample._replace(answers=()) for sample in samples]
+        scorer = Scorer(lvlm, ToyDataset(), frozenset({"answer_kl", "agreement"}))
+        found = scorer(unlabelled, splice(encoded, keep_all(encoded)))
+        assert found.score.isnan().all()
+        assert found.log_prob.isnan().all()
+        assert (lvlm.scored, lvlm.answered) == (0, 0)
+        scorer.own(encoded)
+        scorer.own(encoded)
+        assert (lvlm.scored, lvlm.answered) == (0, 12)  # texts are remembered
+
+
 class TestServedScore:
+    def test_without_labels_it_is_agreement_with_the_models_own_answers(self) -> None:
+        class Unlabelled(ToyDataset):
+            def __getitem__(self, index: int) -> Sample:
+                return super().__getitem__(index)._replace(answers=())
+
+        served = ServedScore(ToyLVLM(), Unlabelled("val"), [1.0, 0.25], limit=30, labels=False)
+        found = served(RandomPruner())
+        assert found["accuracy@1.000"] == 1.0
+        # The toy model is right with all tokens, so agreeing with it and being right are one here.
+        right = ServedScore(ToyLVLM(), ToyDataset("val"), [1.0, 0.25], limit=30)(RandomPruner())
+        assert found == pytest.approx(right)
+        assert found["accuracy@0.250"] < 1
+
     def served(self, **options: Any) -> ServedScore:
         return ServedScore(ToyLVLM(), ToyDataset("val"), [1 / 12, 0.5], **options)
 

@@ -14,4 +14,5 @@ more mid $BEFORE 0.3333,0.2222
 more high $BEFORE,fastv,pyramiddrop,dart 0.5
 more layers fastv,pyramiddrop,dart 0.3333,0.2222
 more sparse sparsevlm 0.5,0.3333,0.2222
-.venv/bin/python experiments/merge.py experiments/main_table $R ${R}_low ${R}_mid ${R}_high ${R}_layers ${R}_sparse
+more tome tome 0.5,0.3333,0.2222,0.1111,0.0556
+.venv/bin/python experiments/merge.py experiments/main_table $R ${R}_low ${R}_mid ${R}_high ${R}_layers ${R}_sparse ${R}_tome

@@ -1,40 +1,32 @@
-"""From a composed config to a finished run directory: the only code that sees a DictConfig."""
+"""From a composed config to a trained pruner; with `run_eval.py` the only code that sees a DictConfig."""
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers.utils.logging import disable_progress_bar
 
 from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
 from tprl.checkpoint import SaveEvery, last_checkpoint
 from tprl.entry import chosen
 from tprl.errors import UserError
-from tprl.evaluation import analysis, selectors
-from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
-from tprl.evaluation.evaluator import Entry, check_cost, summarise
-from tprl.evaluation.evaluator import evaluate as answer_all
-from tprl.evaluation.parity import parity, table, varied
-from tprl.evaluation.report import write_report
-from tprl.evaluation.results import Row, card_results, print_table, write_results, write_samples
+from tprl.evaluation.entries import check_names, named_entries, trained_entries
+from tprl.evaluation.evaluator import check_answers, check_cost
+from tprl.evaluation.results import card_results
 from tprl.evaluation.served import ServedScore
-from tprl.evaluation.spread import spreads
 from tprl.lvlm import tiny_llava
-from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import find_model
-from tprl.progress import FitProgress, Progress
+from tprl.progress import FitProgress
 from tprl.pruners.learned import LearnedPruner, check_family, find_pruner, load_pruner, load_weights, read_config
 from tprl.pruners.tprl import TPRL
-from tprl.scoring import Scorer
+from tprl.run_eval import evaluate_entries, make_dataset, make_logger, plain, start
+from tprl.scoring import LABELS
 from tprl.stages.calibrate import calibrate_fade
-from tprl.tracking import log_results
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
@@ -48,7 +40,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     Raises:
         UserError: bad input; nothing has been computed yet, or what has been is in `directory`.
     """
-    _start(cfg, directory)
+    start(cfg, directory)
     if cfg.stage.name == "pretrain":
         _pretrain(cfg, directory)
         return directory
@@ -56,6 +48,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     run = Training(cfg, directory)
     if cfg.stage.name == "all":
         check_cost(run.lvlm)  # for the evaluation at its end
+        check_answers(run.lvlm, run.train_set)
     else:
         run.prepare()
         run.stage(cfg.stage, directory / "pruner")
@@ -67,85 +60,14 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         if name == "lfd":
             for baseline in cfg.stage.baselines:
                 run.baseline(baseline, directory / baseline)
-    settings = _plain(cfg.stage.evaluation)
+    settings = plain(cfg.stage.evaluation)
     entries = trained_entries(directory, settings) + named_entries(settings["pruners"], settings)
     check_names(entries)
-    test_set = build(cfg.dataset, split="test")
-    rows = _evaluate(run.lvlm, test_set, entries, settings, cfg, directory, run.logger, run.curves)
+    test_set = make_dataset(cfg.dataset, run.lvlm, "test")
+    rows = evaluate_entries(run.lvlm, test_set, entries, settings, cfg, directory, run.logger, run.curves)
     run.pruner.trained_on["results"] = card_results(rows, entries[0].name, settings["limit"] or len(test_set))
     run.pruner.save_pretrained(directory / "pruner")
     return directory
-
-
-def evaluate(cfg: DictConfig, directory: Path) -> Path:
-    """Evaluate a run (`run=<directory>`) or named pruners (`pruner=<name>`, `pruners=[...]`) and return `directory`.
-
-    Raises:
-        UserError: bad input.
-    """
-    settings = _plain(cfg)
-    for ratio in cfg.keep_ratios:
-        check_keep_ratio(ratio)
-    if cfg.mode not in ("accuracy", "parity", "selectors"):
-        raise UserError(f"mode={cfg.mode} is unknown: use accuracy, parity or selectors.")
-    if cfg.mode != "accuracy":
-        return (_parity if cfg.mode == "parity" else _selectors)(cfg, directory)
-    entries: list[Entry] = []
-    if cfg.run:
-        cfg = _with_run_config(cfg, Path(cfg.run))
-        entries += trained_entries(Path(cfg.run), settings)
-    entries += compared_entries(settings["runs"] or {}, settings)
-    if cfg.get("pruner") is not None:
-        entries += seeded_entries(lambda **live: build(cfg.pruner, **live), settings)
-    entries += named_entries(settings["pruners"], settings)
-    check_names(entries)
-    if len(entries) == 1 and not cfg.get("pruner"):
-        raise UserError("nothing to evaluate: give run=<directory of a training run>, runs, pruner=<name> or pruners.")
-    _start(cfg, directory)
-    lvlm = build(cfg.model)
-    check_cost(lvlm)
-    logger = _logger(cfg, directory)
-    _evaluate(lvlm, build(cfg.dataset, split=cfg.split), entries, settings, cfg, directory, logger)
-    return directory
-
-
-def _parity(cfg: DictConfig, directory: Path) -> Path:
-    """Compare the model, or small random builds of `models`, with its stock class; prints and writes a table."""
-    _start(cfg, directory)
-    questions = build(cfg.dataset, split=cfg.split)
-    samples = varied([questions[i] for i in range(cfg.limit or 6)])
-    lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
-    found = {}
-    for lvlm in lvlms or [build(cfg.model)]:
-        if not isinstance(lvlm, FrozenLVLM):
-            raise UserError(f"model={lvlm.name} has no stock class to compare with.")
-        found[lvlm.name] = parity(lvlm, samples)
-        log.info("%s: %s", lvlm.name, found[lvlm.name])
-    (directory / "parity.md").write_text(table(found) + "\n")
-    print(table(found))
-    return directory
-
-
-def _selectors(cfg: DictConfig, directory: Path) -> Path:
-    """The table of docs/baselines.md."""
-    _start(cfg, directory)
-    text = selectors.table(selectors.measure())
-    (directory / "selectors.md").write_text(text + "\n")
-    print(text)
-    return directory
-
-
-def _start(cfg: DictConfig, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    pl.seed_everything(cfg.get("seed", 0), verbose=False)
-    disable_progress_bar()
-    for noisy in ("lightning.pytorch", "lightning.fabric", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-def _logger(cfg: DictConfig, directory: Path) -> Any:
-    return build(cfg.logger, save_dir=directory) if cfg.get("logger") else False
 
 
 def _check_ratios(cfg: DictConfig) -> None:
@@ -156,9 +78,6 @@ def _check_ratios(cfg: DictConfig) -> None:
         for given in [*lists, stage.get("served", {}).get("keep_ratios")]:
             for value in [] if given is None else given if OmegaConf.is_list(given) else [given]:
                 check_keep_ratio(value)
-
-
-# --- training ---------------------------------------------------------------------------------------------------
 
 
 class Training:
@@ -173,10 +92,10 @@ class Training:
             )
         on_cpu = {"device": "cpu"} if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model else {}
         self.lvlm: LVLM = build(cfg.model, **on_cpu)
-        self.train_set: Dataset = build(cfg.dataset, split="train")
-        self.val_set: Dataset = build(cfg.dataset, split="val")
+        self.train_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "train")
+        self.val_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "val")
         self.pruner: LearnedPruner = build(cfg.policy, token_width=self.lvlm.width)
-        self.logger = _logger(cfg, directory)
+        self.logger = make_logger(cfg, directory)
         self.curves: dict[str, list[tuple[float, float]]] = {}
         self.demonstrations: Any = None
 
@@ -210,12 +129,14 @@ class Training:
             "dataset": self.train_set,
             "seed": self.cfg.seed,
         }
-        if name != "autoencoder":
-            live["served"] = ServedScore(self.lvlm, self.val_set, config.served.keep_ratios, config.served.limit)
-        if name == "lfd":
-            live["demonstrator"] = self._demonstrator()
         if name == "ppo":
             live["reward"] = build(self.cfg.reward)
+        if name != "autoencoder":
+            labels = self._labels(name, live.get("reward"))
+            served = (config.served.keep_ratios, config.served.limit)
+            live["served"] = ServedScore(self.lvlm, self.val_set, *served, labels=labels)
+        if name == "lfd":
+            live["demonstrator"] = self._demonstrator()
         module = build(_without(config, OURS), **live)
         if name != "adapt":  # what was calibrated belongs to the weights before this stage
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
@@ -239,6 +160,21 @@ class Training:
             "seed": self.cfg.seed,
         }
         self.pruner.save_pretrained(folder)
+
+    def _labels(self, stage: str, reward: Any) -> bool:
+        """Whether a stage reads reference answers.
+
+        Raises:
+            UserError: it would, and the dataset has none.
+        """
+        there = getattr(self.train_set, "labelled", True)
+        reads = stage != "lfd" if reward is None else bool(reward.needs & LABELS)
+        if reads and not there:
+            raise UserError(
+                f"stage={stage} reads answers, and dataset {self.train_set.name} was said to have none: use stage=lfd, "
+                "and stage=ppo with reward=fidelity."
+            )
+        return there and (reward is None or reads)
 
     def baseline(self, policy: str, folder: Path) -> None:
         """Teach another learned pruner (a yaml of conf/policy) on the same codes and demonstrations."""
@@ -286,11 +222,7 @@ class Training:
 
 
 def _without(config: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in _plain(config).items() if key not in names}
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    return {key: value for key, value in plain(config).items() if key not in names}
 
 
 def _pretrain(cfg: DictConfig, directory: Path) -> None:
@@ -309,85 +241,12 @@ def _pretrain(cfg: DictConfig, directory: Path) -> None:
         cfg.trainer,
         max_epochs=-1,
         max_steps=steps,
-        logger=_logger(cfg, directory),
+        logger=make_logger(cfg, directory),
         callbacks=[FitProgress("pretrain", steps, done), SaveEvery(directory, cfg.stage.save_every)],
         enable_progress_bar=False,
         log_every_n_steps=10,
         default_root_dir=str(directory),
-        **_plain(cfg.stage.trainer),
+        **plain(cfg.stage.trainer),
     )
     trainer.fit(module, ckpt_path=resume)
     tiny_llava.save(directory / "model", parts)
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------
-
-
-def _with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
-    """Model and dataset of the run, unless the command line names others."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        why = "does not exist" if not run.exists() else "holds no config.yaml"
-        raise UserError(f"run={run} {why}: give the directory that src.train printed as `run:`.")
-    before = OmegaConf.load(path)
-    assert isinstance(before, DictConfig)
-    for group in ("model", "dataset"):
-        if not chosen(group):
-            OmegaConf.update(cfg, group, before[group], merge=False, force_add=True)
-    return cfg
-
-
-def _evaluate(
-    lvlm: LVLM,
-    dataset: Dataset,
-    entries: Sequence[Entry],
-    settings: Mapping[str, Any],
-    cfg: DictConfig,
-    directory: Path,
-    logger: Any,
-    curves: Mapping[str, list[tuple[float, float]]] | None = None,
-) -> list[Row]:
-    """Answer everything, then table, files and report; returns the rows of `results.csv`."""
-    scorer = Scorer(lvlm, dataset)
-    answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], Progress("evaluate"))
-    rows = summarise(answered, lvlm.name, dataset.name)
-    write_results(directory / "results.csv", rows)
-    log_results(logger, rows)
-    write_samples(directory / "samples.jsonl", [one.row for one in answered])
-    main = entries[0]
-    differences = analysis.paired(answered, main.name)
-    all_differences = differences + analysis.paired(answered, f"{main.name}_adaptive")
-    (directory / "paired.json").write_text(json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
-    ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
-    shown = [main, *(e for e in entries if e.name in ("divprune", "random") and e.seed == 0)][:3]
-    pruners = {e.name: e.pruner for e in shown if isinstance(e.pruner, Pruner)}  # layer pruners have no map to show
-    guided = None
-    if isinstance(main.pruner, LearnedPruner):
-        guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
-    found_spreads = spreads([one.row for one in answered])
-    (directory / "spreads.json").write_text(json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
-    sentence = analysis.headline(answered, differences, main.name)
-    write_report(
-        directory / "report.html",
-        title=f"{main.name} on {dataset.name} with {lvlm.name}",
-        headline=sentence,
-        rows=rows,
-        paired=all_differences,
-        gallery=analysis.gallery(scorer, dataset, pruners, ratio) if pruners else [],
-        guided=guided,
-        spreads=found_spreads,
-        learning_curves=curves,
-        commands=[f"python -m src.eval run={directory}"],
-        config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
-    )
-    print_table(rows)
-    for d in differences:
-        print(
-            f"{d.pruner} - {d.other} at {d.keep_ratio:.3f}: {d.difference * 100:+.1f} points "
-            f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
-        )
-    if guided is not None:
-        print(analysis.guided_line(guided))
-    print(sentence)
-    print(f"report: {directory / 'report.html'}")
-    return rows

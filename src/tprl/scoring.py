@@ -7,8 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tprl.errors import UserError
 from tprl.splice import keep_all, splice
-from tprl.types import LVLM, Dataset, Encoded, Prompt, Sample
+from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample
+
+LABELS = frozenset({"score", "log_prob"})  # measurements that read the reference answers
+FIDELITY = frozenset({"answer_kl", "agreement"})  # those that compare with the model's own answers
 
 
 class Scored(NamedTuple):
@@ -20,18 +24,31 @@ class Scored(NamedTuple):
     predictions: list[str | None]
 
 
+class Own(NamedTuple):
+    """The model's own greedy answers with all tokens, and its distributions at each of their tokens."""
+
+    answers: list[str]
+    log_probs: Float[Tensor, "B A N"]  # nan where an answer is shorter
+
+    def rows(self, index: Sequence[int]) -> "Own":
+        """The answers to the prompts at `index`."""
+        return Own([self.answers[i] for i in index], self.log_probs[torch.tensor(list(index))])
+
+
 class Scorer:
     """Scores prompts by the dataset's own rule. Scores with all tokens are computed once per sample and kept.
 
     Args:
         lvlm: the frozen model.
         dataset: whose official score counts.
-        needs: what to measure; without "score" nothing is generated, and scores are nan.
+        needs: what to measure; without "score" nothing is generated, and scores are nan, without "log_prob" as well
+            the answers are not read, and likelihoods are nan.
     """
 
-    def __init__(self, lvlm: LVLM, dataset: Dataset, needs: frozenset[str] = frozenset({"score", "log_prob"})) -> None:
+    def __init__(self, lvlm: LVLM, dataset: Dataset, needs: frozenset[str] = LABELS) -> None:
         self.lvlm, self.dataset, self.needs = lvlm, dataset, needs
         self._full: dict[str, tuple[float, float]] = {}
+        self._said: dict[str, str] = {}
         self.evaluations = 0  # prompts that the LVLM has read
 
     def __call__(self, samples: Sequence[Sample], prompt: Prompt, **how: Any) -> Scored:
@@ -40,12 +57,15 @@ class Scorer:
         One teacher-forced forward gives likelihood and, where an exact match decides, the score; the other samples'
         answers are generated.
         """
+        texts: list[str | None] = [None] * len(samples)
+        unknown = torch.full((len(samples),), torch.nan, device=prompt.embeds.device)
+        if not self.needs & LABELS:
+            return Scored(unknown, unknown, texts)
         log_prob, exact = self.lvlm.score(prompt, [sample.answers[0] for sample in samples], **how)
         self.evaluations += len(samples)
-        score = exact.float()
-        texts: list[str | None] = [None] * len(samples)
         if "score" not in self.needs:
-            return Scored(torch.full_like(score, torch.nan), log_prob, texts)
+            return Scored(unknown, log_prob, texts)
+        score = exact.float()
         written = [i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)]
         if written:
             answers = self.lvlm.answer(prompt.rows(torch.tensor(written, device=prompt.embeds.device)), **how)
@@ -64,3 +84,55 @@ class Scorer:
         score, log_prob = zip(*(self._full[sample.uid] for sample in samples), strict=True)
         device = encoded.embeds.device
         return Scored(torch.tensor(score, device=device), torch.tensor(log_prob, device=device), [None] * len(samples))
+
+    def own(self, encoded: Encoded) -> Own:
+        """What the model answers with all visual tokens; texts from memory where this scorer has asked before.
+
+        Raises:
+            UserError: the LVLM does not show its distributions.
+        """
+        if not isinstance(self.lvlm, OpenLVLM):
+            raise UserError(f"reward fidelity needs the output distributions of {self.lvlm.name}, which shows none.")
+        fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said]
+        if fresh:
+            part = encoded.rows(fresh)
+            said = self.lvlm.answer(splice(part, keep_all(part)))
+            self._said.update(zip((encoded.uids[i] for i in fresh), said, strict=True))
+        answers = [self._said[uid] for uid in encoded.uids]
+        self.evaluations += len(fresh) + len(answers)
+        return Own(answers, self.lvlm.distributions(splice(encoded, keep_all(encoded)), answers))
+
+    def fidelity(self, prompt: Prompt, own: Own) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Against the model's own answers with all tokens: KL(all tokens || this prompt), mean over the answer's tokens
+        in nats, and 1.0 where every token's arg-max is still the same."""
+        assert isinstance(self.lvlm, OpenLVLM)
+        found = self.lvlm.distributions(prompt, own.answers)
+        self.evaluations += len(own.answers)
+        real = ~own.log_probs[..., 0].isnan()
+        ratio = torch.where(own.log_probs.isneginf(), 0.0, own.log_probs - found)
+        kl = (own.log_probs.exp() * ratio).sum(-1).masked_fill(~real, 0.0).sum(1) / real.sum(1)
+        same = (found.argmax(-1) == own.log_probs.argmax(-1)) | ~real
+        return kl, same.all(1).float()
+
+
+class Agreement:
+    """Samples whose labels are the model's own `answers`: right is what it says with all tokens."""
+
+    name = "agreement"
+
+    def __init__(self, samples: Sequence[Sample], answers: Sequence[str]) -> None:
+        self.samples = [s._replace(answers=(a,), box=None) for s, a in zip(samples, answers, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """1.0 for the same text."""
+        return float(prediction.strip() == sample.answers[0].strip())
+
+    def teacher_forced(self, sample: Sample) -> bool:
+        """Always: the same answer is the same tokens."""
+        return True

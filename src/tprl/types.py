@@ -37,6 +37,28 @@ class Sample(NamedTuple):
     region: tuple[Box, ...] | None = None
 
 
+@runtime_checkable
+class Block(Protocol):
+    """A block of a vision tower in two halves, because tokens may merge between them; of I images with M tokens."""
+
+    def attend(
+        self, x: Float[Tensor, "I M C"], bias: Float[Tensor, "I 1 1 M"]
+    ) -> tuple[Float[Tensor, "I M C"], Float[Tensor, "I M c"]]:
+        """`x` plus its attention, of which the logits have `bias` added per key, and the keys' mean over heads."""
+        ...
+
+    def feed(self, x: Float[Tensor, "I M C"]) -> Float[Tensor, "I M C"]:
+        """`x` plus its MLP."""
+        ...
+
+
+class Tower(NamedTuple):
+    """The part of a vision tower between extras["patch_embeds"] and the features."""
+
+    cls: Float[Tensor, " C"] | None  # the CLS token as it enters the first block, before the patches, if there is one
+    blocks: Sequence[Block]  # those that make the features, later ones left out
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A batch of prompts after the vision tower and the projector, before the language model. Left-padded.
@@ -58,6 +80,10 @@ class Encoded:
     extras: dict[str, Tensor] = field(default_factory=dict)
     deep: Float[Tensor, "B S F"] | None = None  # what deeper layers add to visual columns (deepstack), layer by layer
     project: Callable[[Tensor], Tensor] | None = None  # the LVLM's projector, for methods that merge vision features
+    tower: Tower | None = None  # set with extras["patch_embeds"], for methods that merge inside it
+    # Per sample and image: (rows, columns) of the patches of each pass of the vision tower, which is what it costs. Not
+    # always told by `grids`: LLaVA-NeXT drops the padding of its crops after the tower.
+    tiles: tuple[tuple[tuple[tuple[int, int], ...], ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -90,6 +116,7 @@ class Encoded:
             self,
             uids=tuple(self.uids[j] for j in index),
             grids=tuple(self.grids[j] for j in index),
+            tiles=tuple(self.tiles[j] for j in index) if self.tiles else (),
             positions=self.positions[:, i],
             extras={name: value[i] for name, value in self.extras.items()},
             deep=None if self.deep is None else self.deep[i],
@@ -128,6 +155,15 @@ class TokenSelection:
         kept = self.keep.sum(1)
         return kept if self.extra_mask is None else kept + self.extra_mask.sum(1)
 
+    def per_image(self, encoded: Encoded) -> list[list[int]]:
+        """`count` by sample and image."""
+        width = max(map(len, encoded.grids), default=0)
+        found = torch.zeros(len(encoded), width, dtype=torch.long, device=self.keep.device)
+        found.scatter_add_(1, encoded.image_of, self.keep.long())
+        if self.extra_mask is not None and self.extra_at is not None:
+            found.scatter_add_(1, encoded.image_of.gather(1, self.extra_at), self.extra_mask.long())
+        return [row[: len(images)] for row, images in zip(found.tolist(), encoded.grids, strict=True)]
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -163,7 +199,9 @@ class Outcome:
     kept: Int[Tensor, "T1 B"]
     score: Float[Tensor, "T1 B"] | None = None  # the task's own score in [0, 1]
     log_prob: Float[Tensor, "T1 B"] | None = None  # mean nats per reference-answer token, teacher-forced
-    flops: Float[Tensor, "T1 B"] | None = None
+    flops: Float[Tensor, "T1 B"] | None = None  # of the whole question, selector included in rows 1 on
+    answer_kl: Float[Tensor, "T1 B"] | None = None  # nats per token, from the answer with all tokens; row 0 is 0
+    agreement: Float[Tensor, "T1 B"] | None = None  # 1 where the answer is the one with all tokens; row 0 is 1
 
 
 @runtime_checkable
@@ -185,6 +223,16 @@ class LVLM(Protocol):
 
 
 @runtime_checkable
+class OpenLVLM(LVLM, Protocol):
+    """An LVLM that shows its output distribution."""
+
+    def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
+        """Log-probabilities of all N vocabulary entries at every answer token, teacher-forced; nan where an answer is
+        shorter."""
+        ...
+
+
+@runtime_checkable
 class GatedLVLM(LVLM, Protocol):
     """An LVLM that a pruner can be differentiated through."""
 
@@ -200,8 +248,9 @@ class Pruner(Protocol):
     """Decides which visual tokens live. `extras` names what it needs beyond the projected tokens.
 
     One that reads `Encoded.question` says so by an attribute `reads_question`, one that can choose how many tokens to
-    keep (keep_ratio None) by `decides_alone`. What choosing costs, in FLOPs per image,
-    is `flops(shape, tokens, kept)`; a policy says it per prompt, by `flops_by_part(tokens, words, kept)`.
+    keep (keep_ratio None) by `decides_alone`; one that cannot have every ratio refuses the others, before anything is
+    encoded, by `check_reach(keep_ratio, shape)`. What choosing costs, in FLOPs per image, is
+    `flops(shape, tokens, kept)`; a policy says it per prompt, by `flops_by_part(tokens, words, kept)`.
     """
 
     name: str

@@ -3,13 +3,17 @@
 import logging
 
 import pytest
+import torch
+from tests.helpers import toy_encoded
+from tests.lvlm.small import families
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
-from tprl.evaluation.evaluator import Entry, evaluate, feasible, summarise
+from tprl.evaluation.evaluator import Entry, check_cost, evaluate, feasible, summarise
 from tprl.lvlm.llava import Llava
 from tprl.scoring import Scorer
+from tprl.types import TokenSelection
 
 RATIOS = (0.5, 0.3333, 0.1111)
 
@@ -48,9 +52,45 @@ def test_a_method_inside_the_model_is_counted_layer_by_layer() -> None:
     lvlm, data = Llava("tiny_llava"), Scenes("test")
     entries = [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,)), entry("fastv"), entry("random")]
     answered = evaluate(Scorer(lvlm, data), data, entries, limit=10)
-    rows = {(row.pruner, row.keep_ratio): row for row in summarise(answered, "m", "d") if row.metric == "accuracy"}
+    rows = {(row.pruner, row.keep_ratio): row for row in summarise(answered, "m", data) if row.metric == "accuracy"}
     for ratio in RATIOS[:2]:
         fastv, random = rows["fastv", ratio], rows["random", ratio]
         assert fastv.kept_tokens == pytest.approx(random.kept_tokens, abs=0.5)
         # The same mean, but attention is quadratic: uneven layers cost more, and FastV reads a row of attention.
         assert random.flops < fastv.flops < rows["keep_all", 1.0].flops
+
+
+@pytest.mark.parametrize("name", families())
+def test_every_family_is_evaluated(name: str) -> None:
+    lvlm, data = load_component("model", name, pretrained=None, dtype="float32", max_new_tokens=2), Scenes("test")
+    check_cost(lvlm)
+    entries = [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,)), entry("random"), entry("divprune")]
+    rows = summarise(evaluate(Scorer(lvlm, data), data, entries, limit=6), name, data)
+    found = {(row.pruner, row.keep_ratio): row for row in rows if row.metric == "accuracy"}
+    assert found["keep_all", 1.0].flops_ratio == 1
+    ratios = [found["random", ratio].flops_ratio for ratio in (1 / 2, 0.3333, 0.1111)]
+    assert 1 > ratios[0] >= ratios[1] >= ratios[2] > 0
+    assert all(found["divprune", ratio].flops > found["random", ratio].flops for ratio in RATIOS)
+
+
+def test_an_lvlm_without_a_cost_model_is_refused() -> None:
+    class Bare:
+        name = "bare"
+
+    with pytest.raises(UserError, match=r"bare has no cost model \(tprl.cost\), so it can be trained on but not evalu"):
+        check_cost(Bare())
+
+
+def test_kept_tokens_are_counted_image_by_image() -> None:
+    """Extra tokens belong to the image whose place they stand at."""
+    encoded = toy_encoded()  # 144 and 54 tokens; 16 and 35 of two images
+    keep = torch.zeros_like(encoded.visual_mask)
+    keep[0, :3], keep[1, 50:54], keep[2, 10:20] = True, True, True
+    extra = torch.zeros(3, 2, 16)
+    at, real = torch.tensor([[0, 1], [0, 0], [15, 16]]), torch.tensor([[True, True], [False, False], [True, True]])
+    selection = TokenSelection(keep, extra=extra, extra_at=at, extra_mask=real)
+    assert TokenSelection(keep).per_image(encoded) == [[3], [4], [6, 4]]
+    assert selection.per_image(encoded) == [[5], [4], [7, 5]]
+    assert [sum(images) for images in selection.per_image(encoded)] == selection.count.tolist()
+    nothing = toy_encoded(((), ()))
+    assert TokenSelection(nothing.visual_mask).per_image(nothing) == [[], []]

@@ -285,3 +285,18 @@ def test_labels_are_pushed_apart_no_more_than_needed() -> None:
     assert figures._spread([0.0, 10.0], 1.0) == [0.0, 10.0]
     assert figures._spread([5.0, 5.0], 1.0) == [4.5, 5.5]
     assert figures._spread([1.0, 1.0, 1.0, 9.0], 2.0) == [-1.0, 1.0, 3.0, 9.0]
+
+
+def test_the_numbers_of_a_benchmark_are_in_their_own_unit(tmp_path: Path) -> None:
+    def row(metric: str, value: float) -> Row:
+        return Row("m", "mme", "tprl", 0, 1 / 3, 64.0, metric, value, value - 1, value + 1, 1.0, 0.5)
+
+    rows = [row("accuracy", 0.5), row("mme/perception", 1511.3), row("mme/score/OCR", 140.0), row("accuracy/OCR", 0.25)]
+    path = tmp_path / "report.html"
+    write_report(path, title="t", headline="h", rows=rows, protocol="MME's own rule")
+    words = [text for _, text in Page(path.read_text()).words]
+    assert "As the benchmark counts" in words
+    assert "MME's own rule." in words
+    assert "1511.3" in words
+    assert "25.0" in words
+    assert not {"140.0", "score/OCR", "mme/score/OCR"} & set(words)

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from tprl.build import choices, target_of
+from tprl.build import choices, load_component, target_of
 from tprl.data.scenes import Scenes
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.layer_drop import Look
 from tprl.lvlm.tiny_llava import build, save
 from tprl.types import Encoded, TokenSelection
 
@@ -38,6 +41,23 @@ def save_folder(lvlm: FrozenLVLM, folder: Path) -> None:
         lvlm.processor.save_pretrained(folder)
 
 
+def half_on_disk(lvlm: FrozenLVLM, folder: Path) -> FrozenLVLM:
+    """The same model, half of it in memory and the rest on disk."""
+    save_folder(lvlm, folder)
+    found = load_component(
+        "model",
+        lvlm.name,
+        pretrained=str(folder),
+        dtype="float32",
+        max_new_tokens=6,
+        placement="shard",
+        max_memory={"cpu": f"{(folder / 'model.safetensors').stat().st_size // 2000}KB"},
+        offload_folder=str(folder / "offload"),
+    )
+    assert {"cpu", "disk"} == set(found.model.hf_device_map.values())
+    return found
+
+
 def write_small(where: Path) -> None:
     parts = build(vision_width=32, vision_layers=3, patch=16, width=48, layers=2, heads=4, ffn=64, clip_width=16)
     with torch.no_grad():
@@ -50,3 +70,15 @@ def write_small(where: Path) -> None:
 def random_selection(encoded: Encoded, share: float = 0.3, seed: int = 0) -> TokenSelection:
     draws = torch.rand(encoded.visual_mask.shape, generator=torch.Generator().manual_seed(seed))
     return TokenSelection(keep=encoded.visual_mask & (draws < share))
+
+
+def random_look(n: int) -> Look:
+    """What a layer of the Llama kind gets: two prompts with n visual tokens each, the second shorter by three words."""
+    torch.manual_seed(n)
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=8)
+    layer, norm = LlamaDecoderLayer(config, 0).requires_grad_(False), LlamaRMSNorm(32).requires_grad_(False)
+    hidden, first = torch.randn(2, 2, n + 15, 32)
+    column, start = torch.arange(n + 15).expand(2, -1), torch.tensor([[0], [3]])
+    real, visual, nothing = column >= start, (column >= 5) & (column < 5 + n), column < 0
+    cos, sin = LlamaRotaryEmbedding(config)(hidden, (column - start).clamp(min=0))
+    return Look(layer, norm, hidden, first, real, visual, torch.zeros_like(column), nothing, nothing, cos, sin)

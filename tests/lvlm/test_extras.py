@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.lvlm.small import save_folder
+from tests.lvlm.small import half_on_disk
 from torch import Tensor, nn
 from transformers.image_processing_utils import select_best_resolution
 
@@ -221,17 +221,7 @@ def test_substitutes_are_named_where_the_encoder_has_no_cls_token(lvlm: FrozenLV
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys")
 def test_a_model_spread_over_memory_and_disk_gives_the_same(lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path) -> None:
-    save_folder(lvlm, tmp_path)
-    half = f"{(tmp_path / 'model.safetensors').stat().st_size // 2000}KB"
-    spread = load_component(
-        "model",
-        lvlm.name,
-        pretrained=str(tmp_path),
-        dtype="float32",
-        placement="shard",
-        max_memory={"cpu": half},
-        offload_folder=str(tmp_path / "offload"),
-    )
+    spread = half_on_disk(lvlm, tmp_path)
     found = spread.encode(SAMPLES, EXTRAS)
     for name in EXTRAS:
         assert torch.allclose(found.extras[name], encoded.extras[name], atol=1e-6)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.lvlm.small import families, save_folder
+from tests.lvlm.small import families, half_on_disk, save_folder
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -97,6 +97,18 @@ def test_a_ragged_batch_is_its_samples_alone(lvlm: FrozenLVLM, encoded: Encoded)
         assert torch.equal(found[1], exact[i : i + 1])
 
 
+def test_distributions_are_those_that_score_reads(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+    prompt, answers = splice(encoded, some(encoded)), [sample.answers[0] for sample in SAMPLES]
+    log_prob, exact = lvlm.score(prompt, answers)
+    found = lvlm.distributions(prompt, answers)
+    assert torch.allclose(found.exp().sum(-1).nan_to_num(nan=1.0), torch.ones(found.shape[:2]), atol=1e-5)
+    for i, answer in enumerate(answers):
+        ids = [*lvlm.tokenizer(answer, add_special_tokens=False)["input_ids"], lvlm.tokenizer.eos_token_id]
+        assert found[i, len(ids) :].isnan().all()
+        assert found[i, range(len(ids)), ids].mean() == pytest.approx(float(log_prob[i]), abs=1e-5)
+        assert (found[i, : len(ids)].argmax(-1).tolist() == ids) == bool(exact[i])
+
+
 def test_compact_positions_close_the_gaps(lvlm: FrozenLVLM, encoded: Encoded) -> None:
     prompt = splice(encoded, some(encoded), positions="compact")
     count = prompt.attention.sum(1)
@@ -156,19 +168,7 @@ def test_a_local_folder_is_the_same_model(lvlm: FrozenLVLM, encoded: Encoded, tm
 def test_a_model_spread_over_memory_and_disk_is_the_same_model(
     lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path
 ) -> None:
-    save_folder(lvlm, tmp_path)
-    half = f"{(tmp_path / 'model.safetensors').stat().st_size // 2000}KB"
-    spread = load_component(
-        "model",
-        lvlm.name,
-        pretrained=str(tmp_path),
-        dtype="float32",
-        max_new_tokens=6,
-        placement="shard",
-        max_memory={"cpu": half},
-        offload_folder=str(tmp_path / "offload"),
-    )
-    assert {"cpu", "disk"} == set(spread.model.hf_device_map.values())
+    spread = half_on_disk(lvlm, tmp_path)
     assert spread.device == torch.device("cpu")
     prompt, again = (splice(one, some(one)) for one in (encoded, spread.encode(SAMPLES)))
     answers = [sample.answers[0] for sample in SAMPLES]

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tests.helpers import RAGGED, toy_encoded
+from tests.helpers import RAGGED, Grids, toy_encoded
 
 from tprl.budget import budget
 from tprl.build import choices, target_of
 from tprl.errors import UserError
+from tprl.pruners.hiprune import HiPrunePruner
 from tprl.pruners.keep_all import KeepAll
+from tprl.pruners.visionzip import VisionZipPruner
 from tprl.splice import splice
 from tprl.types import Encoded, Pruner, TokenSelection
 
@@ -25,16 +27,43 @@ def heuristics() -> dict[str, type[Any]]:
     return {one.name: one for one in found}
 
 
+def published() -> dict[str, Any]:
+    """Every heuristic that can follow its paper to the letter, doing so."""
+    able = {name: cls for name, cls in HEURISTICS.items() if "published" in inspect.signature(cls).parameters}
+    return {f"{name} as published": cls(published=True) for name, cls in able.items()}
+
+
 HEURISTICS = heuristics()
 RATIOS = [1.0, 1 / 2, 1 / 3, 2 / 9, 1 / 9, 1 / 18]
 EXTRAS = sorted(frozenset().union(*(one.extras for one in HEURISTICS.values())))
+EMPTY = ((), ((3, 4),))  # a prompt without images beside one with
 
-every_heuristic = pytest.mark.parametrize("pruner", [cls() for cls in HEURISTICS.values()], ids=list(HEURISTICS))
+OURS = {name: cls() for name, cls in HEURISTICS.items()} | {"hiprune with more anchors": HiPrunePruner(0.8)}
+EXACT = OURS | {"visionzip as published": VisionZipPruner(published=True)}
+ALL = OURS | published()
+
+our_heuristics = pytest.mark.parametrize("pruner", OURS.values(), ids=list(OURS))
+every_exact = pytest.mark.parametrize("pruner", EXACT.values(), ids=list(EXACT))
+every_heuristic = pytest.mark.parametrize("pruner", ALL.values(), ids=list(ALL))
 every_ratio = pytest.mark.parametrize("ratio", RATIOS, ids=[f"{r:.3f}" for r in RATIOS])
 
 
-def _batch() -> Encoded:
-    return toy_encoded(RAGGED, extras=EXTRAS)
+def _ratios(pruner: Any) -> list[float | None]:
+    return [*RATIOS, None] if getattr(pruner, "decides_alone", False) else [*RATIOS]
+
+
+every_case = pytest.mark.parametrize(
+    ("pruner", "ratio"),
+    [
+        pytest.param(one, ratio, id=f"{name}-{ratio and f'{ratio:.3f}'}")
+        for name, one in ALL.items()
+        for ratio in _ratios(one)
+    ],
+)
+
+
+def _batch(grids: Grids = RAGGED) -> Encoded:
+    return toy_encoded(grids, extras=EXTRAS)
 
 
 def _live(selection: TokenSelection, encoded: Encoded) -> torch.Tensor:
@@ -45,16 +74,28 @@ def _live(selection: TokenSelection, encoded: Encoded) -> torch.Tensor:
     return count
 
 
+def _extra(selection: TokenSelection, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The extra tokens of a row, and where they stand."""
+    assert selection.extra is not None
+    assert selection.extra_at is not None
+    assert selection.extra_mask is not None
+    live = selection.extra_mask[row]
+    return selection.extra[row, live], selection.extra_at[row, live]
+
+
 def _assert_same(one: TokenSelection, row: int, batch: TokenSelection) -> None:
     """Row 0 of `one` (less padded) decides the same as `row` of `batch`."""
     v = one.keep.shape[1]
     assert torch.equal(one.keep[0], batch.keep[row, :v])
     assert not batch.keep[row, v:].any()
-    if one.extra is not None and batch.extra is not None:
-        assert one.extra_mask is not None
-        assert batch.extra_mask is not None
-        live, other = one.extra_mask[0], batch.extra_mask[row]
-        torch.testing.assert_close(one.extra[0, live], batch.extra[row, other])
+    if one.merged is not None or batch.merged is not None:
+        assert one.merged is not None
+        assert batch.merged is not None
+        torch.testing.assert_close(one.merged[0], batch.merged[row, :v])
+    if one.extra is not None or batch.extra is not None:
+        (mine, at), (other, other_at) = _extra(one, 0), _extra(batch, row)
+        torch.testing.assert_close(mine, other)
+        assert torch.equal(at, other_at)
 
 
 @pytest.mark.parametrize("pruner", [*(cls() for cls in HEURISTICS.values()), KeepAll()], ids=[*HEURISTICS, "keep_all"])
@@ -64,12 +105,13 @@ def test_satisfies_the_protocol_and_has_its_yaml(pruner):
     assert config._target_ == f"{type(pruner).__module__}.{type(pruner).__name__}"
 
 
+@pytest.mark.parametrize("batch", [RAGGED, EMPTY], ids=["ragged", "empty"])
 @every_ratio
-@every_heuristic
-def test_budget_is_exact_in_every_image(pruner, ratio):
-    encoded = _batch()
+@every_exact
+def test_budget_is_exact_in_every_image(pruner, ratio, batch):
+    encoded = _batch(batch)
     live = _live(pruner.select(encoded, ratio), encoded)
-    for b, grids in enumerate(RAGGED):
+    for b, grids in enumerate(batch):
         for i, (rows, columns) in enumerate(grids):
             mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
             assert live[b, mine].sum() == budget(ratio, rows * columns)
@@ -88,47 +130,35 @@ def test_count_is_what_the_language_model_reads_in_raster_order(pruner):
         assert (at.diff() > 0).all()
 
 
-@every_heuristic
+@our_heuristics
 def test_ratio_one_is_the_identity(pruner):
     encoded = _batch()
     prompt = splice(encoded, pruner.select(encoded, 1.0))
     assert torch.equal(prompt.attention, encoded.attention)
-    torch.testing.assert_close(prompt.embeds[prompt.attention], encoded.embeds[encoded.attention])
+    assert torch.equal(prompt.embeds[prompt.attention], encoded.embeds[encoded.attention])
 
 
-@every_ratio
-@every_heuristic
-def test_alone_or_in_a_batch_is_the_same(pruner, ratio):
-    batch = pruner.select(_batch(), ratio)
-    for b, grids in enumerate(RAGGED):
-        alone = toy_encoded([grids], uids=[f"toy-{b}"], extras=EXTRAS)
-        _assert_same(pruner.select(alone, ratio), b, batch)
-
-
-@every_heuristic
-def test_order_of_the_batch_changes_nothing(pruner):
+@every_case
+def test_alone_in_a_batch_or_permuted_is_the_same(pruner, ratio):
     encoded, order = _batch(), [2, 0, 1]
-    straight, permuted = pruner.select(encoded, 1 / 3), pruner.select(encoded.rows(order), 1 / 3)
-    assert torch.equal(permuted.keep, straight.keep[order])
-    if straight.extra is not None:
-        torch.testing.assert_close(permuted.extra, straight.extra[order])
+    batch, permuted = (pruner.select(x, ratio) for x in (encoded, encoded.rows(order)))
+    for b, grids in enumerate(RAGGED):
+        alone = pruner.select(toy_encoded([grids], uids=[f"toy-{b}"], extras=EXTRAS), ratio)
+        _assert_same(alone, b, batch)
+        _assert_same(alone, order.index(b), permuted)
 
 
-@every_heuristic
-def test_values_in_the_padding_change_nothing(pruner):
+@pytest.mark.parametrize("value", [1e4, -1e4])
+@every_case
+def test_values_in_the_padding_change_nothing(pruner, ratio, value):
     encoded = _batch()
-    spoilt = {
-        name: value.masked_fill(~encoded.visual_mask.reshape(*encoded.visual_mask.shape, *[1] * (value.ndim - 2)), 1e4)
-        for name, value in encoded.extras.items()
-    }
-    embeds = encoded.embeds.masked_fill(~encoded.attention.unsqueeze(-1), 1e4)
-    clean, dirty = (
-        pruner.select(x, 1 / 3)
-        for x in (encoded, replace(encoded, extras=spoilt, embeds=embeds, visual_at=_moved(encoded)))
-    )
-    assert torch.equal(clean.keep, dirty.keep)
-    if clean.extra is not None:
-        assert torch.equal(clean.extra, dirty.extra)
+    extras = {name: old.clone() for name, old in encoded.extras.items()}
+    for each in extras.values():
+        each[~encoded.visual_mask] = value
+    embeds = encoded.embeds.masked_fill(~encoded.attention.unsqueeze(-1), value)
+    dirty = pruner.select(replace(encoded, extras=extras, embeds=embeds, visual_at=_moved(encoded)), ratio)
+    for one, other in zip(vars(pruner.select(encoded, ratio)).values(), vars(dirty).values(), strict=True):
+        assert one is other is None or torch.equal(one, other)
 
 
 def _moved(encoded: Encoded) -> torch.Tensor:
@@ -136,17 +166,26 @@ def _moved(encoded: Encoded) -> torch.Tensor:
     return encoded.visual_at.masked_fill(~encoded.visual_mask, encoded.attention.shape[1] - 1)
 
 
-@every_heuristic
-def test_prompts_without_images(pruner):
-    mixed = toy_encoded([(), ((3, 4),)], extras=EXTRAS)
-    assert pruner.select(mixed, 0.5).count.tolist() == [0, 6]
-    assert pruner.select(toy_encoded([(), ()], extras=EXTRAS), 0.5).count.tolist() == [0, 0]
+@every_case
+def test_prompts_without_images(pruner, ratio):
+    mixed = pruner.select(_batch(EMPTY), ratio)
+    alone = pruner.select(toy_encoded(EMPTY[1:], uids=["toy-1"], extras=EXTRAS), ratio)
+    assert mixed.count.tolist() == [0, int(alone.count)]
+    _assert_same(alone, 1, mixed)
+    assert pruner.select(_batch([(), ()]), ratio).count.tolist() == [0, 0]
 
 
-@every_heuristic
-@pytest.mark.parametrize("bad", [0.0, -0.5, 1.7, None])
+@pytest.mark.parametrize(
+    ("pruner", "bad"),
+    [
+        pytest.param(one, bad, id=f"{name}-{bad}")
+        for name, one in ALL.items()
+        for bad in (0.0, -0.5, 1.7, None)
+        if bad not in _ratios(one)
+    ],
+)
 def test_bad_ratio_is_a_user_error(pruner, bad):
-    with pytest.raises(UserError, match="keep_ratio="):
+    with pytest.raises(UserError, match=f"keep_ratio={bad}"):
         pruner.select(_batch(), bad)
 
 

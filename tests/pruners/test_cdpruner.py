@@ -8,9 +8,11 @@ import pytest
 import torch
 from tests.helpers import RAGGED, toy_encoded
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from tprl.budget import budget
 from tprl.errors import UserError
+from tprl.policy.dpp import greedy_map
 from tprl.pruners.cdpruner import CDPruner
 from tprl.types import Encoded
 
@@ -24,19 +26,22 @@ def _by_hand(relevance: list[float], tokens: Tensor, k: int, theta: float | None
         q = [math.exp(theta / (2 * (1 - theta)) * x) for x in q]
     x = tokens.double() / tokens.double().square().sum(1, keepdim=True).sqrt()
     s = (x @ x.T).tolist()
-    own = [y * y for y in q]
-    gain, factors, chosen = list(own), [[] for _ in q], []
+    kernel = [[q[i] * (s[i][j] if i != j else 1.0) * q[j] for j in range(len(q))] for i in range(len(q))]
+    return _greedy(kernel, k, rank=tokens.shape[1])
+
+
+def _greedy(kernel: list[list[float]], k: int, rank: int) -> list[int]:
+    own = [kernel[i][i] for i in range(len(kernel))]
+    gain, factors, chosen = list(own), [[] for _ in own], []
     for step in range(k):
-        free = [i for i in range(len(q)) if i not in chosen]
-        useful = [i for i in free if gain[i] > 1e-10 * own[i] and step < tokens.shape[1]]
+        free = [i for i in range(len(own)) if i not in chosen]
+        useful = [i for i in free if gain[i] > 1e-10 * own[i] and step < rank]
         if not useful:  # the rank is exhausted: most relevant first
-            chosen.append(max(free, key=lambda i: (q[i], -i)))
+            chosen.append(max(free, key=lambda i: (own[i], -i)))
             continue
         j = max(useful, key=lambda i: (gain[i], -i))
         chosen.append(j)
-        row = [
-            (q[j] * s[j][i] * q[i] - sum(map(mul, factors[j], factors[i]))) / math.sqrt(gain[j]) for i in range(len(q))
-        ]
+        row = [(kernel[j][i] - sum(map(mul, factors[j], factors[i]))) / math.sqrt(gain[j]) for i in range(len(own))]
         for i, e in enumerate(row):
             factors[i].append(e)
             gain[i] -= e * e
@@ -61,6 +66,17 @@ def _check(encoded: Encoded, ratio: float, theta: float | None = None, negative:
 @pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
 def test_equals_the_naive_loop(side, k):
     _check(_encoded([((side, side),)] * 2, width=256), k / side**2)
+
+
+@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+def test_greedy_equals_the_naive_loop_on_the_same_float64_kernel(side, k):
+    draw, n = torch.Generator().manual_seed(k), side * side
+    x = normalize(torch.randn(2, n, 256, generator=draw, dtype=torch.float64), dim=2)
+    q = torch.rand(2, n, 1, generator=draw, dtype=torch.float64)
+    kernel, budgets = q * (x @ x.mT) * q.mT, [k, k // 2]
+    keep = greedy_map(kernel, torch.ones(2, n, dtype=torch.bool), torch.tensor(budgets))
+    for b in range(2):
+        assert keep[b].nonzero().squeeze(1).tolist() == _greedy(kernel[b].tolist(), budgets[b], rank=256)
 
 
 @pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 144), (24, 192)])
@@ -97,9 +113,10 @@ def test_the_lowest_cosine_is_the_first_choice():
     assert CDPruner().reads_question
 
 
+@pytest.mark.parametrize("negative", [True, False])
 @pytest.mark.parametrize("theta", [None, 0.5])
-def test_relevance_is_scaled_within_each_image(theta):
-    pruner = CDPruner(theta=theta)
+def test_relevance_is_scaled_within_each_image(theta, negative):
+    pruner = CDPruner(negative, theta)
     encoded = _encoded([((12, 12),), ((4, 4), (5, 7))])
     before = pruner.select(encoded, 1 / 9).keep
     scale = torch.where(encoded.image_of[1] == 0, 64.0, 0.25)  # powers of two: exact
@@ -122,35 +139,6 @@ def test_equal_tokens_fill_the_budget_in_order(value):
     encoded.extras["clip_relevance"].fill_(0.3)
     keep = CDPruner().select(replace(encoded, embeds=torch.full_like(encoded.embeds, value)), 0.25).keep[0]
     assert keep.nonzero().squeeze(1).tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_alone_in_a_batch_or_permuted_is_the_same(ratio):
-    encoded = _encoded()
-    batch = CDPruner().select(encoded, ratio).keep
-    assert torch.equal(CDPruner().select(encoded.rows([2, 0, 1]), ratio).keep, batch[[2, 0, 1]])
-    for b, grids in enumerate(RAGGED):
-        alone = CDPruner().select(_encoded([grids], uids=[f"toy-{b}"]), ratio).keep[0]
-        assert torch.equal(batch[b, : len(alone)], alone)
-        assert not batch[b, len(alone) :].any()
-
-
-def test_padding_is_not_read():
-    encoded = _encoded()
-    clean = CDPruner().select(encoded, 1 / 3).keep
-    encoded.extras["clip_relevance"].masked_fill_(~encoded.visual_mask, -1e4)
-    assert torch.equal(CDPruner().select(encoded, 1 / 3).keep, clean)
-
-
-def test_prompts_without_images():
-    assert CDPruner().select(_encoded([(), ((3, 4),)]), 0.5).count.tolist() == [0, 6]
-    assert CDPruner().select(_encoded([(), ()]), 0.5).count.tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("bad", [None, 0.0, 1.5])
-def test_bad_ratio(bad):
-    with pytest.raises(UserError, match="keep_ratio="):
-        CDPruner().select(_encoded(), bad)
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.0, math.nan])

@@ -94,6 +94,12 @@ def test_neighbours_stay_in_their_view_and_anchors_are_of_the_whole_image():
     assert keep == [0, 1, 2, 3, 10, 13, 14, 15, 18, 19]
 
 
+def test_padding_below_an_image_is_no_neighbour():
+    encoded = _encoded([((4, 5),), ((12, 12),)])
+    encoded.extras["middle_attention"][:, 0] = 1
+    _check(encoded, 1 / 2, alpha=1.0)
+
+
 @pytest.mark.parametrize(("k", "anchors"), [(49, 0), (50, 1), (99, 1), (100, 2)])
 def test_anchors_are_rounded_down(k, anchors):
     encoded = _encoded([((12, 12),)])
@@ -111,37 +117,6 @@ def test_ties_go_to_the_lower_index():
         value.fill_(1 / 144)
     keep = HiPrunePruner().select(encoded, 50 / 144).keep[0].nonzero().squeeze(1).tolist()
     assert keep == list(range(50))  # the anchor is token 0, with 1 and 12
-
-
-@pytest.mark.parametrize("alpha", [0.1, 0.8])
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_alone_in_a_batch_or_permuted_is_the_same(ratio, alpha):
-    encoded, pruner = _encoded(), HiPrunePruner(alpha)
-    batch = pruner.select(encoded, ratio).keep
-    assert torch.equal(pruner.select(encoded.rows([2, 0, 1]), ratio).keep, batch[[2, 0, 1]])
-    for b, grids in enumerate(RAGGED):
-        alone = pruner.select(_encoded([grids], uids=[f"toy-{b}"]), ratio).keep[0]
-        assert torch.equal(batch[b, : len(alone)], alone)
-        assert not batch[b, len(alone) :].any()
-
-
-def test_padding_is_not_read():
-    encoded = _encoded()
-    clean = HiPrunePruner(0.8).select(encoded, 1 / 3).keep
-    for value in encoded.extras.values():
-        value.masked_fill_(~encoded.visual_mask, 1e4)
-    assert torch.equal(HiPrunePruner(0.8).select(encoded, 1 / 3).keep, clean)
-
-
-def test_prompts_without_images():
-    assert HiPrunePruner().select(_encoded([(), ((3, 4),)]), 0.5).count.tolist() == [0, 6]
-    assert HiPrunePruner().select(_encoded([(), ()]), 0.5).count.tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("bad", [None, 0.0, 1.5])
-def test_bad_ratio(bad):
-    with pytest.raises(UserError, match="keep_ratio="):
-        HiPrunePruner().select(_encoded(), bad)
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1])

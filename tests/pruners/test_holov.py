@@ -7,7 +7,6 @@ import torch
 from tests.helpers import RAGGED, toy_encoded
 
 from tprl.budget import budget
-from tprl.errors import UserError
 from tprl.pruners.holov import HoloVPruner
 from tprl.types import Encoded
 
@@ -72,11 +71,11 @@ def test_options(options):
     _check(_encoded([((12, 12),)], peak=4), 1 / 3, **options)
 
 
-@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("options", [{}, {"published": True}, {"alpha": 1.0}])
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_every_image_of_a_ragged_batch(ratio, published):
+def test_every_image_of_a_ragged_batch(ratio, options):
     # 144, 54, 16 and 35 tokens, and 6: chunks of unequal length, and empty ones
-    _check(_encoded([*RAGGED, ((2, 3),)], peak=3), ratio, published=published)
+    _check(_encoded([*RAGGED, ((2, 3),)], peak=3), ratio, **options)
 
 
 def test_a_chunk_of_one_token_has_the_variance_of_the_others():
@@ -160,34 +159,3 @@ def test_an_image_without_attention_keeps_its_first_tokens(published):
     encoded.extras["cls_attention"].zero_()
     keep = HoloVPruner(published=published).select(encoded, 0.5).keep[0]
     assert keep.int().tolist() == [1, 1, 1, 0, 0, 0]
-
-
-@pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_alone_in_a_batch_or_permuted_is_the_same(ratio, published):
-    encoded, pruner = _encoded(), HoloVPruner(published=published)
-    batch = pruner.select(encoded, ratio).keep
-    assert torch.equal(pruner.select(encoded.rows([2, 0, 1]), ratio).keep, batch[[2, 0, 1]])
-    for b, grids in enumerate(RAGGED):
-        alone = pruner.select(_encoded([grids], uids=[f"toy-{b}"]), ratio).keep[0]
-        assert torch.equal(batch[b, : len(alone)], alone)
-        assert not batch[b, len(alone) :].any()
-
-
-def test_padding_is_not_read():
-    encoded = _encoded(peak=3)
-    clean = HoloVPruner().select(encoded, 1 / 3).keep
-    encoded.extras["cls_attention"].masked_fill_(~encoded.visual_mask, 1e4)
-    encoded.extras["vision_features"].masked_fill_(~encoded.visual_mask.unsqueeze(2), 1e4)
-    assert torch.equal(HoloVPruner().select(encoded, 1 / 3).keep, clean)
-
-
-def test_prompts_without_images():
-    assert HoloVPruner().select(_encoded([(), ((3, 4),)]), 0.5).count.tolist() == [0, 6]
-    assert HoloVPruner().select(_encoded([(), ()]), 0.5).count.tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("bad", [None, 0.0, 1.5])
-def test_bad_ratio(bad):
-    with pytest.raises(UserError, match="keep_ratio="):
-        HoloVPruner().select(_encoded(), bad)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.lvlm.small import random_look
 from tests.lvlm.test_families import SAMPLES
 from torch import Tensor
 
-from tprl.budget import budget
+from tprl.budget import budget, keep_top
 from tprl.build import choices, load_component, target_of
 from tprl.cost import LMShape
 from tprl.errors import UserError
@@ -19,6 +20,7 @@ from tprl.pruners.fastv import FastVPruner
 from tprl.pruners.pyramiddrop import PyramidDropPruner
 from tprl.splice import keep_all, splice
 
+BUDGETS = [(144, 48), (144, 32), (144, 16), (576, 192), (576, 128), (576, 64)]
 METHODS = (FastVPruner(), PyramidDropPruner(), DARTPruner())
 every_method = pytest.mark.parametrize("pruner", METHODS, ids=[one.name for one in METHODS])
 
@@ -113,6 +115,31 @@ def test_the_row_is_that_of_eager_attention(lvlm: FrozenLVLM, pruner: Any) -> No
     assert torch.allclose(spy.seen[0][2][0], weights[layer][0, :, -1].mean(0), atol=1e-6)
 
 
+def naive_last_row(look: Look, row: int) -> list[float]:
+    """Attention of the last token, mean over heads; softmax by loops over heads and columns."""
+    query, key = look.heads("q")[row].double().tolist(), look.heads("k")[row].double().tolist()
+    total = [0.0] * len(key[0])
+    for head, rows in enumerate(query):
+        mine = key[head * len(key) // len(query)]
+        logits = [sum(a * b for a, b in zip(rows[-1], one, strict=True)) / len(one) ** 0.5 for one in mine]
+        weights = [math.exp(x) if real else 0.0 for x, real in zip(logits, look.real[row].tolist(), strict=True)]
+        total = [old + weight / sum(weights) / len(query) for old, weight in zip(total, weights, strict=True)]
+    return total
+
+
+@pytest.mark.parametrize("pruner", [FastVPruner(), PyramidDropPruner()], ids=["fastv", "pyramiddrop"])
+@pytest.mark.parametrize(("n", "k"), BUDGETS)
+def test_what_lives_is_what_the_last_token_attends_to(pruner: Any, n: int, k: int) -> None:
+    look = random_look(n)
+    scores = pruner.rank(look, torch.full_like(look.image, k))
+    keep = keep_top(scores, look.visual, torch.tensor([k, k]))
+    for row in range(2):
+        expected = naive_last_row(look, row)
+        assert torch.allclose(scores[row], torch.tensor(expected), atol=1e-6)
+        best = sorted(range(5, 5 + n), key=lambda c, e=expected: (-e[c], c))[:k]
+        assert keep[row].nonzero().flatten().tolist() == sorted(best)
+
+
 def naive_dart(look: Look, row: int, image: int, k: int, pivots: int, text_pivots: int) -> set[int]:
     """Columns that live, by loops."""
     keys = look.heads("k")[row]
@@ -150,6 +177,15 @@ def test_dart_keeps_what_loops_keep(lvlm: FrozenLVLM, ratio: float, pivots: int,
             assert count == budget(DARTPruner().stages(ratio, lvlm.layers)[0].keep, len(columns))
             best = set(sorted(columns, key=lambda c: -float(scores[row, c]))[:count])
             assert best == naive_dart(look, row, image, count, pivots, text_pivots)
+
+
+@pytest.mark.parametrize(("n", "k"), [*BUDGETS, (144, 1), (144, 3), (144, 4), (144, 5)])
+def test_dart_on_random_states_and_with_fewer_tokens_than_pivots(n: int, k: int) -> None:
+    look = random_look(n)
+    scores = DARTPruner().rank(look, torch.full_like(look.image, k))
+    keep = keep_top(scores, look.visual, torch.tensor([k, k]))
+    for row in range(2):
+        assert set(keep[row].nonzero().flatten().tolist()) == naive_dart(look, row, 0, k, 4, 4)
 
 
 def test_nothing_reads_the_answer_that_is_scored(lvlm: FrozenLVLM) -> None:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from tests.helpers import toy_encoded
 
@@ -14,6 +15,26 @@ def _toy(scores: dict[int, float], side: int = 5):
 
 def _kept(encoded, k: int) -> list[int]:
     return OraclePruner().select(encoded, k / encoded.visual_mask.shape[1]).keep[0].nonzero().squeeze(1).tolist()
+
+
+def _by_hand(region: list[float], side: int, k: int) -> list[int]:
+    place, gap = side // 2 * side + side // 2, [side**3] * side**2
+    spread = []
+    while len(spread) < side**2:
+        spread.append(place)
+        for v in range(side**2):
+            gap[v] = min(gap[v], (v // side - place // side) ** 2 + (v % side - place % side) ** 2)
+        place = gap.index(max(gap))  # the first of equals
+    on = sorted((v for v in spread if region[v] > 0), key=lambda v: (-region[v], v))
+    return sorted((on + [v for v in spread if region[v] == 0])[:k])
+
+
+@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+def test_equals_the_naive_loop(side, k):
+    encoded = toy_encoded([((side, side),)] * 2, extras=["region"])
+    keep = OraclePruner().select(encoded, k / side**2).keep
+    for b, region in enumerate(encoded.extras["region"].tolist()):
+        assert keep[b].nonzero().squeeze(1).tolist() == _by_hand(region, side, k)
 
 
 def test_the_region_comes_first_in_its_own_order():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from tests.helpers import toy_encoded
@@ -7,14 +9,26 @@ from tprl.pruners.pooling import PoolingPruner
 from tprl.splice import splice
 
 
-@pytest.mark.parametrize(("ratio", "shape"), [(1 / 4, (12, 12)), (1 / 3, (16, 12)), (2 / 9, (16, 8)), (1 / 9, (8, 8))])
-def test_grids_equal_adaptive_average_pooling(ratio, shape):
-    encoded = toy_encoded([((24, 24),)])
-    selection = PoolingPruner().select(encoded, ratio)
-    expected = adaptive_avg_pool2d(encoded.visual.transpose(1, 2).unflatten(2, (24, 24)), shape).flatten(2)
+@pytest.mark.parametrize(
+    ("side", "down", "across"),
+    [(12, 8, 6), (12, 8, 4), (12, 4, 4), (24, 12, 12), (24, 16, 12), (24, 16, 8), (24, 8, 8)],
+)
+def test_grids_equal_the_naive_loop_and_adaptive_average_pooling(side, down, across):
+    encoded = toy_encoded([((side, side),)] * 2, width=6)
+    selection = PoolingPruner().select(encoded, down * across / side**2)
     assert selection.extra is not None
-    torch.testing.assert_close(selection.extra, expected.transpose(1, 2))
     assert not selection.keep.any()
+    for b, tokens in enumerate(encoded.visual.tolist()):
+        expected = []
+        for i in range(down):
+            for j in range(across):
+                top, left = i * side // down, j * side // across
+                bottom, right = math.ceil((i + 1) * side / down), math.ceil((j + 1) * side / across)
+                window = [tokens[r * side + c] for r in range(top, bottom) for c in range(left, right)]
+                expected.append([sum(column) / len(window) for column in zip(*window, strict=True)])
+        torch.testing.assert_close(selection.extra[b], torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    pooled = adaptive_avg_pool2d(encoded.visual.transpose(1, 2).unflatten(2, (side, side)), (down, across)).flatten(2)
+    torch.testing.assert_close(selection.extra, pooled.transpose(1, 2))
 
 
 def test_two_images_are_pooled_apart_and_stand_at_their_windows_centres():

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from tests.helpers import toy_encoded
 
@@ -16,6 +17,11 @@ def _splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
+def _draw(seed: int, token: int) -> int:
+    """24 bits: those of the generator's draw number `token`."""
+    return _splitmix64((seed + token * 0x9E3779B97F4A7C15) % 2**64) >> 40
+
+
 def test_splitmix64_known_value():
     assert _splitmix64(0) == 0xE220A8397B1DCDAF  # first output for seed 0, published with the generator
     expected = 0xE220A8397B1DCDAF >> 40
@@ -25,9 +31,18 @@ def test_splitmix64_known_value():
 def test_scores_follow_the_generator():
     seeds = [0, 1, stable_seed("a", 3), (1 << 63) - 1]
     scores = _uniform(torch.tensor(seeds), torch.arange(50).expand(4, 50))
-    step = 0x9E3779B97F4A7C15
-    expected = [[(_splitmix64((s + v * step) % 2**64) >> 40) / 2**24 for v in range(50)] for s in seeds]
+    expected = [[_draw(s, v) / 2**24 for v in range(50)] for s in seeds]
     assert scores.tolist() == expected
+
+
+@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+def test_equals_the_naive_loop(side, k):
+    encoded = toy_encoded([((side, side),)] * 2)
+    keep = RandomPruner(seed=3).select(encoded, k / side**2).keep
+    for b, uid in enumerate(encoded.uids):
+        draws = [_draw(stable_seed(uid, 3), v) for v in range(side**2)]
+        order = sorted(range(side**2), key=lambda v, d=draws: (-d[v], v))
+        assert keep[b].nonzero().squeeze(1).tolist() == sorted(order[:k])
 
 
 def test_scores_are_uniform_and_uncorrelated():

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.lvlm.small import random_look
 from tests.lvlm.test_families import SAMPLES
 from torch import Tensor
 
-from tprl.budget import budget
+from tprl.budget import budget, keep_top
 from tprl.build import choices, load_component, target_of
 from tprl.cost import LMShape
 from tprl.errors import UserError
@@ -207,6 +208,38 @@ def naive_density_peaks(x: Tensor, count: int) -> tuple[list[int], Tensor]:
     return centres, torch.stack([x[groups[centre]].mean(0) for centre in centres])
 
 
+def naive_survivors(
+    hidden: Tensor, scores: dict[int, float], mine: list[int], count: int, plus: bool
+) -> tuple[list[int], list[int], Tensor]:
+    """Of one image: the columns that live, and those of them that are centroids, with their states."""
+    order = sorted(mine, key=lambda c: -scores[c])
+    recycled = 0 if plus else naive_clusters(len(mine), count)
+    keep = order[: count - recycled]
+    if not recycled:
+        return keep, [], hidden[:0]
+    pool = sorted(order[len(keep) : len(keep) + 3 * (len(mine) - len(keep)) // 10 + 1])
+    centres, centroids = naive_density_peaks(hidden[pool], recycled)
+    columns = [pool[centre] for centre in centres]
+    return keep + columns, columns, centroids
+
+
+@both
+@pytest.mark.parametrize(("n", "k"), [(144, 48), (144, 32), (144, 16), (576, 192), (576, 128), (576, 64)])
+def test_random_states(pruner: SparseVLMPruner, n: int, k: int) -> None:
+    look = random_look(n)
+    after, best = pruner.rewrite(look, look, torch.full_like(look.image, k))
+    keep = keep_top(best, look.visual, torch.tensor([k, k]))
+    for row in range(2):
+        raters = naive_raters(look, row)
+        assert after.marked[row].nonzero().flatten().tolist() == raters
+        scores = naive_scores(look, row, raters, pruner.plus)
+        kept, columns, centroids = naive_survivors(look.hidden[row], scores, list(scores), k, pruner.plus)
+        assert keep[row].nonzero().flatten().tolist() == sorted(kept)
+        expected = look.hidden[row].clone()
+        expected[columns] = centroids
+        assert torch.allclose(after.hidden[row], expected, atol=1e-5)
+
+
 @both
 @schedules
 def test_raters_scores_and_what_lives_are_those_of_loops(
@@ -232,17 +265,9 @@ def test_raters_scores_and_what_lives_are_those_of_loops(
                 mine = [c for c in expected if int(look.image[row, c]) == image]
                 count = int(k[row, mine[0]])
                 assert count == budget(stage.keep, 36)
-                order = sorted(mine, key=lambda c: -expected[c])
-                recycled = 0 if pruner.plus else naive_clusters(len(mine), count)
-                keep = order[: count - recycled]
-                if recycled:
-                    pruned = len(mine) - len(keep)
-                    pool = sorted(order[len(keep) : len(keep) + 3 * pruned // 10 + 1])
-                    centres, centroids = naive_density_peaks(look.hidden[row, pool], recycled)
-                    columns = [pool[centre] for centre in centres]
-                    hidden[columns] = centroids
-                    keep += columns
-                made.append(recycled)
+                keep, columns, centroids = naive_survivors(look.hidden[row], expected, mine, count, pruner.plus)
+                hidden[columns] = centroids
+                made.append(len(columns))
                 assert set(sorted(mine, key=lambda c: -float(best[row, c]))[:count]) == set(keep)
             assert torch.allclose(after.hidden[row], hidden, atol=1e-5)
     if not pruner.plus:

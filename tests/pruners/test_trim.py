@@ -9,7 +9,6 @@ import torch
 from tests.helpers import RAGGED, toy_encoded
 
 from tprl.budget import budget
-from tprl.errors import UserError
 from tprl.pruners.trim import TrimPruner
 from tprl.splice import splice
 from tprl.types import Encoded, TokenSelection
@@ -141,50 +140,8 @@ def test_ties_go_to_the_lower_index():
     assert selection.keep[0].nonzero().squeeze(1).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("options", [{}, {"published": True}])
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_alone_in_a_batch_or_permuted_is_the_same(ratio, options):
-    encoded, pruner = _encoded(), TrimPruner(**options)
-    batch, order = pruner.select(encoded, ratio), [2, 0, 1]
-    permuted = pruner.select(encoded.rows(order), ratio)
-    assert batch.extra is not None
-    assert batch.extra_mask is not None
-    assert torch.equal(permuted.keep, batch.keep[order])
-    torch.testing.assert_close(permuted.extra, batch.extra[order])
-    for b, grids in enumerate(RAGGED):
-        alone = pruner.select(_encoded([grids], uids=[f"toy-{b}"]), ratio)
-        assert alone.extra is not None
-        assert alone.extra_mask is not None
-        n = alone.keep.shape[1]
-        assert torch.equal(batch.keep[b, :n], alone.keep[0])
-        assert not batch.keep[b, n:].any()
-        torch.testing.assert_close(batch.extra[b, batch.extra_mask[b]], alone.extra[0, alone.extra_mask[0]])
-
-
-def test_padding_is_not_read():
-    encoded = _encoded()
-    clean = TrimPruner().select(encoded, 1 / 3)
-    encoded.extras["clip_relevance"].masked_fill_(~encoded.visual_mask, -1e4)
-    dirty = TrimPruner().select(replace(encoded, visual_at=encoded.visual_at + ~encoded.visual_mask), 1 / 3)
-    assert torch.equal(dirty.keep, clean.keep)
-    assert clean.extra is not None
-    assert dirty.extra is not None
-    assert torch.equal(dirty.extra, clean.extra)
-
-
-def test_prompts_without_images():
-    assert TrimPruner().select(_encoded([(), ((3, 4),)]), 0.5).count.tolist() == [0, 6]
-    assert TrimPruner().select(_encoded([(), ()]), 0.5).count.tolist() == [0, 0]
-
-
 def test_dtype_of_the_model_is_kept():
     encoded = _encoded([((4, 4),)])
     selection = TrimPruner().select(replace(encoded, embeds=encoded.embeds.bfloat16()), 0.5)
     assert selection.extra is not None
     assert selection.extra.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(("bad", "published"), [(None, False), (0.0, False), (1.5, False), (0.0, True), (1.5, True)])
-def test_bad_ratio(bad, published):
-    with pytest.raises(UserError, match="keep_ratio="):
-        TrimPruner(published=published).select(_encoded(), bad)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from tests.helpers import RAGGED, toy_encoded
 
-from tprl.budget import budget
 from tprl.errors import UserError
 from tprl.pruners.visionzip import VisionZipPruner
 from tprl.splice import splice
@@ -154,40 +153,6 @@ def test_dominant_patches_reach_the_language_model_bit_by_bit():
         assert torch.equal(prompt.embeds[0, column], encoded.visual[0, [v]])
 
 
-@pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_budget_is_exact_in_every_image_and_no_position_is_taken_twice(ratio, published):
-    encoded = toy_encoded(RAGGED, extras=EXTRAS)
-    selection = VisionZipPruner(published).select(encoded, ratio)
-    _, _, extra_at, extra_mask = _values(selection)
-    live = selection.keep.long().scatter_add(1, extra_at, extra_mask.long())
-    assert live.max() == 1
-    assert not live[~encoded.visual_mask].any()
-    for b, grids in enumerate(RAGGED):
-        for i, (rows, columns) in enumerate(grids):
-            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
-            assert live[b, mine].sum() == budget(ratio, rows * columns)
-
-
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_alone_in_a_batch_or_permuted_is_the_same(ratio):
-    encoded, order = toy_encoded(RAGGED, extras=EXTRAS), [2, 0, 1]
-    batch, permuted = (VisionZipPruner().select(x, ratio) for x in (encoded, encoded.rows(order)))
-    for b, grids in enumerate(RAGGED):
-        alone = VisionZipPruner().select(toy_encoded([grids], uids=[f"toy-{b}"], extras=EXTRAS), ratio)
-        merged, extra, extra_at, extra_mask = _values(alone)
-        n, e = merged.shape[1], extra.shape[1]
-        for other, row in ((batch, b), (permuted, order.index(b))):
-            theirs = [x[row] for x in _values(other)]
-            assert torch.equal(other.keep[row, :n], alone.keep[0])
-            assert not other.keep[row, n:].any()
-            torch.testing.assert_close(theirs[0][:n], merged[0])
-            torch.testing.assert_close(theirs[1][:e], extra[0])
-            assert torch.equal(theirs[2][:e], extra_at[0])
-            assert torch.equal(theirs[3][:e], extra_mask[0])
-            assert not theirs[3][e:].any()
-
-
 def test_two_images_of_a_sample_have_their_own_cls_tokens():
     encoded = toy_encoded(RAGGED, extras=EXTRAS)
     _, extra, extra_at, extra_mask = _values(VisionZipPruner().select(encoded, 1 / 3))
@@ -195,27 +160,6 @@ def test_two_images_of_a_sample_have_their_own_cls_tokens():
     assert encoded.image_of[2, extra_at[2]].tolist() == [0, 1]
     assert encoded.project is not None
     torch.testing.assert_close(extra[2], encoded.project(encoded.extras["cls_feature"][2, [0, 16]]))
-
-
-def test_padding_and_samples_without_images():
-    encoded = toy_encoded([(), ((3, 4),)], extras=EXTRAS)
-    assert VisionZipPruner().select(encoded, 0.5).count.tolist() == [0, 6]
-    assert VisionZipPruner().select(toy_encoded([(), ()], extras=EXTRAS), 0.5).count.tolist() == [0, 0]
-    encoded = toy_encoded(RAGGED, extras=EXTRAS)
-    clean = VisionZipPruner().select(encoded, 1 / 3)
-    for value in encoded.extras.values():
-        value[~encoded.visual_mask] = 1e4
-    dirty = VisionZipPruner().select(encoded, 1 / 3)
-    assert torch.equal(clean.keep, dirty.keep)
-    for one, other in zip(_values(clean), _values(dirty), strict=True):
-        assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize("bad", [None, 0.0, 1.5])
-def test_bad_ratio_is_a_user_error(bad, published):
-    with pytest.raises(UserError, match="keep_ratio="):
-        VisionZipPruner(published).select(toy_encoded(extras=EXTRAS), bad)
 
 
 def test_without_a_projector_is_a_user_error():

@@ -9,9 +9,12 @@ from tests.helpers import toy_encoded
 from tprl.pruners.vispruner import VisPruner
 
 
-def _by_hand(attention: list[float], features: list[list[float]], k: int, important: float = 0.5, drop: int = 8):
-    unit = [[x / math.hypot(*row) for x in row] for row in features]
-    cosine = (torch.tensor(unit, dtype=torch.float64) @ torch.tensor(unit, dtype=torch.float64).T).tolist()
+def _cosine(features: torch.Tensor) -> list[list[float]]:
+    unit = torch.tensor([[x / math.hypot(*row) for x in row] for row in features.tolist()], dtype=torch.float64)
+    return (unit @ unit.T).tolist()
+
+
+def _by_hand(attention: list[float], cosine: list[list[float]], k: int, important: float = 0.5, drop: int = 8):
     order = sorted(range(len(attention)), key=lambda v: (-attention[v], v))
     first = int(k * important)
     chosen, rest, goal = order[:first], order[first:], k - first
@@ -26,19 +29,35 @@ def _by_hand(attention: list[float], features: list[list[float]], k: int, import
     return sorted(chosen + (rest if goal > 0 else []))
 
 
+def _inputs(encoded, b: int) -> tuple[list[float], list[list[float]]]:
+    n = int(encoded.visual_mask[b].sum())
+    attention, features = (encoded.extras[name][b, :n] for name in ("cls_attention", "vision_features"))
+    return attention.tolist(), _cosine(features)
+
+
 def _check(encoded, ratio, k, **options):
     keep = VisPruner(**options).select(encoded, ratio).keep
     for b in range(len(encoded)):
-        n = int(encoded.visual_mask[b].sum())
-        attention = encoded.extras["cls_attention"][b, :n].tolist()
-        features = encoded.extras["vision_features"][b, :n].tolist()
-        assert keep[b].nonzero().squeeze(1).tolist() == _by_hand(attention, features, k, **options)
+        attention, cosine = _inputs(encoded, b)
+        assert keep[b].nonzero().squeeze(1).tolist() == _by_hand(attention, cosine, k, **options)
 
 
 @pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
 def test_equals_the_naive_loop(side, k):
-    encoded = toy_encoded([((side, side),)] * 3, extras=["cls_attention", "vision_features"])
+    encoded = toy_encoded([((side, side),)] * 2, extras=["cls_attention", "vision_features"])
     _check(encoded, k / side**2, k)
+
+
+@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+def test_rounds_equal_the_naive_loop_on_the_same_float64_matrix(side, k):
+    draw, n = torch.Generator().manual_seed(k), side * side
+    attention = torch.rand(2, n, generator=draw, dtype=torch.float64)
+    cosine = torch.rand(2, n, n, generator=draw, dtype=torch.float64)
+    order, budgets = attention.argsort(dim=1, descending=True), torch.tensor([k, k // 2 + 1])
+    keep = VisPruner()._choose(order, cosine, torch.tensor([n, n]), budgets)
+    for b in range(2):
+        expected = _by_hand(attention[b].tolist(), cosine[b].tolist(), int(budgets[b]))
+        assert keep[b].nonzero().squeeze(1).tolist() == expected
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 25, 49, 54, 55, 71, 143, 144])
@@ -66,10 +85,8 @@ def test_images_of_different_sizes_in_one_batch_finish_in_different_rounds():
     encoded = toy_encoded(grids, extras=["cls_attention", "vision_features"])
     keep = VisPruner().select(encoded, 1 / 3).keep
     for b, k in enumerate([48, 5, 21, 1]):
-        n = int(encoded.visual_mask[b].sum())
-        attention = encoded.extras["cls_attention"][b, :n].tolist()
-        features = encoded.extras["vision_features"][b, :n].tolist()
-        assert keep[b].nonzero().squeeze(1).tolist() == _by_hand(attention, features, k)
+        attention, cosine = _inputs(encoded, b)
+        assert keep[b].nonzero().squeeze(1).tolist() == _by_hand(attention, cosine, k)
 
 
 def test_redundant_tokens_go_first():

@@ -5,6 +5,8 @@ import torch
 
 from tprl.errors import UserError
 from tprl.rewards import WeightedReward
+from tprl.rewards.fidelity import Fidelity
+from tprl.rewards.flops_saved import FlopsSaved
 from tprl.rewards.log_likelihood import LogLikelihood
 from tprl.rewards.score_change import ScoreChange
 from tprl.rewards.tokens_saved import TokensSaved
@@ -50,6 +52,31 @@ class TestTokensSaved:
 
     def test_a_sample_without_images_divides_by_no_zero(self) -> None:
         assert torch.isfinite(TokensSaved()(outcome(kept=[[0, 4], [0, 2]]))).all()
+
+
+class TestFidelity:
+    def test_is_minus_the_rise_of_the_divergence(self) -> None:
+        measured = outcome(
+            answer_kl=[[0.0, 0.0], [1.5, 9.0], [0.5, 5.0]], agreement=[[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+        )
+        assert Fidelity(ceiling=4.0)(measured).tolist() == [[-1.5, -4.0], [1.0, 0.0]]
+        assert Fidelity(agreement=2.0)(measured).tolist() == [[-3.5, -4.0], [3.0, -2.0]]
+
+    @pytest.mark.parametrize("missing", ["answer_kl", "agreement"])
+    def test_without_a_measurement_it_raises(self, missing: str) -> None:
+        (there,) = {"answer_kl", "agreement"} - {missing}
+        with pytest.raises(ValueError, match=rf"outcome\.{missing}, which was not measured"):
+            Fidelity()(outcome(**{there: [[0.0, 0.0], [0.0, 0.0]]}))
+
+
+class TestFlopsSaved:
+    def test_is_a_share_of_all_flops(self) -> None:
+        found = FlopsSaved()(outcome(flops=[[200.0, 100.0], [150.0, 110.0], [50.0, 60.0]]))
+        assert found.tolist() == [[0.25, pytest.approx(-0.1)], [0.5, 0.5]]
+
+    def test_without_a_measurement_it_raises(self) -> None:
+        with pytest.raises(ValueError, match=r"outcome\.flops, which was not measured"):
+            FlopsSaved()(outcome(score=[[0.0, 0.0], [0.0, 0.0]]))
 
 
 class TestWeightedReward:

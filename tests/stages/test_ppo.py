@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from tests.stages.toy_runs import (
+    SMALL,
     LastWeights,
     Metrics,
     SaveAt,
@@ -21,11 +22,14 @@ from tests.stages.toy_runs import (
 from torch import Tensor, nn
 
 from tprl.data.prompts import PromptStream
-from tprl.data.toy import ToyDataset
+from tprl.data.toy import KINDS, ToyDataset
 from tprl.errors import UserError
+from tprl.evaluation.evaluator import question_flops
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm.toy import ToyLVLM
 from tprl.rewards import WeightedReward
+from tprl.rewards.fidelity import Fidelity
+from tprl.rewards.flops_saved import FlopsSaved
 from tprl.rewards.log_likelihood import LogLikelihood
 from tprl.rewards.score_change import ScoreChange
 from tprl.rewards.tokens_saved import TokensSaved
@@ -55,8 +59,8 @@ class Probe(PPO):
         self.uids.append([sample.uid for sample in samples])
         super().training_step(samples, index)
 
-    def _measure(self, samples: Any, encoded: Any, rollout: Rollout, full: Any) -> Outcome:
-        self.outcomes.append(super()._measure(samples, encoded, rollout, full))
+    def _measure(self, samples: Any, encoded: Any, rows: Any, rollout: Rollout) -> Outcome:
+        self.outcomes.append(super()._measure(samples, encoded, rows, rollout))
         return self.outcomes[-1]
 
     def _advantage(self, reward: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
@@ -156,6 +160,34 @@ class TestReward:
         total = [sum(row[f"reward/{term}"] for term in terms) for row in metrics.rows]
         assert metrics["reward/return"] == pytest.approx(total, abs=1e-5)
         assert all(row["reward/tokens_saved"] > 0 for row in metrics.rows)
+
+    def test_fidelity_reads_no_label(self) -> None:
+        class Unlabelled(ToyDataset):
+            def __getitem__(self, index: int) -> Sample:
+                return super().__getitem__(index)._replace(answers=())
+
+        given = ServedScore(lvlm(), Unlabelled("val"), (SMALL,), 24, labels=False)
+        stage = probed(dataset=Unlabelled(), reward=WeightedReward([Fidelity()]), steps=2, served=given)
+        for outcome, reward in zip(stage.outcomes, stage.rewards, strict=True):
+            assert outcome.answer_kl is not None
+            assert outcome.log_prob is None
+            torch.testing.assert_close(reward.sum(0), -outcome.answer_kl[-1].clamp(max=4.0))
+            assert float(outcome.answer_kl[-1].max()) > 1
+
+    def test_flops_are_those_of_the_evaluation(self) -> None:
+        stage = probed(reward=WeightedReward([ScoreChange(), FlopsSaved()]), budget="free", steps=2)
+        outcome = stage.outcomes[0]
+        assert outcome.flops is not None
+        for i, uid in enumerate(outcome.uids):
+            *_, picture, kind = uid.split("/")
+            sample = ToyDataset()[int(picture) * len(KINDS) + KINDS.index(kind)]
+            encoded = lvlm().encode([sample])
+            kept = outcome.kept[1:, i].tolist()
+            costs = [question_flops(stage.scorer, encoded, 0, sample, policy(), [count]) for count in kept]
+            expected = [costs[0][1], *(cost for cost, _ in costs)]
+            assert outcome.flops[:, i].tolist() == pytest.approx(expected, rel=1e-6)
+        assert (outcome.flops[2] <= outcome.flops[1]).all()
+        assert (outcome.flops[1] > outcome.flops[0])[outcome.kept[1] == 24].all()  # the policy itself costs
 
     def test_a_failing_scorer_raises_through_training(self) -> None:
         class Broken(ToyLVLM):

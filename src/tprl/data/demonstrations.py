@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tprl.budget import keep_top_per_image
+from tprl.data.benchmark import batches
 from tprl.errors import UserError
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.learned import LearnedPruner
@@ -59,8 +60,7 @@ def demonstrate(
     if "region" in demonstrator.extras:
         raise UserError(f"pruner={demonstrator.name} knows where the answer is and cannot demonstrate: use another.")
     parts = []
-    for start in range(0, min(count, len(dataset)), batch_size):
-        samples = [dataset[i] for i in range(start, min(start + batch_size, count, len(dataset)))]
+    for samples in batches(dataset, count, batch_size):
         encoded = lvlm.encode(samples, demonstrator.extras)
         keep, ratio = _episodes(demonstrator, encoded, keep_ratios, steps, progressive, seed)
         x = pruner.observe(encoded)

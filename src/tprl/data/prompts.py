@@ -8,6 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from tprl.data.benchmark import taken
 from tprl.types import Dataset, Sample
 
 
@@ -51,5 +52,10 @@ class PromptStream(IterableDataset[list[Sample]]):
                 if passes[0] != number:
                     order = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
                     passes = (number, torch.randperm(size, generator=order))
-                samples.append(self.dataset[int(passes[1][at])])
+                samples.append(self._sample(passes[1], at))
             yield samples
+
+    def _sample(self, order: Tensor, at: int) -> Sample:
+        """Entry `at` of the order; in place of a damaged row the next one that is not."""
+        following = (int(order[(at + step) % len(order)]) for step in range(len(order)))
+        return next(taken(self.dataset, following))

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
+from tprl.data.boxes import iou
 from tprl.errors import UserError
 from tprl.types import Box, Sample
 
@@ -179,16 +180,6 @@ def parse_box(text: str) -> Box | None:
         return None
     x1, y1, x2, y2 = map(float, words)
     return (x1, y1, x2, y2)
-
-
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes; 0 where either is empty."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / area
 
 
 def _name(thing: Thing) -> str:

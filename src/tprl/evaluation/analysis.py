@@ -7,35 +7,46 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tprl.data.benchmark import take, taken
 from tprl.evaluation.evaluator import Answered
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
-from tprl.evaluation.results import BOUNDS, FULL
-from tprl.evaluation.statistics import image_key, interval, paired_interval
+from tprl.evaluation.results import BOUNDS, FULL, SampleRow
+from tprl.evaluation.statistics import PairedInterval, image_key, interval, paired_interval
 from tprl.pruners.learned import LearnedPruner
 from tprl.scoring import Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Dataset, Encoded, Pruner, Sample, TokenSelection
 
+Scores = dict[int, dict[str, float]]  # training seed -> uid -> score
 
-def paired(answered: Sequence[Answered], pruner: str) -> list[Paired]:
+
+def by_arm(rows: Sequence[SampleRow]) -> dict[tuple[str, float | None], Scores]:
+    """The scores of every pruner at every keep ratio."""
+    found: dict[tuple[str, float | None], Scores] = {}
+    for row in rows:
+        found.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.seed, {})[row.uid] = row.score
+    return found
+
+
+def difference(ours: Scores, theirs: Scores, uids: Sequence[str]) -> PairedInterval:
+    """Mean score of ours minus theirs on `uids`. Several training seeds of ours widen the interval; theirs are compared
+    seed by seed if they are the same, and averaged per question otherwise."""
+    a, b = (np.array([[seed[uid] for uid in uids] for seed in side.values()]) for side in (ours, theirs))
+    return paired_interval(a, b if ours.keys() == theirs.keys() else b.mean(0), [image_key(uid) for uid in uids])
+
+
+def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
     """Accuracy of `pruner` minus that of every other entry at the same keep ratio, on the same questions.
 
-    Where `pruner` was trained with several seeds the interval is over these too, and entries with the same seeds are
-    compared seed by seed; other entries that draw are averaged per question first.
+    See `difference` for how training seeds enter.
     """
-    scores: dict[tuple[str, float | None], dict[int, dict[str, float]]] = {}
-    for one in answered:
-        row = one.row
-        scores.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.seed, {})[row.uid] = row.score
-    out = []
+    scores, out = by_arm(rows), []
     for (other, ratio), theirs in scores.items():
         ours = scores.get((pruner, ratio))
         if other == pruner or other in BOUNDS or ours is None or ratio is None:
             continue
-        uids = list(next(iter(ours.values())))
-        a, b = (np.array([[seed[uid] for uid in uids] for seed in side.values()]) for side in (ours, theirs))
-        found = paired_interval(a, b if ours.keys() == theirs.keys() else b.mean(0), [image_key(uid) for uid in uids])
+        found = difference(ours, theirs, list(next(iter(ours.values()))))
         out.append(Paired(pruner, other, ratio, *map(float, found)))
     return out
 
@@ -77,7 +88,7 @@ def gallery(
     """What each pruner kept of a few questions: a question of every family in turn, failures of the first pruner as
     often as there are some (every third picture)."""
     extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
-    samples = [dataset[i] for i in range(min(pool, len(dataset)))]
+    samples = take(dataset, range(min(pool, len(dataset))))
     encoded = scorer.lvlm.encode(samples, extras)
     keep = next(iter(pruners.values())).select(encoded, keep_ratio)
     first = scorer(samples, splice(encoded, keep)).score
@@ -102,8 +113,7 @@ def gallery(
 def _by_image(dataset: Dataset, limit: int | None, images: int) -> list[list[Sample]]:
     """The questions of the first `images` images, at most `limit`."""
     groups: dict[str, list[Sample]] = {}
-    for index in range(min(limit or len(dataset), len(dataset))):
-        sample = dataset[index]
+    for sample in taken(dataset, range(min(limit or len(dataset), len(dataset)))):
         key = image_key(sample.uid)
         if key not in groups and len(groups) == images:
             break

@@ -11,9 +11,11 @@ import numpy as np
 
 from tprl import cost
 from tprl.budget import need_ratio
+from tprl.data.benchmark import batches
 from tprl.errors import UserError
+from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import FULL, Row, SampleRow
-from tprl.evaluation.statistics import image_key, interval
+from tprl.evaluation.statistics import Interval, image_key, interval
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
 from tprl.pruners.learned import check_family
 from tprl.scoring import Scorer
@@ -39,12 +41,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Answered:
-    """A SampleRow and what the question cost."""
+    """A SampleRow, what the question cost, and what the official numbers are made of (see `OfficialScore`)."""
 
     row: SampleRow
     iou: float | None
     flops: float
     full_flops: float
+    facts: tuple[float, ...] | None = None
 
 
 def evaluate(
@@ -62,13 +65,16 @@ def evaluate(
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
     total = min(limit or len(dataset), len(dataset))
     answered: list[Answered] = []
-    for start in range(0, total, batch_size):
-        samples = [dataset[i] for i in range(start, min(start + batch_size, total))]
+    done = 0
+    for samples in batches(dataset, limit, batch_size):
         encoded = scorer.lvlm.encode(samples, extras)
         for entry in entries:
             for ratio in entry.keep_ratios:
                 answered += _answer(scorer, samples, encoded, entry, ratio)
-        tick(min(start + batch_size, total), total)
+        done += len(samples)
+        tick(done, total)
+    if done < total:  # damaged rows
+        tick(total, total)
     return answered
 
 
@@ -76,25 +82,50 @@ def check_cost(lvlm: Any) -> None:
     """Refuse an LVLM whose FLOPs are unknown before anything is computed.
 
     Raises:
-        UserError: the cost model does not know it.
+        UserError: it has no cost model, or the cost model does not know its config.
     """
-    lvlm.shape  # noqa: B018  # a property that raises
+    if not hasattr(lvlm, "shape"):
+        raise UserError(f"{lvlm.name} has no cost model (tprl.cost), so it can be trained on but not evaluated.")
+
+
+def check_answers(lvlm: Any, dataset: Dataset) -> None:
+    """Refuse a dataset without answers, and an LVLM that cuts them off.
+
+    Raises:
+        UserError: no labels, or the dataset's answers may need more tokens than the LVLM writes.
+    """
+    if not getattr(dataset, "labelled", True):
+        raise UserError(f"dataset {dataset.name} was said to have no answers, so nothing can be scored on it.")
+    needed = getattr(dataset, "answer_tokens", 0)
+    if needed > getattr(lvlm, "max_new_tokens", needed):
+        raise UserError(
+            f"answers of {dataset.name} need up to {needed} tokens, and {lvlm.name} writes {lvlm.max_new_tokens}: "
+            f"set model.max_new_tokens={needed}."
+        )
+
+
+def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
+    """What the numbers are about: questions answered, rows that were passed over by reason, and the protocol."""
+    found: dict[str, Any] = {"questions": len({one.row.uid for one in answered})}
+    found["damaged rows"] = sum(getattr(dataset, "damage", {}).values())
+    found |= {f"damaged: {reason}": count for reason, count in getattr(dataset, "damage", {}).items()}
+    if isinstance(dataset, Published):
+        found["protocol"] = dataset.protocol
+    return found
 
 
 def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
-    """The entries without the keep ratios that a method inside this LVLM's layers cannot have; says which they are, and
-    marks methods that read a substitute.
+    """The entries without the keep ratios that a method inside this LVLM's layers or tower cannot have; says which they
+    are, and marks methods that read a substitute.
 
     Raises:
         UserError: the LVLM has no layers that could be reached into.
     """
     found = []
     for entry in entries:
-        ratios = entry.keep_ratios
-        if isinstance(entry.pruner, LayerPruner):
-            if not hasattr(lvlm, "layers"):
-                raise UserError(f"{entry.name} drops tokens between layers, and {lvlm.name} has none: leave it out.")
-            ratios = tuple(ratio for ratio in ratios if _possible(entry.pruner, ratio, lvlm.layers))
+        if isinstance(entry.pruner, LayerPruner) and not hasattr(lvlm, "layers"):
+            raise UserError(f"{entry.name} drops tokens between layers, and {lvlm.name} has none: leave it out.")
+        ratios = tuple(ratio for ratio in entry.keep_ratios if _possible(entry.pruner, ratio, lvlm))
         if ratios:
             found.append(replace(entry, keep_ratios=ratios, name=_named(entry, lvlm)))
     return found
@@ -108,9 +139,12 @@ def _named(entry: Entry, lvlm: Any) -> str:
     return f"{entry.name}*" if instead else entry.name
 
 
-def _possible(pruner: LayerPruner, ratio: float | None, layers: int) -> bool:
+def _possible(pruner: Any, ratio: float | None, lvlm: Any) -> bool:
     try:
-        pruner.stages(need_ratio(pruner.name, ratio), layers)
+        if isinstance(pruner, LayerPruner):
+            pruner.stages(need_ratio(pruner.name, ratio), lvlm.layers)
+        elif hasattr(pruner, "check_reach"):
+            pruner.check_reach(ratio, lvlm.shape)
     except UserError as error:
         log.info("left out: %s", error)
         return False
@@ -123,32 +157,24 @@ def _answer(
     pruner, plan = entry.pruner, None
     if isinstance(pruner, LayerPruner):
         lvlm: Any = scorer.lvlm
-        plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
-        scored = scorer(samples, splice(encoded, keep_all(encoded)), plan=plan)
-        counts = [_layer_mean(plan, encoded, i) for i in range(len(samples))]
+        plan, selection = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers), keep_all(encoded)
+        scored = scorer(samples, splice(encoded, selection), plan=plan)
     else:
         selection = pruner.select(encoded, ratio)
         scored = scorer(samples, splice(encoded, selection))
-        counts = selection.count.tolist()
+    kept = selection.per_image(encoded)
+    counts = [cost.layer_mean(plan.counts(*images)) if plan else sum(images) for images in kept]
     scores = scored.score.tolist()
     out = []
     for i, sample in enumerate(samples):
         text = scored.predictions[i]
         overlap = None if sample.box is None or text is None else scorer.dataset.iou(sample, text)  # type: ignore[attr-defined]
         row = SampleRow(sample.uid, sample.family, entry.name, entry.seed, ratio, text, scores[i], counts[i])
-        out.append(Answered(row, overlap, *question_flops(scorer, encoded, i, sample, pruner, counts[i], plan)))
+        facts = None
+        if isinstance(scorer.dataset, Published) and text is not None:
+            facts = tuple(scorer.dataset.facts(sample, text))
+        out.append(Answered(row, overlap, *question_flops(scorer, encoded, i, sample, pruner, kept[i], plan), facts))
     return out
-
-
-def _layer_counts(plan: LayerPlan, encoded: Encoded, i: int) -> list[int]:
-    """Visual tokens of one sample, all images together, that each layer computes."""
-    images = encoded.image_of[i][encoded.visual_mask[i]].bincount().tolist()
-    return [sum(layer) for layer in zip(*(plan.counts(n) for n in images), strict=True)] or [0] * plan.layers
-
-
-def _layer_mean(plan: LayerPlan, encoded: Encoded, i: int) -> float:
-    counts = _layer_counts(plan, encoded, i)
-    return sum(counts) / len(counts)
 
 
 def question_flops(
@@ -157,63 +183,72 @@ def question_flops(
     i: int,
     sample: Sample,
     pruner: Pruner | LayerPruner,
-    kept: Any,
+    kept: Sequence[int],
     plan: LayerPlan | None = None,
 ) -> tuple[float, float]:
     """FLOPs of one question as pruned and with all its tokens (see `cost.CONVENTION`); the answer's length is the
-    reference's. `kept` is the number of tokens that the language model reads, unless a plan drops them between its
-    layers."""
+    reference's. `kept` is the number of tokens of each image that the language model reads; a plan drops some of them
+    between its layers."""
     lvlm: Any = scorer.lvlm
-    tokens = int(encoded.visual_mask[i].sum())
-    text = int(encoded.attention[i].sum()) - tokens
-    answer = lvlm.answer_length(sample.answers[0])
-    words, images = int(encoded.question[i].sum()), len(sample.images)
-    full = _total(lvlm.shape, text, tokens, answer, images)
+    shape: cost.LVLMShape = lvlm.shape
+    images = encoded.image_of[i][encoded.visual_mask[i]].bincount(minlength=len(encoded.grids[i])).tolist()
+    text = int(encoded.attention[i].sum()) - sum(images)
+    answer, tiles = lvlm.answer_length(sample.answers[0]), sum(encoded.tiles[i], ())
+    full = _total(shape, text, sum(images), answer, tiles)
     if pruner.name == FULL:
         return full, full
     if plan is not None:
-        layers = tuple(_layer_counts(plan, encoded, i))
-        return _total(lvlm.shape, text, layers, answer, images) + plan.flops(lvlm.shape.lm, text, tokens), full
+        pruned = _total(shape, text, tuple(plan.counts(*images)), answer, tiles)
+        return pruned + plan.flops(shape.lm, text, *images), full
     chooser: Any = pruner
     if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-        selector = sum(chooser.flops_by_part(tokens, words, kept).values())
+        selector = sum(chooser.flops_by_part(sum(images), int(encoded.question[i].sum()), sum(kept)).values())
     else:
-        each = max(images, 1)
-        selector = images * chooser.flops(lvlm.shape, tokens // each, kept // each)
-    return _total(lvlm.shape, text, kept, answer, images) + selector, full
+        selector = sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
+    return _total(shape, text, sum(kept), answer, tiles) + selector, full
 
 
 @lru_cache(maxsize=4096)
-def _total(shape: cost.LVLMShape, text: int, visual: int | tuple[int, ...], answer: int, images: int) -> float:
-    parts = cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=images)
+def _total(
+    shape: cost.LVLMShape, text: int, visual: int | tuple[int, ...], answer: int, tiles: tuple[cost.Grid, ...]
+) -> float:
+    parts = cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=tiles)
     return float(parts["total"])
 
 
-def summarise(answered: Sequence[Answered], model: str, dataset: str) -> list[Row]:
-    """Tidy rows: accuracy, accuracy per family and mean IoU, each with a 95 % bootstrap interval over images."""
+def summarise(answered: Sequence[Answered], model: str, dataset: Dataset) -> list[Row]:
+    """Tidy rows: accuracy (the mean score), accuracy per family, mean IoU, and the numbers that the benchmark publishes
+    as <dataset>/<name>, each with a 95 % bootstrap interval over images."""
     groups: dict[tuple[str, int, float | None], list[Answered]] = defaultdict(list)
     for one in answered:
         groups[one.row.pruner, one.row.seed, one.row.keep_ratio].append(one)
     return [row for key, group in groups.items() for row in _rows(model, dataset, key, group)]
 
 
-def _rows(model: str, dataset: str, key: tuple[str, int, float | None], group: Sequence[Answered]) -> list[Row]:
+def _rows(model: str, dataset: Dataset, key: tuple[str, int, float | None], group: Sequence[Answered]) -> list[Row]:
     pruner, seed, ratio = key
     kept = float(np.mean([one.row.kept_tokens for one in group]))
     flops = float(np.mean([one.flops for one in group]))
     relative = flops / float(np.mean([one.full_flops for one in group]))
     metrics: dict[str, Mapping[str, Sequence[Any]]] = {"accuracy": _values(group)}
-    for family in dict.fromkeys(one.row.family for one in group):
+    for family in dict.fromkeys(one.row.family for one in group if one.row.family):
         metrics[f"accuracy/{family}"] = _values([one for one in group if one.row.family == family])
     boxes = [one for one in group if one.iou is not None]
     if boxes:
         metrics["mean_iou"] = {"values": [one.iou for one in boxes], "clusters": [image_key(o.row.uid) for o in boxes]}
-    rows = []
-    for metric, data in metrics.items():
-        found = interval(np.array(data["values"], dtype=float), data["clusters"])
-        numbers = (float(found.mean), float(found.low), float(found.high))
-        rows.append(Row(model, dataset, pruner, seed, ratio, kept, metric, *numbers, flops, relative))
-    return rows
+    found = {name: interval(np.array(data["values"], dtype=float), data["clusters"]) for name, data in metrics.items()}
+    if isinstance(dataset, Published):
+        found |= {f"{dataset.name}/{name}": value for name, value in _official(dataset, group).items()}
+    return [
+        Row(model, dataset.name, pruner, seed, ratio, kept, metric, one.mean, one.low, one.high, flops, relative)
+        for metric, one in found.items()
+    ]
+
+
+def _official(dataset: Published, group: Sequence[Answered]) -> dict[str, Interval]:
+    metric = OfficialScore(dataset)
+    metric.update([one.row.uid for one in group], [one.facts for one in group if one.facts is not None])
+    return metric.intervals()
 
 
 def _values(group: Sequence[Answered]) -> dict[str, list[Any]]:

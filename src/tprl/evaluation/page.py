@@ -87,7 +87,7 @@ def swatch(known: Sequence[str], name: str) -> str:
     return f'<span class="swatch" style="background: {colour}"></span>'
 
 
-def number(value: float, low: float, high: float, best: bool = False) -> str:
-    """Percent, with its interval in small type."""
-    text = f"<strong>{100 * value:.1f}</strong>" if best else f"{100 * value:.1f}"
-    return text if math.isnan(low) else f"{text}<small>{100 * low:.1f} to {100 * high:.1f}</small>"
+def number(value: float, low: float, high: float, best: bool = False, scale: float = 100.0) -> str:
+    """A number times `scale` (percent), with its interval in small type."""
+    text = f"<strong>{scale * value:.1f}</strong>" if best else f"{scale * value:.1f}"
+    return text if math.isnan(low) else f"{text}<small>{scale * low:.1f} to {scale * high:.1f}</small>"

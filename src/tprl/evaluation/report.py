@@ -40,6 +40,7 @@ def write_report(
     learning_curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     commands: Sequence[str] = (),
     config_yaml: str = "",
+    protocol: str = "",
 ) -> None:
     """Write the page, and its first plot beside it as `pareto.svg`. Sections without material are left out; the page
     stays under 3 MB whatever the number of pictures.
@@ -56,6 +57,7 @@ def write_report(
         learning_curves: name -> (samples seen, value); `score: sampled` and `score: served` share one plot.
         commands: shell lines that made the run and this page.
         config_yaml: the resolved config.
+        protocol: how the benchmark counts, where rows hold its own numbers.
 
     Raises:
         UserError: the folder cannot be written.
@@ -67,7 +69,8 @@ def write_report(
     sections = [
         _pareto_section(cells, known),
         _accuracy_section(cells, known),
-        _metrics_section(rows, pruner_order(cells), known),
+        _published_section(rows, pruner_order(cells), known, protocol),
+        _families_section(rows, pruner_order(cells), known),
         _paired_section(paired, pruner_order(cells), known),
         spread_section(spreads, known),
         gallery_section(gallery, known, side),
@@ -117,23 +120,46 @@ def _ratio_head(ratio: float | None, column: Sequence[Cell]) -> str:
     return f"{ratio_label(ratio)}<small>{kept} tokens</small><small>FLOPs × {flops}</small>"
 
 
-def _metrics_section(rows: Sequence[Row], names: Sequence[str], known: Sequence[str]) -> str:
-    """Families and other metrics: one table per keep ratio, the smallest open."""
-    metrics = sorted({row.metric for row in rows} - {"accuracy"}, key=lambda m: (not m.startswith("accuracy/"), m))
-    if not metrics:
-        return ""
-    grids = {metric: grid(rows, metric) for metric in metrics}
-    heads = [escape(metric.removeprefix("accuracy/").replace("_", " ")) for metric in metrics]
+def _families_section(rows: Sequence[Row], names: Sequence[str], known: Sequence[str]) -> str:
+    """Families and the overlap of boxes."""
+    own = {row.metric for row in rows if row.metric.startswith(f"{row.dataset}/")}
+    metrics = sorted(
+        {row.metric for row in rows} - {"accuracy"} - own, key=lambda m: (not m.startswith("accuracy/"), m)
+    )
+    heads = {metric: metric.removeprefix("accuracy/") for metric in metrics}
+    caption = "Percent, with 95 % intervals; best of each column in bold."
+    return section("By kind of question", *_by_ratio(rows, heads, names, known, caption)) if heads else ""
+
+
+def _published_section(rows: Sequence[Row], names: Sequence[str], known: Sequence[str], protocol: str) -> str:
+    """The benchmark's own numbers in their own unit; its breakdowns are left to results.csv."""
+    own = dict.fromkeys(row.metric for row in rows if row.metric.startswith(f"{row.dataset}/"))
+    heads = {metric: metric.partition("/")[2] for metric in own if metric.count("/") == 1}
+    caption = "With 95 % intervals; best of each column in bold. Breakdowns are in results.csv."
+    parts = _by_ratio(rows, heads, names, known, caption, 1.0)
+    return section("As the benchmark counts", f"<p>{escape(protocol)}.</p>", *parts) if heads else ""
+
+
+def _by_ratio(
+    rows: Sequence[Row],
+    heads: Mapping[str, str],
+    names: Sequence[str],
+    known: Sequence[str],
+    caption: str,
+    scale: float = 100.0,
+) -> list[str]:
+    """One table of metrics (with their headings) per keep ratio, the smallest open."""
+    grids = {metric: grid(rows, metric) for metric in heads}
+    labels = [escape(head.replace("_", " ")) for head in heads.values()]
     columns = sorted(
         {r for cells in grids.values() for name, row in cells.items() if name != FULL for r in row},
         key=lambda r: (r is None, r or 0),
     )
-    tables = [_metrics_table(grids, heads, names, known, ratio) for ratio in columns]
-    folded = (
+    tables = [_metrics_table(grids, labels, names, known, ratio, caption, scale) for ratio in columns]
+    return [
         f"<details{'' if i else ' open'}><summary>Visual tokens kept: {ratio_label(ratio)}</summary>{text}</details>"
         for i, (ratio, text) in enumerate(zip(columns, tables, strict=True))
-    )
-    return section("By kind of question", *folded)
+    ]
 
 
 def _metrics_table(
@@ -142,6 +168,8 @@ def _metrics_table(
     names: Sequence[str],
     known: Sequence[str],
     ratio: float | None,
+    caption: str,
+    scale: float,
 ) -> str:
     metrics = list(grids)
 
@@ -156,9 +184,9 @@ def _metrics_table(
     def cell(name: str, column: int) -> str:
         found = look(name, column)
         bold = found is not None and name in rivals and found.value == best[column]
-        return number(found.value, found.low, found.high, bold) if found else ""
+        return number(found.value, found.low, found.high, bold, scale) if found else ""
 
-    return table("Percent, with 95 % intervals; best of each column in bold.", heads, shown, known, cell)
+    return table(caption, heads, shown, known, cell)
 
 
 def _paired_section(paired: Sequence[Paired], names: Sequence[str], known: Sequence[str]) -> str:

@@ -188,19 +188,24 @@ def span(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low}-{high}"
 
 
-def _cell_text(cell: Cell | None, best: bool) -> Text:
+def _cell_text(cell: Cell | None, best: bool, scale: float) -> Text:
     if cell is None:
         return Text("")
-    text = Text(f"{100 * cell.value:.1f}", style="bold" if best else "")
+    text = Text(f"{scale * cell.value:.1f}", style="bold" if best else "")
     if not math.isnan(cell.low):
-        text.append(f" [{100 * cell.low:.1f}, {100 * cell.high:.1f}]", style="not bold dim")
+        text.append(f" [{scale * cell.low:.1f}, {scale * cell.high:.1f}]", style="not bold dim")
     return text
 
 
 def accuracy_table(rows: Sequence[Row], metric: str = "accuracy", plain: bool = False) -> Table:
-    """Percent with 95 % intervals, pruners by keep ratio, best rival of each column bold."""
+    """A metric with 95 % intervals, pruners by keep ratio, best rival of each column bold: shares as percent, the
+    numbers of a benchmark (<dataset>/<name>) in their own unit."""
     cells = grid(rows, metric)
-    table = Table(title=f"{metric} (%)", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
+    own = any(metric.startswith(f"{row.dataset}/") for row in rows)
+    scale = 1.0 if own else 100.0
+    table = Table(
+        title=metric if own else f"{metric} (%)", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left"
+    )
     table.add_column("pruner", no_wrap=True)
     columns = ratios(cells)
     best: dict[float | None, float] = {}
@@ -213,7 +218,9 @@ def accuracy_table(rows: Sequence[Row], metric: str = "accuracy", plain: bool = 
     for name in pruner_order(cells):
         texts = [
             _cell_text(
-                cell := cells[name].get(ratio), cell is not None and name not in BOUNDS and cell.value == best[ratio]
+                cell := cells[name].get(ratio),
+                cell is not None and name not in BOUNDS and cell.value == best[ratio],
+                scale,
             )
             for ratio in columns
         ]

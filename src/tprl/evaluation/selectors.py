@@ -18,12 +18,12 @@ SIDE, WIDTH, VISION, KEY = 24, 4096, 1024, 64  # LLaVA-1.5-7B: 576 tokens
 
 
 class Selector(NamedTuple):
-    """A line of the table; milliseconds are (median, lowest, highest) for each batch size."""
+    """A line of the table; milliseconds are (median, lowest, highest) for each batch size, or why there are none."""
 
     name: str
     needs: str
     exact: str
-    milliseconds: tuple[tuple[float, float, float], ...] | None
+    milliseconds: tuple[tuple[float, float, float], ...] | str
     evidence: str
 
 
@@ -55,10 +55,12 @@ def synthetic(batch: int, extras: Sequence[str]) -> Encoded:
 
 @torch.no_grad()
 def measure(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list[Selector]:
-    """Every training-free pruner of conf/pruner, timed in turns on this machine at a ninth of the tokens."""
+    """Every training-free pruner of conf/pruner, timed in turns on this machine at a ninth of the tokens, except those
+    whose work is the model's own."""
     made = [load_component("pruner", name) for name in choices("pruner") if inspect.isclass(target_of("pruner", name))]
     inside = [one for one in made if isinstance(one, LayerPruner)]
-    before = [one for one in made if not isinstance(one, LayerPruner) and one.name != FULL]
+    towers = [one for one in made if "patch_embeds" in one.extras]
+    before = [one for one in made if one not in inside and one not in towers and one.name != FULL]
     times: dict[tuple[str, int], list[float]] = {(one.name, b): [] for one in before for b in batches}
     exact = dict.fromkeys((one.name for one in before), True)
     for b in batches:
@@ -76,7 +78,10 @@ def measure(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list[Selector]
         )
         for one in before
     ]
-    return lines + [Selector(one.name, "one layer's q, k", "mean over layers", None, _test(one)) for one in inside]
+    lines += [Selector(one.name, _needs(one), "yes", "runs the tower again", _test(one)) for one in towers]
+    return lines + [
+        Selector(one.name, "one layer's q, k", "mean over layers", "in the model", _test(one)) for one in inside
+    ]
 
 
 def _needs(pruner: Any) -> str:
@@ -105,8 +110,9 @@ def table(lines: Sequence[Selector]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for one in lines:
-        cells = ["in the model"] * 2
-        if one.milliseconds is not None:
+        if isinstance(one.milliseconds, str):
+            cells = [one.milliseconds] * 2
+        else:
             cells = [f"{middle:.1f} [{low:.1f}, {high:.1f}]" for middle, low, high in one.milliseconds]
         out.append(f"| `{one.name}` | {one.needs} | {one.exact} | {' | '.join(cells)} | {one.evidence} |")
     return "\n".join(out)

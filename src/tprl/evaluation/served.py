@@ -1,10 +1,10 @@
 """The served score: what a pruner in training would score at inference, on a small fixed validation set."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
-from tprl.scoring import Scorer
-from tprl.splice import splice
+from tprl.data.benchmark import batches
+from tprl.scoring import Agreement, Scorer
+from tprl.splice import keep_all, splice
 from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
 
 
@@ -21,17 +21,28 @@ class ServedScore:
         keep_ratios: kept fractions to serve; their mean score selects checkpoints.
         limit: questions used, from the first on.
         batch_size: questions per encoding.
+        labels: False scores agreement with the LVLM's own answers and reads no reference answer.
     """
 
     def __init__(
-        self, lvlm: LVLM, dataset: Dataset, keep_ratios: Sequence[float], limit: int = 400, batch_size: int = 100
+        self,
+        lvlm: LVLM,
+        dataset: Dataset,
+        keep_ratios: Sequence[float],
+        limit: int = 400,
+        batch_size: int = 100,
+        labels: bool = True,
     ) -> None:
         self.keep_ratios = tuple(keep_ratios)
         self.scorer = Scorer(lvlm, dataset)
         self.batches: list[tuple[list[Sample], Encoded]] = []
-        samples = iter(dataset[i] for i in range(min(limit, len(dataset))))
-        while chunk := list(islice(samples, batch_size)):
-            self.batches.append((chunk, lvlm.encode(chunk)))
+        for samples in batches(dataset, limit, batch_size):
+            self.batches.append((samples, lvlm.encode(samples)))
+        if not labels:
+            said = [lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches]
+            same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, said, strict=True)]
+            self.batches = [(one.samples, encoded) for one, (_, encoded) in zip(same, self.batches, strict=True)]
+            self.scorer = Scorer(lvlm, same[0])
         self.count = sum(len(chunk) for chunk, _ in self.batches)
 
     def __call__(self, pruner: Pruner) -> dict[str, float]:

@@ -57,7 +57,7 @@ def interval(
     if len(sums) < 2:
         return Interval(mean, float("nan"), float("nan"))
     means = _resampled_means(sums[None], counts, resamples, seed)
-    return Interval(mean, *_percentiles(means, level))
+    return Interval(mean, *percentiles(means, level))
 
 
 def paired_interval(
@@ -89,7 +89,7 @@ def paired_interval(
     means = _resampled_means(sums, counts, resamples, seed)
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p_value = min(1.0, 2 * (tail + 1) / (resamples + 1))
-    return PairedInterval(difference, *_percentiles(means, level), p_value)
+    return PairedInterval(difference, *percentiles(means, level), p_value)
 
 
 def _per_cluster(values: ArrayLike, clusters: Sequence[str]) -> tuple[Floats, Floats]:
@@ -113,13 +113,22 @@ def _resampled_means(sums: Floats, counts: Floats, resamples: int, seed: int) ->
     return np.concatenate(means)
 
 
-def _draws(clusters: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    rows = max(1, CHUNK // clusters)
+def _draws(clusters: int, resamples: int, rng: np.random.Generator, width: int = 1) -> Iterator[NDArray[np.int64]]:
+    """Indices of resampled clusters, in chunks small enough for `width` numbers of each."""
+    rows = max(1, CHUNK // (clusters * width))
     for start in range(0, resamples, rows):
         yield rng.integers(clusters, size=(min(rows, resamples - start), clusters))
 
 
-def _percentiles(means: Floats, level: float) -> tuple[float, float]:
+def resampled_sums(sums: Floats, resamples: int, seed: int) -> Floats:
+    """[resamples F] sums over as many clusters as there are, drawn with replacement from the rows of `sums` [C F]."""
+    return np.concatenate(
+        [sums[i].sum(1) for i in _draws(len(sums), resamples, np.random.default_rng(seed), sums.shape[1])]
+    )
+
+
+def percentiles(means: Floats, level: float) -> tuple[float, float]:
+    """Bounds of the interval that holds the share `level` of the draws."""
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

@@ -1,14 +1,27 @@
 """Small steps between images, token ids and tensors that every family shares."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tprl.errors import UserError
-from tprl.types import Sample
+from tprl.types import Encoded, Sample, Tower
+
+
+class Seen(NamedTuple):
+    """What the vision side makes of images, one entry per image."""
+
+    tokens: list[Float[Tensor, "N D"]]  # projected, in the order of the prompt's image columns
+    views: list[tuple[tuple[int, int], ...]]  # (rows, columns) of each crop; the last one shows the whole image
+    tiles: list[tuple[tuple[int, int], ...]]  # (rows, columns) of the patches of each pass of the tower
+    extras: dict[str, list[Tensor]]  # [N ...]
+    deep: list[Float[Tensor, "N F"]] | None = None  # see `Encoded.deep`
+    separators: list[Bool[Tensor, " N"]] | None = None  # which `tokens` are no visual ones, such as newlines
+    tower: Tower | None = None
 
 
 def axes(positions: Int[Tensor, "P B S"]) -> Int[Tensor, "..."]:
@@ -53,6 +66,47 @@ def fingerprint(pixels: Tensor) -> int:
     """A number that depends on the pixels alone: neither on zero padding after them, nor on what computed it."""
     bits = pixels.detach().cpu().float().flatten().view(torch.int32).long()
     return int((bits * torch.arange(1, len(bits) + 1)).sum())
+
+
+def input_uids(
+    ids: Int[Tensor, "B S"],
+    attention: Bool[Tensor, "B S"],
+    pixels: Sequence[Tensor],
+    shown: Sequence[Sequence[int]],
+) -> list[str]:
+    """Names of prompts that depend on their own text and pixels alone; `shown[b]` are the images of prompt b."""
+    prints = [fingerprint(part) for part in pixels]
+    return [
+        hashlib.blake2b(f"{row[real].tolist()} {[prints[i] for i in images]}".encode(), digest_size=8).hexdigest()
+        for row, real, images in zip(ids, attention, shown, strict=True)
+    ]
+
+
+def check_images(samples: Sequence[Sample], prompt: str | None, name: str) -> None:
+    """Refuse samples with more or fewer images than the template `prompt` shows."""
+    if prompt is None:
+        return
+    room = prompt.count("<image>")
+    for sample in samples:
+        if len(sample.images) != room:
+            raise UserError(
+                f"sample {sample.uid} has {len(sample.images)} images, and the prompt of {name} shows {room}: "
+                f"write as many <image> into model.prompt."
+            )
+
+
+def gate_bias(encoded: Encoded, gate: Float[Tensor, "B V"], answer: Bool[Tensor, "B A"]) -> Float[Tensor, "B 1 S1 S1"]:
+    """What is added to attention logits so that visual token j weighs gate j (above 1e-6): causal, over the prompts and
+    their answers, of which `answer` tokens are real."""
+    column = gate.new_zeros(len(answer), encoded.embeds.shape[1] + answer.shape[1])
+    row, token = encoded.visual_mask.nonzero(as_tuple=True)
+    column = column.index_put((row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log())
+    attention = torch.cat([encoded.attention, answer], 1)
+    size = attention.shape[1]
+    eye = torch.eye(size, dtype=torch.bool, device=gate.device)
+    seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye  # padding sees itself, never nothing
+    dtype = encoded.embeds.dtype
+    return column.to(dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def runs(mask: Bool[Tensor, "B S"]) -> list[list[tuple[int, int]]]:

@@ -1,10 +1,9 @@
 """What every frozen LVLM on a stock Hugging Face class shares: encoding, answers, and their likelihood."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +13,18 @@ from transformers import AutoProcessor
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import axes, fingerprint, mean_log_prob, pick_images, question_mask, shown_images, unique_images
+from tprl.lvlm.batching import (
+    Seen,
+    axes,
+    check_images,
+    gate_bias,
+    input_uids,
+    mean_log_prob,
+    pick_images,
+    question_mask,
+    shown_images,
+    unique_images,
+)
 from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.regions import region_rank
@@ -22,16 +32,6 @@ from tprl.types import Encoded, Prompt, Sample, columns_of
 
 # Checkpoints come with settings of their own, such as a repetition penalty, and `score` knows of none.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-
-
-class Seen(NamedTuple):
-    """What the vision side makes of images, one entry per image."""
-
-    tokens: list[Float[Tensor, "N D"]]  # projected, in the order of the prompt's image columns
-    views: list[tuple[tuple[int, int], ...]]  # (rows, columns) of each crop; the last one shows the whole image
-    extras: dict[str, list[Tensor]]  # [N ...]
-    deep: list[Float[Tensor, "N F"]] | None = None  # see `Encoded.deep`
-    separators: list[Bool[Tensor, " N"]] | None = None  # which `tokens` are no visual ones, such as newlines
 
 
 class FrozenLVLM(ABC):
@@ -61,6 +61,7 @@ class FrozenLVLM(ABC):
     related: frozenset[str] = frozenset()  # those of them that depend on the question too: `relate` finishes them
     substitutes: ClassVar[dict[str, str]] = {}  # extras that stand in for what the encoder lacks, and what they are
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
+    coordinates: str = "relative"  # how it writes boxes, a key of `data.boxes.COORDINATES`
 
     def __init__(
         self,
@@ -114,13 +115,13 @@ class FrozenLVLM(ABC):
         return self.model.config.text_config.num_hidden_layers
 
     @property
+    @abstractmethod
     def shape(self) -> LVLMShape:
-        """What decides its FLOPs.
+        """What decides its FLOPs, from the config.
 
         Raises:
-            UserError: the cost model does not know this family.
+            UserError: the cost model does not know this config.
         """
-        raise UserError(f"the cost model does not know {self.name} yet, so it can be trained on but not evaluated.")
 
     @staticmethod
     @abstractmethod
@@ -136,6 +137,11 @@ class FrozenLVLM(ABC):
         """What the stock processor made of the images of a batch of prompts: `pixel_values`, of which every image has
         `rows_per_image`, and further inputs with one entry per image."""
         return {name: inputs[name] for name in self.pixel_inputs}
+
+    def seen_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of an image of that size after the processor's resize; the same where boxes do not depend on
+        it."""
+        return width, height
 
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         """How many rows of `pixel_values` are each image's."""
@@ -160,13 +166,13 @@ class FrozenLVLM(ABC):
                 chat template that changes the question.
         """
         self.check_extras(extras, self.known_extras | {"region"})
-        self._check_images(samples)
+        check_images(samples, self.prompt, self.name)
         texts = [self.render(sample) for sample in samples]
         nested = [list(sample.images) for sample in samples] if any(s.images for s in samples) else None
         inputs = self.processor(
             text=texts, images=nested, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
         )
-        seen, (first, shown) = Seen([], [], {}), unique_images(samples)
+        seen, (first, shown) = Seen([], [], [], {}), unique_images(samples)
         if first:
             pixels = self.pixels_of(inputs)
             seen = self.see(pick_images(pixels, self.rows_per_image(pixels), first), extras - {"region"})
@@ -196,11 +202,7 @@ class FrozenLVLM(ABC):
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
         counts = (ids == self.image_token).sum(1).tolist()
         shown = shown_images(counts, [len(tokens) for tokens in seen.tokens])
-        prints = [fingerprint(part) for part in pixels["pixel_values"].split(self.rows_per_image(pixels))]
-        uids = [
-            hashlib.blake2b(f"{row[real].tolist()} {[prints[i] for i in images]}".encode(), digest_size=8).hexdigest()
-            for row, real, images in zip(ids, attention, shown, strict=True)
-        ]
+        uids = input_uids(ids, attention, pixels["pixel_values"].split(self.rows_per_image(pixels)), shown)
         encoded = self._assemble(inputs, seen, shown, uids, question)
         if extras & self.related:
             words = [str(self.tokenizer.decode(row[here])) for row, here in zip(ids, question, strict=True)]
@@ -256,10 +258,12 @@ class FrozenLVLM(ABC):
             visual_mask=visual_mask,
             image_of=pad_sequence(image_of, batch_first=True).to(self.device),
             grids=tuple(tuple(seen.views[i] for i in row) for row in shown),
+            tiles=tuple(tuple(seen.tiles[i] for i in row) for row in shown),
             question=question.to(self.device),
             extras={name: spread(value) for name, value in seen.extras.items()},
             deep=deep,
             project=self.project,
+            tower=seen.tower,
         )
 
     def positions(
@@ -281,17 +285,6 @@ class FrozenLVLM(ABC):
         return self.tokenizer.apply_chat_template(
             turns, chat_template=template, add_generation_prompt=True, tokenize=False
         )
-
-    def _check_images(self, samples: Sequence[Sample]) -> None:
-        if self.prompt is None:
-            return
-        room = self.prompt.count("<image>")
-        for sample in samples:
-            if len(sample.images) != room:
-                raise UserError(
-                    f"sample {sample.uid} has {len(sample.images)} images, and the prompt of {self.name} shows {room}: "
-                    f"write as many <image> into model.prompt."
-                )
 
     @contextmanager
     def deepstack(
@@ -328,6 +321,26 @@ class FrozenLVLM(ABC):
         answer is the arg-max, which is what greedy decoding needs to produce it."""
         log_probs = torch.zeros(len(answers), device=self.device)
         exact = torch.zeros(len(answers), dtype=torch.bool, device=self.device)
+        for rows, logits, ids in self._read(prompt, answers, plan):
+            log_probs[rows] = mean_log_prob(logits, ids)
+            exact[rows] = ((logits.argmax(-1) == ids) | (ids < 0)).all(1)
+        return log_probs, exact
+
+    @torch.no_grad()
+    def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
+        """Log-probabilities of every vocabulary entry at each token of the answers (end token included),
+        teacher-forced; nan where an answer is shorter."""
+        width = max(self.answer_length(answer) for answer in answers)
+        found = torch.full((len(answers), width, 1), torch.nan, device=self.device)
+        for rows, logits, ids in self._read(prompt, answers):
+            found = found.expand(-1, -1, logits.shape[2]).contiguous() if found.shape[2] == 1 else found
+            found[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
+        return found
+
+    def _read(
+        self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
+    ) -> Iterator[tuple[Int[Tensor, " R"], Float[Tensor, "R A N"], Int[Tensor, "R A"]]]:
+        """Rows, logits and ids of the answers, teacher-forced, micro-batch by micro-batch; ids are -1 on padding."""
         for rows, part in self._micro_batches(prompt):
             ids = self._answer_ids([answers[int(row)] for row in rows])
             real = ids >= 0
@@ -341,10 +354,7 @@ class FrozenLVLM(ABC):
                     logits_to_keep=width + 1,
                     use_cache=False,
                 )
-            logits = out.logits[:, :-1].float()
-            log_probs[rows] = mean_log_prob(logits, ids)
-            exact[rows] = ((logits.argmax(-1) == ids) | ~real).all(1)
-        return log_probs, exact
+            yield rows, out.logits[:, :-1].float(), ids
 
     def gated_log_prob(
         self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
@@ -356,20 +366,12 @@ class FrozenLVLM(ABC):
         """
         ids = self._answer_ids(answers)
         real, width = ids >= 0, ids.shape[1]
-        column = gate.new_zeros(len(ids), encoded.embeds.shape[1] + width)
-        row, token = encoded.visual_mask.nonzero(as_tuple=True)
-        column = column.index_put((row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log())
-        attention = torch.cat([encoded.attention, real], 1)
-        size = attention.shape[1]
-        eye = torch.eye(size, dtype=torch.bool, device=gate.device)
-        seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye  # padding sees itself, never nothing
-        bias = column.to(encoded.embeds.dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(encoded.embeds.dtype).min)
         after = encoded.positions.amax((0, 2), keepdim=True) + 1 + torch.arange(width, device=gate.device)
         parts = self.model.model
         with self.deepstack(encoded.deep, encoded.is_visual):
             out = (parts.language_model if hasattr(parts, "language_model") else parts.text_model)(
                 inputs_embeds=self._with_answer(encoded.embeds, ids),
-                attention_mask=bias.unsqueeze(1),
+                attention_mask=gate_bias(encoded, gate, real),
                 position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),
                 use_cache=False,
             )

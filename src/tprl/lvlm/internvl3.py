@@ -14,9 +14,10 @@ from transformers import (
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from tprl.lvlm.batching import runs
+from tprl.cost import LMShape, LVLMShape, VisionShape, unknown
+from tprl.lvlm.batching import Seen, runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
-from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import Call, cls_attention, layer_of, overheard, split_heads
 
@@ -37,6 +38,7 @@ class InternVL3(FrozenLVLM):
     """A frozen InternVL3; arguments as of `FrozenLVLM`."""
 
     model_type = "internvl"
+    coordinates = "thousand"
     known_extras = frozenset(
         {
             "cls_attention",  # [B V] CLS -> patch in the layer that makes the features: mean over heads and its patches
@@ -46,6 +48,28 @@ class InternVL3(FrozenLVLM):
 
     def __init__(self, pretrained: str | None, name: str = "internvl3", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
+
+    @property
+    def shape(self) -> LVLMShape:
+        config = self.model.config
+        v, text, merge = config.vision_config, LMShape.of(config.text_config), round(1 / config.downsample_ratio)
+        if (v.patch_size[0], config.vision_feature_select_strategy) != (v.patch_size[1], "default"):
+            raise unknown(
+                f"an InternVL with patches of {list(v.patch_size)} pixels and features selected by "
+                f"{config.vision_feature_select_strategy!r} (it knows square patches and 'default')"
+            )
+        (rows, columns), layers = self._patches, v.num_hidden_layers
+        vision = VisionShape(
+            layers, v.hidden_size, v.intermediate_size, v.num_attention_heads, rows * columns, v.patch_size[0],
+            v.num_channels, unused=layers - 1 - layer_of(config.vision_feature_layer, layers), merge=merge,
+        )  # fmt: skip
+        return LVLMShape(vision, (v.hidden_size * merge**2, text.width, text.width), text)
+
+    @property
+    def _patches(self) -> tuple[int, int]:
+        """Rows and columns of the patches of a tile."""
+        v = self.model.config.vision_config
+        return v.image_size[0] // v.patch_size[0], v.image_size[1] // v.patch_size[1]
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
@@ -99,6 +123,7 @@ class InternVL3(FrozenLVLM):
         return Seen(
             [part.flatten(0, 1) for part in tiles.split(counts)],
             [((side, side),) * n for n in counts],
+            [(self._patches,) * n for n in counts],
             {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in found.items()},
         )
 

@@ -144,16 +144,16 @@ class LayerPlan(NamedTuple):
         """The method's schedule at a keep ratio."""
         return cls(pruner, pruner.stages(keep_ratio, layers), layers)
 
-    def counts(self, n: int) -> list[int]:
-        """Visual tokens that each layer computes of an image that has n."""
+    def counts(self, *images: int) -> list[int]:
+        """Visual tokens that each layer computes of images that have so many, all together."""
         keep = [1.0] * self.layers
         for stage in self.stages:
             keep[stage.before :] = [stage.keep] * (self.layers - stage.before)
-        return [budget(fraction, n) for fraction in keep]
+        return [sum(budget(fraction, n) for n in images) for fraction in keep]
 
-    def flops(self, lm: LMShape, text: int, n: int) -> int:
-        """What all its rankings cost for a prompt with n visual and `text` other tokens."""
-        counts = [n, *self.counts(n)]
+    def flops(self, lm: LMShape, text: int, *images: int) -> int:
+        """What all its rankings cost for a prompt with `text` tokens and images that have so many."""
+        counts = [sum(images), *self.counts(*images)]
         return sum(self.pruner.flops(lm, stage, text, counts[stage.before]) for stage in self.stages)
 
 

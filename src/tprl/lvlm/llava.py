@@ -13,11 +13,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
+from tprl.lvlm.batching import Seen
 from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.clip_text import ClipText
-from tprl.lvlm.frozen import FrozenLVLM, Seen
-from tprl.lvlm.towers import cls_attention, layer_of, query_key, received_attention
-from tprl.types import Encoded
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.towers import StockBlock, cls_attention, layer_of, query_key, received_attention
+from tprl.types import Encoded, Tower
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -41,6 +42,7 @@ class Llava(FrozenLVLM):
             "last_keys",  # [B V C] that layer's keys
             "middle_attention",  # [B V] attention received in the "object" layer: mean over heads and queries (HiPrune)
             "last_attention",  # [B V] the same in the last layer
+            "patch_embeds",  # [B V C] patches as they enter the tower's first block; `Encoded.tower` is what follows
             "clip_relevance",  # [B V] cosine of CLIP's image and text embeddings, mean over 77-token segments
         }
     )
@@ -95,11 +97,13 @@ class Llava(FrozenLVLM):
         layer = self.model.config.vision_feature_layer
         skip = int(self.model.config.vision_feature_select_strategy == "default")
         features = out.hidden_states[layer][:, skip:]
-        if not skip and extras - {"vision_features"}:
+        if not skip and extras - {"vision_features", "patch_embeds"}:
             raise UserError(f"{self.name}'s vision tower has no CLS token, so there is no CLS attention to read.")
         found = {name: list(self._extra(name, out.hidden_states, layer)) for name in sorted(extras)}
+        tower = self._tower(out.hidden_states[0], layer) if "patch_embeds" in extras else None
         side = round(features.shape[1] ** 0.5)
-        return Seen(list(self.project(features)), [((side, side),)] * len(features), found)
+        views = [((side, side),)] * len(features)
+        return Seen(list(self.project(features)), views, views, found, tower=tower)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)
@@ -123,10 +127,24 @@ class Llava(FrozenLVLM):
         beside = Path(source) / "clip" if source and (Path(source) / "clip").is_dir() else None
         return ClipText(self.clip or beside, self.device)
 
+    def _tower(self, start: Float[Tensor, "I M C"], layer: int) -> Tower:
+        """The blocks that make the features, and the first block's CLS token, the same for every image."""
+        kind, strategy = self.model.config.vision_config.model_type, self.model.config.vision_feature_select_strategy
+        has_cls = kind == "clip_vision_model"
+        if has_cls != (strategy == "default"):
+            raise UserError(
+                f"{self.name} selects the features of its {kind} by {strategy!r}, so its visual tokens are not all "
+                "patches and only those, and none can merge inside the tower: use divprune."
+            )
+        layers = self.model.model.vision_tower.encoder.layers
+        blocks = [StockBlock(one) for one in layers[: layer_of(layer, len(layers)) + 1]]
+        return Tower(start[0, 0] if has_cls else None, blocks)
+
     def _extra(self, name: str, hidden: Sequence[Tensor], layer: int) -> Float[Tensor, "I N ..."]:
         """One of `known_extras`, per image; clip_relevance is finished by `relate`."""
         layers = self.model.model.vision_tower.encoder.layers
         feature, last = layer_of(layer, len(layers)), len(layers) - 1
+        skip = int(self.model.config.vision_feature_select_strategy == "default")
 
         def heads(number: int, queries: slice, count: int | None = None) -> tuple[Tensor, Tensor]:
             block = layers[number]
@@ -135,7 +153,9 @@ class Llava(FrozenLVLM):
         cls, everyone = slice(0, 1), slice(None)
         match name:
             case "vision_features" | "clip_relevance":
-                return hidden[layer][:, int(self.model.config.vision_feature_select_strategy == "default") :]
+                return hidden[layer][:, skip:]
+            case "patch_embeds":
+                return hidden[0][:, skip:]
             case "cls_feature":
                 return hidden[layer][:, :1].expand(-1, hidden[layer].shape[1] - 1, -1)
             case "cls_attention":

@@ -16,9 +16,11 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from tprl.cost import LVLMShape
 from tprl.errors import UserError
+from tprl.lvlm.batching import Seen
 from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
-from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.towers import cls_attention, layer_of, overheard, query_key
 
 
@@ -44,6 +46,10 @@ class LlavaNext(FrozenLVLM):
         **options: Any,
     ) -> None:
         super().__init__(pretrained, name, **options)
+
+    @property
+    def shape(self) -> LVLMShape:
+        return LVLMShape.from_llava(self.model.config)
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
@@ -86,7 +92,14 @@ class LlavaNext(FrozenLVLM):
         config = self.model.config.vision_config
         side = config.image_size // config.patch_size
         packed = {name: self._pack(value, pixels["image_sizes"], separators) for name, value in found.items()}
-        return Seen(tokens, [_views(rows, side) for rows in separators], packed, None, separators)
+        tiles = [((side, side),) * count for count in self._crops(pixels["image_sizes"])]
+        return Seen(tokens, [_views(rows, side) for rows in separators], tiles, packed, None, separators)
+
+    def _crops(self, sizes: Int[Tensor, "J 2"]) -> list[int]:
+        """Crops of images of these (height, width), the small view included."""
+        config = self.model.config
+        side = config.vision_config.image_size
+        return [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes]
 
     def _sources(self, extras: frozenset[str]) -> dict[str, nn.Module]:
         """The module whose input each of the extras is read from."""
@@ -110,12 +123,9 @@ class LlavaNext(FrozenLVLM):
         self, values: Float[Tensor, "I N ..."], sizes: Int[Tensor, "J 2"], separators: Sequence[Bool[Tensor, " _"]]
     ) -> list[Float[Tensor, "_ ..."]]:
         """Values of the patches of all crops in the order of each image's visual tokens, without separators."""
-        config = self.model.config
-        side = config.vision_config.image_size
-        crops = [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes]
         rows = values if values.ndim == 3 else values.unsqueeze(-1)
         packed, _ = self.model.model.pack_image_features(
-            rows.split(crops), sizes, "default", image_newline=rows.new_zeros(rows.shape[-1])
+            rows.split(self._crops(sizes)), sizes, "default", image_newline=rows.new_zeros(rows.shape[-1])
         )
         return [
             x[~newline.to(x.device)].flatten(1 if values.ndim == 3 else 0)

@@ -11,10 +11,12 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from tprl.cost import LMShape, LVLMShape, VisionShape
+from tprl.lvlm.batching import Seen
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
-from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, rotated, window_order
 
@@ -60,10 +62,29 @@ class Qwen25VL(FrozenLVLM):
     substitutes = RECEIVED
     windows = True  # all blocks of the tower but a few see windows, and its tokens are in window order
     pixel_inputs = ("pixel_values", "image_grid_thw")
+    coordinates = "resized"
     processor_class: type[Any] = ImageOnly
 
     def __init__(self, pretrained: str | None, name: str = "qwen2_5_vl", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
+
+    @property
+    def shape(self) -> LVLMShape:
+        v = self.model.config.vision_config
+        whole = sum(block in v.fullatt_block_indexes for block in range(v.depth))
+        window = v.window_size // v.spatial_merge_size // v.patch_size * v.spatial_merge_size
+        return self._shape(v.hidden_size, v.intermediate_size, gated=True, window=window, whole=whole)
+
+    def _shape(self, width: int, mlp: int, projectors: int = 1, **differs: Any) -> LVLMShape:
+        """What the towers of all Qwen-VL share; `differs` are further fields of `VisionShape`."""
+        config = self.model.config
+        v, text = config.vision_config, LMShape.of(config.text_config)
+        vision = VisionShape(
+            v.depth, width, mlp, v.num_heads, patches=0, patch_size=v.patch_size, channels=v.in_channels, cls=False,
+            unused=0, frames=v.temporal_patch_size, merge=v.spatial_merge_size, **differs,
+        )  # fmt: skip
+        side_by_side = width * v.spatial_merge_size**2
+        return LVLMShape(vision, (side_by_side, side_by_side, text.width), text, projectors)
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
@@ -82,6 +103,14 @@ class Qwen25VL(FrozenLVLM):
     @classmethod
     def load_processor(cls, source: str) -> Any:
         return image_only(cls.processor_class, source)
+
+    def seen_size(self, width: int, height: int) -> tuple[int, int]:
+        images = self.processor.image_processor
+        factor, size = images.patch_size * images.merge_size, images.size
+        seen = smart_resize(
+            height, width, factor=factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
+        )
+        return seen[1], seen[0]
 
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         return pixels["image_grid_thw"].prod(1).tolist()
@@ -108,12 +137,13 @@ class Qwen25VL(FrozenLVLM):
         if self.windows:
             back = window_order(views, config.window_size // merge // config.patch_size).argsort()
             found = {name: value[back.to(value.device)] for name, value in found.items()}
-        return self._seen(
-            out, [(view,) for view in views], {name: list(value.split(counts)) for name, value in found.items()}
-        )
+        tiles = [((h, w),) for _, h, w in grid.tolist()]
+        extra = {name: list(value.split(counts)) for name, value in found.items()}
+        return Seen(list(out.pooler_output), [(view,) for view in views], tiles, extra, self._deep(out))
 
-    def _seen(self, out: Any, views: list[tuple[tuple[int, int], ...]], extras: dict[str, list[Tensor]]) -> Seen:
-        return Seen(list(out.pooler_output), views, extras)
+    def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
+        """What deeper layers of the tower add, per image (see `Encoded.deep`)."""
+        return None
 
     def _attention(self, layer: Any, call: Call, sizes: list[int]) -> Float[Tensor, " N"]:
         """Attention that each patch receives from those of its own image, in the tower's order; `sizes` are patches

@@ -6,6 +6,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers import Qwen2VLProcessor as StockProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tprl.cost import LVLMShape
 from tprl.lvlm.blueprint import random_weights
 from tprl.lvlm.loading import WithoutVideo
 from tprl.lvlm.qwen2_5_vl import CHAT, Qwen25VL, small_text
@@ -20,10 +21,16 @@ class Qwen2VL(Qwen25VL):
 
     model_type = "qwen2_vl"
     windows = False
+    coordinates = "thousand"
     processor_class = ImageOnly
 
     def __init__(self, pretrained: str | None, name: str = "qwen2_vl", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
+
+    @property
+    def shape(self) -> LVLMShape:
+        v = self.model.config.vision_config
+        return self._shape(v.embed_dim, int(v.embed_dim * v.mlp_ratio))
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:

@@ -12,8 +12,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers import Qwen3VLProcessor as StockProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tprl.cost import LVLMShape
 from tprl.lvlm.blueprint import random_weights
-from tprl.lvlm.frozen import Seen
 from tprl.lvlm.loading import WithoutVideo
 from tprl.lvlm.qwen2_5_vl import CHAT, Qwen25VL, small_text
 
@@ -31,10 +31,17 @@ class Qwen3VL(Qwen25VL):
 
     model_type = "qwen3_vl"
     windows = False
+    coordinates = "thousand"
     processor_class = ImageOnly
 
     def __init__(self, pretrained: str | None, name: str = "qwen3_vl", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
+
+    @property
+    def shape(self) -> LVLMShape:
+        v = self.model.config.vision_config
+        deeper = sum(block in v.deepstack_visual_indexes for block in range(v.depth))
+        return self._shape(v.hidden_size, v.intermediate_size, projectors=1 + deeper)
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
@@ -51,9 +58,8 @@ class Qwen3VL(Qwen25VL):
         model = random_weights(Qwen3VLForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
 
-    def _seen(self, out: Any, views: list[tuple[tuple[int, int], ...]], extras: dict[str, list[Tensor]]) -> Seen:
-        layers = zip(*out.deepstack_features, strict=True)
-        return Seen(list(out.pooler_output), views, extras, [torch.cat(list(features), -1) for features in layers])
+    def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
+        return [torch.cat(list(features), -1) for features in zip(*out.deepstack_features, strict=True)]
 
     @contextmanager
     def deepstack(

@@ -17,10 +17,11 @@ from transformers import (
 )
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import runs
+from tprl.lvlm.batching import Seen, runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
-from tprl.lvlm.frozen import FrozenLVLM, Seen
+from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import RECEIVED, Call, overheard, query_key, received_attention
 
@@ -53,6 +54,16 @@ class SmolVLM2(FrozenLVLM):
         if find_spec("num2words") is None:
             raise UserError(f"model={name} needs the package num2words: pip install 'tprl[smolvlm]'.")
         super().__init__(pretrained, name, **options)
+
+    @property
+    def shape(self) -> LVLMShape:
+        config = self.model.config
+        v, text, side = config.vision_config, LMShape.of(config.text_config), _side(config) * config.scale_factor
+        vision = VisionShape(
+            v.num_hidden_layers, v.hidden_size, v.intermediate_size, v.num_attention_heads, side**2, v.patch_size,
+            v.num_channels, cls=False, unused=0, merge=config.scale_factor,
+        )  # fmt: skip
+        return LVLMShape(vision, (v.hidden_size * config.scale_factor**2, text.width), text)
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
@@ -105,7 +116,7 @@ class SmolVLM2(FrozenLVLM):
                 pixel_attention_mask=pixels["pixel_attention_mask"].to(self.device),
                 return_dict=True,
             )
-        side = _side(self.model.config)
+        side, scale = _side(self.model.config), self.model.config.scale_factor
         shown = pixels["pixel_attention_mask"]
         real = shown.flatten(2).any(2)  # tiles that are no padding
         counts = real.sum(1).tolist()
@@ -117,6 +128,7 @@ class SmolVLM2(FrozenLVLM):
         return Seen(
             list(tokens),
             [((side, side),) * count for count in counts],
+            [((side * scale, side * scale),) * count for count in counts],
             {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in found.items()},
         )
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 # `substitutes` of families whose encoder has no CLS token.
 RECEIVED = {"cls_attention": "attention received, mean over heads and queries"}
@@ -19,6 +20,29 @@ class Call(NamedTuple):
 
     x: Tensor
     options: dict[str, Any]
+
+
+class StockBlock:
+    """A block of a CLIP or SigLIP tower of transformers, as `types.Block`; on SDPA, whatever the tower runs on.
+
+    Of a tower that is spread over devices, each module moves its input to its own; results come back to that of x.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def attend(
+        self, x: Float[Tensor, "I M C"], bias: Float[Tensor, "I 1 1 M"]
+    ) -> tuple[Float[Tensor, "I M C"], Float[Tensor, "I M c"]]:
+        attention, normed = self.layer.self_attn, self.layer.layer_norm1(x)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        query, keys, values = (split_heads(project(normed), attention.num_heads) for project in projections)
+        mixed = scaled_dot_product_attention(query, keys, values, bias.to(query), scale=attention.scale)
+        mixed = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+        return x + mixed.to(x.device), keys.double().mean(1).to(x.device)
+
+    def feed(self, x: Float[Tensor, "I M C"]) -> Float[Tensor, "I M C"]:
+        return x + self.layer.mlp(self.layer.layer_norm2(x)).to(x.device)
 
 
 @contextmanager

@@ -95,6 +95,7 @@ class ToyLVLM:
             visual_mask=torch.ones_like(visual_at, dtype=torch.bool).to(self.device),
             image_of=torch.zeros_like(visual_at).to(self.device),
             grids=grids,
+            tiles=grids,
             question=question.to(self.device),
             extras={name: found[name].to(self.device) for name in sorted(extras)},
             project=self.project,
@@ -120,6 +121,10 @@ class ToyLVLM:
         log_probs = self._log_probs(prompt)
         ids = torch.tensor([(*VALUES, UNKNOWN).index(answer) for answer in answers], device=log_probs.device)
         return log_probs.gather(1, ids.unsqueeze(1)).squeeze(1), log_probs.argmax(1) == ids
+
+    def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B 1 A"]:
+        """Log-probabilities of all answers; each is one token."""
+        return self._log_probs(prompt).unsqueeze(1)
 
     def answer_length(self, answer: str) -> int:
         """Tokens of any answer."""

@@ -95,7 +95,7 @@ class HoloVPruner:
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """Cosines within each chunk."""
         chunks = min(tokens, self.chunks)
-        return 2 * chunks * (-(-tokens // self.chunks)) ** 2 * shape.vision.width
+        return 2 * chunks * (-(-tokens // self.chunks)) ** 2 * shape.features
 
 
 def _mean(x: Float64[Tensor, "*J C"], mask: Bool[Tensor, "*J C"]) -> Float64[Tensor, "*J 1"]:

@@ -63,7 +63,7 @@ class VisPruner:
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """All cosines between vision features; its rounds look them up."""
-        return similarity_flops(tokens, shape.vision.width)
+        return similarity_flops(tokens, shape.features)
 
 
 def _thin_out(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from tprl.budget import check_keep_ratio
+from tprl.data.benchmark import batches
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
 from tprl.pruners.adaptive import choose
@@ -82,9 +83,8 @@ class Adapt(pl.LightningModule):
     @torch.no_grad()
     def _score(self) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N K"]]:
         """What the head will read of each training question, and what it is to forecast."""
-        gists, chances, count = [], [], min(self.hparams["questions"], len(self.dataset))
-        for start in range(0, count, 100):
-            samples = [self.dataset[i] for i in range(start, min(start + 100, count))]
+        gists, chances = [], []
+        for samples in batches(self.dataset, self.hparams["questions"], 100):
             encoded = self.lvlm.encode(samples, self.pruner.extras)
             x = self.pruner.observe(encoded)
             logits, gist = self.pruner.survey(x)

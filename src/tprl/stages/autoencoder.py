@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from tprl.data.benchmark import taken
 from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner
 from tprl.types import LVLM, Dataset, Sample
@@ -70,7 +71,7 @@ class AutoencoderStage(pl.LightningModule):
     def _distinct(self) -> Iterator[Sample]:
         """The first question about every image. Pixels decide, because an object's id is soon used again."""
         seen = set[bytes]()
-        for sample in (self.dataset[index] for index in range(len(self.dataset))):
+        for sample in taken(self.dataset, range(len(self.dataset))):
             pixels = hashlib.blake2b(b"".join(image.tobytes() for image in sample.images)).digest()
             if sample.images and pixels not in seen:
                 seen.add(pixels)

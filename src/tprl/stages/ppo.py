@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tprl.budget import check_keep_ratio
 from tprl.data.prompts import PromptStream, drawn_ratios
 from tprl.errors import UserError
+from tprl.evaluation.evaluator import question_flops
 from tprl.evaluation.served import ServedScore, merit
 from tprl.policy.action import ActionRule, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
@@ -26,7 +27,7 @@ from tprl.rewards import WeightedReward
 from tprl.rl.gae import gae, group_advantage, leave_one_out
 from tprl.rl.ppo import PPOLoss, explained_variance, normalise, ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions
-from tprl.scoring import Scorer
+from tprl.scoring import FIDELITY, LABELS, Scorer
 from tprl.splice import splice
 from tprl.types import LVLM, Dataset, Encoded, Outcome, Sample, TokenSelection
 
@@ -157,15 +158,13 @@ class PPO(pl.LightningModule):
         if self.iteration == 0:
             self._validate()
         encoded = self.lvlm.encode(samples)
-        full = self.scorer.full(samples, encoded)
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]
         repeated = torch.tensor(rows, device=encoded.embeds.device)
         x = self.pruner.observe(encoded).rows(repeated)
         keep_ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)[repeated.cpu()].to(repeated.device)
         noise = self._noise(samples, x, rule)
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
-        full_rows = (full.score[repeated], full.log_prob[repeated])
-        outcome = self._measure([samples[i] for i in rows], encoded.rows(rows), rollout, full_rows)
+        outcome = self._measure(samples, encoded, rows, rollout)
         terms = self.reward(outcome)
         reward = torch.stack(list(terms.values())).sum(0)
         kept = rollout.action[-1].sum(1) / x.mask.sum(1)
@@ -186,17 +185,36 @@ class PPO(pl.LightningModule):
         return flat.unflatten(1, (h["steps"], width)).transpose(0, 1).to(x.mask.device)
 
     @torch.no_grad()
-    def _measure(
-        self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout, full: tuple[Tensor, Tensor]
-    ) -> Outcome:
-        """What the LVLM makes of every state of the episodes."""
-        scored = [self.scorer(samples, splice(encoded, TokenSelection(action))) for action in rollout.action]
-        return Outcome(
-            uids=encoded.uids,
-            kept=torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.action)]),
-            score=torch.stack([full[0], *(s.score for s in scored)]) if "score" in self.reward.needs else None,
-            log_prob=torch.stack([full[1], *(s.log_prob for s in scored)]),
-        )
+    def _measure(self, samples: Sequence[Sample], encoded: Encoded, rows: Sequence[int], rollout: Rollout) -> Outcome:
+        """What the LVLM makes of every state of the episodes; `rows` are the prompts that these are about."""
+        needs, found = self.reward.needs, dict[str, Tensor]()
+        asked, repeated = [samples[i] for i in rows], encoded.rows(rows)
+        kept = torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.action)])
+        prompts = [splice(repeated, TokenSelection(action)) for action in rollout.action]
+        if needs & LABELS:
+            full = self.scorer.full(samples, encoded)
+            scored = [self.scorer(asked, prompt) for prompt in prompts]
+            found["log_prob"] = torch.stack([full.log_prob[rows], *(one.log_prob for one in scored)])
+            if "score" in needs:
+                found["score"] = torch.stack([full.score[rows], *(one.score for one in scored)])
+        if needs & FIDELITY:
+            own = self.scorer.own(encoded).rows(rows)
+            kl, same = zip(*(self.scorer.fidelity(prompt, own) for prompt in prompts), strict=True)
+            found["answer_kl"] = torch.stack([torch.zeros_like(kl[0]), *kl])
+            found["agreement"] = torch.stack([torch.ones_like(same[0]), *same])
+        if "flops" in needs:
+            found["flops"] = self._flops(asked, repeated, rollout)
+        return Outcome(uids=repeated.uids, kept=kept, **found)
+
+    def _flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> Float[Tensor, "T1 B"]:
+        """FLOPs of each question in every state, the selector included once it has acted."""
+        states = [TokenSelection(action).per_image(encoded) for action in rollout.action]
+        costs = [
+            [question_flops(self.scorer, encoded, i, one, self.pruner, kept[i]) for i, one in enumerate(samples)]
+            for kept in states
+        ]
+        rows = [[whole for _, whole in costs[0]], *([cost for cost, _ in step] for step in costs)]
+        return torch.tensor(rows, device=encoded.embeds.device)
 
     def _budget_penalty(self, kept: Float[Tensor, " B"], keep_ratio: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """lagrange: multiplier * (kept fraction - keep_ratio), and a dual ascent step on the multiplier.

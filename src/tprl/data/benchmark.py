@@ -1,0 +1,282 @@
+"""What every public benchmark shares: rows become samples, damaged rows are counted, images are bounded."""
+
+import base64
+import binascii
+import io
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from tprl.data.tables import Table, read_table
+from tprl.errors import UserError
+from tprl.types import Box, Dataset, Sample
+
+MAX_PIXELS = 4096 * 4096  # of an image; larger ones are scaled down
+
+
+class BadRow(Exception):
+    """A row that makes no question.
+
+    Args:
+        reason: the same for all rows of its kind; they are counted under it.
+        detail: what is wrong with this row.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class Benchmark(ABC):
+    """Questions of one split, with the score that the benchmark publishes.
+
+    A subclass names its `hub` repository, `splits` and `protocol`, makes a `Sample` of a row (`sample`), scores an
+    answer (`score`), and says how the official numbers come from it (`facts`, `per_image`, `official`). The uid of a
+    sample is `<name>/<split>/<image>/<question>`: questions about one image share all but the last part.
+
+    A row with a broken image, no answer, no box or an empty question raises `BadRow` and is counted in `damage`; the
+    last one that `max_bad_rows` allows for is passed over, the next is an error. Read rows by `take`.
+
+    Args:
+        split: "train", "val" or "test", or a split of the repository by its own name.
+        limit: rows, from the first on.
+        source: a local copy instead of the hub, see `tables.read_table`.
+        max_bad_rows: share of rows that may be damaged.
+
+    Raises:
+        UserError: no such split, no rows, or `tables.read_table`'s reasons.
+    """
+
+    name: str
+    hub: str
+    subset: str | None = None
+    splits: ClassVar[Mapping[str, str]] = {}
+    protocol: str  # one line: prompt, normalisation, and what the headline number is
+    headline: str = "accuracy"  # the official number that tables show
+    answer_tokens: int = 16  # that an answer may need
+    labelled: bool = True  # whether rows must have answers
+
+    def __init__(
+        self, split: str = "test", limit: int | None = None, source: str | None = None, max_bad_rows: float = 0.01
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise UserError(f"limit={limit} leaves no question of {self.name}: use at least 1, or null for all.")
+        if not 0 <= max_bad_rows <= 1:
+            raise UserError(f"max_bad_rows={max_bad_rows} is not a share: use a number in [0, 1].")
+        self.split, self.max_bad_rows = split, max_bad_rows
+        self._source = source or self.hub
+        self.rows = self.read(self._source, self.split_name(split))
+        self._length = self.count() if limit is None else min(limit, self.count())
+        if not self._length:
+            raise UserError(f"{self.name} has no rows in split {split} of {self._source}.")
+        self._bad: dict[int, str] = {}
+        self._latest: tuple[str, Image.Image, tuple[int, int]] | None = None
+
+    # --- what a subclass says -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        """The question that a row asks.
+
+        Raises:
+            BadRow: it asks none.
+        """
+
+    @abstractmethod
+    def score(self, sample: Sample, prediction: str) -> float:
+        """What the benchmark gives for one answer, in [0, 1]."""
+
+    def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
+        """Numbers that the official ones are made of; summed over all questions."""
+        return (self.score(sample, prediction), 1.0)
+
+    def per_image(self, facts: Float[Tensor, "N F"]) -> Float[Tensor, " G"]:
+        """The facts of an image, from those of its questions; a sum unless the benchmark counts whole images."""
+        return facts.sum(0)
+
+    def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
+        """The published numbers in their published unit (percent, points), from facts summed over images."""
+        return {"accuracy": 100 * total[..., 0] / total[..., 1]}
+
+    def teacher_forced(self, sample: Sample) -> bool:
+        """No: the score reads a free answer."""
+        return False
+
+    # --- rows ---------------------------------------------------------------------------------------------------
+
+    def read(self, source: str, split: str) -> Table:
+        """The rows of a split."""
+        return read_table(source, self.subset, split)
+
+    def count(self) -> int:
+        """Questions in `rows`."""
+        return len(self.rows)
+
+    def at(self, index: int) -> int:
+        """The number of the row that question `index` comes from."""
+        return index
+
+    def where(self, index: int) -> str:
+        """The same in words, for errors."""
+        return f"row {self.at(index)}"
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """The row of question `index`."""
+        return self.rows[self.at(index)]
+
+    def split_name(self, split: str) -> str:
+        """The repository's name of a split.
+
+        Raises:
+            UserError: "train", "val" or "test" where the benchmark has none.
+        """
+        if split in self.splits:
+            return self.splits[split]
+        if split in ("train", "val", "test"):
+            there = ", ".join(self.splits)
+            raise UserError(f"{self.name} has no labelled split '{split}', only {there}: train on another dataset.")
+        return split
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"question {index} of {len(self)}")
+        try:
+            sample = self._sampled(index)
+            if not sample.question.strip():
+                raise BadRow("empty question")
+            if self.labelled and not any(answer.strip() for answer in sample.answers):
+                raise BadRow("no answer")
+        except BadRow as bad:
+            self._count(index, bad)
+            raise
+        return sample
+
+    def _count(self, index: int, bad: BadRow) -> None:
+        self._bad[index] = bad.reason
+        if len(self._bad) > self.max_bad_rows * len(self):
+            raise UserError(
+                f"{self.name}: {self.where(index)} has a fault ({bad}), and with it {len(self._bad)} of {len(self)} "
+                f"rows ({self._listed()}), more than max_bad_rows={self.max_bad_rows:g} allows: mend {self._source}, "
+                "or raise dataset.max_bad_rows."
+            ) from bad
+
+    def _sampled(self, index: int) -> Sample:
+        try:
+            return self.sample(self.row(index), index)
+        except KeyError as error:
+            raise BadRow(f"no column {error}") from error
+
+    @property
+    def damage(self) -> dict[str, int]:
+        """Rows passed over so far, by reason."""
+        return dict(Counter(self._bad.values()))
+
+    def _listed(self) -> str:
+        return ", ".join(f"{reason}: {count}" for reason, count in self.damage.items())
+
+    # --- helpers for subclasses ---------------------------------------------------------------------------------
+
+    def uid(self, image: object, question: object) -> str:
+        return f"{self.name}/{self.split}/{image}/{question}"
+
+    def image(self, value: Any, key: object, folder: Path | None = None) -> Image.Image:
+        """A picture as RGB, at most `MAX_PIXELS` large; questions in a row about the image `key` share one object.
+
+        Args:
+            value: {"bytes", "path"} as stored by `datasets`, base64 text, a path (within `folder`), or a picture.
+            key: names the image.
+            folder: of relative paths.
+
+        Raises:
+            BadRow: no image, or one that cannot be read.
+        """
+        if self._latest is None or self._latest[0] != str(key):
+            self._latest = (str(key), *_picture(value, folder))
+        return self._latest[1]
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """(width, height) of the latest `image` as it is stored, see `scaled`."""
+        assert self._latest is not None
+        return self._latest[2]
+
+
+def text_of(value: Any, reason: str) -> str:
+    """A text without surrounding white space.
+
+    Raises:
+        BadRow: nothing is left; the row has a fault for `reason`.
+    """
+    text = "" if value is None else str(value).strip()
+    if not text:
+        raise BadRow(reason)
+    return text
+
+
+def taken(dataset: Dataset, indices: Iterable[int]) -> Iterator[Sample]:
+    """The samples at `indices` one by one, less those of damaged rows, which the dataset has counted."""
+    for index in indices:
+        try:
+            yield dataset[index]
+        except BadRow:
+            continue
+
+
+def take(dataset: Dataset, indices: Iterable[int]) -> list[Sample]:
+    """All of `taken`."""
+    return list(taken(dataset, indices))
+
+
+def batches(dataset: Dataset, limit: int | None, size: int) -> Iterator[list[Sample]]:
+    """The samples of the first `limit` rows (None: all), `size` at a time."""
+    stream = taken(dataset, range(min(limit or len(dataset), len(dataset))))
+    while batch := list(islice(stream, size)):
+        yield batch
+
+
+def scaled(box: Sequence[float], size: tuple[int, int], image: Image.Image) -> Box:
+    """A box of an image that was `size` (width, height) large, on `image`, which may have been scaled down."""
+    fx, fy = image.width / size[0], image.height / size[1]
+    x1, y1, x2, y2 = box
+    return (x1 * fx, y1 * fy, x2 * fx, y2 * fy)
+
+
+def _picture(value: Any, folder: Path | None) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture and the size it is stored with."""
+    try:
+        picture = value if isinstance(value, Image.Image) else Image.open(_file(value, folder))
+        size = picture.size
+        if picture.width * picture.height > MAX_PIXELS:
+            scale = (MAX_PIXELS / (picture.width * picture.height)) ** 0.5
+            picture = picture.resize((int(picture.width * scale), int(picture.height * scale)))
+        return picture.convert("RGB"), size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadRow("broken image") from error
+
+
+def _file(value: Any, folder: Path | None) -> Any:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return io.BytesIO(value)
+    if not isinstance(value, str) or not value:
+        raise BadRow("no image")
+    if len(value) > 1000:  # no path is that long: the image itself, as text
+        try:
+            return io.BytesIO(base64.b64decode(value, validate=True))
+        except binascii.Error as error:
+            raise BadRow("broken image") from error
+    path = (folder or Path()) / value
+    if not path.is_file():
+        raise BadRow("missing image file")
+    return path

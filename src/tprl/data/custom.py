@@ -1,0 +1,224 @@
+"""One's own questions: rows of images, a question, and answers or a box."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from tprl.data.benchmark import BadRow, Benchmark, scaled
+from tprl.data.grounding import Grounding
+from tprl.data.tables import Table, read_table
+from tprl.errors import UserError
+from tprl.pruners.random import stable_seed
+from tprl.types import Box, Sample
+
+log = logging.getLogger(__name__)
+PARTS = ("train",) * 8 + ("val", "test")  # of a file without a column `split`
+
+
+class Custom(Grounding):
+    """Accuracy, percent: exact match with one of the answers, case and outer spaces ignored, or an IoU of at least 0.5
+    with the box; and the mean IoU where there are boxes. Questions reach the model as they are.
+
+    Rows are JSON lines, a JSON list, parquet or arrow, with these columns:
+
+        image     a path, an image as `datasets` stores it, or a list of either
+        question  text
+        answers   text or a list of texts; the first is the one that rewards teach; or
+        box       [x1, y1, x2, y2] in pixels of the image, x2 and y2 exclusive
+        id        optional, different in every row
+        split     optional; without it 8 of 10 images are for training and one each for validation and test, drawn from
+                  the image's name, and split=all is all of them
+
+    Args:
+        images: folder that relative paths start from; None is the folder of the file.
+        labelled: False reads images and questions alone, which is all that reward=fidelity needs.
+        split, source, options: see `Grounding`; `source` is the file.
+
+    Raises:
+        UserError: no file, columns that are not there, an id twice, no rows in the split, or `Grounding`'s reasons.
+    """
+
+    name = "custom"
+    hub = ""
+    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    protocol = "own data: exact match but for case and outer spaces; boxes count from an IoU of 0.5"
+
+    def __init__(
+        self,
+        split: str = "test",
+        source: str | None = None,
+        images: str | None = None,
+        labelled: bool = True,
+        **options: Any,
+    ) -> None:
+        self.labelled = labelled
+        if not source or not Path(source).is_file():
+            given = f"{source} is no file" if source else "dataset=custom needs your data"
+            raise UserError(f"{given}: set dataset.source=<a .jsonl, .json, .parquet or .arrow file>.")
+        self.file, self.folder = Path(source), Path(images or Path(source).parent)
+        if not self.folder.is_dir():
+            raise UserError(
+                f"dataset.images={images} is no folder: give the one that the paths in {source} start from."
+            )
+        super().__init__(split, source=source, **options)
+
+    # --- rows ---------------------------------------------------------------------------------------------------
+
+    def read(self, source: str, split: str) -> Table:
+        rows = read_table(source, None, split)
+        entries = [_entry(rows[place], place) for place in range(len(rows))]
+        self._check(entries)
+        parts = [entry.part for entry in entries]
+        if all(part is None for part in parts):
+            parts = [PARTS[stable_seed(entry.image, 0) % len(PARTS)] for entry in entries]
+            log.info("%s has no column split: %s, by the names of the images", source, _counted(parts))
+        elif None in parts:
+            raise UserError(f"{self._line(parts.index(None))}: split is missing; give every row one, or none.")
+        self._keys = [entry.key for entry in entries]
+        self._places = [place for place, part in enumerate(parts) if split in ("all", part)]
+        if entries and not self._places:
+            raise UserError(f"{source} has no rows in split {split} ({_counted(parts)}): use split=all or another one.")
+        return rows
+
+    def count(self) -> int:
+        return len(self._places)
+
+    def at(self, index: int) -> int:
+        return self._places[index]
+
+    def where(self, index: int) -> str:
+        return self._line(self.at(index))
+
+    def _line(self, place: int) -> str:
+        """Where a row is, for errors."""
+        if self.file.suffix != ".jsonl":
+            return f"{self.file}, row {place + 1}"
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        return f"{self.file}, line {[number for number, line in enumerate(lines, 1) if line.strip()][place]}"
+
+    def _check(self, entries: Sequence["_Entry"]) -> None:
+        """Refuse a file without the columns, and an id that two rows have."""
+        filled = frozenset().union(*(entry.filled for entry in entries))
+        self._boxes = "box" in filled
+        self.answer_tokens = Grounding.answer_tokens if self._boxes else Benchmark.answer_tokens
+        wanted = {"image": {"image"}, "question": {"question"}}
+        if self.labelled:
+            wanted["answers (or box)"] = {"answers", "box"}
+        missing = [name for name, either in wanted.items() if not either & filled]
+        if entries and missing:
+            there = ", ".join(sorted(filled))
+            raise UserError(f"{self.file} has no column {', '.join(missing)}, only {there}: rename or add it.")
+        first: dict[str, int] = {}
+        for place, entry in enumerate(entries):
+            if first.setdefault(entry.key, place) != place:
+                other = self._line(first[entry.key])
+                raise UserError(f"{self._line(place)}: id={entry.key} is also that of {other}; give each row its own.")
+
+    # --- samples ------------------------------------------------------------------------------------------------
+
+    def sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        question, name = row.get("question"), _image_name(row.get("image"))
+        if not isinstance(question, str) or not question.strip():
+            raise BadRow("empty question", f"question={question!r}; write a text")
+        images = self._images(row.get("image"))
+        uid = self.uid(name, self._keys[self.at(index)])
+        if not self.labelled:
+            return Sample(uid, images, question, ("",))
+        if row.get("box") is None:
+            return Sample(uid, images, question, _answers(row.get("answers")))
+        if row.get("answers"):
+            raise BadRow("answers and a box", f"answers={row['answers']!r}, box={row['box']!r}; leave one of them out")
+        if len(images) != 1:
+            raise BadRow("no box", f"box={row['box']!r} with {len(images)} images; give one image")
+        box = scaled(_box(row["box"], self.original_size), self.original_size, images[0])
+        return Sample(uid, images, question, (self.written(box, images[0]),), box=box, region=(box,))
+
+    def _images(self, value: Any) -> tuple[Image.Image, ...]:
+        found = []
+        for one in value if isinstance(value, list) and value else [value]:
+            name = _image_name(one)
+            try:
+                found.append(self.image(one, name, self.folder))
+            except BadRow as bad:
+                raise BadRow(bad.reason, f"image={name!r} in {self.folder}; mend it, or dataset.images") from bad
+        return tuple(found)
+
+    # --- score --------------------------------------------------------------------------------------------------
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        if sample.box is not None:
+            return float(self.iou(sample, prediction) >= 0.5)
+        return float(prediction.strip().lower() in {answer.strip().lower() for answer in sample.answers})
+
+    def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
+        """Right, asked; IoU, boxes asked for."""
+        boxes = float(sample.box is not None)
+        return (self.score(sample, prediction), 1.0, self.iou(sample, prediction) if boxes else 0.0, boxes)
+
+    def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
+        right, asked, overlap, boxes = total.unbind(-1)
+        numbers = {"accuracy": 100 * right / asked}
+        return numbers | {"mean_iou": 100 * overlap / boxes} if self._boxes else numbers
+
+
+class _Entry(NamedTuple):
+    """What is known of a row before its image is opened."""
+
+    image: str
+    key: str  # in uids
+    part: Any
+    filled: frozenset[str]  # columns
+
+
+def _entry(row: Mapping[str, Any], place: int) -> _Entry:
+    filled = frozenset(name for name, value in row.items() if value is not None)
+    key = str(row["id"]).replace("/", "_") if "id" in filled else f"row{place + 1}"
+    return _Entry(_image_name(row.get("image")), key, row.get("split"), filled)
+
+
+def _image_name(value: Any) -> str:
+    """What an image is called in uids, and what decides its part; several images go by the first."""
+    if isinstance(value, list):
+        return _image_name(value[0]) if value else ""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) or (isinstance(value, str) and len(value) > 1000):  # the image itself, not its name
+        content = value if isinstance(value, bytes) else value.encode()
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
+    return "" if value is None else str(value)
+
+
+def _counted(parts: Sequence[Any]) -> str:
+    counts = Counter(map(str, parts))
+    return ", ".join(f"{part} {counts[part]}" for part in sorted(counts))
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    found = value if isinstance(value, list) else [value]
+    kept = tuple(str(one) for one in found if isinstance(one, str | int | float) and str(one).strip())
+    if not kept:
+        raise BadRow("no answer", f"answers={value!r}; give a text or a list of texts, or a box")
+    return kept
+
+
+def _box(value: Any, size: tuple[int, int]) -> Box:
+    """A box as the file has it, checked against the size of its image."""
+    wanted = f"box={value!r}; give [x1, y1, x2, y2] in pixels with x1 < x2 and y1 < y2"
+    if not isinstance(value, list) or len(value) != 4:
+        raise BadRow("no box", wanted)
+    if not all(isinstance(one, int | float) and isfinite(one) for one in value):
+        raise BadRow("no box", wanted)
+    x1, y1, x2, y2 = map(float, value)
+    if x1 >= x2 or y1 >= y2:
+        raise BadRow("no box", wanted)
+    if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
+        raise BadRow("box outside of the image", f"box={value!r}, and the image is {size[0]} x {size[1]} pixels")
+    return (x1, y1, x2, y2)

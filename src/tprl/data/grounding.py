@@ -1,0 +1,106 @@
+"""What benchmarks share whose answers are boxes."""
+
+from typing import Any
+
+from PIL import Image
+
+from tprl.data.benchmark import Benchmark
+from tprl.data.boxes import COORDINATES, Size, box_text, first_box, first_place, in_pixels, iou, unit
+from tprl.errors import UserError
+from tprl.types import Box, Sample
+
+
+class Grounding(Benchmark):
+    """Questions about where something is; `Sample.box` is in pixels of the sample's image.
+
+    Numbers in an answer are read by one convention (`boxes.COORDINATES`), whatever their size: 0.5 is half a pixel
+    where pixels are agreed on. It is that of the LVLM in use, see `reads_boxes_as`, unless `coordinates` names another.
+
+    Args:
+        coordinates: "absolute", "relative", "thousand" or "resized"; None is how the LVLM writes them.
+        split, limit, source, max_bad_rows: see `Benchmark`.
+
+    Raises:
+        UserError: unknown coordinates, or `Benchmark`'s reasons.
+    """
+
+    answer_tokens = 64  # some models write JSON
+
+    def __init__(
+        self,
+        split: str = "test",
+        limit: int | None = None,
+        source: str | None = None,
+        max_bad_rows: float = 0.01,
+        coordinates: str | None = None,
+    ) -> None:
+        if coordinates is not None and coordinates not in COORDINATES:
+            raise UserError(
+                f"dataset.coordinates={coordinates} is unknown: use one of {', '.join(COORDINATES)}, or null for "
+                "those of the model."
+            )
+        self._coordinates, self._lvlm, self._rule = coordinates, None, self.protocol
+        self._say()
+        super().__init__(split, limit, source, max_bad_rows)
+
+    def reads_boxes_as(self, lvlm: Any) -> None:
+        """Ask for boxes, and read them, as this LVLM writes them. To be called before the first question is taken."""
+        self._lvlm = lvlm
+        if self._coordinates is None:
+            self._coordinates = getattr(lvlm, "coordinates", None)
+        self._say()
+
+    def _say(self) -> None:
+        if self._coordinates is not None:
+            self.protocol = f"{self._rule}; boxes in {self._coordinates} coordinates"
+
+    @property
+    def coordinates(self) -> str:
+        """The convention in use.
+
+        Raises:
+            UserError: nothing says which.
+        """
+        if self._coordinates is None:
+            raise UserError(
+                f"in which coordinates boxes of {self.name} are written is not known: set dataset.coordinates to one "
+                f"of {', '.join(COORDINATES)}."
+            )
+        return self._coordinates
+
+    def asked(self, text: str) -> str:
+        """A question with the request for a box."""
+        return f"{text}\nAnswer with one box [x1, y1, x2, y2] {COORDINATES[self.coordinates]}."
+
+    def written(self, box: Box, image: Image.Image) -> str:
+        """A box in pixels as the LVLM would write it."""
+        return box_text(box, self.coordinates, self._unit(image))
+
+    def box_in(self, prediction: str, image: Image.Image) -> Box | None:
+        """The first box of an answer in pixels; None if there is none."""
+        found = first_box(prediction)
+        if found is None:
+            return None
+        x1, y1, x2, y2 = in_pixels(found, self._unit(image))
+        return (x1, y1, x2, y2)
+
+    def place_in(self, prediction: str, image: Image.Image) -> tuple[float, ...] | None:
+        """The first box or point of an answer in pixels; None if there is none."""
+        found = first_place(prediction)
+        return None if found is None else in_pixels(found, self._unit(image))
+
+    def iou(self, sample: Sample, prediction: str) -> float:
+        """Overlap of the answer's first box and the true one; 0 where the answer has none."""
+        found = self.box_in(prediction, sample.images[0])
+        return 0.0 if found is None or sample.box is None else iou(found, sample.box)
+
+    def _unit(self, image: Image.Image) -> tuple[float, float]:
+        seen: Size = image.size
+        if self.coordinates == "resized":
+            if not hasattr(self._lvlm, "seen_size"):
+                raise UserError(
+                    f"dataset.coordinates=resized: {getattr(self._lvlm, 'name', 'no model')} does not say what size it "
+                    "sees an image in; use absolute, relative or thousand."
+                )
+            seen = self._lvlm.seen_size(*image.size)  # type: ignore[union-attr]
+        return unit(self.coordinates, image.size, seen)

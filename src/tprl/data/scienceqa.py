@@ -1,0 +1,30 @@
+"""ScienceQA-IMG: school questions, those that come with a picture."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tprl.data.benchmark import text_of
+from tprl.data.choices import RULE, MultipleChoice
+from tprl.types import Sample
+
+
+class ScienceQA(MultipleChoice):
+    """Accuracy, percent, over the questions with an image (2,017 in test).
+
+    Source: "Learn to Explain: Multimodal Reasoning via Thought Chains for Science Question Answering" (Lu et al.,
+    arXiv 2209.09513). The prompt is that of LLaVA-1.5: the hint, if there is one, as context before the question; the
+    lecture and the solution are not shown. Rows have no id, so every row counts as an image of its own.
+    """
+
+    name = "scienceqa"
+    hub = "lmms-lab/ScienceQA"
+    subset = "ScienceQA-IMG"
+    splits: ClassVar = {"train": "train", "val": "validation", "test": "test"}
+    protocol = f"ScienceQA-IMG accuracy, hint as context, no lecture; {RULE}"
+
+    def sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        question, hint = text_of(row["question"], "empty question"), (row["hint"] or "").strip()
+        if hint:
+            question = f"Context: {hint}\n{question}"
+        uid, image = self.uid(index, 0), self.image(row["image"], index)
+        return self.posed(uid, image, question, row["choices"] or (), row["answer"], row["subject"] or "")

@@ -1,0 +1,88 @@
+"""ScreenSpot-Pro: which element of a professional program's screen does an instruction mean?"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tprl.data.benchmark import BadRow, scaled, text_of
+from tprl.data.boxes import inside
+from tprl.data.grounding import Grounding
+from tprl.data.tables import Table
+from tprl.types import Sample
+
+QUESTION = "Find the element of this screen that the instruction is about.\nInstruction: {instruction}"
+GROUPS = ("Dev", "Creative", "CAD", "Scientific", "Office", "OS")
+TYPES = ("text", "icon")
+FAMILIES = tuple(f"{group}-{kind}" for group in GROUPS for kind in TYPES)
+
+
+class ScreenSpotPro(Grounding):
+    """Click accuracy, over all questions, per type of element and per group of programs; and mean IoU; percent.
+
+    Source: "ScreenSpot-Pro: GUI Grounding for Professional High-Resolution Computer Use" (Li et al., arXiv 2504.07981)
+    and its released evaluation: an answer is right if its point, or the centre of its box, is in the true box, edges
+    included. We ask for a box, since the reward and the mean IoU need one; a point has an IoU of 0. The released
+    evaluation asks every model in its own words, some for points, so its numbers are not those of this prompt.
+
+    `source` may also be a clone of likaixin/ScreenSpot-Pro, with its folders `annotations` and `images`. Screens have
+    up to 20 megapixels, above `MAX_PIXELS`: those are scaled down, with their boxes.
+    """
+
+    name = "screenspot_pro"
+    hub = "lmms-lab/ScreenSpot-Pro"
+    splits: ClassVar = {"test": "train"}  # the only split there
+    protocol = (
+        "ScreenSpot-Pro click accuracy, asked for one box: its centre, or the answer's point, must be in the true box"
+    )
+
+    def read(self, source: str, split: str) -> Table:
+        folder = Path(source)
+        if not (folder / "annotations").is_dir():
+            return super().read(source, split)
+        files = sorted((folder / "annotations").glob("*.json"))
+        rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+        return [{**row, "image": str(folder / "images" / row["img_filename"])} for row in rows]
+
+    def sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        family = f"{row['group']}-{row['ui_type']}"
+        if family not in FAMILIES:
+            raise BadRow("unknown group or type of element")
+        instruction = text_of(row["instruction"], "empty question")
+        if len(row["bbox"] or ()) != 4 or len(row["img_size"] or ()) != 2:
+            raise BadRow("no box")
+        x1, y1, x2, y2 = map(float, row["bbox"])
+        if x1 >= x2 or y1 >= y2:
+            raise BadRow("no box")
+        image = self.image(row["image"], row["img_filename"])
+        box = scaled((x1, y1, x2, y2), tuple(row["img_size"]), image)
+        uid = self.uid(row["img_filename"], str(row["id"]).replace("/", "_"))
+        question = self.asked(QUESTION.format(instruction=instruction))
+        return Sample(uid, (image,), question, (self.written(box, image),), family, box, (box,))
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        assert sample.box is not None
+        place = self.place_in(prediction, sample.images[0])
+        return float(place is not None and inside(place, sample.box))
+
+    def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
+        """For each group and type: right, asked; then IoU."""
+        found = [0.0] * 2 * len(FAMILIES)
+        place = 2 * FAMILIES.index(sample.family)
+        found[place : place + 2] = self.score(sample, prediction), 1.0
+        return (*found, self.iou(sample, prediction))
+
+    def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
+        """Percent; nan for what was not asked."""
+        blocks, overlap = total[..., :-1].unflatten(-1, (len(GROUPS), len(TYPES), 2)), total[..., -1]
+        right, asked = blocks.unbind(-1)
+        every = asked.sum((-1, -2))
+        numbers = {"accuracy": 100 * right.sum((-1, -2)) / every, "mean_iou": 100 * overlap / every}
+        for at, kind in enumerate(TYPES):
+            numbers[f"accuracy/{kind}"] = 100 * right[..., at].sum(-1) / asked[..., at].sum(-1)
+        for at, group in enumerate(GROUPS):
+            numbers[f"accuracy/{group}"] = 100 * right[..., at, :].sum(-1) / asked[..., at, :].sum(-1)
+        return numbers

@@ -1,0 +1,55 @@
+"""VQAv2: open questions about photographs, each answered by ten people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tprl.data.benchmark import BadRow, Benchmark, text_of
+from tprl.data.vqa_accuracy import by_frequency, normalised, soft_accuracy
+from tprl.types import Sample
+
+PROMPT = "{question}\nAnswer the question using a single word or phrase."
+TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
+
+
+class VQAv2(Benchmark):
+    """VQA accuracy, percent, over all questions and per type of answer.
+
+    Source: "Making the V in VQA Matter" (Goyal et al., arXiv 1612.00837) and its released evaluation. That script
+    compares unchanged text where all ten people agree; here both sides are normalised always, as entries to its server
+    are before they are sent. Answers of the test sets are not public: "test" is the validation split, and the numbers
+    of papers on test-dev are others.
+    """
+
+    name = "vqav2"
+    hub = "lmms-lab/VQAv2"
+    splits: ClassVar = {"test": "validation"}
+    protocol = "VQAv2 accuracy on validation: min(1, matches/3) over 10 leave-one-out subsets, official normalisation"
+
+    def sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        if row["answer_type"] not in TYPES:
+            raise BadRow("unknown type of answer")
+        answers = [one["answer"] or "" for one in row["answers"] or ()]
+        question = PROMPT.format(question=text_of(row["question"], "empty question"))
+        image = self.image(row["image"], row["image_id"])
+        uid = self.uid(row["image_id"], row["question_id"])
+        return Sample(uid, (image,), question, by_frequency(answers), TYPES[row["answer_type"]])
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        return soft_accuracy(normalised(prediction), [normalised(answer) for answer in sample.answers])
+
+    def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
+        """For each type of answer: score, asked."""
+        found = [0.0] * 2 * len(TYPES)
+        place = 2 * list(TYPES.values()).index(sample.family)
+        found[place : place + 2] = self.score(sample, prediction), 1.0
+        return found
+
+    def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
+        """Percent; nan for a type that was not asked."""
+        score, asked = total.unflatten(-1, (len(TYPES), 2)).unbind(-1)
+        numbers = {"accuracy": 100 * score.sum(-1) / asked.sum(-1)}
+        names = enumerate(TYPES.values())
+        return numbers | {f"accuracy/{name}": 100 * score[..., i] / asked[..., i] for i, name in names}

@@ -1,0 +1,109 @@
+"""Two evaluations of the same questions, question by question."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tprl.errors import UserError
+from tprl.evaluation.analysis import Scores, by_arm, difference
+from tprl.evaluation.results import ratio_label, read_samples, write_atomic
+
+Arms = dict[tuple[str, float | None], Scores]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Mean scores of two arms at one keep ratio on the `questions` that both answered; `difference` is a - b with its
+    95 % interval and the two-sided p-value, by a paired bootstrap over images (and training seeds)."""
+
+    a: str
+    b: str
+    keep_ratio: float | None
+    questions: int
+    score_a: float
+    score_b: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def compare(a: str, b: str) -> list[Compared]:
+    """Compare runs that hold a `samples.jsonl`; `<run>:<arm>` names one of its pruners.
+
+    Without arms, those of one name in both are compared; two runs of one arm each are compared whatever these are
+    called.
+
+    Raises:
+        UserError: no such run or arm, no arm in both, or no question in both.
+    """
+    (first, one), (second, two) = _arms(a), _arms(b)
+    names_a, names_b = sorted({name for name, _ in first}), sorted({name for name, _ in second})
+    pairs = [(name, name) for name in names_a if name in names_b]
+    if one or two or len(names_a) == len(names_b) == 1:
+        pairs = [(one or two, two or one)] if one or two else [(names_a[0], names_b[0])]
+    found = [
+        _pair(x, y, ratio, scores, second[y, ratio])
+        for x, y in pairs
+        for (name, ratio), scores in first.items()
+        if name == x and (y, ratio) in second
+    ]
+    if not found:
+        raise UserError(
+            f"{a} ({', '.join(names_a)}) and {b} ({', '.join(names_b)}) have no arm at the same keep ratio in common: "
+            "name one of each, compare=[<run>:<arm>,<run>:<arm>], evaluated at the same keep_ratios."
+        )
+    return found
+
+
+def _arms(given: str) -> tuple[Arms, str]:
+    folder, _, arm = given.rpartition(":") if not Path(given).is_dir() else (given, "", "")
+    path = Path(folder or given) / "samples.jsonl"
+    if not path.is_file():
+        raise UserError(f"compare: {path} does not exist: give a directory that src.eval (or stage=all) has written.")
+    arms = by_arm(read_samples(path))
+    names = sorted({name for name, _ in arms})
+    if arm and arm not in names:
+        raise UserError(f"compare: {folder} has no arm {arm}: it holds {', '.join(names)}.")
+    return arms, arm
+
+
+def _pair(x: str, y: str, ratio: float | None, ours: Scores, theirs: Scores) -> Compared:
+    both = set.intersection(*(set(seed) for side in (ours, theirs) for seed in side.values()))
+    uids = [uid for uid in next(iter(ours.values())) if uid in both]
+    if not uids:
+        raise UserError(f"compare: {x} and {y} share no question: evaluate both on the same dataset and split.")
+    means = [
+        sum(seed[uid] for seed in side.values() for uid in uids) / len(side) / len(uids) for side in (ours, theirs)
+    ]
+    return Compared(x, y, ratio, len(uids), *means, *map(float, difference(ours, theirs, uids)))
+
+
+def table(found: Sequence[Compared]) -> Table:
+    """Percent; the difference is in points."""
+    out = Table(title="a - b, score (%)", box=box.ASCII2, title_justify="left")
+    for heading in ("a", "b", "keep ratio", "questions", "score a", "score b", "difference [95 %]", "p"):
+        out.add_column(heading, justify="left" if heading in ("a", "b") else "right")
+    for one in found:
+        change = f"{100 * one.difference:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+        scores = (f"{100 * one.score_a:.1f}", f"{100 * one.score_b:.1f}")
+        out.add_row(
+            one.a, one.b, ratio_label(one.keep_ratio), str(one.questions), *scores, change, f"{one.p_value:.4f}"
+        )
+    return out
+
+
+def report(found: Sequence[Compared], directory: Path) -> None:
+    """Print the table and write `compare.csv`."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(asdict(found[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(asdict, found))
+    write_atomic(directory / "compare.csv", out.getvalue())
+    Console(width=160, color_system=None, highlight=False).print(table(found))

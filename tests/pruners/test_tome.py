@@ -1,0 +1,366 @@
+"""Against a plain reading of BASELINES 3.3, one image, one block and one token at a time, in float64."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers import RAGGED, ToyBlock, toy_encoded, toy_tower
+from tests.lvlm.test_families import SAMPLES
+from torch.nn.functional import gelu
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+import tprl
+from tprl import cost
+from tprl.budget import budget
+from tprl.build import load_component
+from tprl.data.scenes import Scenes
+from tprl.errors import UserError
+from tprl.evaluation.evaluator import Entry, evaluate
+from tprl.evaluation.parity import stock_inputs
+from tprl.lvlm.llava import Llava
+from tprl.pruners.bipartite import clipped, merged_tower, schedule
+from tprl.pruners.tome import ToMePruner
+from tprl.scoring import Scorer
+from tprl.types import Block, Encoded, Tower
+
+EXTRAS = ToMePruner.extras
+Plain = dict[str, Any]  # a token: x [C], the patches in it, and the patch at whose place it stands (-1: CLS)
+
+
+def _norm(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+
+
+def _attended(tokens: list[Plain], block: Any, heads: int = 3) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Every token after attention, in which a token of size s counts s times, and its key, mean over heads."""
+    query, key, value = (
+        [_norm(token["x"]) @ weight.double().numpy() for token in tokens]
+        for weight in (block.query, block.key, block.value)
+    )
+    sizes, width = np.array([len(token["patches"]) for token in tokens]), len(query[0]) // heads
+    found = []
+    for i, token in enumerate(tokens):
+        mixed = []
+        for part in (slice(h * width, (h + 1) * width) for h in range(heads)):
+            weight = sizes * np.exp(np.array(key)[:, part] @ query[i][part] / width**0.5)
+            mixed.append(weight @ np.array(value)[:, part] / weight.sum())
+        found.append(token["x"] + np.concatenate(mixed) @ block.out.double().numpy())
+    return found, [one.reshape(heads, width).mean(0) for one in key]
+
+
+def _merged(tokens: list[Plain], keys: list[np.ndarray], r: int) -> list[Plain]:
+    unit = [key / np.linalg.norm(key) for key in keys]
+    even, odd = list(range(0, len(tokens), 2)), list(range(1, len(tokens), 2))
+    best: dict[int, tuple[float, int]] = {}
+    for i in even:
+        if tokens[i]["place"] >= 0:
+            likeness = [float(unit[i] @ unit[j]) for j in odd]
+            best[i] = max(likeness), odd[likeness.index(max(likeness))]
+    gone = sorted(best, key=lambda i: -best[i][0])[:r]  # sorted is stable: ties to the lower index
+    groups = {j: [j, *(i for i in sorted(gone) if best[i][1] == j)] for j in odd}
+    new = []
+    for j, group in groups.items():
+        patches = [patch for i in group for patch in tokens[i]["patches"]]
+        total = sum(len(tokens[i]["patches"]) * tokens[i]["x"] for i in group)
+        new.append({"x": total / len(patches), "patches": patches, "place": tokens[j]["place"]})
+    return [tokens[i] for i in even if i not in gone] + new
+
+
+def by_hand(patches: torch.Tensor, tower: Tower, plan: Sequence[int]) -> dict[int, np.ndarray]:
+    """Features of the survivors, by place."""
+    tokens: list[Plain] = [{"x": x, "patches": [p], "place": p} for p, x in enumerate(patches.double().numpy())]
+    if tower.cls is not None:
+        tokens.insert(0, {"x": tower.cls.double().numpy(), "patches": [-1], "place": -1})
+    for block, r in zip(tower.blocks, plan, strict=True):
+        found, keys = _attended(tokens, block)
+        tokens = [token | {"x": x} for token, x in zip(tokens, found, strict=True)]
+        tokens = _merged(tokens, keys, r)
+        for token in tokens:
+            inner = gelu(torch.from_numpy(_norm(token["x"])) @ block.up.double())  # type: ignore[attr-defined]
+            token["x"] = token["x"] + (inner @ block.down.double()).numpy()  # type: ignore[attr-defined]
+    assert sorted(p for token in tokens for p in token["patches"] if p >= 0) == list(range(len(patches)))
+    return {token["place"]: token["x"] for token in tokens if token["place"] >= 0}
+
+
+def plan_by_hand(n: int, k: int, blocks: int, has_cls: bool) -> list[int]:
+    """Try every constant r from 0 on."""
+    for r in range(n):
+        left, plan = n + has_cls, []
+        for _ in range(blocks):
+            plan.append(min(r, (left - 1) // 2 if has_cls else left // 2, left - has_cls - k))
+            left -= plan[-1]
+        if left - has_cls == k:
+            return plan
+    raise AssertionError
+
+
+def check(encoded: Encoded, pruner: ToMePruner, ratio: float | None, b: int, plan: Sequence[int]) -> None:
+    """Sample b, of one image."""
+    selection, n = pruner.select(encoded, ratio), int(encoded.visual_mask[b].sum())
+    assert encoded.tower is not None
+    assert encoded.project is not None
+    assert selection.merged is not None
+    expected = by_hand(encoded.extras["patch_embeds"][b, :n], encoded.tower, plan)
+    assert selection.keep[b].nonzero().squeeze(1).tolist() == sorted(expected)
+    for place, x in expected.items():
+        torch.testing.assert_close(
+            selection.merged[b, place], encoded.project(torch.from_numpy(x).float()), atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("has_cls", [True, False], ids=["cls", "no-cls"])
+@pytest.mark.parametrize("ratio", [1 / 3, 1 / 9, 1 / 18])
+@pytest.mark.parametrize("side", [12, 24])
+def test_indices_and_values_are_those_of_plain_loops(side: int, ratio: float, has_cls: bool) -> None:
+    encoded = toy_encoded([((side, side),)], extras=EXTRAS)
+    encoded = replace(encoded, tower=toy_tower(24, has_cls=has_cls))
+    n = side * side
+    check(encoded, ToMePruner(), ratio, 0, plan_by_hand(n, budget(ratio, n), 6, has_cls))
+
+
+@pytest.mark.parametrize("b", [0, 1])
+def test_images_of_other_sizes_in_the_batch_change_nothing(b: int) -> None:
+    n = (144, 54)[b]
+    check(toy_encoded(RAGGED, extras=EXTRAS), ToMePruner(), 1 / 3, b, plan_by_hand(n, budget(1 / 3, n), 6, True))
+
+
+@pytest.mark.parametrize(("r", "ratio"), [(16, None), (16, 0.9), (5, None), (200, None)])
+def test_as_published_r_tokens_merge_in_every_block_whatever_the_ratio(r: int, ratio: float | None) -> None:
+    plan, left = [], 145
+    for _ in range(6):
+        plan.append(min(r, (left - 1) // 2))
+        left -= plan[-1]
+    check(toy_encoded(extras=EXTRAS), ToMePruner(published=True, r=r), ratio, 0, plan)
+
+
+class TestSchedule:
+    def test_of_the_paper(self) -> None:
+        assert 576 - sum(clipped(576, 16, 576, 23, True)) == 208
+        assert 576 - sum(clipped(576, 16, 576, 24, True)) == 192
+        assert clipped(576, 400, 576, 4, True) == (288, 144, 72, 36)
+
+    @pytest.mark.parametrize(
+        ("k", "merges"),
+        [
+            (576, (0,) * 23),
+            (575, (1,) + (0,) * 22),
+            (192, (17,) * 22 + (10,)),  # 22 x 17 + 10 = 384 = 576 - 192
+            (64, (23,) * 22 + (6,)),
+        ],
+    )
+    def test_is_exact_with_the_smallest_constant(self, k: int, merges: tuple[int, ...]) -> None:
+        assert schedule(576, k, 23, True) == merges
+
+    def test_every_count_within_reach_is_exact(self) -> None:
+        for k in range(19, 145):
+            assert sum(schedule(144, k, 3, True)) == 144 - k
+            assert list(schedule(144, k, 3, True)) == plan_by_hand(144, k, 3, True)
+
+    @pytest.mark.parametrize("has_cls", [True, False])
+    def test_a_count_out_of_reach_is_refused_with_the_bound(self, has_cls: bool) -> None:
+        assert sum(schedule(144, 18, 3, has_cls)) == 126
+        with pytest.raises(UserError) as error:
+            schedule(144, 17, 3, has_cls)
+        assert str(error.value) == (
+            "tome at most halves the tokens in each of the 3 blocks that make the features, which leaves 18 "
+            "of 144: keeping 17 is infeasible, give a keep_ratio of at least 0.125."
+        )
+        assert sum(schedule(9, 1, 4, has_cls)) == 8
+
+
+def _run(tower: Tower, patches: torch.Tensor, plan: list[int]) -> Any:
+    mask = torch.ones(1, len(patches), dtype=torch.bool)
+    return merged_tower(tower, patches[None], mask, torch.tensor([plan]))
+
+
+def test_cls_never_merges_even_with_a_patch_that_equals_it() -> None:
+    tower, draw = toy_tower(24), torch.Generator().manual_seed(3)
+    assert tower.cls is not None
+    patches = torch.randn(16, 24, generator=draw)
+    patches[4] = tower.cls
+    tokens = _run(tower, patches, [2, 8, 2, 1, 1, 0])
+    assert tokens.place[0, 0] == -1
+    assert tokens.place[0].eq(-1).sum() == 1
+    assert tokens.size[0, 0] == 1
+    assert tokens.size.sum() == 17
+
+
+class Unweighted(ToyBlock):
+    """The same block without proportional attention."""
+
+    def attend(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().attend(x, bias.clamp(min=-1e30, max=0))
+
+
+def test_a_merged_pair_of_equals_is_attended_to_as_two() -> None:
+    """Patches 2m and 2m + 1 are equal, so merging them all at once changes no feature, if sizes count."""
+    tower, draw = toy_tower(24), torch.Generator().manual_seed(5)
+    patches = torch.randn(8, 24, generator=draw).repeat_interleave(2, 0)
+    patches[2:4] = patches[4:6] = patches[:2]  # groups of two and of six, so that sizes differ
+    apart, together = (_run(tower, patches, [r, 0, 0, 0, 0, 0]) for r in (0, 8))
+    assert together.place[0].tolist() == [-1, *range(0, 16, 2)]
+    assert together.size[0].sum() == 17
+    for place, x in zip(together.place[0].tolist(), together.x[0], strict=True):
+        torch.testing.assert_close(x, apart.x[0, place + 1], atol=1e-5, rtol=1e-5)
+    for block in tower.blocks:
+        block.__class__ = Unweighted
+    assert not torch.allclose(_run(tower, patches, [8, 0, 0, 0, 0, 0]).x[0, 1], apart.x[0, 1], atol=1e-3)
+
+
+def test_values_that_tie_go_to_the_lower_index() -> None:
+    class Flat:
+        """All keys are equal."""
+
+        def attend(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, torch.ones_like(x)
+
+        def feed(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    tokens = _run(Tower(torch.zeros(2), [Flat()]), torch.arange(16.0).reshape(8, 2), [3])
+    assert tokens.place[0].tolist() == [-1, 7, 0, 2, 4, 6]  # of tokens 2, 4, 6, 8 the first three join token 1
+    assert tokens.size[0].tolist() == [1, 1, 4, 1, 1, 1]
+    assert tokens.x[0, 2].tolist() == [(0 + 2 + 6 + 10) / 4, (1 + 3 + 7 + 11) / 4]
+
+
+def test_what_cannot_be_is_refused() -> None:
+    encoded = replace(toy_encoded(extras=EXTRAS), tower=toy_tower(24, blocks=2))
+    with pytest.raises(UserError, match=r"which leaves 36 of 144: keeping 16 is infeasible.*at least 0\.25\."):
+        ToMePruner().select(encoded, 1 / 9)
+    with pytest.raises(UserError, match=r"no vision tower \(Encoded.tower\)"):
+        ToMePruner().select(replace(encoded, tower=None), 1 / 2)
+    with pytest.raises(UserError, match="r=-1"):
+        ToMePruner(published=True, r=-1)
+
+
+def random_llava() -> Llava:
+    return load_component("model", "llava", pretrained=None, dtype="float32", max_new_tokens=4)
+
+
+def tiny_llava() -> Llava:
+    return Llava("tiny_llava")
+
+
+def siglip() -> Llava:
+    text = LlamaConfig(
+        vocab_size=64, hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=48, patch_size=8
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=63, vision_feature_select_strategy="full"
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    for weight in model.model.vision_tower.parameters():
+        weight.data.mul_(2 if weight.ndim > 1 else 1)
+    made = Llava.around(model)
+    assert isinstance(made, Llava)
+    return made
+
+
+class TestOnTheStockModel:
+    @pytest.mark.parametrize("make", [random_llava, tiny_llava, siglip], ids=["llava", "tiny_llava", "siglip"])
+    @torch.no_grad()
+    def test_without_merging_the_tower_run_again_gives_the_stock_features(self, make: Any) -> None:
+        lvlm = make()
+        size = lvlm.model.config.vision_config.image_size
+        pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        stock: Any = lvlm.model.model.get_image_features(pixels)
+        seen = lvlm.see({"pixel_values": pixels}, EXTRAS)
+        start = torch.stack(seen.extras["patch_embeds"])
+        mask = torch.ones(start.shape[:2], dtype=torch.bool)
+        tokens = merged_tower(seen.tower, start, mask, torch.zeros(2, len(seen.tower.blocks), dtype=torch.long))
+        found = lvlm.project(tokens.x[:, int(seen.tower.cls is not None) :])
+        torch.testing.assert_close(found, torch.stack(list(stock.pooler_output)), atol=1e-5, rtol=1e-5)
+        assert len(seen.tower.blocks) == lvlm.model.config.vision_config.num_hidden_layers - 1
+        assert all(isinstance(block, Block) for block in seen.tower.blocks)
+        assert (seen.tower.cls is None) == (make is siglip)
+
+    @torch.no_grad()
+    def test_a_siglip_tower_merges_without_cls(self) -> None:
+        lvlm = siglip()
+        seen = lvlm.see({"pixel_values": torch.randn(1, 3, 48, 48)}, EXTRAS)
+        assert seen.tower is not None
+        start, mask = torch.stack(seen.extras["patch_embeds"]), torch.ones(1, 36, dtype=torch.bool)
+        tokens = merged_tower(seen.tower, start, mask, torch.tensor([[18, 9, 5]]))
+        assert (tokens.size > 0).sum() == 4
+        assert tokens.size.sum() == 36
+
+    @pytest.mark.parametrize("strategy", ["default", "full"])
+    def test_visual_tokens_that_are_not_the_patches_are_refused(self, strategy: str) -> None:
+        lvlm = random_llava() if strategy == "full" else siglip()
+        lvlm.model.config.vision_feature_select_strategy = strategy
+        with pytest.raises(UserError, match=rf"by '{strategy}', so its visual tokens are not all patches"):
+            lvlm.see({"pixel_values": torch.zeros(1, 3, 48, 48)}, EXTRAS)
+
+    def test_other_families_cannot_provide_it(self) -> None:
+        other = load_component("model", "internvl3", pretrained=None, dtype="float32")
+        with pytest.raises(UserError, match=r"internvl3 cannot provide \['patch_embeds'\]"):
+            other.encode(SAMPLES[:1], EXTRAS)
+
+    @pytest.mark.parametrize("make", [random_llava, tiny_llava], ids=["llava", "tiny_llava"])
+    def test_prune_generates(self, make: Any) -> None:
+        lvlm = make()
+        pair = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))
+        batch = [SAMPLES[0], pair, SAMPLES[3]._replace(images=())] if make is random_llava else SAMPLES[:2]
+        inputs = stock_inputs(lvlm, batch)
+        stock = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        with tprl.prune(lvlm.model, "tome", keep_ratio=1 / 3) as pruning:
+            found = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        width = inputs["input_ids"].shape[1]
+        assert torch.equal(found[:, :width], stock[:, :width])
+        assert found.shape[1] > width
+        for sample, images in zip(batch, pruning.kept, strict=True):
+            assert [len(one.indices) for one in images] == [budget(1 / 3, one.total) for one in images]
+            assert len(images) == len(sample.images)
+        with tprl.prune(lvlm.model, "tome", keep_ratio=1.0):
+            found = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        assert torch.equal(found, stock)
+
+    def test_flops_are_those_counted_in_the_stock_blocks(self) -> None:
+        lvlm = random_llava()
+        encoded, shape = lvlm.encode(SAMPLES[:1], EXTRAS), lvlm.shape
+
+        def sdpa(query: Any, key: Any, value: Any, *_: object, out_shape: object = None, **__: object) -> int:
+            return sdpa_flop_count(query, key, value)
+
+        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        for kept in (35, 20, 12, 9):
+            with FlopCounterMode(display=False, custom_mapping={op: sdpa}) as counter, torch.no_grad():
+                ToMePruner().select(encoded, kept / 36)
+            full = shape.vision.used * cost.encoder_layer_flops(shape.vision.width, shape.vision.mlp, 37)
+            flops = ToMePruner().flops(shape, 36, kept)
+            assert counter.get_total_flops() == full + cost.projector_flops(shape) + flops
+            assert flops < 0
+        assert ToMePruner().flops(shape, 36, 36) == 0
+
+    def test_in_a_table_it_is_cheaper_than_random_and_ratios_out_of_reach_are_left_out(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        lvlm, data = Llava("tiny_llava"), Scenes("test")
+        entries = [
+            Entry("keep_all", load_component("pruner", "keep_all"), (1.0,)),
+            Entry("tome", ToMePruner(), (1 / 3, 1 / 9, 1 / 48)),
+            Entry("random", load_component("pruner", "random"), (1 / 3, 1 / 9)),
+            Entry("published", ToMePruner(published=True), (None,)),
+        ]
+        with caplog.at_level(logging.INFO):
+            answered = evaluate(Scorer(lvlm, data), data, entries, limit=8)
+        assert [record.message for record in caplog.records if "left out" in record.message] == [
+            "left out: tome at most halves the tokens in each of the 5 blocks that make the features, which leaves 5 "
+            "of 144: keeping 3 is infeasible, give a keep_ratio of at least 0.0347."
+        ]
+        cells: dict[tuple[str, float | None], Any] = {(one.row.pruner, one.row.keep_ratio): one for one in answered}
+        assert ("tome", 1 / 48) not in cells
+        for ratio in (1 / 3, 1 / 9):
+            assert cells["tome", ratio].row.kept_tokens == cells["random", ratio].row.kept_tokens == budget(ratio, 144)
+            assert cells["tome", ratio].flops < cells["random", ratio].flops < cells["keep_all", 1.0].flops
+        assert cells["published", None].row.kept_tokens == 144 - 5 * 16

@@ -1,0 +1,99 @@
+"""One's own rows through the commands: damaged ones counted, answers not needed, boxes read, two runs compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.test_run import call, refused
+
+from tprl.data.scenes import Scenes
+from tprl.evaluation.results import read_results, read_samples
+from tprl.run import train
+from tprl.run_eval import evaluate
+
+FAST = ("logger=none", "dataset=custom", "dataset.max_bad_rows=0.1")
+SMALL = ("policy.code_width=0", "stage.served.limit=10")
+LFD = ("stage=lfd", "stage.demonstrations=20", "stage.epochs=1", *SMALL)
+PPO = ("stage=ppo", "stage.iterations=2", "stage.prompts=4", "stage.group=2", "stage.calibrate=null", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 rows about 40 pictures of `scenes`; one has a damaged image, and one an empty question."""
+    folder, scenes, rows = tmp_path_factory.mktemp("data"), Scenes("val"), []
+    for index in range(200):
+        sample = scenes[index]
+        name = f"{index // 5}.png"
+        if index % 5 == 0:
+            sample.images[0].save(folder / name)
+        row: dict[str, Any] = {"image": name, "question": sample.question, "split": ("train", "val", "test")[index % 3]}
+        rows.append(row | ({"box": sample.box} if sample.box else {"answers": sample.answers[0]}))
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, and no more")
+    rows[2]["image"], rows[5]["question"] = "broken.png", ""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = [{name: row[name] for name in ("image", "question", "split")} for row in rows]
+    (folder / "unlabelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
+    return folder
+
+
+def test_an_evaluation_says_what_it_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = (
+        "logger=none",
+        "dataset=custom",
+        f"dataset.source={folder / 'rows.jsonl'}",
+        "dataset.max_bad_rows=0.1",
+        "dataset.coordinates=relative",
+        "model.max_new_tokens=64",
+        "pruner=divprune",
+        "keep_ratios=[0.5]",
+    )
+    run = call("eval", evaluate, tmp_path / "eval", *options)
+    about = json.loads((run / "evaluation.json").read_text())
+    assert (about["questions"], about["damaged rows"], about["damaged: broken image"]) == (64, 2, 1)
+    assert about["damaged: empty question"] == 1
+    assert about["protocol"].endswith("boxes in relative coordinates")
+    rows = {(row.pruner, row.metric): row.value for row in read_results(run / "results.csv")}
+    assert rows["keep_all", "custom/accuracy"] == pytest.approx(100 * rows["keep_all", "accuracy"])
+    assert 60 < rows["keep_all", "custom/accuracy"] < 90  # all but the boxes, which it writes in another form
+    assert not any(metric == "accuracy/" for _, metric in rows)
+    assert len(read_samples(run / "samples.jsonl")) == 2 * 64
+    printed = capsys.readouterr().out
+    assert printed.count("accuracy (%)") == 1
+    assert "protocol: own data" in printed
+    again = call("eval", evaluate, tmp_path / "again", *options[:-2], "pruner=random", "keep_ratios=[0.5]")
+    call("eval", evaluate, tmp_path / "compared", f"compare=[{run}:divprune,{again}:random]", "logger=none")
+    assert (tmp_path / "compared" / "compare.csv").read_text().splitlines()[1].startswith("divprune,random,0.5,64,")
+
+
+def test_ppo_without_any_answer(folder: Path, tmp_path: Path) -> None:
+    source = (f"dataset.source={folder / 'unlabelled.jsonl'}", "dataset.labelled=false")
+    lfd = call("train", train, tmp_path / "lfd", *FAST, *source, *LFD)
+    options = (f"stage.init_from={lfd}", "reward=fidelity")
+    run = call("train", train, tmp_path / "ppo", *FAST, *source, *PPO, *options)
+    about = json.loads((run / "pruner" / "config.json").read_text())
+    assert about["trained_on"]["stages"][-1] == "ppo"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (PPO, "stage=ppo reads answers, and dataset custom was said to have none: use stage=lfd, and"),
+        (("stage=all",), "dataset custom was said to have no answers, so nothing can be scored on it"),
+    ],
+)
+def test_answers_that_are_needed(
+    options: tuple[str, ...], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = (f"dataset.source={folder / 'unlabelled.jsonl'}", "dataset.labelled=false")
+    if options is PPO:
+        lfd = call("train", train, tmp_path / "lfd", *FAST, *source, *LFD)
+        options = (*options, f"stage.init_from={lfd}")
+    assert message in refused(capsys, "train", tmp_path / "run", *FAST, *source, *options)
+
+
+def test_answers_that_would_be_cut_off(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(
+        capsys, "eval", tmp_path / "run", "dataset=custom", f"dataset.source={folder / 'rows.jsonl'}", "pruner=random"
+    )
+    assert "answers of custom need up to 64 tokens, and tiny_llava writes 16: set model.max_new_tokens=64" in said
