@@ -9,8 +9,13 @@ STAMP := .venv/.installed
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
+# lmms-eval pins an old wandb, and that an old protobuf: an environment of its own, and constraints.txt without these two.
+LMMS := .venv-lmms
+LMMS_STAMP := $(LMMS)/.installed
+LMMS_PIP := $(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LMMS)/constraints.txt
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format typecheck clean
+.PHONY: help install demo test test-all test-lmms lint format typecheck clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +41,20 @@ test: install  ## the suite without the slow tests
 test-all: install  ## every test
 	$(PYTEST) -m ""
 
+test-lmms: $(LMMS_STAMP)  ## the lmms-eval plugin, in its own environment (.venv-lmms)
+	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests_lmms
+
+# torchvision goes: its wheel does not fit a CPU torch, and then nothing imports; neither the plugin nor the harness needs it.
+$(LMMS_STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	@grep -vE '^(wandb|protobuf)==' constraints.txt > $(LMMS)/constraints.txt
+	@echo "installing into $(LMMS): torch, then lmms-eval (3 to 5 minutes the first time, 2.4 GiB)"
+	@$(LMMS_PIP) torch==2.13.0 hatchling
+	@$(LMMS_PIP) --no-build-isolation --editable '.[lmms,smolvlm]' beartype pytest
+	@$(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
 lint: install  ## ruff, changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,4 +68,4 @@ typecheck: install  ## pyright
 
 clean:  ## caches and builds; .venv and runs/ stay
 	rm -rf dist build .pytest_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests tests_lmms -name __pycache__ -type d -prune -exec rm -rf {} +
