@@ -16,7 +16,7 @@ from tprl.checkpoint import SaveEvery, last_checkpoint
 from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
-from tprl.evaluation.evaluator import check_answers, check_cost
+from tprl.evaluation.evaluator import check_answers, check_cost, check_length
 from tprl.evaluation.results import card_results
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm import tiny_llava
@@ -65,7 +65,8 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     check_names(entries)
     test_set = make_dataset(cfg.dataset, run.lvlm, "test")
     rows = evaluate_entries(run.lvlm, test_set, entries, settings, cfg, directory, run.logger, run.curves)
-    run.pruner.trained_on["results"] = card_results(rows, entries[0].name, settings["limit"] or len(test_set))
+    questions = min(settings["limit"] or len(test_set), len(test_set))
+    run.pruner.trained_on["results"] = card_results(rows, entries[0].name, questions)
     run.pruner.save_pretrained(directory / "pruner")
     return directory
 
@@ -174,7 +175,10 @@ class Training:
                 f"stage={stage} reads answers, and dataset {self.train_set.name} was said to have none: use stage=lfd, "
                 "and stage=ppo with reward=fidelity."
             )
-        return there and (reward is None or reads)
+        if there and (reward is None or reads):
+            check_length(self.lvlm, self.train_set)
+            return True
+        return False
 
     def baseline(self, policy: str, folder: Path) -> None:
         """Teach another learned pruner (a yaml of conf/policy) on the same codes and demonstrations."""

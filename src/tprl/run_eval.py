@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
+from tprl.data.benchmark import take
 from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation import analysis, selectors
@@ -71,11 +72,11 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
 def _parity(cfg: DictConfig, directory: Path) -> Path:
     """Compare the model, or small random builds of `models`, with its stock class; prints and writes a table."""
     start(cfg, directory)
-    questions = build(cfg.dataset, split=cfg.split)
-    samples = varied([questions[i] for i in range(cfg.limit or 6)])
     lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
     found = {}
     for lvlm in lvlms or [build(cfg.model)]:
+        questions = make_dataset(cfg.dataset, lvlm, cfg.split)
+        samples = varied(take(questions, range(min(cfg.limit or 6, len(questions)))))
         if not isinstance(lvlm, FrozenLVLM):
             raise UserError(f"model={lvlm.name} has no stock class to compare with.")
         found[lvlm.name] = parity(lvlm, samples)
@@ -140,7 +141,7 @@ def evaluate_entries(
 ) -> list[Row]:
     """Answer everything, then table, files and report; returns the rows of `results.csv`."""
     check_answers(lvlm, dataset)
-    scorer = Scorer(lvlm, dataset)
+    scorer = Scorer(lvlm, dataset, frozenset({"score"}))
     answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], Progress("evaluate"))
     rows = summarise(answered, lvlm.name, dataset)
     write_results(directory / "results.csv", rows)
@@ -168,7 +169,7 @@ def evaluate_entries(
         headline=sentence,
         rows=rows,
         paired=all_differences,
-        gallery=analysis.gallery(scorer, dataset, pruners, ratio) if pruners else [],
+        gallery=analysis.gallery(scorer, dataset, pruners, ratio, settings["batch_size"]) if pruners else [],
         guided=guided,
         spreads=found_spreads,
         learning_curves=curves,
@@ -176,11 +177,11 @@ def evaluate_entries(
         config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
         protocol=measured.get("protocol", ""),
     )
-    print_table(rows)
-    if isinstance(dataset, Published) and dataset.headline != "accuracy":  # that one is above
-        print_table(rows, metric=f"{dataset.name}/{dataset.headline}")
+    print_table(rows, metric=f"{dataset.name}/{dataset.headline}" if isinstance(dataset, Published) else "accuracy")
     for name, value in measured.items():
         print(f"{name}: {value}")
+    if differences:
+        print("differences of the mean score over questions:")
     for d in differences:
         print(
             f"{d.pruner} - {d.other} at {d.keep_ratio:.3f}: {d.difference * 100:+.1f} points "

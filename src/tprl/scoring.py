@@ -30,10 +30,6 @@ class Own(NamedTuple):
     answers: list[str]
     log_probs: Float[Tensor, "B A N"]  # nan where an answer is shorter
 
-    def rows(self, index: Sequence[int]) -> "Own":
-        """The answers to the prompts at `index`."""
-        return Own([self.answers[i] for i in index], self.log_probs[torch.tensor(list(index))])
-
 
 class Scorer:
     """Scores prompts by the dataset's own rule. Scores with all tokens are computed once per sample and kept.
@@ -41,8 +37,8 @@ class Scorer:
     Args:
         lvlm: the frozen model.
         dataset: whose official score counts.
-        needs: what to measure; without "score" nothing is generated, and scores are nan, without "log_prob" as well
-            the answers are not read, and likelihoods are nan.
+        needs: what to measure; without "score" nothing is generated, and scores are nan, without "log_prob" likelihoods
+            are nan where no score needs them.
     """
 
     def __init__(self, lvlm: LVLM, dataset: Dataset, needs: frozenset[str] = LABELS) -> None:
@@ -61,12 +57,16 @@ class Scorer:
         unknown = torch.full((len(samples),), torch.nan, device=prompt.embeds.device)
         if not self.needs & LABELS:
             return Scored(unknown, unknown, texts)
-        log_prob, exact = self.lvlm.score(prompt, [sample.answers[0] for sample in samples], **how)
         self.evaluations += len(samples)
+        written = [i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)]
+        read = [i for i in range(len(samples)) if "log_prob" in self.needs or i not in set(written)]
+        log_prob, score = unknown.clone(), unknown.clone()
+        if read:
+            part = prompt if len(read) == len(samples) else prompt.rows(torch.tensor(read, device=unknown.device))
+            found, exact = self.lvlm.score(part, [samples[i].answers[0] for i in read], **how)
+            log_prob[read], score[read] = found, exact.float()
         if "score" not in self.needs:
             return Scored(unknown, log_prob, texts)
-        score = exact.float()
-        written = [i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)]
         if written:
             answers = self.lvlm.answer(prompt.rows(torch.tensor(written, device=prompt.embeds.device)), **how)
             for i, text in zip(written, answers, strict=True):
@@ -102,17 +102,17 @@ class Scorer:
         self.evaluations += len(fresh) + len(answers)
         return Own(answers, self.lvlm.distributions(splice(encoded, keep_all(encoded)), answers))
 
-    def fidelity(self, prompt: Prompt, own: Own) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    def fidelity(
+        self, prompt: Prompt, own: Own, rows: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Against the model's own answers with all tokens: KL(all tokens || this prompt), mean over the answer's tokens
-        in nats, and 1.0 where every token's arg-max is still the same."""
+        in nats, and 1.0 where every token's arg-max is still the same. `rows[i]` is the place of prompt i's question
+        in `own`."""
         assert isinstance(self.lvlm, OpenLVLM)
-        found = self.lvlm.distributions(prompt, own.answers)
-        self.evaluations += len(own.answers)
-        real = ~own.log_probs[..., 0].isnan()
-        ratio = torch.where(own.log_probs.isneginf(), 0.0, own.log_probs - found)
-        kl = (own.log_probs.exp() * ratio).sum(-1).masked_fill(~real, 0.0).sum(1) / real.sum(1)
-        same = (found.argmax(-1) == own.log_probs.argmax(-1)) | ~real
-        return kl, same.all(1).float()
+        index = torch.arange(len(own.answers)) if rows is None else torch.tensor(list(rows))
+        self.evaluations += len(index)
+        answers = [own.answers[i] for i in index.tolist()]
+        return self.lvlm.divergence(prompt, answers, own.log_probs, index)
 
 
 class Agreement:

@@ -231,6 +231,13 @@ class OpenLVLM(LVLM, Protocol):
         shorter."""
         ...
 
+    def divergence(
+        self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """KL(reference[index[i]] || distributions of prompt i), mean over the answer's tokens in nats, and 1.0 where
+        every token has the same arg-max; `reference` is of `distributions`."""
+        ...
+
 
 @runtime_checkable
 class GatedLVLM(LVLM, Protocol):

@@ -1,5 +1,6 @@
 """What all benchmarks share: reading past damaged rows, sources, images."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ from tests.data.rows import as_text, encoded, write_jsonl
 
 from tprl.data import benchmark
 from tprl.data.benchmark import BadRow, batches, take, taken
+from tprl.data.gqa import GQA
 from tprl.data.pope import Pope
 from tprl.data.prompts import PromptStream
+from tprl.data.textvqa import TextVQA
 from tprl.errors import UserError
+from tprl.evaluation.served import ServedScore
+from tprl.lvlm.toy import ToyLVLM
 
 
 def row(i: int, **other: Any) -> dict[str, Any]:
@@ -59,8 +64,43 @@ class TestDamage:
         assert [len(batch) for batch in found] == [5, 5]
         assert [uid for batch in found for uid in batch] == expected
 
+    def test_a_row_of_another_make_is_damaged_and_no_crash(self, tmp_path: Path) -> None:
+        data = pope(tmp_path, bad={1: {"image": 7, "image_source": "new"}}, max_bad_rows=0.2)
+        assert len(take(data, range(10))) == 9
+        assert data.damage == {"no image": 1}
+        textvqa = {"question": "what?", "answers": [3], "image_id": "a", "question_id": 1, "image": as_text(encoded(0))}
+        source = str(write_jsonl(tmp_path / "t.jsonl", [textvqa]))
+        data = TextVQA(source=source, max_bad_rows=1.0)
+        assert take(data, [0]) == []
+        assert data.damage == {"malformed row": 1}
+
+    def test_nothing_but_damaged_rows_is_said(self, tmp_path: Path) -> None:
+        data = pope(tmp_path, count=2, bad={0: {"question": ""}, 1: {"question": ""}}, max_bad_rows=1.0)
+        with pytest.raises(UserError, match="all 2 rows of pope are damaged: there is nothing to train on"):
+            next(iter(PromptStream(data, 1, 0, 1)))
+        with pytest.raises(UserError, match="all rows of pope for validation are damaged"):
+            ServedScore(ToyLVLM(), data, [0.5])
+
 
 class TestArguments:
+    def test_one_file_is_not_all_splits(self, tmp_path: Path) -> None:
+        source = str(
+            write_jsonl(tmp_path / "rows.jsonl", [{"id": "1", "imageId": "a", "question": "q", "answer": "a"}])
+        )
+        with pytest.raises(UserError, match=r"which gqa would read as train and as every other split: give .*folder"):
+            GQA("train", source=source)
+
+    def test_line_separators_within_a_text_end_no_row(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        lines = [
+            json.dumps(row(i, question=f"is it{mark}so?"), ensure_ascii=False) for i, mark in enumerate("\u2028\x85")
+        ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        assert [s.question[:8] for s in take(Pope(source=str(path)), range(2))] == ["is it\u2028so", "is it\x85so"]
+        path.write_bytes(b'{"question": "caf\xe9"}\n')
+        with pytest.raises(UserError, match=r"rows\.jsonl is no UTF-8 text .*save it as UTF-8"):
+            Pope(source=str(path))
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -77,7 +117,7 @@ class TestArguments:
         ("source", "message"),
         [
             ("/nowhere/rows.jsonl", "does not exist: give a file, a folder, or a hub id"),
-            ("nobody/nothing", "nobody/nothing is no folder and not in the cache, and the hub does not answer"),
+            ("nobody/nothing", "nobody/nothing is no folder, and the hub does not answer; from the cache: "),
         ],
     )
     def test_sources_that_are_not_there(self, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
@@ -108,10 +148,20 @@ class TestImages:
         with pytest.raises(BadRow):
             pope(tmp_path).image(value, "key")
 
+    def test_relative_paths_start_at_the_source(self, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "a.png").write_bytes(encoded(1)["bytes"])
+        data = pope(tmp_path, 2, bad={0: {"image": "images/a.png"}, 1: {"image": "images/b.png", "image_source": "b"}})
+        assert data[0].images[0].size == (24, 16)
+        with pytest.raises(UserError, match=r"missing image file.*images/b\.png does not exist"):
+            take(data, [1])
+
     def test_every_form_of_a_picture(self, tmp_path: Path) -> None:
         data, stored = pope(tmp_path), encoded(1, (40, 30))
         (tmp_path / "a.png").write_bytes(stored["bytes"])
-        forms: list[Any] = [stored, as_text(stored)["bytes"], "a.png", Image.open(tmp_path / "a.png")]
+        text = as_text(stored)["bytes"]
+        uri = f"data:image/png;base64,{text}\n"
+        forms: list[Any] = [stored, text, uri, "a.png", Image.open(tmp_path / "a.png")]
         pictures = [data.image(form, key, tmp_path) for key, form in enumerate(forms)]
         assert len({picture.tobytes() for picture in pictures}) == 1
         assert {picture.mode for picture in pictures} == {"RGB"}

@@ -228,3 +228,15 @@ class TestErrors:
             custom(folder, images="/nowhere")
         with pytest.raises(UserError, match=r"custom has no rows in split all of .*data\.jsonl"):
             custom(folder, [])
+
+
+def test_the_spelling_of_a_path_decides_nothing(folder: Path) -> None:
+    content = [row for row in rows() if "answers" in row]
+    spelt = [row | {"image": f"./{row['image']}"} for row in content]
+    absolute = [row | {"image": str(folder / row["image"])} for row in content]
+    found = []
+    for given in (content, spelt, absolute):
+        train = custom(folder, given, split="train")
+        found.append([sample.uid for sample in take(train, range(len(train)))])
+    assert found[0] == found[1] == found[2]
+    assert 4 < len(found[0]) < 10

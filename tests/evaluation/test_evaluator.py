@@ -13,7 +13,7 @@ from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry, check_cost, evaluate, feasible, summarise
 from tprl.lvlm.llava import Llava
 from tprl.scoring import Scorer
-from tprl.types import TokenSelection
+from tprl.types import Sample, TokenSelection
 
 RATIOS = (0.5, 0.3333, 0.1111)
 
@@ -94,3 +94,13 @@ def test_kept_tokens_are_counted_image_by_image() -> None:
     assert [sum(images) for images in selection.per_image(encoded)] == selection.count.tolist()
     nothing = toy_encoded(((), ()))
     assert TokenSelection(nothing.visual_mask).per_image(nothing) == [[], []]
+
+
+def test_two_questions_of_one_uid_are_refused() -> None:
+    class Twice(Scenes):
+        def __getitem__(self, index: int) -> Sample:
+            return super().__getitem__(index)._replace(uid=f"scenes/{index // 2}")
+
+    lvlm = Llava("tiny_llava")
+    with pytest.raises(UserError, match="scenes has two questions of uid scenes/0: give every row an id of its own"):
+        evaluate(Scorer(lvlm, Twice("test")), Twice("test"), [entry("random")], limit=4)

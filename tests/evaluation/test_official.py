@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore
 from tprl.types import Sample
 
@@ -71,21 +72,50 @@ def test_intervals_resample_images() -> None:
     assert alone.low != alone.low  # nan: one image leaves nothing to resample
 
 
-def _process(rank: int, port: int, queue: Any) -> None:
+def test_without_answers_there_is_no_score() -> None:
+    metric = OfficialScore(Pairs())
+    with pytest.raises(UserError, match="no question was answered"):
+        metric.compute()
+    metric.update([], [])
+    with pytest.raises(UserError, match="no question was answered"):
+        metric.compute()
+    with pytest.raises(ValueError, match="2 questions with facts of 1 answers"):
+        metric.update(["a", "b"], [(1.0, 1.0)])
+
+
+def test_a_group_that_few_images_have_keeps_its_interval() -> None:
+    class Rare(Pairs):
+        def official(self, total: Tensor) -> dict[str, Tensor]:
+            return {"rare": total[..., 0] / total[..., 1]}
+
+        def per_image(self, facts: Tensor) -> Tensor:
+            return facts.sum(0)
+
+    metric = OfficialScore(Rare())
+    metric.update([f"p/{i}/0" for i in range(200)], [(float(i == 0), float(i < 2)) for i in range(200)])
+    found = metric.intervals()["rare"]
+    assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
+
+
+def _process(rank: int, parts: Sequence[Sequence[int]], port: int, queue: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    # Images a and c are split between the processes; question 3 was answered by both.
-    queue.put(plain(given([[0, 3, 4], [1, 2, 3, 5]][rank]).compute()))
+    queue.put(plain(given(parts[rank]).compute()))
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_numbers_of_one() -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [([0, 3, 4], [1, 2, 3, 5]), ([0, 1, 2, 3, 4, 5], [])],
+    ids=["images divided, a question answered twice", "one has nothing to do"],
+)
+def test_two_processes_give_the_numbers_of_one(parts: Sequence[Sequence[int]]) -> None:
     context = mp.get_context("fork")
     queue = context.Queue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=_process, args=(rank, port, queue)) for rank in (0, 1)]
+    processes = [context.Process(target=_process, args=(rank, parts, port, queue)) for rank in (0, 1)]
     for process in processes:
         process.start()
     found = [queue.get(timeout=120) for _ in processes]

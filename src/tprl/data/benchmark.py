@@ -62,6 +62,7 @@ class Benchmark(ABC):
     headline: str = "accuracy"  # the official number that tables show
     answer_tokens: int = 16  # that an answer may need
     labelled: bool = True  # whether rows must have answers
+    divides_files: bool = False  # whether one file can hold several splits
 
     def __init__(
         self, split: str = "test", limit: int | None = None, source: str | None = None, max_bad_rows: float = 0.01
@@ -71,11 +72,17 @@ class Benchmark(ABC):
         if not 0 <= max_bad_rows <= 1:
             raise UserError(f"max_bad_rows={max_bad_rows} is not a share: use a number in [0, 1].")
         self.split, self.max_bad_rows = split, max_bad_rows
-        self._source = source or self.hub
-        self.rows = self.read(self._source, self.split_name(split))
+        self.source = source or self.hub
+        path = Path(self.source)
+        if path.is_file() and not self.divides_files and split in ("train", "val") and len(self.splits) > 1:
+            raise UserError(
+                f"{path} is one file, which {self.name} would read as {split} and as every other split: give "
+                f"dataset.source=<a folder with {self.split_name(split)}{path.suffix} and the like>."
+            )
+        self.rows = self.read(self.source, self.split_name(split))
         self._length = self.count() if limit is None else min(limit, self.count())
         if not self._length:
-            raise UserError(f"{self.name} has no rows in split {split} of {self._source}.")
+            raise UserError(f"{self.name} has no rows in split {split} of {self.source}.")
         self._bad: dict[int, str] = {}
         self._latest: tuple[str, Image.Image, tuple[int, int]] | None = None
 
@@ -166,7 +173,7 @@ class Benchmark(ABC):
         if len(self._bad) > self.max_bad_rows * len(self):
             raise UserError(
                 f"{self.name}: {self.where(index)} has a fault ({bad}), and with it {len(self._bad)} of {len(self)} "
-                f"rows ({self._listed()}), more than max_bad_rows={self.max_bad_rows:g} allows: mend {self._source}, "
+                f"rows ({self._listed()}), more than max_bad_rows={self.max_bad_rows:g} allows: mend {self.source}, "
                 "or raise dataset.max_bad_rows."
             ) from bad
 
@@ -175,6 +182,8 @@ class Benchmark(ABC):
             return self.sample(self.row(index), index)
         except KeyError as error:
             raise BadRow(f"no column {error}") from error
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise BadRow("malformed row", repr(error)) from error
 
     @property
     def damage(self) -> dict[str, int]:
@@ -186,6 +195,12 @@ class Benchmark(ABC):
 
     # --- helpers for subclasses ---------------------------------------------------------------------------------
 
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of images start: at the source."""
+        path = Path(self.source)
+        return path.parent if path.is_file() else path if path.is_dir() else Path()
+
     def uid(self, image: object, question: object) -> str:
         return f"{self.name}/{self.split}/{image}/{question}"
 
@@ -195,13 +210,13 @@ class Benchmark(ABC):
         Args:
             value: {"bytes", "path"} as stored by `datasets`, base64 text, a path (within `folder`), or a picture.
             key: names the image.
-            folder: of relative paths.
+            folder: of relative paths; None is that of the source.
 
         Raises:
             BadRow: no image, or one that cannot be read.
         """
         if self._latest is None or self._latest[0] != str(key):
-            self._latest = (str(key), *_picture(value, folder))
+            self._latest = (str(key), *_picture(value, folder or self.folder))
         return self._latest[1]
 
     @property
@@ -260,7 +275,7 @@ def _picture(value: Any, folder: Path | None) -> tuple[Image.Image, tuple[int, i
             scale = (MAX_PIXELS / (picture.width * picture.height)) ** 0.5
             picture = picture.resize((int(picture.width * scale), int(picture.height * scale)))
         return picture.convert("RGB"), size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         raise BadRow("broken image") from error
 
 
@@ -271,12 +286,13 @@ def _file(value: Any, folder: Path | None) -> Any:
         return io.BytesIO(value)
     if not isinstance(value, str) or not value:
         raise BadRow("no image")
-    if len(value) > 1000:  # no path is that long: the image itself, as text
+    if len(value) > 1000 or value.startswith("data:"):  # no path is that long: the image itself, as text
+        text = value.partition(",")[2] if value.startswith("data:") else value
         try:
-            return io.BytesIO(base64.b64decode(value, validate=True))
+            return io.BytesIO(base64.b64decode("".join(text.split()), validate=True))
         except binascii.Error as error:
             raise BadRow("broken image") from error
     path = (folder or Path()) / value
     if not path.is_file():
-        raise BadRow("missing image file")
+        raise BadRow("missing image file", f"{path} does not exist")
     return path

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -48,6 +49,7 @@ class Custom(Grounding):
 
     name = "custom"
     hub = ""
+    divides_files = True
     splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
     protocol = "own data: exact match but for case and outer spaces; boxes count from an IoU of 0.5"
 
@@ -63,18 +65,22 @@ class Custom(Grounding):
         if not source or not Path(source).is_file():
             given = f"{source} is no file" if source else "dataset=custom needs your data"
             raise UserError(f"{given}: set dataset.source=<a .jsonl, .json, .parquet or .arrow file>.")
-        self.file, self.folder = Path(source), Path(images or Path(source).parent)
+        self.file, self._images_from = Path(source), images
         if not self.folder.is_dir():
             raise UserError(
                 f"dataset.images={images} is no folder: give the one that the paths in {source} start from."
             )
         super().__init__(split, source=source, **options)
 
+    @property
+    def folder(self) -> Path:
+        return Path(self._images_from or self.file.parent)
+
     # --- rows ---------------------------------------------------------------------------------------------------
 
     def read(self, source: str, split: str) -> Table:
         rows = read_table(source, None, split)
-        entries = [_entry(rows[place], place) for place in range(len(rows))]
+        entries = [_entry(rows[place], place, self.folder) for place in range(len(rows))]
         self._check(entries)
         parts = [entry.part for entry in entries]
         if all(part is None for part in parts):
@@ -101,7 +107,7 @@ class Custom(Grounding):
         """Where a row is, for errors."""
         if self.file.suffix != ".jsonl":
             return f"{self.file}, row {place + 1}"
-        lines = self.file.read_text(encoding="utf-8").splitlines()
+        lines = self.file.read_text(encoding="utf-8").split("\n")
         return f"{self.file}, line {[number for number, line in enumerate(lines, 1) if line.strip()][place]}"
 
     def _check(self, entries: Sequence["_Entry"]) -> None:
@@ -125,7 +131,7 @@ class Custom(Grounding):
     # --- samples ------------------------------------------------------------------------------------------------
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
-        question, name = row.get("question"), _image_name(row.get("image"))
+        question, name = row.get("question"), _image_name(row.get("image"), self.folder)
         if not isinstance(question, str) or not question.strip():
             raise BadRow("empty question", f"question={question!r}; write a text")
         images = self._images(row.get("image"))
@@ -144,7 +150,7 @@ class Custom(Grounding):
     def _images(self, value: Any) -> tuple[Image.Image, ...]:
         found = []
         for one in value if isinstance(value, list) and value else [value]:
-            name = _image_name(one)
+            name = _image_name(one, self.folder)
             try:
                 found.append(self.image(one, name, self.folder))
             except BadRow as bad:
@@ -178,22 +184,25 @@ class _Entry(NamedTuple):
     filled: frozenset[str]  # columns
 
 
-def _entry(row: Mapping[str, Any], place: int) -> _Entry:
+def _entry(row: Mapping[str, Any], place: int, folder: Path) -> _Entry:
     filled = frozenset(name for name, value in row.items() if value is not None)
     key = str(row["id"]).replace("/", "_") if "id" in filled else f"row{place + 1}"
-    return _Entry(_image_name(row.get("image")), key, row.get("split"), filled)
+    return _Entry(_image_name(row.get("image"), folder), key, row.get("split"), filled)
 
 
-def _image_name(value: Any) -> str:
-    """What an image is called in uids, and what decides its part; several images go by the first."""
+def _image_name(value: Any, folder: Path) -> str:
+    """What an image is called in uids, and what decides its part: the same for every spelling of its path; several
+    images go by the first."""
     if isinstance(value, list):
-        return _image_name(value[0]) if value else ""
+        return _image_name(value[0], folder) if value else ""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) or (isinstance(value, str) and len(value) > 1000):  # the image itself, not its name
         content = value if isinstance(value, bytes) else value.encode()
         return hashlib.blake2b(content, digest_size=8).hexdigest()
-    return "" if value is None else str(value)
+    if value is None or not str(value):
+        return ""
+    return os.path.relpath(folder / str(value), folder)
 
 
 def _counted(parts: Sequence[Any]) -> str:

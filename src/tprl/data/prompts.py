@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from tprl.data.benchmark import taken
+from tprl.errors import UserError
 from tprl.types import Dataset, Sample
 
 
@@ -58,4 +59,7 @@ class PromptStream(IterableDataset[list[Sample]]):
     def _sample(self, order: Tensor, at: int) -> Sample:
         """Entry `at` of the order; in place of a damaged row the next one that is not."""
         following = (int(order[(at + step) % len(order)]) for step in range(len(order)))
-        return next(taken(self.dataset, following))
+        found = next(taken(self.dataset, following), None)
+        if found is None:
+            raise UserError(f"all {len(order)} rows of {self.dataset.name} are damaged: there is nothing to train on.")
+        return found

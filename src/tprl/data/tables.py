@@ -64,13 +64,16 @@ def column(table: Table, name: str) -> list[Any]:
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     """Read here and not by `datasets`, which wants the same type in every row and names none that has another."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8.") from error
     try:
         rows = json.loads(text) if path.suffix == ".json" else None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, is no JSON ({error.msg}): mend the file.") from error
     if rows is None:
-        rows = [_json_line(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows = [_json_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} is no list of objects: write one object per row.")
     return rows
@@ -113,7 +116,7 @@ def _cached(source: str, subset: str | None, split: str) -> Any:
         return _loaded(source, subset, split)
     except UserError as error:
         raise UserError(
-            f"{source} is no folder and not in the cache, and the hub does not answer: give dataset.source=<a local "
+            f"{source} is no folder, and the hub does not answer; from the cache: {error} Give dataset.source=<a local "
             "copy>, or connect."
         ) from error
     finally:

@@ -18,9 +18,10 @@ class VQAv2(Benchmark):
     """VQA accuracy, percent, over all questions and per type of answer.
 
     Source: "Making the V in VQA Matter" (Goyal et al., arXiv 1612.00837) and its released evaluation. That script
-    compares unchanged text where all ten people agree; here both sides are normalised always, as entries to its server
-    are before they are sent. Answers of the test sets are not public: "test" is the validation split, and the numbers
-    of papers on test-dev are others.
+    compares unchanged text where all ten people agree, and where they do not it takes only punctuation from their
+    answers (numbers and articles from the given one alone). Here both sides are normalised in full always, so an
+    answer "the cat" that people gave with its article counts here and not there. Answers of the test sets are not
+    public: "test" is the validation split, and the numbers of papers on test-dev are others.
     """
 
     name = "vqav2"

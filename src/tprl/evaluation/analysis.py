@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tprl.data.benchmark import take, taken
+from tprl.data.benchmark import batches, taken
 from tprl.evaluation.evaluator import Answered
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
@@ -58,7 +58,8 @@ def guided(
 
     Every question is paired with the next one about the same image: how much of what is kept do they share? Then the
     pruner is given the question of another image while the model answers the right one. Reads the questions of the
-    first `images` images, at most `limit`; None where these show one image, since then there is nothing to swap.
+    first `images` images, at most `limit`; None where these show one image, since then there is nothing to swap, and
+    where no image is asked twice.
     """
     groups = _by_image(dataset, limit, images)
     if len(groups) < 2:
@@ -78,23 +79,33 @@ def guided(
         shares += [overlap(masks[i], masks[i + 1]) for i in range(len(masks) - 1)]
         if number < 3 and len(samples) > 1:
             pairs.append(_pair(scorer, samples, encoded, keep, masks))
+    if not shares:
+        return None
     accuracy, other = interval(right, clusters), interval(shuffled, clusters)
     return Guided(pruner.name, keep_ratio, float(np.mean(shares)), keep_ratio, accuracy, other, pairs)
 
 
 def gallery(
-    scorer: Scorer, dataset: Dataset, pruners: Mapping[str, Pruner], keep_ratio: float, items: int = 6, pool: int = 100
+    scorer: Scorer,
+    dataset: Dataset,
+    pruners: Mapping[str, Pruner],
+    keep_ratio: float,
+    batch_size: int = 100,
+    items: int = 6,
+    pool: int = 100,
 ) -> list[GalleryItem]:
     """What each pruner kept of a few questions: a question of every family in turn, failures of the first pruner as
     often as there are some (every third picture)."""
     extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
-    samples = take(dataset, range(min(pool, len(dataset))))
-    encoded = scorer.lvlm.encode(samples, extras)
-    keep = next(iter(pruners.values())).select(encoded, keep_ratio)
-    first = scorer(samples, splice(encoded, keep)).score
-    full = scorer.full(samples, encoded).score
-    chosen = _mixed(samples, (first < full).tolist(), items)
-    part, shown = encoded.rows(chosen), [samples[i] for i in chosen]
+    samples, failed = list[Sample](), list[bool]()
+    for batch in batches(dataset, pool, batch_size):
+        encoded = scorer.lvlm.encode(batch, extras)
+        keep = next(iter(pruners.values())).select(encoded, keep_ratio)
+        first = scorer(batch, splice(encoded, keep)).score
+        failed += (first < scorer.full(batch, encoded).score).tolist()
+        samples += batch
+    shown = [samples[i] for i in _mixed(samples, failed, items)]
+    part = scorer.lvlm.encode(shown, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
     panels = [_panels(scorer, shown, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
     return [

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,9 +42,10 @@ def compare(a: str, b: str) -> list[Compared]:
     called.
 
     Raises:
-        UserError: no such run or arm, no arm in both, or no question in both.
+        UserError: no such run or arm, no arm in both, no question in both, or other rows or rules.
     """
     (first, one), (second, two) = _arms(a), _arms(b)
+    _same_protocol(a, b)
     names_a, names_b = sorted({name for name, _ in first}), sorted({name for name, _ in second})
     pairs = [(name, name) for name in names_a if name in names_b]
     if one or two or len(names_a) == len(names_b) == 1:
@@ -62,9 +64,28 @@ def compare(a: str, b: str) -> list[Compared]:
     return found
 
 
-def _arms(given: str) -> tuple[Arms, str]:
+def _same_protocol(a: str, b: str) -> None:
+    """Refuse runs that were scored by different rules, or on different rows that go by the same ids."""
+    found = [_folder(given)[0] / "evaluation.json" for given in (a, b)]
+    if not all(path.is_file() for path in found):
+        return  # written before evaluations said what they were about
+    first, second = (json.loads(path.read_text()) for path in found)
+    for name in ("dataset", "source", "protocol"):
+        if first.get(name) != second.get(name):
+            raise UserError(
+                f"compare: {a} and {b} differ in {name} ({first.get(name)}; {second.get(name)}): evaluate both alike."
+            )
+
+
+def _folder(given: str) -> tuple[Path, str]:
+    """A run and the arm that is asked for, or ""."""
     folder, _, arm = given.rpartition(":") if not Path(given).is_dir() else (given, "", "")
-    path = Path(folder or given) / "samples.jsonl"
+    return Path(folder or given), arm
+
+
+def _arms(given: str) -> tuple[Arms, str]:
+    folder, arm = _folder(given)
+    path = folder / "samples.jsonl"
     if not path.is_file():
         raise UserError(f"compare: {path} does not exist: give a directory that src.eval (or stage=all) has written.")
     arms = by_arm(read_samples(path))

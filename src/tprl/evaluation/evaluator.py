@@ -65,8 +65,9 @@ def evaluate(
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
     total = min(limit or len(dataset), len(dataset))
     answered: list[Answered] = []
-    done = 0
+    done, seen = 0, set[str]()
     for samples in batches(dataset, limit, batch_size):
+        _check_uids(dataset, samples, seen)
         encoded = scorer.lvlm.encode(samples, extras)
         for entry in entries:
             for ratio in entry.keep_ratios:
@@ -76,6 +77,14 @@ def evaluate(
     if done < total:  # damaged rows
         tick(total, total)
     return answered
+
+
+def _check_uids(dataset: Dataset, samples: Sequence[Sample], seen: set[str]) -> None:
+    """Scores are kept by uid: two questions of one uid would be counted as one."""
+    for sample in samples:
+        if sample.uid in seen:
+            raise UserError(f"{dataset.name} has two questions of uid {sample.uid}: give every row an id of its own.")
+        seen.add(sample.uid)
 
 
 def check_cost(lvlm: Any) -> None:
@@ -92,10 +101,19 @@ def check_answers(lvlm: Any, dataset: Dataset) -> None:
     """Refuse a dataset without answers, and an LVLM that cuts them off.
 
     Raises:
-        UserError: no labels, or the dataset's answers may need more tokens than the LVLM writes.
+        UserError: no labels, or `check_length`'s reason.
     """
     if not getattr(dataset, "labelled", True):
         raise UserError(f"dataset {dataset.name} was said to have no answers, so nothing can be scored on it.")
+    check_length(lvlm, dataset)
+
+
+def check_length(lvlm: Any, dataset: Dataset) -> None:
+    """Refuse an LVLM that cuts answers off.
+
+    Raises:
+        UserError: the dataset's answers may need more tokens than the LVLM writes.
+    """
     needed = getattr(dataset, "answer_tokens", 0)
     if needed > getattr(lvlm, "max_new_tokens", needed):
         raise UserError(
@@ -105,8 +123,12 @@ def check_answers(lvlm: Any, dataset: Dataset) -> None:
 
 
 def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
-    """What the numbers are about: questions answered, rows that were passed over by reason, and the protocol."""
-    found: dict[str, Any] = {"questions": len({one.row.uid for one in answered})}
+    """What the numbers are about: where the questions are from, how many were answered, rows that were passed over by
+    reason, and the protocol."""
+    found: dict[str, Any] = {"dataset": dataset.name}
+    if source := getattr(dataset, "source", None):
+        found["source"] = source
+    found["questions"] = len({one.row.uid for one in answered})
     found["damaged rows"] = sum(getattr(dataset, "damage", {}).values())
     found |= {f"damaged: {reason}": count for reason, count in getattr(dataset, "damage", {}).items()}
     if isinstance(dataset, Published):

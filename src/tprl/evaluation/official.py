@@ -10,8 +10,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from tprl.errors import UserError
 from tprl.evaluation.statistics import Interval, image_key, percentiles, resampled_sums
 from tprl.types import Sample
+
+DTYPES = {"question": torch.int64, "image": torch.int64, "values": torch.float64}  # the states of the metric
 
 
 @runtime_checkable
@@ -42,21 +45,31 @@ class OfficialScore(Metric):
     """
 
     full_state_update = False
-    question: Any  # lists of tensors until they are gathered
+    question: Any  # lists of flat tensors until they are gathered
     image: Any
     values: Any
 
     def __init__(self, dataset: Published, **options: Any) -> None:
         super().__init__(**options)
         self.dataset = dataset
-        for name in ("question", "image", "values"):
+        for name in DTYPES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, uids: Sequence[str], facts: Sequence[Sequence[float]]) -> None:
         """Answers to the questions `uids`; `facts` are what `dataset.facts` made of them."""
+        if len(uids) != len(facts):
+            raise ValueError(f"{len(uids)} questions with facts of {len(facts)} answers: give one each.")
         self.question.append(_keys(uids).to(self.device))
         self.image.append(_keys([image_key(uid) for uid in uids]).to(self.device))
-        self.values.append(torch.tensor(facts, dtype=torch.float64, device=self.device))
+        flat = [value for row in facts for value in row]
+        self.values.append(torch.tensor(flat, dtype=torch.float64, device=self.device))
+
+    def sync(self, *args: Any, **options: Any) -> None:
+        """As of torchmetrics; a process without any answer takes part, which its empty lists would not."""
+        for name, dtype in DTYPES.items():
+            if isinstance(getattr(self, name), list) and not getattr(self, name):
+                getattr(self, name).append(torch.zeros(0, dtype=dtype, device=self.device))
+        super().sync(*args, **options)
 
     def compute(self) -> dict[str, Tensor]:
         """The official numbers, in their published unit."""
@@ -73,7 +86,12 @@ class OfficialScore(Metric):
 
     def _images(self) -> Float[Tensor, "C G"]:
         """Facts of every image, in an order that depends on the answers alone."""
-        question, image, values = (dim_zero_cat(getattr(self, name)) for name in ("question", "image", "values"))
+        question, image, values = (
+            dim_zero_cat(given) if len(given := getattr(self, name)) else torch.zeros(0) for name in DTYPES
+        )
+        if not len(question):
+            raise UserError("no question was answered, so there is no official score.")
+        values = values.reshape(len(question), -1)
         order = question.argsort(stable=True)
         first = torch.ones_like(question, dtype=torch.bool)
         first[1:] = question[order].diff() != 0

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tprl.data.benchmark import batches
+from tprl.errors import UserError
 from tprl.scoring import Agreement, Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
@@ -43,6 +44,8 @@ class ServedScore:
             same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, said, strict=True)]
             self.batches = [(one.samples, encoded) for one, (_, encoded) in zip(same, self.batches, strict=True)]
             self.scorer = Scorer(lvlm, same[0])
+        if not self.batches:
+            raise UserError(f"all rows of {dataset.name} for validation are damaged: there is nothing to score.")
         self.count = sum(len(chunk) for chunk, _ in self.batches)
 
     def __call__(self, pruner: Pruner) -> dict[str, float]:

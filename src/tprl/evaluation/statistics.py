@@ -130,5 +130,8 @@ def resampled_sums(sums: Floats, resamples: int, seed: int) -> Floats:
 def percentiles(means: Floats, level: float) -> tuple[float, float]:
     """Bounds of the interval that holds the share `level` of the draws."""
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    known = means[~np.isnan(means)]  # a draw may lack a rare group altogether
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [tail, 1 - tail])
     return float(low), float(high)

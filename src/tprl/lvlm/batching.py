@@ -36,6 +36,18 @@ def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Fl
     return (picked * real).sum(1) / real.sum(1)
 
 
+def divergence(
+    reference: Float[Tensor, "B A N"], log_probs: Float[Tensor, "B A N"]
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """KL(reference || log_probs), mean over the answer's tokens in nats, and 1.0 where every token has the same
+    arg-max. Both are log-probabilities, nan where an answer is shorter."""
+    real = ~reference[..., 0].isnan()
+    ratio = torch.where(reference.isneginf(), 0.0, reference - log_probs)
+    kl = (reference.exp() * ratio).sum(-1).masked_fill(~real, 0.0).sum(1) / real.sum(1)
+    same = (log_probs.argmax(-1) == reference.argmax(-1)) | ~real
+    return kl, same.all(1).float()
+
+
 def shown_images(tokens: Sequence[int], per_image: Sequence[int]) -> list[list[int]]:
     """Which images each prompt shows: images follow in order until they fill the prompt's placeholders.
 

@@ -17,6 +17,7 @@ from tprl.lvlm.batching import (
     Seen,
     axes,
     check_images,
+    divergence,
     gate_bias,
     input_uids,
     mean_log_prob,
@@ -336,6 +337,18 @@ class FrozenLVLM(ABC):
             found = found.expand(-1, -1, logits.shape[2]).contiguous() if found.shape[2] == 1 else found
             found[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
         return found
+
+    @torch.no_grad()
+    def divergence(
+        self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """KL(reference[index[i]] || distributions of prompt i), see `batching.divergence`; a micro-batch at a time,
+        because distributions over a vocabulary are large."""
+        kl, same = torch.zeros(len(answers), device=self.device), torch.zeros(len(answers), device=self.device)
+        for rows, logits, ids in self._read(prompt, answers):
+            there = reference[index.to(rows.device)[rows], : ids.shape[1]]
+            kl[rows], same[rows] = divergence(there, logits.log_softmax(-1))
+        return kl, same
 
     def _read(
         self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None

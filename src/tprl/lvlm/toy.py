@@ -13,6 +13,7 @@ from torch import Tensor
 from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.data.toy import CELL, COLUMNS, KINDS, ROWS, VALUES, read_cells
 from tprl.errors import UserError
+from tprl.lvlm.batching import divergence
 from tprl.lvlm.regions import region_rank
 from tprl.types import Encoded, Prompt, Sample
 
@@ -125,6 +126,12 @@ class ToyLVLM:
     def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B 1 A"]:
         """Log-probabilities of all answers; each is one token."""
         return self._log_probs(prompt).unsqueeze(1)
+
+    def divergence(
+        self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R 1 A"], index: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """See `batching.divergence`."""
+        return divergence(reference[index], self.distributions(prompt, answers))
 
     def answer_length(self, answer: str) -> int:
         """Tokens of any answer."""

@@ -198,8 +198,8 @@ class PPO(pl.LightningModule):
             if "score" in needs:
                 found["score"] = torch.stack([full.score[rows], *(one.score for one in scored)])
         if needs & FIDELITY:
-            own = self.scorer.own(encoded).rows(rows)
-            kl, same = zip(*(self.scorer.fidelity(prompt, own) for prompt in prompts), strict=True)
+            own = self.scorer.own(encoded)
+            kl, same = zip(*(self.scorer.fidelity(prompt, own, rows) for prompt in prompts), strict=True)
             found["answer_kl"] = torch.stack([torch.zeros_like(kl[0]), *kl])
             found["agreement"] = torch.stack([torch.ones_like(same[0]), *same])
         if "flops" in needs:
