@@ -1,7 +1,7 @@
 """Small steps between images, token ids and tensors that every family shares."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tprl.errors import UserError
-from tprl.types import Encoded, Sample, Tower
+from tprl.types import Encoded, Prompt, Sample, Tower
 
 
 class Seen(NamedTuple):
@@ -27,6 +27,20 @@ class Seen(NamedTuple):
 def axes(positions: Int[Tensor, "P B S"]) -> Int[Tensor, "..."]:
     """As transformers wants them: [B S] for RoPE, [3 B S] for M-RoPE."""
     return positions[0] if len(positions) == 1 else positions
+
+
+def answer_ids(tokenizer: Any, answers: Sequence[str], device: torch.device) -> Int[Tensor, "B A"]:
+    """Token ids of the answers with the end token, right-padded with -1."""
+    rows = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in answers]
+    width = max(map(len, rows))
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows], device=device)
+
+
+def micro_batches(prompt: Prompt, size: int) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
+    """Rows of like length together, so that little is padded, and which rows they are."""
+    lengths = prompt.attention.sum(1)
+    for rows in lengths.argsort(dim=0, stable=True).split(size):
+        yield rows, prompt.rows(rows, int(lengths[rows].max()))
 
 
 def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Float[Tensor, " B"]:

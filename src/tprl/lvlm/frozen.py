@@ -15,12 +15,14 @@ from tprl.cost import LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.batching import (
     Seen,
+    answer_ids,
     axes,
     check_images,
     divergence,
     gate_bias,
     input_uids,
     mean_log_prob,
+    micro_batches,
     pick_images,
     question_mask,
     shown_images,
@@ -300,7 +302,7 @@ class FrozenLVLM(ABC):
     def answer(self, prompt: Prompt, plan: LayerPlan | None = None) -> list[str]:
         """Greedy answers; with a plan, layers of the language model drop tokens of the unpruned prompt."""
         texts = [""] * len(prompt.uids)
-        for rows, part in self._micro_batches(prompt):
+        for rows, part in micro_batches(prompt, self.micro_batch):
             with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
                 out = self.model.generate(
                     inputs_embeds=part.embeds,
@@ -342,8 +344,7 @@ class FrozenLVLM(ABC):
     def divergence(
         self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """KL(reference[index[i]] || distributions of prompt i), see `batching.divergence`; a micro-batch at a time,
-        because distributions over a vocabulary are large."""
+        """See `OpenLVLM`; a micro-batch at a time, because distributions over a vocabulary are large."""
         kl, same = torch.zeros(len(answers), device=self.device), torch.zeros(len(answers), device=self.device)
         for rows, logits, ids in self._read(prompt, answers):
             there = reference[index.to(rows.device)[rows], : ids.shape[1]]
@@ -354,8 +355,8 @@ class FrozenLVLM(ABC):
         self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
     ) -> Iterator[tuple[Int[Tensor, " R"], Float[Tensor, "R A N"], Int[Tensor, "R A"]]]:
         """Rows, logits and ids of the answers, teacher-forced, micro-batch by micro-batch; ids are -1 on padding."""
-        for rows, part in self._micro_batches(prompt):
-            ids = self._answer_ids([answers[int(row)] for row in rows])
+        for rows, part in micro_batches(prompt, self.micro_batch):
+            ids = answer_ids(self.tokenizer, [answers[int(row)] for row in rows], self.device)
             real = ids >= 0
             width = ids.shape[1]
             after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
@@ -377,7 +378,7 @@ class FrozenLVLM(ABC):
 
         Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is one graph.
         """
-        ids = self._answer_ids(answers)
+        ids = answer_ids(self.tokenizer, answers, self.device)
         real, width = ids >= 0, ids.shape[1]
         after = encoded.positions.amax((0, 2), keepdim=True) + 1 + torch.arange(width, device=gate.device)
         parts = self.model.model
@@ -397,16 +398,3 @@ class FrozenLVLM(ABC):
 
     def _with_answer(self, embeds: Float[Tensor, "B S D"], ids: Int[Tensor, "B A"]) -> Float[Tensor, "B S1 D"]:
         return torch.cat([embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1)
-
-    def _answer_ids(self, answers: Sequence[str]) -> Int[Tensor, "B A"]:
-        """Token ids of the answers with the end token, right-padded with -1."""
-        end = self.tokenizer.eos_token_id
-        rows = [[*self.tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in answers]
-        width = max(map(len, rows))
-        return torch.tensor([row + [-1] * (width - len(row)) for row in rows], device=self.device)
-
-    def _micro_batches(self, prompt: Prompt) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
-        """Rows of like length together, so that little is padded, and which rows they are."""
-        lengths = prompt.attention.sum(1)
-        for rows in lengths.argsort(dim=0, stable=True).split(self.micro_batch):
-            yield rows, prompt.rows(rows, int(lengths[rows].max()))
