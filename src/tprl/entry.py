@@ -23,6 +23,7 @@ from tprl.errors import UserError
 Work = Callable[[DictConfig, Path], Path]
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
 COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")  # groups whose yamls describe one object
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}  # torchrun or srun started this process, maybe among others
 log = logging.getLogger(__name__)
 
 
@@ -32,6 +33,10 @@ def launch(name: str, work: Work) -> None:
     Bad input ends in one line on stderr and exit status 2. With HYDRA_FULL_ERROR=1 it ends in a traceback instead.
     """
     sys.argv[1:] = [addable(word) for word in sys.argv[1:]]
+    if LAUNCHED & os.environ.keys():
+        from tprl.ranks import join  # late: see src/train.py
+
+        join()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1" and _main_process()  # ranks inherit it from the line below
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print its own several lines and exit
     bugs: list[Exception] = []
@@ -180,9 +185,11 @@ def _finish_wandb(status: int) -> None:
 
 
 def _refuse_ddp(config: DictConfig) -> None:
-    # Lightning starts its other ranks with the whole sweep as command line, and they write elsewhere.
+    # Lightning starts its other ranks with the whole sweep as command line, and they would sweep too, elsewhere.
     if str(OmegaConf.select(config, "trainer.strategy", default="")) == "ddp":
-        raise UserError("a sweep cannot run trainer.strategy=ddp in one process tree; start one command per job.")
+        raise UserError(
+            "a sweep cannot run trainer.strategy=ddp in one process tree; start one command per job (docs/scaling.md)."
+        )
 
 
 def _main_process() -> bool:
@@ -198,5 +205,6 @@ def _line(text: str) -> str:
 
 
 def _exit(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+    if _main_process():
+        print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)

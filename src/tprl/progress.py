@@ -5,15 +5,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from tprl import ranks
+
 
 class Progress:
-    """Call it with (done, total); prints at most about `lines` lines, and always the last."""
+    """Call it with (done, total); rank 0 prints at most about `lines` lines, and always the last."""
 
     def __init__(self, label: str, lines: int = 10) -> None:
         self.label, self.lines, self.start, self.shown = label, lines, time.monotonic(), 0
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        if done < total and done * self.lines < (self.shown + 1) * total:
+        if ranks.rank() or (done < total and done * self.lines < (self.shown + 1) * total):
             return
         self.shown = done * self.lines // total
         spent = time.monotonic() - self.start
@@ -46,8 +48,7 @@ class FitProgress(pl.Callback):
         assert self.total is not None
         self.done += 1
         shown = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
-        if trainer.is_global_zero:
-            self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in shown.items()))
+        self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in shown.items()))
 
 
 def clock(seconds: float) -> str:

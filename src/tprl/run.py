@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
 from tprl.checkpoint import SaveEvery, last_checkpoint
@@ -67,7 +68,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     rows = evaluate_entries(run.lvlm, test_set, entries, settings, cfg, directory, run.logger, run.curves)
     questions = min(settings["limit"] or len(test_set), len(test_set))
     run.pruner.trained_on["results"] = card_results(rows, entries[0].name, questions)
-    run.pruner.save_pretrained(directory / "pruner")
+    run.save(directory / "pruner")
     return directory
 
 
@@ -116,7 +117,7 @@ class Training:
             self.pruner.trained_on = read_config(folder)["trained_on"]
             check_family(self.pruner, self.lvlm)
         elif self.cfg.stage.name != "autoencoder" and self.pruner.autoencoder is not None:
-            print("no stage.init_from: the autoencoder is trained first", flush=True)
+            log.info("no stage.init_from: the autoencoder is trained first")
             self.stage(OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml"), self.directory / "autoencoder")
 
     def stage(self, config: Any, folder: Path) -> None:
@@ -160,7 +161,13 @@ class Training:
             "stages": [*self.pruner.trained_on.get("stages", []), name],
             "seed": self.cfg.seed,
         }
-        self.pruner.save_pretrained(folder)
+        self.save(folder)
+
+    def save(self, folder: Path) -> None:
+        """The pruner, by rank 0; when it returns the folder is there for all."""
+        if ranks.rank() == 0:
+            self.pruner.save_pretrained(folder)
+        ranks.wait()
 
     def _labels(self, stage: str, reward: Any) -> bool:
         """Whether a stage reads reference answers.
@@ -234,6 +241,8 @@ def _pretrain(cfg: DictConfig, directory: Path) -> None:
     if cfg.model.get("name") != "tiny_llava":
         raise UserError(f"stage=pretrain trains the embedded LVLM, not {cfg.model.get('name')}: use model=tiny_llava.")
     source = cfg.stage.init_from
+    if ranks.count() > 1:
+        raise UserError(f"stage=pretrain runs in one process, not in {ranks.count()}: leave trainer=ddp away.")
     if source and not (find_model(source) / "clip").is_dir():
         raise UserError(f"stage.init_from={source} holds no model written by stage=pretrain (no clip/ in it).")
     parts = tiny_llava.load(find_model(source)) if source else build(cfg.stage.blueprint, seed=cfg.seed)

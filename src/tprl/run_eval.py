@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
+from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
 from tprl.data.benchmark import take
@@ -139,13 +140,15 @@ def evaluate_entries(
     logger: Any,
     curves: Mapping[str, list[tuple[float, float]]] | None = None,
 ) -> list[Row]:
-    """Answer everything, then table, files and report; returns the rows of `results.csv`."""
+    """Answer everything, then (on rank 0) table, files and report; returns the rows of `results.csv`."""
     check_answers(lvlm, dataset)
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
     answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], Progress("evaluate"))
     rows = summarise(answered, lvlm.name, dataset)
-    write_results(directory / "results.csv", rows)
     measured = about(dataset, answered)
+    if ranks.rank():
+        return rows
+    write_results(directory / "results.csv", rows)
     (directory / "evaluation.json").write_text(json.dumps(measured, indent=1) + "\n")
     log_results(logger, rows)
     main = next((entry for entry in entries if entry.name not in BOUNDS), entries[0])
@@ -195,9 +198,14 @@ def evaluate_entries(
 
 
 def start(cfg: DictConfig, directory: Path) -> None:
-    """What every run begins with: its directory, its resolved config, its seed."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    """What every run begins with: its ranks, its directory, its resolved config, its seed."""
+    if "trainer" in cfg:
+        ranks.launch(plain(cfg.trainer))
+    if ranks.rank():
+        logging.getLogger().setLevel(logging.WARNING)
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
     disable_progress_bar()
     for noisy in ("lightning.pytorch", "lightning.fabric", "transformers"):

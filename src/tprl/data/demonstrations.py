@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tprl import ranks
 from tprl.budget import keep_top_per_image
 from tprl.data.benchmark import batches
 from tprl.errors import UserError
@@ -27,8 +28,9 @@ class Demonstrations(NamedTuple):
     keep_ratio: Float[Tensor, " B"]
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator["Demonstrations"]:
-        """One epoch in random order."""
+        """One epoch in random order, of every batch this rank's share."""
         for index in torch.randperm(len(self.keep_ratio), generator=generator).split(size):
+            index = ranks.share(index)
             yield Demonstrations(self.x.rows(index), self.keep[:, index], self.keep_ratio[index])
 
 

@@ -1,17 +1,17 @@
 """Run pruners over a dataset: every batch is encoded once, every pruner and keep ratio answers from it."""
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from tprl import cost
+from tprl import cost, ranks
 from tprl.budget import need_ratio
-from tprl.data.benchmark import batches
+from tprl.data.benchmark import numbered_batches
 from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import FULL, Row, SampleRow
@@ -58,16 +58,20 @@ def evaluate(
     limit: int | None = None,
     tick: Tick = lambda done, total: None,
 ) -> list[Answered]:
-    """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows each batch."""
+    """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows each batch.
+
+    Each rank answers its share of them, and all return the answers to all of them, question by question.
+    """
     entries = feasible(entries, scorer.lvlm)
     for entry in entries:
         check_family(entry.pruner, scorer.lvlm)
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
-    total = min(limit or len(dataset), len(dataset))
+    mine = range(min(limit or len(dataset), len(dataset)))[ranks.rank() :: ranks.count()]
     answered: list[Answered] = []
-    done, seen = 0, set[str]()
-    for samples in batches(dataset, limit, batch_size):
-        _check_uids(dataset, samples, seen)
+    done, total, place = 0, len(mine), dict[str, int]()
+    for batch in numbered_batches(dataset, mine, batch_size):
+        samples = [sample for _, sample in batch]
+        _add_places(dataset, place, ((sample.uid, index) for index, sample in batch))
         encoded = scorer.lvlm.encode(samples, extras)
         for entry in entries:
             for ratio in entry.keep_ratios:
@@ -76,15 +80,24 @@ def evaluate(
         tick(done, total)
     if done < total:  # damaged rows
         tick(total, total)
-    return answered
+    return _of_all_ranks(dataset, answered, place)
 
 
-def _check_uids(dataset: Dataset, samples: Sequence[Sample], seen: set[str]) -> None:
+def _of_all_ranks(dataset: Dataset, answered: list[Answered], place: Mapping[str, int]) -> list[Answered]:
+    """The answers that all ranks gave, sorted by the place that the question of a uid has in the dataset."""
+    everywhere = dict[str, int]()
+    for one in ranks.gathered(place):
+        _add_places(dataset, everywhere, one.items())
+    whole = [one for part in ranks.gathered(answered) for one in part]
+    return sorted(whole, key=lambda one: everywhere[one.row.uid])
+
+
+def _add_places(dataset: Dataset, place: dict[str, int], more: Iterable[tuple[str, int]]) -> None:
     """Scores are kept by uid: two questions of one uid would be counted as one."""
-    for sample in samples:
-        if sample.uid in seen:
-            raise UserError(f"{dataset.name} has two questions of uid {sample.uid}: give every row an id of its own.")
-        seen.add(sample.uid)
+    for uid, index in more:
+        if uid in place:
+            raise UserError(f"{dataset.name} has two questions of uid {uid}: give every row an id of its own.")
+        place[uid] = index
 
 
 def check_cost(lvlm: Any) -> None:
@@ -129,11 +142,24 @@ def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
     if source := getattr(dataset, "source", None):
         found["source"] = source
     found["questions"] = len({one.row.uid for one in answered})
-    found["damaged rows"] = sum(getattr(dataset, "damage", {}).values())
-    found |= {f"damaged: {reason}": count for reason, count in getattr(dataset, "damage", {}).items()}
+    damage = _damage(dataset)
+    found["damaged rows"] = damage.total()
+    found |= {f"damaged: {reason}": count for reason, count in sorted(damage.items())}
     if isinstance(dataset, Published):
         found["protocol"] = dataset.protocol
     return found
+
+
+def _damage(dataset: Dataset) -> Counter[str]:
+    """Rows that all ranks passed over, by reason; each rank has only seen that its own were not too many."""
+    damage = sum((Counter(part) for part in ranks.gathered(getattr(dataset, "damage", {}))), Counter[str]())
+    allowed = getattr(dataset, "max_bad_rows", 1.0)
+    if damage.total() > allowed * len(dataset):
+        raise UserError(
+            f"{damage.total()} of {len(dataset)} rows of {dataset.name} are damaged ({dict(damage)}), more than "
+            f"max_bad_rows={allowed:g} allows: mend them, or raise dataset.max_bad_rows."
+        )
+    return damage
 
 
 def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tprl import cost, hub
+from tprl import cost, hub, ranks
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.policy.action import Select, serve
@@ -196,7 +196,7 @@ class LearnedPruner(nn.Module, ABC):
         for batch in encoded:
             x = self.observe(batch)
             scores.append(self.logits(x, keep_ratio)[x.mask].sigmoid())
-        tau = float(torch.cat(scores).quantile(1 - keep_ratio))
+        tau = float(ranks.rows(torch.cat(scores)).quantile(1 - keep_ratio))
         self.serving = replace(self.serving, tau=tau)
         self.trained_on["threshold_ratio"] = keep_ratio
         return tau

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.data.benchmark import batches
 from tprl.errors import UserError
@@ -99,7 +100,9 @@ class Adapt(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         order = torch.Generator().manual_seed(self.hparams["seed"])
-        return DataLoader(self.train_data, self.hparams["batch_size"], shuffle=True, generator=order)
+        sampler = RandomSampler(self.train_data, generator=order)
+        batches = BatchSampler(sampler, self.hparams["batch_size"], drop_last=False)
+        return DataLoader(self.train_data, batch_sampler=ranks.Shares(batches), generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.held_out, 8192)
@@ -109,8 +112,9 @@ class Adapt(pl.LightningModule):
         return torch.optim.AdamW(self.pruner.net.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        loss = self._loss(batch)
-        self.log("adapt/loss", loss)
+        size = min(self.hparams["batch_size"], len(self.train_data) - index * self.hparams["batch_size"])
+        loss = self._loss(batch) * ranks.weight(size)
+        self.log("adapt/loss", loss, sync_dist=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
@@ -127,7 +131,8 @@ class Adapt(pl.LightningModule):
         forecasts = []
         for _, encoded in self.served.batches:
             forecasts.append(self.pruner.net.chances(self.pruner.survey(self.pruner.observe(encoded))[1]).sigmoid())
-        prices = calibrated_prices(torch.cat(forecasts), self.pruner.config["budgets"], self.hparams["keep_ratios"])
+        chance = ranks.rows(torch.cat(forecasts))
+        prices = calibrated_prices(chance, self.pruner.config["budgets"], self.hparams["keep_ratios"])
         self.pruner.serving = replace(self.pruner.serving, prices=prices)
 
 

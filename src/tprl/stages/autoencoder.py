@@ -8,8 +8,9 @@ import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from tprl import ranks
 from tprl.data.benchmark import taken
 from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner
@@ -80,7 +81,8 @@ class AutoencoderStage(pl.LightningModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         order = torch.Generator().manual_seed(self.hparams["seed"])
         data = TensorDataset(self.tokens)
-        return DataLoader(data, self.hparams["batch_size"], shuffle=True, generator=order)
+        batches = BatchSampler(RandomSampler(data, generator=order), self.hparams["batch_size"], drop_last=False)
+        return DataLoader(data, batch_sampler=ranks.Shares(batches), generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(TensorDataset(self.held_out), 8192)
@@ -92,8 +94,9 @@ class AutoencoderStage(pl.LightningModule):
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         assert self.pruner.autoencoder is not None
-        loss = self.pruner.autoencoder.relative_mse(batch[0].float())
-        self.log("autoencoder/mse", loss)
+        size = min(self.hparams["batch_size"], len(self.tokens) - index * self.hparams["batch_size"])
+        loss = self.pruner.autoencoder.relative_mse(batch[0].float()) * ranks.weight(size)
+        self.log("autoencoder/mse", loss, sync_dist=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:

@@ -90,8 +90,7 @@ class Distill(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
-        ranks = (self.global_rank, self.trainer.world_size)
-        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"], *ranks)
+        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"])
         return DataLoader(stream, batch_size=None, collate_fn=list)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -119,7 +118,8 @@ class Distill(pl.LightningModule):
         loss = -log_prob.mean()
         # How far the gates are from a decision: 0 when all are 0 or 1.
         softness = (4 * gate * (1 - gate) * x.mask).sum() / x.mask.sum()
-        self.log_dict({"distill/loss": loss, "distill/softness": softness, "distill/temperature": temperature})
+        found = {"distill/loss": loss, "distill/softness": softness, "distill/temperature": temperature}
+        self.log_dict(found, sync_dist=True)
         self.iteration += 1
         return loss
 

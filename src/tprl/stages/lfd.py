@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from tprl import ranks
 from tprl.data.demonstrations import Demonstrations, demonstrate
 from tprl.evaluation.served import ServedScore
 from tprl.pruners.learned import LearnedPruner
@@ -104,9 +105,12 @@ class LfD(pl.LightningModule):
         return torch.optim.AdamW(self.pruner.net.parameters(), lr=self.hparams["lr"])
 
     def training_step(self, batch: Demonstrations, index: int) -> Tensor:
-        loss, agreement = imitation_loss(self.pruner, batch)
-        self.samples_seen += len(batch.keep_ratio)
-        self.log_dict({"lfd/loss": loss, "lfd/agreement": agreement}, batch_size=len(batch.keep_ratio))
+        assert self.demonstrations is not None
+        total = len(self.demonstrations.keep_ratio)
+        size = min(self.hparams["batch_size"], total - self.samples_seen % total)  # of all ranks
+        loss, agreement = (mean * ranks.weight(size) for mean in imitation_loss(self.pruner, batch))
+        self.samples_seen += size
+        self.log_dict({"lfd/loss": loss, "lfd/agreement": agreement}, batch_size=size, sync_dist=True)
         self.log("samples_seen", float(self.samples_seen))
         return loss
 
