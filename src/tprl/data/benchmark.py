@@ -252,9 +252,9 @@ def take(dataset: Dataset, indices: Iterable[int]) -> list[Sample]:
     return list(taken(dataset, indices))
 
 
-def batches(dataset: Dataset, limit: int | None, size: int) -> Iterator[list[Sample]]:
-    """The samples of the first `limit` rows (None: all), `size` at a time."""
-    stream = taken(dataset, range(min(limit or len(dataset), len(dataset))))
+def batches(dataset: Dataset, limit: int | None, size: int, first: int = 0) -> Iterator[list[Sample]]:
+    """The samples of rows `first` .. `limit` (None: all), `size` at a time."""
+    stream = taken(dataset, range(first, min(limit or len(dataset), len(dataset))))
     while batch := list(islice(stream, size)):
         yield batch
 
