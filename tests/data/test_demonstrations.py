@@ -1,29 +1,37 @@
 """What a heuristic teaches: nested masks with the right counts, whatever the batch."""
 
+from typing import Any
+
 import pytest
 import torch
 from tests.helpers import toy_encoded
-from tests.stages.toy_runs import WIDTH, lvlm, policy
+from tests.stages.toy_runs import lvlm, policy
 
-from tprl.data.demonstrations import Demonstrations, _episodes, _join, demonstrate
+from tprl.data.demonstrations import Demonstrations, StoredDemonstrations, _episodes, demonstrate
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
-from tprl.policy.networks import PolicyInput
 from tprl.pruners.cls_attention import ClsAttentionPruner
 from tprl.pruners.oracle import OraclePruner
 from tprl.pruners.uniform import UniformPruner
+from tprl.rl.rollout import step_ratios
 from tprl.types import Pruner
 
 
-def shown(
+def stored(
     demonstrator: Pruner | None = None,
     count: int = 30,
     keep_ratios: tuple[float, ...] = (0.5, 1 / 12),
     steps: int = 3,
     **options: object,
-) -> Demonstrations:
+) -> StoredDemonstrations:
     teacher = demonstrator or UniformPruner()
     return demonstrate(teacher, policy(), lvlm(), ToyDataset(), count, keep_ratios, steps, **options)  # type: ignore[arg-type]
+
+
+def shown(*args: Any, **options: Any) -> Demonstrations:
+    """All of `stored`, in order."""
+    found = stored(*args, **options)
+    return found.rows(torch.arange(len(found)))
 
 
 class TestMasks:
@@ -58,7 +66,7 @@ class TestMasks:
     def test_samples_with_several_images_of_unequal_size(self) -> None:
         """Each image rounds its own budget, so a sample's count is not the budget of its sum."""
         grids = [((1, 3), (1, 3), (1, 1)), ((2, 3),), ((1, 1), (1, 1))]
-        keep, _ = _episodes(UniformPruner(), toy_encoded(grids), [1 / 3], 2, None, 0)
+        keep = _episodes(UniformPruner(), toy_encoded(grids), [step_ratios(1 / 3, 2)])[0]
         assert keep.sum(2).tolist() == [[5, 3, 2], [3, 2, 2]]
         assert not (keep[1] & ~keep[0]).any()
 
@@ -79,12 +87,11 @@ class TestDraws:
 
     def test_uses_the_dataset_up_and_no_more(self) -> None:
         found = demonstrate(UniformPruner(), policy(), lvlm(), ToyDataset(limit=11), 50, [0.5], 1, batch_size=4)
-        assert found.keep.shape[1] == 11
+        assert len(found) == 11
 
     def test_an_epoch_shows_every_question_once(self) -> None:
-        found = shown(keep_ratios=(0.5,), demonstrator=ClsAttentionPruner())
-        order = torch.Generator().manual_seed(0)
-        batches = list(found.batches(8, order))
+        store = stored(keep_ratios=(0.5,), demonstrator=ClsAttentionPruner())
+        batches, found = list(store.batches(8, torch.Generator().manual_seed(0))), store.rows(torch.arange(30))
         assert [len(batch.keep_ratio) for batch in batches] == [8, 8, 8, 6]
         rows = torch.cat([batch.x.codes.flatten(1) for batch in batches])
         assert sorted(rows.sum(1).tolist()) == sorted(found.x.codes.flatten(1).sum(1).tolist())
@@ -98,31 +105,3 @@ class TestDraws:
         found = shown()
         assert (found.x.codes.dtype, found.x.query.dtype) == (torch.float16, torch.float16)
         assert found.x.similarity is None
-
-
-def part(tokens: int, words: int, value: float, rows: int = 2, steps: int = 2) -> Demonstrations:
-    """A part in which everything is `value` or True."""
-    full = torch.full
-    x = PolicyInput(
-        full((rows, tokens, WIDTH), value).half(),
-        full((rows, tokens, 2), value),
-        torch.ones(rows, tokens, dtype=torch.bool),
-        full((rows, words, WIDTH), value).half(),
-        torch.ones(rows, words, dtype=torch.bool),
-    )
-    return Demonstrations(x, torch.ones(steps, rows, tokens, dtype=torch.bool), torch.full((rows,), value).double())
-
-
-class TestJoin:
-    def test_tokens_and_words_are_padded_on_the_right_with_nothing(self) -> None:
-        joined = _join([part(5, 2, 1.0), part(3, 4, 2.0)])
-        assert joined.x.codes.shape == (4, 5, WIDTH)
-        assert joined.x.query.shape == (4, 4, WIDTH)
-        assert joined.x.mask.tolist() == [[True] * 5] * 2 + [[True] * 3 + [False] * 2] * 2
-        assert joined.x.query_mask.tolist() == [[True, True, False, False]] * 2 + [[True] * 4] * 2
-        assert joined.keep.tolist() == [joined.x.mask.tolist()] * 2
-        assert joined.x.codes[..., 0].tolist() == [[1.0] * 5] * 2 + [[2.0] * 3 + [0.0] * 2] * 2
-        assert joined.x.xy[..., 1].tolist() == [[1.0] * 5] * 2 + [[2.0] * 3 + [0.0] * 2] * 2
-        assert joined.x.query[..., -1].tolist() == [[1.0] * 2 + [0.0] * 2] * 2 + [[2.0] * 4] * 2
-        assert joined.keep_ratio.tolist() == [1.0, 1.0, 2.0, 2.0]
-        assert joined.keep_ratio.dtype == torch.float64
