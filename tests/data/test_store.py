@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import multiprocessing
+import multiprocessing.process
 import os
 import shutil
 import signal
@@ -68,7 +69,7 @@ class TestShards:
         assert contents(Shards(tmp_path, 25, 10)) == [i * i for i in range(25)]
         assert making.made == [0, 10, 20]
         assert seen == [(10, 25), (20, 25), (25, 25)]
-        assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in Shards(tmp_path, 25, 10).paths]
+        assert sorted(tmp_path.iterdir()) == Shards(tmp_path, 25, 10).paths
 
     def test_more_rows_use_the_whole_ones_that_are_there(self, tmp_path: Path) -> None:
         making = Making()
@@ -155,7 +156,8 @@ class TestShards:
         with caplog.at_level(logging.WARNING):
             shards.fill(making)
         assert making.made == [10]
-        assert [r.getMessage() for r in caplog.records] == [f"{shards.paths[1]} is damaged: its rows are computed again"]
+        said = [record.getMessage() for record in caplog.records]
+        assert said == [f"{shards.paths[1]} is damaged: its rows are computed again"]
         assert shards.paths[1].read_bytes() == whole
 
     @pytest.mark.parametrize("fault", ["gone", "short"])
@@ -174,7 +176,7 @@ class TestFullDisk:
     def test_is_noticed_before_anything_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500_000))
         large = {"x": torch.zeros(100, 1000, dtype=torch.uint8)}
-        with pytest.raises(UserError, match=r"needs about 0\.001 GB for the 1000 questions .* has 0\.0005 GB free: free"):
+        with pytest.raises(UserError, match=r"needs about 0\.001 GB for the 1000 questions .* has 0\.0005 GB free"):
             Shards(tmp_path, 1000, 100).fill(lambda first, stop: large)
         assert not list(tmp_path.iterdir())
         Shards(tmp_path, 400, 100).fill(lambda first, stop: large)
@@ -221,7 +223,7 @@ class TestCache:
 
     def test_a_place_that_cannot_be_written_is_one_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(UserError, match=r"cannot write .*file/x-[0-9a-f]{16} \(Not a directory\): .*cache=<folder>"):
+        with pytest.raises(UserError, match=r"cannot write .*file/x-.* \(Not a directory\): .*cache=<folder>"):
             Cache(tmp_path / "file", {}).folder("x")
 
     def test_a_claim_is_exclusive_and_leaves_nothing(self, tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ class TestRecord:
         assert math.isnan(found["a/ü"][2])
         assert found == {"a/ü": found["a/ü"], "b": "two\nlines", "c": None}
 
-    def test_what_was_measured_together_is_lost_together(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_batch_is_lost_as_a_whole(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """A batch that is half known would be measured in another batch, and rounded otherwise."""
         path = tmp_path / "r"
         Record(path).add({"a": 1, "b": 2})

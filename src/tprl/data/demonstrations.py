@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tprl.budget import keep_top_per_image
@@ -194,7 +194,7 @@ class _Shown(NamedTuple):
     codes: Float[Tensor, "V Z"]
     places: Float[Tensor, "V 2"]
     words: Float[Tensor, "Q D"]
-    bits: Int[Tensor, "R K"]
+    bits: UInt8[Tensor, "R K"]
 
 
 class _Contents(NamedTuple):
@@ -204,7 +204,7 @@ class _Contents(NamedTuple):
     places: Float[Tensor, "M 2"]
     vectors: Float[Tensor, "W D"]
     spoken: Int[Tensor, " L"]  # rows of `vectors`
-    bits: Int[Tensor, " K"]
+    bits: UInt8[Tensor, " K"]
 
 
 class _Row(NamedTuple):
