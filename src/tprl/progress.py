@@ -9,19 +9,24 @@ from tprl import ranks
 
 
 class Progress:
-    """Call it with (done, total); rank 0 prints at most about `lines` lines, and always the last."""
+    """Call it with (done, total); rank 0 prints at most about `lines` lines, and always the last.
 
-    def __init__(self, label: str, lines: int = 10) -> None:
-        self.label, self.lines, self.start, self.shown = label, lines, time.monotonic(), 0
+    Args:
+        label: what is done.
+        done: what an earlier, interrupted run did; rate and ETA are of this one.
+    """
+
+    def __init__(self, label: str, lines: int = 10, done: int = 0) -> None:
+        self.label, self.lines, self.start, self.shown, self.before = label, lines, time.monotonic(), 0, done
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         if ranks.rank() or (done < total and done * self.lines < (self.shown + 1) * total):
             return
         self.shown = done * self.lines // total
         spent = time.monotonic() - self.start
-        left = spent / max(done, 1) * (total - done)
-        bar = "#" * (20 * done // total)
-        print(f"{self.label:12} [{bar:20}] {done}/{total}  {clock(spent)}<{clock(left)}  {note}".rstrip(), flush=True)
+        rate = max(done - self.before, 1) / max(spent, 1e-3)
+        bar, times = "#" * (20 * done // total), f"{clock(spent)}<{clock((total - done) / rate)}"
+        print(f"{self.label:12} [{bar:20}] {done}/{total}  {times}  {rate:.3g}/s  {note}".rstrip(), flush=True)
 
 
 class FitProgress(pl.Callback):
@@ -38,7 +43,7 @@ class FitProgress(pl.Callback):
         self.progress = Progress(label)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.progress = Progress(self.label)
+        self.progress = Progress(self.label, done=self.done)
         if self.total is None:
             self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
 

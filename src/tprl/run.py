@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
 from tprl.checkpoint import SaveEvery, last_checkpoint
+from tprl.data.identity import of_dataset, of_lvlm, of_pruner
+from tprl.data.store import Cache
 from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
@@ -132,13 +135,13 @@ class Training:
             "seed": self.cfg.seed,
         }
         if name == "ppo":
-            live["reward"] = build(self.cfg.reward)
+            live |= {"reward": build(self.cfg.reward), "cache": self.cache}
         if name != "autoencoder":
             labels = self._labels(name, live.get("reward"))
             served = (config.served.keep_ratios, config.served.limit)
             live["served"] = ServedScore(self.lvlm, self.val_set, *served, labels=labels)
         if name == "lfd":
-            live["demonstrator"] = self._demonstrator()
+            live |= self._demonstrator()
         module = build(_without(config, OURS), **live)
         if name != "adapt":  # what was calibrated belongs to the weights before this stage
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
@@ -198,10 +201,22 @@ class Training:
         self.stage(self.cfg.stage.lfd, folder)
         self.pruner, self.curves = mine, curves
 
-    def _demonstrator(self) -> Pruner:
+    @cached_property
+    def cache(self) -> Cache | None:
+        """Where other runs find what this one computes, if they have the same model and data."""
+        if not self.cfg.get("cache"):
+            return None
+        model, data = of_lvlm(self.lvlm, plain(self.cfg.model)), plain(self.cfg.dataset)
+        return Cache(Path(self.cfg.cache), {"model": model, "data": of_dataset(self.train_set, data, "train")})
+
+    def _demonstrator(self) -> dict[str, Any]:
+        """The demonstrator, and the cache of its demonstrations."""
         if self.cfg.get("pruner") is None:
             raise UserError("stage=lfd needs a demonstrator: set pruner=<name>, e.g. pruner=divprune.")
-        return build(self.cfg.pruner)
+        made: Pruner = build(self.cfg.pruner)
+        about = of_pruner(made, plain(self.cfg.pruner))
+        cache = self.cache and replace(self.cache, about={**self.cache.about, "demonstrator": about})
+        return {"demonstrator": made, "cache": cache}
 
     def _fit(self, module: Any, name: str, config: Any) -> None:
         resume = self.cfg.get("resume") if self.cfg.stage.name == name else None

@@ -257,9 +257,9 @@ def take(dataset: Dataset, indices: Iterable[int]) -> list[Sample]:
     return list(taken(dataset, indices))
 
 
-def batches(dataset: Dataset, limit: int | None, size: int) -> Iterator[list[Sample]]:
-    """The samples of the first `limit` rows (None: all), `size` at a time."""
-    for batch in numbered_batches(dataset, range(min(limit or len(dataset), len(dataset))), size):
+def batches(dataset: Dataset, limit: int | None, size: int, first: int = 0) -> Iterator[list[Sample]]:
+    """The samples of rows `first` .. `limit` (None: all), `size` at a time."""
+    for batch in numbered_batches(dataset, range(first, min(limit or len(dataset), len(dataset))), size):
         yield [sample for _, sample in batch]
 
 

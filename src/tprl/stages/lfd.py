@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from tprl import ranks
-from tprl.data.demonstrations import Demonstrations, demonstrate
+from tprl.data.demonstrations import Demonstrations, StoredDemonstrations, demonstrate
+from tprl.data.store import Cache
 from tprl.evaluation.served import ServedScore
 from tprl.pruners.learned import LearnedPruner
 from tprl.types import LVLM, Dataset, Pruner
@@ -35,6 +36,7 @@ class LfD(pl.LightningModule):
         progressive: kept shares of what is alive, instead of keep_ratio and steps (reference: 0.8, 0.6, 0.4).
         epochs, batch_size, lr, clip: AdamW; reference: 5, 128, 5e-5, 1.0.
         seed: order and draws.
+        cache: keeps the demonstrations for other runs; None: in a temporary folder.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class LfD(pl.LightningModule):
         lr: float = 5e-5,
         clip: float = 1.0,
         seed: int = 0,
+        cache: Cache | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "demonstrator", "served"])
-        self.pruner, self.lvlm, self.dataset = pruner, lvlm, dataset
+        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "demonstrator", "served", "cache"])
+        self.pruner, self.lvlm, self.dataset, self.cache = pruner, lvlm, dataset, cache
         self.demonstrator, self.served, self.epochs, self.clip = demonstrator, served, epochs, clip
-        self.demonstrations: Demonstrations | None = None
+        self.demonstrations: StoredDemonstrations | None = None
         self.best, self.best_state, self.samples_seen = -1.0, copy.deepcopy(pruner.state_dict()), 0
         self.curve: list[tuple[float, float]] = []
 
@@ -89,6 +92,8 @@ class LfD(pl.LightningModule):
                 h["steps"],
                 h["progressive"],
                 h["seed"],
+                cache=self.cache,
+                quiet=self.global_rank > 0,
             )
 
     def train_dataloader(self) -> DataLoader[Demonstrations]:
@@ -99,14 +104,14 @@ class LfD(pl.LightningModule):
     def _epoch(self) -> int:
         """Epochs done. Lightning's own counter still shows the last one when a resumed run asks for its batches."""
         assert self.demonstrations is not None
-        return self.samples_seen // len(self.demonstrations.keep_ratio)
+        return self.samples_seen // len(self.demonstrations)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.pruner.net.parameters(), lr=self.hparams["lr"])
 
     def training_step(self, batch: Demonstrations, index: int) -> Tensor:
         assert self.demonstrations is not None
-        total = len(self.demonstrations.keep_ratio)
+        total = len(self.demonstrations)
         size = min(self.hparams["batch_size"], total - self.samples_seen % total)  # of all ranks
         loss, agreement = (mean * ranks.weight(size) for mean in imitation_loss(self.pruner, batch))
         self.samples_seen += size
@@ -150,11 +155,13 @@ def imitation_loss(pruner: LearnedPruner, batch: Demonstrations) -> tuple[Float[
 class _Epochs(IterableDataset[Demonstrations]):
     """Batches of one epoch; every epoch has its own order, also after a resume."""
 
-    def __init__(self, demonstrations: Demonstrations, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(
+        self, demonstrations: StoredDemonstrations, batch_size: int, seed: int, epoch: Callable[[], int]
+    ) -> None:
         self.demonstrations, self.batch_size, self.seed, self.epoch = demonstrations, batch_size, seed, epoch
 
     def __len__(self) -> int:
-        return -(-len(self.demonstrations.keep_ratio) // self.batch_size)
+        return -(-len(self.demonstrations) // self.batch_size)
 
     def __iter__(self) -> Iterator[Demonstrations]:
         order = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.data.prompts import PromptStream, drawn_ratios
+from tprl.data.store import Cache
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import question_flops
 from tprl.evaluation.served import ServedScore, merit
@@ -58,6 +59,7 @@ class PPO(pl.LightningModule):
         lr_lagrange, lagrange_gain: step size of the multiplier, and how far it leads by the present excess.
         validate_every: iterations between served scores.
         seed: prompts and sampling; every draw depends on (seed, iteration, uid, episode) only.
+        cache: keeps scores with all tokens for runs that read the same prompts in the same batches.
     """
 
     def __init__(
@@ -93,10 +95,11 @@ class PPO(pl.LightningModule):
         lagrange_gain: float = 5.0,
         validate_every: int = 20,
         seed: int = 0,
+        cache: Cache | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "reward", "served"])
-        self.automatic_optimization = False
+        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "reward", "served", "cache"])
+        self.automatic_optimization, self.cache = False, cache
         self.pruner, self.lvlm, self.dataset, self.reward, self.served = pruner, lvlm, dataset, reward, served
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
@@ -127,7 +130,11 @@ class PPO(pl.LightningModule):
     # --- data and optimiser ------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        self.pruner.train_only("net.", without=() if self.hparams["advantage"] == "gae" else "net.value_head")
+        h = self.hparams
+        self.pruner.train_only("net.", without=() if h["advantage"] == "gae" else "net.value_head")
+        if self.cache is not None:  # by all that decides which prompts are scored together: rounding depends on it
+            drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": self._rank()[1]}
+            self.scorer.remember(self.cache.folder("scores", needs=sorted(self.reward.needs), **drawn))
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
