@@ -7,17 +7,18 @@ import lightning.pytorch as pl
 
 
 class Progress:
-    """Call it with (done, total); prints at most about `lines` lines, and always the last."""
+    """Call it with (done, total); prints at most about `lines` lines, and always the last. What was done `before` took
+    none of the time."""
 
-    def __init__(self, label: str, lines: int = 10) -> None:
-        self.label, self.lines, self.start, self.shown = label, lines, time.monotonic(), 0
+    def __init__(self, label: str, lines: int = 10, before: int = 0) -> None:
+        self.label, self.lines, self.start, self.shown, self.before = label, lines, time.monotonic(), 0, before
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         if done < total and done * self.lines < (self.shown + 1) * total:
             return
         self.shown = done * self.lines // total
         spent = time.monotonic() - self.start
-        left = spent / max(done, 1) * (total - done)
+        left = spent / max(done - self.before, 1) * (total - done)
         bar = "#" * (20 * done // total)
         print(f"{self.label:12} [{bar:20}] {done}/{total}  {clock(spent)}<{clock(left)}  {note}".rstrip(), flush=True)
 
@@ -28,15 +29,15 @@ class FitProgress(pl.Callback):
     Args:
         label: name of the stage.
         total: batches; None asks the trainer when training starts.
-        done: batches of an earlier, interrupted run.
     """
 
-    def __init__(self, label: str, total: int | None = None, done: int = 0) -> None:
-        self.label, self.total, self.done = label, total, done
+    def __init__(self, label: str, total: int | None = None) -> None:
+        self.label, self.total, self.done = label, total, 0
         self.progress = Progress(label)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.progress = Progress(self.label)
+        self.done = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # those of a run that this one goes on with
+        self.progress = Progress(self.label, before=self.done)
         if self.total is None:
             self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tprl.budget import keep_top_per_image
 from tprl.data.benchmark import batches
 from tprl.errors import UserError
+from tprl.finite import check_finite
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.random import stable_seed
@@ -65,6 +66,7 @@ def demonstrate(
         keep, ratio = _episodes(demonstrator, encoded, keep_ratios, steps, progressive, seed)
         x = pruner.observe(encoded)
         stored = x._replace(codes=x.codes.half().cpu(), query=x.query.half().cpu(), similarity=None, image=None)
+        check_finite({"codes": stored.codes, "question": stored.query}, encoded.uids, "demonstrations in fp16")
         parts.append(Demonstrations(stored, keep.cpu(), ratio))
     return _join(parts)
 
