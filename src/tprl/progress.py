@@ -35,14 +35,14 @@ class FitProgress(pl.Callback):
     Args:
         label: name of the stage.
         total: batches; None asks the trainer when training starts.
-        done: batches of an earlier, interrupted run.
     """
 
-    def __init__(self, label: str, total: int | None = None, done: int = 0) -> None:
-        self.label, self.total, self.done = label, total, done
+    def __init__(self, label: str, total: int | None = None) -> None:
+        self.label, self.total, self.done = label, total, 0
         self.progress = Progress(label)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.done = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # those of a run that this one goes on with
         self.progress = Progress(self.label, done=self.done)
         if self.total is None:
             self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
-from tprl.checkpoint import SaveEvery, last_checkpoint
+from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws
 from tprl.data.identity import of_dataset, of_lvlm, of_pruner
 from tprl.data.store import Cache
 from tprl.entry import chosen
@@ -26,7 +25,15 @@ from tprl.evaluation.served import ServedScore
 from tprl.lvlm import tiny_llava
 from tprl.lvlm.loading import find_model
 from tprl.progress import FitProgress
-from tprl.pruners.learned import LearnedPruner, check_family, find_pruner, load_pruner, load_weights, read_config
+from tprl.pruners.learned import (
+    LearnedPruner,
+    check_family,
+    find_pruner,
+    load_pruner,
+    load_weights,
+    pruner_from,
+    read_config,
+)
 from tprl.pruners.tprl import TPRL
 from tprl.run_eval import evaluate_entries, make_dataset, make_logger, plain, start
 from tprl.scoring import LABELS
@@ -54,13 +61,14 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         check_cost(run.lvlm)  # for the evaluation at its end
         check_answers(run.lvlm, run.train_set)
     else:
-        run.prepare()
-        run.stage(cfg.stage, directory / "pruner")
+        if run.finished.state is None:  # otherwise it holds the weights
+            run.prepare()
+        run.part(cfg.stage, directory / "pruner")
         return directory
     for name in CHAIN:
         if name == "adapt" and not isinstance(run.pruner, TPRL):
             continue  # only the transformer has a budget head
-        run.stage(cfg.stage[name], directory / ("pruner" if name in ("ppo", "adapt") else name))
+        run.part(cfg.stage[name], directory / ("pruner" if name in ("ppo", "adapt") else name))
         if name == "lfd":
             for baseline in cfg.stage.baselines:
                 run.baseline(baseline, directory / baseline)
@@ -103,6 +111,23 @@ class Training:
         self.logger = make_logger(cfg, directory)
         self.curves: dict[str, list[tuple[float, float]]] = {}
         self.demonstrations: Any = None
+        self.writes = True  # the only rank, or the first of several
+        self.finished = Finished(directory, bool(cfg.get("resume")))
+        if self.finished.state is not None:
+            self._take_up(self.finished.state)
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Where an earlier process got to: what `part` noted."""
+        self.pruner = pruner_from(state["pruner"])
+        self.pruner.load_state_dict(state["weights"])
+        self.curves = {name: [(x, y) for x, y in points] for name, points in state["curves"].items()}
+        draw_from(state["draws"])
+
+    def _note(self, part: str) -> None:
+        """The part is done: a resumed run starts after it."""
+        weights = {name: value.cpu() for name, value in self.pruner.state_dict().items()}
+        state = {"pruner": self.pruner.about, "weights": weights, "curves": self.curves, "draws": draws()}
+        self.finished.add(part, state, self.writes)
 
     def prepare(self) -> None:
         """Weights of an earlier stage, or the autoencoder that every later stage needs."""
@@ -121,10 +146,16 @@ class Training:
             check_family(self.pruner, self.lvlm)
         elif self.cfg.stage.name != "autoencoder" and self.pruner.autoencoder is not None:
             log.info("no stage.init_from: the autoencoder is trained first")
-            self.stage(OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml"), self.directory / "autoencoder")
+            self.part(OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml"), self.directory / "autoencoder")
 
-    def stage(self, config: Any, folder: Path) -> None:
-        """Train one stage and save the pruner to `folder`."""
+    def part(self, config: Any, folder: Path) -> None:
+        """One stage, unless a run that this one goes on with has finished it."""
+        if config.name not in self.finished.parts:
+            self.stage(config, folder, config.name)
+            self._note(config.name)
+
+    def stage(self, config: Any, folder: Path, part: str) -> None:
+        """Train one stage and save the pruner to `folder`; `part` names its checkpoint."""
         name = config.name
         if name == "autoencoder" and self.pruner.autoencoder is None:
             return
@@ -147,7 +178,7 @@ class Training:
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
         if name == "lfd":
             module.demonstrations = self.demonstrations
-        self._fit(module, name, config)
+        self._fit(module, config, part)
         if name == "lfd":
             self.demonstrations = module.demonstrations
         if config.get("calibrate") and module.trained_to is not None:
@@ -192,14 +223,17 @@ class Training:
 
     def baseline(self, policy: str, folder: Path) -> None:
         """Teach another learned pruner (a yaml of conf/policy) on the same codes and demonstrations."""
+        if policy in self.finished.parts:
+            return
         mine = self.pruner
         same = {key: mine.config[key] for key in ("token_width", "code_width", "hidden")}
         self.pruner = load_component("policy", policy, **same)
         if self.pruner.autoencoder is not None and mine.autoencoder is not None:
             self.pruner.autoencoder.load_state_dict(mine.autoencoder.state_dict())
         curves = self.curves.copy()
-        self.stage(self.cfg.stage.lfd, folder)
+        self.stage(self.cfg.stage.lfd, folder, policy)
         self.pruner, self.curves = mine, curves
+        self._note(policy)
 
     @cached_property
     def cache(self) -> Cache | None:
@@ -218,11 +252,10 @@ class Training:
         cache = self.cache and replace(self.cache, about={**self.cache.about, "demonstrator": about})
         return {"demonstrator": made, "cache": cache}
 
-    def _fit(self, module: Any, name: str, config: Any) -> None:
-        resume = self.cfg.get("resume") if self.cfg.stage.name == name else None
-        callbacks: list[pl.Callback] = [FitProgress(name)]
-        if name in ("ppo", "distill"):
-            callbacks.append(SaveEvery(self.directory, config.save_every))
+    def _fit(self, module: Any, config: Any, part: str) -> None:
+        name = config.name
+        resume = checkpoint_of(self.directory, part) if self.cfg.get("resume") else None
+        callbacks: list[pl.Callback] = [FitProgress(name), SaveEvery(self.directory, config.get("save_every"), part)]
         # The policy learns where the LVLM is; Lightning alone would choose any accelerator it finds.
         here = (
             {"accelerator": "cpu"} if self.lvlm.device.type == "cpu" and self.cfg.trainer.accelerator == "auto" else {}
@@ -238,7 +271,8 @@ class Training:
             gradient_clip_val=getattr(module, "clip", None),
             default_root_dir=str(self.directory),
         )
-        trainer.fit(module, ckpt_path=last_checkpoint(resume) if resume else None)
+        self.writes = trainer.is_global_zero
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
 
     def _collect_curves(self, module: Any, name: str) -> None:
         if name == "lfd":
@@ -263,18 +297,17 @@ def _pretrain(cfg: DictConfig, directory: Path) -> None:
     parts = tiny_llava.load(find_model(source)) if source else build(cfg.stage.blueprint, seed=cfg.seed)
     module = build(_without(cfg.stage, OURS), parts=parts, seed=cfg.seed)
     steps = module.hparams["vision_steps"] + module.hparams["language_steps"]
-    resume = last_checkpoint(cfg.resume) if cfg.resume else None
-    done = torch.load(resume, weights_only=True)["consumed"] if resume else 0
+    resume = checkpoint_of(directory, "pretrain") if cfg.resume else None
     trainer = build(
         cfg.trainer,
         max_epochs=-1,
         max_steps=steps,
         logger=make_logger(cfg, directory),
-        callbacks=[FitProgress("pretrain", steps, done), SaveEvery(directory, cfg.stage.save_every)],
+        callbacks=[FitProgress("pretrain", steps), SaveEvery(directory, cfg.stage.save_every, "pretrain")],
         enable_progress_bar=False,
         log_every_n_steps=10,
         default_root_dir=str(directory),
         **plain(cfg.stage.trainer),
     )
-    trainer.fit(module, ckpt_path=resume)
+    trainer.fit(module, ckpt_path=resume, weights_only=True)
     tiny_llava.save(directory / "model", parts)

@@ -26,6 +26,7 @@ from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import write_report
 from tprl.evaluation.results import BOUNDS, Row, print_table, write_results, write_samples
 from tprl.evaluation.spread import spreads
+from tprl.files import write_atomically
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
@@ -82,7 +83,7 @@ def _parity(cfg: DictConfig, directory: Path) -> Path:
             raise UserError(f"model={lvlm.name} has no stock class to compare with.")
         found[lvlm.name] = parity(lvlm, samples)
         log.info("%s: %s", lvlm.name, found[lvlm.name])
-    (directory / "parity.md").write_text(table(found) + "\n")
+    write_atomically(directory / "parity.md", table(found) + "\n")
     print(table(found))
     return directory
 
@@ -91,7 +92,7 @@ def _selectors(cfg: DictConfig, directory: Path) -> Path:
     """The table of docs/baselines.md."""
     start(cfg, directory)
     text = selectors.table(selectors.measure())
-    (directory / "selectors.md").write_text(text + "\n")
+    write_atomically(directory / "selectors.md", text + "\n")
     print(text)
     return directory
 
@@ -149,14 +150,14 @@ def evaluate_entries(
     if ranks.rank():
         return rows
     write_results(directory / "results.csv", rows)
-    (directory / "evaluation.json").write_text(json.dumps(measured, indent=1) + "\n")
+    write_atomically(directory / "evaluation.json", json.dumps(measured, indent=1) + "\n")
     log_results(logger, rows)
     main = next((entry for entry in entries if entry.name not in BOUNDS), entries[0])
     sample_rows = [one.row for one in answered]
     write_samples(directory / "samples.jsonl", sample_rows)
     differences = analysis.paired(sample_rows, main.name)
     all_differences = differences + analysis.paired(sample_rows, f"{main.name}_adaptive")
-    (directory / "paired.json").write_text(json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
+    write_atomically(directory / "paired.json", json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
     shown = [main, *(e for e in entries if e.name in ("divprune", "random") and e.seed == 0 and e is not main)][:3]
     pruners = {e.name: e.pruner for e in shown if isinstance(e.pruner, Pruner)}  # layer pruners have no map to show
@@ -164,7 +165,7 @@ def evaluate_entries(
     if isinstance(main.pruner, LearnedPruner):
         guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
     found_spreads = spreads(sample_rows)
-    (directory / "spreads.json").write_text(json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
+    write_atomically(directory / "spreads.json", json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
     sentence = analysis.headline(answered, differences, main.name)
     write_report(
         directory / "report.html",
@@ -205,7 +206,7 @@ def start(cfg: DictConfig, directory: Path) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     else:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        write_atomically(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
     disable_progress_bar()
     for noisy in ("lightning.pytorch", "lightning.fabric", "transformers"):

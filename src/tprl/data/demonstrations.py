@@ -20,6 +20,7 @@ from tprl.data.benchmark import batches
 from tprl.data.identity import of_weights
 from tprl.data.store import Cache, Shards, opened
 from tprl.errors import UserError
+from tprl.finite import check_finite
 from tprl.policy.networks import PolicyInput
 from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
@@ -227,6 +228,7 @@ def _shown(
     keep = _episodes(demonstrator, encoded, schedules).cpu().numpy()
     x = pruner.observe(encoded)
     codes, xy, query = x.codes.half().cpu(), x.xy.cpu(), x.query.half().cpu()
+    check_finite({"codes": codes, "question": query}, encoded.uids, "demonstrations in fp16")
     found = []
     for b, (n, q) in enumerate(zip(x.mask.sum(1).tolist(), x.query_mask.sum(1).tolist(), strict=True)):
         bits = np.packbits(keep[:, :, b, :n].reshape(len(keep), -1), axis=1)

@@ -20,6 +20,7 @@ from tprl.lvlm.batching import (
     check_images,
     divergence,
     gate_bias,
+    in_memory,
     input_uids,
     mean_log_prob,
     micro_batches,
@@ -298,7 +299,7 @@ class FrozenLVLM(ABC):
 
     # --- answer ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @in_memory
     def answer(self, prompt: Prompt, plan: LayerPlan | None = None) -> list[str]:
         """Greedy answers; with a plan, layers of the language model drop tokens of the unpruned prompt."""
         texts = [""] * len(prompt.uids)
@@ -316,7 +317,7 @@ class FrozenLVLM(ABC):
                 texts[row] = text
         return texts
 
-    @torch.no_grad()
+    @in_memory
     def score(
         self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
     ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
@@ -329,7 +330,7 @@ class FrozenLVLM(ABC):
             exact[rows] = ((logits.argmax(-1) == ids) | (ids < 0)).all(1)
         return log_probs, exact
 
-    @torch.no_grad()
+    @in_memory
     def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
         """Log-probabilities of every vocabulary entry at each token of the answers (end token included),
         teacher-forced; nan where an answer is shorter."""
@@ -340,7 +341,7 @@ class FrozenLVLM(ABC):
             found[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
         return found
 
-    @torch.no_grad()
+    @in_memory
     def divergence(
         self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
@@ -357,8 +358,7 @@ class FrozenLVLM(ABC):
         """Rows, logits and ids of the answers, teacher-forced, micro-batch by micro-batch; ids are -1 on padding."""
         for rows, part in micro_batches(prompt, self.micro_batch):
             ids = answer_ids(self.tokenizer, [answers[int(row)] for row in rows], self.device)
-            real = ids >= 0
-            width = ids.shape[1]
+            real, width = ids >= 0, ids.shape[1]
             after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
             with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
                 out = self.model(

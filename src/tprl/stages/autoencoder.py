@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from tprl import ranks
 from tprl.data.benchmark import taken
 from tprl.errors import UserError
+from tprl.finite import check_finite
 from tprl.pruners.learned import LearnedPruner
 from tprl.types import LVLM, Dataset, Sample
 
@@ -65,7 +66,9 @@ class AutoencoderStage(pl.LightningModule):
         tokens = []
         for start in range(0, len(samples), 64):
             encoded = self.lvlm.encode(samples[start : start + 64])
-            pairs = zip(encoded.visual.half().cpu(), encoded.visual_mask.cpu(), strict=True)
+            visual = encoded.visual.half()
+            check_finite({"visual tokens": visual}, encoded.uids, "stage=autoencoder in fp16")
+            pairs = zip(visual.cpu(), encoded.visual_mask.cpu(), strict=True)
             tokens += [visual[mask] for visual, mask in pairs]
         return tokens
 
@@ -96,6 +99,7 @@ class AutoencoderStage(pl.LightningModule):
         assert self.pruner.autoencoder is not None
         size = min(self.hparams["batch_size"], len(self.tokens) - index * self.hparams["batch_size"])
         loss = self.pruner.autoencoder.relative_mse(batch[0].float()) * ranks.weight(size)
+        check_finite({"autoencoder/mse": loss}, [f"tokens of batch {index}"], f"epoch {self.current_epoch}")
         self.log("autoencoder/mse", loss, sync_dist=True)
         return loss
 

@@ -20,6 +20,7 @@ from tprl.budget import check_keep_ratio
 from tprl.data.prompts import PromptStream, drawn_ratios
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore, merit
+from tprl.finite import check_finite
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rl.rollout import step_budgets
 from tprl.types import LVLM, Dataset, GatedLVLM, Sample
@@ -115,6 +116,7 @@ class Distill(pl.LightningModule):
         noisy = logits + h["noise"] * torch.logit(u, eps=1e-6)
         gate = images.join(soft_top_k(images.split(noisy), images.mask, k, temperature), x.mask)
         log_prob = self.lvlm.gated_log_prob(encoded, gate, [sample.answers[0] for sample in samples])
+        check_finite({"distill/loss": -log_prob}, encoded.uids, f"iteration {self.iteration}")
         loss = -log_prob.mean()
         # How far the gates are from a decision: 0 when all are 0 or 1.
         softness = (4 * gate * (1 - gate) * x.mask).sum() / x.mask.sum()
@@ -122,6 +124,11 @@ class Distill(pl.LightningModule):
         self.log_dict(found, sync_dist=True)
         self.iteration += 1
         return loss
+
+    def on_train_start(self) -> None:
+        """A run that was stopped between its last step and the last score makes up for the score."""
+        if self.iteration == self.hparams["iterations"]:
+            self._validate()
 
     def on_train_epoch_end(self) -> None:
         self._validate()

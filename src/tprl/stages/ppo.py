@@ -22,6 +22,7 @@ from tprl.data.store import Cache
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import question_flops
 from tprl.evaluation.served import ServedScore, merit
+from tprl.finite import check_finite
 from tprl.policy.action import ActionRule, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
 from tprl.pruners.learned import LearnedPruner, uniforms
@@ -171,11 +172,13 @@ class PPO(pl.LightningModule):
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
         outcome = self._measure(samples, encoded, rows, rollout)
         terms = self.reward(outcome)
+        measured = {f"reward/{name}": value for name, value in terms.items()} | {"ppo/value": rollout.value}
+        check_finite(measured, outcome.uids, f"iteration {self.iteration}", axis=1)
         reward = torch.stack(list(terms.values())).sum(0)
         kept = rollout.action[-1].sum(1) / x.mask.sum(1)
         reward[-1] -= self._budget_penalty(kept, keep_ratio)
         advantage, target = self._advantage(reward, rollout)
-        losses, epochs = self._update(x, rule, rollout, keep_ratio, advantage, target)
+        losses, epochs = self._update(x, rule, rollout, keep_ratio, advantage, target, outcome.uids)
         self.iteration += 1
         self.samples_seen += len(rows) * ranks.count()
         self._log(losses, terms, reward, outcome, kept, rollout, target, epochs)
@@ -254,6 +257,7 @@ class PPO(pl.LightningModule):
         keep_ratio: Tensor,
         advantage: Tensor,
         target: Tensor | None,
+        uids: Sequence[str],
     ) -> tuple[list[PPOLoss], int]:
         """Epochs of minibatches; whole groups stay together, because they share one network pass at t = 0.
 
@@ -279,7 +283,8 @@ class PPO(pl.LightningModule):
                 loss = PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
                 optimiser.zero_grad()
                 self.manual_backward(loss.total)
-                nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
+                norm = nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
+                self._check(loss, norm, [uids[int(question) * int(group)] for question in part])
                 optimiser.step()
                 fresh.append(loss)
             fresh = _over_ranks(fresh)  # so that all of them stop alike
@@ -287,6 +292,11 @@ class PPO(pl.LightningModule):
             if float(torch.stack([loss.kl for loss in fresh]).mean()) > h["kl_stop"]:
                 return losses, epoch
         return losses, h["update_epochs"]
+
+    def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
+        """Stop before a step that is not finite; ranks share their gradients, so they stop together."""
+        parts = {f"ppo/{name}": value for name, value in loss._asdict().items()} | {"ppo/grad_norm": norm}
+        check_finite(parts, uids, f"iteration {self.iteration}")
 
     def _loss(
         self,
