@@ -85,6 +85,8 @@ def _latency(cfg: DictConfig, directory: Path) -> Path:
     cfg, entries = _entries(cfg, settings)
     start(cfg, directory)
     lvlm = build(cfg.model)
+    if not isinstance(lvlm, FrozenLVLM):
+        raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
     if cfg.model.get("pretrained", "") is None:  # sizes are timed, not weights
         entries = [
             replace(one, pruner=untrained(one.pruner, lvlm.width)) if isinstance(one.pruner, LearnedPruner) else one
