@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +17,12 @@ from tprl.build import build, load_component
 from tprl.data.benchmark import take
 from tprl.entry import chosen
 from tprl.errors import UserError
-from tprl.evaluation import analysis, selectors
+from tprl.evaluation import analysis, latency_table, selectors
 from tprl.evaluation.compare import compare, report
 from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
+from tprl.evaluation.latency import Setting, measure, untrained
 from tprl.evaluation.official import Published
 from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import write_report
@@ -46,12 +48,24 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     settings = plain(cfg)
     for ratio in cfg.keep_ratios:
         check_keep_ratio(ratio)
-    if cfg.mode not in ("accuracy", "parity", "selectors"):
-        raise UserError(f"mode={cfg.mode} is unknown: use accuracy, parity or selectors.")
+    others = {"parity": _parity, "selectors": _selectors, "latency": _latency}
+    if cfg.mode not in ("accuracy", *others):
+        raise UserError(f"mode={cfg.mode} is unknown: use accuracy, {', '.join(others)}.")
     if cfg.mode != "accuracy":
-        return (_parity if cfg.mode == "parity" else _selectors)(cfg, directory)
+        return others[cfg.mode](cfg, directory)
     if cfg.compare:
         return _compare(settings["compare"], cfg, directory)
+    cfg, entries = _entries(cfg, settings)
+    start(cfg, directory)
+    lvlm = build(cfg.model)
+    check_cost(lvlm)
+    logger = make_logger(cfg, directory)
+    evaluate_entries(lvlm, make_dataset(cfg.dataset, lvlm, cfg.split), entries, settings, cfg, directory, logger)
+    return directory
+
+
+def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry]]:
+    """What `run`, `runs`, `pruner` and `pruners` ask for, and the config with the run's model and dataset in it."""
     entries: list[Entry] = []
     if cfg.run:
         cfg = _with_run_config(cfg, Path(cfg.run))
@@ -63,11 +77,24 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     check_names(entries)
     if len(entries) == 1 and not cfg.get("pruner"):
         raise UserError("nothing to evaluate: give run=<directory of a training run>, runs, pruner=<name> or pruners.")
+    return cfg, entries
+
+
+def _latency(cfg: DictConfig, directory: Path) -> Path:
+    """Milliseconds of every pruner, stage by stage, against what its FLOPs predict."""
+    settings = plain(cfg)
+    setting = Setting(**settings["latency"])
+    cfg, entries = _entries(cfg, settings)
     start(cfg, directory)
     lvlm = build(cfg.model)
-    check_cost(lvlm)
-    logger = make_logger(cfg, directory)
-    evaluate_entries(lvlm, make_dataset(cfg.dataset, lvlm, cfg.split), entries, settings, cfg, directory, logger)
+    if not isinstance(lvlm, FrozenLVLM):
+        raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
+    if cfg.model.get("pretrained", "") is None:  # sizes are timed, not weights
+        entries = [
+            replace(one, pruner=untrained(one.pruner, lvlm.width)) if isinstance(one.pruner, LearnedPruner) else one
+            for one in entries
+        ]
+    latency_table.report(measure(lvlm, entries, setting, tick=Progress("latency")), lvlm, setting, directory)
     return directory
 
 

@@ -238,30 +238,46 @@ def question_flops(
     reference's. `kept` is the number of tokens of each image that the language model reads; a plan drops some of them
     between its layers."""
     lvlm: Any = scorer.lvlm
+    answer = lvlm.answer_length(sample.answers[0])
+    pruned, full = question_parts(lvlm, encoded, i, answer, pruner, kept, plan)
+    return float(pruned["total"]), float(full["total"])
+
+
+def question_parts(
+    lvlm: Any,
+    encoded: Encoded,
+    i: int,
+    answer: int,
+    pruner: Pruner | LayerPruner,
+    kept: Sequence[int],
+    plan: LayerPlan | None = None,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """`question_flops` part by part (see `cost.total`), for an answer of so many tokens; choosing is `selector`."""
     shape: cost.LVLMShape = lvlm.shape
     images = encoded.image_of[i][encoded.visual_mask[i]].bincount(minlength=len(encoded.grids[i])).tolist()
     text = int(encoded.attention[i].sum()) - sum(images)
-    answer, tiles = lvlm.answer_length(sample.answers[0]), sum(encoded.tiles[i], ())
-    full = _total(shape, text, sum(images), answer, tiles)
+    tiles = sum(encoded.tiles[i], ())
+    full = _parts(shape, text, sum(images), answer, tiles)
     if pruner.name == FULL:
         return full, full
     if plan is not None:
-        pruned = _total(shape, text, tuple(plan.counts(*images)), answer, tiles)
-        return pruned + plan.flops(shape.lm, text, *images), full
-    chooser: Any = pruner
-    if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-        selector = sum(chooser.flops_by_part(sum(images), int(encoded.question[i].sum()), sum(kept)).values())
+        pruned = _parts(shape, text, tuple(plan.counts(*images)), answer, tiles)
+        selector = plan.flops(shape.lm, text, *images)
     else:
-        selector = sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
-    return _total(shape, text, sum(kept), answer, tiles) + selector, full
+        pruned = _parts(shape, text, sum(kept), answer, tiles)
+        chooser: Any = pruner
+        if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
+            selector = sum(chooser.flops_by_part(sum(images), int(encoded.question[i].sum()), sum(kept)).values())
+        else:
+            selector = sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
+    return {**pruned, "selector": selector, "total": pruned["total"] + selector}, full
 
 
 @lru_cache(maxsize=4096)
-def _total(
+def _parts(
     shape: cost.LVLMShape, text: int, visual: int | tuple[int, ...], answer: int, tiles: tuple[cost.Grid, ...]
-) -> float:
-    parts = cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=tiles)
-    return float(parts["total"])
+) -> dict[str, int]:
+    return cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=tiles)
 
 
 def summarise(answered: Sequence[Answered], model: str, dataset: Dataset) -> list[Row]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from tprl.evaluation.latency import Line
 from tprl.evaluation.results import FULL, Cell, pruner_order
 
 # name: (on light, on dark, line style, marker). One map for every plot of the project.
@@ -121,6 +122,31 @@ def boxes(panels: Mapping[str, Sequence[tuple[str, Sequence[float]]]], all_names
         axes.invert_yaxis()
         axes.set_xlim(left=0)
     return _svg(figure, f"boxes-{pruner}", f"Tokens kept by {pruner}: " + ", ".join(panels))
+
+
+def speedups(lines: Sequence[Line]) -> str:
+    """Measured against predicted speed-up, of the prefill and from pixels to the last token: an `<svg>`. On the
+    dashed line a pruner gets all that its FLOPs promise; below 1 it is slower than not pruning."""
+    names = sorted({line.pruner for line in lines})
+    known, batches = styles(names), sorted({line.batch for line in lines})
+    figure = Figure(figsize=(9.4, 4.6), layout="constrained")
+    for place, (stage, title) in enumerate((("prefill", "prefill"), ("total", "pixels to last token"))):
+        axes = figure.add_subplot(1, 2, place + 1)
+        _dress(axes, "speed-up that FLOPs predict", "measured speed-up" if not place else "")
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
+        end = max(line.predicted(stage) for line in lines)
+        axes.plot([1, end], [1, end], color=MUTED, lw=1.2, ls=(0, (6, 3)))
+        axes.axhline(1, color=MUTED, lw=0.8)
+        for line in lines:
+            colour = _stand_in(list(known).index(line.pruner))
+            middle, low, high = line.speedup(stage)
+            axes.plot([line.predicted(stage)] * 2, [low, high], color=colour, lw=1, alpha=0.55)
+            style = {"color": colour, "marker": known[line.pruner][3], "ms": 5 + 2 * batches.index(line.batch)}
+            label = line.pruner if line is next(one for one in lines if one.pruner == line.pruner) else None
+            axes.plot([line.predicted(stage)], [middle], ls="", label=label, **style)
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
+    what = f"Measured against predicted speed-up; larger marks are larger batches ({', '.join(map(str, batches))})."
+    return _svg(figure, "speedups", what)
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:

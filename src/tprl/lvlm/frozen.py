@@ -29,6 +29,7 @@ from tprl.lvlm.batching import (
     shown_images,
     unique_images,
 )
+from tprl.lvlm.blueprint import random_model
 from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.regions import region_rank
@@ -47,6 +48,7 @@ class FrozenLVLM(ABC):
     Args:
         pretrained: a folder written by `save_pretrained`, the name of a folder in `tprl/assets`, or a hub id; None: a
             small model with random weights.
+        geometry: with None, sizes of that model other than the small ones (see `blueprint.random_model`).
         name: how results call this model.
         prompt: template around `{question}`, "<image>" marks the image; None takes the processor's chat template, one
             user turn with the images before the question.
@@ -81,17 +83,15 @@ class FrozenLVLM(ABC):
         load_in: str | None = None,
         max_memory: dict[int | str, str] | None = None,
         offload_folder: str | None = None,
+        geometry: Mapping[str, Any] | None = None,
     ) -> None:
         where = Placement(dtype, device, placement, attention, load_in, max_memory, offload_folder)
         if pretrained is None:
             where.check_random(name)
-            with torch.random.fork_rng(devices=[]):  # what is drawn later depends on the run's seed, not on this one
-                torch.manual_seed(0)
-                model, processor = self.blueprint()
-            model.to(where.device, where.dtype)
-            if attention is not None:
-                model.set_attn_implementation(attention)
+            model, processor = random_model(self.blueprint, geometry or {}, where)
         else:
+            if geometry is not None:
+                raise UserError("model.geometry sizes random weights: set model.pretrained=null, or leave it out.")
             folder = find_model(pretrained)
             source = str(folder) if folder.is_dir() else pretrained
             model, processor = load(source, name, self.model_type, where, self.load_processor)
@@ -304,18 +304,18 @@ class FrozenLVLM(ABC):
         """Greedy answers; with a plan, layers of the language model drop tokens of the unpruned prompt."""
         texts = [""] * len(prompt.uids)
         for rows, part in micro_batches(prompt, self.micro_batch):
-            with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
-                out = self.model.generate(
-                    inputs_embeds=part.embeds,
-                    attention_mask=part.attention.long(),
-                    position_ids=axes(part.positions),
-                    max_new_tokens=self.max_new_tokens,
-                    **GREEDY,
-                )
+            out = self.generate(part, plan, max_new_tokens=self.max_new_tokens)
             found = self.tokenizer.batch_decode(out, skip_special_tokens=True)
             for row, text in zip(rows.tolist(), found, strict=True):
                 texts[row] = text
         return texts
+
+    @torch.no_grad()
+    def generate(self, prompt: Prompt, plan: LayerPlan | None = None, **options: Any) -> Int[Tensor, "B A"]:
+        """Token ids of greedy answers, all prompts in one forward; further `options` are those of the stock class."""
+        with self.deepstack(prompt.deep, prompt.visual), dropping(self.model, prompt, plan):
+            inputs = {"inputs_embeds": prompt.embeds, "attention_mask": prompt.attention.long()}
+            return self.model.generate(**inputs, position_ids=axes(prompt.positions), **GREEDY, **options)
 
     @in_memory
     def score(
