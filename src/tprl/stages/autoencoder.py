@@ -42,6 +42,7 @@ class AutoencoderStage(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset"])
         self.pruner, self.lvlm, self.dataset, self.epochs = pruner, lvlm, dataset, epochs
+        self.samples_seen = 0
 
     def setup(self, stage: str) -> None:
         if self.pruner.autoencoder is None:
@@ -93,10 +94,12 @@ class AutoencoderStage(pl.LightningModule):
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         assert self.pruner.autoencoder is not None
         loss = self.pruner.autoencoder.relative_mse(batch[0].float())
-        self.log("autoencoder/mse", loss)
+        self.samples_seen += len(batch[0])
+        self.log_dict({"autoencoder/mse": loss, "samples_seen": float(self.samples_seen)})
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         assert self.pruner.autoencoder is not None
         error = self.pruner.autoencoder.relative_mse(batch[0].float())
         self.log("autoencoder/val_mse", error, batch_size=len(batch[0]), prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))

@@ -34,6 +34,7 @@ class LfD(pl.LightningModule):
         progressive: kept shares of what is alive, instead of keep_ratio and steps (reference: 0.8, 0.6, 0.4).
         epochs, batch_size, lr, clip: AdamW; reference: 5, 128, 5e-5, 1.0.
         seed: order and draws.
+        log_as: what the names of its metrics begin with.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class LfD(pl.LightningModule):
         lr: float = 5e-5,
         clip: float = 1.0,
         seed: int = 0,
+        log_as: str = "lfd",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "demonstrator", "served"])
@@ -106,14 +108,17 @@ class LfD(pl.LightningModule):
     def training_step(self, batch: Demonstrations, index: int) -> Tensor:
         loss, agreement = imitation_loss(self.pruner, batch)
         self.samples_seen += len(batch.keep_ratio)
-        self.log_dict({"lfd/loss": loss, "lfd/agreement": agreement}, batch_size=len(batch.keep_ratio))
+        name = self.hparams["log_as"]
+        self.log_dict({f"{name}/loss": loss, f"{name}/agreement": agreement}, batch_size=len(batch.keep_ratio))
         self.log("samples_seen", float(self.samples_seen))
         return loss
 
     def on_train_epoch_end(self) -> None:
         score = self.served(self.pruner)
-        self.log_dict({f"lfd/served/{name}": value for name, value in score.items()})
-        self.log("lfd/served", score["accuracy"], prog_bar=True)
+        served = f"{self.hparams['log_as']}/served"
+        self.log_dict({f"{served}/{name}": value for name, value in score.items()})
+        self.log(served, score["accuracy"], prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))
         self.curve.append((float(self.samples_seen), score["accuracy"]))
         if score["accuracy"] > self.best:
             self.best, self.best_state = score["accuracy"], copy.deepcopy(self.pruner.state_dict())
