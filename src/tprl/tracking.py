@@ -64,6 +64,7 @@ class Tracker(WandbLogger):
         # W&B would otherwise go on with a run that is open in this process, e.g. of the job before in a sweep.
         settled: dict[str, Any] = {"mode": mode, "settings": limits, "reinit": "finish_previous", "config": {}}
         super().__init__(save_dir=str(save_dir), project=project, **(settled | options))
+        self._wandb_init.pop("anonymous")  # W&B warns of it, whatever its value
         self.overlay_every, self.overlays, self.artifacts = overlay_every, overlays, artifacts
         self._defined: set[str] = set()
         self._failed = False
