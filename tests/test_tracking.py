@@ -11,6 +11,7 @@ import pytest
 import wandb
 from omegaconf import DictConfig
 from tests.wandb_files import OfflineRun, offline_runs
+from wandb.errors import CommError
 
 from tprl.entry import launch
 from tprl.evaluation.results import Row
@@ -117,7 +118,7 @@ class TestFailures:
 
         def unreachable(**options: Any) -> Any:
             if options["mode"] == "online":
-                raise wandb.errors.CommError("no route to host\nsecond line")
+                raise CommError("no route to host\nsecond line")
             return real(**options)
 
         monkeypatch.setenv("WANDB_MODE", "online")

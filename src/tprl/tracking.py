@@ -60,7 +60,7 @@ class Tracker(WandbLogger):
         import wandb  # late, for runs that log elsewhere
 
         limits = wandb.Settings(init_timeout=init_timeout, login_timeout=init_timeout, finish_timeout=finish_timeout)
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         # W&B would otherwise go on with a run that is open in this process, e.g. of the job before in a sweep.
         settled: dict[str, Any] = {"mode": mode, "settings": limits, "reinit": "finish_previous", "config": {}}
         super().__init__(save_dir=str(save_dir), project=project, **(settled | options))
@@ -225,7 +225,8 @@ def _tear_down() -> None:
         log.debug("W&B cannot be torn down: %s", error)
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether this machine has a W&B key, in the environment or in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
