@@ -15,7 +15,7 @@ LMMS_STAMP := $(LMMS)/.installed
 LMMS_PIP := $(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LMMS)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-lmms lint format typecheck clean
+.PHONY: help install demo dashboard test test-all test-lmms lint format typecheck clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install  ## teach a pruner, improve it by PPO and compare it: at most 10 minutes on 2 cores
 	$(BIN)/python -m src.train experiment=demo
+
+dashboard: install  ## the project's workspace and report in W&B (needs `wandb login`)
+	$(BIN)/python -m src.dashboard
 
 test: install  ## the suite without the slow tests
 	$(PYTEST)

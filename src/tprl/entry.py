@@ -195,6 +195,14 @@ def chosen(key: str) -> bool:
     return any(name == key or name.startswith((f"{key}.", f"{key}/")) for name in names)
 
 
+def run_names(directory: Path) -> tuple[str, str | None]:
+    """What a tracker may call this job, and the sweep that it belongs to, if any."""
+    settings = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN:
+        return directory.name, None
+    return settings.job.override_dirname or directory.name, Path(settings.sweep.dir).name
+
+
 def explain(error: BaseException) -> str | None:
     """One sentence for what went wrong before the work began, or for a UserError; None for anything else."""
     if isinstance(error, UserError):
@@ -283,7 +291,10 @@ def _finish_wandb(status: int) -> None:
     """Close the run, if there is one: the next job of a sweep would go on with it."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=status)
+        try:
+            wandb.finish(exit_code=status)
+        except Exception as error:  # the work is done; what W&B did not get is still on disk
+            log.warning("W&B failed at the end (%s); upload with: wandb sync %s", error, Path(wandb.run.dir).parent)
 
 
 def _refuse_ddp(config: DictConfig) -> None:

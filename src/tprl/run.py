@@ -20,6 +20,7 @@ from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
 from tprl.evaluation.evaluator import check_answers, check_cost, check_length
+from tprl.evaluation.overlays import Overlays
 from tprl.evaluation.results import card_results
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm import tiny_llava
@@ -38,11 +39,23 @@ from tprl.pruners.tprl import TPRL
 from tprl.run_eval import evaluate_entries, make_dataset, make_logger, plain, start
 from tprl.scoring import LABELS
 from tprl.stages.calibrate import calibrate_fade
+from tprl.tracking import Tracker, log_weights
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
 CHAIN = ("autoencoder", "lfd", "ppo", "adapt")
-OURS = ("stage", "name", "init_from", "served", "threshold_ratio", "trainer", "save_every", "calibrate", "blueprint")
+OURS = (
+    "stage",
+    "name",
+    "init_from",
+    "served",
+    "threshold_ratio",
+    "trainer",
+    "save_every",
+    "calibrate",
+    "blueprint",
+    "log_every",
+)
 
 
 def train(cfg: DictConfig, directory: Path) -> Path:
@@ -64,6 +77,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         if run.finished.state is None:  # otherwise it holds the weights
             run.prepare()
         run.part(cfg.stage, directory / "pruner")
+        log_weights(run.logger, directory)
         return directory
     for name in CHAIN:
         if name == "adapt" and not isinstance(run.pruner, TPRL):
@@ -80,6 +94,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     questions = min(settings["limit"] or len(test_set), len(test_set))
     run.pruner.trained_on["results"] = card_results(rows, entries[0].name, questions)
     run.save(directory / "pruner")
+    log_weights(run.logger, directory)
     return directory
 
 
@@ -231,7 +246,7 @@ class Training:
         if self.pruner.autoencoder is not None and mine.autoencoder is not None:
             self.pruner.autoencoder.load_state_dict(mine.autoencoder.state_dict())
         curves = self.curves.copy()
-        self.stage(self.cfg.stage.lfd, folder, policy)
+        self.stage(OmegaConf.create({**self.cfg.stage.lfd, "log_as": f"lfd/{policy}"}), folder, policy)
         self.pruner, self.curves = mine, curves
         self._note(policy)
 
@@ -256,6 +271,11 @@ class Training:
         name = config.name
         resume = checkpoint_of(self.directory, part) if self.cfg.get("resume") else None
         callbacks: list[pl.Callback] = [FitProgress(name), SaveEvery(self.directory, config.get("save_every"), part)]
+        if isinstance(self.logger, Tracker):  # what a yaml leaves out: the class's defaults
+            arguments = dict(module.hparams)
+            self.logger.describe({f"arguments/{arguments.get('log_as', name)}": arguments})
+            if name in ("ppo", "distill") and self.logger.overlays:
+                callbacks.append(Overlays(name, self.logger))
         # The policy learns where the LVLM is; Lightning alone would choose any accelerator it finds.
         here = (
             {"accelerator": "cpu"} if self.lvlm.device.type == "cpu" and self.cfg.trainer.accelerator == "auto" else {}
@@ -267,7 +287,7 @@ class Training:
             logger=self.logger,
             callbacks=callbacks,
             enable_progress_bar=False,
-            log_every_n_steps=config.get("log_every", 1 if name in ("ppo", "distill") else 20),
+            log_every_n_steps=config.get("log_every", 1),
             gradient_clip_val=getattr(module, "clip", None),
             default_root_dir=str(self.directory),
         )

@@ -15,7 +15,7 @@ from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
 from tprl.data.benchmark import take
-from tprl.entry import chosen
+from tprl.entry import chosen, run_names
 from tprl.errors import UserError
 from tprl.evaluation import analysis, latency_table, selectors
 from tprl.evaluation.compare import compare, report
@@ -33,7 +33,7 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
 from tprl.scoring import Scorer
-from tprl.tracking import log_results
+from tprl.tracking import Tracker, log_results, provenance
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
@@ -241,8 +241,16 @@ def start(cfg: DictConfig, directory: Path) -> None:
 
 
 def make_logger(cfg: DictConfig, directory: Path) -> Any:
-    """The tracker of a run, or False."""
-    return build(cfg.logger, save_dir=directory) if cfg.get("logger") else False
+    """The logger of a run, or False. W&B learns config, code and machine; the jobs of a sweep are one group there."""
+    if not cfg.get("logger"):
+        return False
+    logger = build(cfg.logger, save_dir=directory)
+    if isinstance(logger, Tracker):
+        name, group = run_names(directory)
+        job_type = cfg.stage.name if "stage" in cfg else "eval"
+        facts = {**plain(cfg), **provenance(), "directory": str(directory.resolve())}
+        logger.describe(facts, name=name, group=group, job_type=job_type)
+    return logger
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -107,14 +107,14 @@ def gallery(
     shown = [samples[i] for i in _mixed(samples, failed, items)]
     part = scorer.lvlm.encode(shown, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
-    panels = [_panels(scorer, shown, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
+    columns = [panels(scorer, shown, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
     return [
         GalleryItem(
             sample.images[-1],
             sample.question,
             sample.answers[0],
             answers[i],
-            [column[i] for column in panels],
+            [column[i] for column in columns],
             scorer.dataset.score(sample, answers[i]) > 0.5,
         )
         for i, sample in enumerate(shown)
@@ -147,9 +147,10 @@ def _pair(
     return GuidedPair(samples[i].images[-1], questions, (masks[i], masks[j]), (answers[i], answers[j]), share)
 
 
-def _panels(
+def panels(
     scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, name: str, pruner: Pruner, keep_ratio: float
 ) -> list[Panel]:
+    """What one pruner keeps of each sample, and what the model then answers."""
     selection = pruner.select(encoded, keep_ratio)
     answers = scorer.lvlm.answer(splice(encoded, selection))
     chances = (

@@ -72,6 +72,7 @@ class Adapt(pl.LightningModule):
             if not min(budgets) < check_keep_ratio(ratio) < max(budgets):
                 raise UserError(f"stage.keep_ratios: {ratio} is no mean of the budgets {list(budgets)}: stay within.")
         self.pruner, self.lvlm, self.dataset, self.served, self.epochs = pruner, lvlm, dataset, served, epochs
+        self.samples_seen = 0
         pruner.learn_budgets(budgets)
 
     def setup(self, stage: str) -> None:
@@ -114,11 +115,13 @@ class Adapt(pl.LightningModule):
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         size = min(self.hparams["batch_size"], len(self.train_data) - index * self.hparams["batch_size"])
         loss = self._loss(batch) * ranks.weight(size)
-        self.log("adapt/loss", loss, sync_dist=True)
+        self.samples_seen += size
+        self.log_dict({"adapt/loss": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         self.log("adapt/val_loss", self._loss(batch), batch_size=len(batch[0]), prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))
 
     def _loss(self, batch: list[Tensor]) -> Float[Tensor, ""]:
         """Divergence of the forecast from the scores: cross-entropy less its lowest value."""

@@ -44,6 +44,7 @@ class AutoencoderStage(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset"])
         self.pruner, self.lvlm, self.dataset, self.epochs = pruner, lvlm, dataset, epochs
+        self.samples_seen = 0
 
     def setup(self, stage: str) -> None:
         if self.pruner.autoencoder is None:
@@ -100,10 +101,12 @@ class AutoencoderStage(pl.LightningModule):
         size = min(self.hparams["batch_size"], len(self.tokens) - index * self.hparams["batch_size"])
         loss = self.pruner.autoencoder.relative_mse(batch[0].float()) * ranks.weight(size)
         check_finite({"autoencoder/mse": loss}, [f"tokens of batch {index}"], f"epoch {self.current_epoch}")
-        self.log("autoencoder/mse", loss, sync_dist=True)
+        self.samples_seen += size
+        self.log_dict({"autoencoder/mse": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         assert self.pruner.autoencoder is not None
         error = self.pruner.autoencoder.relative_mse(batch[0].float())
         self.log("autoencoder/val_mse", error, batch_size=len(batch[0]), prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))

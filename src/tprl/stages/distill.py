@@ -86,6 +86,11 @@ class Distill(pl.LightningModule):
         """Largest keep ratio of the training."""
         return max(self.ratios)
 
+    @property
+    def samples_seen(self) -> int:
+        """Questions read so far, on all ranks."""
+        return self.iteration * self.hparams["prompts"] * self.trainer.world_size
+
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.", without="net.value_head")
 
@@ -123,6 +128,7 @@ class Distill(pl.LightningModule):
         found = {"distill/loss": loss, "distill/softness": softness, "distill/temperature": temperature}
         self.log_dict(found, sync_dist=True)
         self.iteration += 1
+        self.log("samples_seen", float(self.samples_seen))
         return loss
 
     def on_train_start(self) -> None:
@@ -137,6 +143,7 @@ class Distill(pl.LightningModule):
         score = self.served(self.pruner)
         self.log_dict({f"distill/served/{name}": value for name, value in score.items()})
         self.log("distill/served", score["accuracy"], prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))
         if merit(score) > self.best:
             self.best, self.best_state = merit(score), copy.deepcopy(self.pruner.state_dict())
 

@@ -39,6 +39,7 @@ class LfD(pl.LightningModule):
         epochs, batch_size, lr, clip: AdamW; reference: 5, 128, 5e-5, 1.0.
         seed: order and draws.
         cache: keeps the demonstrations for other runs; None: in a temporary folder.
+        log_as: what the names of its metrics begin with.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class LfD(pl.LightningModule):
         clip: float = 1.0,
         seed: int = 0,
         cache: Cache | None = None,
+        log_as: str = "lfd",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "demonstrator", "served", "cache"])
@@ -115,13 +117,13 @@ class LfD(pl.LightningModule):
 
     def training_step(self, batch: Demonstrations, index: int) -> Tensor:
         assert self.demonstrations is not None
-        total = len(self.demonstrations)
+        total, name = len(self.demonstrations), self.hparams["log_as"]
         size = min(self.hparams["batch_size"], total - self.samples_seen % total)  # of all ranks
         loss, agreement = (mean * ranks.weight(size) for mean in imitation_loss(self.pruner, batch))
         seen = f"{self.samples_seen} to {self.samples_seen + size - 1} in this run's order"
-        check_finite({"lfd/loss": loss}, [seen], f"epoch {self._done()[0]}")
+        check_finite({f"{name}/loss": loss}, [seen], f"epoch {self._done()[0]}")
         self.samples_seen += size
-        self.log_dict({"lfd/loss": loss, "lfd/agreement": agreement}, batch_size=size, sync_dist=True)
+        self.log_dict({f"{name}/loss": loss, f"{name}/agreement": agreement}, batch_size=size, sync_dist=True)
         self.log("samples_seen", float(self.samples_seen))
         return loss
 
@@ -135,8 +137,10 @@ class LfD(pl.LightningModule):
 
     def _validate(self) -> None:
         score = self.served(self.pruner)
-        self.log_dict({f"lfd/served/{name}": value for name, value in score.items()})
-        self.log("lfd/served", score["accuracy"], prog_bar=True)
+        served = f"{self.hparams['log_as']}/served"
+        self.log_dict({f"{served}/{name}": value for name, value in score.items()})
+        self.log(served, score["accuracy"], prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))
         self.curve.append((float(self.samples_seen), score["accuracy"]))
         if score["accuracy"] > self.best:
             self.best, self.best_state = score["accuracy"], copy.deepcopy(self.pruner.state_dict())

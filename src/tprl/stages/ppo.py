@@ -182,6 +182,7 @@ class PPO(pl.LightningModule):
         self.iteration += 1
         self.samples_seen += len(rows) * ranks.count()
         self._log(losses, terms, reward, outcome, kept, rollout, target, epochs)
+        self._log_flops(samples, encoded, rollout)
         if self.iteration % h["validate_every"] == 0 or self.iteration == h["iterations"]:
             self._validate()
 
@@ -367,6 +368,13 @@ class PPO(pl.LightningModule):
         if self.hparams["budget"] == "lagrange":
             self.log("ppo/lagrange", self.lagrange)
         self.log("samples_seen", float(self.samples_seen))
+
+    def _log_flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> None:
+        """FLOPs of the first episode of each question, relative to all tokens; where the model has a cost model."""
+        if hasattr(self.lvlm, "shape"):
+            rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
+            flops = self._flops(samples, encoded, rollout.rows(rows))
+            self.log("ppo/flops_ratio", flops[-1].sum() / flops[0].sum())
 
     def on_fit_end(self) -> None:
         self.pruner.load_state_dict(self.best_state)
