@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -104,6 +105,15 @@ def chosen(key: str) -> bool:
     """Whether the command line of this job sets `key` (a group or a value) or something below it."""
     names = [text.partition("=")[0].lstrip("+~").partition("@")[0] for text in HydraConfig.get().overrides.task]
     return any(name == key or name.startswith((f"{key}.", f"{key}/")) for name in names)
+
+
+def command_line() -> str:
+    """The shell command of this job; of a sweep, the one that runs this job alone. Empty where Hydra did not start it."""
+    if not HydraConfig.initialized():
+        return ""
+    settings = HydraConfig.get()
+    words = [*settings.overrides.task, *(text for text in settings.overrides.hydra if text.startswith("hydra.run."))]
+    return f"python -m src.{settings.job.name} {shlex.join(words)}".rstrip()
 
 
 def explain(error: BaseException) -> str | None:

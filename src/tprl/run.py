@@ -15,6 +15,7 @@ from tprl.build import build, conf_dir, load_component
 from tprl.checkpoint import SaveEvery, last_checkpoint
 from tprl.entry import chosen
 from tprl.errors import UserError
+from tprl.evaluation.curves import Curves
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
 from tprl.evaluation.evaluator import check_answers, check_cost, check_length
 from tprl.evaluation.results import card_results
@@ -198,7 +199,8 @@ class Training:
 
     def _fit(self, module: Any, name: str, config: Any) -> None:
         resume = self.cfg.get("resume") if self.cfg.stage.name == name else None
-        callbacks: list[pl.Callback] = [FitProgress(name)]
+        curves = Curves()
+        callbacks: list[pl.Callback] = [FitProgress(name), curves]
         if name in ("ppo", "distill"):
             callbacks.append(SaveEvery(self.directory, config.save_every))
         # The policy learns where the LVLM is; Lightning alone would choose any accelerator it finds.
@@ -217,12 +219,13 @@ class Training:
             default_root_dir=str(self.directory),
         )
         trainer.fit(module, ckpt_path=last_checkpoint(resume) if resume else None)
+        self.curves |= curves.points
 
     def _collect_curves(self, module: Any, name: str) -> None:
         if name == "lfd":
-            self.curves["lfd: served"] = module.curve
+            self.curves["lfd, accuracy: served"] = module.curve
         if name == "ppo":
-            self.curves |= {f"ppo: {kind}": points for kind, points in module.curves.items()}
+            self.curves |= {f"ppo, accuracy: {kind}": points for kind, points in module.curves.items()}
 
 
 def _without(config: Any, names: Sequence[str]) -> dict[str, Any]:
