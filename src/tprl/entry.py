@@ -108,7 +108,7 @@ def chosen(key: str) -> bool:
 
 
 def command_line() -> str:
-    """The shell command of this job; of a sweep, the one that runs this job alone. Empty where Hydra did not start it."""
+    """The shell command of this job (of a sweep, the one that runs it alone); empty where Hydra did not start it."""
     if not HydraConfig.initialized():
         return ""
     settings = HydraConfig.get()

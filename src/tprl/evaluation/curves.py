@@ -6,7 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 Points = list[tuple[float, float]]
-# What is logged after a batch or a validation: how the report calls it. Lines of one plot share what is before the colon.
+# What is logged after a batch, or a validation: how the report calls it; lines of one plot share the words before the
+# colon.
 TRAINING = {
     "autoencoder/mse": "autoencoder, share of variance lost: training",
     "lfd/loss": "lfd, nats per decision",
@@ -20,7 +21,7 @@ HELD_OUT = {
 
 
 class Curves(pl.Callback):
-    """Collects (samples seen, value) of the metrics above. It is saved with a checkpoint, so a resumed run has it all."""
+    """Collects (samples seen, value) of the metrics above; checkpoints hold it, for resumed runs."""
 
     def __init__(self) -> None:
         self.points: dict[str, Points] = {}

@@ -80,7 +80,9 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     points = {name: sorted((100 * c.flops_ratio, 100 * c.value, c) for c in table[name].values()) for name in names}
     if FULL in table:
         _full_line(axes, next(iter(table[FULL].values())))
-    _frontier(axes, [(x, y) for name in names if name not in BOUNDS for x, y, _ in points[name]])
+    best = _frontier([(x, y) for name in names if name not in BOUNDS for x, y, _ in points[name]])
+    broad: dict[str, Any] = {"lw": 9, "alpha": 0.22, "solid_capstyle": "round", "solid_joinstyle": "round"}
+    axes.plot([x for x, _ in best], [y for _, y in best], color=MUTED, zorder=1, **broad)
     for name in reversed(names):  # the best lie on top
         _series(axes, points[name], known[name], colours[name], bold=name == OURS)
     flops = [x for own in points.values() for x, *_ in own] or [100.0]
@@ -103,7 +105,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], narrow: bool = F
         panels[title].append((label, _thinned(points)))
     columns = 1 if narrow else min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.1 * columns, 2.5 * rows), layout="constrained")
+    figure = Figure(figsize=(4.1 if narrow else 8.2, 2.5 * rows), layout="constrained")
     for place, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         _dress(axes, "samples seen" if place >= len(panels) - columns else "", "")
@@ -137,7 +139,7 @@ def boxes(
     rows = max(len(group) for group in panels.values())
     columns = 1 if narrow else min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.0 if narrow else 2.75 * columns, lines * (0.9 + 0.24 * rows)), layout="constrained")
+    figure = Figure(figsize=(4.0 if narrow else 8.2, lines * (0.9 + 0.24 * rows)), layout="constrained")
     colour = _stand_in(list(styles(all_names)).index(pruner))
     for place, (title, group) in enumerate(panels.items()):
         axes = figure.add_subplot(lines, columns, place + 1)
@@ -191,13 +193,13 @@ def _series(
     axes.plot(x, y, color=colour, ls=style[2], marker=style[3], lw=width, ms=size, zorder=4 if bold else 3)
 
 
-def _frontier(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """A broad pale line over the points that are better than every cheaper one."""
+def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that are better than every cheaper one."""
     best: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or y > best[-1][1]:
             best.append((x, y))
-    axes.plot([x for x, _ in best], [y for _, y in best], color=MUTED, lw=9, alpha=0.22, zorder=1)
+    return best
 
 
 def _full_line(axes: Axes, cell: Cell) -> None:

@@ -67,7 +67,7 @@ def table(
         for name in names
     )
     return (  # the caption stays outside of what scrolls: on a phone it would be cut off
-        f"<figure><figcaption>{escape(caption)}</figcaption>{HINT if len(columns) > 2 else ''}"
+        f"<figure><figcaption>{escape(caption)}</figcaption>{HINT if len(columns) > (5 if lost else 2) else ''}"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
         f"<table{SHADED if lost else ''}><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div></figure>\n"
     )

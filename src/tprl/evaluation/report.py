@@ -142,7 +142,9 @@ def _retained_table(cells: dict[str, dict[float | None, Cell]], full: float, kno
         found = share(name, column)
         return 0.0 if found is None else 100 - found
 
-    caption = "Retained: percent of the accuracy with all tokens, by share of visual tokens kept (darker: more lost)."
+    caption = (
+        "Retained: percent of the accuracy with all tokens, by share of visual tokens kept; shaded where much is lost."
+    )
     return table(caption, [escape(ratio_label(r)) for r in columns], pruner_order(cells), known, cell, lost)
 
 
