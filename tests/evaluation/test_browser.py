@@ -66,7 +66,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = gallery(3)
     wrong = [panel.__class__(**(vars(panel) | {"right": False})) for panel in shown[1].panels]
     shown[1] = shown[1].__class__(**(vars(shown[1]) | {"panels": wrong}))
-    write(path, gallery=shown, facts={"questions": 150, "date": "2026-11-23", "hardware": "a CPU " * 30})
+    facts = {"questions": 150, "date": "2026-11-23", "hardware": "a_CPU_" * 30}
+    write(path, gallery=shown, facts=facts, commands=["a_command_" * 40], config_yaml=f"key: {'value_' * 60}")
     return path
 
 
