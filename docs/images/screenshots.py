@@ -1,4 +1,7 @@
-"""The README's pictures of a report: python docs/images/screenshots.py <run>/report.html (needs `make test-browser` once)."""
+"""The README's pictures of a report: python docs/images/screenshots.py <run>/report.html.
+
+It needs playwright, which `make test-browser` installs, and a chromium.
+"""
 
 import io
 import os

@@ -4,6 +4,8 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,10 @@ CONTRAST = """() => {
 def browser() -> Iterator[Any]:
     missing = pytest.fail if os.environ.get("NEED_BROWSER") else pytest.skip
     try:
-        from playwright.sync_api import sync_playwright  # an extra
+        api: Any = import_module("playwright.sync_api")  # an extra
     except ImportError:
         missing("playwright is not installed: pip install -c constraints.txt -e '.[browser]'")
-    with sync_playwright() as playwright:
+    with api.sync_playwright() as playwright:
         own = playwright.chromium.executable_path
         found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), own)
         if not Path(found).exists():
@@ -64,8 +66,7 @@ def browser() -> Iterator[Any]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("browser") / "report.html"
     shown = gallery(3)
-    wrong = [panel.__class__(**(vars(panel) | {"right": False})) for panel in shown[1].panels]
-    shown[1] = shown[1].__class__(**(vars(shown[1]) | {"panels": wrong}))
+    shown[1] = replace(shown[1], panels=[replace(panel, right=False) for panel in shown[1].panels])
     facts = {"questions": 150, "date": "2026-11-23", "hardware": "a_CPU_" * 30}
     write(path, gallery=shown, facts=facts, commands=["a_command_" * 40], config_yaml=f"key: {'value_' * 60}")
     return path
