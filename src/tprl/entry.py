@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -201,6 +202,15 @@ def run_names(directory: Path) -> tuple[str, str | None]:
     if settings.mode != RunMode.MULTIRUN:
         return directory.name, None
     return settings.job.override_dirname or directory.name, Path(settings.sweep.dir).name
+
+
+def command_line() -> str:
+    """The shell command of this job (of a sweep, the one that runs it alone); empty where Hydra did not start it."""
+    if not HydraConfig.initialized():
+        return ""
+    settings = HydraConfig.get()
+    words = [*settings.overrides.task, *(text for text in settings.overrides.hydra if text.startswith("hydra.run."))]
+    return f"python -m src.{settings.job.name} {shlex.join(words)}".rstrip()
 
 
 def explain(error: BaseException) -> str | None:

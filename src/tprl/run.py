@@ -18,6 +18,7 @@ from tprl.data.identity import of_dataset, of_lvlm, of_pruner
 from tprl.data.store import Cache
 from tprl.entry import chosen
 from tprl.errors import UserError
+from tprl.evaluation.curves import Curves
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
 from tprl.evaluation.evaluator import check_answers, check_cost, check_length
 from tprl.evaluation.overlays import Overlays
@@ -268,9 +269,10 @@ class Training:
         return {"demonstrator": made, "cache": cache}
 
     def _fit(self, module: Any, config: Any, part: str) -> None:
-        name = config.name
+        name, curves = config.name, Curves()
         resume = checkpoint_of(self.directory, part) if self.cfg.get("resume") else None
-        callbacks: list[pl.Callback] = [FitProgress(name), SaveEvery(self.directory, config.get("save_every"), part)]
+        saving = SaveEvery(self.directory, config.get("save_every"), part)
+        callbacks: list[pl.Callback] = [FitProgress(name), curves, saving]
         if isinstance(self.logger, Tracker):  # what a yaml leaves out: the class's defaults
             arguments = dict(module.hparams)
             self.logger.describe({f"arguments/{arguments.get('log_as', name)}": arguments})
@@ -293,12 +295,13 @@ class Training:
         )
         self.writes = trainer.is_global_zero
         trainer.fit(module, ckpt_path=resume, weights_only=True)
+        self.curves |= curves.points
 
     def _collect_curves(self, module: Any, name: str) -> None:
         if name == "lfd":
-            self.curves["lfd: served"] = module.curve
+            self.curves["lfd, accuracy: served"] = module.curve
         if name == "ppo":
-            self.curves |= {f"ppo: {kind}": points for kind, points in module.curves.items()}
+            self.curves |= {f"ppo, accuracy: {kind}": points for kind, points in module.curves.items()}
 
 
 def _without(config: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
 from tprl.data.benchmark import take
-from tprl.entry import chosen, run_names
+from tprl.entry import chosen, command_line, run_names
 from tprl.errors import UserError
 from tprl.evaluation import analysis, latency_table, selectors
 from tprl.evaluation.compare import compare, report
@@ -24,9 +25,10 @@ from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, s
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.latency import Setting, measure, untrained
 from tprl.evaluation.official import Published
+from tprl.evaluation.origin import origin
 from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import write_report
-from tprl.evaluation.results import BOUNDS, Row, print_table, write_results, write_samples
+from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_results, write_samples
 from tprl.evaluation.spread import spreads
 from tprl.files import write_atomically
 from tprl.lvlm.frozen import FrozenLVLM
@@ -186,14 +188,13 @@ def evaluate_entries(
     all_differences = differences + analysis.paired(sample_rows, f"{main.name}_adaptive")
     write_atomically(directory / "paired.json", json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
-    shown = [main, *(e for e in entries if e.name in ("divprune", "random") and e.seed == 0 and e is not main)][:3]
-    pruners = {e.name: e.pruner for e in shown if isinstance(e.pruner, Pruner)}  # layer pruners have no map to show
+    pruners = _pictured(entries, main, ratio, sample_rows)
     guided = None
     if isinstance(main.pruner, LearnedPruner):
         guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
     found_spreads = spreads(sample_rows)
     write_atomically(directory / "spreads.json", json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
-    sentence = analysis.headline(answered, differences, main.name)
+    sentence = analysis.headline(rows, differences, main.name)
     write_report(
         directory / "report.html",
         title=f"{main.name} on {dataset.name} with {lvlm.name}",
@@ -204,7 +205,8 @@ def evaluate_entries(
         guided=guided,
         spreads=found_spreads,
         learning_curves=curves,
-        commands=[f"python -m src.eval run={directory}"],
+        facts={**measured, "split": cfg.get("split", "test"), **origin()},
+        commands=_commands(cfg),
         config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
         protocol=measured.get("protocol", ""),
     )
@@ -223,6 +225,24 @@ def evaluate_entries(
     print(sentence)
     print(f"report: {directory / 'report.html'}")
     return rows
+
+
+def _pictured(entries: Sequence[Entry], main: Entry, ratio: float, rows: Sequence[SampleRow]) -> dict[str, Pruner]:
+    """The main pruner and two baselines for the gallery; layer pruners have no map to show."""
+    ran = {(row.pruner, row.keep_ratio, row.seed) for row in rows}
+    others = [e for e in entries if (e.name, ratio, 0) in ran and e.name not in BOUNDS and e.seed == 0]
+    others = [e for e in others if not e.name.startswith(main.name) and isinstance(e.pruner, Pruner)]
+    others.sort(key=lambda e: e.name not in ("divprune", "random"))  # where they are there
+    return {e.name: e.pruner for e in (main, *others[:2]) if isinstance(e.pruner, Pruner)}
+
+
+def _commands(cfg: DictConfig) -> list[str]:
+    """What to type for these numbers: how the evaluated run was trained, if it is known, and this command."""
+    record = Path(cfg.run) / "done.json" if cfg.get("run") else None
+    trained = []
+    if record is not None and record.is_file():
+        trained.append(f"python -m src.train {shlex.join(json.loads(record.read_text())['overrides'])}".rstrip())
+    return [text for text in (*trained, command_line()) if text]
 
 
 def start(cfg: DictConfig, directory: Path) -> None:
