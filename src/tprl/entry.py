@@ -24,6 +24,7 @@ from tprl.build import choices, conf_dir
 from tprl.errors import UserError
 from tprl.rundir import DONE, FAILED, STARTED
 from tprl.stopping import Stopped, listening
+from tprl.terminal import next_command, register_resolvers
 
 Work = Callable[[DictConfig, Path], Path]
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
@@ -49,12 +50,15 @@ def launch(name: str, work: Work) -> None:
     full = os.environ.get("HYDRA_FULL_ERROR") == "1" and _main_process()  # ranks inherit it from the line below
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print its own several lines and exit
     bugs: list[Exception] = []
+    sweeps: set[str] = set()
+    register_resolvers()
 
     def task(config: DictConfig) -> None:
         try:
             directory = job(work, config, given)
             if _main_process():
                 print(f"run: {directory}", flush=True)
+                sweeps.update(_say_next(name, config, directory))
         except UserError as error:
             if full or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
@@ -78,8 +82,20 @@ def _compose(name: str, task: Callable[[DictConfig], None], full: bool, bugs: li
     except Stopped as stop:
         _stop(name, stop)
     finally:
+        for sweep in sweeps:  # also after a job that failed
+            print(f"next: python -m src.eval sweep={sweep}", flush=True)
         if not full:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _say_next(name: str, config: DictConfig, directory: Path) -> list[str]:
+    """Print what to type after this job; of a sweep return its directory, for the end."""
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        return [shlex.quote(str(settings.sweep.dir))] if name == "train" else []
+    if command := next_command(name, config, list(settings.overrides.task), directory):
+        print(f"next: {command}", flush=True)
+    return []
 
 
 def addable(word: str) -> str:

@@ -1,32 +1,94 @@
-"""Progress of long steps: one line now and then, with rate and ETA, readable in a terminal and in a log."""
+"""Progress of long steps, with rate and ETA: a live bar in a terminal, now and then a line in a log."""
 
+import os
+import sys
 import time
+from types import TracebackType
 from typing import Any
 
 import lightning.pytorch as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+def in_terminal() -> bool:
+    """Whether a person looks on: stdout is a terminal, and no continuous integration (the variable CI) records it."""
+    return sys.stdout.isatty() and not os.environ.get("CI")
+
 
 from tprl import ranks
 
 
 class Progress:
-    """Call it with (done, total); rank 0 prints at most about `lines` lines, and always the last.
+    """Call it with (done, total). As a context it also clears up after an error.
+
+    In a terminal this is one bar. Elsewhere at most about `lines` lines are printed, and always the last.
 
     Args:
-        label: what is done.
-        done: what an earlier, interrupted run did; rate and ETA are of this one.
+        label: what is being done.
+        lines: how many lines at most.
+        before: what was done earlier, and took none of the time.
     """
 
-    def __init__(self, label: str, lines: int = 10, done: int = 0) -> None:
-        self.label, self.lines, self.start, self.shown, self.before = label, lines, time.monotonic(), 0, done
+    def __init__(self, label: str, lines: int = 10, before: int = 0) -> None:
+        self.label, self.lines, self.before, self.shown = label, lines, before, 0
+        self.start = time.monotonic()
+        self.bar: Bar | None = None
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        if ranks.rank() or (done < total and done * self.lines < (self.shown + 1) * total):
-            return
+        if ranks.rank():
+            return None
+        if in_terminal():
+            return self._draw(done, total, note)
+        if done < total and done * self.lines < (self.shown + 1) * total:
+            return None
         self.shown = done * self.lines // total
+        print(self._line(done, total, note), flush=True)
+        return None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is and give the cursor back."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _draw(self, done: int, total: int, note: str) -> None:
+        if self.bar is None:
+            self.bar = _bar()
+            self.bar.add_task(self.label, total=total, completed=self.before, note="")
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total, note=note)
+        if done >= total:
+            self.close()
+
+    def _line(self, done: int, total: int, note: str) -> str:
         spent = time.monotonic() - self.start
         rate = max(done - self.before, 1) / max(spent, 1e-3)
         bar, times = "#" * (20 * done // total), f"{clock(spent)}<{clock((total - done) / rate)}"
-        print(f"{self.label:12} [{bar:20}] {done}/{total}  {times}  {rate:.3g}/s  {note}".rstrip(), flush=True)
+        return f"{self.label:12} [{bar:20}] {done}/{total}  {times}  {rate:.3g}/s  {note}".rstrip()
+
+
+def _bar() -> Bar:
+    return Bar(
+        TextColumn("{task.description:12}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("<"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.fields[note]}", style="dim"),
+        console=Console(highlight=False),
+        speed_estimate_period=600,
+    )
 
 
 class FitProgress(pl.Callback):
@@ -43,7 +105,7 @@ class FitProgress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.done = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # those of a run that this one goes on with
-        self.progress = Progress(self.label, done=self.done)
+        self.progress = Progress(self.label, before=self.done)
         if self.total is None:
             self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
 
@@ -54,6 +116,12 @@ class FitProgress(pl.Callback):
         self.done += 1
         shown = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
         self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in shown.items()))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.progress.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.progress.close()
 
 
 def clock(seconds: float) -> str:

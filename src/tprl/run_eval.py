@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +41,11 @@ from tprl.tracking import Tracker, log_results, provenance
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
+NOISE = (  # Lightning's, about itself or about a choice that was meant
+    r".*isinstance\(treespec, LeafSpec\)",
+    r"Your `IterableDataset` has `__len__` defined",
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+)
 
 
 def evaluate(cfg: DictConfig, directory: Path) -> Path:
@@ -173,7 +180,8 @@ def evaluate_entries(
     """Answer everything, then (on rank 0) table, files and report; returns the rows of `results.csv`."""
     check_answers(lvlm, dataset)
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
-    answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], Progress("evaluate"))
+    with Progress("evaluate") as tick:
+        answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], tick)
     rows = summarise(answered, lvlm.name, dataset)
     measured = about(dataset, answered)
     if ranks.rank():
@@ -255,9 +263,12 @@ def start(cfg: DictConfig, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
+    os.environ.setdefault("WANDB_QUIET", "true")  # no summary at the end; where the run is, it says at the start
     disable_progress_bar()
     for noisy in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    for beside_the_point in NOISE:
+        warnings.filterwarnings("ignore", message=beside_the_point)
 
 
 def make_logger(cfg: DictConfig, directory: Path) -> Any:

@@ -104,3 +104,13 @@ def test_rich_table_on_a_terminal() -> None:
     assert "\x1b[1m81.2" in text  # the best of its column is bold
     assert "\x1b[1m95.3" not in text
     assert "╭" in text
+
+
+@pytest.mark.parametrize("width", [45, 80])
+def test_a_narrow_terminal_gets_the_table_in_parts(width: int) -> None:
+    lines = printed(force_terminal=True, width=width, color_system=None).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum(line.startswith("╭") for line in lines) > 1
+    assert "…" not in "".join(lines)
+    heads = [text for line in lines for text in ("100 %", "33.3 %", "11.1 %", "own choice") if text in line]
+    assert heads == ["100 %", "33.3 %", "11.1 %", "own choice"]

@@ -189,9 +189,14 @@ def _cell_text(cell: Cell | None, best: bool, scale: float) -> Text:
     return text
 
 
-def accuracy_table(rows: Sequence[Row], metric: str = "accuracy", plain: bool = False) -> Table:
-    """A metric with 95 % intervals, pruners by keep ratio, best rival of each column bold: shares as percent, the
-    numbers of a benchmark (<dataset>/<name>) in their own unit."""
+def accuracy_table(
+    rows: Sequence[Row],
+    metric: str = "accuracy",
+    plain: bool = False,
+    columns: Sequence[float | None] | None = None,
+) -> Table:
+    """A metric with 95 % intervals, pruners by keep ratio (all, or those of `columns`), best rival of each column bold:
+    shares as percent, the numbers of a benchmark (<dataset>/<name>) in their own unit."""
     cells = grid(rows, metric)
     own = any(metric.startswith(f"{row.dataset}/") for row in rows)
     scale = 1.0 if own else 100.0
@@ -199,7 +204,7 @@ def accuracy_table(rows: Sequence[Row], metric: str = "accuracy", plain: bool = 
         title=metric if own else f"{metric} (%)", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left"
     )
     table.add_column("pruner", no_wrap=True)
-    columns = ratios(cells)
+    columns = ratios(cells) if columns is None else columns
     best: dict[float | None, float] = {}
     for ratio in columns:
         column = {name: row[ratio] for name, row in cells.items() if ratio in row}
@@ -221,12 +226,21 @@ def accuracy_table(rows: Sequence[Row], metric: str = "accuracy", plain: bool = 
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None, metric: str = "accuracy") -> None:
-    """Print the table and, under it, what the FLOPs count; ASCII without colours or wrapping when not on a terminal."""
+    """Print the table, in several parts where the terminal is too narrow, and under it what the FLOPs count; ASCII
+    without colours or wrapping when not on a terminal."""
     console = console or Console()
-    if not console.is_terminal:
+    plain = not console.is_terminal
+    if plain:
         console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
-    console.print(accuracy_table(rows, metric, plain=not console.is_terminal))
-    console.print(Text(CONVENTION), soft_wrap=not console.is_terminal)
+    left, unbound = ratios(grid(rows, metric)), console.options.update_width(10_000)
+    while left:
+        tables = (accuracy_table(rows, metric, plain, left[:count]) for count in range(len(left), 0, -1))
+        table = next(
+            t for t in tables if console.measure(t, options=unbound).maximum <= console.width or len(t.columns) == 2
+        )
+        console.print(table)
+        left = left[len(table.columns) - 1 :]
+    console.print(Text(CONVENTION), soft_wrap=plain)
 
 
 def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[str, Any]]:
