@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext, suppress
 from errno import EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
@@ -43,8 +43,9 @@ def launch(name: str, work: Work) -> None:
         from tprl.ranks import join  # late: see src/train.py
 
         join()
+    given = [addable(word) for word in sys.argv[1:]]
     try:
-        sys.argv[1:] = _in_its_directory([addable(word) for word in sys.argv[1:]])
+        sys.argv[1:] = _in_its_directory(given)
     except UserError as error:
         _exit(str(error))
     full = os.environ.get("HYDRA_FULL_ERROR") == "1" and _main_process()  # ranks inherit it from the line below
@@ -68,10 +69,12 @@ def launch(name: str, work: Work) -> None:
             raise
 
     with listening():
-        _compose(name, task, full, bugs)
+        _compose(name, task, full, bugs, sweeps)
 
 
-def _compose(name: str, task: Callable[[DictConfig], None], full: bool, bugs: list[Exception]) -> None:
+def _compose(
+    name: str, task: Callable[[DictConfig], None], full: bool, bugs: list[Exception], sweeps: Collection[str]
+) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
     except Exception as error:

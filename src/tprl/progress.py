@@ -11,19 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from tprl import ranks
+
 
 def in_terminal() -> bool:
     """Whether a person looks on: stdout is a terminal, and no continuous integration (the variable CI) records it."""
     return sys.stdout.isatty() and not os.environ.get("CI")
 
 
-from tprl import ranks
-
-
 class Progress:
     """Call it with (done, total). As a context it also clears up after an error.
 
-    In a terminal this is one bar. Elsewhere at most about `lines` lines are printed, and always the last.
+    In a terminal this is one bar. Elsewhere at most about `lines` lines are printed, and always the last. Of several
+    ranks the first one shows it.
 
     Args:
         label: what is being done.

@@ -80,7 +80,7 @@ def launch(trainer: Mapping[str, Any]) -> None:
     places = {name: trainer[name] for name in PLACES if name in trainer}
     try:
         Fabric(**places, strategy=DDPStrategy(process_group_backend=_backend())).launch()
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
         asked = ", ".join(f"trainer.{name}={value}" for name, value in places.items())
         raise UserError(
             f"no ranks with {asked} ({' '.join(str(error).split())}): on CPUs set trainer.accelerator=cpu "

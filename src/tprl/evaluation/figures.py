@@ -162,9 +162,9 @@ def speedups(lines: Sequence[Line]) -> str:
     names = sorted({line.pruner for line in lines})
     known, batches = styles(names), sorted({line.batch for line in lines})
     figure = Figure(figsize=(9.4, 4.6), layout="constrained")
-    for place, (stage, title) in enumerate((("prefill", "prefill"), ("total", "pixels to last token"))):
-        axes = figure.add_subplot(1, 2, place + 1)
-        _dress(axes, "speed-up that FLOPs predict", "measured speed-up" if not place else "")
+    panels: list[Axes] = [figure.add_subplot(1, 2, place) for place in (1, 2)]
+    for axes, (stage, title) in zip(panels, (("prefill", "prefill"), ("total", "pixels to last token")), strict=True):
+        _dress(axes, "speed-up that FLOPs predict", "measured speed-up" if axes is panels[0] else "")
         axes.set_title(title, fontsize=10, color=INK, loc="left")
         end = max(line.predicted(stage) for line in lines)
         axes.plot([1, end], [1, end], color=MUTED, lw=1.2, ls=(0, (6, 3)))
@@ -176,7 +176,7 @@ def speedups(lines: Sequence[Line]) -> str:
             style = {"color": colour, "marker": known[line.pruner][3], "ms": 5 + 2 * batches.index(line.batch)}
             label = line.pruner if line is next(one for one in lines if one.pruner == line.pruner) else None
             axes.plot([line.predicted(stage)], [middle], ls="", label=label, **style)
-    axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
+    panels[1].legend(fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
     what = f"Measured against predicted speed-up; larger marks are larger batches ({', '.join(map(str, batches))})."
     return _svg(figure, "speedups", what)
 

@@ -200,6 +200,7 @@ class Bench:
             selection, chosen = keep_all(encoded), 0.0
             prompt = splice(encoded, selection)
         else:
+            assert not isinstance(pruner, LayerPruner)
             selection = pruner.select(encoded, ratio)
             prompt = splice(encoded, selection)
             chosen = self.now() - seen

@@ -134,7 +134,7 @@ class PPO(pl.LightningModule):
         h = self.hparams
         self.pruner.train_only("net.", without=() if h["advantage"] == "gae" else "net.value_head")
         if self.cache is not None:  # by all that decides which prompts are scored together: rounding depends on it
-            drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": self._rank()[1]}
+            drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": ranks.count()}
             self.scorer.remember(self.cache.folder("scores", needs=sorted(self.reward.needs), **drawn))
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
