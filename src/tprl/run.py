@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
-from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws
+from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws, keep_rows, rows
 from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
@@ -122,8 +122,8 @@ class Training:
     def _note(self, part: str) -> None:
         """The part is done: a resumed run starts after it."""
         weights = {name: value.cpu() for name, value in self.pruner.state_dict().items()}
-        state = {"pruner": self.pruner.about, "weights": weights, "curves": self.curves, "draws": draws()}
-        self.finished.add(part, state, self.writes)
+        where = {"curves": self.curves, "draws": draws(), "rows": rows([self.logger])}
+        self.finished.add(part, {"pruner": self.pruner.about, "weights": weights, **where}, self.writes)
 
     def prepare(self) -> None:
         """Weights of an earlier stage, or the autoencoder that every later stage needs."""
@@ -233,6 +233,8 @@ class Training:
     def _fit(self, module: Any, config: Any, part: str) -> None:
         name = config.name
         resume = checkpoint_of(self.directory, part) if self.cfg.get("resume") else None
+        if resume is None:  # the part begins; rows of an attempt at it go
+            keep_rows([self.logger], 0 if self.finished.state is None else self.finished.state["rows"])
         callbacks: list[pl.Callback] = [FitProgress(name), SaveEvery(self.directory, config.get("save_every"), part)]
         # The policy learns where the LVLM is; Lightning alone would choose any accelerator it finds.
         here = (
