@@ -3,6 +3,8 @@
 import io
 import random
 import signal
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tprl import stopping
 from tprl.files import write_atomically
+from tprl.metrics_csv import MetricsCSV
 from tprl.rundir import LAST, PARTS
 
 KEY = "tprl"  # under which a checkpoint holds what Lightning leaves out
@@ -34,13 +37,18 @@ class SaveEvery(pl.Callback):
     def __init__(self, directory: Path, every: int | None, part: str = "") -> None:
         self.path, self.every, self.part = directory / LAST, every, part
         self.draws: dict[str, Any] | None = None
+        self.row: dict[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = WholeFiles()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stopping.take_over()
-        self.on_train_epoch_start(trainer, pl_module)
+        stopping.wait(self.every is not None)
+        if self.row is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.row["metrics"], self.row["step"])
+            self.row = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stopping.wait(self.every is not None)
@@ -84,18 +92,42 @@ class SaveEvery(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[KEY] = {"part": self.part, "draws": draws()}
+        checkpoint[KEY] = {"part": self.part, "draws": draws(), "rows": rows(trainer.loggers), "row": _row(trainer)}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.draws = checkpoint[KEY]["draws"]
+        self.draws, self.row = checkpoint[KEY]["draws"], checkpoint[KEY]["row"]
+        keep_rows(trainer.loggers, checkpoint[KEY]["rows"])
+        # Ours are: stages keep their own position.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
     def _draw_on(self) -> None:
         """Random numbers go on where the checkpoint was: now, because making the batches has drawn some again."""
         if self.draws is not None:
             draw_from(self.draws)
             self.draws = None
+
+
+def _row(trainer: pl.Trainer) -> dict[str, Any] | None:
+    """What Lightning is about to log of this batch, which it does only after the callbacks."""
+    step = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    if (step + 1) % vars(trainer)["log_every_n_steps"]:
+        return None
+    metrics = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+    return {"step": step, "metrics": {**metrics, "epoch": trainer.current_epoch}}
+
+
+def rows(loggers: Sequence[Any]) -> int:
+    """How many rows `metrics.csv` has."""
+    return sum(logger.count() for logger in loggers if isinstance(logger, MetricsCSV))
+
+
+def keep_rows(loggers: Sequence[Any], count: int) -> None:
+    """Go on with `metrics.csv` after that many rows."""
+    for logger in loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.keep(count)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -124,6 +156,7 @@ class Finished:
     def add(self, part: str, state: dict[str, Any], writes: bool = True) -> None:
         """Note that a part is done; of several ranks one writes."""
         self.parts.append(part)
+        self.state = state
         if writes:
             save({"parts": self.parts, "state": state}, self.path)
 

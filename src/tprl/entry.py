@@ -67,6 +67,8 @@ def launch(name: str, work: Work) -> None:
         except Exception as error:
             bugs.append(error)
             raise
+        except Stopped as stop:
+            _stop(name, stop)
 
     with listening():
         _compose(name, task, full, bugs, sweeps)

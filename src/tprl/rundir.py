@@ -46,8 +46,10 @@ def locked(directory: Path) -> Generator[None, None, None]:
         os.write(
             descriptor, f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%F %T')})".encode()
         )
-        yield
-        os.ftruncate(descriptor, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
