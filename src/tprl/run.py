@@ -13,15 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
-<<<<<<< HEAD
-from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws
+from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws, keep_rows, rows
 from tprl.data.identity import of_dataset, of_lvlm, of_pruner
 from tprl.data.store import Cache
-||||||| 2f16952
-from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws
-=======
-from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws, keep_rows, rows
->>>>>>> E/E
 from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation.curves import Curves
@@ -277,7 +271,8 @@ class Training:
     def _fit(self, module: Any, config: Any, part: str) -> None:
         name, curves = config.name, Curves()
         resume = checkpoint_of(self.directory, part) if self.cfg.get("resume") else None
-<<<<<<< HEAD
+        if resume is None:  # the part begins; rows of an attempt at it go
+            keep_rows([self.logger], 0 if self.finished.state is None else self.finished.state["rows"])
         saving = SaveEvery(self.directory, config.get("save_every"), part)
         callbacks: list[pl.Callback] = [FitProgress(name), curves, saving]
         if isinstance(self.logger, Tracker):  # what a yaml leaves out: the class's defaults
@@ -285,13 +280,6 @@ class Training:
             self.logger.describe({f"arguments/{arguments.get('log_as', name)}": arguments})
             if name in ("ppo", "distill") and self.logger.overlays:
                 callbacks.append(Overlays(name, self.logger))
-||||||| 2f16952
-        callbacks: list[pl.Callback] = [FitProgress(name), SaveEvery(self.directory, config.get("save_every"), part)]
-=======
-        if resume is None:  # the part begins; rows of an attempt at it go
-            keep_rows([self.logger], 0 if self.finished.state is None else self.finished.state["rows"])
-        callbacks: list[pl.Callback] = [FitProgress(name), SaveEvery(self.directory, config.get("save_every"), part)]
->>>>>>> E/E
         # The policy learns where the LVLM is; Lightning alone would choose any accelerator it finds.
         here = (
             {"accelerator": "cpu"} if self.lvlm.device.type == "cpu" and self.cfg.trainer.accelerator == "auto" else {}

@@ -68,7 +68,14 @@ class Probe(PPO):
         return super()._advantage(reward, rollout)
 
     def _update(
-        self, x: Any, rule: Any, rollout: Rollout, keep_ratio: Tensor, advantage: Tensor, target: Tensor | None
+        self,
+        x: Any,
+        rule: Any,
+        rollout: Rollout,
+        keep_ratio: Tensor,
+        advantage: Tensor,
+        target: Tensor | None,
+        uids: Sequence[str],
     ) -> tuple[list[PPOLoss], int]:
         self.rollouts.append(rollout)
         with torch.no_grad():
@@ -77,7 +84,7 @@ class Probe(PPO):
                 group = self.hparams["group"]
                 again = evaluate_actions(self.net, x, rule, rollout, keep_ratio, t, group)[0]
                 self.drift.append(float((again - rollout.log_prob[t]).abs().max()))
-        losses, epochs = super()._update(x, rule, rollout, keep_ratio, advantage, target)
+        losses, epochs = super()._update(x, rule, rollout, keep_ratio, advantage, target, uids)
         self.first.append(losses[0])
         return losses, epochs
 
