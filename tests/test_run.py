@@ -27,8 +27,7 @@ Call = Callable[..., Path]
 def call(name: str, work: Callable[..., Path], directory: Path, *overrides: str) -> Path:
     """What `python -m src.<name> ...` does, in this process."""
     before = sys.argv
-    nothing_kept = ["cache=null"] if name == "train" else []
-    sys.argv = [f"src.{name}", *nothing_kept, *overrides, f"hydra.run.dir={directory}"]
+    sys.argv = [f"src.{name}", *overrides, f"hydra.run.dir={directory}"]
     try:
         launch(name, work)
     finally:
