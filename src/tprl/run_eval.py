@@ -32,6 +32,8 @@ from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import write_report
 from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_results, write_samples
 from tprl.evaluation.spread import spreads
+from tprl.evaluation.sweep import Sweep, read_sweep
+from tprl.evaluation.sweep_report import report_sweep
 from tprl.files import write_atomically
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.progress import Progress
@@ -49,7 +51,8 @@ NOISE = (  # Lightning's, about itself or about a choice that was meant
 
 
 def evaluate(cfg: DictConfig, directory: Path) -> Path:
-    """Evaluate a run (`run=<directory>`) or named pruners (`pruner=<name>`, `pruners=[...]`) and return `directory`.
+    """Evaluate a run (`run=<directory>`), a sweep, or named pruners (`pruner=<name>`, `pruners=[...]`), and return
+    `directory`.
 
     Raises:
         UserError: bad input.
@@ -64,36 +67,47 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
         return others[cfg.mode](cfg, directory)
     if cfg.compare:
         return _compare(settings["compare"], cfg, directory)
-    cfg, entries = _entries(cfg, settings)
+    cfg, entries, swept = _entries(cfg, settings)
     start(cfg, directory)
     lvlm = build(cfg.model)
     check_cost(lvlm)
     logger = make_logger(cfg, directory)
-    evaluate_entries(lvlm, make_dataset(cfg.dataset, lvlm, cfg.split), entries, settings, cfg, directory, logger)
+    dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
+    rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger)
+    if swept is not None and not ranks.rank():
+        report_sweep(swept, rows, directory, _headline_metric(dataset))
     return directory
 
 
-def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry]]:
-    """What `run`, `runs`, `pruner` and `pruners` ask for, and the config with the run's model and dataset in it."""
+def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
+    """What `run`, `sweep`, `runs`, `pruner` and `pruners` ask for, and the config with the run's model and dataset."""
     entries: list[Entry] = []
     if cfg.run:
         cfg = _with_run_config(cfg, Path(cfg.run))
         entries += trained_entries(Path(cfg.run), settings)
+    swept = None
+    if cfg.sweep:
+        same = [group for group in ("model", "dataset") if not chosen(group)]
+        swept = read_sweep(Path(cfg.sweep), settings["keep_ratios"], same)
+        cfg = _with_run_config(cfg, swept.config.parent)
+        entries += swept.entries
     entries += compared_entries(settings["runs"] or {}, settings)
     if cfg.get("pruner") is not None:
         entries += seeded_entries(lambda **live: build(cfg.pruner, **live), settings)
     entries += named_entries(settings["pruners"], settings)
     check_names(entries)
     if len(entries) == 1 and not cfg.get("pruner"):
-        raise UserError("nothing to evaluate: give run=<directory of a training run>, runs, pruner=<name> or pruners.")
-    return cfg, entries
+        raise UserError(
+            "nothing to evaluate: give run=<directory of a training run>, sweep, runs, pruner=<name> or pruners."
+        )
+    return cfg, entries, swept
 
 
 def _latency(cfg: DictConfig, directory: Path) -> Path:
     """Milliseconds of every pruner, stage by stage, against what its FLOPs predict."""
     settings = plain(cfg)
     setting = Setting(**settings["latency"])
-    cfg, entries = _entries(cfg, settings)
+    cfg, entries, _ = _entries(cfg, settings)
     start(cfg, directory)
     lvlm = build(cfg.model)
     if not isinstance(lvlm, FrozenLVLM):
@@ -105,6 +119,11 @@ def _latency(cfg: DictConfig, directory: Path) -> Path:
         ]
     latency_table.report(measure(lvlm, entries, setting, tick=Progress("latency")), lvlm, setting, directory)
     return directory
+
+
+def _headline_metric(dataset: Dataset) -> str:
+    """The number that tables show."""
+    return f"{dataset.name}/{dataset.headline}" if isinstance(dataset, Published) else "accuracy"
 
 
 def _parity(cfg: DictConfig, directory: Path) -> Path:
@@ -218,7 +237,7 @@ def evaluate_entries(
         config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
         protocol=measured.get("protocol", ""),
     )
-    print_table(rows, metric=f"{dataset.name}/{dataset.headline}" if isinstance(dataset, Published) else "accuracy")
+    print_table(rows, metric=_headline_metric(dataset))
     for name, value in measured.items():
         print(f"{name}: {value}")
     if differences:

@@ -23,7 +23,7 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]
+    def stream(self) -> Any:  # type: ignore[override]
         return sys.stderr
 
 

@@ -1,6 +1,7 @@
 """The RL correctness list of the method, each line a test, through the real stage and a real Trainer."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

@@ -24,7 +24,7 @@ def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
         raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
     ratios = tuple(settings["keep_ratios"])
     final = load_pruner(run)
-    entries = _with_modes(final.name, final, ratios)
+    entries = with_modes(final.name, final, ratios)
     if (run / "lfd").is_dir():
         entries.append(Entry(f"{final.name}_lfd", load_pruner(run / "lfd"), ratios))
     if (run / "mlp").is_dir():
@@ -45,11 +45,11 @@ def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
         for run in [given] if isinstance(given, str) else given:
             pruner = load_pruner(run)
             seed = int(pruner.trained_on.get("seed", 0))
-            entries += _with_modes(name, pruner, tuple(settings["keep_ratios"]), seed)
+            entries += with_modes(name, pruner, tuple(settings["keep_ratios"]), seed)
     return entries
 
 
-def _with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed: int = 0) -> list[Entry]:
+def with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed: int = 0) -> list[Entry]:
     """A trained pruner with exact budgets, and the adaptive and threshold modes that it was calibrated for."""
     entries = [Entry(name, pruner, ratios, seed)]
     if pruner.serving.prices:

@@ -1,11 +1,12 @@
 """The files an evaluation leaves behind, and the table it prints."""
 
 import csv
+import functools
 import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -226,21 +227,28 @@ def accuracy_table(
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None, metric: str = "accuracy") -> None:
-    """Print the table, in several parts where the terminal is too narrow, and under it what the FLOPs count; ASCII
-    without colours or wrapping when not on a terminal."""
+    """Print the table and, under it, what the FLOPs count; ASCII without colours or wrapping when not on a terminal."""
     console = console or Console()
     plain = not console.is_terminal
-    if plain:
-        console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
-    left, unbound = ratios(grid(rows, metric)), console.options.update_width(10_000)
-    while left:
-        tables = (accuracy_table(rows, metric, plain, left[:count]) for count in range(len(left), 0, -1))
-        table = next(
-            t for t in tables if console.measure(t, options=unbound).maximum <= console.width or len(t.columns) == 2
-        )
-        console.print(table)
-        left = left[len(table.columns) - 1 :]
+    make = functools.partial(accuracy_table, rows, metric, plain)
+    print_in_parts(make, ratios(grid(rows, metric)), console)
     console.print(Text(CONVENTION), soft_wrap=plain)
+
+
+def print_in_parts(
+    make: Callable[[Sequence[float | None]], Table], columns: Sequence[float | None], console: Console
+) -> None:
+    """Print the table that `make` gives for some columns, in parts where the terminal is too narrow for all of them.
+    What is no terminal has room for everything, and gets neither colours nor wrapped lines."""
+    if not console.is_terminal:
+        console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
+    unbound = console.options.update_width(10_000)
+    while columns:
+        tables = (make(columns[:count]) for count in range(len(columns), 0, -1))
+        fits = (t for t in tables if console.measure(t, options=unbound).maximum <= console.width or len(t.columns) < 3)
+        table = next(fits)
+        console.print(table)
+        columns = columns[len(table.columns) - 1 :]
 
 
 def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[str, Any]]:

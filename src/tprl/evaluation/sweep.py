@@ -1,0 +1,229 @@
+"""All runs of a sweep (`python -m src.train -m ...`): what was swept, what finished, and the numbers over seeds."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from tprl.errors import UserError
+from tprl.evaluation.entries import with_modes
+from tprl.evaluation.evaluator import Entry
+from tprl.evaluation.results import Row, ratio_label
+from tprl.pruners.learned import LearnedPruner, load_pruner
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep: its folder (None if it never started), its settings on the command line, and why it cannot be
+    evaluated (empty if it can)."""
+
+    folder: Path | None
+    settings: Mapping[str, str]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Jobs that differ in their training seed only: `swept` is what this arm has of its own, `trained_at` the kept
+    fractions that it was trained for."""
+
+    name: str
+    swept: Mapping[str, str]
+    trained_at: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `read_sweep` found. `entries` are the lines of a table, `config` that of a job, which stands for all."""
+
+    directory: Path
+    keys: tuple[str, ...]  # of the settings that differ between jobs
+    arms: tuple[Arm, ...]
+    entries: tuple[Entry, ...]
+    left_out: tuple[Job, ...]
+    config: Path
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric of an arm (or another pruner of the same table) at one keep ratio, over `n` training seeds: mean,
+    standard deviation (nan for one seed) and extremes. `trained` is whether the arm was trained for this ratio."""
+
+    arm: str
+    keep_ratio: float | None
+    metric: str
+    n: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+    kept_tokens: float
+    flops_ratio: float
+    trained: bool
+
+
+def read_sweep(directory: Path, keep_ratios: Sequence[float], same: Sequence[str] = ("model", "dataset")) -> Sweep:
+    """Load every finished run below `directory`, to be evaluated at `keep_ratios` and where it was trained; `same` are
+    the groups that they need to have in common.
+
+    Raises:
+        UserError: no sweep there, nothing finished, or runs of several models or datasets.
+    """
+    jobs = find_jobs(directory)
+    keys = tuple(k for k in _keys(jobs) if len({job.settings.get(k) for job in jobs}) > 1)
+    pruners: dict[Path, LearnedPruner] = {}
+    left_out: list[Job] = []
+    for job in jobs:
+        try:
+            pruners[_finished(job)] = load_pruner(_finished(job))
+        except UserError as error:
+            left_out.append(Job(job.folder, job.settings, str(error)))
+    if not pruners:
+        raise UserError(f"sweep={directory} has no finished run: {'; '.join(explain(job, keys) for job in left_out)}")
+    _check_same(directory, list(pruners), same)
+    arms: dict[str, Arm] = {}
+    entries: list[Entry] = []
+    for job in jobs:
+        if job.folder in pruners:
+            pruner = pruners[job.folder]
+            arm = _arm(job, [k for k in keys if k != SEED], pruner.name)
+            arms[arm.name] = arm
+            seed = int(pruner.trained_on.get(SEED, 0))
+            entries += with_modes(arm.name, pruner, ratios_of(arm, keep_ratios), seed)
+    config = next(iter(pruners)) / "config.yaml"
+    return Sweep(directory, keys, tuple(arms.values()), tuple(entries), tuple(left_out), config)
+
+
+def find_jobs(directory: Path) -> list[Job]:
+    """The jobs of a sweep in the order of their folders, then those that never started.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [path.parent.parent for path in directory.glob("**/.hydra/overrides.yaml")]
+    if not directory.is_dir() or not found:
+        why = "holds no jobs" if directory.is_dir() else "does not exist"
+        raise UserError(f"sweep={directory} {why}: give the directory of a `python -m src.train -m ...`.")
+    if directory in found:
+        raise UserError(f"sweep={directory} is one run, not a sweep: use run={directory}.")
+    found.sort(key=lambda path: [(not part.isdigit(), part.zfill(9)) for part in path.relative_to(directory).parts])
+    words = {path: _words(OmegaConf.load(path / ".hydra" / "overrides.yaml")) for path in found}
+    jobs = [Job(path, _settings(words[path]), _state(path)) for path in found]
+    planned = _planned(directory / "multirun.yaml")
+    if all(started in planned for started in words.values()):  # otherwise the file is another sweep's
+        never = [one for one in planned if one not in words.values()]
+        jobs += [Job(None, _settings(one), "never started") for one in never]
+    return jobs
+
+
+def explain(job: Job, keys: Sequence[str]) -> str:
+    """A line about a job that is left out, with its settings of these keys."""
+    what = " ".join(f"{key}={job.settings[key]}" for key in keys if key in job.settings)
+    where = "" if job.folder is None else f"{job.folder}: "
+    return f"{where}{what or 'the only job'}: {job.reason}"
+
+
+def ratios_of(arm: Arm, keep_ratios: Sequence[float]) -> tuple[float, ...]:
+    """The kept fractions to evaluate an arm at: the common ones, and its own where they read differently (0.333 beside
+    0.3333 would be a column of its own)."""
+    known = {ratio_label(ratio) for ratio in keep_ratios}
+    return (*keep_ratios, *(ratio for ratio in arm.trained_at if ratio_label(ratio) not in known))
+
+
+def summarise_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
+    """Every metric of a table over training seeds."""
+    found: dict[tuple[str, float | None, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.pruner, row.keep_ratio, row.metric].append(row)
+    trained = {(arm.name, ratio_label(ratio)) for arm in sweep.arms for ratio in arm.trained_at}
+    return [
+        Summary(
+            arm,
+            ratio,
+            metric,
+            len(same),
+            statistics.fmean(values := [row.value for row in same]),
+            statistics.stdev(values) if len(same) > 1 else float("nan"),
+            min(values),
+            max(values),
+            statistics.fmean(row.kept_tokens for row in same),
+            statistics.fmean(row.flops_ratio for row in same),
+            (arm, ratio_label(ratio)) in trained,
+        )
+        for (arm, ratio, metric), same in found.items()
+    ]
+
+
+def _finished(job: Job) -> Path:
+    if job.reason or job.folder is None:
+        raise UserError(job.reason)
+    return job.folder
+
+
+def _state(folder: Path) -> str:
+    """Why a job has not finished, or nothing."""
+    if (folder / "done.json").is_file():
+        return ""
+    if (folder / "FAILED").is_file():
+        lines = [line.strip() for line in (folder / "FAILED").read_text().splitlines() if line.strip()]
+        return f"failed: {lines[-1].removeprefix('tprl.errors.UserError: ') if lines else 'for an unknown reason'}"
+    return "unfinished: it still runs, or was killed"
+
+
+def _check_same(directory: Path, folders: Sequence[Path], same: Sequence[str]) -> None:
+    """One table is about one model and one dataset."""
+    configs = [OmegaConf.load(folder / "config.yaml") for folder in folders]
+    for name in same:
+        nodes = [OmegaConf.to_container(config[name]) for config in configs]  # type: ignore[index]
+        other = next((i for i, node in enumerate(nodes) if node != nodes[0]), None)
+        if other is not None:
+            raise UserError(
+                f"sweep={directory}: {folders[0]} and {folders[other]} differ in {name}, and one table is about one: "
+                f"evaluate each by runs={{name: [<run>, ...]}}, or give {name}=<name> for all."
+            )
+
+
+def _arm(job: Job, keys: Sequence[str], pruner: str) -> Arm:
+    swept = {key: job.settings.get(key, "(not set)") for key in keys}
+    last = [key.rpartition(".")[2] for key in keys]
+    short = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
+    name = " ".join(f"{key}={value}" for key, value in zip(short, swept.values(), strict=True))
+    config = OmegaConf.load(_finished(job) / "config.yaml")
+    stage = config["stage"] if isinstance(config, DictConfig) else {}
+    given = stage.get("keep_ratio", stage.get("ppo", {}).get("keep_ratio"))
+    ratios = [] if given is None else given if OmegaConf.is_list(given) else [given]
+    return Arm(name or pruner, swept, tuple(float(ratio) for ratio in ratios))
+
+
+def _keys(jobs: Sequence[Job]) -> list[str]:
+    return list(dict.fromkeys(key for job in jobs for key in job.settings))
+
+
+def _words(given: Any) -> frozenset[str]:
+    return frozenset(str(word) for word in given)
+
+
+def _settings(words: frozenset[str]) -> dict[str, str]:
+    return {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in sorted(words))}
+
+
+def _planned(path: Path) -> list[frozenset[str]]:
+    """The jobs that Hydra wrote down before it started the first."""
+    if not path.is_file():
+        return []
+    given = OverridesParser.create().parse_overrides([str(w) for w in OmegaConf.load(path).hydra.overrides.task])
+    parts = [
+        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        if one.is_sweep_override()
+        else [one.input_line or ""]
+        for one in given
+    ]
+    return [frozenset(combination) for combination in product(*parts)]

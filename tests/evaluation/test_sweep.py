@@ -1,0 +1,129 @@
+"""Kept fractions by seeds on the toy model, with jobs that failed, one that was killed and one that never started."""
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.test_run import call, refused
+
+from tprl.entry import launch
+from tprl.errors import UserError
+from tprl.evaluation.results import ratio_label, read_results
+from tprl.evaluation.sweep import Arm, explain, find_jobs, ratios_of, read_sweep
+from tprl.evaluation.sweep_report import report_sweep
+from tprl.run import train
+from tprl.run_eval import evaluate
+
+TOY = ("model=toy", "dataset=toy", "logger=none")
+SHORT = ("stage.iterations=1", "stage.prompts=2", "stage.group=2", "stage.served.limit=4", "stage.calibrate=null")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Jobs 0 to 2 finish, 3 is killed, 4 fails (7 is no kept fraction), 5 never starts."""
+    directory = tmp_path_factory.mktemp("sweep")
+    swept = ("-m", "stage=ppo", "stage.keep_ratio=0.5,[0.3333,0.25],7", "seed=0,1", "policy.code_width=0")
+    before = sys.argv
+    sys.argv = ["src.train", *swept, *TOY, *SHORT, f"hydra.sweep.dir={directory}"]
+    try:
+        with pytest.raises(SystemExit):
+            launch("train", train)
+    finally:
+        sys.argv = before
+    (directory / "3" / "done.json").unlink()
+    shutil.rmtree(directory / "5")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def table(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ("limit=12", "logger=none", "pruners=[random]", "keep_ratios=[0.333,0.1]")
+    return call("eval", evaluate, tmp_path_factory.mktemp("eval"), f"sweep={sweep}", *options)
+
+
+def test_every_job_is_found_with_its_reason(sweep: Path) -> None:
+    jobs = find_jobs(sweep)
+    assert [job.folder and job.folder.name for job in jobs] == ["0", "1", "2", "3", "4", None]
+    assert [job.reason.partition(":")[0] for job in jobs] == ["", "", "", "unfinished", "failed", "never started"]
+    assert "keep_ratio=7 is not a kept fraction" in jobs[4].reason
+    assert (jobs[5].settings["stage.keep_ratio"], jobs[5].settings["seed"]) == ("7", "1")
+    lines = [explain(job, ["seed"]) for job in jobs[4:]]
+    assert lines[0].startswith(f"{sweep}/4: seed=0: failed: keep_ratio=7")
+    assert lines[1] == "seed=1: never started"
+
+
+def test_what_was_planned_for_another_sweep_is_not_missing(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "copy")
+    (tmp_path / "copy" / "multirun.yaml").write_text("hydra: {overrides: {task: ['seed=5,6']}}\n")
+    assert len(find_jobs(tmp_path / "copy")) == 5
+
+
+def test_arms_are_the_swept_settings_and_seeds_their_repetitions(sweep: Path) -> None:
+    found = read_sweep(sweep, [0.1])
+    assert found.keys == ("seed", "stage.keep_ratio")
+    assert [arm.name for arm in found.arms] == ["keep_ratio=0.5", "keep_ratio=[0.3333,0.25]"]
+    lines = [(entry.name, entry.seed, entry.keep_ratios) for entry in found.entries]
+    assert lines == [
+        ("keep_ratio=0.5", 0, (0.1, 0.5)),
+        ("keep_ratio=0.5", 1, (0.1, 0.5)),
+        ("keep_ratio=[0.3333,0.25]", 0, (0.1, 0.3333, 0.25)),
+    ]
+
+
+def test_a_ratio_that_reads_the_same_is_no_column_of_its_own() -> None:
+    arm = Arm("a", {}, (0.333, 0.25))
+    assert ratios_of(arm, [0.5, 0.3333]) == (0.5, 0.3333, 0.25)
+    assert ratio_label(0.333) == ratio_label(0.3333)
+
+
+def test_the_csv_holds_means_and_spread_over_seeds(table: Path) -> None:
+    with (table / "sweep.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["metric"] == "accuracy"]
+    (pair,) = [one for one in lines if one["arm"] == "keep_ratio=0.5" and one["keep_ratio"] == "0.5"]
+    values = [r.value for r in read_results(table / "results.csv") if (r.pruner, r.keep_ratio) == (pair["arm"], 0.5)]
+    values = values[:: len(values) // 2]  # accuracy is the first metric of each seed
+    assert (pair["n"], pair["trained"], pair["stage.keep_ratio"]) == ("2", "1", "0.5")
+    assert float(pair["mean"]) == pytest.approx(sum(values) / 2)
+    assert float(pair["sd"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert (float(pair["low"]), float(pair["high"])) == (min(values), max(values))
+    alone = [one for one in lines if one["arm"] == "keep_ratio=[0.3333,0.25]"]
+    assert {(one["n"], one["sd"]) for one in alone} == {("1", "")}
+    assert [one["keep_ratio"] for one in alone if one["trained"] == "1"] == ["0.333", "0.25"]
+
+
+def test_page_and_plot_name_arms_and_missing_runs(sweep: Path, table: Path) -> None:
+    html, svg = (table / "sweep.html").read_text(), (table / "sweep.svg").read_text()
+    assert all(name in html and name in svg for name in ("keep_ratio=0.5", "keep_ratio=[0.3333,0.25]", "random"))
+    assert f"{sweep}/4: seed=0 stage.keep_ratio=7: failed: keep_ratio=7 is not a kept fraction" in html
+    assert "3 of 6 runs are finished; at 10 % of the visual tokens keep_ratio=" in html
+    assert (table / "report.html").is_file()
+
+
+def test_the_table_is_plain_when_piped(
+    sweep: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_sweep(read_sweep(sweep, [0.333, 0.1]), read_results(table / "results.csv"), tmp_path, console=Console())
+    text = capsys.readouterr().out
+    assert text.isascii()
+    assert "+- " in text
+    assert text.count("left out: ") == 3
+
+
+def test_what_is_no_sweep(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "does not exist" in refused(capsys, "eval", tmp_path / "a", "sweep=/no/such/sweep")
+    assert f"is one run, not a sweep: use run={sweep}/0" in refused(capsys, "eval", tmp_path, f"sweep={sweep}/0")
+    shutil.copytree(sweep / "4", tmp_path / "sweep" / "4")
+    with pytest.raises(UserError, match=r"has no finished run: .*/4: .*: failed: keep_ratio=7"):
+        read_sweep(tmp_path / "sweep", [0.1])
+
+
+def test_one_table_is_about_one_model(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "sweep")
+    config = tmp_path / "sweep" / "1" / "config.yaml"
+    config.write_text(config.read_text().replace("name: toy\n", "name: other\n", 1))
+    with pytest.raises(UserError, match=r"/0 and .*/1 differ in \w+, and one table is about one"):
+        read_sweep(tmp_path / "sweep", [0.1])
+    assert len(read_sweep(tmp_path / "sweep", [0.1], same=()).entries) == 3
