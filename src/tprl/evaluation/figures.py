@@ -176,7 +176,8 @@ def speedups(lines: Sequence[Line]) -> str:
             style = {"color": colour, "marker": known[line.pruner][3], "ms": 5 + 2 * batches.index(line.batch)}
             label = line.pruner if line is next(one for one in lines if one.pruner == line.pruner) else None
             axes.plot([line.predicted(stage)], [middle], ls="", label=label, **style)
-    panels[1].legend(fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, labelcolor=INK, loc="outside right center")
     what = f"Measured against predicted speed-up; larger marks are larger batches ({', '.join(map(str, batches))})."
     return _svg(figure, "speedups", what)
 

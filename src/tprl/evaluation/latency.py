@@ -190,13 +190,13 @@ class Bench:
         """One pass, and the fields of its `Line` that are computed, not measured."""
         if self.lvlm.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.lvlm.device)
-        plan = None
-        if isinstance(pruner, LayerPruner):
+        plan, inside = None, isinstance(pruner, LayerPruner)
+        if inside:
             plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), self.lvlm.layers)
         start = self.now()
         encoded = self.lvlm.encode_inputs(self.inputs, pruner.extras, self.question)
         seen = self.now()
-        if plan is not None or pruner.name == FULL:  # neither chooses nor copies anything before the language model
+        if inside or pruner.name == FULL:  # neither chooses nor copies anything before the language model
             selection, chosen = keep_all(encoded), 0.0
             prompt = splice(encoded, selection)
         else:
