@@ -54,11 +54,11 @@ def listening() -> Generator[None, None, None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    _requests.number, _requests.waits = None, False
     take_over()
     try:
         yield
     finally:
+        _requests.number, _requests.waits = None, False
         for number, handler in before.items():
             signal.signal(number, handler)
 
