@@ -370,8 +370,9 @@ class PPO(pl.LightningModule):
         self.log("samples_seen", float(self.samples_seen))
 
     def _log_flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> None:
-        """FLOPs of the first episode of each question, relative to all tokens; where the model has a cost model."""
-        if hasattr(self.lvlm, "shape"):
+        """FLOPs of the first episode of each question, relative to all tokens; where the model has a cost model and the
+        questions have answers, whose length counts."""
+        if hasattr(self.lvlm, "shape") and all(sample.answers for sample in samples):
             rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
             flops = self._flops(samples, encoded, rollout.rows(rows))
             self.log("ppo/flops_ratio", flops[-1].sum() / flops[0].sum())
