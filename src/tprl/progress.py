@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 
 class Progress:
@@ -48,6 +49,28 @@ class FitProgress(pl.Callback):
         shown = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
         if trainer.is_global_zero:
             self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in shown.items()))
+
+
+class Stopwatch:
+    """Seconds of the phases of something that repeats; starts when made.
+
+    Args:
+        device: whose queued work belongs to the phase that queued it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, dict[str, float]()
+        self.start = self._now()
+
+    def lap(self, phase: str) -> None:
+        """What has passed since the last lap was `phase`."""
+        now = self._now()
+        self.seconds[phase], self.start = now - self.start, now
+
+    def _now(self) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
 
 
 def clock(seconds: float) -> str:

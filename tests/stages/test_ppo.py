@@ -35,8 +35,10 @@ from tprl.rewards.score_change import ScoreChange
 from tprl.rewards.tokens_saved import TokensSaved
 from tprl.rl.ppo import PPOLoss
 from tprl.rl.rollout import Rollout, evaluate_actions
+from tprl.scoring import Scorer
+from tprl.splice import splice
 from tprl.stages.ppo import PPO
-from tprl.types import Outcome, Prompt, Sample
+from tprl.types import Outcome, Prompt, Sample, TokenSelection
 
 BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]
 every_budget = pytest.mark.parametrize(("budget", "select"), BUDGETS, ids=["-".join(pair) for pair in BUDGETS])
@@ -161,6 +163,22 @@ class TestReward:
         assert metrics["reward/return"] == pytest.approx(total, abs=1e-5)
         assert all(row["reward/tokens_saved"] > 0 for row in metrics.rows)
 
+    def test_states_are_scored_as_one_by_one(self) -> None:
+        """Three steps at once give the rewards of a pass per step."""
+        stage = probed(steps=3, prompts=6, group=2, reward=WeightedReward([ScoreChange(), LogLikelihood()]))
+        for uids, rollout, outcome in zip(stage.uids, stage.rollouts, stage.outcomes, strict=True):
+            assert outcome.score is not None
+            assert outcome.log_prob is not None
+            every = {sample.uid: sample for sample in (ToyDataset()[i] for i in range(len(ToyDataset())))}
+            samples = [every[uid] for uid in uids for _ in range(2)]
+            encoded = lvlm().encode(samples)
+            states = [encoded.visual_mask, *rollout.action]
+            for t, keep in enumerate(states):
+                alone = Scorer(lvlm(), ToyDataset())(samples, splice(encoded, TokenSelection(keep)))
+                torch.testing.assert_close(outcome.log_prob[t], alone.log_prob, atol=1e-6, rtol=1e-6)
+                assert torch.equal(outcome.score[t], alone.score)
+        assert stage.scorer.evaluations == 2 * (6 + 3 * 12)
+
     def test_fidelity_reads_no_label(self) -> None:
         class Unlabelled(ToyDataset):
             def __getitem__(self, index: int) -> Sample:
@@ -230,6 +248,18 @@ class TestPromptStream:
     def test_the_loader_hands_samples_through_unchanged(self) -> None:
         first = next(iter(ppo().train_dataloader()))
         assert all(type(sample) is Sample and type(sample.images) is tuple for sample in first)
+
+
+class TestSpeed:
+    def test_evaluations_per_second_and_the_time_of_every_phase_are_logged(self) -> None:
+        metrics = Metrics()
+        fit(ppo(steps=2, iterations=3), metrics)
+        phases = ("encode", "rollout", "score", "update")
+        for row in metrics.rows:
+            seconds = [row[f"time/{phase}"] for phase in phases]
+            assert min(seconds) > 0
+            # 8 prompts with all tokens, and two states of each
+            assert row["ppo/evaluations_per_second"] * sum(seconds) == pytest.approx(24, rel=1e-3)
 
 
 class TestUpdate:

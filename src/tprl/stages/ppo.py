@@ -22,13 +22,13 @@ from tprl.evaluation.evaluator import question_flops
 from tprl.evaluation.served import ServedScore, merit
 from tprl.policy.action import ActionRule, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
+from tprl.progress import Stopwatch
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rewards import WeightedReward
 from tprl.rl.gae import gae, group_advantage, leave_one_out
 from tprl.rl.ppo import PPOLoss, explained_variance, normalise, ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions
 from tprl.scoring import FIDELITY, LABELS, Scorer
-from tprl.splice import splice
 from tprl.types import LVLM, Dataset, Encoded, Outcome, Sample, TokenSelection
 
 
@@ -157,20 +157,26 @@ class PPO(pl.LightningModule):
         h, rule = self.hparams, self.rule()
         if self.iteration == 0:
             self._validate()
+        watch, before = Stopwatch(self.lvlm.device), self.scorer.evaluations
         encoded = self.lvlm.encode(samples)
+        watch.lap("encode")
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]
-        repeated = torch.tensor(rows, device=encoded.embeds.device)
-        x = self.pruner.observe(encoded).rows(repeated)
-        keep_ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)[repeated.cpu()].to(repeated.device)
+        x = self.pruner.observe(encoded)
+        drawn = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
+        keep_ratio = drawn.repeat_interleave(h["group"]).to(x.mask.device)
         noise = self._noise(samples, x, rule)
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
+        watch.lap("rollout")
         outcome = self._measure(samples, encoded, rows, rollout)
+        watch.lap("score")
         terms = self.reward(outcome)
         reward = torch.stack(list(terms.values())).sum(0)
-        kept = rollout.action[-1].sum(1) / x.mask.sum(1)
+        kept = rollout.action[-1].sum(1) / rollout.alive[0].sum(1)
         reward[-1] -= self._budget_penalty(kept, keep_ratio)
         advantage, target = self._advantage(reward, rollout)
         losses, epochs = self._update(x, rule, rollout, keep_ratio, advantage, target)
+        watch.lap("update")
+        self._log_speed(watch, self.scorer.evaluations - before)
         self.iteration += 1
         self.samples_seen += len(rows)
         self._log(losses, terms, reward, outcome, kept, rollout, target, epochs)
@@ -188,23 +194,21 @@ class PPO(pl.LightningModule):
     def _measure(self, samples: Sequence[Sample], encoded: Encoded, rows: Sequence[int], rollout: Rollout) -> Outcome:
         """What the LVLM makes of every state of the episodes; `rows` are the prompts that these are about."""
         needs, found = self.reward.needs, dict[str, Tensor]()
-        asked, repeated = [samples[i] for i in rows], encoded.rows(rows)
         kept = torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.action)])
-        prompts = [splice(repeated, TokenSelection(action)) for action in rollout.action]
+        steps, keep = len(rollout.action), rollout.action.flatten(0, 1)
+        asked, states = [*rows] * steps, (steps, len(rows))
         if needs & LABELS:
-            full = self.scorer.full(samples, encoded)
-            scored = [self.scorer(asked, prompt) for prompt in prompts]
-            found["log_prob"] = torch.stack([full.log_prob[rows], *(one.log_prob for one in scored)])
+            full, scored = self.scorer.full(samples, encoded), self.scorer.selections(samples, encoded, asked, keep)
+            found["log_prob"] = torch.cat([full.log_prob[rows].unsqueeze(0), scored.log_prob.view(states)])
             if "score" in needs:
-                found["score"] = torch.stack([full.score[rows], *(one.score for one in scored)])
+                found["score"] = torch.cat([full.score[rows].unsqueeze(0), scored.score.view(states)])
         if needs & FIDELITY:
-            own = self.scorer.own(encoded)
-            kl, same = zip(*(self.scorer.fidelity(prompt, own, rows) for prompt in prompts), strict=True)
-            found["answer_kl"] = torch.stack([torch.zeros_like(kl[0]), *kl])
-            found["agreement"] = torch.stack([torch.ones_like(same[0]), *same])
+            kl, same = self.scorer.fidelities(encoded, asked, keep)
+            found["answer_kl"] = torch.cat([torch.zeros_like(kl[: len(rows)]), kl]).view(-1, len(rows))
+            found["agreement"] = torch.cat([torch.ones_like(same[: len(rows)]), same]).view(-1, len(rows))
         if "flops" in needs:
-            found["flops"] = self._flops(asked, repeated, rollout)
-        return Outcome(uids=repeated.uids, kept=kept, **found)
+            found["flops"] = self._flops([samples[i] for i in rows], encoded.rows(rows), rollout)
+        return Outcome(uids=tuple(encoded.uids[i] for i in rows), kept=kept, **found)
 
     def _flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> Float[Tensor, "T1 B"]:
         """FLOPs of each question in every state, the selector included once it has acted."""
@@ -261,10 +265,11 @@ class PPO(pl.LightningModule):
         losses: list[PPOLoss] = []
         for epoch in range(1, h["update_epochs"] + 1):
             fresh: list[PPOLoss] = []
-            for part in torch.randperm(len(keep_ratio) // group, generator=order).split(batch):
-                i = (part.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
+            for prompts in torch.randperm(len(x.mask), generator=order).split(batch):
+                i = (prompts.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
                 part_target = None if target is None else target[:, i]
-                loss = self._loss(x.rows(i), rule, rollout.rows(i), keep_ratio[i], advantage[:, i], part_target)
+                part = x.rows(prompts.to(keep_ratio.device))
+                loss = self._loss(part, rule, rollout.rows(i), keep_ratio[i], advantage[:, i], part_target)
                 optimiser.zero_grad()
                 self.manual_backward(loss.total)
                 nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
@@ -342,6 +347,10 @@ class PPO(pl.LightningModule):
         if self.hparams["budget"] == "lagrange":
             self.log("ppo/lagrange", self.lagrange)
         self.log("samples_seen", float(self.samples_seen))
+
+    def _log_speed(self, watch: Stopwatch, evaluations: int) -> None:
+        self.log_dict({f"time/{phase}": seconds for phase, seconds in watch.seconds.items()})
+        self.log("ppo/evaluations_per_second", evaluations / sum(watch.seconds.values()))
 
     def _all_mean(self, value: Tensor) -> Tensor:
         """Mean over ranks, so that all of them decide alike."""
