@@ -350,7 +350,8 @@ class PPO(pl.LightningModule):
         if hasattr(self.lvlm, "shape") and all(sample.answers for sample in samples):
             rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
             flops = flops_of_states(self.scorer, self.pruner, samples, encoded, rollout.rows(rows))
-            self.log("ppo/flops_ratio", flops[-1].sum() / flops[0].sum())
+            first, *_, last = ranks.stacked(flops.sum(1)).sum(0)
+            self.log("ppo/flops_ratio", last / first)
 
     def _log_speed(self, watch: Stopwatch, evaluations: int) -> None:
         """Seconds of this rank's phases; evaluations of all ranks."""
