@@ -3,8 +3,9 @@
 import csv
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,14 @@ from published import cdpruner, divprune, vispruner
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tprl.budget import budget
 from tprl.build import load_component
 from tprl.evaluation.selectors import synthetic
 from tprl.types import Encoded
 
-BATCH, KEEP = 8, (192, 128, 64)
+BATCH, RATIOS = 8, (1 / 3, 2 / 9, 1 / 9)
+# side of the grid, width of the language model, of the tower
+GEOMETRIES = {"LLaVA-1.5-7B": (24, 4096, 1024), "tiny_llava": (12, 192, 128)}
 NEEDS = ["cls_attention", "clip_relevance", "vision_features"]
 
 
@@ -48,43 +52,49 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
 
 @torch.no_grad()
 def main(rounds: int, path: str, device: str) -> None:
-    encoded = synthetic(BATCH, NEEDS)
+    found = [row for name, sizes in GEOMETRIES.items() for row in compared(name, sizes, rounds, device)]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, found[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    plot(found, path.replace(".csv", ".svg"))
+
+
+def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: str) -> Iterator[dict[str, object]]:
+    """A row per pruner and keep ratio."""
+    encoded = synthetic(BATCH, NEEDS, *sizes)
     parts = {part.name: getattr(encoded, part.name) for part in fields(encoded)}
     parts = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
     encoded = replace(encoded, **parts, extras={name: part.to(device) for name, part in encoded.extras.items()})
     tokens = encoded.visual.clone()
-    columns = ["pruner", "batch_size", "tokens", "kept_tokens", "threads", "rounds", "ours_ms", "ours_p10_ms"]
-    columns += ["ours_p90_ms", "published_ms", "published_p10_ms", "published_p90_ms", "products_alone_ms", "ratio_x"]
-    columns += ["ratio_p10_x", "ratio_p90_x", "same_tokens_share"]
-    found = []
     for name in ("divprune", "cdpruner", "vispruner"):
         pruner = load_component("pruner", name)
-        for keep in KEEP:
-            ours, theirs, least = [], [], []
-            for turn in range(rounds + 1):
-                mine = timed(pruner.select, encoded, keep / 576)
-                other = timed(published, name, encoded, tokens, keep)
-                product = timed(products, name, encoded, tokens)
-                if turn:  # the first warms up
-                    ours.append(mine), theirs.append(other), least.append(product)
-            kept = pruner.select(encoded, keep / 576).keep
+        for ratio in RATIOS:
+            keep = budget(ratio, sizes[0] ** 2)
+            turns = []
+            for _ in range(rounds + 1):
+                mine = timed(pruner.select, encoded, ratio)
+                turns.append((mine, timed(published, name, encoded, tokens, keep), timed(products, name, encoded, tokens)))
+            kept = pruner.select(encoded, ratio).keep
             both = zip(kept, published(name, encoded, tokens, keep), strict=True)
             same = [float(row[at].float().mean()) for row, at in both]
-            quantiles = [np.quantile(x, (0.5, 0.1, 0.9)) for x in (ours, theirs, np.array(theirs) / np.array(ours))]
-            cells = [*quantiles[0], *quantiles[1], np.median(least), *quantiles[2], np.mean(same)]
-            found.append([name, BATCH, 576, keep, torch.get_num_threads(), rounds, *(f"{x:.3f}" for x in cells)])
-            print(dict(zip(columns, found[-1], strict=True)), flush=True)
-    with open(path, "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *found])
-    plot([dict(zip(columns, row, strict=True)) for row in found], path.replace(".csv", ".svg"))
+            ours, theirs, least = np.array(turns[1:]).T  # the first round warms up
+            row: dict[str, object] = {"geometry": geometry, "pruner": name, "batch_size": BATCH, "tokens": sizes[0] ** 2}
+            row |= {"kept_tokens": keep, "threads": torch.get_num_threads(), "rounds": rounds}
+            for what, values in (("ours_ms", ours), ("published_ms", theirs), ("ratio_x", theirs / ours)):
+                for suffix, quantile in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9)):
+                    row[what.replace("_", f"{suffix}_")] = round(float(np.quantile(values, quantile)), 3)
+            row |= {"products_alone_ms": round(float(np.median(least)), 3), "same_tokens_share": float(np.mean(same))}
+            print(row, flush=True)
+            yield row
 
 
-def plot(rows: list[dict[str, str]], path: str) -> None:
+def plot(rows: list[dict[str, Any]], path: str) -> None:
     """How many times faster ours are, with the 10 and 90 % quantiles of the rounds."""
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
-    middle, low, high = (np.array([float(row[f"ratio_{name}x"]) for row in rows]) for name in ("", "p10_", "p90_"))
-    axes.barh([f"{row['pruner']}, {row['kept_tokens']} of 576" for row in rows], middle, color="#c2410c", alpha=0.7)
+    middle, low, high = (np.array([row[f"ratio{name}_x"] for row in rows]) for name in ("", "_p10", "_p90"))
+    axes.barh([f"{row['pruner']}, {row['kept_tokens']} of {row['tokens']}" for row in rows], middle, color="#c2410c", alpha=0.7)
     axes.errorbar(middle, range(len(rows)), xerr=[middle - low, high - middle], fmt="none", ecolor="#1c1917", capsize=3)
     axes.axvline(1, color="#6b6760", lw=1)
     axes.invert_yaxis()

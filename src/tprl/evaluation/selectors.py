@@ -27,26 +27,26 @@ class Selector(NamedTuple):
     evidence: str
 
 
-def synthetic(batch: int, extras: Sequence[str]) -> Encoded:
-    """Random prompts of LLaVA-1.5-7B's geometry with 32 words each."""
-    draw, n = torch.Generator().manual_seed(0), SIDE * SIDE
+def synthetic(batch: int, extras: Sequence[str], side: int = SIDE, width: int = WIDTH, vision: int = VISION) -> Encoded:
+    """Random prompts with 32 words each, of LLaVA-1.5-7B's geometry where no other is given."""
+    draw, n = torch.Generator().manual_seed(0), side * side
     attentions = ("cls_attention", "last_cls_attention", "middle_attention", "last_attention")
-    sizes = {"vision_features": VISION, "cls_feature": VISION, "vision_keys": KEY, "last_keys": VISION}
+    sizes = {"vision_features": vision, "cls_feature": vision, "vision_keys": KEY, "last_keys": vision}
     found = {name: torch.randn(batch, n, generator=draw).softmax(1) for name in attentions}
     found |= {name: torch.randn(batch, n, size, generator=draw) for name, size in sizes.items()}
     found |= {name: torch.rand(batch, n, generator=draw) for name in ("clip_relevance", "region")}
     columns = torch.arange(n + 33)
-    projector = torch.randn(VISION, WIDTH, generator=draw) / VISION**0.5
+    projector = torch.randn(vision, width, generator=draw) / vision**0.5
     return Encoded(
         uids=tuple(map(str, range(batch))),
         input_ids=torch.ones(batch, n + 33, dtype=torch.long),
-        embeds=torch.randn(batch, n + 33, WIDTH, generator=draw),
+        embeds=torch.randn(batch, n + 33, width, generator=draw),
         attention=torch.ones(batch, n + 33, dtype=torch.bool),
         positions=columns.expand(1, batch, -1),
         visual_at=columns[1 : n + 1].expand(batch, -1),
         visual_mask=torch.ones(batch, n, dtype=torch.bool),
         image_of=torch.zeros(batch, n, dtype=torch.long),
-        grids=((((SIDE, SIDE),),),) * batch,
+        grids=((((side, side),),),) * batch,
         question=(columns > n).expand(batch, -1),
         extras={name: found[name] for name in extras},
         project=lambda features: features @ projector,
