@@ -1,0 +1,17 @@
+"""Try a pruner in the browser: python -m src.demo, python -m src.demo model=... pruner=..."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from tprl.entry import launch
+
+
+def work(config: DictConfig, directory: Path) -> Path:
+    from tprl.run_demo import demo  # late: a mistyped option is answered before torch is imported
+
+    return demo(config, directory)
+
+
+if __name__ == "__main__":
+    launch("demo", work)
