@@ -8,6 +8,7 @@ import pytest
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
+    "TPRL_CACHE": "",  # no test finds what another one left
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
     "TOKENIZERS_PARALLELISM": "false",

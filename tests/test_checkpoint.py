@@ -1,13 +1,23 @@
-"""Checkpoints come at the end of every n-th batch, not one later."""
+"""Checkpoints come at the end of every n-th batch, not one later, and a run goes on from them as if never stopped."""
 
+import contextlib
+import os
+import random
+import signal
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import pytest
 import torch
-from tests.stages.toy_runs import ppo
+from tests.stages.test_lfd import lfd
+from tests.stages.toy_runs import LastWeights, fit, policy, ppo, same, weights
 
-from tprl.checkpoint import LAST, SaveEvery
+from tprl import files, stopping
+from tprl.checkpoint import LAST, SaveEvery, checkpoint_of, draw_from, draws
+from tprl.metrics_csv import MetricsCSV
 
 
 class Diary(pl.Callback):
@@ -31,4 +41,125 @@ def test_every_second_iteration(tmp_path: Path) -> None:
         enable_model_summary=False, callbacks=[SaveEvery(tmp_path, 2), diary],
     )  # fmt: skip
     trainer.fit(ppo(iterations=5))
-    assert diary.seen == [0, 2, 2, 4, 4]
+    assert diary.seen == [0, 2, 2, 4, 5]  # and the last one
+
+
+class Signal(pl.Callback):
+    """Asks the run to stop in the middle of a batch."""
+
+    def __init__(self, batch: int, number: int = signal.SIGTERM) -> None:
+        self.batch, self.number = batch, number
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.total.ready == self.batch and stopping.asked() is None:
+            os.kill(os.getpid(), self.number)
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_the_iteration_is_finished_and_saved(self, number: int, tmp_path: Path) -> None:
+        with stopping.listening(), pytest.raises(stopping.Stopped, match=signal.Signals(number).name) as stop:
+            fit(ppo(iterations=6), SaveEvery(tmp_path, 5), Signal(2, number))
+        assert stop.value.saved == "iteration 2 is finished and saved"
+        assert torch.load(tmp_path / LAST, weights_only=True)["ppo"]["iteration"] == 2
+
+    def test_a_stage_without_checkpoints_stops_at_once(self, tmp_path: Path) -> None:
+        with stopping.listening(), pytest.raises(stopping.Stopped) as stop:
+            fit(ppo(iterations=6), SaveEvery(tmp_path, None), Signal(2))
+        assert stop.value.saved == ""
+        assert not (tmp_path / LAST).exists()
+
+    def test_a_failure_does_not_make_later_signals_wait(self, tmp_path: Path) -> None:
+        class Broken(pl.Callback):
+            def on_train_batch_start(self, *_: Any) -> None:
+                raise ZeroDivisionError
+
+        with stopping.listening():
+            with pytest.raises(ZeroDivisionError):
+                fit(ppo(), SaveEvery(tmp_path, 1), Broken())
+            with pytest.raises(stopping.Stopped):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+class TestGoingOn:
+    @pytest.mark.parametrize("batch", [1, 3, 4, 5, 8])
+    def test_lfd_from_any_step(self, batch: int, tmp_path: Path) -> None:
+        """Two epochs of four batches, the last one of them short; 4 and 8 are the last steps of an epoch."""
+        options: dict[str, Any] = {"demonstrations": 56, "batch_size": 16, "epochs": 2}
+        whole, ends = lfd(**options), (LastWeights(), LastWeights())
+        fit(whole, ends[0])
+        with stopping.listening(), pytest.raises(stopping.Stopped):
+            fit(lfd(**options), SaveEvery(tmp_path, 100), Signal(batch))
+        resumed = lfd(policy(7), **options)
+        fit(resumed, SaveEvery(tmp_path, 100), ends[1], ckpt_path=tmp_path / LAST)
+        assert same(ends[0].weights, ends[1].weights)
+        assert (resumed.curve, resumed.best, resumed.samples_seen) == (whole.curve, whole.best, 112)
+        assert same(weights(whole.pruner), weights(resumed.pruner))
+
+    def test_random_numbers_and_the_table_of_metrics_go_on(self, tmp_path: Path) -> None:
+        """A stage that draws from all generators, as none of ours does, between its steps."""
+
+        class Draws(pl.Callback):
+            def __init__(self, seed: int) -> None:
+                self.seed = seed
+                self.seen: list[float] = []
+
+            def on_train_start(self, *_: Any) -> None:
+                pl.seed_everything(self.seed, verbose=False)
+
+            def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+                self.seen.append(float(torch.rand(())) + np.random.random())  # libraries draw from random, too
+
+        def run(name: str, seed: int, *more: pl.Callback, **options: Any) -> list[float]:
+            draws, logger = Draws(seed), MetricsCSV(tmp_path / name, name="", version="")
+            with contextlib.suppress(stopping.Stopped), stopping.listening():
+                callbacks = [SaveEvery(tmp_path, 100), *more, draws]
+                trainer = pl.Trainer(
+                    max_epochs=1, accelerator="cpu", logger=logger, callbacks=callbacks, log_every_n_steps=1,
+                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                )  # fmt: skip
+                trainer.fit(ppo(iterations=5, validate_every=2), weights_only=True, **options)
+            return draws.seen
+
+        whole, first = run("whole", 0), run("parts", 0, Signal(3))
+        (tmp_path / "parts/metrics.csv").open("a").write("9,9\n")  # iterations after the checkpoint, cut by a kill
+        assert first + run("parts", 1, ckpt_path=tmp_path / LAST) == whole
+        assert (tmp_path / "parts/metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
+
+    def test_all_generators_are_put_back(self) -> None:
+        def drawn() -> tuple[float, float, float]:
+            return float(torch.rand(())), random.random(), np.random.normal()
+
+        np.random.normal()  # leaves a second number in store
+        states = draws()
+        first = drawn()
+        drawn()
+        draw_from(states)
+        assert drawn() == first
+
+    def test_a_checkpoint_belongs_to_its_part(self, tmp_path: Path) -> None:
+        fit(ppo(), SaveEvery(tmp_path, 1, "ppo"))
+        assert checkpoint_of(tmp_path, "ppo") == str(tmp_path / LAST)
+        assert checkpoint_of(tmp_path, "lfd") is None
+        assert checkpoint_of(tmp_path / "nowhere", "ppo") is None
+
+    def test_a_write_that_fails_leaves_the_last_checkpoint(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A disk that is full from the second checkpoint on."""
+        writes: list[Path] = []
+        sync = files._sync
+
+        def full(path: Path) -> None:
+            if path.name.startswith(LAST):
+                writes.append(path)
+                if len(writes) > 1:
+                    raise OSError(ENOSPC, os.strerror(ENOSPC))
+            sync(path)
+
+        monkeypatch.setattr(files, "_sync", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            fit(ppo(iterations=4), SaveEvery(tmp_path, 1))
+        assert error.value.filename == str(tmp_path / LAST)
+        assert torch.load(tmp_path / LAST, weights_only=True)["ppo"]["iteration"] == 1
+        assert os.listdir(tmp_path) == [LAST]

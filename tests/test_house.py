@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import tprl
 from tprl.build import build, choices, conf_dir, load_component
-from tprl.entry import addable, launch
+from tprl.entry import addable, command_line, launch
 from tprl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -338,3 +339,25 @@ def test_done_json_names_the_overrides(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(sys, "argv", ["train", "seed=5", f"hydra.run.dir={tmp_path}"])
     launch("train", lambda config, directory: directory)
     assert json.loads((tmp_path / "done.json").read_text())["overrides"] == ["seed=5"]
+
+
+def test_a_job_knows_its_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = []
+
+    def work(config: DictConfig, directory: Path) -> Path:
+        found.append(command_line())
+        return directory
+
+    assert command_line() == ""
+    words = [
+        "stage=ppo",
+        "seed=5",
+        "model.placement=replicate",
+        "stage.keep_ratio=[0.5,0.1]",
+        f"hydra.run.dir={tmp_path}",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    launch("train", work)
+    shell = shlex.split(found[0])
+    assert shell[:3] == ["python", "-m", "src.train"]
+    assert [word.lstrip("+") for word in shell[3:]] == words

@@ -1,4 +1,4 @@
-"""What docs/howto-dataset.md says works: its code is a benchmark, its rows are data."""
+"""What docs/howto-*.md say works: their code is a benchmark, an LVLM, a pruner, a reward; their rows are data."""
 
 import importlib.util
 import re
@@ -6,51 +6,92 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from tests.data.rows import as_text, encoded, official, picture, write_jsonl
 
 from tprl.data.custom import Custom
+from tprl.data.scenes import Scenes
+from tprl.evaluation.parity import parity
+from tprl.lvlm.llava import Llava
+from tprl.rewards import WeightedReward
+from tprl.types import Outcome, Pruner
 
-TEXT = (Path(__file__).parents[1] / "docs/howto-dataset.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = {"dataset": "counting", "lvlm": "vip_llava", "pruner": "loudest", "reward": "answers_lost"}
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def block(page: str, language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", (DOCS / f"howto-{page}.md").read_text(), re.DOTALL)
     return found
 
 
 @pytest.fixture
-def counting(tmp_path: Path) -> Any:
-    """The module of the page, in a file of its own."""
-    path = tmp_path / "counting.py"
-    path.write_text(block("python"))
-    spec = importlib.util.spec_from_file_location("counting", path)
+def module(page: str, tmp_path: Path) -> Any:
+    """The code of a page, in a file of its own."""
+    path = tmp_path / f"{PAGES[page]}.py"
+    path.write_text(block(page, "python"))
+    spec = importlib.util.spec_from_file_location(PAGES[page], path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
 
-def test_the_code_is_a_benchmark_in_less_than_sixty_lines(counting: Any, tmp_path: Path) -> None:
-    assert len((block("python") + block("yaml")).splitlines()) < 60
+@pytest.mark.parametrize("page", PAGES)
+def test_one_file_of_less_than_sixty_lines_and_a_yaml_that_names_it(page: str, module: Any) -> None:
+    assert len((block(page, "python") + block(page, "yaml")).splitlines()) < 60
+    config = yaml.safe_load(block(page, "yaml"))
+    targets = [config["_target_"], *(term["_target_"] for term in config.get("terms", []))]
+    ours = [target for target in targets if PAGES[page] in target]
+    assert len(ours) == 1
+    assert hasattr(module, ours[0].rpartition(".")[2])
+
+
+@pytest.mark.parametrize("page", ["dataset"])
+def test_a_benchmark_with_its_own_score(module: Any, tmp_path: Path) -> None:
     rows = [
         {"image_id": 7, "image": as_text(encoded(7)), "question_id": n, "question": "How many?", "count": count}
         for n, count in enumerate((3, 3, 3, 0))
     ]
-    data = counting.Counting(source=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    data = module.Counting(source=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
     assert data[0].uid == "counting/test/7/0"
     assert data[3].question == "How many?\nAnswer with a number."
     said = ["3 dogs", "There are 4.", "three", "10"]
     assert official(data, said) == pytest.approx({"accuracy": 25, "within_one": 50})
 
 
-def test_the_yaml_names_the_class(counting: Any) -> None:
-    assert block("yaml") == f"_target_: tprl.data.counting.{counting.Counting.__name__}\n"
-
-
 def test_the_rows_are_data(tmp_path: Path) -> None:
-    (tmp_path / "data.jsonl").write_text(block("json"))
+    (tmp_path / "data.jsonl").write_text(block("dataset", "json"))
     (tmp_path / "photos").mkdir()
     picture(1, (400, 300)).save(tmp_path / "photos/1.png")
     data = Custom("all", source=str(tmp_path / "data.jsonl"), coordinates="absolute")
     assert (data[0].answers, data[1].box) == (("a cup", "cup"), (120.0, 40.0, 310.0, 260.0))
+
+
+@pytest.mark.parametrize("page", ["lvlm"])
+def test_an_lvlm_that_is_exact_and_has_a_cost(module: Any) -> None:
+    lvlm = module.VipLlava(None)
+    found = parity(lvlm, [Scenes("test")[i] for i in range(3)])
+    assert found.keep_all == 0
+    assert max(found.pruned, found.decode, found.batch) < 1e-5
+    assert found.same_ids
+    assert lvlm.shape.projector[0] == 2 * lvlm.model.config.vision_config.hidden_size
+
+
+@pytest.mark.parametrize("page", ["pruner"])
+def test_a_pruner_keeps_exactly_the_loudest(module: Any) -> None:
+    pruner, found = module.LoudestPruner(), Llava(None).encode([Scenes("test")[i] for i in range(2)])
+    assert isinstance(pruner, Pruner)
+    keep = pruner.select(found, 1 / 4).keep
+    loud = found.visual.norm(dim=-1)
+    assert keep.sum(1).tolist() == [9, 9]
+    assert bool((loud.masked_fill(~keep, torch.inf).amin(1) >= loud.masked_fill(keep, 0).amax(1)).all())
+
+
+@pytest.mark.parametrize("page", ["reward"])
+def test_a_reward_of_lost_answers(module: Any) -> None:
+    score = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    outcome = Outcome(uids=("a", "b", "c"), kept=torch.tensor([[8, 8, 8], [2, 2, 2]]), score=score)
+    assert WeightedReward([module.AnswersLost(2.0)])(outcome)["answers_lost"].tolist() == [[-2.0, 0.0, 0.0]]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,16 @@ class TestTheChain:
         assert all((run / stage / WEIGHTS).is_file() for stage in ("autoencoder", "lfd", "mlp", "pruner"))
         assert "samples_seen" in (run / "metrics.csv").read_text().splitlines()[0]
 
+    def test_the_report_follows_every_stage_and_says_how_it_was_made(self, run: Path) -> None:
+        page = (run / "report.html").read_text()
+        (curves,) = re.findall(r'aria-label="Learning curves. (.*?)"', page)[:1]
+        for stage in ("autoencoder, share of variance lost: training", "autoencoder, share of variance lost: held out"):
+            assert stage in curves
+        for stage in ("lfd, accuracy: served", "ppo, return", "ppo, accuracy: served", "adapt, divergence"):
+            assert stage in curves
+        assert f"python -m src.train debug=fast logger=csv hydra.run.dir={run}" in page
+        assert "<dt>versions</dt><dd>Python 3." in page
+
     def test_the_table_holds_every_pruner_and_column(self, run: Path) -> None:
         with (run / "results.csv").open() as file:
             assert tuple(csv.DictReader(file).fieldnames or ()) == COLUMNS
@@ -79,6 +90,9 @@ class TestTheChain:
         after = {(r.pruner, r.metric, r.value) for r in read_results(again / "results.csv") if r.keep_ratio == 0.2222}
         assert before
         assert before == after
+        commands = (again / "report.html").read_text().partition('<pre class="commands"><code>')[2].splitlines()[:2]
+        assert commands[0] == "python -m src.train debug=fast logger=csv"
+        assert commands[1].startswith(f"python -m src.eval run={run} ")
 
     def test_batch_size_changes_no_selection_and_no_score(self, run: Path, tmp_path: Path) -> None:
         options = (f"run={run}", "pruners=[random,divprune]", "keep_ratios=[0.1111]", "limit=20", "logger=csv")

@@ -217,4 +217,4 @@ class TestServedScore:
         assert list(one.values()) == pytest.approx(list(other.values()), abs=1e-6)
 
     def test_uses_what_there_is(self) -> None:
-        assert self.served(limit=10_000).count == 600
+        assert sum(len(samples) for samples, _ in self.served(limit=10_000).batches) == 600

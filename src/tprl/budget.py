@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tprl.errors import UserError
@@ -77,6 +77,10 @@ class Rows(NamedTuple):
     def split(self, x: Shaped[Tensor, "B V ..."]) -> Shaped[Tensor, "I W ..."]:
         """Per-token values of the batch as rows of images; padded entries hold an arbitrary token's value."""
         return x[self.sample.unsqueeze(1), self.at]
+
+    def tokens(self, encoded: Encoded) -> Float[Tensor, "I W D"]:
+        """`split(encoded.visual)`, copied once; padded entries hold an arbitrary token's values too."""
+        return encoded.embeds[self.sample.unsqueeze(1), self.split(encoded.visual_at)]
 
     def pairs(self, x: Shaped[Tensor, "B V V"]) -> Shaped[Tensor, "I W W"]:
         """Values per pair of tokens, for the pairs within each image."""

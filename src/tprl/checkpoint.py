@@ -1,40 +1,192 @@
-"""Checkpoints of a stage: saved at the end of an iteration, complete or not at all."""
+"""Checkpoints: of a stage at the end of an iteration, and of a run between its parts; complete or not at all."""
 
+import io
+import random
+import signal
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from tprl.errors import UserError
+from tprl import stopping
+from tprl.files import write_atomically
+from tprl.metrics_csv import MetricsCSV
+from tprl.rundir import LAST, PARTS
 
-LAST = "last.ckpt"
+KEY = "tprl"  # under which a checkpoint holds what Lightning leaves out
 
 
 class SaveEvery(pl.Callback):
-    """Writes `last.ckpt` every `every` training batches (Lightning's own callback counts optimiser steps, whose number
-    per iteration varies in PPO)."""
+    """Writes `last.ckpt` every `every` training batches and at the end of an epoch, and stops a run that is asked to.
 
-    def __init__(self, directory: Path, every: int) -> None:
-        self.path, self.every = directory / LAST, every
+    Lightning's own callback counts optimiser steps, whose number per iteration varies in PPO, and its checkpoints hold
+    no states of random number generators.
+
+    Args:
+        directory: of the run.
+        every: training batches between checkpoints; None: such a short stage starts over, and a signal stops it at
+            once.
+        part: which part of the run this is.
+    """
+
+    def __init__(self, directory: Path, every: int | None, part: str = "") -> None:
+        self.path, self.every, self.part = directory / LAST, every, part
+        self.draws: dict[str, Any] | None = None
+        self.row: dict[str, Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = WholeFiles()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stopping.take_over()
+        stopping.wait(self.every is not None)
+        if self.row is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.row["metrics"], self.row["step"])
+            self.row = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stopping.wait(self.every is not None)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._draw_on()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self.every is None:
+            return
         # This batch is counted as completed only after the callbacks.
-        if (trainer.fit_loop.epoch_loop.batch_progress.total.completed + 1) % self.every == 0:
-            temporary = self.path.with_suffix(".part")
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:  # every rank takes part in saving, one of them has written the file
-                temporary.replace(self.path)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        done = progress.total.completed + 1
+        stops = trainer.strategy.reduce_boolean_decision(stopping.asked() is not None, all=False)
+        if stops or progress.is_last_batch or done % self.every == 0:
+            trainer.save_checkpoint(self.path)
+        if stops:
+            raise stopping.Stopped(stopping.asked() or signal.SIGTERM, f"iteration {done} is finished and saved")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What follows, such as a served score, is repeated by a resumed run. Ranks must not part there."""
+        if trainer.world_size == 1:
+            self._wait_no_longer()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._draw_on()
+        self._wait_no_longer()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        stopping.wait(False)
+
+    def _wait_no_longer(self) -> None:
+        stopping.wait(False)
+        if number := stopping.asked():
+            raise stopping.Stopped(number, "all iterations are saved" if self.every else "")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[KEY] = {"part": self.part, "draws": draws(), "rows": rows(trainer.loggers), "row": _row(trainer)}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.draws, self.row = checkpoint[KEY]["draws"], checkpoint[KEY]["row"]
+        keep_rows(trainer.loggers, checkpoint[KEY]["rows"])
+        # Ours are: stages keep their own position.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+
+    def _draw_on(self) -> None:
+        """Random numbers go on where the checkpoint was: now, because making the batches has drawn some again."""
+        if self.draws is not None:
+            draw_from(self.draws)
+            self.draws = None
 
 
-def last_checkpoint(run: str) -> str:
-    """The checkpoint of a run that stopped half-way.
+def _row(trainer: pl.Trainer) -> dict[str, Any] | None:
+    """What Lightning is about to log of this batch, which it does only after the callbacks."""
+    step = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    if (step + 1) % vars(trainer)["log_every_n_steps"]:
+        return None
+    metrics = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+    return {"step": step, "metrics": {**metrics, "epoch": trainer.current_epoch}}
 
-    Raises:
-        UserError: there is none.
+
+def rows(loggers: Sequence[Any]) -> int:
+    """How many rows `metrics.csv` has."""
+    return sum(logger.count() for logger in loggers if isinstance(logger, MetricsCSV))
+
+
+def keep_rows(loggers: Sequence[Any], count: int) -> None:
+    """Go on with `metrics.csv` after that many rows."""
+    for logger in loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.keep(count)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints beside their place, forced to disk, renamed. (Lightning's own pass through the system's temporary
+    folder and are not forced to disk.)"""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        save(checkpoint, Path(path))
+
+
+class Finished:
+    """The parts of a run that are done, and all that the next part starts from, in `parts.ckpt`.
+
+    Args:
+        directory: of the run.
+        resume: whether to read what an interrupted run has left.
     """
-    path = Path(run) / LAST
-    if not path.is_file():
-        raise UserError(f"resume={run} holds no {LAST}: give the directory of a run that was interrupted.")
+
+    def __init__(self, directory: Path, resume: bool) -> None:
+        self.path, self.parts = directory / PARTS, list[str]()
+        self.state: dict[str, Any] | None = None
+        if resume and self.path.is_file():
+            saved = torch.load(self.path, weights_only=True)
+            self.parts, self.state = saved["parts"], saved["state"]
+
+    def add(self, part: str, state: dict[str, Any], writes: bool = True) -> None:
+        """Note that a part is done; of several ranks one writes."""
+        self.parts.append(part)
+        self.state = state
+        if writes:
+            save({"parts": self.parts, "state": state}, self.path)
+
+
+def checkpoint_of(directory: Path, part: str) -> str | None:
+    """The checkpoint of a part of a run that stopped in its middle, if it did."""
+    path = directory / LAST
+    if not path.is_file() or torch.load(path, weights_only=True, mmap=True)[KEY]["part"] != part:
+        return None
     return str(path)
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Tensors and plain values, as one file that is whole or not there."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def draws() -> dict[str, Any]:
+    """The states of all random number generators, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()
+    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    return states | {"numpy": [name, keys.tolist(), *rest], "cuda": torch.cuda.get_rng_state_all()}  # type: ignore[union-attr]
+
+
+def draw_from(states: dict[str, Any]) -> None:
+    """Put random number generators back where they were; this machine may have fewer GPUs than that one."""
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    np.random.set_state(tuple(states["numpy"]))
+    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)

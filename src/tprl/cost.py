@@ -302,8 +302,9 @@ def similarity_flops(tokens: int, width: int) -> int:
 def dpp_flops(tokens: int, width: int, kept: int) -> int:
     """Kernel and greedy MAP of `policy.dpp`, which `policy.select=dpp` pays on top of the policy.
 
-    Each of the `kept` steps multiplies a vector with the [kept, tokens] Cholesky factors. The code writes that product
-    elementwise, so torch's counter does not see it; it is one all the same.
+    Each of the `kept` steps multiplies a vector with the [kept, tokens] Cholesky factors, of which the code leaves out
+    the rows that are still zero: half of them on average, all counted here. It writes that product elementwise, so
+    torch's counter does not see it; it is one all the same.
     """
     return similarity_flops(tokens, width) + 2 * kept**2 * tokens
 

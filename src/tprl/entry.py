@@ -1,13 +1,14 @@
 """What both command lines share: one sentence per user error, `run: <directory>`, sweeps that can be started again."""
 
-import json
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext, suppress
 from errno import EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
@@ -18,13 +19,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tprl import rundir
 from tprl.build import choices, conf_dir
 from tprl.errors import UserError
+from tprl.rundir import DONE, FAILED, STARTED
+from tprl.stopping import Stopped, listening
 from tprl.terminal import next_command, register_resolvers
 
 Work = Callable[[DictConfig, Path], Path]
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
 COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")  # groups whose yamls describe one object
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}  # torchrun or srun started this process, maybe among others
 log = logging.getLogger(__name__)
 
 
@@ -32,8 +37,17 @@ def launch(name: str, work: Work) -> None:
     """Compose `<name>.yaml` with the command line and do the work, once per job.
 
     Bad input ends in one line on stderr and exit status 2. With HYDRA_FULL_ERROR=1 it ends in a traceback instead.
+    A signal ends in one line too, and status 130 (Ctrl-C) or 143 (SIGTERM).
     """
-    sys.argv[1:] = [addable(word) for word in sys.argv[1:]]
+    if LAUNCHED & os.environ.keys():
+        from tprl.ranks import join  # late: see src/train.py
+
+        join()
+    given = [addable(word) for word in sys.argv[1:]]
+    try:
+        sys.argv[1:] = _in_its_directory(given)
+    except UserError as error:
+        _exit(str(error))
     full = os.environ.get("HYDRA_FULL_ERROR") == "1" and _main_process()  # ranks inherit it from the line below
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print its own several lines and exit
     bugs: list[Exception] = []
@@ -42,7 +56,7 @@ def launch(name: str, work: Work) -> None:
 
     def task(config: DictConfig) -> None:
         try:
-            directory = job(work, config)
+            directory = job(work, config, given)
             if _main_process():
                 print(f"run: {directory}", flush=True)
                 sweeps.update(_say_next(name, config, directory))
@@ -53,7 +67,16 @@ def launch(name: str, work: Work) -> None:
         except Exception as error:
             bugs.append(error)
             raise
+        except Stopped as stop:
+            _stop(name, stop)
 
+    with listening():
+        _compose(name, task, full, bugs, sweeps)
+
+
+def _compose(
+    name: str, task: Callable[[DictConfig], None], full: bool, bugs: list[Exception], sweeps: Collection[str]
+) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
     except Exception as error:
@@ -61,6 +84,8 @@ def launch(name: str, work: Work) -> None:
         if sentence is None:
             raise
         _exit(sentence)
+    except Stopped as stop:
+        _stop(name, stop)
     finally:
         for sweep in sweeps:  # also after a job that failed
             print(f"next: python -m src.eval sweep={sweep}", flush=True)
@@ -85,20 +110,45 @@ def addable(word: str) -> str:
     return f"++{word}" if equals and "." in key and key.partition(".")[0] in COMPONENTS else word
 
 
-def job(work: Work, config: DictConfig) -> Path:
-    """One job in Hydra's output directory: skipped if a sweep has finished it before; leaves `done.json` or `FAILED`.
+def job(work: Work, config: DictConfig, words: Sequence[str] = ()) -> Path:
+    """One job in Hydra's output directory, alone there: skipped if it has been finished before, gone on with if it was
+    interrupted; leaves `done.json` or `FAILED`. `words` is the command line as it was typed.
 
     Raises:
-        UserError: the directory holds a finished job with other settings, or cannot be written.
+        UserError: another process is at work in the directory, it holds a job with other settings, or it cannot be
+            written.
     """
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
-    sweep, overrides = settings.mode == RunMode.MULTIRUN, list(settings.overrides.task)
+    sweep = settings.mode == RunMode.MULTIRUN
     if sweep:
         _refuse_ddp(config)
-        if _finished(directory, overrides):
-            log.info("skipped, finished before: %s", directory)
-            return directory
+    try:
+        with rundir.locked(directory) if _main_process() else nullcontext():  # the other ranks are the same run
+            return _job(work, config, words, directory, sweep)
+    except OSError as error:
+        if error.errno in UNWRITABLE:
+            raise UserError(_unwritable(error, directory)) from error
+        raise
+
+
+def _job(work: Work, config: DictConfig, words: Sequence[str], directory: Path, sweep: bool) -> Path:
+    given = [text for text in HydraConfig.get().overrides.task if _key(text) != "resume"]
+    explicit = config.get("resume")
+    if explicit and sweep:
+        raise UserError("resume goes on with one run; start a sweep again with its hydra.sweep.dir, and it goes on.")
+    if explicit and _main_process() and Path(explicit).resolve() != directory.resolve():
+        rundir.copy(Path(explicit), directory)
+    if (sweep or explicit) and _finished(directory, given):
+        log.info("skipped, finished before: %s", directory)
+        return directory
+    if explicit or _goes_on(directory, given):
+        config = _as_before(config, directory, words if explicit else ())
+        log.info("going on with the run in %s", directory)
+    elif _main_process():
+        rundir.forget(directory)
+    if _main_process():
+        rundir.begin(directory, given)
     started = time.monotonic()
     try:
         result = work(config, directory)
@@ -106,21 +156,82 @@ def job(work: Work, config: DictConfig) -> Path:
         if isinstance(error, Exception):
             _failed(directory, error, sweep)
         _finish_wandb(1)
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise UserError(_unwritable(error)) from error
         raise
     if _main_process():
-        (directory / "FAILED").unlink(missing_ok=True)
-        record = {"overrides": overrides, "finished": time.strftime("%F %T%z"), "seconds": time.monotonic() - started}
-        (directory / "done.json").write_text(json.dumps(record, indent=1) + "\n")
+        rundir.finish(directory, given, time.monotonic() - started)
     _finish_wandb(0)
     return result
 
 
+def _in_its_directory(words: list[str]) -> list[str]:
+    """`resume=<run>` as the settings that the run was started with, then the other words, in the run's directory.
+
+    Raises:
+        UserError: no run was started there.
+    """
+    values = [word.partition("=")[2].strip("\"'") for word in words if _key(word) == "resume"]
+    if not values or values[-1] in ("", "null"):
+        return words
+    run = Path(values[-1])
+    before = rundir.settings_of(run)
+    if before is None:
+        why = f"holds no {STARTED}" if run.is_dir() else "does not exist"
+        raise UserError(f"resume={run} {why}: give the directory of a run that was interrupted.")
+    new = [word for word in words if _key(word) != "resume" and word not in before]
+    place = [] if any(_key(word) == "hydra.run.dir" for word in words) else [f"hydra.run.dir='{run}'"]
+    return [*before, *new, f"resume='{run}'", *place]
+
+
+def _goes_on(directory: Path, given: list[str]) -> bool:
+    """Whether the directory holds an interrupted run of the same settings.
+
+    Raises:
+        UserError: the settings are others.
+    """
+    if not rundir.interrupted(directory):
+        return False
+    before = rundir.settings_of(directory)
+    if before == given:
+        return True
+    raise UserError(
+        f"{directory} holds an interrupted run with other settings ({' '.join(before or ())}): go on with it by "
+        f"`python -m src.train resume={directory}`, delete it, or choose another folder."
+    )
+
+
+def _as_before(config: DictConfig, directory: Path, words: Sequence[str]) -> DictConfig:
+    """The config that a run was started with, and what `words` set anew: defaults may have changed meanwhile."""
+    path = directory / "config.yaml"
+    new = {_key(word) for word in words if "=" in word and not _key(word).startswith("hydra")} - {"resume"}
+    if path.is_file() and not new & {"experiment", "debug"}:  # these set keys that they do not name
+        now, config = config, OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[assignment]
+        for key in new:
+            OmegaConf.update(config, key, OmegaConf.select(now, key), merge=False, force_add=True)
+    OmegaConf.update(config, "resume", str(directory), force_add=True)
+    return config
+
+
 def chosen(key: str) -> bool:
     """Whether the command line of this job sets `key` (a group or a value) or something below it."""
-    names = [text.partition("=")[0].lstrip("+~").partition("@")[0] for text in HydraConfig.get().overrides.task]
+    names = [_key(text) for text in HydraConfig.get().overrides.task]
     return any(name == key or name.startswith((f"{key}.", f"{key}/")) for name in names)
+
+
+def run_names(directory: Path) -> tuple[str, str | None]:
+    """What a tracker may call this job, and the sweep that it belongs to, if any."""
+    settings = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN:
+        return directory.name, None
+    return settings.job.override_dirname or directory.name, Path(settings.sweep.dir).name
+
+
+def command_line() -> str:
+    """The shell command of this job (of a sweep, the one that runs it alone); empty where Hydra did not start it."""
+    if not HydraConfig.initialized():
+        return ""
+    settings = HydraConfig.get()
+    words = [*settings.overrides.task, *(text for text in settings.overrides.hydra if text.startswith("hydra.run."))]
+    return f"python -m src.{settings.job.name} {shlex.join(words)}".rstrip()
 
 
 def explain(error: BaseException) -> str | None:
@@ -161,49 +272,77 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     )
 
 
-def _unwritable(error: OSError) -> str:
+def _unwritable(error: OSError, directory: Path | None = None) -> str:
+    where = error.filename or directory or "the output folder"
+    if directory is not None and error.errno in (EDQUOT, ENOSPC) and rundir.interrupted(directory):
+        return (
+            f"cannot write to {where} ({error.strerror}); what had been saved there before is whole: free some space "
+            f"and go on with `python -m src.train resume={directory}`."
+        )
     return (
-        f"cannot write to {error.filename or 'the output folder'} ({error.strerror}); "
+        f"cannot write to {where} ({error.strerror}); "
         "choose another folder with hydra.run.dir=<folder> (in a sweep hydra.sweep.dir=<folder>)."
     )
 
 
-def _finished(directory: Path, overrides: list[str]) -> bool:
-    marker = directory / "done.json"
-    if not marker.exists():
-        return False
-    before = json.loads(marker.read_text())["overrides"]
-    if before != overrides:
+def _finished(directory: Path, given: list[str]) -> bool:
+    before = rundir.settings_of(directory, DONE)
+    if before not in (None, given):
         raise UserError(
-            f"{directory} holds a finished job with other settings ({' '.join(before)}); "
-            "choose another folder with hydra.sweep.dir=<folder>."
+            f"{directory} holds a finished job with other settings ({' '.join(before or ())}); "
+            "choose another folder with hydra.sweep.dir=<folder>, or train on from it with stage.init_from."
         )
-    return True
+    return before is not None
 
 
 def _failed(directory: Path, error: Exception, sweep: bool) -> None:
     """Say so at once: Hydra reports an error of a sweep only after its last job."""
     if sweep:
         log.error("FAILED %s: %s", directory, error)
-    if _main_process() and os.access(directory, os.W_OK):
-        (directory / "FAILED").write_text("".join(traceback.format_exception(error)))
+    if _main_process():
+        with suppress(OSError):  # the error may be that nothing can be written; it is raised in any case
+            (directory / FAILED).write_text("".join(traceback.format_exception(error)))
+
+
+def _stop(name: str, stop: Stopped) -> None:
+    """One line about a signal, and the exit status that shells give it."""
+    if not _main_process():
+        sys.exit(0)  # otherwise Lightning's launcher takes it for a crash, and kills the main process while it saves
+    what, again = stop.saved or "nothing of the present step was kept", "start the same command again"
+    if HydraConfig.initialized() and name == "train":
+        settings = HydraConfig.get()
+        again = f"go on with `python -m src.train resume={settings.runtime.output_dir}`"
+        if settings.mode == RunMode.MULTIRUN:
+            again = f"start the sweep again with hydra.sweep.dir={settings.sweep.dir}: what is finished is skipped"
+    print(f"\nstopped by {signal.Signals(stop.number).name}: {what}; {again}", file=sys.stderr)
+    sys.exit(128 + stop.number)
 
 
 def _finish_wandb(status: int) -> None:
     """Close the run, if there is one: the next job of a sweep would go on with it."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=status)
+        try:
+            wandb.finish(exit_code=status)
+        except Exception as error:  # the work is done; what W&B did not get is still on disk
+            log.warning("W&B failed at the end (%s); upload with: wandb sync %s", error, Path(wandb.run.dir).parent)
 
 
 def _refuse_ddp(config: DictConfig) -> None:
-    # Lightning starts its other ranks with the whole sweep as command line, and they write elsewhere.
+    # Lightning starts its other ranks with the whole sweep as command line, and they would sweep too, elsewhere.
     if str(OmegaConf.select(config, "trainer.strategy", default="")) == "ddp":
-        raise UserError("a sweep cannot run trainer.strategy=ddp in one process tree; start one command per job.")
+        raise UserError(
+            "a sweep cannot run trainer.strategy=ddp in one process tree; start one command per job (docs/scaling.md)."
+        )
 
 
 def _main_process() -> bool:
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _key(text: str) -> str:
+    """The key or group of an override."""
+    return text.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
@@ -215,5 +354,6 @@ def _line(text: str) -> str:
 
 
 def _exit(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+    if _main_process():
+        print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from tprl import ranks
+
 
 def in_terminal() -> bool:
     """Whether a person looks on: stdout is a terminal, and no continuous integration (the variable CI) records it."""
@@ -20,7 +22,8 @@ def in_terminal() -> bool:
 class Progress:
     """Call it with (done, total). As a context it also clears up after an error.
 
-    In a terminal this is one bar. Elsewhere at most about `lines` lines are printed, and always the last.
+    In a terminal this is one bar. Elsewhere at most about `lines` lines are printed, and always the last. Of several
+    ranks the first one shows it.
 
     Args:
         label: what is being done.
@@ -34,6 +37,8 @@ class Progress:
         self.bar: Bar | None = None
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
+        if ranks.rank():
+            return None
         if in_terminal():
             return self._draw(done, total, note)
         if done < total and done * self.lines < (self.shown + 1) * total:
@@ -67,9 +72,9 @@ class Progress:
 
     def _line(self, done: int, total: int, note: str) -> str:
         spent = time.monotonic() - self.start
-        left = spent / max(done - self.before, 1) * (total - done)
-        bar = "#" * (20 * done // total)
-        return f"{self.label:12} [{bar:20}] {done}/{total}  {clock(spent)}<{clock(left)}  {note}".rstrip()
+        rate = max(done - self.before, 1) / max(spent, 1e-3)
+        bar, times = "#" * (20 * done // total), f"{clock(spent)}<{clock((total - done) / rate)}"
+        return f"{self.label:12} [{bar:20}] {done}/{total}  {times}  {rate:.3g}/s  {note}".rstrip()
 
 
 def _bar() -> Bar:
@@ -92,14 +97,14 @@ class FitProgress(pl.Callback):
     Args:
         label: name of the stage.
         total: batches; None asks the trainer when training starts.
-        done: batches of an earlier, interrupted run.
     """
 
-    def __init__(self, label: str, total: int | None = None, done: int = 0) -> None:
-        self.label, self.total, self.done = label, total, done
+    def __init__(self, label: str, total: int | None = None) -> None:
+        self.label, self.total, self.done = label, total, 0
         self.progress = Progress(label)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.done = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # those of a run that this one goes on with
         self.progress = Progress(self.label, before=self.done)
         if self.total is None:
             self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
@@ -110,8 +115,7 @@ class FitProgress(pl.Callback):
         assert self.total is not None
         self.done += 1
         shown = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
-        if trainer.is_global_zero:
-            self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in shown.items()))
+        self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in shown.items()))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.close()

@@ -3,35 +3,60 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
-from tprl.checkpoint import SaveEvery, last_checkpoint
+from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws, keep_rows, rows
+from tprl.data.identity import of_dataset, of_lvlm, of_pruner
+from tprl.data.store import Cache
 from tprl.entry import chosen
 from tprl.errors import UserError
+from tprl.evaluation.curves import Curves
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
 from tprl.evaluation.evaluator import check_answers, check_cost, check_length
+from tprl.evaluation.overlays import Overlays
 from tprl.evaluation.results import card_results
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm import tiny_llava
 from tprl.lvlm.loading import find_model
 from tprl.progress import FitProgress
-from tprl.pruners.learned import LearnedPruner, check_family, find_pruner, load_pruner, load_weights, read_config
+from tprl.pruners.learned import (
+    LearnedPruner,
+    check_family,
+    find_pruner,
+    load_pruner,
+    load_weights,
+    pruner_from,
+    read_config,
+)
 from tprl.pruners.tprl import TPRL
 from tprl.run_eval import evaluate_entries, make_dataset, make_logger, plain, start
 from tprl.scoring import LABELS
 from tprl.stages.calibrate import calibrate_fade
+from tprl.tracking import Tracker, log_weights
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
 CHAIN = ("autoencoder", "lfd", "ppo", "adapt")
-OURS = ("stage", "name", "init_from", "served", "threshold_ratio", "trainer", "save_every", "calibrate", "blueprint")
+OURS = (
+    "stage",
+    "name",
+    "init_from",
+    "served",
+    "threshold_ratio",
+    "trainer",
+    "save_every",
+    "calibrate",
+    "blueprint",
+    "log_every",
+)
 
 
 def train(cfg: DictConfig, directory: Path) -> Path:
@@ -50,13 +75,15 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         check_cost(run.lvlm)  # for the evaluation at its end
         check_answers(run.lvlm, run.train_set)
     else:
-        run.prepare()
-        run.stage(cfg.stage, directory / "pruner")
+        if run.finished.state is None:  # otherwise it holds the weights
+            run.prepare()
+        run.part(cfg.stage, directory / "pruner")
+        log_weights(run.logger, directory)
         return directory
     for name in CHAIN:
         if name == "adapt" and not isinstance(run.pruner, TPRL):
             continue  # only the transformer has a budget head
-        run.stage(cfg.stage[name], directory / ("pruner" if name in ("ppo", "adapt") else name))
+        run.part(cfg.stage[name], directory / ("pruner" if name in ("ppo", "adapt") else name))
         if name == "lfd":
             for baseline in cfg.stage.baselines:
                 run.baseline(baseline, directory / baseline)
@@ -67,7 +94,8 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     rows = evaluate_entries(run.lvlm, test_set, entries, settings, cfg, directory, run.logger, run.curves)
     questions = min(settings["limit"] or len(test_set), len(test_set))
     run.pruner.trained_on["results"] = card_results(rows, entries[0].name, questions)
-    run.pruner.save_pretrained(directory / "pruner")
+    run.save(directory / "pruner")
+    log_weights(run.logger, directory)
     return directory
 
 
@@ -99,6 +127,23 @@ class Training:
         self.logger = make_logger(cfg, directory)
         self.curves: dict[str, list[tuple[float, float]]] = {}
         self.demonstrations: Any = None
+        self.writes = True  # the only rank, or the first of several
+        self.finished = Finished(directory, bool(cfg.get("resume")))
+        if self.finished.state is not None:
+            self._take_up(self.finished.state)
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Where an earlier process got to: what `part` noted."""
+        self.pruner = pruner_from(state["pruner"])
+        self.pruner.load_state_dict(state["weights"])
+        self.curves = {name: [(x, y) for x, y in points] for name, points in state["curves"].items()}
+        draw_from(state["draws"])
+
+    def _note(self, part: str) -> None:
+        """The part is done: a resumed run starts after it."""
+        weights = {name: value.cpu() for name, value in self.pruner.state_dict().items()}
+        where = {"curves": self.curves, "draws": draws(), "rows": rows([self.logger])}
+        self.finished.add(part, {"pruner": self.pruner.about, "weights": weights, **where}, self.writes)
 
     def prepare(self) -> None:
         """Weights of an earlier stage, or the autoencoder that every later stage needs."""
@@ -116,11 +161,17 @@ class Training:
             self.pruner.trained_on = read_config(folder)["trained_on"]
             check_family(self.pruner, self.lvlm)
         elif self.cfg.stage.name != "autoencoder" and self.pruner.autoencoder is not None:
-            print("no stage.init_from: the autoencoder is trained first", flush=True)
-            self.stage(OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml"), self.directory / "autoencoder")
+            log.info("no stage.init_from: the autoencoder is trained first")
+            self.part(OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml"), self.directory / "autoencoder")
 
-    def stage(self, config: Any, folder: Path) -> None:
-        """Train one stage and save the pruner to `folder`."""
+    def part(self, config: Any, folder: Path) -> None:
+        """One stage, unless a run that this one goes on with has finished it."""
+        if config.name not in self.finished.parts:
+            self.stage(config, folder, config.name)
+            self._note(config.name)
+
+    def stage(self, config: Any, folder: Path, part: str) -> None:
+        """Train one stage and save the pruner to `folder`; `part` names its checkpoint."""
         name = config.name
         if name == "autoencoder" and self.pruner.autoencoder is None:
             return
@@ -131,19 +182,19 @@ class Training:
             "seed": self.cfg.seed,
         }
         if name == "ppo":
-            live["reward"] = build(self.cfg.reward)
+            live |= {"reward": build(self.cfg.reward), "cache": self.cache}
         if name != "autoencoder":
             labels = self._labels(name, live.get("reward"))
             served = (config.served.keep_ratios, config.served.limit)
             live["served"] = ServedScore(self.lvlm, self.val_set, *served, labels=labels)
         if name == "lfd":
-            live["demonstrator"] = self._demonstrator()
+            live |= self._demonstrator()
         module = build(_without(config, OURS), **live)
         if name != "adapt":  # what was calibrated belongs to the weights before this stage
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
         if name == "lfd":
             module.demonstrations = self.demonstrations
-        self._fit(module, name, config)
+        self._fit(module, config, part)
         if name == "lfd":
             self.demonstrations = module.demonstrations
         if config.get("calibrate") and module.trained_to is not None:
@@ -160,7 +211,13 @@ class Training:
             "stages": [*self.pruner.trained_on.get("stages", []), name],
             "seed": self.cfg.seed,
         }
-        self.pruner.save_pretrained(folder)
+        self.save(folder)
+
+    def save(self, folder: Path) -> None:
+        """The pruner, by rank 0; when it returns the folder is there for all."""
+        if ranks.rank() == 0:
+            self.pruner.save_pretrained(folder)
+        ranks.wait()
 
     def _labels(self, stage: str, reward: Any) -> bool:
         """Whether a stage reads reference answers.
@@ -182,25 +239,47 @@ class Training:
 
     def baseline(self, policy: str, folder: Path) -> None:
         """Teach another learned pruner (a yaml of conf/policy) on the same codes and demonstrations."""
+        if policy in self.finished.parts:
+            return
         mine = self.pruner
         same = {key: mine.config[key] for key in ("token_width", "code_width", "hidden")}
         self.pruner = load_component("policy", policy, **same)
         if self.pruner.autoencoder is not None and mine.autoencoder is not None:
             self.pruner.autoencoder.load_state_dict(mine.autoencoder.state_dict())
         curves = self.curves.copy()
-        self.stage(self.cfg.stage.lfd, folder)
+        self.stage(OmegaConf.create({**self.cfg.stage.lfd, "log_as": f"lfd/{policy}"}), folder, policy)
         self.pruner, self.curves = mine, curves
+        self._note(policy)
 
-    def _demonstrator(self) -> Pruner:
+    @cached_property
+    def cache(self) -> Cache | None:
+        """Where other runs find what this one computes, if they have the same model and data."""
+        if not self.cfg.get("cache"):
+            return None
+        model, data = of_lvlm(self.lvlm, plain(self.cfg.model)), plain(self.cfg.dataset)
+        return Cache(Path(self.cfg.cache), {"model": model, "data": of_dataset(self.train_set, data, "train")})
+
+    def _demonstrator(self) -> dict[str, Any]:
+        """The demonstrator, and the cache of its demonstrations."""
         if self.cfg.get("pruner") is None:
             raise UserError("stage=lfd needs a demonstrator: set pruner=<name>, e.g. pruner=divprune.")
-        return build(self.cfg.pruner)
+        made: Pruner = build(self.cfg.pruner)
+        about = of_pruner(made, plain(self.cfg.pruner))
+        cache = self.cache and replace(self.cache, about={**self.cache.about, "demonstrator": about})
+        return {"demonstrator": made, "cache": cache}
 
-    def _fit(self, module: Any, name: str, config: Any) -> None:
-        resume = self.cfg.get("resume") if self.cfg.stage.name == name else None
-        callbacks: list[pl.Callback] = [FitProgress(name)]
-        if name in ("ppo", "distill"):
-            callbacks.append(SaveEvery(self.directory, config.save_every))
+    def _fit(self, module: Any, config: Any, part: str) -> None:
+        name, curves = config.name, Curves()
+        resume = checkpoint_of(self.directory, part) if self.cfg.get("resume") else None
+        if resume is None:  # the part begins; rows of an attempt at it go
+            keep_rows([self.logger], 0 if self.finished.state is None else self.finished.state["rows"])
+        saving = SaveEvery(self.directory, config.get("save_every"), part)
+        callbacks: list[pl.Callback] = [FitProgress(name), curves, saving]
+        if isinstance(self.logger, Tracker):  # what a yaml leaves out: the class's defaults
+            arguments = dict(module.hparams)
+            self.logger.describe({f"arguments/{arguments.get('log_as', name)}": arguments})
+            if name in ("ppo", "distill") and self.logger.overlays:
+                callbacks.append(Overlays(name, self.logger))
         # The policy learns where the LVLM is; Lightning alone would choose any accelerator it finds.
         here = (
             {"accelerator": "cpu"} if self.lvlm.device.type == "cpu" and self.cfg.trainer.accelerator == "auto" else {}
@@ -212,17 +291,19 @@ class Training:
             logger=self.logger,
             callbacks=callbacks,
             enable_progress_bar=False,
-            log_every_n_steps=config.get("log_every", 1 if name in ("ppo", "distill") else 20),
+            log_every_n_steps=config.get("log_every", 1),
             gradient_clip_val=getattr(module, "clip", None),
             default_root_dir=str(self.directory),
         )
-        trainer.fit(module, ckpt_path=last_checkpoint(resume) if resume else None)
+        self.writes = trainer.is_global_zero
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
+        self.curves |= curves.points
 
     def _collect_curves(self, module: Any, name: str) -> None:
         if name == "lfd":
-            self.curves["lfd: served"] = module.curve
+            self.curves["lfd, accuracy: served"] = module.curve
         if name == "ppo":
-            self.curves |= {f"ppo: {kind}": points for kind, points in module.curves.items()}
+            self.curves |= {f"ppo, accuracy: {kind}": points for kind, points in module.curves.items()}
 
 
 def _without(config: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -234,23 +315,24 @@ def _pretrain(cfg: DictConfig, directory: Path) -> None:
     if cfg.model.get("name") != "tiny_llava":
         raise UserError(f"stage=pretrain trains the embedded LVLM, not {cfg.model.get('name')}: use model=tiny_llava.")
     source = cfg.stage.init_from
+    if ranks.count() > 1:
+        raise UserError(f"stage=pretrain runs in one process, not in {ranks.count()}: leave trainer=ddp away.")
     if source and not (find_model(source) / "clip").is_dir():
         raise UserError(f"stage.init_from={source} holds no model written by stage=pretrain (no clip/ in it).")
     parts = tiny_llava.load(find_model(source)) if source else build(cfg.stage.blueprint, seed=cfg.seed)
     module = build(_without(cfg.stage, OURS), parts=parts, seed=cfg.seed)
     steps = module.hparams["vision_steps"] + module.hparams["language_steps"]
-    resume = last_checkpoint(cfg.resume) if cfg.resume else None
-    done = torch.load(resume, weights_only=True)["consumed"] if resume else 0
+    resume = checkpoint_of(directory, "pretrain") if cfg.resume else None
     trainer = build(
         cfg.trainer,
         max_epochs=-1,
         max_steps=steps,
         logger=make_logger(cfg, directory),
-        callbacks=[FitProgress("pretrain", steps, done), SaveEvery(directory, cfg.stage.save_every)],
+        callbacks=[FitProgress("pretrain", steps), SaveEvery(directory, cfg.stage.save_every, "pretrain")],
         enable_progress_bar=False,
         log_every_n_steps=10,
         default_root_dir=str(directory),
         **plain(cfg.stage.trainer),
     )
-    trainer.fit(module, ckpt_path=resume)
+    trainer.fit(module, ckpt_path=resume, weights_only=True)
     tiny_llava.save(directory / "model", parts)

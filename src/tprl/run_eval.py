@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,28 +14,32 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
+from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
 from tprl.data.benchmark import take
-from tprl.entry import chosen
+from tprl.entry import chosen, command_line, run_names
 from tprl.errors import UserError
-from tprl.evaluation import analysis, selectors
+from tprl.evaluation import analysis, latency_table, selectors
 from tprl.evaluation.compare import compare, report
 from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
+from tprl.evaluation.latency import Setting, measure, untrained
 from tprl.evaluation.official import Published
+from tprl.evaluation.origin import origin
 from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import write_report
-from tprl.evaluation.results import BOUNDS, Row, print_table, write_results, write_samples
+from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_results, write_samples
 from tprl.evaluation.spread import spreads
-from tprl.evaluation.sweep import read_sweep
+from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.evaluation.sweep_report import report_sweep
+from tprl.files import write_atomically
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
 from tprl.scoring import Scorer
-from tprl.tracking import log_results
+from tprl.tracking import Tracker, log_results, provenance
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
@@ -54,12 +60,27 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     settings = plain(cfg)
     for ratio in cfg.keep_ratios:
         check_keep_ratio(ratio)
-    if cfg.mode not in ("accuracy", "parity", "selectors"):
-        raise UserError(f"mode={cfg.mode} is unknown: use accuracy, parity or selectors.")
+    others = {"parity": _parity, "selectors": _selectors, "latency": _latency}
+    if cfg.mode not in ("accuracy", *others):
+        raise UserError(f"mode={cfg.mode} is unknown: use accuracy, {', '.join(others)}.")
     if cfg.mode != "accuracy":
-        return (_parity if cfg.mode == "parity" else _selectors)(cfg, directory)
+        return others[cfg.mode](cfg, directory)
     if cfg.compare:
         return _compare(settings["compare"], cfg, directory)
+    cfg, entries, swept = _entries(cfg, settings)
+    start(cfg, directory)
+    lvlm = build(cfg.model)
+    check_cost(lvlm)
+    logger = make_logger(cfg, directory)
+    dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
+    rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger)
+    if swept is not None and not ranks.rank():
+        report_sweep(swept, rows, directory, _headline_metric(dataset))
+    return directory
+
+
+def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
+    """What `run`, `sweep`, `runs`, `pruner` and `pruners` ask for, and the config with the run's model and dataset."""
     entries: list[Entry] = []
     if cfg.run:
         cfg = _with_run_config(cfg, Path(cfg.run))
@@ -79,14 +100,24 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
         raise UserError(
             "nothing to evaluate: give run=<directory of a training run>, sweep, runs, pruner=<name> or pruners."
         )
+    return cfg, entries, swept
+
+
+def _latency(cfg: DictConfig, directory: Path) -> Path:
+    """Milliseconds of every pruner, stage by stage, against what its FLOPs predict."""
+    settings = plain(cfg)
+    setting = Setting(**settings["latency"])
+    cfg, entries, _ = _entries(cfg, settings)
     start(cfg, directory)
     lvlm = build(cfg.model)
-    check_cost(lvlm)
-    logger = make_logger(cfg, directory)
-    dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
-    rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger)
-    if swept is not None:
-        report_sweep(swept, rows, directory, _headline_metric(dataset))
+    if not isinstance(lvlm, FrozenLVLM):
+        raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
+    if cfg.model.get("pretrained", "") is None:  # sizes are timed, not weights
+        entries = [
+            replace(one, pruner=untrained(one.pruner, lvlm.width)) if isinstance(one.pruner, LearnedPruner) else one
+            for one in entries
+        ]
+    latency_table.report(measure(lvlm, entries, setting, tick=Progress("latency")), lvlm, setting, directory)
     return directory
 
 
@@ -107,7 +138,7 @@ def _parity(cfg: DictConfig, directory: Path) -> Path:
             raise UserError(f"model={lvlm.name} has no stock class to compare with.")
         found[lvlm.name] = parity(lvlm, samples)
         log.info("%s: %s", lvlm.name, found[lvlm.name])
-    (directory / "parity.md").write_text(table(found) + "\n")
+    write_atomically(directory / "parity.md", table(found) + "\n")
     print(table(found))
     return directory
 
@@ -116,7 +147,7 @@ def _selectors(cfg: DictConfig, directory: Path) -> Path:
     """The table of docs/baselines.md."""
     start(cfg, directory)
     text = selectors.table(selectors.measure())
-    (directory / "selectors.md").write_text(text + "\n")
+    write_atomically(directory / "selectors.md", text + "\n")
     print(text)
     return directory
 
@@ -165,31 +196,32 @@ def evaluate_entries(
     logger: Any,
     curves: Mapping[str, list[tuple[float, float]]] | None = None,
 ) -> list[Row]:
-    """Answer everything, then table, files and report; returns the rows of `results.csv`."""
+    """Answer everything, then (on rank 0) table, files and report; returns the rows of `results.csv`."""
     check_answers(lvlm, dataset)
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
     with Progress("evaluate") as tick:
         answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], tick)
     rows = summarise(answered, lvlm.name, dataset)
-    write_results(directory / "results.csv", rows)
     measured = about(dataset, answered)
-    (directory / "evaluation.json").write_text(json.dumps(measured, indent=1) + "\n")
+    if ranks.rank():
+        return rows
+    write_results(directory / "results.csv", rows)
+    write_atomically(directory / "evaluation.json", json.dumps(measured, indent=1) + "\n")
     log_results(logger, rows)
     main = next((entry for entry in entries if entry.name not in BOUNDS), entries[0])
     sample_rows = [one.row for one in answered]
     write_samples(directory / "samples.jsonl", sample_rows)
     differences = analysis.paired(sample_rows, main.name)
     all_differences = differences + analysis.paired(sample_rows, f"{main.name}_adaptive")
-    (directory / "paired.json").write_text(json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
+    write_atomically(directory / "paired.json", json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
-    shown = [main, *(e for e in entries if e.name in ("divprune", "random") and e.seed == 0 and e is not main)][:3]
-    pruners = {e.name: e.pruner for e in shown if isinstance(e.pruner, Pruner)}  # layer pruners have no map to show
+    pruners = _pictured(entries, main, ratio, sample_rows)
     guided = None
     if isinstance(main.pruner, LearnedPruner):
         guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
     found_spreads = spreads(sample_rows)
-    (directory / "spreads.json").write_text(json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
-    sentence = analysis.headline(answered, differences, main.name)
+    write_atomically(directory / "spreads.json", json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
+    sentence = analysis.headline(rows, differences, main.name)
     write_report(
         directory / "report.html",
         title=f"{main.name} on {dataset.name} with {lvlm.name}",
@@ -200,7 +232,8 @@ def evaluate_entries(
         guided=guided,
         spreads=found_spreads,
         learning_curves=curves,
-        commands=[f"python -m src.eval run={directory}"],
+        facts={**measured, "split": cfg.get("split", "test"), **origin()},
+        commands=_commands(cfg),
         config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
         protocol=measured.get("protocol", ""),
     )
@@ -221,10 +254,33 @@ def evaluate_entries(
     return rows
 
 
+def _pictured(entries: Sequence[Entry], main: Entry, ratio: float, rows: Sequence[SampleRow]) -> dict[str, Pruner]:
+    """The main pruner and two baselines for the gallery; layer pruners have no map to show."""
+    ran = {(row.pruner, row.keep_ratio, row.seed) for row in rows}
+    others = [e for e in entries if (e.name, ratio, 0) in ran and e.name not in BOUNDS and e.seed == 0]
+    others = [e for e in others if not e.name.startswith(main.name) and isinstance(e.pruner, Pruner)]
+    others.sort(key=lambda e: e.name not in ("divprune", "random"))  # where they are there
+    return {e.name: e.pruner for e in (main, *others[:2]) if isinstance(e.pruner, Pruner)}
+
+
+def _commands(cfg: DictConfig) -> list[str]:
+    """What to type for these numbers: how the evaluated run was trained, if it is known, and this command."""
+    record = Path(cfg.run) / "done.json" if cfg.get("run") else None
+    trained = []
+    if record is not None and record.is_file():
+        trained.append(f"python -m src.train {shlex.join(json.loads(record.read_text())['overrides'])}".rstrip())
+    return [text for text in (*trained, command_line()) if text]
+
+
 def start(cfg: DictConfig, directory: Path) -> None:
-    """What every run begins with: its directory, its resolved config, its seed."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    """What every run begins with: its ranks, its directory, its resolved config, its seed."""
+    if "trainer" in cfg:
+        ranks.launch(plain(cfg.trainer))
+    if ranks.rank():
+        logging.getLogger().setLevel(logging.WARNING)
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
     os.environ.setdefault("WANDB_QUIET", "true")  # no summary at the end; where the run is, it says at the start
     disable_progress_bar()
@@ -235,8 +291,16 @@ def start(cfg: DictConfig, directory: Path) -> None:
 
 
 def make_logger(cfg: DictConfig, directory: Path) -> Any:
-    """The tracker of a run, or False."""
-    return build(cfg.logger, save_dir=directory) if cfg.get("logger") else False
+    """The logger of a run, or False. W&B learns config, code and machine; the jobs of a sweep are one group there."""
+    if not cfg.get("logger"):
+        return False
+    logger = build(cfg.logger, save_dir=directory)
+    if isinstance(logger, Tracker):
+        name, group = run_names(directory)
+        job_type = cfg.stage.name if "stage" in cfg else "eval"
+        facts = {**plain(cfg), **provenance(), "directory": str(directory.resolve())}
+        logger.describe(facts, name=name, group=group, job_type=job_type)
+    return logger
 
 
 def plain(config: Any) -> dict[str, Any]:

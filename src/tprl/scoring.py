@@ -1,12 +1,14 @@
 """How an LVLM does on samples when it reads a given prompt: the one measurement behind rewards and evaluation."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tprl.data.store import Record
 from tprl.errors import UserError
 from tprl.splice import keep_all, splice
 from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample
@@ -43,9 +45,12 @@ class Scorer:
 
     def __init__(self, lvlm: LVLM, dataset: Dataset, needs: frozenset[str] = LABELS) -> None:
         self.lvlm, self.dataset, self.needs = lvlm, dataset, needs
-        self._full: dict[str, tuple[float, float]] = {}
-        self._said: dict[str, str] = {}
+        self._full, self._said = Record(), Record()
         self.evaluations = 0  # prompts that the LVLM has read
+
+    def remember(self, folder: Path) -> None:
+        """Keep what is measured with all tokens in `folder`, and begin with what is there."""
+        self._full, self._said = Record(folder / "full.jsonl"), Record(folder / "own.jsonl")
 
     def __call__(self, samples: Sequence[Sample], prompt: Prompt, **how: Any) -> Scored:
         """Measure each sample on its prompt; `how` goes to the LVLM (a plan of drops between its layers).
@@ -75,13 +80,13 @@ class Scorer:
 
     def full(self, samples: Sequence[Sample], encoded: Encoded) -> Scored:
         """The same with all visual tokens, from memory where this scorer has seen the sample."""
-        fresh = [i for i, sample in enumerate(samples) if sample.uid not in self._full]
+        fresh = [i for i, sample in enumerate(samples) if sample.uid not in self._full.known]
         if fresh:
             part = encoded.rows(fresh)
             found = self([samples[i] for i in fresh], splice(part, keep_all(part)))
             pairs = zip(found.score.tolist(), found.log_prob.tolist(), strict=True)
-            self._full.update(zip((samples[i].uid for i in fresh), pairs, strict=True))
-        score, log_prob = zip(*(self._full[sample.uid] for sample in samples), strict=True)
+            self._full.add(dict(zip((samples[i].uid for i in fresh), pairs, strict=True)))
+        score, log_prob = zip(*(self._full.known[sample.uid] for sample in samples), strict=True)
         device = encoded.embeds.device
         return Scored(torch.tensor(score, device=device), torch.tensor(log_prob, device=device), [None] * len(samples))
 
@@ -93,12 +98,12 @@ class Scorer:
         """
         if not isinstance(self.lvlm, OpenLVLM):
             raise UserError(f"reward fidelity needs the output distributions of {self.lvlm.name}, which shows none.")
-        fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said]
+        fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said.known]
         if fresh:
             part = encoded.rows(fresh)
             said = self.lvlm.answer(splice(part, keep_all(part)))
-            self._said.update(zip((encoded.uids[i] for i in fresh), said, strict=True))
-        answers = [self._said[uid] for uid in encoded.uids]
+            self._said.add(dict(zip((encoded.uids[i] for i in fresh), said, strict=True)))
+        answers = [self._said.known[uid] for uid in encoded.uids]
         self.evaluations += len(fresh) + len(answers)
         return Own(answers, self.lvlm.distributions(splice(encoded, keep_all(encoded)), answers))
 

@@ -1,29 +1,50 @@
 """What a heuristic teaches: nested masks with the right counts, whatever the batch."""
 
+import gc
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
 import pytest
 import torch
-from tests.helpers import toy_encoded
+from safetensors.torch import save_file
+from tests.helpers import toy_encoded, untrained_policy
 from tests.stages.toy_runs import WIDTH, lvlm, policy
 
-from tprl.data.demonstrations import Demonstrations, _episodes, _join, demonstrate
+from tprl.data.benchmark import BadRow
+from tprl.data.demonstrations import Demonstrations, StoredDemonstrations, _episodes, _packed, _Shown, demonstrate
+from tprl.data.store import Cache, opened
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
-from tprl.policy.networks import PolicyInput
+from tprl.lvlm.toy import ToyLVLM
 from tprl.pruners.cls_attention import ClsAttentionPruner
+from tprl.pruners.learned import LearnedPruner
+from tprl.pruners.mlp import MLPPruner
 from tprl.pruners.oracle import OraclePruner
+from tprl.pruners.random import stable_seed
 from tprl.pruners.uniform import UniformPruner
-from tprl.types import Pruner
+from tprl.rl.rollout import step_ratios
+from tprl.types import Encoded, Pruner, Sample, TokenSelection
 
 
-def shown(
+def stored(
     demonstrator: Pruner | None = None,
     count: int = 30,
     keep_ratios: tuple[float, ...] = (0.5, 1 / 12),
     steps: int = 3,
     **options: object,
-) -> Demonstrations:
+) -> StoredDemonstrations:
     teacher = demonstrator or UniformPruner()
     return demonstrate(teacher, policy(), lvlm(), ToyDataset(), count, keep_ratios, steps, **options)  # type: ignore[arg-type]
+
+
+def shown(*args: Any, **options: Any) -> Demonstrations:
+    """All of `stored`, in order."""
+    found = stored(*args, **options)
+    return found.rows(torch.arange(len(found)))
 
 
 class TestMasks:
@@ -58,7 +79,7 @@ class TestMasks:
     def test_samples_with_several_images_of_unequal_size(self) -> None:
         """Each image rounds its own budget, so a sample's count is not the budget of its sum."""
         grids = [((1, 3), (1, 3), (1, 1)), ((2, 3),), ((1, 1), (1, 1))]
-        keep, _ = _episodes(UniformPruner(), toy_encoded(grids), [1 / 3], 2, None, 0)
+        keep = _episodes(UniformPruner(), toy_encoded(grids), [step_ratios(1 / 3, 2)])[0]
         assert keep.sum(2).tolist() == [[5, 3, 2], [3, 2, 2]]
         assert not (keep[1] & ~keep[0]).any()
 
@@ -79,12 +100,11 @@ class TestDraws:
 
     def test_uses_the_dataset_up_and_no_more(self) -> None:
         found = demonstrate(UniformPruner(), policy(), lvlm(), ToyDataset(limit=11), 50, [0.5], 1, batch_size=4)
-        assert found.keep.shape[1] == 11
+        assert len(found) == 11
 
     def test_an_epoch_shows_every_question_once(self) -> None:
-        found = shown(keep_ratios=(0.5,), demonstrator=ClsAttentionPruner())
-        order = torch.Generator().manual_seed(0)
-        batches = list(found.batches(8, order))
+        store = stored(keep_ratios=(0.5,), demonstrator=ClsAttentionPruner())
+        batches, found = list(store.batches(8, torch.Generator().manual_seed(0))), store.rows(torch.arange(30))
         assert [len(batch.keep_ratio) for batch in batches] == [8, 8, 8, 6]
         rows = torch.cat([batch.x.codes.flatten(1) for batch in batches])
         assert sorted(rows.sum(1).tolist()) == sorted(found.x.codes.flatten(1).sum(1).tolist())
@@ -100,29 +120,163 @@ class TestDraws:
         assert found.x.similarity is None
 
 
-def part(tokens: int, words: int, value: float, rows: int = 2, steps: int = 2) -> Demonstrations:
-    """A part in which everything is `value` or True."""
-    full = torch.full
-    x = PolicyInput(
-        full((rows, tokens, WIDTH), value).half(),
-        full((rows, tokens, 2), value),
-        torch.ones(rows, tokens, dtype=torch.bool),
-        full((rows, words, WIDTH), value).half(),
-        torch.ones(rows, words, dtype=torch.bool),
-    )
-    return Demonstrations(x, torch.ones(steps, rows, tokens, dtype=torch.bool), torch.full((rows,), value).double())
+class Ragged(ToyLVLM):
+    """Prompts with other images and questions each; three questions in a row share their images."""
+
+    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
+        numbers = [int(sample.uid) for sample in samples]
+        grids = [GRIDS[number // 3 % len(GRIDS)] for number in numbers]
+        names = [f"image {number // 3}" for number in numbers]
+        return replace(toy_encoded(grids, uids=names), uids=tuple(sample.uid for sample in samples))
 
 
-class TestJoin:
-    def test_tokens_and_words_are_padded_on_the_right_with_nothing(self) -> None:
-        joined = _join([part(5, 2, 1.0), part(3, 4, 2.0)])
-        assert joined.x.codes.shape == (4, 5, WIDTH)
-        assert joined.x.query.shape == (4, 4, WIDTH)
-        assert joined.x.mask.tolist() == [[True] * 5] * 2 + [[True] * 3 + [False] * 2] * 2
-        assert joined.x.query_mask.tolist() == [[True, True, False, False]] * 2 + [[True] * 4] * 2
-        assert joined.keep.tolist() == [joined.x.mask.tolist()] * 2
-        assert joined.x.codes[..., 0].tolist() == [[1.0] * 5] * 2 + [[2.0] * 3 + [0.0] * 2] * 2
-        assert joined.x.xy[..., 1].tolist() == [[1.0] * 5] * 2 + [[2.0] * 3 + [0.0] * 2] * 2
-        assert joined.x.query[..., -1].tolist() == [[1.0] * 2 + [0.0] * 2] * 2 + [[2.0] * 4] * 2
-        assert joined.keep_ratio.tolist() == [1.0, 1.0, 2.0, 2.0]
-        assert joined.keep_ratio.dtype == torch.float64
+GRIDS = [((4, 4),), ((2, 3), (5, 1)), (), ((1, 7),)]
+
+
+class Numbered(ToyDataset):
+    """Uids are numbers, and question 13 is damaged."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 13:
+            raise BadRow("broken")
+        return super().__getitem__(index)._replace(uid=str(index))
+
+
+class TestFiles:
+    def ragged(self, cache: Cache | None = None, **options: Any) -> StoredDemonstrations:
+        learner = untrained_policy(16)
+        return demonstrate(
+            UniformPruner(), learner, Ragged(), Numbered(), 45, [0.5, 0.25], 2,
+            batch_size=2, cache=cache, **options,
+        )  # fmt: skip
+
+    def test_ragged_questions_come_back_bit_for_bit(self) -> None:
+        found, learner = self.ragged(), untrained_policy(16)
+        whole = found.rows(torch.arange(len(found)))
+        assert (len(found), len(found.paths)) == (44, 3)
+        assert whole.x.codes.shape == (44, 16, 8)
+        assert whole.x.query.shape[1] == int(whole.x.query_mask.sum(1).max())
+        for b, number in enumerate(n for n in range(45) if n != 13):
+            encoded = Ragged().encode([Numbered()[number]])
+            x, mask, words = learner.observe(encoded), whole.x.mask[b], whole.x.query_mask[b]
+            assert mask.tolist() == [True] * x.mask.shape[1] + [False] * (16 - x.mask.shape[1])
+            assert torch.equal(whole.x.codes[b, mask], x.codes[0].half())
+            assert torch.equal(whole.x.xy[b, mask], x.xy[0])
+            assert torch.equal(whole.x.query[b, words], x.query[0].half())
+            ratio = (0.5, 0.25)[stable_seed(str(number), 0) % 2]
+            assert float(whole.keep_ratio[b]) == ratio
+            keep = _episodes(UniformPruner(), encoded, [step_ratios(ratio, 2)])[0]
+            assert torch.equal(whole.keep[:, b, mask], keep[:, 0])
+            assert not any(part[b, ~mask].any() for part in (whole.x.codes, whole.x.xy, whole.keep[0], whole.keep[1]))
+
+    def test_any_rows_in_any_order(self) -> None:
+        found = self.ragged()
+        whole, index = found.rows(torch.arange(44)), torch.tensor([43, 0, 20, 43])
+        some = found.rows(index)
+        assert torch.equal(some.keep, whole.keep[:, index])
+        assert torch.equal(some.keep_ratio, whole.keep_ratio[index])
+        for a, b in zip(some.x[:5], whole.x[:5], strict=True):
+            assert torch.equal(cast(torch.Tensor, a), cast(torch.Tensor, b)[index])
+
+    def test_an_image_is_stored_once_for_all_its_questions(self) -> None:
+        """Six questions about a picture of 24 tokens; 22 different words in all of them."""
+        found = stored()
+        with opened(found.paths[0]) as file:
+            assert file.get_tensor("codes").shape == (5 * 24, WIDTH)
+            assert file.get_tensor("places").shape == (24, 2)
+            vectors = file.get_tensor("vectors")
+            assert len(vectors.unique(dim=0)) == len(vectors) < 16
+
+    def test_all_rows_damaged(self) -> None:
+        class Broken(ToyDataset):
+            def __getitem__(self, index: int) -> Sample:
+                raise BadRow("broken")
+
+        with pytest.raises(UserError, match="all rows of toy for training are damaged"):
+            demonstrate(UniformPruner(), policy(), lvlm(), Broken(), 5, [0.5], 1)
+
+    def test_a_temporary_folder_goes_with_them(self) -> None:
+        found = stored()
+        folder = found.paths[0].parent
+        assert folder.is_dir()
+        del found
+        gc.collect()
+        assert not folder.exists()
+
+    def test_memory_is_that_of_a_batch(self, tmp_path: Path) -> None:
+        """An epoch over 100 MB, in a process of its own that reports how far its peak rose."""
+        codes = torch.ones(4096, 64).half()
+        bits = torch.zeros(1, 512, dtype=torch.uint8)
+        for shard in range(10):
+            shown = [
+                _Shown(f"{shard}/{i}", codes * (20 * shard + i), torch.zeros(4096, 2), codes[:2], bits)
+                for i in range(20)
+            ]
+            save_file(_packed(shown), tmp_path / str(shard))
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 100e6
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            before = peak()
+            found = StoredDemonstrations(sorted(tmp_path.iterdir()), [0.5], 1, 0)
+            seen = sum(float(part.x.codes[:, 0, 0].sum()) for part in found.batches(8, torch.Generator()))
+            os.write(write, json.dumps([peak() - before, seen]).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        rise, seen = json.loads(os.read(read, 100))
+        assert seen == sum(range(200))
+        assert rise < 40_000  # of 100,000 kB
+
+
+def peak() -> int:
+    """kB that this process held at most, mapped files included."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+class Watched(UniformPruner):
+    """Counts the questions that it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown = 0
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        self.shown += len(encoded)
+        return super().select(encoded, keep_ratio)
+
+
+class TestCache:
+    def shown(self, cache: Cache, learner: LearnedPruner | None = None, **options: Any) -> int:
+        """How many questions were demonstrated."""
+        watched = Watched()
+        settings = {"count": 30, "keep_ratios": [0.5], "steps": 1, "batch_size": 2} | options
+        demonstrate(watched, learner or policy(code_width=8), lvlm(), ToyDataset(), cache=cache, **settings)
+        return watched.shown
+
+    def test_what_is_there_is_not_demonstrated_again(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path, {})
+        assert self.shown(cache) == 30
+        assert self.shown(cache) == 0
+        assert self.shown(cache, seed=1) == 0
+        assert self.shown(cache, count=20) == 0
+        assert self.shown(cache, count=50) == 30  # rows 20 .. 40 were cut at 30
+        assert len(list(tmp_path.iterdir())) == 1
+
+    @pytest.mark.parametrize("option", [{"keep_ratios": [0.25]}, {"steps": 2}, {"progressive": [0.9, 0.5]}])
+    def test_other_schedules_are_others(self, option: dict[str, Any], tmp_path: Path) -> None:
+        self.shown(Cache(tmp_path, {}))
+        assert self.shown(Cache(tmp_path, {}), **option) >= 30
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_so_are_other_codes_and_other_runs(self, tmp_path: Path) -> None:
+        self.shown(Cache(tmp_path, {}))
+        assert self.shown(Cache(tmp_path, {}), policy(1, code_width=8)) == 30
+        assert self.shown(Cache(tmp_path, {"model": "another"})) == 30
+        assert len(list(tmp_path.iterdir())) == 3
+
+    def test_other_networks_on_the_same_codes_share_them(self, tmp_path: Path) -> None:
+        mlp, learner = MLPPruner(WIDTH, code_width=8, width=16), policy(code_width=8)
+        assert mlp.autoencoder is not None
+        assert learner.autoencoder is not None
+        mlp.autoencoder.load_state_dict(learner.autoencoder.state_dict())
+        assert [self.shown(Cache(tmp_path, {}), one) for one in (learner, mlp)] == [30, 0]

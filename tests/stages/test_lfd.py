@@ -35,7 +35,8 @@ def lfd(pruner: LearnedPruner | None = None, **options: Any) -> LfD:
 
 
 def demonstrations(steps: int = 3, count: int = 20, **options: Any) -> Demonstrations:
-    return demonstrate(ClsAttentionPruner(), policy(), lvlm(), ToyDataset(), count, [0.25, 0.5], steps, **options)
+    found = demonstrate(ClsAttentionPruner(), policy(), lvlm(), ToyDataset(), count, [0.25, 0.5], steps, **options)
+    return found.rows(torch.arange(count))
 
 
 class TestLoss:
@@ -95,7 +96,7 @@ class TestTraining:
         stage, metrics = lfd(progressive=(0.5, 0.5), demonstrations=256, epochs=8, batch_size=32), Metrics()
         fit(stage, metrics)
         assert stage.demonstrations is not None
-        assert stage.demonstrations.keep.sum(2).unique(dim=1).tolist() == [[12], [6]]
+        assert stage.demonstrations.rows(torch.arange(256)).keep.sum(2).unique(dim=1).tolist() == [[12], [6]]
         assert metrics["lfd/loss"][-1] < 0.6 * metrics["lfd/loss"][0]
 
     def test_the_best_served_weights_are_put_back(self) -> None:

@@ -1,6 +1,7 @@
 """The RL correctness list of the method, each line a test, through the real stage and a real Trainer."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,14 @@ class Probe(PPO):
         return super()._advantage(reward, rollout)
 
     def _update(
-        self, x: Any, rule: Any, rollout: Rollout, keep_ratio: Tensor, advantage: Tensor, target: Tensor | None
+        self,
+        x: Any,
+        rule: Any,
+        rollout: Rollout,
+        keep_ratio: Tensor,
+        advantage: Tensor,
+        target: Tensor | None,
+        uids: Sequence[str],
     ) -> tuple[list[PPOLoss], int]:
         self.rollouts.append(rollout)
         with torch.no_grad():
@@ -77,7 +85,7 @@ class Probe(PPO):
                 group = self.hparams["group"]
                 again = evaluate_actions(self.net, x, rule, rollout, keep_ratio, t, group)[0]
                 self.drift.append(float((again - rollout.log_prob[t]).abs().max()))
-        losses, epochs = super()._update(x, rule, rollout, keep_ratio, advantage, target)
+        losses, epochs = super()._update(x, rule, rollout, keep_ratio, advantage, target, uids)
         self.first.append(losses[0])
         return losses, epochs
 
@@ -208,8 +216,8 @@ class TestReward:
 
 
 class TestPromptStream:
-    def read(self, start: int = 0, stop: int = 6, rank: int = 0, ranks: int = 1, size: int = 60) -> list[list[str]]:
-        stream = PromptStream(ToyDataset(limit=size), 5, start, stop, 3, rank, ranks)
+    def read(self, start: int = 0, stop: int = 6, prompts: int = 5, size: int = 60) -> list[list[str]]:
+        stream = PromptStream(ToyDataset(limit=size), prompts, start, stop, 3)
         return [[sample.uid for sample in batch] for batch in stream]
 
     def test_a_pass_shows_every_question_once_before_any_twice(self) -> None:
@@ -217,9 +225,18 @@ class TestPromptStream:
         assert sorted(uids[:60]) == sorted(uids[60:]) == sorted(sample.uid for sample in ToyDataset(limit=60))
         assert uids[:60] != uids[60:]
 
-    def test_ranks_read_disjoint_questions(self) -> None:
-        uids = [uid for rank in (0, 1, 2) for batch in self.read(stop=4, rank=rank, ranks=3) for uid in batch]
-        assert len(set(uids)) == len(uids) == 60
+    def test_ranks_share_out_the_questions_of_an_iteration(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        alone = self.read(prompts=6)
+        monkeypatch.setattr("tprl.ranks.count", lambda: 3)
+        parts = []
+        for rank in range(3):
+            monkeypatch.setattr("tprl.ranks.rank", lambda rank=rank: rank)
+            parts.append(self.read(prompts=6))
+        assert [
+            [uid for pair in zip(*batches, strict=True) for uid in pair] for batches in zip(*parts, strict=True)
+        ] == alone
+        with pytest.raises(UserError, match=r"stage.prompts=5 .* 3 ranks cannot share them equally"):
+            self.read(prompts=5)
 
     def test_a_later_start_continues_where_the_first_run_was(self) -> None:
         assert self.read(start=4, stop=20) == self.read(stop=20)[4:]

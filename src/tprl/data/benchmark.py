@@ -238,13 +238,18 @@ def text_of(value: Any, reason: str) -> str:
     return text
 
 
-def taken(dataset: Dataset, indices: Iterable[int]) -> Iterator[Sample]:
-    """The samples at `indices` one by one, less those of damaged rows, which the dataset has counted."""
+def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:
+    """`taken`, each sample with its index."""
     for index in indices:
         try:
-            yield dataset[index]
+            yield index, dataset[index]
         except BadRow:
             continue
+
+
+def taken(dataset: Dataset, indices: Iterable[int]) -> Iterator[Sample]:
+    """The samples at `indices` one by one, less those of damaged rows, which the dataset has counted."""
+    return (sample for _, sample in numbered(dataset, indices))
 
 
 def take(dataset: Dataset, indices: Iterable[int]) -> list[Sample]:
@@ -252,9 +257,15 @@ def take(dataset: Dataset, indices: Iterable[int]) -> list[Sample]:
     return list(taken(dataset, indices))
 
 
-def batches(dataset: Dataset, limit: int | None, size: int) -> Iterator[list[Sample]]:
-    """The samples of the first `limit` rows (None: all), `size` at a time."""
-    stream = taken(dataset, range(min(limit or len(dataset), len(dataset))))
+def batches(dataset: Dataset, limit: int | None, size: int, first: int = 0) -> Iterator[list[Sample]]:
+    """The samples of rows `first` .. `limit` (None: all), `size` at a time."""
+    for batch in numbered_batches(dataset, range(first, min(limit or len(dataset), len(dataset))), size):
+        yield [sample for _, sample in batch]
+
+
+def numbered_batches(dataset: Dataset, indices: Iterable[int], size: int) -> Iterator[list[tuple[int, Sample]]]:
+    """`numbered`, `size` at a time."""
+    stream = numbered(dataset, indices)
     while batch := list(islice(stream, size)):
         yield batch
 

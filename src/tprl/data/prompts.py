@@ -8,6 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from tprl import ranks
 from tprl.data.benchmark import taken
 from tprl.errors import UserError
 from tprl.types import Dataset, Sample
@@ -22,22 +23,26 @@ def drawn_ratios(
 
 
 class PromptStream(IterableDataset[list[Sample]]):
-    """Batches of fresh questions: iteration i reads the next `prompts` entries of a seeded permutation.
+    """Batches of fresh questions: iteration i reads the next `prompts` entries of a seeded permutation, every rank the
+    same number of them.
 
     Args:
         dataset: the training split.
-        prompts: questions per iteration and rank.
+        prompts: questions per iteration, of all ranks together.
         start, stop: iterations; a resumed run starts in the middle and sees the same questions.
         seed: of the permutation; each pass over the data has its own.
-        rank: of this process; ranks read disjoint questions.
-        ranks: processes.
+
+    Raises:
+        UserError: the ranks' shares would differ.
     """
 
-    def __init__(
-        self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0, rank: int = 0, ranks: int = 1
-    ) -> None:
-        self.dataset, self.prompts, self.start, self.stop = dataset, prompts, start, stop
-        self.seed, self.rank, self.ranks = seed, rank, ranks
+    def __init__(self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0) -> None:
+        if prompts % ranks.count():
+            raise UserError(
+                f"stage.prompts={prompts} are the questions of all ranks together, and {ranks.count()} ranks cannot "
+                f"share them equally: set a multiple of {ranks.count()}."
+            )
+        self.dataset, self.prompts, self.start, self.stop, self.seed = dataset, prompts, start, stop, seed
 
     def __len__(self) -> int:
         """Iterations of the whole run: a resumed Trainer counts those done before as well."""
@@ -48,8 +53,8 @@ class PromptStream(IterableDataset[list[Sample]]):
         passes: tuple[int, Tensor] = (-1, torch.empty(0))
         for iteration in range(self.start, self.stop):
             samples = []
-            for slot in range(self.prompts):
-                number, at = divmod((iteration * self.ranks + self.rank) * self.prompts + slot, size)
+            for slot in ranks.share(range(self.prompts)):
+                number, at = divmod(iteration * self.prompts + slot, size)
                 if passes[0] != number:
                     order = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
                     passes = (number, torch.randperm(size, generator=order))

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tprl.data.benchmark import batches, taken
-from tprl.evaluation.evaluator import Answered
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
-from tprl.evaluation.results import BOUNDS, FULL, SampleRow
+from tprl.evaluation.results import BOUNDS, FULL, Row, SampleRow, grid, ratio_label
 from tprl.evaluation.statistics import PairedInterval, image_key, interval, paired_interval
 from tprl.pruners.learned import LearnedPruner
 from tprl.scoring import Scorer
@@ -107,14 +106,14 @@ def gallery(
     shown = [samples[i] for i in _mixed(samples, failed, items)]
     part = scorer.lvlm.encode(shown, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
-    panels = [_panels(scorer, shown, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
+    columns = [panels(scorer, shown, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
     return [
         GalleryItem(
             sample.images[-1],
             sample.question,
             sample.answers[0],
             answers[i],
-            [column[i] for column in panels],
+            [column[i] for column in columns],
             scorer.dataset.score(sample, answers[i]) > 0.5,
         )
         for i, sample in enumerate(shown)
@@ -147,9 +146,10 @@ def _pair(
     return GuidedPair(samples[i].images[-1], questions, (masks[i], masks[j]), (answers[i], answers[j]), share)
 
 
-def _panels(
+def panels(
     scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, name: str, pruner: Pruner, keep_ratio: float
 ) -> list[Panel]:
+    """What one pruner keeps of each sample, and what the model then answers."""
     selection = pruner.select(encoded, keep_ratio)
     answers = scorer.lvlm.answer(splice(encoded, selection))
     chances = (
@@ -185,24 +185,28 @@ def _mixed(samples: Sequence[Sample], failed: Sequence[bool], items: int) -> lis
     return chosen
 
 
-def headline(answered: Sequence[Answered], differences: Sequence[Paired], pruner: str) -> str:
-    """The finding in one sentence."""
-    means: dict[tuple[str, float | None], float] = {}
-    for key in {(one.row.pruner, one.row.keep_ratio) for one in answered}:
-        means[key] = float(np.mean([o.row.score for o in answered if (o.row.pruner, o.row.keep_ratio) == key]))
-    full = next((value for (name, _), value in means.items() if name == FULL), None)
-    lowest = min((ratio for name, ratio in means if name == pruner and ratio is not None), default=None)
+def headline(rows: Sequence[Row], differences: Sequence[Paired], pruner: str) -> str:
+    """The finding in one sentence, with the numbers of the table."""
+    cells = grid(rows)
+    full = next(iter(cells.get(FULL, {}).values()), None)
+    own = cells.get(pruner, {})
+    lowest = min((ratio for ratio in own if ratio is not None), default=None)
     if lowest is None or full is None:
-        return f"{pruner} on {len({one.row.uid for one in answered})} questions."
+        return f"{pruner} on {rows[0].dataset} with {rows[0].model}."
+    cell = own[lowest]
+    sentence = (
+        f"With {cell.kept_tokens:.0f} of {full.kept_tokens:.0f} visual tokens ({ratio_label(lowest)}) and "
+        f"{cell.flops_ratio:.2f} of the FLOPs, {pruner} scores {100 * cell.value:.1f} %; all tokens score "
+        f"{100 * full.value:.1f} %"
+    )
     rivals = [d for d in differences if d.keep_ratio == lowest and not d.other.startswith(pruner)]
-    sentence = f"With {lowest:.1%} of the visual tokens {pruner} scores {means[pruner, lowest]:.1%}; "
-    sentence += f"all tokens score {full:.1%}"
     if rivals:
         best = min(rivals, key=lambda d: d.difference)
+        sure = "" if best.low > 0 or best.high < 0 else ", which includes zero"
         sentence += (
             f", and the best other pruner ({best.other}) is {abs(best.difference) * 100:.1f} points "
             f"{'below' if best.difference > 0 else 'above'} (95 % interval of the difference "
-            f"{best.low * 100:+.1f} to {best.high * 100:+.1f})"
+            f"{best.low * 100:+.1f} to {best.high * 100:+.1f}{sure})"
         )
     return sentence + "."
 

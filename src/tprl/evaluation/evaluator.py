@@ -1,17 +1,17 @@
 """Run pruners over a dataset: every batch is encoded once, every pruner and keep ratio answers from it."""
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from tprl import cost
+from tprl import cost, ranks
 from tprl.budget import need_ratio
-from tprl.data.benchmark import batches
+from tprl.data.benchmark import numbered_batches
 from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import FULL, Row, SampleRow
@@ -58,16 +58,20 @@ def evaluate(
     limit: int | None = None,
     tick: Tick = lambda done, total: None,
 ) -> list[Answered]:
-    """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows each batch."""
+    """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows each batch.
+
+    Each rank answers its share of them, and all return the answers to all of them, question by question.
+    """
     entries = feasible(entries, scorer.lvlm)
     for entry in entries:
         check_family(entry.pruner, scorer.lvlm)
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
-    total = min(limit or len(dataset), len(dataset))
+    mine = range(min(limit or len(dataset), len(dataset)))[ranks.rank() :: ranks.count()]
     answered: list[Answered] = []
-    done, seen = 0, set[str]()
-    for samples in batches(dataset, limit, batch_size):
-        _check_uids(dataset, samples, seen)
+    done, total, place = 0, len(mine), dict[str, int]()
+    for batch in numbered_batches(dataset, mine, batch_size):
+        samples = [sample for _, sample in batch]
+        _add_places(dataset, place, ((sample.uid, index) for index, sample in batch))
         encoded = scorer.lvlm.encode(samples, extras)
         for entry in entries:
             for ratio in entry.keep_ratios:
@@ -76,15 +80,24 @@ def evaluate(
         tick(done, total)
     if done < total:  # damaged rows
         tick(total, total)
-    return answered
+    return _of_all_ranks(dataset, answered, place)
 
 
-def _check_uids(dataset: Dataset, samples: Sequence[Sample], seen: set[str]) -> None:
+def _of_all_ranks(dataset: Dataset, answered: list[Answered], place: Mapping[str, int]) -> list[Answered]:
+    """The answers that all ranks gave, sorted by the place that the question of a uid has in the dataset."""
+    everywhere = dict[str, int]()
+    for one in ranks.gathered(place):
+        _add_places(dataset, everywhere, one.items())
+    whole = [one for part in ranks.gathered(answered) for one in part]
+    return sorted(whole, key=lambda one: everywhere[one.row.uid])
+
+
+def _add_places(dataset: Dataset, place: dict[str, int], more: Iterable[tuple[str, int]]) -> None:
     """Scores are kept by uid: two questions of one uid would be counted as one."""
-    for sample in samples:
-        if sample.uid in seen:
-            raise UserError(f"{dataset.name} has two questions of uid {sample.uid}: give every row an id of its own.")
-        seen.add(sample.uid)
+    for uid, index in more:
+        if uid in place:
+            raise UserError(f"{dataset.name} has two questions of uid {uid}: give every row an id of its own.")
+        place[uid] = index
 
 
 def check_cost(lvlm: Any) -> None:
@@ -129,11 +142,24 @@ def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
     if source := getattr(dataset, "source", None):
         found["source"] = source
     found["questions"] = len({one.row.uid for one in answered})
-    found["damaged rows"] = sum(getattr(dataset, "damage", {}).values())
-    found |= {f"damaged: {reason}": count for reason, count in getattr(dataset, "damage", {}).items()}
+    damage = _damage(dataset)
+    found["damaged rows"] = damage.total()
+    found |= {f"damaged: {reason}": count for reason, count in sorted(damage.items())}
     if isinstance(dataset, Published):
         found["protocol"] = dataset.protocol
     return found
+
+
+def _damage(dataset: Dataset) -> Counter[str]:
+    """Rows that all ranks passed over, by reason; each rank has only seen that its own were not too many."""
+    damage = sum((Counter(part) for part in ranks.gathered(getattr(dataset, "damage", {}))), Counter[str]())
+    allowed = getattr(dataset, "max_bad_rows", 1.0)
+    if damage.total() > allowed * len(dataset):
+        raise UserError(
+            f"{damage.total()} of {len(dataset)} rows of {dataset.name} are damaged ({dict(damage)}), more than "
+            f"max_bad_rows={allowed:g} allows: mend them, or raise dataset.max_bad_rows."
+        )
+    return damage
 
 
 def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
@@ -212,30 +238,46 @@ def question_flops(
     reference's. `kept` is the number of tokens of each image that the language model reads; a plan drops some of them
     between its layers."""
     lvlm: Any = scorer.lvlm
+    answer = lvlm.answer_length(sample.answers[0])
+    pruned, full = question_parts(lvlm, encoded, i, answer, pruner, kept, plan)
+    return float(pruned["total"]), float(full["total"])
+
+
+def question_parts(
+    lvlm: Any,
+    encoded: Encoded,
+    i: int,
+    answer: int,
+    pruner: Pruner | LayerPruner,
+    kept: Sequence[int],
+    plan: LayerPlan | None = None,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """`question_flops` part by part (see `cost.total`), for an answer of so many tokens; choosing is `selector`."""
     shape: cost.LVLMShape = lvlm.shape
     images = encoded.image_of[i][encoded.visual_mask[i]].bincount(minlength=len(encoded.grids[i])).tolist()
     text = int(encoded.attention[i].sum()) - sum(images)
-    answer, tiles = lvlm.answer_length(sample.answers[0]), sum(encoded.tiles[i], ())
-    full = _total(shape, text, sum(images), answer, tiles)
+    tiles = sum(encoded.tiles[i], ())
+    full = _parts(shape, text, sum(images), answer, tiles)
     if pruner.name == FULL:
         return full, full
     if plan is not None:
-        pruned = _total(shape, text, tuple(plan.counts(*images)), answer, tiles)
-        return pruned + plan.flops(shape.lm, text, *images), full
-    chooser: Any = pruner
-    if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-        selector = sum(chooser.flops_by_part(sum(images), int(encoded.question[i].sum()), sum(kept)).values())
+        pruned = _parts(shape, text, tuple(plan.counts(*images)), answer, tiles)
+        selector = plan.flops(shape.lm, text, *images)
     else:
-        selector = sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
-    return _total(shape, text, sum(kept), answer, tiles) + selector, full
+        pruned = _parts(shape, text, sum(kept), answer, tiles)
+        chooser: Any = pruner
+        if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
+            selector = sum(chooser.flops_by_part(sum(images), int(encoded.question[i].sum()), sum(kept)).values())
+        else:
+            selector = sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
+    return {**pruned, "selector": selector, "total": pruned["total"] + selector}, full
 
 
 @lru_cache(maxsize=4096)
-def _total(
+def _parts(
     shape: cost.LVLMShape, text: int, visual: int | tuple[int, ...], answer: int, tiles: tuple[cost.Grid, ...]
-) -> float:
-    parts = cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=tiles)
-    return float(parts["total"])
+) -> dict[str, int]:
+    return cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=tiles)
 
 
 def summarise(answered: Sequence[Answered], model: str, dataset: Dataset) -> list[Row]:

@@ -7,6 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,24 +16,35 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from tprl.evaluation.results import FULL, Cell, pruner_order
+from tprl.evaluation.latency import Line
+from tprl.evaluation.results import BOUNDS, FULL, Cell, pruner_order
 
-# name: (on light, on dark, line style, marker). One map for every plot of the project.
+# name: (on light, on dark, line style, marker). Ours are loud, the others are muted; every colour is legible as text
+# (4.5 to 1) on the page's background.
 STYLES: dict[str, tuple[str, str, str, str]] = {
     "tprl": ("#c2410c", "#fb923c", "-", "o"),
     "tprl_lfd": ("#c2410c", "#fb923c", "--", "s"),
     "tprl_adaptive": ("#9a3412", "#fdba74", ":", "D"),
-    "mlp": ("#7c3aed", "#a78bfa", "-", "^"),
-    "random": ("#6b7280", "#9ca3af", "-", "x"),
-    "uniform": ("#0e7490", "#22d3ee", "-", "v"),
-    "pooling": ("#15803d", "#4ade80", "-", "P"),
-    "cls_attention": ("#be185d", "#f472b6", "-", "<"),
-    "vispruner": ("#1d4ed8", "#60a5fa", "-", ">"),
-    "divprune": ("#a16207", "#facc15", "-", "d"),
+    "mlp": ("#675f94", "#ada4de", "-", "^"),
+    "random": ("#6b6760", "#a8a39a", "-", "x"),
+    "uniform": ("#3b7578", "#7cbcbf", "-", "v"),
+    "pooling": ("#4f7549", "#93c08c", "-", "P"),
+    "cls_attention": ("#94586a", "#dc9bae", "-", "<"),
+    "vispruner": ("#4b6a9b", "#8fb0e0", "-", ">"),
+    "divprune": ("#7d6324", "#d0b25e", "-", "d"),
     "oracle": ("#111827", "#f9fafb", ":", "*"),
 }
-SPARE = (("#4d7c0f", "#a3e635"), ("#a21caf", "#e879f9"), ("#0369a1", "#7dd3fc"), ("#b91c1c", "#fca5a5"))
+SPARE = (
+    ("#6b7034", "#b5bb72"),
+    ("#85597f", "#cf9fc9"),
+    ("#87623f", "#cfa57d"),
+    ("#4a6f86", "#8dbad3"),
+    ("#5f7148", "#a9c08a"),
+)
+SPARE_MARKERS = "hXp1*s24"  # with five colours: forty pruners before a pair repeats
 INK, MUTED, GRID = "#fe00ff", "#fe00fe", "#fe00fd"  # stand-ins that `_themed` turns into CSS variables
+OURS = "tprl"  # the series that stands out
+LINE = 0.185  # inches from one label to the next
 PICTURE_BYTES = 1_700_000  # PNG bytes of all pictures together, before base64 adds a third
 Mask = NDArray[np.bool_]
 
@@ -40,7 +52,7 @@ Mask = NDArray[np.bool_]
 def styles(names: Sequence[str]) -> dict[str, tuple[str, str, str, str]]:
     """The known styles, and spare colours for the other names (in alphabetical order)."""
     unknown = sorted(set(names) - set(STYLES) - {FULL})
-    extra = {name: (*SPARE[i % len(SPARE)], "-", "h") for i, name in enumerate(unknown)}
+    extra = {n: (*SPARE[i % len(SPARE)], "-", SPARE_MARKERS[i % len(SPARE_MARKERS)]) for i, n in enumerate(unknown)}
     return STYLES | extra
 
 
@@ -54,41 +66,47 @@ def series_colour(names: Sequence[str], name: str) -> str:
     return f"var(--s{list(styles(names)).index(name)})"
 
 
-def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence[str]) -> str:
+def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence[str], narrow: bool = False) -> str:
     """Accuracy against FLOPs, both in percent, with intervals: an `<svg>`.
 
-    Series are labelled at their cheapest point. Points of one keep ratio lie at nearly the same FLOPs, so the series
-    are spread sideways by up to 2 % of the axis for their intervals to be told apart. `all_names` are the pruners of
-    the whole report: they decide the colours of the unknown ones.
+    Series are labelled at their cheapest point; a broad line joins the points that no cheaper one equals. `all_names`
+    are the pruners of the whole report: they decide the colours of the unknown ones. `narrow` is for a phone.
     """
     table = {name: dict(row) for name, row in cells.items()}
     names = [name for name in pruner_order(table) if name != FULL]
-    figure, axes = _axes("FLOPs, % of the model with all tokens", "accuracy, %")
-    flops = [100 * cell.flops_ratio for name in names for cell in table[name].values()] or [100.0]
-    span = max(max(flops) - min(flops), 1.0)
-    known, ends = styles(all_names), []
+    height = max(4.4 if narrow else 4.9, 0.8 + 0.2 * len(names))
+    figure, axes = _axes("FLOPs, % of the model with all tokens", "accuracy, %", 4.0 if narrow else 8.2, height)
+    known = styles(all_names)
     colours = {name: _stand_in(place) for place, name in enumerate(known)}
-    for place, name in enumerate(names):
-        shift = (place - (len(names) - 1) / 2) / max(len(names) - 1, 1) * 0.04 * span
-        points = sorted((100 * c.flops_ratio + shift, 100 * c.value, c) for c in table[name].values())
-        _series(axes, points, known[name], colours[name], bold=name == "tprl")
-        ends.append((points[0][1], points[0][0], name))
+    points = {name: sorted((100 * c.flops_ratio, 100 * c.value, c) for c in table[name].values()) for name in names}
     if FULL in table:
         _full_line(axes, next(iter(table[FULL].values())))
-    axes.set_xlim(min(flops) - 0.42 * span, max(flops) + 0.06 * span)
-    _label_ends(axes, ends, colours, min(flops) - 0.1 * span)
-    return _svg(figure, "pareto", "Accuracy against FLOPs for every pruner; the numbers are in the table below.")
+    best = _frontier([(x, y) for name in names if name not in BOUNDS for x, y, _ in points[name]])
+    broad: dict[str, Any] = {"lw": 9, "alpha": 0.22, "solid_capstyle": "round", "solid_joinstyle": "round"}
+    axes.plot([x for x, _ in best], [y for _, y in best], color=MUTED, zorder=1, **broad)
+    for name in reversed(names):  # the best lie on top
+        _series(axes, points[name], known[name], colours[name], bold=name == OURS)
+    flops = [x for own in points.values() for x, *_ in own] or [100.0]
+    span = max(max(flops) - min(flops), 1.0)
+    axes.set_xlim(min(flops) - (0.75 if narrow else 0.32) * span, max(flops) + 0.04 * span)
+    ends = [(own[0][1], own[0][0], name) for name, own in points.items()]
+    _label_ends(axes, ends, colours, min(flops) - 0.06 * span, height)
+    axes.set_xticks([x for x in axes.get_xticks() if min(flops) - 0.06 * span <= x <= axes.get_xlim()[1]])
+    axes.set_yticks([y for y in axes.get_yticks() if y <= 100 and y >= axes.get_ylim()[0]])
+    return _svg(
+        figure, _id("pareto", narrow), "Accuracy against FLOPs for every pruner; the numbers are in the tables."
+    )
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], narrow: bool = False) -> str:
     """Small line plots over samples seen: an `<svg>`. Series named `score: ...` share the plot `score`."""
     panels: dict[str, list[tuple[str, Sequence[tuple[float, float]]]]] = defaultdict(list)
     for name, points in series.items():
         title, _, label = name.partition(": ")
-        panels[title].append((label, points))
-    columns = min(2, len(panels))
+        panels[title].append((label, _thinned(points)))
+    columns = 1 if narrow else min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.1 * columns, 2.5 * rows), layout="constrained")
+    figure = Figure(figsize=(4.1 if narrow else 8.2, 2.5 * rows), layout="constrained")
     for place, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         _dress(axes, "samples seen" if place >= len(panels) - columns else "", "")
@@ -96,18 +114,33 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         axes.locator_params(axis="x", nbins=5)  # more labels run into each other
         for i, (label, points) in enumerate(lines):
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=_stand_in((0, 8, 6, 3)[i % 4]), lw=1.6, ls=("-", "--", ":", "-.")[i % 4], label=label)
+            marker = "o" if len(points) < 30 else ""
+            style: dict[str, Any] = {"color": _stand_in((0, 8, 6, 3)[i % 4]), "ls": ("-", "--", ":", "-.")[i % 4]}
+            axes.plot(x, y, **style, lw=1.6, marker=marker, ms=3, label=label)
         if any(label for label, _ in lines):
             axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="best")
-    return _svg(figure, "curves", "Learning curves: " + ", ".join(panels))
+    ends = (f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in series.items())
+    return _svg(figure, _id("curves", narrow), "Learning curves. " + "; ".join(ends) + ".")
 
 
-def boxes(panels: Mapping[str, Sequence[tuple[str, Sequence[float]]]], all_names: Sequence[str], pruner: str) -> str:
+def _thinned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:
+    """At most that many points: means of neighbours."""
+    size = math.ceil(len(points) / most)
+    groups = (points[start : start + size] for start in range(0, len(points), size))
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def boxes(
+    panels: Mapping[str, Sequence[tuple[str, Sequence[float]]]],
+    all_names: Sequence[str],
+    pruner: str,
+    narrow: bool = False,
+) -> str:
     """Small box plots side by side: an `<svg>`. Each box is (label, the 10, 25, 50, 75 and 90 % quantiles)."""
     rows = max(len(group) for group in panels.values())
-    columns = min(3, len(panels))
+    columns = 1 if narrow else min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(2.75 * columns, lines * (0.9 + 0.24 * rows)), layout="constrained")
+    figure = Figure(figsize=(4.0 if narrow else 8.2, lines * (0.9 + 0.24 * rows)), layout="constrained")
     colour = _stand_in(list(styles(all_names)).index(pruner))
     for place, (title, group) in enumerate(panels.items()):
         axes = figure.add_subplot(lines, columns, place + 1)
@@ -120,11 +153,41 @@ def boxes(panels: Mapping[str, Sequence[tuple[str, Sequence[float]]]], all_names
         axes.set_yticks(range(len(group)), [label for label, _ in group])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
-    return _svg(figure, f"boxes-{pruner}", f"Tokens kept by {pruner}: " + ", ".join(panels))
+    return _svg(figure, _id(f"boxes-{pruner}", narrow), f"Tokens kept by {pruner}: " + ", ".join(panels))
 
 
-def _axes(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8.2, 4.9), layout="constrained")
+def speedups(lines: Sequence[Line]) -> str:
+    """Measured against predicted speed-up, of the prefill and from pixels to the last token: an `<svg>`. On the
+    dashed line a pruner gets all that its FLOPs promise; below 1 it is slower than not pruning."""
+    names = sorted({line.pruner for line in lines})
+    known, batches = styles(names), sorted({line.batch for line in lines})
+    figure = Figure(figsize=(9.4, 4.6), layout="constrained")
+    panels: list[Axes] = [figure.add_subplot(1, 2, place) for place in (1, 2)]
+    for axes, (stage, title) in zip(panels, (("prefill", "prefill"), ("total", "pixels to last token")), strict=True):
+        _dress(axes, "speed-up that FLOPs predict", "measured speed-up" if axes is panels[0] else "")
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
+        end = max(line.predicted(stage) for line in lines)
+        axes.plot([1, end], [1, end], color=MUTED, lw=1.2, ls=(0, (6, 3)))
+        axes.axhline(1, color=MUTED, lw=0.8)
+        for line in lines:
+            colour = _stand_in(list(known).index(line.pruner))
+            middle, low, high = line.speedup(stage)
+            axes.plot([line.predicted(stage)] * 2, [low, high], color=colour, lw=1, alpha=0.55)
+            style = {"color": colour, "marker": known[line.pruner][3], "ms": 5 + 2 * batches.index(line.batch)}
+            label = line.pruner if line is next(one for one in lines if one.pruner == line.pruner) else None
+            axes.plot([line.predicted(stage)], [middle], ls="", label=label, **style)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, labelcolor=INK, loc="outside right center")
+    what = f"Measured against predicted speed-up; larger marks are larger batches ({', '.join(map(str, batches))})."
+    return _svg(figure, "speedups", what)
+
+
+def _id(name: str, narrow: bool) -> str:
+    return f"{name}-narrow" if narrow else name
+
+
+def _axes(x: str, y: str, width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     _dress(axes, x, y)
     return figure, axes
@@ -153,8 +216,17 @@ def _series(
     low = [max(100 * (c.value - c.low), 0) if c.low == c.low else 0 for *_, c in points]
     high = [max(100 * (c.high - c.value), 0) if c.high == c.high else 0 for *_, c in points]
     axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.55, zorder=2)
-    width, size = (2.6, 7) if bold else (1.3, 5)
+    width, size = (2.6, 7) if bold else (1.1, 5)
     axes.plot(x, y, color=colour, ls=style[2], marker=style[3], lw=width, ms=size, zorder=4 if bold else 3)
+
+
+def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that are better than every cheaper one."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best
 
 
 def _full_line(axes: Axes, cell: Cell) -> None:
@@ -166,15 +238,21 @@ def _full_line(axes: Axes, cell: Cell) -> None:
     axes.annotate("all tokens", **place, xytext=(-2, 3), ha="right", va="bottom", color=INK, fontsize=9)
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, float, str]], colours: Mapping[str, str], x: float) -> None:
-    """Names to the left of the cheapest points, pushed apart, each tied to its point by a thin line."""
+def _label_ends(
+    axes: Axes, ends: list[tuple[float, float, str]], colours: Mapping[str, str], x: float, height: float
+) -> None:
+    """Names to the left of the cheapest points, pushed apart, each tied to its point by a thin line; the axes are about
+    `height` - 0.6 inches high."""
     low, high = axes.get_ylim()
-    step = (high - low) / 20
-    for y, (value, at, name) in zip(_spread([e[0] for e in sorted(ends)], step), sorted(ends), strict=True):
+    step = (high - low) / (height - 0.6) * LINE
+    places = _spread([e[0] for e in sorted(ends)], step)
+    excess = max(places[-1] - high, 0.0) if places else 0.0
+    for y, (value, at, name) in zip(places, sorted(ends), strict=True):
+        y -= excess  # a few rows lower, rather than an axis that goes far beyond 100 %
         axes.plot([x, at], [y, value], color=colours[name], lw=0.6, alpha=0.6, zorder=1)
-        weight = "bold" if name == "tprl" else "normal"
+        weight = "bold" if name == OURS else "normal"
         axes.text(x, y, name + " ", color=colours[name], ha="right", va="center", fontsize=9.5, fontweight=weight)
-        low, high = min(low, y - step), max(high, y + step)
+        low = min(low, y - step)
     axes.set_ylim(low, high)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tprl.evaluation import figures
 from tprl.evaluation.figures import Mask
 from tprl.evaluation.page import section, swatch
-from tprl.evaluation.results import ratio_label
+from tprl.evaluation.results import FULL, ratio_label
 from tprl.evaluation.statistics import Interval
 
 
@@ -96,16 +96,24 @@ def _picture(picture: Image.Image, alt: str, caption: str) -> str:
 
 
 def _answer(text: str, right: bool | None) -> str:
-    mark = {True: " ✓", False: " ✗", None: ""}[right]
-    return f'<span class="answer">“{escape(text)}”{mark}</span>'
+    """An answer in quotes, and whether it is right, to eyes and to screen readers."""
+    if right is None:
+        return f'<span class="answer">“{escape(text)}”</span>'
+    kind, mark, word = ("answer", "✓", "right") if right else ("wrong", "✗", "wrong")
+    sign = f'<span aria-hidden="true">{mark}</span><span class="hidden">({word})</span>'
+    return f'<span class="{kind}">“{escape(text)}” {sign}</span>'
 
 
 def gallery_section(gallery: Sequence[GalleryItem], known: Sequence[str], side: int) -> str:
     """One article per question; nothing without items."""
     if not gallery:
         return ""
-    note = "Patches that were pruned are darkened; the language model saw only what is bright."
-    return section("What was kept", f"<p>{note}</p>", *(_gallery_item(item, known, side) for item in gallery))
+    first = next((item.panels[0].pruner for item in gallery if item.panels), FULL)
+    note = (
+        "Patches that were pruned are darkened; the language model saw only what is bright. No random sample: the "
+        f"kinds of question take turns, and every third picture is a failure of {first}, as long as there are some."
+    )
+    return section("What was kept", f"<p>{escape(note)}</p>", *(_gallery_item(item, known, side) for item in gallery))
 
 
 def _gallery_item(item: GalleryItem, known: Sequence[str], side: int) -> str:
@@ -114,10 +122,18 @@ def _gallery_item(item: GalleryItem, known: Sequence[str], side: int) -> str:
     for panel in item.panels:
         shown.extend(_panel(item.image, panel, known, side))
     return (
-        f'<article class="item"><h3>{escape(item.question)}</h3>'
+        f'<article class="item"><h3>{escape(item.question)}</h3>{_badge(item)}'
         f'<p class="note">Reference answer: <span class="answer">“{escape(item.reference)}”</span></p>'
         f'<div class="panels">{"".join(shown)}</div></article>\n'
     )
+
+
+def _badge(item: GalleryItem) -> str:
+    """Says so where the first pruner is wrong."""
+    if not item.panels or item.panels[0].right is not False:
+        return ""
+    cause = {True: ", all tokens are right", False: ", and so are all tokens", None: ""}[item.full_right]
+    return f'<p class="badge">Failure: {escape(item.panels[0].pruner)} is wrong{cause}</p>'
 
 
 def _panel(image: Image.Image, panel: Panel, known: Sequence[str], side: int) -> list[str]:

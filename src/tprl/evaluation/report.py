@@ -9,9 +9,15 @@ from pathlib import Path
 from tprl.cost import CONVENTION
 from tprl.evaluation import figures
 from tprl.evaluation.gallery import GalleryItem, Guided, gallery_section, guided_section, pictures, pruners_shown
-from tprl.evaluation.page import number, page, section, table
+from tprl.evaluation.page import number, page, plot, section, table
 from tprl.evaluation.results import BOUNDS, FULL, Cell, Row, grid, pruner_order, ratio_label, ratios, span, write_atomic
 from tprl.evaluation.spread import Spread, spread_section
+
+NOTES = {  # how a name ends: what it says
+    "_adaptive": "“_adaptive” gives every question its own number of tokens; the ratio is their mean.",
+    "_lfd": "“_lfd” is the policy before PPO.",
+    "oracle": "The oracle knows where the answer is and does not compete.",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ def write_report(
     guided: Guided | None = None,
     spreads: Sequence[Spread] = (),
     learning_curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    facts: Mapping[str, object] | None = None,
     commands: Sequence[str] = (),
     config_yaml: str = "",
     protocol: str = "",
@@ -55,6 +62,7 @@ def write_report(
         guided: the answer to "does it listen to the question?".
         spreads: how many tokens adaptive pruners give to which questions.
         learning_curves: name -> (samples seen, value); `score: sampled` and `score: served` share one plot.
+        facts: what the numbers are about and where they were made, in words.
         commands: shell lines that made the run and this page.
         config_yaml: the resolved config.
         protocol: how the benchmark counts, where rows hold its own numbers.
@@ -70,54 +78,101 @@ def write_report(
         _pareto_section(cells, known),
         _accuracy_section(cells, known),
         _published_section(rows, pruner_order(cells), known, protocol),
+        gallery_section(gallery, known, side),
+        guided_section(guided, side),
         _families_section(rows, pruner_order(cells), known),
         _paired_section(paired, pruner_order(cells), known),
         spread_section(spreads, known),
-        gallery_section(gallery, known, side),
-        guided_section(guided, side),
         _curves_section(learning_curves or {}),
-        _origin_section(commands, config_yaml),
+        _origin_section(facts or {}, commands, config_yaml),
     ]
-    write_atomic(path, page(title, headline, known, sections))
+    write_atomic(path, page(title, headline, _summary(facts or {}), known, sections))
     write_atomic(path.with_name("pareto.svg"), figures.standalone(figures.pareto(cells, known), known))
+
+
+def _summary(facts: Mapping[str, object]) -> str:
+    shown = [f"{facts['questions']} questions"] if "questions" in facts else []
+    return " · ".join(shown + [f"{name} {facts[name]}" for name in ("split", "commit", "date") if name in facts])
 
 
 def _pareto_section(cells: dict[str, dict[float | None, Cell]], known: Sequence[str]) -> str:
     note = (
-        "Every line is one pruner, every point one keep ratio; bars are 95 % intervals (bootstrap over images). "
-        "Points of one ratio are spread sideways a little so that their bars can be told apart. " + CONVENTION
+        "Every line is one pruner, every point one keep ratio; bars are 95 % intervals (bootstrap over images). The "
+        "broad pale line is the frontier: points that are better than every cheaper one."
     )
-    plot = f'<div class="scroll" tabindex="0" role="region" aria-label="Plot">{figures.pareto(cells, known)}</div>'
-    caption = f"<figcaption>{escape(note)}</figcaption>"
-    return section("Accuracy against compute", f'<figure class="plot">{plot}{caption}</figure>')
+    drawn = plot(lambda narrow: figures.pareto(cells, known, narrow), note)
+    count = f'<details class="note"><summary>What the FLOPs count</summary><p>{escape(CONVENTION)}</p></details>'
+    return section("Accuracy against compute", drawn, count)
 
 
 def _accuracy_section(cells: dict[str, dict[float | None, Cell]], known: Sequence[str]) -> str:
-    columns, names = ratios(cells), pruner_order(cells)
-    rivals = [name for name in names if name not in BOUNDS]
-    best = {r: max((cells[n][r].value for n in rivals if r in cells[n]), default=None) for r in columns}
+    """What is retained of the full accuracy, and the accuracies with their intervals."""
+    full = next(iter(cells.get(FULL, {}).values()), None)
+    others = {name: row for name, row in cells.items() if name != FULL or full is None}
+    parts = []
+    if full is not None:
+        bounds = "" if math.isnan(full.low) else f" ({100 * full.low:.1f} to {100 * full.high:.1f})"
+        parts.append(f"<p>With all {full.kept_tokens:.0f} visual tokens: {100 * full.value:.1f} %{bounds}.</p>")
+    if others:
+        parts.append(_retained_table(others, full.value, known) if full is not None and full.value > 0 else "")
+        parts.append(_accuracy_table(others, known))
+        notes = [text for mark, text in NOTES.items() if any(name.endswith(mark) for name in others)]
+        seeds = max(cell.seeds for row in others.values() for cell in row.values())
+        notes += [f"Means over up to {seeds} seeds; intervals are those of one seed."] if seeds > 1 else []
+        parts.append(f'<p class="note">{" ".join(notes)}</p>' if notes else "")
+    return section("Accuracy by keep ratio", *parts)
+
+
+def _retained_table(cells: dict[str, dict[float | None, Cell]], full: float, known: Sequence[str]) -> str:
+    columns = ratios(cells)
+    best = _best(cells)
+
+    def share(name: str, column: int) -> float | None:
+        found = cells[name].get(columns[column])
+        return None if found is None else 100 * found.value / full
+
+    def cell(name: str, column: int) -> str:
+        found = share(name, column)
+        if found is None:
+            return ""
+        bold = name not in BOUNDS and cells[name][columns[column]].value == best[columns[column]]
+        return f"<strong>{found:.1f}</strong>" if bold else f"{found:.1f}"
+
+    def lost(name: str, column: int) -> float:
+        found = share(name, column)
+        return 0.0 if found is None else 100 - found
+
+    caption = (
+        "Retained: percent of the accuracy with all tokens, by share of visual tokens kept; shaded where much is lost."
+    )
+    return table(caption, [escape(ratio_label(r)) for r in columns], pruner_order(cells), known, cell, lost)
+
+
+def _accuracy_table(cells: dict[str, dict[float | None, Cell]], known: Sequence[str]) -> str:
+    columns, best = ratios(cells), _best(cells)
 
     def cell(name: str, column: int) -> str:
         ratio = columns[column]
         found = cells[name].get(ratio)
         if found is None:
             return ""
-        return number(found.value, found.low, found.high, name in rivals and found.value == best[ratio])
+        return number(found.value, found.low, found.high, name not in BOUNDS and found.value == best[ratio])
 
-    caption = "Accuracy in percent with 95 % intervals, by share of visual tokens kept; best of each column in bold."
+    caption = "Accuracy in percent with 95 % intervals; best of each column in bold."
     heads = [_ratio_head(ratio, [row[ratio] for row in cells.values() if ratio in row]) for ratio in columns]
-    notes = ["keep_all is the model with all its tokens."] if FULL in cells else []
-    notes += ["The oracle knows where the answer is and does not compete."] if "oracle" in cells else []
-    seeds = max(cell.seeds for row in cells.values() for cell in row.values())
-    notes += [f"Means over up to {seeds} seeds; intervals are those of one seed."] if seeds > 1 else []
-    note = f'<p class="note">{" ".join(notes)}</p>'
-    return section("Accuracy by keep ratio", table(caption, heads, names, known, cell), note if notes else "")
+    return table(caption, heads, pruner_order(cells), known, cell)
+
+
+def _best(cells: dict[str, dict[float | None, Cell]]) -> dict[float | None, float | None]:
+    """The best accuracy of each column; bounds do not compete."""
+    rivals = [row for name, row in cells.items() if name not in BOUNDS]
+    return {ratio: max((row[ratio].value for row in rivals if ratio in row), default=None) for ratio in ratios(cells)}
 
 
 def _ratio_head(ratio: float | None, column: Sequence[Cell]) -> str:
     """A column's heading: the ratio, and what it comes to in tokens and FLOPs."""
     kept, flops = span([c.kept_tokens for c in column], ".0f"), span([c.flops_ratio for c in column], ".2f")
-    return f"{ratio_label(ratio)}<small>{kept} tokens</small><small>FLOPs × {flops}</small>"
+    return f"{ratio_label(ratio)}<small>{kept} tokens</small><small>FLOPs</small><small>× {flops}</small>"
 
 
 def _families_section(rows: Sequence[Row], names: Sequence[str], known: Sequence[str]) -> str:
@@ -233,15 +288,17 @@ def _curves_section(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     drawn = {name: points for name, points in curves.items() if points}
     if not drawn:
         return ""
-    plot = f'<div class="scroll" tabindex="0" role="region" aria-label="Plots">{figures.curves(drawn)}</div>'
-    return section("Training", f'<figure class="plot">{plot}</figure>')
-
-
-def _origin_section(commands: Sequence[str], config_yaml: str) -> str:
-    shell = f"<pre><code>{escape(chr(10).join(commands))}</code></pre>" if commands else ""
-    config = (
-        f"<details><summary>Resolved config</summary><pre><code>{escape(config_yaml)}</code></pre></details>"
-        if config_yaml
-        else ""
+    note = (
+        "Accuracies are those of validation questions, served as in inference, unless they are called sampled. A "
+        "sample is a visual token (autoencoder), a question of a demonstration (lfd, adapt) or an episode (ppo)."
     )
-    return section("How this was made", shell, config) if shell or config else ""
+    return section("Training", plot(lambda narrow: figures.curves(drawn, narrow), note))
+
+
+def _origin_section(facts: Mapping[str, object], commands: Sequence[str], config_yaml: str) -> str:
+    shell = f'<pre class="commands"><code>{escape(chr(10).join(commands))}</code></pre>' if commands else ""
+    terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
+    text = f'<pre tabindex="0"><code>{escape(config_yaml)}</code></pre>'
+    config = f"<details><summary>Resolved config</summary>{text}</details>" if config_yaml else ""
+    about = f"<dl>{terms}</dl>" if terms else ""
+    return section("How this was made", shell, about, config) if shell or about or config else ""

@@ -5,8 +5,6 @@ import functools
 import io
 import json
 import math
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +18,7 @@ from rich.text import Text
 
 from tprl.cost import CONVENTION
 from tprl.errors import UserError
+from tprl.files import write_atomically
 
 FULL = "keep_all"  # the pruner whose row is the reference of all others
 BOUNDS = frozenset({FULL, "oracle"})  # not competitors: one does not prune, the other knows the answer's region
@@ -79,22 +78,15 @@ _TEXT = ("model", "dataset", "pruner", "metric")
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write through a temporary file in the same folder, so that no reader ever sees half a file.
+    """`files.write_atomically`, in a folder that is made if need be.
 
     Raises:
         UserError: the folder cannot be made or written.
     """
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
+        write_atomically(path, text)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise UserError(
             f"Cannot write {path} ({error.strerror}): choose a writable folder with hydra.run.dir=<folder>."
         ) from error

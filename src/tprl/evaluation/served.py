@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from tprl.data.benchmark import batches
+import torch
+
+from tprl import ranks
+from tprl.data.benchmark import numbered_batches
 from tprl.errors import UserError
 from tprl.scoring import Agreement, Scorer
 from tprl.splice import keep_all, splice
@@ -15,7 +18,7 @@ def merit(score: Mapping[str, float]) -> float:
 
 
 class ServedScore:
-    """Validation questions, encoded once.
+    """Validation questions, encoded once; each rank has a part of them, and all get the scores of all of them.
 
     Args:
         lvlm, dataset: the frozen model and the validation split.
@@ -37,16 +40,18 @@ class ServedScore:
         self.keep_ratios = tuple(keep_ratios)
         self.scorer = Scorer(lvlm, dataset)
         self.batches: list[tuple[list[Sample], Encoded]] = []
-        for samples in batches(dataset, limit, batch_size):
+        mine = ranks.share(range(min(limit or len(dataset), len(dataset))))
+        for batch in numbered_batches(dataset, mine, batch_size):
+            samples = [sample for _, sample in batch]
             self.batches.append((samples, lvlm.encode(samples)))
+        if not all(ranks.gathered(bool(self.batches))):
+            whose = f" for one of {ranks.count()} ranks: raise stage.served.limit={limit}" if ranks.count() > 1 else ""
+            raise UserError(f"all rows of {dataset.name} for validation are damaged: there is nothing to score{whose}.")
         if not labels:
             said = [lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches]
             same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, said, strict=True)]
             self.batches = [(one.samples, encoded) for one, (_, encoded) in zip(same, self.batches, strict=True)]
             self.scorer = Scorer(lvlm, same[0])
-        if not self.batches:
-            raise UserError(f"all rows of {dataset.name} for validation are damaged: there is nothing to score.")
-        self.count = sum(len(chunk) for chunk, _ in self.batches)
 
     def __call__(self, pruner: Pruner) -> dict[str, float]:
         """`accuracy` and `log_prob` (nats per token), means over questions and ratios, and `accuracy@<ratio>`."""
@@ -58,9 +63,9 @@ class ServedScore:
                 scored = self.scorer(samples, splice(encoded, pruner.select(encoded, ratio)))
                 right += float(scored.score.sum())
                 total += float(scored.log_prob.sum())
-            out[f"accuracy@{ratio:.3f}"] = right / self.count
+            out[f"accuracy@{ratio:.3f}"] = self._mean(right)
         out["accuracy"] = sum(out.values()) / len(self.keep_ratios)
-        out["log_prob"] = total / self.count / len(self.keep_ratios)
+        out["log_prob"] = self._mean(total) / len(self.keep_ratios)
         return out
 
     def log_prob(self, pruner: Pruner, keep_ratio: float) -> float:
@@ -69,4 +74,10 @@ class ServedScore:
         for samples, encoded in self.batches:
             prompt = splice(encoded, pruner.select(encoded, keep_ratio))
             total += float(self.scorer.lvlm.score(prompt, [sample.answers[0] for sample in samples])[0].sum())
-        return total / self.count
+        return self._mean(total)
+
+    def _mean(self, total: float) -> float:
+        """Over the questions of all ranks, of a sum over this rank's; the same number on every rank."""
+        mine = torch.tensor([total, sum(len(chunk) for chunk, _ in self.batches)], dtype=torch.float64)
+        whole, count = ranks.stacked(mine).sum(0).tolist()
+        return whole / count

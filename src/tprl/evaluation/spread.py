@@ -3,12 +3,11 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from tprl.evaluation import figures
-from tprl.evaluation.page import section
+from tprl.evaluation.page import plot, section
 from tprl.evaluation.results import SampleRow, ratio_label
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -69,12 +68,9 @@ def spread_section(found: Sequence[Spread], known: Sequence[str]) -> str:
             title: [(f"{one.group} ({one.mean:.0f})", one.quantiles) for one in group]
             for title, group in sorted(panels.items(), key=lambda item: -(item[1][0].keep_ratio or 0))
         }
-        plot = figures.boxes(boxes, known, pruner)
-        label = f"Tokens kept by {pruner}"
-        frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{plot}</div>'
         note = (
             f"{pruner}: tokens kept per question by family (in brackets the mean); boxes span the middle half, "
             "lines the middle 80 %. Easy questions are those answered right with the fewest tokens."
         )
-        parts.append(f'<figure class="plot">{frame}<figcaption>{escape(note)}</figcaption></figure>')
+        parts.append(plot(lambda narrow, boxes=boxes, pruner=pruner: figures.boxes(boxes, known, pruner, narrow), note))
     return section("How many tokens each question gets", *parts)

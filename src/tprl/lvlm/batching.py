@@ -1,7 +1,9 @@
 """Small steps between images, token ids and tensors that every family shares."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from tprl.errors import UserError
 from tprl.types import Encoded, Prompt, Sample, Tower
+
+log = logging.getLogger(__name__)
 
 
 class Seen(NamedTuple):
@@ -41,6 +45,35 @@ def micro_batches(prompt: Prompt, size: int) -> Iterator[tuple[Int[Tensor, " R"]
     lengths = prompt.attention.sum(1)
     for rows in lengths.argsort(dim=0, stable=True).split(size):
         yield rows, prompt.rows(rows, int(lengths[rows].max()))
+
+
+def in_memory(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a frozen model on a prompt, without gradients. Where GPU memory ends it starts again with half the
+    `micro_batch`, which stays: results do not depend on it.
+
+    Raises:
+        UserError: there is not enough for one prompt.
+    """
+
+    @wraps(method)
+    @torch.no_grad()
+    def tried(self: Any, prompt: Prompt, *args: Any, **how: Any) -> Any:
+        while True:
+            size = min(self.micro_batch, len(prompt.uids))
+            try:
+                return method(self, prompt, *args, **how)
+            except torch.OutOfMemoryError as error:
+                if size <= 1:
+                    raise UserError(
+                        f"{self.name} has no memory for a single prompt of {prompt.embeds.shape[1]} tokens: use "
+                        "model.load_in=4bit, model.placement=shard, a smaller image or a GPU with more memory."
+                    ) from error
+            # Here and not above: while an error is handled, its frames hold on to what filled the memory.
+            self.micro_batch = (size + 1) // 2
+            torch.cuda.empty_cache()
+            log.warning("out of memory with %d prompts: from here on micro-batches of %d", size, self.micro_batch)
+
+    return tried
 
 
 def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Float[Tensor, " B"]:

@@ -1,10 +1,15 @@
-"""Small random models of a family's architecture (`model.pretrained=null`): what tests and dry runs use."""
+"""Random models of a family's architecture (`model.pretrained=null`): small ones for tests and dry runs, or with the
+sizes of a published one (`geometry=...`) to be timed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tprl.errors import UserError
+from tprl.lvlm.loading import Placement
 
 SCALE = 6.0  # at the usual 0.02 logits are near uniform, and a wrong position or mask goes unnoticed
 USER_ASSISTANT = (
@@ -50,3 +55,55 @@ def random_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
     pad, bos, eos = token_ids(tokenizer, "<pad>", "<s>", "</s>")
     model.generation_config.update(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
     return model
+
+
+def random_model(
+    blueprint: Callable[[], tuple[Any, Any]], geometry: Mapping[str, Any], where: Placement
+) -> tuple[Any, Any]:
+    """The blueprint's model and its processor, or a larger model of the same architecture.
+
+    Args:
+        blueprint: see `FrozenLVLM.blueprint`.
+        geometry: fields of the stock config that differ from the blueprint's (nested), and under `processor` and
+            `image_processor` attributes of these that must fit them; see conf/geometry. Empty: none.
+        where: dtype, device and attention; large weights are drawn on the device.
+
+    Raises:
+        UserError: a field that the processor or the config does not have.
+    """
+    with torch.random.fork_rng(devices=[]):  # what is drawn later depends on the run's seed, not on this one
+        torch.manual_seed(0)
+        model, processor = blueprint()
+        if geometry:
+            model = _resized(model, processor, dict(geometry), where)
+    model.to(where.device, where.dtype)
+    if where.attention is not None:
+        model.set_attn_implementation(where.attention)
+    return model, processor
+
+
+def _resized(small: Any, processor: Any, sizes: dict[str, Any], where: Placement) -> Any:
+    for part, name in ((processor, "processor"), (processor.image_processor, "image_processor")):
+        for field, value in sizes.pop(name, {}).items():
+            _need(field, hasattr(part, field), name)
+            setattr(part, field, value)
+    config = type(small.config).from_dict(_merged(small.config.to_dict(), sizes))
+    with where.device:  # where drawing billions of numbers takes the least time
+        made = type(small)._from_config(config, dtype=where.dtype)
+    made.generation_config = small.generation_config
+    return made
+
+
+def _merged(old: dict[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`old` with the fields of `new`, nested."""
+    found = dict(old)
+    for field, value in new.items():
+        _need(f"{path}{field}", field in old, "config")
+        nested = isinstance(value, Mapping) and isinstance(old[field], dict)
+        found[field] = _merged(old[field], value, f"{path}{field}.") if nested else value
+    return found
+
+
+def _need(field: str, known: bool, what: str) -> None:
+    if not known:
+        raise UserError(f"model.geometry names {field}, and this architecture's {what} has no such field.")

@@ -20,6 +20,7 @@ from tprl.lvlm.batching import (
     check_images,
     divergence,
     gate_bias,
+    in_memory,
     input_uids,
     mean_log_prob,
     micro_batches,
@@ -28,6 +29,7 @@ from tprl.lvlm.batching import (
     shown_images,
     unique_images,
 )
+from tprl.lvlm.blueprint import random_model
 from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.regions import region_rank
@@ -46,6 +48,7 @@ class FrozenLVLM(ABC):
     Args:
         pretrained: a folder written by `save_pretrained`, the name of a folder in `tprl/assets`, or a hub id; None: a
             small model with random weights.
+        geometry: with None, sizes of that model other than the small ones (see `blueprint.random_model`).
         name: how results call this model.
         prompt: template around `{question}`, "<image>" marks the image; None takes the processor's chat template, one
             user turn with the images before the question.
@@ -80,17 +83,15 @@ class FrozenLVLM(ABC):
         load_in: str | None = None,
         max_memory: dict[int | str, str] | None = None,
         offload_folder: str | None = None,
+        geometry: Mapping[str, Any] | None = None,
     ) -> None:
         where = Placement(dtype, device, placement, attention, load_in, max_memory, offload_folder)
         if pretrained is None:
             where.check_random(name)
-            with torch.random.fork_rng(devices=[]):  # what is drawn later depends on the run's seed, not on this one
-                torch.manual_seed(0)
-                model, processor = self.blueprint()
-            model.to(where.device, where.dtype)
-            if attention is not None:
-                model.set_attn_implementation(attention)
+            model, processor = random_model(self.blueprint, geometry or {}, where)
         else:
+            if geometry is not None:
+                raise UserError("model.geometry sizes random weights: set model.pretrained=null, or leave it out.")
             folder = find_model(pretrained)
             source = str(folder) if folder.is_dir() else pretrained
             model, processor = load(source, name, self.model_type, where, self.load_processor)
@@ -298,25 +299,25 @@ class FrozenLVLM(ABC):
 
     # --- answer ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @in_memory
     def answer(self, prompt: Prompt, plan: LayerPlan | None = None) -> list[str]:
         """Greedy answers; with a plan, layers of the language model drop tokens of the unpruned prompt."""
         texts = [""] * len(prompt.uids)
         for rows, part in micro_batches(prompt, self.micro_batch):
-            with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
-                out = self.model.generate(
-                    inputs_embeds=part.embeds,
-                    attention_mask=part.attention.long(),
-                    position_ids=axes(part.positions),
-                    max_new_tokens=self.max_new_tokens,
-                    **GREEDY,
-                )
+            out = self.generate(part, plan, max_new_tokens=self.max_new_tokens)
             found = self.tokenizer.batch_decode(out, skip_special_tokens=True)
             for row, text in zip(rows.tolist(), found, strict=True):
                 texts[row] = text
         return texts
 
     @torch.no_grad()
+    def generate(self, prompt: Prompt, plan: LayerPlan | None = None, **options: Any) -> Int[Tensor, "B A"]:
+        """Token ids of greedy answers, all prompts in one forward; further `options` are those of the stock class."""
+        with self.deepstack(prompt.deep, prompt.visual), dropping(self.model, prompt, plan):
+            inputs = {"inputs_embeds": prompt.embeds, "attention_mask": prompt.attention.long()}
+            return self.model.generate(**inputs, position_ids=axes(prompt.positions), **GREEDY, **options)
+
+    @in_memory
     def score(
         self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
     ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
@@ -329,7 +330,7 @@ class FrozenLVLM(ABC):
             exact[rows] = ((logits.argmax(-1) == ids) | (ids < 0)).all(1)
         return log_probs, exact
 
-    @torch.no_grad()
+    @in_memory
     def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
         """Log-probabilities of every vocabulary entry at each token of the answers (end token included),
         teacher-forced; nan where an answer is shorter."""
@@ -340,7 +341,7 @@ class FrozenLVLM(ABC):
             found[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
         return found
 
-    @torch.no_grad()
+    @in_memory
     def divergence(
         self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
@@ -357,8 +358,7 @@ class FrozenLVLM(ABC):
         """Rows, logits and ids of the answers, teacher-forced, micro-batch by micro-batch; ids are -1 on padding."""
         for rows, part in micro_batches(prompt, self.micro_batch):
             ids = answer_ids(self.tokenizer, [answers[int(row)] for row in rows], self.device)
-            real = ids >= 0
-            width = ids.shape[1]
+            real, width = ids >= 0, ids.shape[1]
             after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
             with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
                 out = self.model(

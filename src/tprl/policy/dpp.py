@@ -214,8 +214,9 @@ def greedy_map(kernel: Float[Tensor, "B V V"], alive: Bool[Tensor, "B V"], k: In
         score = torch.where(useful.any(1, keepdim=True), gain.masked_fill(~useful, -torch.inf), diagonal)
         item = score.masked_fill(~free, -torch.inf).argmax(1)  # argmax returns the first maximum
         at = item[:, None, None]
-        own = factors.gather(2, at.expand(-1, steps, 1))
-        row = kernel.gather(1, at.expand(-1, 1, kernel.shape[2])).squeeze(1) - (own * factors).sum(1)
+        before = factors[:, :step]
+        own = before.gather(2, at.expand(-1, step, 1))
+        row = kernel.gather(1, at.expand(-1, 1, kernel.shape[2])).squeeze(1) - (own * before).sum(1)
         pivot = gain.gather(1, item.unsqueeze(1))
         fresh = useful.gather(1, item.unsqueeze(1))
         factors[:, step] = torch.where(fresh, row / pivot.clamp(min=1e-300).sqrt(), 0.0)

@@ -58,7 +58,7 @@ class CDPruner:
         relevance = images.split(encoded.extras["clip_relevance"]).double()
         relevance = -relevance if self.negative_relevance else relevance
         q = self._quality(relevance, images.mask)
-        unit = normalize(images.split(encoded.visual).double(), dim=-1)
+        unit = normalize(images.tokens(encoded).double(), dim=-1)
         cosine = unit @ unit.mT
         cosine.diagonal(dim1=1, dim2=2).round_()  # equal q must give exactly equal first gains
         kernel = q.unsqueeze(2) * cosine * q.unsqueeze(1)

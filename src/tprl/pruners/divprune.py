@@ -31,7 +31,7 @@ class DivPrunePruner:
         """
         images = image_rows(encoded.visual_mask, encoded.image_of)
         k = images.budgets(need_ratio(self.name, keep_ratio))
-        unit = normalize(images.split(encoded.visual).float(), dim=-1)
+        unit = normalize(images.tokens(encoded).float(), dim=-1)
         keep = max_min(1 - unit @ unit.mT, images.mask, k)
         return TokenSelection(keep=images.join(keep, encoded.visual_mask))
 

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,12 +11,13 @@ from typing import Any, get_args
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from tprl import cost, hub
+from tprl import cost, hub, ranks
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
+from tprl.files import write_atomically
 from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
 from tprl.policy.dpp import cosine_kernel
@@ -196,7 +197,7 @@ class LearnedPruner(nn.Module, ABC):
         for batch in encoded:
             x = self.observe(batch)
             scores.append(self.logits(x, keep_ratio)[x.mask].sigmoid())
-        tau = float(torch.cat(scores).quantile(1 - keep_ratio))
+        tau = float(ranks.rows(torch.cat(scores)).quantile(1 - keep_ratio))
         self.serving = replace(self.serving, tau=tau)
         self.trained_on["threshold_ratio"] = keep_ratio
         return tau
@@ -233,19 +234,24 @@ class LearnedPruner(nn.Module, ABC):
         """
         return load_pruner(pretrained, revision)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `config.json` holds: all but the weights."""
+        return {"pruner": self.name, **self.config, **asdict(self.serving), "trained_on": self.trained_on}
+
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Write `model.safetensors` (fp16 if `half`), `config.json` and a model card; each complete or not at all."""
+        """Write `model.safetensors` (fp16 if `half`), `config.json` and a model card; each complete or not at all.
+
+        The weights come first: older settings leave out what newer weights have, the reverse could not be loaded.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().contiguous().cpu() for key, value in self.state_dict().items()}
         if half:
             state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-        save_file(state, folder / f"{WEIGHTS}.part")
-        about = {"pruner": self.name, **self.config, **asdict(self.serving), "trained_on": self.trained_on}
-        (folder / f"{CONFIG}.part").write_text(json.dumps(about, indent=1) + "\n")
-        (folder / f"{CARD}.part").write_text(model_card(self.name, self.trained_on, str(folder)))
-        for name in (WEIGHTS, CONFIG, CARD):
-            (folder / f"{name}.part").replace(folder / name)
+        write_atomically(folder / WEIGHTS, save(state))
+        write_atomically(folder / CONFIG, json.dumps(self.about, indent=1) + "\n")
+        write_atomically(folder / CARD, model_card(self.name, self.trained_on, str(folder)))
 
     def push_to_hub(self, repo: str, private: bool = False, token: str | None = None) -> str:
         """Write what `save_pretrained` writes to a model repository on the hub; returns its address.
@@ -354,15 +360,23 @@ def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedP
     Raises:
         UserError: nothing there, damaged, or of a kind this version does not know.
     """
+    folder = find_pruner(pretrained, revision)
+    pruner = pruner_from(read_config(folder), folder / CONFIG)
+    load_weights(pruner, folder)
+    return pruner.eval()
+
+
+def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint") -> LearnedPruner:
+    """A pruner from what `LearnedPruner.about` says, with fresh weights; `source` is for the error.
+
+    Raises:
+        UserError: a kind this version does not know.
+    """
     from tprl.pruners.mlp import MLPPruner
     from tprl.pruners.tprl import TPRL
 
-    folder = find_pruner(pretrained, revision)
-    about = read_config(folder)
-    kinds: dict[str, type[LearnedPruner]] = {TPRL.name: TPRL, MLPPruner.name: MLPPruner}
-    kind = about.pop("pruner", None)
+    kinds: dict[Any, type[LearnedPruner]] = {TPRL.name: TPRL, MLPPruner.name: MLPPruner}
+    kind = about.get("pruner")
     if kind not in kinds:
-        raise UserError(f"{folder / CONFIG} names the pruner {kind!r}, which is not one of {', '.join(kinds)}.")
-    pruner = kinds[kind](**about)
-    load_weights(pruner, folder)
-    return pruner.eval()
+        raise UserError(f"{source} names the pruner {kind!r}, which is not one of {', '.join(kinds)}.")
+    return kinds[kind](**{key: value for key, value in about.items() if key != "pruner"})

@@ -78,14 +78,15 @@ def _thin_out(
     `left[i]` entries of row i are alive, always its first ones. A row that has reached its goal drops nothing more,
     and being reordered does not change it as a set.
     """
-    row = torch.arange(len(rest), device=rest.device)[:, None]
+    flat = cosine.flatten(1)
     while bool((goal < left).any()):
         rest = rest[:, : int(left.max())]
         place = torch.arange(rest.shape[1], device=rest.device)
         even, odd = rest[:, 0::2], rest[:, 1::2]
         live_even, live_odd = (place[i::2] < left.unsqueeze(1) for i in (0, 1))
-        near = cosine[row.unsqueeze(2), even.unsqueeze(2), odd.unsqueeze(1)]
-        near = near.masked_fill(~live_odd.unsqueeze(1), -torch.inf).amax(2)
+        others = torch.where(live_odd, odd, odd[:, :1])  # a padded one stands for the first: no maximum changes
+        pairs = even.unsqueeze(2) * cosine.shape[2] + others.unsqueeze(1)
+        near = flat.gather(1, pairs.flatten(1)).view(pairs.shape).amax(2)
         rank = near.masked_fill(~live_even, -torch.inf).argsort(dim=1, descending=True, stable=True)
         dropped = torch.minimum((left - goal).clamp(max=drop), live_even.sum(1))
         survives = live_even & (place[: even.shape[1]] >= dropped.unsqueeze(1))

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.data.benchmark import batches
 from tprl.errors import UserError
@@ -71,6 +72,7 @@ class Adapt(pl.LightningModule):
             if not min(budgets) < check_keep_ratio(ratio) < max(budgets):
                 raise UserError(f"stage.keep_ratios: {ratio} is no mean of the budgets {list(budgets)}: stay within.")
         self.pruner, self.lvlm, self.dataset, self.served, self.epochs = pruner, lvlm, dataset, served, epochs
+        self.samples_seen = 0
         pruner.learn_budgets(budgets)
 
     def setup(self, stage: str) -> None:
@@ -99,7 +101,9 @@ class Adapt(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         order = torch.Generator().manual_seed(self.hparams["seed"])
-        return DataLoader(self.train_data, self.hparams["batch_size"], shuffle=True, generator=order)
+        sampler = RandomSampler(self.train_data, generator=order)
+        batches = BatchSampler(sampler, self.hparams["batch_size"], drop_last=False)
+        return DataLoader(self.train_data, batch_sampler=ranks.Shares(batches), generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.held_out, 8192)
@@ -109,12 +113,15 @@ class Adapt(pl.LightningModule):
         return torch.optim.AdamW(self.pruner.net.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        loss = self._loss(batch)
-        self.log("adapt/loss", loss)
+        size = min(self.hparams["batch_size"], len(self.train_data) - index * self.hparams["batch_size"])
+        loss = self._loss(batch) * ranks.weight(size)
+        self.samples_seen += size
+        self.log_dict({"adapt/loss": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         self.log("adapt/val_loss", self._loss(batch), batch_size=len(batch[0]), prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))
 
     def _loss(self, batch: list[Tensor]) -> Float[Tensor, ""]:
         """Divergence of the forecast from the scores: cross-entropy less its lowest value."""
@@ -127,7 +134,8 @@ class Adapt(pl.LightningModule):
         forecasts = []
         for _, encoded in self.served.batches:
             forecasts.append(self.pruner.net.chances(self.pruner.survey(self.pruner.observe(encoded))[1]).sigmoid())
-        prices = calibrated_prices(torch.cat(forecasts), self.pruner.config["budgets"], self.hparams["keep_ratios"])
+        chance = ranks.rows(torch.cat(forecasts))
+        prices = calibrated_prices(chance, self.pruner.config["budgets"], self.hparams["keep_ratios"])
         self.pruner.serving = replace(self.pruner.serving, prices=prices)
 
 

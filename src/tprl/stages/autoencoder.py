@@ -8,10 +8,12 @@ import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from tprl import ranks
 from tprl.data.benchmark import taken
 from tprl.errors import UserError
+from tprl.finite import check_finite
 from tprl.pruners.learned import LearnedPruner
 from tprl.types import LVLM, Dataset, Sample
 
@@ -42,6 +44,7 @@ class AutoencoderStage(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset"])
         self.pruner, self.lvlm, self.dataset, self.epochs = pruner, lvlm, dataset, epochs
+        self.samples_seen = 0
 
     def setup(self, stage: str) -> None:
         if self.pruner.autoencoder is None:
@@ -64,7 +67,9 @@ class AutoencoderStage(pl.LightningModule):
         tokens = []
         for start in range(0, len(samples), 64):
             encoded = self.lvlm.encode(samples[start : start + 64])
-            pairs = zip(encoded.visual.half().cpu(), encoded.visual_mask.cpu(), strict=True)
+            visual = encoded.visual.half()
+            check_finite({"visual tokens": visual}, encoded.uids, "stage=autoencoder in fp16")
+            pairs = zip(visual.cpu(), encoded.visual_mask.cpu(), strict=True)
             tokens += [visual[mask] for visual, mask in pairs]
         return tokens
 
@@ -80,7 +85,8 @@ class AutoencoderStage(pl.LightningModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         order = torch.Generator().manual_seed(self.hparams["seed"])
         data = TensorDataset(self.tokens)
-        return DataLoader(data, self.hparams["batch_size"], shuffle=True, generator=order)
+        batches = BatchSampler(RandomSampler(data, generator=order), self.hparams["batch_size"], drop_last=False)
+        return DataLoader(data, batch_sampler=ranks.Shares(batches), generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(TensorDataset(self.held_out), 8192)
@@ -92,11 +98,15 @@ class AutoencoderStage(pl.LightningModule):
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         assert self.pruner.autoencoder is not None
-        loss = self.pruner.autoencoder.relative_mse(batch[0].float())
-        self.log("autoencoder/mse", loss)
+        size = min(self.hparams["batch_size"], len(self.tokens) - index * self.hparams["batch_size"])
+        loss = self.pruner.autoencoder.relative_mse(batch[0].float()) * ranks.weight(size)
+        check_finite({"autoencoder/mse": loss}, [f"tokens of batch {index}"], f"epoch {self.current_epoch}")
+        self.samples_seen += size
+        self.log_dict({"autoencoder/mse": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         assert self.pruner.autoencoder is not None
         error = self.pruner.autoencoder.relative_mse(batch[0].float())
         self.log("autoencoder/val_mse", error, batch_size=len(batch[0]), prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))

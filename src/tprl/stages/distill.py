@@ -20,6 +20,7 @@ from tprl.budget import check_keep_ratio
 from tprl.data.prompts import PromptStream, drawn_ratios
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore, merit
+from tprl.finite import check_finite
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rl.rollout import step_budgets
 from tprl.types import LVLM, Dataset, GatedLVLM, Sample
@@ -85,13 +86,17 @@ class Distill(pl.LightningModule):
         """Largest keep ratio of the training."""
         return max(self.ratios)
 
+    @property
+    def samples_seen(self) -> int:
+        """Questions read so far, on all ranks."""
+        return self.iteration * self.hparams["prompts"] * self.trainer.world_size
+
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.", without="net.value_head")
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
-        ranks = (self.global_rank, self.trainer.world_size)
-        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"], *ranks)
+        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"])
         return DataLoader(stream, batch_size=None, collate_fn=list)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -116,12 +121,20 @@ class Distill(pl.LightningModule):
         noisy = logits + h["noise"] * torch.logit(u, eps=1e-6)
         gate = images.join(soft_top_k(images.split(noisy), images.mask, k, temperature), x.mask)
         log_prob = self.lvlm.gated_log_prob(encoded, gate, [sample.answers[0] for sample in samples])
+        check_finite({"distill/loss": -log_prob}, encoded.uids, f"iteration {self.iteration}")
         loss = -log_prob.mean()
         # How far the gates are from a decision: 0 when all are 0 or 1.
         softness = (4 * gate * (1 - gate) * x.mask).sum() / x.mask.sum()
-        self.log_dict({"distill/loss": loss, "distill/softness": softness, "distill/temperature": temperature})
+        found = {"distill/loss": loss, "distill/softness": softness, "distill/temperature": temperature}
+        self.log_dict(found, sync_dist=True)
         self.iteration += 1
+        self.log("samples_seen", float(self.samples_seen))
         return loss
+
+    def on_train_start(self) -> None:
+        """A run that was stopped between its last step and the last score makes up for the score."""
+        if self.iteration == self.hparams["iterations"]:
+            self._validate()
 
     def on_train_epoch_end(self) -> None:
         self._validate()
@@ -130,6 +143,7 @@ class Distill(pl.LightningModule):
         score = self.served(self.pruner)
         self.log_dict({f"distill/served/{name}": value for name, value in score.items()})
         self.log("distill/served", score["accuracy"], prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))
         if merit(score) > self.best:
             self.best, self.best_state = merit(score), copy.deepcopy(self.pruner.state_dict())
 

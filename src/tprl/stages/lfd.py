@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,8 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tprl.data.demonstrations import Demonstrations, demonstrate
+from tprl import ranks
+from tprl.data.demonstrations import Demonstrations, StoredDemonstrations, demonstrate
+from tprl.data.store import Cache
 from tprl.evaluation.served import ServedScore
+from tprl.finite import check_finite
 from tprl.pruners.learned import LearnedPruner
 from tprl.types import LVLM, Dataset, Pruner
 
@@ -34,6 +38,8 @@ class LfD(pl.LightningModule):
         progressive: kept shares of what is alive, instead of keep_ratio and steps (reference: 0.8, 0.6, 0.4).
         epochs, batch_size, lr, clip: AdamW; reference: 5, 128, 5e-5, 1.0.
         seed: order and draws.
+        cache: keeps the demonstrations for other runs; None: in a temporary folder.
+        log_as: what the names of its metrics begin with.
     """
 
     def __init__(
@@ -52,12 +58,14 @@ class LfD(pl.LightningModule):
         lr: float = 5e-5,
         clip: float = 1.0,
         seed: int = 0,
+        cache: Cache | None = None,
+        log_as: str = "lfd",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "demonstrator", "served"])
-        self.pruner, self.lvlm, self.dataset = pruner, lvlm, dataset
+        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "demonstrator", "served", "cache"])
+        self.pruner, self.lvlm, self.dataset, self.cache = pruner, lvlm, dataset, cache
         self.demonstrator, self.served, self.epochs, self.clip = demonstrator, served, epochs, clip
-        self.demonstrations: Demonstrations | None = None
+        self.demonstrations: StoredDemonstrations | None = None
         self.best, self.best_state, self.samples_seen = -1.0, copy.deepcopy(pruner.state_dict()), 0
         self.curve: list[tuple[float, float]] = []
 
@@ -88,32 +96,51 @@ class LfD(pl.LightningModule):
                 h["steps"],
                 h["progressive"],
                 h["seed"],
+                cache=self.cache,
+                quiet=self.global_rank > 0,
             )
 
     def train_dataloader(self) -> DataLoader[Demonstrations]:
         assert self.demonstrations is not None
         h = self.hparams
-        return DataLoader(_Epochs(self.demonstrations, h["batch_size"], h["seed"], self._epoch), batch_size=None)
+        return DataLoader(_Epochs(self.demonstrations, h["batch_size"], h["seed"], self._done), batch_size=None)
 
-    def _epoch(self) -> int:
-        """Epochs done. Lightning's own counter still shows the last one when a resumed run asks for its batches."""
+    def _done(self) -> tuple[int, int]:
+        """Epochs, and batches of the next one. Lightning's own counter still shows the last epoch when a resumed run
+        asks for its batches."""
         assert self.demonstrations is not None
-        return self.samples_seen // len(self.demonstrations.keep_ratio)
+        epochs, samples = divmod(self.samples_seen, len(self.demonstrations))
+        return epochs, samples // self.hparams["batch_size"]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.pruner.net.parameters(), lr=self.hparams["lr"])
 
     def training_step(self, batch: Demonstrations, index: int) -> Tensor:
-        loss, agreement = imitation_loss(self.pruner, batch)
-        self.samples_seen += len(batch.keep_ratio)
-        self.log_dict({"lfd/loss": loss, "lfd/agreement": agreement}, batch_size=len(batch.keep_ratio))
+        assert self.demonstrations is not None
+        total, name = len(self.demonstrations), self.hparams["log_as"]
+        size = min(self.hparams["batch_size"], total - self.samples_seen % total)  # of all ranks
+        loss, agreement = (mean * ranks.weight(size) for mean in imitation_loss(self.pruner, batch))
+        seen = f"{self.samples_seen} to {self.samples_seen + size - 1} in this run's order"
+        check_finite({f"{name}/loss": loss}, [seen], f"epoch {self._done()[0]}")
+        self.samples_seen += size
+        self.log_dict({f"{name}/loss": loss, f"{name}/agreement": agreement}, batch_size=size, sync_dist=True)
         self.log("samples_seen", float(self.samples_seen))
         return loss
 
+    def on_train_start(self) -> None:
+        """A run that was stopped between the last step of an epoch and its score makes up for the score."""
+        if len(self.curve) < self._done()[0]:
+            self._validate()
+
     def on_train_epoch_end(self) -> None:
+        self._validate()
+
+    def _validate(self) -> None:
         score = self.served(self.pruner)
-        self.log_dict({f"lfd/served/{name}": value for name, value in score.items()})
-        self.log("lfd/served", score["accuracy"], prog_bar=True)
+        served = f"{self.hparams['log_as']}/served"
+        self.log_dict({f"{served}/{name}": value for name, value in score.items()})
+        self.log(served, score["accuracy"], prog_bar=True)
+        self.log("samples_seen", float(self.samples_seen))
         self.curve.append((float(self.samples_seen), score["accuracy"]))
         if score["accuracy"] > self.best:
             self.best, self.best_state = score["accuracy"], copy.deepcopy(self.pruner.state_dict())
@@ -122,11 +149,11 @@ class LfD(pl.LightningModule):
         self.pruner.load_state_dict(self.best_state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lfd"] = {"samples_seen": self.samples_seen, "best": self.best, "best_state": self.best_state}
+        checkpoint["lfd"] = {name: getattr(self, name) for name in ("samples_seen", "best", "best_state", "curve")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint["lfd"]
-        self.samples_seen, self.best, self.best_state = saved["samples_seen"], saved["best"], saved["best_state"]
+        for name, value in checkpoint["lfd"].items():
+            setattr(self, name, value)
 
 
 def imitation_loss(pruner: LearnedPruner, batch: Demonstrations) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -144,14 +171,18 @@ def imitation_loss(pruner: LearnedPruner, batch: Demonstrations) -> tuple[Float[
 
 
 class _Epochs(IterableDataset[Demonstrations]):
-    """Batches of one epoch; every epoch has its own order, also after a resume."""
+    """Batches of one epoch, from where a resumed run stopped on; every epoch has its own order."""
 
-    def __init__(self, demonstrations: Demonstrations, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.demonstrations, self.batch_size, self.seed, self.epoch = demonstrations, batch_size, seed, epoch
+    def __init__(
+        self, demonstrations: StoredDemonstrations, batch_size: int, seed: int, done: Callable[[], tuple[int, int]]
+    ) -> None:
+        self.demonstrations, self.batch_size, self.seed, self.done = demonstrations, batch_size, seed, done
 
     def __len__(self) -> int:
-        return -(-len(self.demonstrations.keep_ratio) // self.batch_size)
+        """Batches of a whole epoch: a resumed Trainer counts those done before as well."""
+        return -(-len(self.demonstrations) // self.batch_size)
 
     def __iter__(self) -> Iterator[Demonstrations]:
-        order = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
-        return self.demonstrations.batches(self.batch_size, order)
+        epoch, batches = self.done()
+        order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return islice(self.demonstrations.batches(self.batch_size, order), batches, None)

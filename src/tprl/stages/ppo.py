@@ -11,15 +11,18 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.data.prompts import PromptStream, drawn_ratios
+from tprl.data.store import Cache
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import question_flops
 from tprl.evaluation.served import ServedScore, merit
+from tprl.finite import check_finite
 from tprl.policy.action import ActionRule, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
 from tprl.pruners.learned import LearnedPruner, uniforms
@@ -41,7 +44,7 @@ class PPO(pl.LightningModule):
         reward: terms and weights.
         served: the validation score; the weights kept are those of its best value.
         iterations: training steps.
-        prompts: fresh questions per iteration.
+        prompts: fresh questions per iteration; they and the minibatches are shared out over the ranks.
         group: episodes per question.
         keep_ratio: final kept fraction, or several (each question draws one). Read by budgets "exact_k", "lagrange".
         steps: T pruning steps per episode.
@@ -57,6 +60,7 @@ class PPO(pl.LightningModule):
         lr_lagrange, lagrange_gain: step size of the multiplier, and how far it leads by the present excess.
         validate_every: iterations between served scores.
         seed: prompts and sampling; every draw depends on (seed, iteration, uid, episode) only.
+        cache: keeps scores with all tokens for runs that read the same prompts in the same batches.
     """
 
     def __init__(
@@ -92,10 +96,11 @@ class PPO(pl.LightningModule):
         lagrange_gain: float = 5.0,
         validate_every: int = 20,
         seed: int = 0,
+        cache: Cache | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "reward", "served"])
-        self.automatic_optimization = False
+        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "reward", "served", "cache"])
+        self.automatic_optimization, self.cache = False, cache
         self.pruner, self.lvlm, self.dataset, self.reward, self.served = pruner, lvlm, dataset, reward, served
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
@@ -126,15 +131,16 @@ class PPO(pl.LightningModule):
     # --- data and optimiser ------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        self.pruner.train_only("net.", without=() if self.hparams["advantage"] == "gae" else "net.value_head")
+        h = self.hparams
+        self.pruner.train_only("net.", without=() if h["advantage"] == "gae" else "net.value_head")
+        if self.cache is not None:  # by all that decides which prompts are scored together: rounding depends on it
+            drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": ranks.count()}
+            self.scorer.remember(self.cache.folder("scores", needs=sorted(self.reward.needs), **drawn))
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
-        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"], *self._rank())
+        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"])
         return DataLoader(stream, batch_size=None, collate_fn=list)  # the default one would rebuild every Sample
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimiser, two groups: the value head has the critic's rate, everything else the actor's."""
@@ -166,14 +172,17 @@ class PPO(pl.LightningModule):
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
         outcome = self._measure(samples, encoded, rows, rollout)
         terms = self.reward(outcome)
+        measured = {f"reward/{name}": value for name, value in terms.items()} | {"ppo/value": rollout.value}
+        check_finite(measured, outcome.uids, f"iteration {self.iteration}", axis=1)
         reward = torch.stack(list(terms.values())).sum(0)
         kept = rollout.action[-1].sum(1) / x.mask.sum(1)
         reward[-1] -= self._budget_penalty(kept, keep_ratio)
         advantage, target = self._advantage(reward, rollout)
-        losses, epochs = self._update(x, rule, rollout, keep_ratio, advantage, target)
+        losses, epochs = self._update(x, rule, rollout, keep_ratio, advantage, target, outcome.uids)
         self.iteration += 1
-        self.samples_seen += len(rows)
+        self.samples_seen += len(rows) * ranks.count()
         self._log(losses, terms, reward, outcome, kept, rollout, target, epochs)
+        self._log_flops(samples, encoded, rollout)
         if self.iteration % h["validate_every"] == 0 or self.iteration == h["iterations"]:
             self._validate()
 
@@ -226,7 +235,7 @@ class PPO(pl.LightningModule):
         if self.hparams["budget"] != "lagrange":
             return torch.zeros_like(kept)
         excess = kept - keep_ratio.to(kept.dtype)
-        mean = float(self._all_mean(excess.mean()))
+        mean = float(ranks.stacked(excess.mean()).mean())
         multiplier = self.lagrange + self.hparams["lagrange_gain"] * mean
         self.lagrange += self.hparams["lr_lagrange"] * mean
         return multiplier * excess
@@ -235,11 +244,11 @@ class PPO(pl.LightningModule):
         self, reward: Float[Tensor, "T B"], rollout: Rollout
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"] | None]:
         if self.hparams["advantage"] == "rloo":
-            return normalise(leave_one_out(reward.sum(0), self.hparams["group"])).expand_as(reward), None
+            return _normalise(leave_one_out(reward.sum(0), self.hparams["group"])).expand_as(reward), None
         if self.hparams["advantage"] == "grpo":
             return group_advantage(reward.sum(0), self.hparams["group"]).expand_as(reward), None
         advantage, target = gae(reward, rollout.value, self.hparams["gamma"], self.hparams["lam"])
-        return normalise(advantage), target
+        return _normalise(advantage), target
 
     def _update(
         self,
@@ -249,8 +258,13 @@ class PPO(pl.LightningModule):
         keep_ratio: Tensor,
         advantage: Tensor,
         target: Tensor | None,
+        uids: Sequence[str],
     ) -> tuple[list[PPOLoss], int]:
-        """Epochs of minibatches; whole groups stay together, because they share one network pass at t = 0."""
+        """Epochs of minibatches; whole groups stay together, because they share one network pass at t = 0.
+
+        A minibatch is drawn from the prompts of all ranks, and each rank computes the part that it has rolled out.
+        Returns the losses of the minibatches, over all ranks, and the number of epochs.
+        """
         h = self.hparams
         group, batch = h["group"], max(1, h["minibatch"] // h["group"])
         order = torch.Generator().manual_seed(h["seed"] * 1_000_003 + self.iteration)
@@ -261,19 +275,29 @@ class PPO(pl.LightningModule):
         losses: list[PPOLoss] = []
         for epoch in range(1, h["update_epochs"] + 1):
             fresh: list[PPOLoss] = []
-            for part in torch.randperm(len(keep_ratio) // group, generator=order).split(batch):
-                i = (part.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
+            for part in torch.randperm(len(keep_ratio) // group * ranks.count(), generator=order).split(batch):
+                mine, weight = _own(part)
+                i = (mine.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
                 part_target = None if target is None else target[:, i]
                 loss = self._loss(x.rows(i), rule, rollout.rows(i), keep_ratio[i], advantage[:, i], part_target)
+                largest = loss.ratio_max * (weight > 0)
+                loss = PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
                 optimiser.zero_grad()
                 self.manual_backward(loss.total)
-                nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
+                norm = nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
+                self._check(loss, norm, [uids[int(question) * int(group)] for question in part])
                 optimiser.step()
                 fresh.append(loss)
+            fresh = _over_ranks(fresh)  # so that all of them stop alike
             losses += fresh
-            if float(self._all_mean(torch.stack([loss.kl for loss in fresh]).mean())) > h["kl_stop"]:
+            if float(torch.stack([loss.kl for loss in fresh]).mean()) > h["kl_stop"]:
                 return losses, epoch
         return losses, h["update_epochs"]
+
+    def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
+        """Stop before a step that is not finite; ranks share their gradients, so they stop together."""
+        parts = {f"ppo/{name}": value for name, value in loss._asdict().items()} | {"ppo/grad_norm": norm}
+        check_finite(parts, uids, f"iteration {self.iteration}")
 
     def _loss(
         self,
@@ -329,23 +353,29 @@ class PPO(pl.LightningModule):
     ) -> None:
         for name, values in zip(PPOLoss._fields, zip(*losses, strict=True), strict=True):
             self.log(f"ppo/{name}", torch.stack(values).detach().mean())
-        self.log_dict({f"reward/{name}": value.sum(0).mean() for name, value in terms.items()})
-        self.log_dict({"reward/return": reward.sum(0).mean(), "ppo/keep_ratio": kept.mean()})
+        self.log_dict({f"reward/{name}": value.sum(0).mean() for name, value in terms.items()}, sync_dist=True)
+        self.log_dict({"reward/return": reward.sum(0).mean(), "ppo/keep_ratio": kept.mean()}, sync_dist=True)
         self.log("ppo/update_epochs", float(epochs))
         if outcome.log_prob is not None:
-            self.log("ppo/sampled_log_prob", outcome.log_prob[-1].mean())
+            self.log("ppo/sampled_log_prob", outcome.log_prob[-1].mean(), sync_dist=True)
         if outcome.score is not None:
-            self.curves["sampled"].append((float(self.samples_seen), float(outcome.score[-1].mean())))
-            self.log("ppo/sampled", outcome.score[-1].mean(), prog_bar=True)
+            sampled = ranks.stacked(outcome.score[-1].mean()).mean()
+            self.curves["sampled"].append((float(self.samples_seen), float(sampled)))
+            self.log("ppo/sampled", sampled, prog_bar=True)
         if target is not None:
-            self.log("ppo/explained_variance", explained_variance(rollout.value.flatten(), target.flatten()))
+            value, aim = ranks.stacked(rollout.value).flatten(), ranks.stacked(target).flatten()
+            self.log("ppo/explained_variance", explained_variance(value, aim))
         if self.hparams["budget"] == "lagrange":
             self.log("ppo/lagrange", self.lagrange)
         self.log("samples_seen", float(self.samples_seen))
 
-    def _all_mean(self, value: Tensor) -> Tensor:
-        """Mean over ranks, so that all of them decide alike."""
-        return self.trainer.strategy.reduce(value, reduce_op="mean")  # type: ignore[return-value]
+    def _log_flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> None:
+        """FLOPs of the first episode of each question, relative to all tokens; where the model has a cost model and the
+        questions have answers, whose length counts."""
+        if hasattr(self.lvlm, "shape") and all(sample.answers for sample in samples):
+            rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
+            flops = self._flops(samples, encoded, rollout.rows(rows))
+            self.log("ppo/flops_ratio", flops[-1].sum() / flops[0].sum())
 
     def on_fit_end(self) -> None:
         self.pruner.load_state_dict(self.best_state)
@@ -357,3 +387,23 @@ class PPO(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint["ppo"].items():
             setattr(self, name, value)
+
+
+def _normalise(advantage: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """By mean and spread over all ranks."""
+    return normalise(ranks.stacked(advantage))[ranks.rank()]
+
+
+def _own(part: Int[Tensor, " M"]) -> tuple[Int[Tensor, " m"], float]:
+    """(where this rank has the prompts of a minibatch, the weight of their mean); of a part that is all others', the
+    first prompt without weight (see `ranks.share`)."""
+    mine = part[part % ranks.count() == ranks.rank()] // ranks.count()
+    weight = len(mine) * ranks.count() / len(part)
+    return (mine if len(mine) else torch.zeros(1, dtype=torch.long)), weight
+
+
+def _over_ranks(losses: Sequence[PPOLoss]) -> list[PPOLoss]:
+    """What is logged of each minibatch: means over ranks, and the largest of the largest ratios."""
+    found = ranks.stacked(torch.stack([torch.stack(loss).detach() for loss in losses]))
+    means, largest = found.mean(0), found[..., -1].amax(0)
+    return [PPOLoss(*row)._replace(ratio_max=most) for row, most in zip(means, largest, strict=True)]

@@ -147,6 +147,12 @@ class Pretrain(pl.LightningModule):
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    @property
+    def samples_seen(self) -> int:
+        """Images shown so far."""
+        h, vision = self.hparams, min(self.consumed, self.hparams["vision_steps"])
+        return vision * h["vision_batch"] + (self.consumed - vision) * h["language_batch"]
+
     def training_step(self, pack: Pack, index: int) -> Tensor:
         self.consumed = pack.step + 1
         terms = self._vision_terms(pack) if pack.step < self.hparams["vision_steps"] else self._language_terms(pack)
@@ -154,6 +160,7 @@ class Pretrain(pl.LightningModule):
         self.log_dict(
             {f"pretrain/{name}": value.detach() for name, value in terms.items()}, batch_size=len(pack.pixels)
         )
+        self.log("samples_seen", float(self.samples_seen))
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,95 @@
+"""What tells models and data apart when results of theirs are stored: digests and plain values, equal on every machine
+but for the times of files."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tprl.types import LVLM, Dataset, Pruner
+
+NUMBERS = 4096  # read of each tensor: any training changes some of them, and 14 GB need not be read
+
+
+def of_lvlm(lvlm: LVLM, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A frozen LVLM: its settings, weights, processor and tokenizer, and the kind of device that rounds its numbers."""
+    return {
+        "config": dict(config),
+        "device": lvlm.device.type,
+        "weights": of_weights(lvlm),
+        "processor": of_processor(getattr(lvlm, "processor", None)),
+    }
+
+
+def of_dataset(dataset: Dataset, config: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """A split: its settings, its length, and the files and folders that its settings name."""
+    return {
+        "config": dict(config),
+        "split": split,
+        "questions": len(dataset),
+        "files": {name: of_path(value) for name, value in config.items() if isinstance(value, str) and _there(value)},
+    }
+
+
+def of_pruner(pruner: Pruner, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A pruner: its settings, and the weights and the way of serving of a learned one."""
+    learned = getattr(pruner, "pruner", pruner)
+    return {"config": dict(config), "weights": of_weights(learned), "serving": repr(getattr(learned, "serving", None))}
+
+
+def of_weights(owner: Any) -> str | None:
+    """Digest of every tensor's name, type, shape and up to `NUMBERS` evenly spaced numbers, of a module or of the
+    modules among an object's attributes; None where there is none."""
+    parts = [] if owner is None else [owner, *vars(owner).values()]
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in (pair for module in modules for pair in module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if not tensor.is_meta:  # offloaded to disk by accelerate
+            digest.update(_sampled(tensor))
+    return digest.hexdigest() if modules else None
+
+
+def of_processor(processor: Any) -> str | None:
+    """Digest of a stock processor's settings, chat templates and vocabulary; None where there is none."""
+    if processor is None:
+        return None
+    tokenizer = getattr(processor, "tokenizer", processor)
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    templates = [getattr(part, "chat_template", None) for part in (processor, tokenizer)]
+    settings = processor.to_json_string() if hasattr(processor, "to_json_string") else ""
+    return _digest(json.dumps([settings, templates, vocabulary]).encode())
+
+
+def of_path(path: str) -> str:
+    """Digest of names, sizes and times of a file or of all files in a folder; nothing is opened."""
+    lines = [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in _files(Path(path))]
+    return _digest("\n".join(sorted(lines)).encode())
+
+
+def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
+    if path.is_file():
+        yield path.name, path.stat()
+    for folder, _, names in os.walk(path):
+        for name in names:
+            place = Path(folder, name)
+            if place.exists():  # not a broken link
+                yield str(place.relative_to(path)), place.stat()
+
+
+def _there(value: str) -> bool:
+    return len(value) < 1000 and Path(value).exists()
+
+
+def _sampled(tensor: Tensor) -> bytes:
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, len(flat) // NUMBERS)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+
+
+def _digest(contents: bytes) -> str:
+    return hashlib.blake2b(contents, digest_size=16).hexdigest()

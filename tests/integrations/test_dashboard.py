@@ -1,0 +1,85 @@
+"""The W&B workspace and report, as they would be sent; nothing is."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from tests.test_wandb_run import documented, pattern
+
+from tprl.errors import UserError
+from tprl.integrations import dashboard
+from tprl.integrations.dashboard import CHARTS, PICTURES, create, main, report, workspace
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+def plots(node: Any) -> list[dict[str, Any]]:
+    """Every line plot in what is sent to W&B."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    own = [node["config"]] if isinstance(node, dict) and node.get("viewType") == "Run History Line Plot" else []
+    return own + [plot for child in children for plot in plots(child)]
+
+
+@pytest.mark.parametrize("make", [workspace, report])
+def test_every_chart_is_sent_with_its_axis(make: Any) -> None:
+    sent = plots(json.loads(make("me", "tprl")._to_model().model_dump_json(by_alias=True)))
+    charts = [chart for group in CHARTS.values() for chart in group]
+    assert [(one["chartTitle"], one["xAxis"]) for one in sent] == [(chart.title, chart.axis) for chart in charts]
+    assert [one["metricRegex"] for one in sent] == [chart.regex for chart in charts]
+    assert [tuple(one["metrics"]) for one in sent] == [chart.metrics for chart in charts]
+
+
+def test_charts_show_documented_metrics_over_their_axes() -> None:
+    names = documented()
+    known = [pattern(name) for name in names]
+    charts = [chart for group in CHARTS.values() for chart in group]
+    shown = {metric for chart in charts for metric in chart.metrics} | {PICTURES[0]}
+    assert {name for name in shown if not any(one.fullmatch(name) for one in known)} == set()
+    for chart in charts:
+        found = [n for n in names if chart.regex and re.search(chart.regex, n)] or list(chart.metrics)
+        assert found
+        assert {"keep_ratio" if name.startswith("eval/") else "samples_seen" for name in found} == {chart.axis}
+
+
+def test_panels_of_the_report_do_not_overlap() -> None:
+    for charts in CHARTS.values():
+        places = [(plot.layout.x, plot.layout.y) for plot in dashboard._plots(charts)]
+        assert len(set(places)) == len(places)
+        assert all(x + 8 <= 24 for x, _ in places)
+
+
+class TestOneSentence:
+    def test_without_a_key(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["dashboard"])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        sentence = "make dashboard needs a W&B account: run `wandb login`, or set WANDB_API_KEY."
+        assert capsys.readouterr().err == f"error: {sentence}\n"
+
+    def test_without_the_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
+        with pytest.raises(UserError, match=r"pip install 'tprl\[dashboard\]'"):
+            create("tprl")
+
+    def test_when_wandb_refuses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse() -> None:
+            raise ConnectionError("no\nroute")
+
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+        monkeypatch.setattr(wandb, "Api", refuse)
+        with pytest.raises(UserError, match=r"project tprl \(ConnectionError: no route\)"):
+            create("tprl")
+
+
+def test_make_calls_it() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    assert re.search(r"^dashboard: install .*\n\t\$\(BIN\)/python -m src\.dashboard$", makefile, re.MULTILINE)

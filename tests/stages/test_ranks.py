@@ -1,0 +1,50 @@
+"""Two ranks do what one process does: the same gradients, weights, metrics and tables (see `rank_runs`)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.stages.rank_runs import STAGES
+from tests.stages.toy_runs import same
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    found = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    command = [sys.executable, "-m", "tests.stages.rank_runs", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=found, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_a_stage_on_two_ranks_is_the_stage_on_one(stage: str, runs: Path) -> None:
+    alone, first, second = (torch.load(runs / f"{stage}.{name}.pt") for name in ("1.0", "2.0", "2.1"))
+    assert same(first["weights"], second["weights"])
+    assert same(first["best"], second["best"])
+    assert first["curves"] == second["curves"]
+    assert apart(alone["gradient"], first["gradient"]) < 1e-6
+    assert apart(alone["weights"], first["weights"]) < 1e-6
+    assert apart(alone["start"], alone["weights"]) > 1e-4
+    loose: dict[str, Any] = {"ppo/ratio_max": 1e-2} if stage == "lagrange" else {}  # a mean over steps, rank by rank
+    for name, value in alone["metrics"].items():
+        expected = pytest.approx(value, abs=loose.get(name, 1e-5), nan_ok=True)
+        assert first["metrics"][name] == second["metrics"][name] == expected, name
+
+
+@pytest.mark.parametrize("file", ["results.csv", "samples.jsonl", "evaluation.json", "paired.json"])
+def test_an_evaluation_on_two_ranks_writes_the_files_of_one(file: str, runs: Path) -> None:
+    assert (runs / "evaluation.2" / file).read_bytes() == (runs / "evaluation.1" / file).read_bytes()

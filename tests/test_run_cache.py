@@ -1,0 +1,48 @@
+"""What runs keep for each other, from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.test_run import call
+
+from tprl.pruners.learned import WEIGHTS
+from tprl.run import train
+
+TOY = ("model=toy", "dataset=toy", "policy.code_width=0", "pruner=cls_attention", "logger=none", "trainer=cpu")
+SMALL = ("stage.served.limit=6", "stage.calibrate=null")
+LFD = (*TOY, *SMALL, "stage=lfd", "stage.demonstrations=12", "stage.epochs=1")
+PPO = (*TOY, *SMALL, "stage=ppo", "stage.iterations=2", "stage.prompts=4", "stage.group=2")
+
+
+def kept(folder: Path) -> dict[Path, int]:
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_seeds_and_learning_rates_share_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = f"cache={tmp_path}/cache"
+    runs = [call("train", train, tmp_path / "cold", *LFD, cache)]
+    assert "demonstrate  [####################] 12/12  0:00<0:00" in capsys.readouterr().out
+    before = kept(tmp_path / "cache")
+    runs += [call("train", train, tmp_path / "warm", *LFD, cache), call("train", train, tmp_path / "none", *LFD)]
+    assert len({(run / "pruner" / WEIGHTS).read_bytes() for run in runs}) == 1
+    call("train", train, tmp_path / "seed", *LFD, cache, "seed=1", "stage.lr=1e-3")
+    assert kept(tmp_path / "cache") == before
+    call("train", train, tmp_path / "other", *LFD, cache, "pruner=uniform")
+    call("train", train, tmp_path / "wider", *LFD, cache, "model.width=40")
+    found = {path.parent: json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*/meta.json")}
+    assert len(found) == 3
+    about = found[tmp_path / "cache" / next(iter(before)).parent]
+    assert (about["model"]["config"]["name"], about["data"]["split"]) == ("toy", "train")
+    assert about["demonstrator"]["config"]["_target_"].endswith("ClsAttentionPruner")
+
+
+def test_runs_of_the_same_prompts_share_scores(tmp_path: Path) -> None:
+    cache = f"cache={tmp_path}/cache"
+    runs = [call("train", train, tmp_path / "cold", *PPO, cache)]
+    before = kept(tmp_path / "cache")
+    assert {path.name for path in before} == {"meta.json", "full.jsonl"}
+    runs += [call("train", train, tmp_path / "warm", *PPO, cache), call("train", train, tmp_path / "none", *PPO)]
+    assert len({(run / "pruner" / WEIGHTS).read_bytes() for run in runs}) == 1
+    call("train", train, tmp_path / "rate", *PPO, cache, "stage.lr_actor=1e-4")
+    assert kept(tmp_path / "cache") == before
