@@ -35,6 +35,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## teach a pruner, improve it by PPO and compare it: at most 10 minutes on 2 cores
 	$(BIN)/python -m src.train experiment=demo
 
+demo-page: install  ## ask the embedded model in a browser, with all tokens and with few (installs gradio)
+	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(PIP) --no-build-isolation --editable '.[demo]'
+	$(BIN)/python -m src.demo
+
 dashboard: install  ## the project's workspace and report in W&B (needs `wandb login`)
 	$(BIN)/python -m src.dashboard
 

@@ -1,4 +1,4 @@
-"""Try a pruner in the browser: python -m src.demo, python -m src.demo model=... pruner=..."""
+"""Try pruners in a browser: python -m src.demo, python -m src.demo run=<directory>."""
 
 from pathlib import Path
 

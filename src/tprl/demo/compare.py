@@ -1,66 +1,97 @@
-"""One question about one image, answered with all visual tokens and by pruners: the work behind the page."""
+"""One question about one image, answered with all visual tokens and with those that pruners keep: the work behind the
+page."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tprl import cost
-from tprl.budget import check_keep_ratio, need_ratio
+from tprl.budget import check_keep_ratio
 from tprl.data.benchmark import MAX_PIXELS
 from tprl.errors import UserError
-from tprl.evaluation import analysis
-from tprl.evaluation.evaluator import question_flops
+from tprl.evaluation.analysis import on_grid
+from tprl.evaluation.evaluator import question_parts
 from tprl.evaluation.figures import Mask
+from tprl.evaluation.latency import Asked, Reading, ask, stopwatch
 from tprl.evaluation.results import FULL
-from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.layer_drop import LayerPruner
 from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.learned import LearnedPruner, check_family
-from tprl.scoring import Scorer
-from tprl.splice import keep_all, splice
-from tprl.types import Encoded, Pruner, Sample, TokenSelection
+from tprl.types import Pruner, Sample
 
-TURNS = 2  # the first after a while is slow
+TURNS = 2  # what runs first after a while is slow: the faster one counts
+MAX_CHARACTERS = 2000  # of a question
+AnyPruner = Pruner | LayerPruner
 
 
 @dataclass(frozen=True)
 class Result:
     """An answer and what it took.
 
-    `kept` is what the language model reads of the visual tokens, the mean over its layers where a method drops some
-    between them; `flops` are those of the whole question, see `cost.CONVENTION`; `milliseconds` is from the image to
-    the answer, the faster of two runs. `keep` and `probability` are [rows, columns] over the image, None where tokens are no
-    longer patches, and where there is no policy.
+    `kept` is the number of visual tokens that the language model reads, the mean over its layers where a method drops
+    some between them. `flops` are those of the question (`cost.CONVENTION`) for an answer as long as that with all
+    tokens. `keep` and `probability` are [rows, columns] over the image: None where tokens are no longer patches, and
+    where there is no policy.
     """
 
     pruner: str
     answer: str
     kept: float
-    flops: float
-    milliseconds: float
+    flops: int
+    reading: Reading
     keep: Mask | None = None
     probability: NDArray[np.floating[Any]] | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same question with all `total` visual tokens and with each pruner's choice."""
+    """The same question with all visual tokens and with those that each pruner keeps."""
 
     image: Image.Image
     question: str
-    total: int
     full: Result
     pruned: tuple[Result, ...]
 
 
+def compare(
+    lvlm: FrozenLVLM,
+    pruners: Mapping[str, AnyPruner],
+    given: str | Path | Image.Image | None,
+    question: str,
+    keep_ratio: float,
+) -> Comparison:
+    """Answer with all tokens, then with each pruner.
+
+    Args:
+        lvlm: the frozen model.
+        pruners: under the names that they get in the result.
+        given: the image or its file.
+        question: about it.
+        keep_ratio: kept fraction of the visual tokens.
+
+    Raises:
+        UserError: no image or question that the model can read, no pruner, or one that does not fit model or ratio.
+    """
+    image, question = open_image(given), check_question(lvlm, question)
+    if not pruners:
+        raise UserError("There is nothing to compare with: choose a pruner.")
+    ratio = check_keep_ratio(keep_ratio)
+    sample = Sample(f"demo/{question}", (image,), question, ())
+    everyone: dict[str, AnyPruner] = {FULL: KeepAll(), **pruners}
+    found = {name: _fastest(lvlm, pruner, sample, ratio) for name, pruner in everyone.items()}
+    length = lvlm.answer_length(_text(lvlm, found[FULL]))
+    full, *pruned = (_result(lvlm, name, everyone[name], one, ratio, length) for name, one in found.items())
+    return Comparison(image, question, full, tuple(pruned))
+
+
 def open_image(given: str | Path | Image.Image | None) -> Image.Image:
-    """A picture as RGB, upright as its camera says, at most `MAX_PIXELS` large.
+    """A picture as RGB, upright as its camera says, of at most `MAX_PIXELS`.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -68,91 +99,66 @@ def open_image(given: str | Path | Image.Image | None) -> Image.Image:
     if given is None:
         raise UserError("There is no image: upload one, or pick an example.")
     try:
-        image = given if isinstance(given, Image.Image) else Image.open(given)
-        size = image.size
-        if size[0] * size[1] > MAX_PIXELS:
-            scale = (MAX_PIXELS / (size[0] * size[1])) ** 0.5
-            image.draft("RGB", (round(size[0] * scale), round(size[1] * scale)))  # JPEGs are then decoded smaller
-            image.thumbnail((max(1, int(size[0] * scale)), max(1, int(size[1] * scale))))
+        image = given.copy() if isinstance(given, Image.Image) else Image.open(given)
+        scale = (MAX_PIXELS / (image.width * image.height)) ** 0.5
+        if scale < 1:
+            image.thumbnail((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
         return ImageOps.exif_transpose(image).convert("RGB")
     except Image.DecompressionBombError as error:
-        raise UserError("The image is too large to be opened: scale it down first.") from error
+        raise UserError("The image has too many pixels to be opened: scale it down first.") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError("The image cannot be read: is the file complete, and an image?") from error
+        raise UserError("The image cannot be read: give a complete PNG, JPEG or WebP file.") from error
 
 
-def compare(
-    scorer: Scorer,
-    pruners: Mapping[str, Pruner | LayerPruner],
-    given: str | Path | Image.Image | None,
-    question: str,
-    keep_ratio: float,
-) -> Comparison:
-    """Answer with all tokens, then with each pruner. FLOPs are those of the answer with all tokens in its length.
-
-    Args:
-        scorer: of the LVLM.
-        pruners: under the names they get in the result.
-        given: the image or its file.
-        question: about it.
-        keep_ratio: kept fraction of the visual tokens.
+def check_question(lvlm: FrozenLVLM, question: str) -> str:
+    """The question without surrounding white space.
 
     Raises:
-        UserError: no image, no question, no pruner, or one that does not fit the model or the ratio.
+        UserError: there is none, it is too long, or it has words that the model's tokenizer does not know.
     """
-    image = open_image(given)
-    if not question.strip():
+    question = question.strip()
+    if not question:
         raise UserError("There is no question: type one, or pick a suggestion.")
-    if not pruners:
-        raise UserError("There is nothing to compare with: choose a pruner.")
-    ratio = check_keep_ratio(keep_ratio)
-    everyone: dict[str, Pruner | LayerPruner] = {FULL: KeepAll(), **pruners}
-    sample = Sample(f"demo/{question.strip()}", (image,), question.strip(), ("",))
-    sample = sample._replace(answers=(_ask(scorer, FULL, everyone[FULL], sample, ratio).answer,))
-    turns = [[_ask(scorer, name, pruner, sample, ratio) for name, pruner in everyone.items()] for _ in range(TURNS)]
-    full, *pruned = (min(runs, key=lambda run: run.milliseconds) for runs in zip(*turns, strict=True))
-    return Comparison(image, sample.question, round(full.kept), full, tuple(pruned))
+    if len(question) > MAX_CHARACTERS:
+        raise UserError(f"The question has {len(question)} characters: use at most {MAX_CHARACTERS}.")
+    read = lvlm.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    refused = {lvlm.image_token, lvlm.tokenizer.unk_token_id}
+    pairs = zip(read["input_ids"], read["offset_mapping"], strict=True)
+    unknown = dict.fromkeys(f'"{question[start:end]}"' for token, (start, end) in pairs if token in refused)
+    if unknown:
+        raise UserError(f"{lvlm.name} does not know {', '.join(unknown)}: ask in words like those of the suggestions.")
+    return question
 
 
-@torch.no_grad()
-def _ask(
-    scorer: Scorer, name: str, pruner: Pruner | LayerPruner, sample: Sample, keep_ratio: float
-) -> Result:
-    check_family(pruner, scorer.lvlm)
-    lvlm: Any = scorer.lvlm
-    plan = None
-    start = _now(lvlm.device)
-    encoded = lvlm.encode([sample], pruner.extras)
-    if isinstance(pruner, LayerPruner):
-        if not hasattr(lvlm, "layers"):
-            raise UserError(f"{name} drops tokens between layers, and {lvlm.name} has none: choose another pruner.")
-        plan = LayerPlan.of(pruner, need_ratio(name, keep_ratio), lvlm.layers)
-        selection = keep_all(encoded)
-        (answer,) = lvlm.answer(splice(encoded, selection), plan)
-    else:
-        selection = pruner.select(encoded, keep_ratio)
-        (answer,) = lvlm.answer(splice(encoded, selection))
-    spent = 1e3 * (_now(lvlm.device) - start)
-    (images,) = selection.per_image(encoded)
-    kept = cost.layer_mean(plan.counts(*images)) if plan else sum(images)
-    flops = question_flops(scorer, encoded, 0, sample, pruner, images, plan)[0]
-    patches = None if plan or selection.extra is not None else _on_grid(encoded, selection)
-    return Result(name, answer.strip(), float(kept), flops, spent, patches, _map(pruner, encoded, keep_ratio))
+def _fastest(lvlm: FrozenLVLM, pruner: AnyPruner, sample: Sample, ratio: float) -> Asked:
+    """Of `TURNS` identical passes."""
+    check_family(pruner, lvlm)
+    chooser: Any = pruner
+    if hasattr(chooser, "check_reach"):
+        chooser.check_reach(ratio, lvlm.shape)
+    clock, length = stopwatch(lvlm.device), lvlm.max_new_tokens
+    turns = [
+        ask(lvlm, lambda: lvlm.encode([sample], pruner.extras), pruner, ratio, clock, length) for _ in range(TURNS)
+    ]
+    return min(turns, key=lambda one: one.reading.total)
 
 
-def _on_grid(encoded: Encoded, selection: TokenSelection) -> Mask:
-    return analysis._on_grid(encoded, 0, selection.keep[0])
+def _text(lvlm: FrozenLVLM, found: Asked) -> str:
+    return lvlm.tokenizer.batch_decode(found.ids, skip_special_tokens=True)[0].strip()
 
 
-def _map(pruner: Pruner | LayerPruner, encoded: Encoded, keep_ratio: float) -> NDArray[np.floating[Any]] | None:
-    """The policy's probabilities."""
+def _result(lvlm: FrozenLVLM, name: str, pruner: AnyPruner, found: Asked, ratio: float, length: int) -> Result:
+    (images,) = found.selection.per_image(found.encoded)
+    flops, _ = question_parts(lvlm, found.encoded, 0, length, pruner, images, found.plan)
+    kept = cost.layer_mean(found.plan.counts(*images)) if found.plan else float(sum(images))
+    patches = found.plan is None and found.selection.extra is None
+    keep = on_grid(found.encoded, 0, found.selection.keep[0]) if patches else None
+    return Result(name, _text(lvlm, found), kept, flops["total"], found.reading, keep, _map(pruner, found, ratio))
+
+
+def _map(pruner: AnyPruner, found: Asked, ratio: float) -> NDArray[np.floating[Any]] | None:
+    """The policy's keep probabilities."""
     if not isinstance(pruner, LearnedPruner):
         return None
-    return analysis._on_grid(encoded, 0, pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid()[0]).astype(float)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, when the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    chances = pruner.logits(pruner.observe(found.encoded), ratio).sigmoid()
+    return on_grid(found.encoded, 0, chances[0]).astype(float)

@@ -1,4 +1,4 @@
-"""The page, in gradio. Nothing is computed here, and nothing leaves the machine: no analytics, no fonts from the web."""
+"""The page, in gradio. Nothing is computed here, and nothing is fetched from elsewhere: no analytics, no fonts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,41 +7,36 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from tprl.demo.cards import cards, sentence
-from tprl.demo.compare import Comparison, compare
+from tprl.demo.cards import STYLE, cards
+from tprl.demo.compare import MAX_CHARACTERS, AnyPruner, Comparison, compare
 from tprl.errors import UserError
-from tprl.lvlm.layer_drop import LayerPruner
-from tprl.scoring import Scorer
-from tprl.types import Pruner, Sample
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.types import Sample
 
-STYLE = """
-.answers .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)) }
-.answers .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .9rem }
-.answers h3 { margin: 0 0 .6rem; font-size: 1rem; font-weight: 650 }
-.answers figure { margin: 0 } .answers img { width: 100%; display: block; border-radius: 4px; margin: 0 }
-.answers figcaption, .answers .fine, .answers .same { color: var(--body-text-color-subdued); font-size: .8rem }
-.answers .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem }
-.answers .said { font-size: 1.15rem; margin: .7rem 0 .4rem; overflow-wrap: anywhere }
-.answers .asked { font-size: 1.15rem; margin: 0 0 .8rem }
-.answers table { width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; border-collapse: collapse }
-.answers th { text-align: left; font-weight: 400; color: var(--body-text-color-subdued) }
-.answers td { text-align: right; padding: .15rem 0 .15rem .8rem; white-space: nowrap }
-.answers .wrong { border-left: 4px solid #c2410c; padding: .6rem .9rem; font-size: 1.05rem }
-"""
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-LOOK: Mapping[str, Any] = {"css": STYLE, "theme": gr.themes.Default(primary_hue="orange", **FONTS)}
+LOOK: Mapping[str, Any] = {
+    "css": STYLE,
+    "theme": gr.themes.Default(primary_hue="orange", **FONTS),
+    "footer_links": [],
+}
+UPLOAD: Mapping[str, Any] = {"sources": ["upload", "clipboard"], "format": "png", "image_mode": None}  # without loss
+
+THUMBNAILS: Mapping[str, Any] = {
+    "label": "Examples", "show_label": False, "columns": 3, "height": 238, "allow_preview": False, "format": "png",
+    "buttons": [],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image and questions that are asked about it."""
+    """An image and the questions that are asked about it."""
 
     image: Image.Image
     questions: tuple[str, ...]
 
     @classmethod
     def of(cls, samples: Sequence[Sample], count: int) -> list["Example"]:
-        """The first `count` images of some samples that have one each."""
+        """The first `count` images of those samples that have one each."""
         found: dict[bytes, tuple[Image.Image, list[str]]] = {}
         for sample in samples:
             if len(sample.images) == 1:
@@ -51,8 +46,8 @@ class Example:
 
 
 def make_page(
-    scorer: Scorer,
-    pruners: Mapping[str, Pruner | LayerPruner],
+    lvlm: FrozenLVLM,
+    pruners: Mapping[str, AnyPruner],
     examples: Sequence[Example],
     begin: Comparison,
     keep_ratio: float,
@@ -60,42 +55,49 @@ def make_page(
     """The page, which opens with the comparison `begin` of the first example.
 
     Args:
-        scorer: of the LVLM.
+        lvlm: the frozen model.
         pruners: to choose from, by name.
         examples: to pick from.
         begin: what is shown first.
         keep_ratio: where the slider stands.
     """
 
-    def ask(image: str | None, question: str, names: Sequence[str], ratio: float) -> str:
+    def answer(image: str | None, question: str | None, names: Sequence[str] | None, ratio: float) -> str:
         try:
-            return cards(compare(scorer, {name: pruners[name] for name in names}, image, question or "", float(ratio)))
+            chosen = {name: pruners[name] for name in names or ()}
+            return cards(compare(lvlm, chosen, image, question or "", float(ratio)))
         except UserError as error:
-            return sentence(str(error))
+            raise gr.Error(str(error), title="Not answered", print_exception=False) from error
 
     def pick(event: gr.SelectData) -> tuple[Image.Image, Any, str]:
         example = examples[int(event.index)]  # type: ignore[arg-type]
         return example.image, gr.Radio(list(example.questions), value=None), example.questions[0]
 
-    with gr.Blocks(title="TPRL: prune visual tokens", analytics_enabled=False) as page:
-        gr.Markdown(f"# Which visual tokens does an answer need?\n{scorer.lvlm.name} answers with all, and with few.")
+    first, shown = examples[0], [one.pruner for one in begin.pruned]
+    with gr.Blocks(title="TPRL: which visual tokens does an answer need?", analytics_enabled=False) as page:
+        gr.Markdown(
+            f"# Which visual tokens does an answer need?\nAsk {lvlm.name} about an image: it answers with all of the "
+            "image's tokens, and with those that a pruner keeps."
+        )
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = gr.Image(
-                    examples[0].image, type="filepath", label="Image", height=260, sources=["upload", "clipboard"]
-                )
-                gallery = gr.Gallery(
-                    [one.image for one in examples], label="Examples", columns=6, height=96, allow_preview=False
-                )
-                question = gr.Textbox(examples[0].questions[0], label="Question", lines=1, max_lines=3)
-                suggested = gr.Radio(list(examples[0].questions), label="Suggestions", value=None)
+                image = gr.Image(first.image, type="filepath", label="Image", height=240, buttons=[], **UPLOAD)
+                gr.Markdown("or one of these:")
+                gallery = gr.Gallery([one.image for one in examples], **THUMBNAILS)
+                question = gr.Textbox(first.questions[0], label="Question", max_lines=3, max_length=MAX_CHARACTERS)
+                suggested = gr.Radio(list(first.questions), label="Suggestions", value=None)
                 ratio = gr.Slider(0.02, 1.0, keep_ratio, step=0.01, label="Kept fraction of the visual tokens")
-                names = gr.CheckboxGroup(list(pruners), value=[one.pruner for one in begin.pruned], label="Pruners")
+                names = gr.Dropdown(list(pruners), value=shown, multiselect=True, label="Pruners")
                 button = gr.Button("Ask", variant="primary")
             with gr.Column(scale=5, min_width=320):
                 answers = gr.HTML(cards(begin))
-        gallery.select(pick, None, [image, suggested, question], api_name=False)
-        suggested.input(lambda text: text, suggested, question, api_name=False)
         inputs = [image, question, names, ratio]
-        gr.on([button.click, question.submit, ratio.release], ask, inputs, answers, api_name="ask", concurrency_limit=1)
+        how: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # others would slow the clocks down
+        picked = gallery.select(pick, None, [image, suggested, question], api_visibility="private")
+        suggestion = suggested.input(lambda text: text, suggested, question, api_visibility="private")
+        for event in (picked, suggestion):
+            event.then(answer, inputs, answers, api_visibility="private", **how)
+        gr.on(
+            [button.click, question.submit, ratio.release, names.input], answer, inputs, answers, api_name="ask", **how
+        )
     return page
