@@ -34,13 +34,13 @@ def demo(cfg: DictConfig, directory: Path) -> Path:
     Raises:
         UserError: no gradio, bad input, or no free port.
     """
+    check_settings(cfg)
+    if cfg.run:
+        cfg = with_run_config(cfg, Path(cfg.run))
     if importlib.util.find_spec("gradio") is None:
         raise UserError(MISSING)
     from tprl.demo.page import Example, make_page
 
-    check_settings(cfg)
-    if cfg.run:
-        cfg = with_run_config(cfg, Path(cfg.run))
     start(cfg, directory)
     lvlm = build(cfg.model)
     check_cost(lvlm)

@@ -43,7 +43,7 @@ class Result:
     pruner: str
     answer: str
     kept: float
-    flops: int
+    flops: float
     reading: Reading
     keep: Mask | None = None
     probability: NDArray[np.floating[Any]] | None = None
@@ -153,7 +153,9 @@ def _result(lvlm: FrozenLVLM, name: str, pruner: AnyPruner, found: Asked, ratio:
     kept = cost.layer_mean(found.plan.counts(*images)) if found.plan else float(sum(images))
     patches = found.plan is None and found.selection.extra is None
     keep = on_grid(found.encoded, 0, found.selection.keep[0]) if patches else None
-    return Result(name, _text(lvlm, found), kept, flops["total"], found.reading, keep, _map(pruner, found, ratio))
+    return Result(
+        name, _text(lvlm, found), kept, float(flops["total"]), found.reading, keep, _map(pruner, found, ratio)
+    )
 
 
 def _map(pruner: AnyPruner, found: Asked, ratio: float) -> NDArray[np.floating[Any]] | None:

@@ -82,6 +82,7 @@ def make_page(
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 image = gr.Image(first.image, type="filepath", label="Image", height=240, buttons=[], **UPLOAD)
+                image.preprocess = lambda payload: payload and payload.path  # `compare` says what is wrong with a file
                 gr.Markdown("or one of these:")
                 gallery = gr.Gallery([one.image for one in examples], **THUMBNAILS)
                 question = gr.Textbox(first.questions[0], label="Question", max_lines=3, max_length=MAX_CHARACTERS)
