@@ -152,7 +152,7 @@ class TestBadInput:
         for ratio in (0.0, 1.5):
             with pytest.raises(UserError, match=f"keep_ratio={ratio}"):
                 compare(lvlm, {"tprl": pruners["tprl"]}, image, question, ratio)
-        with pytest.raises(UserError, match="fastv.*infeasible"):
+        with pytest.raises(UserError, match="is infeasible"):
             compare(lvlm, {"fastv": pruners["fastv"]}, image, question, 0.1)
 
     def test_no_image_or_a_damaged_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_answers_are_those_of_the_function_behind_it(page: Any) -> None:
         ask(page, question)
         found = compare(lvlm, {"tprl": tprl}, sample.images[0], question, 0.3)
         assert said(page) == [found.full.answer, found.pruned[0].answer]
-        assert page.get_by_role("status").inner_text().startswith("With 43 of 144 visual tokens and ")
+        assert page.locator(".answers [role=status]").inner_text().startswith("With 43 of 144 visual tokens and ")
         numbers = page.locator("table").nth(1).inner_text()
         assert re.search(r"time\s+[\d.]+ ms", numbers)
         assert all(stage in numbers for stage in ("vision", "selector", "prefill", "decode"))

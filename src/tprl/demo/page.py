@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]  # the extra "demo"
 from PIL import Image
 
 from tprl.demo.cards import STYLE, cards
@@ -98,7 +98,7 @@ def make_page(
         suggestion = suggested.input(lambda text: text, suggested, question, api_visibility="private")
         for event in (picked, suggestion):
             event.then(answer, inputs, answers, api_visibility="private", **how)
-        gr.on(
-            [button.click, question.submit, ratio.release, names.input], answer, inputs, answers, api_name="ask", **how
-        )
+        triggers = [button.click, question.submit, ratio.release, names.input]
+        # Without always_last, a click while an answer is being computed would be lost.
+        gr.on(triggers, answer, inputs, answers, api_name="ask", trigger_mode="always_last", **how)
     return page

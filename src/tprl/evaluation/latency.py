@@ -159,17 +159,18 @@ def ask(
     **options: Any,
 ) -> Asked:
     """Encode, choose, and generate greedily, with the time of each stage; `options` are those of the stock generate."""
-    plan, inside = None, isinstance(pruner, LayerPruner)
-    if inside:
+    plan = None
+    if isinstance(pruner, LayerPruner):
         plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
     start = now()
     encoded = encode()
     seen = now()
-    if inside or pruner.name == FULL:  # neither chooses nor copies anything before the language model
+    if (
+        isinstance(pruner, LayerPruner) or pruner.name == FULL
+    ):  # neither chooses nor copies anything before the language model
         selection, chosen = keep_all(encoded), 0.0
         prompt = splice(encoded, selection)
     else:
-        assert not isinstance(pruner, LayerPruner)
         selection = pruner.select(encoded, ratio)
         prompt = splice(encoded, selection)
         chosen = now() - seen
