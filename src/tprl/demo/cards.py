@@ -18,7 +18,8 @@ NOTE = (
 )
 STYLE = """
 .answers { --quiet: color-mix(in srgb, var(--body-text-color) 72%, transparent) }
-.answers .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)) }
+.answers .cards { display: grid; gap: 1rem; align-items: start }
+.answers .cards { grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)) }
 .answers .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .9rem; min-width: 0 }
 .answers h2 { margin: 0 0 .8rem; font-size: 1.15rem; font-weight: 600; overflow-wrap: anywhere }
 .answers h3 { margin: 0 0 .6rem; font-size: 1rem; font-weight: 600 }
@@ -31,7 +32,7 @@ STYLE = """
 .answers .other { color: light-dark(#b45309, #fbbf24) }
 .answers.answers table, .answers.answers tr, .answers.answers th, .answers.answers td { border: 0; background: none }
 .answers.answers table { width: 100%; margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums }
-.answers.answers th { text-align: left; font-weight: 400; padding: .15rem 0 }
+.answers.answers th { text-align: left; font-weight: 400; padding: .15rem 0; white-space: nowrap }
 .answers.answers td { text-align: right; padding: .15rem 0 .15rem .6rem; white-space: nowrap }
 .answers.answers .part th { padding-left: .8rem }
 .answers .part, .answers td + td { color: var(--quiet) }
@@ -45,7 +46,7 @@ def cards(found: Comparison) -> str:
     shown = "".join(_card(found, one) for one in (found.full, *found.pruned))
     return (
         f'<div class="answers"><h2>{escape(found.question)}</h2>'
-        f'<p role="status">{" ".join(escape(_sentence(found, one)) for one in found.pruned)}</p>'
+        f'<p role="status">{"<br>".join(escape(_sentence(found, one)) for one in found.pruned)}</p>'
         f'<div class="cards">{shown}</div><p class="fine">{NOTE}{CONVENTION}</p></div>'
     )
 
@@ -79,7 +80,10 @@ def _numbers(found: Comparison, one: Result) -> str:
         ("FLOPs", flops_text(one.flops), one.flops / full.flops),
         ("time", f"{reading.total:.3g} ms", reading.total / full.reading.total),
     ]
-    body = "".join(f'<tr><th scope="row">{n}</th><td>{v}</td><td>{100 * share:.0f} %</td></tr>' for n, v, share in rows)
+    body = ""
+    for name, value, ratio in rows:
+        share = "" if one is full else f"{100 * ratio:.0f} %"
+        body += f'<tr><th scope="row">{name}</th><td>{value}</td><td>{share}</td></tr>'
     for stage in STAGES:
         taken = "–" if one is full and stage == "selector" else f"{getattr(reading, stage):.3g} ms"
         body += f'<tr class="part"><th scope="row">{stage}</th><td>{taken}</td><td></td></tr>'
