@@ -15,7 +15,7 @@ LMMS_STAMP := $(LMMS)/.installed
 LMMS_PIP := $(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LMMS)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dashboard test test-all test-browser test-lmms lint format typecheck clean
+.PHONY: help install demo demo-page dashboard test test-all test-browser test-demo test-lmms lint format typecheck clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## teach a pruner, improve it by PPO and compare it: at most 10 minutes on 2 cores
 	$(BIN)/python -m src.train experiment=demo
 
+demo-page: install  ## ask the embedded model in a browser, with all tokens and with few (installs gradio)
+	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(PIP) --no-build-isolation --editable '.[demo]'
+	$(BIN)/python -m src.demo
+
 dashboard: install  ## the project's workspace and report in W&B (needs `wandb login`)
 	$(BIN)/python -m src.dashboard
 
@@ -47,6 +51,10 @@ test-all: install  ## every test
 test-browser: install  ## report.html in a headless chromium, on a desk, a phone and paper
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) --no-build-isolation --editable '.[browser]'
 	NEED_BROWSER=1 $(BIN)/python -m pytest -m browser tests/evaluation/test_browser.py
+
+test-demo: install  ## the page of `make demo-page` in a headless chromium
+	@$(BIN)/python -c 'import gradio, playwright' 2>/dev/null || $(PIP) --no-build-isolation --editable '.[demo,browser]'
+	NEED_BROWSER=1 $(BIN)/python -m pytest -m browser tests/demo
 
 test-lmms: $(LMMS_STAMP)  ## the lmms-eval plugin, in its own environment (.venv-lmms)
 	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests_lmms

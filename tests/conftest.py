@@ -2,7 +2,11 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,8 @@ os.environ |= {
 }
 os.environ.pop("WANDB_API_KEY", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +37,24 @@ def _clean_hydra() -> Iterator[None]:
         if isinstance(handler, logging.FileHandler) and handler not in before:
             handler.close()
     logging.root.handlers[:] = before
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless chromium; skips without one, or fails where NEED_BROWSER is set."""
+    missing = pytest.fail if os.environ.get("NEED_BROWSER") else pytest.skip
+    try:
+        api: Any = import_module("playwright.sync_api")  # an extra
+    except ImportError:
+        missing("playwright is not installed: pip install -c constraints.txt -e '.[browser]'")
+    with api.sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), own)
+        if not Path(found).exists():
+            missing(
+                f"there is no {found}: install chromium (apt install chromium, or python -m playwright install "
+                "chromium), or name one with CHROMIUM=/path/to/chromium."
+            )
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -60,7 +60,7 @@ class TestConfigs:
         assert {"model", "dataset", "keep_ratios", "split"} <= plain.keys()
         assert group in plain or group in ("debug", "logger")
 
-    @pytest.mark.parametrize("name", ["train", "eval"])
+    @pytest.mark.parametrize("name", ["train", "eval", "demo"])
     def test_the_defaults_are_the_embedded_model_and_dataset(self, name: str) -> None:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             config = compose(name, return_hydra_config=True)
@@ -151,7 +151,7 @@ class TestCommandLine:
     def test_any_argument_of_a_component_can_be_set(self, word: str, seen: str) -> None:
         assert addable(word) == seen
 
-    @pytest.mark.parametrize("entry", ["train", "eval"])
+    @pytest.mark.parametrize("entry", ["train", "eval", "demo"])
     def test_a_process_ends_with_one_line_and_status_2(self, entry: str) -> None:
         done = started("-m", f"src.{entry}", "model=foo")
         assert done.returncode == 2

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tprl.build import choices, conf_dir
-from tprl.entry import launch
+from tprl.entry import addable, launch
 from tprl.terminal import ConsoleHandler, next_command
 
 RUN = Path("/runs/my run")
@@ -25,7 +25,7 @@ def help_of(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["train", "eval"])
+@pytest.mark.parametrize("name", ["train", "eval", "demo"])
 class TestHelp:
     def test_it_is_short_and_lists_the_choices_of_every_group(
         self, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -46,7 +46,8 @@ class TestHelp:
         shown = dict(re.findall(r"^  ([a-z_]+)=(\S+)", options, re.MULTILINE))
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             config = compose(name)
-        assert {"seed", "resume"} <= shown.keys() or {"run", "sweep", "keep_ratios", "mode"} <= shown.keys()
+        main = {"train": {"seed", "resume"}, "eval": {"run", "sweep", "keep_ratios", "mode"}, "demo": {"run", "port"}}
+        assert main[name] <= shown.keys()
         for key, value in shown.items():
             assert OmegaConf.create({"value": config[key]}) == OmegaConf.from_dotlist([f"value={value}"])
 
@@ -60,7 +61,7 @@ class TestHelp:
         assert len(lines) > 3
         for words in lines:
             with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-                compose(name, overrides=words[3:])
+                compose(name, overrides=[addable(word) for word in words[3:]])
 
 
 def test_it_shows_what_was_chosen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,13 +83,13 @@ def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, 
     """What `run`, `sweep`, `runs`, `pruner` and `pruners` ask for, and the config with the run's model and dataset."""
     entries: list[Entry] = []
     if cfg.run:
-        cfg = _with_run_config(cfg, Path(cfg.run))
+        cfg = with_run_config(cfg, Path(cfg.run))
         entries += trained_entries(Path(cfg.run), settings)
     swept = None
     if cfg.sweep:
         same = [group for group in ("model", "dataset") if not chosen(group)]
         swept = read_sweep(Path(cfg.sweep), settings["keep_ratios"], same)
-        cfg = _with_run_config(cfg, swept.config.parent)
+        cfg = with_run_config(cfg, swept.config.parent)
         entries += swept.entries
     entries += compared_entries(settings["runs"] or {}, settings)
     if cfg.get("pruner") is not None:
@@ -172,7 +172,7 @@ def _compare(runs: Any, cfg: DictConfig, directory: Path) -> Path:
     return directory
 
 
-def _with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
+def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
     """Model and dataset of the run, unless the command line names others."""
     path = run / "config.yaml"
     if not path.is_file():

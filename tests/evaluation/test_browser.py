@@ -1,11 +1,8 @@
 """The report in a real, headless browser: `make test-browser`."""
 
 import io
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ from PIL import Image
 from tests.evaluation.test_report import gallery, write
 
 pytestmark = pytest.mark.browser
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SCREENS = {"desk": (1280, 900), "phone": (390, 844)}
 SCHEMES = ("light", "dark")
 EVERY = [(screen, scheme) for screen in SCREENS for scheme in SCHEMES]
@@ -40,26 +36,6 @@ CONTRAST = """() => {
   }
   return found
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    missing = pytest.fail if os.environ.get("NEED_BROWSER") else pytest.skip
-    try:
-        api: Any = import_module("playwright.sync_api")  # an extra
-    except ImportError:
-        missing("playwright is not installed: pip install -c constraints.txt -e '.[browser]'")
-    with api.sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), own)
-        if not Path(found).exists():
-            missing(
-                f"there is no {found}: install chromium (apt install chromium, or python -m playwright install "
-                "chromium), or name one with CHROMIUM=/path/to/chromium."
-            )
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

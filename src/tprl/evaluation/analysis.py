@@ -74,7 +74,7 @@ def guided(
         right += scorer(samples, splice(encoded, TokenSelection(keep))).score.tolist()
         shuffled += scorer(samples, splice(encoded, TokenSelection(wrong))).score.tolist()
         clusters += [image_key(sample.uid) for sample in samples]
-        masks = [_on_grid(encoded, i, row) for i, row in enumerate(keep)]
+        masks = [on_grid(encoded, i, row) for i, row in enumerate(keep)]
         shares += [overlap(masks[i], masks[i + 1]) for i in range(len(masks) - 1)]
         if number < 3 and len(samples) > 1:
             pairs.append(_pair(scorer, samples, encoded, keep, masks))
@@ -157,13 +157,13 @@ def panels(
     )
     out = []
     for i, sample in enumerate(samples):
-        keep = None if selection.extra is not None else _on_grid(encoded, i, selection.keep[i])
-        chance = None if chances is None else _on_grid(encoded, i, chances[i]).astype(float)
+        keep = None if selection.extra is not None else on_grid(encoded, i, selection.keep[i])
+        chance = None if chances is None else on_grid(encoded, i, chances[i]).astype(float)
         out.append(Panel(name, keep, answers[i], scorer.dataset.score(sample, answers[i]) > 0.5, chance))
     return out
 
 
-def _on_grid(encoded: Encoded, i: int, values: Tensor) -> NDArray:
+def on_grid(encoded: Encoded, i: int, values: Tensor) -> NDArray:
     """[V] -> [rows columns] of the last view of the sample's last image."""
     *others, (rows, columns) = [view for views in encoded.grids[i] for view in views]
     start = sum(r * c for r, c in others)

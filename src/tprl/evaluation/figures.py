@@ -341,8 +341,9 @@ def _over_pixels(cells: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray
     return cells[row.astype(int)[:, None], column.astype(int)[None, :]]
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A PNG of at most 64 colours as a data URI."""
+def data_uri(picture: Image.Image, colours: int | None = 64) -> str:
+    """A PNG as a data URI, of at most so many colours (None: all of them)."""
     out = io.BytesIO()
-    picture.quantize(64, dither=Image.Dither.NONE).save(out, format="PNG", optimize=True)
+    few = picture if colours is None else picture.quantize(colours, dither=Image.Dither.NONE)
+    few.save(out, format="PNG", optimize=colours is not None)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
 from tprl.pruners.learned import LearnedPruner, check_family
 from tprl.splice import keep_all, splice
-from tprl.types import Encoded, Prompt, Sample
+from tprl.types import Encoded, Prompt, Pruner, Sample, TokenSelection
 
 STAGES = ("vision", "selector", "prefill", "decode")
 Clock = Callable[[], float]
@@ -137,6 +138,64 @@ def stopwatch(device: torch.device) -> Clock:
     return now
 
 
+class Asked(NamedTuple):
+    """A batch of prompts on its way from pixels to answers."""
+
+    encoded: Encoded
+    selection: TokenSelection  # everything for methods inside the model, which drop tokens as `plan` says
+    plan: LayerPlan | None
+    ids: Int[Tensor, "B A"]  # of the answers
+    reading: Reading
+
+
+@torch.no_grad()
+def ask(
+    lvlm: FrozenLVLM,
+    encode: Callable[[], Encoded],
+    pruner: Pruner | LayerPruner,
+    ratio: float | None,
+    now: Clock,
+    max_new_tokens: int,
+    **options: Any,
+) -> Asked:
+    """Encode, choose, and generate greedily, with the time of each stage; `options` are those of the stock generate."""
+    plan = None
+    if isinstance(pruner, LayerPruner):
+        plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
+    start = now()
+    encoded = encode()
+    seen = now()
+    if (
+        isinstance(pruner, LayerPruner) or pruner.name == FULL
+    ):  # neither chooses nor copies anything before the language model
+        selection, chosen = keep_all(encoded), 0.0
+        prompt = splice(encoded, selection)
+    else:
+        selection = pruner.select(encoded, ratio)
+        prompt = splice(encoded, selection)
+        chosen = now() - seen
+    ids, prefill, decode = _generate(lvlm, prompt, plan, now, max_new_tokens, **options)
+    return Asked(encoded, selection, plan, ids, Reading(seen - start, chosen, prefill, decode))
+
+
+def _generate(
+    lvlm: FrozenLVLM, prompt: Prompt, plan: LayerPlan | None, now: Clock, max_new_tokens: int, **options: Any
+) -> tuple[Int[Tensor, "B A"], float, float]:
+    """Ids, and milliseconds to the first answer token and from there to the last."""
+    times: list[float] = []
+
+    def token_is_there(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        if ids.shape[1] in (1, max_new_tokens):  # asking the time waits for the device
+            times.append(now())
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    start = now()
+    ids = lvlm.generate(prompt, plan, max_new_tokens=max_new_tokens, stopping_criteria=[token_is_there], **options)
+    if ids.shape[1] not in (1, max_new_tokens):  # it ended early
+        times.append(now())
+    return ids, times[0] - start, times[-1] - times[0]
+
+
 @torch.no_grad()
 def measure(
     lvlm: FrozenLVLM,
@@ -190,38 +249,15 @@ class Bench:
         """One pass, and the fields of its `Line` that are computed, not measured."""
         if self.lvlm.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.lvlm.device)
-        plan, inside = None, isinstance(pruner, LayerPruner)
-        if inside:
-            plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), self.lvlm.layers)
-        start = self.now()
-        encoded = self.lvlm.encode_inputs(self.inputs, pruner.extras, self.question)
-        seen = self.now()
-        if inside or pruner.name == FULL:  # neither chooses nor copies anything before the language model
-            selection, chosen = keep_all(encoded), 0.0
-            prompt = splice(encoded, selection)
-        else:
-            assert not isinstance(pruner, LayerPruner)
-            selection = pruner.select(encoded, ratio)
-            prompt = splice(encoded, selection)
-            chosen = self.now() - seen
-        prefill, decode = self._read(prompt, plan)
+
+        def encode() -> Encoded:
+            return self.lvlm.encode_inputs(self.inputs, pruner.extras, self.question)
+
+        count = self.setting.new_tokens  # generation never ends early
+        found = ask(self.lvlm, encode, pruner, ratio, self.now, max_new_tokens=count, min_new_tokens=count)
         peak = torch.cuda.max_memory_allocated(self.lvlm.device) if self.lvlm.device.type == "cuda" else None
-        reading = Reading(seen - start, chosen, prefill, decode, peak)
-        return reading, self._cost(pruner, encoded, selection.per_image(encoded), plan)
-
-    def _read(self, prompt: Prompt, plan: LayerPlan | None) -> tuple[float, float]:
-        """Milliseconds to the first answer token and from there to the last; generation never ends early."""
-        times: list[float] = []
-
-        def token_is_there(ids: Tensor, scores: Any, **_: Any) -> Tensor:
-            if ids.shape[1] in (1, self.setting.new_tokens):  # asking the time waits for the device
-                times.append(self.now())
-            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
-        count, start = self.setting.new_tokens, self.now()
-        options = {"max_new_tokens": count, "min_new_tokens": count, "stopping_criteria": [token_is_there]}
-        self.lvlm.generate(prompt, plan, **options)
-        return times[0] - start, times[-1] - times[0]
+        kept = found.selection.per_image(found.encoded)
+        return found.reading._replace(peak=peak), self._cost(pruner, found.encoded, kept, found.plan)
 
     def _cost(
         self, pruner: Any, encoded: Encoded, kept: Sequence[Sequence[int]], plan: LayerPlan | None

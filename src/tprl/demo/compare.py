@@ -1,0 +1,166 @@
+"""One question about one image, answered with all visual tokens and with those that pruners keep: the work behind the
+page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from tprl import cost
+from tprl.budget import check_keep_ratio
+from tprl.data.benchmark import MAX_PIXELS
+from tprl.errors import UserError
+from tprl.evaluation.analysis import on_grid
+from tprl.evaluation.evaluator import question_parts
+from tprl.evaluation.figures import Mask
+from tprl.evaluation.latency import Asked, Reading, ask, stopwatch
+from tprl.evaluation.results import FULL
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.layer_drop import LayerPruner
+from tprl.pruners.keep_all import KeepAll
+from tprl.pruners.learned import LearnedPruner, check_family
+from tprl.types import Pruner, Sample
+
+TURNS = 2  # what runs first after a while is slow: the faster one counts
+MAX_CHARACTERS = 2000  # of a question
+AnyPruner = Pruner | LayerPruner
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer and what it took.
+
+    `kept` is the number of visual tokens that the language model reads, the mean over its layers where a method drops
+    some between them. `flops` are those of the question (`cost.CONVENTION`) for an answer as long as that with all
+    tokens. `keep` and `probability` are [rows, columns] over the image: None where tokens are no longer patches, and
+    where there is no policy.
+    """
+
+    pruner: str
+    answer: str
+    kept: float
+    flops: float
+    reading: Reading
+    keep: Mask | None = None
+    probability: NDArray[np.floating[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same question with all visual tokens and with those that each pruner keeps."""
+
+    image: Image.Image
+    question: str
+    full: Result
+    pruned: tuple[Result, ...]
+
+
+def compare(
+    lvlm: FrozenLVLM,
+    pruners: Mapping[str, AnyPruner],
+    given: str | Path | Image.Image | None,
+    question: str,
+    keep_ratio: float,
+) -> Comparison:
+    """Answer with all tokens, then with each pruner.
+
+    Args:
+        lvlm: the frozen model.
+        pruners: under the names that they get in the result.
+        given: the image or its file.
+        question: about it.
+        keep_ratio: kept fraction of the visual tokens.
+
+    Raises:
+        UserError: no image or question that the model can read, no pruner, or one that does not fit model or ratio.
+    """
+    image, question = open_image(given), check_question(lvlm, question)
+    if not pruners:
+        raise UserError("There is nothing to compare with: choose a pruner.")
+    ratio = check_keep_ratio(keep_ratio)
+    sample = Sample(f"demo/{question}", (image,), question, ())
+    everyone: dict[str, AnyPruner] = {FULL: KeepAll(), **pruners}
+    found = {name: _fastest(lvlm, pruner, sample, ratio) for name, pruner in everyone.items()}
+    length = lvlm.answer_length(_text(lvlm, found[FULL]))
+    full, *pruned = (_result(lvlm, name, everyone[name], one, ratio, length) for name, one in found.items())
+    return Comparison(image, question, full, tuple(pruned))
+
+
+def open_image(given: str | Path | Image.Image | None) -> Image.Image:
+    """A picture as RGB, upright as its camera says, of at most `MAX_PIXELS`.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    if given is None:
+        raise UserError("There is no image: upload one, or pick an example.")
+    try:
+        image = given.copy() if isinstance(given, Image.Image) else Image.open(given)
+        scale = (MAX_PIXELS / (image.width * image.height)) ** 0.5
+        if scale < 1:
+            image.thumbnail((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise UserError("The image has too many pixels to be opened: scale it down first.") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError("The image cannot be read: give a complete PNG, JPEG or WebP file.") from error
+
+
+def check_question(lvlm: FrozenLVLM, question: str) -> str:
+    """The question without surrounding white space.
+
+    Raises:
+        UserError: there is none, it is too long, or it has words that the model's tokenizer does not know.
+    """
+    question = question.strip()
+    if not question:
+        raise UserError("There is no question: type one, or pick a suggestion.")
+    if len(question) > MAX_CHARACTERS:
+        raise UserError(f"The question has {len(question)} characters: use at most {MAX_CHARACTERS}.")
+    read = lvlm.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    refused = {lvlm.image_token, lvlm.tokenizer.unk_token_id}
+    pairs = zip(read["input_ids"], read["offset_mapping"], strict=True)
+    unknown = dict.fromkeys(f'"{question[start:end]}"' for token, (start, end) in pairs if token in refused)
+    if unknown:
+        raise UserError(f"{lvlm.name} does not know {', '.join(unknown)}: ask in words like those of the suggestions.")
+    return question
+
+
+def _fastest(lvlm: FrozenLVLM, pruner: AnyPruner, sample: Sample, ratio: float) -> Asked:
+    """Of `TURNS` identical passes."""
+    check_family(pruner, lvlm)
+    chooser: Any = pruner
+    if hasattr(chooser, "check_reach"):
+        chooser.check_reach(ratio, lvlm.shape)
+    clock, length = stopwatch(lvlm.device), lvlm.max_new_tokens
+    turns = [
+        ask(lvlm, lambda: lvlm.encode([sample], pruner.extras), pruner, ratio, clock, length) for _ in range(TURNS)
+    ]
+    return min(turns, key=lambda one: one.reading.total)
+
+
+def _text(lvlm: FrozenLVLM, found: Asked) -> str:
+    return lvlm.tokenizer.batch_decode(found.ids, skip_special_tokens=True)[0].strip()
+
+
+def _result(lvlm: FrozenLVLM, name: str, pruner: AnyPruner, found: Asked, ratio: float, length: int) -> Result:
+    (images,) = found.selection.per_image(found.encoded)
+    flops, _ = question_parts(lvlm, found.encoded, 0, length, pruner, images, found.plan)
+    kept = cost.layer_mean(found.plan.counts(*images)) if found.plan else float(sum(images))
+    patches = found.plan is None and found.selection.extra is None
+    keep = on_grid(found.encoded, 0, found.selection.keep[0]) if patches else None
+    return Result(
+        name, _text(lvlm, found), kept, float(flops["total"]), found.reading, keep, _map(pruner, found, ratio)
+    )
+
+
+def _map(pruner: AnyPruner, found: Asked, ratio: float) -> NDArray[np.floating[Any]] | None:
+    """The policy's keep probabilities."""
+    if not isinstance(pruner, LearnedPruner):
+        return None
+    chances = pruner.logits(pruner.observe(found.encoded), ratio).sigmoid()
+    return on_grid(found.encoded, 0, chances[0]).astype(float)

@@ -1,0 +1,213 @@
+"""What the page shows, without the page: the same answers and numbers as everywhere else in TPRL."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tprl
+from tprl.budget import budget
+from tprl.build import load_component
+from tprl.data.scenes import Scenes
+from tprl.demo.cards import cards, flops_text
+from tprl.demo.compare import Comparison, check_question, compare, open_image
+from tprl.errors import UserError
+from tprl.evaluation.evaluator import Entry, evaluate
+from tprl.evaluation.parity import stock_inputs
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.scoring import Scorer
+from tprl.types import Sample
+
+NAMES = ("tprl", "divprune", "fastv", "pooling", "random")
+TOTAL = 144
+
+
+@pytest.fixture(scope="module")
+def lvlm() -> FrozenLVLM:
+    return load_component("model", "tiny_llava")
+
+
+@pytest.fixture(scope="module")
+def pruners() -> dict[str, Any]:
+    return {name: load_component("pruner", name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    dataset = Scenes("test")
+    return [dataset[i] for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def found(lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]) -> Comparison:
+    return compare(lvlm, pruners, samples[0].images[0], samples[0].question, 1 / 3)
+
+
+class TestCompare:
+    @pytest.mark.parametrize("name", ["tprl", "divprune", "fastv"])
+    def test_answers_are_those_of_the_stock_model_and_of_prune(
+        self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], name: str
+    ) -> None:
+        for sample in samples[:5]:
+            here = compare(lvlm, {name: pruners[name]}, sample.images[0], sample.question, 0.25)
+            inputs = stock_inputs(lvlm, [sample])
+
+            def answer(inputs: Any = inputs) -> str:
+                ids = lvlm.model.generate(**inputs, max_new_tokens=16)[:, inputs["input_ids"].shape[1] :]
+                return lvlm.tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip()
+
+            assert here.full.answer == answer()
+            with tprl.prune(lvlm.model, name, keep_ratio=0.25, processor=lvlm.processor):
+                assert here.pruned[0].answer == answer()
+
+    @pytest.mark.parametrize("name", ["tprl", "divprune", "fastv", "pooling"])
+    def test_tokens_and_flops_are_those_of_the_evaluation(
+        self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], name: str
+    ) -> None:
+        dataset = Scenes("test")
+        entries = [
+            Entry("keep_all", load_component("pruner", "keep_all"), (1.0,)),
+            Entry(name, pruners[name], (1 / 3,)),
+        ]
+        scorer = Scorer(lvlm, dataset, frozenset({"score"}))
+        rows = {(one.row.pruner, one.row.uid): one for one in evaluate(scorer, dataset, entries, 10, 10)}
+        right = [s for s in samples if rows["keep_all", s.uid].row.score == 1.0]
+        assert len(right) > 5
+        for sample in right[:3]:  # the evaluation's FLOPs are of the reference answer
+            here = compare(lvlm, {name: pruners[name]}, sample.images[0], sample.question, 1 / 3)
+            theirs = rows[name, sample.uid]
+            assert (here.full.answer, here.full.kept) == (sample.answers[0], TOTAL)
+            assert (here.full.flops, here.pruned[0].flops) == (theirs.full_flops, theirs.flops)
+            assert here.pruned[0].kept == theirs.row.kept_tokens
+            if name == "tprl":
+                assert (here.pruned[0].answer == here.full.answer) == (theirs.row.score == 1.0)
+
+    def test_with_everything_kept_all_answers_are_the_same(
+        self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]
+    ) -> None:
+        for sample in samples[:5]:
+            here = compare(lvlm, pruners, sample.images[0], sample.question, 1.0)
+            assert {one.answer for one in here.pruned} == {here.full.answer}
+            assert {one.kept for one in here.pruned} == {TOTAL}
+            assert all(one.keep is None or one.keep.all() for one in here.pruned)
+
+    @pytest.mark.parametrize("ratio", [0.02, 0.11, 0.5, 0.93])
+    def test_the_slider_sets_the_budget(
+        self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], ratio: float
+    ) -> None:
+        chosen = {name: pruners[name] for name in ("tprl", "divprune", "random")}
+        for one in compare(lvlm, chosen, samples[0].images[0], samples[0].question, ratio).pruned:
+            assert one.keep is not None
+            assert one.keep.shape == (12, 12)
+            assert one.kept == one.keep.sum() == budget(ratio, TOTAL)
+
+    def test_only_patches_have_a_mask_and_only_policies_a_map(self, found: Comparison) -> None:
+        by_name = {one.pruner: one for one in found.pruned}
+        assert list(by_name) == list(NAMES)
+        assert {name for name, one in by_name.items() if one.keep is not None} == {"tprl", "divprune", "random"}
+        assert {name for name, one in by_name.items() if one.probability is not None} == {"tprl"}
+        tprl_ = by_name["tprl"]
+        assert tprl_.probability is not None
+        assert tprl_.keep is not None
+        assert tprl_.probability.shape == (12, 12)
+        assert tprl_.probability[tprl_.keep].mean() > tprl_.probability[~tprl_.keep].mean()
+
+    def test_every_stage_is_timed(self, found: Comparison) -> None:
+        for one in (found.full, *found.pruned):
+            assert min(one.reading.vision, one.reading.prefill, one.reading.decode) > 0
+            assert (one.reading.selector == 0) == (one is found.full or one.pruner == "fastv")
+
+    def test_nothing_is_left_on_the_model(self, lvlm: FrozenLVLM, found: Comparison) -> None:
+        assert "generate" not in vars(lvlm.model)
+        assert not torch.is_grad_enabled() or not any(p.requires_grad for p in lvlm.model.parameters())
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("question", "sentence"),
+        [
+            (" \n", "There is no question"),
+            ("what color is the dog and the Cat?", 'does not know "dog", "Cat": ask in words'),
+            ("is there a <image>?", 'does not know "<image>"'),
+            ("is " * 1000, "The question has 2999 characters: use at most 2000"),
+        ],
+    )
+    def test_questions(self, lvlm: FrozenLVLM, question: str, sentence: str) -> None:
+        with pytest.raises(UserError, match=sentence):
+            check_question(lvlm, question)
+
+    def test_a_question_is_stripped(self, lvlm: FrozenLVLM) -> None:
+        assert check_question(lvlm, " what color is the circle?\n") == "what color is the circle?"
+
+    def test_no_pruner_or_a_ratio_out_of_range(
+        self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]
+    ) -> None:
+        image, question = samples[0].images[0], samples[0].question
+        with pytest.raises(UserError, match="choose a pruner"):
+            compare(lvlm, {}, image, question, 0.5)
+        for ratio in (0.0, 1.5):
+            with pytest.raises(UserError, match=f"keep_ratio={ratio}"):
+                compare(lvlm, {"tprl": pruners["tprl"]}, image, question, ratio)
+        with pytest.raises(UserError, match="is infeasible"):
+            compare(lvlm, {"fastv": pruners["fastv"]}, image, question, 0.1)
+
+    def test_no_image_or_a_damaged_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "whole.png")
+        (tmp_path / "part.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+        (tmp_path / "text.png").write_text("hello")
+        with pytest.raises(UserError, match="There is no image"):
+            open_image(None)
+        for name in ("part.png", "text.png", "missing.png"):
+            with pytest.raises(UserError, match="cannot be read"):
+                open_image(tmp_path / name)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(UserError, match="too many pixels"):
+            open_image(tmp_path / "whole.png")
+
+
+class TestImages:
+    def test_a_file_is_read_without_loss(self, tmp_path: Path, samples: list[Sample]) -> None:
+        samples[0].images[0].save(tmp_path / "a.png")
+        assert open_image(tmp_path / "a.png").tobytes() == samples[0].images[0].tobytes()
+
+    def test_photographs_stand_upright(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned by 90 degrees
+        Image.new("L", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+        opened = open_image(tmp_path / "a.jpg")
+        assert (opened.size, opened.mode) == ((20, 40), "RGB")
+
+    def test_large_ones_are_scaled_down_and_the_original_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tprl.demo.compare.MAX_PIXELS", 5000)
+        image = Image.new("RGB", (200, 100))
+        assert open_image(image).size == (100, 50)
+        assert image.size == (200, 100)
+
+
+class TestCards:
+    def test_one_card_per_answer_with_its_numbers(self, found: Comparison) -> None:
+        page = cards(found)
+        assert page.count('<section class="card"') == 1 + len(NAMES)
+        assert page.count("<details>") == 1
+        assert f"With 48 of 144 visual tokens and {100 * found.pruned[0].flops / found.full.flops:.0f} %" in page
+        assert flops_text(found.full.flops) in page
+        assert "://" not in page
+
+    def test_they_say_whether_the_answers_agree(self, found: Comparison) -> None:
+        other = replace(found.pruned[1], answer="green <b>cheese</b>")
+        same = replace(found.pruned[0], answer=found.full.answer)
+        page = cards(replace(found, question="<i>?", pruned=(same, other)))
+        assert page.count("✓ the same answer") == page.count("≠ another answer") == 1
+        assert "“green &lt;b&gt;cheese&lt;/b&gt;”" in page
+        assert "&lt;i&gt;?" in page
+
+    @pytest.mark.parametrize(
+        ("flops", "text"), [(5e3, "5 KFLOPs"), (1.21e9, "1.21 GFLOPs"), (8.4e12, "8.4 TFLOPs"), (2e15, "2 PFLOPs")]
+    )
+    def test_flops_get_a_prefix(self, flops: float, text: str) -> None:
+        assert flops_text(flops) == text
