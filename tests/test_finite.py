@@ -10,6 +10,7 @@ from tests.stages.toy_runs import fit, policy, ppo, same, weights
 from torch import Tensor
 
 from tprl.checkpoint import LAST, SaveEvery
+from tprl.data.demonstrations import Demonstrations
 from tprl.errors import UserError
 from tprl.finite import check_finite
 from tprl.rewards import WeightedReward
@@ -77,7 +78,14 @@ class TestStages:
         stage = lfd(pruner)
         stage.setup("fit")
         assert stage.demonstrations is not None
-        stage.demonstrations.x.codes[3, 0, 0] = torch.nan
+        whole = stage.demonstrations.rows
+
+        def spoiled(index: Tensor) -> Demonstrations:
+            found = whole(index)
+            found.x.codes[3, 0, 0] = torch.nan
+            return found
+
+        stage.demonstrations.rows = spoiled  # type: ignore[method-assign]
         before = weights(pruner)
         with pytest.raises(UserError, match=r"^epoch 0: lfd/loss is not a number for sample 0 to 63 "):
             fit(lfd_with(stage, batch_size=64))

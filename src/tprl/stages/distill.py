@@ -89,7 +89,7 @@ class Distill(pl.LightningModule):
     @property
     def samples_seen(self) -> int:
         """Questions read so far, on all ranks."""
-        return self.iteration * self.hparams["prompts"] * self.trainer.world_size
+        return self.iteration * self.hparams["prompts"]
 
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.", without="net.value_head")

@@ -285,7 +285,7 @@ class PPO(pl.LightningModule):
                 optimiser.zero_grad()
                 self.manual_backward(loss.total)
                 norm = nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
-                self._check(loss, norm, [uids[int(question) * int(group)] for question in part])
+                self._check(loss, norm, [uids[row] for row in i.tolist()])
                 optimiser.step()
                 fresh.append(loss)
             fresh = _over_ranks(fresh)  # so that all of them stop alike
@@ -295,7 +295,7 @@ class PPO(pl.LightningModule):
         return losses, h["update_epochs"]
 
     def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
-        """Stop before a step that is not finite; ranks share their gradients, so they stop together."""
+        """Stop before a step that is not finite; `uids` are this rank's."""
         parts = {f"ppo/{name}": value for name, value in loss._asdict().items()} | {"ppo/grad_norm": norm}
         check_finite(parts, uids, f"iteration {self.iteration}")
 
@@ -374,8 +374,8 @@ class PPO(pl.LightningModule):
         questions have answers, whose length counts."""
         if hasattr(self.lvlm, "shape") and all(sample.answers for sample in samples):
             rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
-            flops = self._flops(samples, encoded, rollout.rows(rows))
-            self.log("ppo/flops_ratio", flops[-1].sum() / flops[0].sum())
+            flops = ranks.stacked(self._flops(samples, encoded, rollout.rows(rows)).sum(1)).sum(0)
+            self.log("ppo/flops_ratio", flops[-1] / flops[0])
 
     def on_fit_end(self) -> None:
         self.pruner.load_state_dict(self.best_state)
