@@ -167,7 +167,7 @@ class TestCommandLine:
             ("pruner=foo", "pruner=foo does not exist; choose one of: cdpruner, cls_attention, "),
             ("experiment=foo", "experiment=foo does not exist; choose one of: demo, paper."),
             ("stage.foo=1", "stage.foo is not a key here; "),
-            ("foo=1", "foo is not a key here; there are: dataset, "),
+            ("foo=1", "foo is not a key here; there are: cache, dataset, "),
             ("seed", "the option 'seed' cannot be read ("),
             ("hydra.run.dir=/proc/tprl", "cannot write to /proc/tprl ("),
             (f"hydra.run.dir={ROOT}/LICENSE/x", f"cannot write to {ROOT}/LICENSE/x (Not a directory); choose another"),

@@ -13,7 +13,7 @@ from tprl.lvlm.batching import divergence
 from tprl.lvlm.toy import ToyLVLM
 from tprl.pruners.oracle import OraclePruner
 from tprl.pruners.random import RandomPruner
-from tprl.scoring import Scorer
+from tprl.scoring import Scorer, selected
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
@@ -126,6 +126,57 @@ class TestScorer:
             alone = Scorer(lvlm, ToyDataset())([sample], splice(one, RandomPruner().select(one, 0.25)))
             assert float(alone.log_prob) == pytest.approx(float(together.log_prob[i]), abs=1e-5)
             assert float(alone.score) == float(together.score[i])
+
+
+class TestSelections:
+    """All states of all episodes in one pass, and no number depends on it."""
+
+    def states(self, lvlm: ToyLVLM, dataset: ToyDataset) -> tuple[list[Sample], Encoded, list[int], list[Tensor]]:
+        """Three nested states of two episodes of every question, some of them equal."""
+        samples, encoded = batch(lvlm, 20, dataset)
+        rows = [i for i in range(20) for _ in range(2)]
+        kept = [RandomPruner().select(encoded.rows(rows), ratio).keep for ratio in (0.75, 0.4, 0.1)]
+        return samples, encoded, rows, kept
+
+    @pytest.mark.parametrize("dataset", [ToyDataset(), Generated()], ids=["forced", "generated"])
+    @pytest.mark.parametrize("at_once", [7, 256])
+    def test_one_pass_equals_a_pass_per_step(
+        self, dataset: ToyDataset, at_once: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tprl.scoring.AT_ONCE", at_once)
+        lvlm = ToyLVLM()
+        samples, encoded, rows, kept = self.states(lvlm, dataset)
+        together = Scorer(lvlm, dataset)
+        found = together.selections(samples, encoded, rows * 3, torch.cat(kept))
+        assert together.evaluations == 120
+        assert 0 < float(found.score.mean()) < 1
+        for t, keep in enumerate(kept):
+            prompt = splice(encoded.rows(rows), TokenSelection(keep))
+            step, part = Scorer(lvlm, dataset)([samples[i] for i in rows], prompt), slice(40 * t, 40 * t + 40)
+            torch.testing.assert_close(found.log_prob[part], step.log_prob, atol=1e-6, rtol=1e-6)
+            assert torch.equal(found.score[part], step.score)
+            assert found.predictions[part] == step.predictions
+
+    def test_fidelity_in_one_pass_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tprl.scoring.AT_ONCE", 7)
+        lvlm = ToyLVLM()
+        _, encoded, rows, kept = self.states(lvlm, ToyDataset())
+        scorer = Scorer(lvlm, ToyDataset(), frozenset({"answer_kl", "agreement"}))
+        kl, same = scorer.fidelities(encoded, rows * 3, torch.cat(kept))
+        assert 0 < float(same.mean()) < 1
+        for t, keep in enumerate(kept):
+            step = scorer.fidelity(splice(encoded.rows(rows), TokenSelection(keep)), scorer.own(encoded), rows)
+            torch.testing.assert_close(kl[40 * t : 40 * t + 40], step[0], atol=1e-6, rtol=1e-6)
+            assert torch.equal(same[40 * t : 40 * t + 40], step[1])
+
+    def test_prompts_go_from_short_to_long_each_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tprl.scoring.AT_ONCE", 16)
+        _, encoded, rows, kept = self.states(ToyLVLM(), ToyDataset())
+        parts = [(at, prompt.attention.sum(1)) for at, prompt in selected(encoded, rows * 3, torch.cat(kept))]
+        assert sorted(i for at, _ in parts for i in at.tolist()) == list(range(120))
+        lengths = torch.cat([length for _, length in parts])
+        assert torch.equal(lengths, lengths.sort().values)
+        assert max(len(at) for at, _ in parts) == 16
 
 
 class TestFidelity:

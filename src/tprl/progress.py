@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -122,6 +123,28 @@ class FitProgress(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.progress.close()
+
+
+class Stopwatch:
+    """Seconds of the phases of something that repeats; starts when made.
+
+    Args:
+        device: whose queued work belongs to the phase that queued it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, dict[str, float]()
+        self.start = self._now()
+
+    def lap(self, phase: str) -> None:
+        """What has passed since the last lap was `phase`."""
+        now = self._now()
+        self.seconds[phase], self.start = now - self.start, now
+
+    def _now(self) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
 
 
 def clock(seconds: float) -> str:

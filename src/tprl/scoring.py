@@ -1,20 +1,21 @@
 """How an LVLM does on samples when it reads a given prompt: the one measurement behind rewards and evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tprl.data.store import Record
 from tprl.errors import UserError
 from tprl.splice import keep_all, splice
-from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample
+from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample, TokenSelection
 
 LABELS = frozenset({"score", "log_prob"})  # measurements that read the reference answers
 FIDELITY = frozenset({"answer_kl", "agreement"})  # those that compare with the model's own answers
+AT_ONCE = 256  # selections that are prompts at the same time: before splicing each is as large as with all tokens
 
 
 class Scored(NamedTuple):
@@ -78,6 +79,19 @@ class Scorer:
                 score[i], texts[i] = self.dataset.score(samples[i], text), text
         return Scored(score, log_prob, texts)
 
+    def selections(
+        self, samples: Sequence[Sample], encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
+    ) -> Scored:
+        """Measure N selections in one pass; `keep[i]` is of question `rows[i]`."""
+        score, log_prob = torch.empty(2, len(rows), device=encoded.embeds.device)
+        predictions: list[str | None] = [None] * len(rows)
+        for at, prompt in selected(encoded, rows, keep):
+            found = self([samples[rows[i]] for i in at.tolist()], prompt)
+            score[at], log_prob[at] = found.score, found.log_prob
+            for i, text in zip(at.tolist(), found.predictions, strict=True):
+                predictions[i] = text
+        return Scored(score, log_prob, predictions)
+
     def full(self, samples: Sequence[Sample], encoded: Encoded) -> Scored:
         """The same with all visual tokens, from memory where this scorer has seen the sample."""
         fresh = [i for i, sample in enumerate(samples) if sample.uid not in self._full.known]
@@ -118,6 +132,26 @@ class Scorer:
         self.evaluations += len(index)
         answers = [own.answers[i] for i in index.tolist()]
         return self.lvlm.divergence(prompt, answers, own.log_probs, index)
+
+    def fidelities(
+        self, encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """`fidelity` of N selections in one pass; `keep[i]` is of question `rows[i]`."""
+        own = self.own(encoded)
+        kl, same = torch.empty(2, len(rows), device=encoded.embeds.device)
+        for at, prompt in selected(encoded, rows, keep):
+            kl[at], same[at] = self.fidelity(prompt, own, [rows[i] for i in at.tolist()])
+        return kl, same
+
+
+def selected(
+    encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
+) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
+    """The prompts of N selections, and which they are: from short to long, `AT_ONCE` at a time."""
+    question = torch.tensor([*rows], device=keep.device)
+    text = encoded.attention.sum(1) - encoded.visual_mask.sum(1)
+    for at in (text[question] + keep.sum(1)).argsort(stable=True).split(AT_ONCE):
+        yield at, splice(encoded.rows(question[at].tolist()), TokenSelection(keep[at]))
 
 
 class Agreement:

@@ -108,21 +108,22 @@ def test_a_sample_alone_or_in_another_order_gives_the_same(rule: ActionRule) -> 
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
 def test_groups_share_the_first_step_without_changing_it(rule: ActionRule) -> None:
     net, group = policy_net(sharp=200), 3
-    x = policy_input(TOKENS, WORDS).rows(torch.arange(4).repeat_interleave(group))
+    x = policy_input(TOKENS, WORDS)
+    episodes = x.rows(torch.arange(4).repeat_interleave(group))
     ratio, uniforms = RATIO.repeat_interleave(group), noise(4 * group)
     shared = collect(net, x, rule, STEPS, ratio, uniforms, group=group)
-    plain = collect(net, x, rule, STEPS, ratio, uniforms)
+    plain = collect(net, episodes, rule, STEPS, ratio, uniforms)
     for got, expected in zip(shared, plain, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     assert not torch.equal(shared.action[0, 0], shared.action[0, 1])
     grads = []
-    for size in (group, 1):
+    for seen, size in ((x, group), (episodes, 1)):
         net.zero_grad()
-        log_prob, entropy, value = evaluate_actions(net, x, rule, plain, ratio, 0, group=size)
+        log_prob, entropy, value = evaluate_actions(net, seen, rule, plain, ratio, 0, group=size)
         (log_prob.sum() + entropy.sum() + value.square().sum()).backward()
         grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     torch.testing.assert_close(grads[0], grads[1], atol=1e-3, rtol=1e-3)
-    with pytest.raises(ValueError, match="12 rows are not whole groups of 5"):
+    with pytest.raises(ValueError, match="12 episodes of 4 prompts are not groups of 5"):
         collect(net, x, rule, STEPS, ratio, uniforms, group=5)
 
 

@@ -1,5 +1,6 @@
 """Stage `distill`: its gates, and that the language model's gradient really teaches."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tprl.evaluation.served import ServedScore
 from tprl.lvlm.llava import Llava
 from tprl.pruners.tprl import TPRL
 from tprl.stages.distill import Distill, soft_top_k
+from tprl.types import Encoded
 
 MASK = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
 K = torch.tensor([2, 3])
@@ -68,6 +70,27 @@ class TestStage:
         moved = [name for name, value in pruner.state_dict().items() if not torch.equal(value, before[name])]
         assert any(name.startswith("net.blocks") for name in moved)
         assert not any("value_head" in name for name in moved)
+
+    def test_micro_batches_change_neither_loss_nor_gradient(self) -> None:
+        pruner, lvlm = tiny()
+        served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
+        module = Distill(pruner, lvlm, Scenes(), served, iterations=1, prompts=5, keep_ratio=0.1111)
+        samples, parts, read = [Scenes()[i] for i in range(5)], [], list[int]()
+        encoded, plain = lvlm.encode(samples), lvlm.gated_log_prob
+
+        def counted(encoded: Encoded, gate: Tensor, answers: Sequence[str]) -> Tensor:
+            read.append(len(answers))
+            return plain(encoded, gate, answers)
+
+        lvlm.gated_log_prob = counted
+        for lvlm.micro_batch in (64, 2):
+            gate = (encoded.visual_mask * 0.3).requires_grad_()
+            found = module._log_prob(encoded, gate, [sample.answers[0] for sample in samples])
+            found.sum().backward()
+            assert gate.grad is not None
+            parts.append((found.detach(), gate.grad))
+        assert read[:4] == [5, 2, 2, 1]
+        torch.testing.assert_close(parts[0], parts[1], atol=1e-5, rtol=1e-4)
 
     def test_a_resumed_run_is_the_run(self, tmp_path: Path) -> None:
         def stage() -> Distill:

@@ -28,7 +28,7 @@ from tprl.errors import UserError
 from tprl.evaluation.evaluator import question_flops
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm.toy import ToyLVLM
-from tprl.rewards import WeightedReward
+from tprl.rewards import Term, WeightedReward
 from tprl.rewards.fidelity import Fidelity
 from tprl.rewards.flops_saved import FlopsSaved
 from tprl.rewards.log_likelihood import LogLikelihood
@@ -36,11 +36,25 @@ from tprl.rewards.score_change import ScoreChange
 from tprl.rewards.tokens_saved import TokensSaved
 from tprl.rl.ppo import PPOLoss
 from tprl.rl.rollout import Rollout, evaluate_actions
+from tprl.scoring import Scorer
+from tprl.splice import splice
 from tprl.stages.ppo import PPO
-from tprl.types import Outcome, Prompt, Sample
+from tprl.types import Outcome, Prompt, Sample, TokenSelection
 
 BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]
 every_budget = pytest.mark.parametrize(("budget", "select"), BUDGETS, ids=["-".join(pair) for pair in BUDGETS])
+
+
+class Recorded(WeightedReward):
+    """Keeps what it is asked about."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        super().__init__(terms)
+        self.outcomes: list[Outcome] = []
+
+    def __call__(self, outcome: Outcome) -> dict[str, Tensor]:
+        self.outcomes.append(outcome)
+        return super().__call__(outcome)
 
 
 class Probe(PPO):
@@ -48,21 +62,18 @@ class Probe(PPO):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.reward = Recorded(self.reward.terms)
+        self.outcomes = self.reward.outcomes
         self.before: list[PPOLoss] = []
         self.first: list[PPOLoss] = []
         self.drift: list[float] = []
         self.rollouts: list[Rollout] = []
-        self.outcomes: list[Outcome] = []
         self.uids: list[list[str]] = []
         self.rewards: list[Tensor] = []
 
     def training_step(self, samples: list[Sample], index: int) -> None:
         self.uids.append([sample.uid for sample in samples])
         super().training_step(samples, index)
-
-    def _measure(self, samples: Any, encoded: Any, rows: Any, rollout: Rollout) -> Outcome:
-        self.outcomes.append(super()._measure(samples, encoded, rows, rollout))
-        return self.outcomes[-1]
 
     def _advantage(self, reward: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
         self.rewards.append(reward)
@@ -169,6 +180,22 @@ class TestReward:
         assert metrics["reward/return"] == pytest.approx(total, abs=1e-5)
         assert all(row["reward/tokens_saved"] > 0 for row in metrics.rows)
 
+    def test_states_are_scored_as_one_by_one(self) -> None:
+        """Three steps at once give the rewards of a pass per step."""
+        stage = probed(steps=3, prompts=6, group=2, reward=WeightedReward([ScoreChange(), LogLikelihood()]))
+        for uids, rollout, outcome in zip(stage.uids, stage.rollouts, stage.outcomes, strict=True):
+            assert outcome.score is not None
+            assert outcome.log_prob is not None
+            every = {sample.uid: sample for sample in (ToyDataset()[i] for i in range(len(ToyDataset())))}
+            samples = [every[uid] for uid in uids for _ in range(2)]
+            encoded = lvlm().encode(samples)
+            states = [encoded.visual_mask, *rollout.action]
+            for t, keep in enumerate(states):
+                alone = Scorer(lvlm(), ToyDataset())(samples, splice(encoded, TokenSelection(keep)))
+                torch.testing.assert_close(outcome.log_prob[t], alone.log_prob, atol=1e-6, rtol=1e-6)
+                assert torch.equal(outcome.score[t], alone.score)
+        assert stage.scorer.evaluations == 2 * (6 + 3 * 12)
+
     def test_fidelity_reads_no_label(self) -> None:
         class Unlabelled(ToyDataset):
             def __getitem__(self, index: int) -> Sample:
@@ -247,6 +274,18 @@ class TestPromptStream:
     def test_the_loader_hands_samples_through_unchanged(self) -> None:
         first = next(iter(ppo().train_dataloader()))
         assert all(type(sample) is Sample and type(sample.images) is tuple for sample in first)
+
+
+class TestSpeed:
+    def test_evaluations_per_second_and_the_time_of_every_phase_are_logged(self) -> None:
+        metrics = Metrics()
+        fit(ppo(steps=2, iterations=3), metrics)
+        phases = ("encode", "rollout", "score", "update")
+        for row in metrics.rows:
+            seconds = [row[f"time/{phase}"] for phase in phases]
+            assert min(seconds) > 0
+            # 8 prompts with all tokens, and two states of each
+            assert row["ppo/evaluations_per_second"] * sum(seconds) == pytest.approx(24, rel=1e-3)
 
 
 class TestUpdate:

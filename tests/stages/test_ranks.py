@@ -41,6 +41,8 @@ def test_a_stage_on_two_ranks_is_the_stage_on_one(stage: str, runs: Path) -> Non
     assert apart(alone["start"], alone["weights"]) > 1e-4
     loose: dict[str, Any] = {"ppo/ratio_max": 1e-2} if stage == "lagrange" else {}  # a mean over steps, rank by rank
     for name, value in alone["metrics"].items():
+        if name.startswith("time/") or name.endswith("_per_second"):
+            continue
         expected = pytest.approx(value, abs=loose.get(name, 1e-5), nan_ok=True)
         assert first["metrics"][name] == second["metrics"][name] == expected, name
 

@@ -153,7 +153,7 @@ def _html(
         page.section("More", '<p>Pictures, paired differences and families: <a href="report.html">report.html</a></p>'),
     ]
     title = f"Sweep over {', '.join(sweep.keys) or 'nothing'}"
-    return page.page(title=title, headline=sentence, known=names, sections=sections)
+    return page.page(title=title, headline=sentence, note="", known=names, sections=sections)
 
 
 def _table(shown: Sequence[Summary], ratios: Sequence[float | None], metric: str, scale: float, plain: bool) -> Table:

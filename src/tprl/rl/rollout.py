@@ -63,20 +63,21 @@ def collect(
 
     Args:
         policy: the actor-critic.
-        x: the batch.
+        x: the prompts.
         rule: the action distribution; Bernoulli ignores the budget (the network still sees the ratio).
         steps: T.
         keep_ratio: kept fraction of the original tokens at the end of the episode, float64 (see `step_budgets`).
         noise: uniforms in [0, 1), N >= `noise_width`; seeded per sample by the caller.
-        group: runs of `group` consecutive rows are the same prompt at the same ratio; the first step then computes
-            network and decomposition once per prompt. Later steps differ from row to row.
+        group: episodes per prompt, B = group times the prompts: those of a prompt follow each other and share its
+            ratio. The first step computes network and decomposition once per prompt; later ones differ from episode
+            to episode.
 
     Raises:
-        ValueError: the number of rows is not a multiple of `group`.
+        ValueError: the number of episodes is not `group` times that of the prompts.
     """
     training = policy.training
     policy.eval()
-    alive, parts = x.mask, []
+    alive, parts = x.mask.repeat_interleave(group, 0), []
     for t in range(steps):
         action, log_prob, _, value = _step(policy, x, rule, alive, t, steps, keep_ratio, group, noise=noise[t])
         parts.append((alive, action, log_prob, value))
@@ -119,11 +120,13 @@ def _step(
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One pruning step, sampled or evaluated: (action, log-probability, entropy, value)."""
-    if len(alive) % group:
-        raise ValueError(f"{len(alive)} rows are not whole groups of {group}.")
+    if len(keep_ratio) != len(x.mask) * group:
+        raise ValueError(f"{len(keep_ratio)} episodes of {len(x.mask)} prompts are not groups of {group}.")
     shared = group if t == 0 else 1
-    if shared > 1:
-        x, alive, keep_ratio = x.rows(slice(None, None, shared)), alive[::shared], keep_ratio[::shared]
+    if t == 0:
+        alive, keep_ratio = alive[::group], keep_ratio[::group]
+    elif group > 1:  # only now a copy per episode: kernels are large
+        x = x.rows(torch.arange(len(x.mask), device=alive.device).repeat_interleave(group))
     logits, value = policy(x, alive, t, keep_ratio)
     images = x.images
     action, log_prob, entropy = act(

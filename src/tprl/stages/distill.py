@@ -7,13 +7,14 @@ weighted by a gate in (0, 1); the gates of a sample sum to its budget and harden
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
@@ -23,7 +24,7 @@ from tprl.evaluation.served import ServedScore, merit
 from tprl.finite import check_finite
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rl.rollout import step_budgets
-from tprl.types import LVLM, Dataset, GatedLVLM, Sample
+from tprl.types import LVLM, Dataset, Encoded, GatedLVLM, Sample
 
 BISECTIONS = 40
 
@@ -120,7 +121,7 @@ class Distill(pl.LightningModule):
         u = uniforms([f"{self.iteration}/{s.uid}" for s in samples], h["seed"], x.mask.shape[1]).to(logits.device)
         noisy = logits + h["noise"] * torch.logit(u, eps=1e-6)
         gate = images.join(soft_top_k(images.split(noisy), images.mask, k, temperature), x.mask)
-        log_prob = self.lvlm.gated_log_prob(encoded, gate, [sample.answers[0] for sample in samples])
+        log_prob = self._log_prob(encoded, gate, [sample.answers[0] for sample in samples])
         check_finite({"distill/loss": -log_prob}, encoded.uids, f"iteration {self.iteration}")
         loss = -log_prob.mean()
         # How far the gates are from a decision: 0 when all are 0 or 1.
@@ -135,6 +136,19 @@ class Distill(pl.LightningModule):
         """A run that was stopped between its last step and the last score makes up for the score."""
         if self.iteration == self.hparams["iterations"]:
             self._validate()
+
+    def _log_prob(self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]) -> Float[Tensor, " B"]:
+        """Of the answers. Beyond the LVLM's micro-batch only one part's graph is in memory at a time: each is computed
+        again in the backward pass."""
+        size = getattr(self.lvlm, "micro_batch", len(answers))
+        if len(answers) <= size:
+            return self.lvlm.gated_log_prob(encoded, gate, answers)
+        parts = []
+        for rows in torch.arange(len(answers)).split(size):
+            some = encoded.rows(rows.tolist()), gate[rows.to(gate.device)], [answers[i] for i in rows.tolist()]
+            found = checkpoint(self.lvlm.gated_log_prob, *some, use_reentrant=False)
+            parts.append(cast(Tensor, found))
+        return torch.cat(parts)
 
     def on_train_epoch_end(self) -> None:
         self._validate()

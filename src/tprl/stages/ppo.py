@@ -20,19 +20,19 @@ from tprl.budget import check_keep_ratio
 from tprl.data.prompts import PromptStream, drawn_ratios
 from tprl.data.store import Cache
 from tprl.errors import UserError
-from tprl.evaluation.evaluator import question_flops
 from tprl.evaluation.served import ServedScore, merit
 from tprl.finite import check_finite
 from tprl.policy.action import ActionRule, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
+from tprl.progress import Stopwatch
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rewards import WeightedReward
 from tprl.rl.gae import gae, group_advantage, leave_one_out
+from tprl.rl.measure import flops_of_states, measure
 from tprl.rl.ppo import PPOLoss, explained_variance, normalise, ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions
-from tprl.scoring import FIDELITY, LABELS, Scorer
-from tprl.splice import splice
-from tprl.types import LVLM, Dataset, Encoded, Outcome, Sample, TokenSelection
+from tprl.scoring import Scorer
+from tprl.types import LVLM, Dataset, Encoded, Outcome, Sample
 
 
 class PPO(pl.LightningModule):
@@ -163,22 +163,28 @@ class PPO(pl.LightningModule):
         h, rule = self.hparams, self.rule()
         if self.iteration == 0:
             self._validate()
+        watch, before = Stopwatch(self.lvlm.device), self.scorer.evaluations
         encoded = self.lvlm.encode(samples)
+        watch.lap("encode")
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]
-        repeated = torch.tensor(rows, device=encoded.embeds.device)
-        x = self.pruner.observe(encoded).rows(repeated)
-        keep_ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)[repeated.cpu()].to(repeated.device)
+        x = self.pruner.observe(encoded)
+        drawn = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
+        keep_ratio = drawn.repeat_interleave(h["group"]).to(x.mask.device)
         noise = self._noise(samples, x, rule)
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
-        outcome = self._measure(samples, encoded, rows, rollout)
+        watch.lap("rollout")
+        outcome = measure(self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, rollout)
+        watch.lap("score")
         terms = self.reward(outcome)
         measured = {f"reward/{name}": value for name, value in terms.items()} | {"ppo/value": rollout.value}
         check_finite(measured, outcome.uids, f"iteration {self.iteration}", axis=1)
         reward = torch.stack(list(terms.values())).sum(0)
-        kept = rollout.action[-1].sum(1) / x.mask.sum(1)
+        kept = rollout.action[-1].sum(1) / rollout.alive[0].sum(1)
         reward[-1] -= self._budget_penalty(kept, keep_ratio)
         advantage, target = self._advantage(reward, rollout)
         losses, epochs = self._update(x, rule, rollout, keep_ratio, advantage, target, outcome.uids)
+        watch.lap("update")
+        self._log_speed(watch, self.scorer.evaluations - before)
         self.iteration += 1
         self.samples_seen += len(rows) * ranks.count()
         self._log(losses, terms, reward, outcome, kept, rollout, target, epochs)
@@ -192,38 +198,6 @@ class PPO(pl.LightningModule):
         keys = [f"{self.iteration}/{sample.uid}/{g}" for sample in samples for g in range(h["group"])]
         flat = uniforms(keys, h["seed"], h["steps"] * width)
         return flat.unflatten(1, (h["steps"], width)).transpose(0, 1).to(x.mask.device)
-
-    @torch.no_grad()
-    def _measure(self, samples: Sequence[Sample], encoded: Encoded, rows: Sequence[int], rollout: Rollout) -> Outcome:
-        """What the LVLM makes of every state of the episodes; `rows` are the prompts that these are about."""
-        needs, found = self.reward.needs, dict[str, Tensor]()
-        asked, repeated = [samples[i] for i in rows], encoded.rows(rows)
-        kept = torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.action)])
-        prompts = [splice(repeated, TokenSelection(action)) for action in rollout.action]
-        if needs & LABELS:
-            full = self.scorer.full(samples, encoded)
-            scored = [self.scorer(asked, prompt) for prompt in prompts]
-            found["log_prob"] = torch.stack([full.log_prob[rows], *(one.log_prob for one in scored)])
-            if "score" in needs:
-                found["score"] = torch.stack([full.score[rows], *(one.score for one in scored)])
-        if needs & FIDELITY:
-            own = self.scorer.own(encoded)
-            kl, same = zip(*(self.scorer.fidelity(prompt, own, rows) for prompt in prompts), strict=True)
-            found["answer_kl"] = torch.stack([torch.zeros_like(kl[0]), *kl])
-            found["agreement"] = torch.stack([torch.ones_like(same[0]), *same])
-        if "flops" in needs:
-            found["flops"] = self._flops(asked, repeated, rollout)
-        return Outcome(uids=repeated.uids, kept=kept, **found)
-
-    def _flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> Float[Tensor, "T1 B"]:
-        """FLOPs of each question in every state, the selector included once it has acted."""
-        states = [TokenSelection(action).per_image(encoded) for action in rollout.action]
-        costs = [
-            [question_flops(self.scorer, encoded, i, one, self.pruner, kept[i]) for i, one in enumerate(samples)]
-            for kept in states
-        ]
-        rows = [[whole for _, whole in costs[0]], *([cost for cost, _ in step] for step in costs)]
-        return torch.tensor(rows, device=encoded.embeds.device)
 
     def _budget_penalty(self, kept: Float[Tensor, " B"], keep_ratio: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """lagrange: multiplier * (kept fraction - keep_ratio), and a dual ascent step on the multiplier.
@@ -275,17 +249,18 @@ class PPO(pl.LightningModule):
         losses: list[PPOLoss] = []
         for epoch in range(1, h["update_epochs"] + 1):
             fresh: list[PPOLoss] = []
-            for part in torch.randperm(len(keep_ratio) // group * ranks.count(), generator=order).split(batch):
+            for part in torch.randperm(len(x.mask) * ranks.count(), generator=order).split(batch):
                 mine, weight = _own(part)
                 i = (mine.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
                 part_target = None if target is None else target[:, i]
-                loss = self._loss(x.rows(i), rule, rollout.rows(i), keep_ratio[i], advantage[:, i], part_target)
+                asked = x.rows(mine.to(keep_ratio.device))
+                loss = self._loss(asked, rule, rollout.rows(i), keep_ratio[i], advantage[:, i], part_target)
                 largest = loss.ratio_max * (weight > 0)
                 loss = PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
                 optimiser.zero_grad()
                 self.manual_backward(loss.total)
                 norm = nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
-                self._check(loss, norm, [uids[row] for row in i.tolist()])
+                self._check(loss, norm, [uids[int(question) * int(group)] for question in mine])
                 optimiser.step()
                 fresh.append(loss)
             fresh = _over_ranks(fresh)  # so that all of them stop alike
@@ -374,8 +349,15 @@ class PPO(pl.LightningModule):
         questions have answers, whose length counts."""
         if hasattr(self.lvlm, "shape") and all(sample.answers for sample in samples):
             rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
-            flops = ranks.stacked(self._flops(samples, encoded, rollout.rows(rows)).sum(1)).sum(0)
-            self.log("ppo/flops_ratio", flops[-1] / flops[0])
+            flops = flops_of_states(self.scorer, self.pruner, samples, encoded, rollout.rows(rows))
+            first, *_, last = ranks.stacked(flops.sum(1)).sum(0)
+            self.log("ppo/flops_ratio", last / first)
+
+    def _log_speed(self, watch: Stopwatch, evaluations: int) -> None:
+        """Seconds of this rank's phases; evaluations of all ranks."""
+        self.log_dict({f"time/{phase}": seconds for phase, seconds in watch.seconds.items()})
+        rate = evaluations / sum(watch.seconds.values())
+        self.log("ppo/evaluations_per_second", float(ranks.stacked(torch.tensor(rate)).sum()))
 
     def on_fit_end(self) -> None:
         self.pruner.load_state_dict(self.best_state)
