@@ -6,6 +6,7 @@ import csv
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,14 +21,14 @@ from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-SMALL = """stage=all trainer=cpu logger=csv
+SMALL = shlex.split("""stage=all trainer=cpu logger=csv
 stage.autoencoder.images=60 stage.autoencoder.epochs=1
 stage.lfd.demonstrations=320 stage.lfd.batch_size=16 stage.lfd.epochs=3 stage.lfd.save_every=4
 stage.lfd.served.limit=24 stage.lfd.calibrate=null
 stage.ppo.iterations=30 stage.ppo.prompts=6 stage.ppo.group=4 stage.ppo.minibatch=24 stage.ppo.save_every=3
 stage.ppo.validate_every=10 stage.ppo.served.limit=24 stage.ppo.calibrate=null
 stage.adapt.questions=100 +stage.adapt.epochs=2 stage.adapt.served.limit=24
-stage.evaluation.limit=30 stage.evaluation.pruners=[random,divprune] stage.evaluation.keep_ratios=[0.1111]""".split()
+stage.evaluation.limit=30 stage.evaluation.pruners=[random,divprune] stage.evaluation.keep_ratios=[0.1111]""")
 LOGGED = {"autoencoder": "autoencoder/", "mlp": "lfd/mlp/", "lfd": "lfd/", "ppo": "ppo/", "adapt": "adapt/"}
 WEIGHTS = ("autoencoder", "lfd", "mlp", "pruner")
 FILES = ("results.csv", "samples.jsonl", "evaluation.json", "paired.json", "spreads.json", "pruner/config.json")
@@ -175,7 +176,7 @@ def attempt(directory: Path, cache: Path, kill: Kill | None, reference: Referenc
     said = [line.strip() for line in (directory.parent / "err.log").read_text().splitlines() if line.strip()]
     if kill is not None and reference is not None:
         kill.exit_code = process.returncode
-        kill.said = "" if kill.signal == "SIGKILL" else said[-1].replace(str(directory), "<run>")
+        kill.said = "" if kill.signal == "SIGKILL" or not said else said[-1].replace(str(directory), "<run>")
         kill.died_in = reference.place(watch.rows) if watch.grew else "start-up"
     elif process.returncode:
         raise RuntimeError("\n".join(said[-30:]))
