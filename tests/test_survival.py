@@ -40,7 +40,7 @@ class Command:
         return torch.load(path, weights_only=True)["ppo"]["iteration"] if path.is_file() else 0
 
     def until(self, condition: Callable[[], bool]) -> None:
-        ends = time.monotonic() + 120
+        ends = time.monotonic() + 300
         while not condition():
             assert self.process.poll() is None, self.told.read_text()[-2000:]
             assert time.monotonic() < ends
@@ -56,7 +56,7 @@ class Command:
 
     def end(self) -> tuple[int, str]:
         """Exit status and what was said; no process is left."""
-        code = self.process.wait(timeout=120)
+        code = self.process.wait(timeout=300)
         for _ in range(100):
             if not subprocess.run(["pgrep", "-g", str(self.process.pid)], capture_output=True).stdout:
                 break

@@ -235,7 +235,10 @@ def command_line() -> str:
     if not HydraConfig.initialized():
         return ""
     settings = HydraConfig.get()
-    words = [*settings.overrides.task, *(text for text in settings.overrides.hydra if text.startswith("hydra.run."))]
+    words = [
+        *(word for word in settings.overrides.task if _key(word) != "resume"),
+        *(text for text in settings.overrides.hydra if text.startswith("hydra.run.")),
+    ]
     return f"python -m src.{settings.job.name} {shlex.join(words)}".rstrip()
 
 
