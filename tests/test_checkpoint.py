@@ -87,12 +87,16 @@ class TestGoingOn:
     def test_lfd_from_any_step(self, batch: int, tmp_path: Path) -> None:
         """Two epochs of four batches, the last one of them short; 4 and 8 are the last steps of an epoch."""
         options: dict[str, Any] = {"demonstrations": 56, "batch_size": 16, "epochs": 2}
-        whole, ends = lfd(**options), (LastWeights(), LastWeights())
+        whole, first, ends = lfd(**options), lfd(**options), (LastWeights(), LastWeights())
+        torch.manual_seed(0)
         fit(whole, ends[0])
+        drawn = torch.rand(())  # the weights of a policy that is taught next begin with it
+        torch.manual_seed(0)
         with stopping.listening(), pytest.raises(stopping.Stopped):
-            fit(lfd(**options), SaveEvery(tmp_path, 100), Signal(batch))
+            fit(first, SaveEvery(tmp_path, 100), Signal(batch))
         resumed = lfd(policy(7), **options)
         fit(resumed, SaveEvery(tmp_path, 100), ends[1], ckpt_path=tmp_path / LAST)
+        assert torch.rand(()) == drawn
         assert same(ends[0].weights, ends[1].weights)
         assert (resumed.curve, resumed.best, resumed.samples_seen) == (whole.curve, whole.best, 112)
         assert same(weights(whole.pruner), weights(resumed.pruner))

@@ -37,10 +37,16 @@ class SaveEvery(pl.Callback):
     def __init__(self, directory: Path, every: int | None, part: str = "") -> None:
         self.path, self.every, self.part = directory / LAST, every, part
         self.draws: dict[str, Any] | None = None
+        self.between_epochs = False
         self.row: dict[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = WholeFiles()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Where an epoch had ended, the run would go on by drawing what the batches of the next one need."""
+        if self.draws is not None and self.between_epochs:
+            draw_from(self.draws)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stopping.take_over()
@@ -56,6 +62,8 @@ class SaveEvery(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self.between_epochs:
+            self.draws, self.between_epochs = None, False
         self._draw_on()
 
     def on_train_batch_end(
@@ -92,13 +100,16 @@ class SaveEvery(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[KEY] = {"part": self.part, "draws": draws(), "rows": rows(trainer.loggers), "row": _row(trainer)}
+        ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        where = {"draws": draws(), "between_epochs": ended, "rows": rows(trainer.loggers), "row": _row(trainer)}
+        checkpoint[KEY] = {"part": self.part, **where}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.draws, self.row = checkpoint[KEY]["draws"], checkpoint[KEY]["row"]
-        keep_rows(trainer.loggers, checkpoint[KEY]["rows"])
+        where = checkpoint[KEY]
+        self.draws, self.between_epochs, self.row = where["draws"], where["between_epochs"], where["row"]
+        keep_rows(trainer.loggers, where["rows"])
         # Ours are: stages keep their own position.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 

@@ -128,7 +128,7 @@ def job(work: Work, config: DictConfig, words: Sequence[str] = ()) -> Path:
             return _job(work, config, words, directory, sweep)
     except OSError as error:
         if error.errno in UNWRITABLE:
-            raise UserError(_unwritable(error, directory)) from error
+            raise UserError(_unwritable(error, directory, _go_on(config, directory))) from error
         raise
 
 
@@ -142,7 +142,7 @@ def _job(work: Work, config: DictConfig, words: Sequence[str], directory: Path, 
     if (sweep or explicit) and _finished(directory, given):
         log.info("skipped, finished before: %s", directory)
         return directory
-    if explicit or _goes_on(directory, given):
+    if explicit or _goes_on(config, directory, given):
         config = _as_before(config, directory, words if explicit else ())
         log.info("going on with the run in %s", directory)
     elif _main_process():
@@ -182,7 +182,12 @@ def _in_its_directory(words: list[str]) -> list[str]:
     return [*before, *new, f"resume='{run}'", *place]
 
 
-def _goes_on(directory: Path, given: list[str]) -> bool:
+def _go_on(config: DictConfig, directory: Path) -> str:
+    """The command that goes on with an interrupted run."""
+    return f"`python -m src.{'train' if 'stage' in config else 'eval'} resume={directory}`"
+
+
+def _goes_on(config: DictConfig, directory: Path, given: list[str]) -> bool:
     """Whether the directory holds an interrupted run of the same settings.
 
     Raises:
@@ -195,7 +200,7 @@ def _goes_on(directory: Path, given: list[str]) -> bool:
         return True
     raise UserError(
         f"{directory} holds an interrupted run with other settings ({' '.join(before or ())}): go on with it by "
-        f"`python -m src.train resume={directory}`, delete it, or choose another folder."
+        f"{_go_on(config, directory)}, delete it, or choose another folder."
     )
 
 
@@ -230,7 +235,10 @@ def command_line() -> str:
     if not HydraConfig.initialized():
         return ""
     settings = HydraConfig.get()
-    words = [*settings.overrides.task, *(text for text in settings.overrides.hydra if text.startswith("hydra.run."))]
+    words = [
+        *(word for word in settings.overrides.task if _key(word) != "resume"),
+        *(text for text in settings.overrides.hydra if text.startswith("hydra.run.")),
+    ]
     return f"python -m src.{settings.job.name} {shlex.join(words)}".rstrip()
 
 
@@ -272,12 +280,12 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     )
 
 
-def _unwritable(error: OSError, directory: Path | None = None) -> str:
+def _unwritable(error: OSError, directory: Path | None = None, again: str = "") -> str:
     where = error.filename or directory or "the output folder"
     if directory is not None and error.errno in (EDQUOT, ENOSPC) and rundir.interrupted(directory):
         return (
             f"cannot write to {where} ({error.strerror}); what had been saved there before is whole: free some space "
-            f"and go on with `python -m src.train resume={directory}`."
+            f"and go on with {again}."
         )
     return (
         f"cannot write to {where} ({error.strerror}); "
@@ -309,9 +317,9 @@ def _stop(name: str, stop: Stopped) -> None:
     if not _main_process():
         sys.exit(0)  # otherwise Lightning's launcher takes it for a crash, and kills the main process while it saves
     what, again = stop.saved or "nothing of the present step was kept", "start the same command again"
-    if HydraConfig.initialized() and name == "train":
+    if HydraConfig.initialized():
         settings = HydraConfig.get()
-        again = f"go on with `python -m src.train resume={settings.runtime.output_dir}`"
+        again = f"go on with `python -m src.{name} resume={settings.runtime.output_dir}`"
         if settings.mode == RunMode.MULTIRUN:
             again = f"start the sweep again with hydra.sweep.dir={settings.sweep.dir}: what is finished is skipped"
     print(f"\nstopped by {signal.Signals(stop.number).name}: {what}; {again}", file=sys.stderr)

@@ -5,34 +5,49 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from tprl import ranks
 from tprl.errors import UserError
 
 SHOWN = 5
 
 
-def check_finite(values: Mapping[str, Tensor], uids: Sequence[str], when: str, axis: int = 0) -> None:
-    """Look once at the device, whatever the number of values.
+def check_finite(
+    values: Mapping[str, Tensor], uids: Sequence[str], when: str, axis: int = 0, alone: bool = False
+) -> None:
+    """Look once at the device, whatever the number of values. All ranks stop with the same sentence.
 
     Args:
         values: tensors by the names they are logged under, the samples along `axis`; a scalar belongs to all of them.
-        uids: the samples; several rows of one sample repeat it.
+        uids: the samples of this rank; several rows of one sample repeat it.
         when: which step this is, e.g. "iteration 12".
+        alone: not all ranks look, or not equally often.
 
     Raises:
         UserError: nan or inf; names the value and the samples.
     """
-    if bool(torch.stack([value.detach().isfinite().all() for value in values.values()]).all()):
+    finite = torch.stack([value.detach().isfinite().all() for value in values.values()]).all()
+    if bool(finite if alone else ranks.stacked(finite.float()).all()):
         return
+    own = _not_finite(values, uids, axis)
+    found = [own] if alone else ranks.gathered(own)
+    name = next(name for name in values if any(name in one for one in found))
+    kinds, bad = zip(*(one[name] for one in found if name in one), strict=True)
+    raise UserError(
+        f"{when}: {name} is {kinds[0]} for {_names(sorted(set().union(*bad)))}; stopped before the optimiser used it, "
+        "and the last checkpoint stays as it was. Look at these samples, lower the learning rate, or use "
+        "model.dtype=float32."
+    )
+
+
+def _not_finite(values: Mapping[str, Tensor], uids: Sequence[str], axis: int) -> dict[str, tuple[str, list[str]]]:
+    """(what it is, the samples) of every value that is not finite."""
+    found = {}
     for name, value in values.items():
         bad = ~value.detach().isfinite()
         if bool(bad.any()):
             rows = bad.movedim(axis, 0).flatten(1).any(1).tolist() if bad.ndim else [True] * len(uids)
-            found = sorted({uid for uid, wrong in zip(uids, rows, strict=True) if wrong})
-            raise UserError(
-                f"{when}: {name} is {_kind(value)} for {_names(found)}; stopped before the optimiser used it, and the "
-                "last checkpoint stays as it was. Look at these samples, lower the learning rate, or use "
-                "model.dtype=float32."
-            )
+            found[name] = _kind(value), [uid for uid, wrong in zip(uids, rows, strict=True) if wrong]
+    return found
 
 
 def _kind(value: Tensor) -> str:

@@ -1,5 +1,6 @@
 """From a composed config to a finished evaluation; with `run.py` the only code that sees a DictConfig."""
 
+import hashlib
 import json
 import logging
 import os
@@ -14,10 +15,13 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
+import tprl
 from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
 from tprl.data.benchmark import take
+from tprl.data.identity import of_dataset, of_lvlm, of_pruner
+from tprl.data.store import Record
 from tprl.entry import chosen, command_line, run_names
 from tprl.errors import UserError
 from tprl.evaluation import analysis, latency_table, selectors
@@ -38,6 +42,7 @@ from tprl.files import write_atomically
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
+from tprl.rundir import ANSWERS
 from tprl.scoring import Scorer
 from tprl.tracking import Tracker, log_results, provenance
 from tprl.types import LVLM, Dataset, Pruner
@@ -199,8 +204,10 @@ def evaluate_entries(
     """Answer everything, then (on rank 0) table, files and report; returns the rows of `results.csv`."""
     check_answers(lvlm, dataset)
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
-    with Progress("evaluate") as tick:
-        answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], tick)
+    record = _record(lvlm, dataset, entries, settings, cfg, directory)
+    before = len({one["row"]["uid"] for batch in record.known.values() for one in batch}) // ranks.count()
+    with Progress("evaluate", before=before) as tick:
+        answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], tick, record)
     rows = summarise(answered, lvlm.name, dataset)
     measured = about(dataset, answered)
     if ranks.rank():
@@ -252,6 +259,33 @@ def evaluate_entries(
     print(sentence)
     print(f"report: {directory / 'report.html'}")
     return rows
+
+
+def _record(
+    lvlm: LVLM,
+    dataset: Dataset,
+    entries: Sequence[Entry],
+    settings: Mapping[str, Any],
+    cfg: DictConfig,
+    directory: Path,
+) -> Record:
+    """Where an evaluation keeps its answers until it is finished; named after all that they depend on, so that one that
+    was killed goes on only if nothing has changed."""
+    config = plain(cfg)
+    about = {
+        "version": tprl.__version__,
+        "lvlm": of_lvlm(lvlm, config.get("model", {})),
+        "data": of_dataset(dataset, config.get("dataset", {}), config.get("split", "test")),
+        "entries": [[e.name, e.seed, e.keep_ratios, of_pruner(e.pruner, _told(e.pruner))] for e in entries],
+        "batches": [settings["batch_size"], settings["limit"], ranks.count()],
+    }
+    digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return Record(directory / ANSWERS.replace("*", digest))
+
+
+def _told(pruner: Any) -> dict[str, str]:
+    """The plain values that a pruner was made with."""
+    return {name: repr(value) for name, value in vars(pruner).items() if isinstance(value, str | float | int | tuple)}
 
 
 def _pictured(entries: Sequence[Entry], main: Entry, ratio: float, rows: Sequence[SampleRow]) -> dict[str, Pruner]:

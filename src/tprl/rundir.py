@@ -17,6 +17,7 @@ from tprl.files import sweep, write_atomically
 
 STARTED, DONE, FAILED, LOCK = "started.json", "done.json", "FAILED", ".lock"
 LAST, PARTS = "last.ckpt", "parts.ckpt"  # the stage that is being trained, and the parts of the run before it
+ANSWERS = "answers-*.jsonl"  # what an evaluation has answered so far
 log = logging.getLogger(__name__)
 
 
@@ -63,9 +64,9 @@ def begin(directory: Path, overrides: Sequence[str]) -> None:
 
 
 def forget(directory: Path) -> None:
-    """Remove the checkpoints of an earlier run, so that nobody goes on with them."""
-    for name in (LAST, PARTS):  # before done.json: other ranks look for both
-        (directory / name).unlink(missing_ok=True)
+    """Remove the checkpoints and answers of an earlier run, so that nobody goes on with them."""
+    for path in _unfinished(directory):  # before done.json: other ranks look for both
+        path.unlink(missing_ok=True)
 
 
 def finish(directory: Path, overrides: Sequence[str], seconds: float) -> None:
@@ -93,8 +94,11 @@ def settings_of(directory: Path, marker: str = STARTED) -> list[str] | None:
 
 def interrupted(directory: Path) -> bool:
     """Whether there is something to go on with."""
-    there = any((directory / name).is_file() for name in (LAST, PARTS))
-    return there and not (directory / DONE).is_file()
+    return any(path.is_file() for path in _unfinished(directory)) and not (directory / DONE).is_file()
+
+
+def _unfinished(directory: Path) -> list[Path]:
+    return [directory / LAST, directory / PARTS, *directory.glob(ANSWERS)]
 
 
 def copy(run: Path, directory: Path) -> None:

@@ -1,6 +1,8 @@
 """Which entries a table gets on a given LVLM, and what a question costs."""
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from tests.lvlm.small import families
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
+from tprl.data.store import Record
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry, check_cost, evaluate, feasible, summarise
 from tprl.lvlm.llava import Llava
@@ -104,3 +107,22 @@ def test_two_questions_of_one_uid_are_refused() -> None:
     lvlm = Llava("tiny_llava")
     with pytest.raises(UserError, match="scenes has two questions of uid scenes/0: give every row an id of its own"):
         evaluate(Scorer(lvlm, Twice("test")), Twice("test"), [entry("random")], limit=4)
+
+
+def test_what_a_killed_evaluation_has_answered_is_not_answered_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lvlm, data, path = Llava("tiny_llava"), Scenes("test"), tmp_path / "answers.jsonl"
+    scorer, entries, encoded = Scorer(lvlm, data), [entry("random"), entry("fastv")], list[Any]()
+    whole = evaluate(scorer, data, entries, batch_size=4, limit=10)
+
+    def killed(done: int, total: int) -> None:
+        if done == 8:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        evaluate(scorer, data, entries, 4, 10, killed, Record(path))
+    encode = lvlm.encode
+    monkeypatch.setattr(lvlm, "encode", lambda samples, extras: encoded.append(samples) or encode(samples, extras))
+    assert evaluate(scorer, data, entries, 4, 10, record=Record(path)) == whole
+    assert [len(samples) for samples in encoded] == [2]

@@ -32,17 +32,61 @@ if __name__ == "__main__":
 """
 
 
+SPOILED = """
+import sys
+from pathlib import Path
+from tests.stages.toy_runs import fit, ppo
+from tprl import ranks
+from tprl.errors import UserError
+from tprl.rewards import WeightedReward
+from tprl.rewards.score_change import ScoreChange
+from tprl.stages.ppo import PPO
+
+def note(name, text):
+    Path(sys.argv[1], f"{name}.txt").write_text(text)
+
+class Spoiled(WeightedReward):
+    def __call__(self, outcome):
+        terms = super().__call__(outcome)
+        if ranks.rank() == 1:
+            next(iter(terms.values()))[0, 2] = float("nan")
+            note("uid", outcome.uids[2])
+        return terms
+
+class Telling(PPO):
+    def training_step(self, *given):
+        try:
+            super().training_step(*given)
+        except UserError as error:
+            note(ranks.rank(), str(error))
+            raise
+
+if __name__ == "__main__":
+    fit(ppo(kind=Telling, reward=Spoiled([ScoreChange()])), strategy="ddp_fork", devices=2)
+"""
+
+
+def on_two_ranks(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    root, script = Path(__file__).parents[2], folder / "ranks.py"
+    script.write_text(f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'src')!r}]\n{code}")
+    command = [sys.executable, str(script), str(folder), *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+
+
 class TestRanks:
     @pytest.mark.parametrize("advantage", ["gae", pytest.param("grpo", marks=pytest.mark.slow)])
     def test_two_ranks_stop_alike_and_end_with_the_same_weights(self, advantage: str, tmp_path: Path) -> None:
-        root = Path(__file__).parents[2]
-        script = tmp_path / "ranks.py"
-        script.write_text(f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'src')!r}]\n{RANKS}")
-        command = [sys.executable, str(script), str(tmp_path), advantage, "0.02"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        done = on_two_ranks(tmp_path, RANKS, advantage, "0.02")
         assert done.returncode == 0, done.stderr[-2000:]
         one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
         assert same(one["weights"], two["weights"])
         assert one["epochs"] == two["epochs"]
         assert len(set(one["epochs"])) > 1  # some iterations stopped early, some did not
         assert not set(one["uids"]) & set(two["uids"])
+
+    def test_what_is_not_finite_on_one_rank_stops_both_with_its_sample(self, tmp_path: Path) -> None:
+        done = on_two_ranks(tmp_path, SPOILED)
+        assert done.returncode != 0
+        first, second, uid = ((tmp_path / f"{name}.txt").read_text() for name in (0, 1, "uid"))
+        assert first == second
+        assert first.startswith(f"iteration 0: reward/score_change is not a number for sample {uid};")

@@ -228,7 +228,8 @@ def _shown(
     keep = _episodes(demonstrator, encoded, schedules).cpu().numpy()
     x = pruner.observe(encoded)
     codes, xy, query = x.codes.half().cpu(), x.xy.cpu(), x.query.half().cpu()
-    check_finite({"codes": codes, "question": query}, encoded.uids, "demonstrations in fp16")
+    # Alone, because ranks share out the files.
+    check_finite({"codes": codes, "question": query}, encoded.uids, "demonstrations in fp16", alone=True)
     found = []
     for b, (n, q) in enumerate(zip(x.mask.sum(1).tolist(), x.query_mask.sum(1).tolist(), strict=True)):
         bits = np.packbits(keep[:, :, b, :n].reshape(len(keep), -1), axis=1)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tprl.lvlm.layer_drop import LayerPruner
 from tprl.types import LVLM, Dataset, Pruner
 
 NUMBERS = 4096  # read of each tensor: any training changes some of them, and 14 GB need not be read
@@ -36,7 +37,7 @@ def of_dataset(dataset: Dataset, config: Mapping[str, Any], split: str) -> dict[
     }
 
 
-def of_pruner(pruner: Pruner, config: Mapping[str, Any]) -> dict[str, Any]:
+def of_pruner(pruner: Pruner | LayerPruner, config: Mapping[str, Any]) -> dict[str, Any]:
     """A pruner: its settings, and the weights and the way of serving of a learned one."""
     learned = getattr(pruner, "pruner", pruner)
     return {"config": dict(config), "weights": of_weights(learned), "serving": repr(getattr(learned, "serving", None))}

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from tprl import cost, ranks
 from tprl.budget import need_ratio
 from tprl.data.benchmark import numbered_batches
+from tprl.data.store import Record
 from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import FULL, Row, SampleRow
@@ -57,10 +58,13 @@ def evaluate(
     batch_size: int = 100,
     limit: int | None = None,
     tick: Tick = lambda done, total: None,
+    record: Record | None = None,
 ) -> list[Answered]:
     """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows each batch.
 
-    Each rank answers its share of them, and all return the answers to all of them, question by question.
+    Each rank answers its share of them, and all return the answers to all of them, question by question. `record`
+    remembers the answers to every batch, and what it has is not answered again: give one that belongs to this
+    evaluation alone.
     """
     entries = feasible(entries, scorer.lvlm)
     for entry in entries:
@@ -72,15 +76,26 @@ def evaluate(
     for batch in numbered_batches(dataset, mine, batch_size):
         samples = [sample for _, sample in batch]
         _add_places(dataset, place, ((sample.uid, index) for index, sample in batch))
-        encoded = scorer.lvlm.encode(samples, extras)
-        for entry in entries:
-            for ratio in entry.keep_ratios:
-                answered += _answer(scorer, samples, encoded, entry, ratio)
+        key = f"{batch[0][0]}-{batch[-1][0]}"
+        if record is not None and key in record.known:
+            answered += [_answered(**one) for one in record.known[key]]
+        else:
+            encoded = scorer.lvlm.encode(samples, extras)
+            pairs = [(entry, ratio) for entry in entries for ratio in entry.keep_ratios]
+            fresh = [one for pair in pairs for one in _answer(scorer, samples, encoded, *pair)]
+            answered += fresh
+            if record is not None:
+                record.add({key: [asdict(one) for one in fresh]})
         done += len(samples)
         tick(done, total)
     if done < total:  # damaged rows
         tick(total, total)
     return _of_all_ranks(dataset, answered, place)
+
+
+def _answered(row: Mapping[str, Any], facts: Sequence[float] | None, **rest: float | None) -> Answered:
+    """As a record has it in plain values."""
+    return Answered(SampleRow(**row), facts=None if facts is None else tuple(facts), **rest)  # type: ignore[arg-type]
 
 
 def _of_all_ranks(dataset: Dataset, answered: list[Answered], place: Mapping[str, int]) -> list[Answered]:

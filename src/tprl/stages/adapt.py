@@ -15,6 +15,7 @@ from tprl.budget import check_keep_ratio
 from tprl.data.benchmark import batches
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
+from tprl.finite import check_finite
 from tprl.pruners.adaptive import choose
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.tprl import TPRL
@@ -115,6 +116,7 @@ class Adapt(pl.LightningModule):
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         size = min(self.hparams["batch_size"], len(self.train_data) - index * self.hparams["batch_size"])
         loss = self._loss(batch) * ranks.weight(size)
+        check_finite({"adapt/loss": loss}, [f"questions of batch {index}"], f"epoch {self.current_epoch}")
         self.samples_seen += size
         self.log_dict({"adapt/loss": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)
         return loss

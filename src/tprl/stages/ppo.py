@@ -117,6 +117,7 @@ class PPO(pl.LightningModule):
         self.epochs, self.scorer = 1, Scorer(lvlm, dataset, reward.needs)
         self.iteration, self.lagrange, self.samples_seen = 0, 0.0, 0
         self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
+        self.score: dict[str, float] = {}  # the last served one
         self.curves: dict[str, list[tuple[float, float]]] = {"sampled": [], "served": []}
 
     @property
@@ -191,6 +192,9 @@ class PPO(pl.LightningModule):
         self._log_flops(samples, encoded, rollout)
         if self.iteration % h["validate_every"] == 0 or self.iteration == h["iterations"]:
             self._validate()
+        # Lightning would repeat it until the next one, but not in a resumed run.
+        self.log_dict({f"ppo/served/{name}": value for name, value in self.score.items()})
+        self.log("ppo/served", self.score["accuracy"], prog_bar=True)
 
     def _noise(self, samples: Sequence[Sample], x: PolicyInput, rule: ActionRule) -> Float[Tensor, "T B N"]:
         """Uniforms of every episode, from (seed, iteration, uid, episode) alone."""
@@ -270,7 +274,7 @@ class PPO(pl.LightningModule):
         return losses, h["update_epochs"]
 
     def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
-        """Stop before a step that is not finite; ranks share their gradients, so they stop together."""
+        """Stop before a step that is not finite; `uids` are this rank's."""
         parts = {f"ppo/{name}": value for name, value in loss._asdict().items()} | {"ppo/grad_norm": norm}
         check_finite(parts, uids, f"iteration {self.iteration}")
 
@@ -308,12 +312,10 @@ class PPO(pl.LightningModule):
 
     def _validate(self) -> None:
         """Served score on validation; the best weights are kept."""
-        score = self.served(self.pruner)
-        self.log_dict({f"ppo/served/{name}": value for name, value in score.items()})
-        self.log("ppo/served", score["accuracy"], prog_bar=True)
-        self.curves["served"].append((float(self.samples_seen), score["accuracy"]))
-        if merit(score) > self.best:
-            self.best, self.best_state = merit(score), copy.deepcopy(self.pruner.state_dict())
+        self.score = self.served(self.pruner)
+        self.curves["served"].append((float(self.samples_seen), self.score["accuracy"]))
+        if merit(self.score) > self.best:
+            self.best, self.best_state = merit(self.score), copy.deepcopy(self.pruner.state_dict())
 
     def _log(
         self,
@@ -363,7 +365,7 @@ class PPO(pl.LightningModule):
         self.pruner.load_state_dict(self.best_state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        names = ("iteration", "lagrange", "samples_seen", "best", "best_state", "curves")
+        names = ("iteration", "lagrange", "samples_seen", "best", "best_state", "score", "curves")
         checkpoint["ppo"] = {name: getattr(self, name) for name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
