@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,11 @@ class MetricsCSV(CSVLogger):
         """Cut the file after `count` rows: those of iterations that will be repeated."""
         if not self.path.is_file():
             return
-        rows, out = self._read()[:count], io.StringIO()
+        rows = self._read()[:count]
         names = sorted({name for row in rows for name, value in row.items() if value != ""})
-        writer = csv.DictWriter(out, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
         self._experiment = None  # a writer knows the columns of the file it began with
         if rows:
-            write_atomically(self.path, out.getvalue())
+            _write(self.path, names, rows)
         else:
             self.path.unlink()
 
@@ -71,3 +69,16 @@ class _Adding(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         """Lightning's own deletes the file."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Lightning's own empties the file first."""
+        with Path(self.metrics_file_path).open(encoding="utf-8", newline="") as file:
+            _write(Path(self.metrics_file_path), fieldnames, list(csv.DictReader(file)))
+
+
+def _write(path: Path, names: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, out.getvalue())

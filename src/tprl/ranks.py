@@ -8,6 +8,7 @@ ranks is the run on one, up to rounding.
 import os
 import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from tprl.errors import UserError
 
 T = TypeVar("T")
 PLACES = ("accelerator", "devices", "num_nodes")  # options of Lightning's Trainer that say where ranks run
+PATIENCE = timedelta(hours=3)  # others wait while rank 0 draws a report's pictures with its LVLM
 STARTED = "TPRL_STARTED"  # conf/*.yaml name the run's directory after it
 
 
@@ -57,7 +59,7 @@ def join() -> None:
         "WORLD_SIZE": str(launcher.world_size()),
     }
     _use_own_gpu()
-    dist.init_process_group(_backend(), rank=launcher.global_rank(), world_size=launcher.world_size())
+    dist.init_process_group(_backend(), timeout=PATIENCE, rank=launcher.global_rank(), world_size=launcher.world_size())
     os.environ[STARTED] = gathered(os.environ.get(STARTED) or time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
 
 
@@ -79,7 +81,7 @@ def launch(trainer: Mapping[str, Any]) -> None:
         return
     places = {name: trainer[name] for name in PLACES if name in trainer}
     try:
-        Fabric(**places, strategy=DDPStrategy(process_group_backend=_backend())).launch()
+        Fabric(**places, strategy=DDPStrategy(process_group_backend=_backend(), timeout=PATIENCE)).launch()
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         asked = ", ".join(f"trainer.{name}={value}" for name, value in places.items())
         raise UserError(

@@ -122,7 +122,9 @@ def _latency(cfg: DictConfig, directory: Path) -> Path:
             replace(one, pruner=untrained(one.pruner, lvlm.width)) if isinstance(one.pruner, LearnedPruner) else one
             for one in entries
         ]
-    latency_table.report(measure(lvlm, entries, setting, tick=Progress("latency")), lvlm, setting, directory)
+    with Progress("latency") as tick:
+        found = measure(lvlm, entries, setting, tick=tick)
+    latency_table.report(found, lvlm, setting, directory)
     return directory
 
 

@@ -58,7 +58,8 @@ def locked(directory: Path) -> Generator[None, None, None]:
 def begin(directory: Path, overrides: Sequence[str]) -> None:
     """Mark a directory as that of a run with these settings that has not finished."""
     sweep(directory)
-    (directory / DONE).unlink(missing_ok=True)
+    for name in (DONE, FAILED):
+        (directory / name).unlink(missing_ok=True)
     record = {"overrides": list(overrides), "started": time.strftime("%F %T%z")}
     write_atomically(directory / STARTED, json.dumps(record, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tprl import ranks
 from tprl.data.store import Record
 from tprl.errors import UserError
 from tprl.splice import keep_all, splice
@@ -15,7 +16,8 @@ from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample, TokenSe
 
 LABELS = frozenset({"score", "log_prob"})  # measurements that read the reference answers
 FIDELITY = frozenset({"answer_kl", "agreement"})  # those that compare with the model's own answers
-AT_ONCE = 256  # selections that are prompts at the same time: before splicing each is as large as with all tokens
+# Selections that are prompts at the same time, and their tokens: before splicing each is as large as with all tokens.
+AT_ONCE, TOKENS_AT_ONCE = 256, 1 << 17
 
 
 class Scored(NamedTuple):
@@ -50,8 +52,9 @@ class Scorer:
         self.evaluations = 0  # prompts that the LVLM has read
 
     def remember(self, folder: Path) -> None:
-        """Keep what is measured with all tokens in `folder`, and begin with what is there."""
-        self._full, self._said = Record(folder / "full.jsonl"), Record(folder / "own.jsonl")
+        """Keep what is measured with all tokens in `folder`, and begin with what is there. Every rank has files of its
+        own: with another's it would measure other batches after a kill than without."""
+        self._full, self._said = (Record(folder / f"{name}.{ranks.rank()}.jsonl") for name in ("full", "own"))
 
     def __call__(self, samples: Sequence[Sample], prompt: Prompt, **how: Any) -> Scored:
         """Measure each sample on its prompt; `how` goes to the LVLM (a plan of drops between its layers).
@@ -147,10 +150,11 @@ class Scorer:
 def selected(
     encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
 ) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
-    """The prompts of N selections, and which they are: from short to long, `AT_ONCE` at a time."""
+    """The prompts of N selections, and which they are: from short to long, as many at a time as the limits allow."""
     question = torch.tensor([*rows], device=keep.device)
     text = encoded.attention.sum(1) - encoded.visual_mask.sum(1)
-    for at in (text[question] + keep.sum(1)).argsort(stable=True).split(AT_ONCE):
+    size = max(1, min(AT_ONCE, TOKENS_AT_ONCE // encoded.attention.shape[1]))
+    for at in (text[question] + keep.sum(1)).argsort(stable=True).split(size):
         yield at, splice(encoded.rows(question[at].tolist()), TokenSelection(keep[at]))
 
 

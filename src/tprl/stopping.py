@@ -79,3 +79,9 @@ def wait(until_asked: bool) -> None:
 def asked() -> int | None:
     """The signal that has come, if one has."""
     return _requests.number
+
+
+def ignore(_: int = 0) -> None:
+    """In a worker process: a signal to the whole group is its parent's business, which ends it in time."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -163,7 +163,8 @@ def demonstrate(
     shards = Shards(folder, min(count or len(dataset), len(dataset)), SHARD * batch_size)
     if cache:
         log.info("%s has %d of %d demonstrations", folder, shards.done, shards.rows)
-    shards.fill(made, None if quiet else Progress("demonstrate", before=shards.done))
+    with Progress("demonstrate", before=shards.done) as tick:
+        shards.fill(made, None if quiet else tick)
     found = StoredDemonstrations(shards.paths, [s[-1] for s in schedules], len(schedules[0]), seed, temporary)
     if not len(found):
         raise UserError(f"all rows of {dataset.name} for training are damaged: there is nothing to demonstrate.")

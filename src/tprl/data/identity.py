@@ -4,7 +4,9 @@ but for the times of files."""
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.types import LVLM, Dataset, Pruner
 
+LIBRARIES = ("tprl", "torch", "transformers", "pillow")  # another release may round or resize otherwise
+NAMES = ("name", "_target_")  # settings that name no file, whatever lies in the working directory
 NUMBERS = 4096  # read of each tensor: any training changes some of them, and 14 GB need not be read
 
 
@@ -24,23 +28,38 @@ def of_lvlm(lvlm: LVLM, config: Mapping[str, Any]) -> dict[str, Any]:
         "device": lvlm.device.type,
         "weights": of_weights(lvlm),
         "processor": of_processor(getattr(lvlm, "processor", None)),
+        "code": of_code(lvlm),
+        "libraries": {name: version(name) for name in LIBRARIES},
     }
 
 
 def of_dataset(dataset: Dataset, config: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """A split: its settings, its length, and the files and folders that its settings name."""
+    """A split: its settings, its length, and the files and folders that its settings name. Files in other places, such
+    as images that rows name, are not looked at: where they were replaced, take another cache."""
     return {
         "config": dict(config),
         "split": split,
         "questions": len(dataset),
-        "files": {name: of_path(value) for name, value in config.items() if isinstance(value, str) and _there(value)},
+        "files": {name: of_path(str(config[name])) for name in config if name not in NAMES and _there(config[name])},
+        "code": of_code(dataset),
     }
 
 
 def of_pruner(pruner: Pruner | LayerPruner, config: Mapping[str, Any]) -> dict[str, Any]:
     """A pruner: its settings, and the weights and the way of serving of a learned one."""
     learned = getattr(pruner, "pruner", pruner)
-    return {"config": dict(config), "weights": of_weights(learned), "serving": repr(getattr(learned, "serving", None))}
+    return {
+        "config": dict(config),
+        "weights": of_weights(learned),
+        "serving": repr(getattr(learned, "serving", None)),
+        "code": of_code(learned),
+    }
+
+
+def of_code(owner: Any) -> str:
+    """Digest of the files that define an object's class and its bases."""
+    files = {getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in type(owner).__mro__}
+    return _digest(b"".join(Path(file).read_bytes() for file in sorted(filter(None, files)) if Path(file).is_file()))
 
 
 def of_weights(owner: Any) -> str | None:
@@ -83,8 +102,8 @@ def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
                 yield str(place.relative_to(path)), place.stat()
 
 
-def _there(value: str) -> bool:
-    return len(value) < 1000 and Path(value).exists()
+def _there(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 1000 and Path(value).exists()
 
 
 def _sampled(tensor: Tensor) -> bytes:

@@ -129,7 +129,7 @@ class Record:
         lines = path.read_bytes().splitlines() if path is not None and path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                self.known.update(json.loads(line))
+                self.known = {**json.loads(line), **self.known}  # the first value stands: it has been used
             except ValueError:  # its writer was killed, or the power failed
                 log.warning("%s, line %d is damaged: it is measured again", path, number)
 

@@ -28,10 +28,10 @@ def report(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory:
     write_atomic(directory / "latency.csv", out.getvalue())
     names = sorted({line.pruner for line in lines})
     said = [sentence([line for line in lines if line.pruner == name]) for name in names if name != FULL]
-    (directory / "latency.md").write_text("".join(f"- {one}\n" for one in said))
+    write_atomic(directory / "latency.md", "".join(f"- {one}\n" for one in said))
     pruned = [line for line in lines if line.pruner != FULL]
     if pruned:
-        (directory / "speedup.svg").write_text(standalone(speedups(pruned), names))
+        write_atomic(directory / "speedup.svg", standalone(speedups(pruned), names))
     console = Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)

@@ -208,7 +208,8 @@ def _keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def _words(given: Any) -> frozenset[str]:
-    return frozenset(str(word) for word in given)
+    """What a job was started with; that it was resumed later does not make it another one."""
+    return frozenset(str(word) for word in given if not str(word).startswith("resume="))
 
 
 def _settings(words: frozenset[str]) -> dict[str, str]:

@@ -349,7 +349,8 @@ class PPO(pl.LightningModule):
     def _log_flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> None:
         """FLOPs of the first episode of each question, relative to all tokens; where the model has a cost model and the
         questions have answers, whose length counts."""
-        if hasattr(self.lvlm, "shape") and all(sample.answers for sample in samples):
+        answered = ranks.stacked(torch.tensor(float(all(sample.answers for sample in samples))))
+        if hasattr(self.lvlm, "shape") and bool(answered.all()):  # all ranks alike
             rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
             flops = flops_of_states(self.scorer, self.pruner, samples, encoded, rollout.rows(rows))
             first, *_, last = ranks.stacked(flops.sum(1)).sum(0)

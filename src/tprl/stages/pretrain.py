@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tprl import stopping
 from tprl.data import scenes
 from tprl.data.packing import IGNORE, Pack, PackStream
 from tprl.errors import UserError
@@ -109,9 +110,8 @@ class Pretrain(pl.LightningModule):
             questions=h["questions"],
             seed=h["seed"],
         )
-        return DataLoader(
-            stream, batch_size=None, num_workers=h["workers"], prefetch_factor=4 if h["workers"] else None
-        )
+        workers = {"num_workers": h["workers"], "worker_init_fn": stopping.ignore}
+        return DataLoader(stream, batch_size=None, prefetch_factor=4 if h["workers"] else None, **workers)
 
     # --- optimisation -----------------------------------------------------------------------------------------
 
