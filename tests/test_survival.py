@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from tests.stages import toy_runs
 from tests.stages.toy_runs import same
 
+from tprl.data.toy import ToyDataset
+from tprl.evaluation.evaluator import Entry
+from tprl.run_eval import _record
 from tprl.rundir import LAST
 
 ROOT = Path(__file__).parents[1]
@@ -23,13 +28,13 @@ DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
 class Command:
-    """`python -m src.train` with its ranks, a process group of its own."""
+    """`python -m src.train` (or eval) with its ranks, a process group of its own."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, name: str = "train") -> None:
         self.told, self.run = folder / "err.txt", folder / "run"
         here = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with self.told.open("w") as err:
-            command = [sys.executable, "-m", "src.train", *words]
+            command = [sys.executable, "-m", f"src.{name}", *words]
             self.process = subprocess.Popen(
                 command, cwd=folder, env=here, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True
             )
@@ -70,8 +75,8 @@ class Command:
 def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     started: list[Command] = []
 
-    def begin(*words: str) -> Command:
-        started.append(Command(tmp_path, *words))
+    def begin(*words: str, **name: str) -> Command:
+        started.append(Command(tmp_path, *words, **name))
         return started[-1]
 
     yield begin
@@ -139,3 +144,35 @@ class TestOneRankOrTwo:
         assert code == 128 + signal.SIGTERM
         assert f"iteration {command.iteration()} is finished and saved" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_an_evaluation_goes_on_after_a_signal(start: Start, tmp_path: Path) -> None:
+    words = ("pruners=[random]", "keep_ratios=[0.1111]", "limit=60", "batch_size=4", "logger=none")
+    assert start(*words, f"hydra.run.dir={tmp_path / 'whole'}", name="eval").end()[0] == 0
+    run = tmp_path / "run"
+    command = start(*words, f"hydra.run.dir={run}", name="eval")
+    command.until(lambda: sum(len(path.read_bytes().splitlines()) for path in run.glob("answers-*.jsonl")) >= 3)
+    command.signal(signal.SIGTERM)
+    code, said = command.end()
+    assert code == 128 + signal.SIGTERM
+    assert f"go on with `python -m src.eval resume={run}`" in said
+    assert start(f"resume={run}", name="eval").end()[0] == 0
+    for name in ("results.csv", "samples.jsonl", "evaluation.json", "paired.json", "spreads.json"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(run.glob("answers-*"))
+
+
+def test_answers_belong_to_the_weights_that_gave_them(tmp_path: Path) -> None:
+    lvlm, pruner = toy_runs.lvlm(), toy_runs.policy()
+
+    def place(limit: int = 10) -> Path | None:
+        settings, entries = {"batch_size": 4, "limit": limit}, [Entry("tprl", pruner, (0.5,))]
+        return _record(lvlm, ToyDataset(), entries, settings, OmegaConf.create({}), tmp_path).path
+
+    before = place()
+    assert place() == before
+    assert place(limit=11) != before
+    with torch.no_grad():
+        next(pruner.parameters()).add_(1)
+    assert place() != before

@@ -83,19 +83,19 @@ class SaveEvery(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What follows, such as a served score, is repeated by a resumed run. Ranks must not part there."""
         if trainer.world_size == 1:
-            self._wait_no_longer()
+            self._wait_no_longer(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw_on()
-        self._wait_no_longer()
+        self._wait_no_longer(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         stopping.wait(False)
 
-    def _wait_no_longer(self) -> None:
+    def _wait_no_longer(self, trainer: pl.Trainer) -> None:
         stopping.wait(False)
-        if number := stopping.asked():
-            raise stopping.Stopped(number, "all iterations are saved" if self.every else "")
+        if trainer.strategy.reduce_boolean_decision(stopping.asked() is not None, all=False):
+            raise stopping.Stopped(stopping.asked() or signal.SIGTERM, "all iterations are saved" if self.every else "")
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
