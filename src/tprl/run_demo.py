@@ -3,6 +3,7 @@ DictConfig."""
 
 import importlib.util
 import logging
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,19 @@ def check_settings(cfg: DictConfig) -> None:
     """Refuse what cannot be before anything is loaded.
 
     Raises:
-        UserError: a ratio, a number of examples or a port out of range, or `run` beside `pruner`.
+        UserError: a ratio, a number of examples or a port out of range, no such host, or `run` beside `pruner`.
     """
     check_keep_ratio(cfg.keep_ratio)
     if not isinstance(cfg.examples, int) or cfg.examples < 1:
         raise UserError(f"examples={cfg.examples} leaves nothing to begin with: use at least 1.")
     if cfg.port is not None and not (isinstance(cfg.port, int) and 0 < cfg.port < 2**16):
         raise UserError(f"port={cfg.port} is no port: use a number from 1 to 65535, or null for the first free one.")
+    try:
+        socket.getaddrinfo(cfg.host, cfg.port)
+    except OSError as error:
+        raise UserError(
+            f"host={cfg.host} is no address of this machine ({error}): use 127.0.0.1 or 0.0.0.0."
+        ) from error
     if cfg.run and chosen("pruner"):
         raise UserError("run and pruner both name the first pruner: leave one out; more of them are pruners=[...].")
 

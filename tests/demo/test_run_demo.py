@@ -33,6 +33,7 @@ def config(*overrides: str) -> DictConfig:
         (["keep_ratio=0"], "keep_ratio=0"),
         (["examples=0"], "examples=0 leaves nothing to begin with"),
         (["port=70000"], "port=70000 is no port"),
+        (["host=256.1.1.1"], "host=256.1.1.1 is no address"),
         (["port=http"], "port=http is no port"),
         (["run=a", "pruner=random"], "leave one out"),
         (["run=/no/such/run"], "/no/such/run does not exist"),
