@@ -134,19 +134,21 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, dict[str, float]()
-        self.start = self._now()
+        self.start = seconds(device)
 
     def lap(self, phase: str) -> None:
         """What has passed since the last lap was `phase`."""
-        now = self._now()
+        now = seconds(self.device)
         self.seconds[phase], self.start = now - self.start, now
 
-    def _now(self) -> float:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
+
+def seconds(device: torch.device) -> float:
+    """What a clock shows when everything queued on the device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
-def clock(seconds: float) -> str:
+def clock(spent: float) -> str:
     """Minutes and seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    return f"{int(spent) // 60}:{int(spent) % 60:02d}"

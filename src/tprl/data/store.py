@@ -139,7 +139,7 @@ class Record:
         if self.path is None:
             return
         with _writing(self.path), self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+            _locked(file, wait=True)  # released when the file is closed
             torn = file.seek(0, os.SEEK_END) > 0 and _last_byte(file) != b"\n"
             file.write(b"\n" * torn + json.dumps(measured).encode() + b"\n")
 
@@ -214,6 +214,8 @@ def _locked(file: BinaryIO, wait: bool) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError as error:  # a network file system without locks: what two processes make is the same, only twice
+        log.warning("%s: file locks do not work here (%s)", file.name, error)
     return True
 
 

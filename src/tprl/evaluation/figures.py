@@ -344,6 +344,9 @@ def _over_pixels(cells: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray
 def data_uri(picture: Image.Image, colours: int | None = 64) -> str:
     """A PNG as a data URI, of at most so many colours (None: all of them)."""
     out = io.BytesIO()
-    few = picture if colours is None else picture.quantize(colours, dither=Image.Dither.NONE)
+    # Median cut, the default, spends its colours on large areas: a small purple square came out grey.
+    few = (
+        picture if colours is None else picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    )
     few.save(out, format="PNG", optimize=colours is not None)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

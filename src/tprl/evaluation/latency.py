@@ -1,7 +1,6 @@
 """Seconds, not only FLOPs: what every pruner takes from pixels to its last token on this machine, stage by stage, and
 which share of the speed-up that its FLOPs predict it really gets."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from tprl.evaluation.parity import stock_inputs
 from tprl.evaluation.results import FULL
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
+from tprl.progress import seconds
 from tprl.pruners.learned import LearnedPruner, check_family
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Pruner, Sample, TokenSelection
@@ -129,13 +129,7 @@ class Line:
 
 def stopwatch(device: torch.device) -> Clock:
     """Milliseconds after everything queued on the device is done."""
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 1e3 * time.perf_counter()
-
-    return now
+    return lambda: 1e3 * seconds(device)
 
 
 class Asked(NamedTuple):
