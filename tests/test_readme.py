@@ -12,7 +12,7 @@ from tprl.build import choices, conf_dir
 from tprl.entry import addable
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-COMMANDS = re.findall(r"python -m src\.(train|eval)([^#\n`]*)", README)
+COMMANDS = re.findall(r"python -m src\.(train|eval|demo)([^#\n`]*)", README)
 
 
 def test_it_is_short() -> None:
@@ -30,7 +30,7 @@ def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("entry", "options"), COMMANDS)
 def test_its_commands_compose(entry: str, options: str) -> None:
     words = [w.replace("<", "").replace(">", "").replace(" ", "_") for w in shlex.split(options) if "=" in w]
-    words = [re.sub(r"^(stage\.keep_ratio)=.*,.*", r"\1=0.333", word) for word in words]
+    words = [re.sub(r"^([^\[,]+),.*", r"\1", word) for word in words]  # the first job of a sweep
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         config = compose(entry, overrides=[addable(word) for word in words], return_hydra_config=True)
     for key, _, value in (word.partition("=") for word in words):
@@ -38,7 +38,7 @@ def test_its_commands_compose(entry: str, options: str) -> None:
         assert value in landed or landed[1] is not None, key
 
 
-@pytest.mark.parametrize("group", ["stage", "model", "pruner", "policy", "reward", "dataset", "logger", "experiment"])
+@pytest.mark.parametrize("group", ["stage", "model", "pruner", "policy", "reward", "dataset", "trainer", "logger", "experiment"])
 def test_its_table_lists_every_choice(group: str) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
     assert set(choices(group)) <= set(re.findall(r"`([a-z0-9_]+)`", row))

@@ -41,7 +41,7 @@ def test_runs_of_the_same_prompts_share_scores(tmp_path: Path) -> None:
     cache = f"cache={tmp_path}/cache"
     runs = [call("train", train, tmp_path / "cold", *PPO, cache)]
     before = kept(tmp_path / "cache")
-    assert {path.name for path in before} == {"meta.json", "full.jsonl"}
+    assert {path.name for path in before} == {"meta.json", "full.0.jsonl"}
     runs += [call("train", train, tmp_path / "warm", *PPO, cache), call("train", train, tmp_path / "none", *PPO)]
     assert len({(run / "pruner" / WEIGHTS).read_bytes() for run in runs}) == 1
     call("train", train, tmp_path / "rate", *PPO, cache, "stage.lr_actor=1e-4")
