@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# results.csv, ablation.csv and profile.txt; about QUIET minutes of two quiet cores. run.sh --quick: one minute, writes elsewhere.
+# results.csv, ablation.csv and profile.txt; about ten minutes of two quiet cores. run.sh --quick: one minute, writes elsewhere.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 PYTHONPATH=src .venv/bin/python experiments/speed/ppo/bench.py "$@"
