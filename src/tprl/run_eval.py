@@ -111,7 +111,7 @@ def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, 
 def _latency(cfg: DictConfig, directory: Path) -> Path:
     """Milliseconds of every pruner, stage by stage, against what its FLOPs predict."""
     if ranks.count() > 1:
-        raise UserError(f"mode=latency times one process, and {ranks.count()} were started: leave out torchrun or srun.")
+        raise UserError(f"mode=latency times one process, and {ranks.count()} were started: without torchrun or srun.")
     settings = plain(cfg)
     setting = Setting(**settings["latency"])
     cfg, entries, _ = _entries(cfg, settings)
