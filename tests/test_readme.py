@@ -38,7 +38,10 @@ def test_its_commands_compose(entry: str, options: str) -> None:
         assert value in landed or landed[1] is not None, key
 
 
-@pytest.mark.parametrize("group", ["stage", "model", "pruner", "policy", "reward", "dataset", "trainer", "logger", "experiment"])
+GROUPS = ["stage", "model", "pruner", "policy", "reward", "dataset", "trainer", "logger", "experiment"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
 def test_its_table_lists_every_choice(group: str) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
     assert set(choices(group)) <= set(re.findall(r"`([a-z0-9_]+)`", row))

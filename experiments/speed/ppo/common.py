@@ -12,7 +12,6 @@ from torch import nn
 
 from tprl.build import build, conf_dir, load_component
 from tprl.data.scenes import Scenes
-from tprl.evaluation.served import ServedScore
 from tprl.pruners.learned import load_pruner
 from tprl.rewards import WeightedReward
 from tprl.stages.ppo import PPO
@@ -48,11 +47,8 @@ def make_ppo(lvlm: Any, iterations: int, reward: str = "log_likelihood", **chang
     ours = ("name", "init_from", "served", "threshold_ratio", "save_every", "calibrate")
     options = {key: value for key, value in config.items() if key not in ours} | changes
     rewards: WeightedReward = load_component("reward", reward)
-    served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
     live = {"pruner": load_pruner("tprl_tiny_llava"), "lvlm": lvlm, "dataset": Scenes(), "reward": rewards}
-    stage: PPO = build(options | {"iterations": iterations, "validate_every": 10**6}, served=served, **live)
-    stage._validate = lambda: None  # type: ignore[method-assign]
-    return stage
+    return build(options | {"iterations": iterations}, served=lambda _: {"accuracy": 0.0, "log_prob": 0.0}, **live)
 
 
 def fit(stage: PPO, *callbacks: pl.Callback) -> None:
