@@ -26,7 +26,14 @@ from tprl.entry import chosen, command_line, run_names
 from tprl.errors import UserError
 from tprl.evaluation import analysis, latency_table, selectors
 from tprl.evaluation.compare import compare, report
-from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
+from tprl.evaluation.entries import (
+    check_names,
+    compared_entries,
+    named_entries,
+    seeded_entries,
+    trained_entries,
+    variants,
+)
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.latency import Setting, measure, untrained
@@ -237,7 +244,9 @@ def evaluate_entries(
         headline=sentence,
         rows=rows,
         paired=all_differences,
-        gallery=analysis.gallery(scorer, dataset, pruners, ratio, settings["batch_size"]) if pruners else [],
+        gallery=analysis.gallery(scorer, dataset, pruners, ratio, settings["batch_size"], limit=settings["limit"])
+        if pruners
+        else [],
         guided=guided,
         spreads=found_spreads,
         learning_curves=curves,
@@ -293,8 +302,9 @@ def _told(pruner: Any) -> dict[str, str]:
 def _pictured(entries: Sequence[Entry], main: Entry, ratio: float, rows: Sequence[SampleRow]) -> dict[str, Pruner]:
     """The main pruner and two baselines for the gallery; layer pruners have no map to show."""
     ran = {(row.pruner, row.keep_ratio, row.seed) for row in rows}
-    others = [e for e in entries if (e.name, ratio, 0) in ran and e.name not in BOUNDS and e.seed == 0]
-    others = [e for e in others if not e.name.startswith(main.name) and isinstance(e.pruner, Pruner)]
+    own = {*BOUNDS, *variants(main.name)}
+    others = [e for e in entries if (e.name, ratio, e.seed) in ran and e.name not in own]
+    others = list({e.name: e for e in others[::-1] if isinstance(e.pruner, Pruner)}.values())[::-1]  # one seed of each
     others.sort(key=lambda e: e.name not in ("divprune", "random"))  # where they are there
     return {e.name: e.pruner for e in (main, *others[:2]) if isinstance(e.pruner, Pruner)}
 

@@ -2,9 +2,14 @@
 
 import pytest
 
-from tprl.evaluation.analysis import headline
+from tprl.build import load_component
+from tprl.data.scenes import Scenes
+from tprl.evaluation.analysis import gallery, headline
+from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.report import Paired
-from tprl.evaluation.results import Row
+from tprl.evaluation.results import Row, SampleRow
+from tprl.run_eval import _pictured
+from tprl.scoring import Scorer
 
 
 def row(pruner: str, ratio: float | None, kept: float, value: float, flops: float) -> Row:
@@ -31,6 +36,12 @@ def paired(other: str, difference: float, low: float, high: float, ratio: float 
             paired("divprune", 0.01, -0.01, 0.03),
             "1.0 points below (95 % interval of the difference -1.0 to +3.0, which includes zero).",
         ),
+        (paired("divprune", 0.0, 0.0, 0.0), "level."),
+        (
+            paired("divprune", 0.0004, -0.01, 0.01),
+            "level (95 % interval of the difference -1.0 to +1.0, which includes zero).",
+        ),
+        (paired("tprl_two", -0.02, -0.03, -0.01), "2.0 points above (95 % interval of the difference -3.0 to -1.0)."),
         (paired("divprune", -0.02, -0.03, -0.01), "2.0 points above (95 % interval of the difference -3.0 to -1.0)."),
     ],
 )
@@ -40,10 +51,25 @@ def test_the_smallest_ratio_against_the_best_other_pruner(best: Paired, words: s
     others.append(paired("tome", -0.5, -0.6, -0.4, ratio=1 / 3))
     assert headline(ROWS, others, "tprl") == (
         "With 8 of 144 visual tokens (5.56 %) and 0.48 of the FLOPs, tprl scores 95.4 %; all tokens score 98.0 %, "
-        f"and the best other pruner (divprune) is {words}"
+        f"and the best other pruner ({best.other}) is {words}"
     )
 
 
 def test_without_a_reference_or_a_ratio_it_claims_nothing() -> None:
     assert headline(ROWS[1:], [], "tprl") == "tprl on d with m."
     assert headline([ROWS[0], row("own", None, 20.0, 0.9, 0.5)], [], "own") == "own on d with m."
+
+
+def test_a_rival_may_begin_with_the_same_letters() -> None:
+    names = ("keep_all", "prumerge", "prumerge_adaptive", "prumerge_plus", "divprune", "divprune")
+    entries = [Entry(name, load_component("pruner", "divprune"), (0.5,), i // 5) for i, name in enumerate(names)]
+    rows = [SampleRow("a/0", "", e.name, e.seed, 0.5, None, 1.0, 8) for e in entries]
+    assert list(_pictured(entries, entries[1], 0.5, rows)) == ["prumerge", "divprune", "prumerge_plus"]
+
+
+def test_pictures_are_of_questions_that_were_answered() -> None:
+    lvlm, data = load_component("model", "tiny_llava"), Scenes("test")
+    pruners = {"random": load_component("pruner", "random")}
+    found = gallery(Scorer(lvlm, data), data, pruners, 0.1111, limit=4)
+    assert {item.question for item in found} == {data[i].question for i in range(4)}
+    assert len(found) == 4

@@ -1,5 +1,6 @@
 """What the table does not say: paired differences, pictures of what was kept, and whether the question mattered."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tprl.data.benchmark import batches, taken
+from tprl.evaluation.entries import variants
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import BOUNDS, FULL, Row, SampleRow, grid, ratio_label
@@ -91,13 +93,15 @@ def gallery(
     keep_ratio: float,
     batch_size: int = 100,
     items: int = 6,
+    limit: int | None = None,
     pool: int = 100,
 ) -> list[GalleryItem]:
     """What each pruner kept of a few questions: a question of every family in turn, failures of the first pruner as
-    often as there are some (every third picture)."""
+    often as there are some (every third picture). They are among the first `pool` questions, and of an evaluation with
+    a `limit` among those that it answered."""
     extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
     samples, failed = list[Sample](), list[bool]()
-    for batch in batches(dataset, pool, batch_size):
+    for batch in batches(dataset, min(pool, limit or pool), batch_size):
         encoded = scorer.lvlm.encode(batch, extras)
         keep = next(iter(pruners.values())).select(encoded, keep_ratio)
         first = scorer(batch, splice(encoded, keep)).score
@@ -199,16 +203,21 @@ def headline(rows: Sequence[Row], differences: Sequence[Paired], pruner: str) ->
         f"{cell.flops_ratio:.2f} of the FLOPs, {pruner} scores {100 * cell.value:.1f} %; all tokens score "
         f"{100 * full.value:.1f} %"
     )
-    rivals = [d for d in differences if d.keep_ratio == lowest and not d.other.startswith(pruner)]
+    rivals = [d for d in differences if d.keep_ratio == lowest and d.other not in variants(pruner)]
     if rivals:
         best = min(rivals, key=lambda d: d.difference)
-        sure = "" if best.low > 0 or best.high < 0 else ", which includes zero"
-        sentence += (
-            f", and the best other pruner ({best.other}) is {abs(best.difference) * 100:.1f} points "
-            f"{'below' if best.difference > 0 else 'above'} (95 % interval of the difference "
-            f"{best.low * 100:+.1f} to {best.high * 100:+.1f}{sure})"
-        )
+        sentence += f", and the best other pruner ({best.other}) is {_distance(best)}"
     return sentence + "."
+
+
+def _distance(found: Paired) -> str:
+    """How far the other pruner is from ours, in words."""
+    points = f"{abs(found.difference) * 100:.1f}"
+    where = "level" if points == "0.0" else f"{points} points {'below' if found.difference > 0 else 'above'}"
+    if found.identical or math.isnan(found.low):
+        return where
+    sure = "" if found.low > 0 or found.high < 0 else ", which includes zero"
+    return f"{where} (95 % interval of the difference {found.low * 100:+.1f} to {found.high * 100:+.1f}{sure})"
 
 
 def guided_line(found: Guided) -> str:

@@ -16,6 +16,12 @@ from tprl.pruners.tprl import TPRL
 from tprl.types import Pruner
 
 log = logging.getLogger(__name__)
+ADAPTIVE, LFD, THRESHOLD = "adaptive", "lfd", "threshold"  # modes of a trained pruner, and its state before PPO
+
+
+def variants(name: str) -> frozenset[str]:
+    """The entries that are the pruner of this name itself, and so no rivals of it."""
+    return frozenset({name, *(f"{name}_{kind}" for kind in (ADAPTIVE, LFD, THRESHOLD))})
 
 
 def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
@@ -26,7 +32,7 @@ def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
     final = load_pruner(run)
     entries = with_modes(final.name, final, ratios)
     if (run / "lfd").is_dir():
-        entries.append(Entry(f"{final.name}_lfd", load_pruner(run / "lfd"), ratios))
+        entries.append(Entry(f"{final.name}_{LFD}", load_pruner(run / "lfd"), ratios))
     if (run / "mlp").is_dir():
         entries.append(Entry("mlp", load_pruner(run / "mlp"), ratios))
     return entries
@@ -55,9 +61,9 @@ def with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed
     if pruner.serving.prices:
         adaptive = Adaptive(cast(TPRL, pruner))
         if within := _reached(adaptive, ratios):
-            entries.append(Entry(f"{name}_adaptive", adaptive, within, seed))
+            entries.append(Entry(f"{name}_{ADAPTIVE}", adaptive, within, seed))
     if pruner.serving.tau is not None:
-        entries.append(Entry(f"{name}_threshold", pruner, (None,), seed))
+        entries.append(Entry(f"{name}_{THRESHOLD}", pruner, (None,), seed))
     return entries
 
 

@@ -32,6 +32,11 @@ class Paired:
     high: float
     p_value: float
 
+    @property
+    def identical(self) -> bool:
+        """Whether the two score the same on every image: the bootstrap then has nothing to draw, and no interval."""
+        return self.difference == self.low == self.high == 0
+
 
 def write_report(
     path: Path,

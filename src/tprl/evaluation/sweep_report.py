@@ -53,7 +53,7 @@ def report_sweep(
 
 
 def headline(sweep: Sweep, shown: Sequence[Summary], scale: float) -> str:
-    """How much of the sweep there is, and which arm is ahead at the smallest ratio that all arms share."""
+    """How much of the sweep there is, and which arm is ahead at the smallest ratio that all arms share, if one is."""
     runs = len({(entry.name, entry.seed) for entry in sweep.entries if entry.name in {a.name for a in sweep.arms}})
     start = f"{runs} of {runs + len(sweep.left_out)} runs are finished"
     names = {arm.name for arm in sweep.arms}
@@ -61,8 +61,27 @@ def headline(sweep: Sweep, shown: Sequence[Summary], scale: float) -> str:
     shared = [r for r in _ratios(own) if {one.arm for one in own if one.keep_ratio == r} == names]
     if not shared:
         return f"{start}."
-    best = max((one for one in own if one.keep_ratio == shared[-1]), key=lambda one: one.mean)
-    return f"{start}; at {ratio_label(shared[-1])} of the visual tokens {best.arm} is ahead with {_text(best, scale)}."
+    finding = _ahead([one for one in own if one.keep_ratio == shared[-1]], scale)
+    return f"{start}; at {ratio_label(shared[-1])} of the visual tokens {finding}."
+
+
+def _ahead(arms: Sequence[Summary], scale: float) -> str:
+    """Which arm is ahead, in words. Arms are level where they read the same, or are less apart than the larger of their
+    standard deviations over seeds."""
+    best, *others = sorted(arms, key=lambda one: -one.mean)
+    level = [best, *(one for one in others if _level(best, one, scale))]
+    if not others:
+        return f"{best.arm} has {_text(best, scale)}"
+    if len(level) == 1:
+        return f"{best.arm} is ahead with {_text(best, scale)}"
+    who = ", ".join(f"{one.arm} with {_text(one, scale)}" for one in level[:3])
+    more = f" and {len(level) - 3} more" if len(level) > 3 else ""
+    return f"{'all arms' if len(level) == len(arms) else 'the best arms'} are level: {who}{more}"
+
+
+def _level(a: Summary, b: Summary, scale: float) -> bool:
+    spreads = [one.sd for one in (a, b) if not math.isnan(one.sd)]
+    return f"{scale * a.mean:.1f}" == f"{scale * b.mean:.1f}" or abs(a.mean - b.mean) < max(spreads, default=0.0)
 
 
 def as_csv(sweep: Sweep, summaries: Sequence[Summary]) -> str:
