@@ -26,6 +26,7 @@ from tprl.entry import chosen, command_line, run_names
 from tprl.errors import UserError
 from tprl.evaluation import analysis, latency_table, selectors
 from tprl.evaluation.compare import compare, report
+from tprl.evaluation.curves import read_curves
 from tprl.evaluation.entries import (
     check_names,
     compared_entries,
@@ -85,7 +86,8 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     check_cost(lvlm)
     logger = make_logger(cfg, directory)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
-    rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger)
+    curves = read_curves(Path(cfg.run)) if cfg.run else {}
+    rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves)
     if swept is not None and not ranks.rank():
         report_sweep(swept, rows, directory, _headline_metric(dataset))
     return directory
@@ -93,21 +95,22 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
 
 def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
     """What `run`, `sweep`, `runs`, `pruner` and `pruners` ask for, and the config with the run's model and dataset."""
-    entries: list[Entry] = []
+    groups: list[list[Entry]] = []
     if cfg.run:
         cfg = with_run_config(cfg, Path(cfg.run))
-        entries += trained_entries(Path(cfg.run), settings)
+        groups.append(trained_entries(Path(cfg.run), settings))
     swept = None
     if cfg.sweep:
         same = [group for group in ("model", "dataset") if not chosen(group)]
         swept = read_sweep(Path(cfg.sweep), settings["keep_ratios"], same)
         cfg = with_run_config(cfg, swept.config.parent)
-        entries += swept.entries
-    entries += compared_entries(settings["runs"] or {}, settings)
+        groups.append(list(swept.entries))
+    groups.append(compared_entries(settings["runs"] or {}, settings))
     if cfg.get("pruner") is not None:
-        entries += seeded_entries(lambda **live: build(cfg.pruner, **live), settings)
-    entries += named_entries(settings["pruners"], settings)
-    check_names(entries)
+        groups.append(seeded_entries(lambda **live: build(cfg.pruner, **live), settings))
+    groups.append(named_entries(settings["pruners"], settings))
+    check_names(*groups)
+    entries = [entry for group in groups for entry in group]
     if len(entries) == 1 and not cfg.get("pruner"):
         raise UserError(
             "nothing to evaluate: give run=<directory of a training run>, sweep, runs, pruner=<name> or pruners."

@@ -30,12 +30,17 @@ def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
         raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
     ratios = tuple(settings["keep_ratios"])
     final = load_pruner(run)
-    entries = with_modes(final.name, final, ratios)
-    if (run / "lfd").is_dir():
-        entries.append(Entry(f"{final.name}_{LFD}", load_pruner(run / "lfd"), ratios))
-    if (run / "mlp").is_dir():
-        entries.append(Entry("mlp", load_pruner(run / "mlp"), ratios))
+    entries = with_modes(final.name, final, ratios, seed_of(final))
+    for name, folder in ((f"{final.name}_{LFD}", run / "lfd"), ("mlp", run / "mlp")):
+        if folder.is_dir():
+            pruner = load_pruner(folder)
+            entries.append(Entry(name, pruner, ratios, seed_of(pruner)))
     return entries
+
+
+def seed_of(pruner: LearnedPruner) -> int:
+    """The training seed; weights that do not know theirs count as seed 0."""
+    return int(pruner.trained_on.get("seed", 0))
 
 
 def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
@@ -50,8 +55,7 @@ def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
     for name, given in runs.items():
         for run in [given] if isinstance(given, str) else given:
             pruner = load_pruner(run)
-            seed = int(pruner.trained_on.get("seed", 0))
-            entries += with_modes(name, pruner, tuple(settings["keep_ratios"]), seed)
+            entries += with_modes(name, pruner, tuple(settings["keep_ratios"]), seed_of(pruner))
     return entries
 
 
@@ -67,19 +71,24 @@ def with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed
     return entries
 
 
-def check_names(entries: Sequence[Entry]) -> None:
-    """Rows of one name and seed would be counted as one.
+def check_names(*groups: Sequence[Entry]) -> None:
+    """Rows of one name and seed would be counted as one, and those of one name as training seeds of one arm. Each group
+    comes from one option of the command line.
 
     Raises:
-        UserError: there are two of them.
+        UserError: a name and seed is there twice, or a name in two groups.
     """
-    seen = Counter((entry.name, entry.seed) for entry in entries)
+    seen = Counter((entry.name, entry.seed) for group in groups for entry in group)
     for (name, seed), count in seen.items():
         if count > 1:
             raise UserError(
                 f"{name} with seed {seed} is there {count} times: give each arm of runs a name of its own, "
                 "and within an arm runs of different training seeds."
             )
+    names = Counter(name for group in groups for name in {entry.name for entry in group})
+    for name, count in names.items():
+        if count > 1:
+            raise UserError(f"{name} is there {count} times: give the run a name of its own, runs={{<name>: <run>}}.")
 
 
 def named_entries(names: Sequence[str], settings: Mapping[str, Any]) -> list[Entry]:

@@ -295,7 +295,7 @@ def _curves_section(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         return ""
     note = (
         "Accuracies are those of validation questions, served as in inference, unless they are called sampled. A "
-        "sample is a visual token (autoencoder), a question of a demonstration (lfd, adapt) or an episode (ppo)."
+        "sample is a visual token (autoencoder), a question (lfd, distill, adapt) or an episode (ppo)."
     )
     return section("Training", plot(lambda narrow: figures.curves(drawn, narrow), note))
 
