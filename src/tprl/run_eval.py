@@ -24,7 +24,7 @@ from tprl.data.identity import of_dataset, of_lvlm, of_pruner
 from tprl.data.store import Record
 from tprl.entry import chosen, command_line, run_names
 from tprl.errors import UserError
-from tprl.evaluation import analysis, latency_table, selectors
+from tprl.evaluation import analysis, latency_table, selectors, sweep_report
 from tprl.evaluation.compare import compare, report
 from tprl.evaluation.curves import read_curves
 from tprl.evaluation.entries import (
@@ -37,15 +37,16 @@ from tprl.evaluation.entries import (
 )
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
+from tprl.evaluation.gallery import Guided
 from tprl.evaluation.latency import Setting, measure, untrained
 from tprl.evaluation.official import Published
 from tprl.evaluation.origin import origin
 from tprl.evaluation.parity import parity, table, varied
-from tprl.evaluation.report import write_report
-from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_results, write_samples
+from tprl.evaluation.report import Paired, write_report
+from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, ratio_label, write_results, write_samples
 from tprl.evaluation.spread import spreads
 from tprl.evaluation.sweep import Sweep, read_sweep
-from tprl.evaluation.sweep_report import report_sweep
+from tprl.evaluation.sweep_report import Origin
 from tprl.files import write_atomically
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.progress import Progress
@@ -87,9 +88,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     logger = make_logger(cfg, directory)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
     curves = read_curves(Path(cfg.run)) if cfg.run else {}
-    rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves)
-    if swept is not None and not ranks.rank():
-        report_sweep(swept, rows, directory, _headline_metric(dataset))
+    evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves, swept)
     return directory
 
 
@@ -212,8 +211,10 @@ def evaluate_entries(
     directory: Path,
     logger: Any,
     curves: Mapping[str, list[tuple[float, float]]] | None = None,
+    swept: Sweep | None = None,
 ) -> list[Row]:
-    """Answer everything, then (on rank 0) table, files and report; returns the rows of `results.csv`."""
+    """Answer everything, then (on rank 0) table, files and report, and those of a sweep; returns the rows of
+    `results.csv`."""
     check_answers(lvlm, dataset)
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
     record = _record(lvlm, dataset, entries, settings, cfg, directory)
@@ -240,12 +241,17 @@ def evaluate_entries(
         guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
     found_spreads = spreads(sample_rows)
     write_atomically(directory / "spreads.json", json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
+    facts = {"model": lvlm.name, **measured, "split": cfg.get("split", "test"), **origin()}
+    made = Origin(facts, _commands(cfg), OmegaConf.to_yaml(cfg, resolve=True))
+    metric = _headline_metric(dataset)
+    title = sweep_report.title(swept, rows) if swept else f"{main.name} on {dataset.name} with {lvlm.name}"
     sentence = analysis.headline(rows, differences, main.name)
+    shown = analysis.opened(rows, sample_rows)
     write_report(
         directory / "report.html",
-        title=f"{main.name} on {dataset.name} with {lvlm.name}",
-        headline=sentence,
-        rows=rows,
+        title=title,
+        headline=sweep_report.finding(swept, rows, metric) if swept else sentence,
+        rows=shown,
         paired=all_differences,
         gallery=analysis.gallery(scorer, dataset, pruners, ratio, settings["batch_size"], limit=settings["limit"])
         if pruners
@@ -253,26 +259,35 @@ def evaluate_entries(
         guided=guided,
         spreads=found_spreads,
         learning_curves=curves,
-        facts={**measured, "split": cfg.get("split", "test"), **origin()},
-        commands=_commands(cfg),
-        config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
+        facts=made.facts,
+        commands=made.commands,
+        config_yaml=made.config_yaml,
         protocol=measured.get("protocol", ""),
     )
-    print_table(rows, metric=_headline_metric(dataset))
+    print_table(shown, metric=metric)
+    _say(measured, differences, guided)
+    if swept is None:
+        print(sentence)
+    print(f"report: {directory / 'report.html'}")
+    if swept is not None:
+        sweep_report.report_sweep(swept, rows, directory, metric, made)
+    return rows
+
+
+def _say(measured: Mapping[str, Any], differences: Sequence[Paired], guided: Guided | None) -> None:
+    """What the terminal shows below the table."""
     for name, value in measured.items():
         print(f"{name}: {value}")
     if differences:
         print("differences of the mean score over questions:")
     for d in differences:
+        where = f"{d.pruner} - {d.other} at {ratio_label(d.keep_ratio)}"
+        bounds = f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
         print(
-            f"{d.pruner} - {d.other} at {d.keep_ratio:.3f}: {d.difference * 100:+.1f} points "
-            f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
+            f"{where}: level on every image" if d.identical else f"{where}: {d.difference * 100:+.1f} points {bounds}"
         )
     if guided is not None:
         print(analysis.guided_line(guided))
-    print(sentence)
-    print(f"report: {directory / 'report.html'}")
-    return rows
 
 
 def _record(

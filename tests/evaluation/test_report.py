@@ -114,7 +114,7 @@ def guided() -> Guided:
     keeps = tuple(np.random.default_rng(i).random((12, 16)) < 0.11 for i in range(2))
     pair = GuidedPair(picture(7), ("What colour is the circle?", "How many squares?"), keeps, ("red", "2"), 0.31)  # type: ignore[arg-type]
     accuracy, shuffled = Interval(0.87, 0.84, 0.9), Interval(0.7, 0.66, 0.73)
-    return Guided("tprl", 1 / 9, 0.35, 1 / 9, accuracy, shuffled, [pair])
+    return Guided("tprl", 1 / 9, 0.35, 1 / 9, accuracy, shuffled, [pair], 523, 200)
 
 
 def write(path: Path, items: int = 3, **options: object) -> str:

@@ -99,7 +99,7 @@ def test_page_and_plot_name_arms_and_missing_runs(sweep: Path, table: Path) -> N
     html, svg = (table / "sweep.html").read_text(), (table / "sweep.svg").read_text()
     assert all(name in html and name in svg for name in ("keep_ratio=0.5", "keep_ratio=[0.3333,0.25]", "random"))
     assert f"{sweep}/4: seed=0 stage.keep_ratio=7: failed: keep_ratio=7 is not a kept fraction" in html
-    assert "3 of 6 runs are finished; at 10 % of the visual tokens " in html
+    assert "3 of 6 runs are finished; at 10&nbsp;% of the visual tokens " in html
     assert (table / "report.html").is_file()
 
 

@@ -1,7 +1,9 @@
 """What the table does not say: paired differences, pictures of what was kept, and whether the question mattered."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool
@@ -13,7 +15,7 @@ from tprl.evaluation.entries import variants
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import BOUNDS, FULL, Row, SampleRow, grid, ratio_label
-from tprl.evaluation.statistics import PairedInterval, image_key, interval, paired_interval
+from tprl.evaluation.statistics import Interval, PairedInterval, image_key, interval, open_side, paired_interval
 from tprl.pruners.learned import LearnedPruner
 from tprl.scoring import Scorer
 from tprl.splice import keep_all, splice
@@ -52,6 +54,21 @@ def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
     return out
 
 
+def opened(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[Row]:
+    """The rows as tables show them: where all scores of an accuracy agree, the interval is that of `open_side`.
+    `results.csv` keeps what the bootstrap gave."""
+    images: dict[tuple[str, int, float | None, str], set[str]] = defaultdict(set)
+    for one in samples:
+        for metric in ("accuracy", f"accuracy/{one.family}"):
+            images[one.pruner, one.seed, one.keep_ratio, metric].add(image_key(one.uid))
+    out = []
+    for row in rows:
+        count = len(images.get((row.pruner, row.seed, row.keep_ratio, row.metric), ()))
+        _, low, high = open_side(Interval(row.value, row.ci_low, row.ci_high), count)
+        out.append(replace(row, ci_low=low, ci_high=high))
+    return out
+
+
 def guided(
     scorer: Scorer, dataset: Dataset, pruner: Pruner, keep_ratio: float, limit: int | None = None, images: int = 200
 ) -> Guided | None:
@@ -82,8 +99,9 @@ def guided(
             pairs.append(_pair(scorer, samples, encoded, keep, masks))
     if not shares:
         return None
-    accuracy, other = interval(right, clusters), interval(shuffled, clusters)
-    return Guided(pruner.name, keep_ratio, float(np.mean(shares)), keep_ratio, accuracy, other, pairs)
+    accuracy, other = (open_side(interval(scores, clusters), len(groups)) for scores in (right, shuffled))
+    share = float(np.mean(shares))
+    return Guided(pruner.name, keep_ratio, share, keep_ratio, accuracy, other, pairs, len(right), len(groups))
 
 
 def gallery(
@@ -223,7 +241,7 @@ def _distance(found: Paired) -> str:
 def guided_line(found: Guided) -> str:
     """`Guided` in one sentence."""
     return (
-        f"guided by the question at {found.keep_ratio:.3f}: two questions about one image share {found.overlap:.0%} of "
-        f"the kept tokens (chance {found.chance:.0%}); accuracy {found.accuracy.mean:.1%}, with the questions shuffled "
+        f"guided by the question at {ratio_label(found.keep_ratio)}: two questions about one image share "
+        f"{found.overlap:.0%} of the kept tokens (chance {found.chance:.0%}); accuracy {found.accuracy.mean:.1%}, with the questions shuffled "
         f"{found.shuffled.mean:.1%}"
     )

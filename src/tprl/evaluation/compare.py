@@ -112,7 +112,8 @@ def table(found: Sequence[Compared]) -> Table:
     for heading in ("a", "b", "keep ratio", "questions", "score a", "score b", "difference [95 %]", "p"):
         out.add_column(heading, justify="left" if heading in ("a", "b") else "right")
     for one in found:
-        change = f"{100 * one.difference:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+        level = one.difference == one.low == one.high == 0  # on every image: nothing to draw an interval from
+        change = "level" if level else f"{100 * one.difference:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
         scores = (f"{100 * one.score_a:.1f}", f"{100 * one.score_b:.1f}")
         out.add_row(
             one.a, one.b, ratio_label(one.keep_ratio), str(one.questions), *scores, change, f"{one.p_value:.4f}"

@@ -89,20 +89,22 @@ def write_report(
         _paired_section(paired, pruner_order(cells), known),
         spread_section(spreads, known),
         _curves_section(learning_curves or {}),
-        _origin_section(facts or {}, commands, config_yaml),
+        origin_section(facts or {}, commands, config_yaml),
     ]
-    write_atomic(path, page(title, headline, _summary(facts or {}), known, sections))
+    write_atomic(path, page(title, headline, summary(facts or {}), known, sections))
     write_atomic(path.with_name("pareto.svg"), figures.standalone(figures.pareto(cells, known), known))
 
 
-def _summary(facts: Mapping[str, object]) -> str:
+def summary(facts: Mapping[str, object]) -> str:
+    """The line under a headline: how many questions, which split, code and day."""
     shown = [f"{facts['questions']} questions"] if "questions" in facts else []
     return " · ".join(shown + [f"{name} {facts[name]}" for name in ("split", "commit", "date") if name in facts])
 
 
 def _pareto_section(cells: dict[str, dict[float | None, Cell]], known: Sequence[str]) -> str:
     note = (
-        "Every line is one pruner, every point one keep ratio; bars are 95 % intervals (bootstrap over images). The "
+        "Every line is one pruner, every point one keep ratio; bars are 95 % intervals (bootstrap over images; "
+        "Wilson's bound where all answers are right, or all are wrong). The "
         "broad pale line is the frontier: points that are better than every cheaper one."
     )
     drawn = plot(lambda narrow: figures.pareto(cells, known, narrow), note)
@@ -256,6 +258,8 @@ def _paired_section(paired: Sequence[Paired], names: Sequence[str], known: Seque
         "Same questions, same images: positive numbers favour the method named in the heading. Bold where the 95 % "
         "interval excludes zero; p is two-sided and not corrected for the number of comparisons."
     )
+    if any(p.identical for p in paired):
+        note += " Level: the same score on every image, which leaves nothing to draw an interval from."
     return section("Paired differences", f"<p>{escape(note)}</p>", *parts) if parts else ""
 
 
@@ -267,6 +271,8 @@ def _paired_table(ours: str, paired: Sequence[Paired], names: Sequence[str], kno
         p = found.get((name, columns[column]))
         if p is None:
             return ""
+        if p.identical:
+            return "<em>level</em>"
         sure = p.low > 0 or p.high < 0
         value = f"{100 * p.difference:+.1f}"
         head = f"<strong>{value}</strong>" if sure else value
@@ -300,7 +306,8 @@ def _curves_section(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     return section("Training", plot(lambda narrow: figures.curves(drawn, narrow), note))
 
 
-def _origin_section(facts: Mapping[str, object], commands: Sequence[str], config_yaml: str) -> str:
+def origin_section(facts: Mapping[str, object], commands: Sequence[str], config_yaml: str) -> str:
+    """The shell lines, facts and config behind a page; nothing without them."""
     shell = f'<pre class="commands"><code>{escape(chr(10).join(commands))}</code></pre>' if commands else ""
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
     text = f'<pre tabindex="0"><code>{escape(config_yaml)}</code></pre>'
