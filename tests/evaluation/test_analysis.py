@@ -1,10 +1,12 @@
 """The sentence at the top of the report."""
 
+from dataclasses import replace
+
 import pytest
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
-from tprl.evaluation.analysis import gallery, headline
+from tprl.evaluation.analysis import gallery, headline, opened
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import Row, SampleRow
@@ -73,3 +75,15 @@ def test_pictures_are_of_questions_that_were_answered() -> None:
     found = gallery(Scorer(lvlm, data), data, pruners, 0.1111, limit=4)
     assert {item.question for item in found} == {data[i].question for i in range(4)}
     assert len(found) == 4
+
+
+def test_tables_open_the_interval_of_scores_that_all_agree() -> None:
+    """16 of 16 images right, three questions each: at least 16 / (16 + 1.96^2) = 80.6 %."""
+    samples = [SampleRow(f"s/{i}/{j}", "count", "tprl", 0, 0.5, None, 1.0, 8) for i in range(16) for j in range(3)]
+    whole = Row("m", "d", "tprl", 0, 0.5, 8.0, "accuracy", 1.0, 1.0, 1.0, 1.0, 0.5)
+    family, none = replace(whole, metric="accuracy/count"), replace(whole, value=0.0, ci_low=0.0, ci_high=0.0)
+    found = [(row.value, row.ci_low, row.ci_high) for row in opened([whole, family, none], samples)]
+    assert found[0] == found[1] == (1.0, pytest.approx(0.8064, abs=1e-4), 1.0)
+    assert found[2] == (0.0, 0.0, pytest.approx(0.1936, abs=1e-4))
+    other = [replace(whole, metric="mean_iou"), replace(whole, ci_low=0.9), replace(whole, pruner="other")]
+    assert opened(other, samples) == other

@@ -1,6 +1,7 @@
 """Kept fractions by seeds on the toy model, with jobs that failed, one that was killed and one that never started."""
 
 import csv
+import io
 import math
 import shutil
 import sys
@@ -101,6 +102,32 @@ def test_page_and_plot_name_arms_and_missing_runs(sweep: Path, table: Path) -> N
     assert f"{sweep}/4: seed=0 stage.keep_ratio=7: failed: keep_ratio=7 is not a kept fraction" in html
     assert "3 of 6 runs are finished; at 10&nbsp;% of the visual tokens " in html
     assert (table / "report.html").is_file()
+
+
+def test_the_page_is_for_phones_too_and_says_where_it_is_from(table: Path) -> None:
+    html = (table / "sweep.html").read_text()
+    assert html.count('<div class="wide"><svg') == html.count('<div class="narrow"><svg') == 1
+    assert html.count(">all tokens</text>") == 2  # the legends explain the dashed line
+    origin = html.partition('id="how-this-was-made"')[2]
+    for fact in ("<dt>model</dt><dd>toy", "<dt>dataset</dt><dd>toy", "<dt>questions</dt><dd>12", "<dt>versions</dt>"):
+        assert fact in origin
+    assert "python -m src.eval sweep=" in origin
+    assert "keep_ratios:" in origin
+    assert '<p class="note">12 questions · ' in html
+    title = "Sweep over seed, stage.keep_ratio on toy with toy"
+    report = (table / "report.html").read_text()
+    assert f"<h1>{title}</h1>" in report
+    assert f"<h1>{title}</h1>" in html
+    assert report.partition('<p class="headline">')[2].startswith("3 of 6 runs are finished; at 10&nbsp;%")
+
+
+def test_parts_of_a_table_hold_no_empty_rows(sweep: Path, table: Path, tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=60)
+    report_sweep(read_sweep(sweep, [0.333, 0.1]), read_results(table / "results.csv"), tmp_path, console=console)
+    tables = out.getvalue().split("accuracy (%)")[1:]
+    assert len(tables) > 1
+    assert [text.count("keep_all") for text in tables] == [1] + [0] * (len(tables) - 1)
 
 
 @pytest.mark.parametrize(

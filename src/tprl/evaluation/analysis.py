@@ -242,6 +242,6 @@ def guided_line(found: Guided) -> str:
     """`Guided` in one sentence."""
     return (
         f"guided by the question at {ratio_label(found.keep_ratio)}: two questions about one image share "
-        f"{found.overlap:.0%} of the kept tokens (chance {found.chance:.0%}); accuracy {found.accuracy.mean:.1%}, with the questions shuffled "
-        f"{found.shuffled.mean:.1%}"
+        f"{found.overlap:.0%} of the kept tokens (chance {found.chance:.0%}); accuracy {found.accuracy.mean:.1%}, with "
+        f"the questions shuffled {found.shuffled.mean:.1%} ({found.questions} questions)"
     )

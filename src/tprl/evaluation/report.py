@@ -12,6 +12,7 @@ from tprl.evaluation.gallery import GalleryItem, Guided, gallery_section, guided
 from tprl.evaluation.page import number, page, plot, section, table
 from tprl.evaluation.results import BOUNDS, FULL, Cell, Row, grid, pruner_order, ratio_label, ratios, span, write_atomic
 from tprl.evaluation.spread import Spread, spread_section
+from tprl.evaluation.statistics import identical
 
 NOTES = {  # how a name ends: what it says
     "_adaptive": "“_adaptive” gives every question its own number of tokens; the ratio is their mean.",
@@ -34,8 +35,8 @@ class Paired:
 
     @property
     def identical(self) -> bool:
-        """Whether the two score the same on every image: the bootstrap then has nothing to draw, and no interval."""
-        return self.difference == self.low == self.high == 0
+        """Whether the two score the same on every image, which says nothing of an interval."""
+        return identical(self.difference, self.low, self.high)
 
 
 def write_report(

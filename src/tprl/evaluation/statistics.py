@@ -110,6 +110,11 @@ def paired_interval(
     return PairedInterval(difference, *percentiles(means, level), p_value)
 
 
+def identical(difference: float, low: float, high: float) -> bool:
+    """Whether a and b of a paired interval agree on every cluster: no draw differs from 0, which is no certainty."""
+    return difference == low == high == 0
+
+
 def _per_cluster(values: ArrayLike, clusters: Sequence[str]) -> tuple[Floats, Floats]:
     """[C] sums and [C] counts, clusters in sorted order."""
     x = np.asarray(values, dtype=np.float64)
