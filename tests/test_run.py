@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,8 @@ class TestTheChain:
         commands = (again / "report.html").read_text().partition('<pre class="commands"><code>')[2].splitlines()[:2]
         assert commands[0] == "python -m src.train debug=fast logger=csv"
         assert commands[1].startswith(f"python -m src.eval run={run} ")
+        (curves,) = re.findall(r'aria-label="Learning curves. (.*?)"', (again / "report.html").read_text())[:1]
+        assert all(part in curves for part in ("lfd, accuracy: served", "ppo, return", "adapt, divergence"))
 
     def test_batch_size_changes_no_selection_and_no_score(self, run: Path, tmp_path: Path) -> None:
         options = (f"run={run}", "pruners=[random,divprune]", "keep_ratios=[0.1111]", "limit=20", "logger=csv")
@@ -137,6 +140,18 @@ class TestTheChain:
     ) -> None:
         given = arms.format(run=run)
         assert sentence in refused(capsys, "eval", tmp_path, f"runs={given}", "pruners=[random]", "logger=none")
+
+    def test_rows_of_a_run_carry_its_training_seed(
+        self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other"
+        shutil.copytree(run, other)
+        for about in other.glob("*/config.json"):
+            about.write_text(about.read_text().replace('"seed": 0', '"seed": 3'))
+        seeds = {(entry.name, entry.seed) for entry in trained_entries(other, {"keep_ratios": [0.1111]})}
+        assert seeds == {(name, 3) for name in ("tprl", "tprl_adaptive", "tprl_lfd", "mlp")}
+        said = refused(capsys, "eval", tmp_path / "eval", f"run={other}", "pruners=[tprl]", "logger=none")
+        assert "tprl is there 2 times" in said
 
     def test_what_was_calibrated_ends_with_the_weights_and_a_threshold_is_evaluated(
         self, run: Path, tmp_path: Path

@@ -117,6 +117,9 @@ class TestOneRankOrTwo:
         one, other = left(tmp_path / "whole"), left(tmp_path / "run")
         assert same(one[0], other[0])
         assert one[1] == other[1]
+        curves = [(tmp_path / name / "curves.json").read_text() for name in ("whole", "run")]
+        assert "ppo, return" in curves[0]
+        assert curves[0] == curves[1]
         assert not list((tmp_path / "run").rglob("*.part"))
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

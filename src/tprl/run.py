@@ -18,7 +18,7 @@ from tprl.data.identity import of_dataset, of_lvlm, of_pruner
 from tprl.data.store import Cache
 from tprl.entry import chosen
 from tprl.errors import UserError
-from tprl.evaluation.curves import Curves
+from tprl.evaluation.curves import Curves, write_curves
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
 from tprl.evaluation.evaluator import check_answers, check_cost, check_length
 from tprl.evaluation.overlays import Overlays
@@ -78,6 +78,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         if run.finished.state is None:  # otherwise it holds the weights
             run.prepare()
         run.part(cfg.stage, directory / "pruner")
+        run.keep_curves()
         log_weights(run.logger, directory)
         return directory
     for name in CHAIN:
@@ -87,9 +88,11 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         if name == "lfd":
             for baseline in cfg.stage.baselines:
                 run.baseline(baseline, directory / baseline)
+    run.keep_curves()
     settings = plain(cfg.stage.evaluation)
-    entries = trained_entries(directory, settings) + named_entries(settings["pruners"], settings)
-    check_names(entries)
+    ours, others = trained_entries(directory, settings), named_entries(settings["pruners"], settings)
+    check_names(ours, others)
+    entries = ours + others
     test_set = make_dataset(cfg.dataset, run.lvlm, "test")
     rows = evaluate_entries(run.lvlm, test_set, entries, settings, cfg, directory, run.logger, run.curves)
     questions = min(settings["limit"] or len(test_set), len(test_set))
@@ -218,6 +221,11 @@ class Training:
         if ranks.rank() == 0:
             self.pruner.save_pretrained(folder)
         ranks.wait()
+
+    def keep_curves(self) -> None:
+        """All curves of this run, those of an earlier process included, for the reports of later evaluations."""
+        if ranks.rank() == 0:
+            write_curves(self.directory, self.curves)
 
     def _labels(self, stage: str, reward: Any) -> bool:
         """Whether a stage reads reference answers.

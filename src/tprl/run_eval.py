@@ -24,20 +24,29 @@ from tprl.data.identity import of_dataset, of_lvlm, of_pruner
 from tprl.data.store import Record
 from tprl.entry import chosen, command_line, run_names
 from tprl.errors import UserError
-from tprl.evaluation import analysis, latency_table, selectors
+from tprl.evaluation import analysis, latency_table, selectors, sweep_report
 from tprl.evaluation.compare import compare, report
-from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
+from tprl.evaluation.curves import read_curves
+from tprl.evaluation.entries import (
+    check_names,
+    compared_entries,
+    named_entries,
+    seeded_entries,
+    trained_entries,
+    variants,
+)
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
+from tprl.evaluation.gallery import Guided
 from tprl.evaluation.latency import Setting, measure, untrained
 from tprl.evaluation.official import Published
 from tprl.evaluation.origin import origin
 from tprl.evaluation.parity import parity, table, varied
-from tprl.evaluation.report import write_report
-from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_results, write_samples
+from tprl.evaluation.report import Paired, write_report
+from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, ratio_label, write_results, write_samples
 from tprl.evaluation.spread import spreads
 from tprl.evaluation.sweep import Sweep, read_sweep
-from tprl.evaluation.sweep_report import report_sweep
+from tprl.evaluation.sweep_report import Origin
 from tprl.files import write_atomically
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.progress import Progress
@@ -78,29 +87,29 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     check_cost(lvlm)
     logger = make_logger(cfg, directory)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
-    rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger)
-    if swept is not None and not ranks.rank():
-        report_sweep(swept, rows, directory, _headline_metric(dataset))
+    curves = read_curves(Path(cfg.run)) if cfg.run else {}
+    evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves, swept)
     return directory
 
 
 def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
     """What `run`, `sweep`, `runs`, `pruner` and `pruners` ask for, and the config with the run's model and dataset."""
-    entries: list[Entry] = []
+    groups: list[list[Entry]] = []
     if cfg.run:
         cfg = with_run_config(cfg, Path(cfg.run))
-        entries += trained_entries(Path(cfg.run), settings)
+        groups.append(trained_entries(Path(cfg.run), settings))
     swept = None
     if cfg.sweep:
         same = [group for group in ("model", "dataset") if not chosen(group)]
         swept = read_sweep(Path(cfg.sweep), settings["keep_ratios"], same)
         cfg = with_run_config(cfg, swept.config.parent)
-        entries += swept.entries
-    entries += compared_entries(settings["runs"] or {}, settings)
+        groups.append(list(swept.entries))
+    groups.append(compared_entries(settings["runs"] or {}, settings))
     if cfg.get("pruner") is not None:
-        entries += seeded_entries(lambda **live: build(cfg.pruner, **live), settings)
-    entries += named_entries(settings["pruners"], settings)
-    check_names(entries)
+        groups.append(seeded_entries(lambda **live: build(cfg.pruner, **live), settings))
+    groups.append(named_entries(settings["pruners"], settings))
+    check_names(*groups)
+    entries = [entry for group in groups for entry in group]
     if len(entries) == 1 and not cfg.get("pruner"):
         raise UserError(
             "nothing to evaluate: give run=<directory of a training run>, sweep, runs, pruner=<name> or pruners."
@@ -204,8 +213,10 @@ def evaluate_entries(
     directory: Path,
     logger: Any,
     curves: Mapping[str, list[tuple[float, float]]] | None = None,
+    swept: Sweep | None = None,
 ) -> list[Row]:
-    """Answer everything, then (on rank 0) table, files and report; returns the rows of `results.csv`."""
+    """Answer everything, then (on rank 0) table, files and report, and those of a sweep; returns the rows of
+    `results.csv`."""
     check_answers(lvlm, dataset)
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
     record = _record(lvlm, dataset, entries, settings, cfg, directory)
@@ -232,37 +243,53 @@ def evaluate_entries(
         guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
     found_spreads = spreads(sample_rows)
     write_atomically(directory / "spreads.json", json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
+    facts = {"model": lvlm.name, **measured, "split": cfg.get("split", "test"), **origin()}
+    made = Origin(facts, _commands(cfg), OmegaConf.to_yaml(cfg, resolve=True))
+    metric = _headline_metric(dataset)
+    title = sweep_report.title(swept, rows) if swept else f"{main.name} on {dataset.name} with {lvlm.name}"
     sentence = analysis.headline(rows, differences, main.name)
+    shown = analysis.opened(rows, sample_rows)
     write_report(
         directory / "report.html",
-        title=f"{main.name} on {dataset.name} with {lvlm.name}",
-        headline=sentence,
-        rows=rows,
+        title=title,
+        headline=sweep_report.finding(swept, rows, metric) if swept else sentence,
+        rows=shown,
         paired=all_differences,
-        gallery=analysis.gallery(scorer, dataset, pruners, ratio, settings["batch_size"]) if pruners else [],
+        gallery=analysis.gallery(scorer, dataset, pruners, ratio, settings["batch_size"], limit=settings["limit"])
+        if pruners
+        else [],
         guided=guided,
         spreads=found_spreads,
         learning_curves=curves,
-        facts={**measured, "split": cfg.get("split", "test"), **origin()},
-        commands=_commands(cfg),
-        config_yaml=OmegaConf.to_yaml(cfg, resolve=True),
+        facts=made.facts,
+        commands=made.commands,
+        config_yaml=made.config_yaml,
         protocol=measured.get("protocol", ""),
     )
-    print_table(rows, metric=_headline_metric(dataset))
+    print_table(shown, metric=metric)
+    _say(measured, differences, guided)
+    if swept is None:
+        print(sentence)
+    print(f"report: {directory / 'report.html'}")
+    if swept is not None:
+        sweep_report.report_sweep(swept, rows, directory, metric, made)
+    return rows
+
+
+def _say(measured: Mapping[str, Any], differences: Sequence[Paired], guided: Guided | None) -> None:
+    """What the terminal shows below the table."""
     for name, value in measured.items():
         print(f"{name}: {value}")
     if differences:
         print("differences of the mean score over questions:")
     for d in differences:
+        where = f"{d.pruner} - {d.other} at {ratio_label(d.keep_ratio)}"
+        bounds = f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
         print(
-            f"{d.pruner} - {d.other} at {d.keep_ratio:.3f}: {d.difference * 100:+.1f} points "
-            f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
+            f"{where}: level on every image" if d.identical else f"{where}: {d.difference * 100:+.1f} points {bounds}"
         )
     if guided is not None:
         print(analysis.guided_line(guided))
-    print(sentence)
-    print(f"report: {directory / 'report.html'}")
-    return rows
 
 
 def _record(
@@ -295,8 +322,9 @@ def _told(pruner: Any) -> dict[str, str]:
 def _pictured(entries: Sequence[Entry], main: Entry, ratio: float, rows: Sequence[SampleRow]) -> dict[str, Pruner]:
     """The main pruner and two baselines for the gallery; layer pruners have no map to show."""
     ran = {(row.pruner, row.keep_ratio, row.seed) for row in rows}
-    others = [e for e in entries if (e.name, ratio, 0) in ran and e.name not in BOUNDS and e.seed == 0]
-    others = [e for e in others if not e.name.startswith(main.name) and isinstance(e.pruner, Pruner)]
+    own = {*BOUNDS, *variants(main.name)}
+    others = [e for e in entries if (e.name, ratio, e.seed) in ran and e.name not in own]
+    others = list({e.name: e for e in others[::-1] if isinstance(e.pruner, Pruner)}.values())[::-1]  # one seed of each
     others.sort(key=lambda e: e.name not in ("divprune", "random"))  # where they are there
     return {e.name: e.pruner for e in (main, *others[:2]) if isinstance(e.pruner, Pruner)}
 

@@ -1,10 +1,17 @@
 """The sentence at the top of the report."""
 
+from dataclasses import replace
+
 import pytest
 
-from tprl.evaluation.analysis import headline
+from tprl.build import load_component
+from tprl.data.scenes import Scenes
+from tprl.evaluation.analysis import gallery, headline, opened
+from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.report import Paired
-from tprl.evaluation.results import Row
+from tprl.evaluation.results import Row, SampleRow
+from tprl.run_eval import _pictured
+from tprl.scoring import Scorer
 
 
 def row(pruner: str, ratio: float | None, kept: float, value: float, flops: float) -> Row:
@@ -31,6 +38,12 @@ def paired(other: str, difference: float, low: float, high: float, ratio: float 
             paired("divprune", 0.01, -0.01, 0.03),
             "1.0 points below (95 % interval of the difference -1.0 to +3.0, which includes zero).",
         ),
+        (paired("divprune", 0.0, 0.0, 0.0), "level."),
+        (
+            paired("divprune", 0.0004, -0.01, 0.01),
+            "level (95 % interval of the difference -1.0 to +1.0, which includes zero).",
+        ),
+        (paired("tprl_two", -0.02, -0.03, -0.01), "2.0 points above (95 % interval of the difference -3.0 to -1.0)."),
         (paired("divprune", -0.02, -0.03, -0.01), "2.0 points above (95 % interval of the difference -3.0 to -1.0)."),
     ],
 )
@@ -40,10 +53,37 @@ def test_the_smallest_ratio_against_the_best_other_pruner(best: Paired, words: s
     others.append(paired("tome", -0.5, -0.6, -0.4, ratio=1 / 3))
     assert headline(ROWS, others, "tprl") == (
         "With 8 of 144 visual tokens (5.56 %) and 0.48 of the FLOPs, tprl scores 95.4 %; all tokens score 98.0 %, "
-        f"and the best other pruner (divprune) is {words}"
+        f"and the best other pruner ({best.other}) is {words}"
     )
 
 
 def test_without_a_reference_or_a_ratio_it_claims_nothing() -> None:
     assert headline(ROWS[1:], [], "tprl") == "tprl on d with m."
     assert headline([ROWS[0], row("own", None, 20.0, 0.9, 0.5)], [], "own") == "own on d with m."
+
+
+def test_a_rival_may_begin_with_the_same_letters() -> None:
+    names = ("keep_all", "prumerge", "prumerge_adaptive", "prumerge_plus", "divprune", "divprune")
+    entries = [Entry(name, load_component("pruner", "divprune"), (0.5,), i // 5) for i, name in enumerate(names)]
+    rows = [SampleRow("a/0", "", e.name, e.seed, 0.5, None, 1.0, 8) for e in entries]
+    assert list(_pictured(entries, entries[1], 0.5, rows)) == ["prumerge", "divprune", "prumerge_plus"]
+
+
+def test_pictures_are_of_questions_that_were_answered() -> None:
+    lvlm, data = load_component("model", "tiny_llava"), Scenes("test")
+    pruners = {"random": load_component("pruner", "random")}
+    found = gallery(Scorer(lvlm, data), data, pruners, 0.1111, limit=4)
+    assert {item.question for item in found} == {data[i].question for i in range(4)}
+    assert len(found) == 4
+
+
+def test_tables_open_the_interval_of_scores_that_all_agree() -> None:
+    """16 of 16 images right, three questions each: at least 16 / (16 + 1.96^2) = 80.6 %."""
+    samples = [SampleRow(f"s/{i}/{j}", "count", "tprl", 0, 0.5, None, 1.0, 8) for i in range(16) for j in range(3)]
+    whole = Row("m", "d", "tprl", 0, 0.5, 8.0, "accuracy", 1.0, 1.0, 1.0, 1.0, 0.5)
+    family, none = replace(whole, metric="accuracy/count"), replace(whole, value=0.0, ci_low=0.0, ci_high=0.0)
+    found = [(row.value, row.ci_low, row.ci_high) for row in opened([whole, family, none], samples)]
+    assert found[0] == found[1] == (1.0, pytest.approx(0.8064, abs=1e-4), 1.0)
+    assert found[2] == (0.0, 0.0, pytest.approx(0.1936, abs=1e-4))
+    other = [replace(whole, metric="mean_iou"), replace(whole, ci_low=0.9), replace(whole, pruner="other")]
+    assert opened(other, samples) == other

@@ -1,12 +1,14 @@
 """`compare=[a,b]`: paired differences of two evaluations."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tprl.errors import UserError
-from tprl.evaluation.compare import compare, report
+from tprl.evaluation.compare import compare, report, table
 from tprl.evaluation.results import SampleRow, write_samples
 
 THIRD = 1 / 3
@@ -43,6 +45,10 @@ def test_arms_by_name_and_lone_arms_of_different_names(tmp_path: Path) -> None:
     assert [(one.a, one.b, one.difference) for one in compare(f"{a}:x", b + ":z")] == [("x", "z", 0.5)]
     c = run(tmp_path / "c", {"w": [1.0, 1.0]})
     assert [(one.a, one.b, one.difference) for one in compare(b, c)] == [("z", "w", -1.0)]
+    console = Console(width=160, file=io.StringIO())
+    equal = [run(tmp_path / name, {"x": [1.0, 0.0] * 3}) for name in "de"]
+    console.print(table(compare(*equal)))
+    assert " level " in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_seeds_are_compared_one_by_one_where_they_are_the_same(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from tprl.evaluation.curves import Curves
+from tprl.errors import UserError
+from tprl.evaluation.curves import CURVES, Curves, read_curves, write_curves
 
 TRAINING, HELD_OUT = (f"autoencoder, share of variance lost: {name}" for name in ("training", "held out"))
 
@@ -67,3 +68,14 @@ def test_a_resumed_run_has_the_whole_curve(tmp_path: Path) -> None:
     curves = Curves()
     fitted(curves, tmp_path, epochs=2, ckpt_path=path)
     assert [seen for seen, _ in curves.points[TRAINING]] == [4, 8, 12, 16]
+
+
+def test_curves_are_kept_beside_the_run(tmp_path: Path) -> None:
+    curves = {"ppo, accuracy: served": [(4.0, 0.25), (8.0, 1 / 3)]}
+    assert read_curves(tmp_path) == {}
+    write_curves(tmp_path, curves)
+    assert read_curves(tmp_path) == curves
+    for damaged in ('{"a": [1]}', "[]", '{"a'):
+        (tmp_path / CURVES).write_text(damaged)
+        with pytest.raises(UserError, match=r"curves\.json is damaged"):
+            read_curves(tmp_path)

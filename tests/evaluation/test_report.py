@@ -13,6 +13,7 @@ from PIL import Image
 
 from tprl.evaluation import figures
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
+from tprl.evaluation.page import table
 from tprl.evaluation.report import Paired, write_report
 from tprl.evaluation.results import Row
 from tprl.evaluation.spread import Spread
@@ -114,7 +115,7 @@ def guided() -> Guided:
     keeps = tuple(np.random.default_rng(i).random((12, 16)) < 0.11 for i in range(2))
     pair = GuidedPair(picture(7), ("What colour is the circle?", "How many squares?"), keeps, ("red", "2"), 0.31)  # type: ignore[arg-type]
     accuracy, shuffled = Interval(0.87, 0.84, 0.9), Interval(0.7, 0.66, 0.73)
-    return Guided("tprl", 1 / 9, 0.35, 1 / 9, accuracy, shuffled, [pair])
+    return Guided("tprl", 1 / 9, 0.35, 1 / 9, accuracy, shuffled, [pair], 523, 200)
 
 
 def write(path: Path, items: int = 3, **options: object) -> str:
@@ -282,6 +283,33 @@ def test_paired_bold_only_where_the_interval_excludes_zero(text: str) -> None:
     table = part(text, "Paired differences")
     assert "<strong>+3.0</strong><small>+1.0 to +5.0, p 0.002</small>" in table
     assert "<td>+0.0<small>-2.0 to +2.0, p 0.200</small></td>" in table
+
+
+def test_a_difference_of_nothing_has_no_interval(tmp_path: Path) -> None:
+    found = [Paired("tprl", "random", 1 / 9, 0.0, 0.0, 0.0, 1.0), Paired("tprl", "mlp", 1 / 9, 0.0, -0.1, 0.1, 1.0)]
+    table = part(write(tmp_path / "report.html", paired=found), "Paired differences")
+    assert table.count("<td><em>level</em></td>") == 1
+    assert "+0.0<small>-10.0 to +10.0, p 1.000</small>" in table
+    assert "Level: the same score on every image" in table
+
+
+def test_names_lie_on_the_page_and_not_under_a_line(text: str) -> None:
+    plot = part(text, "Accuracy against compute")
+    assert plot.count("fill: var(--page)") == 2 * (len(NAMES) + 2)  # wide and narrow
+    assert "523 questions" in part(text, "Is it language guided?")
+
+
+def test_a_number_and_its_percent_sign_stay_together(text: str) -> None:
+    assert "TPRL keeps 87.3&nbsp;% accuracy" in text
+
+
+def test_the_hint_goes_by_what_the_cells_hold() -> None:
+    def hinted(columns: int, cell: str) -> bool:
+        return "Scroll sideways" in table("c", ["11.1 %"] * columns, ["tprl"], ["tprl"], lambda name, i: cell)
+
+    assert hinted(2, "+3.0<small>+12.3 to +14.5, p &lt; 0.001</small>")
+    assert not hinted(1, "+3.0<small>+12.3 to +14.5, p &lt; 0.001</small>")
+    assert not hinted(4, "<strong>87.3</strong>")
 
 
 def test_both_colour_schemes_define_every_colour(text: str) -> None:

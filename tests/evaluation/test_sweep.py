@@ -1,6 +1,8 @@
 """Kept fractions by seeds on the toy model, with jobs that failed, one that was killed and one that never started."""
 
 import csv
+import io
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -12,8 +14,8 @@ from tests.test_run import call, refused
 from tprl.entry import launch
 from tprl.errors import UserError
 from tprl.evaluation.results import ratio_label, read_results
-from tprl.evaluation.sweep import Arm, explain, find_jobs, ratios_of, read_sweep
-from tprl.evaluation.sweep_report import report_sweep
+from tprl.evaluation.sweep import Arm, Summary, Sweep, explain, find_jobs, ratios_of, read_sweep
+from tprl.evaluation.sweep_report import headline, report_sweep
 from tprl.run import train
 from tprl.run_eval import evaluate
 
@@ -98,8 +100,56 @@ def test_page_and_plot_name_arms_and_missing_runs(sweep: Path, table: Path) -> N
     html, svg = (table / "sweep.html").read_text(), (table / "sweep.svg").read_text()
     assert all(name in html and name in svg for name in ("keep_ratio=0.5", "keep_ratio=[0.3333,0.25]", "random"))
     assert f"{sweep}/4: seed=0 stage.keep_ratio=7: failed: keep_ratio=7 is not a kept fraction" in html
-    assert "3 of 6 runs are finished; at 10 % of the visual tokens keep_ratio=" in html
+    assert "3 of 6 runs are finished; at 10&nbsp;% of the visual tokens " in html
     assert (table / "report.html").is_file()
+
+
+def test_the_page_is_for_phones_too_and_says_where_it_is_from(table: Path) -> None:
+    html = (table / "sweep.html").read_text()
+    assert html.count('<div class="wide"><svg') == html.count('<div class="narrow"><svg') == 1
+    assert html.count(">all tokens</text>") == 2  # the legends explain the dashed line
+    origin = html.partition('id="how-this-was-made"')[2]
+    for fact in ("<dt>model</dt><dd>toy", "<dt>dataset</dt><dd>toy", "<dt>questions</dt><dd>12", "<dt>versions</dt>"):
+        assert fact in origin
+    assert "python -m src.eval sweep=" in origin
+    assert "keep_ratios:" in origin
+    assert '<p class="note">12 questions · ' in html
+    title = "Sweep over seed, stage.keep_ratio on toy with toy"
+    report = (table / "report.html").read_text()
+    assert f"<h1>{title}</h1>" in report
+    assert f"<h1>{title}</h1>" in html
+    assert report.partition('<p class="headline">')[2].startswith("3 of 6 runs are finished; at 10&nbsp;%")
+
+
+def test_parts_of_a_table_hold_no_empty_rows(sweep: Path, table: Path, tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=60)
+    report_sweep(read_sweep(sweep, [0.333, 0.1]), read_results(table / "results.csv"), tmp_path, console=console)
+    tables = out.getvalue().split("accuracy (%)")[1:]
+    assert len(tables) > 1
+    assert [text.count("keep_all") for text in tables] == [1] + [0] * (len(tables) - 1)
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ([(1.0, 0.0, 2), (1.0, 0.0, 2)], "all arms are level: a with 100.0 ± 0.0 (n=2), b with 100.0 ± 0.0 (n=2)"),
+        ([(0.90, 0.001, 2), (0.95, 0.06, 2)], "all arms are level: b with 95.0 ± 6.0 (n=2), a with 90.0 ± 0.1 (n=2)"),
+        ([(0.90, 0.001, 2), (0.95, 0.01, 2)], "b is ahead with 95.0 ± 1.0 (n=2)"),
+        ([(0.90, math.nan, 1), (0.95, math.nan, 1)], "b is ahead with 95.0 (n=1)"),
+        ([(0.9, 0.1, 2)] * 4 + [(0.1, 0.0, 2)], "the best arms are level: a with 90.0 ± 10.0 (n=2), b with 90.0 ± "),
+        ([(0.9, math.nan, 1)], "a has 90.0 (n=1)"),
+    ],
+)
+def test_nobody_is_ahead_of_an_equal(arms: list[tuple[float, float, int]], words: str) -> None:
+    names = "abcde"[: len(arms)]
+    shown = [
+        Summary(name, 0.1, "accuracy", n, mean, sd, mean, mean, 8.0, 0.5, False)
+        for name, (mean, sd, n) in zip(names, arms, strict=True)
+    ]
+    sweep = Sweep(Path(), ("x",), tuple(Arm(name, {}, (0.1,)) for name in names), (), (), Path())
+    assert headline(sweep, shown, 100.0).startswith(f"0 of 0 runs are finished; at 10 % of the visual tokens {words}")
+    assert ("more." in headline(sweep, shown, 100.0)) == (len(arms) == 5)
 
 
 def test_the_table_is_plain_when_piped(

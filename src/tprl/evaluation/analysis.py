@@ -1,6 +1,9 @@
 """What the table does not say: paired differences, pictures of what was kept, and whether the question mattered."""
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool
@@ -8,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tprl.data.benchmark import batches, taken
+from tprl.evaluation.entries import variants
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import BOUNDS, FULL, Row, SampleRow, grid, ratio_label
-from tprl.evaluation.statistics import PairedInterval, image_key, interval, paired_interval
+from tprl.evaluation.statistics import Interval, PairedInterval, image_key, interval, open_side, paired_interval
 from tprl.pruners.learned import LearnedPruner
 from tprl.scoring import Scorer
 from tprl.splice import keep_all, splice
@@ -50,6 +54,21 @@ def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
     return out
 
 
+def opened(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[Row]:
+    """The rows as tables show them: where all scores of an accuracy agree, the interval is that of `open_side`.
+    `results.csv` keeps what the bootstrap gave."""
+    images: dict[tuple[str, int, float | None, str], set[str]] = defaultdict(set)
+    for one in samples:
+        for metric in ("accuracy", f"accuracy/{one.family}"):
+            images[one.pruner, one.seed, one.keep_ratio, metric].add(image_key(one.uid))
+    out = []
+    for row in rows:
+        count = len(images.get((row.pruner, row.seed, row.keep_ratio, row.metric), ()))
+        _, low, high = open_side(Interval(row.value, row.ci_low, row.ci_high), count)
+        out.append(replace(row, ci_low=low, ci_high=high))
+    return out
+
+
 def guided(
     scorer: Scorer, dataset: Dataset, pruner: Pruner, keep_ratio: float, limit: int | None = None, images: int = 200
 ) -> Guided | None:
@@ -80,8 +99,9 @@ def guided(
             pairs.append(_pair(scorer, samples, encoded, keep, masks))
     if not shares:
         return None
-    accuracy, other = interval(right, clusters), interval(shuffled, clusters)
-    return Guided(pruner.name, keep_ratio, float(np.mean(shares)), keep_ratio, accuracy, other, pairs)
+    accuracy, other = (open_side(interval(scores, clusters), len(groups)) for scores in (right, shuffled))
+    share = float(np.mean(shares))
+    return Guided(pruner.name, keep_ratio, share, keep_ratio, accuracy, other, pairs, len(right), len(groups))
 
 
 def gallery(
@@ -91,13 +111,15 @@ def gallery(
     keep_ratio: float,
     batch_size: int = 100,
     items: int = 6,
+    limit: int | None = None,
     pool: int = 100,
 ) -> list[GalleryItem]:
     """What each pruner kept of a few questions: a question of every family in turn, failures of the first pruner as
-    often as there are some (every third picture)."""
+    often as there are some (every third picture). They are among the first `pool` questions, and of an evaluation with
+    a `limit` among those that it answered."""
     extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
     samples, failed = list[Sample](), list[bool]()
-    for batch in batches(dataset, pool, batch_size):
+    for batch in batches(dataset, min(pool, limit or pool), batch_size):
         encoded = scorer.lvlm.encode(batch, extras)
         keep = next(iter(pruners.values())).select(encoded, keep_ratio)
         first = scorer(batch, splice(encoded, keep)).score
@@ -199,22 +221,27 @@ def headline(rows: Sequence[Row], differences: Sequence[Paired], pruner: str) ->
         f"{cell.flops_ratio:.2f} of the FLOPs, {pruner} scores {100 * cell.value:.1f} %; all tokens score "
         f"{100 * full.value:.1f} %"
     )
-    rivals = [d for d in differences if d.keep_ratio == lowest and not d.other.startswith(pruner)]
+    rivals = [d for d in differences if d.keep_ratio == lowest and d.other not in variants(pruner)]
     if rivals:
         best = min(rivals, key=lambda d: d.difference)
-        sure = "" if best.low > 0 or best.high < 0 else ", which includes zero"
-        sentence += (
-            f", and the best other pruner ({best.other}) is {abs(best.difference) * 100:.1f} points "
-            f"{'below' if best.difference > 0 else 'above'} (95 % interval of the difference "
-            f"{best.low * 100:+.1f} to {best.high * 100:+.1f}{sure})"
-        )
+        sentence += f", and the best other pruner ({best.other}) is {_distance(best)}"
     return sentence + "."
+
+
+def _distance(found: Paired) -> str:
+    """How far the other pruner is from ours, in words."""
+    points = f"{abs(found.difference) * 100:.1f}"
+    where = "level" if points == "0.0" else f"{points} points {'below' if found.difference > 0 else 'above'}"
+    if found.identical or math.isnan(found.low):
+        return where
+    sure = "" if found.low > 0 or found.high < 0 else ", which includes zero"
+    return f"{where} (95 % interval of the difference {found.low * 100:+.1f} to {found.high * 100:+.1f}{sure})"
 
 
 def guided_line(found: Guided) -> str:
     """`Guided` in one sentence."""
     return (
-        f"guided by the question at {found.keep_ratio:.3f}: two questions about one image share {found.overlap:.0%} of "
-        f"the kept tokens (chance {found.chance:.0%}); accuracy {found.accuracy.mean:.1%}, with the questions shuffled "
-        f"{found.shuffled.mean:.1%}"
+        f"guided by the question at {ratio_label(found.keep_ratio)}: two questions about one image share "
+        f"{found.overlap:.0%} of the kept tokens (chance {found.chance:.0%}); accuracy {found.accuracy.mean:.1%}, with "
+        f"the questions shuffled {found.shuffled.mean:.1%} ({found.questions} questions)"
     )

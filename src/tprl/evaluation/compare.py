@@ -14,6 +14,7 @@ from rich.table import Table
 from tprl.errors import UserError
 from tprl.evaluation.analysis import Scores, by_arm, difference
 from tprl.evaluation.results import ratio_label, read_samples, write_atomic
+from tprl.evaluation.statistics import identical
 
 Arms = dict[tuple[str, float | None], Scores]
 
@@ -112,7 +113,8 @@ def table(found: Sequence[Compared]) -> Table:
     for heading in ("a", "b", "keep ratio", "questions", "score a", "score b", "difference [95 %]", "p"):
         out.add_column(heading, justify="left" if heading in ("a", "b") else "right")
     for one in found:
-        change = f"{100 * one.difference:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+        level = identical(one.difference, one.low, one.high)
+        change = "level" if level else f"{100 * one.difference:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
         scores = (f"{100 * one.score_a:.1f}", f"{100 * one.score_b:.1f}")
         out.add_row(
             one.a, one.b, ratio_label(one.keep_ratio), str(one.questions), *scores, change, f"{one.p_value:.4f}"

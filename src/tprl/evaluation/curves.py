@@ -1,23 +1,52 @@
-"""Learning curves of the report, followed while a stage trains."""
+"""Learning curves of the report, followed while a stage trains and kept beside its config."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from tprl.errors import UserError
+from tprl.files import write_atomically
+
 Points = list[tuple[float, float]]
+CURVES = "curves.json"  # of a training run: name -> [[samples seen, value], ...]
 # What is logged after a batch, or a validation: how the report calls it; lines of one plot share the words before the
 # colon.
 TRAINING = {
     "autoencoder/mse": "autoencoder, share of variance lost: training",
     "lfd/loss": "lfd, nats per decision",
     "reward/return": "ppo, return of an episode",
+    "distill/loss": "distill, nats per answer token",
     "adapt/loss": "adapt, divergence in nats: training",
 }
 HELD_OUT = {
     "autoencoder/val_mse": "autoencoder, share of variance lost: held out",
     "adapt/val_loss": "adapt, divergence in nats: held out",
 }
+
+
+def write_curves(run: Path, curves: Mapping[str, Points]) -> None:
+    """Keep the curves of a training for the reports of later evaluations."""
+    write_atomically(run / CURVES, json.dumps(curves) + "\n")
+
+
+def read_curves(run: Path) -> dict[str, Points]:
+    """What `write_curves` wrote; nothing where the run was trained before there was such a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run / CURVES
+    if not path.is_file():
+        return {}
+    try:
+        return {
+            name: [(float(x), float(y)) for x, y in points] for name, points in json.loads(path.read_text()).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, and the report leaves the curves out.") from error
 
 
 class Curves(pl.Callback):

@@ -16,6 +16,12 @@ from tprl.pruners.tprl import TPRL
 from tprl.types import Pruner
 
 log = logging.getLogger(__name__)
+ADAPTIVE, LFD, THRESHOLD = "adaptive", "lfd", "threshold"  # modes of a trained pruner, and its state before PPO
+
+
+def variants(name: str) -> frozenset[str]:
+    """The entries that are the pruner of this name itself, and so no rivals of it."""
+    return frozenset({name, *(f"{name}_{kind}" for kind in (ADAPTIVE, LFD, THRESHOLD))})
 
 
 def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
@@ -24,12 +30,17 @@ def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
         raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
     ratios = tuple(settings["keep_ratios"])
     final = load_pruner(run)
-    entries = with_modes(final.name, final, ratios)
-    if (run / "lfd").is_dir():
-        entries.append(Entry(f"{final.name}_lfd", load_pruner(run / "lfd"), ratios))
-    if (run / "mlp").is_dir():
-        entries.append(Entry("mlp", load_pruner(run / "mlp"), ratios))
+    entries = with_modes(final.name, final, ratios, seed_of(final))
+    for name, folder in ((f"{final.name}_{LFD}", run / "lfd"), ("mlp", run / "mlp")):
+        if folder.is_dir():
+            pruner = load_pruner(folder)
+            entries.append(Entry(name, pruner, ratios, seed_of(pruner)))
     return entries
+
+
+def seed_of(pruner: LearnedPruner) -> int:
+    """The training seed; weights that do not know theirs count as seed 0."""
+    return int(pruner.trained_on.get("seed", 0))
 
 
 def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
@@ -44,8 +55,7 @@ def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
     for name, given in runs.items():
         for run in [given] if isinstance(given, str) else given:
             pruner = load_pruner(run)
-            seed = int(pruner.trained_on.get("seed", 0))
-            entries += with_modes(name, pruner, tuple(settings["keep_ratios"]), seed)
+            entries += with_modes(name, pruner, tuple(settings["keep_ratios"]), seed_of(pruner))
     return entries
 
 
@@ -55,25 +65,30 @@ def with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed
     if pruner.serving.prices:
         adaptive = Adaptive(cast(TPRL, pruner))
         if within := _reached(adaptive, ratios):
-            entries.append(Entry(f"{name}_adaptive", adaptive, within, seed))
+            entries.append(Entry(f"{name}_{ADAPTIVE}", adaptive, within, seed))
     if pruner.serving.tau is not None:
-        entries.append(Entry(f"{name}_threshold", pruner, (None,), seed))
+        entries.append(Entry(f"{name}_{THRESHOLD}", pruner, (None,), seed))
     return entries
 
 
-def check_names(entries: Sequence[Entry]) -> None:
-    """Rows of one name and seed would be counted as one.
+def check_names(*groups: Sequence[Entry]) -> None:
+    """Rows of one name and seed would be counted as one, and those of one name as training seeds of one arm. Each group
+    comes from one option of the command line.
 
     Raises:
-        UserError: there are two of them.
+        UserError: a name and seed is there twice, or a name in two groups.
     """
-    seen = Counter((entry.name, entry.seed) for entry in entries)
+    seen = Counter((entry.name, entry.seed) for group in groups for entry in group)
     for (name, seed), count in seen.items():
         if count > 1:
             raise UserError(
                 f"{name} with seed {seed} is there {count} times: give each arm of runs a name of its own, "
                 "and within an arm runs of different training seeds."
             )
+    names = Counter(name for group in groups for name in {entry.name for entry in group})
+    for name, count in names.items():
+        if count > 1:
+            raise UserError(f"{name} is there {count} times: give the run a name of its own, runs={{<name>: <run>}}.")
 
 
 def named_entries(names: Sequence[str], settings: Mapping[str, Any]) -> list[Entry]:

@@ -42,7 +42,7 @@ SPARE = (
     ("#5f7148", "#a9c08a"),
 )
 SPARE_MARKERS = "hXp1*s24"  # with five colours: forty pruners before a pair repeats
-INK, MUTED, GRID = "#fe00ff", "#fe00fe", "#fe00fd"  # stand-ins that `_themed` turns into CSS variables
+INK, MUTED, GRID, PAGE = "#fe00ff", "#fe00fe", "#fe00fd", "#fe00fc"  # stand-ins that `_themed` turns into CSS variables
 OURS = "tprl"  # the series that stands out
 LINE = 0.185  # inches from one label to the next
 PICTURE_BYTES = 1_700_000  # PNG bytes of all pictures together, before base64 adds a third
@@ -77,7 +77,7 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     height = max(4.4 if narrow else 4.9, 0.8 + 0.2 * len(names))
     figure, axes = _axes("FLOPs, % of the model with all tokens", "accuracy, %", 4.0 if narrow else 8.2, height)
     known = styles(all_names)
-    colours = {name: _stand_in(place) for place, name in enumerate(known)}
+    colours = {name: stand_in(place) for place, name in enumerate(known)}
     points = {name: sorted((100 * c.flops_ratio, 100 * c.value, c) for c in table[name].values()) for name in names}
     if FULL in table:
         _full_line(axes, next(iter(table[FULL].values())))
@@ -93,7 +93,7 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     _label_ends(axes, ends, colours, min(flops) - 0.06 * span, height)
     axes.set_xticks([x for x in axes.get_xticks() if min(flops) - 0.06 * span <= x <= axes.get_xlim()[1]])
     axes.set_yticks([y for y in axes.get_yticks() if y <= 100 and y >= axes.get_ylim()[0]])
-    return _svg(
+    return as_svg(
         figure, _id("pareto", narrow), "Accuracy against FLOPs for every pruner; the numbers are in the tables."
     )
 
@@ -109,18 +109,18 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], narrow: bool = F
     figure = Figure(figsize=(4.1 if narrow else 8.2, 2.5 * rows), layout="constrained")
     for place, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
-        _dress(axes, "samples seen" if place >= len(panels) - columns else "", "")
+        dress(axes, "samples seen" if place >= len(panels) - columns else "", "")
         axes.set_title(title, fontsize=10, color=INK, loc="left")
         axes.locator_params(axis="x", nbins=5)  # more labels run into each other
         for i, (label, points) in enumerate(lines):
             x, y = zip(*points, strict=True)
             marker = "o" if len(points) < 30 else ""
-            style: dict[str, Any] = {"color": _stand_in((0, 8, 6, 3)[i % 4]), "ls": ("-", "--", ":", "-.")[i % 4]}
+            style: dict[str, Any] = {"color": stand_in((0, 8, 6, 3)[i % 4]), "ls": ("-", "--", ":", "-.")[i % 4]}
             axes.plot(x, y, **style, lw=1.6, marker=marker, ms=3, label=label)
         if any(label for label, _ in lines):
             axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="best")
     ends = (f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in series.items())
-    return _svg(figure, _id("curves", narrow), "Learning curves. " + "; ".join(ends) + ".")
+    return as_svg(figure, _id("curves", narrow), "Learning curves. " + "; ".join(ends) + ".")
 
 
 def _thinned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:
@@ -141,10 +141,10 @@ def boxes(
     columns = 1 if narrow else min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.0 if narrow else 8.2, lines * (0.9 + 0.24 * rows)), layout="constrained")
-    colour = _stand_in(list(styles(all_names)).index(pruner))
+    colour = stand_in(list(styles(all_names)).index(pruner))
     for place, (title, group) in enumerate(panels.items()):
         axes = figure.add_subplot(lines, columns, place + 1)
-        _dress(axes, "tokens kept" if place >= len(panels) - columns else "", "")
+        dress(axes, "tokens kept" if place >= len(panels) - columns else "", "")
         axes.set_title(title, fontsize=10, color=INK, loc="left")
         for y, (_, (low, first, middle, third, high)) in enumerate(group):
             axes.plot([low, high], [y, y], color=colour, lw=1.2)
@@ -153,7 +153,7 @@ def boxes(
         axes.set_yticks(range(len(group)), [label for label, _ in group])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
-    return _svg(figure, _id(f"boxes-{pruner}", narrow), f"Tokens kept by {pruner}: " + ", ".join(panels))
+    return as_svg(figure, _id(f"boxes-{pruner}", narrow), f"Tokens kept by {pruner}: " + ", ".join(panels))
 
 
 def speedups(lines: Sequence[Line]) -> str:
@@ -164,13 +164,13 @@ def speedups(lines: Sequence[Line]) -> str:
     figure = Figure(figsize=(9.4, 4.6), layout="constrained")
     panels: list[Axes] = [figure.add_subplot(1, 2, place) for place in (1, 2)]
     for axes, (stage, title) in zip(panels, (("prefill", "prefill"), ("total", "pixels to last token")), strict=True):
-        _dress(axes, "speed-up that FLOPs predict", "measured speed-up" if axes is panels[0] else "")
+        dress(axes, "speed-up that FLOPs predict", "measured speed-up" if axes is panels[0] else "")
         axes.set_title(title, fontsize=10, color=INK, loc="left")
         end = max(line.predicted(stage) for line in lines)
         axes.plot([1, end], [1, end], color=MUTED, lw=1.2, ls=(0, (6, 3)))
         axes.axhline(1, color=MUTED, lw=0.8)
         for line in lines:
-            colour = _stand_in(list(known).index(line.pruner))
+            colour = stand_in(list(known).index(line.pruner))
             middle, low, high = line.speedup(stage)
             axes.plot([line.predicted(stage)] * 2, [low, high], color=colour, lw=1, alpha=0.55)
             style = {"color": colour, "marker": known[line.pruner][3], "ms": 5 + 2 * batches.index(line.batch)}
@@ -179,7 +179,7 @@ def speedups(lines: Sequence[Line]) -> str:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, frameon=False, labelcolor=INK, loc="outside right center")
     what = f"Measured against predicted speed-up; larger marks are larger batches ({', '.join(map(str, batches))})."
-    return _svg(figure, "speedups", what)
+    return as_svg(figure, "speedups", what)
 
 
 def _id(name: str, narrow: bool) -> str:
@@ -189,11 +189,12 @@ def _id(name: str, narrow: bool) -> str:
 def _axes(x: str, y: str, width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    _dress(axes, x, y)
+    dress(axes, x, y)
     return figure, axes
 
 
-def _dress(axes: Axes, x: str, y: str) -> None:
+def dress(axes: Axes, x: str, y: str) -> None:
+    """Labels, grid and colours of every plot here."""
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=9)
@@ -251,7 +252,9 @@ def _label_ends(
         y -= excess  # a few rows lower, rather than an axis that goes far beyond 100 %
         axes.plot([x, at], [y, value], color=colours[name], lw=0.6, alpha=0.6, zorder=1)
         weight = "bold" if name == OURS else "normal"
-        axes.text(x, y, name + " ", color=colours[name], ha="right", va="center", fontsize=9.5, fontweight=weight)
+        style: dict[str, Any] = {"color": colours[name], "fontsize": 9.5, "fontweight": weight}
+        style["bbox"] = {"facecolor": PAGE, "edgecolor": "none", "pad": 0.5}  # no line strikes a name through
+        axes.text(x, y, name + " ", ha="right", va="center", **style)
         low = min(low, y - step)
     axes.set_ylim(low, high)
 
@@ -269,11 +272,12 @@ def _spread(values: Sequence[float], step: float) -> list[float]:
     return [value + i * step for i, value in enumerate(flat)]
 
 
-def _stand_in(index: int) -> str:
+def stand_in(index: int) -> str:
+    """The colour of a series by its place in `styles`, until `as_svg` makes it a CSS variable."""
     return f"#fe01{index:02x}"
 
 
-def _svg(figure: Figure, prefix: str, description: str) -> str:
+def as_svg(figure: Figure, prefix: str, description: str) -> str:
     """The figure as an inline `<svg>`: ids made unique, colours as CSS variables, fonts of the page."""
     out = io.StringIO()
     figure.patch.set_alpha(0)
@@ -292,14 +296,14 @@ def _svg(figure: Figure, prefix: str, description: str) -> str:
 
 def standalone(svg: str, all_names: Sequence[str]) -> str:
     """An `<svg>` of this module as a file of its own, on white: the colours that a page would give it are inside."""
-    ink = "--ink: #1c1917; --muted: #6b6760; --grid: #e4e2dd;"
+    ink = "--page: #ffffff; --ink: #1c1917; --muted: #6b6760; --grid: #e4e2dd;"
     style = f"<style>svg {{ background: #ffffff; {ink} {colour_variables(all_names, dark=False)} }}</style>"
     head, _, rest = svg.partition(">")
     return f"{head}>{style}{rest}\n"
 
 
 def _themed(svg: str) -> str:
-    for stand_in, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid")):
+    for stand_in, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid"), (PAGE, "--page")):
         svg = svg.replace(stand_in, f"var({variable})")
     return re.sub(r"#fe01([0-9a-f]{2})", lambda m: f"var(--s{int(m[1], 16)})", svg)
 

@@ -60,7 +60,8 @@ class Guided:
 
     `overlap` is the mean share of kept tokens that two questions about one image have in common (1: the question
     changes nothing), `chance` the same for two random choices (the keep ratio). `shuffled` is the accuracy when the
-    pruner reads another sample's question while the model answers the right one.
+    pruner reads another sample's question while the model answers the right one. All of it over `questions` about
+    `images`.
     """
 
     pruner: str
@@ -69,7 +70,9 @@ class Guided:
     chance: float
     accuracy: Interval
     shuffled: Interval
-    pairs: Sequence[GuidedPair] = ()
+    pairs: Sequence[GuidedPair]
+    questions: int
+    images: int
 
 
 def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -168,7 +171,8 @@ def guided_section(guided: Guided | None, side: int) -> str:
         ("Accuracy, the pruner reads another sample's question", _percent_text(guided.shuffled)),
     ]
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in figures_of)
-    intro = f"<p>{escape(guided.pruner)} at {escape(ratio)} of the visual tokens.</p>"
+    count = f"the first {guided.images} images ({guided.questions} questions)"
+    intro = f"<p>{escape(guided.pruner)} at {escape(ratio)} of the visual tokens, on {count}.</p>"
     pairs = (_guided_pair(pair, guided.pruner, side) for pair in guided.pairs)
     return section("Is it language guided?", intro, f"<dl>{terms}</dl>", *pairs)
 

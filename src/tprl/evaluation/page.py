@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 from tprl.evaluation import figures
@@ -11,6 +11,7 @@ from tprl.evaluation.results import FULL
 
 STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 SHADED = ' class="shaded"'
+PHONE = 358  # pixels of a phone's 390 that a table has
 HINT = '<p class="hint" aria-hidden="true">Scroll sideways for more columns →</p>'
 
 
@@ -18,12 +19,13 @@ def page(title: str, headline: str, note: str, known: Sequence[str], sections: S
     """The whole document; `known` are all pruners that appear in it, which decides their colours."""
     light, dark = (figures.colour_variables(known, dark) for dark in (False, True))
     colours = f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+    finding = escape(headline).replace(" %", "&nbsp;%")  # a number and its sign stay on one line
     under = f'<p class="note">{escape(note)}</p>' if note else ""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{colours}{STYLE}</style></head>
 <body><a class="skip" href="#content">Skip to the results</a>
-<main><header><h1>{escape(title)}</h1><p class="headline">{escape(headline)}</p>{under}{_contents(sections)}</header>
+<main><header><h1>{escape(title)}</h1><p class="headline">{finding}</p>{under}{_contents(sections)}</header>
 <div id="content" tabindex="-1">
 {"".join(sections)}</div></main></body></html>
 """
@@ -60,17 +62,32 @@ def table(
     """A scrolling table. `columns` and what `cell(name, column)` returns are HTML; `known` decides the colours, and
     `lost(name, column)`, in percent, how dark a cell is shaded."""
     head = "".join(f'<th scope="col">{column}</th>' for column in ["pruner", *columns])
+    cells = {name: [cell(name, i) for i in range(len(columns))] for name in names}
     body = "".join(
         f"<tr{_ours(name)}><th scope='row'>{swatch(known, name)}{escape(name)}</th>"
-        + "".join(f"<td{_shade(lost, name, i)}>{cell(name, i)}</td>" for i in range(len(columns)))
+        + "".join(f"<td{_shade(lost, name, i)}>{text}</td>" for i, text in enumerate(cells[name]))
         + "</tr>\n"
         for name in names
     )
+    texts = [[*names], *([columns[i], *(row[i] for row in cells.values())] for i in range(len(columns)))]
+    scrolls = sum(max(map(_width, column), default=0.0) for column in texts) * (0.84 if lost else 1.0) > PHONE
     return (  # the caption stays outside of what scrolls: on a phone it would be cut off
-        f"<figure><figcaption>{escape(caption)}</figcaption>{HINT if len(columns) > (5 if lost else 2) else ''}"
+        f"<figure><figcaption>{escape(caption)}</figcaption>{HINT if scrolls else ''}"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
         f"<table{SHADED if lost else ''}><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div></figure>\n"
     )
+
+
+def _width(text: str) -> float:
+    """About how many pixels of a phone the HTML of a cell takes, its padding included."""
+    sizes = {False: 8.4, True: 6.9}  # of a character, and a small one
+    parts = [part.partition("</small>")[::2] if i else ("", part) for i, part in enumerate(text.split("<small>"))]
+    lines = [
+        (len(unescape(re.sub("<.*?>", "", line))), small)
+        for part in parts
+        for line, small in zip(part, (True, False), strict=True)
+    ]
+    return 11 + max(count * sizes[small] for count, small in lines)
 
 
 def _shade(lost: Callable[[str, int], float] | None, name: str, column: int) -> str:

@@ -12,6 +12,7 @@ from tprl.evaluation.gallery import GalleryItem, Guided, gallery_section, guided
 from tprl.evaluation.page import number, page, plot, section, table
 from tprl.evaluation.results import BOUNDS, FULL, Cell, Row, grid, pruner_order, ratio_label, ratios, span, write_atomic
 from tprl.evaluation.spread import Spread, spread_section
+from tprl.evaluation.statistics import identical
 
 NOTES = {  # how a name ends: what it says
     "_adaptive": "“_adaptive” gives every question its own number of tokens; the ratio is their mean.",
@@ -31,6 +32,11 @@ class Paired:
     low: float
     high: float
     p_value: float
+
+    @property
+    def identical(self) -> bool:
+        """Whether the two score the same on every image, which says nothing of an interval."""
+        return identical(self.difference, self.low, self.high)
 
 
 def write_report(
@@ -84,20 +90,22 @@ def write_report(
         _paired_section(paired, pruner_order(cells), known),
         spread_section(spreads, known),
         _curves_section(learning_curves or {}),
-        _origin_section(facts or {}, commands, config_yaml),
+        origin_section(facts or {}, commands, config_yaml),
     ]
-    write_atomic(path, page(title, headline, _summary(facts or {}), known, sections))
+    write_atomic(path, page(title, headline, summary(facts or {}), known, sections))
     write_atomic(path.with_name("pareto.svg"), figures.standalone(figures.pareto(cells, known), known))
 
 
-def _summary(facts: Mapping[str, object]) -> str:
+def summary(facts: Mapping[str, object]) -> str:
+    """The line under a headline: how many questions, which split, code and day."""
     shown = [f"{facts['questions']} questions"] if "questions" in facts else []
     return " · ".join(shown + [f"{name} {facts[name]}" for name in ("split", "commit", "date") if name in facts])
 
 
 def _pareto_section(cells: dict[str, dict[float | None, Cell]], known: Sequence[str]) -> str:
     note = (
-        "Every line is one pruner, every point one keep ratio; bars are 95 % intervals (bootstrap over images). The "
+        "Every line is one pruner, every point one keep ratio; bars are 95 % intervals (bootstrap over images; "
+        "Wilson's bound where all answers are right, or all are wrong). The "
         "broad pale line is the frontier: points that are better than every cheaper one."
     )
     drawn = plot(lambda narrow: figures.pareto(cells, known, narrow), note)
@@ -251,6 +259,8 @@ def _paired_section(paired: Sequence[Paired], names: Sequence[str], known: Seque
         "Same questions, same images: positive numbers favour the method named in the heading. Bold where the 95 % "
         "interval excludes zero; p is two-sided and not corrected for the number of comparisons."
     )
+    if any(p.identical for p in paired):
+        note += " Level: the same score on every image, which leaves nothing to draw an interval from."
     return section("Paired differences", f"<p>{escape(note)}</p>", *parts) if parts else ""
 
 
@@ -262,6 +272,8 @@ def _paired_table(ours: str, paired: Sequence[Paired], names: Sequence[str], kno
         p = found.get((name, columns[column]))
         if p is None:
             return ""
+        if p.identical:
+            return "<em>level</em>"
         sure = p.low > 0 or p.high < 0
         value = f"{100 * p.difference:+.1f}"
         head = f"<strong>{value}</strong>" if sure else value
@@ -290,12 +302,13 @@ def _curves_section(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         return ""
     note = (
         "Accuracies are those of validation questions, served as in inference, unless they are called sampled. A "
-        "sample is a visual token (autoencoder), a question of a demonstration (lfd, adapt) or an episode (ppo)."
+        "sample is a visual token (autoencoder), a question (lfd, distill, adapt) or an episode (ppo)."
     )
     return section("Training", plot(lambda narrow: figures.curves(drawn, narrow), note))
 
 
-def _origin_section(facts: Mapping[str, object], commands: Sequence[str], config_yaml: str) -> str:
+def origin_section(facts: Mapping[str, object], commands: Sequence[str], config_yaml: str) -> str:
+    """The shell lines, facts and config behind a page; nothing without them."""
     shell = f'<pre class="commands"><code>{escape(chr(10).join(commands))}</code></pre>' if commands else ""
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
     text = f'<pre tabindex="0"><code>{escape(config_yaml)}</code></pre>'

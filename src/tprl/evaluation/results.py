@@ -214,6 +214,8 @@ def accuracy_table(
         table.add_column(heading, justify="right", no_wrap=True)
         best[ratio] = max((c.value for name, c in column.items() if name not in BOUNDS), default=math.inf)
     for name in pruner_order(cells):
+        if cells[name].keys().isdisjoint(columns):  # of a part of a table that is too wide for the terminal
+            continue
         texts = [
             _cell_text(
                 cell := cells[name].get(ratio),

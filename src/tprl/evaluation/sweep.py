@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.errors import UserError
-from tprl.evaluation.entries import with_modes
+from tprl.evaluation.entries import seed_of, with_modes
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.results import Row, ratio_label
 from tprl.pruners.learned import LearnedPruner, load_pruner
@@ -96,8 +96,7 @@ def read_sweep(directory: Path, keep_ratios: Sequence[float], same: Sequence[str
             pruner = pruners[job.folder]
             arm = _arm(job, [k for k in keys if k != SEED], pruner.name)
             arms[arm.name] = arm
-            seed = int(pruner.trained_on.get(SEED, 0))
-            entries += with_modes(arm.name, pruner, ratios_of(arm, keep_ratios), seed)
+            entries += with_modes(arm.name, pruner, ratios_of(arm, keep_ratios), seed_of(pruner))
     config = next(iter(pruners)) / "config.yaml"
     return Sweep(directory, keys, tuple(arms.values()), tuple(entries), tuple(left_out), config)
 

@@ -4,9 +4,11 @@ training seeds as a table, `sweep.csv`, `sweep.svg` and `sweep.html`."""
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,15 +18,35 @@ from rich.table import Table
 
 from tprl.cost import CONVENTION
 from tprl.evaluation import figures, page
+from tprl.evaluation.report import origin_section, summary
 from tprl.evaluation.results import FULL, Row, print_in_parts, ratio_label, write_atomic
 from tprl.evaluation.sweep import Summary, Sweep, explain, summarise_sweep
 
 NUMBERS = ("mean", "sd", "low", "high", "kept_tokens", "flops_ratio")
+BARS = "Bars: one standard deviation over training seeds."
+MORE = (
+    '<p>Pictures, paired differences and families: <a href="report.html">report.html</a>. Learning curves: in the '
+    "report of a single run, <code>python -m src.eval run=&lt;run&gt;</code>.</p>"
+)
 SPREAD = "Mean over training seeds, ± their standard deviation; † marks a ratio that the run was trained for."
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a page is from: what its numbers are about and were made on, the shell lines, the resolved config."""
+
+    facts: Mapping[str, object]
+    commands: Sequence[str] = ()
+    config_yaml: str = ""
+
+
 def report_sweep(
-    sweep: Sweep, rows: Sequence[Row], directory: Path, metric: str = "accuracy", console: Console | None = None
+    sweep: Sweep,
+    rows: Sequence[Row],
+    directory: Path,
+    metric: str = "accuracy",
+    origin: Origin | None = None,
+    console: Console | None = None,
 ) -> None:
     """Write the files into `directory`, print the table, and say which jobs are missing from it and why.
 
@@ -33,18 +55,28 @@ def report_sweep(
         rows: of the evaluation of its entries.
         directory: of the evaluation.
         metric: of table and plots, as in `rows`; sweep.csv holds all of them.
+        origin: of the numbers, for the page.
         console: where to print.
     """
     summaries = summarise_sweep(sweep, rows)
     shown = [one for one in summaries if one.metric == metric]
-    scale = 100.0 if metric == "accuracy" else 1.0
+    scale = _scale(metric)
     left_out = [explain(job, sweep.keys) for job in sweep.left_out]
     sentence = headline(sweep, shown, scale)
     write_atomic(directory / "sweep.csv", as_csv(sweep, summaries))
     known = _names(shown)
-    svg = plot(shown, metric, scale)
-    write_atomic(directory / "sweep.svg", figures.standalone(svg, known))
-    write_atomic(directory / "sweep.html", _html(sweep, shown, svg, sentence, left_out, scale))
+    write_atomic(directory / "sweep.svg", figures.standalone(plot(shown, metric, scale), known))
+    origin = origin or Origin({})
+    drawn = page.plot(lambda narrow: plot(shown, metric, scale, narrow), f"{BARS} {CONVENTION}")
+    sections = [
+        page.section("Against kept tokens and FLOPs", drawn),
+        page.section("Over training seeds", _over_seeds(shown, scale)),
+        page.section("Runs that are missing", _missing(left_out)),
+        page.section("More", MORE),
+        origin_section(origin.facts, origin.commands, origin.config_yaml),
+    ]
+    html = page.page(title(sweep, rows), sentence, summary(origin.facts), known, sections)
+    write_atomic(directory / "sweep.html", html)
     console = console or Console(highlight=False)
     plain = not console.is_terminal
     print_in_parts(lambda ratios: _table(shown, ratios, metric, scale, plain), _ratios(shown), console)
@@ -52,8 +84,24 @@ def report_sweep(
         console.print(_ascii(text) if plain else text, soft_wrap=True, markup=False, highlight=False)
 
 
+def title(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """Of the pages about a sweep."""
+    return f"Sweep over {', '.join(sweep.keys) or 'nothing'} on {rows[0].dataset} with {rows[0].model}"
+
+
+def finding(sweep: Sweep, rows: Sequence[Row], metric: str = "accuracy") -> str:
+    """`headline` of the rows of an evaluation."""
+    shown = [one for one in summarise_sweep(sweep, rows) if one.metric == metric]
+    return headline(sweep, shown, _scale(metric))
+
+
+def _scale(metric: str) -> float:
+    """Shares are shown in percent, a benchmark's own numbers in their own unit."""
+    return 100.0 if metric == "accuracy" else 1.0
+
+
 def headline(sweep: Sweep, shown: Sequence[Summary], scale: float) -> str:
-    """How much of the sweep there is, and which arm is ahead at the smallest ratio that all arms share."""
+    """How much of the sweep there is, and which arm is ahead at the smallest ratio that all arms share, if one is."""
     runs = len({(entry.name, entry.seed) for entry in sweep.entries if entry.name in {a.name for a in sweep.arms}})
     start = f"{runs} of {runs + len(sweep.left_out)} runs are finished"
     names = {arm.name for arm in sweep.arms}
@@ -61,8 +109,27 @@ def headline(sweep: Sweep, shown: Sequence[Summary], scale: float) -> str:
     shared = [r for r in _ratios(own) if {one.arm for one in own if one.keep_ratio == r} == names]
     if not shared:
         return f"{start}."
-    best = max((one for one in own if one.keep_ratio == shared[-1]), key=lambda one: one.mean)
-    return f"{start}; at {ratio_label(shared[-1])} of the visual tokens {best.arm} is ahead with {_text(best, scale)}."
+    arms = [one for one in own if one.keep_ratio == shared[-1]]
+    return f"{start}; at {ratio_label(shared[-1])} of the visual tokens {_ahead(arms, scale)}."
+
+
+def _ahead(arms: Sequence[Summary], scale: float) -> str:
+    """Which arm is ahead, in words. Arms are level where they read the same, or are less apart than the larger of their
+    standard deviations over seeds."""
+    best, *others = sorted(arms, key=lambda one: -one.mean)
+    level = [best, *(one for one in others if _level(best, one, scale))]
+    if not others:
+        return f"{best.arm} has {_text(best, scale)}"
+    if len(level) == 1:
+        return f"{best.arm} is ahead with {_text(best, scale)}"
+    who = ", ".join(f"{one.arm} with {_text(one, scale)}" for one in level[:3])
+    more = f" and {len(level) - 3} more" if len(level) > 3 else ""
+    return f"{'all arms' if len(level) == len(arms) else 'the best arms'} are level: {who}{more}"
+
+
+def _level(a: Summary, b: Summary, scale: float) -> bool:
+    spreads = [one.sd for one in (a, b) if not math.isnan(one.sd)]
+    return f"{scale * a.mean:.1f}" == f"{scale * b.mean:.1f}" or abs(a.mean - b.mean) < max(spreads, default=0.0)
 
 
 def as_csv(sweep: Sweep, summaries: Sequence[Summary]) -> str:
@@ -81,24 +148,29 @@ def as_csv(sweep: Sweep, summaries: Sequence[Summary]) -> str:
     return out.getvalue()
 
 
-def plot(shown: Sequence[Summary], metric: str, scale: float) -> str:
+def plot(shown: Sequence[Summary], metric: str, scale: float, narrow: bool = False) -> str:
     """The metric against the kept fraction and against FLOPs, a line per arm, bars of one standard deviation over
-    seeds: an `<svg>`."""
+    seeds: an `<svg>`. `narrow` is for a phone: one panel above the other."""
     names = _names(shown)
-    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
-    left = figure.add_subplot(1, 2, 1)
-    right = figure.add_subplot(1, 2, 2, sharey=left)
-    figures._dress(left, "visual tokens kept, %", f"{metric}, %" if scale == 100 else metric)
-    figures._dress(right, "FLOPs, % of the model with all tokens", "")
-    for axes, x in ((left, _kept_share), (right, _flops_share)):
+    width = 4.0 if narrow else 8.6
+    columns = max(1, min(3, int(72 * width / (40 + 5.5 * max(map(len, names), default=0)))))  # of the legend
+    height = (6.4 if narrow else 4.2) + 0.2 * math.ceil((len(names) + 1) / columns)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    first, second = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=True)
+    value = f"{metric}, %" if scale == 100 else metric
+    figures.dress(first, "visual tokens kept, %", value)
+    figures.dress(second, "FLOPs, % of the model with all tokens", value if narrow else "")
+    for axes, x in ((first, _kept_share), (second, _flops_share)):
         for name in names:
             _line(axes, [one for one in shown if one.arm == name], x, names, scale)
         for one in shown:
             if one.arm == FULL:
-                axes.axhline(scale * one.mean, color=figures.MUTED, lw=1.2, ls=(0, (6, 3)), zorder=1)
-    style = {"fontsize": 9, "frameon": False, "labelcolor": figures.INK, "ncols": min(3, max(len(names), 1))}
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", **style)
-    return figures._svg(figure, "sweep", f"{metric} against kept tokens and against FLOPs: {', '.join(names)}")
+                style: dict[str, Any] = {"color": figures.MUTED, "lw": 1.2, "ls": (0, (6, 3)), "zorder": 1}
+                axes.axhline(scale * one.mean, label="all tokens", **style)
+    look = {"fontsize": 9, "frameon": False, "labelcolor": figures.INK, "ncols": columns}
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", **look)
+    what = f"{metric} against kept tokens and against FLOPs: {', '.join(names)}"
+    return figures.as_svg(figure, "sweep-narrow" if narrow else "sweep", what)
 
 
 def _kept_share(one: Summary) -> float:
@@ -118,7 +190,7 @@ def _line(
         [scale * one.mean for one in points],
         yerr=[0.0 if math.isnan(one.sd) else scale * one.sd for one in points],
         label=name,
-        color=figures._stand_in(list(known).index(name)),
+        color=figures.stand_in(list(known).index(name)),
         ls=known[name][2],
         marker=known[name][3],
         lw=1.6,
@@ -128,9 +200,7 @@ def _line(
     )
 
 
-def _html(
-    sweep: Sweep, shown: Sequence[Summary], svg: str, sentence: str, left_out: Sequence[str], scale: float
-) -> str:
+def _over_seeds(shown: Sequence[Summary], scale: float) -> str:
     names, ratios = _names(shown), _ratios(shown)
     found = {(one.arm, one.keep_ratio): one for one in shown}
 
@@ -142,18 +212,12 @@ def _html(
         return f"{scale * one.mean:.1f}{'†' if one.trained else ''}<small>{spread}n = {one.n}</small>"
 
     rows = [*(name for name in (FULL,) if any(one.arm == FULL for one in shown)), *names]
-    table = page.table(SPREAD, [escape(ratio_label(ratio)) for ratio in ratios], rows, names, cell)
-    drawn = f'<div class="scroll" tabindex="0" role="region" aria-label="Plots">{svg}</div>'
-    note = f"<figcaption>Bars: one standard deviation over training seeds. {escape(CONVENTION)}</figcaption>"
+    return page.table(SPREAD, [escape(ratio_label(ratio)) for ratio in ratios], rows, names, cell)
+
+
+def _missing(left_out: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(line)}</li>" for line in left_out) or "<li>None: every job is in the table.</li>"
-    sections = [
-        page.section("Against kept tokens and FLOPs", f'<figure class="plot">{drawn}{note}</figure>'),
-        page.section("Over training seeds", table),
-        page.section("Runs that are missing", f"<ul>{items}</ul>"),
-        page.section("More", '<p>Pictures, paired differences and families: <a href="report.html">report.html</a></p>'),
-    ]
-    title = f"Sweep over {', '.join(sweep.keys) or 'nothing'}"
-    return page.page(title=title, headline=sentence, note="", known=names, sections=sections)
+    return f"<ul>{items}</ul>"
 
 
 def _table(shown: Sequence[Summary], ratios: Sequence[float | None], metric: str, scale: float, plain: bool) -> Table:
@@ -163,7 +227,7 @@ def _table(shown: Sequence[Summary], ratios: Sequence[float | None], metric: str
     found = {(one.arm, one.keep_ratio): one for one in shown}
     for ratio in ratios:
         table.add_column(ratio_label(ratio), justify="right", no_wrap=True)
-    for name in dict.fromkeys(one.arm for one in shown):
+    for name in dict.fromkeys(one.arm for one in shown if one.keep_ratio in ratios):
         cells = (found.get((name, ratio)) for ratio in ratios)
         table.add_row(
             name, *("" if one is None else _ascii(_text(one, scale)) if plain else _text(one, scale) for one in cells)
