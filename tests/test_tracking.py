@@ -15,6 +15,7 @@ from wandb.errors import CommError
 
 from tprl.entry import launch
 from tprl.evaluation.results import Row
+from tprl.run import train
 from tprl.run_eval import make_logger
 from tprl.tracking import Tracker, log_results, log_weights, provenance
 
@@ -193,6 +194,16 @@ def test_disabled_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     tracker.log_row({"a": 1.0})
     log_results(tracker, [row("tprl", 0.5, 8.0, "accuracy", 0.75)])
     assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.parametrize("none", ["overlay_every", "overlays"])
+def test_no_pictures_where_none_are_asked_for(none: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = ("stage=ppo", "model=toy", "dataset=toy", "policy.code_width=0", "debug=fast", f"logger.{none}=0")
+    monkeypatch.setattr(sys, "argv", ["train", *options, "policy.select=topk", f"hydra.run.dir={tmp_path}/run"])
+    launch("train", train)
+    names = {name for one in the_run(tmp_path / "run").rows for name in one}
+    assert "ppo/kl" in names
+    assert "ppo/overlays" not in names
 
 
 def test_the_pruner_is_an_artifact_if_asked(tmp_path: Path) -> None:

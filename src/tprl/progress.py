@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from tprl import ranks
@@ -65,17 +65,21 @@ class Progress:
     def _draw(self, done: int, total: int, note: str) -> None:
         if self.bar is None:
             self.bar = _bar()
-            self.bar.add_task(self.label, total=total, completed=self.before, note="")
+            self.bar.add_task(self.label, total=total, completed=self.before, times="", note="")
             self.bar.start()
-        self.bar.update(self.bar.task_ids[0], completed=done, total=total, note=note)
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total, times=self._times(done, total), note=note)
         if done >= total:
             self.close()
 
     def _line(self, done: int, total: int, note: str) -> str:
+        bar = "#" * (20 * done // total)
+        return f"{self.label:12} [{bar:20}] {done}/{total}  {self._times(done, total)}  {note}".rstrip()
+
+    def _times(self, done: int, total: int) -> str:
+        """Time spent and to go, and the rate, all of what this process does."""
         spent = time.monotonic() - self.start
         rate = max(done - self.before, 1) / max(spent, 1e-3)
-        bar, times = "#" * (20 * done // total), f"{clock(spent)}<{clock((total - done) / rate)}"
-        return f"{self.label:12} [{bar:20}] {done}/{total}  {times}  {rate:.3g}/s  {note}".rstrip()
+        return f"{clock(spent)}<{clock((total - done) / rate)}  {rate:.3g}/s"
 
 
 def _bar() -> Bar:
@@ -83,12 +87,9 @@ def _bar() -> Bar:
         TextColumn("{task.description:12}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("<"),
-        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.fields[times]}"),
         TextColumn("{task.fields[note]}", style="dim"),
         console=Console(highlight=False),
-        speed_estimate_period=600,
     )
 
 

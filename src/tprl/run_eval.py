@@ -29,6 +29,7 @@ from tprl.evaluation.compare import compare, report
 from tprl.evaluation.entries import check_names, compared_entries, named_entries, seeded_entries, trained_entries
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
+from tprl.evaluation.gallery import GalleryItem, Guided
 from tprl.evaluation.latency import Setting, measure, untrained
 from tprl.evaluation.official import Published
 from tprl.evaluation.origin import origin
@@ -63,6 +64,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
         UserError: bad input.
     """
     settings = plain(cfg)
+    check_limit("limit", cfg.limit)
     for ratio in cfg.keep_ratios:
         check_keep_ratio(ratio)
     others = {"parity": _parity, "selectors": _selectors, "latency": _latency}
@@ -82,6 +84,12 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     if swept is not None and not ranks.rank():
         report_sweep(swept, rows, directory, _headline_metric(dataset))
     return directory
+
+
+def check_limit(key: str, limit: Any) -> None:
+    """Refuse a number of questions that leaves none."""
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise UserError(f"{key}={limit} leaves no question: use at least 1, or null for the whole split.")
 
 
 def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
@@ -225,9 +233,7 @@ def evaluate_entries(
     write_atomically(directory / "paired.json", json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
     pruners = _pictured(entries, main, ratio, sample_rows)
-    guided = None
-    if isinstance(main.pruner, LearnedPruner):
-        guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
+    guided, pictures = _looked_at(scorer, dataset, main, pruners, ratio, settings)
     found_spreads = spreads(sample_rows)
     write_atomically(directory / "spreads.json", json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
     sentence = analysis.headline(rows, differences, main.name)
@@ -237,7 +243,7 @@ def evaluate_entries(
         headline=sentence,
         rows=rows,
         paired=all_differences,
-        gallery=analysis.gallery(scorer, dataset, pruners, ratio, settings["batch_size"]) if pruners else [],
+        gallery=pictures,
         guided=guided,
         spreads=found_spreads,
         learning_curves=curves,
@@ -261,6 +267,25 @@ def evaluate_entries(
     print(sentence)
     print(f"report: {directory / 'report.html'}")
     return rows
+
+
+def _looked_at(
+    scorer: Scorer,
+    dataset: Dataset,
+    main: Entry,
+    pruners: Mapping[str, Pruner],
+    ratio: float,
+    settings: Mapping[str, Any],
+) -> tuple[Guided | None, list[GalleryItem]]:
+    """Whether the main pruner listens to the question, where it was taught to, and the pictures of the report."""
+    guided, pictures = None, list[GalleryItem]()
+    if isinstance(main.pruner, LearnedPruner):
+        with Progress("questions") as tick:
+            guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"], tick=tick)
+    if pruners:
+        with Progress("pictures") as tick:
+            pictures = analysis.gallery(scorer, dataset, pruners, ratio, settings["batch_size"], tick=tick)
+    return guided, pictures
 
 
 def _record(

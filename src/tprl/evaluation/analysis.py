@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tprl.data.benchmark import batches, taken
+from tprl.evaluation.evaluator import Tick
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import BOUNDS, FULL, Row, SampleRow, grid, ratio_label
@@ -51,20 +52,27 @@ def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
 
 
 def guided(
-    scorer: Scorer, dataset: Dataset, pruner: Pruner, keep_ratio: float, limit: int | None = None, images: int = 200
+    scorer: Scorer,
+    dataset: Dataset,
+    pruner: Pruner,
+    keep_ratio: float,
+    limit: int | None = None,
+    images: int = 200,
+    tick: Tick = lambda done, total: None,
 ) -> Guided | None:
     """Does the pruner listen to the question?
 
     Every question is paired with the next one about the same image: how much of what is kept do they share? Then the
     pruner is given the question of another image while the model answers the right one. Reads the questions of the
     first `images` images, at most `limit`; None where these show one image, since then there is nothing to swap, and
-    where no image is asked twice.
+    where no image is asked twice. `tick(done, total)` counts images.
     """
     groups = _by_image(dataset, limit, images)
     if len(groups) < 2:
         return None
     shares, right, shuffled, clusters, pairs = [], [], [], [], []
     for number, samples in enumerate(groups):
+        tick(number, len(groups))
         foreign = groups[(number + 1) % len(groups)]
         # Any family may meet any other: shuffled within families, a question would keep half of what it says.
         swapped = [s._replace(question=foreign[(i + number) % len(foreign)].question) for i, s in enumerate(samples)]
@@ -78,6 +86,7 @@ def guided(
         shares += [overlap(masks[i], masks[i + 1]) for i in range(len(masks) - 1)]
         if number < 3 and len(samples) > 1:
             pairs.append(_pair(scorer, samples, encoded, keep, masks))
+    tick(len(groups), len(groups))
     if not shares:
         return None
     accuracy, other = interval(right, clusters), interval(shuffled, clusters)
@@ -92,17 +101,21 @@ def gallery(
     batch_size: int = 100,
     items: int = 6,
     pool: int = 100,
+    tick: Tick = lambda done, total: None,
 ) -> list[GalleryItem]:
     """What each pruner kept of a few questions: a question of every family in turn, failures of the first pruner as
-    often as there are some (every third picture)."""
+    often as there are some (every third picture). `tick(done, total)` counts the questions that they are chosen from.
+    """
     extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
-    samples, failed = list[Sample](), list[bool]()
+    samples, failed, total = list[Sample](), list[bool](), min(pool, len(dataset))
     for batch in batches(dataset, pool, batch_size):
+        tick(len(samples), total)
         encoded = scorer.lvlm.encode(batch, extras)
         keep = next(iter(pruners.values())).select(encoded, keep_ratio)
         first = scorer(batch, splice(encoded, keep)).score
         failed += (first < scorer.full(batch, encoded).score).tolist()
         samples += batch
+    tick(total, total)
     shown = [samples[i] for i in _mixed(samples, failed, items)]
     part = scorer.lvlm.encode(shown, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
