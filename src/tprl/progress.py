@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from tprl import ranks
@@ -65,21 +65,22 @@ class Progress:
     def _draw(self, done: int, total: int, note: str) -> None:
         if self.bar is None:
             self.bar = _bar()
-            self.bar.add_task(self.label, total=total, completed=self.before, times="", note="")
+            self.bar.add_task(self.label, total=total, completed=self.before, rest="", note="")
             self.bar.start()
-        self.bar.update(self.bar.task_ids[0], completed=done, total=total, times=self._times(done, total), note=note)
+        rest = self._rest(time.monotonic() - self.start, done, total) if done > self.before else ""
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total, rest=rest, note=note)
         if done >= total:
             self.close()
 
     def _line(self, done: int, total: int, note: str) -> str:
-        bar = "#" * (20 * done // total)
-        return f"{self.label:12} [{bar:20}] {done}/{total}  {self._times(done, total)}  {note}".rstrip()
+        spent, bar = time.monotonic() - self.start, "#" * (20 * done // total)
+        rest = self._rest(spent, done, total)
+        return f"{self.label:12} [{bar:20}] {done}/{total}  {clock(spent)}<{rest}  {note}".rstrip()
 
-    def _times(self, done: int, total: int) -> str:
-        """Time spent and to go, and the rate, all of what this process does."""
-        spent = time.monotonic() - self.start
+    def _rest(self, spent: float, done: int, total: int) -> str:
+        """Time to go at the rate until now, and that rate."""
         rate = max(done - self.before, 1) / max(spent, 1e-3)
-        return f"{clock(spent)}<{clock((total - done) / rate)}  {rate:.3g}/s"
+        return f"{clock((total - done) / rate)}  {rate:.3g}/s"
 
 
 def _bar() -> Bar:
@@ -87,7 +88,8 @@ def _bar() -> Bar:
         TextColumn("{task.description:12}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[times]}"),
+        TimeElapsedColumn(),
+        TextColumn("< {task.fields[rest]}"),
         TextColumn("{task.fields[note]}", style="dim"),
         console=Console(highlight=False),
     )

@@ -32,7 +32,7 @@ from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.gallery import GalleryItem, Guided
 from tprl.evaluation.latency import Setting, measure, untrained
 from tprl.evaluation.official import Published
-from tprl.evaluation.origin import origin
+from tprl.evaluation.origin import origin, provenance
 from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import write_report
 from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_results, write_samples
@@ -45,7 +45,7 @@ from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
 from tprl.rundir import ANSWERS
 from tprl.scoring import Scorer
-from tprl.tracking import Tracker, log_results, provenance
+from tprl.tracking import Tracker, log_results
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
