@@ -205,7 +205,7 @@ class TestCommandLine:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         assert self.status(monkeypatch, f"hydra.run.dir={tmp_path}") == 0
-        assert capsys.readouterr().out == f"run: {tmp_path}\n"
+        assert capsys.readouterr().out == f"run: {tmp_path}\nnext: python -m src.demo run={tmp_path}\n"
         assert (tmp_path / "done.json").exists()
 
     def test_a_user_error_of_the_work_is_one_sentence_and_leaves_failed(
