@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -21,7 +22,7 @@ from tprl.errors import UserError
 ROOT = Path(__file__).parents[1]
 GROUPS = ["stage", "model", "pruner", "policy", "reward", "dataset", "trainer", "logger", "experiment", "debug"]
 EVERY = [(group, name) for group in GROUPS for name in choices(group)]
-EVAL_GROUPS = {"model", "pruner", "dataset", "logger", "debug"}
+EVAL_GROUPS = {"model", "pruner", "dataset", "logger"}
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -58,7 +59,19 @@ class TestConfigs:
         plain = OmegaConf.to_container(composed("eval", f"{group}={name}"), resolve=True)
         assert isinstance(plain, dict)
         assert {"model", "dataset", "keep_ratios", "split"} <= plain.keys()
-        assert group in plain or group in ("debug", "logger")
+        assert group in plain or group == "logger"
+
+    @pytest.mark.parametrize("stage", choices("stage"))
+    def test_debug_fast_changes_settings_that_the_stage_has(self, stage: str) -> None:
+        def keys(node: Any) -> set[str]:
+            below = {
+                f"{key}.{name}" for key, value in node.items() if isinstance(value, DictConfig) for name in keys(value)
+            }
+            return {str(key) for key in node} | below
+
+        usual, fast = composed("train", f"stage={stage}"), composed("train", f"stage={stage}", "debug=fast")
+        assert keys(fast) == keys(usual)
+        assert fast.stage != usual.stage
 
     @pytest.mark.parametrize("name", ["train", "eval", "demo"])
     def test_the_defaults_are_the_embedded_model_and_dataset(self, name: str) -> None:
@@ -192,7 +205,7 @@ class TestCommandLine:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         assert self.status(monkeypatch, f"hydra.run.dir={tmp_path}") == 0
-        assert capsys.readouterr().out == f"run: {tmp_path}\n"
+        assert capsys.readouterr().out == f"run: {tmp_path}\nnext: python -m src.demo run={tmp_path}\n"
         assert (tmp_path / "done.json").exists()
 
     def test_a_user_error_of_the_work_is_one_sentence_and_leaves_failed(

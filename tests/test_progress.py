@@ -1,6 +1,7 @@
 """Lines in a log, one bar in a terminal."""
 
 import io
+import re
 import sys
 import time
 
@@ -48,6 +49,17 @@ def test_a_terminal_gets_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "kl 100" in text
     assert text.count("\n") == 1
     assert text.endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_a_bar_has_the_rate_and_what_is_left_of_its_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    progress = Progress("demonstrate", before=500)
+    monkeypatch.setattr("tprl.progress.time.monotonic", lambda: progress.start + 10)
+    progress(500, 1000)
+    assert "/s" not in terminal.getvalue()  # nothing to go by yet
+    progress(600, 1000)
+    progress.close()
+    assert re.search(r"600/1000\S* \S*0:00:00\S* < 0:40  10/s", terminal.getvalue())
 
 
 def test_an_error_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:

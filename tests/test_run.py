@@ -85,12 +85,16 @@ class TestTheChain:
         assert all(about["budgets"][0] <= mean <= about["budgets"][-1] for mean, _ in about["prices"])
         assert about["prices"]
 
-    def test_evaluating_the_run_gives_the_same_numbers(self, run: Path, tmp_path: Path) -> None:
+    def test_evaluating_the_run_gives_the_same_numbers(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         again = call("eval", evaluate, tmp_path, f"run={run}", "pruners=[random]", "keep_ratios=[0.2222]", "limit=25")
         before = {(r.pruner, r.metric, r.value) for r in read_results(run / "results.csv") if r.keep_ratio == 0.2222}
         after = {(r.pruner, r.metric, r.value) for r in read_results(again / "results.csv") if r.keep_ratio == 0.2222}
         assert before
         assert before == after
+        said = re.findall(r"^(\w+) +\[#{20}\] (\d+)/\2 ", capsys.readouterr().out, re.MULTILINE)
+        assert [name for name, _ in said] == ["evaluate", "questions", "pictures"]  # never silent for long
         commands = (again / "report.html").read_text().partition('<pre class="commands"><code>')[2].splitlines()[:2]
         assert commands[0] == "python -m src.train debug=fast logger=csv"
         assert commands[1].startswith(f"python -m src.eval run={run} ")
@@ -214,6 +218,16 @@ class TestOneSentence:
             sentence = refused(capsys, "train", tmp_path, f"stage={stage}", f"stage.keep_ratio={value}")
             assert f"keep_ratio={value} is not a kept fraction" in sentence
         assert f"keep_ratio={value}" in refused(capsys, "eval", tmp_path, "pruner=random", f"keep_ratios=[{value}]")
+
+    @pytest.mark.parametrize("value", ["0", "-3", "few"])
+    def test_a_limit_that_leaves_no_question(
+        self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        sentence = f"limit={value} leaves no question: use at least 1, or null for the whole split."
+        assert refused(capsys, "eval", tmp_path, "pruner=random", f"limit={value}") == f"error: {sentence}"
+        for key in ("stage.evaluation.", "stage.ppo.served."):
+            assert refused(capsys, "train", tmp_path, f"{key}limit={value}", *FAST) == f"error: {key}{sentence}"
+        assert not (tmp_path / "autoencoder").exists()
 
     def test_a_run_that_does_not_exist(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "/no/such/run does not exist" in refused(capsys, "eval", tmp_path, "run=/no/such/run")

@@ -77,13 +77,18 @@ def test_it_shows_what_was_chosen(capsys: pytest.CaptureFixture[str], monkeypatc
             "python -m src.train stage=ppo stage.init_from='/runs/my run' model=toy model.x=1 seed=3",
         ),
         ("autoencoder", [], "python -m src.train stage=lfd stage.init_from='/runs/my run'"),
-        ("ppo", ["model=toy"], "python -m src.eval run='/runs/my run' pruners=[random,divprune]"),
+        ("ppo", ["model=toy"], "python -m src.eval run='/runs/my run' 'pruners=[random,divprune]'"),
         ("pretrain", [], "python -m src.train model.pretrained='/runs/my run/model'"),
-        ("all", [], None),
+        ("lfd", ["reward=fidelity"], "python -m src.train stage=ppo stage.init_from='/runs/my run' reward=fidelity"),
+        ("lfd", ["experiment=paper"], None),
+        ("all", [], "python -m src.demo run='/runs/my run'"),
     ],
 )
 def test_what_to_type_next(stage: str, words: list[str], command: str | None) -> None:
-    assert next_command("train", OmegaConf.create({"stage": {"name": stage}}), words, RUN) == command
+    assert (
+        next_command("train", OmegaConf.create({"stage": {"name": stage}, "model": {"name": "llava"}}), words, RUN)
+        == command
+    )
 
 
 def test_a_run_and_a_sweep_say_it_at_their_end(
@@ -91,7 +96,7 @@ def test_a_run_and_a_sweep_say_it_at_their_end(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["src.train", "stage=ppo", f"hydra.run.dir={tmp_path}/run"])
     launch("train", lambda config, directory: directory)
-    end = f"run: {tmp_path}/run\nnext: python -m src.eval run={tmp_path}/run pruners=[random,divprune]\n"
+    end = f"run: {tmp_path}/run\nnext: python -m src.eval run={tmp_path}/run 'pruners=[random,divprune]'\n"
     assert capsys.readouterr().out == end
     monkeypatch.setattr(sys, "argv", ["src.train", "-m", "stage=ppo", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"])
     launch("train", lambda config, directory: directory)

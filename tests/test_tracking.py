@@ -15,8 +15,9 @@ from wandb.errors import CommError
 
 from tprl.entry import launch
 from tprl.evaluation.results import Row
+from tprl.run import train
 from tprl.run_eval import make_logger
-from tprl.tracking import Tracker, log_results, log_weights, provenance
+from tprl.tracking import Tracker, log_results, log_weights
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +196,16 @@ def test_disabled_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not (tmp_path / "wandb").exists()
 
 
+@pytest.mark.parametrize("none", ["overlay_every", "overlays"])
+def test_no_pictures_where_none_are_asked_for(none: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = ("stage=ppo", "model=toy", "dataset=toy", "policy.code_width=0", "debug=fast", f"logger.{none}=0")
+    monkeypatch.setattr(sys, "argv", ["train", *options, "policy.select=topk", f"hydra.run.dir={tmp_path}/run"])
+    launch("train", train)
+    names = {name for one in the_run(tmp_path / "run").rows for name in one}
+    assert "ppo/kl" in names
+    assert "ppo/overlays" not in names
+
+
 def test_the_pruner_is_an_artifact_if_asked(tmp_path: Path) -> None:
     (tmp_path / "pruner").mkdir()
     (tmp_path / "pruner/config.json").write_text("{}")
@@ -224,10 +235,3 @@ def test_the_jobs_of_a_sweep_are_runs_of_one_group(monkeypatch: pytest.MonkeyPat
     assert [one.config["seed"] for one in runs] == [1, 2]
     assert runs[0].config["stage"]["group"] == 16
     assert runs[0].config["directory"] == str(tmp_path / "night/0")
-
-
-def test_a_run_knows_the_code_and_the_machine() -> None:
-    found = provenance()
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    assert found["git"].get("commit", "") == head.stdout.strip()  # a copy without git has neither
-    assert {"torch", "transformers", "device", "threads", "command"} <= found["environment"].keys()

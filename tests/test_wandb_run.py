@@ -21,10 +21,10 @@ NOT_HERE = {  # of the sections above, what this run has no reason to log
 OPTIONS = ("reward=score_change", "stage.ppo.budget=lagrange", "stage.ppo.advantage=gae", "logger.overlay_every=1")
 
 
-def documented() -> list[str]:
-    """Names in the first column of the tables of SECTIONS, `{a,b}` expanded."""
+def documented(sections: tuple[str, ...] = SECTIONS) -> list[str]:
+    """Names in the first column of the tables of these sections, `{a,b}` expanded."""
     parts = re.split(r"^## ", DOCS.read_text(), flags=re.MULTILINE)
-    chosen = [part for part in parts if part.startswith(SECTIONS)]
+    chosen = [part for part in parts if part.startswith(sections)]
     cells = [line.split("|")[1] for part in chosen for line in part.splitlines() if line.startswith("| `")]
     return [name for cell in cells for written in re.findall("`(.+?)`", cell) for name in expanded(written)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from tprl import ranks
@@ -65,17 +65,22 @@ class Progress:
     def _draw(self, done: int, total: int, note: str) -> None:
         if self.bar is None:
             self.bar = _bar()
-            self.bar.add_task(self.label, total=total, completed=self.before, note="")
+            self.bar.add_task(self.label, total=total, completed=self.before, rest="", note="")
             self.bar.start()
-        self.bar.update(self.bar.task_ids[0], completed=done, total=total, note=note)
+        rest = self._rest(time.monotonic() - self.start, done, total) if done > self.before else ""
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total, rest=rest, note=note)
         if done >= total:
             self.close()
 
     def _line(self, done: int, total: int, note: str) -> str:
-        spent = time.monotonic() - self.start
+        spent, bar = time.monotonic() - self.start, "#" * (20 * done // total)
+        rest = self._rest(spent, done, total)
+        return f"{self.label:12} [{bar:20}] {done}/{total}  {clock(spent)}<{rest}  {note}".rstrip()
+
+    def _rest(self, spent: float, done: int, total: int) -> str:
+        """Time to go at the rate until now, and that rate."""
         rate = max(done - self.before, 1) / max(spent, 1e-3)
-        bar, times = "#" * (20 * done // total), f"{clock(spent)}<{clock((total - done) / rate)}"
-        return f"{self.label:12} [{bar:20}] {done}/{total}  {times}  {rate:.3g}/s  {note}".rstrip()
+        return f"{clock((total - done) / rate)}  {rate:.3g}/s"
 
 
 def _bar() -> Bar:
@@ -84,11 +89,9 @@ def _bar() -> Bar:
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("<"),
-        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("< {task.fields[rest]}"),
         TextColumn("{task.fields[note]}", style="dim"),
         console=Console(highlight=False),
-        speed_estimate_period=600,
     )
 
 

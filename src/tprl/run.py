@@ -37,7 +37,7 @@ from tprl.pruners.learned import (
     read_config,
 )
 from tprl.pruners.tprl import TPRL
-from tprl.run_eval import evaluate_entries, make_dataset, make_logger, plain, start
+from tprl.run_eval import check_limit, evaluate_entries, make_dataset, make_logger, plain, start
 from tprl.scoring import LABELS
 from tprl.stages.calibrate import calibrate_fade
 from tprl.tracking import Tracker, log_weights
@@ -69,7 +69,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     if cfg.stage.name == "pretrain":
         _pretrain(cfg, directory)
         return directory
-    _check_ratios(cfg)
+    _check_settings(cfg)
     run = Training(cfg, directory)
     if cfg.stage.name == "all":
         check_cost(run.lvlm)  # for the evaluation at its end
@@ -102,10 +102,14 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     return directory
 
 
-def _check_ratios(cfg: DictConfig) -> None:
-    """Refuse bad keep ratios before anything is loaded."""
-    stages = [cfg.stage] if cfg.stage.name != "all" else [cfg.stage[name] for name in CHAIN]
-    for stage in stages:
+def _check_settings(cfg: DictConfig) -> None:
+    """Refuse bad keep ratios and limits before anything is loaded."""
+    if cfg.stage.name == "all":
+        check_limit("stage.evaluation.limit", cfg.stage.evaluation.limit)
+    stages = {"stage": cfg.stage} if cfg.stage.name != "all" else {f"stage.{name}": cfg.stage[name] for name in CHAIN}
+    for key, stage in stages.items():
+        if "served" in stage:
+            check_limit(f"{key}.served.limit", stage.served.limit)
         lists = [stage.get(name) for name in ("keep_ratio", "keep_ratios", "budgets", "calibrate")]
         for given in [*lists, stage.get("served", {}).get("keep_ratios")]:
             for value in [] if given is None else given if OmegaConf.is_list(given) else [given]:
@@ -286,7 +290,7 @@ class Training:
         if isinstance(self.logger, Tracker):  # what a yaml leaves out: the class's defaults
             arguments = dict(module.hparams)
             self.logger.describe({f"arguments/{arguments.get('log_as', name)}": arguments})
-            if name in ("ppo", "distill") and self.logger.overlays:
+            if name in ("ppo", "distill") and min(self.logger.overlays, self.logger.overlay_every) > 0:
                 callbacks.append(Overlays(name, self.logger))
         # The policy learns where the LVLM is; Lightning alone would choose any accelerator it finds.
         here = (

@@ -37,10 +37,10 @@ from tprl.evaluation.entries import (
 )
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
-from tprl.evaluation.gallery import Guided
+from tprl.evaluation.gallery import GalleryItem, Guided
 from tprl.evaluation.latency import Setting, measure, untrained
 from tprl.evaluation.official import Published
-from tprl.evaluation.origin import origin
+from tprl.evaluation.origin import origin, provenance
 from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import Paired, write_report
 from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, ratio_label, write_results, write_samples
@@ -53,7 +53,7 @@ from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
 from tprl.rundir import ANSWERS
 from tprl.scoring import Scorer
-from tprl.tracking import Tracker, log_results, provenance
+from tprl.tracking import Tracker, log_results
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
         UserError: bad input.
     """
     settings = plain(cfg)
+    check_limit("limit", cfg.limit)
     for ratio in cfg.keep_ratios:
         check_keep_ratio(ratio)
     others = {"parity": _parity, "selectors": _selectors, "latency": _latency}
@@ -90,6 +91,12 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     curves = read_curves(Path(cfg.run)) if cfg.run else {}
     evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves, swept)
     return directory
+
+
+def check_limit(key: str, limit: Any) -> None:
+    """Refuse a number of questions that leaves none."""
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise UserError(f"{key}={limit} leaves no question: use at least 1, or null for the whole split.")
 
 
 def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
@@ -238,9 +245,7 @@ def evaluate_entries(
     write_atomically(directory / "paired.json", json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
     pruners = _pictured(entries, main, ratio, sample_rows)
-    guided = None
-    if isinstance(main.pruner, LearnedPruner):
-        guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"])
+    guided, pictures = _looked_at(scorer, dataset, main, pruners, ratio, settings)
     found_spreads = spreads(sample_rows)
     write_atomically(directory / "spreads.json", json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
     facts = {"model": lvlm.name, **measured, "split": cfg.get("split", "test"), **origin()}
@@ -255,9 +260,7 @@ def evaluate_entries(
         headline=sweep_report.finding(swept, rows, metric) if swept else sentence,
         rows=shown,
         paired=all_differences,
-        gallery=analysis.gallery(scorer, dataset, pruners, ratio, settings["batch_size"], limit=settings["limit"])
-        if pruners
-        else [],
+        gallery=pictures,
         guided=guided,
         spreads=found_spreads,
         learning_curves=curves,
@@ -290,6 +293,26 @@ def _say(measured: Mapping[str, Any], differences: Sequence[Paired], guided: Gui
         )
     if guided is not None:
         print(analysis.guided_line(guided))
+
+
+def _looked_at(
+    scorer: Scorer,
+    dataset: Dataset,
+    main: Entry,
+    pruners: Mapping[str, Pruner],
+    ratio: float,
+    settings: Mapping[str, Any],
+) -> tuple[Guided | None, list[GalleryItem]]:
+    """Whether the main pruner listens to the question, where it was taught to, and the pictures of the report."""
+    guided, pictures = None, list[GalleryItem]()
+    if isinstance(main.pruner, LearnedPruner):
+        with Progress("questions") as tick:
+            guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"], tick=tick)
+    if pruners:
+        with Progress("pictures") as tick:
+            options = {"batch_size": settings["batch_size"], "limit": settings["limit"], "tick": tick}
+            pictures = analysis.gallery(scorer, dataset, pruners, ratio, **options)
+    return guided, pictures
 
 
 def _record(

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import choices
 
-CARRIED = ("model", "dataset", "policy", "trainer", "logger", "seed")  # what a next stage is told again
+CARRIED = ("model", "dataset", "policy", "reward", "trainer", "logger", "seed")  # what a next stage is told again
 FOLLOWS = {"autoencoder": "lfd", "lfd": "ppo"}
 
 
@@ -55,13 +55,17 @@ def next_command(name: str, config: DictConfig, words: Sequence[str], directory:
     """
     stage = config.stage.name if name == "train" else None
     where = shlex.quote(str(directory))
+    if stage in FOLLOWS and any(_key(word) == "experiment" for word in words):
+        return None  # its settings belong to stage=all: the next stage would run without them
     if stage in FOLLOWS:
         told = [_typed(word) for word in words if _key(word) in CARRIED]
         return " ".join([f"python -m src.train stage={FOLLOWS[stage]} stage.init_from={where}", *told])
     if stage == "pretrain":
         return f"python -m src.train model.pretrained={shlex.quote(str(directory / 'model'))}"
     if stage in ("ppo", "distill", "adapt"):
-        return f"python -m src.eval run={where} pruners=[random,divprune]"
+        return f"python -m src.eval run={where} {shlex.quote('pruners=[random,divprune]')}"
+    if stage == "all" and config.model.name != "toy":  # which has no images to ask about
+        return f"python -m src.demo run={where}"
     return None
 
 

@@ -3,22 +3,15 @@
 import logging
 import netrc
 import os
-import platform
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
-import transformers
 from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
-import tprl
 from tprl.checkpoint import LAST
 from tprl.evaluation.results import COLUMNS, FULL, Row
 
@@ -38,7 +31,8 @@ class Tracker(WandbLogger):
     Args:
         save_dir: W&B's files go to `<save_dir>/wandb`.
         project: in W&B.
-        overlay_every: PPO iterations between pictures of what is kept (see `evaluation.overlays`).
+        overlay_every: PPO iterations between pictures of what is kept (see `evaluation.overlays`); 0 draws
+            none.
         overlays: pictures each time; 0 draws none.
         artifacts: whether the weights are uploaded at the end.
         init_timeout: seconds to wait for W&B at the start before the run goes on offline.
@@ -181,38 +175,6 @@ def log_weights(logger: object, directory: Path) -> None:
         run.log_artifact(artifact)
 
     logger.act(act)
-
-
-def provenance() -> dict[str, Any]:
-    """What a run's numbers depend on besides its config: `git` (commit, dirty) and `environment`."""
-    versions = {"tprl": tprl, "torch": torch, "lightning": lightning, "transformers": transformers}
-    cuda = torch.cuda.is_available()
-    environment = {
-        **{name: module.__version__ for name, module in versions.items()},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "devices": torch.cuda.device_count() if cuda else 1,
-        "threads": torch.get_num_threads(),
-        "command": sys.argv,
-    }
-    return {"git": _git(), "environment": environment}
-
-
-def _git() -> dict[str, Any]:
-    """Commit of the clone that this code is in, and whether it differs from it; empty outside of one."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-
-    try:
-        commit, folder = git("rev-parse", "HEAD", "--show-prefix").split()
-        if folder != "src/tprl/":  # installed below somebody else's clone
-            return {}
-        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return {}
 
 
 def _tear_down() -> None:

@@ -13,10 +13,12 @@ import tprl
 from tprl.budget import budget
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
+from tprl.demo import compare as page_work
 from tprl.demo.cards import cards, flops_text
 from tprl.demo.compare import Comparison, check_question, compare, open_image
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry, evaluate
+from tprl.evaluation.latency import Reading
 from tprl.evaluation.parity import stock_inputs
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.scoring import Scorer
@@ -120,6 +122,23 @@ class TestCompare:
         for one in (found.full, *found.pruned):
             assert min(one.reading.vision, one.reading.prefill, one.reading.decode) > 0
             assert (one.reading.selector == 0) == (one is found.full or one.pruner == "fastv")
+
+    def test_pruners_take_turns_and_a_slow_start_counts_for_none(
+        self, lvlm: FrozenLVLM, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A machine whose first pass takes 10 times as long, and whose fourth is disturbed."""
+        order: list[str] = []
+        real, times = page_work.ask, iter([50.0, 5.0, 6.0, 90.0, 5.5])
+
+        def timed(lvlm: Any, encode: Any, pruner: Any, *rest: Any) -> Any:
+            order.append(pruner.name)
+            return real(lvlm, encode, pruner, *rest)._replace(reading=Reading(next(times), 0.0, 0.0, 0.0))
+
+        monkeypatch.setattr(page_work, "ask", timed)
+        random = load_component("pruner", "random")
+        here = compare(lvlm, {"random": random}, samples[0].images[0], samples[0].question, 0.5)
+        assert order == ["keep_all", "keep_all", "random", "keep_all", "random"]
+        assert (here.full.reading.total, here.pruned[0].reading.total) == (5.0, 5.5)
 
     def test_nothing_is_left_on_the_model(self, lvlm: FrozenLVLM, found: Comparison) -> None:
         assert "generate" not in vars(lvlm.model)

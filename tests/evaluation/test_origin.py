@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,23 +17,38 @@ def git(folder: Path, *words: str) -> str:
 
 def test_the_commit_is_that_of_the_clone_and_local_changes_are_said(tmp_path: Path) -> None:
     git(tmp_path, "init")
-    assert origin._commit(tmp_path) is None  # nothing committed yet
+    assert origin._git(tmp_path) == {}  # nothing committed yet
     (tmp_path / "a").write_text("1")
     git(tmp_path, "add", "a")
     git(tmp_path, "commit", "-m", "a")
-    commit = git(tmp_path, "rev-parse", "--short=10", "HEAD")
+    commit = git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "untracked").write_text("1")
-    assert origin._commit(tmp_path) == commit
+    assert origin._git(tmp_path) == {"commit": commit, "dirty": False}
     (tmp_path / "a").write_text("2")
-    assert origin._commit(tmp_path) == f"{commit} with local changes"
+    assert origin._git(tmp_path) == {"commit": commit, "dirty": True}
     (tmp_path / "installed").mkdir()
-    assert origin._commit(tmp_path / "installed") is None  # somebody else's clone
+    assert origin._git(tmp_path / "installed") == {}  # somebody else's clone
 
 
 def test_without_git_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(tmp_path, "init")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert origin._commit(tmp_path) is None
+    assert origin._git(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({}, None),
+        ({"commit": "a" * 40, "dirty": False}, "a" * 10),
+        ({"commit": "a" * 40, "dirty": True}, f"{'a' * 10} with local changes"),
+    ],
+)
+def test_a_report_has_the_commit_in_words(
+    found: dict[str, Any], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origin, "_git", lambda root: found)
+    assert origin.origin().get("commit") == words
 
 
 def test_the_processor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +60,10 @@ def test_the_processor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert f"torch {torch.__version__}" in found["versions"]
     monkeypatch.setattr(origin, "CPUINFO", tmp_path / "none")
     assert " cores" in origin.origin()["hardware"]
+
+
+def test_a_run_knows_the_code_and_the_machine() -> None:
+    found = origin.provenance()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert found["git"].get("commit", "") == head.stdout.strip()  # a copy without git has neither
+    assert {"torch", "transformers", "device", "threads", "command"} <= found["environment"].keys()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import wandb
-from tests.test_wandb_run import documented, pattern
+from tests.test_wandb_run import SECTIONS, documented, pattern
 
 from tprl.errors import UserError
 from tprl.integrations import dashboard
@@ -38,15 +38,27 @@ def test_every_chart_is_sent_with_its_axis(make: Any) -> None:
 
 
 def test_charts_show_documented_metrics_over_their_axes() -> None:
-    names = documented()
+    names = documented((*SECTIONS, "`stage=distill`"))
     known = [pattern(name) for name in names]
     charts = [chart for group in CHARTS.values() for chart in group]
-    shown = {metric for chart in charts for metric in chart.metrics} | {PICTURES[0]}
+    shown = {metric for chart in charts for metric in chart.metrics} | {*PICTURES}
     assert {name for name in shown if not any(one.fullmatch(name) for one in known)} == set()
     for chart in charts:
         found = [n for n in names if chart.regex and re.search(chart.regex, n)] or list(chart.metrics)
         assert found
         assert {"keep_ratio" if name.startswith("eval/") else "samples_seen" for name in found} == {chart.axis}
+
+
+def test_seeds_and_speed_and_distillation_are_shown() -> None:
+    charts = [chart for group in CHARTS.values() for chart in group]
+    for name in ("accuracy", "flops_ratio", "kept_tokens"):
+        for arm in ("eval/tprl/", "eval/tprl/seed1/"):
+            assert sum(bool(chart.regex and re.search(chart.regex, arm + name)) for chart in charts) == 1
+    frontier = CHARTS["Frontier"][0].regex or ""
+    assert not re.search(frontier, "eval/tprl/accuracy/color")  # of a family
+    shown = {metric for chart in charts for metric in chart.metrics}
+    assert {"ppo/evaluations_per_second", "distill/served", "distill/loss"} <= shown
+    assert any(chart.regex and re.search(chart.regex, "time/score") for chart in charts)
 
 
 def test_panels_of_the_report_do_not_overlap() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]  # the extra "demo"
+from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from tprl.demo.cards import STYLE, cards
@@ -13,10 +14,10 @@ from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.types import Sample
 
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONTS: Mapping[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 LOOK: Mapping[str, Any] = {
     "css": STYLE,
-    "theme": gr.themes.Default(primary_hue="orange", **FONTS),
+    "theme": Default(primary_hue="orange", **FONTS),
     "footer_links": [],
 }
 UPLOAD: Mapping[str, Any] = {"sources": ["upload", "clipboard"], "format": "png", "image_mode": None}  # without loss

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tprl.data.benchmark import batches, taken
 from tprl.evaluation.entries import variants
+from tprl.evaluation.evaluator import Tick
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import BOUNDS, FULL, Row, SampleRow, grid, ratio_label
@@ -70,20 +71,27 @@ def opened(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[Row]:
 
 
 def guided(
-    scorer: Scorer, dataset: Dataset, pruner: Pruner, keep_ratio: float, limit: int | None = None, images: int = 200
+    scorer: Scorer,
+    dataset: Dataset,
+    pruner: Pruner,
+    keep_ratio: float,
+    limit: int | None = None,
+    images: int = 200,
+    tick: Tick = lambda done, total: None,
 ) -> Guided | None:
     """Does the pruner listen to the question?
 
     Every question is paired with the next one about the same image: how much of what is kept do they share? Then the
     pruner is given the question of another image while the model answers the right one. Reads the questions of the
     first `images` images, at most `limit`; None where these show one image, since then there is nothing to swap, and
-    where no image is asked twice.
+    where no image is asked twice. `tick(done, total)` counts images.
     """
     groups = _by_image(dataset, limit, images)
     if len(groups) < 2:
         return None
     shares, right, shuffled, clusters, pairs = [], [], [], [], []
     for number, samples in enumerate(groups):
+        tick(number, len(groups))
         foreign = groups[(number + 1) % len(groups)]
         # Any family may meet any other: shuffled within families, a question would keep half of what it says.
         swapped = [s._replace(question=foreign[(i + number) % len(foreign)].question) for i, s in enumerate(samples)]
@@ -97,6 +105,7 @@ def guided(
         shares += [overlap(masks[i], masks[i + 1]) for i in range(len(masks) - 1)]
         if number < 3 and len(samples) > 1:
             pairs.append(_pair(scorer, samples, encoded, keep, masks))
+    tick(len(groups), len(groups))
     if not shares:
         return None
     accuracy, other = (open_side(interval(scores, clusters), len(groups)) for scores in (right, shuffled))
@@ -113,18 +122,22 @@ def gallery(
     items: int = 6,
     limit: int | None = None,
     pool: int = 100,
+    tick: Tick = lambda done, total: None,
 ) -> list[GalleryItem]:
     """What each pruner kept of a few questions: a question of every family in turn, failures of the first pruner as
     often as there are some (every third picture). They are among the first `pool` questions, and of an evaluation with
-    a `limit` among those that it answered."""
+    a `limit` among those that it answered; `tick(done, total)` counts these."""
     extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
+    pool = min(pool, limit or pool, len(dataset))
     samples, failed = list[Sample](), list[bool]()
-    for batch in batches(dataset, min(pool, limit or pool), batch_size):
+    for batch in batches(dataset, pool, batch_size):
+        tick(len(samples), pool)
         encoded = scorer.lvlm.encode(batch, extras)
         keep = next(iter(pruners.values())).select(encoded, keep_ratio)
         first = scorer(batch, splice(encoded, keep)).score
         failed += (first < scorer.full(batch, encoded).score).tolist()
         samples += batch
+    tick(pool, pool)
     shown = [samples[i] for i in _mixed(samples, failed, items)]
     part = scorer.lvlm.encode(shown, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))

@@ -1,10 +1,12 @@
-"""Where numbers come from: code, machine, versions, date. Shown at the end of every report."""
+"""Where numbers come from: code, machine, versions, date; for the config of a W&B run and the end of a report."""
 
 import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -12,41 +14,54 @@ import transformers
 
 import tprl
 
+LIBRARIES = {"tprl": tprl, "torch": torch, "transformers": transformers, "lightning": lightning}
 CPUINFO = Path("/proc/cpuinfo")
+
+
+def provenance() -> dict[str, Any]:
+    """What a run's numbers depend on besides its config: `git` (commit, dirty; empty outside of a clone) and
+    `environment`."""
+    cuda = torch.cuda.is_available()
+    environment = {
+        **{name: module.__version__ for name, module in LIBRARIES.items()},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "devices": torch.cuda.device_count() if cuda else 1,
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+    return {"git": _git(Path(__file__).parents[3]), "environment": environment}
 
 
 def origin() -> dict[str, str]:
     """`date`, `commit` (where this code is a git clone), `hardware` and `versions`, in words."""
-    modules = {"tprl": tprl, "torch": torch, "transformers": transformers, "lightning": lightning}
-    versions = [f"Python {platform.python_version()}", *(f"{name} {m.__version__}" for name, m in modules.items())]
-    commit = _commit(Path(__file__).parents[3])
-    known = {"commit": commit} if commit else {}
-    date = time.strftime("%Y-%m-%d %H:%M %Z")
-    return {"date": date, **known, "hardware": _hardware(), "versions": ", ".join(versions)}
+    git, here = provenance().values()
+    changed = " with local changes" if git.get("dirty") else ""
+    known = {"commit": git["commit"][:10] + changed} if git else {}
+    hardware = f"{here['cpu']}, {here['cores']} cores, {here['threads']} threads"
+    if torch.cuda.is_available():
+        hardware = f"{here['devices']} × {here['device']}; {hardware}"
+    versions = ", ".join([f"Python {here['python']}", *(f"{name} {here[name]}" for name in LIBRARIES)])
+    return {"date": time.strftime("%Y-%m-%d %H:%M %Z"), **known, "hardware": hardware, "versions": versions}
 
 
-def _commit(root: Path) -> str | None:
-    """The commit of the clone at `root`, with a word if files differ from it; None where there is no clone."""
+def _git(root: Path) -> dict[str, Any]:
+    """`commit` of the clone at `root`, and `dirty`: whether files differ from it; empty where there is no clone."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     if not (root / ".git").exists():  # installed from a wheel, perhaps within somebody else's clone
-        return None
+        return {}
     try:
-        dirty = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=10", "HEAD") + (" with local changes" if dirty else "")
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):  # no git, no commit yet, somebody else's files
-        return None
-
-
-def _hardware() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cpu = f"{_cpu_name()}, {cores} cores, {torch.get_num_threads()} threads"
-    if not torch.cuda.is_available():
-        return cpu
-    return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}; {cpu}"
+        return {}
 
 
 def _cpu_name() -> str:

@@ -111,6 +111,8 @@ def find_jobs(directory: Path) -> list[Job]:
     if not directory.is_dir() or not found:
         why = "holds no jobs" if directory.is_dir() else "does not exist"
         raise UserError(f"sweep={directory} {why}: give the directory of a `python -m src.train -m ...`.")
+    if directory in found and (directory / "evaluation.json").is_file() and not (directory / "pruner").is_dir():
+        raise UserError(f"sweep={directory} is an evaluation, not a sweep: its numbers are in its results.csv.")
     if directory in found:
         raise UserError(f"sweep={directory} is one run, not a sweep: use run={directory}.")
     found.sort(key=lambda path: [(not part.isdigit(), part.zfill(9)) for part in path.relative_to(directory).parts])

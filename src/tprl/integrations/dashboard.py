@@ -18,9 +18,9 @@ class Chart(NamedTuple):
 
 CHARTS: dict[str, tuple[Chart, ...]] = {
     "Frontier": (
-        Chart("accuracy", axis=RATIO, regex="^eval/[^/]+/accuracy$"),
-        Chart("FLOPs relative to all tokens", axis=RATIO, regex="^eval/[^/]+/flops_ratio$"),
-        Chart("tokens kept", axis=RATIO, regex="^eval/[^/]+/kept_tokens$"),
+        Chart("accuracy", axis=RATIO, regex=r"^eval/[^/]+/(seed\d+/)?accuracy$"),
+        Chart("FLOPs relative to all tokens", axis=RATIO, regex=r"^eval/[^/]+/(seed\d+/)?flops_ratio$"),
+        Chart("tokens kept", axis=RATIO, regex=r"^eval/[^/]+/(seed\d+/)?kept_tokens$"),
     ),
     "PPO: what is learnt": (
         Chart("accuracy: served on validation, sampled in training", ("ppo/served", "ppo/sampled")),
@@ -37,10 +37,19 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("explained variance of the critic", ("ppo/explained_variance",)),
         Chart("epochs before the KL stop", ("ppo/update_epochs",)),
     ),
+    "Speed": (
+        Chart("prompts that the LVLM read, per second", ("ppo/evaluations_per_second",)),
+        Chart("seconds of an iteration, by phase", regex="^time/"),
+    ),
     "Before PPO": (
         Chart("autoencoder: relative error", ("autoencoder/mse", "autoencoder/val_mse")),
         Chart("imitation: loss", regex="^lfd/([^/]+/)?loss$"),
         Chart("imitation: accuracy served", regex="^lfd/([^/]+/)?served$"),
+    ),
+    "Instead of PPO: distillation": (
+        Chart("accuracy: served on validation", ("distill/served",)),
+        Chart("loss", ("distill/loss",)),
+        Chart("gates: softness and temperature", ("distill/softness", "distill/temperature")),
     ),
     "How many tokens a question needs": (Chart("forecast: divergence", ("adapt/loss", "adapt/val_loss")),),
 }
@@ -63,7 +72,9 @@ def report(entity: str, project: str) -> Any:
         "Frontier": "Every pruner over the kept fraction of the visual tokens; the table eval/results holds intervals.",
         "PPO: what is learnt": "What inference would score, beside what the sampled episodes score.",
         "PPO: is it healthy?": "Healthy ranges of every number are in docs/metrics.md.",
+        "Speed": "Of PPO's iterations; validation is left out.",
         "Before PPO": "Stages count their own samples, from 0.",
+        "Instead of PPO: distillation": "The stage distill, the control of what reinforcement learning adds.",
         "How many tokens a question needs": "The stage adapt, on the policy that PPO left.",
     }
     blocks: list[Any] = [wr.TableOfContents()]
