@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import wandb
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from tests.wandb_files import OfflineRun, offline_runs
 from wandb.errors import CommError
 
-from tprl.entry import launch
+from tprl.entry import launch, run_names
 from tprl.evaluation.results import Row
 from tprl.run import train
 from tprl.run_eval import make_logger
@@ -235,3 +237,23 @@ def test_the_jobs_of_a_sweep_are_runs_of_one_group(monkeypatch: pytest.MonkeyPat
     assert [one.config["seed"] for one in runs] == [1, 2]
     assert runs[0].config["stage"]["group"] == 16
     assert runs[0].config["directory"] == str(tmp_path / "night/0")
+
+
+LONG = "seed=" + "2" * 200
+
+
+@pytest.mark.parametrize(
+    ("swept", "job", "name"),
+    [
+        (["stage=ppo", "+seed=0,1"], ["stage=ppo", "+seed=1"], "+seed=1"),
+        (["seed=1"], ["seed=1"], "3"),  # one job: its folder
+        ([f"{LONG},1"], [LONG], LONG[:128]),
+    ],
+)
+def test_a_job_of_a_sweep_is_called_by_what_tells_it_from_the_others(
+    swept: list[str], job: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OmegaConf.save({"hydra": {"overrides": {"task": swept}}}, tmp_path / "multirun.yaml")
+    hydra = {"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}, "overrides": {"task": job}}
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra))
+    assert run_names(tmp_path / "3") == (name, tmp_path.name)

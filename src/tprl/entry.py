@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +30,7 @@ from tprl.terminal import next_command, register_resolvers
 Work = Callable[[DictConfig, Path], Path]
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
 COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")  # groups whose yamls describe one object
+LONGEST_NAME = 128  # of a run in W&B
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}  # torchrun or srun started this process, maybe among others
 log = logging.getLogger(__name__)
 
@@ -223,11 +225,18 @@ def chosen(key: str) -> bool:
 
 
 def run_names(directory: Path) -> tuple[str, str | None]:
-    """What a tracker may call this job, and the sweep that it belongs to, if any."""
+    """What a tracker may call this job, and the sweep that it belongs to, if any. A job of a sweep is called by what
+    tells it from the others."""
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN:
         return directory.name, None
-    return settings.job.override_dirname or directory.name, Path(settings.sweep.dir).name
+    sweep = Path(settings.sweep.dir)
+    planned = sweep / "multirun.yaml"
+    given = OmegaConf.load(planned).hydra.overrides.task if planned.is_file() else []
+    parsed = OverridesParser.create().parse_overrides([str(word) for word in given])
+    swept = {one.key_or_group for one in parsed if one.is_sweep_override()}
+    words = [word for word in settings.overrides.task if word.lstrip("+").partition("=")[0] in swept]
+    return ",".join(words)[:LONGEST_NAME] or directory.name, sweep.name
 
 
 def command_line() -> str:
