@@ -47,4 +47,4 @@ def main(base: str, rounds: int, iterations: int, table: Path) -> None:
 if __name__ == "__main__":
     quick = "--quick" in sys.argv
     target = Path(tempfile.gettempdir()) / "ddp_quick.csv" if quick else HERE / "results.csv"
-    main(sys.argv[1], *((1, 2) if quick else (7, 8)), table=target)
+    main(sys.argv[1], *((1, 2) if quick else (5, 6)), table=target)
