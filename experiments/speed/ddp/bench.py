@@ -29,8 +29,14 @@ def main(base: str, rounds: int, iterations: int, table: Path) -> None:
         for ranks in (1, 2) if number % 2 == 0 else (2, 1):  # whatever drifts meets both alike
             found = measured(ranks, base, iterations)
             seconds = statistics.median(found["seconds"])
-            rows.append({"round": number, "ranks": ranks, "seconds_per_iteration": round(seconds, 4),
-                         "evaluations_per_second": round(found["episodes"] / seconds, 1)})
+            rows.append(
+                {
+                    "round": number,
+                    "ranks": ranks,
+                    "seconds_per_iteration": round(seconds, 4),
+                    "evaluations_per_second": round(found["episodes"] / seconds, 1),
+                }
+            )
             print(rows[-1], flush=True)
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -39,9 +45,13 @@ def main(base: str, rounds: int, iterations: int, table: Path) -> None:
     speed = {(row["round"], row["ranks"]): row["evaluations_per_second"] for row in rows}
     for ranks in (1, 2):
         values = [speed[number, ranks] for number in range(rounds)]
-        print(f"{ranks} rank(s): median {statistics.median(values):.1f} evaluations/s ({min(values):.1f} to {max(values):.1f})")
+        print(
+            f"{ranks} rank(s): median {statistics.median(values):.1f} evaluations/s ({min(values):.1f} to {max(values):.1f})"
+        )
     ratios = [speed[number, 2] / speed[number, 1] for number in range(rounds)]
-    print(f"1 -> 2 ranks: median x{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {rounds} rounds)")
+    print(
+        f"1 -> 2 ranks: median x{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {rounds} rounds)"
+    )
 
 
 if __name__ == "__main__":

@@ -43,9 +43,16 @@ def main(base: str, iterations: int, out: Path) -> None:
     live = {"pruner": load_pruner(base), "lvlm": lvlm, "dataset": Scenes("train"), "reward": reward, "served": served}
     stage = build(options, seed=0, **live)
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", devices=ranks.count(), strategy="ddp" if ranks.count() > 1 else "auto",
-        use_distributed_sampler=False, logger=False, callbacks=[clock], enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=1,
+        accelerator="cpu",
+        devices=ranks.count(),
+        strategy="ddp" if ranks.count() > 1 else "auto",
+        use_distributed_sampler=False,
+        logger=False,
+        callbacks=[clock],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     trainer.fit(stage)
     if ranks.rank() == 0:

@@ -80,9 +80,8 @@ def said(lvlm: Any, dataset: Any, sample: Sample, prompt: Any) -> float:
 # --- (a) scoring: masks are given ------------------------------------------------------------------------------------
 
 
-def scoring(kind: str, rounds: int, prompts: int, group: int, part: int) -> Row:
+def scoring(lvlm: Any, kind: str, rounds: int, prompts: int, group: int, part: int) -> Row:
     """Encode questions, apply `group` selections to each, score all of them and all tokens once per question."""
-    lvlm = load_lvlm(kind)
     dataset = make_ppo(lvlm, 1).dataset
     stream = (dataset[i] for i in cycle(range(7, 600_000, 11)))  # a new image and family every time
     masks = RandomPruner(0)
@@ -132,9 +131,7 @@ class Rounds(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start, self.before = time.perf_counter(), 0
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         spent = time.perf_counter() - self.start
         self.made = pl_module.scorer.evaluations - self.before
         self.shares.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("time/")})
@@ -162,17 +159,17 @@ def one_at_a_time(stage: Any, questions: Iterator[Sample], count: int, group: in
             evaluations += 1
         x, rule = stage.pruner.observe(encoded), stage.rule()
         ratio = torch.tensor([stage.ratios[(episode // group) % len(stage.ratios)]], dtype=torch.float64)
-        noise = torch.rand(h["steps"], 1, 2 * x.mask.shape[1])
-        rollout = collect(stage.net, x, rule, h["steps"], ratio, noise)
+        noise = torch.rand(h["steps"], 1, 2 * x.mask.shape[1]).to(x.mask.device)
+        rollout = collect(stage.net, x, rule, h["steps"], ratio.to(x.mask.device), noise)
         for keep in rollout.action:
             said(stage.lvlm, stage.dataset, sample, splice(encoded, TokenSelection(keep)))
             evaluations += 1
     return evaluations, count
 
 
-def iterations(what: str, kind: str, rounds: int, part: int, **changes: Any) -> Row:
+def iterations(lvlm: Any, what: str, kind: str, rounds: int, part: int, **changes: Any) -> Row:
     """Interleaved iterations of the stage and pieces of the loop; the first of both warms up and does not count."""
-    stage = make_ppo(load_lvlm(kind), rounds + 1, **changes)
+    stage = make_ppo(lvlm, rounds + 1, **changes)
     questions = (stage.dataset[i] for i in cycle(range(9, 600_000, 11)))
     group = stage.hparams["group"]
     watch = Rounds(lambda module: one_at_a_time(module, questions, part, group))
@@ -231,6 +228,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--lvlm", default=",".join(LINEARS))
+    parser.add_argument("--device", default="cpu", help="cuda: with --lvlm float32,bfloat16 --threads 2")
     given = parser.parse_args()
     threads, kinds = [int(n) for n in given.threads.split(",")], given.lvlm.split(",")
     folder, rounds = HERE, given.rounds
@@ -241,9 +239,11 @@ def main() -> None:
     for count in threads:
         torch.set_num_threads(count)
         for kind in kinds:
-            rows.append(scoring(kind, rounds, 24, 16, part=2))
+            lvlm = load_lvlm(kind, given.device)
+            rows.append(scoring(lvlm, kind, rounds, 24, 16, part=2))
             for what, changes in SCHEDULES.items():
-                rows.append(iterations(what, kind, rounds, part=32 if changes.get("group") != 1 else 12, **changes))
+                part = 32 if changes.get("group") != 1 else 12
+                rows.append(iterations(lvlm, what, kind, rounds, part, **changes))
     write(folder / "results.csv", [one._asdict() for one in rows])
     if not given.quick:
         write(folder / "ablation.csv", ablation(threads, rounds))

@@ -21,14 +21,14 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 LINEARS = ("float32", "onednn", "bfloat16")
 
 
-def load_lvlm(linears: str = "float32", **options: Any) -> Any:
-    """The embedded LVLM on the CPU.
+def load_lvlm(linears: str = "float32", device: str = "cpu") -> Any:
+    """The embedded LVLM.
 
     "float32": as it comes (PyTorch multiplies float32 by MKL); "onednn": float32 too, its linear layers multiplied by
     oneDNN, which PyTorch carries but does not use for float32; "bfloat16": model.dtype=bfloat16.
     """
     dtype = "bfloat16" if linears == "bfloat16" else "float32"
-    lvlm = load_component("model", "tiny_llava", device="cpu", dtype=dtype, **options)
+    lvlm = load_component("model", "tiny_llava", device=device, dtype=dtype)
     if linears == "onednn":
         for module in lvlm.model.modules():
             if isinstance(module, nn.Linear):
@@ -55,5 +55,10 @@ def fit(stage: PPO, *callbacks: pl.Callback) -> None:
     """Train without any output."""
     quiet: dict[str, Any] = {name: False for name in ("enable_checkpointing", "enable_progress_bar", "logger")}
     pl.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, enable_model_summary=False, callbacks=list(callbacks), **quiet
+        max_epochs=1,
+        accelerator="cpu" if stage.lvlm.device.type == "cpu" else "auto",
+        devices=1,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **quiet,
     ).fit(stage)

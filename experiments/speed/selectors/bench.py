@@ -74,12 +74,19 @@ def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: st
             turns = []
             for _ in range(rounds + 1):
                 mine = timed(pruner.select, encoded, ratio)
-                turns.append((mine, timed(published, name, encoded, tokens, keep), timed(products, name, encoded, tokens)))
+                turns.append(
+                    (mine, timed(published, name, encoded, tokens, keep), timed(products, name, encoded, tokens))
+                )
             kept = pruner.select(encoded, ratio).keep
             both = zip(kept, published(name, encoded, tokens, keep), strict=True)
             same = [float(row[at].float().mean()) for row, at in both]
             ours, theirs, least = np.array(turns[1:]).T  # the first round warms up
-            row: dict[str, object] = {"geometry": geometry, "pruner": name, "batch_size": BATCH, "tokens": sizes[0] ** 2}
+            row: dict[str, object] = {
+                "geometry": geometry,
+                "pruner": name,
+                "batch_size": BATCH,
+                "tokens": sizes[0] ** 2,
+            }
             row |= {"kept_tokens": keep, "threads": torch.get_num_threads(), "rounds": rounds}
             for what, values in (("ours_ms", ours), ("published_ms", theirs), ("ratio_x", theirs / ours)):
                 for suffix, quantile in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9)):
@@ -94,7 +101,12 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     middle, low, high = (np.array([row[f"ratio{name}_x"] for row in rows]) for name in ("", "_p10", "_p90"))
-    axes.barh([f"{row['pruner']}, {row['kept_tokens']} of {row['tokens']}" for row in rows], middle, color="#c2410c", alpha=0.7)
+    axes.barh(
+        [f"{row['pruner']}, {row['kept_tokens']} of {row['tokens']}" for row in rows],
+        middle,
+        color="#c2410c",
+        alpha=0.7,
+    )
     axes.errorbar(middle, range(len(rows)), xerr=[middle - low, high - middle], fmt="none", ecolor="#1c1917", capsize=3)
     axes.axvline(1, color="#6b6760", lw=1)
     axes.invert_yaxis()
