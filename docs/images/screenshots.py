@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-SIZES = {"desktop": (1120, 2420), "phone": (390, 1640)}
+SIZES = {"desktop": (1120, 3150), "phone": (390, 1640)}
 
 
 def main(report: Path) -> None:
