@@ -345,12 +345,13 @@ def _over_pixels(cells: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray
     return cells[row.astype(int)[:, None], column.astype(int)[None, :]]
 
 
-def data_uri(picture: Image.Image, colours: int | None = 64) -> str:
+def data_uri(picture: Image.Image, colours: int | None = 256) -> str:
     """A PNG as a data URI, of at most so many colours (None: all of them)."""
     out = io.BytesIO()
-    # Median cut, the default, spends its colours on large areas: a small purple square came out grey.
+    # Median cut, the default, spends its colours on large areas: a small purple square came out grey. An octree is off
+    # by 13 of 255 at most, and its files are smaller.
     few = (
-        picture if colours is None else picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        picture if colours is None else picture.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     )
     few.save(out, format="PNG", optimize=colours is not None)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
