@@ -231,7 +231,7 @@ def test_the_jobs_of_a_sweep_are_runs_of_one_group(monkeypatch: pytest.MonkeyPat
     runs = [the_run(tmp_path / "night" / str(job)) for job in (0, 1)]
     assert [[*one.rows[0]] for one in runs] == [["only/1", "samples_seen"], ["only/2", "samples_seen"]]
     assert [one.about["run_group"] for one in runs] == ["night", "night"]
-    assert [one.about["display_name"] for one in runs] == ["seed=1,stage=ppo", "seed=2,stage=ppo"]
+    assert [one.about["display_name"] for one in runs] == ["seed=1", "seed=2"]
     assert {one.about["job_type"] for one in runs} == {"ppo"}
     assert runs[0].about["run_id"] != runs[1].about["run_id"]
     assert [one.config["seed"] for one in runs] == [1, 2]
