@@ -350,8 +350,6 @@ def data_uri(picture: Image.Image, colours: int | None = 256) -> str:
     out = io.BytesIO()
     # Median cut, the default, spends its colours on large areas: a small purple square came out grey. An octree is off
     # by 13 of 255 at most, and its files are smaller.
-    few = (
-        picture if colours is None else picture.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    )
+    few = picture if colours is None else picture.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     few.save(out, format="PNG", optimize=colours is not None)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
