@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.browsing import EVERY, opened
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
@@ -21,8 +22,6 @@ from tprl.demo.compare import compare
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
-SCREENS = {"desk": (1280, 900), "phone": (390, 844)}
-EVERY = [(screen, scheme) for screen in SCREENS for scheme in ("light", "dark")]
 
 
 def command(directory: Path, *words: str) -> list[str]:
@@ -56,17 +55,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
-    screen, scheme = getattr(request, "param", ("desk", "light"))
-    width, height = SCREENS[screen]
-    opened = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-    opened.heard, opened.asked = [], []
-    opened.on("console", lambda message: opened.heard.append(message.text))
-    opened.on("pageerror", lambda error: opened.heard.append(str(error)))
-    opened.on("request", lambda asked: opened.asked.append(asked.url))
-    opened.goto(address)
-    opened.wait_for_selector(".answers .card")
-    yield opened
-    opened.close()
+    with opened(browser, address, *getattr(request, "param", ())) as page:
+        page.wait_for_selector(".answers .card")
+        yield page
 
 
 def ask(page: Any, question: str) -> None:

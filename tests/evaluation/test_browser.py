@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.browsing import EVERY, SCREENS, opened
 from tests.evaluation.test_report import gallery, write
 
 pytestmark = pytest.mark.browser
-SCREENS = {"desk": (1280, 900), "phone": (390, 844)}
-SCHEMES = ("light", "dark")
-EVERY = [(screen, scheme) for screen in SCREENS for scheme in SCHEMES]
 # Contrast of every piece of text with what is behind it: WCAG 2, relative luminance.
 CONTRAST = """() => {
   const paint = document.createElement('canvas').getContext('2d', {willReadFrequently: true})
@@ -50,16 +48,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    screen, scheme = getattr(request, "param", ("desk", "light"))
-    width, height = SCREENS[screen]
-    opened = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-    opened.heard, opened.asked = [], []
-    opened.on("console", lambda message: opened.heard.append(message.text))
-    opened.on("pageerror", lambda error: opened.heard.append(str(error)))
-    opened.on("request", lambda asked: opened.asked.append(asked.url))
-    opened.goto(report.as_uri())
-    yield opened
-    opened.close()
+    with opened(browser, report.as_uri(), *getattr(request, "param", ())) as page:
+        yield page
 
 
 def pixels(png: bytes) -> np.ndarray:
