@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # run.sh embedded: every pruner on the embedded LVLM. run.sh geometry [LAYERS] [ROUNDS]: the widths of LLaVA-1.5-7B, random
-# weights in float32; 8 layers need 10 GiB and 5 minutes of 2 quiet cores, 2 layers 5 GiB and 2 minutes.
+# weights in float32; 16 layers need 16 GiB and 8 minutes of 2 quiet cores for 4 rounds, 8 layers 10 GiB and 5 minutes for 6.
 # run.sh gpu llava|qwen2_5_vl: all layers in bfloat16, on a GPU of 24 GiB or more.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
@@ -17,10 +17,10 @@ embedded)
         latency.repeats="${2:-5}" latency.warmup=1 latency.new_tokens=8
     ;;
 geometry)
-    layers="${2:-8}"
+    layers="${2:-16}"
     latency geometry model=llava model.pretrained=null geometry=llava_1_5_7b model.dtype=float32 \
         "model.geometry.text_config.num_hidden_layers=$layers" "pruners=[divprune,tprl]" latency.batch_sizes=[1] \
-        latency.repeats="${3:-6}" latency.warmup=1 latency.new_tokens=2
+        latency.repeats="${3:-4}" latency.warmup=1 latency.new_tokens=2
     ;;
 gpu)
     case "$2" in llava) geometry=llava_1_5_7b ;; qwen2_5_vl) geometry=qwen2_5_vl_7b ;; esac
