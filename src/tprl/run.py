@@ -42,6 +42,7 @@ from tprl.scoring import LABELS
 from tprl.stages.calibrate import calibrate_fade
 from tprl.tracking import Tracker, log_weights
 from tprl.types import LVLM, Dataset, Pruner
+from tprl.values import name_list
 
 log = logging.getLogger(__name__)
 CHAIN = ("autoencoder", "lfd", "ppo", "adapt")
@@ -86,7 +87,7 @@ def train(cfg: DictConfig, directory: Path) -> Path:
             continue  # only the transformer has a budget head
         run.part(cfg.stage[name], directory / ("pruner" if name in ("ppo", "adapt") else name))
         if name == "lfd":
-            for baseline in cfg.stage.baselines:
+            for baseline in name_list("stage.baselines", cfg.stage.baselines):
                 run.baseline(baseline, directory / baseline)
     run.keep_curves()
     settings = plain(cfg.stage.evaluation)

@@ -21,6 +21,7 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import load_pruner
 from tprl.run_eval import make_dataset, start, with_run_config
 from tprl.stopping import Stopped
+from tprl.values import name_list
 
 log = logging.getLogger(__name__)
 MISSING = (
@@ -65,6 +66,7 @@ def check_settings(cfg: DictConfig) -> None:
         UserError: a ratio, a number of examples or a port out of range, no such host, or `run` beside `pruner`.
     """
     check_keep_ratio(cfg.keep_ratio)
+    name_list("pruners", cfg.pruners)
     if not isinstance(cfg.examples, int) or cfg.examples < 1:
         raise UserError(f"examples={cfg.examples} leaves nothing to begin with: use at least 1.")
     if cfg.port is not None and not (isinstance(cfg.port, int) and 0 < cfg.port < 2**16):
@@ -84,7 +86,7 @@ def make_pruners(cfg: DictConfig, lvlm: FrozenLVLM) -> dict[str, AnyPruner]:
     first = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
     lvlm.check_extras(first.extras, lvlm.known_extras)
     found: dict[str, AnyPruner] = {first.name: first}
-    for name in cfg.pruners:
+    for name in name_list("pruners", cfg.pruners):
         pruner = load_component("pruner", name)
         try:
             lvlm.check_extras(pruner.extras, lvlm.known_extras)

@@ -55,6 +55,7 @@ from tprl.rundir import ANSWERS
 from tprl.scoring import Scorer
 from tprl.tracking import Tracker, log_results
 from tprl.types import LVLM, Dataset, Pruner
+from tprl.values import name_list, one_text
 
 log = logging.getLogger(__name__)
 NOISE = (  # Lightning's, about itself or about a choice that was meant
@@ -73,6 +74,9 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     """
     settings = plain(cfg)
     check_limit("limit", cfg.limit)
+    for key in ("run", "sweep", "split"):
+        if settings[key] is not None:
+            one_text(key, settings[key])
     for ratio in cfg.keep_ratios:
         check_keep_ratio(ratio)
     others = {"parity": _parity, "selectors": _selectors, "latency": _latency}
@@ -154,7 +158,9 @@ def _headline_metric(dataset: Dataset) -> str:
 def _parity(cfg: DictConfig, directory: Path) -> Path:
     """Compare the model, or small random builds of `models`, with its stock class; prints and writes a table."""
     start(cfg, directory)
-    lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
+    lvlms = [
+        load_component("model", name, pretrained=None, dtype="float32") for name in name_list("models", cfg.models)
+    ]
     found = {}
     for lvlm in lvlms or [build(cfg.model)]:
         questions = make_dataset(cfg.dataset, lvlm, cfg.split)
@@ -187,11 +193,12 @@ def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
 
 def _compare(runs: Any, cfg: DictConfig, directory: Path) -> Path:
     """Two evaluations against each other."""
-    if not isinstance(runs, list) or len(runs) != 2:
+    pair = name_list("compare", runs)
+    if len(pair) != 2:
         raise UserError(
             f"compare={runs} is not two runs: write compare=[<run>,<run>] or compare=[<run>:<arm>,<run>:<arm>]."
         )
-    found = compare(*map(str, runs))
+    found = compare(*pair)
     start(cfg, directory)
     report(found, directory)
     return directory

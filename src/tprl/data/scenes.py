@@ -16,6 +16,7 @@ from PIL import Image
 from tprl.data.boxes import iou
 from tprl.errors import UserError
 from tprl.types import Box, Sample
+from tprl.values import name_list
 
 SIDE = 96  # pixels
 COLORS = {
@@ -274,8 +275,9 @@ class Scenes:
     name = "scenes"
 
     def __init__(
-        self, split: str = "train", limit: int | None = None, seed: int = 0, families: Sequence[str] = FAMILIES
+        self, split: str = "train", limit: int | None = None, seed: int = 0, families: str | Sequence[str] = FAMILIES
     ) -> None:
+        families = name_list("dataset.families", families)
         if split not in SPLITS:
             raise UserError(f"dataset split '{split}' does not exist in scenes: choose one of {', '.join(SPLITS)}.")
         unknown = sorted(set(families) - set(FAMILIES))

@@ -14,6 +14,7 @@ from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.pruners.tprl import TPRL
 from tprl.types import Pruner
+from tprl.values import name_list
 
 log = logging.getLogger(__name__)
 ADAPTIVE, LFD, THRESHOLD = "adaptive", "lfd", "threshold"  # modes of a trained pruner, and its state before PPO
@@ -53,7 +54,9 @@ def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
         raise UserError(f"runs={runs} names no arms: write runs={{name: <run>, other: [<run>, <run>]}}.")
     entries = []
     for name, given in runs.items():
-        for run in [given] if isinstance(given, str) else given:
+        if not given:
+            raise UserError(f"runs.{name}={given} holds no run: write runs={{{name}: <run>}}.")
+        for run in name_list(f"runs.{name}", given):
             pruner = load_pruner(run)
             entries += with_modes(name, pruner, tuple(settings["keep_ratios"]), seed_of(pruner))
     return entries
@@ -91,10 +94,10 @@ def check_names(*groups: Sequence[Entry]) -> None:
             raise UserError(f"{name} is there {count} times: give the run a name of its own, runs={{<name>: <run>}}.")
 
 
-def named_entries(names: Sequence[str], settings: Mapping[str, Any]) -> list[Entry]:
-    """The reference row, and the pruners of conf/pruner by name."""
+def named_entries(pruners: str | Sequence[str] | None, settings: Mapping[str, Any]) -> list[Entry]:
+    """The reference row, and the pruners of conf/pruner by name: one name or a list."""
     entries = [Entry(FULL, load_component("pruner", FULL), (1.0,))]
-    for name in names:
+    for name in name_list("pruners", pruners):
         if name != FULL:
             entries += seeded_entries(lambda name=name, **live: load_component("pruner", name, **live), settings)
     return entries

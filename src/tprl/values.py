@@ -1,0 +1,47 @@
+"""Values of options and columns: one value where a list may stand, and texts that name something."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tprl.errors import UserError
+
+
+def several(value: Any) -> list[Any]:
+    """One value or a list of values, as a list; None is an empty list.
+
+    A text is one value: its letters are never taken for the values of a list.
+    """
+    if value is None:
+        return []
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+        return [value]
+    return list(value)
+
+
+def name_list(key: str, value: Any) -> list[str]:
+    """One name or a list of names, as a list.
+
+    Args:
+        key: the option, for the error.
+
+    Raises:
+        UserError: a value is no text, or empty.
+    """
+    values = several(value)
+    for name in values:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(
+                f"{key}={value!r} holds {name!r}, which is not a name: write {key}=<name>, or {key}=[<name>,<name>]."
+            )
+    return values
+
+
+def one_text(key: str, value: Any) -> str:
+    """One text, e.g. a path.
+
+    Raises:
+        UserError: a list or another type, or an empty text.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{key}={value!r} is not one text: write {key}=<text>, quoted if YAML reads it otherwise.")
+    return value
