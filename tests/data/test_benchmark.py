@@ -68,11 +68,17 @@ class TestDamage:
         data = pope(tmp_path, bad={1: {"image": 7, "image_source": "new"}}, max_bad_rows=0.2)
         assert len(take(data, range(10))) == 9
         assert data.damage == {"no image": 1}
-        textvqa = {"question": "what?", "answers": [3], "image_id": "a", "question_id": 1, "image": as_text(encoded(0))}
+        textvqa = {
+            "question": "what?",
+            "answers": [[3]],
+            "image_id": "a",
+            "question_id": 1,
+            "image": as_text(encoded(0)),
+        }
         source = str(write_jsonl(tmp_path / "t.jsonl", [textvqa]))
         data = TextVQA(source=source, max_bad_rows=1.0)
         assert take(data, [0]) == []
-        assert data.damage == {"malformed row": 1}
+        assert data.damage == {"value is not a text": 1}
 
     def test_nothing_but_damaged_rows_is_said(self, tmp_path: Path) -> None:
         data = pope(tmp_path, count=2, bad={0: {"question": ""}, 1: {"question": ""}}, max_bad_rows=1.0)

@@ -91,9 +91,14 @@ class TestAccuracy:
         assert soft_accuracy("yes", answers) == pytest.approx(accuracy)
 
     def test_of_fewer_answers(self) -> None:
-        """One of two matches: 0 of the other one if it is left out, and 1 of 1 if not: (0 + 1/3) / 2."""
-        assert soft_accuracy("yes", ["yes", "no"]) == pytest.approx(1 / 6)
-        assert soft_accuracy("yes", ["yes"]) == 0
+        """One of two matches: 0 of the other one if it is left out, and 1 of 1 if not: (0 + 1) / 2. Of three, two can
+        be left, so two matches are enough: (2 * 1/2 + 1) / 3."""
+        assert soft_accuracy("yes", ["yes", "no"]) == pytest.approx(1 / 2)
+        assert soft_accuracy("yes", ["yes", "yes", "no"]) == pytest.approx(2 / 3)
+        assert soft_accuracy("yes", ["yes"] * 3) == 1
+
+    def test_of_a_single_answer(self) -> None:
+        assert [soft_accuracy(said, ["yes"]) for said in ("yes", "no")] == [1, 0]
 
     def test_the_most_common_answer_comes_first(self) -> None:
         assert by_frequency(["b", "a", "c", "a", "", "", ""]) == ("a", "a", "b", "c", "", "", "")

@@ -17,7 +17,9 @@ from torch import Tensor
 from tprl.data.tables import Table, read_table
 from tprl.errors import UserError
 from tprl.types import Box, Dataset, Sample
+from tprl.values import several
 
+NOT_A_TEXT = "value is not a text"  # the reason of rows with a list, a dict or a truth value in place of a text
 MAX_PIXELS = 4096 * 4096  # of an image; larger ones are scaled down
 
 
@@ -208,7 +210,8 @@ class Benchmark(ABC):
         """A picture as RGB, at most `MAX_PIXELS` large; questions in a row about the image `key` share one object.
 
         Args:
-            value: {"bytes", "path"} as stored by `datasets`, base64 text, a path (within `folder`), or a picture.
+            value: {"bytes", "path"} as stored by `datasets`, base64 text, a path (within `folder`), a picture, or a
+                list of one of these.
             key: names the image.
             folder: of relative paths; None is that of the source.
 
@@ -216,6 +219,7 @@ class Benchmark(ABC):
             BadRow: no image, or one that cannot be read.
         """
         if self._latest is None or self._latest[0] != str(key):
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
             self._latest = (str(key), *_picture(value, folder or self.folder))
         return self._latest[1]
 
@@ -227,15 +231,40 @@ class Benchmark(ABC):
 
 
 def text_of(value: Any, reason: str) -> str:
-    """A text without surrounding white space.
+    """A text or a number as text, without surrounding white space; a list of one stands for that one.
 
     Raises:
-        BadRow: nothing is left; the row has a fault for `reason`.
+        BadRow: nothing is left, and the row has a fault for `reason`; or several values, or one that is no text.
     """
-    text = "" if value is None else str(value).strip()
-    if not text:
+    values = texts_of(value)
+    if len(values) > 1:
+        raise BadRow(NOT_A_TEXT, f"got {shortened(value)}, write one text")
+    if not values or not values[0].strip():
         raise BadRow(reason)
-    return text
+    return values[0].strip()
+
+
+def texts_of(value: Any) -> list[str]:
+    """A list of texts; one text is a list of one. White space stays, and so do empty texts and gaps, as "".
+
+    Raises:
+        BadRow: a value that is neither text nor number.
+    """
+    values = several(value)
+    if any(isinstance(one, bool | bytes) or not isinstance(one, str | int | float | None) for one in values):
+        raise BadRow(NOT_A_TEXT, f"got {shortened(value)}, write a text or a list of texts")
+    return [plain_text(one) for one in values]
+
+
+def plain_text(value: Any) -> str:
+    """A text, or a number as text; "" for anything else."""
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def shortened(value: Any) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from tprl.data.benchmark import BadRow, Benchmark, text_of
+from tprl.data.benchmark import BadRow, Benchmark, shortened, text_of
 from tprl.types import Sample
 
 LETTERS = "ABCDEFGHIJ"
@@ -33,9 +33,9 @@ class MultipleChoice(Benchmark):
             BadRow: empty question, fewer than two options, an empty option, or `right` is none of them.
         """
         if len(options) < 2:
-            raise BadRow("no options")
-        if not isinstance(right, int) or not 0 <= right < len(options):
-            raise BadRow("no answer")
+            raise BadRow("no options", f"got {shortened(options)}, write a list of two or more")
+        if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(options):
+            raise BadRow("no answer", f"got {shortened(right)}, and there are {len(options)} options")
         texts = [text_of(option, "empty option") for option in options]
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
         shown = "\n".join([text_of(question, "empty question"), *lines, INSTRUCTION])
@@ -44,6 +44,18 @@ class MultipleChoice(Benchmark):
     def score(self, sample: Sample, prediction: str) -> float:
         letter, text = sample.answers
         return float(means(prediction, letter, text))
+
+
+def number_of(value: Any) -> int:
+    """The number of the option that a letter names, counted from 0.
+
+    Raises:
+        BadRow: the value is not one of the letters.
+    """
+    letter = value.strip() if isinstance(value, str) else ""
+    if len(letter) != 1 or letter not in LETTERS:
+        raise BadRow("no answer", f"got {shortened(value)}, write the letter of an option" if value else "")
+    return LETTERS.index(letter)
 
 
 def means(prediction: str, letter: str, text: str) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, Benchmark, scaled
+from tprl.data.benchmark import BadRow, Benchmark, scaled, shortened, texts_of
 from tprl.data.grounding import Grounding
 from tprl.data.tables import Table, read_table
 from tprl.errors import UserError
@@ -211,10 +211,9 @@ def _counted(parts: Sequence[Any]) -> str:
 
 
 def _answers(value: Any) -> tuple[str, ...]:
-    found = value if isinstance(value, list) else [value]
-    kept = tuple(str(one) for one in found if isinstance(one, str | int | float) and str(one).strip())
+    kept = tuple(text for text in texts_of(value) if text.strip())
     if not kept:
-        raise BadRow("no answer", f"answers={value!r}; give a text or a list of texts, or a box")
+        raise BadRow("no answer", f"answers={shortened(value)}; give a text or a list of texts, or a box")
     return kept
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.text import edit_distance
 
-from tprl.data.benchmark import Benchmark, text_of
+from tprl.data.benchmark import Benchmark, text_of, texts_of
 from tprl.types import Sample
 
 PROMPT = "{question}\nAnswer the question using a single word or phrase."
@@ -32,7 +32,7 @@ class DocVQA(Benchmark):
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         page = f"{row['ucsf_document_id']}-{row['ucsf_document_page_no']}"
         question = PROMPT.format(question=text_of(row["question"], "empty question"))
-        answers = tuple(answer for answer in row["answers"] or () if answer and answer.strip())
+        answers = tuple(text for text in texts_of(row["answers"]) if text.strip())
         return Sample(self.uid(page, row["questionId"]), (self.image(row["image"], page),), question, answers)
 
     def score(self, sample: Sample, prediction: str) -> float:

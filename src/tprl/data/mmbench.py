@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tprl.data.benchmark import text_of
-from tprl.data.choices import LETTERS, RULE, MultipleChoice
+from tprl.data.choices import LETTERS, RULE, MultipleChoice, number_of
 from tprl.data.tables import Table, column
 from tprl.types import Sample
 
@@ -54,13 +54,13 @@ class MMBench(MultipleChoice):
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         _, turn, turns = self._passes[index]
         options = _present([row.get(letter) for letter in OPTIONS])
-        right = OPTIONS.find(row["answer"] or "-")
+        right = number_of(row["answer"])
         if 0 <= right < turns:
             right = (right - turn) % turns
         key = text_of(row["index"], "no index")
         question = text_of(row["question"], "empty question")
         if _is_there(row["hint"]):
-            question = f"{row['hint'].strip()}\n{question}"
+            question = "\n".join([text_of(row["hint"], "no hint"), question])
         return self.posed(
             self.uid(key, f"{turn + 1}of{turns}"),
             self.image(row["image"], key),
@@ -104,4 +104,4 @@ def _present(options: Sequence[Any]) -> list[Any]:
 
 def _is_there(value: Any) -> bool:
     """The hub's table was made from one with gaps, which became the text "nan"."""
-    return isinstance(value, str) and value.strip() not in ("", "nan")
+    return value is not None and str(value).strip() not in ("", "nan")

@@ -30,7 +30,7 @@ class Pope(Benchmark):
     headline = "f1"
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
-        answer = str(row["answer"]).strip().lower()
+        answer = text_of(row["answer"], "no answer").lower()
         if answer not in ("yes", "no"):
             raise BadRow("no answer")
         if row["category"] not in CATEGORIES:

@@ -12,6 +12,7 @@ from tprl.data.grounding import Grounding
 from tprl.data.tables import Table, column
 from tprl.errors import UserError
 from tprl.types import Sample
+from tprl.values import several
 
 QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {  # hub repository, splits
@@ -50,7 +51,7 @@ class RefCOCO(Grounding):
     def read(self, source: str, split: str) -> Table:
         rows = super().read(source, split)
         expressions = column(rows, "answer")
-        self._places = [(place, i) for place, some in enumerate(expressions) for i in range(len(some or ("",)))]
+        self._places = [(place, i) for place, some in enumerate(expressions) for i in range(len(several(some) or [""]))]
         return rows
 
     def count(self) -> int:
@@ -61,7 +62,7 @@ class RefCOCO(Grounding):
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         place, number = self._places[index]
-        expression = text_of((row["answer"] or ("",))[number], "empty question")
+        expression = text_of((several(row["answer"]) or [""])[number], "empty question")
         if len(row["bbox"] or ()) != 4 or min(row["bbox"][2:]) <= 0:
             raise BadRow("no box")
         x, y, width, height = map(float, row["bbox"])

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tprl.data.benchmark import text_of
+from tprl.data.benchmark import plain_text, text_of
 from tprl.data.choices import RULE, MultipleChoice
 from tprl.types import Sample
+from tprl.values import several
 
 
 class ScienceQA(MultipleChoice):
@@ -23,8 +24,16 @@ class ScienceQA(MultipleChoice):
     protocol = f"ScienceQA-IMG accuracy, hint as context, no lecture; {RULE}"
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
-        question, hint = text_of(row["question"], "empty question"), (row["hint"] or "").strip()
+        question, hint = text_of(row["question"], "empty question"), plain_text(row["hint"]).strip()
         if hint:
             question = f"Context: {hint}\n{question}"
         uid, image = self.uid(index, 0), self.image(row["image"], index)
-        return self.posed(uid, image, question, row["choices"] or (), row["answer"], row["subject"] or "")
+        right = _number(row["answer"])
+        return self.posed(uid, image, question, several(row["choices"]), right, plain_text(row["subject"]))
+
+
+def _number(value: Any) -> Any:
+    """A whole number also where a file holds it as text or as a fraction without a part behind the point."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tprl.data.benchmark import BadRow
-from tprl.data.choices import LETTERS, RULE, MultipleChoice
+from tprl.data.choices import LETTERS, RULE, MultipleChoice, number_of
 from tprl.data.tables import Table, column
 from tprl.types import Sample
+from tprl.values import several
 
 TYPES = (
     "scene_understanding",
@@ -49,13 +50,13 @@ class SeedBench(MultipleChoice):
         return self._images[index]
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
-        kind, images = int(row["question_type_id"] or 0), row["image"] or ()
+        kind, images = int(row["question_type_id"] or 0), several(row["image"])
         if not 1 <= kind <= len(TYPES):
             raise BadRow("unknown type of question")
         if len(images) != 1:
             raise BadRow("no single image")
         options = [row[f"choice_{letter.lower()}"] for letter in LETTERS[:4]]
-        right = LETTERS.find(row["answer"] or "-")
+        right = number_of(row["answer"])
         image = self.image(images[0], row["data_id"])
         return self.posed(
             self.uid(row["data_id"], row["question_id"]), image, row["question"], options, right, TYPES[kind - 1]

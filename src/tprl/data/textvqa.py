@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tprl.data.benchmark import Benchmark, text_of
+from tprl.data.benchmark import Benchmark, text_of, texts_of
 from tprl.data.tables import Table, column
 from tprl.data.vqa_accuracy import by_frequency, normalised_text, soft_accuracy
 from tprl.pruners.random import stable_seed
@@ -53,8 +53,8 @@ class TextVQA(Benchmark):
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         question = text_of(row["question"], "empty question")
         if self.ocr_hints:
-            question += HINT.format(tokens=", ".join(row["ocr_tokens"] or ()))
-        answers = by_frequency([answer or "" for answer in row["answers"] or ()])
+            question += HINT.format(tokens=", ".join(texts_of(row["ocr_tokens"])))
+        answers = by_frequency(texts_of(row["answers"]))
         image = self.image(row["image"], row["image_id"])
         return Sample(self.uid(row["image_id"], row["question_id"]), (image,), question + INSTRUCTION, answers)
 

@@ -57,10 +57,17 @@ def normalised_text(answer: str) -> str:
 
 
 def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """min(1, matches / 3) averaged over the ways to leave one of the answers out; all texts as they are."""
+    """min(1, matches / 3) averaged over the ways to leave one of the answers out; all texts as they are.
+
+    With fewer than four answers three matches cannot be left: all that are left must match then, and a single answer
+    must be met exactly.
+    """
     matches = Counter(answers)[prediction]
+    if len(answers) == 1:
+        return float(matches)
+    enough = min(3, len(answers) - 1)
     left_out, kept = matches, len(answers) - matches  # how often a match is the one left out
-    return (left_out * min(1.0, (matches - 1) / 3) + kept * min(1.0, matches / 3)) / len(answers)
+    return (left_out * min(1.0, (matches - 1) / enough) + kept * min(1.0, matches / enough)) / len(answers)
 
 
 def by_frequency(answers: Sequence[str]) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, Benchmark, text_of
+from tprl.data.benchmark import BadRow, Benchmark, text_of, texts_of
 from tprl.data.vqa_accuracy import by_frequency, normalised, soft_accuracy
 from tprl.types import Sample
+from tprl.values import several
 
 PROMPT = "{question}\nAnswer the question using a single word or phrase."
 TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
@@ -32,7 +33,7 @@ class VQAv2(Benchmark):
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         if row["answer_type"] not in TYPES:
             raise BadRow("unknown type of answer")
-        answers = [one["answer"] or "" for one in row["answers"] or ()]
+        answers = _texts(row["answers"])
         question = PROMPT.format(question=text_of(row["question"], "empty question"))
         image = self.image(row["image"], row["image_id"])
         uid = self.uid(row["image_id"], row["question_id"])
@@ -54,3 +55,9 @@ class VQAv2(Benchmark):
         numbers = {"accuracy": 100 * score.sum(-1) / asked.sum(-1)}
         names = enumerate(TYPES.values())
         return numbers | {f"accuracy/{name}": 100 * score[..., i] / asked[..., i] for i, name in names}
+
+
+def _texts(value: Any) -> list[str]:
+    """The answers of ten people as the repository stores them, {"answer": ...} of each, or as texts."""
+    people = [one.get("answer") if isinstance(one, Mapping) else one for one in several(value)]
+    return [text for one in people for text in texts_of("" if one is None else one)]
