@@ -5,6 +5,8 @@ from typing import Any
 
 from tprl.errors import UserError
 
+LONGEST = 80  # characters of a value in an error
+
 
 def several(value: Any) -> list[Any]:
     """One value or a list of values, as a list; None is an empty list.
@@ -45,3 +47,9 @@ def one_text(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{key}={value!r} is not one text: write {key}=<text>, quoted if YAML reads it otherwise.")
     return value
+
+
+def shortened(value: Any) -> str:
+    """A value as an error shows it: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -104,7 +104,7 @@ class TestArguments:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         assert [s.question[:8] for s in take(Pope(source=str(path)), range(2))] == ["is it\u2028so", "is it\x85so"]
         path.write_bytes(b'{"question": "caf\xe9"}\n')
-        with pytest.raises(UserError, match=r"rows\.jsonl is no UTF-8 text .*save it as UTF-8"):
+        with pytest.raises(UserError, match=r"rows\.jsonl, line 1, is not UTF-8 text .*save the file as UTF-8"):
             Pope(source=str(path))
 
     @pytest.mark.parametrize(

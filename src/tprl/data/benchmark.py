@@ -17,7 +17,7 @@ from torch import Tensor
 from tprl.data.tables import Table, read_table
 from tprl.errors import UserError
 from tprl.types import Box, Dataset, Sample
-from tprl.values import several
+from tprl.values import several, shortened
 
 NOT_A_TEXT = "value is not a text"  # the reason of rows with a list, a dict or a truth value in place of a text
 MAX_PIXELS = 4096 * 4096  # of an image; larger ones are scaled down
@@ -259,12 +259,6 @@ def texts_of(value: Any) -> list[str]:
 def plain_text(value: Any) -> str:
     """A text, or a number as text; "" for anything else."""
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
-
-
-def shortened(value: Any) -> str:
-    """A value as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:

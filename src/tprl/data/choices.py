@@ -6,8 +6,9 @@ from typing import Any
 
 from PIL import Image
 
-from tprl.data.benchmark import BadRow, Benchmark, shortened, text_of
+from tprl.data.benchmark import BadRow, Benchmark, text_of
 from tprl.types import Sample
+from tprl.values import shortened
 
 LETTERS = "ABCDEFGHIJ"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."

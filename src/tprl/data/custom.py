@@ -13,12 +13,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, Benchmark, scaled, shortened, texts_of
+from tprl.data.benchmark import BadRow, Benchmark, scaled, texts_of
 from tprl.data.grounding import Grounding
-from tprl.data.tables import Table, read_table
+from tprl.data.tables import FILES, Table, read_table
+from tprl.data.text_tables import TextRows
 from tprl.errors import UserError
 from tprl.pruners.random import stable_seed
 from tprl.types import Box, Sample
+from tprl.values import shortened
 
 log = logging.getLogger(__name__)
 PARTS = ("train",) * 8 + ("val", "test")  # of a file without a column `split`
@@ -28,7 +30,7 @@ class Custom(Grounding):
     """Accuracy, percent: exact match with one of the answers, case and outer spaces ignored, or an IoU of at least 0.5
     with the box; and the mean IoU where there are boxes. Questions reach the model as they are.
 
-    Rows are JSON lines, a JSON list, parquet or arrow, with these columns:
+    Rows are JSON lines, a JSON list, CSV, TSV, parquet or arrow, with these columns:
 
         image     a path, an image as `datasets` stores it, or a list of either
         question  text
@@ -64,7 +66,7 @@ class Custom(Grounding):
         self.labelled = labelled
         if not source or not Path(source).is_file():
             given = f"{source} is no file" if source else "dataset=custom needs your data"
-            raise UserError(f"{given}: set dataset.source=<a .jsonl, .json, .parquet or .arrow file>.")
+            raise UserError(f"{given}: set dataset.source=<a {', '.join(FILES[:-1])} or {FILES[-1]} file>.")
         self.file, self._images_from = Path(source), images
         if not self.folder.is_dir():
             raise UserError(
@@ -80,6 +82,7 @@ class Custom(Grounding):
 
     def read(self, source: str, split: str) -> Table:
         rows = read_table(source, None, split)
+        self._lines = rows.lines if isinstance(rows, TextRows) else None
         entries = [_entry(rows[place], place, self.folder) for place in range(len(rows))]
         self._check(entries)
         parts = [entry.part for entry in entries]
@@ -105,10 +108,7 @@ class Custom(Grounding):
 
     def _line(self, place: int) -> str:
         """Where a row is, for errors."""
-        if self.file.suffix != ".jsonl":
-            return f"{self.file}, row {place + 1}"
-        lines = self.file.read_text(encoding="utf-8").split("\n")
-        return f"{self.file}, line {[number for number, line in enumerate(lines, 1) if line.strip()][place]}"
+        return f"{self.file}, row {place + 1}" if self._lines is None else f"{self.file}, line {self._lines[place]}"
 
     def _check(self, entries: Sequence["_Entry"]) -> None:
         """Refuse a file without the columns, and an id that two rows have."""

@@ -1,6 +1,5 @@
 """ScreenSpot-Pro: which element of a professional program's screen does an instruction mean?"""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from tprl.data.benchmark import BadRow, scaled, text_of
 from tprl.data.boxes import inside
 from tprl.data.grounding import Grounding
 from tprl.data.tables import Table
+from tprl.data.text_tables import read_text_table
 from tprl.types import Sample
 
 QUESTION = "Find the element of this screen that the instruction is about.\nInstruction: {instruction}"
@@ -44,7 +44,7 @@ class ScreenSpotPro(Grounding):
         if not (folder / "annotations").is_dir():
             return super().read(source, split)
         files = sorted((folder / "annotations").glob("*.json"))
-        rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+        rows = [row for file in files for row in read_text_table(file)]
         return [{**row, "image": str(folder / "images" / row["img_filename"])} for row in rows]
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:

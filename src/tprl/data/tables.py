@@ -1,13 +1,17 @@
 """Rows of a benchmark: from the hub, from a local copy of it, or from a file of one's own."""
 
-import json
+import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from tprl.data.text_tables import SUFFIXES, TextRows, read_text_table, text_suffix
 from tprl.errors import UserError
 from tprl.hub import within_reach
 
-FILES = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
+BINARY = (".parquet", ".arrow")
+FILES = (*SUFFIXES, *BINARY)
 
 
 @runtime_checkable
@@ -23,30 +27,103 @@ def read_table(source: str, subset: str | None, split: str) -> Table:
     """The rows of one split; images arrive undecoded, as {"bytes", "path"}.
 
     Args:
-        source: a .jsonl, .json (a list), .parquet or .arrow file, whose rows are the split; a folder of such files,
-            `<split>.jsonl`, or `<subset>/<split>.jsonl` where there are subsets; a folder written by `save_to_disk`; a
-            local clone of a hub repository; or a hub id.
+        source: a .jsonl, .json (a list), .csv, .tsv, .parquet or .arrow file, whose rows are the split; a folder of
+            such files, `<split>.jsonl`, or `<subset>/<split>.jsonl` where there are subsets; a folder written by
+            `save_to_disk`; a local clone of a hub repository; or a hub id.
         subset: the repository's configuration.
         split: the repository's own name of the split.
 
     Raises:
-        UserError: nothing there, a line that is no JSON object, no such split, or `datasets` is not installed.
+        UserError: nothing there, a damaged file, no such split, files of two kinds for one split, or `datasets` is not
+            installed.
     """
     path = Path(source)
-    named = [path / (subset or "") / f"{split}{suffix}" for suffix in FILES]
-    path = next((file for file in named if file.is_file()), path)
+    if path.is_dir():
+        shards = _shards(path / (subset or ""), split)
+        if shards and all(text_suffix(file) for file in shards):
+            return TextRows([row for file in shards for row in read_text_table(file)])
+        path = shards[0] if len(shards) == 1 else path
     if path.is_file():
-        kind = FILES.get(path.suffix)
-        if kind is None:
-            raise UserError(f"{path} is none of {', '.join(FILES)}: convert it, or give a folder or a hub id.")
-        return _json_rows(path) if kind in ("jsonl", "json") else _loaded(kind, None, "train", data_files=str(path))
+        return _file(path)
     if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _saved(path, split)
-    if path.suffix in FILES or (source.startswith((".", "/")) and not path.exists()):
+    if _kind(path) or (source.startswith((".", "/")) and not path.exists()):
         raise UserError(f"{source} does not exist: give a file, a folder, or a hub id.")
     if not path.is_dir() and not within_reach(source):
         return _cached(source, subset, split)
     return _loaded(source, subset, split)
+
+
+def _file(path: Path) -> Table:
+    """The rows of one file, whatever the split is called."""
+    kind = _kind(path)
+    if kind is None:
+        raise UserError(f"{path} is none of {', '.join(FILES)}: convert it, or give a folder or a hub id.")
+    if kind in SUFFIXES:
+        return read_text_table(path)
+    _library()
+    check_file(path)
+    return _loaded(kind.removeprefix("."), None, "train", path, data_files=str(path))
+
+
+def _kind(path: Path) -> str | None:
+    """The suffix in `FILES` that a file's name ends with, a .gz after that of a text aside."""
+    return text_suffix(path) or next((suffix for suffix in BINARY if path.suffix.lower() == suffix), None)
+
+
+def _shards(folder: Path, split: str) -> list[Path]:
+    """The files of a folder that hold a split: `<split>.jsonl`, or `<split>-00000-of-00002.parquet` and the like.
+
+    Raises:
+        UserError: they are of two kinds, of which one would be ignored.
+    """
+    name = re.compile(rf"{re.escape(split)}(?:[-_.]\d[\w-]*)?\.\w+(?:\.gz)?", re.IGNORECASE)
+    files = sorted(file for file in folder.glob("*") if name.fullmatch(file.name) and file.is_file() and _kind(file))
+    if len({_kind(file) for file in files}) > 1:
+        listed = ", ".join(file.name for file in files)
+        raise UserError(f"{folder} holds split {split} in files of two kinds ({listed}): keep those of one kind.")
+    return files
+
+
+def check_file(path: Path) -> None:
+    """Refuse an empty or damaged .parquet or .arrow file by its name.
+
+    Raises:
+        UserError: it is empty, or not of the kind that its name says.
+    """
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty (0 bytes): fetch or write it again.")
+    if reason := _fault(path, whole=False):
+        raise UserError(
+            f"{path} is no {path.suffix.lower()} file, or a damaged one ({reason}): fetch or write it again."
+        )
+
+
+def _fault(path: Path, whole: bool) -> str | None:
+    """What is wrong with a .parquet or .arrow file: with its index, or with all its rows."""
+    from pyarrow import ArrowException, ipc, memory_map, parquet
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            with parquet.ParquetFile(path) as file:
+                for _ in file.iter_batches() if whole else ():
+                    pass
+        elif path.suffix.lower() == ".arrow":
+            with memory_map(str(path)) as file:
+                for _ in _arrow_batches(ipc, file) if whole else ():
+                    pass
+    except (ArrowException, OSError, ValueError) as error:
+        return _line(error)
+    return None
+
+
+def _arrow_batches(ipc: Any, file: Any) -> Iterable[Any]:
+    """`datasets` writes streams, others files with an index at their end."""
+    if file.read(6) == b"ARROW1":
+        reader = ipc.open_file(file)
+        return (reader.get_batch(number) for number in range(reader.num_record_batches))
+    file.seek(0)
+    return ipc.open_stream(file)
 
 
 def column(table: Table, name: str) -> list[Any]:
@@ -62,50 +139,37 @@ def column(table: Table, name: str) -> list[Any]:
     return [row.get(name) for row in table] if isinstance(table, list) else list(stored[name])
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """Read here and not by `datasets`, which wants the same type in every row and names none that has another."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8.") from error
-    try:
-        rows = json.loads(text) if path.suffix == ".json" else None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, is no JSON ({error.msg}): mend the file.") from error
-    if rows is None:
-        rows = [_json_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} is no list of objects: write one object per row.")
-    return rows
-
-
-def _json_line(path: Path, number: int, line: str) -> Any:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}, is no JSON ({error.msg}): mend or remove the line.") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number}, holds {row!r}: write one JSON object per line.")
-    return row
-
-
 def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
         raise UserError("this dataset needs the library `datasets`: pip install 'tprl[data]'.") from error
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it would say before it fails is in our sentence
     return datasets
 
 
-def _loaded(source: str, subset: str | None, split: str, **options: Any) -> Any:
+def _loaded(source: str, subset: str | None, split: str, file: Path | None = None, **options: Any) -> Any:
     library = _library()
     try:
-        found = library.load_dataset(source, subset, split=split, **options)
+        table = library.load_dataset(source, subset, split=split, **options)
     except (ValueError, OSError, library.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{source} has no rows of split {split}, subset {subset} ({reason}).") from error
-    return _undecoded(library, found)
+        where = file or Path(source)
+        for path in [where] if where.is_file() else sorted(where.rglob("*")) if where.is_dir() else []:
+            if reason := _fault(path, whole=True):
+                raise UserError(f"{path} is damaged ({reason}): fetch or write it again.") from error
+        name = "" if subset is None else f", subset {subset}"
+        raise UserError(f"{where} has no rows of split {split}{name} that can be read ({_line(error)}).") from error
+    return _undecoded(library, table)
+
+
+def _line(error: BaseException) -> str:
+    """What went wrong, in one line: `datasets` gives its reasons as causes."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(cause).strip() or str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(cause).__name__
 
 
 def _cached(source: str, subset: str | None, split: str) -> Any:
@@ -125,7 +189,11 @@ def _cached(source: str, subset: str | None, split: str) -> Any:
 
 def _saved(path: Path, split: str) -> Any:
     library = _library()
-    found = library.load_from_disk(str(path))
+    try:
+        found = library.load_from_disk(str(path))
+    except (ValueError, OSError, KeyError, TypeError, library.exceptions.DatasetsError) as error:
+        damaged = next((file for file in sorted(path.rglob("*.arrow")) if _fault(file, whole=True)), path)
+        raise UserError(f"{damaged} is damaged ({_line(error)}): write it again by save_to_disk.") from error
     if isinstance(found, library.DatasetDict):
         if split not in found:
             raise UserError(f"{path} has no split {split}: it holds {', '.join(found)}.")
