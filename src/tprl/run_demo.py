@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
-from tprl.data.benchmark import take
+from tprl.data.benchmark import nothing_left, take
 from tprl.demo.compare import AnyPruner, compare
 from tprl.entry import chosen
 from tprl.errors import UserError
@@ -50,7 +50,11 @@ def demo(cfg: DictConfig, directory: Path) -> Path:
         raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
     pruners = make_pruners(cfg, lvlm)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
-    examples = Example.of(take(dataset, range(min(len(dataset), 20 * cfg.examples))), cfg.examples)
+    asked = range(min(len(dataset), 20 * cfg.examples))
+    samples = take(dataset, asked)
+    if not samples:
+        raise nothing_left(dataset, len(asked), "to begin with")
+    examples = Example.of(samples, cfg.examples)
     if not examples:
         raise UserError(f"dataset {dataset.name} has no question about one image to begin with: choose another.")
     name, first = next(iter(pruners.items()))

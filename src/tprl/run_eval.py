@@ -19,7 +19,7 @@ import tprl
 from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
-from tprl.data.benchmark import take
+from tprl.data.benchmark import nothing_left, take
 from tprl.data.identity import of_dataset, of_lvlm, of_pruner
 from tprl.data.store import Record
 from tprl.entry import chosen, command_line, run_names
@@ -164,7 +164,10 @@ def _parity(cfg: DictConfig, directory: Path) -> Path:
     found = {}
     for lvlm in lvlms or [build(cfg.model)]:
         questions = make_dataset(cfg.dataset, lvlm, cfg.split)
-        samples = varied(take(questions, range(min(cfg.limit or 6, len(questions)))))
+        asked = range(min(cfg.limit or 6, len(questions)))
+        samples = varied(take(questions, asked))
+        if not samples:
+            raise nothing_left(questions, len(asked), "to compare")
         if not isinstance(lvlm, FrozenLVLM):
             raise UserError(f"model={lvlm.name} has no stock class to compare with.")
         found[lvlm.name] = parity(lvlm, samples)

@@ -192,7 +192,7 @@ class TestFiles:
             def __getitem__(self, index: int) -> Sample:
                 raise BadRow("broken")
 
-        with pytest.raises(UserError, match="all rows of toy for training are damaged"):
+        with pytest.raises(UserError, match=r"all 5 rows of toy .* are damaged \(.*nothing to demonstrate"):
             demonstrate(UniformPruner(), policy(), lvlm(), Broken(), 5, [0.5], 1)
 
     def test_a_temporary_folder_goes_with_them(self) -> None:

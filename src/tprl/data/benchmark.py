@@ -261,6 +261,23 @@ def plain_text(value: Any) -> str:
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 
+def nothing_left(dataset: Dataset, asked: int, purpose: str, counts: Mapping[str, int] | None = None) -> UserError:
+    """The error where not one of the `asked` rows makes a question.
+
+    Args:
+        purpose: what they were for, e.g. "to train on".
+        counts: damaged rows by reason; None takes those that the dataset has counted.
+    """
+    damage = getattr(dataset, "damage", {}) if counts is None else counts
+    listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items())) or "no reason counted"
+    source = getattr(dataset, "source", dataset.name)
+    rows = f"all {asked} rows" if asked > 1 else "the only row"
+    were_read = "that were read are" if asked > 1 else "that was read is"
+    return UserError(
+        f"{rows} of {dataset.name} {were_read} damaged ({listed}), so there is nothing {purpose}: mend {source}."
+    )
+
+
 def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:
     """`taken`, each sample with its index."""
     for index in indices:

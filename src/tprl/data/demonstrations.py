@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tprl import ranks
 from tprl.budget import keep_top_per_image
-from tprl.data.benchmark import batches
+from tprl.data.benchmark import batches, nothing_left
 from tprl.data.identity import of_weights
 from tprl.data.store import Cache, Shards, opened
 from tprl.errors import UserError
@@ -167,7 +167,7 @@ def demonstrate(
         shards.fill(made, None if quiet else tick)
     found = StoredDemonstrations(shards.paths, [s[-1] for s in schedules], len(schedules[0]), seed, temporary)
     if not len(found):
-        raise UserError(f"all rows of {dataset.name} for training are damaged: there is nothing to demonstrate.")
+        raise nothing_left(dataset, shards.rows, "to demonstrate")
     return found
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from tprl import ranks
-from tprl.data.benchmark import taken
+from tprl.data.benchmark import nothing_left, taken
 from tprl.errors import UserError
 from tprl.types import Dataset, Sample
 
@@ -66,5 +66,5 @@ class PromptStream(IterableDataset[list[Sample]]):
         following = (int(order[(at + step) % len(order)]) for step in range(len(order)))
         found = next(taken(self.dataset, following), None)
         if found is None:
-            raise UserError(f"all {len(order)} rows of {self.dataset.name} are damaged: there is nothing to train on.")
+            raise nothing_left(self.dataset, len(order), "to train on")
         return found

@@ -138,6 +138,8 @@ def gallery(
         failed += (first < scorer.full(batch, encoded).score).tolist()
         samples += batch
     tick(pool, pool)
+    if not samples:  # the first rows are damaged, and only later ones were answered
+        return []
     shown = [samples[i] for i in _mixed(samples, failed, items)]
     part = scorer.lvlm.encode(shown, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from tprl import cost, ranks
 from tprl.budget import need_ratio
-from tprl.data.benchmark import numbered_batches
+from tprl.data.benchmark import nothing_left, numbered_batches
 from tprl.data.store import Record
 from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore, Published
@@ -65,6 +65,9 @@ def evaluate(
     Each rank answers its share of them, and all return the answers to all of them, question by question. `record`
     remembers the answers to every batch, and what it has is not answered again: give one that belongs to this
     evaluation alone.
+
+    Raises:
+        UserError: no question is left, since every row is damaged.
     """
     entries = feasible(entries, scorer.lvlm)
     for entry in entries:
@@ -90,7 +93,11 @@ def evaluate(
         tick(done, total)
     if done < total:  # damaged rows
         tick(total, total)
-    return _of_all_ranks(dataset, answered, place)
+    everything = _of_all_ranks(dataset, answered, place)
+    if not everything:
+        asked = min(limit or len(dataset), len(dataset))
+        raise nothing_left(dataset, asked, "to evaluate", _damage(dataset))
+    return everything
 
 
 def _answered(row: Mapping[str, Any], facts: Sequence[float] | None, **rest: float | None) -> Answered:

@@ -1,11 +1,12 @@
 """The served score: what a pruner in training would score at inference, on a small fixed validation set."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from tprl import ranks
-from tprl.data.benchmark import numbered_batches
+from tprl.data.benchmark import nothing_left, numbered_batches
 from tprl.errors import UserError
 from tprl.scoring import Agreement, Scorer
 from tprl.splice import keep_all, splice
@@ -45,8 +46,7 @@ class ServedScore:
             samples = [sample for _, sample in batch]
             self.batches.append((samples, lvlm.encode(samples)))
         if not all(ranks.gathered(bool(self.batches))):
-            whose = f" for one of {ranks.count()} ranks: raise stage.served.limit={limit}" if ranks.count() > 1 else ""
-            raise UserError(f"all rows of {dataset.name} for validation are damaged: there is nothing to score{whose}.")
+            raise _nothing_left(dataset, limit)
         if not labels:
             said = [lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches]
             same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, said, strict=True)]
@@ -81,3 +81,16 @@ class ServedScore:
         mine = torch.tensor([total, sum(len(chunk) for chunk, _ in self.batches)], dtype=torch.float64)
         whole, count = ranks.stacked(mine).sum(0).tolist()
         return whole / count
+
+
+def _nothing_left(dataset: Dataset, limit: int) -> UserError:
+    """The same sentence on every rank."""
+    damage = sum((Counter(part) for part in ranks.gathered(getattr(dataset, "damage", {}))), Counter[str]())
+    asked = min(limit or len(dataset), len(dataset))
+    if damage.total() == asked:
+        return nothing_left(dataset, asked, "to validate on", damage)
+    listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
+    return UserError(
+        f"one of {ranks.count()} ranks has no undamaged row of {dataset.name} to validate on (damaged: {listed or 0}): "
+        f"raise stage.served.limit={limit}."
+    )

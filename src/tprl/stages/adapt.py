@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from tprl import ranks
 from tprl.budget import check_keep_ratio
-from tprl.data.benchmark import batches
+from tprl.data.benchmark import batches, nothing_left
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
 from tprl.finite import check_finite
@@ -98,6 +98,12 @@ class Adapt(pl.LightningModule):
                 scores.append(self.lvlm.score(splice(encoded, TokenSelection(keep)), answers)[0].exp())
             gists.append(gist.cpu())
             chances.append(torch.stack(scores, 1).cpu())
+        count = sum(map(len, gists))
+        if not count:
+            asked = min(self.hparams["questions"] or len(self.dataset), len(self.dataset))
+            raise nothing_left(self.dataset, asked, "to learn budgets from")
+        if count < 2:
+            raise UserError("stage=adapt holds a question out and needs 2 or more, not 1: raise stage.questions.")
         return torch.cat(gists), torch.cat(chances)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from tprl import ranks
-from tprl.data.benchmark import taken
+from tprl.data.benchmark import nothing_left, taken
 from tprl.errors import UserError
 from tprl.finite import check_finite
 from tprl.pruners.learned import LearnedPruner
@@ -62,6 +62,8 @@ class AutoencoderStage(pl.LightningModule):
             UserError: the dataset shows fewer than two images.
         """
         samples = list(islice(self._distinct(), self.hparams["images"]))
+        if not samples and getattr(self.dataset, "damage", {}):
+            raise nothing_left(self.dataset, len(self.dataset), "to take images from")
         if len(samples) < 2:
             raise UserError(f"dataset {self.dataset.name} shows {len(samples)} images: stage=autoencoder needs 2.")
         tokens = []
