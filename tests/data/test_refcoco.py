@@ -191,4 +191,4 @@ class TestRows:
         data = RefCOCO(source=path, coordinates="absolute", max_bad_rows=0.9)
         assert len(data) == 8
         assert [sample.uid[-3:] for sample in take(data, range(8))] == ["2-0"]
-        assert data.damage == {"empty question": 3, "no box": 3, "no image": 1}
+        assert data.damage == {"empty question": 3, "no box": 1, "empty box": 2, "no image": 1}

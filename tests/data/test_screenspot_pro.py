@@ -148,7 +148,9 @@ class TestRows:
         data = ScreenSpotPro(source=path, coordinates="thousand", max_bad_rows=0.35)
         assert len(take(data, range(20))) == 13
         assert data.damage == {
-            "no box": 3,
+            "no box": 1,
+            "empty box": 1,
+            "no size of the screen": 1,
             "empty question": 1,
             "unknown group or type of element": 2,
             "broken image": 1,

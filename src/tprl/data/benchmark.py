@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from tprl.data.tables import Table, read_table
@@ -328,6 +328,17 @@ def _picture(value: Any, folder: Path | None) -> tuple[Image.Image, tuple[int, i
         return picture.convert("RGB"), size
     except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         raise BadRow("broken image") from error
+
+
+def stored_size(value: Any, folder: Path | None) -> tuple[int, int] | None:
+    """(width, height) of a picture as it is shown, from its header alone; None where it cannot be read."""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    try:
+        with Image.open(_file(value, folder)) as picture:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return picture.size[::-1] if turned else picture.size
+    except (BadRow, OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError):
+        return None
 
 
 def _file(value: Any, folder: Path | None) -> Any:

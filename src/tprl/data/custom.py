@@ -5,7 +5,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,16 +12,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, Benchmark, scaled, texts_of
+from tprl.data.benchmark import BadRow, Benchmark, scaled, stored_size, texts_of
 from tprl.data.grounding import Grounding
 from tprl.data.tables import FILES, Table, read_table
 from tprl.data.text_tables import TextRows
 from tprl.errors import UserError
 from tprl.pruners.random import stable_seed
-from tprl.types import Box, Sample
+from tprl.types import Sample
 from tprl.values import shortened
 
 log = logging.getLogger(__name__)
+LOOKED_AT = 200  # rows whose boxes are compared with the size of their image before anything runs
 PARTS = ("train",) * 8 + ("val", "test")  # of a file without a column `split`
 
 
@@ -35,7 +35,7 @@ class Custom(Grounding):
         image     a path, an image as `datasets` stores it, or a list of either
         question  text
         answers   text or a list of texts; the first is the one that rewards teach; or
-        box       [x1, y1, x2, y2] in pixels of the image, x2 and y2 exclusive
+        box       [x1, y1, x2, y2] in pixels of the image, x2 and y2 exclusive; `box_unit` and `box_form` name others
         id        optional, different in every row
         split     optional; without it 8 of 10 images are for training and one each for validation and test, drawn from
                   the image's name, and split=all is all of them
@@ -85,6 +85,7 @@ class Custom(Grounding):
         self._lines = rows.lines if isinstance(rows, TextRows) else None
         entries = [_entry(rows[place], place, self.folder) for place in range(len(rows))]
         self._check(entries)
+        self._check_boxes(rows, entries)
         parts = [entry.part for entry in entries]
         if all(part is None for part in parts):
             parts = [PARTS[stable_seed(entry.image, 0) % len(PARTS)] for entry in entries]
@@ -128,6 +129,21 @@ class Custom(Grounding):
                 other = self._line(first[entry.key])
                 raise UserError(f"{self._line(place)}: id={entry.key} is also that of {other}; give each row its own.")
 
+    def _check_boxes(self, rows: Table, entries: Sequence["_Entry"]) -> None:
+        """Refuse a file whose boxes cannot be in the unit or the form that they are read in."""
+        places = [place for place, entry in enumerate(entries) if "box" in entry.filled]
+        places = places[:: max(1, len(places) // LOOKED_AT)]
+        boxes, sizes = [], []
+        for place in places:
+            row = rows[place]
+            size = stored_size(row.get("image"), self.folder)
+            if size is not None:
+                boxes.append(row["box"])
+                sizes.append(size)
+        reason = self.reader.wrong_for_all(boxes, sizes)
+        if reason and self.max_bad_rows < 1:
+            raise UserError(f"{self.file}: {reason}.")
+
     # --- samples ------------------------------------------------------------------------------------------------
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
@@ -144,7 +160,7 @@ class Custom(Grounding):
             raise BadRow("answers and a box", f"answers={row['answers']!r}, box={row['box']!r}; leave one of them out")
         if len(images) != 1:
             raise BadRow("no box", f"box={row['box']!r} with {len(images)} images; give one image")
-        box = scaled(_box(row["box"], self.original_size), self.original_size, images[0])
+        box = scaled(self.true_box(row["box"], self.original_size, index), self.original_size, images[0])
         return Sample(uid, images, question, (self.written(box, images[0]),), box=box, region=(box,))
 
     def _images(self, value: Any) -> tuple[Image.Image, ...]:
@@ -215,18 +231,3 @@ def _answers(value: Any) -> tuple[str, ...]:
     if not kept:
         raise BadRow("no answer", f"answers={shortened(value)}; give a text or a list of texts, or a box")
     return kept
-
-
-def _box(value: Any, size: tuple[int, int]) -> Box:
-    """A box as the file has it, checked against the size of its image."""
-    wanted = f"box={value!r}; give [x1, y1, x2, y2] in pixels with x1 < x2 and y1 < y2"
-    if not isinstance(value, list) or len(value) != 4:
-        raise BadRow("no box", wanted)
-    if not all(isinstance(one, int | float) and isfinite(one) for one in value):
-        raise BadRow("no box", wanted)
-    x1, y1, x2, y2 = map(float, value)
-    if x1 >= x2 or y1 >= y2:
-        raise BadRow("no box", wanted)
-    if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
-        raise BadRow("box outside of the image", f"box={value!r}, and the image is {size[0]} x {size[1]} pixels")
-    return (x1, y1, x2, y2)

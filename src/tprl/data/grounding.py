@@ -6,8 +6,11 @@ from PIL import Image
 
 from tprl.data.benchmark import Benchmark
 from tprl.data.boxes import COORDINATES, Size, box_text, first_box, first_place, in_pixels, iou, unit
+from tprl.data.true_boxes import BoxReader
 from tprl.errors import UserError
 from tprl.types import Box, Sample
+
+CLIPPED = "boxes clipped to their image"
 
 
 class Grounding(Benchmark):
@@ -18,13 +21,15 @@ class Grounding(Benchmark):
 
     Args:
         coordinates: "absolute", "relative", "thousand" or "resized"; None is how the LVLM writes them.
+        box_unit, box_form: how rows write the true boxes, see `true_boxes`; None is how this dataset publishes them.
         split, limit, source, max_bad_rows: see `Benchmark`.
 
     Raises:
-        UserError: unknown coordinates, or `Benchmark`'s reasons.
+        UserError: unknown coordinates, unit or form, or `Benchmark`'s reasons.
     """
 
     answer_tokens = 64  # some models write JSON
+    form = "corners"  # of its published boxes, a key of `true_boxes.FORMS`
 
     def __init__(
         self,
@@ -33,6 +38,8 @@ class Grounding(Benchmark):
         source: str | None = None,
         max_bad_rows: float = 0.01,
         coordinates: str | None = None,
+        box_unit: str | None = None,
+        box_form: str | None = None,
     ) -> None:
         if coordinates is not None and coordinates not in COORDINATES:
             raise UserError(
@@ -40,6 +47,8 @@ class Grounding(Benchmark):
                 "those of the model."
             )
         self._coordinates, self._lvlm, self._rule = coordinates, None, self.protocol
+        self.reader = BoxReader(box_unit or "absolute", box_form or self.form)
+        self._clipped = set[int]()
         self._say()
         super().__init__(split, limit, source, max_bad_rows)
 
@@ -93,6 +102,23 @@ class Grounding(Benchmark):
         """Overlap of the answer's first box and the true one; 0 where the answer has none."""
         found = self.box_in(prediction, sample.images[0])
         return 0.0 if found is None or sample.box is None else iou(found, sample.box)
+
+    def true_box(self, value: Any, size: Size, index: int, column: str = "box") -> Box:
+        """The box of question `index` as its row has it, in pixels of an image of `size`; what reaches outside of the
+        image is clipped and counted in `notes`.
+
+        Raises:
+            BadRow: `BoxReader.read`'s reasons.
+        """
+        box, clipped = self.reader.read(value, size, column)
+        if clipped:
+            self._clipped.add(index)
+        return box
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """What was changed in rows that were read, and in how many."""
+        return {CLIPPED: len(self._clipped)} if self._clipped else {}
 
     def _unit(self, image: Image.Image) -> tuple[float, float]:
         seen: Size = image.size

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, scaled, text_of
+from tprl.data.benchmark import scaled, text_of
 from tprl.data.grounding import Grounding
 from tprl.data.tables import Table, column
 from tprl.errors import UserError
@@ -40,6 +40,8 @@ class RefCOCO(Grounding):
         UserError: unknown variant, or `Grounding`'s reasons.
     """
 
+    form = "size"
+
     def __init__(self, variant: str = "refcoco", split: str = "test", **options: Any) -> None:
         if variant not in VARIANTS:
             raise UserError(f"dataset.variant={variant} is unknown: use one of {', '.join(VARIANTS)}.")
@@ -63,12 +65,9 @@ class RefCOCO(Grounding):
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         place, number = self._places[index]
         expression = text_of((several(row["answer"]) or [""])[number], "empty question")
-        if len(row["bbox"] or ()) != 4 or min(row["bbox"][2:]) <= 0:
-            raise BadRow("no box")
-        x, y, width, height = map(float, row["bbox"])
         key = re.sub(r"(_\d{12})_\d+", r"\1", row["file_name"])  # of the image; the last number is the region's
         image = self.image(row["image"], key)
-        box = scaled((x, y, x + width, y + height), self.original_size, image)
+        box = scaled(self.true_box(row["bbox"], self.original_size, index, "bbox"), self.original_size, image)
         question = self.asked(QUESTION.format(expression=expression))
         return Sample(
             self.uid(key, f"{place}-{number}"), (image,), question, (self.written(box, image),), box=box, region=(box,)

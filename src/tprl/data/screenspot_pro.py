@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tprl.data.benchmark import BadRow, scaled, text_of
-from tprl.data.boxes import inside
+from tprl.data.boxes import Size, inside
 from tprl.data.grounding import Grounding
 from tprl.data.tables import Table
 from tprl.data.text_tables import read_text_table
 from tprl.types import Sample
+from tprl.values import shortened
 
 QUESTION = "Find the element of this screen that the instruction is about.\nInstruction: {instruction}"
 GROUPS = ("Dev", "Creative", "CAD", "Scientific", "Office", "OS")
@@ -52,13 +53,9 @@ class ScreenSpotPro(Grounding):
         if family not in FAMILIES:
             raise BadRow("unknown group or type of element")
         instruction = text_of(row["instruction"], "empty question")
-        if len(row["bbox"] or ()) != 4 or len(row["img_size"] or ()) != 2:
-            raise BadRow("no box")
-        x1, y1, x2, y2 = map(float, row["bbox"])
-        if x1 >= x2 or y1 >= y2:
-            raise BadRow("no box")
         image = self.image(row["image"], row["img_filename"])
-        box = scaled((x1, y1, x2, y2), tuple(row["img_size"]), image)
+        size = _size(row["img_size"], self.original_size)
+        box = scaled(self.true_box(row["bbox"], size, index, "bbox"), size, image)
         uid = self.uid(row["img_filename"], str(row["id"]).replace("/", "_"))
         question = self.asked(QUESTION.format(instruction=instruction))
         return Sample(uid, (image,), question, (self.written(box, image),), family, box, (box,))
@@ -86,3 +83,18 @@ class ScreenSpotPro(Grounding):
         for at, group in enumerate(GROUPS):
             numbers[f"accuracy/{group}"] = 100 * right[..., at, :].sum(-1) / asked[..., at, :].sum(-1)
         return numbers
+
+
+def _size(value: Any, stored: Size) -> Size:
+    """The size of the screen that boxes were drawn on; the stored image may be a smaller copy of it.
+
+    Raises:
+        BadRow: no size, or one of another shape than the image's.
+    """
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int | float) for v in value):
+        raise BadRow("no size of the screen", f"img_size={shortened(value)}; give [width, height]")
+    width, height = map(int, value)
+    # Rounding of a smaller copy changes either side by less than a pixel.
+    if min(width, height) < 1 or abs(width * stored[1] - height * stored[0]) > max(width, height):
+        raise BadRow("img_size is not that of the image", f"img_size={value}, and the image has {stored}")
+    return width, height

@@ -159,7 +159,7 @@ def check_length(lvlm: Any, dataset: Dataset) -> None:
 
 def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
     """What the numbers are about: where the questions are from, how many were answered, rows that were passed over by
-    reason, and the protocol."""
+    reason, what was changed in others, and the protocol."""
     found: dict[str, Any] = {"dataset": dataset.name}
     if source := getattr(dataset, "source", None):
         found["source"] = source
@@ -167,6 +167,8 @@ def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
     damage = _damage(dataset)
     found["damaged rows"] = damage.total()
     found |= {f"damaged: {reason}": count for reason, count in sorted(damage.items())}
+    notes = sum((Counter(part) for part in ranks.gathered(getattr(dataset, "notes", {}))), Counter[str]())
+    found |= dict(sorted(notes.items()))
     if isinstance(dataset, Published):
         found["protocol"] = dataset.protocol
     return found
