@@ -20,7 +20,8 @@ from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation.curves import Curves, write_curves
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
-from tprl.evaluation.evaluator import check_answers, check_cost, check_length
+from tprl.evaluation.evaluator import check_answers, check_cost
+from tprl.evaluation.lengths import check_lengths
 from tprl.evaluation.overlays import Overlays
 from tprl.evaluation.results import card_results
 from tprl.evaluation.served import ServedScore
@@ -74,7 +75,8 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     run = Training(cfg, directory)
     if cfg.stage.name == "all":
         check_cost(run.lvlm)  # for the evaluation at its end
-        check_answers(run.lvlm, run.train_set)
+        test_set = make_dataset(cfg.dataset, run.lvlm, "test")
+        check_answers(run.lvlm, test_set, cfg.stage.evaluation.limit)
     else:
         if run.finished.state is None:  # otherwise it holds the weights
             run.prepare()
@@ -94,7 +96,6 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     ours, others = trained_entries(directory, settings), named_entries(settings["pruners"], settings)
     check_names(ours, others)
     entries = ours + others
-    test_set = make_dataset(cfg.dataset, run.lvlm, "test")
     rows = evaluate_entries(run.lvlm, test_set, entries, settings, cfg, directory, run.logger, run.curves)
     questions = min(settings["limit"] or len(test_set), len(test_set))
     run.pruner.trained_on["results"] = card_results(rows, entries[0].name, questions)
@@ -135,6 +136,7 @@ class Training:
         self.logger = make_logger(cfg, directory)
         self.curves: dict[str, list[tuple[float, float]]] = {}
         self.demonstrations: Any = None
+        self._lengths_checked = False
         self.writes = True  # the only rank, or the first of several
         self.finished = Finished(directory, bool(cfg.get("resume")))
         if self.finished.state is not None:
@@ -246,9 +248,16 @@ class Training:
                 "and stage=ppo with reward=fidelity."
             )
         if there and (reward is None or reads):
-            check_length(self.lvlm, self.train_set)
+            self._check_lengths()
             return True
         return False
+
+    def _check_lengths(self) -> None:
+        """Once for all stages of a run: training and validation questions."""
+        if not self._lengths_checked:
+            self._lengths_checked = True
+            check_lengths(self.lvlm, self.train_set, training=True)
+            check_lengths(self.lvlm, self.val_set, training=True)
 
     def baseline(self, policy: str, folder: Path) -> None:
         """Teach another learned pruner (a yaml of conf/policy) on the same codes and demonstrations."""

@@ -39,6 +39,7 @@ from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, s
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.gallery import GalleryItem, Guided
 from tprl.evaluation.latency import Setting, measure, untrained
+from tprl.evaluation.lengths import fit_length
 from tprl.evaluation.official import Published
 from tprl.evaluation.origin import origin, provenance
 from tprl.evaluation.parity import parity, table, varied
@@ -187,10 +188,12 @@ def _selectors(cfg: DictConfig, directory: Path) -> Path:
 
 
 def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
-    """A split of the questions, which reads boxes as this LVLM writes them."""
+    """A split of the questions, which reads boxes as this LVLM writes them; the LVLM writes answers as long as its
+    questions usually need, unless its settings say otherwise."""
     made = build(config, split=split)
     if hasattr(made, "reads_boxes_as"):
         made.reads_boxes_as(lvlm)
+    fit_length(lvlm, made)
     return made
 
 
@@ -234,7 +237,7 @@ def evaluate_entries(
 ) -> list[Row]:
     """Answer everything, then (on rank 0) table, files and report, and those of a sweep; returns the rows of
     `results.csv`."""
-    check_answers(lvlm, dataset)
+    check_answers(lvlm, dataset, settings["limit"])
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
     record = _record(lvlm, dataset, entries, settings, cfg, directory)
     before = len({one["row"]["uid"] for batch in record.known.values() for one in batch}) // ranks.count()

@@ -62,7 +62,8 @@ class Benchmark(ABC):
     splits: ClassVar[Mapping[str, str]] = {}
     protocol: str  # one line: prompt, normalisation, and what the headline number is
     headline: str = "accuracy"  # the official number that tables show
-    answer_tokens: int = 16  # that an answer may need
+    answer_tokens: int = 16  # that an answer usually needs, see `evaluation.lengths`
+    answer_columns: ClassVar[tuple[str, ...]] = ()  # where rows have free text as answers, for `answers_in`
     labelled: bool = True  # whether rows must have answers
     divides_files: bool = False  # whether one file can hold several splits
 
@@ -117,6 +118,29 @@ class Benchmark(ABC):
     def teacher_forced(self, sample: Sample) -> bool:
         """No: the score reads a free answer."""
         return False
+
+    def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
+        """The reference answers in `answer_columns` of a row, the one that teaches first.
+
+        Raises:
+            BadRow: it has none.
+        """
+        return ()
+
+    def references(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
+        """The reference answers of each of the first `limit` questions, from `answer_columns` alone: no image is
+        opened. Rows without an answer, and datasets whose answers are a word or a letter, have none."""
+        rows: Any = self.rows
+        names = [] if isinstance(rows, list) else [name for name in self.answer_columns if name in rows.column_names]
+        table = rows.select_columns(names) if names else rows if isinstance(rows, list) else []
+        count = min(limit or len(self), len(self)) if self.answer_columns and len(table) else 0
+        for index in range(count):
+            try:
+                answers = tuple(text for text in self.answers_in(table[self.at(index)]) if text.strip())
+            except (BadRow, KeyError):  # counted when the row is taken
+                continue
+            if answers:
+                yield answers
 
     # --- rows ---------------------------------------------------------------------------------------------------
 

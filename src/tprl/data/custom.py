@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -52,6 +52,7 @@ class Custom(Grounding):
     name = "custom"
     hub = ""
     divides_files = True
+    answer_columns = ("answers", "box")
     splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
     protocol = "own data: exact match but for case and outer spaces; boxes count from an IoU of 0.5"
 
@@ -155,7 +156,7 @@ class Custom(Grounding):
         if not self.labelled:
             return Sample(uid, images, question, ("",))
         if row.get("box") is None:
-            return Sample(uid, images, question, _answers(row.get("answers")))
+            return Sample(uid, images, question, tuple(self.answers_in(row)))
         if row.get("answers"):
             raise BadRow("answers and a box", f"answers={row['answers']!r}, box={row['box']!r}; leave one of them out")
         if len(images) != 1:
@@ -172,6 +173,14 @@ class Custom(Grounding):
             except BadRow as bad:
                 raise BadRow(bad.reason, f"image={name!r} in {self.folder}; mend it, or dataset.images") from bad
         return tuple(found)
+
+    def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
+        if row.get("box") is None:
+            return _answers(row.get("answers"))
+        return (self.longest_box(),) if self.longest_box() else ()
+
+    def references(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
+        return Benchmark.references(self, limit) if self.labelled else iter(())
 
     # --- score --------------------------------------------------------------------------------------------------
 

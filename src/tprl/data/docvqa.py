@@ -28,12 +28,16 @@ class DocVQA(Benchmark):
     protocol = "DocVQA ANLS on validation, threshold 0.5; case and runs of white space ignored"
     headline = "anls"
     answer_tokens = 32
+    answer_columns = ("answers",)
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         page = f"{row['ucsf_document_id']}-{row['ucsf_document_page_no']}"
         question = PROMPT.format(question=text_of(row["question"], "empty question"))
-        answers = tuple(text for text in texts_of(row["answers"]) if text.strip())
+        answers = tuple(self.answers_in(row))
         return Sample(self.uid(page, row["questionId"]), (self.image(row["image"], page),), question, answers)
+
+    def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
+        return [text for text in texts_of(row["answers"]) if text.strip()]
 
     def score(self, sample: Sample, prediction: str) -> float:
         return anls(prediction, sample.answers)

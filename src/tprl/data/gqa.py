@@ -1,7 +1,7 @@
 """GQA: compositional questions about scenes, with one short answer each."""
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ class GQA(Benchmark):
     name = "gqa"
     hub = "lmms-lab/GQA"
     splits: ClassVar = {"train": "train", "val": "val", "test": "testdev"}
+    answer_columns = ("answer",)
     protocol = "GQA accuracy on balanced questions (testdev); exact match but for case and punctuation"
 
     def read(self, source: str, split: str) -> Table:
@@ -48,8 +49,11 @@ class GQA(Benchmark):
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         key = row["imageId"]
         question = PROMPT.format(question=text_of(row["question"], "empty question"))
-        answer = text_of(row["answer"], "no answer")
+        (answer,) = self.answers_in(row)
         return Sample(self.uid(key, row["id"]), (self.image(row["image"], key),), question, (answer,))
+
+    def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
+        return (text_of(row["answer"], "no answer"),)
 
     def score(self, sample: Sample, prediction: str) -> float:
         return float(plain(prediction) == plain(sample.answers[0]))

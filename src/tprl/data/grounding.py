@@ -1,5 +1,6 @@
 """What benchmarks share whose answers are boxes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
@@ -84,6 +85,17 @@ class Grounding(Benchmark):
     def written(self, box: Box, image: Image.Image) -> str:
         """A box in pixels as the LVLM would write it."""
         return box_text(box, self.coordinates, self._unit(image))
+
+    def longest_box(self) -> str:
+        """A box as long as any that the LVLM would write, of a screen of four digits; "" where nothing says how boxes
+        are written."""
+        value = {"relative": 0.888, "thousand": 888.0, None: 0.0}.get(self._coordinates, 8888.0)
+        return box_text((value,) * 4, self._coordinates, (1.0, 1.0)) if self._coordinates else ""
+
+    def references(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
+        """A box for every question, see `longest_box`."""
+        boxes = min(limit or len(self), len(self)) if self.longest_box() else 0
+        yield from ((self.longest_box(),) for _ in range(boxes))
 
     def box_in(self, prediction: str, image: Image.Image) -> Box | None:
         """The first box of an answer in pixels; None if there is none."""

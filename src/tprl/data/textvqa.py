@@ -1,6 +1,6 @@
 """TextVQA: questions that need the text in a photograph, each answered by ten people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from tprl.data.benchmark import Benchmark, text_of, texts_of
@@ -30,6 +30,8 @@ class TextVQA(Benchmark):
     hub = "lmms-lab/textvqa"
     splits: ClassVar = {"train": "train", "val": "train", "test": "validation"}
 
+    answer_columns = ("answers",)
+
     def __init__(self, split: str = "test", ocr_hints: bool = False, **options: Any) -> None:
         self.ocr_hints = ocr_hints
         hints = "with OCR words in the prompt" if ocr_hints else "without OCR words"
@@ -54,9 +56,12 @@ class TextVQA(Benchmark):
         question = text_of(row["question"], "empty question")
         if self.ocr_hints:
             question += HINT.format(tokens=", ".join(texts_of(row["ocr_tokens"])))
-        answers = by_frequency(texts_of(row["answers"]))
+        answers = tuple(self.answers_in(row))
         image = self.image(row["image"], row["image_id"])
         return Sample(self.uid(row["image_id"], row["question_id"]), (image,), question + INSTRUCTION, answers)
+
+    def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
+        return by_frequency(texts_of(row["answers"]))
 
     def score(self, sample: Sample, prediction: str) -> float:
         return soft_accuracy(normalised_text(prediction), [normalised_text(answer) for answer in sample.answers])

@@ -28,16 +28,22 @@ class VQAv2(Benchmark):
     name = "vqav2"
     hub = "lmms-lab/VQAv2"
     splits: ClassVar = {"test": "validation"}
+    answer_columns = ("answers",)
     protocol = "VQAv2 accuracy on validation: min(1, matches/3) over 10 leave-one-out subsets, official normalisation"
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         if row["answer_type"] not in TYPES:
             raise BadRow("unknown type of answer")
-        answers = _texts(row["answers"])
+        answers = tuple(self.answers_in(row))
         question = PROMPT.format(question=text_of(row["question"], "empty question"))
         image = self.image(row["image"], row["image_id"])
         uid = self.uid(row["image_id"], row["question_id"])
-        return Sample(uid, (image,), question, by_frequency(answers), TYPES[row["answer_type"]])
+        return Sample(uid, (image,), question, answers, TYPES[row["answer_type"]])
+
+    def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
+        """As the repository stores them, {"answer": ...} of each of ten people, or as texts; most frequent first."""
+        people = [one.get("answer") if isinstance(one, Mapping) else one for one in several(row["answers"])]
+        return by_frequency([text for one in people for text in texts_of("" if one is None else one)])
 
     def score(self, sample: Sample, prediction: str) -> float:
         return soft_accuracy(normalised(prediction), [normalised(answer) for answer in sample.answers])
@@ -55,9 +61,3 @@ class VQAv2(Benchmark):
         numbers = {"accuracy": 100 * score.sum(-1) / asked.sum(-1)}
         names = enumerate(TYPES.values())
         return numbers | {f"accuracy/{name}": 100 * score[..., i] / asked[..., i] for i, name in names}
-
-
-def _texts(value: Any) -> list[str]:
-    """The answers of ten people as the repository stores them, {"answer": ...} of each, or as texts."""
-    people = [one.get("answer") if isinstance(one, Mapping) else one for one in several(value)]
-    return [text for one in people for text in texts_of("" if one is None else one)]

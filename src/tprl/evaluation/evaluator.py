@@ -14,6 +14,7 @@ from tprl.budget import need_ratio
 from tprl.data.benchmark import nothing_left, numbered_batches
 from tprl.data.store import Record
 from tprl.errors import UserError
+from tprl.evaluation.lengths import check_lengths
 from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import FULL, Row, SampleRow
 from tprl.evaluation.statistics import Interval, image_key, interval
@@ -132,29 +133,15 @@ def check_cost(lvlm: Any) -> None:
         raise UserError(f"{lvlm.name} has no cost model (tprl.cost), so it can be trained on but not evaluated.")
 
 
-def check_answers(lvlm: Any, dataset: Dataset) -> None:
-    """Refuse a dataset without answers, and an LVLM that cuts them off.
+def check_answers(lvlm: Any, dataset: Dataset, limit: int | None = None) -> None:
+    """Refuse a dataset without answers, or whose answers this LVLM cannot write.
 
     Raises:
-        UserError: no labels, or `check_length`'s reason.
+        UserError: no labels, or `check_lengths`'s reason.
     """
     if not getattr(dataset, "labelled", True):
         raise UserError(f"dataset {dataset.name} was said to have no answers, so nothing can be scored on it.")
-    check_length(lvlm, dataset)
-
-
-def check_length(lvlm: Any, dataset: Dataset) -> None:
-    """Refuse an LVLM that cuts answers off.
-
-    Raises:
-        UserError: the dataset's answers may need more tokens than the LVLM writes.
-    """
-    needed = getattr(dataset, "answer_tokens", 0)
-    if needed > getattr(lvlm, "max_new_tokens", needed):
-        raise UserError(
-            f"answers of {dataset.name} need up to {needed} tokens, and {lvlm.name} writes {lvlm.max_new_tokens}: "
-            f"set model.max_new_tokens={needed}."
-        )
+    check_lengths(lvlm, dataset, limit)
 
 
 def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:

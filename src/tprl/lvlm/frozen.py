@@ -38,6 +38,8 @@ from tprl.types import Encoded, Prompt, Sample, columns_of
 # Checkpoints come with settings of their own, such as a repetition penalty, and `score` knows of none.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
+USUAL_TOKENS = 16  # of a generated answer, where neither the model's settings nor the dataset ask for more
+
 
 class FrozenLVLM(ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
@@ -52,7 +54,7 @@ class FrozenLVLM(ABC):
         name: how results call this model.
         prompt: template around `{question}`, "<image>" marks the image; None takes the processor's chat template, one
             user turn with the images before the question.
-        max_new_tokens: bound of a generated answer.
+        max_new_tokens: bound of a generated answer; None is what answers of the dataset in use usually need.
         micro_batch: prompts per forward; results do not depend on it.
         dtype: of weights and activations.
         device: where the model lives; "auto" is this process's GPU where there is one, else the CPU.
@@ -74,7 +76,7 @@ class FrozenLVLM(ABC):
         pretrained: str | None,
         name: str,
         prompt: str | None = None,
-        max_new_tokens: int = 16,
+        max_new_tokens: int | None = None,
         micro_batch: int = 64,
         dtype: str = "float32",
         device: str = "auto",
@@ -97,7 +99,9 @@ class FrozenLVLM(ABC):
             model, processor = load(source, name, self.model_type, where, self.load_processor)
         processor.tokenizer.padding_side = "left"
         self._hold(model.requires_grad_(False).eval(), processor, name)
-        self.prompt, self.max_new_tokens, self.micro_batch = prompt, max_new_tokens, micro_batch
+        self.prompt, self.micro_batch = prompt, micro_batch
+        self.length_is_set = max_new_tokens is not None
+        self.max_new_tokens: int = USUAL_TOKENS if max_new_tokens is None else max_new_tokens
 
     @classmethod
     def around(cls, model: Any, processor: Any = None) -> "FrozenLVLM":
