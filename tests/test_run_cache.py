@@ -9,9 +9,9 @@ from tests.test_run import call
 from tprl.pruners.learned import WEIGHTS
 from tprl.run import train
 
-TOY = ("model=toy", "dataset=toy", "policy.code_width=0", "pruner=cls_attention", "logger=none", "trainer=cpu")
+TOY = ("model=toy", "dataset=toy", "policy.code_width=0", "logger=none", "trainer=cpu")
 SMALL = ("stage.served.limit=6", "stage.calibrate=null")
-LFD = (*TOY, *SMALL, "stage=lfd", "stage.demonstrations=12", "stage.epochs=1")
+LFD = (*TOY, *SMALL, "stage=lfd", "pruner=cls_attention", "stage.demonstrations=12", "stage.epochs=1")
 PPO = (*TOY, *SMALL, "stage=ppo", "stage.iterations=2", "stage.prompts=4", "stage.group=2")
 
 

@@ -44,7 +44,6 @@ def test_an_evaluation_says_what_it_counted(folder: Path, tmp_path: Path, capsys
         f"dataset.source={folder / 'rows.jsonl'}",
         "dataset.max_bad_rows=0.1",
         "dataset.coordinates=relative",
-        "model.max_new_tokens=64",
         "pruner=divprune",
         "keep_ratios=[0.5]",
     )
@@ -94,19 +93,39 @@ def test_answers_that_are_needed(
     assert message in refused(capsys, "train", tmp_path / "run", *FAST, *source, *options)
 
 
-def test_answers_that_would_be_cut_off(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(
-        capsys, "eval", tmp_path / "run", "dataset=custom", f"dataset.source={folder / 'rows.jsonl'}", "pruner=random"
-    )
-    assert "answers of custom need up to 64 tokens, and tiny_llava writes 16: set model.max_new_tokens=64" in said
+@pytest.fixture(scope="module")
+def long_answers(folder: Path) -> Path:
+    """Six questions, of three parts, with answers of twenty words."""
+    rows = [
+        {"image": f"{number}.png", "question": "which?", "answers": "red " * 20, "split": split}
+        for number, split in enumerate(("train", "val", "test") * 2)
+    ]
+    (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "long.jsonl"
 
 
-def test_training_on_answers_that_would_be_cut_off(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "options"), [("eval", ("pruner=random",)), ("train", LFD), ("train", ("stage=all",))], ids=str
+)
+def test_answers_longer_than_the_model_writes(
+    name: str, options: tuple[str, ...], long_answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("dataset=custom", f"dataset.source={folder / 'rows.jsonl'}", "logger=none", *LFD)
-    said = refused(capsys, "train", tmp_path / "run", *options)
-    assert "answers of custom need up to 64 tokens, and tiny_llava writes 16" in said
+    given = ("dataset=custom", f"dataset.source={long_answers}", "logger=none", *options)
+    said = refused(capsys, name, tmp_path / "run", *given)
+    assert "none of the 2 reference answers of custom can be written within model.max_new_tokens=16" in said
+    assert said.endswith("set model.max_new_tokens=20.")
+    assert not (tmp_path / "run" / "autoencoder").exists()  # nothing was trained
+
+
+def test_some_answers_longer_than_the_model_writes(
+    folder: Path, long_answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = json.dumps({"image": "0.png", "question": "what?", "answers": "red", "split": "test"})
+    (folder / "mixed.jsonl").write_text(long_answers.read_text() + short)
+    options = ("dataset=custom", f"dataset.source={folder / 'mixed.jsonl'}", "logger=none", "pruner=uniform")
+    call("eval", evaluate, tmp_path / "run", *options, "keep_ratios=[0.5]")
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "2 of 3 reference answers of custom cannot be written" in said
 
 
 def test_the_number_that_is_printed_is_the_published_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from tprl.errors import UserError
 from tprl.rundir import DONE, FAILED, STARTED
 from tprl.stopping import Stopped, listening
 from tprl.terminal import next_command, register_resolvers
+from tprl.unread import check_read
 
 Work = Callable[[DictConfig, Path], Path]
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
@@ -125,6 +126,8 @@ def job(work: Work, config: DictConfig, words: Sequence[str] = ()) -> Path:
     sweep = settings.mode == RunMode.MULTIRUN
     if sweep:
         _refuse_ddp(config)
+    if not config.get("resume"):  # the settings of an interrupted run are not judged again
+        check_read(settings.job.name, config, [_key(text) for text in settings.overrides.task])
     try:
         with rundir.locked(directory) if _main_process() else nullcontext():  # the other ranks are the same run
             return _job(work, config, words, directory, sweep)

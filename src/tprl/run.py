@@ -77,7 +77,9 @@ def train(cfg: DictConfig, directory: Path) -> Path:
         check_cost(run.lvlm)  # for the evaluation at its end
         test_set = make_dataset(cfg.dataset, run.lvlm, "test")
         check_answers(run.lvlm, test_set, cfg.stage.evaluation.limit)
+        run.check_labels()
     else:
+        run.check_labels()
         if run.finished.state is None:  # otherwise it holds the weights
             run.prepare()
         run.part(cfg.stage, directory / "pruner")
@@ -233,6 +235,14 @@ class Training:
         """All curves of this run, those of an earlier process included, for the reports of later evaluations."""
         if ranks.rank() == 0:
             write_curves(self.directory, self.curves)
+
+    def check_labels(self) -> None:
+        """Refuse, before anything is computed, answers that a stage of this run reads and that are not there or cannot
+        be written."""
+        names = CHAIN if self.cfg.stage.name == "all" else (self.cfg.stage.name,)
+        for name in names:
+            if name != "autoencoder":
+                self._labels(name, build(self.cfg.reward) if name == "ppo" else None)
 
     def _labels(self, stage: str, reward: Any) -> bool:
         """Whether a stage reads reference answers.

@@ -220,7 +220,7 @@ def test_the_command_writes_a_table_a_plot_and_sentences(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["pruners=[random]", "model=toy", "dataset=toy"], "model=toy has no vision tower and language model to time"),
+        (["pruners=[random]", "model=toy"], "model=toy has no vision tower and language model to time"),
         (["pruners=[random]", "latency.repeats=0"], "latency.repeats=0 is too small: give at least 1."),
         (["pruners=[random]", "latency.batch_sizes=[]"], "latency.batch_sizes=[] names no batch: give e.g. [1, 8]."),
         ([], "nothing to evaluate: give run="),

@@ -1,0 +1,145 @@
+"""Options that would change nothing are refused: which they are, for every mode and stage."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from tests.test_run import refused
+
+from tprl.build import choices, conf_dir
+from tprl.entry import addable
+from tprl.errors import UserError
+from tprl.unread import EVAL_ALWAYS, EVAL_READS, SET_BY_CODE, TRAIN_ALWAYS, TRAIN_READS, check_read
+
+# A value that asks for something, for every option of eval.yaml and train.yaml that some mode or stage leaves alone.
+ASKED = {
+    "model": "model=toy",
+    "dataset": "dataset=toy",
+    "pruner": "pruner=random",
+    "policy": "policy=mlp",
+    "reward": "reward=fidelity",
+    "cache": "cache=there",
+    "geometry": "geometry=llava_1_5_7b",
+    "models": "models=[llava]",
+    "run": "run=runs/a",
+    "sweep": "sweep=runs/b",
+    "runs": "runs={a: b}",
+    "pruners": "pruners=[random]",
+    "keep_ratios": "keep_ratios=[0.5]",
+    "split": "split=val",
+    "limit": "limit=3",
+    "batch_size": "batch_size=3",
+    "seeds": "seeds=[1]",
+    "latency": "latency.repeats=3",
+}
+# The options that each mode and stage accepts and would not read.
+UNREAD_BY_MODE = {
+    "accuracy": {"models", "latency"},
+    "latency": {"dataset", "split", "limit", "batch_size", "models"},
+    "parity": {"pruner", "run", "sweep", "runs", "pruners", "keep_ratios", "batch_size", "seeds", "latency"},
+    "selectors": set(ASKED) - {"policy", "reward", "cache"},
+    "compare": set(ASKED) - {"policy", "reward", "cache"},
+}
+UNREAD_BY_STAGE = {
+    "all": set[str](),
+    "autoencoder": {"pruner", "reward", "cache"},
+    "lfd": {"reward"},
+    "ppo": {"pruner"},
+    "distill": {"pruner", "reward", "cache"},
+    "adapt": {"pruner", "reward", "cache"},
+    "pretrain": {"dataset", "policy", "pruner", "reward", "cache"},
+}
+SETTINGS = [(command, key) for command, table in SET_BY_CODE.items() for key in table]
+EVAL_MODE = {"compare": "compare=[a,b]"} | {mode: f"mode={mode}" for mode in EVAL_READS if mode != "compare"}
+
+
+def composed(command: str, *words: str) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return compose(command, overrides=[addable(word) for word in words])
+
+
+def keys(*words: str) -> list[str]:
+    return [word.partition("=")[0].lstrip("+") for word in words]
+
+
+def sentence(command: str, *words: str) -> str | None:
+    try:
+        check_read(command, composed(command, *words), keys(*words))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("mode", EVAL_READS)
+def test_every_option_of_an_evaluation_is_read_or_refused(mode: str) -> None:
+    assert set(composed("eval")) - EVAL_ALWAYS - {"geometry"} <= set(ASKED) | {"compare"}
+    options = [key for key in ASKED if key not in ("policy", "reward", "cache")]
+    unread = {key for key in options if sentence("eval", EVAL_MODE[mode], ASKED[key])}
+    assert unread == UNREAD_BY_MODE[mode]
+
+
+@pytest.mark.parametrize("stage", TRAIN_READS)
+def test_every_option_of_training_is_read_or_refused(stage: str) -> None:
+    options = set(composed("train")) - TRAIN_ALWAYS
+    assert options <= set(ASKED)
+    assert {key for key in options if sentence("train", f"stage={stage}", ASKED[key])} == UNREAD_BY_STAGE[stage]
+
+
+def test_every_stage_and_mode_has_its_table() -> None:
+    assert set(TRAIN_READS) == set(choices("stage"))
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [(command, key) for command, table in SET_BY_CODE.items() for key in table]
+)
+def test_what_the_code_sets_is_refused(command: str, key: str) -> None:
+    words = ("pruner=random", f"++{key}=1") if key == "pruner.seed" else (f"++{key}=1",)
+    said = sentence(command, *words)
+    assert said is not None
+    assert said.startswith(f"{key} is not read: TPRL sets it itself, ")
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("eval", ["mode=parity", "models=[llava]", "model.dtype=float32"], "model.dtype is not read: models names"),
+        ("eval", ["dataset.seed=3"], "dataset.seed is not read: it draws training questions alone"),
+        ("eval", ["dataset.seed=3", "split=train"], None),
+        ("eval", ["compare=[a,b]", "limit=3"], "limit is not read: compare reads compare"),
+        ("eval", ["compare=null", "limit=3"], None),
+        ("eval", ["models=[]", "run=null"], None),  # nothing is asked for
+        ("eval", ["mode=selectors", "logger=none"], None),
+        ("train", ["stage=ppo", "stage.threshold_ratio=0.3"], "stage.threshold_ratio is not read: budget=exact_k"),
+        ("train", ["stage=ppo", "stage.threshold_ratio=0.3", "stage.budget=free"], None),
+        ("train", ["stage.ppo.threshold_ratio=0.3"], "stage.ppo.threshold_ratio is not read"),
+        ("train", ["stage=ppo", "stage.lr_critic=0.1"], "stage.lr_critic is not read: only advantage=gae"),
+        ("train", ["stage=ppo", "stage.lr_critic=0.1", "stage.advantage=gae"], None),
+        ("train", ["stage=lfd", "stage.steps=2", "stage.progressive=[0.5]"], "stage.steps is not read: progressive"),
+        ("train", ["stage=lfd", "stage.steps=2"], None),
+        ("train", ["stage.ppo.init_from=runs/a"], "stage.ppo.init_from is not read: the chain"),
+        ("train", ["stage.ppo.init_from=null"], None),
+        ("train", ["stage=ppo", "stage.init_from=runs/a"], None),
+        ("train", ["policy=mlp", "stage.adapt.questions=9"], "stage.adapt.questions is not read: stage=adapt needs"),
+        ("train", ["stage.adapt.questions=9"], None),
+        ("train", ["stage=adapt", "stage.served.keep_ratios=[0.5]"], "stage.served.keep_ratios is not read: prices"),
+        ("train", ["experiment=paper", "seed=3"], None),
+        ("demo", ["split=val", "pruners=uniform"], None),
+    ],
+)
+def test_options_that_others_leave_without_effect(command: str, words: list[str], said: str | None) -> None:
+    found = sentence(command, *words)
+    assert found is None if said is None else found is not None and found.startswith(said)
+
+
+def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "eval", tmp_path / "run", "limit=8", "pruners=[uniform]", "dataset.split=val")
+    assert line == "error: dataset.split is not read: TPRL sets it itself, write split=<name>; leave it out."
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_groups_are_typed_as_groups() -> None:
+    config = OmegaConf.create({"mode": "selectors", "model": {"name": "a"}})
+    with pytest.raises(UserError, match="model is not read: mode=selectors reads no data and no model"):
+        check_read("eval", config, ["model"])
+    check_read("eval", config, ["hydra/launcher", "hydra.run.dir"])
