@@ -43,8 +43,8 @@ from tprl.evaluation.lengths import fit_length
 from tprl.evaluation.official import Published
 from tprl.evaluation.origin import origin, provenance
 from tprl.evaluation.parity import parity, table, varied
-from tprl.evaluation.report import Paired, write_report
-from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, ratio_label, write_results, write_samples
+from tprl.evaluation.report import write_report
+from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_results, write_samples
 from tprl.evaluation.spread import spreads
 from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.evaluation.sweep_report import Origin
@@ -283,29 +283,13 @@ def evaluate_entries(
         protocol=measured.get("protocol", ""),
     )
     print_table(shown, metric=metric)
-    _say(measured, differences, guided)
+    analysis.say(measured, differences, guided)
     if swept is None:
         print(sentence)
     print(f"report: {directory / 'report.html'}")
     if swept is not None:
         sweep_report.report_sweep(swept, rows, directory, metric, made)
     return rows
-
-
-def _say(measured: Mapping[str, Any], differences: Sequence[Paired], guided: Guided | None) -> None:
-    """What the terminal shows below the table."""
-    for name, value in measured.items():
-        print(f"{name}: {value}")
-    if differences:
-        print("differences of the mean score over questions:")
-    for d in differences:
-        where = f"{d.pruner} - {d.other} at {ratio_label(d.keep_ratio)}"
-        bounds = f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
-        print(
-            f"{where}: level on every image" if d.identical else f"{where}: {d.difference * 100:+.1f} points {bounds}"
-        )
-    if guided is not None:
-        print(analysis.guided_line(guided))
 
 
 def _looked_at(

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -260,3 +261,19 @@ def guided_line(found: Guided) -> str:
         f"{found.overlap:.0%} of the kept tokens (chance {found.chance:.0%}); accuracy {found.accuracy.mean:.1%}, with "
         f"the questions shuffled {found.shuffled.mean:.1%} ({found.questions} questions)"
     )
+
+
+def say(measured: Mapping[str, Any], differences: Sequence[Paired], guided: Guided | None) -> None:
+    """What the terminal shows below the table."""
+    for name, value in measured.items():
+        print(f"{name}: {value}")
+    if differences:
+        print("differences of the mean score over questions:")
+    for d in differences:
+        where = f"{d.pruner} - {d.other} at {ratio_label(d.keep_ratio)}"
+        bounds = f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
+        print(
+            f"{where}: level on every image" if d.identical else f"{where}: {d.difference * 100:+.1f} points {bounds}"
+        )
+    if guided is not None:
+        print(guided_line(guided))

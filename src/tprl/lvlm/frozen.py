@@ -38,8 +38,6 @@ from tprl.types import Encoded, Prompt, Sample, columns_of
 # Checkpoints come with settings of their own, such as a repetition penalty, and `score` knows of none.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
-USUAL_TOKENS = 16  # of a generated answer, where neither the model's settings nor the dataset ask for more
-
 
 class FrozenLVLM(ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
@@ -94,14 +92,12 @@ class FrozenLVLM(ABC):
         else:
             if geometry is not None:
                 raise UserError("model.geometry sizes random weights: set model.pretrained=null, or leave it out.")
-            folder = find_model(pretrained)
-            source = str(folder) if folder.is_dir() else pretrained
+            source = str(folder) if (folder := find_model(pretrained)).is_dir() else pretrained
             model, processor = load(source, name, self.model_type, where, self.load_processor)
         processor.tokenizer.padding_side = "left"
         self._hold(model.requires_grad_(False).eval(), processor, name)
-        self.prompt, self.micro_batch = prompt, micro_batch
-        self.length_is_set = max_new_tokens is not None
-        self.max_new_tokens: int = USUAL_TOKENS if max_new_tokens is None else max_new_tokens
+        self.prompt, self.micro_batch, self.length_is_set = prompt, micro_batch, max_new_tokens is not None
+        self.max_new_tokens: int = 16 if max_new_tokens is None else max_new_tokens  # see evaluation.lengths
 
     @classmethod
     def around(cls, model: Any, processor: Any = None) -> "FrozenLVLM":
