@@ -14,6 +14,7 @@ from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
 from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws, keep_rows, rows
+from tprl.data.benchmark import passed_over
 from tprl.data.identity import of_dataset, of_lvlm, of_pruner
 from tprl.data.store import Cache
 from tprl.entry import chosen
@@ -207,6 +208,9 @@ class Training:
         if name == "lfd":
             module.demonstrations = self.demonstrations
         self._fit(module, config, part)
+        for data in (self.train_set, self.val_set):
+            if damage := passed_over(data):
+                log.warning("stage=%s: %s", name, damage)
         if name == "lfd":
             self.demonstrations = module.demonstrations
         if config.get("calibrate") and module.trained_to is not None:

@@ -188,9 +188,11 @@ def _selectors(cfg: DictConfig, directory: Path) -> Path:
 
 
 def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
-    """A split of the questions, which reads boxes as this LVLM writes them; the LVLM writes answers as long as its
-    questions usually need, unless its settings say otherwise."""
+    """A split of the questions, which reads boxes as this LVLM writes them, and counts what it cannot read; the LVLM
+    writes answers as long as its questions usually need, unless its settings say otherwise."""
     made = build(config, split=split)
+    if hasattr(made, "read_by"):
+        made.read_by(lvlm)
     if hasattr(made, "reads_boxes_as"):
         made.reads_boxes_as(lvlm)
     fit_length(lvlm, made)

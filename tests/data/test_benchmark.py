@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from tests.data.rows import as_text, encoded, write_jsonl
 
-from tprl.data import benchmark
 from tprl.data.benchmark import BadRow, batches, take, taken
 from tprl.data.gqa import GQA
 from tprl.data.pope import Pope
@@ -112,6 +111,7 @@ class TestArguments:
         [
             ({"limit": 0}, "limit=0 leaves no question of pope"),
             ({"max_bad_rows": 1.5}, r"max_bad_rows=1\.5 is not a share"),
+            ({"max_pixels": 0}, "max_pixels=0 is no number of pixels: use a whole number from 1 on"),
             ({"split": "train"}, "pope has no labelled split 'train', only test: train on another dataset"),
         ],
     )
@@ -144,9 +144,8 @@ class TestImages:
         assert first.images[0] is second.images[0]
         assert third.images[0] is not first.images[0]
 
-    def test_huge_ones_are_scaled_down(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(benchmark, "MAX_PIXELS", 24 * 16 // 4)
-        (sample,) = take(pope(tmp_path), [0])
+    def test_huge_ones_are_scaled_down(self, tmp_path: Path) -> None:
+        (sample,) = take(pope(tmp_path, max_pixels=24 * 16 // 4), [0])
         assert sample.images[0].size == (12, 8)
 
     @pytest.mark.parametrize("value", [None, "", "nowhere.png", {"bytes": b"GIF89a, but no more", "path": None}])

@@ -81,9 +81,8 @@ class TestRows:
         assert (sample.uid, sample.answers) == ("custom/all/1.png/a_b", ("7",))
         assert [image.tobytes() for image in sample.images] == [picture(n, (100, 50)).tobytes() for n in (1, 2)]
 
-    def test_a_huge_image_is_scaled_down_with_its_box(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tprl.data.benchmark.MAX_PIXELS", 1250)
-        sample = custom(folder)[1]
+    def test_a_huge_image_is_scaled_down_with_its_box(self, folder: Path) -> None:
+        sample = custom(folder, max_pixels=1250)[1]
         assert (sample.images[0].size, sample.box) == ((50, 25), (5.0, 5.0, 15.0, 15.0))
 
     def test_parquet_with_the_images_inside(self, folder: Path) -> None:
@@ -136,11 +135,16 @@ class TestErrors:
             ({"question": 3}, "(empty question: question=3; write a text)"),
             (
                 {"image": "photos/77.png"},
-                "(missing image file: image='photos/77.png' in FOLDER; mend it, or dataset.images)",
+                "(missing image file: FOLDER/photos/77.png does not exist; image='photos/77.png' in FOLDER; "
+                "mend it, or dataset.images)",
             ),
             ({"image": None}, "(no image: image='' in FOLDER; mend it, or dataset.images)"),
             ({"image": []}, "(no image: image='' in FOLDER; mend it, or dataset.images)"),
-            ({"image": "data.jsonl"}, "(broken image: image='data.jsonl' in FOLDER; mend it, or dataset.images)"),
+            (
+                {"image": "data.jsonl"},
+                '(broken image: FOLDER/data.jsonl begins with b\'{"image": "p\'; give PNG, JPEG, WebP or the like; '
+                "image='data.jsonl' in FOLDER; mend it, or dataset.images)",
+            ),
             ({"box": None}, "(no answer: answers=None; give a text or a list of texts, or a box)"),
             (
                 {"box": None, "answers": ["", None]},

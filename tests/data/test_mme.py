@@ -151,7 +151,7 @@ class TestRows:
             "empty question": 1,
             "unknown subtask": 1,
         }
-        with pytest.raises(UserError, match=r"mme: row 0 has a fault \(broken image\), and with it 1 of 30 rows"):
+        with pytest.raises(UserError, match=r"mme: row 0 has a fault \(broken image: .*\), and with it 1 of 30 rows"):
             take(MME(source=stored(tmp_path, bad)), range(30))
 
     def test_another_table_is_refused(self, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from tests.data.rows import as_hub, as_text, encoded, official, write_jsonl
 
-from tprl.data import benchmark
 from tprl.data.benchmark import take
 from tprl.data.refcoco import RefCOCO
 from tprl.errors import UserError
@@ -156,9 +155,8 @@ class TestRows:
             assert one[0:1] + one[2:] == other[0:1] + other[2:]
             assert one.images[0].tobytes() == other.images[0].tobytes()
 
-    def test_a_huge_image_is_scaled_down_with_its_box(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(benchmark, "MAX_PIXELS", 1250)  # a quarter of 100 x 50
-        sample = RefCOCO(source=path, coordinates="absolute")[0]
+    def test_a_huge_image_is_scaled_down_with_its_box(self, path: str) -> None:
+        sample = RefCOCO(source=path, coordinates="absolute", max_pixels=1250)[0]  # a quarter of 100 x 50
         assert sample.images[0].size == (50, 25)
         assert sample.box == (5.0, 5.0, 15.0, 15.0)
         assert sample.answers == ("[5, 5, 15, 15]",)

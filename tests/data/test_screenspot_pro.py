@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from tests.data.rows import as_text, encoded, official, picture, write_jsonl
 
-from tprl.data import benchmark
 from tprl.data.benchmark import take
 from tprl.data.screenspot_pro import ScreenSpotPro
 from tprl.errors import UserError
@@ -111,7 +110,7 @@ class TestRows:
     def test_a_huge_screen_is_scaled_down_with_its_box(
         self, screens: ScreenSpotPro, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(benchmark, "MAX_PIXELS", 1250)
+        monkeypatch.setattr(screens, "max_pixels", 1250)
         sample = screens[0]
         assert (sample.images[0].size, sample.box) == ((50, 25), (5.0, 5.0, 15.0, 15.0))
         assert screens.iou(sample, "[100, 200, 300, 600]") == pytest.approx(1)

@@ -174,7 +174,7 @@ class TestBadInput:
         with pytest.raises(UserError, match="is infeasible"):
             compare(lvlm, {"fastv": pruners["fastv"]}, image, question, 0.1)
 
-    def test_no_image_or_a_damaged_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_image_or_a_damaged_one(self, tmp_path: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "whole.png")
         (tmp_path / "part.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
@@ -184,9 +184,9 @@ class TestBadInput:
         for name in ("part.png", "text.png", "missing.png"):
             with pytest.raises(UserError, match="cannot be read"):
                 open_image(tmp_path / name)
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-        with pytest.raises(UserError, match="too many pixels"):
-            open_image(tmp_path / "whole.png")
+        Image.new("1", (20000, 10000)).save(tmp_path / "bomb.png")
+        with pytest.raises(UserError, match=r"too many pixels: 20000 x 10000 = 200000000 > 178956970; scale"):
+            open_image(tmp_path / "bomb.png")
 
 
 class TestImages:
@@ -201,11 +201,10 @@ class TestImages:
         opened = open_image(tmp_path / "a.jpg")
         assert (opened.size, opened.mode) == ((20, 40), "RGB")
 
-    def test_large_ones_are_scaled_down_and_the_original_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tprl.demo.compare.MAX_PIXELS", 5000)
-        image = Image.new("RGB", (200, 100))
-        assert open_image(image).size == (100, 50)
-        assert image.size == (200, 100)
+    def test_large_ones_are_scaled_down_and_the_original_stays(self) -> None:
+        image = Image.new("1", (8192, 4096))
+        assert open_image(image).size == (5792, 2896)
+        assert image.size == (8192, 4096)
 
 
 class TestCards:

@@ -1,8 +1,5 @@
 """What every public benchmark shares: rows become samples, damaged rows are counted, images are bounded."""
 
-import base64
-import binascii
-import io
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,16 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
+from tprl.data.images import MAX_PIXELS, TOO_MANY, BadImage, Picture, read_picture
 from tprl.data.tables import Table, read_table
 from tprl.errors import UserError
 from tprl.types import Box, Dataset, Sample
 from tprl.values import several, shortened
 
 NOT_A_TEXT = "value is not a text"  # the reason of rows with a list, a dict or a truth value in place of a text
-MAX_PIXELS = 4096 * 4096  # of an image; larger ones are scaled down
 
 
 class BadRow(Exception):
@@ -33,7 +30,7 @@ class BadRow(Exception):
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 class Benchmark(ABC):
@@ -43,7 +40,8 @@ class Benchmark(ABC):
     answer (`score`), and says how the official numbers come from it (`facts`, `per_image`, `official`). The uid of a
     sample is `<name>/<split>/<image>/<question>`: questions about one image share all but the last part.
 
-    A row with a broken image, no answer, no box or an empty question raises `BadRow` and is counted in `damage`; the
+    A row with a broken image, no answer, no box, an empty question or an image that the LVLM refuses (`read_by`) raises
+    `BadRow` and is counted in `damage`; the
     last one that `max_bad_rows` allows for is passed over, the next is an error. Read rows by `take`.
 
     Args:
@@ -51,9 +49,10 @@ class Benchmark(ABC):
         limit: rows, from the first on.
         source: a local copy instead of the hub, see `tables.read_table`.
         max_bad_rows: share of rows that may be damaged.
+        max_pixels: larger images are scaled down to so many pixels.
 
     Raises:
-        UserError: no such split, no rows, or `tables.read_table`'s reasons.
+        UserError: no such split, no rows, a bound that bounds nothing, or `tables.read_table`'s reasons.
     """
 
     name: str
@@ -68,13 +67,23 @@ class Benchmark(ABC):
     divides_files: bool = False  # whether one file can hold several splits
 
     def __init__(
-        self, split: str = "test", limit: int | None = None, source: str | None = None, max_bad_rows: float = 0.01
+        self,
+        split: str = "test",
+        limit: int | None = None,
+        source: str | None = None,
+        max_bad_rows: float = 0.01,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit} leaves no question of {self.name}: use at least 1, or null for all.")
         if not 0 <= max_bad_rows <= 1:
             raise UserError(f"max_bad_rows={max_bad_rows} is not a share: use a number in [0, 1].")
-        self.split, self.max_bad_rows = split, max_bad_rows
+        if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
+            raise UserError(
+                f"dataset.max_pixels={max_pixels} is no number of pixels: use a whole number from 1 on, "
+                f"e.g. {MAX_PIXELS}."
+            )
+        self.split, self.max_bad_rows, self.max_pixels = split, max_bad_rows, max_pixels
         self.source = source or self.hub
         path = Path(self.source)
         if path.is_file() and not self.divides_files and split in ("train", "val") and len(self.splits) > 1:
@@ -87,7 +96,8 @@ class Benchmark(ABC):
         if not self._length:
             raise UserError(f"{self.name} has no rows in split {split} of {self.source}.")
         self._bad: dict[int, str] = {}
-        self._latest: tuple[str, Image.Image, tuple[int, int]] | None = None
+        self._latest: tuple[str, Picture] | None = None
+        self._reader: Any = None
 
     # --- what a subclass says -----------------------------------------------------------------------------------
 
@@ -189,10 +199,17 @@ class Benchmark(ABC):
                 raise BadRow("empty question")
             if self.labelled and not any(answer.strip() for answer in sample.answers):
                 raise BadRow("no answer")
+            refusal = None if self._reader is None else self._reader.refusal(sample)
+            if refusal is not None:
+                raise BadRow(*refusal)
         except BadRow as bad:
             self._count(index, bad)
             raise
         return sample
+
+    def read_by(self, lvlm: Any) -> None:
+        """Count rows as damaged that this LVLM cannot read (see its `refusal`); call it before a question is taken."""
+        self._reader = lvlm if hasattr(lvlm, "refusal") else None
 
     def _count(self, index: int, bad: BadRow) -> None:
         self._bad[index] = bad.reason
@@ -231,11 +248,11 @@ class Benchmark(ABC):
         return f"{self.name}/{self.split}/{image}/{question}"
 
     def image(self, value: Any, key: object, folder: Path | None = None) -> Image.Image:
-        """A picture as RGB, at most `MAX_PIXELS` large; questions in a row about the image `key` share one object.
+        """A picture as `images.read_picture` reads it; questions in a row about the image `key` share one object.
 
         Args:
-            value: {"bytes", "path"} as stored by `datasets`, base64 text, a path (within `folder`), a picture, or a
-                list of one of these.
+            value: {"bytes", "path"} as stored by `datasets`, bytes, base64 text, a path (within `folder`), a picture,
+                or a list of one of these.
             key: names the image.
             folder: of relative paths; None is that of the source.
 
@@ -244,14 +261,19 @@ class Benchmark(ABC):
         """
         if self._latest is None or self._latest[0] != str(key):
             value = value[0] if isinstance(value, list) and len(value) == 1 else value
-            self._latest = (str(key), *_picture(value, folder or self.folder))
-        return self._latest[1]
+            try:
+                picture = read_picture(value, folder or self.folder, self.max_pixels)
+            except BadImage as bad:
+                more = ", or raise dataset.max_pixels" if bad.reason == TOO_MANY else ""
+                raise BadRow(bad.reason, bad.detail + more) from bad
+            self._latest = (str(key), picture)
+        return self._latest[1].image
 
     @property
     def original_size(self) -> tuple[int, int]:
-        """(width, height) of the latest `image` as it is stored, see `scaled`."""
+        """(width, height) of the latest `image`, upright, before it was scaled down; see `scaled`."""
         assert self._latest is not None
-        return self._latest[2]
+        return self._latest[1].size
 
 
 def text_of(value: Any, reason: str) -> str:
@@ -302,6 +324,17 @@ def nothing_left(dataset: Dataset, asked: int, purpose: str, counts: Mapping[str
     )
 
 
+def passed_over(dataset: Dataset) -> str:
+    """Damaged rows of this process so far in one sentence; empty where there are none."""
+    damage: Mapping[str, int] = getattr(dataset, "damage", {})
+    if not damage:
+        return ""
+    listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
+    split = getattr(dataset, "split", "")
+    name = f"{dataset.name}/{split}" if split else dataset.name
+    return f"{sum(damage.values())} damaged rows of {name} were passed over ({listed})"
+
+
 def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:
     """`taken`, each sample with its index."""
     for index in indices:
@@ -339,46 +372,3 @@ def scaled(box: Sequence[float], size: tuple[int, int], image: Image.Image) -> B
     fx, fy = image.width / size[0], image.height / size[1]
     x1, y1, x2, y2 = box
     return (x1 * fx, y1 * fy, x2 * fx, y2 * fy)
-
-
-def _picture(value: Any, folder: Path | None) -> tuple[Image.Image, tuple[int, int]]:
-    """The picture and the size it is stored with."""
-    try:
-        picture = value if isinstance(value, Image.Image) else Image.open(_file(value, folder))
-        size = picture.size
-        if picture.width * picture.height > MAX_PIXELS:
-            scale = (MAX_PIXELS / (picture.width * picture.height)) ** 0.5
-            picture = picture.resize((int(picture.width * scale), int(picture.height * scale)))
-        return picture.convert("RGB"), size
-    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
-        raise BadRow("broken image") from error
-
-
-def stored_size(value: Any, folder: Path | None) -> tuple[int, int] | None:
-    """(width, height) of a picture as it is shown, from its header alone; None where it cannot be read."""
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    try:
-        with Image.open(_file(value, folder)) as picture:
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            return picture.size[::-1] if turned else picture.size
-    except (BadRow, OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError):
-        return None
-
-
-def _file(value: Any, folder: Path | None) -> Any:
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return io.BytesIO(value)
-    if not isinstance(value, str) or not value:
-        raise BadRow("no image")
-    if len(value) > 1000 or value.startswith("data:"):  # no path is that long: the image itself, as text
-        text = value.partition(",")[2] if value.startswith("data:") else value
-        try:
-            return io.BytesIO(base64.b64decode("".join(text.split()), validate=True))
-        except binascii.Error as error:
-            raise BadRow("broken image") from error
-    path = (folder or Path()) / value
-    if not path.is_file():
-        raise BadRow("missing image file", f"{path} does not exist")
-    return path

@@ -12,14 +12,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, Benchmark, scaled, stored_size, texts_of
+from tprl.data.benchmark import BadRow, Benchmark, scaled, texts_of
 from tprl.data.grounding import Grounding
+from tprl.data.images import embedded, shown_size
 from tprl.data.tables import FILES, Table, read_table
 from tprl.data.text_tables import TextRows
 from tprl.errors import UserError
 from tprl.pruners.random import stable_seed
 from tprl.types import Sample
-from tprl.values import shortened
+from tprl.values import several, shortened
 
 log = logging.getLogger(__name__)
 LOOKED_AT = 200  # rows whose boxes are compared with the size of their image before anything runs
@@ -137,7 +138,8 @@ class Custom(Grounding):
         boxes, sizes = [], []
         for place in places:
             row = rows[place]
-            size = stored_size(row.get("image"), self.folder)
+            image = several(row.get("image"))
+            size = shown_size(image[0], self.folder) if len(image) == 1 else None
             if size is not None:
                 boxes.append(row["box"])
                 sizes.append(size)
@@ -171,7 +173,8 @@ class Custom(Grounding):
             try:
                 found.append(self.image(one, name, self.folder))
             except BadRow as bad:
-                raise BadRow(bad.reason, f"image={name!r} in {self.folder}; mend it, or dataset.images") from bad
+                where = f"image={name!r} in {self.folder}; mend it, or dataset.images"
+                raise BadRow(bad.reason, f"{bad.detail}; {where}" if bad.detail else where) from bad
         return tuple(found)
 
     def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
@@ -222,7 +225,7 @@ def _image_name(value: Any, folder: Path) -> str:
         return _image_name(value[0], folder) if value else ""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes) or (isinstance(value, str) and len(value) > 1000):  # the image itself, not its name
+    if isinstance(value, bytes) or (isinstance(value, str) and embedded(value)):  # the image itself, not its name
         content = value if isinstance(value, bytes) else value.encode()
         return hashlib.blake2b(content, digest_size=8).hexdigest()
     if value is None or not str(value):

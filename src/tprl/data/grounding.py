@@ -7,6 +7,7 @@ from PIL import Image
 
 from tprl.data.benchmark import Benchmark
 from tprl.data.boxes import COORDINATES, Size, box_text, first_box, first_place, in_pixels, iou, unit
+from tprl.data.images import MAX_PIXELS
 from tprl.data.true_boxes import BoxReader
 from tprl.errors import UserError
 from tprl.types import Box, Sample
@@ -23,7 +24,7 @@ class Grounding(Benchmark):
     Args:
         coordinates: "absolute", "relative", "thousand" or "resized"; None is how the LVLM writes them.
         box_unit, box_form: how rows write the true boxes, see `true_boxes`; None is how this dataset publishes them.
-        split, limit, source, max_bad_rows: see `Benchmark`.
+        split, limit, source, max_bad_rows, max_pixels: see `Benchmark`.
 
     Raises:
         UserError: unknown coordinates, unit or form, or `Benchmark`'s reasons.
@@ -41,6 +42,7 @@ class Grounding(Benchmark):
         coordinates: str | None = None,
         box_unit: str | None = None,
         box_form: str | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if coordinates is not None and coordinates not in COORDINATES:
             raise UserError(
@@ -51,7 +53,7 @@ class Grounding(Benchmark):
         self.reader = BoxReader(box_unit or "absolute", box_form or self.form)
         self._clipped = set[int]()
         self._say()
-        super().__init__(split, limit, source, max_bad_rows)
+        super().__init__(split, limit, source, max_bad_rows, max_pixels)
 
     def reads_boxes_as(self, lvlm: Any) -> None:
         """Ask for boxes, and read them, as this LVLM writes them. To be called before the first question is taken."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tprl import cost
 from tprl.budget import check_keep_ratio
-from tprl.data.benchmark import MAX_PIXELS
+from tprl.data.images import BadImage, read_picture
 from tprl.errors import UserError
 from tprl.evaluation.analysis import on_grid
 from tprl.evaluation.evaluator import question_parts
@@ -91,7 +91,7 @@ def compare(
 
 
 def open_image(given: str | Path | Image.Image | None) -> Image.Image:
-    """A picture as RGB, upright as its camera says, of at most `MAX_PIXELS`.
+    """The picture that viewers show, see `images.read_picture`.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -99,15 +99,9 @@ def open_image(given: str | Path | Image.Image | None) -> Image.Image:
     if given is None:
         raise UserError("There is no image: upload one, or pick an example.")
     try:
-        image = given.copy() if isinstance(given, Image.Image) else Image.open(given)
-        scale = (MAX_PIXELS / (image.width * image.height)) ** 0.5
-        if scale < 1:
-            image.thumbnail((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise UserError("The image has too many pixels to be opened: scale it down first.") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError("The image cannot be read: give a complete PNG, JPEG or WebP file.") from error
+        return read_picture(given).image
+    except BadImage as bad:
+        raise UserError(f"The image cannot be read ({bad}): give a complete PNG, JPEG or WebP file.") from bad
 
 
 def check_question(lvlm: FrozenLVLM, question: str) -> str:

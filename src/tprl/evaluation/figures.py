@@ -317,7 +317,7 @@ def plain_picture(image: Image.Image, side: int) -> Image.Image:
     """The image, its longer side scaled to `side` pixels."""
     scale = side / max(image.size)
     width, height = (max(1, round(scale * length)) for length in image.size)
-    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def mask_picture(image: Image.Image, keep: Mask, side: int) -> Image.Image:

@@ -19,10 +19,12 @@ from transformers import AutoConfig
 from tprl.api import prune
 from tprl.budget import check_keep_ratio
 from tprl.build import build, choices, conf_dir, target_of
+from tprl.data.images import BadImage, read_picture
 from tprl.errors import UserError
 from tprl.hub import within_reach
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import find_model
+from tprl.lvlm.shapes import REFUSALS
 from tprl.pruners.learned import ASSETS, LearnedPruner, load_pruner
 from tprl.types import Sample
 
@@ -110,7 +112,11 @@ class PrunedModel(lmms):
         self._warn(given)
         images = [list(sample.images) for sample in samples] if any(sample.images for sample in samples) else None
         texts = [self.lvlm.render(sample) for sample in samples]
-        inputs = self.lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt").to(self.device)
+        try:
+            inputs = self.lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt").to(self.device)
+        except REFUSALS as error:
+            self.lvlm.check_shapes(samples, error)
+            raise
         out = self.lvlm.model.generate(**inputs, **settings(given, self.max_new_tokens))
         new = self.lvlm.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [cut(text, given.get("until")) for text in new]
@@ -122,7 +128,11 @@ class PrunedModel(lmms):
             if not isinstance(one, Image.Image):
                 raise UserError(f"{task} shows a {type(one).__name__}, and only images are pruned: leave the task out.")
         question = context.replace(IMAGE, "").strip() if IMAGE in context else context
-        return Sample(f"{task}/{doc_id}", tuple(image.convert("RGB") for image in found), question, ())
+        try:
+            images = tuple(read_picture(image, max_pixels=None).image for image in found)
+        except BadImage as bad:
+            raise UserError(f"document {doc_id} of {task} has an image that cannot be read ({bad}).") from bad
+        return Sample(f"{task}/{doc_id}", images, question, ())
 
     def _warn(self, given: Mapping[str, Any]) -> None:
         for name in sorted(given.keys() - set(READ) - self._ignored):

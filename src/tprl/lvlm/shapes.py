@@ -1,0 +1,82 @@
+"""Shapes of images that a family's own processor refuses: one row's fault, and never the end of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from tprl.errors import UserError
+from tprl.types import Sample
+
+REASON = "image shape that the model refuses"
+# Only these are tried beforehand; any other shape is one that processors are made for.
+LONG, SMALL = 20, 32  # longer side in shorter sides; pixels of the shorter side
+ENLARGED = 2**26  # pixels that a processor may blow an image up to: strips end in gigabytes
+REFUSALS = (ValueError, RuntimeError, ZeroDivisionError, IndexError, TypeError, OSError, MemoryError, OverflowError)
+
+
+class ReadsShapes:
+    """Says which images a model's processor refuses. Mixed into what has `processor` and `name`."""
+
+    processor: Any
+    name: str
+
+    def refusal(self, sample: Sample) -> tuple[str, str] | None:
+        """Why this model cannot read a sample, as (reason, detail); None where it can.
+
+        Images of an unusual shape go through the processor once per size; what it refuses depends on nothing else.
+        """
+        if not hasattr(self, "_refusals"):
+            self._refusals: dict[tuple[int, int], str] = {}
+        for image in sample.images:
+            if not _unusual(image.size):
+                continue
+            if image.size not in self._refusals:
+                self._refusals[image.size] = _refused(self.processor, image.size)
+            why = self._refusals[image.size]
+            if why:
+                width, height = image.size
+                return REASON, f"{self.name} cannot read {width} x {height} pixels ({why}); crop or pad the image"
+        return None
+
+    def check_shapes(self, samples: Sequence[Sample], error: Exception) -> None:
+        """Say which of the samples made the processor fail with `error`; nothing, where it was none of their images.
+
+        Raises:
+            UserError: one of them did.
+        """
+        for sample in samples:
+            for image in sample.images:
+                why = _refused(self.processor, image.size)
+                if why:
+                    width, height = image.size
+                    raise UserError(
+                        f"{self.name} cannot read the image of sample {sample.uid}, {width} x {height} pixels ({why}): "
+                        "crop or pad it."
+                    ) from error
+
+
+def _unusual(size: tuple[int, int]) -> bool:
+    return max(size) > LONG * min(size) or min(size) < SMALL
+
+
+def _refused(processor: Any, size: tuple[int, int]) -> str:
+    """What the processor says of a blank image of that size, "" if nothing."""
+    images = getattr(processor, "image_processor", None)
+    if images is None:
+        return ""
+    shortest = (getattr(images, "size", None) or {}).get("shortest_edge")
+    if shortest and _crops(images):
+        longest = shortest * max(size) // min(size)
+        if shortest * longest > ENLARGED:
+            return f"its processor would enlarge it to {shortest} x {longest}"
+    try:
+        images([[Image.new("RGB", size)]], return_tensors="pt")
+    except REFUSALS as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ""
+
+
+def _crops(images: Any) -> bool:
+    """Whether it scales the shorter side, whatever the longer one becomes, and crops then; tiling ones do not."""
+    return bool(getattr(images, "do_center_crop", False)) and not hasattr(images, "image_grid_pinpoints")
