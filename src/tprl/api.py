@@ -17,6 +17,7 @@ from tprl.hub import within_reach
 from tprl.lvlm.batching import axes
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
+from tprl.lvlm.overflow import Watch, watched
 from tprl.lvlm.questions import QuestionFinder
 from tprl.pruners.learned import LearnedPruner, check_family
 from tprl.splice import keep_all, splice
@@ -98,7 +99,8 @@ class Pruning:
         which everything else reads: the output, streamers, processors of logits, stopping criteria.
 
         Raises:
-            UserError: an argument that cannot be honoured, or inputs that do not belong together.
+            UserError: an argument that cannot be honoured, inputs that do not belong together, or numbers that the
+                model's dtype cannot hold.
         """
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if kwargs.get("pixel_values") is None:
@@ -117,15 +119,26 @@ class Pruning:
             selection = self.pruner.select(encoded, self.keep_ratio)
         self.kept = kept(encoded, selection)
         prompt = splice(encoded, selection, self.positions)
-        with self.lvlm.deepstack(prompt.deep, prompt.visual), dropping(self.lvlm.model, prompt, plan):
-            out = self._stock(
-                ids,
-                *args,
-                inputs_embeds=prompt.embeds,
-                attention_mask=prompt.attention.long(),
-                position_ids=axes(prompt.positions),
-                **self._remaining(ids.shape[1], config, kwargs),
-            )
+        names = [f"prompt {row}" for row in range(len(ids))]
+        lvlm, watch = self.lvlm, Watch()
+        try:
+            with (
+                lvlm.deepstack(prompt.deep, prompt.visual),
+                dropping(lvlm.model, prompt, plan),
+                watched(lvlm.model, watch),
+            ):
+                out = self._stock(
+                    ids,
+                    *args,
+                    inputs_embeds=prompt.embeds,
+                    attention_mask=prompt.attention.long(),
+                    position_ids=axes(prompt.positions),
+                    **self._remaining(ids.shape[1], config, kwargs),
+                )
+        except RuntimeError:  # sampling refuses what is not finite, without saying why it is not
+            lvlm.check_written(watch.finite, prompt, plan, names)
+            raise
+        lvlm.check_written(watch.finite, prompt, plan, names)
         if getattr(out, "past_key_values", None) is not None:
             setattr(out.past_key_values, MARK, True)
         return out

@@ -9,10 +9,16 @@ from tprl import ranks
 from tprl.errors import UserError
 
 SHOWN = 5
+REMEDY = "Look at these samples, lower the learning rate, or use model.dtype=float32."
 
 
 def check_finite(
-    values: Mapping[str, Tensor], uids: Sequence[str], when: str, axis: int = 0, alone: bool = False
+    values: Mapping[str, Tensor],
+    uids: Sequence[str],
+    when: str,
+    axis: int = 0,
+    alone: bool = False,
+    remedy: str = REMEDY,
 ) -> None:
     """Look once at the device, whatever the number of values. All ranks stop with the same sentence.
 
@@ -21,6 +27,7 @@ def check_finite(
         uids: the samples of this rank; several rows of one sample repeat it.
         when: which step this is, e.g. "iteration 12".
         alone: not all ranks look, or not equally often.
+        remedy: what the user can do.
 
     Raises:
         UserError: nan or inf; names the value and the samples.
@@ -34,9 +41,31 @@ def check_finite(
     kinds, bad = zip(*(one[name] for one in found if name in one), strict=True)
     raise UserError(
         f"{when}: {name} is {kinds[0]} for {_names(sorted(set().union(*bad)))}; stopped before the optimiser used it, "
-        "and the last checkpoint stays as it was. Look at these samples, lower the learning rate, or use "
-        "model.dtype=float32."
+        f"and the last checkpoint stays as it was. {remedy}"
     )
+
+
+def check_logits(pruner: str, logits: Tensor, mask: Tensor, uids: Sequence[str]) -> None:
+    """Refuse keep logits [B, V] that are not finite where `mask` is True; looks at the device once.
+
+    Raises:
+        UserError: one is not; names the pruner and the samples.
+    """
+    bad = ~logits.detach().isfinite() & mask
+    if not bool(bad.any()):
+        return
+    samples = [uid for uid, wrong in zip(uids, bad.any(1).tolist(), strict=True) if wrong]
+    raise UserError(
+        f"pruner {pruner}: its keep logits are not finite for {_names(samples)} in "
+        f"{str(logits.dtype).removeprefix('torch.')}, so it cannot choose: copy its weights again, or train it anew."
+    )
+
+
+def compact(values: Tensor) -> Tensor:
+    """Finite numbers in float16, or in float32 where one is too large for that (bfloat16 holds larger ones)."""
+    half = values.half()
+    fits = bool((half.isfinite() | ~values.isfinite()).all())
+    return half if fits else values.float()
 
 
 def _not_finite(values: Mapping[str, Tensor], uids: Sequence[str], axis: int) -> dict[str, tuple[str, list[str]]]:

@@ -230,7 +230,14 @@ def _shown(
     x = pruner.observe(encoded)
     codes, xy, query = x.codes.half().cpu(), x.xy.cpu(), x.query.half().cpu()
     # Alone, because ranks share out the files.
-    check_finite({"codes": codes, "question": query}, encoded.uids, "demonstrations in fp16", alone=True)
+    check_finite(
+        {"codes": codes, "question": query},
+        encoded.uids,
+        "demonstrations in fp16",
+        alone=True,
+        remedy="Demonstrations are stored in float16, up to 65504: use policy.code_width above 0, so that codes are "
+        "small, or look at these samples.",
+    )
     found = []
     for b, (n, q) in enumerate(zip(x.mask.sum(1).tolist(), x.query_mask.sum(1).tolist(), strict=True)):
         bits = np.packbits(keep[:, :, b, :n].reshape(len(keep), -1), axis=1)

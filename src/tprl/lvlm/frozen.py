@@ -1,7 +1,7 @@
 """What every frozen LVLM on a stock Hugging Face class shares: encoding, answers, and their likelihood."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -15,14 +15,10 @@ from tprl.cost import LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.batching import (
     Seen,
-    answer_ids,
     axes,
     check_images,
-    divergence,
-    gate_bias,
     in_memory,
     input_uids,
-    mean_log_prob,
     micro_batches,
     pick_images,
     question_mask,
@@ -32,15 +28,20 @@ from tprl.lvlm.batching import (
 from tprl.lvlm.blueprint import random_model
 from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
+from tprl.lvlm.overflow import check_seen, watched
+from tprl.lvlm.reading import Reading
 from tprl.lvlm.regions import region_rank
+from tprl.lvlm.shapes import REFUSALS, ReadsShapes
 from tprl.types import Encoded, Prompt, Sample, columns_of
 
 # Checkpoints come with settings of their own, such as a repetition penalty, and `score` knows of none.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
-class FrozenLVLM(ABC):
+class FrozenLVLM(Reading, ReadsShapes, ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
+
+    It sees and writes here, and reads answers in `Reading`; `ReadsShapes` says which images it refuses.
 
     Subclasses name their `model_type` (of the stock config), say how they see (`see`, `project`), which extras they
     know, their `shape`, and how a small random model of their architecture is built (`blueprint`).
@@ -166,20 +167,26 @@ class FrozenLVLM(ABC):
         """Everything up to the language model's input. An image that several samples share is encoded once.
 
         Raises:
-            UserError: an extra that is not known here, a sample with more or fewer images than the prompt shows, or a
-                chat template that changes the question.
+            UserError: an extra that is not known here, a sample with more or fewer images than the prompt shows, an
+                image that the processor refuses, tokens that are not finite, or a chat template that changes the
+                question.
         """
         self.check_extras(extras, self.known_extras | {"region"})
         check_images(samples, self.prompt, self.name)
         texts = [self.render(sample) for sample in samples]
         nested = [list(sample.images) for sample in samples] if any(s.images for s in samples) else None
-        inputs = self.processor(
-            text=texts, images=nested, padding=True, return_tensors="pt", text_kwargs={"return_offsets_mapping": True}
-        )
+        how = {"padding": True, "return_tensors": "pt", "text_kwargs": {"return_offsets_mapping": True}}
+        try:
+            inputs = self.processor(text=texts, images=nested, **how)
+        except REFUSALS as error:  # rows of datasets do not get here: `refusal` says so before
+            self.check_shapes(samples, error)
+            raise
         seen, (first, shown) = Seen([], [], [], {}), unique_images(samples)
         if first:
             pixels = self.pixels_of(inputs)
-            seen = self.see(pick_images(pixels, self.rows_per_image(pixels), first), extras - {"region"})
+            pixels = pick_images(pixels, self.rows_per_image(pixels), first)
+            seen = self.see(pixels, extras - {"region"})
+            self._check_seen(seen, pixels, extras - {"region"}, shown, [sample.uid for sample in samples])
         question = question_mask(inputs["offset_mapping"], texts, samples, self.name) & inputs["attention_mask"].bool()
         encoded = self._assemble(inputs, seen, shown, [sample.uid for sample in samples], question)
         if "region" in extras:
@@ -206,12 +213,28 @@ class FrozenLVLM(ABC):
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
         counts = (ids == self.image_token).sum(1).tolist()
         shown = shown_images(counts, [len(tokens) for tokens in seen.tokens])
+        self._check_seen(seen, pixels, extras, shown, [f"prompt {row}" for row in range(len(ids))])
         uids = input_uids(ids, attention, pixels["pixel_values"].split(self.rows_per_image(pixels)), shown)
         encoded = self._assemble(inputs, seen, shown, uids, question)
         if extras & self.related:
             words = [str(self.tokenizer.decode(row[here])) for row, here in zip(ids, question, strict=True)]
             self.relate(encoded, words)
         return encoded
+
+    def _check_seen(
+        self,
+        seen: Seen,
+        pixels: Mapping[str, Any],
+        extras: frozenset[str],
+        shown: Sequence[Sequence[int]],
+        names: Sequence[str],
+    ) -> None:
+        """Refuse what is not finite; `seen` was made of `pixels`."""
+
+        def again(image: int) -> Seen:
+            return self.see(pick_images(pixels, self.rows_per_image(pixels), [image]), extras)
+
+        check_seen(self, seen, shown, names, again)
 
     def relate(self, encoded: Encoded, questions: Sequence[str]) -> None:
         """Finish the extras that are `related` to the question."""
@@ -312,89 +335,14 @@ class FrozenLVLM(ABC):
 
     @torch.no_grad()
     def generate(self, prompt: Prompt, plan: LayerPlan | None = None, **options: Any) -> Int[Tensor, "B A"]:
-        """Token ids of greedy answers, all prompts in one forward; further `options` are those of the stock class."""
+        """Token ids of greedy answers, all prompts in one forward; further `options` are those of the stock class.
+
+        Raises:
+            UserError: logits are not finite.
+        """
         with self.deepstack(prompt.deep, prompt.visual), dropping(self.model, prompt, plan):
             inputs = {"inputs_embeds": prompt.embeds, "attention_mask": prompt.attention.long()}
-            return self.model.generate(**inputs, position_ids=axes(prompt.positions), **GREEDY, **options)
-
-    @in_memory
-    def score(
-        self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
-    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
-        """Teacher-forced mean log-probability (nats per token, end token included), and whether every token of the
-        answer is the arg-max, which is what greedy decoding needs to produce it."""
-        log_probs = torch.zeros(len(answers), device=self.device)
-        exact = torch.zeros(len(answers), dtype=torch.bool, device=self.device)
-        for rows, logits, ids in self._read(prompt, answers, plan):
-            log_probs[rows] = mean_log_prob(logits, ids)
-            exact[rows] = ((logits.argmax(-1) == ids) | (ids < 0)).all(1)
-        return log_probs, exact
-
-    @in_memory
-    def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
-        """Log-probabilities of every vocabulary entry at each token of the answers (end token included),
-        teacher-forced; nan where an answer is shorter."""
-        width = max(self.answer_length(answer) for answer in answers)
-        found = torch.full((len(answers), width, 1), torch.nan, device=self.device)
-        for rows, logits, ids in self._read(prompt, answers):
-            found = found.expand(-1, -1, logits.shape[2]).contiguous() if found.shape[2] == 1 else found
-            found[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
-        return found
-
-    @in_memory
-    def divergence(
-        self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """See `OpenLVLM`; a micro-batch at a time, because distributions over a vocabulary are large."""
-        kl, same = torch.zeros(len(answers), device=self.device), torch.zeros(len(answers), device=self.device)
-        for rows, logits, ids in self._read(prompt, answers):
-            there = reference[index.to(rows.device)[rows], : ids.shape[1]]
-            kl[rows], same[rows] = divergence(there, logits.log_softmax(-1))
-        return kl, same
-
-    def _read(
-        self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
-    ) -> Iterator[tuple[Int[Tensor, " R"], Float[Tensor, "R A N"], Int[Tensor, "R A"]]]:
-        """Rows, logits and ids of the answers, teacher-forced, micro-batch by micro-batch; ids are -1 on padding."""
-        for rows, part in micro_batches(prompt, self.micro_batch):
-            ids = answer_ids(self.tokenizer, [answers[int(row)] for row in rows], self.device)
-            real, width = ids >= 0, ids.shape[1]
-            after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
-            with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
-                out = self.model(
-                    inputs_embeds=self._with_answer(part.embeds, ids),
-                    attention_mask=torch.cat([part.attention, real], 1).long(),
-                    position_ids=axes(torch.cat([part.positions, after], -1)),
-                    logits_to_keep=width + 1,
-                    use_cache=False,
-                )
-            yield rows, out.logits[:, :-1].float(), ids
-
-    def gated_log_prob(
-        self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
-    ) -> Float[Tensor, " B"]:
-        """Teacher-forced mean log-probability of the answers with attention to visual token j weighted by gate j, in
-        every layer; differentiable in the gates. Gates of 0 and 1 give what `score` gives after pruning.
-
-        Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is one graph.
-        """
-        ids = answer_ids(self.tokenizer, answers, self.device)
-        real, width = ids >= 0, ids.shape[1]
-        after = encoded.positions.amax((0, 2), keepdim=True) + 1 + torch.arange(width, device=gate.device)
-        parts = self.model.model
-        with self.deepstack(encoded.deep, encoded.is_visual):
-            out = (parts.language_model if hasattr(parts, "language_model") else parts.text_model)(
-                inputs_embeds=self._with_answer(encoded.embeds, ids),
-                attention_mask=gate_bias(encoded, gate, real),
-                position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),
-                use_cache=False,
-            )
-        logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
-        return mean_log_prob(logits, ids)
-
-    def answer_length(self, answer: str) -> int:
-        """Tokens of an answer, end token included."""
-        return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
-
-    def _with_answer(self, embeds: Float[Tensor, "B S D"], ids: Int[Tensor, "B A"]) -> Float[Tensor, "B S1 D"]:
-        return torch.cat([embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1)
+            with watched(self.model) as watch:
+                ids = self.model.generate(**inputs, position_ids=axes(prompt.positions), **GREEDY, **options)
+        self.check_written(watch.finite, prompt, plan, prompt.uids)
+        return ids

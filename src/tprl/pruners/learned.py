@@ -18,6 +18,7 @@ from tprl import cost, hub, ranks
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.files import write_atomically
+from tprl.finite import check_logits
 from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
 from tprl.policy.dpp import cosine_kernel
@@ -149,11 +150,11 @@ class LearnedPruner(nn.Module, ABC):
         """Keep `budget(keep_ratio, n)` tokens of each image; with None, those above the calibrated threshold.
 
         Raises:
-            UserError: wrong width, a ratio outside (0, 1], or no threshold calibrated.
+            UserError: wrong width, a ratio outside (0, 1], logits that are not finite, or no threshold calibrated.
         """
         x = self.observe(encoded)
         if keep_ratio is None:
-            return TokenSelection(self._above_threshold(x))
+            return TokenSelection(self._above_threshold(x, encoded.uids))
         ratio = check_keep_ratio(keep_ratio)
         return TokenSelection(self.serve(x, self.logits(x, ratio), ratio, encoded.uids))
 
@@ -161,6 +162,7 @@ class LearnedPruner(nn.Module, ABC):
         self, x: PolicyInput, logits: Float[Tensor, "B V"], keep_ratio: float, uids: Sequence[str]
     ) -> Bool[Tensor, "B V"]:
         """The kept set for given logits."""
+        check_logits(self.name, logits, x.mask, uids)
         images, how = x.images, self.serving
         noise = None
         if how.select == "gumbel":
@@ -182,12 +184,13 @@ class LearnedPruner(nn.Module, ABC):
         )
         return images.join(keep, x.mask)
 
-    def _above_threshold(self, x: PolicyInput) -> Bool[Tensor, "B V"]:
+    def _above_threshold(self, x: PolicyInput, uids: Sequence[str]) -> Bool[Tensor, "B V"]:
         if self.serving.tau is None or "threshold_ratio" not in self.trained_on:
             raise UserError(f"pruner {self.name} has no threshold: give a keep_ratio, or calibrate one by stage=ppo.")
         reference = float(self.trained_on["threshold_ratio"])
-        images = x.images
-        logits = images.split(self.logits(x, reference))
+        images, chances = x.images, self.logits(x, reference)
+        check_logits(self.name, chances, x.mask, uids)
+        logits = images.split(chances)
         return images.join(serve(logits, images.mask, None, "threshold", tau=self.serving.tau), x.mask)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from tprl import ranks
 from tprl.data.benchmark import nothing_left, taken
 from tprl.errors import UserError
-from tprl.finite import check_finite
+from tprl.finite import check_finite, compact
 from tprl.pruners.learned import LearnedPruner
 from tprl.types import LVLM, Dataset, Sample
 
@@ -56,7 +56,7 @@ class AutoencoderStage(pl.LightningModule):
         self.pruner.autoencoder.fit_statistics(self.tokens.float())
 
     def _tokens(self) -> list[Float[Tensor, "N D"]]:
-        """Projected tokens of each of the first `images` questions about distinct images, fp16.
+        """Projected tokens of each of the first `images` questions about distinct images, in fp16 where they fit.
 
         Raises:
             UserError: the dataset shows fewer than two images.
@@ -69,8 +69,8 @@ class AutoencoderStage(pl.LightningModule):
         tokens = []
         for start in range(0, len(samples), 64):
             encoded = self.lvlm.encode(samples[start : start + 64])
-            visual = encoded.visual.half()
-            check_finite({"visual tokens": visual}, encoded.uids, "stage=autoencoder in fp16")
+            visual = compact(encoded.visual)
+            check_finite({"visual tokens": visual}, encoded.uids, "stage=autoencoder")
             pairs = zip(visual.cpu(), encoded.visual_mask.cpu(), strict=True)
             tokens += [visual[mask] for visual, mask in pairs]
         return tokens

@@ -1,0 +1,162 @@
+"""Answers that a frozen LVLM is made to read (teacher forcing): their likelihood, its distributions, and gradients."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tprl.lvlm.batching import (
+    answer_ids,
+    axes,
+    divergence,
+    gate_bias,
+    in_memory,
+    mean_log_prob,
+    micro_batches,
+)
+from tprl.lvlm.layer_drop import LayerPlan, dropping
+from tprl.lvlm.overflow import check_rows, finite_logits
+from tprl.types import Encoded, Prompt
+
+
+class Reading:
+    """The half of `FrozenLVLM` that reads answers; the other half sees, renders and writes."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    micro_batch: int
+    deepstack: Callable[..., AbstractContextManager[None]]
+
+    @in_memory
+    def score(
+        self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
+    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """Teacher-forced mean log-probability (nats per token, end token included), and whether every token of the
+        answer is the arg-max, which is what greedy decoding needs to produce it."""
+        log_probs = torch.zeros(len(answers), device=self.device)
+        exact = torch.zeros(len(answers), dtype=torch.bool, device=self.device)
+        for rows, logits, ids in self._read(prompt, answers, plan):
+            log_probs[rows] = mean_log_prob(logits, ids)
+            exact[rows] = ((logits.argmax(-1) == ids) | (ids < 0)).all(1)
+        return log_probs, exact
+
+    @in_memory
+    def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
+        """Log-probabilities of every vocabulary entry at each token of the answers (end token included),
+        teacher-forced; nan where an answer is shorter."""
+        width = max(self.answer_length(answer) for answer in answers)
+        found = torch.full((len(answers), width, 1), torch.nan, device=self.device)
+        for rows, logits, ids in self._read(prompt, answers):
+            found = found.expand(-1, -1, logits.shape[2]).contiguous() if found.shape[2] == 1 else found
+            found[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
+        return found
+
+    @in_memory
+    def divergence(
+        self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """See `OpenLVLM`; a micro-batch at a time, because distributions over a vocabulary are large."""
+        kl, same = torch.zeros(len(answers), device=self.device), torch.zeros(len(answers), device=self.device)
+        for rows, logits, ids in self._read(prompt, answers):
+            there = reference[index.to(rows.device)[rows], : ids.shape[1]]
+            kl[rows], same[rows] = divergence(there, logits.log_softmax(-1))
+        return kl, same
+
+    def _read(
+        self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
+    ) -> Iterator[tuple[Int[Tensor, " R"], Float[Tensor, "R A N"], Int[Tensor, "R A"]]]:
+        """Rows, logits and ids of the answers, teacher-forced, micro-batch by micro-batch; ids are -1 on padding.
+
+        Raises:
+            UserError: after the last of them, logits or the likelihood of an answer are not finite.
+        """
+        finite = torch.ones(len(answers), dtype=torch.bool, device=self.device)
+        for rows, part in micro_batches(prompt, self.micro_batch):
+            ids = answer_ids(self.tokenizer, [answers[int(row)] for row in rows], self.device)
+            logits = self._teach(part, ids, plan)
+            written = logits.gather(2, ids.clamp(min=0).unsqueeze(2)).squeeze(2).isfinite()
+            finite[rows] = ((written & finite_logits(logits)) | (ids < 0)).all(1)
+            yield rows, logits, ids
+
+        def again(row: int) -> None:
+            index = torch.tensor([row], device=prompt.attention.device)
+            part = prompt.rows(index, int(prompt.attention[row].sum()))
+            self._teach(part, answer_ids(self.tokenizer, [answers[row]], self.device), plan)
+
+        check_rows(self, finite, prompt.uids, again, "language model")
+
+    def _teach(self, part: Prompt, ids: Int[Tensor, "R A"], plan: LayerPlan | None) -> Float[Tensor, "R A N"]:
+        """Logits at the places of the answers' tokens."""
+        real, width = ids >= 0, ids.shape[1]
+        after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
+        with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
+            out = self.model(
+                inputs_embeds=self._with_answer(part.embeds, ids),
+                attention_mask=torch.cat([part.attention, real], 1).long(),
+                position_ids=axes(torch.cat([part.positions, after], -1)),
+                logits_to_keep=width + 1,
+                use_cache=False,
+            )
+        return out.logits[:, :-1].float()
+
+    def prefill(self, prompt: Prompt, plan: LayerPlan | None = None) -> None:
+        """Read a prompt as `generate` does, and write nothing."""
+        with self.deepstack(prompt.deep, prompt.visual), dropping(self.model, prompt, plan):
+            self.model(
+                inputs_embeds=prompt.embeds,
+                attention_mask=prompt.attention.long(),
+                position_ids=axes(prompt.positions),
+                logits_to_keep=1,
+                use_cache=True,
+            )
+
+    def check_written(
+        self, finite: Bool[Tensor, " R"] | None, prompt: Prompt, plan: LayerPlan | None, names: Sequence[str]
+    ) -> None:
+        """Refuse rows of a batch that was generated and was not finite.
+
+        Raises:
+            UserError: there is one.
+        """
+        if finite is None:
+            return
+
+        def again(row: int) -> None:
+            index = torch.tensor([row], device=prompt.attention.device)
+            self.prefill(prompt.rows(index, int(prompt.attention[row].sum())), plan)
+
+        check_rows(self, finite, names, again, "language model, while it wrote the answer,")
+
+    def gated_log_prob(
+        self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
+    ) -> Float[Tensor, " B"]:
+        """Teacher-forced mean log-probability of the answers with attention to visual token j weighted by gate j, in
+        every layer; differentiable in the gates. Gates of 0 and 1 give what `score` gives after pruning.
+
+        Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is one graph.
+        """
+        ids = answer_ids(self.tokenizer, answers, self.device)
+        real, width = ids >= 0, ids.shape[1]
+        after = encoded.positions.amax((0, 2), keepdim=True) + 1 + torch.arange(width, device=gate.device)
+        parts = self.model.model
+        with self.deepstack(encoded.deep, encoded.is_visual):
+            out = (parts.language_model if hasattr(parts, "language_model") else parts.text_model)(
+                inputs_embeds=self._with_answer(encoded.embeds, ids),
+                attention_mask=gate_bias(encoded, gate, real),
+                position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),
+                use_cache=False,
+            )
+        logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
+        return mean_log_prob(logits, ids)
+
+    def answer_length(self, answer: str) -> int:
+        """Tokens of an answer, end token included."""
+        return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
+
+    def _with_answer(self, embeds: Float[Tensor, "B S D"], ids: Int[Tensor, "B A"]) -> Float[Tensor, "B S1 D"]:
+        return torch.cat([embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1)
