@@ -121,6 +121,7 @@ class Pruning:
         prompt = splice(encoded, selection, self.positions)
         names = [f"prompt {row}" for row in range(len(ids))]
         lvlm, watch = self.lvlm, Watch()
+        out: Any = None
         try:
             with (
                 lvlm.deepstack(prompt.deep, prompt.visual),

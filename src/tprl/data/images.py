@@ -321,7 +321,7 @@ def _from_numbers(picture: Image.Image, stored: Image.Image) -> Image.Image:
     return _over_white(opened, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8), "L"))
 
 
-def _depth(mode: str, stored: Image.Image, tags: Mapping[int, Any]) -> float | None:
+def _depth(mode: str, stored: Image.Image, tags: Mapping[int, Any]) -> int | None:
     """The number that is white; None where nothing says so."""
     bits = int(np.max(tags.get(BITS, 0)))
     if mode.startswith("I;16"):
@@ -331,13 +331,13 @@ def _depth(mode: str, stored: Image.Image, tags: Mapping[int, Any]) -> float | N
     return 65535 if mode == "I" and stored.format in ("PNG", "PPM") else None
 
 
-def _grey(values: NDArray[Any], white: float | None) -> NDArray[np.uint8]:
+def _grey(values: NDArray[Any], white: int | None) -> NDArray[np.uint8]:
     """[H W] of numbers up to `white` -> 0..255."""
     low, high = float(values.min()), float(values.max())  # nan where one is
     if not (np.isfinite(low) and np.isfinite(high)):
         raise BadImage("values out of range", "a pixel is not a number or infinite")
     if white is None:
-        steps = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+        steps = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
         white = next((step for step in steps if high <= step), None)
     if white is None or low < 0 or high > white:
         raise BadImage(

@@ -340,6 +340,7 @@ class FrozenLVLM(Reading, ReadsShapes, ABC):
         Raises:
             UserError: logits are not finite.
         """
+        ids: Any = None
         with self.deepstack(prompt.deep, prompt.visual), dropping(self.model, prompt, plan):
             inputs = {"inputs_embeds": prompt.embeds, "attention_mask": prompt.attention.long()}
             with watched(self.model) as watch:

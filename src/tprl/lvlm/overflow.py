@@ -35,6 +35,10 @@ class _Begins(Exception):
         self.path, self.module = path, module
 
 
+class _Ended(Exception):
+    """Ends a generation whose prompts are not finite: what is drawn from them aborts a GPU's process."""
+
+
 class Watch:
     """Which rows of the batch that a model is generating for have been finite in every step."""
 
@@ -42,19 +46,27 @@ class Watch:
         self.finite: Bool[Tensor, " R"] | None = None
 
     def step(self, _: nn.Module, __: Any, out: Any) -> None:
-        """A forward hook of the whole model. Nothing waits for the device here."""
+        """A forward hook of the whole model. It waits for the device after the prompts alone."""
         logits = getattr(out, "logits", None)
         finite = finite_logits((out[0] if logits is None else logits)[:, -1].detach())
-        self.finite = finite if self.finite is None else self.finite & finite
+        if self.finite is not None:
+            self.finite &= finite
+            return
+        self.finite = finite
+        if not bool(finite.all()):
+            raise _Ended
 
 
 @contextmanager
 def watched(model: nn.Module, watch: Watch | None = None) -> Generator[Watch, None, None]:
-    """While it lasts, every forward pass of the model is looked at."""
+    """While it lasts, every forward pass of the model is looked at. It ends early where the first is not finite, and
+    `Watch.finite` says so."""
     watch = watch or Watch()
     handle = model.register_forward_hook(watch.step)
     try:
         yield watch
+    except _Ended:
+        return
     finally:
         handle.remove()
 
