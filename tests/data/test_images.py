@@ -83,18 +83,18 @@ class TestOrientation:
             exif[0x0112] = orientation
             how: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
             content = stored(Image.fromarray(pixels), kind, exif=exif, **how)
-            found = read_picture(content)
-            assert found.size == found.image.size == ((64, 48) if orientation < 5 else (48, 64))
-            middle = found.image.width // 2, found.image.height // 2
-            top, left = found.image.getpixel((middle[0], 3)), found.image.getpixel((3, middle[1]))
+            result = read_picture(content)
+            assert result.size == result.image.size == ((64, 48) if orientation < 5 else (48, 64))
+            middle = result.image.width // 2, result.image.height // 2
+            top, left = result.image.getpixel((middle[0], 3)), result.image.getpixel((3, middle[1]))
             colours = [names[tuple(int(value > 128) for value in pixel)] for pixel in (top, left)]  # type: ignore
             assert colours == [tops[orientation], lefts[orientation]]
             # As an object, also after a conversion, which keeps the facts of the file; and never twice.
             opened = Image.open(io.BytesIO(content))
-            assert shown_size(content) == shown_size(Image.open(io.BytesIO(content))) == found.size
-            for again in (opened, opened.convert("RGB"), found.image):
-                assert read_picture(again).image.tobytes() == found.image.tobytes()
-                assert shown_size(again) == found.size
+            assert shown_size(content) == shown_size(Image.open(io.BytesIO(content))) == result.size
+            for again in (opened, opened.convert("RGB"), result.image):
+                assert read_picture(again).image.tobytes() == result.image.tobytes()
+                assert shown_size(again) == result.size
 
     def test_boxes_are_in_pixels_of_the_upright_picture(self, tmp_path: Path) -> None:
         exif = Image.Exif()

@@ -29,10 +29,10 @@ def about(size: tuple[int, int], mode: str = "RGB") -> Sample:
 class TestRefusals:
     @pytest.mark.parametrize("size", [(1200, 4), (4, 1200), (2, 1000), (1, 300), (2001, 10)])
     def test_long_strips(self, qwen: FrozenLVLM, size: tuple[int, int]) -> None:
-        found = qwen.refusal(about(size))
-        assert found is not None
-        assert found[0] == REASON
-        assert f"cannot read {size[0]} x {size[1]} pixels (absolute aspect ratio must be smaller than 200" in found[1]
+        refusal = qwen.refusal(about(size))
+        assert refusal is not None
+        assert refusal[0] == REASON
+        assert f"cannot read {size[0]} x {size[1]} pixels (absolute aspect ratio must be smaller than 200" in refusal[1]
         with pytest.raises(UserError, match=rf"the image of sample a/b, {size[0]} x {size[1]} pixels .*crop or pad it"):
             qwen.encode([about((64, 64)), about(size)])
 
@@ -52,9 +52,9 @@ class TestRefusals:
             size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
         )
         assert Reader().refusal(about((60, 1))) is None
-        found = Reader().refusal(about((3000, 1), "1"))
-        assert found is not None
-        assert "its processor would enlarge it to 336 x 1008000" in found[1]
+        refusal = Reader().refusal(about((3000, 1), "1"))
+        assert refusal is not None
+        assert "its processor would enlarge it to 336 x 1008000" in refusal[1]
 
 
 def test_rows_are_counted_and_the_others_read(qwen: FrozenLVLM, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tprl.data import images
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.types import LVLM, Dataset, Pruner
 
@@ -42,6 +43,7 @@ def of_dataset(dataset: Dataset, config: Mapping[str, Any], split: str) -> dict[
         "questions": len(dataset),
         "files": {name: of_path(str(config[name])) for name in config if name not in NAMES and _there(config[name])},
         "code": of_code(dataset),
+        "images": _digest(Path(images.__file__).read_bytes()),  # how files become pictures
     }
 
 

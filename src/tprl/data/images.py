@@ -1,11 +1,11 @@
 """The one place where an image becomes a picture: RGB, upright, as viewers show it.
 
-- An EXIF orientation (all eight) is applied, so that width, height and boxes are those of the upright picture.
-- Of several frames (GIF, TIFF, WebP, APNG) the first is read; a picture object keeps the frame it stands at.
-- Transparent pixels are composited over white: alpha channels, palettes with transparency, and colour keys.
-- 16 bits a channel are scaled to 8, other integer depths of TIFF by their number of bits, never clipped.
-- Modes I and F say nothing about their range: values within 0..1 (F alone) are read as fractions, within 0..255 as
-  8 bits, within 0..65535 as 16 bits. Other values, and those that are not finite, are refused.
+- An EXIF orientation (all eight) is applied: width, height and boxes are of the upright picture.
+- Of several frames (GIF, TIFF, WebP, APNG) the first is read; an object keeps the frame it is at.
+- Transparent pixels are composited over white: alpha channels, palettes and colour keys.
+- 16 bits a channel are scaled to 8, other depths of TIFF by their number of bits, never clipped.
+- Modes I and F say nothing about their range: values within 0..1 (F alone) are read as fractions,
+  within 0..255 as 8 bits, within 0..65535 as 16 bits. Other values are refused.
 - Colour profiles are not applied, as in `transformers` and `datasets`.
 """
 
@@ -99,7 +99,7 @@ def read_picture(value: Any, folder: Path | None = None, max_pixels: int | None 
             size = picture.size
             picture = _scaled(picture, max_pixels)
     except UNREADABLE as error:
-        raise BadImage("broken image", _told(error)) from error
+        raise BadImage("broken image", _message(error)) from error
     # What is left of the file's facts (orientation, transparency) was applied: it must not be applied again.
     picture.info = {}
     return Picture(picture, size)
@@ -247,7 +247,7 @@ def _too_many(size: tuple[int, int], limit: int, why: str) -> BadImage:
     )
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     """What Pillow says is wrong, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
@@ -356,7 +356,7 @@ def _from_lab(picture: Image.Image) -> Image.Image:
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(picture, lab, rgb, outputMode="RGB")
     except ImageCms.PyCMSError as error:
-        raise BadImage("broken image", f"CIELAB: {_told(error)}") from error
+        raise BadImage("broken image", f"CIELAB: {_message(error)}") from error
     assert converted is not None  # None is for inPlace=True
     return converted
 

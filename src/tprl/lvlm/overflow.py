@@ -77,14 +77,14 @@ def finite_logits(logits: Float[Tensor, "... N"]) -> Bool[Tensor, "..."]:
 
 
 def check_seen(
-    lvlm: Any, seen: Seen, shown: Sequence[Sequence[int]], names: Sequence[str], again: Callable[[int], Any]
+    lvlm: Any, seen: Seen, image_numbers: Sequence[Sequence[int]], names: Sequence[str], again: Callable[[int], Any]
 ) -> None:
     """Refuse visual tokens, and what pruners read beside them, that are not finite.
 
     Args:
         lvlm: whose they are.
         seen: of the images of a batch.
-        shown: the images of each sample.
+        image_numbers: the images of each sample.
         names: of the samples.
         again: sees one image again.
 
@@ -99,7 +99,7 @@ def check_seen(
     if bool(finite.all()):
         return
     image = int((~finite).any(0).nonzero()[0])
-    sample = next(name for name, images in zip(names, shown, strict=True) if image in images)
+    sample = next(name for name, images in zip(names, image_numbers, strict=True) if image in images)
     default = "vision tower" if not bool(finite[0, image]) else ATTENTION
     raise not_finite(lvlm, sample, lambda: again(image), default)
 
