@@ -66,4 +66,4 @@ def test_rows_are_counted_and_the_others_read(qwen: FrozenLVLM, tmp_path: Path) 
     data.read_by(qwen)
     assert [sample.images[0].size for sample in take(data, range(4))] == [(96, 96), (60, 60)]
     assert data.damage == {REASON: 2}
-    assert passed_over(data) == f"2 damaged rows of custom/all were passed over ({REASON}: 2)"
+    assert passed_over(data) == f"2 damaged rows were passed over in custom/all ({REASON}: 2)"

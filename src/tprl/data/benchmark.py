@@ -332,7 +332,8 @@ def passed_over(dataset: Dataset) -> str:
     listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
     split = getattr(dataset, "split", "")
     name = f"{dataset.name}/{split}" if split else dataset.name
-    return f"{sum(damage.values())} damaged rows of {name} were passed over ({listed})"
+    count = sum(damage.values())
+    return f"{count} damaged row{'s were' if count > 1 else ' was'} passed over in {name} ({listed})"
 
 
 def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:
