@@ -76,7 +76,9 @@ class Encoded:
     visual_mask: Bool[Tensor, "B V"]
     image_of: Int[Tensor, "B V"]  # index of the image each visual token belongs to
     grids: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]  # per sample and image: (rows, columns) of each view
-    question: Bool[Tensor, "B S"]  # True on the words of the question, template words excluded
+    # True on the question: the user's words of the last user turn of a prompt with an image, before, between or after
+    # images; template words and image tokens are never among them. `encode` marks it in prompts of text alone, too.
+    question: Bool[Tensor, "B S"]
     extras: dict[str, Tensor] = field(default_factory=dict)
     deep: Float[Tensor, "B S F"] | None = None  # what deeper layers add to visual columns (deepstack), layer by layer
     project: Callable[[Tensor], Tensor] | None = None  # the LVLM's projector, for methods that merge vision features

@@ -104,3 +104,112 @@ def test_no_template_is_refused() -> None:
     made = tokenizer("metaspace")
     with pytest.raises(UserError, match=r"no chat template.*set processor\.chat_template, or use a pruner"):
         QuestionFinder(made, made.get_vocab()["<image>"])
+
+
+IMAGE = {"type": "image"}
+BY_TYPE = "{% for part in turn.content | selectattr('type', 'equalto', "
+# What checkpoints ship with: images first whatever the order (LLaVA-1.5), brackets (Mistral), texts alone (Vicuna).
+OTHERS = {
+    "images first": (
+        "{% for turn in messages %}{{ turn.role | upper }}: "
+        f"{BY_TYPE}'image') %}}<image>\n{{% endfor %}}{BY_TYPE}'text') %}}"
+        "{{ part.text }} {% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
+    "brackets": (
+        "<s>{% for turn in messages %}{% if turn.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% elif turn.role == 'user' %}[INST] {% for part in turn.content %}{{ '<image>\n' if part.type == 'image' "
+        "else part.text }}{% endfor %} [/INST]{% else %} {{ turn.content[0].text }}</s>{% endif %}{% endfor %}"
+    ),
+    "texts alone": (
+        "{% for turn in messages %}{{ turn.role | upper }}: {{ turn.content }} {% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
+    "said beside": (
+        "{% for turn in messages %}{{ turn.role | upper }}: {% for part in turn.content %}"
+        "{{ 'Picture: <image> shown. ' if part.type == 'image' else part.text }}"
+        "{% endfor %} {% endfor %}ASSISTANT:"
+    ),
+}
+
+
+def said(role: str, *parts: str | None) -> dict[str, object]:
+    """A turn; None is an image."""
+    return {"role": role, "content": [IMAGE if part is None else {"type": "text", "text": part} for part in parts]}
+
+
+def words(made: PreTrainedTokenizerFast, template: str, image: str, *turns: dict[str, object]) -> list[str]:
+    """The question of a conversation, blank-separated."""
+    made.chat_template = template
+    finder = QuestionFinder(made, made.get_vocab()[image])
+    texts = any(isinstance(turn["content"], str) for turn in turns)
+    text = made.apply_chat_template(list(turns), chat_template=template, add_generation_prompt=True, tokenize=False)
+    assert texts or image in text
+    ids = made([text], return_tensors="pt")["input_ids"]
+    mask = finder(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+    assert not (mask & (ids[0] == made.get_vocab()[image])).any()
+    runs = torch.tensor_split(
+        torch.arange(len(mask))[mask], (torch.arange(len(mask))[mask].diff() > 1).nonzero()[:, 0] + 1
+    )
+    return " ".join(str(made.decode(ids[0, run])) for run in runs).split()
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "bytes"])
+@pytest.mark.parametrize("image", list(TEMPLATES))
+class TestAnywhereInTheTurn:
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            (QUESTIONS[0], None),
+            ("How many", None, "squares are there", None),
+            (None, "How many", None, "are there"),
+            ("what color is", None, None),
+        ],
+    )
+    def test_before_between_and_after_images(self, kind: str, image: str, parts: tuple[str | None, ...]) -> None:
+        expected = " ".join(part for part in parts if part is not None).split()
+        assert words(tokenizer(kind), TEMPLATES[image], image, said("user", *parts)) == expected
+
+    def test_after_other_turns_and_a_system_text(self, kind: str, image: str) -> None:
+        before = said("system", "what color is"), said("user", None, QUESTIONS[0]), said("assistant", "red.")
+        expected = QUESTIONS[1].split()
+        for last in (said("user", QUESTIONS[1], None), said("user", QUESTIONS[1]), said("user", None, QUESTIONS[1])):
+            assert words(tokenizer(kind), TEMPLATES[image], image, *before, last) == expected
+        only = said("system", "what color is"), said("user", QUESTIONS[1], None)
+        assert words(tokenizer(kind), TEMPLATES[image], image, *only) == expected
+
+    def test_before_an_answer_that_has_begun(self, kind: str, image: str) -> None:
+        made = tokenizer(kind)
+        made.chat_template = TEMPLATES[image]
+        text = prompt(made, TEMPLATES[image], ("user", QUESTIONS[1], 1)) + " what color"
+        assert found(made, QuestionFinder(made, made.get_vocab()[image]), text)[0] == QUESTIONS[1]
+
+    def test_no_words_are_said_once(self, kind: str, image: str, caplog: pytest.LogCaptureFixture) -> None:
+        made = tokenizer(kind)
+        made.chat_template = TEMPLATES[image]
+        finder = QuestionFinder(made, made.get_vocab()[image])
+        text = prompt(made, TEMPLATES[image], ("user", "", 2))
+        with caplog.at_level(logging.WARNING):
+            assert not any(found(made, finder, text)[1].any() for _ in range(2))
+        assert len([r for r in caplog.records if "no words of a user" in r.message]) == 1
+
+    def test_a_batch_of_mixed_layouts_padded_on_either_side(self, kind: str, image: str) -> None:
+        made = tokenizer(kind)
+        made.chat_template = TEMPLATES[image]
+        turns = [said("user", None, QUESTIONS[0]), said("user", QUESTIONS[1], None), said("user", QUESTIONS[0])]
+        texts = [str(made.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)) for turn in turns]
+        finder = QuestionFinder(made, made.get_vocab()[image])
+        for side in ("left", "right"):
+            batch = made(texts, padding=True, padding_side=side, return_tensors="pt")
+            mask = finder(batch["input_ids"], batch["attention_mask"].bool())
+            asked = [str(made.decode(ids[row])).split() for ids, row in zip(batch["input_ids"], mask, strict=True)]
+            assert asked == [QUESTIONS[0].split(), QUESTIONS[1].split(), []]
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "bytes"])
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_templates_of_other_kinds(kind: str, name: str) -> None:
+    for parts in ((None, QUESTIONS[0]), (QUESTIONS[0], None), (QUESTIONS[0], None, None)):
+        turn = said("user", *parts)
+        if name == "texts alone":
+            turn["content"] = "\n".join("<image>" if part is None else part for part in parts)
+        assert words(tokenizer(kind), OTHERS[name], "<image>", turn) == QUESTIONS[0].split()
