@@ -95,8 +95,10 @@ def divergence(
     return kl, same.all(1).float()
 
 
-def shown_images(tokens: Sequence[int], per_image: Sequence[int]) -> list[list[int]]:
+def shown_images(tokens: Sequence[int], per_image: Sequence[int], remedy: str) -> list[list[int]]:
     """Which images each prompt shows: images follow in order until they fill the prompt's placeholders.
+
+    `remedy` says how to set the processor.
 
     Raises:
         UserError: they do not.
@@ -111,7 +113,7 @@ def shown_images(tokens: Sequence[int], per_image: Sequence[int]) -> list[list[i
         if wanted:
             raise UserError(
                 f"prompt {row} has {tokens[row]} image tokens, and its images make {sum(per_image[first:image])}: "
-                "pass what one call of the processor returned, complete."
+                f"pass what one call of the processor returned, complete, and {remedy}."
             )
         shown.append(list(range(first, image)))
     if image < len(per_image):
@@ -198,22 +200,53 @@ def pick_images(pixels: Mapping[str, Any], rows: Sequence[int], chosen: Sequence
     return {"pixel_values": torch.cat([parts[i] for i in chosen]), **stacked}
 
 
-def question_mask(
-    offsets: Int[Tensor, "B S 2"], texts: Sequence[str], samples: Sequence[Sample], name: str
-) -> Bool[Tensor, "B S"]:
-    """Tokens whose characters are the question's: measured from the prompt's end, because placeholders before the
-    question expand."""
-    tails, lengths = [], []
-    for text, sample in zip(texts, samples, strict=True):
-        question = sample.question.strip()  # as many chat templates do
-        at = text.rfind(question)
-        if at < 0:
+def check_placeholders(
+    is_image: Bool[Tensor, "B S"],
+    shown: Sequence[Sequence[int]],
+    features: Sequence[int],
+    uids: Sequence[str],
+    one_run: bool,
+    remedy: str,
+) -> None:
+    """Refuse prompts with more or fewer placeholders than their images have features: in all, and
+    image by image where text stands between them.
+
+    Args:
+        is_image: True on placeholders.
+        shown: images of each prompt.
+        features: what the vision side makes of each image.
+        uids: of the prompts.
+        one_run: whether the placeholders of an image follow each other without a gap.
+        remedy: how to set the processor.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    for row, images, uid in zip(is_image, shown, uids, strict=True):
+        columns = row.nonzero().squeeze(1)
+        wanted = torch.tensor([features[image] for image in images], dtype=torch.long)
+        if len(columns) != int(wanted.sum()):
             raise UserError(
-                f"the prompt of {name} changes the question of sample {sample.uid}, so its words cannot be "
-                f"found: set model.prompt to a template with {{question}}."
+                f"the processor wrote {len(columns)} image placeholders for {uid}, and the vision tower makes "
+                f"{int(wanted.sum())} features of its images: {remedy}."
             )
-        tails.append(len(text) - at - len(question))
-        lengths.append(len(question))
-    tail, length = (torch.tensor(values, device=offsets.device).unsqueeze(1) for values in (tails, lengths))
-    stop = offsets[..., 1].amax(1, keepdim=True) - tail
-    return (offsets[..., 0] >= stop - length) & (offsets[..., 1] <= stop) & (offsets[..., 1] > offsets[..., 0])
+        gaps = (columns.diff() > 1).nonzero().squeeze(1).cpu() + 1
+        astray = gaps[~torch.isin(gaps, wanted.cumsum(0))]
+        if one_run and len(astray):
+            raise UserError(
+                f"the processor ended an image of {uid} after {int(astray[0])} placeholders, and the vision tower "
+                f"makes {wanted.tolist()} features of its images: {remedy}."
+            )
+
+
+def check_size(name: str, what: str, sizes: Sequence[int], wanted: Sequence[int], remedy: str) -> None:
+    """Refuse pixels that a processor with other settings than the model's made.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    if tuple(sizes) != tuple(wanted):
+        raise UserError(
+            f"the processor makes {what} of {' x '.join(map(str, sizes))}, and {name} reads "
+            f"{' x '.join(map(str, wanted))}: {remedy}."
+        )

@@ -16,12 +16,11 @@ from tprl.errors import UserError
 from tprl.lvlm.batching import (
     Seen,
     axes,
-    check_images,
+    check_placeholders,
     in_memory,
     input_uids,
     micro_batches,
     pick_images,
-    question_mask,
     shown_images,
     unique_images,
 )
@@ -29,19 +28,22 @@ from tprl.lvlm.blueprint import random_model
 from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.overflow import check_seen, watched
+from tprl.lvlm.prompting import Prompting
 from tprl.lvlm.reading import Reading
 from tprl.lvlm.regions import region_rank
 from tprl.lvlm.shapes import REFUSALS, ReadsShapes
+from tprl.lvlm.texts import question_mask
 from tprl.types import Encoded, Prompt, Sample, columns_of
 
 # Checkpoints come with settings of their own, such as a repetition penalty, and `score` knows of none.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
-class FrozenLVLM(Reading, ReadsShapes, ABC):
+class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
 
-    It sees and writes here, and reads answers in `Reading`; `ReadsShapes` says which images it refuses.
+    It sees and writes here, words its prompts in `Prompting` and reads answers in `Reading`; `ReadsShapes` says which
+    images it refuses.
 
     Subclasses name their `model_type` (of the stock config), say how they see (`see`, `project`), which extras they
     know, their `shape`, and how a small random model of their architecture is built (`blueprint`).
@@ -68,6 +70,7 @@ class FrozenLVLM(Reading, ReadsShapes, ABC):
     related: frozenset[str] = frozenset()  # those of them that depend on the question too: `relate` finishes them
     substitutes: ClassVar[dict[str, str]] = {}  # extras that stand in for what the encoder lacks, and what they are
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
+    one_run = True  # whether the placeholders of an image follow each other
     coordinates: str = "relative"  # how it writes boxes, a key of `data.boxes.COORDINATES`
 
     def __init__(
@@ -167,14 +170,14 @@ class FrozenLVLM(Reading, ReadsShapes, ABC):
         """Everything up to the language model's input. An image that several samples share is encoded once.
 
         Raises:
-            UserError: an extra that is not known here, a sample with more or fewer images than the prompt shows, an
-                image that the processor refuses, tokens that are not finite, or a chat template that changes the
-                question.
+            UserError: an extra that is not known here, `prompts_of`'s reasons, an image that the processor refuses, a
+                processor that writes another number of placeholders than there are features, or tokens that are not
+                finite.
         """
         self.check_extras(extras, self.known_extras | {"region"})
-        check_images(samples, self.prompt, self.name)
-        texts = [self.render(sample) for sample in samples]
+        prompts = self.prompts_of(samples)
         nested = [list(sample.images) for sample in samples] if any(s.images for s in samples) else None
+        texts, uids = [prompt.text for prompt in prompts], [sample.uid for sample in samples]
         how = {"padding": True, "return_tensors": "pt", "text_kwargs": {"return_offsets_mapping": True}}
         try:
             inputs = self.processor(text=texts, images=nested, **how)
@@ -186,9 +189,14 @@ class FrozenLVLM(Reading, ReadsShapes, ABC):
             pixels = self.pixels_of(inputs)
             pixels = pick_images(pixels, self.rows_per_image(pixels), first)
             seen = self.see(pixels, extras - {"region"})
-            self._check_seen(seen, pixels, extras - {"region"}, shown, [sample.uid for sample in samples])
-        question = question_mask(inputs["offset_mapping"], texts, samples, self.name) & inputs["attention_mask"].bool()
-        encoded = self._assemble(inputs, seen, shown, [sample.uid for sample in samples], question)
+            self._check_seen(seen, pixels, extras - {"region"}, shown, uids)
+        is_image, lengths = inputs["input_ids"] == self.image_token, [len(tokens) for tokens in seen.tokens]
+        check_placeholders(is_image, shown, lengths, uids, self.one_run, self.remedy)
+        per_image = [[lengths[image] for image in images] for images in shown]
+        question = question_mask(
+            self.tokenizer, inputs["offset_mapping"], is_image, prompts, per_image, self.placeholder
+        )
+        encoded = self._assemble(inputs, seen, shown, uids, question & inputs["attention_mask"].bool())
         if "region" in extras:
             rank = region_rank(samples, encoded.grids, encoded.visual_mask.shape[1]).to(self.device)
             encoded.extras["region"] = rank
@@ -211,9 +219,11 @@ class FrozenLVLM(Reading, ReadsShapes, ABC):
         pixels = self.pixels_of(inputs)
         seen = self.see(pixels, extras)
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
-        counts = (ids == self.image_token).sum(1).tolist()
-        shown = shown_images(counts, [len(tokens) for tokens in seen.tokens])
-        self._check_seen(seen, pixels, extras, shown, [f"prompt {row}" for row in range(len(ids))])
+        is_image, lengths = ids == self.image_token, [len(tokens) for tokens in seen.tokens]
+        shown = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
+        names = [f"prompt {row}" for row in range(len(ids))]
+        self._check_seen(seen, pixels, extras, shown, names)
+        check_placeholders(is_image, shown, lengths, names, self.one_run, self.remedy)
         uids = input_uids(ids, attention, pixels["pixel_values"].split(self.rows_per_image(pixels)), shown)
         encoded = self._assemble(inputs, seen, shown, uids, question)
         if extras & self.related:
@@ -298,20 +308,6 @@ class FrozenLVLM(Reading, ReadsShapes, ABC):
     ) -> Int[Tensor, "P B S"]:
         """Position ids of the unpruned prompts, 0 on padding; `inputs` is what the processor made."""
         return (attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0)
-
-    def render(self, sample: Sample) -> str:
-        """The prompt as text, image placeholders not yet expanded."""
-        if self.prompt is not None:
-            return self.prompt.format(question=sample.question)
-        content = [*({"type": "image"} for _ in sample.images), {"type": "text", "text": sample.question}]
-        turns = [{"role": "user", "content": content}]
-        template = self.processor.chat_template or self.tokenizer.chat_template
-        if template is None:
-            raise UserError(f"{self.name} has no chat template: set model.prompt, e.g. 'USER: <image> {{question}}'.")
-        # The tokenizer renders: some processors ask their video half for settings first.
-        return self.tokenizer.apply_chat_template(
-            turns, chat_template=template, add_generation_prompt=True, tokenize=False
-        )
 
     @contextmanager
     def deepstack(

@@ -15,7 +15,8 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from tprl.cost import LMShape, LVLMShape, VisionShape, unknown
-from tprl.lvlm.batching import Seen, runs
+from tprl.errors import UserError
+from tprl.lvlm.batching import Seen, check_size, runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
@@ -95,11 +96,22 @@ class InternVL3(FrozenLVLM):
     def load_processor(cls, source: str) -> Any:
         return image_only(ImageOnly, source, image_seq_length=AutoConfig.from_pretrained(source).image_seq_length)
 
+    def processor_settings(self) -> dict[str, Any]:
+        rows, columns = self._patches
+        merged = round(rows * columns * self.model.config.downsample_ratio**2)
+        return {"image_seq_length": merged}
+
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The stock processor does not say how many tiles an image has: as many as its run of tokens is long."""
+        values, each = inputs["pixel_values"], self.processor_settings()["image_seq_length"]
         lengths = [length for row in runs(inputs["input_ids"] == self.image_token) for _, length in row]
-        each = self.model.config.image_seq_length
-        return {"pixel_values": inputs["pixel_values"], "num_patches": [length // each for length in lengths]}
+        if any(length % each for length in lengths) or sum(lengths) != each * len(values):
+            raise UserError(
+                f"the processor wrote {sum(lengths)} image placeholders in runs of {lengths} for {len(values)} tiles, "
+                f"and the vision tower makes {each * len(values)} features of them, {each} of each tile: "
+                f"pass what one call of the processor returned, complete, and {self.remedy}."
+            )
+        return {"pixel_values": values, "num_patches": [length // each for length in lengths]}
 
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         return [int(count) for count in pixels["num_patches"]]
@@ -107,6 +119,8 @@ class InternVL3(FrozenLVLM):
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        size = self.model.config.vision_config.image_size
+        check_size(self.name, "tiles", values.shape[-2:], size, "give its image processor that size")
         parts = self.model.model
         layers = parts.vision_tower.encoder.layer
         modules = {

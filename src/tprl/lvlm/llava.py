@@ -13,10 +13,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import Seen
+from tprl.lvlm.batching import Seen, check_size
 from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.clip_text import ClipText
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.loading import clip_settings, completed
 from tprl.lvlm.towers import StockBlock, cls_attention, layer_of, query_key, received_attention
 from tprl.types import Encoded, Tower
 
@@ -90,9 +91,18 @@ class Llava(FrozenLVLM):
         )  # fmt: skip
         return random_weights(model, tokenizer), processor
 
+    @classmethod
+    def load_processor(cls, source: str) -> Any:
+        return completed(super().load_processor(source), source)
+
+    def processor_settings(self) -> dict[str, Any]:
+        return clip_settings(self.model.config)
+
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        side = self.model.config.vision_config.image_size
+        check_size(self.name, "images", values.shape[-2:], (side, side), "give its image processor that size")
         out = self.model.model.vision_tower(values, output_hidden_states=True)
         layer = self.model.config.vision_feature_layer
         skip = int(self.model.config.vision_feature_select_strategy == "default")

@@ -18,10 +18,11 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import Seen
+from tprl.lvlm.batching import Seen, check_size
 from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
-from tprl.lvlm.towers import cls_attention, layer_of, overheard, query_key
+from tprl.lvlm.loading import clip_settings, completed
+from tprl.lvlm.towers import cls_attention, in_place, layer_of, overheard, query_key
 
 
 class LlavaNext(FrozenLVLM):
@@ -76,18 +77,27 @@ class LlavaNext(FrozenLVLM):
         )  # fmt: skip
         return random_weights(LlavaNextForConditionalGeneration(config), tokenizer), processor
 
+    @classmethod
+    def load_processor(cls, source: str) -> Any:
+        return completed(super().load_processor(source), source)
+
+    def processor_settings(self) -> dict[str, Any]:
+        pinpoints = self.model.config.image_grid_pinpoints
+        return clip_settings(self.model.config) | {"image_grid_pinpoints": pinpoints}
+
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        self._check_crops(values, pixels["image_sizes"])
         modules = self._sources(extras)
-        with overheard(modules) as calls:
+        with overheard(modules) as calls, in_place(self.model.model):
             out = self.model.model.get_image_features(values, image_sizes=pixels["image_sizes"], return_dict=True)
+            newline = self.model.model.image_newline.to(out.pooler_output[0])
         found = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
             query, keys = query_key(modules["cls_attention"], calls["cls_attention"].x, slice(0, 1))
             found["cls_attention"] = cls_attention(query, keys)
         tokens = list(out.pooler_output)
-        newline = self.model.model.image_newline.to(tokens[0])
         separators = [(image == newline).all(-1) for image in tokens]
         config = self.model.config.vision_config
         side = config.image_size // config.patch_size
@@ -100,6 +110,15 @@ class LlavaNext(FrozenLVLM):
         config = self.model.config
         side = config.vision_config.image_size
         return [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes]
+
+    def _check_crops(self, values: Float[Tensor, "J N 3 Y X"], sizes: Int[Tensor, "J 2"]) -> None:
+        """The stock class drops crops that it does not expect; those of zeros alone are padding."""
+        side = self.model.config.vision_config.image_size
+        check_size(self.name, "crops", values.shape[-2:], (side, side), "give its image processor that size")
+        for crops, count in zip(values, self._crops(sizes), strict=True):
+            beyond = int(crops[count:].flatten(1).any(1).sum())
+            made = len(crops[:count]) + beyond
+            check_size(self.name, "a number of crops", [made], [count], self.remedy)
 
     def _sources(self, extras: frozenset[str]) -> dict[str, nn.Module]:
         """The module whose input each of the extras is read from."""

@@ -1,5 +1,6 @@
 """Where a model's weights come from, and where the model goes."""
 
+import logging
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from transformers import (
 from tprl.errors import UserError
 from tprl.hub import within_reach
 
+log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -106,7 +108,14 @@ def _need(package: str, extra: str, option: str, needed: bool) -> None:
 def first_device(model: Any) -> torch.device:
     """Where a model's inputs go: its device, or the first one of a model spread over several."""
     places = [place for place in getattr(model, "hf_device_map", {}).values() if place != "disk"]
-    return torch.device(places[0]) if places else model.device
+    if places:
+        return torch.device(places[0])
+    if model.device.type != "meta":
+        return model.device
+    # Offloaded by hooks of accelerate alone: weights are away until a module runs, where its hook says.
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    running = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((device for device in running if device is not None), "cpu"))
 
 
 def find_model(pretrained: str) -> Path:
@@ -155,6 +164,27 @@ def load(
     if found["missing_keys"]:  # transformers would go on with random weights in their place
         raise _damaged(source, name, f"{min(found['missing_keys'])} is not there")
     return (model if "device_map" in arguments else model.to(where.device)), processor
+
+
+def clip_settings(config: Any) -> dict[str, Any]:
+    """What of a LLaVA's processor decides how many placeholders it writes for a crop."""
+    vision = config.vision_config
+    return {
+        "patch_size": vision.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": int(vision.model_type == "clip_vision_model"),  # CLS
+    }
+
+
+def completed(processor: Any, source: str) -> Any:
+    """A LLaVA's processor with what its files leave out, from the model's config; older ones leave out
+    much, and stock defaults then stand for other models."""
+    written, _ = type(processor).get_processor_dict(source)
+    for name, value in clip_settings(AutoConfig.from_pretrained(source)).items():
+        if written.get(name) is None and getattr(processor, name) != value:
+            log.info("the processor in %s has no %s: %s, as the model's config says", source, name, value)
+            setattr(processor, name, value)
+    return processor
 
 
 def _damaged(source: str, name: str, reason: str) -> UserError:

@@ -14,7 +14,8 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from tprl.cost import LMShape, LVLMShape, VisionShape
-from tprl.lvlm.batching import Seen
+from tprl.errors import UserError
+from tprl.lvlm.batching import Seen, check_size
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
@@ -112,6 +113,15 @@ class Qwen25VL(FrozenLVLM):
         )
         return seen[1], seen[0]
 
+    @property
+    def image_text(self) -> str:
+        return f"<|vision_start|>{self.placeholder}<|vision_end|>"
+
+    def processor_settings(self) -> dict[str, Any]:
+        config = self.model.config.vision_config
+        sizes = {"merge_size": config.spatial_merge_size, "patch_size": config.patch_size}
+        return sizes | {"temporal_patch_size": config.temporal_patch_size}
+
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         return pixels["image_grid_thw"].prod(1).tolist()
 
@@ -120,6 +130,14 @@ class Qwen25VL(FrozenLVLM):
         grid = pixels["image_grid_thw"].to(self.device)
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         tower, config = self.model.model.visual, self.model.config.vision_config
+        numbers = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        check_size(self.name, "patches", values.shape[-1:], [numbers], self.remedy)
+        for _, rows, columns in grid.tolist():
+            if rows % config.spatial_merge_size or columns % config.spatial_merge_size:
+                raise UserError(
+                    f"the processor makes a grid of {rows} x {columns} patches, and {self.name} merges "
+                    f"{config.spatial_merge_size} x {config.spatial_merge_size} of them: {self.remedy}."
+                )
         modules = {
             "cls_attention": tower.blocks[max(config.fullatt_block_indexes) if self.windows else -1].attn,
             "vision_features": tower.merger,

@@ -48,6 +48,7 @@ class SmolVLM2(FrozenLVLM):
         }
     )
     substitutes = RECEIVED
+    one_run = False  # every tile is announced
     pixel_inputs = ("pixel_values", "pixel_attention_mask")
 
     def __init__(self, pretrained: str | None, name: str = "smolvlm2", **options: Any) -> None:
@@ -90,6 +91,9 @@ class SmolVLM2(FrozenLVLM):
     def load_processor(cls, source: str) -> Any:
         return image_only(ImageOnly, source, image_seq_len=_side(AutoConfig.from_pretrained(source)) ** 2)
 
+    def processor_settings(self) -> dict[str, Any]:
+        return {"image_seq_len": _side(self.model.config) ** 2}
+
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The stock processor lists tiles per prompt. An image ends with its thumbnail, which the same token announces
         everywhere, also before the prompt's last run of image tokens."""
@@ -101,6 +105,14 @@ class SmolVLM2(FrozenLVLM):
             for first, end in zip([0, *ends], ends, strict=False):
                 for name, tiles in parts.items():
                     tiles.append(inputs[name][row, first:end])
+            beyond = inputs["pixel_attention_mask"][row, len(found) :]
+            count = len(found) + int(beyond.flatten(1).any(1).sum())
+            if count != len(found) or len(found) > inputs["pixel_values"].shape[1]:
+                raise UserError(
+                    f"prompt {row} announces {len(found)} tiles of images, and the processor made "
+                    f"{min(count, inputs['pixel_values'].shape[1])}: pass what one call of the processor returned, "
+                    f"complete, and {self.remedy}."
+                )
         return {name: pad_sequence(tiles, batch_first=True) for name, tiles in parts.items()}
 
     @torch.no_grad()

@@ -46,6 +46,21 @@ class StockBlock:
 
 
 @contextmanager
+def in_place(module: nn.Module) -> Generator[None, None, None]:
+    """While it lasts, a module's own parameters are where it runs, also where a hook of accelerate brings them there
+    for each forward only: for what is called beside the forward."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    if hook is None:
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
+
+
+@contextmanager
 def overheard(modules: Mapping[str, nn.Module]) -> Generator[dict[str, Call], None, None]:
     """While it lasts, the last call of each module, by the same names."""
     calls: dict[str, Call] = {}

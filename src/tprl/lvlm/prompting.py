@@ -1,0 +1,79 @@
+"""How a frozen LVLM writes a prompt: the template, what stands for an image, and what cannot be asked."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from tprl.errors import UserError
+from tprl.lvlm.batching import check_images
+from tprl.lvlm.texts import Misreader, Placed, placed
+from tprl.types import Sample
+
+
+class Prompting:
+    """The text side of an LVLM with a stock processor.
+
+    Attributes:
+        prompt: template around `{question}`, "<image>" marks the image; None takes the processor's chat template.
+    """
+
+    name: str
+    processor: Any
+    tokenizer: Any
+    image_token: int
+    prompt: str | None
+
+    def prompts_of(self, samples: Sequence[Sample]) -> list[Placed]:
+        """The prompts of samples as texts.
+
+        Raises:
+            UserError: a sample with more or fewer images than the prompt shows, a question that the tokenizer refuses
+                or reads as something else than text, or a template that changes it.
+        """
+        check_images(samples, self.prompt, self.name)
+        for sample in samples:
+            if (bad := self._misreader.fault(sample.question, "question")) is not None:
+                raise UserError(f"{self.name} cannot be asked {sample.uid}, {bad[0]}: {bad[1]}.")
+        return [placed(self.render, sample, self.name) for sample in samples]
+
+    def refuses(self, sample: Sample) -> tuple[str, str] | None:
+        """Why a sample cannot be asked: a reason, the same for all samples of its kind, and details. None if it can."""
+        return self._misreader.refuses(sample)
+
+    @cached_property
+    def _misreader(self) -> Misreader:
+        return Misreader(self.processor)
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for an image in a prompt before the processor expands it."""
+        return self.tokenizer.convert_ids_to_tokens(self.image_token)
+
+    @property
+    def image_text(self) -> str:
+        """What `<image>` in `model.prompt` becomes."""
+        return self.placeholder
+
+    @property
+    def remedy(self) -> str:
+        """How to set a processor so that it writes as many placeholders as the vision tower makes features."""
+        settings = ", ".join(f"{name}={value}" for name, value in self.processor_settings().items())
+        return f"give the processor {settings or 'the sizes of images and patches'} as the model's config says"
+
+    def processor_settings(self) -> dict[str, Any]:
+        """What of the processor decides how many placeholders it writes, from the model's config; for errors."""
+        return {}
+
+    def render(self, sample: Sample) -> str:
+        """The prompt as text, image placeholders not yet expanded."""
+        if self.prompt is not None:
+            return self.prompt.replace("<image>", self.image_text).format(question=sample.question)
+        content = [*({"type": "image"} for _ in sample.images), {"type": "text", "text": sample.question}]
+        turns = [{"role": "user", "content": content}]
+        template = self.processor.chat_template or self.tokenizer.chat_template
+        if template is None:
+            raise UserError(f"{self.name} has no chat template: set model.prompt, e.g. 'USER: <image> {{question}}'.")
+        # The tokenizer renders: some processors ask their video half for settings first.
+        return self.tokenizer.apply_chat_template(
+            turns, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
