@@ -19,6 +19,7 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
 from tprl.lvlm.overflow import Watch, watched
 from tprl.lvlm.questions import QuestionFinder
+from tprl.lvlm.wrappers import stock_model
 from tprl.pruners.learned import LearnedPruner, check_family
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Pruner, TokenSelection
@@ -213,7 +214,8 @@ def prune(
     decoding step. Prompts without images pass through untouched. `model(...)` itself is not changed.
 
     Args:
-        model: a LLaVA, LLaVA-NeXT, Qwen2.5-VL, Qwen3-VL, InternVL or SmolVLM of transformers.
+        model: a LLaVA, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL or SmolVLM of transformers, or a wrapper
+            around one (peft with LoRA, `torch.compile`, DistributedDataParallel): then the model inside is pruned.
         pruner: a `Pruner`, or the name of one (`conf/pruner/*.yaml`), such as "random".
         keep_ratio: fraction of each image's visual tokens to keep, in (0, 1]; for "tprl_adaptive" the mean over
             questions.
@@ -227,10 +229,12 @@ def prune(
         A handle: `undo()` restores the model exactly, as does leaving a `with` block; `kept` says what was kept.
 
     Raises:
-        UserError: a model without image tokens that we know, a pruner made for another one, or a ratio outside (0, 1].
+        UserError: a model without image tokens that we know, a wrapper whose model inside cannot be pruned, a pruner
+            made for another one, or a ratio outside (0, 1].
     """
     if positions not in ("keep", "compact"):
         raise UserError(f"positions={positions} is unknown: use keep or compact.")
+    wrapper, model = model, stock_model(model)
     lvlm = family_of(model).around(model, processor)
     made: Any = pruner
     if isinstance(pruner, str):
@@ -256,7 +260,14 @@ def prune(
         if lvlm.processor is None:
             lvlm = type(lvlm).around(model, _processor(lvlm, made.name))
         finder = QuestionFinder(lvlm.processor, lvlm.image_token)
-    return Pruning(lvlm, made, keep_ratio, finder, positions)
+    pruning = Pruning(lvlm, made, keep_ratio, finder, positions)
+    if wrapper is not model and getattr(getattr(wrapper, "generate", None), "__self__", None) is model:
+        pruning.undo()
+        raise UserError(
+            f"{type(wrapper).__name__} has kept the generate of the model inside as it was before prune, so it would "
+            "not be pruned: give prune the stock model, and wrap it after that."
+        )
+    return pruning
 
 
 def family_of(model: Any) -> type[FrozenLVLM]:

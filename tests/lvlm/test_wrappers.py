@@ -1,0 +1,174 @@
+"""`tprl.prune` on models that something is wrapped around."""
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from tests.lvlm.test_families import FAMILIES, SAMPLES
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+import tprl
+from tprl.build import load_component
+from tprl.errors import UserError
+from tprl.evaluation.parity import stock_inputs
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.wrappers import stock_model
+
+
+class Tuner(nn.Module):
+    """As peft's LoraModel: between the wrapper and the stock model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["model"], name)
+
+
+class PeftLike(nn.Module):
+    """As peft's PeftModel."""
+
+    def __init__(self, model: nn.Module, learns_prompt: bool = False) -> None:
+        super().__init__()
+        self.base_model = Tuner(model)
+        self.peft_config = {"default": SimpleNamespace(is_prompt_learning=learns_prompt)}
+
+    def get_base_model(self) -> nn.Module:
+        return self.base_model.model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["base_model"], name)
+
+    def generate(self, *args: Any, **options: Any) -> Tensor:
+        return self.get_base_model().generate(*args, **options)
+
+
+class Proxy:
+    """No module: it hands everything on."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["model"], name)
+
+
+class Captured(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.generate = model, model.generate
+
+
+class FullyShardedDataParallel(Tuner):
+    """By its name."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
+    return load_component("model", request.param, pretrained=None, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def llava() -> FrozenLVLM:
+    return load_component("model", "llava", pretrained=None, dtype="float32")
+
+
+def answer(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    return model.generate(**batch, max_new_tokens=3, do_sample=False)
+
+
+def pruned(lvlm: FrozenLVLM, wrapper: Any, by: Any = None) -> None:
+    """The wrapper answers as the pruned stock model does, and afterwards as before."""
+    batch = stock_inputs(lvlm, SAMPLES[:2])
+    caller = wrapper if by is None else by
+    before, state = answer(caller, batch), dict(vars(lvlm.model))
+    with tprl.prune(lvlm.model, "divprune", keep_ratio=0.3) as pruning:
+        expected, kept = answer(lvlm.model, batch), pruning.kept
+    with tprl.prune(wrapper, "divprune", keep_ratio=0.3) as pruning:
+        assert torch.equal(answer(caller, batch), expected)
+        assert [len(row[0].indices) for row in pruning.kept] == [len(row[0].indices) for row in kept]
+        with pytest.raises(UserError, match="pruned already"):
+            tprl.prune(lvlm.model, "divprune", keep_ratio=0.3)
+    assert vars(lvlm.model) == state
+    assert torch.equal(answer(caller, batch), before)
+
+
+def test_adapters_around_every_family(lvlm: FrozenLVLM) -> None:
+    pruned(lvlm, PeftLike(lvlm.model))
+    assert stock_model(lvlm.model) is lvlm.model
+
+
+@pytest.mark.parametrize("wrap", [Tuner, Proxy, lambda m: torch.compile(PeftLike(m), backend="eager")])
+def test_other_wrappers(llava: FrozenLVLM, wrap: Any) -> None:
+    pruned(llava, wrap(llava.model))
+
+
+def test_compiled_models(llava: FrozenLVLM) -> None:
+    pruned(llava, torch.compile(llava.model, backend="eager"))
+
+
+def test_data_parallel_models(llava: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", torch.distributed.is_initialized)
+    pruned(llava, DataParallel(llava.model), by=llava.model)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setitem(os.environ, name, value)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        llava.model.lm_head.weight.requires_grad_(True)
+        parallel = DistributedDataParallel(llava.model)
+        pruned(llava, parallel, by=parallel.module)
+    finally:
+        llava.model.requires_grad_(False)
+        torch.distributed.destroy_process_group()
+
+
+def test_hooks_of_accelerate(llava: FrozenLVLM) -> None:
+    add_hook_to_module(llava.model, ModelHook())
+    try:
+        pruned(llava, llava.model)
+    finally:
+        remove_hook_from_module(llava.model)
+
+
+def test_weights_that_a_hook_brings() -> None:
+    lvlm = load_component("model", "llava", pretrained=None, dtype="float32")
+    batch = stock_inputs(lvlm, SAMPLES[:2])
+    with tprl.prune(lvlm.model, "divprune", keep_ratio=0.3):
+        expected = answer(lvlm.model, batch)
+    away = cpu_offload(lvlm.model, execution_device=torch.device("cpu"))
+    assert away.device.type == "meta"
+    with tprl.prune(away, "divprune", keep_ratio=0.3):
+        assert torch.equal(answer(away, batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (
+            lambda m: PeftLike(m, learns_prompt=True),
+            r"adapter 'default' of PeftLike is a SimpleNamespace.*such as LoRA",
+        ),
+        (FullyShardedDataParallel, "FullyShardedDataParallel shards the weights"),
+        (lambda m: PeftLike(FullyShardedDataParallel(m)), "FullyShardedDataParallel in PeftLike shards"),
+        (Captured, "Captured has kept the generate of the model inside.*wrap it after that"),
+        (lambda m: nn.ModuleList([m, load_component("model", "llava", pretrained=None).model]), "holds 2 models"),
+        (lambda m: nn.Linear(2, 2), r"Linear \(model_type Linear\) has no image tokens"),
+    ],
+)
+def test_refused_at_prune(llava: FrozenLVLM, wrap: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tprl.prune(wrap(llava.model), "divprune", keep_ratio=0.3)
+    assert "generate" not in vars(llava.model)
