@@ -1,14 +1,23 @@
 """Where a question stands in a prompt of each family, and texts that a tokenizer would misread."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 from tests.lvlm.test_families import FAMILIES, SAMPLES
 from tests.lvlm.test_questions import tokenizer
 
-from tprl.build import load_component
+from tprl.build import conf_dir, load_component
+from tprl.data.benchmark import take
+from tprl.data.prompts import PromptStream
+from tprl.demo.compare import check_question
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.texts import Misreader, Placed, placed, question_mask
+from tprl.run_eval import make_dataset
 from tprl.types import Sample
 
 TWO = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))
@@ -72,11 +81,11 @@ class TestMisread:
         assert len(names) >= 5
         for token in names:
             for field in ({"question": f"what is {token}?"}, {"answers": ("yes", f"{token}no")}):
-                bad = lvlm.refuses(SAMPLES[0]._replace(**field))
+                bad = lvlm.refusal(SAMPLES[0]._replace(**field))
                 assert bad is not None
                 assert bad[0] == f"special token in the {'question' if 'question' in field else 'answer'}"
                 assert token in bad[1]
-        assert lvlm.refuses(SAMPLES[0]) is None
+        assert lvlm.refusal(SAMPLES[0]) is None
 
     @pytest.mark.parametrize(
         ("question", "reason"),
@@ -118,3 +127,50 @@ class TestMisread:
         for question in (f"what is {lvlm.placeholder}?", "cut \ud83d?"):
             with pytest.raises(UserError, match=r"cannot be asked scenes/.*(special token in|no Unicode)"):
                 lvlm.encode([SAMPLES[0]._replace(question=question)])
+
+
+class TestDamage:
+    BAD = (
+        {"question": "<image> what is it?"},
+        {"answers": ["red", "</s>"]},
+        {"question": "cut \ud83d?"},
+        {"answers": "\ud83d"},
+        {"question": "a\0b"},
+        {"question": "\u200b"},
+        {"image": "half \ud83d.png"},
+    )
+
+    def test_rows_that_cannot_be_asked_are_counted_wherever_they_are_read(self, tmp_path: Path) -> None:
+        Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+        good = {"image": "a.png", "question": "what is it?", "answers": "red"}
+        rows = [good | bad for bad in (*self.BAD, {}, {"id": "half \ud83d"})]
+        (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        config = OmegaConf.load(conf_dir() / "dataset" / "custom.yaml")
+        assert OmegaConf.is_dict(config)
+        config.update({"source": str(tmp_path / "rows.jsonl"), "max_bad_rows": 0.9})
+        llava = load_component("model", "llava", pretrained=None, dtype="float32")
+        data = make_dataset(config, llava, "all")
+        samples = take(data, range(len(data)))
+        assert [sample.question for sample in samples] == ["what is it?"] * 2
+        assert all(sample.uid.encode() for sample in samples)
+        assert llava.encode(samples).question.any(1).all()
+        assert data.damage == {  # type: ignore[attr-defined]
+            "special token in the question": 1,
+            "special token in the answer": 1,
+            "question is no Unicode text": 1,
+            "answer is no Unicode text": 1,
+            "NUL character in the question": 1,
+            "empty question": 1,
+            "missing image file": 1,
+        }
+        again = make_dataset(config, llava, "all")
+        (batch,) = PromptStream(again, 9, 0, 1)
+        assert {sample.question for sample in batch} == {"what is it?"}
+        assert again.damage == data.damage  # type: ignore[attr-defined]
+
+    def test_the_demo_answers_in_a_sentence(self) -> None:
+        llava = load_component("model", "llava", pretrained=None, dtype="float32")
+        for question in ("what is <image>?", "what is \ud83d?"):
+            with pytest.raises(UserError, match=r"llava cannot be asked this, (special token|question is no Unicode)"):
+                check_question(llava, question)
+        assert check_question(llava, " what? ") == "what?"

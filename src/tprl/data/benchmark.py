@@ -40,9 +40,9 @@ class Benchmark(ABC):
     answer (`score`), and says how the official numbers come from it (`facts`, `per_image`, `official`). The uid of a
     sample is `<name>/<split>/<image>/<question>`: questions about one image share all but the last part.
 
-    A row with a broken image, no answer, no box, an empty question or an image that the LVLM refuses (`read_by`) raises
-    `BadRow` and is counted in `damage`; the
-    last one that `max_bad_rows` allows for is passed over, the next is an error. Read rows by `take`.
+    A row with a broken image, no answer, no box, an empty question, or texts or an image that the LVLM in use cannot
+    read (`read_by`) raises `BadRow` and is counted in `damage`; the last one that `max_bad_rows` allows for is passed
+    over, the next is an error. Read rows by `take`.
 
     Args:
         split: "train", "val" or "test", or a split of the repository by its own name.
@@ -245,7 +245,7 @@ class Benchmark(ABC):
         return path.parent if path.is_file() else path if path.is_dir() else Path()
 
     def uid(self, image: object, question: object) -> str:
-        return f"{self.name}/{self.split}/{image}/{question}"
+        return writable(f"{self.name}/{self.split}/{image}/{question}")
 
     def image(self, value: Any, key: object, folder: Path | None = None) -> Image.Image:
         """A picture as `images.read_picture` reads it; questions in a row about the image `key` share one object.
@@ -274,6 +274,11 @@ class Benchmark(ABC):
         """(width, height) of the latest `image`, upright, before it was scaled down; see `scaled`."""
         assert self._latest is not None
         return self._latest[1].size
+
+
+def writable(name: str) -> str:
+    """A name that fits into a file: halves of characters (lone surrogates) as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def text_of(value: Any, reason: str) -> str:

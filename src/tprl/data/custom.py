@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, Benchmark, scaled, texts_of
+from tprl.data.benchmark import BadRow, Benchmark, scaled, texts_of, writable
 from tprl.data.grounding import Grounding
 from tprl.data.images import embedded, shown_size
 from tprl.data.tables import FILES, Table, read_table
@@ -214,7 +214,7 @@ class _Entry(NamedTuple):
 
 def _entry(row: Mapping[str, Any], place: int, folder: Path) -> _Entry:
     filled = frozenset(name for name, value in row.items() if value is not None)
-    key = str(row["id"]).replace("/", "_") if "id" in filled else f"row{place + 1}"
+    key = writable(str(row["id"])).replace("/", "_") if "id" in filled else f"row{place + 1}"
     return _Entry(_image_name(row.get("image"), folder), key, row.get("split"), filled)
 
 
@@ -226,11 +226,11 @@ def _image_name(value: Any, folder: Path) -> str:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) or (isinstance(value, str) and embedded(value)):  # the image itself, not its name
-        content = value if isinstance(value, bytes) else value.encode()
+        content = value if isinstance(value, bytes) else value.encode("utf-8", "backslashreplace")
         return hashlib.blake2b(content, digest_size=8).hexdigest()
     if value is None or not str(value):
         return ""
-    return os.path.relpath(folder / str(value), folder)
+    return writable(os.path.relpath(folder / str(value), folder))
 
 
 def _counted(parts: Sequence[Any]) -> str:

@@ -115,10 +115,12 @@ def check_question(lvlm: FrozenLVLM, question: str) -> str:
         raise UserError("There is no question: type one, or pick a suggestion.")
     if len(question) > MAX_CHARACTERS:
         raise UserError(f"The question has {len(question)} characters: use at most {MAX_CHARACTERS}.")
+    if (refused := lvlm.refusal(Sample("", (), question, ()))) is not None:
+        raise UserError(f"{lvlm.name} cannot be asked this, {refused[0]}: {refused[1]}.")
     read = lvlm.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
-    refused = {lvlm.image_token, lvlm.tokenizer.unk_token_id}
+    unread = {lvlm.tokenizer.unk_token_id}
     pairs = zip(read["input_ids"], read["offset_mapping"], strict=True)
-    unknown = dict.fromkeys(f'"{question[start:end]}"' for token, (start, end) in pairs if token in refused)
+    unknown = dict.fromkeys(f'"{question[start:end]}"' for token, (start, end) in pairs if token in unread)
     if unknown:
         raise UserError(f"{lvlm.name} does not know {', '.join(unknown)}: ask in words like those of the suggestions.")
     return question

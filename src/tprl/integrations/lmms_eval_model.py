@@ -132,7 +132,12 @@ class PrunedModel(lmms):
             images = tuple(read_picture(image, max_pixels=None).image for image in found)
         except BadImage as bad:
             raise UserError(f"document {doc_id} of {task} has an image that cannot be read ({bad}).") from bad
-        return Sample(f"{task}/{doc_id}", images, question, ())
+        sample = Sample(f"{task}/{doc_id}", images, question, ())
+        if question and (refusal := self.lvlm.refusal(sample)) is not None:
+            raise UserError(
+                f"{sample.uid} cannot be asked, {refusal[0]}: {refusal[1]}; leave it out with --limit or --samples."
+            )
+        return sample
 
     def _warn(self, given: Mapping[str, Any]) -> None:
         for name in sorted(given.keys() - set(READ) - self._ignored):

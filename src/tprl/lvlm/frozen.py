@@ -163,6 +163,10 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         """The projector, for methods that merge tokens before it."""
 
+    def refusal(self, sample: Sample) -> tuple[str, str] | None:
+        """Why this model cannot read a sample: a reason, the same for all of its kind, and details. None if it can."""
+        return Prompting.refusal(self, sample) or ReadsShapes.refusal(self, sample)
+
     # --- encode ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

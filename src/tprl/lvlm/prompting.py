@@ -36,8 +36,8 @@ class Prompting:
                 raise UserError(f"{self.name} cannot be asked {sample.uid}, {bad[0]}: {bad[1]}.")
         return [placed(self.render, sample, self.name) for sample in samples]
 
-    def refuses(self, sample: Sample) -> tuple[str, str] | None:
-        """Why a sample cannot be asked: a reason, the same for all samples of its kind, and details. None if it can."""
+    def refusal(self, sample: Sample) -> tuple[str, str] | None:
+        """Why the texts of a sample cannot be read, as (reason, detail); None where they can."""
         return self._misreader.refuses(sample)
 
     @cached_property

@@ -22,7 +22,7 @@ class ReadsShapes:
     name: str
 
     def refusal(self, sample: Sample) -> tuple[str, str] | None:
-        """Why this model cannot read a sample, as (reason, detail); None where it can.
+        """Why the images of a sample cannot be read, as (reason, detail); None where they can.
 
         Images of an unusual shape go through the processor once per size; what it refuses depends on nothing else.
         """
