@@ -34,13 +34,13 @@ def stock_model(model: Any) -> Any:
     return inside[0]
 
 
-def _outermost(model: Any) -> list[PreTrainedModel]:
+def _outermost(model: Any) -> list[Any]:
     """Stock models that generate in a wrapper, less those that are parts of another one."""
     if not isinstance(model, nn.Module):
         parts = [part for name in INSIDE if isinstance(part := getattr(model, name, None), nn.Module)]
         found = [one for part in parts for one in ([part] if _generates(part) else _outermost(part))]
         return list({id(one): one for one in found}.values())
-    found = []
+    found: list[Any] = []
     covered: set[int] = set()
     for module in model.modules():  # parents first
         if id(module) not in covered and _generates(module):
