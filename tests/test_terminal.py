@@ -74,14 +74,14 @@ def test_it_shows_what_was_chosen(capsys: pytest.CaptureFixture[str], monkeypatc
         (
             "lfd",
             ["stage=lfd", "model=toy", "++model.x=1", "pruner=random", "stage.epochs=1", "seed=3"],
-            "python -m src.train stage=ppo stage.init_from='/runs/my run' model=toy model.x=1 seed=3",
+            "python -m src.train stage=ppo 'stage.init_from=/runs/my run' model=toy model.x=1 seed=3",
         ),
-        ("autoencoder", [], "python -m src.train stage=lfd stage.init_from='/runs/my run'"),
-        ("ppo", ["model=toy"], "python -m src.eval run='/runs/my run' 'pruners=[random,divprune]'"),
-        ("pretrain", [], "python -m src.train model.pretrained='/runs/my run/model'"),
-        ("lfd", ["reward=fidelity"], "python -m src.train stage=ppo stage.init_from='/runs/my run' reward=fidelity"),
+        ("autoencoder", [], "python -m src.train stage=lfd 'stage.init_from=/runs/my run'"),
+        ("ppo", ["model=toy"], "python -m src.eval 'run=/runs/my run' 'pruners=[random,divprune]'"),
+        ("pretrain", [], "python -m src.train 'model.pretrained=/runs/my run/model'"),
+        ("lfd", ["reward=fidelity"], "python -m src.train stage=ppo 'stage.init_from=/runs/my run' reward=fidelity"),
         ("lfd", ["experiment=paper"], None),
-        ("all", [], "python -m src.demo run='/runs/my run'"),
+        ("all", [], "python -m src.demo 'run=/runs/my run'"),
     ],
 )
 def test_what_to_type_next(stage: str, words: list[str], command: str | None) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ from tprl import rundir
 from tprl.build import choices, conf_dir
 from tprl.errors import UserError
 from tprl.rundir import DONE, FAILED, STARTED
+from tprl.shell import command, option, quoted, value_of
 from tprl.stopping import Stopped, listening
 from tprl.terminal import next_command, register_resolvers
 from tprl.unread import check_read
@@ -91,7 +91,7 @@ def _compose(
         _stop(name, stop)
     finally:
         for sweep in sweeps:  # also after a job that failed
-            print(f"next: python -m src.eval sweep={sweep}", flush=True)
+            print(f"next: {command('eval', option('sweep', sweep))}", flush=True)
         if not full:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
@@ -100,9 +100,9 @@ def _say_next(name: str, config: DictConfig, directory: Path) -> list[str]:
     """Print what to type after this job; of a sweep return its directory, for the end."""
     settings = HydraConfig.get()
     if settings.mode == RunMode.MULTIRUN:
-        return [shlex.quote(str(settings.sweep.dir))] if name == "train" else []
-    if command := next_command(name, config, list(settings.overrides.task), directory):
-        print(f"next: {command}", flush=True)
+        return [str(settings.sweep.dir)] if name == "train" else []
+    if line := next_command(name, config, list(settings.overrides.task), directory):
+        print(f"next: {line}", flush=True)
     return []
 
 
@@ -174,22 +174,34 @@ def _in_its_directory(words: list[str]) -> list[str]:
     Raises:
         UserError: no run was started there.
     """
-    values = [word.partition("=")[2].strip("\"'") for word in words if _key(word) == "resume"]
-    if not values or values[-1] in ("", "null"):
+    run = _resumed(words)
+    if run is None:
         return words
-    run = Path(values[-1])
     before = rundir.settings_of(run)
     if before is None:
         why = f"holds no {STARTED}" if run.is_dir() else "does not exist"
         raise UserError(f"resume={run} {why}: give the directory of a run that was interrupted.")
     new = [word for word in words if _key(word) != "resume" and word not in before]
-    place = [] if any(_key(word) == "hydra.run.dir" for word in words) else [f"hydra.run.dir='{run}'"]
-    return [*before, *new, f"resume='{run}'", *place]
+    place = [] if any(_key(word) == "hydra.run.dir" for word in words) else [option("hydra.run.dir", str(run))]
+    return [*before, *new, option("resume", str(run)), *place]
+
+
+def _resumed(words: Sequence[str]) -> Path | None:
+    """The directory that the last `resume=` names, if one does."""
+    for word in reversed(words):
+        if _key(word) == "resume":
+            try:
+                value = value_of(word)
+            except HydraException:
+                return None  # Hydra, which reads it next, says what is wrong with it
+            return None if value in (None, "") else Path(str(value))
+    return None
 
 
 def _go_on(config: DictConfig, directory: Path) -> str:
     """The command that goes on with an interrupted run."""
-    return f"`python -m src.{'train' if 'stage' in config else 'eval'} resume={directory}`"
+    line = command("train" if "stage" in config else "eval", option("resume", str(directory)))
+    return f"`{line}`"
 
 
 def _goes_on(config: DictConfig, directory: Path, given: list[str]) -> bool:
@@ -251,7 +263,7 @@ def command_line() -> str:
         *(word for word in settings.overrides.task if _key(word) != "resume"),
         *(text for text in settings.overrides.hydra if text.startswith("hydra.run.")),
     ]
-    return f"python -m src.{settings.job.name} {shlex.join(words)}".rstrip()
+    return command(settings.job.name, *words)
 
 
 def explain(error: BaseException) -> str | None:
@@ -331,9 +343,10 @@ def _stop(name: str, stop: Stopped) -> None:
     what, again = stop.saved or "nothing of the present step was kept", "start the same command again"
     if HydraConfig.initialized():
         settings = HydraConfig.get()
-        again = f"go on with `python -m src.{name} resume={settings.runtime.output_dir}`"
+        again = f"go on with `{command(name, option('resume', settings.runtime.output_dir))}`"
         if settings.mode == RunMode.MULTIRUN:
-            again = f"start the sweep again with hydra.sweep.dir={settings.sweep.dir}: what is finished is skipped"
+            where = quoted(option("hydra.sweep.dir", settings.sweep.dir))
+            again = f"start the sweep again with {where}: what is finished is skipped"
     print(f"\nstopped by {signal.Signals(stop.number).name}: {what}; {again}", file=sys.stderr)
     sys.exit(128 + stop.number)
 
@@ -345,7 +358,8 @@ def _finish_wandb(status: int) -> None:
         try:
             wandb.finish(exit_code=status)
         except Exception as error:  # the work is done; what W&B did not get is still on disk
-            log.warning("W&B failed at the end (%s); upload with: wandb sync %s", error, Path(wandb.run.dir).parent)
+            where = quoted(str(Path(wandb.run.dir).parent))
+            log.warning("W&B failed at the end (%s); upload with: wandb sync %s", error, where)
 
 
 def _refuse_ddp(config: DictConfig) -> None:

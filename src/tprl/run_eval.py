@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,6 +53,7 @@ from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
 from tprl.rundir import ANSWERS
 from tprl.scoring import Scorer
+from tprl.shell import command, escaped
 from tprl.tracking import Tracker, log_results
 from tprl.types import LVLM, Dataset, Pruner
 from tprl.values import name_list, one_text
@@ -356,7 +356,7 @@ def _commands(cfg: DictConfig) -> list[str]:
     record = Path(cfg.run) / "done.json" if cfg.get("run") else None
     trained = []
     if record is not None and record.is_file():
-        trained.append(f"python -m src.train {shlex.join(json.loads(record.read_text())['overrides'])}".rstrip())
+        trained.append(command("train", *json.loads(record.read_text())["overrides"]))
     return [text for text in (*trained, command_line()) if text]
 
 
@@ -368,7 +368,7 @@ def start(cfg: DictConfig, directory: Path) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     else:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(plain(cfg)))))
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
     os.environ.setdefault("WANDB_QUIET", "true")  # no summary at the end; where the run is, it says at the start
     disable_progress_bar()

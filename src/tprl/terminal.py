@@ -1,7 +1,6 @@
 """What the command lines say beside their results: log lines, the help page, and what to type next."""
 
 import logging
-import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import choices
+from tprl.shell import command, option
 
 CARRIED = ("model", "dataset", "policy", "reward", "trainer", "logger", "seed")  # what a next stage is told again
 FOLLOWS = {"autoencoder": "lfd", "lfd": "ppo"}
@@ -54,24 +54,19 @@ def next_command(name: str, config: DictConfig, words: Sequence[str], directory:
         directory: its run directory.
     """
     stage = config.stage.name if name == "train" else None
-    where = shlex.quote(str(directory))
     if stage in FOLLOWS and any(_key(word) == "experiment" for word in words):
         return None  # its settings belong to stage=all: the next stage would run without them
     if stage in FOLLOWS:
-        told = [_typed(word) for word in words if _key(word) in CARRIED]
-        return " ".join([f"python -m src.train stage={FOLLOWS[stage]} stage.init_from={where}", *told])
+        carried = [word.removeprefix("++") for word in words if _key(word) in CARRIED]
+        return command("train", f"stage={FOLLOWS[stage]}", option("stage.init_from", str(directory)), *carried)
     if stage == "pretrain":
-        return f"python -m src.train model.pretrained={shlex.quote(str(directory / 'model'))}"
+        return command("train", option("model.pretrained", str(directory / "model")))
     if stage in ("ppo", "distill", "adapt"):
-        return f"python -m src.eval run={where} {shlex.quote('pruners=[random,divprune]')}"
+        return command("eval", option("run", str(directory)), "pruners=[random,divprune]")
     if stage == "all" and config.model.name != "toy":  # which has no images to ask about
-        return f"python -m src.demo run={where}"
+        return command("demo", option("run", str(directory)))
     return None
 
 
 def _key(word: str) -> str:
     return word.lstrip("+").partition("=")[0].partition(".")[0]
-
-
-def _typed(word: str) -> str:
-    return shlex.quote(word.removeprefix("++"))

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from tprl.checkpoint import LAST
 from tprl.evaluation.results import COLUMNS, FULL, Row
+from tprl.shell import quoted
 
 log = logging.getLogger(__name__)
 SEEN, RATIO = "samples_seen", "keep_ratio"  # the x axes: of training, and of evaluations
@@ -132,11 +133,16 @@ class Tracker(WandbLogger):
                 why = f"{why}; offline {type(again).__name__}: {again}".splitlines()[0]
             else:
                 paths.append(str(Path(run.dir).parent))
-                log.warning("W&B failed (%s): offline from here; upload with: wandb sync %s", why, " ".join(paths))
+                log.warning("W&B failed (%s): offline from here; upload with: wandb sync %s", why, _listed(paths))
                 return
         self._experiment = _DummyExperiment()
-        kept = f"; upload what was logged with: wandb sync {' '.join(paths)}" if paths else ""
+        kept = f"; upload what was logged with: wandb sync {_listed(paths)}" if paths else ""
         log.warning("W&B failed (%s): nothing more is logged to it%s", why, kept)
+
+
+def _listed(paths: Sequence[str]) -> str:
+    """As bash reads them."""
+    return " ".join(map(quoted, paths))
 
 
 def log_results(logger: object, rows: Sequence[Row]) -> None:

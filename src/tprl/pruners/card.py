@@ -1,5 +1,6 @@
 """The model card of a trained pruner."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def model_card(name: str, about: Mapping[str, Any], folder: str) -> str:
         "## Results", "", *_table(about.get("results", [])), "",
         "## Use", "",
         "```python", "import tprl", "",
-        f'pruner = tprl.Pruner.from_pretrained("{folder}")',
+        f"pruner = tprl.Pruner.from_pretrained({json.dumps(folder)})",
         "with tprl.prune(model, pruner, keep_ratio=1 / 3):  # a stock Hugging Face model",
         "    model.generate(**processor(text=prompt, images=image, return_tensors=\"pt\"))",
         "```", "",
