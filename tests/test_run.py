@@ -217,13 +217,13 @@ class TestOneSentence:
         for stage in ("lfd", "ppo"):
             sentence = refused(capsys, "train", tmp_path, f"stage={stage}", f"stage.keep_ratio={value}")
             assert f"keep_ratio={value} is not a kept fraction" in sentence
-        assert f"keep_ratio={value}" in refused(capsys, "eval", tmp_path, "pruner=random", f"keep_ratios=[{value}]")
+        assert f"keep_ratios={value}" in refused(capsys, "eval", tmp_path, "pruner=random", f"keep_ratios=[{value}]")
 
     @pytest.mark.parametrize("value", ["0", "-3", "few"])
     def test_a_limit_that_leaves_no_question(
         self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        sentence = f"limit={value} leaves no question: use at least 1, or null for the whole split."
+        sentence = f"limit={value} leaves no question: use a whole number of at least 1, or null for the whole split."
         assert refused(capsys, "eval", tmp_path, "pruner=random", f"limit={value}") == f"error: {sentence}"
         for key in ("stage.evaluation.", "stage.ppo.served."):
             assert refused(capsys, "train", tmp_path, f"{key}limit={value}", *FAST) == f"error: {key}{sentence}"
@@ -244,7 +244,9 @@ class TestOneSentence:
         self, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         sentence = refused(capsys, "train", tmp_path, "stage=all", f"stage.adapt.{name}")
+        assert sentence.startswith(f"error: stage.adapt.{name.partition('=')[0]}=")
         assert "is not a kept fraction" in sentence
+        assert not (tmp_path / "config.yaml").exists()
         for words in ("stage.calibrate=[0.5,7]", "stage.served.keep_ratios=[2]"):
             assert "is not a kept fraction" in refused(capsys, "train", tmp_path, "stage=ppo", words)
 

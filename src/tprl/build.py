@@ -71,6 +71,27 @@ def target_of(group: str, name: str) -> Any:
     return _allowed(config["_target_"])
 
 
+def target_at(target: str) -> Any:
+    """The class or function at a dotted path.
+
+    Raises:
+        UserError: it is not on the allow-list, or not there.
+    """
+    return _allowed(target)
+
+
+def check_arguments(node: Mapping[str, Any], name: str) -> None:
+    """Refuse targets that are not allowed and arguments that they do not have, in plain containers of config `name`.
+
+    Raises:
+        UserError: there is one.
+    """
+    try:
+        _check(node)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
 def _check(node: Any) -> None:
     """Walk plain containers and check every `_target_` and its arguments."""
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():

@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 
 from tprl import ranks
-from tprl.budget import check_keep_ratio
 from tprl.build import build, conf_dir, load_component
 from tprl.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws, keep_rows, rows
 from tprl.data.benchmark import passed_over
@@ -21,13 +20,15 @@ from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation.curves import Curves, write_curves
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
-from tprl.evaluation.evaluator import check_answers, check_cost
+from tprl.evaluation.evaluator import check_answers, check_cost, check_entries
 from tprl.evaluation.lengths import check_lengths
 from tprl.evaluation.overlays import Overlays
 from tprl.evaluation.results import card_results
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm import tiny_llava
 from tprl.lvlm.loading import find_model
+from tprl.options import CHAIN, OURS, checked
+from tprl.plan import check_plan
 from tprl.progress import FitProgress
 from tprl.pruners.learned import (
     LearnedPruner,
@@ -39,27 +40,13 @@ from tprl.pruners.learned import (
     read_config,
 )
 from tprl.pruners.tprl import TPRL
-from tprl.run_eval import check_limit, evaluate_entries, make_dataset, make_logger, plain, start
+from tprl.run_eval import evaluate_entries, make_dataset, make_logger, plain, start
 from tprl.scoring import LABELS
 from tprl.stages.calibrate import calibrate_fade
 from tprl.tracking import Tracker, log_weights
 from tprl.types import LVLM, Dataset, Pruner
-from tprl.values import name_list
 
 log = logging.getLogger(__name__)
-CHAIN = ("autoencoder", "lfd", "ppo", "adapt")
-OURS = (
-    "stage",
-    "name",
-    "init_from",
-    "served",
-    "threshold_ratio",
-    "trainer",
-    "save_every",
-    "calibrate",
-    "blueprint",
-    "log_every",
-)
 
 
 def train(cfg: DictConfig, directory: Path) -> Path:
@@ -68,16 +55,19 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     Raises:
         UserError: bad input; nothing has been computed yet, or what has been is in `directory`.
     """
+    cfg = checked(cfg, "train")
+    check_plan(plain(cfg))
     start(cfg, directory)
     if cfg.stage.name == "pretrain":
         _pretrain(cfg, directory)
         return directory
-    _check_settings(cfg)
     run = Training(cfg, directory)
-    if cfg.stage.name == "all":
-        check_cost(run.lvlm)  # for the evaluation at its end
+    if cfg.stage.name == "all":  # for the evaluation at its end
+        settings = plain(cfg.stage.evaluation)
+        check_cost(run.lvlm)
         test_set = make_dataset(cfg.dataset, run.lvlm, "test")
-        check_answers(run.lvlm, test_set, cfg.stage.evaluation.limit)
+        check_answers(run.lvlm, test_set, settings["limit"])
+        check_entries(named_entries(settings["pruners"], settings), run.lvlm)
         run.check_labels()
     else:
         run.check_labels()
@@ -92,10 +82,9 @@ def train(cfg: DictConfig, directory: Path) -> Path:
             continue  # only the transformer has a budget head
         run.part(cfg.stage[name], directory / ("pruner" if name in ("ppo", "adapt") else name))
         if name == "lfd":
-            for baseline in name_list("stage.baselines", cfg.stage.baselines):
+            for baseline in cfg.stage.baselines:
                 run.baseline(baseline, directory / baseline)
     run.keep_curves()
-    settings = plain(cfg.stage.evaluation)
     ours, others = trained_entries(directory, settings), named_entries(settings["pruners"], settings)
     check_names(ours, others)
     entries = ours + others
@@ -105,20 +94,6 @@ def train(cfg: DictConfig, directory: Path) -> Path:
     run.save(directory / "pruner")
     log_weights(run.logger, directory)
     return directory
-
-
-def _check_settings(cfg: DictConfig) -> None:
-    """Refuse bad keep ratios and limits before anything is loaded."""
-    if cfg.stage.name == "all":
-        check_limit("stage.evaluation.limit", cfg.stage.evaluation.limit)
-    stages = {"stage": cfg.stage} if cfg.stage.name != "all" else {f"stage.{name}": cfg.stage[name] for name in CHAIN}
-    for key, stage in stages.items():
-        if "served" in stage:
-            check_limit(f"{key}.served.limit", stage.served.limit)
-        lists = [stage.get(name) for name in ("keep_ratio", "keep_ratios", "budgets", "calibrate")]
-        for given in [*lists, stage.get("served", {}).get("keep_ratios")]:
-            for value in [] if given is None else given if OmegaConf.is_list(given) else [given]:
-                check_keep_ratio(value)
 
 
 class Training:
@@ -297,8 +272,6 @@ class Training:
 
     def _demonstrator(self) -> dict[str, Any]:
         """The demonstrator, and the cache of its demonstrations."""
-        if self.cfg.get("pruner") is None:
-            raise UserError("stage=lfd needs a demonstrator: set pruner=<name>, e.g. pruner=divprune.")
         made: Pruner = build(self.cfg.pruner)
         about = of_pruner(made, plain(self.cfg.pruner))
         cache = self.cache and replace(self.cache, about={**self.cache.about, "demonstrator": about})

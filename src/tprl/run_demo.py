@@ -10,7 +10,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
 from tprl.data.benchmark import nothing_left, take
 from tprl.demo.compare import AnyPruner, compare
@@ -18,10 +17,10 @@ from tprl.entry import chosen
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import check_cost
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.options import checked
 from tprl.pruners.learned import load_pruner
 from tprl.run_eval import make_dataset, start, with_run_config
 from tprl.stopping import Stopped
-from tprl.values import name_list
 
 log = logging.getLogger(__name__)
 MISSING = (
@@ -36,6 +35,7 @@ def demo(cfg: DictConfig, directory: Path) -> Path:
     Raises:
         UserError: no gradio, bad input, or no free port.
     """
+    cfg = checked(cfg, "demo")
     check_settings(cfg)
     if cfg.run:
         cfg = with_run_config(cfg, Path(cfg.run))
@@ -67,14 +67,8 @@ def check_settings(cfg: DictConfig) -> None:
     """Refuse what cannot be before anything is loaded.
 
     Raises:
-        UserError: a ratio, a number of examples or a port out of range, no such host, or `run` beside `pruner`.
+        UserError: no such host, or `run` beside `pruner`.
     """
-    check_keep_ratio(cfg.keep_ratio)
-    name_list("pruners", cfg.pruners)
-    if not isinstance(cfg.examples, int) or cfg.examples < 1:
-        raise UserError(f"examples={cfg.examples} leaves nothing to begin with: use at least 1.")
-    if cfg.port is not None and not (isinstance(cfg.port, int) and 0 < cfg.port < 2**16):
-        raise UserError(f"port={cfg.port} is no port: use a number from 1 to 65535, or null for the first free one.")
     try:
         socket.getaddrinfo(cfg.host, cfg.port)
     except OSError as error:
@@ -90,7 +84,7 @@ def make_pruners(cfg: DictConfig, lvlm: FrozenLVLM) -> dict[str, AnyPruner]:
     first = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
     lvlm.check_extras(first.extras, lvlm.known_extras)
     found: dict[str, AnyPruner] = {first.name: first}
-    for name in name_list("pruners", cfg.pruners):
+    for name in cfg.pruners:
         pruner = load_component("pruner", name)
         try:
             lvlm.check_extras(pruner.extras, lvlm.known_extras)

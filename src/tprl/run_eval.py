@@ -16,7 +16,6 @@ from transformers.utils.logging import disable_progress_bar
 
 import tprl
 from tprl import ranks
-from tprl.budget import check_keep_ratio
 from tprl.build import build, load_component
 from tprl.data.benchmark import nothing_left, take
 from tprl.data.identity import of_dataset, of_lvlm, of_pruner
@@ -34,7 +33,7 @@ from tprl.evaluation.entries import (
     trained_entries,
     variants,
 )
-from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, summarise
+from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, check_entries, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.gallery import GalleryItem, Guided
 from tprl.evaluation.latency import Setting, measure, untrained
@@ -49,6 +48,8 @@ from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.evaluation.sweep_report import Origin
 from tprl.files import write_atomically
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.options import checked
+from tprl.plan import check_logger
 from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
 from tprl.rundir import ANSWERS
@@ -56,7 +57,7 @@ from tprl.scoring import Scorer
 from tprl.shell import command, escaped
 from tprl.tracking import Tracker, log_results
 from tprl.types import LVLM, Dataset, Pruner
-from tprl.values import name_list, one_text
+from tprl.values import name_list
 
 log = logging.getLogger(__name__)
 NOISE = (  # Lightning's, about itself or about a choice that was meant
@@ -73,16 +74,10 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     Raises:
         UserError: bad input.
     """
+    cfg = checked(cfg, "eval")
     settings = plain(cfg)
-    check_limit("limit", cfg.limit)
-    for key in ("run", "sweep", "split"):
-        if settings[key] is not None:
-            one_text(key, settings[key])
-    for ratio in cfg.keep_ratios:
-        check_keep_ratio(ratio)
+    check_logger(settings)
     others = {"parity": _parity, "selectors": _selectors, "latency": _latency}
-    if cfg.mode not in ("accuracy", *others):
-        raise UserError(f"mode={cfg.mode} is unknown: use accuracy, {', '.join(others)}.")
     if cfg.mode != "accuracy":
         return others[cfg.mode](cfg, directory)
     if cfg.compare:
@@ -91,17 +86,12 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     start(cfg, directory)
     lvlm = build(cfg.model)
     check_cost(lvlm)
+    check_entries(entries, lvlm)
     logger = make_logger(cfg, directory)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
     curves = read_curves(Path(cfg.run)) if cfg.run else {}
     evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves, swept)
     return directory
-
-
-def check_limit(key: str, limit: Any) -> None:
-    """Refuse a number of questions that leaves none."""
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise UserError(f"{key}={limit} leaves no question: use at least 1, or null for the whole split.")
 
 
 def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
@@ -145,6 +135,7 @@ def _latency(cfg: DictConfig, directory: Path) -> Path:
             replace(one, pruner=untrained(one.pruner, lvlm.width)) if isinstance(one.pruner, LearnedPruner) else one
             for one in entries
         ]
+    check_entries(entries, lvlm)
     with Progress("latency") as tick:
         found = measure(lvlm, entries, setting, tick=tick)
     latency_table.report(found, lvlm, setting, directory)
@@ -159,9 +150,7 @@ def _headline_metric(dataset: Dataset) -> str:
 def _parity(cfg: DictConfig, directory: Path) -> Path:
     """Compare the model, or small random builds of `models`, with its stock class; prints and writes a table."""
     start(cfg, directory)
-    lvlms = [
-        load_component("model", name, pretrained=None, dtype="float32") for name in name_list("models", cfg.models)
-    ]
+    lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
     found = {}
     for lvlm in lvlms or [build(cfg.model)]:
         questions = make_dataset(cfg.dataset, lvlm, cfg.split)

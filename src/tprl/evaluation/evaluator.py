@@ -173,6 +173,21 @@ def _damage(dataset: Dataset) -> Counter[str]:
     return damage
 
 
+def check_entries(entries: Sequence[Entry], lvlm: Any) -> None:
+    """Refuse pruners that this LVLM cannot serve at any of their keep ratios before anything is answered.
+
+    Raises:
+        UserError: a pruner of another family, one that reads what this LVLM does not have, or no ratio that is left.
+    """
+    for entry in entries:
+        check_family(entry.pruner, lvlm)
+        if hasattr(lvlm, "check_extras"):
+            lvlm.check_extras(frozenset(entry.pruner.extras), lvlm.known_extras)
+        reasons = [_infeasible(entry.pruner, ratio, lvlm) for ratio in entry.keep_ratios]
+        if all(reasons):
+            raise UserError(f"{entry.name} cannot be evaluated on {lvlm.name}: {reasons[0]}")
+
+
 def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
     """The entries without the keep ratios that a method inside this LVLM's layers or tower cannot have; says which they
     are, and marks methods that read a substitute.
@@ -199,15 +214,24 @@ def _named(entry: Entry, lvlm: Any) -> str:
 
 
 def _possible(pruner: Any, ratio: float | None, lvlm: Any) -> bool:
+    reason = _infeasible(pruner, ratio, lvlm)
+    if reason:
+        log.info("left out: %s", reason)
+    return not reason
+
+
+def _infeasible(pruner: Any, ratio: float | None, lvlm: Any) -> str:
+    """Why a method inside this LVLM's layers or tower cannot have a keep ratio; empty where it can."""
     try:
         if isinstance(pruner, LayerPruner):
+            if not hasattr(lvlm, "layers"):
+                return f"{pruner.name} drops tokens between layers, and {lvlm.name} has none: leave it out."
             pruner.stages(need_ratio(pruner.name, ratio), lvlm.layers)
         elif hasattr(pruner, "check_reach"):
             pruner.check_reach(ratio, lvlm.shape)
     except UserError as error:
-        log.info("left out: %s", error)
-        return False
-    return True
+        return str(error)
+    return ""
 
 
 def _answer(

@@ -143,6 +143,20 @@ def input_uids(
     ]
 
 
+def check_template(prompt: Any) -> str | None:
+    """A template for prompts, or None. `{question}` alone is replaced: all other braces are text, JSON for example.
+
+    Raises:
+        UserError: no text, or no place for the question.
+    """
+    if prompt is None or (isinstance(prompt, str) and "{question}" in prompt):
+        return prompt
+    raise UserError(
+        f"model.prompt={prompt!r} has no {{question}}, so nothing would be asked: write it where the question goes, "
+        "e.g. 'USER: <image> {question} ASSISTANT:'."
+    )
+
+
 def check_images(samples: Sequence[Sample], prompt: str | None, name: str) -> None:
     """Refuse samples with more or fewer images than the template `prompt` shows."""
     if prompt is None:

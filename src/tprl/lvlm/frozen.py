@@ -17,6 +17,7 @@ from tprl.lvlm.batching import (
     Seen,
     axes,
     check_placeholders,
+    check_template,
     in_memory,
     input_uids,
     micro_batches,
@@ -53,8 +54,8 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
             small model with random weights.
         geometry: with None, sizes of that model other than the small ones (see `blueprint.random_model`).
         name: how results call this model.
-        prompt: template around `{question}`, "<image>" marks the image; None takes the processor's chat template, one
-            user turn with the images before the question.
+        prompt: template around `{question}` (other braces are text), "<image>" marks the image; None: the processor's
+            chat template, one user turn with the images before the question.
         max_new_tokens: bound of a generated answer; None is what answers of the dataset in use usually need.
         micro_batch: prompts per forward; results do not depend on it.
         dtype: of weights and activations.
@@ -100,8 +101,9 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
             model, processor = load(source, name, self.model_type, where, self.load_processor)
         processor.tokenizer.padding_side = "left"
         self._hold(model.requires_grad_(False).eval(), processor, name)
-        self.prompt, self.micro_batch, self.length_is_set = prompt, micro_batch, max_new_tokens is not None
+        self.prompt, self.micro_batch = check_template(prompt), micro_batch
         self.max_new_tokens: int = 16 if max_new_tokens is None else max_new_tokens  # see evaluation.lengths
+        self.length_is_set = max_new_tokens is not None
 
     @classmethod
     def around(cls, model: Any, processor: Any = None) -> "FrozenLVLM":

@@ -67,7 +67,7 @@ class Prompting:
     def render(self, sample: Sample) -> str:
         """The prompt as text, image placeholders not yet expanded."""
         if self.prompt is not None:
-            return self.prompt.replace("<image>", self.image_text).format(question=sample.question)
+            return self.prompt.replace("<image>", self.image_text).replace("{question}", sample.question)
         content = [*({"type": "image"} for _ in sample.images), {"type": "text", "text": sample.question}]
         turns = [{"role": "user", "content": content}]
         template = self.processor.chat_template or self.tokenizer.chat_template

@@ -1,0 +1,366 @@
+"""Every option of train, eval and demo is checked against this table, and against the annotations of the class that its
+yaml builds, before anything is loaded or computed."""
+
+import inspect
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any, Literal, Union, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+
+from tprl.build import check_arguments, choices, conf_dir, target_at
+from tprl.errors import UserError
+from tprl.kinds import (
+    LARGEST,
+    Kind,
+    Listed,
+    Number,
+    OneOf,
+    anything,
+    flag,
+    table,
+    text,
+    text_or_null,
+    typed,
+)
+from tprl.lvlm.batching import check_template
+
+CHAIN = ("autoencoder", "lfd", "ppo", "adapt")  # what stage=all runs
+# Keys of a stage's yaml that its runner reads; the class does not know them.
+OURS = (
+    "stage",
+    "name",
+    "init_from",
+    "served",
+    "threshold_ratio",
+    "trainer",
+    "save_every",
+    "calibrate",
+    "blueprint",
+    "log_every",
+)
+RATIO = Number(
+    0,
+    1,
+    above=True,
+    fault="is not a kept fraction of the visual tokens",
+    remedy="give a number in (0, 1], e.g. 0.333",
+)
+COUNT = Number(1, LARGEST, whole=True, example="8")
+FROM_ZERO = Number(0, LARGEST, whole=True)
+MAYBE_COUNT = Number(1, LARGEST, whole=True, example="20", null="never")
+SEED = Number(0, 2**32 - 1, whole=True, example="0")
+POSITIVE = Number(0, above=True, example="0.001")
+NOT_NEGATIVE = Number(0, example="0.1")
+SHARE = Number(0, 1, example="0.5")
+FINITE = Number(example="0.1")
+LIMIT = Number(
+    1,
+    LARGEST,
+    whole=True,
+    null="all",
+    fault="leaves no question",
+    remedy="use a whole number of at least 1, or null for the whole split",
+)
+RATIOS = Listed(RATIO, purpose="keep")
+PAIR = Listed(Number(0, above=True, example="1.0"), exactly=2)  # (first, last); one number stays the same throughout
+
+
+def component(group: str) -> OneOf:
+    """The name of a yaml of a group."""
+    return OneOf(lambda: choices(group), fault="does not exist; choose one of:")
+
+
+def devices(key: str, value: Any) -> Any:
+    """Of Lightning's Trainer: a number, -1 or auto for all; a list is refused where the policy meets its LVLM."""
+    if value in ("auto", -1) or isinstance(value, list):
+        return value
+    return Number(1, LARGEST, whole=True, remedy="give a number, or -1 for all")(key, value)
+
+
+def template(key: str, value: Any) -> str | None:
+    """Of prompts."""
+    return check_template(value)
+
+
+PRUNERS = Listed(component("pruner"), least=0, distinct=True)
+# By the end of an option's full name; the longest end counts. Of a stage the full name begins with its own name, also
+# where one types `stage.`.
+KINDS: dict[str, Kind] = {
+    # what is measured
+    "mode": OneOf(("accuracy", "parity", "selectors", "latency")),
+    "models": Listed(component("model"), least=0, null=True, distinct=True),
+    "pruners": PRUNERS,
+    "baselines": Listed(component("policy"), least=0, distinct=True),
+    "keep_ratios": Listed(RATIO, distinct=True, purpose="evaluate"),
+    "keep_ratio": Listed(RATIO, single=True, purpose="keep"),
+    "limit": LIMIT,
+    "seeds": Listed(SEED, distinct=True, purpose="draw with"),
+    "seed": SEED,
+    "batch_size": Number(1, LARGEST, whole=True, example="32"),
+    "latency.batch_sizes": Listed(COUNT, distinct=True, purpose="time"),
+    "latency.image": Listed(Number(1, 2**15, whole=True, example="672"), exactly=2),
+    "latency.repeats": COUNT,
+    "latency.warmup": FROM_ZERO,
+    "latency.text_tokens": COUNT,
+    "latency.new_tokens": COUNT,
+    # where things are
+    **dict.fromkeys(("run", "sweep", "resume", "cache", "init_from"), text_or_null),
+    **dict.fromkeys(("runs", "compare"), anything),
+    **dict.fromkeys(("split", "host", "name"), text),
+    # the demo
+    "demo.keep_ratio": RATIO,
+    "examples": Number(1, LARGEST, whole=True, fault="leaves nothing to begin with", remedy="use at least 1"),
+    "port": Number(
+        1,
+        2**16 - 1,
+        whole=True,
+        null="the first free one",
+        fault="is no port",
+        remedy="use a number from 1 to 65535, or null for the first free one",
+    ),
+    "share": flag,
+    # stages
+    **dict.fromkeys(("epochs", "iterations", "prompts", "group", "minibatch", "update_epochs", "steps"), COUNT),
+    **dict.fromkeys(("demonstrations", "validate_every", "log_every", "autoencoder.images", "questions"), COUNT),
+    "autoencoder.images": Number(2, LARGEST, whole=True, example="300"),
+    "save_every": MAYBE_COUNT,
+    **dict.fromkeys(("lr", "lr_actor", "lr_critic", "lr_vision", "lr_language"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "lr_lagrange", "lagrange_gain", "value_coef", "entropy_coef"), NOT_NEGATIVE),
+    **dict.fromkeys(("kl_stop", "noise", "look_weight", "cls_look_weight"), NOT_NEGATIVE),
+    **dict.fromkeys(("ppo.clip", "lfd.clip", "grad_clip"), Number(0, above=True, example="1.0")),
+    **dict.fromkeys(("gamma", "lam", "full_share", "object_share"), SHARE),
+    **dict.fromkeys(("discount", "keep_low"), Number(0, 1, above=True, example="0.5")),
+    "threshold_ratio": RATIO,
+    "calibrate": Listed(RATIO, least=0, null=True),
+    "progressive": Listed(RATIO, null=True, purpose="keep step by step"),
+    "temperature": PAIR,
+    "served.keep_ratios": Listed(RATIO, purpose="score"),
+    "adapt.served.keep_ratios": Listed(RATIO, least=0),  # nothing is served
+    "adapt.keep_ratios": RATIOS,
+    "adapt.budgets": Listed(RATIO, least=2, distinct=True, purpose="choose"),
+    "ppo.budget": OneOf(("free", "lagrange", "exact_k")),
+    "ppo.advantage": OneOf(("gae", "grpo", "rloo")),
+    "ppo.ratio": OneOf(("token", "joint")),
+    **dict.fromkeys(("vision_steps", "language_steps", "caption_steps", "workers"), FROM_ZERO),
+    **dict.fromkeys(("vision_batch", "language_batch"), COUNT),
+    **dict.fromkeys(("patch", "ffn", "vision_layers", "vision_width", "clip_width"), COUNT),
+    # policies
+    **dict.fromkeys(("width", "hidden", "layers", "heads", "max_steps"), COUNT),
+    "code_width": FROM_ZERO,
+    "select": OneOf(("topk", "gumbel", "dpp", "threshold")),
+    "query": OneOf(("tokens", "pooled", "none")),
+    "quality": POSITIVE,
+    "tau": Number(0, 1, below=True, null="none", example="0.5"),
+    "trained_to": RATIO,
+    "fade": NOT_NEGATIVE,
+    "policy.budgets": Listed(RATIO, least=0),
+    "policy.prices": anything,
+    # models
+    "max_new_tokens": Number(1, LARGEST, whole=True, null="what answers of the dataset need", example="16"),
+    "micro_batch": Number(1, LARGEST, whole=True, example="16"),
+    "model.prompt": template,
+    "model.sharpness": POSITIVE,
+    "model.dtype": OneOf(("float32", "bfloat16", "float16", "float64")),
+    "model.placement": OneOf(("replicate", "shard")),
+    "model.attention": OneOf(("sdpa", "flash_attention_2", "eager"), null=True),
+    "model.load_in": OneOf(("8bit", "4bit"), null=True),
+    **dict.fromkeys(("geometry.*.num_*", "geometry.*_size", "geometry.*depth", "geometry.*head_dim"), COUNT),
+    "geometry.*": anything,
+    # pruners, rewards, data
+    "pruner.alpha": NOT_NEGATIVE,
+    "important": SHARE,
+    **dict.fromkeys(("chunks", "drop", "image_pivots", "text_pivots"), COUNT),
+    "pruner.r": FROM_ZERO,
+    "pruner.scale": POSITIVE,
+    "theta": Number(0, 0.99, null="none", example="0.5"),
+    **dict.fromkeys(("weight", "agreement", "floor"), FINITE),
+    "ceiling": POSITIVE,
+    "max_bad_rows": SHARE,
+    "max_pixels": Number(1, whole=True, example="16777216"),
+    # loggers, trainers
+    **dict.fromkeys(("overlay_every", "overlays"), FROM_ZERO),
+    **dict.fromkeys(("init_timeout", "finish_timeout"), Number(0, above=True, example="20")),
+    "logger.name": anything,
+    "logger.mode": OneOf(("online", "offline", "disabled", "shared")),
+    **dict.fromkeys(("num_nodes", "accumulate_grad_batches"), COUNT),
+    "trainer.devices": devices,
+    "gradient_clip_val": Number(0, null="none", example="1.0"),
+}
+FIXED = {  # options that no class names
+    "served": {"keep_ratios", "limit"},
+    "evaluation": {"pruners", "keep_ratios", "limit", "batch_size", "seeds"},
+    "latency": {"batch_sizes", "repeats", "warmup", "text_tokens", "new_tokens", "image"},
+}
+SET_BY = {  # arguments of a class that are no options: something else decides them
+    "stage.seed": "seed",
+    **{f"stage.{name}": f"the group {name}" for name in ("reward", "pruner", "dataset")},
+    **{f"stage.{name}": "the command" for name in ("lvlm", "parts", "demonstrator")},
+    "stage.cache": "cache",
+    "policy.token_width": "the model",
+    "dataset.split": "the stage in training, and by split in an evaluation",
+    "trainer.max_epochs": "the stage, e.g. stage.epochs",
+    "trainer.max_steps": "the stage, e.g. stage.iterations",
+    "trainer.logger": "logger",
+    "trainer.gradient_clip_val": "the stage, e.g. stage.clip",
+    **dict.fromkeys(("trainer.callbacks", "trainer.enable_progress_bar", "trainer.log_every_n_steps"), "the stage"),
+    **dict.fromkeys(("trainer.default_root_dir", "logger.save_dir"), "hydra.run.dir"),
+}
+
+
+def checked(config: DictConfig, entry: str) -> DictConfig:
+    """The config, with single values put into lists where lists are meant.
+
+    Args:
+        config: composed, of `entry`.
+        entry: "train", "eval" or "demo".
+
+    Raises:
+        UserError: an option cannot hold its value, or is none.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    _refuse_strangers(plain, entry)
+    for name, node in stages_of(plain).items():
+        check_arguments({key: value for key, value in node.items() if key not in OURS}, name)
+    for group, node in plain.items():
+        if group != "stage" and isinstance(node, Mapping):
+            check_arguments(node, str(group))
+    for key, place, value, annotation in _options(plain, entry):
+        if (decides := SET_BY.get(_in_its_group(key))) is not None:
+            raise UserError(f"{key}={typed(value)} would change nothing: it is set by {decides}. Leave it out.")
+        checked_value = _kind(key, place, annotation)(key, value)
+        if checked_value != value or type(checked_value) is not type(value):
+            OmegaConf.update(config, key, checked_value, merge=False, force_add=True)
+    return config
+
+
+def _in_its_group(key: str) -> str:
+    """The name of an option without the stage of a chain."""
+    first, last = key.partition(".")[0], key.rpartition(".")[2]
+    return f"stage.{last}" if first == "stage" else key
+
+
+def _refuse_strangers(plain: Mapping[str, Any], entry: str) -> None:
+    """Refuse options that +name=... adds where nothing reads them."""
+    packaged = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{entry}.yaml"))
+    assert isinstance(packaged, dict)
+    groups = {name for line in packaged["defaults"] if isinstance(line, dict) for name in line}
+    nodes = {"": (plain, groups | packaged.keys())}
+    for name, node in (("", plain), *stages_of(plain).items(), ("stage", plain.get("stage") or {})):
+        inside = {key: child for key, child in node.items() if key in FIXED and isinstance(child, Mapping)}
+        nodes |= {f"{name}.{key}.".lstrip("."): (child, FIXED[key]) for key, child in inside.items()}
+    for prefix, (node, known) in nodes.items():
+        for name in node:
+            if name not in known:
+                listed = ", ".join(sorted(known - groups - {"defaults", "hydra"}))
+                raise UserError(f"{prefix}{name} is no option: nothing reads it. There are: {listed}.")
+
+
+def stages_of(plain: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The stages that a config of train runs, by the names of their options: `stage`, or `stage.ppo` and the like."""
+    stage = plain.get("stage")
+    if not stage or "name" not in stage:
+        return {}
+    return {f"stage.{name}": stage[name] for name in CHAIN} if stage["name"] == "all" else {"stage": stage}
+
+
+def _options(plain: Mapping[str, Any], entry: str) -> Iterator[tuple[str, str, Any, Any]]:
+    """(option, its full name, value, annotation of the argument or None) of every option."""
+    for key, value in plain.items():
+        if key == "stage":
+            yield from _stage_options(value)
+        elif value != {} or key in KINDS:  # an empty one is a group without a choice
+            place = f"{entry}.{key}" if f"{entry}.{key}" in KINDS else key
+            yield from _below(key, place, value, None)
+
+
+def _stage_options(stage: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    if stage["name"] != "all":
+        yield from _below("stage", stage["name"], stage, None)
+        return
+    for key, value in stage.items():
+        yield from _below(f"stage.{key}", key if key in CHAIN else f"stage.{key}", value, None)
+
+
+def _below(key: str, place: str, value: Any, annotation: Any) -> Iterator[tuple[str, str, Any, Any]]:
+    """An option, or those below it. Lists of numbers are one option, lists of components are several."""
+    last = place.rpartition(".")[2]
+    if isinstance(value, Mapping) and ("_target_" in value or (value and last in {*FIXED, "trainer"})):
+        hints = _annotations(value["_target_"]) if "_target_" in value else {}
+        for name, child in value.items():
+            if not str(name).startswith("_"):
+                yield from _below(f"{key}.{name}", f"{place}.{name}", child, hints.get(str(name)))
+    elif isinstance(value, Mapping) and "geometry" in place:
+        for name, child in value.items():
+            yield from _below(f"{key}.{name}", f"{place}.{name}", child, None)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) and "_target_" in item for item in value):
+        for number, child in enumerate(value):
+            yield from _below(f"{key}[{number}]", f"{place}[{number}]", child, None)
+    else:
+        yield key, place, value, annotation
+
+
+def _annotations(target: str) -> dict[str, Any]:
+    """What the constructor of a class, and of our classes that it hands options to, says of its arguments."""
+    maker = target_at(target)
+    hints: dict[str, Any] = {}
+    for part in maker.__mro__ if inspect.isclass(maker) else (maker,):
+        if part is not maker and not part.__module__.startswith("tprl."):
+            break
+        for parameter in inspect.signature(part, eval_str=True).parameters.values():
+            if parameter.annotation is not parameter.empty:
+                hints.setdefault(parameter.name, parameter.annotation)
+    return hints
+
+
+def _kind(key: str, place: str, annotation: Any) -> Kind:
+    """What an option may hold: by the longest end of its full name, else by its annotation."""
+    parts = place.split(".")
+    for start in range(len(parts)):
+        end = ".".join(parts[start:])
+        if end in KINDS:
+            return KINDS[end]
+        pattern = next((name for name in KINDS if "*" in name and fnmatch(end, name)), None)
+        if pattern is not None:
+            return KINDS[pattern]
+    if annotation is not None:
+        return kind_of(annotation)
+    if place.startswith(("logger.", "trainer.")) or ".trainer." in place:
+        return anything  # their own classes check what is handed on to them
+    raise UserError(f"{key} is no option: nothing reads it. Leave it out.")
+
+
+def kind_of(annotation: Any) -> Kind:
+    """What an argument may hold by its annotation; what we do not know is left to its class."""
+    simple: dict[Any, Kind] = {bool: flag, int: Number(whole=True), float: FINITE, str: text}
+    if annotation in simple:
+        return simple[annotation]
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _any_of([kind_of(part) for part in parts if part is not type(None)], type(None) in parts)
+    if origin is Literal and all(isinstance(part, str) for part in parts):
+        return OneOf(parts)
+    if origin is Sequence:
+        return Listed(kind_of(parts[0]), least=0)
+    return table if origin in (dict, Mapping) else anything
+
+
+def _any_of(kinds: Sequence[Kind], null: bool) -> Kind:
+    """The first kind that a value is of; the sentence is the first one's."""
+
+    def check(key: str, value: Any) -> Any:
+        if value is None and null:
+            return None
+        for kind in kinds[1:]:
+            try:
+                return kinds[0](key, value)
+            except UserError:
+                try:
+                    return kind(key, value)
+                except UserError:
+                    continue
+        return kinds[0](key, value)
+
+    return check
