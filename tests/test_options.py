@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tprl.build import choices, conf_dir
 from tprl.errors import UserError
 from tprl.kinds import Number, typed
-from tprl.options import KINDS, OURS, SET_BY, _annotations, _kind, _options, checked
+from tprl.options import KINDS, OURS, SET_BY, _annotations, _kind, _options, checked, kind_of
 
 NAN, INF = float("nan"), float("inf")
 SIGNED = ("floor", "weight", "agreement", "devices")  # may be below 0
@@ -79,7 +79,7 @@ class TestEveryOption:
                 assert message.startswith(f"{key}={typed(value)} "), (key, value, message)
 
     def test_every_number_of_every_class_in_conf_has_bounds(self) -> None:
-        """A new argument needs a line in KINDS, or nobody says what is too small for it."""
+        """A new argument needs a line in KINDS or an `Annotated`, or nobody says what is too small for it."""
         seen = 0
         for group in ("stage", "model", "dataset", "policy", "pruner", "reward"):
             for name in choices(group):
@@ -90,7 +90,8 @@ class TestEveryOption:
                         live = f"{group}.{argument}" in SET_BY
                         if numeric and not live and argument not in OURS:
                             place = f"{name if group == 'stage' else group}.{argument}"
-                            assert _kind(place, place, annotation) in KINDS.values(), place
+                            bounded = hasattr(annotation, "__metadata__")
+                            assert bounded or _kind(place, place, annotation) in KINDS.values(), place
                             seen += 1
         assert seen > 100
 
@@ -187,6 +188,13 @@ class TestPrompt:
     @pytest.mark.parametrize("prompt", ["<image> {questions}", "<image> {", "{question!r}", "", 5, ["{question}"]])
     def test_a_question_needs_a_place(self, prompt: Any) -> None:
         assert "has no {question}, so nothing would be asked: write it" in refused("eval", model__prompt=prompt)
+
+
+def test_an_annotation_can_say_the_bounds() -> None:
+    share = kind_of(Annotated[float, Number(0, 1)])
+    assert share("pruner.share", 0.5) == 0.5
+    with pytest.raises(UserError, match=r"pruner\.share=2 is not a number in \[0, 1\]"):
+        share("pruner.share", 2)
 
 
 def test_numbers_in_words() -> None:

@@ -5,7 +5,7 @@ import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -85,6 +85,7 @@ def template(key: str, value: Any) -> str | None:
 
 
 PRUNERS = Listed(component("pruner"), least=0, distinct=True)
+# A component of one's own says its bounds in an annotation instead, see `kind_of`.
 # By the end of an option's full name; the longest end counts. Of a stage the full name begins with its own name, also
 # where one types `stage.`.
 KINDS: dict[str, Kind] = {
@@ -338,6 +339,8 @@ def kind_of(annotation: Any) -> Kind:
     if annotation in simple:
         return simple[annotation]
     origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:  # bounds beside the argument: Annotated[float, Number(0, 1)]
+        return next((part for part in parts[1:] if callable(part)), kind_of(parts[0]))
     if origin in (Union, types.UnionType):
         return _any_of([kind_of(part) for part in parts if part is not type(None)], type(None) in parts)
     if origin is Literal and all(isinstance(part, str) for part in parts):

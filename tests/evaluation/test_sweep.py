@@ -53,7 +53,7 @@ def test_every_job_is_found_with_its_reason(sweep: Path) -> None:
     assert "keep_ratio=7 is not a kept fraction" in jobs[4].reason
     assert (jobs[5].settings["stage.keep_ratio"], jobs[5].settings["seed"]) == ("7", "1")
     lines = [explain(job, ["seed"]) for job in jobs[4:]]
-    assert lines[0].startswith(f"{sweep}/4: seed=0: failed: keep_ratio=7")
+    assert lines[0].startswith(f"{sweep}/4: seed=0: failed: stage.keep_ratio=7")
     assert lines[1] == "seed=1: never started"
 
 
@@ -99,7 +99,7 @@ def test_the_csv_holds_means_and_spread_over_seeds(table: Path) -> None:
 def test_page_and_plot_name_arms_and_missing_runs(sweep: Path, table: Path) -> None:
     html, svg = (table / "sweep.html").read_text(), (table / "sweep.svg").read_text()
     assert all(name in html and name in svg for name in ("keep_ratio=0.5", "keep_ratio=[0.3333,0.25]", "random"))
-    assert f"{sweep}/4: seed=0 stage.keep_ratio=7: failed: keep_ratio=7 is not a kept fraction" in html
+    assert f"{sweep}/4: seed=0 stage.keep_ratio=7: failed: stage.keep_ratio=7 is not a kept fraction" in html
     assert "3 of 6 runs are finished; at 10&nbsp;% of the visual tokens " in html
     assert (table / "report.html").is_file()
 
@@ -166,7 +166,7 @@ def test_what_is_no_sweep(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "does not exist" in refused(capsys, "eval", tmp_path / "a", "sweep=/no/such/sweep")
     assert f"is one run, not a sweep: use run={sweep}/0" in refused(capsys, "eval", tmp_path, f"sweep={sweep}/0")
     shutil.copytree(sweep / "4", tmp_path / "sweep" / "4")
-    with pytest.raises(UserError, match=r"has no finished run: .*/4: .*: failed: keep_ratio=7"):
+    with pytest.raises(UserError, match=r"has no finished run: .*/4: .*: failed: stage.keep_ratio=7"):
         read_sweep(tmp_path / "sweep", [0.1])
 
 
