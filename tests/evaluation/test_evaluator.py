@@ -13,7 +13,7 @@ from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.data.store import Record
 from tprl.errors import UserError
-from tprl.evaluation.evaluator import Entry, check_cost, evaluate, feasible, summarise
+from tprl.evaluation.evaluator import Entry, check_cost, check_entries, evaluate, feasible, summarise
 from tprl.lvlm.llava import Llava
 from tprl.scoring import Scorer
 from tprl.types import Sample, TokenSelection
@@ -40,6 +40,17 @@ def test_ratios_that_no_schedule_has_are_left_out_and_said(caplog: pytest.LogCap
 def test_methods_inside_the_model_need_a_model_with_layers() -> None:
     with pytest.raises(UserError, match="fastv drops tokens between layers, and toy has none: leave it out"):
         feasible([entry("fastv")], load_component("model", "toy"))
+
+
+def test_pruners_that_cannot_be_had_are_refused_before_anything_is_answered() -> None:
+    lvlm = Llava("tiny_llava")
+    check_entries([entry(name) for name in ("fastv", "tome", "oracle", "divprune", "cdpruner", "tprl")], lvlm)
+    with pytest.raises(UserError, match="fastv cannot be evaluated on llava: fastv runs 1 of 5 layers on all tokens"):
+        check_entries([Entry("fastv", load_component("pruner", "fastv"), (0.1,))], lvlm)
+    small = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")
+    for name, sentence in (("visionzip", r"qwen2_5_vl cannot provide \["), ("tprl", "was trained for a llava")):
+        with pytest.raises(UserError, match=sentence):
+            check_entries([entry(name)], small)
 
 
 def test_a_substitute_is_named_in_the_result(caplog: pytest.LogCaptureFixture) -> None:

@@ -188,3 +188,11 @@ class TestPlacement:
         assert (config.load_in_8bit, config.load_in_4bit) == (bits == 8, bits == 4)
         assert found["device_map"] == {"": torch.device("cpu")}
         assert bits == 8 or config.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+def test_braces_in_a_template_are_text_except_the_question() -> None:
+    lvlm = Llava("tiny_llava", prompt='USER: <image> {question} as {json} {"a": {}} { ASSISTANT:')
+    asked = lvlm.render(SAMPLES[0]._replace(question="which {color}?"))
+    assert asked == 'USER: <image> which {color}? as {json} {"a": {}} { ASSISTANT:'
+    with pytest.raises(UserError, match=r"model.prompt='<image> {questions}' has no {question}"):
+        Llava("tiny_llava", prompt="<image> {questions}")

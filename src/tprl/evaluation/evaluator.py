@@ -182,7 +182,7 @@ def check_entries(entries: Sequence[Entry], lvlm: Any) -> None:
     for entry in entries:
         check_family(entry.pruner, lvlm)
         if hasattr(lvlm, "check_extras"):
-            lvlm.check_extras(frozenset(entry.pruner.extras), lvlm.known_extras)
+            lvlm.check_extras(frozenset(entry.pruner.extras), lvlm.known_extras | {"region"})
         reasons = [_infeasible(entry.pruner, ratio, lvlm) for ratio in entry.keep_ratios]
         if all(reasons):
             raise UserError(f"{entry.name} cannot be evaluated on {lvlm.name}: {reasons[0]}")
