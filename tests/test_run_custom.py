@@ -80,7 +80,7 @@ def test_ppo_without_any_answer(folder: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (PPO, "stage=ppo reads answers, and dataset custom was said to have none: use stage=lfd, and"),
-        (("stage=all",), "dataset custom was said to have no answers, so nothing can be scored on it"),
+        (("stage=all",), "stage=ppo reads answers, and dataset custom was said to have none"),
     ],
 )
 def test_answers_that_are_needed(
