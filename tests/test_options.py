@@ -112,7 +112,6 @@ def targets(node: Any) -> Iterator[str]:
         ("eval", "models", "llava", ["llava"]),
         ("eval", "latency.batch_sizes", 1, [1]),
         ("eval", "latency.image", 336, [336, 336]),
-        ("eval", "dataset.families", "count", ["count"]),
         ("train stage=all", "stage.evaluation.seeds", 1, [1]),
         ("train stage=all", "stage.evaluation.keep_ratios", 1, [1]),
         ("train stage=all", "stage.evaluation.pruners", "random", ["random"]),

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
 from tprl.evaluation.entries import compared_entries, named_entries
-from tprl.values import name_list, one_text, several
+from tprl.values import name_list, several
 
 SETTINGS = {"keep_ratios": [0.3], "seeds": [0]}
 
@@ -36,12 +36,6 @@ def test_a_value_is_a_list_of_one(value: Any, values: list[Any]) -> None:
 def test_what_is_no_name(value: Any) -> None:
     with pytest.raises(UserError, match=r"pruners=.* is not a name: write pruners=<name>"):
         name_list("pruners", value)
-
-
-@pytest.mark.parametrize("value", [["a"], 3, "", None])
-def test_what_is_not_one_text(value: Any) -> None:
-    with pytest.raises(UserError, match=r"run=.* is not one text"):
-        one_text("run", value)
 
 
 def test_one_pruner_without_brackets() -> None:

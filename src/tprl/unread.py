@@ -1,6 +1,8 @@
 """Options that a command accepts and would not read: refused, so that no option is typed in vain.
 
 What every command, mode and stage reads stands in tables here; `tests/test_unread.py` holds them against the configs.
+What no command reads, since something else sets it, stands in `options.SET_BY`; what a chain of stages decides, in
+`plan`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -31,24 +33,6 @@ TRAIN_READS: Mapping[str, frozenset[str]] = {
     "pretrain": frozenset(),
 }
 TRAIN_ALWAYS = frozenset({"stage", "seed", "resume", "experiment", "debug", "logger", "trainer", "model"})
-# What the code sets itself, whatever the config says, and what to type instead.
-SET_BY_CODE: Mapping[str, Mapping[str, str]] = {
-    "eval": {"dataset.split": "write split=<name>", "pruner.seed": "write seeds=[<seed>]"},
-    "demo": {"dataset.split": "write split=<name>"},
-    "train": {
-        "dataset.split": "stages learn from train and validate on val; src.eval takes split=<name>",
-        "policy.token_width": "it is the model's",
-        "trainer.max_epochs": "write stage.epochs or stage.iterations",
-        "trainer.max_steps": "write the steps of the stage",
-        "trainer.logger": "write logger=<name>",
-        "trainer.callbacks": "stages bring their own",
-        "trainer.log_every_n_steps": "write stage.log_every",
-        "trainer.gradient_clip_val": "it belongs to the stage",
-        "trainer.enable_progress_bar": "progress is printed in lines of its own",
-        "trainer.default_root_dir": "write hydra.run.dir=<folder>",
-    },
-}
-LOGGER_SET = {"logger.save_dir": "write hydra.run.dir=<folder>"}
 
 
 class Rule(NamedTuple):
@@ -92,6 +76,7 @@ ONLY_TRAINING = "it draws training questions alone, and another split is asked"
 NO_BUDGETS = "stage=adapt needs policy=transformer and is left out"
 EVAL_RULES = (
     Rule("dataset.seed", _drawn, ONLY_TRAINING),
+    Rule("pruner.seed", lambda config: True, "seeds=[<seed>] sets it"),
     Rule("model", lambda config: config.mode == "parity" and bool(config.models), "models names other ones"),
 )
 TRAIN_RULES = (
@@ -101,10 +86,6 @@ TRAIN_RULES = (
         "stage.adapt",
         lambda config: config.stage.name == "all" and "tprl.TPRL" not in str(config.policy.get("_target_")),
         NO_BUDGETS,
-    ),
-    *(
-        Rule(f"stage.{part}.init_from", _is("stage.name", "all"), "the chain hands the weights of each stage on")
-        for part in ("autoencoder", "lfd", "ppo", "adapt")
     ),
     Rule(
         "stage.served.keep_ratios",
@@ -138,9 +119,6 @@ def _unread(command: str, config: DictConfig, key: str) -> str | None:
     top = key.replace("/", ".").partition(".")[0]
     if top in ("hydra", "", command):
         return None
-    by_code = {**SET_BY_CODE.get(command, {}), **LOGGER_SET}
-    if key in by_code:
-        return f"TPRL sets it itself, {by_code[key]}"
     reason = _of_command(command, config, top)
     rules = {"eval": EVAL_RULES, "train": TRAIN_RULES}.get(command, ())
     matching = (rule.why for rule in rules if _below(key, rule.key) and _value(config, key) and rule.unread(config))

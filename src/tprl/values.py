@@ -38,17 +38,6 @@ def name_list(key: str, value: Any) -> list[str]:
     return values
 
 
-def one_text(key: str, value: Any) -> str:
-    """One text, e.g. a path.
-
-    Raises:
-        UserError: a list or another type, or an empty text.
-    """
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{key}={value!r} is not one text: write {key}=<text>, quoted if YAML reads it otherwise.")
-    return value
-
-
 def shortened(value: Any) -> str:
     """A value as an error shows it: its beginning, if it is long."""
     text = repr(value)
