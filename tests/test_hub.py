@@ -10,6 +10,7 @@ from tests.helpers import toy_encoded
 import tprl
 from tprl import hub
 from tprl.errors import UserError
+from tprl.files import SUMS
 from tprl.pruners.learned import CARD, CONFIG, WEIGHTS
 from tprl.pruners.tprl import TPRL
 
@@ -47,7 +48,8 @@ class FakeApi:
         return f"https://huggingface.co/{repo}"
 
     def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        self.made["files"] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+        files = (path for path in folder_path.rglob("*") if path.is_file())
+        self.made["files"] = {str(path.relative_to(folder_path)): path.read_bytes() for path in files}
 
 
 class TestPush:
@@ -59,7 +61,9 @@ class TestPush:
         made = policy(**ABOUT)
         assert made.push_to_hub("me/pruner", private=True, token="t") == "https://huggingface.co/me/pruner"
         assert FakeApi.made["private"]
-        assert set(FakeApi.made["files"]) == {WEIGHTS, CONFIG, CARD}
+        sums = {f"{SUMS}/{name}.sha256" for name in (WEIGHTS, CONFIG)}
+        assert set(FakeApi.made["files"]) == {WEIGHTS, CONFIG, CARD, *sums}
+        (tmp_path / SUMS).mkdir()
         for name, data in FakeApi.made["files"].items():
             (tmp_path / name).write_bytes(data)
         asked: dict[str, Any] = {}
@@ -70,7 +74,7 @@ class TestPush:
 
         monkeypatch.setattr(hub, "snapshot_download", snapshot)
         found = tprl.Pruner.from_pretrained("me/pruner", revision="v2")
-        assert asked == {"repo": "me/pruner", "revision": "v2", "allow_patterns": [WEIGHTS, CONFIG, CARD]}
+        assert asked == {"repo": "me/pruner", "revision": "v2", "allow_patterns": [WEIGHTS, CONFIG, CARD, f"{SUMS}/*"]}
         assert torch.equal(found.select(toy_encoded(), 0.2).keep, made.select(toy_encoded(), 0.2).keep)
         assert found.trained_on == ABOUT
 

@@ -1,10 +1,12 @@
 """Checkpoints: of a stage at the end of an iteration, and of a run between its parts; complete or not at all."""
 
 import io
+import pickle
 import random
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tprl import stopping
-from tprl.files import write_atomically
+from tprl.errors import UserError
+from tprl.files import check, write_sealed
 from tprl.metrics_csv import MetricsCSV
-from tprl.rundir import LAST, PARTS
+from tprl.rundir import LAST, PARTS, ways_on
 
+UNREADABLE = (  # what torch raises on a damaged file, besides ValueError of a checksum
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError
+)  # fmt: skip
 KEY = "tprl"  # under which a checkpoint holds what Lightning leaves out
 
 
@@ -129,16 +135,21 @@ def _row(trainer: pl.Trainer) -> dict[str, Any] | None:
     return {"step": step, "metrics": {**metrics, "epoch": trainer.current_epoch}}
 
 
-def rows(loggers: Sequence[Any]) -> int:
-    """How many rows `metrics.csv` has."""
-    return sum(logger.count() for logger in loggers if isinstance(logger, MetricsCSV))
+def rows(loggers: Sequence[Any]) -> dict[str, Any]:
+    """How far `metrics.csv` has got: the number of its rows and their checksum."""
+    marks = [logger.mark() for logger in loggers if isinstance(logger, MetricsCSV)]
+    return marks[0] if marks else {"count": 0}
 
 
-def keep_rows(loggers: Sequence[Any], count: int) -> None:
-    """Go on with `metrics.csv` after that many rows."""
+def keep_rows(loggers: Sequence[Any], mark: Mapping[str, Any] | int) -> None:
+    """Go on with `metrics.csv` after the rows of a mark (older checkpoints know only their number).
+
+    Raises:
+        UserError: they are damaged.
+    """
     for logger in loggers:
         if isinstance(logger, MetricsCSV):
-            logger.keep(count)
+            logger.keep(**({"count": mark} if isinstance(mark, int) else mark))
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -148,6 +159,10 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         save(checkpoint, Path(path))
 
+    def load_checkpoint(self, path: Any, *options: Any, **more: Any) -> dict[str, Any]:
+        """Raises: UserError: it is damaged."""
+        return load(Path(path))
+
 
 class Finished:
     """The parts of a run that are done, and all that the next part starts from, in `parts.ckpt`.
@@ -155,14 +170,19 @@ class Finished:
     Args:
         directory: of the run.
         resume: whether to read what an interrupted run has left.
+
+    Raises:
+        UserError: one of its checkpoints is damaged. Both are looked at before anything is computed.
     """
 
     def __init__(self, directory: Path, resume: bool) -> None:
         self.path, self.parts = directory / PARTS, list[str]()
         self.state: dict[str, Any] | None = None
         if resume and self.path.is_file():
-            saved = torch.load(self.path, weights_only=True)
+            saved = load(self.path, "parts", "state")
             self.parts, self.state = saved["parts"], saved["state"]
+        if resume and (directory / LAST).is_file():
+            load(directory / LAST, KEY, mmap=True)
 
     def add(self, part: str, state: dict[str, Any], writes: bool = True) -> None:
         """Note that a part is done; of several ranks one writes."""
@@ -175,16 +195,37 @@ class Finished:
 def checkpoint_of(directory: Path, part: str) -> str | None:
     """The checkpoint of a part of a run that stopped in its middle, if it did."""
     path = directory / LAST
-    if not path.is_file() or torch.load(path, weights_only=True, mmap=True)[KEY]["part"] != part:
+    if not path.is_file() or load(path, KEY, mmap=True)[KEY]["part"] != part:
         return None
     return str(path)
 
 
 def save(content: dict[str, Any], path: Path) -> None:
-    """Tensors and plain values, as one file that is whole or not there."""
+    """Tensors and plain values, as one file that is whole or not there, and its checksum."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getbuffer())
+    write_sealed(path, buffer.getbuffer())
+
+
+def load(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
+    """What `save` wrote; it has these keys.
+
+    Raises:
+        UserError: the file is damaged. It stays, and the sentence says from where the run can go on.
+    """
+    try:
+        check(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        missing = [key for key in keys if key not in content]
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno != EINVAL:  # which torch says of a file that was cut
+            raise
+        # Of what torch raises on a file without checksum, only the first line is about the file.
+        reason = (str(error).strip().splitlines() or ["it is empty or cut short"])[0].rstrip(".")
+        raise UserError(f"{path} is damaged ({reason}): {ways_on(path.parent, path)}.") from error
+    if missing:
+        raise UserError(f"{path} is damaged (it has no {missing[0]}): {ways_on(path.parent, path)}.")
+    return content
 
 
 def draws() -> dict[str, Any]:

@@ -223,10 +223,11 @@ def _goes_on(config: DictConfig, directory: Path, given: list[str]) -> bool:
 
 def _as_before(config: DictConfig, directory: Path, words: Sequence[str]) -> DictConfig:
     """The config that a run was started with, and what `words` set anew: defaults may have changed meanwhile."""
-    path = directory / "config.yaml"
+    path = directory / rundir.SETTINGS
     new = {_key(word) for word in words if "=" in word and not _key(word).startswith("hydra")} - {"resume"}
     if path.is_file() and not new & {"experiment", "debug"}:  # these set keys that they do not name
-        now, config = config, OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[assignment]
+        remedy = "copy it again, or move it away to compose the settings of its command line anew"
+        now, config = config, rundir.read_yaml(path, remedy)
         for key in new:
             OmegaConf.update(config, key, OmegaConf.select(now, key), merge=False, force_add=True)
     OmegaConf.update(config, "resume", str(directory), force_add=True)
@@ -247,7 +248,7 @@ def run_names(directory: Path) -> tuple[str, str | None]:
         return directory.name, None
     sweep = Path(settings.sweep.dir)
     planned = sweep / "multirun.yaml"
-    given = OmegaConf.load(planned).hydra.overrides.task if planned.is_file() else []
+    given = rundir.read_yaml(planned, "copy it again").hydra.overrides.task if planned.is_file() else []
     parsed = OverridesParser.create().parse_overrides([str(word) for word in given])
     swept = {one.key_or_group for one in parsed if one.is_sweep_override()}
     words = [word for word in settings.overrides.task if word.lstrip("+").partition("=")[0] in swept]

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 import tprl
-from tprl import ranks
+from tprl import ranks, rundir
 from tprl.build import build, load_component
 from tprl.data.benchmark import nothing_left, take
 from tprl.data.identity import of_dataset, of_lvlm, of_pruner
@@ -46,7 +46,7 @@ from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_r
 from tprl.evaluation.spread import spreads
 from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.evaluation.sweep_report import Origin
-from tprl.files import write_atomically
+from tprl.files import write_atomically, write_sealed
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.options import checked
 from tprl.plan import check_logger
@@ -207,8 +207,10 @@ def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
     if not path.is_file():
         why = "does not exist" if not run.exists() else "holds no config.yaml"
         raise UserError(f"run={run} {why}: give the directory that src.train printed as `run:`.")
-    before = OmegaConf.load(path)
-    assert isinstance(before, DictConfig)
+    rundir.settings_of(run, rundir.DONE)  # the report quotes it: damage is said now, not after the evaluation
+    if chosen("model") and chosen("dataset"):
+        return cfg
+    before = rundir.read_yaml(path, "copy it again, or give model=<name> and dataset=<name>")
     for group in ("model", "dataset"):
         if not chosen(group):
             OmegaConf.update(cfg, group, before[group], merge=False, force_add=True)
@@ -239,7 +241,7 @@ def evaluate_entries(
     if ranks.rank():
         return rows
     write_results(directory / "results.csv", rows)
-    write_atomically(directory / "evaluation.json", json.dumps(measured, indent=1) + "\n")
+    write_sealed(directory / "evaluation.json", json.dumps(measured, indent=1) + "\n")
     log_results(logger, rows)
     main = next((entry for entry in entries if entry.name not in BOUNDS), entries[0])
     sample_rows = [one.row for one in answered]
@@ -345,7 +347,7 @@ def _commands(cfg: DictConfig) -> list[str]:
     record = Path(cfg.run) / "done.json" if cfg.get("run") else None
     trained = []
     if record is not None and record.is_file():
-        trained.append(command("train", *json.loads(record.read_text())["overrides"]))
+        trained.append(command("train", *(rundir.settings_of(record.parent, rundir.DONE) or ())))
     return [text for text in (*trained, command_line()) if text]
 
 
@@ -357,7 +359,7 @@ def start(cfg: DictConfig, directory: Path) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     else:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(plain(cfg)))))
+        write_sealed(directory / rundir.SETTINGS, OmegaConf.to_yaml(OmegaConf.create(escaped(plain(cfg)))))
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
     os.environ.setdefault("WANDB_QUIET", "true")  # no summary at the end; where the run is, it says at the start
     disable_progress_bar()

@@ -59,7 +59,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="No space left on device"):
         results.write_results(path, ROWS)
     assert results.read_results(path) == ROWS[:1]
-    assert [p.name for p in tmp_path.iterdir()] == ["results.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".sums", "results.csv"]
 
 
 def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.helpers import RAGGED, toy_encoded
 
+from tprl import files
 from tprl.budget import budget, image_rows
 from tprl.errors import UserError
 from tprl.policy.dpp import greedy_map
@@ -217,7 +218,8 @@ class TestFolder:
     def test_saving_again_replaces_and_leaves_nothing_behind(self, tmp_path: Path) -> None:
         pruner(sharp=1.0).save_pretrained(tmp_path)
         pruner(sharp=3.0).save_pretrained(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == [".sums", "README.md", "config.json", "model.safetensors"]
         found = load_pruner(tmp_path).state_dict()["net.policy_head.out.weight"]
         assert torch.equal(found, pruner(sharp=3.0).state_dict()["net.policy_head.out.weight"])
 
@@ -259,7 +261,7 @@ class TestFolder:
     def test_an_unknown_kind_is_refused(self, tmp_path: Path) -> None:
         pruner().save_pretrained(tmp_path)
         about = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps(about | {"pruner": "other"}))
+        files.write_sealed(tmp_path / "config.json", json.dumps(about | {"pruner": "other"}))
         with pytest.raises(UserError, match="names the pruner 'other', which is not one of tprl, mlp"):
             load_pruner(tmp_path)
 

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tprl.errors import UserError
+from tprl.files import Damaged, check, open_row, sealed_row, sealing
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise it when the same key comes to mean other contents
@@ -70,8 +71,8 @@ class Shards:
     ) -> None:
         """Make the shards that are missing or damaged.
 
-        A damaged one (cut short, or of another size than its header says) is made again and logged: all of it can be
-        recomputed, and a sweep need not stop for it.
+        A damaged one (its checksum differs, or its size from what its header says) is made again and logged: all of it
+        can be recomputed, and a sweep need not stop for it.
 
         Args:
             make: the contents of rows first .. stop.
@@ -111,14 +112,16 @@ class Shards:
                 f"{self.folder} needs about {needed / 1e9:.2g} GB for the {missing} questions that are missing, and "
                 f"its disk has {free / 1e9:.2g} GB free: {REMEDY}."
             )
-        commit(part, self.paths[place], contents)
+        with _writing(self.paths[place]), sealing(self.paths[place], contents):
+            commit(part, self.paths[place], contents)
 
 
 class Record:
     """What was measured of samples, by uid: in memory, and in a file of JSON lines where a path is given.
 
-    A line holds what was measured together, so what a killed process wrote is there as a whole or not at all: a batch
-    that is measured again is the same batch, with the same rounding. Few bytes per sample: the file is read as a whole.
+    A line holds what was measured together and its checksum, so what a killed process wrote is there as a whole or not
+    at all: a batch that is measured again is the same batch, with the same rounding. A line that does not fit its
+    checksum is logged and measured again. Few bytes per sample: the file is read as a whole.
 
     Args:
         path: several processes may append to it at the same time; each reads what was there when it began.
@@ -129,8 +132,8 @@ class Record:
         lines = path.read_bytes().splitlines() if path is not None and path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                self.known = {**json.loads(line), **self.known}  # the first value stands: it has been used
-            except ValueError:  # its writer was killed, or the power failed
+                self.known = {**open_row(line), **self.known}  # the first value stands: it has been used
+            except Damaged:  # its writer was killed, the power failed, or the disk lost bits
                 log.warning("%s, line %d is damaged: it is measured again", path, number)
 
     def add(self, measured: Mapping[str, Any]) -> None:
@@ -141,7 +144,7 @@ class Record:
         with _writing(self.path), self.path.open("a+b") as file:
             _locked(file, wait=True)  # released when the file is closed
             torn = file.seek(0, os.SEEK_END) > 0 and _last_byte(file) != b"\n"
-            file.write(b"\n" * torn + json.dumps(measured).encode() + b"\n")
+            file.write(b"\n" * torn + sealed_row(dict(measured)) + b"\n")
 
 
 @contextmanager
@@ -201,11 +204,12 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def _intact(path: Path) -> bool:
-    """Whether a shard is there, and as long as its header says."""
+    """Whether a shard is there, as long as its header says, and what was written."""
     try:
+        check(path)
         with safe_open(path, "pt"):
             return True
-    except (FileNotFoundError, SafetensorError):
+    except (FileNotFoundError, Damaged, SafetensorError):
         return False
 
 

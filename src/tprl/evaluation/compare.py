@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from tprl.errors import UserError
 from tprl.evaluation.analysis import Scores, by_arm, difference
-from tprl.evaluation.results import ratio_label, read_samples, write_atomic
+from tprl.evaluation.results import ratio_label, read_facts, read_samples, write_atomic
 from tprl.evaluation.statistics import identical
 
 Arms = dict[tuple[str, float | None], Scores]
@@ -70,7 +69,7 @@ def _same_protocol(a: str, b: str) -> None:
     found = [_folder(given)[0] / "evaluation.json" for given in (a, b)]
     if not all(path.is_file() for path in found):
         return  # written before evaluations said what they were about
-    first, second = (json.loads(path.read_text()) for path in found)
+    first, second = map(read_facts, found)
     for name in ("dataset", "source", "protocol"):
         if first.get(name) != second.get(name):
             raise UserError(

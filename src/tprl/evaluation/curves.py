@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from tprl.errors import UserError
-from tprl.files import write_atomically
+from tprl.files import read_sealed, write_sealed
 
 Points = list[tuple[float, float]]
 CURVES = "curves.json"  # of a training run: name -> [[samples seen, value], ...]
@@ -29,7 +29,7 @@ HELD_OUT = {
 
 def write_curves(run: Path, curves: Mapping[str, Points]) -> None:
     """Keep the curves of a training for the reports of later evaluations."""
-    write_atomically(run / CURVES, json.dumps(curves) + "\n")
+    write_sealed(run / CURVES, json.dumps(curves) + "\n")
 
 
 def read_curves(run: Path) -> dict[str, Points]:
@@ -42,9 +42,8 @@ def read_curves(run: Path) -> dict[str, Points]:
     if not path.is_file():
         return {}
     try:
-        return {
-            name: [(float(x), float(y)) for x, y in points] for name, points in json.loads(path.read_text()).items()
-        }
+        curves = json.loads(read_sealed(path))
+        return {name: [(float(x), float(y)) for x, y in points] for name, points in curves.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it, and the report leaves the curves out.") from error
 

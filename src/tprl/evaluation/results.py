@@ -6,7 +6,8 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from tprl.cost import CONVENTION
 from tprl.errors import UserError
-from tprl.files import write_atomically
+from tprl.files import read_sealed, write_atomically, write_sealed
 
 FULL = "keep_all"  # the pruner whose row is the reference of all others
 BOUNDS = frozenset({FULL, "oracle"})  # not competitors: one does not prune, the other knows the answer's region
@@ -77,15 +78,15 @@ COLUMNS = tuple(field.name for field in fields(Row))
 _TEXT = ("model", "dataset", "pruner", "metric")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """`files.write_atomically`, in a folder that is made if need be.
+def write_atomic(path: Path, text: str, write: Callable[[Path, str], None] = write_atomically) -> None:
+    """`files.write_atomically` (or `write`), in a folder that is made if need be.
 
     Raises:
         UserError: the folder cannot be made or written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
+        write(path, text)
     except OSError as error:
         raise UserError(
             f"Cannot write {path} ({error.strerror}): choose a writable folder with hydra.run.dir=<folder>."
@@ -98,13 +99,27 @@ def write_results(path: Path, rows: Iterable[Row]) -> None:
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    write_atomic(path, out.getvalue())
+    write_atomic(path, out.getvalue(), write_sealed)
 
 
 def read_results(path: Path) -> list[Row]:
-    """The rows that `write_results` wrote, equal to the originals."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [_row(line) for line in csv.DictReader(file)]
+    """The rows that `write_results` wrote, equal to the originals.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with _reading(path):
+        lines = csv.DictReader(io.StringIO(read_sealed(path).decode(), newline=""))
+        return [_row(line) for line in lines]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Damage as one sentence."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again, or evaluate anew.") from error
 
 
 def _row(line: dict[str, str]) -> Row:
@@ -115,13 +130,29 @@ def _row(line: dict[str, str]) -> Row:
 
 def write_samples(path: Path, samples: Iterable[SampleRow]) -> None:
     """Write `samples.jsonl`, one answered question per line."""
-    write_atomic(path, "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples))
+    lines = (json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+    write_atomic(path, "".join(lines), write_sealed)
 
 
 def read_samples(path: Path) -> list[SampleRow]:
-    """The samples that `write_samples` wrote."""
-    with path.open(encoding="utf-8") as file:
-        return [SampleRow(**json.loads(line)) for line in file]
+    """The samples that `write_samples` wrote.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with _reading(path):
+        lines = read_sealed(path).decode().rstrip("\n").split("\n")
+        return [SampleRow(**json.loads(line)) for line in lines if line]
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """`evaluation.json`: what an evaluation is about.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with _reading(path):
+        return dict(json.loads(read_sealed(path)))
 
 
 def grid(rows: Iterable[Row], metric: str = "accuracy") -> dict[str, dict[float | None, Cell]]:

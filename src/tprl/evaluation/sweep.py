@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tprl.errors import UserError
 from tprl.evaluation.entries import seed_of, with_modes
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.results import Row, ratio_label
 from tprl.pruners.learned import LearnedPruner, load_pruner
+from tprl.rundir import read_yaml
 
 SEED = "seed"
 
@@ -116,7 +117,7 @@ def find_jobs(directory: Path) -> list[Job]:
     if directory in found:
         raise UserError(f"sweep={directory} is one run, not a sweep: use run={directory}.")
     found.sort(key=lambda path: [(not part.isdigit(), part.zfill(9)) for part in path.relative_to(directory).parts])
-    words = {path: _words(OmegaConf.load(path / ".hydra" / "overrides.yaml")) for path in found}
+    words = {path: _words(_left(path / ".hydra" / "overrides.yaml", ListConfig)) for path in found}
     jobs = [Job(path, _settings(words[path]), _state(path)) for path in found]
     planned = _planned(directory / "multirun.yaml")
     if all(started in planned for started in words.values()):  # otherwise the file is another sweep's
@@ -174,14 +175,14 @@ def _state(folder: Path) -> str:
     if (folder / "done.json").is_file():
         return ""
     if (folder / "FAILED").is_file():
-        lines = [line.strip() for line in (folder / "FAILED").read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in (folder / "FAILED").read_text(errors="replace").splitlines() if line.strip()]
         return f"failed: {lines[-1].removeprefix('tprl.errors.UserError: ') if lines else 'for an unknown reason'}"
     return "unfinished: it still runs, or was killed"
 
 
 def _check_same(directory: Path, folders: Sequence[Path], same: Sequence[str]) -> None:
     """One table is about one model and one dataset."""
-    configs = [OmegaConf.load(folder / "config.yaml") for folder in folders]
+    configs = [_left(folder / "config.yaml") for folder in folders]
     for name in same:
         nodes = [OmegaConf.to_container(config[name]) for config in configs]  # type: ignore[index]
         other = next((i for i, node in enumerate(nodes) if node != nodes[0]), None)
@@ -192,13 +193,16 @@ def _check_same(directory: Path, folders: Sequence[Path], same: Sequence[str]) -
             )
 
 
+def _left(path: Path, kind: type[DictConfig] | type[ListConfig] = DictConfig) -> Any:
+    return read_yaml(path, "copy it again, or move its job out of the sweep", kind)
+
+
 def _arm(job: Job, keys: Sequence[str], pruner: str) -> Arm:
     swept = {key: job.settings.get(key, "(not set)") for key in keys}
     last = [key.rpartition(".")[2] for key in keys]
     short = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
     name = " ".join(f"{key}={value}" for key, value in zip(short, swept.values(), strict=True))
-    config = OmegaConf.load(_finished(job) / "config.yaml")
-    stage = config["stage"] if isinstance(config, DictConfig) else {}
+    stage = _left(_finished(job) / "config.yaml").get("stage", {})
     given = stage.get("keep_ratio", stage.get("ppo", {}).get("keep_ratio"))
     ratios = [] if given is None else given if OmegaConf.is_list(given) else [given]
     return Arm(name or pruner, swept, tuple(float(ratio) for ratio in ratios))
@@ -221,7 +225,7 @@ def _planned(path: Path) -> list[frozenset[str]]:
     """The jobs that Hydra wrote down before it started the first."""
     if not path.is_file():
         return []
-    given = OverridesParser.create().parse_overrides([str(w) for w in OmegaConf.load(path).hydra.overrides.task])
+    given = OverridesParser.create().parse_overrides([str(w) for w in _left(path).hydra.overrides.task])
     parts = [
         [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
         if one.is_sweep_override()

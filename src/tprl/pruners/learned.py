@@ -11,13 +11,13 @@ from typing import Any, get_args
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from tprl import cost, hub, ranks
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
-from tprl.files import write_atomically
+from tprl.files import SUMS, Damaged, read_sealed, write_atomically, write_sealed
 from tprl.finite import check_logits
 from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
@@ -25,6 +25,7 @@ from tprl.policy.dpp import cosine_kernel
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.card import model_card
 from tprl.pruners.random import stable_seed
+from tprl.rundir import EDITED, other_pruner
 from tprl.types import Encoded, TokenSelection
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -252,8 +253,8 @@ class LearnedPruner(nn.Module, ABC):
         state = {key: value.detach().contiguous().cpu() for key, value in self.state_dict().items()}
         if half:
             state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-        write_atomically(folder / WEIGHTS, save(state))
-        write_atomically(folder / CONFIG, json.dumps(self.about, indent=1) + "\n")
+        write_sealed(folder / WEIGHTS, save(state))
+        write_sealed(folder / CONFIG, json.dumps(self.about, indent=1) + "\n")
         write_atomically(folder / CARD, model_card(self.name, self.trained_on, str(folder)))
 
     def push_to_hub(self, repo: str, private: bool = False, token: str | None = None) -> str:
@@ -315,7 +316,7 @@ def find_pruner(pretrained: str | Path, revision: str | None = None) -> Path:
     places = [ASSETS / pretrained, Path(pretrained) / "pruner", Path(pretrained)]
     folder = next((place for place in places if (place / CONFIG).is_file()), Path(pretrained))
     if not folder.exists() and str(pretrained).count("/") == 1:
-        folder = hub.fetch(str(pretrained), (WEIGHTS, CONFIG, CARD), revision)
+        folder = hub.fetch(str(pretrained), (WEIGHTS, CONFIG, CARD, f"{SUMS}/*"), revision)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: give the directory that a training run printed as `run:`.")
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
@@ -330,9 +331,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        return json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        raise UserError(f"{folder / CONFIG} is damaged ({error}): copy it again or train anew.") from error
+        return {"trained_on": {}, **json.loads(read_sealed(folder / CONFIG))}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG} is damaged ({error}): {other_pruner(folder)}{EDITED}.") from error
 
 
 def load_weights(pruner: LearnedPruner, folder: Path) -> None:
@@ -342,9 +343,9 @@ def load_weights(pruner: LearnedPruner, folder: Path) -> None:
         UserError: the file is damaged, or belongs to another width.
     """
     try:
-        state = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged ({error}): copy it again or train anew.") from error
+        state = load(read_sealed(folder / WEIGHTS))
+    except (Damaged, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS} is damaged ({error}): {other_pruner(folder)}.") from error
     own = pruner.state_dict()
     for key, value in own.items():
         if key not in state or state[key].shape != value.shape:
@@ -382,4 +383,7 @@ def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint"
     kind = about.get("pruner")
     if kind not in kinds:
         raise UserError(f"{source} names the pruner {kind!r}, which is not one of {', '.join(kinds)}.")
-    return kinds[kind](**{key: value for key, value in about.items() if key != "pruner"})
+    try:
+        return kinds[kind](**{key: value for key, value in about.items() if key != "pruner"})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source} is damaged ({error}): copy it again or train anew.") from error
