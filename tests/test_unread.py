@@ -18,7 +18,7 @@ GROUPS = ("stage", "experiment", "policy", "model", "dataset", "pruner", "reward
 # The options of eval.yaml and of train.yaml that some mode or stage leaves alone.
 EVALUATION = {
     *("model", "dataset", "pruner", "geometry", "models", "run", "sweep", "runs", "pruners", "keep_ratios", "split"),
-    *("limit", "batch_size", "seeds", "latency"),
+    *("limit", "batch_size", "seeds", "latency", "threads"),
 }
 ABSENT = {"pruner", "geometry"}  # null in eval.yaml, so that the config has no such keys
 TRAINING = {"dataset", "policy", "pruner", "reward", "cache"}
@@ -27,7 +27,7 @@ UNREAD_BY_MODE = {
     "accuracy": {"models", "latency"},
     "latency": {"dataset", "split", "limit", "batch_size", "models"},
     "parity": {"pruner", "run", "sweep", "runs", "pruners", "keep_ratios", "batch_size", "seeds", "latency"},
-    "selectors": EVALUATION,
+    "selectors": EVALUATION - {"threads"},
     "compare": EVALUATION,
 }
 UNREAD_BY_STAGE = {
@@ -147,6 +147,6 @@ def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_groups_are_typed_as_groups() -> None:
     config = OmegaConf.create({"mode": "selectors", "model": {"name": "a"}})
-    with pytest.raises(UserError, match="model is not read: mode=selectors reads no data and no model"):
+    with pytest.raises(UserError, match="model is not read: mode=selectors reads threads"):
         check_read("eval", config, ["model"])
     check_read("eval", config, ["hydra/launcher", "hydra.run.dir"])

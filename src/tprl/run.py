@@ -43,6 +43,7 @@ from tprl.pruners.tprl import TPRL
 from tprl.run_eval import evaluate_entries, make_dataset, make_logger, plain, start
 from tprl.scoring import LABELS
 from tprl.stages.calibrate import calibrate_fade
+from tprl.threads import use_threads
 from tprl.tracking import Tracker, log_weights
 from tprl.types import LVLM, Dataset, Pruner
 
@@ -108,6 +109,7 @@ class Training:
             )
         on_cpu = {"device": "cpu"} if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model else {}
         self.lvlm: LVLM = build(cfg.model, **on_cpu)
+        use_threads(cfg, directory, self.lvlm)
         self.train_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "train")
         self.val_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "val")
         self.pruner: LearnedPruner = build(cfg.policy, token_width=self.lvlm.width)
@@ -328,6 +330,7 @@ def _pretrain(cfg: DictConfig, directory: Path) -> None:
         raise UserError(f"stage=pretrain runs in one process, not in {ranks.count()}: leave trainer=ddp away.")
     if source and not (find_model(source) / "clip").is_dir():
         raise UserError(f"stage.init_from={source} holds no model written by stage=pretrain (no clip/ in it).")
+    use_threads(cfg, directory)
     parts = tiny_llava.load(find_model(source)) if source else build(cfg.stage.blueprint, seed=cfg.seed)
     module = build(_without(cfg.stage, OURS), parts=parts, seed=cfg.seed)
     steps = module.hparams["vision_steps"] + module.hparams["language_steps"]

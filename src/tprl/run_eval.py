@@ -35,7 +35,6 @@ from tprl.evaluation.entries import (
 )
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, check_entries, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
-from tprl.evaluation.gallery import GalleryItem, Guided
 from tprl.evaluation.latency import Setting, measure, untrained
 from tprl.evaluation.lengths import fit_length
 from tprl.evaluation.official import Published
@@ -54,7 +53,8 @@ from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
 from tprl.rundir import ANSWERS
 from tprl.scoring import Scorer
-from tprl.shell import command, escaped
+from tprl.shell import command
+from tprl.threads import use_threads
 from tprl.tracking import Tracker, log_results
 from tprl.types import LVLM, Dataset, Pruner
 from tprl.values import name_list
@@ -85,6 +85,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     cfg, entries, swept = _entries(cfg, settings)
     start(cfg, directory)
     lvlm = build(cfg.model)
+    use_threads(cfg, directory, lvlm)
     check_cost(lvlm)
     check_entries(entries, lvlm)
     logger = make_logger(cfg, directory)
@@ -128,6 +129,7 @@ def _latency(cfg: DictConfig, directory: Path) -> Path:
     cfg, entries, _ = _entries(cfg, settings)
     start(cfg, directory)
     lvlm = build(cfg.model)
+    use_threads(cfg, directory, lvlm)
     if not isinstance(lvlm, FrozenLVLM):
         raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
     if cfg.model.get("pretrained", "") is None:  # sizes are timed, not weights
@@ -152,7 +154,9 @@ def _parity(cfg: DictConfig, directory: Path) -> Path:
     start(cfg, directory)
     lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
     found = {}
-    for lvlm in lvlms or [build(cfg.model)]:
+    lvlms = lvlms or [build(cfg.model)]
+    use_threads(cfg, directory, lvlms[0])  # the others are as small
+    for lvlm in lvlms:
         questions = make_dataset(cfg.dataset, lvlm, cfg.split)
         asked = range(min(cfg.limit or 6, len(questions)))
         samples = varied(take(questions, asked))
@@ -170,6 +174,7 @@ def _parity(cfg: DictConfig, directory: Path) -> Path:
 def _selectors(cfg: DictConfig, directory: Path) -> Path:
     """The table of docs/baselines.md."""
     start(cfg, directory)
+    use_threads(cfg, directory)
     text = selectors.table(selectors.measure())
     write_atomically(directory / "selectors.md", text + "\n")
     print(text)
@@ -251,7 +256,7 @@ def evaluate_entries(
     write_atomically(directory / "paired.json", json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
     pruners = _pictured(entries, main, ratio, sample_rows)
-    guided, pictures = _looked_at(scorer, dataset, main, pruners, ratio, settings)
+    guided, pictures = analysis.looked_at(scorer, dataset, main, pruners, ratio, settings)
     found_spreads = spreads(sample_rows)
     write_atomically(directory / "spreads.json", json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
     facts = {"model": lvlm.name, **measured, "split": cfg.get("split", "test"), **origin()}
@@ -283,26 +288,6 @@ def evaluate_entries(
     if swept is not None:
         sweep_report.report_sweep(swept, rows, directory, metric, made)
     return rows
-
-
-def _looked_at(
-    scorer: Scorer,
-    dataset: Dataset,
-    main: Entry,
-    pruners: Mapping[str, Pruner],
-    ratio: float,
-    settings: Mapping[str, Any],
-) -> tuple[Guided | None, list[GalleryItem]]:
-    """Whether the main pruner listens to the question, where it was taught to, and the pictures of the report."""
-    guided, pictures = None, list[GalleryItem]()
-    if isinstance(main.pruner, LearnedPruner):
-        with Progress("questions") as tick:
-            guided = analysis.guided(scorer, dataset, main.pruner, ratio, settings["limit"], tick=tick)
-    if pruners:
-        with Progress("pictures") as tick:
-            options = {"batch_size": settings["batch_size"], "limit": settings["limit"], "tick": tick}
-            pictures = analysis.gallery(scorer, dataset, pruners, ratio, **options)
-    return guided, pictures
 
 
 def _record(
@@ -359,7 +344,7 @@ def start(cfg: DictConfig, directory: Path) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     else:
         directory.mkdir(parents=True, exist_ok=True)
-        write_sealed(directory / rundir.SETTINGS, OmegaConf.to_yaml(OmegaConf.create(escaped(plain(cfg)))))
+        rundir.write_settings(directory, cfg)
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
     os.environ.setdefault("WANDB_QUIET", "true")  # no summary at the end; where the run is, it says at the start
     disable_progress_bar()

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tprl.errors import UserError
 from tprl.files import Damaged, check, read_sealed, remove, sweep, write_sealed
+from tprl.shell import escaped
 
 STARTED, DONE, FAILED, LOCK = "started.json", "done.json", "FAILED", ".lock"
 SETTINGS = "config.yaml"  # the resolved config
@@ -103,6 +104,12 @@ def settings_of(directory: Path, marker: str = STARTED) -> list[str] | None:
             else "copy it again, or start anew in another folder (hydra.run.dir=<folder>)"
         )
         raise UserError(f"{path} is damaged ({error}): {remedy}.") from error
+
+
+def write_settings(directory: Path, config: DictConfig) -> None:
+    """Leave the resolved config of a run in its directory."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    write_sealed(directory / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(escaped(resolved))))
 
 
 def read_yaml(path: Path, remedy: str, kind: type[DictConfig] | type[ListConfig] = DictConfig) -> Any:

@@ -15,14 +15,14 @@ from tprl.errors import UserError
 # Of `conf/eval.yaml`, beside mode, resume, experiment and logger, which every mode takes.
 ENTRIES = frozenset({"run", "sweep", "runs", "pruner", "pruners", "keep_ratios", "seeds"})
 EVAL_READS: Mapping[str, frozenset[str]] = {
-    "accuracy": ENTRIES | {"model", "dataset", "split", "limit", "batch_size"},
-    "latency": ENTRIES | {"model", "latency"},
-    "parity": frozenset({"model", "models", "dataset", "split", "limit"}),
-    "selectors": frozenset(),
+    "accuracy": ENTRIES | {"model", "dataset", "split", "limit", "batch_size", "threads"},
+    "latency": ENTRIES | {"model", "latency", "threads"},
+    "parity": frozenset({"model", "models", "dataset", "split", "limit", "threads"}),
+    "selectors": frozenset({"threads"}),
     "compare": frozenset({"compare"}),  # compare=[...] is a mode of its own
 }
 EVAL_ALWAYS = frozenset({"mode", "resume", "experiment", "logger"})
-# Of `conf/train.yaml`, beside stage, seed, resume, experiment, debug, logger, trainer and model.
+# Of `conf/train.yaml`, beside stage, seed, resume, experiment, debug, threads, logger, trainer and model.
 TRAIN_READS: Mapping[str, frozenset[str]] = {
     "all": frozenset({"dataset", "policy", "pruner", "reward", "cache"}),
     "autoencoder": frozenset({"dataset", "policy"}),
@@ -32,7 +32,7 @@ TRAIN_READS: Mapping[str, frozenset[str]] = {
     "adapt": frozenset({"dataset", "policy"}),  # policy has a sentence of its own
     "pretrain": frozenset(),
 }
-TRAIN_ALWAYS = frozenset({"stage", "seed", "resume", "experiment", "debug", "logger", "trainer", "model"})
+TRAIN_ALWAYS = frozenset({"stage", "seed", "resume", "experiment", "debug", "threads", "logger", "trainer", "model"})
 
 
 class Rule(NamedTuple):

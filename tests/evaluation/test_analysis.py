@@ -1,17 +1,21 @@
 """The sentence at the top of the report."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
-from tprl.evaluation.analysis import gallery, headline, opened
+from tprl.evaluation.analysis import _together, gallery, guided, headline, opened
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import Row, SampleRow
+from tprl.pruners.learned import load_pruner
 from tprl.run_eval import _pictured
 from tprl.scoring import Scorer
+from tprl.types import Encoded, Sample
 
 
 def row(pruner: str, ratio: float | None, kept: float, value: float, flops: float) -> Row:
@@ -87,3 +91,41 @@ def test_tables_open_the_interval_of_scores_that_all_agree() -> None:
     assert found[2] == (0.0, 0.0, pytest.approx(0.1936, abs=1e-4))
     other = [replace(whole, metric="mean_iou"), replace(whole, ci_low=0.9), replace(whole, pruner="other")]
     assert opened(other, samples) == other
+
+
+class Counting:
+    """An LVLM that counts how often it encodes."""
+
+    def __init__(self, lvlm: Any) -> None:
+        self.lvlm, self.sizes = lvlm, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lvlm, name)
+
+    def encode(self, samples: Sequence[Sample], extras: frozenset[str]) -> Encoded:
+        self.sizes.append(len(samples))
+        return self.lvlm.encode(samples, extras)
+
+
+def test_questions_of_several_images_are_swapped_in_one_batch() -> None:
+    lvlm, data = Counting(load_component("model", "tiny_llava")), Scenes("test")
+    pruner = load_pruner("tprl_tiny_llava")
+    found = [guided(Scorer(lvlm, data), data, pruner, 0.03, 24, batch_size=size) for size in (1, 24)]
+    alone, together = lvlm.sizes[:-2], lvlm.sizes[-2:]
+    assert together == [24, 24]
+    assert len(alone) > 8
+    one, many = found
+    assert one is not None
+    assert many is not None
+    assert (one.questions, one.images, one.overlap) == (many.questions, many.images, many.overlap)
+    assert (one.accuracy, one.shuffled) == (many.accuracy, many.shuffled)
+    assert one.accuracy.mean > one.shuffled.mean  # the swap does something
+    assert [pair.answers for pair in one.pairs] == [pair.answers for pair in many.pairs]
+    assert len(one.pairs) == 3
+
+
+def test_a_batch_holds_whole_groups() -> None:
+    sizes = [3, 2, 4, 9, 1]
+    groups = [[Sample(str(n), (), "?", ("a",))] * n for n in sizes]
+    assert _together(groups, 5) == [[0, 1], [2], [3], [4]]
+    assert _together(groups, 100) == [[0, 1, 2, 3, 4]]

@@ -7,17 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tprl.data.benchmark import batches, taken
 from tprl.evaluation.entries import variants
-from tprl.evaluation.evaluator import Tick
+from tprl.evaluation.evaluator import Entry, Tick
 from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import BOUNDS, FULL, Row, SampleRow, grid, ratio_label
 from tprl.evaluation.statistics import Interval, PairedInterval, image_key, interval, open_side, paired_interval
+from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
 from tprl.scoring import Scorer
 from tprl.splice import keep_all, splice
@@ -78,6 +80,7 @@ def guided(
     keep_ratio: float,
     limit: int | None = None,
     images: int = 200,
+    batch_size: int = 100,
     tick: Tick = lambda done, total: None,
 ) -> Guided | None:
     """Does the pruner listen to the question?
@@ -85,33 +88,61 @@ def guided(
     Every question is paired with the next one about the same image: how much of what is kept do they share? Then the
     pruner is given the question of another image while the model answers the right one. Reads the questions of the
     first `images` images, at most `limit`; None where these show one image, since then there is nothing to swap, and
-    where no image is asked twice. `tick(done, total)` counts images.
+    where no image is asked twice. Up to `batch_size` questions are encoded at a time, those of an image together.
+    `tick(done, total)` counts images.
     """
     groups = _by_image(dataset, limit, images)
     if len(groups) < 2:
         return None
     shares, right, shuffled, clusters, pairs = [], [], [], [], []
-    for number, samples in enumerate(groups):
-        tick(number, len(groups))
-        foreign = groups[(number + 1) % len(groups)]
-        # Any family may meet any other: shuffled within families, a question would keep half of what it says.
-        swapped = [s._replace(question=foreign[(i + number) % len(foreign)].question) for i, s in enumerate(samples)]
+    for numbers in _together(groups, batch_size):
+        tick(numbers[0], len(groups))
+        samples = [sample for number in numbers for sample in groups[number]]
+        swapped = [sample for number in numbers for sample in _swapped(groups, number)]
         encoded = scorer.lvlm.encode(samples, pruner.extras)
         keep = pruner.select(encoded, keep_ratio).keep
         wrong = pruner.select(scorer.lvlm.encode(swapped, pruner.extras), keep_ratio).keep
-        right += scorer(samples, splice(encoded, TokenSelection(keep))).score.tolist()
-        shuffled += scorer(samples, splice(encoded, TokenSelection(wrong))).score.tolist()
+        # Both choices of every question are prompts of one pass.
+        scores = scorer.selections(samples, encoded, [*range(len(samples))] * 2, torch.cat([keep, wrong])).score
+        right += scores[: len(samples)].tolist()
+        shuffled += scores[len(samples) :].tolist()
         clusters += [image_key(sample.uid) for sample in samples]
         masks = [on_grid(encoded, i, row) for i, row in enumerate(keep)]
-        shares += [overlap(masks[i], masks[i + 1]) for i in range(len(masks) - 1)]
-        if number < 3 and len(samples) > 1:
-            pairs.append(_pair(scorer, samples, encoded, keep, masks))
+        start = 0
+        for number in numbers:
+            rows = [*range(start, start + len(groups[number]))]
+            shares += [overlap(masks[i], masks[i + 1]) for i in rows[:-1]]
+            if number < 3 and len(rows) > 1:
+                shown, chosen = encoded.rows(rows), [masks[i] for i in rows]
+                pairs.append(_pair(scorer, groups[number], shown, keep[rows], chosen))
+            start += len(rows)
     tick(len(groups), len(groups))
     if not shares:
         return None
     accuracy, other = (open_side(interval(scores, clusters), len(groups)) for scores in (right, shuffled))
     share = float(np.mean(shares))
     return Guided(pruner.name, keep_ratio, share, keep_ratio, accuracy, other, pairs, len(right), len(groups))
+
+
+def looked_at(
+    scorer: Scorer,
+    dataset: Dataset,
+    main: Entry,
+    pruners: Mapping[str, Pruner],
+    ratio: float,
+    settings: Mapping[str, Any],
+) -> tuple[Guided | None, list[GalleryItem]]:
+    """Whether the main pruner listens to the question, where it was taught to, and the pictures of the report."""
+    listens, pictures = None, list[GalleryItem]()
+    if isinstance(main.pruner, LearnedPruner):
+        with Progress("questions") as tick:
+            options = {"limit": settings["limit"], "batch_size": settings["batch_size"], "tick": tick}
+            listens = guided(scorer, dataset, main.pruner, ratio, **options)
+    if pruners:
+        with Progress("pictures") as tick:
+            options = {"batch_size": settings["batch_size"], "limit": settings["limit"], "tick": tick}
+            pictures = gallery(scorer, dataset, pruners, ratio, **options)
+    return listens, pictures
 
 
 def gallery(
@@ -167,6 +198,27 @@ def _by_image(dataset: Dataset, limit: int | None, images: int) -> list[list[Sam
             break
         groups.setdefault(key, []).append(sample)
     return list(groups.values())
+
+
+def _together(groups: Sequence[Sequence[Sample]], size: int) -> list[list[int]]:
+    """The numbers of the groups, those of up to `size` samples together; a larger group is alone."""
+    batched: list[list[int]] = []
+    count = size
+    for number, group in enumerate(groups):
+        count += len(group)
+        if count > size:
+            batched.append([])
+            count = len(group)
+        batched[-1].append(number)
+    return batched
+
+
+def _swapped(groups: Sequence[Sequence[Sample]], number: int) -> list[Sample]:
+    """The samples of a group with the questions of the next one."""
+    foreign = groups[(number + 1) % len(groups)]
+    # Any family may meet any other: shuffled within families, a question would keep half of what it says.
+    questions = [foreign[(i + number) % len(foreign)].question for i in range(len(groups[number]))]
+    return [s._replace(question=question) for s, question in zip(groups[number], questions, strict=True)]
 
 
 def _pair(
