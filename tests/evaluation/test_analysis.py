@@ -102,13 +102,14 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.lvlm, name)
 
-    def encode(self, samples: Sequence[Sample], extras: frozenset[str]) -> Encoded:
+    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
         self.sizes.append(len(samples))
         return self.lvlm.encode(samples, extras)
 
 
 def test_questions_of_several_images_are_swapped_in_one_batch() -> None:
-    lvlm, data = Counting(load_component("model", "tiny_llava")), Scenes("test")
+    lvlm: Any = Counting(load_component("model", "tiny_llava"))
+    data = Scenes("test")
     pruner = load_pruner("tprl_tiny_llava")
     found = [guided(Scorer(lvlm, data), data, pruner, 0.03, 24, batch_size=size) for size in (1, 24)]
     alone, together = lvlm.sizes[:-2], lvlm.sizes[-2:]

@@ -50,10 +50,12 @@ class TestLfD:
             learner = policy(code_width=8) if kind == "tprl" else MLPPruner(24, code_width=8, width=16)
             options: dict[str, Any] = {"keep_ratio": [0.25, 0.5], "steps": 2, "epochs": 2, "batch_size": 16}
             stage = LfD(learner, lvlm, ToyDataset(), ClsAttentionPruner(), served(), 64, cache=cache, **options)
+            start = weights(learner)
             fit(stage, end)
             ends.append(end.weights)
             encoded.append(lvlm.encoded)
         assert encoded == [64, 64, 0]
+        assert not same(ends[0], start)  # something was learned that could differ
         assert same(ends[0], ends[1])
         assert same(ends[0], ends[2])
 
@@ -63,12 +65,13 @@ class TestPPO:
     def test_the_same_weights_and_no_prompt_read_whole_twice(self, reward: Any, tmp_path: Path) -> None:
         ends, whole = [], []
         for cache, seed in [(None, 0), (Cache(tmp_path, {}), 0), (Cache(tmp_path, {}), 0), (Cache(tmp_path, {}), 1)]:
-            lvlm = Counting()
+            lvlm, last = Counting(), LastWeights()
             stage = ppo(policy(), lvlm=lvlm, reward=WeightedReward([reward()]), cache=cache, seed=seed)
-            fit(stage)
-            ends.append(weights(stage.pruner))
+            fit(stage, last)
+            ends.append(last.weights)
             whole.append(lvlm.whole)
         assert whole == [16, 16, 0, 16]
+        assert not same(ends[0], weights(policy()))  # something was learned that could differ
         assert same(ends[0], ends[1])
         assert same(ends[0], ends[2])
         assert len(list(tmp_path.glob("scores-*"))) == 2  # other seeds draw other batches

@@ -105,9 +105,11 @@ class TestStage:
         fit(second, ckpt_path=tmp_path / "two.ckpt")
         assert second.iteration == whole.iteration == 4
         assert second.best == whole.best
+        assert whole.best_state.keys() == second.best_state.keys() > set()
         for (name, value), resumed in zip(whole.best_state.items(), second.best_state.values(), strict=True):
             assert torch.equal(value, resumed), name
         moments = [module.optimizers(use_pl_optimizer=False).state_dict()["state"] for module in (whole, second)]  # type: ignore[union-attr]
+        assert moments[0].keys() == moments[1].keys() > set()
         assert all(torch.equal(moments[0][key]["exp_avg"], moments[1][key]["exp_avg"]) for key in moments[0])
 
     def test_a_model_without_gradient_is_refused(self) -> None:

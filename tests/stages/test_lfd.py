@@ -111,6 +111,8 @@ class TestTraining:
         scripted = Scripted()
         stage = lfd(served=scripted, epochs=3)
         fit(stage)
+        assert not same(scripted.seen[0], scripted.seen[1])
+        assert not same(scripted.seen[1], scripted.seen[2])
         assert same(weights(stage.pruner), scripted.seen[1])
         assert stage.curve == [(64.0, 0.2), (128.0, 0.8), (192.0, 0.4)]
 

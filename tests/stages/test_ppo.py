@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,7 @@ class TestCheckpoints:
         scripted = Scripted(script)
         stage = ppo(served=scripted, iterations=3, validate_every=1)
         fit(stage)
+        assert not any(same(one, other) for one, other in pairwise(scripted.seen))
         assert same(weights(stage.pruner), scripted.seen[best])
         assert [accuracy for _, accuracy in stage.curves["served"]] == [accuracy for accuracy, _ in script]
         assert [seen for seen, _ in stage.curves["served"]] == [0, 8, 16, 24]

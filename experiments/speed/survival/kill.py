@@ -1,5 +1,6 @@
 """Kill runs at random moments, go on with them, and compare what comes out with a run that nobody touched:
-`python kill.py [--quick] [--jobs N]` writes results.csv. Exit status 1 if anything differs."""
+`python kill.py [--quick] [--jobs N]` writes results.csv. Exit status 1 if anything differs, or if a stage of the
+untouched run left the weights that it began with: then equal weights would show nothing."""
 
 import argparse
 import csv
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parent
@@ -31,6 +33,8 @@ stage.adapt.questions=100 +stage.adapt.epochs=2 stage.adapt.served.limit=24
 stage.evaluation.limit=30 stage.evaluation.pruners=[random,divprune] stage.evaluation.keep_ratios=[0.1111]""")
 LOGGED = {"autoencoder": "autoencoder/", "mlp": "lfd/mlp/", "lfd": "lfd/", "ppo": "ppo/", "adapt": "adapt/"}
 WEIGHTS = ("autoencoder", "lfd", "mlp", "pruner")
+# Stages by the folders before and after them. Adapt, which follows PPO, trains the budget head alone.
+MOVES = {"lfd": ("autoencoder", "lfd"), "ppo": ("lfd", "pruner")}
 FILES = ("results.csv", "samples.jsonl", "evaluation.json", "paired.json", "spreads.json", "pruner/config.json")
 PATIENCE = 900  # seconds that a process may take
 
@@ -61,6 +65,19 @@ class Reference:
         self.directory, self.rows = directory, metrics(directory)
         self.stages = [stage_of(row) for row in self.rows]
         self.startup = 8.0
+        self.check_moved()
+
+    def check_moved(self) -> None:
+        """Every stage must have changed the policy, and logged something."""
+        for stage, (before, after) in MOVES.items():
+            start, end = (policy(self.directory / name) for name in (before, after))
+            if start.keys() != end.keys() or not start:
+                raise RuntimeError(f"{before} and {after} hold different policies, or none")
+            if all(start[key].equal(end[key]) for key in start):
+                raise RuntimeError(f"{stage} kept the weights that it began with: the comparison would be empty")
+        silent = LOGGED.keys() - set(self.stages)
+        if silent:
+            raise RuntimeError(f"metrics.csv has no rows of {', '.join(sorted(silent))}")
 
     def place(self, rows: int) -> str:
         """The iteration that follows so many rows."""
@@ -75,10 +92,17 @@ class Reference:
         found = [name for name in FILES if (directory / name).read_bytes() != (self.directory / name).read_bytes()]
         for name in WEIGHTS:
             one, other = (load_file(place / name / "model.safetensors") for place in (directory, self.directory))
-            if one.keys() != other.keys() or not all(one[key].equal(other[key]) for key in one):
+            if not one or one.keys() != other.keys() or not all(one[key].equal(other[key]) for key in one):
                 found.append(name)
         found += ["metrics.csv"] * (metrics(directory) != self.rows)
         return found + [str(path) for path in directory.rglob("*.part")]
+
+
+def policy(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that LfD and PPO train."""
+    weights = load_file(folder / "model.safetensors")
+    heads = ("net.value_head", "net.budget_head")
+    return {key: value for key, value in weights.items() if key.startswith("net.") and not key.startswith(heads)}
 
 
 def metrics(directory: Path) -> list[dict[str, str]]:
