@@ -5,6 +5,8 @@ import logging
 import re
 import shlex
 import sys
+from contextlib import redirect_stdout
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -18,19 +20,20 @@ from tprl.terminal import ConsoleHandler, next_command
 RUN = Path("/runs/my run")
 
 
-def help_of(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
-    monkeypatch.setattr(sys, "argv", [f"src.{name}", *words, "--help"])
-    with pytest.raises(SystemExit):
-        launch(name, lambda config, directory: directory)
-    return capsys.readouterr().out
+@lru_cache
+def help_of(name: str, *words: str) -> str:
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setattr(sys, "argv", [f"src.{name}", *words, "--help"])
+        with pytest.raises(SystemExit):
+            launch(name, lambda config, directory: directory)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("name", ["train", "eval", "demo"])
 class TestHelp:
-    def test_it_is_short_and_lists_the_choices_of_every_group(
-        self, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        text = help_of(name, capsys, monkeypatch)
+    def test_it_is_short_and_lists_the_choices_of_every_group(self, name: str) -> None:
+        text = help_of(name)
         assert len(text.splitlines()) < 80
         assert max(map(len, text.splitlines())) <= 120
         defaults = OmegaConf.load(conf_dir() / f"{name}.yaml")["defaults"]  # type: ignore[index]
@@ -39,10 +42,8 @@ class TestHelp:
         for group in groups if name == "train" else [g for g in groups if g not in ("experiment", "debug")]:
             assert f"{group} {', '.join(choices(str(group)))}" in shown, group
 
-    def test_its_options_exist_and_have_the_values_it_says(
-        self, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        options = help_of(name, capsys, monkeypatch).partition("Options")[2]
+    def test_its_options_exist_and_have_the_values_it_says(self, name: str) -> None:
+        options = help_of(name).partition("Options")[2]
         shown = dict(re.findall(r"^  ([a-z_]+)=(\S+)", options, re.MULTILINE))
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             config = compose(name)
@@ -51,10 +52,8 @@ class TestHelp:
         for key, value in shown.items():
             assert OmegaConf.create({"value": config[key]}) == OmegaConf.from_dotlist([f"value={value}"])
 
-    def test_its_examples_compose(
-        self, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        text = help_of(name, capsys, monkeypatch)
+    def test_its_examples_compose(self, name: str) -> None:
+        text = help_of(name)
         text = re.sub("<.*?>", "x", text)
         lines = [shlex.split(line, comments=True) for line in text.splitlines() if "python -m src." in line]
         lines = [words for words in lines if words[2] == f"src.{name}" and not {"...", "-m"} & set(words[3:])]
@@ -64,8 +63,8 @@ class TestHelp:
                 compose(name, overrides=[addable(word) for word in words[3:]])
 
 
-def test_it_shows_what_was_chosen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "(here: stage=ppo model=toy " in help_of("train", capsys, monkeypatch, "stage=ppo", "model=toy")
+def test_it_shows_what_was_chosen() -> None:
+    assert "(here: stage=ppo model=toy " in help_of("train", "stage=ppo", "model=toy")
 
 
 @pytest.mark.parametrize(

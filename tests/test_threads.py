@@ -47,7 +47,7 @@ class TestChoice:
     def test_one_for_the_embedded_model(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
         assert used(tmp_path, load_component("model", "tiny_llava")) == 1
-        assert "threads: 1 (tiny_llava has 3.6 M parameters, too few to share; threads=<n> sets" in caplog.text
+        assert "threads: 1 (the LVLM has 3.6 M parameters, too few to share; threads=<n> sets" in caplog.text
 
     @pytest.mark.parametrize(
         ("lvlm", "count"), [(model(49), 1), (model(51), 4), (model(3, "cuda"), 4), (None, 4)], ids=str

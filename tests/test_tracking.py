@@ -201,6 +201,7 @@ def test_disabled_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 @pytest.mark.parametrize("none", ["overlay_every", "overlays"])
 def test_no_pictures_where_none_are_asked_for(none: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = ("stage=ppo", "model=toy", "dataset=toy", "policy.code_width=0", "debug=fast", f"logger.{none}=0")
+    options += ("stage.served.limit=4", "stage.calibrate=null")
     monkeypatch.setattr(sys, "argv", ["train", *options, "policy.select=topk", f"hydra.run.dir={tmp_path}/run"])
     launch("train", train)
     names = {name for one in the_run(tmp_path / "run").rows for name in one}

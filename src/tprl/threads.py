@@ -36,15 +36,15 @@ def use_threads(config: DictConfig, directory: Path, lvlm: Any = None) -> int:
     """
     asked = config.get("threads")
     known = next((name for name in SET if os.environ.get(name)), None)
-    small = lvlm is not None and lvlm.device.type == "cpu" and parameters(lvlm) < SMALL
+    size = None if lvlm is None or lvlm.device.type != "cpu" else parameters(lvlm)
     if asked is not None:
         count, why = asked, f"threads={asked}"
     elif known is not None:
         value = os.environ[known].partition(",")[0]  # a list has a number for every level of nesting
         count = int(value) if value.isdigit() and int(value) else torch.get_num_threads()
         why = f"{known}={os.environ[known]}"
-    elif small:
-        count, why = 1, f"{lvlm.name} has {parameters(lvlm) / 1e6:.1f} M parameters, too few to share"
+    elif size is not None and size < SMALL:
+        count, why = 1, f"the LVLM has {size / 1e6:.1f} M parameters, too few to share"
     else:
         count, why = DEFAULT, "torch's default"
     if count != torch.get_num_threads():

@@ -51,7 +51,7 @@ def test_the_mean_over_layers_is_the_keep_ratio(pruner: Any, layers: int, ratio:
 
 @both
 def test_any_depth_has_a_schedule_that_grows_with_the_ratio(pruner: Any) -> None:
-    for layers in range(2, 81):
+    for layers in (*range(2, 8), 12, 24, 28, 32, 40, 80):
         least = pruner.stages(0.99, layers)[0].before / layers
         ratios = [least + (1 - least) * step / 20 for step in range(1, 20)]
         means = []

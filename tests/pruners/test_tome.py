@@ -43,13 +43,14 @@ def _attended(tokens: list[Plain], block: Any, heads: int = 3) -> tuple[list[np.
         for weight in (block.query, block.key, block.value)
     )
     sizes, width = np.array([len(token["patches"]) for token in tokens]), len(query[0]) // heads
+    keys, values, out = np.array(key), np.array(value), block.out.double().numpy()
     found = []
     for i, token in enumerate(tokens):
         mixed = []
         for part in (slice(h * width, (h + 1) * width) for h in range(heads)):
-            weight = sizes * np.exp(np.array(key)[:, part] @ query[i][part] / width**0.5)
-            mixed.append(weight @ np.array(value)[:, part] / weight.sum())
-        found.append(token["x"] + np.concatenate(mixed) @ block.out.double().numpy())
+            weight = sizes * np.exp(keys[:, part] @ query[i][part] / width**0.5)
+            mixed.append(weight @ values[:, part] / weight.sum())
+        found.append(token["x"] + np.concatenate(mixed) @ out)
     return found, [one.reshape(heads, width).mean(0) for one in key]
 
 

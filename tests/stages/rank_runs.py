@@ -111,7 +111,7 @@ def evaluation(directory: Path) -> None:
     tiny = Llava("tiny_llava", device="cpu")
     entries = [Entry("random", RandomPruner(), (0.3333, 0.1111)), Entry("cls_attention", ClsAttentionPruner(), (0.25,))]
     directory.mkdir(exist_ok=True)
-    settings = {"batch_size": 4, "limit": 19}
+    settings = {"batch_size": 4, "limit": 11}
     evaluate_entries(tiny, Scratched("test"), entries, settings, OmegaConf.create({}), directory, False)
 
 

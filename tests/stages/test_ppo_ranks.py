@@ -84,6 +84,7 @@ class TestRanks:
         assert len(set(one["epochs"])) > 1  # some iterations stopped early, some did not
         assert not set(one["uids"]) & set(two["uids"])
 
+    @pytest.mark.slow  # test_finite shows the same on one rank
     def test_what_is_not_finite_on_one_rank_stops_both_with_its_sample(self, tmp_path: Path) -> None:
         done = on_two_ranks(tmp_path, SPOILED)
         assert done.returncode != 0
