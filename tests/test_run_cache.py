@@ -1,5 +1,6 @@
 """What runs keep for each other, from the command line."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -17,6 +18,14 @@ PPO = (*TOY, *SMALL, "stage=ppo", "stage.iterations=2", "stage.prompts=4", "stag
 
 def kept(folder: Path) -> dict[Path, int]:
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def logged(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what a clock has measured."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    timed = ("time/", "ppo/evaluations_per_second")
+    return [{name: value for name, value in row.items() if not name.startswith(timed)} for row in rows]
 
 
 def test_seeds_and_learning_rates_share_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,10 +48,15 @@ def test_seeds_and_learning_rates_share_demonstrations(tmp_path: Path, capsys: p
 
 def test_runs_of_the_same_prompts_share_scores(tmp_path: Path) -> None:
     cache = f"cache={tmp_path}/cache"
-    runs = [call("train", train, tmp_path / "cold", *PPO, cache)]
+    ppo = tuple(word.replace("logger=none", "logger=csv") for word in PPO)
+    runs = [call("train", train, tmp_path / "cold", *ppo, cache)]
     before = kept(tmp_path / "cache")
     assert {path.name for path in before} == {"meta.json", "full.0.jsonl"}
-    runs += [call("train", train, tmp_path / "warm", *PPO, cache), call("train", train, tmp_path / "none", *PPO)]
+    runs += [call("train", train, tmp_path / "warm", *ppo, cache), call("train", train, tmp_path / "none", *ppo)]
     assert len({(run / "pruner" / WEIGHTS).read_bytes() for run in runs}) == 1
-    call("train", train, tmp_path / "rate", *PPO, cache, "stage.lr_actor=1e-4")
+    other = call("train", train, tmp_path / "rate", *ppo, cache, "stage.lr_actor=1e-2")
+    # What PPO keeps may be its start: what it logged tells whether it went the same way.
+    whole, *rows = [logged(run) for run in (*runs, other)]
+    assert rows[:2] == [whole, whole]
+    assert rows[2] != whole
     assert kept(tmp_path / "cache") == before

@@ -38,7 +38,7 @@ def use_threads(config: DictConfig, directory: Path, lvlm: Any = None) -> int:
     known = next((name for name in SET if os.environ.get(name)), None)
     size = None if lvlm is None or lvlm.device.type != "cpu" else parameters(lvlm)
     if asked is not None:
-        count, why = asked, f"threads={asked}"
+        count, why = asked, "as when the run began" if config.get("resume") else f"threads={asked}"
     elif known is not None:
         value = os.environ[known].partition(",")[0]  # a list has a number for every level of nesting
         count = int(value) if value.isdigit() and int(value) else torch.get_num_threads()

@@ -109,7 +109,10 @@ class Scratched(Scenes):
 
 def evaluation(directory: Path) -> None:
     tiny = Llava("tiny_llava", device="cpu")
-    entries = [Entry("random", RandomPruner(), (0.3333, 0.1111)), Entry("cls_attention", ClsAttentionPruner(), (0.25,))]
+    entries = [
+        Entry("random", RandomPruner(), (0.3333, 0.1111)),
+        Entry("cls_attention", ClsAttentionPruner(), (0.3333,)),
+    ]
     directory.mkdir(exist_ok=True)
     settings = {"batch_size": 4, "limit": 11}
     evaluate_entries(tiny, Scratched("test"), entries, settings, OmegaConf.create({}), directory, False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.stages.toy_runs import same
+from tests.stages.toy_runs import policy, same, weights
 
 RANKS = """
 import sys, torch
@@ -80,6 +80,7 @@ class TestRanks:
         assert done.returncode == 0, done.stderr[-2000:]
         one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
         assert same(one["weights"], two["weights"])
+        assert not same(one["weights"], weights(policy(code_width=8, hidden=16)))  # they moved
         assert one["epochs"] == two["epochs"]
         assert len(set(one["epochs"])) > 1  # some iterations stopped early, some did not
         assert not set(one["uids"]) & set(two["uids"])
