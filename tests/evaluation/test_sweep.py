@@ -16,6 +16,7 @@ from tprl.errors import UserError
 from tprl.evaluation.results import ratio_label, read_results
 from tprl.evaluation.sweep import Arm, Summary, Sweep, explain, find_jobs, ratios_of, read_sweep
 from tprl.evaluation.sweep_report import headline, report_sweep
+from tprl.files import write_sealed
 from tprl.run import train
 from tprl.run_eval import evaluate
 
@@ -173,7 +174,7 @@ def test_what_is_no_sweep(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_one_table_is_about_one_model(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep, tmp_path / "sweep")
     config = tmp_path / "sweep" / "1" / "config.yaml"
-    config.write_text(config.read_text().replace("name: toy\n", "name: other\n", 1))
+    write_sealed(config, config.read_text().replace("name: toy\n", "name: other\n", 1))
     with pytest.raises(UserError, match=r"/0 and .*/1 differ in \w+, and one table is about one"):
         read_sweep(tmp_path / "sweep", [0.1])
     assert len(read_sweep(tmp_path / "sweep", [0.1], same=()).entries) == 3
