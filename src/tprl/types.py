@@ -86,6 +86,7 @@ class Encoded:
     # Per sample and image: (rows, columns) of the patches of each pass of the vision tower, which is what it costs. Not
     # always told by `grids`: LLaVA-NeXT drops the padding of its crops after the tower.
     tiles: tuple[tuple[tuple[tuple[int, int], ...], ...], ...] = ()
+    questions: tuple[str, ...] = ()  # per sample the question as text, for rules that look for words; () if unknown
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -119,6 +120,7 @@ class Encoded:
             uids=tuple(self.uids[j] for j in index),
             grids=tuple(self.grids[j] for j in index),
             tiles=tuple(self.tiles[j] for j in index) if self.tiles else (),
+            questions=tuple(self.questions[j] for j in index) if self.questions else (),
             positions=self.positions[:, i],
             extras={name: value[i] for name, value in self.extras.items()},
             deep=None if self.deep is None else self.deep[i],

@@ -6,7 +6,7 @@ from tprl.build import choices
 from tprl.evaluation import selectors
 
 ROOT = Path(__file__).parents[2]
-UNTIMED = {"keep_all", "mlp", "tprl", "tprl_adaptive"}
+UNTIMED = {"keep_all", "mlp", "tprl", "tprl_adaptive", "keyword_budget"}
 
 
 def test_it_lists_every_method_with_its_budget_and_its_test() -> None:

@@ -15,6 +15,7 @@ from tprl.build import choices, target_of
 from tprl.errors import UserError
 from tprl.pruners.hiprune import HiPrunePruner
 from tprl.pruners.keep_all import KeepAll
+from tprl.pruners.oracle import OraclePruner
 from tprl.pruners.visionzip import VisionZipPruner
 from tprl.splice import splice
 from tprl.types import Encoded, Pruner, TokenSelection
@@ -38,7 +39,8 @@ RATIOS = [1.0, 1 / 2, 1 / 3, 2 / 9, 1 / 9, 1 / 18]
 EXTRAS = sorted(frozenset().union(*(one.extras for one in HEURISTICS.values())))
 EMPTY = ((), ((3, 4),))  # a prompt without images beside one with
 
-OURS = {name: cls() for name, cls in HEURISTICS.items()} | {"hiprune with more anchors": HiPrunePruner(0.8)}
+OURS = {name: cls() for name, cls in HEURISTICS.items()}
+OURS |= {"hiprune with more anchors": HiPrunePruner(0.8), "oracle_dpp": OraclePruner(diversity=True)}
 EXACT = OURS | {"visionzip as published": VisionZipPruner(published=True)}
 ALL = OURS | published()
 

@@ -22,7 +22,7 @@ from tprl.errors import UserError
 from tprl.files import read_sealed, write_atomically, write_sealed
 
 FULL = "keep_all"  # the pruner whose row is the reference of all others
-BOUNDS = frozenset({FULL, "oracle"})  # not competitors: one does not prune, the other knows the answer's region
+BOUNDS = frozenset({FULL, "oracle", "oracle_dpp"})  # not competitors: one does not prune, two know the answer's region
 
 
 @dataclass(frozen=True)

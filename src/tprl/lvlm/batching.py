@@ -264,3 +264,10 @@ def check_size(name: str, what: str, sizes: Sequence[int], wanted: Sequence[int]
             f"the processor makes {what} of {' x '.join(map(str, sizes))}, and {name} reads "
             f"{' x '.join(map(str, wanted))}: {remedy}."
         )
+
+
+def question_texts(tokenizer: Any, ids: Int[Tensor, "B S"], question: Bool[Tensor, "B S"]) -> tuple[str, ...]:
+    """What the tokens of each question say; () where there is no tokenizer to tell."""
+    if tokenizer is None:
+        return ()
+    return tuple(str(tokenizer.decode(row[here])) for row, here in zip(ids, question, strict=True))

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from tprl.lvlm.batching import (
     input_uids,
     micro_batches,
     pick_images,
+    question_texts,
     shown_images,
     unique_images,
 )
@@ -203,27 +205,24 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
             self.tokenizer, inputs["offset_mapping"], is_image, prompts, per_image, self.placeholder
         )
         encoded = self._assemble(inputs, seen, shown, uids, question & inputs["attention_mask"].bool())
+        encoded = replace(encoded, questions=tuple(sample.question for sample in samples))
         if "region" in extras:
-            rank = region_rank(samples, encoded.grids, encoded.visual_mask.shape[1]).to(self.device)
-            encoded.extras["region"] = rank
+            encoded.extras["region"] = region_rank(samples, encoded.grids, encoded.visual_at.shape[1]).to(self.device)
         if extras & self.related:
-            self.relate(encoded, [sample.question for sample in samples])
+            self.relate(encoded)
         return encoded
 
     @torch.no_grad()
     def encode_inputs(
         self, inputs: Mapping[str, Any], extras: frozenset[str], question: Bool[Tensor, "B S"]
     ) -> Encoded:
-        """`encode` for prompts that the stock processor has turned into tensors already.
-
-        Samples get uids that depend on their own text and pixels alone.
+        """`encode` for prompts that the stock processor made tensors of; uids depend on own text and pixels alone.
 
         Raises:
             UserError: an extra that is not known here, or images that do not fit the prompts.
         """
         self.check_extras(extras, self.known_extras)
-        pixels = self.pixels_of(inputs)
-        seen = self.see(pixels, extras)
+        seen = self.see(pixels := self.pixels_of(inputs), extras)
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
         is_image, lengths = ids == self.image_token, [len(tokens) for tokens in seen.tokens]
         shown = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
@@ -232,9 +231,9 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
         check_placeholders(is_image, shown, lengths, names, self.one_run, self.remedy)
         uids = input_uids(ids, attention, pixels["pixel_values"].split(self.rows_per_image(pixels)), shown)
         encoded = self._assemble(inputs, seen, shown, uids, question)
+        encoded = replace(encoded, questions=question_texts(self.tokenizer, ids, question))
         if extras & self.related:
-            words = [str(self.tokenizer.decode(row[here])) for row, here in zip(ids, question, strict=True)]
-            self.relate(encoded, words)
+            self.relate(encoded)
         return encoded
 
     def _check_seen(
@@ -252,7 +251,7 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
 
         check_seen(self, seen, shown, names, again)
 
-    def relate(self, encoded: Encoded, questions: Sequence[str]) -> None:
+    def relate(self, encoded: Encoded) -> None:
         """Finish the extras that are `related` to the question."""
         raise NotImplementedError
 

@@ -127,8 +127,8 @@ class Llava(FrozenLVLM):
             )
         super()._hold(model, processor, name)
 
-    def relate(self, encoded: Encoded, questions: Sequence[str]) -> None:
-        found = self._clip_text.relevance(encoded.extras["clip_relevance"], questions)
+    def relate(self, encoded: Encoded) -> None:
+        found = self._clip_text.relevance(encoded.extras["clip_relevance"], encoded.questions)
         encoded.extras["clip_relevance"] = found * encoded.visual_mask
 
     @cached_property

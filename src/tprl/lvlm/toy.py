@@ -100,6 +100,7 @@ class ToyLVLM:
             question=question.to(self.device),
             extras={name: found[name].to(self.device) for name in sorted(extras)},
             project=self.project,
+            questions=tuple(sample.question for sample in samples),
         )
 
     def _see(self, sample: Sample) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"]]:

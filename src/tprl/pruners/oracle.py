@@ -2,10 +2,15 @@
 
 import torch
 
-from tprl.budget import keep_top_per_image, need_ratio, view_rows
-from tprl.cost import LVLMShape
+from tprl.budget import image_rows, keep_top_per_image, need_ratio, view_rows
+from tprl.cost import LVLMShape, dpp_flops
 from tprl.grid import spread_order, table
+from tprl.pruners.quality import diverse
 from tprl.types import Encoded, TokenSelection
+
+# A gain of the DPP is between its jitter, 0.01, and 1.01 times q^2: with this log q on the region, e^8 times the gains
+# off it, a token of the region always comes before one off it.
+REGION_FIRST = 4.0
 
 
 class OraclePruner:
@@ -15,10 +20,18 @@ class OraclePruner:
     Needs extras["region"] (`tprl.lvlm.regions.region_rank`, > 0 on the region). What the region leaves of the budget
     is filled in the farthest-point order of the grid (`tprl.grid.spread_order`), context that any question may use;
     a sample without region is filled entirely that way. Complexity O(V log V), once O(V^2) per distinct grid.
+
+    Args:
+        diversity: order both by TPRL's kernel and greedy MAP instead of by place (`oracle_dpp`): the tokens of the
+            region that differ most first, then what differs most from them. O(n^2 D + k^2 n) per image.
     """
 
     name = "oracle"
     extras: frozenset[str] = frozenset({"region"})
+
+    def __init__(self, diversity: bool = False) -> None:
+        self.diversity = diversity
+        self.name = "oracle_dpp" if diversity else "oracle"
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
         """Keep `budget(keep_ratio, n)` tokens of each image.
@@ -27,6 +40,11 @@ class OraclePruner:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
         ratio = need_ratio(self.name, keep_ratio)
+        if self.diversity:
+            images = image_rows(encoded.visual_mask, encoded.image_of)
+            log_q = REGION_FIRST * (images.split(encoded.extras["region"]) > 0)
+            keep = diverse(log_q, images, encoded, images.budgets(ratio))
+            return TokenSelection(keep=images.join(keep, encoded.visual_mask))
         views, shapes = view_rows(encoded, ratio)
         order = table([shape[:2] for shape in shapes], spread_order, torch.zeros_like(views.at))
         region = encoded.extras["region"].float()
@@ -34,5 +52,5 @@ class OraclePruner:
         return TokenSelection(keep=keep_top_per_image(score, encoded, ratio))
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
-        """Nothing: it is no method."""
-        return 0
+        """Nothing by place; with diversity the kernel of projected tokens and greedy MAP on it."""
+        return dpp_flops(tokens, shape.lm.width, kept) if self.diversity else 0

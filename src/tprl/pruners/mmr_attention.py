@@ -1,0 +1,62 @@
+"""Maximal marginal relevance: attention minus how much a token repeats what is chosen already."""
+
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor
+
+from tprl.budget import image_rows, need_ratio
+from tprl.cost import LVLMShape, similarity_flops
+from tprl.policy.dpp import cosine_kernel
+from tprl.pruners.quality import log_attention, standardise
+from tprl.types import Encoded, TokenSelection
+
+
+class MMRAttentionPruner:
+    """Each next token has the largest relevance - redundancy * (largest similarity to a token chosen before).
+
+    Source: maximal marginal relevance (Carbonell and Goldstein 1998, "The use of MMR, diversity-based reranking",
+    section 2), its lambda divided out: redundancy = (1 - lambda) / lambda. Ours: relevance is the z-score of log CLS
+    attention within the image (as in `attention_dpp`), similarity the cosine of projected tokens, centred over the
+    image. The first token is the one of most attention; ties go to the lower index. Not trained, blind to the question.
+    Complexity O(n^2 D + k n) per image, k steps in sequence. Needs extras["cls_attention"].
+
+    Args:
+        redundancy: price of being the copy of a chosen token, in standard deviations of log attention; 2 was chosen on
+            300 validation questions of `scenes` among 0.5, 1, 2 and 4.
+    """
+
+    name = "mmr_attention"
+    extras: frozenset[str] = frozenset({"cls_attention"})
+
+    def __init__(self, redundancy: float = 2.0) -> None:
+        self.redundancy = redundancy
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        """Keep `budget(keep_ratio, n)` tokens of each image.
+
+        Raises:
+            UserError: `keep_ratio` is None or not in (0, 1].
+        """
+        ratio = need_ratio(self.name, keep_ratio)
+        images = image_rows(encoded.visual_mask, encoded.image_of)
+        relevance = standardise(log_attention(images.split(encoded.extras["cls_attention"])), images.mask)
+        cosine = cosine_kernel(images.tokens(encoded), images.mask, jitter=0.0).double()
+        keep = marginal_relevance(relevance, self.redundancy * cosine, images.mask, images.budgets(ratio))
+        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+
+    def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
+        """All cosines between projected tokens."""
+        return similarity_flops(tokens, shape.lm.width)
+
+
+def marginal_relevance(
+    relevance: Float64[Tensor, "I W"], cost: Float64[Tensor, "I W W"], mask: Bool[Tensor, "I W"], k: Int[Tensor, " I"]
+) -> Bool[Tensor, "I W"]:
+    """k[i] valid tokens of each row, greedily by relevance minus the largest cost of standing beside a chosen one."""
+    row, keep, worst = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask), None
+    for step in range(int(k.max()) if len(k) else 0):
+        score = relevance if worst is None else relevance - worst
+        pick = score.masked_fill(keep | ~mask, -torch.inf).argmax(1)  # argmax returns the first maximum
+        keep[row, pick] |= step < k
+        worst = cost[row, pick] if worst is None else torch.maximum(worst, cost[row, pick])
+    return keep

@@ -1,0 +1,40 @@
+"""Relevance x diversity without training: any score of the tokens as the quality of TPRL's DPP, served greedily."""
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Shaped
+from torch import Tensor
+
+from tprl.budget import Rows
+from tprl.policy.dpp import cosine_kernel, greedy_map
+from tprl.types import Encoded
+
+
+def standardise(x: Shaped[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
+    """z-scores of the valid entries of each row (spread over n, not n - 1); 0 on padding and where all agree."""
+    x, count = x.double().masked_fill(~mask, 0.0), mask.sum(1, keepdim=True).clamp(min=1)
+    away = (x - x.sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
+    spread = (away.square().sum(1, keepdim=True) / count).sqrt()
+    # What rounding leaves of equal values is no spread.
+    level = x.abs().amax(1, keepdim=True) if x.shape[1] else spread
+    return torch.where(spread > 1e-9 * level, away / spread.clamp(min=1e-300), 0.0)
+
+
+def log_attention(attention: Float[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
+    """Its logarithm; attention below 1e-8, which half precision rounds to 0, counts as 1e-8."""
+    return attention.double().clamp(min=1e-8).log()
+
+
+def diverse(log_q: Float[Tensor, "I W"], images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+    """k[i] tokens of each image by greedy MAP of L = diag(q) S diag(q); ties go to the lower index.
+
+    S is TPRL's kernel: cosines of the projected tokens, centred over the image, plus 0.01 I. A common factor of q
+    changes nothing, so each image's largest q is 1.
+    """
+    if not log_q.numel():
+        return torch.zeros_like(images.mask)
+    kernel = cosine_kernel(images.tokens(encoded), images.mask).double()
+    own = kernel.diagonal(dim1=1, dim2=2)
+    own.copy_(own.round(decimals=4))  # equal q must give exactly equal first gains
+    log_q = log_q.double().masked_fill(~images.mask, -torch.inf)
+    q = (log_q - log_q.amax(1, keepdim=True)).exp()
+    return greedy_map(q.unsqueeze(2) * kernel * q.unsqueeze(1), images.mask, k)
