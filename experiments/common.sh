@@ -10,6 +10,7 @@ train() {
 
 # evaluate STUDY ARMS OPTION...: the numbers and the plot of a study, on test questions that nothing else reads
 evaluate() {
-    .venv/bin/python -m src.eval logger=none split=final limit=1000 "hydra.run.dir=runs/study/$1" "runs={$2}" "${@:3}"
-    cp "runs/study/$1"/{results.csv,paired.json,spreads.json,pareto.svg} "experiments/$1/"
+    .venv/bin/python -m src.eval logger=none split=final limit=1000 seeds=[0,1,2,3,4] "hydra.run.dir=runs/study/$1" \
+        "runs={$2}" "${@:3}"
+    cp "runs/study/$1"/{results.csv,intervals.csv,paired.json,spreads.json,pareto.svg,scores.npz} "experiments/$1/"
 }

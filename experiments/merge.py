@@ -1,37 +1,23 @@
 """One table of several evaluations of the same questions: python experiments/merge.py OUT RUN RUN...
 
-OUT gets results.csv, paired.json (the first run's main arm, and its adaptive mode, minus the others), equal_flops.md and pareto.svg. An arm that
-several runs hold is taken from the first; its scores must be the same in all.
+OUT gets every file of a study (results.csv, intervals.csv, paired.json, spreads.json, scores.npz, pareto.svg) and equal_flops.md. An
+arm that several runs hold is taken from the first; its scores must be the same in all.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from tprl.evaluation import figures
-from tprl.evaluation.analysis import paired
-from tprl.evaluation.results import grid, read_results, read_samples, write_results
+from tprl.evaluation.results import grid
+from tprl.evaluation.scores import joined, read_scores
+from tprl.evaluation.study import SCORES, write_all
 
 
 def main(out: Path, *runs: Path) -> None:
-    rows, samples = {}, {}
-    for run in runs:
-        for row in read_results(run / "results.csv"):
-            key = (row.pruner, row.seed, row.keep_ratio, row.metric)
-            before = rows.setdefault(key, row)
-            assert (before.value, before.kept_tokens) == (row.value, row.kept_tokens), f"{key} differs in {run}"
-        for sample in read_samples(run / "samples.jsonl"):
-            samples.setdefault((sample.pruner, sample.seed, sample.keep_ratio, sample.uid), sample)
-    first = next(iter(rows.values())).pruner
-    differences = [vars(d) for name in (first, f"{first}_adaptive") for d in paired(list(samples.values()), name)]
-    write_results(out / "results.csv", list(rows.values()))
-    (out / "paired.json").write_text(json.dumps(differences, indent=1) + "\n")
-    cells = grid(rows.values())
-    known = sorted(cells)
-    (out / "pareto.svg").write_text(figures.standalone(figures.pareto(cells, known), known))
-    (out / "equal_flops.md").write_text(equal_flops(cells, first))
+    table = joined([read_scores(run / SCORES) for run in runs])
+    numbers = write_all(out, table, table.rows())
+    (out / "equal_flops.md").write_text(equal_flops(grid(numbers.shown), table.main))
 
 
 def equal_flops(cells: dict, pruner: str) -> str:

@@ -22,7 +22,7 @@ from tprl.data.identity import of_dataset, of_lvlm, of_pruner
 from tprl.data.store import Record
 from tprl.entry import chosen, command_line, run_names
 from tprl.errors import UserError
-from tprl.evaluation import analysis, latency_table, selectors, sweep_report
+from tprl.evaluation import analysis, latency_table, selectors, study, sweep_report
 from tprl.evaluation.compare import compare, report
 from tprl.evaluation.curves import read_curves
 from tprl.evaluation.entries import (
@@ -41,8 +41,8 @@ from tprl.evaluation.official import Published
 from tprl.evaluation.origin import origin, provenance
 from tprl.evaluation.parity import parity, table, varied
 from tprl.evaluation.report import write_report
-from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_results, write_samples
-from tprl.evaluation.spread import spreads
+from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_samples
+from tprl.evaluation.scores import score_table, write_scores
 from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.evaluation.sweep_report import Origin
 from tprl.files import write_atomically, write_sealed
@@ -82,6 +82,10 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
         return others[cfg.mode](cfg, directory)
     if cfg.compare:
         return _compare(settings["compare"], cfg, directory)
+    if cfg.study:
+        start(cfg, directory)
+        study.recompute(Path(cfg.study), directory)
+        return directory
     cfg, entries, swept = _entries(cfg, settings)
     start(cfg, directory)
     lvlm = build(cfg.model)
@@ -245,43 +249,38 @@ def evaluate_entries(
     measured = about(dataset, answered)
     if ranks.rank():
         return rows
-    write_results(directory / "results.csv", rows)
     write_sealed(directory / "evaluation.json", json.dumps(measured, indent=1) + "\n")
     log_results(logger, rows)
     main = next((entry for entry in entries if entry.name not in BOUNDS), entries[0])
     sample_rows = [one.row for one in answered]
     write_samples(directory / "samples.jsonl", sample_rows)
-    differences = analysis.paired(sample_rows, main.name)
-    all_differences = differences + analysis.paired(sample_rows, f"{main.name}_adaptive")
-    write_atomically(directory / "paired.json", json.dumps([vars(d) for d in all_differences], indent=1) + "\n")
+    write_scores(directory / study.SCORES, score_table(answered, rows, main.name))
+    numbers = study.write_numbers(directory, rows, sample_rows, main.name)
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
     pruners = _pictured(entries, main, ratio, sample_rows)
     guided, pictures = analysis.looked_at(scorer, dataset, main, pruners, ratio, settings)
-    found_spreads = spreads(sample_rows)
-    write_atomically(directory / "spreads.json", json.dumps([vars(s) for s in found_spreads], indent=1) + "\n")
     facts = {"model": lvlm.name, **measured, "split": cfg.get("split", "test"), **origin()}
     made = Origin(facts, _commands(cfg), OmegaConf.to_yaml(cfg, resolve=True))
     metric = _headline_metric(dataset)
     title = sweep_report.title(swept, rows) if swept else f"{main.name} on {dataset.name} with {lvlm.name}"
-    sentence = analysis.headline(rows, differences, main.name)
-    shown = analysis.opened(rows, sample_rows)
+    sentence = analysis.headline(rows, numbers.differences, main.name)
     write_report(
         directory / "report.html",
         title=title,
         headline=sweep_report.finding(swept, rows, metric) if swept else sentence,
-        rows=shown,
-        paired=all_differences,
+        rows=numbers.shown,
+        paired=numbers.all_differences,
         gallery=pictures,
         guided=guided,
-        spreads=found_spreads,
+        spreads=numbers.spreads,
         learning_curves=curves,
         facts=made.facts,
         commands=made.commands,
         config_yaml=made.config_yaml,
         protocol=measured.get("protocol", ""),
     )
-    print_table(shown, metric=metric)
-    analysis.say(measured, differences, guided)
+    print_table(numbers.shown, metric=metric)
+    analysis.say(measured, numbers.differences, guided)
     if swept is None:
         print(sentence)
     print(f"report: {directory / 'report.html'}")

@@ -1,6 +1,7 @@
 """Against a plain reading of BASELINES 3.13 (HoloV), one chunk and one token at a time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ def _by_hand(attention: list[float], features: list[list[float]], k: int, alpha=
     for part in parts:
         spread = []
         for i in part:
-            cosines = [sum(x * y for x, y in zip(unit[i], unit[j], strict=True)) for j in part]
-            middle = sum(cosines) / len(part)
-            spread.append(sum((x - middle) ** 2 for x in cosines) / len(part))
+            cosines = [0.0 if i == j else sum(x * y for x, y in zip(unit[i], unit[j], strict=True)) for j in part]
+            others = max(len(part) - 1, 1)
+            middle = sum(cosines) / others
+            spread.append(sum((x - middle) ** 2 for x in cosines) / others)
         average = sum(1000 * attention[i] for i in part) / max(len(part), 1)
         for i, v in zip(part, spread, strict=True):
             level = sum(spread) / len(part)
@@ -42,7 +44,7 @@ def _by_hand(attention: list[float], features: list[list[float]], k: int, alpha=
 
 def _encoded(grids=RAGGED, peak: int = 1, **options) -> Encoded:
     """`peak` raises attention to a power: the larger, the fewer tokens hold it."""
-    encoded = toy_encoded(grids, extras=["cls_attention", "vision_features"], **options)
+    encoded = toy_encoded(grids, extras=["cls_attention"], **options)
     raised = encoded.extras["cls_attention"].pow(peak)
     encoded.extras["cls_attention"] = raised / raised.sum(1, keepdim=True).clamp(min=1e-30)
     return encoded
@@ -54,7 +56,7 @@ def _check(encoded: Encoded, ratio: float, **options) -> None:
         for i, ((rows, columns),) in enumerate(grids):
             mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
             attention = encoded.extras["cls_attention"][b, mine].tolist()
-            features = encoded.extras["vision_features"][b, mine].tolist()
+            features = encoded.visual[b, mine].tolist()
             expected = _by_hand(attention, features, budget(ratio, rows * columns), **options)
             assert keep[b, mine].nonzero().squeeze(1).tolist() == expected
 
@@ -104,9 +106,8 @@ def test_quotas_follow_the_chunks_shares_of_attention():
 
 
 def _with_other_features(encoded: Encoded, seed: int) -> Encoded:
-    like = encoded.extras["vision_features"]
-    encoded.extras["vision_features"] = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).exp()
-    return encoded
+    other = torch.randn(encoded.embeds.shape, generator=torch.Generator().manual_seed(seed)).exp()
+    return replace(encoded, embeds=other)
 
 
 @pytest.mark.parametrize("alpha", [0.09, 1.0])

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from tests.helpers import toy_encoded
+from tests.helpers import RAGGED, toy_encoded
+from tests.pruners.test_quality import RATIOS, check
 
 from tprl.pruners.oracle import OraclePruner
 
@@ -56,3 +59,26 @@ def test_no_region_is_an_even_spread():
 def test_low_scores_on_the_region_still_beat_everything_off_it():
     encoded = _toy({t: 1 / (1 + t) for t in range(50, 144)}, side=12)
     assert torch.tensor(_kept(encoded, 94)).tolist() == list(range(50, 144))
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_oracle_with_diversity_takes_the_region_first(ratio):
+    encoded, pruner = toy_encoded(RAGGED, width=64, extras=["region"]), OraclePruner(diversity=True)
+    check(pruner, encoded, ratio, lambda b, mine: (4.0 * (encoded.extras["region"][b, mine] > 0)).tolist())
+    keep = pruner.select(encoded, ratio).keep
+    for b, grids in enumerate(RAGGED):
+        for i in range(len(grids)):
+            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
+            on = encoded.extras["region"][b, mine] > 0
+            assert (keep[b, mine] & on).sum() == min(int(keep[b, mine].sum()), int(on.sum()))
+
+
+def test_copies_of_the_region_still_come_before_anything_else():
+    # Eight equal tokens on the region: after the first, what a second adds is the kernel's jitter alone.
+    encoded = toy_encoded([((6, 6),)], width=64, extras=["region"])
+    embeds, region = encoded.embeds.clone(), torch.zeros_like(encoded.extras["region"])
+    embeds[0, encoded.visual_at[0, 10:18]] = embeds[0, encoded.visual_at[0, 10]].clone()
+    region[0, 10:18] = 0.5
+    keep = OraclePruner(diversity=True).select(replace(encoded, embeds=embeds, extras={"region": region}), 10 / 36).keep
+    assert keep[0, 10:18].all()
+    assert keep.sum() == 10

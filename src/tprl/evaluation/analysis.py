@@ -1,7 +1,6 @@
 """What the table does not say: paired differences, pictures of what was kept, and whether the question mattered."""
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,10 +36,18 @@ def by_arm(rows: Sequence[SampleRow]) -> dict[tuple[str, float | None], Scores]:
 
 
 def difference(ours: Scores, theirs: Scores, uids: Sequence[str]) -> PairedInterval:
-    """Mean score of ours minus theirs on `uids`. Several training seeds of ours widen the interval; theirs are compared
-    seed by seed if they are the same, and averaged per question otherwise."""
-    a, b = (np.array([[seed[uid] for uid in uids] for seed in side.values()]) for side in (ours, theirs))
-    return paired_interval(a, b if ours.keys() == theirs.keys() else b.mean(0), [image_key(uid) for uid in uids])
+    """Mean score of ours minus theirs on `uids`. With the same training seeds on both sides they are compared seed by
+    seed, by the seeds' numbers; otherwise the seeds of either side widen the interval by themselves (`over_seeds`)."""
+    a, b = (np.array([[side[seed][uid] for uid in uids] for seed in sorted(side)]) for side in (ours, theirs))
+    same = ours.keys() == theirs.keys()
+    return paired_interval(a, b, [image_key(uid) for uid in uids], same_seeds=same)
+
+
+def common(*sides: Scores) -> list[str]:
+    """The questions that all seeds of all sides answered, in the order of the first."""
+    answered = [set(scores) for side in sides for scores in side.values()]
+    everyone = set.intersection(*answered)
+    return [uid for uid in next(iter(sides[0].values())) if uid in everyone]
 
 
 def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
@@ -53,24 +60,42 @@ def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
         ours = scores.get((pruner, ratio))
         if other == pruner or other in BOUNDS or ours is None or ratio is None:
             continue
-        found = difference(ours, theirs, list(next(iter(ours.values()))))
+        uids = common(ours, theirs)
+        if not uids:
+            continue
+        found = difference(ours, theirs, uids)
         out.append(Paired(pruner, other, ratio, *map(float, found)))
     return out
 
 
 def opened(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[Row]:
-    """The rows as tables show them: where all scores of an accuracy agree, the interval is that of `open_side`.
-    `results.csv` keeps what the bootstrap gave."""
-    images: dict[tuple[str, int, float | None, str], set[str]] = defaultdict(set)
+    """The rows as tables show them; `results.csv` keeps what the bootstrap over images gave each seed.
+
+    The accuracies of an arm of several seeds get, in all its rows, the one interval over images and seeds (around the
+    mean, see `over_seeds`), cut at 0 and 1. Where all scores agree, the interval is that of `open_side`.
+    """
+    arms: dict[tuple[str, float | None, str], Scores] = {}
     for one in samples:
         for metric in ("accuracy", f"accuracy/{one.family}"):
-            images[one.pruner, one.seed, one.keep_ratio, metric].add(image_key(one.uid))
+            arms.setdefault((one.pruner, one.keep_ratio, metric), {}).setdefault(one.seed, {})[one.uid] = one.score
+    found = {key: _over_seeds(arm) for key, arm in arms.items()}
     out = []
     for row in rows:
-        count = len(images.get((row.pruner, row.seed, row.keep_ratio, row.metric), ()))
-        _, low, high = open_side(Interval(row.value, row.ci_low, row.ci_high), count)
+        count, whole = found.get((row.pruner, row.keep_ratio, row.metric), (0, None))
+        whole = whole or Interval(row.value, row.ci_low, row.ci_high)
+        _, low, high = open_side(whole, count)
         out.append(replace(row, ci_low=low, ci_high=high))
     return out
+
+
+def _over_seeds(arm: Scores) -> tuple[int, Interval | None]:
+    """How many images an arm answered, and its interval if it has several seeds."""
+    uids = common(arm)
+    images = [image_key(uid) for uid in uids]
+    if len(arm) < 2 or not uids:
+        return len({image_key(uid) for scores in arm.values() for uid in scores}), None
+    mean, low, high = interval([[scores[uid] for uid in uids] for scores in arm.values()], images)
+    return len(set(images)), Interval(mean, max(low, 0.0), min(high, 1.0))
 
 
 def guided(

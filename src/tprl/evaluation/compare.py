@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tprl.errors import UserError
-from tprl.evaluation.analysis import Scores, by_arm, difference
+from tprl.evaluation.analysis import Scores, by_arm, common, difference
 from tprl.evaluation.results import ratio_label, read_facts, read_samples, write_atomic
 from tprl.evaluation.statistics import identical
 
@@ -21,7 +21,8 @@ Arms = dict[tuple[str, float | None], Scores]
 @dataclass(frozen=True)
 class Compared:
     """Mean scores of two arms at one keep ratio on the `questions` that both answered; `difference` is a - b with its
-    95 % interval and the two-sided p-value, by a paired bootstrap over images (and training seeds)."""
+    95 % interval and the two-sided p-value, by a paired bootstrap over images; with several training seeds, by
+    Student's t over images and seeds (`statistics.over_seeds`)."""
 
     a: str
     b: str
@@ -96,8 +97,7 @@ def _arms(given: str) -> tuple[Arms, str]:
 
 
 def _pair(x: str, y: str, ratio: float | None, ours: Scores, theirs: Scores) -> Compared:
-    both = set.intersection(*(set(seed) for side in (ours, theirs) for seed in side.values()))
-    uids = [uid for uid in next(iter(ours.values())) if uid in both]
+    uids = common(ours, theirs)
     if not uids:
         raise UserError(f"compare: {x} and {y} share no question: evaluate both on the same dataset and split.")
     means = [

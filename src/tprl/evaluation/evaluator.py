@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tprl import cost, ranks
 from tprl.budget import need_ratio
@@ -329,13 +330,9 @@ def _rows(model: str, dataset: Dataset, key: tuple[str, int, float | None], grou
     kept = float(np.mean([one.row.kept_tokens for one in group]))
     flops = float(np.mean([one.flops for one in group]))
     relative = flops / float(np.mean([one.full_flops for one in group]))
-    metrics: dict[str, Mapping[str, Sequence[Any]]] = {"accuracy": _values(group)}
-    for family in dict.fromkeys(one.row.family for one in group if one.row.family):
-        metrics[f"accuracy/{family}"] = _values([one for one in group if one.row.family == family])
-    boxes = [one for one in group if one.iou is not None]
-    if boxes:
-        metrics["mean_iou"] = {"values": [one.iou for one in boxes], "clusters": [image_key(o.row.uid) for o in boxes]}
-    found = {name: interval(np.array(data["values"], dtype=float), data["clusters"]) for name, data in metrics.items()}
+    names = [(one.row.uid, one.row.family) for one in group]
+    ious = np.array([np.nan if one.iou is None else one.iou for one in group])
+    found = metrics_of(names, np.array([one.row.score for one in group], dtype=float), ious)
     if isinstance(dataset, Published):
         found |= {f"{dataset.name}/{name}": value for name, value in _official(dataset, group).items()}
     return [
@@ -350,5 +347,21 @@ def _official(dataset: Published, group: Sequence[Answered]) -> dict[str, Interv
     return metric.intervals()
 
 
-def _values(group: Sequence[Answered]) -> dict[str, list[Any]]:
-    return {"values": [one.row.score for one in group], "clusters": [image_key(one.row.uid) for one in group]}
+def metrics_of(
+    questions: Sequence[tuple[str, str]], scores: NDArray[np.float64], ious: NDArray[np.float64]
+) -> dict[str, Interval]:
+    """Accuracy (the mean score), that of each family, and the mean IoU where there are boxes, with their intervals.
+
+    Args:
+        questions: (uid, family) of each.
+        scores: in [0, 1].
+        ious: nan where no box was asked for.
+    """
+    families = np.array([family for _, family in questions], dtype=np.str_)
+    images = np.array([image_key(uid) for uid, _ in questions], dtype=np.str_)
+    values = {"accuracy": (scores, np.ones(len(scores), dtype=bool))}
+    for family in dict.fromkeys(family for _, family in questions if family):
+        values[f"accuracy/{family}"] = (scores, families == family)
+    if not np.isnan(ious).all():
+        values["mean_iou"] = (ious, ~np.isnan(ious))
+    return {name: interval(x[here], images[here].tolist()) for name, (x, here) in values.items()}

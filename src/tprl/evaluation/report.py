@@ -105,8 +105,8 @@ def summary(facts: Mapping[str, object]) -> str:
 def _pareto_section(cells: dict[str, dict[float | None, Cell]], known: Sequence[str]) -> str:
     note = (
         "Every line is one pruner, every point one keep ratio; bars are 95 % intervals (bootstrap over images; "
-        "Wilson's bound where all answers are right, or all are wrong). The "
-        "broad pale line is the frontier: points that are better than every cheaper one."
+        "over images and seeds where an arm has several; Wilson's bound where all answers are right, or all are "
+        "wrong). The broad pale line is the frontier: points that are better than every cheaper one."
     )
     drawn = plot(lambda narrow: figures.pareto(cells, known, narrow), note)
     count = f'<details class="note"><summary>What the FLOPs count</summary><p>{escape(CONVENTION)}</p></details>'
@@ -126,7 +126,7 @@ def _accuracy_section(cells: dict[str, dict[float | None, Cell]], known: Sequenc
         parts.append(_accuracy_table(others, known))
         notes = [text for mark, text in NOTES.items() if any(name.endswith(mark) for name in others)]
         seeds = max(cell.seeds for row in others.values() for cell in row.values())
-        notes += [f"Means over up to {seeds} seeds; intervals are those of one seed."] if seeds > 1 else []
+        notes += [f"Means over up to {seeds} seeds; their intervals are over images and seeds."] if seeds > 1 else []
         parts.append(f'<p class="note">{" ".join(notes)}</p>' if notes else "")
     return section("Accuracy by keep ratio", *parts)
 

@@ -26,7 +26,8 @@ class Spread:
 
 
 def spreads(rows: Sequence[SampleRow]) -> list[Spread]:
-    """Of every pruner `<name>_adaptive`: by family, and by whether `<name>` of the same seed is right at the smallest
+    """Of every pruner `<name>_adaptive` or `<name>_keyword`: by family, and by
+    whether `<name>` of the same seed is right at the smallest
     keep ratio that was evaluated ("easy", "hard").
     """
     cells: dict[tuple[str, float | None], list[SampleRow]] = defaultdict(list)
@@ -34,7 +35,7 @@ def spreads(rows: Sequence[SampleRow]) -> list[Spread]:
         cells[row.pruner, row.keep_ratio].append(row)
     out = []
     for (pruner, ratio), questions in cells.items():
-        exact = pruner.removesuffix("_adaptive")
+        exact = pruner.removesuffix("_adaptive").removesuffix("_keyword")
         smallest = min((r for name, r in cells if name == exact and r is not None), default=None)
         if exact == pruner or smallest is None:
             continue

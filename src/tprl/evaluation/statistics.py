@@ -1,17 +1,19 @@
-"""Bootstrap intervals that respect clusters: questions about one image are not independent observations."""
+"""Intervals that respect clusters: questions about one image are not independent observations, nor are those that one
+training seed answered. One seed: a bootstrap over images. Several: seed and image variance added, and Student's t."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 CHUNK = 2_000_000  # resampled clusters held in memory at once
 
 
 class Interval(NamedTuple):
-    """A mean and its percentile interval; both bounds are nan when one cluster leaves nothing to resample."""
+    """A mean and its interval; both bounds are nan when one cluster leaves nothing to compare."""
 
     mean: float
     low: float
@@ -19,7 +21,7 @@ class Interval(NamedTuple):
 
 
 class PairedInterval(NamedTuple):
-    """Mean of a - b, its percentile interval, and the two-sided p-value of "no difference"."""
+    """Mean of a - b, its interval, and the two-sided p-value of "no difference"."""
 
     difference: float
     low: float
@@ -35,7 +37,7 @@ def image_key(uid: str) -> str:
 def interval(
     values: ArrayLike, clusters: Sequence[str], *, level: float = 0.95, resamples: int = 4000, seed: int = 0
 ) -> Interval:
-    """Mean of `values` with a cluster-bootstrap percentile interval.
+    """Mean of `values` with a cluster-bootstrap percentile interval, or with that of `over_seeds` for several seeds.
 
     Whole clusters are drawn with replacement, as many as there are (Field and Welsh 2007, "randomised cluster
     bootstrap"); the mean is over samples, so large clusters weigh more. The result depends on the pairs (value,
@@ -43,20 +45,23 @@ def interval(
     the bootstrap knows, not certainty; for 0/1 scores see `open_side`.
 
     Args:
-        values: [n] one number per sample.
+        values: [n] one number per sample, or [S, n] with a row per training seed.
         clusters: [n] the cluster of each sample, see `image_key`.
         level: coverage.
-        resamples: bootstrap draws.
+        resamples: bootstrap draws; several seeds need none.
         seed: of the draws.
 
     Raises:
         ValueError: no values, or lengths that differ.
     """
-    sums, counts = _per_cluster(values, clusters)
+    arm = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if len(arm) > 1:
+        return Interval(*over_seeds([arm], clusters, level)[:3])
+    sums, counts = _per_cluster(arm[0], clusters)
     mean = float(sums.sum() / counts.sum())
     if len(sums) < 2:
         return Interval(mean, float("nan"), float("nan"))
-    means = _resampled_means(sums[None], counts, resamples, seed)
+    means = _resampled_means(sums, counts, resamples, seed)
     return Interval(mean, *percentiles(means, level))
 
 
@@ -83,31 +88,82 @@ def paired_interval(
     b: ArrayLike,
     clusters: Sequence[str],
     *,
+    same_seeds: bool = True,
     level: float = 0.95,
     resamples: int = 4000,
     seed: int = 0,
 ) -> PairedInterval:
-    """Mean of a - b over the same samples in the same order, with a cluster-bootstrap interval.
+    """Mean of a - b over the same samples in the same order, with a 95 % interval.
 
-    `a`, `b`: [n], or [S, n] with a row per training seed. Several rows make the bootstrap hierarchical: training seeds
-    are drawn with replacement beside the clusters, so the interval speaks of training again, not of these S policies.
-
-    The p-value inverts the interval: twice the smaller share of draws on either side of 0 (each count plus one, so it
-    is never 0; its floor is 2 / (resamples + 1)). It is below 1 - level exactly where the interval excludes 0, up to
-    that correction. Raises as `interval` does.
+    `a`, `b`: [n], or [S, n] with a row per training seed. One row each: a cluster bootstrap, and the p-value inverts
+    the interval: twice the smaller share of draws on either side of 0 (each count plus one, so it is never 0; its floor
+    is 2 / (resamples + 1)). It is below 1 - level exactly where the interval excludes 0, up to that correction.
+    Several rows of either: `over_seeds`. With `same_seeds` rows of equal number are one seed each and are subtracted;
+    otherwise seeds of a and b have nothing to do with each other. Raises as `interval` does.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if second.shape not in (first.shape, first.shape[-1:]):
+    first, second = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))
+    if first.shape[1] != second.shape[1] or (same_seeds and 1 < len(first) != len(second) > 1):
         raise ValueError(f"paired values of shapes {first.shape} and {second.shape}: they must be the same samples.")
-    rows = [_per_cluster(row, clusters) for row in np.atleast_2d(first - second)]
-    sums, counts = np.stack([row for row, _ in rows]), rows[0][1]
-    difference = float(sums.mean(0).sum() / counts.sum())
+    if max(len(first), len(second)) > 1:
+        together = same_seeds or min(len(first), len(second)) == 1
+        return over_seeds([first - second] if together else [first, second], clusters, level)
+    sums, counts = _per_cluster((first - second)[0], clusters)
+    difference = float(sums.sum() / counts.sum())
     if len(counts) < 2:
         return PairedInterval(difference, float("nan"), float("nan"), float("nan"))
     means = _resampled_means(sums, counts, resamples, seed)
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p_value = min(1.0, 2 * (tail + 1) / (resamples + 1))
     return PairedInterval(difference, *percentiles(means, level), p_value)
+
+
+def over_seeds(arms: Sequence[Floats], clusters: Sequence[str], level: float = 0.95) -> PairedInterval:
+    """Mean of an arm, or of the first minus the second, with an interval that speaks of training again.
+
+    Seeds and images are crossed random effects: the variance of the mean is that of images (linearised for clusters of
+    unequal sizes), plus for each arm that of its seeds' means over S, less what of it is the noise of questions and
+    already counted with the images (never below 0). Quantiles are Student's t with Satterthwaite's degrees of freedom
+    (Satterthwaite 1946, "An approximate distribution of estimates of variance components"; Searle, Casella and
+    McCulloch 1992, chapter 4). Bounds may lie beyond the range of scores: nothing is cut. An arm of one row has no
+    seed variance, and says nothing about training again.
+
+    Args:
+        arms: one or two of [S, n]; seeds of two arms are independent (subtract rows before, if they are the same).
+        clusters: [n] the cluster of each sample.
+        level: coverage.
+    """
+    tables = [[_per_cluster(row, clusters) for row in arm] for arm in arms]
+    counts = tables[0][0][1]
+    sums = [np.stack([row for row, _ in table]) for table in tables]
+    return crossed(sums, counts, level)
+
+
+def crossed(sums: Sequence[Floats], counts: Floats, level: float = 0.95) -> PairedInterval:
+    """`over_seeds` of sums [S C] per seed and cluster, for each arm, and the clusters' sizes [C]."""
+    pooled = sums[0].mean(0) - (sums[1].mean(0) if len(sums) > 1 else 0.0)
+    total, clusters = counts.sum(), len(counts)
+    mean = float(pooled.sum() / total)
+    if clusters < 2:
+        return PairedInterval(mean, float("nan"), float("nan"), float("nan"))
+    per_cluster = clusters / (clusters - 1) / total**2  # from a sum of squares over clusters to a variance of the mean
+    variance = per_cluster * float(np.square(pooled - mean * counts).sum())
+    spread, fewest = variance**2 / (clusters - 1), float(clusters - 1)
+    for arm in sums:
+        free = len(arm) - 1
+        if not free:
+            continue
+        means = arm.sum(1) / total
+        between = float(means.var(ddof=1)) / len(arm)
+        left = arm - counts * means[:, None]
+        noise = per_cluster * float(np.square(left - left.mean(0)).sum()) / (free * len(arm))
+        variance += max(between - noise, 0.0)
+        spread += between**2 / free + noise**2 / (free * (clusters - 1))
+        fewest = min(fewest, free)
+    if variance <= 1e-30:  # all seeds and all images agree
+        return PairedInterval(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    freedom, error = max(variance**2 / spread, fewest), variance**0.5
+    half = float(student.ppf((1 + level) / 2, freedom)) * error
+    return PairedInterval(mean, mean - half, mean + half, float(2 * student.sf(abs(mean) / error, freedom)))
 
 
 def identical(difference: float, low: float, high: float) -> bool:
@@ -127,13 +183,9 @@ def _per_cluster(values: ArrayLike, clusters: Sequence[str]) -> tuple[Floats, Fl
 
 
 def _resampled_means(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
-    """[resamples] means of as many clusters, and rows of `sums` [S C], as there are, drawn with replacement."""
-    means, rng = [], np.random.default_rng((seed, 1))
-    for i in _draws(len(counts), resamples, np.random.default_rng(seed)):
-        rows = rng.integers(len(sums), size=(len(i), len(sums)))
-        drawn = np.mean([np.take_along_axis(sums[row], i, 1) for row in rows.T], 0)
-        means.append(drawn.sum(1) / counts[i].sum(1))
-    return np.concatenate(means)
+    """[resamples] means of as many clusters as there are, drawn with replacement from their `sums` [C]."""
+    draws = _draws(len(counts), resamples, np.random.default_rng(seed))
+    return np.concatenate([sums[i].sum(1) / counts[i].sum(1) for i in draws])
 
 
 def _draws(clusters: int, resamples: int, rng: np.random.Generator, width: int = 1) -> Iterator[NDArray[np.int64]]:

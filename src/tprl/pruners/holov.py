@@ -15,11 +15,12 @@ class HoloVPruner:
 
     Source: HoloV (its LLaVA release), the rule of BASELINES 3.13, written from its description. Tokens in raster order
     form `chunks` chunks. A token's score is scale * a + alpha * v: a its CLS attention, v the variance of its cosine
-    similarities (features before the projector) within the chunk, scaled to the mean of scale * a there. A chunk's
-    weight is its mean score over the sum of all; its quota is floor(weight * k), and 1 more for the heaviest chunks
-    until the quotas sum to k. Within a chunk attention alone decides. The scaling makes every mean score 1 + alpha
-    times that of attention, so the variance changes no quota (BASELINES 3.14). Complexity O(n^2 C / chunks + n log n)
-    per image. Needs extras["cls_attention"] and extras["vision_features"].
+    similarities (projected tokens, as the released code has them; its own counts as 0, the sums are over n - 1 others)
+    within the chunk, scaled to the mean of scale * a there. A chunk's weight is its mean score over the sum of all; its
+    quota is floor(weight * k), and 1 more for the heaviest chunks until the quotas sum to k. Within a chunk attention
+    alone decides. The scaling makes every mean score 1 + alpha
+    times that of attention, so the variance changes no quota (BASELINES 3.14). Complexity O(n^2 D / chunks + n log n)
+    per image. Needs extras["cls_attention"].
 
     By default exactly budget() tokens stay: what a quota has beyond its chunk's tokens is spent on the tokens of
     highest score in the whole image, the one place where the variance has a say. Ours also differs in ties (lower
@@ -35,7 +36,7 @@ class HoloVPruner:
     """
 
     name = "holov"
-    extras: frozenset[str] = frozenset({"cls_attention", "vision_features"})
+    extras: frozenset[str] = frozenset({"cls_attention"})
 
     def __init__(self, alpha: float = 0.09, chunks: int = 16, scale: float = 1000.0, published: bool = False) -> None:
         self.alpha = alpha
@@ -56,7 +57,7 @@ class HoloVPruner:
         chunk_of = ((place + 1) * self.chunks - 1) // n  # the last chunk that starts at or before the token
         parts = image_rows(images.mask, chunk_of)
         attention = parts.split(images.split(encoded.extras["cls_attention"])).double()
-        features = parts.split(images.split(encoded.extras["vision_features"])).double()
+        features = parts.split(images.tokens(encoded)).double()
         score = self._score(attention, features, parts.mask)
         number = chunk_of[parts.sample, parts.at[:, :1].squeeze(1)] if len(parts.sample) else parts.sample
         quota = self._quotas(_mean(score, parts.mask).squeeze(1), parts.sample, number, k)
@@ -73,7 +74,11 @@ class HoloVPruner:
         attention = (self.scale * attention).masked_fill(~mask, 0.0)
         unit = normalize(features, dim=-1)
         cosine, pairs = unit @ unit.mT, mask.unsqueeze(1) & mask.unsqueeze(2)
-        variance = _mean((cosine - _mean(cosine, pairs)).square(), pairs).squeeze(2)
+        cosine.diagonal(dim1=1, dim2=2).zero_()
+        others = (mask.sum(1) - 1).clamp(min=1)[:, None, None]
+        mean = cosine.masked_fill(~pairs, 0.0).sum(2, keepdim=True) / others
+        # What the sum of squares is divided by cancels in the scaling below.
+        variance = _mean((cosine - mean).square(), pairs).squeeze(2)
         level = _mean(variance, mask)
         shape = torch.where(level > 1e-12, variance / level.clamp(min=1e-12), 1.0).masked_fill(~mask, 0.0)
         return attention + self.alpha * shape * _mean(attention, mask)
@@ -93,9 +98,9 @@ class HoloVPruner:
         return quota[image, number]
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
-        """Cosines within each chunk."""
+        """Cosines of projected tokens within each chunk."""
         chunks = min(tokens, self.chunks)
-        return 2 * chunks * (-(-tokens // self.chunks)) ** 2 * shape.features
+        return 2 * chunks * (-(-tokens // self.chunks)) ** 2 * shape.lm.width
 
 
 def _mean(x: Float64[Tensor, "*J C"], mask: Bool[Tensor, "*J C"]) -> Float64[Tensor, "*J 1"]:
