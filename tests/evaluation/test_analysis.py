@@ -8,7 +8,8 @@ import pytest
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
-from tprl.evaluation.analysis import _together, gallery, guided, headline, opened
+from tprl.evaluation.analysis import _together, by_arm, difference, gallery, guided, headline, opened
+from tprl.evaluation.analysis import paired as compared
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.report import Paired
 from tprl.evaluation.results import Row, SampleRow
@@ -130,3 +131,53 @@ def test_a_batch_holds_whole_groups() -> None:
     groups = [[Sample(str(n), (), "?", ("a",))] * n for n in sizes]
     assert _together(groups, 5) == [[0, 1], [2], [3], [4]]
     assert _together(groups, 100) == [[0, 1, 2, 3, 4]]
+
+
+def scored(pruner: str, seed: int, scores: list[float]) -> list[SampleRow]:
+    return [SampleRow(f"s/{i}/0", "count", pruner, seed, 0.5, None, score, 8) for i, score in enumerate(scores)]
+
+
+def test_seeds_are_paired_by_their_number_not_by_their_order() -> None:
+    """Each seed of ours is .5 better than the same seed of theirs on every second image, whatever the order."""
+    theirs = {seed: [float((i * (seed + 3)) % 7 < 3) / 2 for i in range(40)] for seed in range(3)}
+    ours = {seed: [score + 0.5 * (i % 2) for i, score in enumerate(scores)] for seed, scores in theirs.items()}
+    samples = [row for seed in (0, 1, 2) for row in scored("tprl", seed, ours[seed])]
+    others = [row for seed in (2, 0, 1) for row in scored("random", seed, theirs[seed])[:: -1 if seed else 1]]
+    (found,) = compared([*samples, *others], "tprl")
+    (same,) = compared([*samples, *sorted(others, key=lambda row: (row.seed, row.uid))], "tprl")
+    assert found == same
+    half = 0.25 * (40 / 39) ** 0.5 / 40**0.5 * 2.0226908  # t with 39 degrees of freedom; seeds differ in nothing
+    assert (found.difference, found.low, found.high) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
+
+
+def test_other_seeds_are_not_paired() -> None:
+    arms = by_arm([*scored("a", 0, [1.0, 0.0] * 9), *scored("a", 1, [1.0] * 18)])["a", 0.5]
+    shifted = {seed + 1: scores for seed, scores in arms.items()}
+    uids = list(arms[0])
+    assert difference(arms, dict(reversed(arms.items())), uids) == (0.0, 0.0, 0.0, 1.0)
+    apart = difference(arms, shifted, uids)
+    assert apart.difference == 0.0
+    assert apart.low < -0.5
+    assert apart.high > 0.5
+
+
+def test_only_questions_that_all_seeds_answered_are_compared() -> None:
+    samples = [*scored("tprl", 0, [1.0] * 9), *scored("tprl", 1, [1.0] * 6), *scored("random", 0, [0.0] * 8)]
+    (found,) = compared(samples, "tprl")
+    assert (found.difference, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_tables_show_one_interval_of_an_arm_of_several_seeds() -> None:
+    values = {0: [1.0] * 18 + [0.0] * 2, 1: [1.0] * 14 + [0.0] * 6, 2: [1.0] * 20}
+    samples = [row for seed, scores in values.items() for row in scored("tprl", seed, scores)]
+    rows = [
+        Row("m", "d", "tprl", seed, 0.5, 8.0, "accuracy", sum(scores) / 20, 0.8, 0.9, 1.0, 0.5)
+        for seed, scores in values.items()
+    ]
+    found = opened(rows, samples)
+    assert len({(row.ci_low, row.ci_high) for row in found}) == 1
+    assert [row.value for row in found] == [0.9, 0.7, 1.0]
+    assert found[0].ci_low < 0.6  # seeds differ by .15: t with about two degrees of freedom
+    assert found[0].ci_high == 1.0  # cut
+    single = [row for row in rows if row.seed == 0]
+    assert opened(single, samples[:20]) == single

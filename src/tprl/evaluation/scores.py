@@ -15,7 +15,7 @@ from tprl.evaluation.results import Row, SampleRow
 from tprl.files import write_atomically
 
 Floats = NDArray[np.float64]
-Names = NDArray[np.str_]
+Names = np.ndarray  # of str
 Arm = tuple[str, int, float | None]  # pruner, seed, keep ratio
 FIELDS = ("score", "iou", "kept")
 FORMAT = 1

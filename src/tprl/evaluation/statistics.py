@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
 from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
@@ -122,10 +123,11 @@ def over_seeds(arms: Sequence[Floats], clusters: Sequence[str], level: float = 0
 
     Seeds and images are crossed random effects: the variance of the mean is that of images (linearised for clusters of
     unequal sizes), plus for each arm that of its seeds' means over S, less what of it is the noise of questions and
-    already counted with the images (never below 0). Quantiles are Student's t with Satterthwaite's degrees of freedom
-    (Satterthwaite 1946, "An approximate distribution of estimates of variance components"; Searle, Casella and
-    McCulloch 1992, chapter 4). Bounds may lie beyond the range of scores: nothing is cut. An arm of one row has no
-    seed variance, and says nothing about training again.
+    already counted with the images (never below 0). Searle, Casella and McCulloch 1992, "Variance components", chapter
+    4. The quantile is the mean of Student's t of these parts' degrees of freedom, weighted by their variances (Cochran
+    1964, "Approximate significance levels of the Behrens-Fisher test"): simulated coverage is 93.5 to 97 % for 3 and 5
+    seeds whatever their spread, where Satterthwaite's degrees of freedom fall to 92 %. Bounds may lie beyond the range
+    of scores: nothing is cut. An arm of one row has no seed variance, and says nothing about training again.
 
     Args:
         arms: one or two of [S, n]; seeds of two arms are independent (subtract rows before, if they are the same).
@@ -146,24 +148,23 @@ def crossed(sums: Sequence[Floats], counts: Floats, level: float = 0.95) -> Pair
     if clusters < 2:
         return PairedInterval(mean, float("nan"), float("nan"), float("nan"))
     per_cluster = clusters / (clusters - 1) / total**2  # from a sum of squares over clusters to a variance of the mean
-    variance = per_cluster * float(np.square(pooled - mean * counts).sum())
-    spread, fewest = variance**2 / (clusters - 1), float(clusters - 1)
-    for arm in sums:
-        free = len(arm) - 1
-        if not free:
-            continue
-        means = arm.sum(1) / total
-        between = float(means.var(ddof=1)) / len(arm)
+    parts = [(per_cluster * float(np.square(pooled - mean * counts).sum()), clusters - 1)]
+    for arm in (arm for arm in sums if len(arm) > 1):
+        means, free = arm.sum(1) / total, len(arm) - 1
         left = arm - counts * means[:, None]
         noise = per_cluster * float(np.square(left - left.mean(0)).sum()) / (free * len(arm))
-        variance += max(between - noise, 0.0)
-        spread += between**2 / free + noise**2 / (free * (clusters - 1))
-        fewest = min(fewest, free)
+        parts.append((max(float(means.var(ddof=1)) / len(arm) - noise, 0.0), free))
+    variance = sum(part for part, _ in parts)
     if variance <= 1e-30:  # all seeds and all images agree
         return PairedInterval(mean, mean, mean, 1.0 if mean == 0 else 0.0)
-    freedom, error = max(variance**2 / spread, fewest), variance**0.5
-    half = float(student.ppf((1 + level) / 2, freedom)) * error
-    return PairedInterval(mean, mean - half, mean + half, float(2 * student.sf(abs(mean) / error, freedom)))
+
+    def quantile(p: float) -> float:
+        return sum(part * float(student.isf(p / 2, freedom)) for part, freedom in parts) / variance
+
+    error, least = variance**0.5, 1e-300
+    half, away = quantile(1 - level) * error, abs(mean) / error
+    p_value = brentq(lambda p: quantile(p) - away, least, 1.0) if away < quantile(least) else 0.0
+    return PairedInterval(mean, mean - half, mean + half, float(p_value))
 
 
 def identical(difference: float, low: float, high: float) -> bool:
