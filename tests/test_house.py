@@ -145,7 +145,7 @@ class TestBuild:
 
     def test_a_component_is_built_without_hydra(self) -> None:
         assert load_component("pruner", "random").name == "random"
-        with pytest.raises(UserError, match="pruner=rnd does not exist; choose one of: cdpruner, cls_attention, "):
+        with pytest.raises(UserError, match="pruner=rnd does not exist; choose one of: attention_dpp, cdpruner, "):
             load_component("pruner", "rnd")
 
 
@@ -177,7 +177,7 @@ class TestCommandLine:
                 "stage=foo",
                 "stage=foo does not exist; choose one of: adapt, all, autoencoder, distill, lfd, ppo, pretrain.",
             ),
-            ("pruner=foo", "pruner=foo does not exist; choose one of: cdpruner, cls_attention, "),
+            ("pruner=foo", "pruner=foo does not exist; choose one of: attention_dpp, cdpruner, "),
             ("experiment=foo", "experiment=foo does not exist; choose one of: demo, paper."),
             ("stage.foo=1", "stage.foo is not a key here; "),
             ("foo=1", "foo is not a key here; there are: cache, dataset, "),
