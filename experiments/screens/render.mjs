@@ -6,7 +6,7 @@ import { parseArgs } from 'node:util'
 
 const HERE = dirname(fileURLToPath(import.meta.url))
 const MODULES = join(HERE, 'node_modules')
-const SPLITS = { train: 20000, val: 300, test: 300, final: 600, real: 150 }
+const SPLITS = { train: 20000, val: 300, test: 200, final: 600, real: 150 }
 const FRESH = 4 // new questions that a crop of a published page must allow
 const TRIES = 12 // pages drawn for one number until one shows enough
 

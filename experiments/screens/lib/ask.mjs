@@ -5,22 +5,32 @@ export const FAMILIES = ['text', 'icon', 'field', 'relation', 'value', 'state', 
 export const POINTING = FAMILIES.slice(0, 4) // their answer is a box
 const MOST = 3 // questions of a family about a page
 const WORD = /^[A-Za-z0-9][A-Za-z0-9 '&?.:%$€,/+-]*$/ // texts that can be asked for
+// What icon fonts call the icons that we have a name for.
+const ALIASES = {
+  cog: 'gear', cogs: 'gear', settings: 'gear', home: 'house', pen: 'pencil', 'pencil-alt': 'pencil', edit: 'pencil',
+  'edit-2': 'pencil', 'edit-3': 'pencil', times: 'cross', x: 'cross', close: 'cross', bars: 'menu', 'trash-alt': 'trash',
+  'trash-2': 'trash', 'shopping-cart': 'cart', sync: 'refresh', 'sync-alt': 'refresh', 'refresh-cw': 'refresh',
+  'th-large': 'grid', mail: 'envelope', 'calendar-alt': 'calendar', 'share-alt': 'share', 'map-marker-alt': 'pin',
+  'user-alt': 'person', user: 'person', 'file-image': 'image', undo: 'undo', 'search-plus': '?', print: 'printer',
+  'phone-alt': 'phone', 'shield-alt': 'shield', 'book-open': 'book',
+}
 const lower = text => text.trim().toLowerCase()
 
 // What is on the page, with the look-ups that questions need.
 class Screen {
   constructor(shown) {
-    Object.assign(this, shown)
-    this.free = shown.elements.filter(e => !e.covered && !e.cut)
+    const elements = shown.elements.map(e => ({ ...e, icons: e.icons.map(name => ALIASES[name] ?? name) }))
+    Object.assign(this, shown, { elements })
+    this.free = elements.filter(e => !e.covered && !e.cut)
     const parts = new Map()
     for (const run of shown.runs) parts.set(run.part, `${parts.get(run.part) ?? ''} ${run.text}`)
-    const texts = [...parts.values(), ...shown.elements.map(e => e.text)].map(t => lower(t.replace(/\s+/g, ' ')))
+    const texts = [...parts.values(), ...elements.map(e => e.text)].map(t => lower(t.replace(/\s+/g, ' ')))
     this.times = new Map()
     for (const text of new Set(texts)) this.times.set(text, 0)
     // An element and the one text in it are the same words once.
     for (const text of [...parts.values()]) this.add(lower(text.replace(/\s+/g, ' ')))
     this.pictures = new Map()
-    for (const name of shown.elements.flatMap(e => e.icons)) this.pictures.set(name, (this.pictures.get(name) ?? 0) + 1)
+    for (const name of elements.flatMap(e => e.icons)) this.pictures.set(name, (this.pictures.get(name) ?? 0) + 1)
     this.plainRuns = shown.runs.filter(run => !run.covered && !run.cut)
   }
 
@@ -33,6 +43,14 @@ class Screen {
     const words = text.split(' ')
     return text.length >= 2 && text.length <= 24 && words.length <= 3 && WORD.test(text) && !/^\d+$/.test(text) &&
       (this.times.get(lower(text)) ?? 0) <= 1
+  }
+
+  // Boxes of the runs that make a text; none where it does not stand on its own.
+  places(text) {
+    const parts = new Map()
+    for (const run of this.plainRuns) parts.set(run.part, [...(parts.get(run.part) ?? []), run])
+    const alike = [...parts.values()].find(some => lower(some.map(run => run.text).join(' ').replace(/\s+/g, ' ')) === lower(text))
+    return (alike ?? []).map(run => run.box)
   }
 
   // Elements that their own text names.
@@ -88,7 +106,7 @@ function askField(screen) {
   const verb = e => (isTicks(e) ? { radio: 'choose', switch: 'switch' }[e.role] ?? 'click the box'
     : e.role === 'select' ? 'open the list' : 'click the field')
   return screen.labelled().filter(e => (isField(e) || isTicks(e)) && !e.disabled)
-    .map(e => point('field', `${verb(e)} ${e.label}`, e))
+    .map(e => point('field', `${verb(e)} ${e.label}`, e, screen.places(e.label)))
 }
 
 function askRelation(screen, s) {
@@ -118,24 +136,24 @@ function askValue(screen) {
   for (const e of screen.labelled().filter(isField)) {
     if (!e.fits || !short(e.value) || e.placeholder) continue
     const text = e.role === 'select' ? `what is chosen in ${e.label}?` : `what does the field ${e.label} say?`
-    asked.push(read('value', text, e.value, e.box))
+    asked.push(read('value', text, e.value, e.box, screen.places(e.label)))
   }
   for (const table of screen.tables) {
-    const heads = table.heads.map(h => h.text)
+    const { heads } = table
     for (const row of table.rows) {
       const [key, ...cells] = row.cells
       if (!key?.whole || !screen.names(key.text)) continue
       cells.forEach((cell, at) => {
-        const head = heads[at + 1]
-        const once = head && heads.filter(h => lower(h) === lower(head)).length === 1 && screen.tables.length === 1
+        const head = heads[at + 1]?.text
+        const once = head && heads.filter(h => lower(h.text) === lower(head)).length === 1 && screen.tables.length === 1
         if (!once || !cell.whole || !short(cell.text) || !screen.clear(cell.text, cell.box) || !screen.clear(key.text, key.box)) return
-        asked.push(read('value', `what is the ${lower(head)} of ${key.text}?`, cell.text, cell.box, [key.box]))
+        asked.push(read('value', `what is the ${lower(head)} of ${key.text}?`, cell.text, cell.box, [key.box, heads[at + 1].box]))
       })
     }
   }
   for (const pair of screen.pairs) {
-    if (!pair.whole || !screen.names(pair.name) || !short(pair.value) || !screen.clear(pair.value, pair.box)) continue
-    asked.push(read('value', `what number has ${pair.name}?`, pair.value, pair.box))
+    if (!pair.whole || !screen.names(pair.name) || !short(pair.value) || !screen.clear(pair.value, pair.box, screen.places(pair.name))) continue
+    asked.push(read('value', `what number has ${pair.name}?`, pair.value, pair.box, screen.places(pair.name)))
   }
   return asked
 }
@@ -158,7 +176,8 @@ function askState(screen) {
     const options = group.elements.map(at => screen.elements[at])
     const chosen = options.filter(e => e.checked)
     if (!screen.names(group.label) || chosen.length !== 1 || !group.whole || options.some(e => e.cut || e.covered)) continue
-    which.push(read('state', `what is chosen for ${group.label}?`, chosen[0].label, chosen[0].box))
+    which.push(read('state', `what is chosen for ${group.label}?`, chosen[0].label, chosen[0].box,
+      screen.places(group.label)))
   }
   return { ticks, which }
 }

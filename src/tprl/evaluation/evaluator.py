@@ -255,8 +255,10 @@ def _answer(
         overlap = None if sample.box is None or text is None else scorer.dataset.iou(sample, text)  # type: ignore[attr-defined]
         row = SampleRow(sample.uid, sample.family, entry.name, entry.seed, ratio, text, scores[i], counts[i])
         facts = None
-        if isinstance(scorer.dataset, Published) and text is not None:
-            facts = tuple(scorer.dataset.facts(sample, text))
+        if isinstance(scorer.dataset, Published):
+            # A teacher-forced score says only whether the answer is the reference; any other answer has the same facts.
+            forced = sample.answers[0] if scores[i] else ""
+            facts = tuple(scorer.dataset.facts(sample, forced if text is None else text))
         out.append(Answered(row, overlap, *question_flops(scorer, encoded, i, sample, pruner, kept[i], plan), facts))
     return out
 
