@@ -76,7 +76,7 @@ def pack(folder: Path, archive: Path, most: int) -> Counter[str]:
 def webp(path: Path) -> bytes:
     """The picture as lossless WebP."""
     buffer = io.BytesIO()
-    Image.open(path).convert("RGB").save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    Image.open(path).convert("RGB").save(buffer, "WEBP", lossless=True, quality=100, method=4)
     return buffer.getvalue()
 
 

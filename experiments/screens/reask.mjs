@@ -3,7 +3,7 @@ import { createReadStream, existsSync, renameSync, writeFileSync } from 'node:fs
 import { basename, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { ask } from './lib/ask.mjs'
-import { rowsOf } from './lib/rows.mjs'
+import { Asked, rowsOf } from './lib/rows.mjs'
 import { ICONS } from './lib/words.mjs'
 
 const folder = process.argv[2] ?? ''
@@ -15,14 +15,14 @@ if (!existsSync(source)) {
 const [split, seed] = basename(folder).split('-')
 const names = Object.keys(ICONS)
 const pages = new Map() // a page that was interrupted is there twice: the later one counts
-const asked = new Set()
+const asked = new Asked()
 for await (const line of createInterface({ input: createReadStream(source) })) {
   const { page, framework, kind, attempt, ...shown } = JSON.parse(line)
   const key = split === 'real' ? ['real', seed, page] : [split, seed, page, attempt]
   const theme = split === 'real' ? framework : ''
-  const fresh = question => !theme || !asked.has(`${theme} ${question.text}`)
+  const fresh = question => !theme || asked.fresh(theme, question.text)
   const questions = ask(shown, names, ...key).filter(fresh)
-  if (theme) questions.forEach(question => asked.add(`${theme} ${question.text}`))
+  if (theme) questions.forEach(question => asked.add(theme, question.text))
   pages.set(page, rowsOf(`${split}-${seed}`, page, questions, { framework, kind }, shown.size))
 }
 const text = [...pages.values()].flat().map(row => `${JSON.stringify(row)}\n`).join('')

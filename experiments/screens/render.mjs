@@ -7,9 +7,10 @@ import { parseArgs } from 'node:util'
 const HERE = dirname(fileURLToPath(import.meta.url))
 const MODULES = join(HERE, 'node_modules')
 const SPLITS = { train: 20000, val: 300, test: 200, final: 600, real: 150 }
-const FRESH = 4 // new questions that a crop of a published page must allow
+const FRESH = 3 // new questions that a crop of a published page must allow
 const TRIES = 12 // pages drawn for one number until one shows enough
 
+const CLOSED = /browser has been closed|browser closed|browser has disconnected/i
 const NUMBERS = { pages: [1, 10_000_000], seed: [0, 2 ** 31], tabs: [1, 16], seconds: [1, 600] }
 
 function options(UserError) {
@@ -110,13 +111,13 @@ async function renderGenerated(setup) {
   return failed
 }
 
-// Crops of published pages, at most three of each, until there are enough.
+// Crops of published pages, at most four of each, until there are enough.
 async function renderReal(setup) {
   const { lib, served, store, given, report } = setup
   const failed = []
   const [width, height] = lib.window
-  // The frame of a theme is on all its pages: what was asked about it once is not asked again.
-  const asked = new Set(store.rows().map(row => `${row.application} ${row.instruction}`))
+  // The frame of a theme is on all its pages: what was asked about it twice is not asked again.
+  const asked = new lib.Asked(store.rows())
   let tab = await setup.open({ scripts: true })
   for (const [number, { theme, path, scale }] of lib.publishedPages(MODULES, given.seed).entries()) {
     if (store.done.size >= given.pages) break
@@ -127,14 +128,14 @@ async function renderReal(setup) {
       let taken = 0
       for (const [at, region] of lib.crops(scale, tall, theme, path).entries()) {
         const page = number * 100 + at
-        if (taken >= 3 || store.done.size >= given.pages) break
+        if (taken >= 4 || store.done.size >= given.pages) break
         if (store.done.has(page)) taken++
         if (store.done.has(page)) continue
         const { picture, shown } = await tab.take(region, scale)
         const all = lib.questionsOf(shown, lib.LIMITS.real, 'real', given.seed, page) ?? []
-        const questions = all.filter(question => !asked.has(`${theme} ${question.text}`))
+        const questions = all.filter(question => asked.fresh(theme, question.text))
         if (questions.length < FRESH) continue
-        questions.forEach(question => asked.add(`${theme} ${question.text}`))
+        questions.forEach(question => asked.add(theme, question.text))
         const facts = { framework: theme, kind: path }
         store.add(page, picture, { ...facts, ...shown }, lib.rowsOf(`real-${given.seed}`, page, questions, facts, [lib.SIDE, lib.SIDE]))
         taken++
@@ -163,7 +164,9 @@ async function main() {
     const parts = ['browser', 'pages', 'real', 'rows', 'serve', 'store']
     const modules = await Promise.all(parts.map(name => import(`./lib/${name}.mjs`)))
     const lib = Object.assign({}, ...modules)
-    lib.fatal = error => error instanceof lib.UserError || error.code === 'ENOSPC' || /browser has been closed|Browser closed/i.test(error.message)
+    // A page may be at fault; the disk, the browser and this code are not its faults.
+    lib.fatal = error => error instanceof lib.UserError || typeof error.code === 'string' || error instanceof TypeError ||
+      error instanceof ReferenceError || CLOSED.test(error.message)
     browser = await lib.launch()
     const about = { split: given.split, seed: given.seed, side: lib.SIDE, chromium: browser.version(), packages }
     store = new lib.Store(given.out, about)
@@ -181,7 +184,7 @@ async function main() {
     return 1
   } catch (error) {
     const kept = store ? ` ${store.done.size} pages are in ${store.folder}; the same command goes on from them.` : ''
-    const closed = /has been closed|Browser closed|Target closed/i.test(error.message)
+    const closed = CLOSED.test(error.message)
     if (error.constructor.name !== 'UserError' && error.code !== 'ENOSPC' && !closed) throw error
     const what = error.code === 'ENOSPC' ? `the disk is full (${error.path ?? store?.folder}): free some space.`
       : closed ? 'chromium has ended: is there enough memory? Try fewer --tabs.' : error.message

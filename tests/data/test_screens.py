@@ -218,7 +218,7 @@ class TestFiles:
         rows = [row(number, "count", "1") for number in range(6)]
         rows[1]["bbox"], rows[2]["family"], rows[3]["answer"] = [5, 5, 5, 9], "color", ""
         rows[4]["img_filename"] = "images/none.png"
-        data = Screens("train", source=rendered(tmp_path, rows), bare=True, max_bad_rows=1)
+        data = Screens("train", source=rendered(tmp_path, rows), bare=True, max_bad_rows=1.0)
         assert len(take(data, range(len(data)))) == 2
         assert data.damage == {"no box": 1, "unknown family": 1, "no answer": 1, "missing image file": 1}
 

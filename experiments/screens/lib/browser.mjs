@@ -47,7 +47,12 @@ export class Tab {
     await this.session.send('Emulation.setDeviceMetricsOverride', { width, height, deviceScaleFactor: scale, mobile: false })
     await this.page.goto(address, { waitUntil: 'load' })
     await this.limited(this.page.evaluate(async () => {
+      await Promise.all([...document.fonts].filter(face => face.status !== 'error').map(face => face.load().catch(() => {})))
       await document.fonts.ready
+      // What was laid out before a font came is laid out anew: texts in fields would stay a pixel off.
+      document.documentElement.style.display = 'none'
+      document.documentElement.getBoundingClientRect()
+      document.documentElement.style.display = ''
       await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))
     }))
   }

@@ -33,3 +33,20 @@ export function rowsOf(name, page, questions, facts, size) {
     }
   })
 }
+
+// How often each instruction was asked about the pages of a theme.
+export class Asked {
+  constructor(rows = []) {
+    this.times = new Map()
+    for (const row of rows) this.add(row.application, row.instruction)
+  }
+
+  fresh(theme, instruction) {
+    return (this.times.get(`${theme} ${instruction}`) ?? 0) < 2
+  }
+
+  add(theme, instruction) {
+    const key = `${theme} ${instruction}`
+    this.times.set(key, (this.times.get(key) ?? 0) + 1)
+  }
+}

@@ -28,17 +28,19 @@ export class Store {
     if (!existsSync(this.questions)) return new Set()
     const bytes = readFileSync(this.questions)
     const counts = new Map()
+    const done = new Set()
     let end = 0
     let good = 0
     for (const line of bytes.toString('utf8').split('\n').slice(0, -1)) {
       const { page, of } = JSON.parse(line)
       counts.set(page, (counts.get(page) ?? 0) + 1)
       end += Buffer.byteLength(line) + 1
-      if (counts.get(page) === of) good = end
+      if (counts.get(page) !== of) continue
+      done.add(page)
+      good = end
     }
     if (good < bytes.length) truncateSync(this.questions, good)
-    const last = [...bytes.subarray(good).toString('utf8').matchAll(/"page":(\d+)/g)].map(match => Number(match[1]))
-    return new Set([...counts.keys()].filter(page => !last.includes(page)))
+    return done
   }
 
   // Where the picture of a page is, relative to the folder.
