@@ -295,6 +295,7 @@ class TestPackage:
         configs = {f"tprl/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
         assert configs <= set(names)
         assert "tprl/py.typed" in names
+        assert {f"tprl/assets/screens/{split}.zip" for split in ("val", "test", "final", "real")} <= set(names)
 
         started("-m", "venv", "--without-pip", str(tmp_path / "env"))
         python = tmp_path / "env/bin/python"

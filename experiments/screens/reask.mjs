@@ -25,7 +25,10 @@ for await (const line of createInterface({ input: createReadStream(source) })) {
   if (theme) questions.forEach(question => asked.add(theme, question.text))
   pages.set(page, rowsOf(`${split}-${seed}`, page, questions, { framework, kind }, shown.size))
 }
-const text = [...pages.values()].flat().map(row => `${JSON.stringify(row)}\n`).join('')
+const text = [...pages.values()]
+  .flat()
+  .map(row => `${JSON.stringify(row)}\n`)
+  .join('')
 writeFileSync(join(folder, 'questions.part'), text)
 renameSync(join(folder, 'questions.part'), join(folder, 'questions.jsonl'))
 process.stdout.write(`questions: ${join(folder, 'questions.jsonl')}\n`)

@@ -34,6 +34,10 @@ def answers_of(split: str) -> dict[str, Counter[str]]:
     return counts
 
 
+def application(sample: Sample) -> str:
+    return sample.uid.split("/")[2].rpartition("-")[0]
+
+
 def row(number: int, family: str, answer: str = "", page: int = 0) -> dict[str, Any]:
     return {
         "page": page,
@@ -115,7 +119,9 @@ class TestShipped:
                 assert seen.setdefault(digest, split) == split
 
     def test_the_real_pages_are_of_frameworks_that_no_other_split_has(self) -> None:
-        names = {split: {sample.uid.split("/")[2].rpartition("-")[0] for sample in questions(split)} for split in SPLITS}
+        names = {
+            split: {sample.uid.split("/")[2].rpartition("-")[0] for sample in questions(split)} for split in SPLITS
+        }
         assert len(names["real"]) == 4
         assert len(names["final"]) == 13
         assert not names["real"] & (names["final"] | names["val"] | names["test"])
@@ -174,9 +180,7 @@ class TestScore:
         assert data[0].answers == ("[100, 200, 300, 600]",)
         assert data[0].question.endswith("on a scale from 0 to 1000 for the image's width and height.")
         assert data.score(data[0], "(200, 400)") == 1
-        assert data[1].question == (
-            "question 1\nAnswer with one or two words from the screen, a number, yes or no."
-        )
+        assert data[1].question == ("question 1\nAnswer with one or two words from the screen, a number, yes or no.")
         assert not data.teacher_forced(data[1])
 
 
@@ -192,9 +196,7 @@ class TestFiles:
         with pytest.raises(UserError, match=r"train\.zip or train-0.*node render\.mjs --split train --seed 0"):
             Screens("train", source=source)
 
-    def test_no_training_pages_says_how_to_render_them(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_training_pages_says_how_to_render_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(UserError, match=r"in runs/cache/screens .*: render them with `cd experiments/screens &&"):
             Screens("train")

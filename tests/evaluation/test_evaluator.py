@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.test_screens import rendered, row
 from tests.helpers import toy_encoded
 from tests.lvlm.small import families
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
+from tprl.data.screens import Screens
 from tprl.data.store import Record
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry, check_cost, check_entries, evaluate, feasible, summarise
@@ -85,6 +87,18 @@ def test_every_family_is_evaluated(name: str) -> None:
     ratios = [found["random", ratio].flops_ratio for ratio in (1 / 2, 0.3333, 0.1111)]
     assert 1 > ratios[0] >= ratios[1] >= ratios[2] > 0
     assert all(found["divprune", ratio].flops > found["random", ratio].flops for ratio in RATIOS)
+
+
+def test_a_benchmark_that_is_partly_teacher_forced_has_its_own_numbers(tmp_path: Path) -> None:
+    words = [("count", "yes"), ("state", "no"), ("icon", "")]
+    rows = [row(number, family, answer) for number, (family, answer) in enumerate(words)]
+    data = Screens("train", source=rendered(tmp_path, rows), bare=True)
+    scorer = Scorer(Llava("tiny_llava"), data)
+    answered = evaluate(scorer, data, [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,))])
+    assert [one.row.prediction is None for one in answered] == [True, True, False]
+    values = {row.metric: row.value for row in summarise(answered, "m", data)}
+    assert values["screens/accuracy"] == pytest.approx(100 * values["accuracy"])
+    assert values["screens/accuracy/count"] == pytest.approx(100 * values["accuracy/count"])
 
 
 def test_an_lvlm_without_a_cost_model_is_refused() -> None:

@@ -180,7 +180,9 @@ class TestRefusals:
     def test_no_chromium(self, tmp_path: Path) -> None:
         done = render(tmp_path / "out", CHROMIUM="/nowhere/chromium")
         assert done.returncode == 2
-        assert done.stderr.startswith("error: there is no chromium at /nowhere/chromium: install it (apt install chromium)")
+        assert done.stderr.startswith(
+            "error: there is no chromium at /nowhere/chromium: install it (apt install chromium)"
+        )
 
     def test_a_missing_package(self, tmp_path: Path) -> None:
         copy = tmp_path / "screens"

@@ -1,131 +1,104 @@
 // Questions about a page, from what `extract` read. A question has one answer; what is not unique is not asked.
+import { lower, Screen, within, WORD } from './screen.mjs'
 import { Stream } from './stream.mjs'
 
 export const FAMILIES = ['text', 'icon', 'field', 'relation', 'value', 'state', 'count', 'neighbor']
 export const POINTING = FAMILIES.slice(0, 4) // their answer is a box
 const MOST = 3 // questions of a family about a page
-const WORD = /^[A-Za-z0-9][A-Za-z0-9 '&?.:%$€,/+-]*$/ // texts that can be asked for
-// What icon fonts call the icons that we have a name for.
-const ALIASES = {
-  cog: 'gear', cogs: 'gear', settings: 'gear', home: 'house', pen: 'pencil', 'pencil-alt': 'pencil', edit: 'pencil',
-  'edit-2': 'pencil', 'edit-3': 'pencil', times: 'cross', x: 'cross', close: 'cross', bars: 'menu', 'trash-alt': 'trash',
-  'trash-2': 'trash', 'shopping-cart': 'cart', sync: 'refresh', 'sync-alt': 'refresh', 'refresh-cw': 'refresh',
-  'th-large': 'grid', mail: 'envelope', 'calendar-alt': 'calendar', 'share-alt': 'share', 'map-marker-alt': 'pin',
-  'user-alt': 'person', user: 'person', 'file-image': 'image', undo: 'undo', 'search-plus': '?', print: 'printer',
-  'phone-alt': 'phone', 'shield-alt': 'shield', 'book-open': 'book',
-}
-const lower = text => text.trim().toLowerCase()
 
-// What is on the page, with the look-ups that questions need.
-class Screen {
-  constructor(shown) {
-    const elements = shown.elements.map(e => ({ ...e, icons: e.icons.map(name => ALIASES[name] ?? name) }))
-    Object.assign(this, shown, { elements })
-    this.free = elements.filter(e => !e.covered && !e.cut)
-    const parts = new Map()
-    for (const run of shown.runs) parts.set(run.part, `${parts.get(run.part) ?? ''} ${run.text}`)
-    const texts = [...parts.values(), ...elements.map(e => e.text)].map(t => lower(t.replace(/\s+/g, ' ')))
-    this.times = new Map()
-    for (const text of new Set(texts)) this.times.set(text, 0)
-    // An element and the one text in it are the same words once.
-    for (const text of [...parts.values()]) this.add(lower(text.replace(/\s+/g, ' ')))
-    this.pictures = new Map()
-    for (const name of elements.flatMap(e => e.icons)) this.pictures.set(name, (this.pictures.get(name) ?? 0) + 1)
-    this.plainRuns = shown.runs.filter(run => !run.covered && !run.cut)
-  }
-
-  add(text) {
-    this.times.set(text, (this.times.get(text) ?? 0) + 1)
-  }
-
-  // Whether a text can name a thing: short, plain, and on the page once.
-  names(text) {
-    const words = text.split(' ')
-    return text.length >= 2 && text.length <= 24 && words.length <= 3 && WORD.test(text) && !/^\d+$/.test(text) &&
-      (this.times.get(lower(text)) ?? 0) <= 1
-  }
-
-  // Boxes of the runs that make a text; none where it does not stand on its own.
-  places(text) {
-    const parts = new Map()
-    for (const run of this.plainRuns) parts.set(run.part, [...(parts.get(run.part) ?? []), run])
-    const alike = [...parts.values()].find(some => lower(some.map(run => run.text).join(' ').replace(/\s+/g, ' ')) === lower(text))
-    return (alike ?? []).map(run => run.box)
-  }
-
-  // Elements that their own text names.
-  named() {
-    return this.free.filter(e => e.text && e.clear && e.pieces <= 1 && this.names(e.text) && this.times.get(lower(e.text)) === 1)
-  }
-
-  // Elements that their label names.
-  labelled() {
-    return this.free.filter(e => e.label && this.names(e.label) && this.times.get(lower(e.label)) === 1 &&
-      this.plainRuns.some(run => lower(run.text) === lower(e.label)))
-  }
-
-  // The only thing next to a box on one side, or nothing.
-  next(box, side, reach) {
-    const across = side === 'left' || side === 'right'
-    const [low, high] = across ? [1, 3] : [0, 2]
-    const [near, far] = side === 'right' || side === 'below' ? [across ? 2 : 3, across ? 0 : 1] : [across ? 0 : 1, across ? 2 : 3]
-    const sign = side === 'right' || side === 'below' ? 1 : -1
-    const loose = this.runs.filter(run => run.owner < 0)
-    const others = [...this.elements, ...loose].filter(o => o.box !== box)
-    const beside = others.map(o => {
-      const overlap = Math.min(o.box[high], box[high]) - Math.max(o.box[low], box[low])
-      const size = Math.min(o.box[high] - o.box[low], box[high] - box[low])
-      return { thing: o, gap: sign * (o.box[far] - box[near]), share: overlap / size }
-    }).filter(b => b.share > 0.15 && b.gap > -2).sort((a, b) => a.gap - b.gap)
-    const [first, second] = beside
-    if (!first || first.gap > reach || (second && second.gap - first.gap < 5)) return null
-    const middle = b => (b[low] + b[high]) / 2
-    const aligned = Math.abs(middle(first.thing.box) - middle(box)) < 6 || (!across && Math.abs(first.thing.box[0] - box[0]) < 6)
-    const thing = first.thing
-    return aligned && first.share > 0.5 && !thing.cut && !thing.covered ? thing : null
-  }
-}
-
-const point = (family, text, element, more = []) => ({ family, text, answer: '', box: element.box, more })
-const read = (family, text, answer, box, more = []) => ({ family, text, answer: String(answer), box, more })
+const point = (family, text, element, more = []) => ({
+  family,
+  text,
+  answer: '',
+  box: element.box,
+  more,
+})
+const read = (family, text, answer, box, more = []) => ({
+  family,
+  text,
+  answer: String(answer),
+  box,
+  more,
+})
 const isTicks = e => e.checked !== null
 const isField = e => e.role === 'field' || e.role === 'select'
 
 function askText(screen, s) {
-  const verbs = { button: ['click', 'press'], tab: ['open', 'click'], menuitem: ['open', 'click'], link: ['open', 'click'] }
-  return screen.named().filter(e => verbs[e.role] && !e.disabled)
+  const verbs = {
+    button: ['click', 'press'],
+    tab: ['open', 'click'],
+    menuitem: ['open', 'click'],
+    link: ['open', 'click'],
+  }
+  return screen
+    .named()
+    .filter(e => verbs[e.role] && !e.disabled)
     .map(e => point('text', `${s.choice(verbs[e.role])} ${e.text}`, e))
 }
 
 function askIcon(screen, s) {
-  return screen.free.filter(e => e.icons.length === 1 && !e.text && /^[a-z]+$/.test(e.icons[0]) && screen.known(e.icons[0]) &&
-    screen.pictures.get(e.icons[0]) === 1).map(e => point('icon', `${s.choice(['click', 'press'])} the ${e.icons[0]} icon`, e))
+  return screen.free
+    .filter(
+      e =>
+        e.icons.length === 1 &&
+        !e.text &&
+        /^[a-z]+$/.test(e.icons[0]) &&
+        screen.known(e.icons[0]) &&
+        screen.pictures.get(e.icons[0]) === 1,
+    )
+    .map(e => point('icon', `${s.choice(['click', 'press'])} the ${e.icons[0]} icon`, e))
 }
 
 function askField(screen) {
-  const verb = e => (isTicks(e) ? { radio: 'choose', switch: 'switch' }[e.role] ?? 'click the box'
-    : e.role === 'select' ? 'open the list' : 'click the field')
-  return screen.labelled().filter(e => (isField(e) || isTicks(e)) && !e.disabled)
+  const verb = e =>
+    isTicks(e)
+      ? ({ radio: 'choose', switch: 'switch' }[e.role] ?? 'click the box')
+      : e.role === 'select'
+        ? 'open the list'
+        : 'click the field'
+  return screen
+    .labelled()
+    .filter(e => (isField(e) || isTicks(e)) && !e.disabled)
     .map(e => point('field', `${verb(e)} ${e.label}`, e, screen.places(e.label)))
 }
 
 function askRelation(screen, s) {
   const asked = []
   for (const { key, clear, kind, elements, box } of screen.containers) {
-    const inside = elements.map(at => screen.elements[at]).filter(e => !e.cut && !e.covered && e.role === 'button')
+    const inside = elements
+      .map(at => screen.elements[at])
+      .filter(e => !e.cut && !e.covered && e.role === 'button')
     if (!clear || !screen.names(key)) continue
     for (const e of inside) {
-      const same = other => other !== e && lower(other.text) === lower(e.text) && other.icons.join() === e.icons.join()
-      const what = e.text ? e.text : e.icons.length === 1 && screen.known(e.icons[0]) ? `the ${e.icons[0]} icon` : ''
-      if (!what || (e.text && !WORD.test(e.text)) || inside.some(same) || !screen.elements.some(same)) continue
-      asked.push(point('relation', `click ${what} ${kind === 'row' ? 'in the row of' : 'of'} ${key}`, e, [box]))
+      const same = other =>
+        other !== e && lower(other.text) === lower(e.text) && other.icons.join() === e.icons.join()
+      const what = e.text
+        ? e.text
+        : e.icons.length === 1 && screen.known(e.icons[0])
+          ? `the ${e.icons[0]} icon`
+          : ''
+      if (
+        !what ||
+        (e.text && !WORD.test(e.text)) ||
+        inside.some(same) ||
+        !screen.elements.some(same)
+      )
+        continue
+      asked.push(
+        point('relation', `click ${what} ${kind === 'row' ? 'in the row of' : 'of'} ${key}`, e, [
+          box,
+        ]),
+      )
     }
   }
   const anchors = screen.named().filter(e => /^(button|tab|menuitem|link)$/.test(e.role))
   for (const anchor of anchors) {
     const side = s.choice(['left', 'right'])
     const target = screen.next(anchor.box, side, 40)
-    if (target?.role === 'button') asked.push(point('relation', `click the button ${side} of ${anchor.text}`, target, [anchor.box]))
+    if (target?.role === 'button')
+      asked.push(
+        point('relation', `click the button ${side} of ${anchor.text}`, target, [anchor.box]),
+      )
   }
   return asked
 }
@@ -135,7 +108,8 @@ function askValue(screen) {
   const short = text => text && text.length <= 20 && text.split(' ').length <= 2 && WORD.test(text)
   for (const e of screen.labelled().filter(isField)) {
     if (!e.fits || !short(e.value) || e.placeholder) continue
-    const text = e.role === 'select' ? `what is chosen in ${e.label}?` : `what does the field ${e.label} say?`
+    const text =
+      e.role === 'select' ? `what is chosen in ${e.label}?` : `what does the field ${e.label} say?`
     asked.push(read('value', text, e.value, e.box, screen.places(e.label)))
   }
   for (const table of screen.tables) {
@@ -145,47 +119,113 @@ function askValue(screen) {
       if (!key?.whole || !screen.names(key.text)) continue
       cells.forEach((cell, at) => {
         const head = heads[at + 1]?.text
-        const once = head && heads.filter(h => lower(h.text) === lower(head)).length === 1 && screen.tables.length === 1
-        if (!once || !cell.whole || !short(cell.text) || !screen.clear(cell.text, cell.box) || !screen.clear(key.text, key.box)) return
-        asked.push(read('value', `what is the ${lower(head)} of ${key.text}?`, cell.text, cell.box, [key.box, heads[at + 1].box]))
+        const once =
+          head &&
+          heads.filter(h => lower(h.text) === lower(head)).length === 1 &&
+          screen.tables.length === 1
+        if (
+          !once ||
+          !cell.whole ||
+          !short(cell.text) ||
+          !screen.clear(cell.text, cell.box) ||
+          !screen.clear(key.text, key.box)
+        )
+          return
+        asked.push(
+          read('value', `what is the ${lower(head)} of ${key.text}?`, cell.text, cell.box, [
+            key.box,
+            heads[at + 1].box,
+          ]),
+        )
       })
     }
   }
   for (const pair of screen.pairs) {
-    if (!pair.whole || !screen.names(pair.name) || !short(pair.value) || !screen.clear(pair.value, pair.box, screen.places(pair.name))) continue
-    asked.push(read('value', `what number has ${pair.name}?`, pair.value, pair.box, screen.places(pair.name)))
+    if (
+      !pair.whole ||
+      !screen.names(pair.name) ||
+      !short(pair.value) ||
+      !screen.clear(pair.value, pair.box, screen.places(pair.name))
+    )
+      continue
+    asked.push(
+      read(
+        'value',
+        `what number has ${pair.name}?`,
+        pair.value,
+        pair.box,
+        screen.places(pair.name),
+      ),
+    )
   }
   return asked
 }
 
 function askState(screen) {
   const labelled = screen.labelled()
-  const ticks = labelled.filter(e => e.role === 'checkbox' || e.role === 'switch').map(e => read('state',
-    e.role === 'switch' ? `is ${e.label} on?` : `is ${e.label} ticked?`, e.checked ? 'yes' : 'no', e.box))
+  const ticks = labelled
+    .filter(e => e.role === 'checkbox' || e.role === 'switch')
+    .map(e =>
+      read(
+        'state',
+        e.role === 'switch' ? `is ${e.label} on?` : `is ${e.label} ticked?`,
+        e.checked ? 'yes' : 'no',
+        e.box,
+      ),
+    )
   const which = []
-  const once = kind => screen.groups.filter(group => group.kind === kind && group.elements.length > 1)
-  const texts = { tabs: 'which tab is open?', nav: 'which menu item is active?', pages: 'which page is open?' }
+  const once = kind =>
+    screen.groups.filter(group => group.kind === kind && group.elements.length > 1)
+  const texts = {
+    tabs: 'which tab is open?',
+    nav: 'which menu item is active?',
+    pages: 'which page is open?',
+  }
   for (const kind of Object.keys(texts)) {
     const groups = once(kind)
     if (groups.length !== 1) continue
     const active = groups[0].elements.map(at => screen.elements[at]).filter(e => e.active)
-    if (active.length !== 1 || active[0].cut || active[0].covered || !active[0].clear || !WORD.test(active[0].text)) continue
+    if (
+      active.length !== 1 ||
+      active[0].cut ||
+      active[0].covered ||
+      !active[0].clear ||
+      !WORD.test(active[0].text)
+    )
+      continue
     which.push(read('state', texts[kind], active[0].text, active[0].box))
   }
   for (const group of once('radios')) {
     const options = group.elements.map(at => screen.elements[at])
     const chosen = options.filter(e => e.checked)
-    if (!screen.names(group.label) || chosen.length !== 1 || !group.whole || options.some(e => e.cut || e.covered)) continue
-    which.push(read('state', `what is chosen for ${group.label}?`, chosen[0].label, chosen[0].box,
-      screen.places(group.label)))
+    if (
+      !screen.names(group.label) ||
+      chosen.length !== 1 ||
+      !group.whole ||
+      options.some(e => e.cut || e.covered)
+    )
+      continue
+    which.push(
+      read(
+        'state',
+        `what is chosen for ${group.label}?`,
+        chosen[0].label,
+        chosen[0].box,
+        screen.places(group.label),
+      ),
+    )
   }
   return { ticks, which }
 }
 
 function askCount(screen) {
   const asked = []
-  const around = boxes => [Math.min(...boxes.map(b => b[0])), Math.min(...boxes.map(b => b[1])),
-    Math.max(...boxes.map(b => b[2])), Math.max(...boxes.map(b => b[3]))]
+  const around = boxes => [
+    Math.min(...boxes.map(b => b[0])),
+    Math.min(...boxes.map(b => b[1])),
+    Math.max(...boxes.map(b => b[2])),
+    Math.max(...boxes.map(b => b[3])),
+  ]
   const all = (text, elements, some = elements) => {
     const partial = elements.some(e => e.cut || e.covered)
     if (partial || !elements.length) return
@@ -194,11 +234,26 @@ function askCount(screen) {
   }
   if (screen.tables.length === 1 && screen.tables[0].whole && screen.tables[0].rows.length) {
     const [{ rows, heads }] = screen.tables
-    const hidden = screen.runs.some(run => run.covered && rows.some(row => within(run.box, row.box)))
+    const hidden = screen.runs.some(
+      run => run.covered && rows.some(row => within(run.box, row.box)),
+    )
     if (!hidden) {
-      asked.push(read('count', 'how many rows has the table?', rows.length, around(rows.map(r => r.box)), rows.map(r => r.box)))
+      asked.push(
+        read(
+          'count',
+          'how many rows has the table?',
+          rows.length,
+          around(rows.map(r => r.box)),
+          rows.map(r => r.box),
+        ),
+      )
       const at = heads.findIndex(h => /^(status|team)$/i.test(h.text))
-      const texts = at < 0 ? [] : [...new Set(rows.map(row => row.cells[at]?.text))].filter(text => text && WORD.test(text))
+      const texts =
+        at < 0
+          ? []
+          : [...new Set(rows.map(row => row.cells[at]?.text))].filter(
+              text => text && WORD.test(text),
+            )
       for (const text of texts) {
         const alike = rows.filter(row => row.cells[at]?.text === text).map(r => r.box)
         asked.push(read('count', `how many rows say ${text}?`, alike.length, around(alike), alike))
@@ -206,14 +261,34 @@ function askCount(screen) {
     }
   }
   const boxes = screen.elements.filter(e => e.role === 'checkbox')
-  all('how many boxes are ticked?', boxes, boxes.filter(e => e.checked))
-  all('how many boxes are not ticked?', boxes, boxes.filter(e => !e.checked))
+  all(
+    'how many boxes are ticked?',
+    boxes,
+    boxes.filter(e => e.checked),
+  )
+  all(
+    'how many boxes are not ticked?',
+    boxes,
+    boxes.filter(e => !e.checked),
+  )
   const switches = screen.elements.filter(e => e.role === 'switch')
-  all('how many switches are on?', switches, switches.filter(e => e.checked))
+  all(
+    'how many switches are on?',
+    switches,
+    switches.filter(e => e.checked),
+  )
   const tabs = screen.groups.filter(group => group.kind === 'tabs')
-  if (tabs.length === 1) all('how many tabs are there?', tabs[0].elements.map(at => screen.elements[at]))
+  if (tabs.length === 1)
+    all(
+      'how many tabs are there?',
+      tabs[0].elements.map(at => screen.elements[at]),
+    )
   const navs = screen.groups.filter(group => group.kind === 'nav' || group.kind === 'menu')
-  if (navs.length === 1) all('how many items has the menu?', navs[0].elements.map(at => screen.elements[at]))
+  if (navs.length === 1)
+    all(
+      'how many items has the menu?',
+      navs[0].elements.map(at => screen.elements[at]),
+    )
   all('how many fields are there?', screen.elements.filter(isField))
   return asked
 }
@@ -225,15 +300,22 @@ function askNeighbor(screen, s) {
     const side = s.choice(['left', 'right', 'above', 'below'])
     const target = screen.next(anchor.box, side, side === 'left' || side === 'right' ? 60 : 16)
     const named = /^(button|tab|menuitem|link|checkbox|switch|radio)$/.test(target?.role ?? '')
-    if (!named || !target.text || !target.clear || target.icons.length > 1 || !WORD.test(target.text)) continue
+    if (
+      !named ||
+      !target.text ||
+      !target.clear ||
+      target.icons.length > 1 ||
+      !WORD.test(target.text)
+    )
+      continue
     if (target.text.split(' ').length > 2 || target.text.length > 20) continue
     const place = side === 'left' || side === 'right' ? `${side} of` : side
-    asked.push(read('neighbor', `what is ${place} ${anchor.text}?`, target.text, target.box, [anchor.box]))
+    asked.push(
+      read('neighbor', `what is ${place} ${anchor.text}?`, target.text, target.box, [anchor.box]),
+    )
   }
   return asked
 }
-
-const within = (a, b) => a[0] >= b[0] - 2 && a[1] >= b[1] - 2 && a[2] <= b[2] + 2 && a[3] <= b[3] + 2
 
 // At most `MOST` questions of each family, all different, with boxes in whole pixels inside the picture.
 export function ask(shown, icons, ...key) {
@@ -243,28 +325,47 @@ export function ask(shown, icons, ...key) {
   // A text stands in full, uncovered, inside a box.
   screen.clear = (text, box) => {
     const inside = shown.runs.filter(run => within(run.box, box))
-    return inside.length > 0 && inside.every(run => !run.covered && !run.cut) &&
+    return (
+      inside.length > 0 &&
+      inside.every(run => !run.covered && !run.cut) &&
       lower(inside.map(run => run.text.trim()).join(' ')) === lower(text)
+    )
   }
   const pick = some => stream.some(some, MOST)
   // Yes, no and a name are equally likely, whatever the page has more of.
   const { ticks, which } = askState(screen)
-  const [yes, no] = ['yes', 'no'].map(answer => ticks.filter(question => question.answer === answer))
+  const [yes, no] = ['yes', 'no'].map(answer =>
+    ticks.filter(question => question.answer === answer),
+  )
   const kinds = [yes, no, which].filter(some => some.length)
   const state = kinds.map(some => stream.choice(some))
-  const lists = [askText(screen, stream), askIcon(screen, stream), askField(screen), askRelation(screen, stream),
-    askValue(screen), stream.shuffled(state), balanced(askCount(screen), stream), askNeighbor(screen, stream)]
+  const lists = [
+    askText(screen, stream),
+    askIcon(screen, stream),
+    askField(screen),
+    askRelation(screen, stream),
+    askValue(screen),
+    stream.shuffled(state),
+    balanced(askCount(screen), stream),
+    askNeighbor(screen, stream),
+  ]
   return lists.flatMap(pick).map(question => ({ ...question, ...whole(question, shown.size) }))
 }
 
 // One question for each number, so that small numbers are not asked for more often than large ones.
 function balanced(questions, stream) {
   const numbers = [...new Set(questions.map(question => question.answer))]
-  return numbers.map(number => stream.choice(questions.filter(question => question.answer === number)))
+  return numbers.map(number =>
+    stream.choice(questions.filter(question => question.answer === number)),
+  )
 }
 
 function whole(question, [width, height]) {
-  const clean = ([x1, y1, x2, y2]) => [Math.max(0, Math.round(x1)), Math.max(0, Math.round(y1)),
-    Math.min(width, Math.round(x2)), Math.min(height, Math.round(y2))]
+  const clean = ([x1, y1, x2, y2]) => [
+    Math.max(0, Math.round(x1)),
+    Math.max(0, Math.round(y1)),
+    Math.min(width, Math.round(x2)),
+    Math.min(height, Math.round(y2)),
+  ]
   return { box: clean(question.box), more: question.more.map(clean) }
 }

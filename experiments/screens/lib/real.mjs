@@ -19,21 +19,32 @@ export const ROOT = 'gentelella/dist' // its pages name files from the root of t
 const DEPTH = 2
 const WINDOW = [1024, 1600] // CSS pixels
 
-const pagesIn = (folder, depth) => readdirSync(folder, { withFileTypes: true }).flatMap(entry => {
-  const path = join(folder, entry.name)
-  if (entry.isDirectory() && depth && !/^(node_modules|docs|layout|assets|demo|vendor|plugins|js|css|build|dist)$/.test(entry.name)) {
-    return pagesIn(path, depth - 1)
-  }
-  return /(?<!^rtl|^icons|-print)\.html$/.test(entry.name) ? [path] : []
-})
+const pagesIn = (folder, depth) =>
+  readdirSync(folder, { withFileTypes: true }).flatMap(entry => {
+    const path = join(folder, entry.name)
+    if (
+      entry.isDirectory() &&
+      depth &&
+      !/^(node_modules|docs|layout|assets|demo|vendor|plugins|js|css|build|dist)$/.test(entry.name)
+    ) {
+      return pagesIn(path, depth - 1)
+    }
+    return /(?<!^rtl|^icons|-print)\.html$/.test(entry.name) ? [path] : []
+  })
 
 // All pages of all themes in an order drawn from the seed: {theme, path, scale}.
 export function publishedPages(modules, seed) {
   const all = Object.entries(THEMES).map(([theme, { folders, scale }]) => {
     if (!existsSync(join(modules, theme))) {
-      throw new UserError(`the package ${theme} is missing in ${modules}: run npm install in experiments/screens.`)
+      throw new UserError(
+        `the package ${theme} is missing in ${modules}: run npm install in experiments/screens.`,
+      )
     }
-    const files = [...new Set(folders.flatMap(folder => pagesIn(join(modules, theme, folder), folder === '' ? 0 : DEPTH)))]
+    const files = [
+      ...new Set(
+        folders.flatMap(folder => pagesIn(join(modules, theme, folder), folder === '' ? 0 : DEPTH)),
+      ),
+    ]
     const unlike = new Stream('real', theme, seed).shuffled(files.sort())
     return unlike.map(file => ({ theme, path: relative(modules, file), scale }))
   })
@@ -47,10 +58,15 @@ export function crops(scale, height, ...key) {
   const side = Math.round(SIDE / scale)
   const stream = new Stream('crops', ...key)
   const lines = Math.floor(Math.min(height, WINDOW[1]) / side)
-  const places = Array.from({ length: 3 * lines }, (_, i) => ({ x: ((i % 3) * (WINDOW[0] - side)) >> 1, y: Math.floor(i / 3) * side }))
+  const places = Array.from({ length: 3 * lines }, (_, i) => ({
+    x: ((i % 3) * (WINDOW[0] - side)) >> 1,
+    y: Math.floor(i / 3) * side,
+  }))
   return stream.shuffled(places).map(({ x, y }) => ({
     x: Math.max(0, Math.min(WINDOW[0] - side, x + stream.integer(-20, 20))),
-    y: Math.max(0, Math.min(WINDOW[1] - side, y + stream.integer(-20, 20))), width: side, height: side,
+    y: Math.max(0, Math.min(WINDOW[1] - side, y + stream.integer(-20, 20))),
+    width: side,
+    height: side,
   }))
 }
 

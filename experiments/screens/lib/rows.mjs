@@ -4,12 +4,20 @@ import { Store } from './store.mjs'
 import { ICONS } from './words.mjs'
 
 const NAMES = Object.keys(ICONS)
-export const LIMITS = { training: { low: 15, high: 60, families: 5 }, real: { low: 6, high: 90, families: 2 } }
+export const LIMITS = {
+  training: { low: 15, high: 60, families: 5 },
+  real: { low: 6, high: 90, families: 2 },
+}
 
 // Named elements and cells of tables that are in full view.
 export function named(shown) {
-  const elements = shown.elements.filter(e => !e.cut && !e.covered && (e.text || e.label || e.icons.length))
-  const cells = shown.tables.flatMap(table => table.rows).flatMap(row => row.cells).filter(cell => cell.whole && cell.text)
+  const elements = shown.elements.filter(
+    e => !e.cut && !e.covered && (e.text || e.label || e.icons.length),
+  )
+  const cells = shown.tables
+    .flatMap(table => table.rows)
+    .flatMap(row => row.cells)
+    .filter(cell => cell.whole && cell.text)
   return elements.length + cells.length
 }
 
@@ -18,7 +26,9 @@ export function questionsOf(shown, limits, ...key) {
   const count = named(shown)
   const questions = ask(shown, NAMES, ...key)
   const families = new Set(questions.map(question => question.family))
-  return count >= limits.low && count <= limits.high && families.size >= limits.families ? questions : null
+  return count >= limits.low && count <= limits.high && families.size >= limits.families
+    ? questions
+    : null
 }
 
 export function rowsOf(name, page, questions, facts, size) {
@@ -26,10 +36,21 @@ export function rowsOf(name, page, questions, facts, size) {
   return questions.map(({ family, text, answer, box, more }) => {
     count[family] = (count[family] ?? -1) + 1
     return {
-      page, of: questions.length, id: `${name}_${page}_${family}_${count[family]}`, img_filename: Store.image(page),
-      img_size: size, platform: 'web', application: facts.framework, group: facts.kind,
-      ui_type: family === 'icon' ? 'icon' : 'text', instruction: text, bbox: box, answer, family,
-      kind: POINTING.includes(family) ? 'point' : 'read', region: [box, ...more],
+      page,
+      of: questions.length,
+      id: `${name}_${page}_${family}_${count[family]}`,
+      img_filename: Store.image(page),
+      img_size: size,
+      platform: 'web',
+      application: facts.framework,
+      group: facts.kind,
+      ui_type: family === 'icon' ? 'icon' : 'text',
+      instruction: text,
+      bbox: box,
+      answer,
+      family,
+      kind: POINTING.includes(family) ? 'point' : 'read',
+      region: [box, ...more],
     }
   })
 }

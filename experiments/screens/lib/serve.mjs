@@ -4,9 +4,20 @@ import { readFile } from 'node:fs/promises'
 import { extname, join, normalize } from 'node:path'
 
 const TYPES = {
-  '.css': 'text/css', '.js': 'text/javascript', '.mjs': 'text/javascript', '.html': 'text/html', '.svg': 'image/svg+xml', '.png': 'image/png',
-  '.jpg': 'image/jpeg', '.jpeg': 'image/jpeg', '.gif': 'image/gif', '.webp': 'image/webp', '.woff': 'font/woff',
-  '.woff2': 'font/woff2', '.ttf': 'font/ttf', '.json': 'application/json',
+  '.css': 'text/css',
+  '.js': 'text/javascript',
+  '.mjs': 'text/javascript',
+  '.html': 'text/html',
+  '.svg': 'image/svg+xml',
+  '.png': 'image/png',
+  '.jpg': 'image/jpeg',
+  '.jpeg': 'image/jpeg',
+  '.gif': 'image/gif',
+  '.webp': 'image/webp',
+  '.woff': 'font/woff',
+  '.woff2': 'font/woff2',
+  '.ttf': 'font/ttf',
+  '.json': 'application/json',
 }
 
 // Answers /modules/<file> from the folder `modules` (by way of `moved`, pairs of a prefix and what replaces it) and
@@ -20,12 +31,16 @@ export async function serve(modules, pages, moved = [], root = '') {
       return response.end(html ?? '')
     }
     let file = normalize(path.startsWith('/modules/') ? path.slice(9) : join(root, path))
-    for (const [prefix, other] of moved) if (file.startsWith(prefix)) file = other + file.slice(prefix.length)
+    for (const [prefix, other] of moved)
+      if (file.startsWith(prefix)) file = other + file.slice(prefix.length)
     try {
       if (file.startsWith('..')) throw new Error('not here')
       const body = await readFile(join(modules, file))
       const type = TYPES[extname(file).toLowerCase()] ?? 'application/octet-stream'
-      response.writeHead(200, { 'content-type': type, 'cache-control': 'public, max-age=86400, immutable' })
+      response.writeHead(200, {
+        'content-type': type,
+        'cache-control': 'public, max-age=86400, immutable',
+      })
       response.end(body)
     } catch {
       response.writeHead(404)

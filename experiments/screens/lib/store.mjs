@@ -1,6 +1,14 @@
 // The folder that rendered pages go to. Lines are appended, and a page counts once all its lines are there, so that an
 // interrupted rendering loses at most the page it was at.
-import { appendFileSync, existsSync, mkdirSync, readFileSync, renameSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { dirname, join } from 'node:path'
 import { UserError } from './browser.mjs'
 
@@ -12,8 +20,10 @@ export class Store {
     const file = join(folder, 'about.json')
     const text = `${JSON.stringify(about, null, 1)}\n`
     if (existsSync(file) && readFileSync(file, 'utf8') !== text) {
-      throw new UserError(`${folder} holds pages of other settings or versions (see its about.json): give another --out, ` +
-        'or remove the folder.')
+      throw new UserError(
+        `${folder} holds pages of other settings or versions (see its about.json): give another --out, ` +
+          'or remove the folder.',
+      )
     }
     writeFileSync(file, text)
     this.questions = join(folder, 'questions.jsonl')
@@ -52,7 +62,10 @@ export class Store {
   // All rows so far.
   rows() {
     const text = existsSync(this.questions) ? readFileSync(this.questions, 'utf8') : ''
-    return text.split('\n').filter(Boolean).map(line => JSON.parse(line))
+    return text
+      .split('\n')
+      .filter(Boolean)
+      .map(line => JSON.parse(line))
   }
 
   // The picture first, then what it shows, then its questions, in one write.

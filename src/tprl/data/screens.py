@@ -1,7 +1,8 @@
 """`screens`: pages drawn by a real browser; an instruction names one element, or a question asks what is shown.
 
-Validation, test, final and real pages ship with TPRL, as one zip per split of WebP pictures and JSON lines: the core can
-read these without the extra `data`, which parquet would need. Training pages come from experiments/screens/render.mjs.
+Validation, test, final and real pages ship with TPRL, one zip per split of WebP pictures and JSON
+lines: the core reads these without the extra `data`, which parquet would need. Training pages come
+from experiments/screens/render.mjs.
 """
 
 import io
@@ -35,24 +36,26 @@ READ = "{instruction}\nAnswer with one or two words from the screen, a number, y
 class Screens(Grounding):
     """Accuracy over all questions, per family, of clicks and of reading; and mean IoU of the boxes; percent.
 
-    A click is right if the point of an answer, or the centre of its box, is in the true box, edges included (as in
-    ScreenSpot). A read answer is right if it is the true one, up to case, outer spaces, quotes and a final period.
-    Questions of a page share the image part of their uid. Pictures are 320 x 320 pixels.
+    A click is right if the point of an answer, or the centre of its box, is in the true box, edges
+    included (as in ScreenSpot). A read answer is right if it is the true one, up to case, outer
+    spaces, quotes and a final period. Pictures are 320 x 320 pixels; questions about one share the
+    image part of their uid.
 
     Args:
-        split: "train", "val", "test", "final" (read it once, for claims), or "real" (pages that people published, of
-            frameworks that no other split has).
-        source: a folder with `<split>.zip` or rendered pages `<split>-<seed>`; None is what ships, for training
-            `runs/cache/screens`.
+        split: "train", "val", "test", "final" (read it once, for claims), or "real" (pages that
+            people published, of frameworks that no other split has).
+        source: a folder with `<split>.zip` or rendered pages `<split>-<seed>`; None is what ships,
+            for training `runs/cache/screens`.
         seed: of the rendered training pages.
         families: which families to ask.
-        bare: ask with the instruction alone, and write boxes as four whole numbers of pixels without brackets, as an
-            LVLM does that was trained on these questions. Then one teacher-forced forward scores read answers.
+        bare: ask with the instruction alone, and write boxes as four whole numbers of pixels
+            without brackets, as an LVLM does that was trained on these questions. Then one
+            teacher-forced forward scores read answers.
         limit, max_bad_rows, coordinates: see `Grounding`.
 
     Raises:
-        UserError: no such split or family, no pages there, damaged files, coordinates that contradict `bare`, or
-            `Grounding`'s reasons.
+        UserError: no such split or family, no pages there, damaged files, coordinates that
+            contradict `bare`, or `Grounding`'s reasons.
     """
 
     name = "screens"
@@ -82,7 +85,9 @@ class Screens(Grounding):
                 f"{', '.join(FAMILIES)}."
             )
         if split not in self.splits:
-            raise UserError(f"dataset split '{split}' does not exist in screens: choose one of {', '.join(self.splits)}.")
+            raise UserError(
+                f"dataset split '{split}' does not exist in screens: choose one of {', '.join(self.splits)}."
+            )
         if bare and coordinates not in (None, "absolute"):
             raise UserError(f"dataset.bare=true writes pixels, not coordinates={coordinates}: leave one of them out.")
         self.seed, self.families, self.bare = seed, tuple(families), bare
@@ -108,8 +113,8 @@ class Screens(Grounding):
         else:
             command = RENDER.format(split=split, seed=self.seed)
             raise UserError(
-                f"there are no pages of screens for split {split} in {source} ({archive.name} or {folder.name}): render "
-                f"them with `{command}`, or give dataset.source=<a folder with them>."
+                f"there are no pages of screens for split {split} in {source} ({archive.name} or "
+                f"{folder.name}): render them with `{command}`, or give dataset.source=<a folder with them>."
             )
         return [row for row in rows if row.get("family") in self.families or row.get("family") not in FAMILIES]
 
