@@ -1,7 +1,7 @@
 """python experiments/screens/baselines.py: what answers that never look at the page score, as rows for README.md."""
 
-import re
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""python experiments/screens/look.py <folder> [first page] [pages]: a sheet of pictures, boxes and questions to check."""
+"""python experiments/screens/look.py <folder> [first page] [pages]: pictures with boxes and questions."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""python experiments/screens/pack.py <folder of a split> <zip> [questions a page]: what ships of a rendered split.
+"""python experiments/screens/pack.py <folder> <zip> [questions a page] [of a family]: what ships of a split.
 
 Pictures become lossless WebP. Of the questions of a page a few stay, chosen so that families, and answers inside a
 family, come equally often; a page is visited in the order of its number, and ties go to the digest of the question.
@@ -21,20 +21,26 @@ OLD = (1980, 1, 1, 0, 0, 0)  # the same pictures make the same zip
 DROPPED = ("of", "kind")  # columns that only the renderer needs
 
 
-def chosen(pages: Mapping[int, Sequence[Row]], most: int) -> list[Row]:
-    """At most `most` questions of each page, one of a family."""
+def chosen(pages: Mapping[int, Sequence[Row]], most: int, each: int = 1) -> list[Row]:
+    """At most `most` questions of each page, at most `each` of a family."""
     families: Counter[str] = Counter()
     answers: Counter[tuple[str, str]] = Counter()
     rows: list[Row] = []
     for page in sorted(pages):
-        by_family = defaultdict(list)
+        left = defaultdict(list)
         for row in pages[page]:
-            by_family[row["family"]].append(row)
+            left[row["family"]].append(row)
         # Families that were asked least come first; of a family the answer that was given least.
-        for family in sorted(by_family, key=lambda name: (families[name], name))[:most]:
-            row = min(by_family[family], key=lambda row: (answers[family, kind_of(row)], digest(row)))
+        order = sorted(left, key=lambda name: (families[name], name)) * each
+        asked = 0
+        for family in order:
+            if not left[family] or asked == most:
+                continue
+            row = min(left[family], key=lambda row: (answers[family, kind_of(row)], digest(row)))
+            left[family].remove(row)
             families[family] += 1
             answers[family, kind_of(row)] += 1
+            asked += 1
             rows.append(row)
     return rows
 
@@ -50,13 +56,13 @@ def digest(row: Row) -> str:
     return hashlib.blake2b(f"{row['page']} {row['instruction']}".encode(), digest_size=8).hexdigest()
 
 
-def pack(folder: Path, archive: Path, most: int) -> Counter[str]:
+def pack(folder: Path, archive: Path, most: int, each: int) -> Counter[str]:
     """Write the zip; gives how many questions each family has."""
     lines = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     pages: dict[int, list[Row]] = defaultdict(list)
     for row in map(json.loads, lines):
         pages[row["page"]].append(row)
-    rows = chosen(pages, most)
+    rows = chosen(pages, most, each)
     stored = [{name: value for name, value in row.items() if name not in DROPPED} for row in rows]
     pictures: dict[str, bytes] = {}
     for row in stored:
@@ -76,13 +82,14 @@ def pack(folder: Path, archive: Path, most: int) -> Counter[str]:
 def webp(path: Path) -> bytes:
     """The picture as lossless WebP."""
     buffer = io.BytesIO()
-    Image.open(path).convert("RGB").save(buffer, "WEBP", lossless=True, quality=100, method=4)
+    Image.open(path).convert("RGB").save(buffer, "WEBP", lossless=True, quality=60, method=4)
     return buffer.getvalue()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4) or not (Path(sys.argv[1]) / "questions.jsonl").is_file():
-        sys.exit("usage: pack.py <folder that render.mjs made> <zip> [questions a page]")
-    source, target, *number = sys.argv[1:]
-    counts = pack(Path(source), Path(target), int(number[0]) if number else 6)
+    if len(sys.argv) not in (3, 4, 5) or not (Path(sys.argv[1]) / "questions.jsonl").is_file():
+        sys.exit("usage: pack.py <folder that render.mjs made> <zip> [questions a page] [of a family]")
+    source, target, *numbers = sys.argv[1:]
+    most, each = (*map(int, numbers), *(6, 1)[len(numbers) :])
+    counts = pack(Path(source), Path(target), most, each)
     print(target, Path(target).stat().st_size, "bytes,", counts.total(), "questions", dict(counts))

@@ -6,7 +6,7 @@ import { parseArgs } from 'node:util'
 
 const HERE = dirname(fileURLToPath(import.meta.url))
 const MODULES = join(HERE, 'node_modules')
-const SPLITS = { train: 20000, val: 300, test: 160, final: 540, real: 160 }
+const SPLITS = { train: 20000, val: 300, test: 200, final: 540, real: 155 }
 const FRESH = 3 // new questions that a crop of a published page must allow
 const TRIES = 12 // pages drawn for one number until one shows enough
 

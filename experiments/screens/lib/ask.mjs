@@ -118,7 +118,9 @@ function askValue(screen) {
       const [key, ...cells] = row.cells
       if (!key?.whole || !screen.names(key.text)) continue
       cells.forEach((cell, at) => {
-        const head = heads[at + 1]?.text
+        // A head outside the picture names nothing.
+        const top = heads[at + 1]?.box ?? [0, -1]
+        const head = top[1] >= 0 ? heads[at + 1].text : undefined
         const once =
           head &&
           heads.filter(h => lower(h.text) === lower(head)).length === 1 &&
