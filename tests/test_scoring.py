@@ -11,6 +11,7 @@ from tprl.data.toy import ToyDataset
 from tprl.evaluation.served import ServedScore
 from tprl.lvlm.batching import divergence
 from tprl.lvlm.toy import ToyLVLM
+from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.oracle import OraclePruner
 from tprl.pruners.random import RandomPruner
 from tprl.scoring import Scorer, selected
@@ -101,7 +102,8 @@ class TestScorer:
         first = scorer.full(samples[:8], encoded.rows(range(8)))
         again = scorer.full(samples[4:][::-1], encoded.rows(range(11, 3, -1)))
         direct = Scorer(lvlm, dataset)(samples, splice(encoded, keep_all(encoded)))
-        assert lvlm.scored - 12 == scorer.evaluations == 12
+        assert lvlm.scored - 12 == 12
+        assert scorer.evaluations == 12 + 6  # and the six open questions were asked for the model's own words
         assert torch.equal(first.log_prob, direct.log_prob[:8])
         assert torch.equal(again.log_prob, direct.log_prob.flip(0)[:8])
         assert torch.equal(again.score, direct.score.flip(0)[:8])
@@ -148,7 +150,8 @@ class TestSelections:
         samples, encoded, rows, kept = self.states(lvlm, dataset)
         together = Scorer(lvlm, dataset)
         found = together.selections(samples, encoded, rows * 3, torch.cat(kept))
-        assert together.evaluations == 120
+        own = sum(not dataset.teacher_forced(sample) for sample in samples)
+        assert together.evaluations == 120 + own
         assert 0 < float(found.score.mean()) < 1
         for t, keep in enumerate(kept):
             prompt = splice(encoded.rows(rows), TokenSelection(keep))
@@ -269,3 +272,70 @@ class TestServedScore:
 
     def test_uses_what_there_is(self) -> None:
         assert sum(len(samples) for samples, _ in self.served(limit=10_000).batches) == 600
+
+
+class Shouted(ToyDataset):
+    """Toy questions whose labels are spelled as the model never writes; the official score does not mind the case."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return sample._replace(answers=(sample.answers[0].upper(),))
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        return float(prediction.upper() == sample.answers[0])
+
+    def teacher_forced(self, sample: Sample) -> bool:
+        return False
+
+
+class Spelling(ToyLVLM):
+    """Gives a spelling that it does not write next to no probability, as a language model does."""
+
+    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+        log_prob, exact = super().score(prompt, [answer.lower() for answer in answers])
+        foreign = torch.tensor([answer != answer.lower() for answer in answers])
+        return torch.where(foreign, torch.full_like(log_prob, -20.0), log_prob), exact & ~foreign
+
+
+class TestTargets:
+    def test_a_right_answer_is_scored_in_the_words_of_the_model(self) -> None:
+        dataset, lvlm = Shouted("test"), Spelling(width=24)
+        samples = [dataset[i] for i in range(6)]
+        encoded = lvlm.encode(samples)
+        scorer = Scorer(lvlm, dataset)
+        assert scorer.targets(samples, encoded) == [sample.answers[0].lower() for sample in samples]
+        kept = torch.zeros(12, 24, dtype=torch.bool)
+        for i, sample in enumerate(samples):
+            x, y, *_ = sample.region[0]  # type: ignore[index]
+            kept[i, int(y // 8) * 6 + int(x // 8)] = True
+            kept[6 + i, (int(y // 8) * 6 + int(x // 8) + 1) % 24] = True
+        scored = scorer.selections(samples, encoded, [*range(6)] * 2, kept)
+        right, wrong = scored.log_prob[:6], scored.log_prob[6:]
+        assert bool((right > -0.1).all())
+        assert bool((wrong < right - 1).all())  # by the label's spelling both would be -20
+        assert scored.score.tolist() == [1.0] * 6 + [0.0] * 6
+
+    def test_a_wrong_answer_leaves_the_reference(self) -> None:
+        class Otherwise(Shouted):
+            def score(self, sample: Sample, prediction: str) -> float:
+                return 0.0
+
+        dataset, lvlm = Otherwise("test"), Spelling(width=24)
+        samples = [dataset[i] for i in range(3)]
+        scorer = Scorer(lvlm, dataset)
+        assert scorer.targets(samples, lvlm.encode(samples)) == [sample.answers[0] for sample in samples]
+
+    def test_where_an_exact_match_decides_nothing_is_generated(self) -> None:
+        class Silent(ToyLVLM):
+            def answer(self, prompt: Prompt) -> list[str]:
+                raise AssertionError("an answer was generated")
+
+        dataset, lvlm = ToyDataset("test"), Silent(width=24)
+        samples = [dataset[i] for i in range(3)]
+        scorer = Scorer(lvlm, dataset)
+        assert scorer.targets(samples, lvlm.encode(samples)) == [sample.answers[0] for sample in samples]
+
+    def test_served_scores_read_the_words_of_the_model(self) -> None:
+        served = ServedScore(Spelling(width=24), Shouted("val"), [1.0], limit=12)
+        assert served(KeepAll())["log_prob"] > -0.1
+        assert served.log_prob(KeepAll(), 1.0) > -0.1

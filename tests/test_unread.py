@@ -29,6 +29,7 @@ UNREAD_BY_MODE = {
     "parity": {"pruner", "run", "sweep", "runs", "pruners", "keep_ratios", "batch_size", "seeds", "latency"},
     "selectors": EVALUATION - {"threads"},
     "compare": EVALUATION,
+    "study": EVALUATION,
 }
 UNREAD_BY_STAGE = {
     "all": set[str](),
@@ -39,7 +40,7 @@ UNREAD_BY_STAGE = {
     "adapt": {"pruner", "reward", "cache"},
     "pretrain": {"dataset", "policy", "pruner", "reward", "cache"},
 }
-EVAL_MODE = {"compare": "compare=[a,b]"} | {mode: f"mode={mode}" for mode in EVAL_READS if mode != "compare"}
+EVAL_MODE = {mode: f"mode={mode}" for mode in EVAL_READS} | {"compare": "compare=[a,b]", "study": "study=folder"}
 
 
 @lru_cache
@@ -89,7 +90,7 @@ def unread(command: str, word: str, options: Iterable[str]) -> set[str]:
 
 @pytest.mark.parametrize("mode", EVAL_READS)
 def test_every_option_of_an_evaluation_is_read_or_refused(mode: str) -> None:
-    assert set(base("eval", ())) - EVAL_ALWAYS == (EVALUATION - ABSENT) | {"compare"}
+    assert set(base("eval", ())) - EVAL_ALWAYS == (EVALUATION - ABSENT) | {"compare", "study"}
     assert unread("eval", EVAL_MODE[mode], EVALUATION) == UNREAD_BY_MODE[mode]
 
 

@@ -309,6 +309,15 @@ def dpp_flops(tokens: int, width: int, kept: int) -> int:
     return similarity_flops(tokens, width) + 2 * kept**2 * tokens
 
 
+def greedy_flops(tokens: int, width: int, kept: int) -> int:
+    """Greedy MAP of `policy.sequential`, which `policy.select=dpp` pays on top of the policy.
+
+    Each step projects one feature vector out of those drawn before (two products with up to `kept` rows) and
+    multiplies two vectors with the [tokens, width] features.
+    """
+    return 4 * tokens * width * kept + 2 * width * kept * (kept - 1)
+
+
 def autoencoder_flops(in_width: int, hidden: int, code_width: int, tokens: int, decode: bool = False) -> int:
     """Encoding `tokens` tokens, all that serving needs; with `decode` their reconstruction too."""
     one_way = mlp_flops((in_width, hidden, code_width), tokens)

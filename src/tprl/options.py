@@ -115,7 +115,7 @@ KINDS: dict[str, Kind] = {
     "latency.text_tokens": COUNT,
     "latency.new_tokens": COUNT,
     # where things are
-    **dict.fromkeys(("run", "sweep", "resume", "cache", "init_from"), text_or_null),
+    **dict.fromkeys(("run", "sweep", "study", "resume", "cache", "init_from"), text_or_null),
     **dict.fromkeys(("runs", "compare"), anything),
     **dict.fromkeys(("split", "host", "name"), text),
     # the demo
@@ -152,6 +152,10 @@ KINDS: dict[str, Kind] = {
     "ppo.budget": OneOf(("free", "lagrange", "exact_k")),
     "ppo.advantage": OneOf(("gae", "grpo", "rloo")),
     "ppo.ratio": OneOf(("token", "joint")),
+    "ppo.law": OneOf(("sequential", "kdpp")),
+    "lfd.loss": OneOf(("set", "token"), null=True),
+    "credit_blocks": Number(0, LARGEST, whole=True, example="4", null="4 where it applies"),
+    "served.first": FROM_ZERO,
     **dict.fromkeys(("vision_steps", "language_steps", "caption_steps", "workers"), FROM_ZERO),
     **dict.fromkeys(("vision_batch", "language_batch"), COUNT),
     **dict.fromkeys(("patch", "ffn", "vision_layers", "vision_width", "clip_width"), COUNT),
@@ -159,6 +163,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("width", "hidden", "layers", "heads", "max_steps"), COUNT),
     "code_width": FROM_ZERO,
     "select": OneOf(("topk", "gumbel", "dpp", "threshold")),
+    "kernel": OneOf(("codes", "tokens")),
     "query": OneOf(("tokens", "pooled", "none")),
     "quality": POSITIVE,
     "tau": Number(0, 1, below=True, null="none", example="0.5"),
@@ -198,7 +203,7 @@ KINDS: dict[str, Kind] = {
     "gradient_clip_val": Number(0, null="none", example="1.0"),
 }
 FIXED = {  # options that no class names
-    "served": {"keep_ratios", "limit"},
+    "served": {"keep_ratios", "limit", "first"},
     "evaluation": {"pruners", "keep_ratios", "limit", "batch_size", "seeds"},
     "latency": {"batch_sizes", "repeats", "warmup", "text_tokens", "new_tokens", "image"},
 }

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import BatchSampler, Sampler
@@ -110,6 +110,14 @@ def share(batch: Any) -> Any:
     """
     mine = batch[rank() :: count()]
     return mine if len(mine) else batch[:1]
+
+
+def own(part: Int[Tensor, " M"]) -> tuple[Int[Tensor, " m"], float]:
+    """(where this rank has the prompts of a minibatch, the weight of their mean); of a part that is all others', the
+    first prompt without weight (see `ranks.share`)."""
+    mine = part[part % count() == rank()] // count()
+    weight = len(mine) * count() / len(part)
+    return (mine if len(mine) else torch.zeros(1, dtype=torch.long)), weight
 
 
 def weight(size: int) -> float:

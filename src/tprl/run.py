@@ -175,8 +175,8 @@ class Training:
             live |= {"reward": build(self.cfg.reward), "cache": self.cache}
         if name != "autoencoder":
             labels = self._labels(name, live.get("reward"))
-            served = (config.served.keep_ratios, config.served.limit)
-            live["served"] = ServedScore(self.lvlm, self.val_set, *served, labels=labels)
+            served = plain(config.served)
+            live["served"] = ServedScore(self.lvlm, self.val_set, labels=labels, **served)
         if name == "lfd":
             live |= self._demonstrator()
         module = build(_without(config, OURS), **live)
@@ -191,7 +191,9 @@ class Training:
         if name == "lfd":
             self.demonstrations = module.demonstrations
         if config.get("calibrate") and module.trained_to is not None:
-            calibrate_fade(self.pruner, live["served"], module.trained_to, config.calibrate)
+            questions = {**plain(config.served), "first": config.served.first + config.served.limit}
+            held_out = ServedScore(self.lvlm, self.val_set, labels=labels, **questions)
+            calibrate_fade(self.pruner, held_out, module.trained_to, config.calibrate)
         if name == "ppo" and config.budget != "exact_k":  # elsewhere a common offset of the logits means nothing
             self.pruner.calibrate((e for _, e in live["served"].batches), config.threshold_ratio)
         self._collect_curves(module, name)

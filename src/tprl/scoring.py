@@ -14,10 +14,12 @@ from tprl.errors import UserError
 from tprl.splice import keep_all, splice
 from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample, TokenSelection
 
+LIKELIHOOD = frozenset({"log_prob"})
 LABELS = frozenset({"score", "log_prob"})  # measurements that read the reference answers
 FIDELITY = frozenset({"answer_kl", "agreement"})  # those that compare with the model's own answers
 # Selections that are prompts at the same time, and their tokens: before splicing each is as large as with all tokens.
 AT_ONCE, TOKENS_AT_ONCE = 256, 1 << 17
+RIGHT = 0.5  # an answer counts as right above this official score
 
 
 class Scored(NamedTuple):
@@ -56,11 +58,14 @@ class Scorer:
         own: with another's it would measure other batches after a kill than without."""
         self._full, self._said = (Record(folder / f"{name}.{ranks.rank()}.jsonl") for name in ("full", "own"))
 
-    def __call__(self, samples: Sequence[Sample], prompt: Prompt, **how: Any) -> Scored:
+    def __call__(
+        self, samples: Sequence[Sample], prompt: Prompt, targets: Sequence[str] | None = None, **how: Any
+    ) -> Scored:
         """Measure each sample on its prompt; `how` goes to the LVLM (a plan of drops between its layers).
 
         One teacher-forced forward gives likelihood and, where an exact match decides, the score; the other samples'
-        answers are generated.
+        answers are generated. `targets` are the answers whose likelihood is measured (see the method of that name), the
+        first reference answers if not given.
         """
         texts: list[str | None] = [None] * len(samples)
         unknown = torch.full((len(samples),), torch.nan, device=prompt.embeds.device)
@@ -72,7 +77,8 @@ class Scorer:
         log_prob, score = unknown.clone(), unknown.clone()
         if read:
             part = prompt if len(read) == len(samples) else prompt.rows(torch.tensor(read, device=unknown.device))
-            found, exact = self.lvlm.score(part, [samples[i].answers[0] for i in read], **how)
+            answers = [samples[i].answers[0] if targets is None else targets[i] for i in read]
+            found, exact = self.lvlm.score(part, answers, **how)
             log_prob[read], score[read] = found, exact.float()
         if "score" not in self.needs:
             return Scored(unknown, log_prob, texts)
@@ -85,11 +91,13 @@ class Scorer:
     def selections(
         self, samples: Sequence[Sample], encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
     ) -> Scored:
-        """Measure N selections in one pass; `keep[i]` is of question `rows[i]`."""
+        """Measure N selections in one pass, by the likelihood of `targets`; `keep[i]` is of question `rows[i]`."""
+        targets = self.targets(samples, encoded)
         score, log_prob = torch.empty(2, len(rows), device=encoded.embeds.device)
         predictions: list[str | None] = [None] * len(rows)
         for at, prompt in selected(encoded, rows, keep):
-            found = self([samples[rows[i]] for i in at.tolist()], prompt)
+            questions = [rows[i] for i in at.tolist()]
+            found = self([samples[i] for i in questions], prompt, [targets[i] for i in questions])
             score[at], log_prob[at] = found.score, found.log_prob
             for i, text in zip(at.tolist(), found.predictions, strict=True):
                 predictions[i] = text
@@ -99,13 +107,39 @@ class Scorer:
         """The same with all visual tokens, from memory where this scorer has seen the sample."""
         fresh = [i for i, sample in enumerate(samples) if sample.uid not in self._full.known]
         if fresh:
-            part = encoded.rows(fresh)
-            found = self([samples[i] for i in fresh], splice(part, keep_all(part)))
+            part, asked = encoded.rows(fresh), [samples[i] for i in fresh]
+            found = self(asked, splice(part, keep_all(part)), self.targets(asked, part))
             pairs = zip(found.score.tolist(), found.log_prob.tolist(), strict=True)
             self._full.add(dict(zip((samples[i].uid for i in fresh), pairs, strict=True)))
         score, log_prob = zip(*(self._full.known[sample.uid] for sample in samples), strict=True)
         device = encoded.embeds.device
         return Scored(torch.tensor(score, device=device), torch.tensor(log_prob, device=device), [None] * len(samples))
+
+    def targets(self, samples: Sequence[Sample], encoded: Encoded) -> list[str]:
+        """The answer whose likelihood says how a prompt does: the model's own with all tokens where the official score
+        calls it right, else the first reference.
+
+        References are spelled as annotators wrote them. A model that says "Yes" gives "yes" next to no probability,
+        pruned or not, and a reward on that reads noise. Where an exact match of the reference decides, a right answer
+        is the reference.
+        """
+        targets = [sample.answers[0] for sample in samples]
+        open_ended = [i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)]
+        if open_ended and "log_prob" in self.needs:
+            for i, text in zip(open_ended, self.texts(encoded.rows(open_ended)), strict=True):
+                if text and self.dataset.score(samples[i], text) > RIGHT:
+                    targets[i] = text
+        return targets
+
+    def texts(self, encoded: Encoded) -> list[str]:
+        """What the model answers with all visual tokens, from memory where this scorer has asked before."""
+        fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said.known]
+        if fresh:
+            part = encoded.rows(fresh)
+            said = self.lvlm.answer(splice(part, keep_all(part)))
+            self._said.add(dict(zip((encoded.uids[i] for i in fresh), said, strict=True)))
+            self.evaluations += len(fresh)
+        return [self._said.known[uid] for uid in encoded.uids]
 
     def own(self, encoded: Encoded) -> Own:
         """What the model answers with all visual tokens; texts from memory where this scorer has asked before.
@@ -115,13 +149,8 @@ class Scorer:
         """
         if not isinstance(self.lvlm, OpenLVLM):
             raise UserError(f"reward fidelity needs the output distributions of {self.lvlm.name}, which shows none.")
-        fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said.known]
-        if fresh:
-            part = encoded.rows(fresh)
-            said = self.lvlm.answer(splice(part, keep_all(part)))
-            self._said.add(dict(zip((encoded.uids[i] for i in fresh), said, strict=True)))
-        answers = [self._said.known[uid] for uid in encoded.uids]
-        self.evaluations += len(fresh) + len(answers)
+        answers = self.texts(encoded)
+        self.evaluations += len(answers)
         return Own(answers, self.lvlm.distributions(splice(encoded, keep_all(encoded)), answers))
 
     def fidelity(

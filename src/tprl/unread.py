@@ -19,8 +19,10 @@ EVAL_READS: Mapping[str, frozenset[str]] = {
     "latency": ENTRIES | {"model", "latency", "threads"},
     "parity": frozenset({"model", "models", "dataset", "split", "limit", "threads"}),
     "selectors": frozenset({"threads"}),
-    "compare": frozenset({"compare"}),  # compare=[...] is a mode of its own
+    "compare": frozenset({"compare"}),  # compare=[...] and study=... are modes of their own
+    "study": frozenset({"study"}),
 }
+OWN_MODES = ("compare", "study")
 EVAL_ALWAYS = frozenset({"mode", "resume", "experiment", "logger"})
 # Of `conf/train.yaml`, beside stage, seed, resume, experiment, debug, threads, logger, trainer and model.
 TRAIN_READS: Mapping[str, frozenset[str]] = {
@@ -127,7 +129,8 @@ def _unread(command: str, config: DictConfig, key: str) -> str | None:
 
 def _of_command(command: str, config: DictConfig, top: str) -> str | None:
     if command == "eval":
-        mode = "compare" if config.mode == "accuracy" and config.get("compare") else str(config.mode)
+        asked = (name for name in OWN_MODES if config.mode == "accuracy" and config.get(name))
+        mode = next(asked, str(config.mode))
         return _outside(top, f"mode={mode}", EVAL_READS.get(mode), EVAL_ALWAYS, config)
     if command == "train":
         stage = str(config.stage.get("name"))
@@ -141,7 +144,7 @@ def _outside(
     """Why a key or group is none of those that `what` reads; an option that is null or empty asks for nothing."""
     if reads is None or top in reads or top in always or top not in config or not _value(config, top):
         return None
-    what = "compare" if what == "mode=compare" else what
+    what = what.removeprefix("mode=") if what.removeprefix("mode=") in OWN_MODES else what
     return f"{what} reads {', '.join(sorted(reads)) or 'no data and no model'}"
 
 

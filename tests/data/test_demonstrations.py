@@ -117,7 +117,7 @@ class TestDraws:
     def test_codes_are_stored_in_half_precision(self) -> None:
         found = shown()
         assert (found.x.codes.dtype, found.x.query.dtype) == (torch.float16, torch.float16)
-        assert found.x.similarity is None
+        assert found.x.features is None
 
 
 class Ragged(ToyLVLM):

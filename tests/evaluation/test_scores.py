@@ -12,6 +12,7 @@ from tprl.evaluation.evaluator import Answered, summarise
 from tprl.evaluation.results import Row, SampleRow, read_results
 from tprl.evaluation.scores import ScoreTable, joined, read_scores, score_table, write_scores
 from tprl.evaluation.study import recompute, write_all
+from tprl.files import write_sealed
 
 FILES = ("results.csv", "intervals.csv", "paired.json", "spreads.json", "scores.npz", "pareto.svg")
 
@@ -100,7 +101,7 @@ def test_a_study_is_recomputed_to_the_byte(tmp_path: Path, capsys: pytest.Captur
         ["3", "images and seeds"]
     ]
     results = tmp_path / "study" / "results.csv"
-    results.write_text(results.read_text().replace("tprl,1,", "tprl,7,"))
+    write_sealed(results, results.read_text().replace("tprl,1,", "tprl,7,"))
     recompute(tmp_path / "study", tmp_path / "third")
     assert f"results.csv: differs from {results}" in capsys.readouterr().out
     assert read_results(tmp_path / "third" / "results.csv") == [*rows, published]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tprl.policy.dpp import cosine_kernel
+from tprl.policy.dpp import unit_features
 from tprl.policy.networks import PolicyInput, PolicyNet
 
 Z, D = 10, 12  # widths of codes and query
@@ -24,7 +24,7 @@ def policy_input(
         query[i, : words[i]] = torch.randn(words[i], D, generator=generator)
     mask = torch.arange(v) < torch.tensor(tokens)[:, None]
     query_mask = torch.arange(q) < torch.tensor(words)[:, None]
-    return PolicyInput(codes, xy, mask, query, query_mask, cosine_kernel(codes, mask))
+    return PolicyInput(codes, xy, mask, query, query_mask, unit_features(codes, mask))
 
 
 def policy_net(sharp: float = 1.0, **options: object) -> PolicyNet:
@@ -42,8 +42,8 @@ def subsets(n: int, k: int) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def similarity(tokens: Sequence[int]) -> torch.Tensor:
-    """Kernel of random tokens."""
-    kernel = policy_input(tokens, [1] * len(tokens)).similarity
-    assert kernel is not None
-    return kernel
+def features(tokens: Sequence[int]) -> torch.Tensor:
+    """Unit features of random tokens."""
+    found = policy_input(tokens, [1] * len(tokens)).features
+    assert found is not None
+    return found

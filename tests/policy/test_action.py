@@ -2,12 +2,17 @@ import math
 
 import pytest
 import torch
-from tests.policy.inputs import similarity, subsets
+from tests.policy.inputs import features, subsets
 
 from tprl.errors import UserError
-from tprl.policy.action import ActionRule, act, noise_width, serve
+from tprl.policy.action import ActionRule, Select, act, noise_width, serve
 
-RULES = [ActionRule("bernoulli"), ActionRule("subset", temperature=0.5), ActionRule("dpp")]
+RULES = [
+    ActionRule("bernoulli"),
+    ActionRule("subset", temperature=0.5),
+    ActionRule("dpp"),
+    ActionRule("sequential", temperature=0.7),
+]
 EXACT = RULES[1:]
 IDS = [rule.kind for rule in RULES]
 
@@ -19,7 +24,7 @@ def state(b: int = 4, v: int = 20, seed: int = 0, scale: float = 2.0) -> dict[st
     return {
         "logits": torch.randn(b, v, generator=generator) * scale,
         "alive": alive,
-        "similarity": similarity([v] * b),
+        "features": features([v] * b),
         "k": (alive.sum(1) * torch.linspace(0.2, 1.0, b)).long().clamp(min=1),
         "noise": torch.rand(b, 2 * v, generator=generator),
     }
@@ -29,13 +34,13 @@ def state(b: int = 4, v: int = 20, seed: int = 0, scale: float = 2.0) -> dict[st
 @pytest.mark.parametrize("t", [0, 1, 2])
 def test_evaluating_a_sampled_action_gives_the_very_same_log_probability(rule: ActionRule, t: int) -> None:
     s = state(seed=t)
-    action, sampled, entropy = act(s["logits"], s["alive"], rule, t, **only(s, "k", "similarity", "noise"))
+    action, sampled, entropy = act(s["logits"], s["alive"], rule, t, **only(s, "k", "features", "noise"))
     logits = s["logits"].requires_grad_()
-    again, evaluated, entropy_again = act(logits, s["alive"], rule, t, **only(s, "k", "similarity"), action=action)
+    again, evaluated, entropy_again = act(logits, s["alive"], rule, t, **only(s, "k", "features"), action=action)
     assert torch.equal(action, again)
     assert torch.equal(sampled, evaluated.detach())
     assert torch.equal(entropy, entropy_again.detach())
-    assert not bool((action & ~s["alive"]).any())
+    assert not bool(((action > 0) & ~s["alive"]).any())
 
 
 def only(s: dict[str, torch.Tensor], *names: str) -> dict[str, torch.Tensor]:
@@ -81,19 +86,19 @@ def test_a_forced_token_is_in_the_stored_action_and_in_its_log_probability() -> 
 def test_exact_kinds_keep_exactly_k(rule: ActionRule) -> None:
     for seed in range(5):
         s = state(seed=seed, scale=10)
-        action, _, _ = act(s["logits"], s["alive"], rule, 0, **only(s, "k", "similarity", "noise"))
-        assert torch.equal(action.sum(1), s["k"])
+        action, _, _ = act(s["logits"], s["alive"], rule, 0, **only(s, "k", "features", "noise"))
+        assert torch.equal((action > 0).sum(1), s["k"])
 
 
 @pytest.mark.parametrize("rule", EXACT, ids=IDS[1:])
 def test_a_common_offset_changes_nothing(rule: ActionRule) -> None:
     s = state()
-    action, log_prob, entropy = act(s["logits"], s["alive"], rule, 0, **only(s, "k", "similarity", "noise"))
-    moved = act(s["logits"] + 8.0, s["alive"], rule, 0, **only(s, "k", "similarity", "noise"))
+    action, log_prob, entropy = act(s["logits"], s["alive"], rule, 0, **only(s, "k", "features", "noise"))
+    moved = act(s["logits"] + 8.0, s["alive"], rule, 0, **only(s, "k", "features", "noise"))
     assert torch.equal(action, moved[0])
     torch.testing.assert_close((log_prob, entropy), moved[1:], atol=2e-4, rtol=1e-4)  # float32 logits
     logits = s["logits"].requires_grad_()
-    act(logits, s["alive"], rule, 0, **only(s, "k", "similarity"), action=action)[1].sum().backward()
+    act(logits, s["alive"], rule, 0, **only(s, "k", "features"), action=action)[1].sum().backward()
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad.sum(1), torch.zeros(4), atol=1e-5, rtol=0)
 
@@ -102,9 +107,9 @@ def test_a_common_offset_changes_nothing(rule: ActionRule) -> None:
 def test_set_probabilities_of_all_subsets_sum_to_one(kind: str) -> None:
     masks = subsets(6, 3)
     logits, alive = torch.tensor([[1.0, -2.0, 0.5, 0.0, 3.0, -1.0]]), torch.ones(1, 6, dtype=torch.bool)
-    s = similarity([6])
+    alike = features([6])
     rule = ActionRule(kind, temperature=0.7)
-    _, log_prob, _ = act(logits, alive, rule, 0, k=torch.tensor([3]), similarity=s, action=masks[None])
+    _, log_prob, _ = act(logits, alive, rule, 0, k=torch.tensor([3]), features=alike, action=masks[None])
     assert log_prob.shape == (1, 20, 1)
     assert float(log_prob.exp().sum()) == pytest.approx(1.0, abs=1e-4)
 
@@ -118,11 +123,11 @@ def test_subset_entropy_is_exact_per_kept_token() -> None:
 
 
 def test_dpp_entropy_is_one_for_equal_logits_and_zero_for_one_token() -> None:
-    kernel = similarity([4, 4])
+    alike = features([4, 4])
     alive = torch.tensor([[True] * 4, [True, False, False, False]])
     action = torch.tensor([[True, False, False, False]] * 2)
     k = torch.tensor([1, 1])
-    entropy = act(torch.zeros(2, 4), alive, ActionRule("dpp"), 0, k=k, similarity=kernel, action=action)[2]
+    entropy = act(torch.zeros(2, 4), alive, ActionRule("dpp"), 0, k=k, features=alike, action=action)[2]
     assert entropy.flatten().tolist() == [pytest.approx(1.0), 0.0]
 
 
@@ -131,7 +136,7 @@ def test_dpp_entropy_is_one_for_equal_logits_and_zero_for_one_token() -> None:
 def test_log_probability_and_entropy_have_finite_gradients(rule: ActionRule, scale: float) -> None:
     s = state()
     logits = (s["logits"].sign() * scale).requires_grad_()
-    _, log_prob, entropy = act(logits, s["alive"], rule, 0, **only(s, "k", "similarity", "noise"))
+    _, log_prob, entropy = act(logits, s["alive"], rule, 0, **only(s, "k", "features", "noise"))
     for term in (log_prob, entropy):
         assert bool(term.isfinite().all())
         (grad,) = torch.autograd.grad(term.sum(), logits, retain_graph=True)
@@ -143,12 +148,12 @@ def test_log_probability_and_entropy_have_finite_gradients(rule: ActionRule, sca
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
 def test_a_policy_gradient_step_makes_the_action_likelier(rule: ActionRule) -> None:
     s = state(scale=0.5)
-    logits, rest = s["logits"].requires_grad_(), only(s, "k", "similarity")
+    logits, rest = s["logits"].requires_grad_(), only(s, "k", "features")
     action = act(logits, s["alive"], rule, 1, **rest, noise=s["noise"])[0]
     before = act(logits, s["alive"], rule, 1, **rest, action=action)[1].sum(1)
     (grad,) = torch.autograd.grad(before.sum(), logits)
     after = act(logits + 0.01 * grad, s["alive"], rule, 1, **rest, action=action)[1].sum(1)
-    full = s["k"] == s["alive"].sum(1) if rule.exact else torch.zeros(4, dtype=torch.bool)
+    full = s["k"] == s["alive"].sum(1) if rule.per_set else torch.zeros(4, dtype=torch.bool)
     assert bool((after > before)[~full].all())
     torch.testing.assert_close(after[full], before[full])  # keeping everything is certain: nothing to learn
 
@@ -156,14 +161,14 @@ def test_a_policy_gradient_step_makes_the_action_likelier(rule: ActionRule) -> N
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
 def test_padding_and_batch_order_change_nothing(rule: ActionRule) -> None:
     s, pad = state(), 7
-    whole = act(s["logits"], s["alive"], rule, 1, **only(s, "k", "similarity", "noise"))
+    whole = act(s["logits"], s["alive"], rule, 1, **only(s, "k", "features", "noise"))
     padded = act(
         torch.nn.functional.pad(s["logits"], (0, pad), value=99.0),
         torch.nn.functional.pad(s["alive"], (0, pad), value=False),
         rule,
         1,
         k=s["k"],
-        similarity=torch.nn.functional.pad(s["similarity"], (0, pad, 0, pad)),
+        features=torch.nn.functional.pad(s["features"], (0, 0, 0, pad)),
         noise=torch.nn.functional.pad(s["noise"], (0, 2 * pad), value=0.5),
     )
     for got, expected in zip(padded, whole, strict=True):
@@ -180,15 +185,15 @@ def test_padding_and_batch_order_change_nothing(rule: ActionRule) -> None:
 
 
 def rows(s: dict[str, torch.Tensor], index: torch.Tensor | slice) -> dict[str, torch.Tensor]:
-    return {name: s[name][index] for name in ("k", "similarity", "noise")}
+    return {name: s[name][index] for name in ("k", "features", "noise")}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
 def test_a_group_of_actions_equals_repeated_states(rule: ActionRule) -> None:
     s, group = state(), 3
     noise = torch.rand(4, group, 40, generator=torch.Generator().manual_seed(5))
-    shared = act(s["logits"], s["alive"], rule, 0, **only(s, "k", "similarity"), noise=noise)
-    repeated = {name: s[name].repeat_interleave(group, 0) for name in ("logits", "alive", "k", "similarity")}
+    shared = act(s["logits"], s["alive"], rule, 0, **only(s, "k", "features"), noise=noise)
+    repeated = {name: s[name].repeat_interleave(group, 0) for name in ("logits", "alive", "k", "features")}
     logits, alive = repeated.pop("logits"), repeated.pop("alive")
     each = act(logits, alive, rule, 0, **repeated, noise=noise.flatten(0, 1))
     for got, expected in zip(shared, each, strict=True):
@@ -197,10 +202,10 @@ def test_a_group_of_actions_equals_repeated_states(rule: ActionRule) -> None:
 
 def test_a_sample_without_tokens_keeps_none() -> None:
     logits, alive = torch.zeros(2, 4), torch.tensor([[False] * 4, [True] * 4])
-    kernel, noise = similarity([4, 4]), torch.rand(2, 8)
+    alike, noise = features([4, 4]), torch.rand(2, 8)
     for rule in RULES:
         k = torch.tensor([0, 2])
-        action, log_prob, entropy = act(logits, alive, rule, 0, k=k, similarity=kernel, noise=noise)
+        action, log_prob, entropy = act(logits, alive, rule, 0, k=k, features=alike, noise=noise)
         assert not bool(action[0].any())
         assert bool(action[1].any())
         assert not bool(log_prob[0].any())
@@ -218,11 +223,11 @@ def test_impossible_requests_are_refused() -> None:
         act(logits, alive, rule, 0, k=alive.sum(1) + 1, noise=s["noise"])
     with pytest.raises(ValueError, match="exactly k alive"):
         act(logits, alive, rule, 0, k=alive.sum(1), action=torch.ones_like(alive))
-    with pytest.raises(ValueError, match="similarity"):
+    with pytest.raises(ValueError, match="features"):
         act(logits, alive, ActionRule("dpp"), 0, k=s["k"], noise=s["noise"])
     with pytest.raises(ValueError, match="19 uniforms per sample, 20 are needed"):
         act(logits, alive, rule, 0, k=s["k"], noise=s["noise"][:, :19])
-    assert [noise_width(rule, 20) for rule in RULES] == [20, 20, 40]
+    assert [noise_width(rule, 20) for rule in RULES] == [20, 20, 40, 20]
     for bad in ({"kind": "beta"}, {"kind": "dpp", "temperature": 0.0}, {"kind": "bernoulli", "discount": 1.5}):
         with pytest.raises(UserError):
             ActionRule(**bad)  # type: ignore[arg-type]
@@ -242,10 +247,10 @@ def test_serving_keeps_what_its_name_says() -> None:
 
 
 def test_served_dpp_avoids_copies() -> None:
-    similarity = torch.eye(4)[None].clone()
-    similarity[0, 0, 1] = similarity[0, 1, 0] = 1.0  # tokens 0 and 1 are the same
+    alike = torch.eye(4)[None].clone()
+    alike[0, 1] = alike[0, 0]  # tokens 0 and 1 are the same
     logits, alive = torch.tensor([[2.0, 1.9, 0.5, 0.0]]), torch.ones(1, 4, dtype=torch.bool)
-    got = serve(logits, alive, torch.tensor([2]), "dpp", similarity=similarity)
+    got = serve(logits, alive, torch.tensor([2]), "dpp", features=alike)
     assert got.tolist() == [[True, False, True, False]]
 
 
@@ -258,11 +263,13 @@ def test_gumbel_serving_draws_first_tokens_in_proportion_to_exp_logit() -> None:
         torch.testing.assert_close(got, (logits[0] / temperature).softmax(0), atol=0.015, rtol=0)
 
 
-def test_cold_sampling_is_what_is_served() -> None:
+@pytest.mark.parametrize(("kind", "select"), [("subset", "topk"), ("sequential", "dpp")])
+def test_cold_sampling_is_what_is_served(kind: str, select: Select) -> None:
     s = state(seed=2)
-    cold = ActionRule("subset", temperature=1e-3)
-    sampled = act(s["logits"], s["alive"], cold, 0, **only(s, "k", "noise"))[0]
-    assert torch.equal(sampled, serve(s["logits"], s["alive"], s["k"], "topk"))
+    cold = ActionRule(kind, temperature=1e-3)
+    sampled = act(s["logits"], s["alive"], cold, 0, **only(s, "k", "features", "noise"))[0]
+    served = serve(s["logits"], s["alive"], s["k"], select, features=s["features"])
+    assert torch.equal(sampled > 0, served)
 
 
 def test_serving_without_what_it_needs_is_refused() -> None:
@@ -270,6 +277,6 @@ def test_serving_without_what_it_needs_is_refused() -> None:
     for select, word in (("threshold", "tau"), ("topk", "give k")):
         with pytest.raises(ValueError, match=word):
             serve(logits, alive, None, select)  # type: ignore[arg-type]
-    for select, word in (("gumbel", "noise"), ("dpp", "similarity")):
+    for select, word in (("gumbel", "noise"), ("dpp", "features")):
         with pytest.raises(ValueError, match=word):
             serve(logits, alive, torch.tensor([1]), select)  # type: ignore[arg-type]

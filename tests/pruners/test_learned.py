@@ -11,7 +11,7 @@ from tests.helpers import RAGGED, toy_encoded
 from tprl import files
 from tprl.budget import budget, image_rows
 from tprl.errors import UserError
-from tprl.policy.dpp import greedy_map
+from tprl.policy.dpp import cosine_kernel, greedy_map
 from tprl.pruners.learned import LearnedPruner, Serving, load_pruner, load_weights, places, uniforms
 from tprl.pruners.mlp import MLPPruner
 from tprl.pruners.tprl import TPRL
@@ -78,7 +78,7 @@ class TestSelect:
         made, encoded = pruner(select="dpp", sharp=20.0), toy_encoded(RAGGED[:2])
         x = made.observe(encoded)
         logits = made.logits(x, 0.1)
-        assert x.similarity is not None
+        similarity = cosine_kernel(x.codes, x.mask)
         k = torch.tensor([budget(0.1, n) for n in (144, 54)])
         kept_logits = torch.stack(
             [
@@ -86,8 +86,8 @@ class TestSelect:
                 for row, m, n in zip(logits, x.mask, k.tolist(), strict=True)
             ]
         )
-        q = (logits - kept_logits.unsqueeze(1)).clamp(-6, 6).exp() * x.mask  # quality 2: q = exp(logit)
-        wanted = greedy_map(q.unsqueeze(1) * x.similarity * q.unsqueeze(2), x.mask, k)
+        q = (logits - kept_logits.unsqueeze(1)).exp() * x.mask  # quality 2: q = exp(logit)
+        wanted = greedy_map(q.unsqueeze(1) * similarity.double() * q.unsqueeze(2), x.mask, k)
         assert torch.equal(made.select(encoded, 0.1).keep, wanted)
         assert not torch.equal(pruner(select="topk", sharp=20.0).select(encoded, 0.1).keep, wanted)
 

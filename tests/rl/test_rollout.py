@@ -9,7 +9,7 @@ from tprl.policy.networks import PolicyInput, PolicyNet
 from tprl.rl.ppo import ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions, step_budgets, step_ratios
 
-RULES = [ActionRule("bernoulli"), ActionRule("subset"), ActionRule("dpp")]
+RULES = [ActionRule("bernoulli"), ActionRule("subset"), ActionRule("dpp"), ActionRule("sequential")]
 IDS = [rule.kind for rule in RULES]
 TOKENS, WORDS = (30, 17, 24, 9), (4, 2, 5, 3)
 RATIO = torch.tensor([0.2, 0.5, 1 / 3, 0.1], dtype=torch.float64)
@@ -55,15 +55,15 @@ def test_each_step_prunes_what_the_one_before_left(rule: ActionRule) -> None:
     _, x, rollout = sampled(rule)
     assert torch.equal(rollout.alive[0], x.mask)
     for t in range(STEPS):
-        assert not bool((rollout.action[t] & ~rollout.alive[t]).any())
+        assert not bool((rollout.keep[t] & ~rollout.alive[t]).any())
         assert bool(rollout.action[t].any(1).all())
         if t:
-            assert torch.equal(rollout.alive[t], rollout.action[t - 1])
+            assert torch.equal(rollout.alive[t], rollout.keep[t - 1])
         if rule.exact:
-            assert torch.equal(rollout.action[t].sum(1), step_budgets(RATIO, x.mask, STEPS, t))
+            assert torch.equal(rollout.keep[t].sum(1), step_budgets(RATIO, x.mask, STEPS, t))
     if rule.exact:
         expected = [budget(float(r), n) for r, n in zip(RATIO, TOKENS, strict=True)]
-        assert rollout.action[-1].sum(1).tolist() == expected == [6, 9, 8, 1]
+        assert rollout.keep[-1].sum(1).tolist() == expected == [6, 9, 8, 1]
 
 
 def test_a_forced_token_is_stored_as_executed() -> None:
@@ -186,15 +186,15 @@ def test_images_of_a_sample_are_pruned_independently(rule: ActionRule) -> None:
     image[0, 12:] = 1
     x, ratio = x._replace(image=image), torch.tensor([0.25, 0.5], dtype=torch.float64)
     rollout = collect(net, x, rule, 1, ratio, noise(2)[:1])
-    action = rollout.action[0]
+    action, keep = rollout.action[0], rollout.keep[0]
     if rule.exact:
-        assert [int(action[0, :12].sum()), int(action[0, 12:].sum()), int(action[1].sum())] == [3, 5, 9]
+        assert [int(keep[0, :12].sum()), int(keep[0, 12:].sum()), int(keep[1].sum())] == [3, 5, 9]
     log_prob, entropy, _ = evaluate_actions(net, x, rule, rollout, ratio, 0)
     assert torch.equal(log_prob, rollout.log_prob[0])
     logits = net(x, x.mask, 0, ratio)[0]
     parts = []
     for part, k in ((slice(0, 12), 3), (slice(12, 30), 5)):
-        assert x.similarity is not None
+        assert x.features is not None
         parts.append(
             act(
                 logits[:1, part],
@@ -202,7 +202,7 @@ def test_images_of_a_sample_are_pruned_independently(rule: ActionRule) -> None:
                 rule,
                 0,
                 k=torch.tensor([k]),
-                similarity=x.similarity[:1, part, part],
+                features=x.features[:1, part],
                 action=action[:1, part],
             )
         )

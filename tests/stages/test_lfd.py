@@ -9,15 +9,19 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.stages.toy_runs import LastWeights, Metrics, fit, lvlm, policy, same, served, weights
 
+from tprl.budget import budget
 from tprl.data.demonstrations import Demonstrations, demonstrate
 from tprl.data.toy import ToyDataset
+from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
 from tprl.pruners.cls_attention import ClsAttentionPruner
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.mlp import MLPPruner
 from tprl.pruners.uniform import UniformPruner
-from tprl.stages.lfd import LfD, imitation_loss
+from tprl.stages.lfd import LfD, set_loss, token_loss
+from tprl.types import Encoded, TokenSelection
 
+NOISE = torch.Generator()
 QUARTER = 0.25  # 6 of 24 tokens: exactly the objects of a toy picture
 
 
@@ -43,7 +47,7 @@ class TestLoss:
     def test_equals_a_plain_loop_over_samples_steps_and_tokens(self) -> None:
         shown = demonstrations()
         pruner = policy()
-        loss, agreement = imitation_loss(pruner, shown)
+        loss, _, agreement = token_loss(pruner, shown, NOISE)
         x = shown.x._replace(codes=shown.x.codes.float(), query=shown.x.query.float())
         errors, equal = torch.zeros(3, 20), torch.zeros(3, 20)
         for b in range(20):
@@ -61,7 +65,7 @@ class TestLoss:
         shown, pruner = demonstrations(), policy()
         order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
         shuffled = Demonstrations(shown.x.rows(order), shown.keep[:, order], shown.keep_ratio[order])
-        for a, b in zip(imitation_loss(pruner, shown), imitation_loss(pruner, shuffled), strict=True):
+        for a, b in zip(token_loss(pruner, shown, NOISE), token_loss(pruner, shuffled, NOISE), strict=True):
             assert float(a.detach()) == pytest.approx(float(b.detach()), abs=1e-6)
 
     def test_padding_changes_nothing(self) -> None:
@@ -74,8 +78,66 @@ class TestLoss:
             query_mask=F.pad(shown.x.query_mask, (0, 2)),
         )
         padded = Demonstrations(x, F.pad(shown.keep, (0, 5)), shown.keep_ratio)
-        for a, b in zip(imitation_loss(pruner, shown), imitation_loss(pruner, padded), strict=True):
+        for a, b in zip(token_loss(pruner, shown, NOISE), token_loss(pruner, padded, NOISE), strict=True):
             assert float(a.detach()) == pytest.approx(float(b.detach()), abs=1e-6)
+
+
+class FarthestPruner:
+    """Diverse and nothing else, and not a judgment of single tokens: every token is as far as possible from those
+    chosen before, in the order of the first coordinate."""
+
+    name, extras = "farthest", frozenset[str]()
+
+    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
+        rows = []
+        for tokens in encoded.visual:
+            x = F.normalize(tokens, dim=1)
+            chosen = [int(x[:, 0].argmax())]
+            while len(chosen) < budget(keep_ratio or 1.0, len(x)):
+                chosen.append(int((x @ x[chosen].T).amax(1).argmin()))
+            rows.append(torch.zeros(len(x), dtype=torch.bool).scatter(0, torch.tensor(chosen), True))
+        return TokenSelection(torch.stack(rows))
+
+
+class TestSetLoss:
+    def test_a_constant_is_no_better_than_itself(self) -> None:
+        pruner = policy(select="dpp")
+        with torch.no_grad():
+            pruner.net.policy_head.out.weight.zero_()
+        found = set_loss(pruner, demonstrations(), NOISE.manual_seed(0))
+        assert float(found.loss.detach()) == pytest.approx(float(found.constant))
+
+    @pytest.mark.parametrize("demonstrator", [ClsAttentionPruner(), FarthestPruner()], ids=lambda d: d.name)
+    def test_the_policy_gets_below_the_constant(self, demonstrator: Any) -> None:
+        stage = lfd(
+            policy(select="dpp", width=32),
+            demonstrator=demonstrator,
+            demonstrations=256,
+            epochs=8,
+            batch_size=32,
+            served=served(24, [QUARTER]),
+        )
+        metrics = Metrics()
+        fit(stage, metrics)
+        loss, constant = (sum(metrics[f"lfd/{name}"][-8:]) / 8 for name in ("loss", "constant"))
+        assert loss < 0.9 * constant
+        assert sum(metrics["lfd/agreement"][-8:]) > sum(metrics["lfd/agreement"][:8])
+
+    def test_a_stage_that_learns_nothing_says_so(self, caplog: pytest.LogCaptureFixture) -> None:
+        fit(lfd(policy(select="dpp"), lr=0.0, epochs=1))
+        assert "lfd: the policy has learnt nothing from cls_attention" in caplog.text
+        assert "that of constant logits" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("options", "select", "message"),
+        [
+            ({"loss": "sets"}, "dpp", r"stage\.loss must be set or token, got sets\."),
+            ({"loss": "set"}, "topk", r"use stage\.loss=token\."),
+        ],
+    )
+    def test_bad_losses_are_refused(self, options: Any, select: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            lfd(policy(select=select), **options)
 
 
 class TestTraining:

@@ -289,6 +289,40 @@ class TestSpeed:
             assert row["ppo/evaluations_per_second"] * sum(seconds) == pytest.approx(24, rel=1e-3)
 
 
+class TestCredit:
+    def test_draws_that_did_not_matter_get_no_advantage(self) -> None:
+        """On the toy model one token answers: of a right episode only its block is rewarded."""
+        seen: list[tuple[Tensor, Tensor, Rollout]] = []
+
+        class Watched(PPO):
+            def _credit(
+                self, advantage: Tensor, reward: Tensor, samples: Any, encoded: Any, rollout: Rollout
+            ) -> Tensor:
+                each = super()._credit(advantage, reward, samples, encoded, rollout)
+                answers = torch.tensor([int(s.region[0][1] // 8) * 6 + int(s.region[0][0] // 8) for s in samples])
+                seen.append((each[0], answers, rollout))
+                return each
+
+        group = 8
+        options = {"advantage": "rloo", "group": group, "keep_ratio": 0.25, "credit_blocks": 6, "minibatch": 64}
+        fit(ppo(policy(select="dpp"), kind=Watched, iterations=1, **options))
+        each, answers, rollout = seen[0]
+        decisive = 0
+        for question, at in enumerate(answers.tolist()):
+            rows = each[question * group : (question + 1) * group]
+            keep = rollout.keep[0, question * group : (question + 1) * group]
+            for advantage, kept in zip(rows, keep, strict=True):
+                if bool(kept[at]) and float(advantage[at]) > 2 * float(advantage[kept].mean()) > 0:
+                    decisive += 1
+                    assert advantage[kept].count_nonzero() == 1  # six blocks of one token
+        assert decisive >= 4
+
+    def test_is_refused_where_a_set_has_one_advantage(self) -> None:
+        for options in ({"law": "kdpp"}, {"ratio": "joint"}, {"steps": 2}):
+            with pytest.raises(UserError, match=r"stage\.credit_blocks=4 needs stage\.law=sequential"):
+                ppo(policy(select="dpp"), credit_blocks=4, **options)
+
+
 class TestUpdate:
     def test_kl_stop_ends_the_update_after_an_epoch(self) -> None:
         early, late = Metrics(), Metrics()
@@ -381,20 +415,33 @@ class TestBudget:
     @pytest.mark.parametrize(
         ("budget", "select", "kind"),
         [
-            ("free", "dpp", "bernoulli"),
+            ("free", "threshold", "bernoulli"),
             ("lagrange", "topk", "bernoulli"),
             ("exact_k", "topk", "subset"),
             ("exact_k", "gumbel", "subset"),
-            ("exact_k", "dpp", "dpp"),
+            ("exact_k", "dpp", "sequential"),
         ],
     )
     def test_sampling_is_of_the_kind_that_is_served(self, budget: str, select: str, kind: str) -> None:
         rule = ppo(policy(select=select, quality=3.0), budget=budget, discount=0.7).rule()
         assert (rule.kind, rule.quality, rule.discount) == (kind, 3.0, 0.7)
 
+    def test_the_kdpp_is_an_option(self) -> None:
+        assert ppo(policy(select="dpp"), law="kdpp").rule().kind == "dpp"
+
+    def test_a_free_budget_without_a_price_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"budget=free keeps every token unless the reward charges for them"):
+            ppo(budget="free", reward=WeightedReward([ScoreChange()]))
+
+    @pytest.mark.parametrize("budget", ["free", "lagrange"])
+    def test_a_training_that_dpp_does_not_serve_is_refused(self, budget: str) -> None:
+        with pytest.raises(UserError, match=r"trains tokens one by one, which policy\.select=dpp does not serve"):
+            ppo(policy(select="dpp"), budget=budget)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ({"law": "dpp"}, r"stage\.law must be sequential or kdpp, got dpp\."),
             ({"budget": "some"}, r"stage\.budget=some is unknown: use free, lagrange or exact_k\."),
             ({"advantage": "td"}, r"stage\.advantage=td is unknown: use gae, grpo or rloo\."),
             ({"advantage": "grpo", "group": 1}, r"set stage\.group above 1\."),

@@ -16,6 +16,7 @@ from tprl.lvlm.toy import ToyLVLM
 from tprl.pruners.tprl import TPRL
 from tprl.rewards import WeightedReward
 from tprl.rewards.score_change import ScoreChange
+from tprl.rewards.tokens_saved import TokensSaved
 from tprl.stages.ppo import PPO
 
 WIDTH = 24
@@ -43,7 +44,8 @@ def ppo(pruner: TPRL | None = None, kind: type[PPO] = PPO, **options: Any) -> PP
         "pruner": pruner or policy(),
         "lvlm": lvlm(),
         "dataset": ToyDataset(),
-        "reward": WeightedReward([ScoreChange()]),
+        # A free budget keeps everything unless tokens cost something.
+        "reward": WeightedReward([ScoreChange(), *([TokensSaved(1e-3)] if options.get("budget") == "free" else [])]),
     }
     small: dict[str, Any] = {
         "iterations": 2,

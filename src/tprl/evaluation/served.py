@@ -24,9 +24,11 @@ class ServedScore:
     Args:
         lvlm, dataset: the frozen model and the validation split.
         keep_ratios: kept fractions to serve; their mean score selects checkpoints.
-        limit: questions used, from the first on.
+        limit: questions used.
         batch_size: questions per encoding.
         labels: False scores agreement with the LVLM's own answers and reads no reference answer.
+        first: number of the first question, so that what one choice was made on does not judge the next; questions are
+            counted on from the beginning where the split is too short.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class ServedScore:
         limit: int = 400,
         batch_size: int = 100,
         labels: bool = True,
+        first: int = 0,
     ) -> None:
         self.keep_ratios = tuple(keep_ratios)
         self.scorer = Scorer(lvlm, dataset)
         self.batches: list[tuple[list[Sample], Encoded]] = []
-        mine = ranks.share(range(min(limit or len(dataset), len(dataset))))
+        numbers = [(first + i) % len(dataset) for i in range(min(limit or len(dataset), len(dataset)))]
+        mine = ranks.share(numbers)
         for batch in numbered_batches(dataset, mine, batch_size):
             samples = [sample for _, sample in batch]
             self.batches.append((samples, lvlm.encode(samples)))
@@ -52,6 +56,7 @@ class ServedScore:
             same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, said, strict=True)]
             self.batches = [(one.samples, encoded) for one, (_, encoded) in zip(same, self.batches, strict=True)]
             self.scorer = Scorer(lvlm, same[0])
+        self.targets = [self.scorer.targets(samples, encoded) for samples, encoded in self.batches]
 
     def __call__(self, pruner: Pruner) -> dict[str, float]:
         """`accuracy` and `log_prob` (nats per token), means over questions and ratios, and `accuracy@<ratio>`."""
@@ -59,8 +64,8 @@ class ServedScore:
         total = 0.0
         for ratio in self.keep_ratios:
             right = 0.0
-            for samples, encoded in self.batches:
-                scored = self.scorer(samples, splice(encoded, pruner.select(encoded, ratio)))
+            for (samples, encoded), targets in zip(self.batches, self.targets, strict=True):
+                scored = self.scorer(samples, splice(encoded, pruner.select(encoded, ratio)), targets)
                 right += float(scored.score.sum())
                 total += float(scored.log_prob.sum())
             out[f"accuracy@{ratio:.3f}"] = self._mean(right)
@@ -71,9 +76,9 @@ class ServedScore:
     def log_prob(self, pruner: Pruner, keep_ratio: float) -> float:
         """Mean log-likelihood of the answers at one keep ratio, nats per token; nothing is generated."""
         total = 0.0
-        for samples, encoded in self.batches:
+        for (_, encoded), targets in zip(self.batches, self.targets, strict=True):
             prompt = splice(encoded, pruner.select(encoded, keep_ratio))
-            total += float(self.scorer.lvlm.score(prompt, [sample.answers[0] for sample in samples])[0].sum())
+            total += float(self.scorer.lvlm.score(prompt, targets)[0].sum())
         return self._mean(total)
 
     def _mean(self, total: float) -> float:

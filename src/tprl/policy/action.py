@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
 from tprl.budget import keep_top
 from tprl.errors import UserError
-from tprl.policy import dpp
+from tprl.policy import dpp, sequential
 from tprl.policy.networks import alive_first
 
 Select = Literal["topk", "gumbel", "dpp", "threshold"]
@@ -25,9 +25,12 @@ class ActionRule:
             any count. "subset": exactly k tokens, P(Y) proportional to exp(sum over Y of logit / temperature)
             (conditional Bernoulli: free of order, with an exact log-probability). "dpp": exactly k tokens, a k-DPP
             with L = diag(q) S diag(q), log q = quality / 2 * logit / temperature: relevance times diversity.
+            "sequential": exactly k tokens one after the other, each in proportion to the 1 / temperature-th power of
+            its marginal gain of det L, log q = quality / 2 * logit (`policy.sequential`). Temperature 0 is greedy MAP.
         discount: the paper's lambda_disc, Bernoulli only.
-        temperature: divides the logits; towards 0 sampling approaches what is served.
-        quality: weight of relevance against diversity, DPP only.
+        temperature: divides the logits, or the log gains of "sequential"; only there does sampling approach what a DPP
+            serves as it falls.
+        quality: weight of relevance against diversity, "dpp" and "sequential" only.
 
     Raises:
         UserError: unknown kind, temperature or quality not positive, discount outside (0, 1].
@@ -39,8 +42,8 @@ class ActionRule:
     quality: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bernoulli", "subset", "dpp"):
-            raise UserError(f"action kind {self.kind} is unknown: use bernoulli, subset or dpp.")
+        if self.kind not in ("bernoulli", "subset", "dpp", "sequential"):
+            raise UserError(f"action kind {self.kind} is unknown: use bernoulli, subset, dpp or sequential.")
         if not (self.temperature > 0 and self.quality > 0):
             raise UserError(f"temperature={self.temperature}, quality={self.quality}: both must be above 0.")
         if not 0 < self.discount <= 1:
@@ -50,6 +53,29 @@ class ActionRule:
     def exact(self) -> bool:
         """Whether every action holds exactly k tokens."""
         return self.kind != "bernoulli"
+
+    @property
+    def per_set(self) -> bool:
+        """Whether a set has one log-probability; otherwise every decision has its own."""
+        return self.kind in ("subset", "dpp")
+
+
+def action_kind(budget: str, law: str, select: str) -> str:
+    """The kind of `ActionRule` that a stage's budget, its law and what the pruner serves by ask for.
+
+    Raises:
+        UserError: an unknown law, or a training that is not what is served.
+    """
+    if law not in ("sequential", "kdpp"):
+        raise UserError(f"stage.law must be sequential or kdpp, got {law}.")
+    if budget == "exact_k":
+        return "subset" if select != "dpp" else "sequential" if law == "sequential" else "dpp"
+    if select == "dpp":
+        raise UserError(
+            f"stage.budget={budget} trains tokens one by one, which policy.select=dpp does not serve: "
+            "use policy.select=topk or threshold, or stage.budget=exact_k."
+        )
+    return "bernoulli"
 
 
 def noise_width(rule: ActionRule, v: int) -> int:
@@ -64,10 +90,10 @@ def act(
     t: int,
     *,
     k: Int[Tensor, " B"] | None = None,
-    similarity: Float[Tensor, "B V V"] | None = None,
-    action: Bool[Tensor, "B *G V"] | None = None,
+    features: Float[Tensor, "B V Z"] | None = None,
+    action: Shaped[Tensor, "B *G V"] | None = None,
     noise: Float[Tensor, "B *G N"] | None = None,
-) -> tuple[Bool[Tensor, "B *G V"], Float[Tensor, "B *G A"], Float[Tensor, "B *G A"]]:
+) -> tuple[Shaped[Tensor, "B *G V"], Float[Tensor, "B *G A"], Float[Tensor, "B *G A"]]:
     """Sample an action (`action` None) or evaluate a given one; the same code, so the two cannot drift apart.
 
     Args:
@@ -76,18 +102,19 @@ def act(
         rule: the distribution.
         t: pruning step, 0-based.
         k: tokens to keep, exact kinds only.
-        similarity: diversity kernel S, kind "dpp" only (see `dpp.cosine_kernel`).
-        action: the action to evaluate. With an axis G: several actions of the same state, which share one
+        features: what two tokens are alike in, kinds "dpp" and "sequential" only (see `dpp.unit_features`).
+        action: the action to evaluate: a mask, or for "sequential" the place of every token in the order of drawing,
+            from 1 on, 0 where it was not drawn. With an axis G: several actions of the same state, which share one
             normaliser (for a DPP: one eigendecomposition).
         noise: uniforms in [0, 1) to sample with, at least `noise_width` of them; the same axis G.
 
     Returns:
-        The action (the mask that is executed), its log-probability and the entropy, in nats. Bernoulli: A = V, per
+        The action (what is positive is executed), its log-probability and the entropy, in nats. Bernoulli: A = V, per
         token, 0 where not alive; if nothing was drawn the likeliest token is forced, and the log-probability is that
-        of the resulting mask. Exact kinds: A = 1, and a common offset of the logits changes nothing. Entropy of
-        "subset" is exact, divided by k; that of "dpp" has no closed form: it is the entropy of
-        softmax(quality * logit / temperature) over alive tokens divided by log(alive), a differentiable stand-in in
-        [0, 1].
+        of the resulting mask. "sequential": A = V, that of each draw given those before it, 0 where not drawn. Sets:
+        A = 1. A common offset of the logits changes no exact kind. Entropy of "subset" is exact, divided by k; those of
+        "dpp" and "sequential" have no closed form: they are the entropy of softmax(quality * logit / temperature) over
+        alive tokens divided by log(alive), a differentiable stand-in in [0, 1].
 
     Raises:
         ValueError: an argument the rule needs is missing, k is more than what is alive, or an action does not hold
@@ -106,10 +133,12 @@ def act(
         raise ValueError("k is more than the tokens alive.")
     if rule.kind == "subset":
         action, log_prob, entropy = _subset(scores, alive, k, action, noise)
-    elif similarity is None:
-        raise ValueError("kind dpp needs the similarity kernel.")
+    elif features is None:
+        raise ValueError(f"kind {rule.kind} needs the features of the diversity kernel.")
+    elif rule.kind == "sequential":
+        return _sequential(logits.float(), alive, rule, k, features, action, noise)
     else:
-        action, log_prob, entropy = _kdpp(scores, alive, rule.quality, k, similarity, action, noise)
+        action, log_prob, entropy = _kdpp(scores, alive, rule.quality, k, features, action, noise)
     entropy = entropy.float().reshape(-1, *[1] * (log_prob.ndim - 1)).expand_as(log_prob)
     return action, log_prob.float().unsqueeze(-1), entropy.unsqueeze(-1)
 
@@ -120,7 +149,7 @@ def serve(
     k: Int[Tensor, " B"] | None,
     select: Select,
     *,
-    similarity: Float[Tensor, "B V V"] | None = None,
+    features: Float[Tensor, "B V Z"] | None = None,
     tau: float | None = None,
     noise: Float[Tensor, "B N"] | None = None,
     quality: float = 2.0,
@@ -129,8 +158,8 @@ def serve(
     """The kept set at inference; one True per row at least where anything is alive.
 
     "topk": the k largest logits. "gumbel": top-k of logit / temperature + Gumbel noise, N >= V uniforms. "dpp":
-    greedy MAP of the kernel that kind "dpp" samples from. "threshold": every token with sigmoid(logit) > tau, or the
-    likeliest one; k is not used.
+    greedy MAP of the kernel that kinds "dpp" and "sequential" sample from. "threshold": every token with
+    sigmoid(logit) > tau, or the likeliest one; k is not used.
 
     Raises:
         ValueError: an argument the mode needs is missing, or the mode is unknown.
@@ -151,10 +180,9 @@ def serve(
         gumbel = -(-noise[:, : alive.shape[1]].float().clamp(min=tiny).log()).clamp(min=tiny).log()
         return keep_top(scores + gumbel, alive, k)
     if select == "dpp":
-        if similarity is None:
-            raise ValueError("select=dpp needs the similarity kernel.")
-        q = dpp.log_quality(scores, alive, k, quality).exp()
-        return dpp.greedy_map(q.unsqueeze(1) * similarity * q.unsqueeze(2), alive, k)
+        if features is None:
+            raise ValueError("select=dpp needs the features of the diversity kernel.")
+        return sequential.greedy(quality * scores, features, alive, k)
     raise ValueError(f"select={select} is unknown: use topk, gumbel, dpp or threshold.")
 
 
@@ -196,26 +224,52 @@ def _kdpp(
     alive: Tensor,
     quality: float,
     k: Tensor,
-    similarity: Tensor,
+    features: Tensor,
     action: Tensor | None,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """k-DPP over the alive tokens, gathered to the front: decompositions cost the cube of the width."""
     at = alive_first(alive)
     front, log_q = alive.gather(1, at), dpp.log_quality(scores, alive, k, quality).gather(1, at)
-    rows = similarity.gather(1, at.unsqueeze(2).expand(-1, -1, alive.shape[1]))
-    law = dpp.kdpp(log_q, rows.gather(2, at.unsqueeze(1).expand(-1, at.shape[1], -1)), front, k)
+    rows = features.gather(1, at.unsqueeze(2).expand(-1, -1, features.shape[2]))
+    law = dpp.kdpp(log_q, rows @ rows.mT + dpp.JITTER * torch.diag_embed(front.float()), front, k)
     if action is None:
         assert noise is not None
         drawn = dpp.sample_kdpp(law, noise)
         action = _like(torch.zeros_like(alive), drawn).scatter(-1, _like(at, drawn), drawn)
     _check_count(action, alive, k)
-    logits = quality * scores
+    return action, dpp.kdpp_log_prob(law, action.gather(-1, _like(at, action))), _evenness(quality * scores, alive)
+
+
+def _sequential(
+    logits: Tensor,
+    alive: Tensor,
+    rule: ActionRule,
+    k: Tensor,
+    features: Tensor,
+    action: Tensor | None,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens one after the other (`policy.sequential`), whose log-probabilities stand where the tokens do."""
+    scores = rule.quality * logits.masked_fill(~alive, 0.0)
+    if action is None:
+        assert noise is not None
+        flat = noise.reshape(len(noise), -1, noise.shape[-1])
+        drawn = sequential.draw(scores, features, alive, k, rule.temperature, flat)
+        action = drawn.reshape(*noise.shape[:-1], alive.shape[1])
+    _check_count(action > 0, alive, k)
+    flat = action.reshape(len(action), -1, action.shape[-1])
+    log_prob = sequential.log_prob(scores, features, alive, k, rule.temperature, flat).reshape(action.shape)
+    evenness = _evenness(scores / rule.temperature, alive).float().reshape(-1, *[1] * (action.ndim - 1))
+    return action, log_prob, evenness * (action > 0)
+
+
+def _evenness(logits: Tensor, alive: Tensor) -> Tensor:
+    """Entropy of a softmax over alive tokens, divided by its largest possible value."""
     probability = logits.masked_fill(~alive, -torch.inf).softmax(1).masked_fill(~alive, 0.0)
     log_total = logits.masked_fill(~alive, -torch.inf).logsumexp(1).nan_to_num(neginf=0.0)
     spread = log_total - (probability * logits).sum(1)
-    entropy = spread / alive.sum(1).clamp(min=2).log()
-    return action, dpp.kdpp_log_prob(law, action.gather(-1, _like(at, action))), entropy
+    return spread / alive.sum(1).clamp(min=2).log()
 
 
 def _like(per_state: Tensor, per_action: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 DEAD = -1e4  # log-odds of an item that cannot be drawn: its probability underflows to exactly 0
 BISECTIONS = 16  # the tilt c may be rough, any c is exact
+JITTER = 0.01  # of the kernel: the variance that every token keeps, however similar it is to those drawn
 QUALITY_RANGE = 6.0  # half-width of log q around the k-th largest; see `log_quality`
 
 
@@ -225,17 +226,22 @@ def greedy_map(kernel: Float[Tensor, "B V V"], alive: Bool[Tensor, "B V"], k: In
     return taken
 
 
-def cosine_kernel(
-    features: Float[Tensor, "B V D"], mask: Bool[Tensor, "B V"], jitter: float = 0.01
-) -> Float[Tensor, "B V V"]:
-    """Cosine similarity of features centred over each sample's valid tokens, plus jitter * I; zero where padded.
+def unit_features(features: Float[Tensor, "B V Z"], mask: Bool[Tensor, "B V"]) -> Float[Tensor, "B V Z"]:
+    """Features centered over each sample's valid tokens and scaled to length 1; zero where padded.
 
-    Centring removes what all tokens of an image share, which otherwise makes every pair look alike.
+    Centering removes what all tokens of an image share, which otherwise makes every pair look alike.
     """
     valid = mask.unsqueeze(-1)
     x = features.float().masked_fill(~valid, 0.0)
     x = (x - x.sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)) * valid
-    x = F.normalize(x, dim=-1)
+    return F.normalize(x, dim=-1)
+
+
+def cosine_kernel(
+    features: Float[Tensor, "B V D"], mask: Bool[Tensor, "B V"], jitter: float = JITTER
+) -> Float[Tensor, "B V V"]:
+    """Cosine similarity of `unit_features`, plus jitter * I; zero where padded."""
+    x = unit_features(features, mask)
     return x @ x.mT + jitter * torch.diag_embed(mask.float())
 
 

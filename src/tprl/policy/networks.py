@@ -20,7 +20,7 @@ class PolicyInput(NamedTuple):
     mask: Bool[Tensor, "B V"]  # False on padded visual tokens
     query: Float[Tensor, "B Q D"]
     query_mask: Bool[Tensor, "B Q"]
-    similarity: Float[Tensor, "B V V"] | None = None  # DPP kernel, only for rules of kind "dpp"
+    features: Float[Tensor, "B V F"] | None = None  # of the diversity kernel, only where a DPP selects
     image: Int[Tensor, "B V"] | None = None  # which image a token belongs to; None: all the same
 
     def rows(self, index: Tensor | slice) -> "PolicyInput":

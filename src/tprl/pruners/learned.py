@@ -4,9 +4,9 @@ import json
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,51 +21,16 @@ from tprl.files import SUMS, Damaged, read_sealed, write_atomically, write_seale
 from tprl.finite import check_logits
 from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
-from tprl.policy.dpp import cosine_kernel
+from tprl.policy.dpp import unit_features
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.card import model_card
 from tprl.pruners.random import stable_seed
+from tprl.pruners.serving import Serving
 from tprl.rundir import EDITED, other_pruner
 from tprl.types import Encoded, TokenSelection
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How logits become a kept set.
-
-    Args:
-        select: "topk", "gumbel", "dpp" or "threshold" (see `policy.action.serve`).
-        tau: probability threshold of select=threshold; calibrated on validation data.
-        quality: weight of relevance against diversity, select=dpp only.
-        trained_to: largest keep ratio of the training.
-        fade: above it the quality served is quality * (trained_to / keep_ratio)^fade; calibrated on validation data.
-        prices: (mean keep ratio, price of the whole image in answer probability) pairs of the adaptive mode (see
-            `pruners.adaptive`), calibrated too.
-
-    Raises:
-        UserError: an unknown way to select.
-    """
-
-    select: str = "dpp"
-    tau: float | None = None
-    quality: float = 2.0
-    trained_to: float = 1.0
-    fade: float = 0.0
-    prices: Sequence[Sequence[float]] = ()
-
-    def __post_init__(self) -> None:
-        if self.select not in get_args(Select):
-            raise UserError(f"policy.select={self.select} is unknown: use one of {', '.join(get_args(Select))}.")
-        # Lists, where they come from yaml or json.
-        pairs = tuple(sorted((float(ratio), float(price)) for ratio, price in self.prices))
-        object.__setattr__(self, "prices", pairs)
-
-    def quality_at(self, keep_ratio: float) -> float:
-        """Weight of relevance against diversity when that fraction is kept."""
-        return self.quality * min(1.0, self.trained_to / keep_ratio) ** self.fade
 
 
 class LearnedPruner(nn.Module, ABC):
@@ -79,7 +44,7 @@ class LearnedPruner(nn.Module, ABC):
         token_width: D, width of the LVLM's projected tokens.
         code_width: Z; 0 feeds the tokens themselves (no autoencoder).
         hidden: width of the autoencoder's hidden layer.
-        select, tau, quality, trained_to, fade, prices: see `Serving`.
+        select, tau, quality, trained_to, fade, prices, kernel: see `Serving`.
         trained_on: what the pruner belongs to (LVLM, dataset, budgets, ...); stored with the weights.
     """
 
@@ -99,12 +64,13 @@ class LearnedPruner(nn.Module, ABC):
         trained_to: float = 1.0,
         fade: float = 0.0,
         prices: Sequence[Sequence[float]] = (),
+        kernel: str = "codes",
         trained_on: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.token_width = token_width
         self.autoencoder = Autoencoder(token_width, code_width, hidden) if code_width else None
-        self.serving = Serving(select, tau, quality, trained_to, fade, prices)
+        self.serving = Serving(select, tau, quality, trained_to, fade, prices, kernel)
         self.trained_on = dict(trained_on or {})
 
     def observe(self, encoded: Encoded) -> PolicyInput:
@@ -123,9 +89,15 @@ class LearnedPruner(nn.Module, ABC):
         codes = tokens if self.autoencoder is None else self.autoencoder.encode(tokens)
         query, query_mask = encoded.words
         mask = encoded.visual_mask
-        kernel = cosine_kernel(tokens, mask) if self.serving.select == "dpp" else None
         words = query.float(), query_mask
-        return PolicyInput(codes.detach(), places(encoded), mask, *words, kernel, encoded.image_of)
+        x = PolicyInput(codes.detach(), places(encoded), mask, *words, None, encoded.image_of)
+        return x._replace(features=self._features(x, tokens))
+
+    def _features(self, x: PolicyInput, tokens: Float[Tensor, "B V D"]) -> Float[Tensor, "B V Z"] | None:
+        """What the diversity kernel is made of; None where no DPP selects."""
+        if self.serving.select != "dpp":
+            return None
+        return unit_features(x.codes if self.serving.kernel == "codes" else tokens, x.mask)
 
     @property
     def decides_alone(self) -> bool:
@@ -178,7 +150,7 @@ class LearnedPruner(nn.Module, ABC):
             images.mask,
             images.budgets(keep_ratio),
             select,
-            similarity=None if x.similarity is None else images.pairs(x.similarity),
+            features=None if x.features is None else images.split(x.features),
             tau=how.tau,
             noise=noise,
             quality=how.quality_at(keep_ratio),
@@ -212,7 +184,10 @@ class LearnedPruner(nn.Module, ABC):
         if c["code_width"]:
             parts["autoencoder"] = cost.autoencoder_flops(c["token_width"], c["hidden"], c["code_width"], tokens)
         if self.serving.select == "dpp":
-            parts["dpp"] = cost.dpp_flops(tokens, c["token_width"], kept)
+            width = c["code_width"] or c["token_width"]
+            parts["dpp"] = cost.greedy_flops(
+                tokens, width if self.serving.kernel == "codes" else c["token_width"], kept
+            )
         return parts
 
     @abstractmethod
@@ -383,7 +358,8 @@ def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint"
     kind = about.get("pruner")
     if kind not in kinds:
         raise UserError(f"{source} names the pruner {kind!r}, which is not one of {', '.join(kinds)}.")
+    settings = {key: value for key, value in about.items() if key != "pruner"}
     try:
-        return kinds[kind](**{key: value for key, value in about.items() if key != "pruner"})
+        return kinds[kind](**{"kernel": "tokens", **settings})  # 0.1 knew no other kernel and did not say so
     except (TypeError, ValueError) as error:
         raise UserError(f"{source} is damaged ({error}): copy it again or train anew.") from error

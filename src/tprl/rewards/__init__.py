@@ -12,7 +12,10 @@ from tprl.types import Outcome
 
 @runtime_checkable
 class Term(Protocol):
-    """One term of a reward. `needs` names the fields of Outcome that it reads: "score", "log_prob"."""
+    """One term of a reward. `needs` names the fields of Outcome that it reads: "score", "log_prob".
+
+    A term that charges for tokens says so by an attribute `limits_tokens`; without one, a free budget keeps everything.
+    """
 
     name: str
     weight: float
@@ -34,6 +37,7 @@ class WeightedReward:
             raise UserError(f"reward terms {names}: name at least one, each once.")
         self.terms = tuple(terms)
         self.needs = frozenset().union(*(term.needs for term in terms))
+        self.limits_tokens = any(getattr(term, "limits_tokens", False) and term.weight > 0 for term in terms)
 
     def __call__(self, outcome: Outcome) -> dict[str, Float[Tensor, "T B"]]:
         return {term.name: term.weight * term(outcome) for term in self.terms}

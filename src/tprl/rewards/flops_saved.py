@@ -17,6 +17,7 @@ class FlopsSaved:
 
     name = "flops_saved"
     needs = frozenset({"flops"})
+    limits_tokens = True
 
     def __init__(self, weight: float = 0.1) -> None:
         self.weight = weight

@@ -14,6 +14,7 @@ class TokensSaved:
 
     name = "tokens_saved"
     needs: frozenset[str] = frozenset()
+    limits_tokens = True
 
     def __init__(self, weight: float = 0.1) -> None:
         self.weight = weight

@@ -25,8 +25,8 @@ def measure(
 ) -> Outcome:
     """The fields `needs` of an Outcome. Episode i is about question `rows[i]`; its state 0 has all tokens."""
     needs, found = set(needs), dict[str, Tensor]()
-    kept = torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.action)])
-    steps, keep = len(rollout.action), rollout.action.flatten(0, 1)
+    kept = torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.keep)])
+    steps, keep = len(rollout.action), rollout.keep.flatten(0, 1)
     asked, states = [*rows] * steps, (steps, len(rows))
     if needs & LABELS:
         full, scored = scorer.full(samples, encoded), scorer.selections(samples, encoded, asked, keep)
@@ -46,7 +46,7 @@ def flops_of_states(
     scorer: Scorer, pruner: LearnedPruner, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout
 ) -> Float[Tensor, "T1 B"]:
     """FLOPs of each question in every state, the selector included once it has acted."""
-    states = [TokenSelection(action).per_image(encoded) for action in rollout.action]
+    states = [TokenSelection(action).per_image(encoded) for action in rollout.keep]
     costs = [
         [question_flops(scorer, encoded, i, one, pruner, kept[i]) for i, one in enumerate(samples)] for kept in states
     ]

@@ -28,7 +28,7 @@ def ppo_loss(
     entropy: Float[Tensor, "B A"],
     new_value: Float[Tensor, " B"] | None,
     target: Float[Tensor, " B"] | None,
-    alive: Bool[Tensor, "B V"],
+    decisions: Bool[Tensor, "B V"],
     *,
     clip: float = 0.2,
     value_coef: float = 0.5,
@@ -37,9 +37,9 @@ def ppo_loss(
 ) -> PPOLoss:
     """Clipped surrogate (Schulman et al. 2017, equation 7) + value_coef * MSE - entropy_coef * entropy.
 
-    Every term is a mean over a sample's alive tokens, then over the samples: coefficients and the KL target do not
-    depend on the number of tokens, a sample counts the same alone, padded or in any batch, and losses of equal
-    minibatches average to the loss of the whole. Samples with nothing alive count nowhere.
+    Every term is a mean over a sample's decisions, then over the samples: coefficients, clip range and the KL target do
+    not depend on the number of tokens, a sample counts the same alone, padded or in any batch, and losses of equal
+    minibatches average to the loss of the whole. Samples without a decision count nowhere.
 
     Args:
         new_log_prob: with grad; A = V per-token (0 where not alive), or A = 1 for a set.
@@ -48,10 +48,12 @@ def ppo_loss(
         entropy: of the same shape as the log-probabilities.
         new_value: critic's output; None (GRPO) drops the value term.
         target: value target.
-        alive: tokens that could be kept at this step.
+        decisions: entries of A = V that are decisions: all tokens that could be kept, or the tokens drawn one after the
+            other. A set (A = 1) counts where there is any.
         clip: half-width of the clip range of the ratio.
         ratio: "token": one ratio per decision. "joint": one per sample, exp of the sum of the decisions' log-ratios
-            divided by their number. A set (A = 1) is one decision: both are the same, and nothing is divided.
+            divided by their number (Zheng et al. 2025, GSPO, equation 7). A set (A = 1) is one decision: both are the
+            same, and nothing is divided.
 
     Returns:
         `kl` is Schulman's estimator mean((r - 1) - log r), never negative. Log-ratios are clamped to
@@ -65,23 +67,23 @@ def ppo_loss(
         raise ValueError("give both new_value and target, or neither.")
     if ratio not in ("token", "joint") or (ratio == "joint" and advantage.ndim == 2):
         raise ValueError(f"ratio={ratio} is unknown, or joint with per-token advantages.")
-    mask = alive if new_log_prob.shape[1] == alive.shape[1] else alive.any(1, keepdim=True)
+    mask = decisions if new_log_prob.shape[1] == decisions.shape[1] else decisions.any(1, keepdim=True)
     difference = new_log_prob - old_log_prob.detach()
-    decisions = mask
+    counted = mask
     if ratio == "joint":
-        difference, decisions = _per_sample(difference, mask).unsqueeze(1), mask.any(1, keepdim=True)
-    log_ratio = difference.masked_fill(~decisions, 0.0).clamp(-LOG_RATIO_RANGE, LOG_RATIO_RANGE)
+        difference, counted = _per_sample(difference, mask).unsqueeze(1), mask.any(1, keepdim=True)
+    log_ratio = difference.masked_fill(~counted, 0.0).clamp(-LOG_RATIO_RANGE, LOG_RATIO_RANGE)
     r = log_ratio.exp()
     weight = (advantage.unsqueeze(1) if advantage.ndim == 1 else advantage).detach()
-    policy = -_mean(torch.minimum(r * weight, r.clamp(1 - clip, 1 + clip) * weight), decisions)
+    policy = -_mean(torch.minimum(r * weight, r.clamp(1 - clip, 1 + clip) * weight), counted)
     value = policy.new_zeros(())
     if new_value is not None and target is not None:
         value = _mean((new_value - target.detach()).square().unsqueeze(1), mask.any(1, keepdim=True))
     spread = _mean(entropy, mask)
     with torch.no_grad():
-        kl = _mean(r - 1 - log_ratio, decisions)
-        clipped = _mean(((r - 1).abs() > clip).float(), decisions)
-        largest = r.masked_fill(~decisions, 0.0).max()
+        kl = _mean(r - 1 - log_ratio, counted)
+        clipped = _mean(((r - 1).abs() > clip).float(), counted)
+        largest = r.masked_fill(~counted, 0.0).max()
     return PPOLoss(policy + value_coef * value - entropy_coef * spread, policy, value, spread, kl, clipped, largest)
 
 

@@ -13,12 +13,17 @@ from tprl.policy.networks import PolicyInput, PolicyNet
 
 
 class Rollout(NamedTuple):
-    """What PPO stores of a batch of episodes. A: V for per-token rules, 1 for exact-k ones."""
+    """What PPO stores of a batch of episodes. A: V for decisions token by token, 1 for sets."""
 
     alive: Bool[Tensor, "T B V"]  # before the step
-    action: Bool[Tensor, "T B V"]  # after it: the mask that was executed
+    action: Shaped[Tensor, "T B V"]  # positive where a token was kept; its place in the order, where there is one
     log_prob: Float[Tensor, "T B A"]
     value: Float[Tensor, "T B"]
+
+    @property
+    def keep(self) -> Bool[Tensor, "T B V"]:
+        """After each step: the mask that was executed."""
+        return self.action > 0
 
     def rows(self, index: Tensor | slice) -> "Rollout":
         """The episodes at `index`, in its order."""
@@ -81,7 +86,7 @@ def collect(
     for t in range(steps):
         action, log_prob, _, value = _step(policy, x, rule, alive, t, steps, keep_ratio, group, noise=noise[t])
         parts.append((alive, action, log_prob, value))
-        alive = action
+        alive = action > 0
     policy.train(training)
     return Rollout(*(torch.stack(part) for part in zip(*parts, strict=True)))
 
@@ -135,12 +140,12 @@ def _step(
         rule,
         t,
         k=step_budgets(keep_ratio[images.sample.cpu()], images.mask, steps, t) if rule.exact else None,
-        similarity=None if x.similarity is None else images.pairs(x.similarity),
-        action=None if action is None else _split(images, action.unflatten(0, (-1, shared))) & images.mask.unsqueeze(1),
+        features=None if x.features is None else images.split(x.features),
+        action=None if action is None else _split(images, action.unflatten(0, (-1, shared))) * images.mask.unsqueeze(1),
         noise=None if noise is None else _split_noise(images, noise.unflatten(0, (-1, shared)), rule, alive.shape[1]),
     )
     action = _join(images, action, alive)
-    if rule.exact:
+    if rule.per_set:
         log_prob, entropy = _over_images(images, log_prob, entropy, len(alive))
     else:
         log_prob, entropy = _join(images, log_prob, alive), _join(images, entropy, alive)

@@ -19,6 +19,7 @@ from tprl.finite import check_finite
 from tprl.pruners.adaptive import choose
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.tprl import TPRL
+from tprl.scoring import LIKELIHOOD, Scorer
 from tprl.splice import splice
 from tprl.types import LVLM, Dataset, TokenSelection
 
@@ -86,12 +87,13 @@ class Adapt(pl.LightningModule):
     @torch.no_grad()
     def _score(self) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N K"]]:
         """What the head will read of each training question, and what it is to forecast."""
+        scorer = Scorer(self.lvlm, self.dataset, LIKELIHOOD)
         gists, chances = [], []
         for samples in batches(self.dataset, self.hparams["questions"], 100):
             encoded = self.lvlm.encode(samples, self.pruner.extras)
             x = self.pruner.observe(encoded)
             logits, gist = self.pruner.survey(x)
-            answers = [sample.answers[0] for sample in samples]
+            answers = scorer.targets(samples, encoded)
             scores = []
             for ratio in self.pruner.config["budgets"]:
                 keep = self.pruner.serve(x, logits, ratio, encoded.uids)

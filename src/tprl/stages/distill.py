@@ -24,6 +24,7 @@ from tprl.evaluation.served import ServedScore, merit
 from tprl.finite import check_finite
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rl.rollout import step_budgets
+from tprl.scoring import LIKELIHOOD, Scorer
 from tprl.types import LVLM, Dataset, Encoded, GatedLVLM, Sample
 
 BISECTIONS = 40
@@ -78,6 +79,7 @@ class Distill(pl.LightningModule):
             )
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.lvlm: GatedLVLM = lvlm
+        self.scorer = Scorer(lvlm, dataset, LIKELIHOOD)
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
         self.epochs, self.clip, self.iteration = 1, grad_clip, 0
         self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
@@ -121,7 +123,7 @@ class Distill(pl.LightningModule):
         u = uniforms([f"{self.iteration}/{s.uid}" for s in samples], h["seed"], x.mask.shape[1]).to(logits.device)
         noisy = logits + h["noise"] * torch.logit(u, eps=1e-6)
         gate = images.join(soft_top_k(images.split(noisy), images.mask, k, temperature), x.mask)
-        log_prob = self._log_prob(encoded, gate, [sample.answers[0] for sample in samples])
+        log_prob = self._log_prob(encoded, gate, self.scorer.targets(samples, encoded))
         check_finite({"distill/loss": -log_prob}, encoded.uids, f"iteration {self.iteration}")
         loss = -log_prob.mean()
         # How far the gates are from a decision: 0 when all are 0 or 1.

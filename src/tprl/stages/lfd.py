@@ -1,10 +1,11 @@
 """Stage `lfd`: learning from demonstrations. The policy imitates a heuristic, decision by decision."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -16,16 +17,28 @@ from torch.utils.data import DataLoader, IterableDataset
 from tprl import ranks
 from tprl.data.demonstrations import Demonstrations, StoredDemonstrations, demonstrate
 from tprl.data.store import Cache
+from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore
 from tprl.finite import check_finite
+from tprl.policy import sequential
+from tprl.policy.dpp import unit_features
 from tprl.pruners.learned import LearnedPruner
 from tprl.types import LVLM, Dataset, Pruner
 
+log = logging.getLogger(__name__)
+LEARNT = 0.02  # share of the constant's loss that must be gone
+
 
 class LfD(pl.LightningModule):
-    """Binary cross-entropy on the demonstrator's keep / prune decisions, a mean over the tokens alive (TPRL, stage 2).
+    """Imitation of a demonstrator's kept sets (TPRL, stage 2).
 
-    The checkpoint kept is that of the epoch with the best served score on validation.
+    Two losses. "set": minus the log-likelihood of the demonstrator's set under the sequential policy, per kept token
+    (`policy.sequential.log_stay`). It can teach what only makes sense for a set, such as diversity. "token": binary
+    cross-entropy on each token's keep / prune decision, a mean over the tokens alive, as in the paper. It teaches only
+    demonstrators that judge token by token.
+
+    Both are logged beside the loss of the same policy with constant logits: a stage that does not get below it has
+    learnt nothing, and says so. The checkpoint kept is that of the epoch with the best served score on validation.
 
     Args:
         pruner: the learner.
@@ -36,10 +49,14 @@ class LfD(pl.LightningModule):
         keep_ratio: final kept fraction, or several (each question gets one).
         steps: T pruning steps per demonstration.
         progressive: kept shares of what is alive, instead of keep_ratio and steps (reference: 0.8, 0.6, 0.4).
+        loss: "set", "token", or None: "set" where the pruner serves by dpp, which is what the set loss trains.
         epochs, batch_size, lr, clip: AdamW; reference: 5, 128, 5e-5, 1.0.
         seed: order and draws.
         cache: keeps the demonstrations for other runs; None: in a temporary folder.
         log_as: what the names of its metrics begin with.
+
+    Raises:
+        UserError: an unknown loss, or the set loss for a pruner that does not serve by dpp from its codes.
     """
 
     def __init__(
@@ -53,6 +70,7 @@ class LfD(pl.LightningModule):
         keep_ratio: float | Sequence[float] = (0.3333, 0.2222, 0.1111),
         steps: int = 1,
         progressive: Sequence[float] | None = None,
+        loss: str | None = None,
         epochs: int = 5,
         batch_size: int = 128,
         lr: float = 5e-5,
@@ -65,6 +83,8 @@ class LfD(pl.LightningModule):
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "demonstrator", "served", "cache"])
         self.pruner, self.lvlm, self.dataset, self.cache = pruner, lvlm, dataset, cache
         self.demonstrator, self.served, self.epochs, self.clip = demonstrator, served, epochs, clip
+        self.loss = _loss(loss, pruner)
+        self.progress: list[tuple[float, float]] = []  # (loss, loss of a constant) of each step of this epoch
         self.demonstrations: StoredDemonstrations | None = None
         self.best, self.best_state, self.samples_seen = -1.0, copy.deepcopy(pruner.state_dict()), 0
         self.curve: list[tuple[float, float]] = []
@@ -119,12 +139,16 @@ class LfD(pl.LightningModule):
         assert self.demonstrations is not None
         total, name = len(self.demonstrations), self.hparams["log_as"]
         size = min(self.hparams["batch_size"], total - self.samples_seen % total)  # of all ranks
-        loss, agreement = (mean * ranks.weight(size) for mean in imitation_loss(self.pruner, batch))
+        noise = torch.Generator().manual_seed(self.hparams["seed"] * 1_000_003 + self.samples_seen)
+        imitation = self.loss(self.pruner, batch, noise)
+        loss, constant, agreement = (mean * ranks.weight(size) for mean in imitation)
         seen = f"{self.samples_seen} to {self.samples_seen + size - 1} in this run's order"
         check_finite({f"{name}/loss": loss}, [seen], f"epoch {self._done()[0]}")
         self.samples_seen += size
-        self.log_dict({f"{name}/loss": loss, f"{name}/agreement": agreement}, batch_size=size, sync_dist=True)
+        metrics = {f"{name}/loss": loss, f"{name}/constant": constant, f"{name}/agreement": agreement}
+        self.log_dict(metrics, batch_size=size, sync_dist=True)
         self.log("samples_seen", float(self.samples_seen))
+        self.progress.append((float(loss.detach()), float(constant)))
         return loss
 
     def on_train_start(self) -> None:
@@ -134,6 +158,17 @@ class LfD(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._validate()
+        loss, constant = torch.tensor(self.progress).mean(0).tolist() if self.progress else (0.0, 1.0)
+        self.progress = []
+        if self._done()[0] >= self.epochs and loss > (1 - LEARNT) * constant:
+            log.warning(
+                "%s: the policy has learnt nothing from %s: its loss %.3f is not below %.3f, that of constant logits. "
+                "Use another demonstrator (pruner=...), stage.lfd.loss=set, or more demonstrations.",
+                self.hparams["log_as"],
+                self.demonstrator.name,
+                loss,
+                constant,
+            )
 
     def _validate(self) -> None:
         score = self.served(self.pruner)
@@ -156,18 +191,76 @@ class LfD(pl.LightningModule):
             setattr(self, name, value)
 
 
-def imitation_loss(pruner: LearnedPruner, batch: Demonstrations) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """(cross-entropy, share of equal decisions), means over alive tokens, then samples, then steps."""
+class Imitation(NamedTuple):
+    """Means over tokens, samples and steps; only `loss` carries a gradient."""
+
+    loss: Float[Tensor, ""]
+    constant: Float[Tensor, ""]  # the same loss of logits that are the same for every token
+    agreement: Float[Tensor, ""]  # what the policy would keep, against the demonstrator
+
+
+def token_loss(pruner: LearnedPruner, batch: Demonstrations, noise: torch.Generator) -> Imitation:
+    """Cross-entropy per token and the share of equal decisions; the constant knows the keep ratio of each step.
+
+    `noise` is not used: the argument makes the two losses interchangeable.
+    """
     x = batch.x._replace(codes=batch.x.codes.float(), query=batch.x.query.float())
-    alive, losses, equal = x.mask, [], []
+    alive, parts = x.mask, []
     for t, keep in enumerate(batch.keep):
         logits = pruner.net(x, alive, t, batch.keep_ratio)[0]
         count = alive.sum(1).clamp(min=1)
         error = F.binary_cross_entropy_with_logits(logits, keep.float(), reduction="none")
-        losses.append(((error * alive).sum(1) / count).mean())
-        equal.append(((((logits > 0) == keep) & alive).sum(1) / count).mean())
+        equal = ((logits > 0) == keep) & alive
+        share = keep.sum(1) / count
+        constant = torch.special.entr(share) + torch.special.entr(1 - share)
+        parts.append(Imitation(((error * alive).sum(1) / count).mean(), constant.mean(), (equal.sum(1) / count).mean()))
         alive = keep
-    return torch.stack(losses).mean(), torch.stack(equal).mean().detach()
+    return _mean(parts)
+
+
+def set_loss(pruner: LearnedPruner, batch: Demonstrations, noise: torch.Generator) -> Imitation:
+    """Minus the log-likelihood of the demonstrator's sets, per kept token; its lower bound, see `log_stay`.
+
+    The constant is the policy that is diverse and nothing else. Agreement is the share of the demonstrator's tokens
+    that greedy MAP keeps, which is how the policy is served.
+    """
+    x = batch.x._replace(codes=batch.x.codes.float(), query=batch.x.query.float())
+    features, alive, parts = unit_features(x.codes, x.mask), x.mask, []
+    uniform = torch.rand(len(x.mask), 1, x.mask.shape[1], generator=noise).to(x.mask.device)
+    for t, keep in enumerate(batch.keep):
+        scores = pruner.serving.quality * pruner.net(x, alive, t, batch.keep_ratio)[0]
+        count = keep.sum(1).clamp(min=1)
+        stay = sequential.log_stay(scores, features, alive, keep, 1.0, uniform)
+        with torch.no_grad():
+            blind = sequential.log_stay(torch.zeros_like(scores), features, alive, keep, 1.0, uniform)
+            same = sequential.greedy(scores, features, alive, keep.sum(1)) & keep
+        loss, constant = (-(part.sum((1, 2)) / count).mean() for part in (stay, blind))
+        parts.append(Imitation(loss, constant, (same.sum(1) / count).mean()))
+        alive = keep
+    return _mean(parts)
+
+
+def _mean(parts: Sequence[Imitation]) -> Imitation:
+    """Over the pruning steps."""
+    loss, constant, agreement = (torch.stack(values).mean() for values in zip(*parts, strict=True))
+    return Imitation(loss, constant.detach(), agreement.detach())
+
+
+def _loss(name: str | None, pruner: LearnedPruner) -> Callable[..., Imitation]:
+    """The loss that a stage was asked for.
+
+    Raises:
+        UserError: unknown, or not of what the pruner serves.
+    """
+    dpp = pruner.serving.select == "dpp"
+    if name not in (None, "set", "token"):
+        raise UserError(f"stage.loss must be set or token, got {name}.")
+    if name == "set" and not (dpp and pruner.serving.kernel == "codes"):
+        raise UserError(
+            "stage.loss=set trains what policy.select=dpp serves with policy.kernel=codes; "
+            f"this policy has select={pruner.serving.select}, kernel={pruner.serving.kernel}: use stage.loss=token."
+        )
+    return set_loss if name == "set" or (name is None and dpp) else token_loss
 
 
 class _Epochs(IterableDataset[Demonstrations]):

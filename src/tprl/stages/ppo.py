@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
-import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -22,20 +21,22 @@ from tprl.data.store import Cache
 from tprl.errors import UserError
 from tprl.evaluation.served import ServedScore, merit
 from tprl.finite import check_finite
-from tprl.policy.action import ActionRule, noise_width
+from tprl.policy.action import ActionRule, action_kind, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
 from tprl.progress import Stopwatch
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rewards import WeightedReward
+from tprl.rl import credit
 from tprl.rl.gae import gae, group_advantage, leave_one_out
-from tprl.rl.measure import flops_of_states, measure
-from tprl.rl.ppo import PPOLoss, explained_variance, normalise, ppo_loss
+from tprl.rl.measure import measure
+from tprl.rl.ppo import PPOLoss, normalise, ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions
 from tprl.scoring import Scorer
-from tprl.types import LVLM, Dataset, Encoded, Outcome, Sample
+from tprl.stages.rollout_log import RolloutLog
+from tprl.types import LVLM, Dataset, Encoded, Sample
 
 
-class PPO(pl.LightningModule):
+class PPO(RolloutLog):
     """Proximal policy optimisation of a pruner (TPRL, stage 3; Schulman et al. 2017; GRPO: Shao et al. 2024).
 
     Args:
@@ -49,14 +50,20 @@ class PPO(pl.LightningModule):
         keep_ratio: final kept fraction, or several (each question draws one). Read by budgets "exact_k", "lagrange".
         steps: T pruning steps per episode.
         budget: "free" (Bernoulli; the reward alone limits the tokens), "lagrange" (Bernoulli; a multiplier holds the
-            mean kept fraction at keep_ratio), "exact_k" (sets of exactly `budget()` tokens; a k-DPP where the pruner
-            serves by dpp, conditional Bernoulli otherwise).
+            mean kept fraction at keep_ratio), "exact_k" (sets of exactly `budget()` tokens).
+        law: how exact_k draws where the pruner serves by dpp: "sequential" (token by token in proportion to the gains
+            that greedy MAP compares, see `policy.sequential`) or "kdpp" (one decision per set, cost V^3). A pruner that
+            serves by anything else draws from a conditional Bernoulli.
         advantage: "gae" (critic), "grpo" (group mean and spread, no critic), or "rloo" (leave-one-out baseline).
-        temperature: (first, last) of the sampling distribution; annealed linearly towards what is served.
+        credit_blocks: read the best episode of each question that many more times, each time without one block of its
+            tokens, and share its advantage out among them (`rl.credit`); 0: every token of a set has the same
+            advantage. Law "sequential" and one pruning step only; None: 4 there, 0 elsewhere.
+        temperature: (first, last) of the sampling distribution, annealed linearly; only under law "sequential" does it
+            approach what is served as it falls.
         discount: lambda_disc of Bernoulli sampling.
         lr_actor, lr_critic: Adam (eps 1e-5), annealed linearly to 0 if `anneal`.
         minibatch (episodes), update_epochs, gamma, lam, clip, ratio, value_coef, entropy_coef, grad_clip: as in PPO.
-        kl_stop: the update ends when the mean KL estimate exceeds it.
+        kl_stop: no further step is taken once a minibatch's KL estimate, a mean over decisions, exceeds it.
         lr_lagrange, lagrange_gain: step size of the multiplier, and how far it leads by the present excess.
         validate_every: iterations between served scores.
         seed: prompts and sampling; every draw depends on (seed, iteration, uid, episode) only.
@@ -76,7 +83,9 @@ class PPO(pl.LightningModule):
         keep_ratio: float | Sequence[float] = 1 / 3,
         steps: int = 3,
         budget: str = "exact_k",
+        law: str = "sequential",
         advantage: str = "gae",
+        credit_blocks: int | None = None,
         temperature: Sequence[float] = (1.0, 1.0),
         discount: float = 0.5,
         lr_actor: float = 1e-5,
@@ -112,8 +121,19 @@ class PPO(pl.LightningModule):
             raise UserError(
                 f"stage.advantage={advantage} compares episodes of one question: set stage.group above {group}."
             )
-        dpp = budget == "exact_k" and pruner.serving.select == "dpp"
-        self.kind = "dpp" if dpp else "subset" if budget == "exact_k" else "bernoulli"
+        self.kind = action_kind(budget, law, pruner.serving.select)
+        if budget == "free" and not reward.limits_tokens:
+            raise UserError(
+                "stage.budget=free keeps every token unless the reward charges for them: use reward=score_change, "
+                "reward=flops_saved, or stage.budget=exact_k."
+            )
+        draws = self.kind == "sequential" and steps == 1 and ratio == "token"
+        if credit_blocks and not draws:
+            raise UserError(
+                f"stage.credit_blocks={credit_blocks} needs stage.law=sequential, stage.steps=1, stage.ratio=token "
+                f"and a policy served by dpp; got {self.kind}, {steps} and {ratio}. Use stage.credit_blocks=0."
+            )
+        self.credit_blocks = (4 if draws and group > 1 else 0) if credit_blocks is None else credit_blocks
         self.epochs, self.scorer = 1, Scorer(lvlm, dataset, reward.needs)
         self.iteration, self.lagrange, self.samples_seen = 0, 0.0, 0
         self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
@@ -136,7 +156,7 @@ class PPO(pl.LightningModule):
         self.pruner.train_only("net.", without=() if h["advantage"] == "gae" else "net.value_head")
         if self.cache is not None:  # by all that decides which prompts are scored together: rounding depends on it
             drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": ranks.count()}
-            self.scorer.remember(self.cache.folder("scores", needs=sorted(self.reward.needs), **drawn))
+            self.scorer.remember(self.cache.folder("scores", needs=sorted(self.reward.needs), targets="own", **drawn))
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
@@ -180,9 +200,12 @@ class PPO(pl.LightningModule):
         measured = {f"reward/{name}": value for name, value in terms.items()} | {"ppo/value": rollout.value}
         check_finite(measured, outcome.uids, f"iteration {self.iteration}", axis=1)
         reward = torch.stack(list(terms.values())).sum(0)
-        kept = rollout.action[-1].sum(1) / rollout.alive[0].sum(1)
+        kept = rollout.keep[-1].sum(1) / rollout.alive[0].sum(1)
         reward[-1] -= self._budget_penalty(kept, keep_ratio)
         advantage, target = self._advantage(reward, rollout)
+        if self.credit_blocks:
+            advantage = self._credit(advantage, reward, samples, encoded, rollout)
+            watch.lap("credit")
         losses, epochs = self._update(x, rule, rollout, keep_ratio, advantage, target, outcome.uids)
         watch.lap("update")
         self._log_speed(watch, self.scorer.evaluations - before)
@@ -228,6 +251,29 @@ class PPO(pl.LightningModule):
         advantage, target = gae(reward, rollout.value, self.hparams["gamma"], self.hparams["lam"])
         return _normalise(advantage), target
 
+    def _credit(
+        self,
+        advantage: Float[Tensor, "1 B"],
+        reward: Float[Tensor, "1 B"],
+        samples: Sequence[Sample],
+        encoded: Encoded,
+        rollout: Rollout,
+    ) -> Float[Tensor, "1 B V"]:
+        """The advantage of every draw: that of its episode, shared out in the best episode of each question."""
+        count = self.credit_blocks
+        best = credit.best_episodes(reward[0], self.hparams["group"])
+        block = credit.blocks_of(rollout.action[0, best], count)
+        less = rollout.rows(best.repeat_interleave(count))
+        less = less._replace(action=credit.without_blocks(block, count, encoded.image_of).unsqueeze(0))
+        rows = [i for i in range(len(samples)) for _ in range(count)]
+        outcome = measure(self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, less)
+        terms = self.reward(outcome)
+        check_finite(terms, outcome.uids, f"credit of iteration {self.iteration}", axis=1)
+        without = torch.stack(list(terms.values())).sum((0, 1)).unflatten(0, (-1, count))
+        each = advantage[0].unsqueeze(1).repeat(1, rollout.alive.shape[2])
+        each[best] = credit.shared_out(advantage[0, best], reward[0, best].unsqueeze(1) - without, block)
+        return each.unsqueeze(0)
+
     def _update(
         self,
         x: PolicyInput,
@@ -244,34 +290,48 @@ class PPO(pl.LightningModule):
         Returns the losses of the minibatches, over all ranks, and the number of epochs.
         """
         h = self.hparams
-        group, batch = h["group"], max(1, h["minibatch"] // h["group"])
+        batch = max(1, h["minibatch"] // h["group"])
         order = torch.Generator().manual_seed(h["seed"] * 1_000_003 + self.iteration)
-        optimiser = self.optimizers()
-        assert not isinstance(optimiser, list)
-        for param_group, rate in zip(optimiser.param_groups, (h["lr_actor"], h["lr_critic"]), strict=True):
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        for param_group, rate in zip(optimizer.param_groups, (h["lr_actor"], h["lr_critic"]), strict=True):
             param_group["lr"] = rate * (1 - self.iteration / h["iterations"] if h["anneal"] else 1)
         losses: list[PPOLoss] = []
         for epoch in range(1, h["update_epochs"] + 1):
-            fresh: list[PPOLoss] = []
             for part in torch.randperm(len(x.mask) * ranks.count(), generator=order).split(batch):
-                mine, weight = _own(part)
-                i = (mine.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
-                part_target = None if target is None else target[:, i]
-                asked = x.rows(mine.to(keep_ratio.device))
-                loss = self._loss(asked, rule, rollout.rows(i), keep_ratio[i], advantage[:, i], part_target)
-                largest = loss.ratio_max * (weight > 0)
-                loss = PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
-                optimiser.zero_grad()
+                loss, asked = self._minibatch(part, x, rule, rollout, keep_ratio, advantage, target, uids)
+                losses.append(_over_ranks(loss))
+                # Before the step, and on the KL of all ranks, so that all of them stop alike.
+                if len(losses) > 1 and float(losses[-1].kl) > h["kl_stop"]:
+                    return losses, epoch
+                optimizer.zero_grad()
                 self.manual_backward(loss.total)
                 norm = nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
-                self._check(loss, norm, [uids[int(question) * int(group)] for question in mine])
-                optimiser.step()
-                fresh.append(loss)
-            fresh = _over_ranks(fresh)  # so that all of them stop alike
-            losses += fresh
-            if float(torch.stack([loss.kl for loss in fresh]).mean()) > h["kl_stop"]:
-                return losses, epoch
+                self._check(loss, norm, asked)
+                optimizer.step()
         return losses, h["update_epochs"]
+
+    def _minibatch(
+        self,
+        part: Int[Tensor, " M"],
+        x: PolicyInput,
+        rule: ActionRule,
+        rollout: Rollout,
+        keep_ratio: Tensor,
+        advantage: Tensor,
+        target: Tensor | None,
+        uids: Sequence[str],
+    ) -> tuple[PPOLoss, list[str]]:
+        """This rank's share of a minibatch of prompts: its loss, weighted by the share, and its questions."""
+        group = self.hparams["group"]
+        prompts, weight = ranks.own(part)
+        i = (prompts.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
+        part_target = None if target is None else target[:, i]
+        questions = x.rows(prompts.to(keep_ratio.device))
+        loss = self._loss(questions, rule, rollout.rows(i), keep_ratio[i], advantage[:, i], part_target)
+        largest = loss.ratio_max * (weight > 0)
+        loss = PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
+        return loss, [uids[int(question) * group] for question in prompts]
 
     def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
         """Stop before a step that is not finite; `uids` are this rank's."""
@@ -299,7 +359,7 @@ class PPO(pl.LightningModule):
                     entropy,
                     None if target is None else value,
                     None if target is None else target[t],
-                    rollout.alive[t],
+                    rollout.keep[t] if rule.kind == "sequential" else rollout.alive[t],
                     clip=h["clip"],
                     value_coef=h["value_coef"],
                     entropy_coef=h["entropy_coef"],
@@ -316,51 +376,6 @@ class PPO(pl.LightningModule):
         self.curves["served"].append((float(self.samples_seen), self.score["accuracy"]))
         if merit(self.score) > self.best:
             self.best, self.best_state = merit(self.score), copy.deepcopy(self.pruner.state_dict())
-
-    def _log(
-        self,
-        losses: Sequence[PPOLoss],
-        terms: dict[str, Tensor],
-        reward: Tensor,
-        outcome: Outcome,
-        kept: Tensor,
-        rollout: Rollout,
-        target: Tensor | None,
-        epochs: int,
-    ) -> None:
-        for name, values in zip(PPOLoss._fields, zip(*losses, strict=True), strict=True):
-            self.log(f"ppo/{name}", torch.stack(values).detach().mean())
-        self.log_dict({f"reward/{name}": value.sum(0).mean() for name, value in terms.items()}, sync_dist=True)
-        self.log_dict({"reward/return": reward.sum(0).mean(), "ppo/keep_ratio": kept.mean()}, sync_dist=True)
-        self.log("ppo/update_epochs", float(epochs))
-        if outcome.log_prob is not None:
-            self.log("ppo/sampled_log_prob", outcome.log_prob[-1].mean(), sync_dist=True)
-        if outcome.score is not None:
-            sampled = ranks.stacked(outcome.score[-1].mean()).mean()
-            self.curves["sampled"].append((float(self.samples_seen), float(sampled)))
-            self.log("ppo/sampled", sampled, prog_bar=True)
-        if target is not None:
-            value, aim = ranks.stacked(rollout.value).flatten(), ranks.stacked(target).flatten()
-            self.log("ppo/explained_variance", explained_variance(value, aim))
-        if self.hparams["budget"] == "lagrange":
-            self.log("ppo/lagrange", self.lagrange)
-        self.log("samples_seen", float(self.samples_seen))
-
-    def _log_flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> None:
-        """FLOPs of the first episode of each question, relative to all tokens; where the model has a cost model and the
-        questions have answers, whose length counts."""
-        answered = ranks.stacked(torch.tensor(float(all(sample.answers for sample in samples))))
-        if hasattr(self.lvlm, "shape") and bool(answered.all()):  # all ranks alike
-            rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
-            flops = flops_of_states(self.scorer, self.pruner, samples, encoded, rollout.rows(rows))
-            first, *_, last = ranks.stacked(flops.sum(1)).sum(0)
-            self.log("ppo/flops_ratio", last / first)
-
-    def _log_speed(self, watch: Stopwatch, evaluations: int) -> None:
-        """Seconds of this rank's phases; evaluations of all ranks."""
-        self.log_dict({f"time/{phase}": seconds for phase, seconds in watch.seconds.items()})
-        rate = evaluations / sum(watch.seconds.values())
-        self.log("ppo/evaluations_per_second", float(ranks.stacked(torch.tensor(rate)).sum()))
 
     def on_fit_end(self) -> None:
         self.pruner.load_state_dict(self.best_state)
@@ -379,16 +394,7 @@ def _normalise(advantage: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     return normalise(ranks.stacked(advantage))[ranks.rank()]
 
 
-def _own(part: Int[Tensor, " M"]) -> tuple[Int[Tensor, " m"], float]:
-    """(where this rank has the prompts of a minibatch, the weight of their mean); of a part that is all others', the
-    first prompt without weight (see `ranks.share`)."""
-    mine = part[part % ranks.count() == ranks.rank()] // ranks.count()
-    weight = len(mine) * ranks.count() / len(part)
-    return (mine if len(mine) else torch.zeros(1, dtype=torch.long)), weight
-
-
-def _over_ranks(losses: Sequence[PPOLoss]) -> list[PPOLoss]:
-    """What is logged of each minibatch: means over ranks, and the largest of the largest ratios."""
-    found = ranks.stacked(torch.stack([torch.stack(loss).detach() for loss in losses]))
-    means, largest = found.mean(0), found[..., -1].amax(0)
-    return [PPOLoss(*row)._replace(ratio_max=most) for row, most in zip(means, largest, strict=True)]
+def _over_ranks(loss: PPOLoss) -> PPOLoss:
+    """What is logged of a minibatch: means over ranks, and the largest of the largest ratios."""
+    values = ranks.stacked(torch.stack(loss).detach())
+    return PPOLoss(*values.mean(0))._replace(ratio_max=values[:, -1].amax())

@@ -1,0 +1,72 @@
+"""What stage `ppo` logs of an iteration; docs/metrics.md says what the names mean."""
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from tprl import ranks
+from tprl.progress import Stopwatch
+from tprl.pruners.learned import LearnedPruner
+from tprl.rl.measure import flops_of_states
+from tprl.rl.ppo import PPOLoss, explained_variance
+from tprl.rl.rollout import Rollout
+from tprl.scoring import Scorer
+from tprl.types import LVLM, Encoded, Outcome, Sample
+
+
+class RolloutLog(pl.LightningModule):
+    """The logging of a stage that learns from episodes."""
+
+    lvlm: LVLM
+    pruner: LearnedPruner
+    scorer: Scorer
+    samples_seen: int
+    lagrange: float
+    curves: dict[str, list[tuple[float, float]]]
+
+    def _log(
+        self,
+        losses: Sequence[PPOLoss],
+        terms: dict[str, Tensor],
+        reward: Tensor,
+        outcome: Outcome,
+        kept: Tensor,
+        rollout: Rollout,
+        target: Tensor | None,
+        epochs: int,
+    ) -> None:
+        for name, values in zip(PPOLoss._fields, zip(*losses, strict=True), strict=True):
+            self.log(f"ppo/{name}", torch.stack(values).detach().mean())
+        self.log_dict({f"reward/{name}": value.sum(0).mean() for name, value in terms.items()}, sync_dist=True)
+        self.log_dict({"reward/return": reward.sum(0).mean(), "ppo/keep_ratio": kept.mean()}, sync_dist=True)
+        self.log("ppo/update_epochs", float(epochs))
+        if outcome.log_prob is not None:
+            self.log("ppo/sampled_log_prob", outcome.log_prob[-1].mean(), sync_dist=True)
+        if outcome.score is not None:
+            sampled = ranks.stacked(outcome.score[-1].mean()).mean()
+            self.curves["sampled"].append((float(self.samples_seen), float(sampled)))
+            self.log("ppo/sampled", sampled, prog_bar=True)
+        if target is not None:
+            value, aim = ranks.stacked(rollout.value).flatten(), ranks.stacked(target).flatten()
+            self.log("ppo/explained_variance", explained_variance(value, aim))
+        if self.hparams["budget"] == "lagrange":
+            self.log("ppo/lagrange", self.lagrange)
+        self.log("samples_seen", float(self.samples_seen))
+
+    def _log_flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> None:
+        """FLOPs of the first episode of each question, relative to all tokens; where the model has a cost model and the
+        questions have answers, whose length counts."""
+        answered = ranks.stacked(torch.tensor(float(all(sample.answers for sample in samples))))
+        if hasattr(self.lvlm, "shape") and bool(answered.all()):  # all ranks alike
+            rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
+            flops = flops_of_states(self.scorer, self.pruner, samples, encoded, rollout.rows(rows))
+            first, *_, last = ranks.stacked(flops.sum(1)).sum(0)
+            self.log("ppo/flops_ratio", last / first)
+
+    def _log_speed(self, watch: Stopwatch, evaluations: int) -> None:
+        """Seconds of this rank's phases; evaluations of all ranks."""
+        self.log_dict({f"time/{phase}": seconds for phase, seconds in watch.seconds.items()})
+        rate = evaluations / sum(watch.seconds.values())
+        self.log("ppo/evaluations_per_second", float(ranks.stacked(torch.tensor(rate)).sum()))
