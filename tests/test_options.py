@@ -1,7 +1,7 @@
 """What options may hold: single values become lists, and nothing else passes that its reader could not use."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -34,21 +34,33 @@ def config(entry: str, *words: str, **values: Any) -> DictConfig:
 
 
 def refused(entry: str, *words: str, **values: Any) -> str:
+    return sentence_of(checked, config(entry, *words, **values), entry)
+
+
+def sentence_of(check: Callable[..., Any], *arguments: Any) -> str:
+    """The one sentence of a refusal."""
     with pytest.raises(UserError) as caught:
-        checked(config(entry, *words, **values), entry)
+        check(*arguments)
     message = str(caught.value)
     assert message.endswith(".")
     assert "\n" not in message
     return message
 
 
-def numbers(entry: str, *words: str) -> Iterator[str]:
-    """Options that hold a number."""
+def numbers(entry: str, *words: str) -> Iterator[tuple[str, Callable[[str, Any], Any], Any]]:
+    """Options that hold a number, with what checks them and what they hold."""
     plain = OmegaConf.to_container(composed(entry, *words), resolve=True)
     assert isinstance(plain, dict)
-    for key, _, value, _ in _options(plain, entry):
+    for key, place, value, annotation in _options(plain, entry):
         if isinstance(value, int | float) and not isinstance(value, bool) and "[" not in key:
-            yield key
+            yield key, _kind(key, place, annotation), value
+
+
+def no_numbers(name: str) -> list[Any]:
+    """Values that no option of this name takes."""
+    bad: list[Any] = ["8", True, NAN, INF, 10**400]
+    bad += [] if name in SIGNED else [-1, -0.5]
+    return bad + ([] if name in MAY_BE_NULL else [None])
 
 
 COMMANDS = [
@@ -69,14 +81,18 @@ class TestEveryOption:
     def test_a_number_is_nothing_else(self, command: tuple[str, ...]) -> None:
         options = list(numbers(*command))
         assert len(options) > 1
-        for key in options:
-            name = key.rpartition(".")[2]
-            bad: list[Any] = ["few", "8", True, NAN, INF, {"a": 1}, {}, 10**400]
-            bad += [] if name in SIGNED else [-1, -0.5]
-            bad += [] if name in MAY_BE_NULL else [None]
-            for value in bad:
-                message = refused(*command, **{key.replace(".", "__"): value})
-                assert message.startswith(f"{key}={typed(value)} "), (key, value, message)
+        changed = copy.deepcopy(composed(*command))
+        for key, check, value in options:
+            # A whole config is checked where the way to the option matters, and the option alone for the rest.
+            for bad in ("few", {"a": 1}, {}):
+                OmegaConf.update(changed, key, bad, merge=False, force_add=True)
+                message = sentence_of(checked, changed, command[0])
+                assert message.startswith(f"{key}={typed(bad)} "), (key, bad, message)
+            OmegaConf.update(changed, key, value, merge=False, force_add=True)
+            for bad in no_numbers(key.rpartition(".")[2]):
+                message = sentence_of(check, key, bad)
+                assert message.startswith(f"{key}={typed(bad)} "), (key, bad, message)
+        assert checked(changed, command[0])
 
     def test_every_number_of_every_class_in_conf_has_bounds(self) -> None:
         """A new argument needs a line in KINDS or an `Annotated`, or nobody says what is too small for it."""
