@@ -199,9 +199,19 @@ class TestSeeds:
         with pytest.raises(ValueError, match="same samples"):
             paired_interval(np.zeros((3, 4)), np.zeros((2, 4)), singles(4))
 
-    @pytest.mark.parametrize("seeds", [3, 5])
-    @pytest.mark.parametrize("spread", [0.0, 0.005, 0.02, 0.05])
-    def test_coverage(self, seeds: int, spread: float) -> None:
+    @pytest.mark.parametrize(
+        ("spread", "seeds"),
+        [
+            (0.0, 3),  # images alone
+            (0.02, 3),  # both
+            (0.05, 5),  # seeds alone, nearly
+            *(
+                pytest.param(spread, seeds, marks=pytest.mark.slow)
+                for spread, seeds in ((0.0, 5), (0.005, 3), (0.005, 5), (0.02, 5), (0.05, 3))
+            ),
+        ],
+    )
+    def test_coverage(self, spread: float, seeds: int) -> None:
         """1,000 images x 5 questions of accuracy .85, in which seeds share most of their mistakes: 92 to 97 %."""
         rng, trials, images = np.random.default_rng(seeds), 800, 1000
         # Sums of five questions: spread .36 each; .3 between images, .2 of a seed's own.
