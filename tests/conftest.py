@@ -23,6 +23,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file share a process, and with it the runs, configs and data that they are about."""
+    if config.getoption("dist") != "load":  # another way was asked for
+        return None
+    return import_module("xdist.scheduler").LoadFileScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _clean_hydra() -> Iterator[None]:
     """Hydra's global state and its log handlers do not leak from one test into the next."""
