@@ -53,7 +53,8 @@ class TestLearnability:
     @pytest.mark.parametrize(
         ("select", "iterations", "options"),
         [
-            ("topk", 45, {"advantage": "grpo", "prompts": 32, "group": 8}),
+            # With and without a critic in the default suite: the dpp is the cheaper one of grpo.
+            pytest.param("topk", 45, {"advantage": "grpo", "prompts": 32, "group": 8}, marks=pytest.mark.slow),
             ("topk", 45, {"advantage": "gae", "prompts": 64, "group": 4}),
             ("dpp", 30, {"advantage": "grpo", "prompts": 32, "group": 8}),
         ],
@@ -64,6 +65,7 @@ class TestLearnability:
     ) -> None:
         assert learned(seed, iterations, select, **options) > 0.95
 
+    @pytest.mark.slow  # TestBudget in test_ppo follows Bernoulli episodes of one step
     def test_the_papers_bernoulli_episodes_improve_their_return(self) -> None:
         """Three steps without a budget: the discount starts at keeping 1.6 %, tokens cost beta, answers pay alpha."""
         metrics = Metrics()
