@@ -57,7 +57,12 @@ def _ratios(pruner: Any) -> list[float | None]:
 every_case = pytest.mark.parametrize(
     ("pruner", "ratio"),
     [
-        pytest.param(one, ratio, id=f"{name}-{ratio and f'{ratio:.3f}'}")
+        pytest.param(
+            one,
+            ratio,
+            id=f"{name}-{ratio and f'{ratio:.3f}'}",
+            marks=pytest.mark.slow if ratio in (1 / 2, 2 / 9, 1 / 18) else (),
+        )
         for name, one in ALL.items()
         for ratio in _ratios(one)
     ],
