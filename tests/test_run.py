@@ -102,6 +102,7 @@ class TestTheChain:
         (curves,) = re.findall(r'aria-label="Learning curves. (.*?)"', (again / "report.html").read_text())[:1]
         assert all(part in curves for part in ("lfd, accuracy: served", "ppo, return", "adapt, divergence"))
 
+    @pytest.mark.slow
     def test_batch_size_changes_no_selection_and_no_score(self, run: Path, tmp_path: Path) -> None:
         options = (f"run={run}", "pruners=[random,divprune]", "keep_ratios=[0.1111]", "limit=9", "logger=csv")
         tables = [

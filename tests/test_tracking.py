@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,16 @@ class TestFailures:
         children = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True)
         for child in children.stdout.split():
             os.kill(int(child), signal.SIGKILL)
-        for value in range(2, 12):
+        # Rows that are sent before the death is noticed are lost with the process, however many they are.
+        for value in range(2, 1002):
             tracker.log_row({"a": float(value)})
+            if self.said(caplog):
+                break
+            time.sleep(0.01)
+        tracker.log_row({"a": 2000.0})
         assert children.stdout
         assert len(self.said(caplog)) == 1
-        assert [one["a"] for one in offline_runs(tmp_path)[-1].rows][-1] == 11
+        assert [one["a"] for one in offline_runs(tmp_path)[-1].rows][-1] == 2000
 
     def test_nothing_works(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path

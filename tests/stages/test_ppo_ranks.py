@@ -74,7 +74,8 @@ def on_two_ranks(folder: Path, code: str, *words: str) -> subprocess.CompletedPr
 
 
 class TestRanks:
-    @pytest.mark.parametrize("advantage", ["gae", pytest.param("grpo", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("advantage", ["gae", "grpo"])
     def test_two_ranks_stop_alike_and_end_with_the_same_weights(self, advantage: str, tmp_path: Path) -> None:
         done = on_two_ranks(tmp_path, RANKS, advantage, "0.02")
         assert done.returncode == 0, done.stderr[-2000:]
