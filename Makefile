@@ -50,7 +50,7 @@ test-all: install  ## every test
 
 test-browser: install  ## in a headless chromium: report.html, and the renderer of screens (node, npm install there)
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) --no-build-isolation --editable '.[browser]'
-	NEED_BROWSER=1 $(BIN)/python -m pytest -m browser tests/evaluation/test_browser.py tests/experiments
+	NEED_BROWSER=1 $(BIN)/python -m pytest -m browser tests/report/test_browser.py tests/experiments
 
 test-demo: install  ## the page of `make demo-page` in a headless chromium
 	@$(BIN)/python -c 'import gradio, playwright' 2>/dev/null || $(PIP) --no-build-isolation --editable '.[demo,browser]'

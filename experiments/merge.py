@@ -11,7 +11,7 @@ import numpy as np
 
 from tprl.evaluation.results import grid
 from tprl.evaluation.scores import joined, read_scores
-from tprl.evaluation.study import SCORES, write_all
+from tprl.report.study import SCORES, write_all
 
 
 def main(out: Path, *runs: Path) -> None:

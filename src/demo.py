@@ -4,11 +4,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tprl.entry import launch
+from tprl.commands.entry import launch
 
 
 def work(config: DictConfig, directory: Path) -> Path:
-    from tprl.run_demo import demo  # late: a mistyped option is answered before torch is imported
+    from tprl.commands.demo import demo  # late: a mistyped option is answered before torch is imported
 
     return demo(config, directory)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tprl.entry import launch
+from tprl.commands.entry import launch
 
 
 def work(config: DictConfig, directory: Path) -> Path:
-    from tprl.run_eval import evaluate  # late: a mistyped option is answered before torch is imported
+    from tprl.commands.evaluate import evaluate  # late: a mistyped option is answered before torch is imported
 
     return evaluate(config, directory)
 

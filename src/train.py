@@ -4,11 +4,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tprl.entry import launch
+from tprl.commands.entry import launch
 
 
 def work(config: DictConfig, directory: Path) -> Path:
-    from tprl.run import train  # late: a mistyped option is answered before torch is imported
+    from tprl.commands.train import train  # late: a mistyped option is answered before torch is imported
 
     return train(config, directory)
 

@@ -17,11 +17,11 @@ from transformers import (
 )
 
 import tprl
+from tprl.bench.parity import masked, stock_inputs
 from tprl.budget import budget
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
-from tprl.evaluation.parity import masked, stock_inputs
 from tprl.lvlm.batching import axes
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan

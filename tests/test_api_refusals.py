@@ -17,9 +17,9 @@ from transformers import (
 )
 
 import tprl
+from tprl.bench.parity import stock_inputs
 from tprl.build import load_component
 from tprl.errors import UserError
-from tprl.evaluation.parity import stock_inputs
 from tprl.lvlm.frozen import FrozenLVLM
 
 

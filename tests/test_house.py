@@ -6,6 +6,8 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +17,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import tprl
-from tprl.build import build, choices, conf_dir, load_component
-from tprl.entry import addable, command_line, launch
+from tprl.build import MOVED, build, choices, conf_dir, load_component
+from tprl.commands.entry import addable, command_line, launch
 from tprl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +144,18 @@ class TestBuild:
         inner = {"_target_": "tprl.budget.check_keep_ratio", "keep_ratio": 1.7}
         with pytest.raises(UserError, match=r"keep_ratio=1\.7"):
             build({"_target_": "tprl.types.Sample", "uid": inner})
+
+    @pytest.mark.parametrize(("old", "new"), MOVED.items())
+    def test_settings_of_before_a_module_moved_name_what_is_there_now(self, old: str, new: str) -> None:
+        assert find_spec(new)
+        with pytest.raises(ModuleNotFoundError):
+            import_module(old)
+
+    def test_a_moved_target_is_built_wherever_it_stands(self, tmp_path: Path) -> None:
+        old = {"_target_": "tprl.metrics_csv.MetricsCSV", "save_dir": str(tmp_path), "name": "", "version": ""}
+        assert type(build(old)).__module__ == "tprl.runtime.metrics_csv"
+        sample = build({"_target_": "tprl.types.Sample", "uid": "a", "images": [old], "question": "?", "answers": []})
+        assert type(sample.images[0]).__module__ == "tprl.runtime.metrics_csv"
 
     def test_a_component_is_built_without_hydra(self) -> None:
         assert load_component("pruner", "random").name == "random"

@@ -10,9 +10,9 @@ import torch
 import yaml
 from tests.data.rows import as_text, encoded, official, picture, write_jsonl
 
+from tprl.bench.parity import parity
 from tprl.data.custom import Custom
 from tprl.data.scenes import Scenes
-from tprl.evaluation.parity import parity
 from tprl.lvlm.llava import Llava
 from tprl.rewards import WeightedReward
 from tprl.types import Outcome, Pruner

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tprl.build import choices, conf_dir
-from tprl.entry import addable
+from tprl.commands.entry import addable
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = re.findall(r"python -m src\.(train|eval|demo)([^#\n`]*)", README)

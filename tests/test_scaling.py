@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tprl.build import conf_dir, load_component
-from tprl.entry import addable
+from tprl.commands.entry import addable
 
 PAGE = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
 COMMANDS = re.findall(r"-m src\.(train|eval)([^#\n`\";]*)", PAGE)

@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from needle import WIDTH, NeedleDataset, NeedleLVLM
 
-from tprl.evaluation.served import ServedScore
+from tprl.scoring.validation import ServedScore
 from tprl.pruners.tprl import TPRL
 from tprl.rewards import WeightedReward
 from tprl.rewards.log_likelihood import LogLikelihood

@@ -13,7 +13,6 @@ from torch import Tensor
 from tprl.budget import check_keep_ratio, image_rows, need_ratio
 from tprl.build import choices, load_component, target_of
 from tprl.errors import UserError
-from tprl.hub import within_reach
 from tprl.lvlm.batching import axes
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
@@ -21,6 +20,7 @@ from tprl.lvlm.overflow import Watch, watched
 from tprl.lvlm.questions import QuestionFinder
 from tprl.lvlm.wrappers import stock_model
 from tprl.pruners.learned import LearnedPruner, check_family
+from tprl.runtime.hub import within_reach
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Pruner, TokenSelection
 

@@ -12,6 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from tprl.errors import UserError
 
 ALLOWED = ("tprl.", "torch.optim.", "lightning.pytorch.")
+# Modules that have moved: settings that earlier runs saved, and folders of theirs, name the old ones.
+MOVED = {
+    "tprl.metrics_csv": "tprl.runtime.metrics_csv",
+    "tprl.tracking": "tprl.runtime.tracking",
+    "tprl.stages.pretrain": "tprl.pretraining.stage",
+    "tprl.lvlm.tiny_llava": "tprl.pretraining.tiny_llava",
+}
 
 
 def conf_dir() -> Path:
@@ -43,7 +50,7 @@ def build(config: DictConfig | Mapping[str, Any], /, **live: Any) -> Any:
         raise UserError(f"this config has no _target_, so nothing can be built from it: {plain}.")
     _check(plain)
     try:
-        made = instantiate(node, _partial_=True, _convert_="all")
+        made = instantiate(_moved(node), _partial_=True, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
@@ -80,6 +87,12 @@ def target_at(target: str) -> Any:
     return _allowed(target)
 
 
+def current(target: str) -> str:
+    """Where the class or function is today that settings of an earlier version call `target`."""
+    module, _, name = target.rpartition(".")
+    return f"{MOVED.get(module, module)}.{name}"
+
+
 def check_arguments(node: Mapping[str, Any], name: str) -> None:
     """Refuse targets that are not allowed and arguments that they do not have, in plain containers of config `name`.
 
@@ -90,6 +103,25 @@ def check_arguments(node: Mapping[str, Any], name: str) -> None:
         _check(node)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
+
+
+def _moved(node: DictConfig) -> DictConfig:
+    """The config node with today's `_target_`s; itself where it names no old one."""
+    raw = OmegaConf.to_container(node, resolve=False)
+    today = _today(raw)
+    return node if today == raw else OmegaConf.create(today)
+
+
+def _today(node: Any) -> Any:
+    """Plain containers with today's `_target_`s."""
+    if isinstance(node, list):
+        return [_today(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    children = {key: _today(child) for key, child in node.items()}
+    if isinstance(target := node.get("_target_"), str):
+        children["_target_"] = current(target)
+    return children
 
 
 def _check(node: Any) -> None:
@@ -104,7 +136,7 @@ def _allowed(target: Any) -> Any:
     """The object behind `target`. Where it was *defined* counts too: `tprl.x.os.system` reaches out of tprl."""
     if isinstance(target, str) and target.startswith(ALLOWED):
         try:
-            found = get_object(target)
+            found = get_object(current(target))
         except Exception as error:
             raise UserError(f"_target_ {target} cannot be imported: {error}.") from error
         home = getattr(found, "__module__", None) or ""

@@ -11,11 +11,11 @@ from tests.data.rows import as_text, encoded, write_jsonl
 from tprl.data.benchmark import BadRow, batches, take, taken
 from tprl.data.gqa import GQA
 from tprl.data.pope import Pope
-from tprl.data.prompts import PromptStream
 from tprl.data.textvqa import TextVQA
 from tprl.errors import UserError
-from tprl.evaluation.served import ServedScore
 from tprl.lvlm.toy import ToyLVLM
+from tprl.scoring.validation import ServedScore
+from tprl.stages.prompts import PromptStream
 
 
 def row(i: int, **other: Any) -> dict[str, Any]:

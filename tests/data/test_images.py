@@ -17,8 +17,8 @@ from tests.data.rows import encoded, picture
 
 from tprl.data.custom import Custom
 from tprl.data.images import BadImage, read_picture, shown_size
-from tprl.data.prompts import PromptStream
 from tprl.errors import UserError
+from tprl.stages.prompts import PromptStream
 
 WIDTH, HEIGHT = 64, 8
 RAMP = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))

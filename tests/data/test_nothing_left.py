@@ -13,10 +13,10 @@ from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
 from tprl.evaluation.analysis import gallery
 from tprl.evaluation.evaluator import Entry, evaluate
-from tprl.evaluation.served import ServedScore
 from tprl.lvlm.toy import ToyLVLM
 from tprl.pruners.tprl import TPRL
-from tprl.scoring import Scorer
+from tprl.scoring.scorer import Scorer
+from tprl.scoring.validation import ServedScore
 from tprl.stages.adapt import Adapt
 from tprl.stages.autoencoder import AutoencoderStage
 

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 import tprl
+from tprl.bench.latency import Reading
+from tprl.bench.parity import stock_inputs
 from tprl.budget import budget
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
@@ -18,10 +20,8 @@ from tprl.demo.cards import cards, flops_text
 from tprl.demo.compare import Comparison, check_question, compare, open_image
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry, evaluate
-from tprl.evaluation.latency import Reading
-from tprl.evaluation.parity import stock_inputs
 from tprl.lvlm.frozen import FrozenLVLM
-from tprl.scoring import Scorer
+from tprl.scoring.scorer import Scorer
 from tprl.types import Sample
 
 NAMES = ("tprl", "divprune", "fastv", "pooling", "random")

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from tprl.build import load_component
+from tprl.commands.evaluate import _pictured
 from tprl.data.scenes import Scenes
 from tprl.evaluation.analysis import _together, by_arm, difference, gallery, guided, headline, opened
 from tprl.evaluation.analysis import paired as compared
 from tprl.evaluation.evaluator import Entry
-from tprl.evaluation.report import Paired
 from tprl.evaluation.results import Row, SampleRow
 from tprl.pruners.learned import load_pruner
-from tprl.run_eval import _pictured
-from tprl.scoring import Scorer
+from tprl.report.evaluation import Paired
+from tprl.scoring.scorer import Scorer
 from tprl.types import Encoded, Sample
 
 

@@ -13,11 +13,11 @@ from tests.lvlm.small import families
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.data.screens import Screens
-from tprl.data.store import Record
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry, check_cost, check_entries, evaluate, feasible, summarise
 from tprl.lvlm.llava import Llava
-from tprl.scoring import Scorer
+from tprl.runtime.store import Record
+from tprl.scoring.scorer import Scorer
 from tprl.types import Sample, TokenSelection
 
 RATIOS = (0.5, 0.3333, 0.1111)

@@ -11,8 +11,8 @@ from tprl.errors import UserError
 from tprl.evaluation.evaluator import Answered, summarise
 from tprl.evaluation.results import Row, SampleRow, read_results
 from tprl.evaluation.scores import ScoreTable, joined, read_scores, score_table, write_scores
-from tprl.evaluation.study import recompute, write_all
-from tprl.files import write_sealed
+from tprl.report.study import recompute, write_all
+from tprl.runtime.files import write_sealed
 
 FILES = ("results.csv", "intervals.csv", "paired.json", "spreads.json", "scores.npz", "pareto.svg")
 

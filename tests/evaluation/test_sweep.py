@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.test_run import call, refused
+from tests.commands.test_train import call, refused
 
-from tprl.entry import launch
+from tprl.commands.entry import launch
+from tprl.commands.evaluate import evaluate
+from tprl.commands.train import train
 from tprl.errors import UserError
 from tprl.evaluation.results import ratio_label, read_results
 from tprl.evaluation.sweep import Arm, Summary, Sweep, explain, find_jobs, ratios_of, read_sweep
-from tprl.evaluation.sweep_report import headline, report_sweep
-from tprl.files import write_sealed
-from tprl.run import train
-from tprl.run_eval import evaluate
+from tprl.report.sweep import headline, report_sweep
+from tprl.runtime.files import write_sealed
 
 TOY = ("model=toy", "dataset=toy", "logger=none")
 SHORT = ("stage.iterations=1", "stage.prompts=2", "stage.group=2", "stage.served.limit=4", "stage.calibrate=null")

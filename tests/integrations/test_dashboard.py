@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import wandb
-from tests.test_wandb_run import SECTIONS, documented, pattern
+from tests.commands.test_wandb_run import SECTIONS, documented, pattern
 
 from tprl.errors import UserError
 from tprl.integrations import dashboard

@@ -10,7 +10,7 @@ from tprl.build import choices, load_component, target_of
 from tprl.data.scenes import Scenes
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import Look
-from tprl.lvlm.tiny_llava import build, save
+from tprl.pretraining.tiny_llava import build, save
 from tprl.types import Encoded, TokenSelection
 
 TOKENS = 36

@@ -10,10 +10,10 @@ from tests.lvlm.small import families, half_on_disk, save_folder
 from torch import Tensor
 from torch.nn import functional as F
 
+from tprl.bench.parity import forward, masked, parity, stock_inputs, table, varied
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
-from tprl.evaluation.parity import forward, masked, parity, stock_inputs, table, varied
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
@@ -240,7 +240,7 @@ class TestParity:
     def test_positions_that_close_the_gaps_would_be_seen(
         self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tprl.evaluation.parity.splice", lambda e, s: splice(e, s, positions="compact"))
+        monkeypatch.setattr("tprl.bench.parity.splice", lambda e, s: splice(e, s, positions="compact"))
         found = parity(lvlm, SAMPLES)
         assert found.pruned > 0.05
         assert found.decode > 0.05

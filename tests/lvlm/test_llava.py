@@ -9,8 +9,8 @@ import torch
 from tests.lvlm.small import SAMPLES, TOKENS, random_selection
 from torch import Tensor
 
+from tprl.bench.parity import masked
 from tprl.errors import UserError
-from tprl.evaluation.parity import masked
 from tprl.lvlm.llava import Llava
 from tprl.lvlm.regions import region_rank
 from tprl.splice import keep_all, splice

@@ -13,9 +13,9 @@ import tprl
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
-from tprl.finite import check_logits, compact
 from tprl.lvlm.llava import Llava
 from tprl.lvlm.overflow import part_of
+from tprl.runtime.finite import check_logits, compact
 from tprl.splice import keep_all, splice
 from tprl.stages.autoencoder import AutoencoderStage
 

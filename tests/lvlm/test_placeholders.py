@@ -10,9 +10,9 @@ from tests.lvlm.small import save_folder
 from tests.lvlm.test_families import FAMILIES, SAMPLES
 
 import tprl
+from tprl.bench.parity import stock_inputs
 from tprl.build import load_component
 from tprl.errors import UserError
-from tprl.evaluation.parity import stock_inputs
 from tprl.lvlm.batching import check_placeholders
 from tprl.lvlm.frozen import FrozenLVLM
 

@@ -11,13 +11,13 @@ from tests.lvlm.test_families import FAMILIES, SAMPLES
 from tests.lvlm.test_questions import tokenizer
 
 from tprl.build import conf_dir, load_component
+from tprl.commands.evaluate import make_dataset
 from tprl.data.benchmark import take
-from tprl.data.prompts import PromptStream
 from tprl.demo.compare import check_question
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.texts import Misreader, Placed, placed, question_mask
-from tprl.run_eval import make_dataset
+from tprl.stages.prompts import PromptStream
 from tprl.types import Sample
 
 TWO = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))

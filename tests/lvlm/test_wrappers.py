@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import tprl
+from tprl.bench.parity import stock_inputs
 from tprl.build import load_component
 from tprl.errors import UserError
-from tprl.evaluation.parity import stock_inputs
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.wrappers import stock_model
 

@@ -39,7 +39,13 @@ def test_two_images_are_pooled_apart_and_stand_at_their_windows_centres():
     assert selection.extra_mask is not None
     assert selection.extra_at is not None
     assert selection.extra_mask.tolist() == [[True] * 6, [True] * 5 + [False]]
-    corners = [(0, 0), (0, 2), (2, 0), (2, 1), (2, 2)]  # of the five 2 x 2 windows on 4 x 4, see tests/test_grid.py
+    corners = [
+        (0, 0),
+        (0, 2),
+        (2, 0),
+        (2, 1),
+        (2, 2),
+    ]  # of the five 2 x 2 windows on 4 x 4, see tests/pruners/test_grid.py
     for b, start in ((0, 4), (1, 0)):
         image = encoded.visual[b, start : start + 16].unflatten(0, (4, 4))
         mean = torch.stack([image[r : r + 2, c : c + 2].mean((0, 1)) for r, c in corners])

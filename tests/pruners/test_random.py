@@ -5,7 +5,8 @@ import pytest
 import torch
 from tests.helpers import toy_encoded
 
-from tprl.pruners.random import RandomPruner, _uniform, stable_seed
+from tprl.pruners.random import RandomPruner, _uniform
+from tprl.seeding import stable_seed
 
 
 def _splitmix64(state: int) -> int:
@@ -65,7 +66,7 @@ def test_seed_and_uid_matter_and_smaller_budgets_are_nested():
 
 
 def test_same_in_another_process():
-    code = "from tprl.pruners.random import stable_seed; print(stable_seed('scenes/test/17', 5))"
+    code = "from tprl.seeding import stable_seed; print(stable_seed('scenes/test/17', 5))"
     env = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "12345"}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert int(out.stdout) == stable_seed("scenes/test/17", 5)

@@ -16,16 +16,16 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import tprl
 from tprl import cost
+from tprl.bench.parity import stock_inputs
 from tprl.budget import budget
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry, evaluate
-from tprl.evaluation.parity import stock_inputs
 from tprl.lvlm.llava import Llava
 from tprl.pruners.bipartite import clipped, merged_tower, schedule
 from tprl.pruners.tome import ToMePruner
-from tprl.scoring import Scorer
+from tprl.scoring.scorer import Scorer
 from tprl.types import Block, Encoded, Tower
 
 EXTRAS = ToMePruner.extras

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from tests.stages.toy_runs import fit, lvlm, policy, ppo, served, weights
 
-from tprl import ranks
+from tprl.commands.evaluate import evaluate_entries
 from tprl.data.benchmark import BadRow
 from tprl.data.scenes import Scenes
 from tprl.data.toy import ToyDataset
@@ -23,7 +23,7 @@ from tprl.lvlm.llava import Llava
 from tprl.pruners.cls_attention import ClsAttentionPruner
 from tprl.pruners.random import RandomPruner
 from tprl.pruners.tprl import TPRL
-from tprl.run_eval import evaluate_entries
+from tprl.runtime import distributed
 from tprl.stages.adapt import Adapt
 from tprl.stages.autoencoder import AutoencoderStage
 from tprl.stages.distill import Distill
@@ -121,10 +121,10 @@ def evaluation(directory: Path) -> None:
 def everything(folder: Path) -> None:
     torch.set_num_threads(1)
     for name, stage in STAGES.items():
-        report = Report(folder / f"{name}.{ranks.count()}.{ranks.rank()}.pt")
-        here: dict[str, Any] = {"strategy": "ddp", "devices": RANKS} if ranks.count() > 1 else {}
+        report = Report(folder / f"{name}.{distributed.count()}.{distributed.rank()}.pt")
+        here: dict[str, Any] = {"strategy": "ddp", "devices": RANKS} if distributed.count() > 1 else {}
         fit(stage(), report, use_distributed_sampler=False, **here)
-    evaluation(folder / f"evaluation.{ranks.count()}")
+    evaluation(folder / f"evaluation.{distributed.count()}")
 
 
 def one_rank(number: int, port: int, folder: Path) -> None:
@@ -132,7 +132,7 @@ def one_rank(number: int, port: int, folder: Path) -> None:
     told = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "GROUP_RANK": 0}
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {name: str(value) for name, value in told.items()}
-    ranks.join()
+    distributed.join()
     everything(folder)
 
 

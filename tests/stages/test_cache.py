@@ -8,7 +8,6 @@ import pytest
 import torch
 from tests.stages.toy_runs import LastWeights, fit, policy, ppo, same, served, weights
 
-from tprl.data.store import Cache
 from tprl.data.toy import ToyDataset
 from tprl.lvlm.toy import ToyLVLM
 from tprl.pruners.cls_attention import ClsAttentionPruner
@@ -16,6 +15,7 @@ from tprl.pruners.mlp import MLPPruner
 from tprl.rewards import WeightedReward
 from tprl.rewards.fidelity import Fidelity
 from tprl.rewards.score_change import ScoreChange
+from tprl.runtime.store import Cache
 from tprl.stages.lfd import LfD
 from tprl.types import Encoded, Prompt, Sample
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from tprl.data.scenes import Scenes
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
-from tprl.evaluation.served import ServedScore
 from tprl.lvlm.llava import Llava
 from tprl.pruners.tprl import TPRL
+from tprl.scoring.validation import ServedScore
 from tprl.stages.distill import Distill, soft_top_k
 from tprl.types import Encoded
 

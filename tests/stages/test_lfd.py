@@ -10,14 +10,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.stages.toy_runs import LastWeights, Metrics, fit, lvlm, policy, same, served, weights
 
 from tprl.budget import budget
-from tprl.data.demonstrations import Demonstrations, demonstrate
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
-from tprl.evaluation.served import ServedScore
 from tprl.pruners.cls_attention import ClsAttentionPruner
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.mlp import MLPPruner
 from tprl.pruners.uniform import UniformPruner
+from tprl.scoring.validation import ServedScore
+from tprl.stages.demonstrations import Demonstrations, demonstrate
 from tprl.stages.lfd import LfD, set_loss, token_loss
 from tprl.types import Encoded, TokenSelection
 

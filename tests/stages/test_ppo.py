@@ -23,11 +23,9 @@ from tests.stages.toy_runs import (
 )
 from torch import Tensor, nn
 
-from tprl.data.prompts import PromptStream
 from tprl.data.toy import KINDS, ToyDataset
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import question_flops
-from tprl.evaluation.served import ServedScore
 from tprl.lvlm.toy import ToyLVLM
 from tprl.rewards import Term, WeightedReward
 from tprl.rewards.fidelity import Fidelity
@@ -37,9 +35,11 @@ from tprl.rewards.score_change import ScoreChange
 from tprl.rewards.tokens_saved import TokensSaved
 from tprl.rl.ppo import PPOLoss
 from tprl.rl.rollout import Rollout, evaluate_actions
-from tprl.scoring import Scorer
+from tprl.scoring.scorer import Scorer
+from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
 from tprl.stages.ppo import PPO
+from tprl.stages.prompts import PromptStream
 from tprl.types import Outcome, Prompt, Sample, TokenSelection
 
 BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]
@@ -255,10 +255,10 @@ class TestPromptStream:
 
     def test_ranks_share_out_the_questions_of_an_iteration(self, monkeypatch: pytest.MonkeyPatch) -> None:
         alone = self.read(prompts=6)
-        monkeypatch.setattr("tprl.ranks.count", lambda: 3)
+        monkeypatch.setattr("tprl.runtime.distributed.count", lambda: 3)
         parts = []
         for rank in range(3):
-            monkeypatch.setattr("tprl.ranks.rank", lambda rank=rank: rank)
+            monkeypatch.setattr("tprl.runtime.distributed.rank", lambda rank=rank: rank)
             parts.append(self.read(prompts=6))
         assert [
             [uid for pair in zip(*batches, strict=True) for uid in pair] for batches in zip(*parts, strict=True)

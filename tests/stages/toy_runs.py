@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tprl.data.toy import ToyDataset
-from tprl.evaluation.served import ServedScore
 from tprl.lvlm.toy import ToyLVLM
 from tprl.pruners.tprl import TPRL
 from tprl.rewards import WeightedReward
 from tprl.rewards.score_change import ScoreChange
 from tprl.rewards.tokens_saved import TokensSaved
+from tprl.scoring.validation import ServedScore
 from tprl.stages.ppo import PPO
 
 WIDTH = 24

@@ -10,13 +10,13 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import OmegaConf
 
-from tprl import ranks
+from tprl.runtime import distributed
 from tprl.build import build, conf_dir, load_component
 from tprl.data.scenes import Scenes
-from tprl.evaluation.served import ServedScore
+from tprl.scoring.validation import ServedScore
 from tprl.lvlm.llava import Llava
 from tprl.pruners.learned import load_pruner
-from tprl.run import OURS
+from tprl.commands.train import OURS
 
 
 class Clock(pl.Callback):
@@ -31,7 +31,7 @@ class Clock(pl.Callback):
 
 def main(base: str, iterations: int, out: Path) -> None:
     torch.set_num_threads(1)
-    ranks.join()
+    distributed.join()
     pl.seed_everything(0, verbose=False)
     options = OmegaConf.to_container(OmegaConf.load(conf_dir() / "stage" / "ppo.yaml"))
     options = {name: value for name, value in options.items() if name not in OURS}
@@ -45,8 +45,8 @@ def main(base: str, iterations: int, out: Path) -> None:
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",
-        devices=ranks.count(),
-        strategy="ddp" if ranks.count() > 1 else "auto",
+        devices=distributed.count(),
+        strategy="ddp" if distributed.count() > 1 else "auto",
         use_distributed_sampler=False,
         logger=False,
         callbacks=[clock],
@@ -55,9 +55,9 @@ def main(base: str, iterations: int, out: Path) -> None:
         enable_model_summary=False,
     )
     trainer.fit(stage)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         seconds = [b - a for a, b in zip(clock.ends, clock.ends[1:])][:iterations]
-        found = {"ranks": ranks.count(), "episodes": options["prompts"] * options["group"], "seconds": seconds}
+        found = {"ranks": distributed.count(), "episodes": options["prompts"] * options["group"], "seconds": seconds}
         out.write_text(json.dumps(found))
 
 

@@ -21,7 +21,7 @@ from common import LINEARS, fit, load_lvlm, make_ppo
 
 from tprl.pruners.random import RandomPruner
 from tprl.rl.rollout import collect
-from tprl.scoring import Scorer
+from tprl.scoring.scorer import Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Sample, TokenSelection
 

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from tprl.budget import budget
 from tprl.build import load_component
-from tprl.evaluation.selectors import synthetic
+from tprl.bench.selectors import synthetic
 from tprl.types import Encoded
 
 BATCH, RATIOS = 8, (1 / 3, 2 / 9, 1 / 9)

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tprl.data.demonstrations import StoredDemonstrations, demonstrate
-from tprl.data.store import Cache
+from tprl.stages.demonstrations import StoredDemonstrations, demonstrate
+from tprl.runtime.store import Cache
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.random import RandomPruner
 from tprl.types import Encoded

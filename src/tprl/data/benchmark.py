@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tprl.data.images import MAX_PIXELS, TOO_MANY, BadImage, Picture, read_picture
 from tprl.data.tables import Table, read_table
+from tprl.data.values import several, shortened
 from tprl.errors import UserError
 from tprl.types import Box, Dataset, Sample
-from tprl.values import several, shortened
 
 NOT_A_TEXT = "value is not a text"  # the reason of rows with a list, a dict or a truth value in place of a text
 

@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 
 from tprl.data.benchmark import BadRow, Benchmark, text_of
+from tprl.data.values import shortened
 from tprl.types import Sample
-from tprl.values import shortened
 
 LETTERS = "ABCDEFGHIJ"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."

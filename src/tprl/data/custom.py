@@ -17,10 +17,10 @@ from tprl.data.grounding import Grounding
 from tprl.data.images import embedded, shown_size
 from tprl.data.tables import FILES, Table, read_table
 from tprl.data.text_tables import TextRows
+from tprl.data.values import several, shortened
 from tprl.errors import UserError
-from tprl.pruners.random import stable_seed
+from tprl.seeding import stable_seed
 from tprl.types import Sample
-from tprl.values import several, shortened
 
 log = logging.getLogger(__name__)
 LOOKED_AT = 200  # rows whose boxes are compared with the size of their image before anything runs

@@ -10,9 +10,9 @@ from torch import Tensor
 from tprl.data.benchmark import scaled, text_of
 from tprl.data.grounding import Grounding
 from tprl.data.tables import Table, column
+from tprl.data.values import several
 from tprl.errors import UserError
 from tprl.types import Sample
-from tprl.values import several
 
 QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {  # hub repository, splits

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from tprl.data.boxes import iou
+from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.types import Box, Sample
-from tprl.values import name_list
 
 SIDE = 96  # pixels
 COLORS = {

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from tprl.data.benchmark import plain_text, text_of
 from tprl.data.choices import RULE, MultipleChoice
+from tprl.data.values import several
 from tprl.types import Sample
-from tprl.values import several
 
 
 class ScienceQA(MultipleChoice):

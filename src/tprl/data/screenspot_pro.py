@@ -12,8 +12,8 @@ from tprl.data.boxes import Size, inside
 from tprl.data.grounding import Grounding
 from tprl.data.tables import Table
 from tprl.data.text_tables import read_text_table
+from tprl.data.values import shortened
 from tprl.types import Sample
-from tprl.values import shortened
 
 QUESTION = "Find the element of this screen that the instruction is about.\nInstruction: {instruction}"
 GROUPS = ("Dev", "Creative", "CAD", "Scientific", "Office", "OS")

@@ -9,8 +9,8 @@ from torch import Tensor
 from tprl.data.benchmark import BadRow
 from tprl.data.choices import LETTERS, RULE, MultipleChoice, number_of
 from tprl.data.tables import Table, column
+from tprl.data.values import several
 from tprl.types import Sample
-from tprl.values import several
 
 TYPES = (
     "scene_understanding",

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tprl.data.text_tables import SUFFIXES, TextRows, read_text_table, text_suffix
 from tprl.errors import UserError
-from tprl.hub import within_reach
+from tprl.runtime.hub import within_reach
 
 BINARY = (".parquet", ".arrow")
 FILES = (*SUFFIXES, *BINARY)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tprl.data.values import shortened
 from tprl.errors import UserError
-from tprl.values import shortened
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from tprl.data.benchmark import Benchmark, text_of, texts_of
 from tprl.data.tables import Table, column
 from tprl.data.vqa_accuracy import by_frequency, normalised_text, soft_accuracy
-from tprl.pruners.random import stable_seed
+from tprl.seeding import stable_seed
 from tprl.types import Sample
 
 HINT = "\nReference OCR token: {tokens}"

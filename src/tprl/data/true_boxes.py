@@ -7,9 +7,9 @@ from typing import Any
 
 from tprl.data.benchmark import BadRow
 from tprl.data.boxes import Size, in_pixels, iou, unit
+from tprl.data.values import shortened
 from tprl.errors import UserError
 from tprl.types import Box
-from tprl.values import shortened
 
 UNITS = {"absolute": "pixels", "relative": "fractions between 0 and 1", "thousand": "numbers from 0 to 1000"}
 FORMS = {"corners": "[x1, y1, x2, y2]", "size": "[x, y, width, height]"}

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tprl.data.benchmark import BadRow, Benchmark, text_of, texts_of
+from tprl.data.values import several
 from tprl.data.vqa_accuracy import by_frequency, normalised, soft_accuracy
 from tprl.types import Sample
-from tprl.values import several
 
 PROMPT = "{question}\nAnswer the question using a single word or phrase."
 TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}

@@ -4,10 +4,10 @@ from html import escape
 
 from PIL import Image
 
+from tprl.bench.latency import STAGES
 from tprl.cost import CONVENTION
 from tprl.demo.compare import Comparison, Result
-from tprl.evaluation import figures
-from tprl.evaluation.latency import STAGES
+from tprl.report import figures
 
 SIDE = 360  # pixels of the longer side of a picture
 NOTE = (

@@ -1,1 +1,1 @@
-"""Measuring pruners: intervals, result files, the terminal table and the HTML report."""
+"""Measuring pruners: answers, scores, intervals, result files. Numbers, no pictures."""

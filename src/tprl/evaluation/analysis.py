@@ -14,13 +14,13 @@ from torch import Tensor
 from tprl.data.benchmark import batches, taken
 from tprl.evaluation.entries import variants
 from tprl.evaluation.evaluator import Entry, Tick
-from tprl.evaluation.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
-from tprl.evaluation.report import Paired
 from tprl.evaluation.results import BOUNDS, FULL, Row, SampleRow, grid, ratio_label
 from tprl.evaluation.statistics import Interval, PairedInterval, image_key, interval, open_side, paired_interval
-from tprl.progress import Progress
 from tprl.pruners.learned import LearnedPruner
-from tprl.scoring import Scorer
+from tprl.report.evaluation import Paired
+from tprl.report.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
+from tprl.runtime.progress import Progress
+from tprl.scoring.scorer import Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Dataset, Encoded, Pruner, Sample, TokenSelection
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tprl.build import load_component
+from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.results import FULL
@@ -14,7 +15,6 @@ from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.pruners.tprl import TPRL
 from tprl.types import Pruner
-from tprl.values import name_list
 
 log = logging.getLogger(__name__)
 ADAPTIVE, LFD, THRESHOLD = "adaptive", "lfd", "threshold"  # modes of a trained pruner, and its state before PPO

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tprl import cost, ranks
+from tprl import cost
 from tprl.budget import need_ratio
 from tprl.data.benchmark import nothing_left, numbered_batches
-from tprl.data.store import Record
 from tprl.errors import UserError
-from tprl.evaluation.lengths import check_lengths
 from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import FULL, Row, SampleRow
 from tprl.evaluation.statistics import Interval, image_key, interval
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
 from tprl.pruners.learned import check_family
-from tprl.scoring import Scorer
+from tprl.runtime import distributed
+from tprl.runtime.store import Record
+from tprl.scoring.lengths import check_lengths
+from tprl.scoring.scorer import Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Dataset, Encoded, Pruner, Sample
 
@@ -75,7 +76,7 @@ def evaluate(
     for entry in entries:
         check_family(entry.pruner, scorer.lvlm)
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
-    mine = range(min(limit or len(dataset), len(dataset)))[ranks.rank() :: ranks.count()]
+    mine = range(min(limit or len(dataset), len(dataset)))[distributed.rank() :: distributed.count()]
     answered: list[Answered] = []
     done, total, place = 0, len(mine), dict[str, int]()
     for batch in numbered_batches(dataset, mine, batch_size):
@@ -110,9 +111,9 @@ def _answered(row: Mapping[str, Any], facts: Sequence[float] | None, **rest: flo
 def _of_all_ranks(dataset: Dataset, answered: list[Answered], place: Mapping[str, int]) -> list[Answered]:
     """The answers that all ranks gave, sorted by the place that the question of a uid has in the dataset."""
     everywhere = dict[str, int]()
-    for one in ranks.gathered(place):
+    for one in distributed.gathered(place):
         _add_places(dataset, everywhere, one.items())
-    whole = [one for part in ranks.gathered(answered) for one in part]
+    whole = [one for part in distributed.gathered(answered) for one in part]
     return sorted(whole, key=lambda one: everywhere[one.row.uid])
 
 
@@ -155,7 +156,7 @@ def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
     damage = _damage(dataset)
     found["damaged rows"] = damage.total()
     found |= {f"damaged: {reason}": count for reason, count in sorted(damage.items())}
-    notes = sum((Counter(part) for part in ranks.gathered(getattr(dataset, "notes", {}))), Counter[str]())
+    notes = sum((Counter(part) for part in distributed.gathered(getattr(dataset, "notes", {}))), Counter[str]())
     found |= dict(sorted(notes.items()))
     if isinstance(dataset, Published):
         found["protocol"] = dataset.protocol
@@ -164,7 +165,7 @@ def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
 
 def _damage(dataset: Dataset) -> Counter[str]:
     """Rows that all ranks passed over, by reason; each rank has only seen that its own were not too many."""
-    damage = sum((Counter(part) for part in ranks.gathered(getattr(dataset, "damage", {}))), Counter[str]())
+    damage = sum((Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))), Counter[str]())
     allowed = getattr(dataset, "max_bad_rows", 1.0)
     if damage.total() > allowed * len(dataset):
         raise UserError(

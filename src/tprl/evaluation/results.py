@@ -19,7 +19,7 @@ from rich.text import Text
 
 from tprl.cost import CONVENTION
 from tprl.errors import UserError
-from tprl.files import read_sealed, write_atomically, write_sealed
+from tprl.runtime.files import read_sealed, write_atomically, write_sealed
 
 FULL = "keep_all"  # the pruner whose row is the reference of all others
 BOUNDS = frozenset({FULL, "oracle", "oracle_dpp"})  # not competitors: one does not prune, two know the answer's region

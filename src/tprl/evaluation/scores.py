@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Answered, metrics_of
 from tprl.evaluation.results import Row, SampleRow
-from tprl.files import write_atomically
+from tprl.runtime.files import write_atomically
 
 Floats = NDArray[np.float64]
 Names = np.ndarray  # of str

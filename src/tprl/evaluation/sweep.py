@@ -16,7 +16,7 @@ from tprl.evaluation.entries import seed_of, with_modes
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.results import Row, ratio_label
 from tprl.pruners.learned import LearnedPruner, load_pruner
-from tprl.rundir import read_yaml
+from tprl.runtime.run_directory import read_yaml
 
 SEED = "seed"
 

@@ -4,7 +4,7 @@ import argparse
 from typing import Any, NamedTuple
 
 from tprl.errors import UserError
-from tprl.tracking import RATIO, SEEN, has_key
+from tprl.runtime.tracking import RATIO, SEEN, has_key
 
 
 class Chart(NamedTuple):

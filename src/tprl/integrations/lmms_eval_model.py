@@ -21,11 +21,11 @@ from tprl.budget import check_keep_ratio
 from tprl.build import build, choices, conf_dir, target_of
 from tprl.data.images import BadImage, read_picture
 from tprl.errors import UserError
-from tprl.hub import within_reach
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import find_model
 from tprl.lvlm.shapes import REFUSALS
 from tprl.pruners.learned import ASSETS, LearnedPruner, load_pruner
+from tprl.runtime.hub import within_reach
 from tprl.types import Sample
 
 IMAGE = "<image>"  # some tasks write it where an image goes

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
 from tprl.errors import UserError
-from tprl.hub import within_reach
+from tprl.runtime.hub import within_reach
 
 
 class ClipText:

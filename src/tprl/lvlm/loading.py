@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tprl.errors import UserError
-from tprl.hub import within_reach
+from tprl.runtime.hub import within_reach
 
 log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

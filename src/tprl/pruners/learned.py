@@ -14,19 +14,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from tprl import cost, hub, ranks
+from tprl import cost
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
-from tprl.files import SUMS, Damaged, read_sealed, write_atomically, write_sealed
-from tprl.finite import check_logits
 from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
 from tprl.policy.dpp import unit_features
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.card import model_card
-from tprl.pruners.random import stable_seed
 from tprl.pruners.serving import Serving
-from tprl.rundir import EDITED, other_pruner
+from tprl.runtime import distributed, hub
+from tprl.runtime.files import SUMS, Damaged, read_sealed, write_atomically, write_sealed
+from tprl.runtime.finite import check_logits
+from tprl.runtime.run_directory import EDITED, other_pruner
+from tprl.seeding import stable_seed
 from tprl.types import Encoded, TokenSelection
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -173,7 +174,7 @@ class LearnedPruner(nn.Module, ABC):
         for batch in encoded:
             x = self.observe(batch)
             scores.append(self.logits(x, keep_ratio)[x.mask].sigmoid())
-        tau = float(ranks.rows(torch.cat(scores)).quantile(1 - keep_ratio))
+        tau = float(distributed.rows(torch.cat(scores)).quantile(1 - keep_ratio))
         self.serving = replace(self.serving, tau=tau)
         self.trained_on["threshold_ratio"] = keep_ratio
         return tau

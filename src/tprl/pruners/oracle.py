@@ -4,7 +4,7 @@ import torch
 
 from tprl.budget import image_rows, keep_top_per_image, need_ratio, view_rows
 from tprl.cost import LVLMShape, dpp_flops
-from tprl.grid import spread_order, table
+from tprl.pruners.grid import spread_order, table
 from tprl.pruners.quality import diverse
 from tprl.types import Encoded, TokenSelection
 
@@ -18,8 +18,8 @@ class OraclePruner:
 
     Ours: it reads `Sample.region`, which no pruner that is compared and no reward may read, and is never trained on.
     Needs extras["region"] (`tprl.lvlm.regions.region_rank`, > 0 on the region). What the region leaves of the budget
-    is filled in the farthest-point order of the grid (`tprl.grid.spread_order`), context that any question may use;
-    a sample without region is filled entirely that way. Complexity O(V log V), once O(V^2) per distinct grid.
+    is filled in the farthest-point order of the grid (`tprl.pruners.grid.spread_order`), context that any question may
+    use; a sample without region is filled entirely that way. Complexity O(V log V), once O(V^2) per distinct grid.
 
     Args:
         diversity: order both by TPRL's kernel and greedy MAP instead of by place (`oracle_dpp`): the tokens of the

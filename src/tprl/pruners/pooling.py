@@ -4,7 +4,7 @@ import torch
 
 from tprl.budget import need_ratio, view_rows
 from tprl.cost import LVLMShape
-from tprl.grid import centres, table, windows
+from tprl.pruners.grid import centres, table, windows
 from tprl.pruners.merging import with_extra
 from tprl.types import Encoded, TokenSelection
 
@@ -14,8 +14,8 @@ class PoolingPruner:
 
     Source: adaptive average pooling of projected tokens as in "Token Pruning in Multimodal Large Language Models: Are
     We Solving the Right Problem?" (Wen et al., arXiv 2502.11501), the rule of BASELINES 3.2. There k must be a grid;
-    here any k is met exactly by bands with different numbers of windows (`tprl.grid.layout`), and wherever k has a
-    grid with windows no longer than twice their width the result is that of `adaptive_avg_pool2d`. A pooled token
+    here any k is met exactly by bands with different numbers of windows (`tprl.pruners.grid.layout`), and wherever k
+    has a grid with windows no longer than twice their width the result is that of `adaptive_avg_pool2d`. A pooled token
     stands at the position of the token nearest to its window's centre. Complexity O(k n D) per image, nothing of the
     model beyond the projected tokens is read. At keep_ratio = 1 it is the identity.
     """

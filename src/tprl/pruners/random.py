@@ -1,13 +1,12 @@
 """Random tokens: the baseline that a pruner must beat to have learned anything."""
 
-import hashlib
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tprl.budget import keep_top_per_image, need_ratio
 from tprl.cost import LVLMShape
+from tprl.seeding import stable_seed
 from tprl.types import Encoded, TokenSelection
 
 
@@ -40,11 +39,6 @@ class RandomPruner:
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """Nothing: scores are drawn."""
         return 0
-
-
-def stable_seed(uid: str, seed: int) -> int:
-    """63 bits that depend on (uid, seed) only; Python's `hash` would differ from process to process."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{uid}".encode(), digest_size=8).digest()) >> 1
 
 
 def _uniform(seed: Int[Tensor, " B"], token: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:

@@ -4,17 +4,17 @@ import torch
 
 from tprl.budget import need_ratio, view_rows
 from tprl.cost import LVLMShape
-from tprl.grid import centres, table
+from tprl.pruners.grid import centres, table
 from tprl.types import Encoded, TokenSelection
 
 
 class UniformPruner:
     """The tokens nearest to the centres of k equal windows that tile the image's grid, k = budget().
 
-    Source: folklore (strided sampling). The k windows are `tprl.grid.layout`: an exact m x c grid when k has one with
-    windows no longer than twice their width, else bands with different numbers of windows, so that any k is met
-    exactly. Centres of windows at least one cell high and wide fall in distinct cells. Several views of an image share
-    its budget. Complexity O(k) per distinct grid; nothing of the model is read. A published stride keeps
+    Source: folklore (strided sampling). The k windows are `tprl.pruners.grid.layout`: an exact m x c grid when k has
+    one with windows no longer than twice their width, else bands with different numbers of windows, so that any k is
+    met exactly. Centres of windows at least one cell high and wide fall in distinct cells. Several views of an image
+    share its budget. Complexity O(k) per distinct grid; nothing of the model is read. A published stride keeps
     ceil(n / stride) tokens; ours keeps budget().
     """
 

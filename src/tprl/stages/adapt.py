@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from tprl import ranks
 from tprl.budget import check_keep_ratio
 from tprl.data.benchmark import batches, nothing_left
 from tprl.errors import UserError
-from tprl.evaluation.served import ServedScore
-from tprl.finite import check_finite
 from tprl.pruners.adaptive import choose
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.tprl import TPRL
-from tprl.scoring import LIKELIHOOD, Scorer
+from tprl.runtime import distributed
+from tprl.runtime.finite import check_finite
+from tprl.scoring.scorer import LIKELIHOOD, Scorer
+from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
 from tprl.types import LVLM, Dataset, TokenSelection
 
@@ -112,7 +112,7 @@ class Adapt(pl.LightningModule):
         order = torch.Generator().manual_seed(self.hparams["seed"])
         sampler = RandomSampler(self.train_data, generator=order)
         batches = BatchSampler(sampler, self.hparams["batch_size"], drop_last=False)
-        return DataLoader(self.train_data, batch_sampler=ranks.Shares(batches), generator=order)
+        return DataLoader(self.train_data, batch_sampler=distributed.Shares(batches), generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.held_out, 8192)
@@ -123,7 +123,7 @@ class Adapt(pl.LightningModule):
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         size = min(self.hparams["batch_size"], len(self.train_data) - index * self.hparams["batch_size"])
-        loss = self._loss(batch) * ranks.weight(size)
+        loss = self._loss(batch) * distributed.weight(size)
         check_finite({"adapt/loss": loss}, [f"questions of batch {index}"], f"epoch {self.current_epoch}")
         self.samples_seen += size
         self.log_dict({"adapt/loss": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)
@@ -144,7 +144,7 @@ class Adapt(pl.LightningModule):
         forecasts = []
         for _, encoded in self.served.batches:
             forecasts.append(self.pruner.net.chances(self.pruner.survey(self.pruner.observe(encoded))[1]).sigmoid())
-        chance = ranks.rows(torch.cat(forecasts))
+        chance = distributed.rows(torch.cat(forecasts))
         prices = calibrated_prices(chance, self.pruner.config["budgets"], self.hparams["keep_ratios"])
         self.pruner.serving = replace(self.pruner.serving, prices=prices)
 

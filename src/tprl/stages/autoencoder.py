@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from tprl import ranks
 from tprl.data.benchmark import nothing_left, taken
 from tprl.errors import UserError
-from tprl.finite import check_finite, compact
 from tprl.pruners.learned import LearnedPruner
+from tprl.runtime import distributed
+from tprl.runtime.finite import check_finite, compact
 from tprl.types import LVLM, Dataset, Sample
 
 
@@ -88,7 +88,7 @@ class AutoencoderStage(pl.LightningModule):
         order = torch.Generator().manual_seed(self.hparams["seed"])
         data = TensorDataset(self.tokens)
         batches = BatchSampler(RandomSampler(data, generator=order), self.hparams["batch_size"], drop_last=False)
-        return DataLoader(data, batch_sampler=ranks.Shares(batches), generator=order)
+        return DataLoader(data, batch_sampler=distributed.Shares(batches), generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(TensorDataset(self.held_out), 8192)
@@ -101,7 +101,7 @@ class AutoencoderStage(pl.LightningModule):
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         assert self.pruner.autoencoder is not None
         size = min(self.hparams["batch_size"], len(self.tokens) - index * self.hparams["batch_size"])
-        loss = self.pruner.autoencoder.relative_mse(batch[0].float()) * ranks.weight(size)
+        loss = self.pruner.autoencoder.relative_mse(batch[0].float()) * distributed.weight(size)
         check_finite({"autoencoder/mse": loss}, [f"tokens of batch {index}"], f"epoch {self.current_epoch}")
         self.samples_seen += size
         self.log_dict({"autoencoder/mse": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tprl.evaluation.served import ServedScore
 from tprl.pruners.learned import LearnedPruner
+from tprl.scoring.validation import ServedScore
 
 FADES = (0.0, 0.5, 1.0, 1.5, 2.0)
 

@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
-from tprl.data.prompts import PromptStream, drawn_ratios
 from tprl.errors import UserError
-from tprl.evaluation.served import ServedScore, merit
-from tprl.finite import check_finite
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rl.rollout import step_budgets
-from tprl.scoring import LIKELIHOOD, Scorer
+from tprl.runtime.finite import check_finite
+from tprl.scoring.scorer import LIKELIHOOD, Scorer
+from tprl.scoring.validation import ServedScore, merit
+from tprl.stages.prompts import PromptStream, drawn_ratios
 from tprl.types import LVLM, Dataset, Encoded, GatedLVLM, Sample
 
 BISECTIONS = 40

@@ -14,15 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tprl import ranks
-from tprl.data.demonstrations import Demonstrations, StoredDemonstrations, demonstrate
-from tprl.data.store import Cache
 from tprl.errors import UserError
-from tprl.evaluation.served import ServedScore
-from tprl.finite import check_finite
 from tprl.policy import sequential
 from tprl.policy.dpp import unit_features
 from tprl.pruners.learned import LearnedPruner
+from tprl.runtime import distributed
+from tprl.runtime.finite import check_finite
+from tprl.runtime.store import Cache
+from tprl.scoring.validation import ServedScore
+from tprl.stages.demonstrations import Demonstrations, StoredDemonstrations, demonstrate
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class LfD(pl.LightningModule):
         size = min(self.hparams["batch_size"], total - self.samples_seen % total)  # of all ranks
         noise = torch.Generator().manual_seed(self.hparams["seed"] * 1_000_003 + self.samples_seen)
         imitation = self.loss(self.pruner, batch, noise)
-        loss, constant, agreement = (mean * ranks.weight(size) for mean in imitation)
+        loss, constant, agreement = (mean * distributed.weight(size) for mean in imitation)
         seen = f"{self.samples_seen} to {self.samples_seen + size - 1} in this run's order"
         check_finite({f"{name}/loss": loss}, [seen], f"epoch {self._done()[0]}")
         self.samples_seen += size

@@ -14,24 +14,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tprl import ranks
 from tprl.budget import check_keep_ratio
-from tprl.data.prompts import PromptStream, drawn_ratios
-from tprl.data.store import Cache
 from tprl.errors import UserError
-from tprl.evaluation.served import ServedScore, merit
-from tprl.finite import check_finite
 from tprl.policy.action import ActionRule, action_kind, noise_width
 from tprl.policy.networks import PolicyInput, PolicyNet
-from tprl.progress import Stopwatch
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rewards import WeightedReward
 from tprl.rl import credit
 from tprl.rl.gae import gae, group_advantage, leave_one_out
-from tprl.rl.measure import measure
 from tprl.rl.ppo import PPOLoss, normalise, ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions
-from tprl.scoring import Scorer
+from tprl.runtime import distributed
+from tprl.runtime.finite import check_finite
+from tprl.runtime.progress import Stopwatch
+from tprl.runtime.store import Cache
+from tprl.scoring.episodes import measure
+from tprl.scoring.scorer import Scorer
+from tprl.scoring.validation import ServedScore, merit
+from tprl.stages.prompts import PromptStream, drawn_ratios
 from tprl.stages.rollout_log import RolloutLog
 from tprl.types import LVLM, Dataset, Encoded, Sample
 
@@ -155,7 +155,7 @@ class PPO(RolloutLog):
         h = self.hparams
         self.pruner.train_only("net.", without=() if h["advantage"] == "gae" else "net.value_head")
         if self.cache is not None:  # by all that decides which prompts are scored together: rounding depends on it
-            drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": ranks.count()}
+            drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": distributed.count()}
             self.scorer.remember(self.cache.folder("scores", needs=sorted(self.reward.needs), targets="own", **drawn))
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
@@ -210,7 +210,7 @@ class PPO(RolloutLog):
         watch.lap("update")
         self._log_speed(watch, self.scorer.evaluations - before)
         self.iteration += 1
-        self.samples_seen += len(rows) * ranks.count()
+        self.samples_seen += len(rows) * distributed.count()
         self._log(losses, terms, reward, outcome, kept, rollout, target, epochs)
         self._log_flops(samples, encoded, rollout)
         if self.iteration % h["validate_every"] == 0 or self.iteration == h["iterations"]:
@@ -236,7 +236,7 @@ class PPO(RolloutLog):
         if self.hparams["budget"] != "lagrange":
             return torch.zeros_like(kept)
         excess = kept - keep_ratio.to(kept.dtype)
-        mean = float(ranks.stacked(excess.mean()).mean())
+        mean = float(distributed.stacked(excess.mean()).mean())
         multiplier = self.lagrange + self.hparams["lagrange_gain"] * mean
         self.lagrange += self.hparams["lr_lagrange"] * mean
         return multiplier * excess
@@ -298,7 +298,7 @@ class PPO(RolloutLog):
             param_group["lr"] = rate * (1 - self.iteration / h["iterations"] if h["anneal"] else 1)
         losses: list[PPOLoss] = []
         for epoch in range(1, h["update_epochs"] + 1):
-            for part in torch.randperm(len(x.mask) * ranks.count(), generator=order).split(batch):
+            for part in torch.randperm(len(x.mask) * distributed.count(), generator=order).split(batch):
                 loss, asked = self._minibatch(part, x, rule, rollout, keep_ratio, advantage, target, uids)
                 losses.append(_over_ranks(loss))
                 # Before the step, and on the KL of all ranks, so that all of them stop alike.
@@ -324,7 +324,7 @@ class PPO(RolloutLog):
     ) -> tuple[PPOLoss, list[str]]:
         """This rank's share of a minibatch of prompts: its loss, weighted by the share, and its questions."""
         group = self.hparams["group"]
-        prompts, weight = ranks.own(part)
+        prompts, weight = distributed.own(part)
         i = (prompts.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
         part_target = None if target is None else target[:, i]
         questions = x.rows(prompts.to(keep_ratio.device))
@@ -391,10 +391,10 @@ class PPO(RolloutLog):
 
 def _normalise(advantage: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """By mean and spread over all ranks."""
-    return normalise(ranks.stacked(advantage))[ranks.rank()]
+    return normalise(distributed.stacked(advantage))[distributed.rank()]
 
 
 def _over_ranks(loss: PPOLoss) -> PPOLoss:
     """What is logged of a minibatch: means over ranks, and the largest of the largest ratios."""
-    values = ranks.stacked(torch.stack(loss).detach())
+    values = distributed.stacked(torch.stack(loss).detach())
     return PPOLoss(*values.mean(0))._replace(ratio_max=values[:, -1].amax())

@@ -6,13 +6,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from tprl import ranks
-from tprl.progress import Stopwatch
 from tprl.pruners.learned import LearnedPruner
-from tprl.rl.measure import flops_of_states
 from tprl.rl.ppo import PPOLoss, explained_variance
 from tprl.rl.rollout import Rollout
-from tprl.scoring import Scorer
+from tprl.runtime import distributed
+from tprl.runtime.progress import Stopwatch
+from tprl.scoring.episodes import flops_of_states
+from tprl.scoring.scorer import Scorer
 from tprl.types import LVLM, Encoded, Outcome, Sample
 
 
@@ -45,11 +45,11 @@ class RolloutLog(pl.LightningModule):
         if outcome.log_prob is not None:
             self.log("ppo/sampled_log_prob", outcome.log_prob[-1].mean(), sync_dist=True)
         if outcome.score is not None:
-            sampled = ranks.stacked(outcome.score[-1].mean()).mean()
+            sampled = distributed.stacked(outcome.score[-1].mean()).mean()
             self.curves["sampled"].append((float(self.samples_seen), float(sampled)))
             self.log("ppo/sampled", sampled, prog_bar=True)
         if target is not None:
-            value, aim = ranks.stacked(rollout.value).flatten(), ranks.stacked(target).flatten()
+            value, aim = distributed.stacked(rollout.value).flatten(), distributed.stacked(target).flatten()
             self.log("ppo/explained_variance", explained_variance(value, aim))
         if self.hparams["budget"] == "lagrange":
             self.log("ppo/lagrange", self.lagrange)
@@ -58,15 +58,15 @@ class RolloutLog(pl.LightningModule):
     def _log_flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> None:
         """FLOPs of the first episode of each question, relative to all tokens; where the model has a cost model and the
         questions have answers, whose length counts."""
-        answered = ranks.stacked(torch.tensor(float(all(sample.answers for sample in samples))))
+        answered = distributed.stacked(torch.tensor(float(all(sample.answers for sample in samples))))
         if hasattr(self.lvlm, "shape") and bool(answered.all()):  # all ranks alike
             rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
             flops = flops_of_states(self.scorer, self.pruner, samples, encoded, rollout.rows(rows))
-            first, *_, last = ranks.stacked(flops.sum(1)).sum(0)
+            first, *_, last = distributed.stacked(flops.sum(1)).sum(0)
             self.log("ppo/flops_ratio", last / first)
 
     def _log_speed(self, watch: Stopwatch, evaluations: int) -> None:
         """Seconds of this rank's phases; evaluations of all ranks."""
         self.log_dict({f"time/{phase}": seconds for phase, seconds in watch.seconds.items()})
         rate = evaluations / sum(watch.seconds.values())
-        self.log("ppo/evaluations_per_second", float(ranks.stacked(torch.tensor(rate)).sum()))
+        self.log("ppo/evaluations_per_second", float(distributed.stacked(torch.tensor(rate)).sum()))

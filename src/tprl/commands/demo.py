@@ -1,0 +1,122 @@
+"""From a composed config to the page of `python -m src.demo`."""
+
+import importlib.util
+import logging
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tprl.build import build, load_component
+from tprl.commands.entry import chosen
+from tprl.commands.evaluate import make_dataset, start, with_run_config
+from tprl.commands.options import checked
+from tprl.data.benchmark import nothing_left, take
+from tprl.demo.compare import AnyPruner, compare
+from tprl.errors import UserError
+from tprl.evaluation.evaluator import check_cost
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.pruners.learned import load_pruner
+from tprl.runtime.signals import Stopped
+
+log = logging.getLogger(__name__)
+MISSING = (
+    "python -m src.demo needs gradio, which is not installed: `make demo-page` installs it and starts the page, or "
+    "pip install -c constraints.txt -e '.[demo]'."
+)
+
+
+def demo(cfg: DictConfig, directory: Path) -> Path:
+    """Serve the page until Ctrl-C, and return `directory`.
+
+    Raises:
+        UserError: no gradio, bad input, or no free port.
+    """
+    cfg = checked(cfg, "demo")
+    check_settings(cfg)
+    if cfg.run:
+        cfg = with_run_config(cfg, Path(cfg.run))
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(MISSING)
+    from tprl.demo.page import Example, make_page
+
+    start(cfg, directory)
+    lvlm = build(cfg.model)
+    check_cost(lvlm)
+    if not isinstance(lvlm, FrozenLVLM):
+        raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
+    pruners = make_pruners(cfg, lvlm)
+    dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
+    asked = range(min(len(dataset), 20 * cfg.examples))
+    samples = take(dataset, asked)
+    if not samples:
+        raise nothing_left(dataset, len(asked), "to begin with")
+    examples = Example.of(samples, cfg.examples)
+    if not examples:
+        raise UserError(f"dataset {dataset.name} has no question about one image to begin with: choose another.")
+    name, first = next(iter(pruners.items()))
+    begin = compare(lvlm, {name: first}, examples[0].image, examples[0].questions[0], cfg.keep_ratio)
+    serve(make_page(lvlm, pruners, examples, begin, cfg.keep_ratio), cfg.host, cfg.port, cfg.share)
+    return directory
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse what cannot be before anything is loaded.
+
+    Raises:
+        UserError: no such host, or `run` beside `pruner`.
+    """
+    try:
+        socket.getaddrinfo(cfg.host, cfg.port)
+    except OSError as error:
+        raise UserError(
+            f"host={cfg.host} is no address of this machine ({error}): use 127.0.0.1 or 0.0.0.0."
+        ) from error
+    if cfg.run and chosen("pruner"):
+        raise UserError("run and pruner both name the first pruner: leave one out; more of them are pruners=[...].")
+
+
+def make_pruners(cfg: DictConfig, lvlm: FrozenLVLM) -> dict[str, AnyPruner]:
+    """The pruner of `run`, or `pruner`; then those of `pruners` that can read what this LVLM has."""
+    first = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
+    lvlm.check_extras(first.extras, lvlm.known_extras)
+    found: dict[str, AnyPruner] = {first.name: first}
+    for name in cfg.pruners:
+        pruner = load_component("pruner", name)
+        try:
+            lvlm.check_extras(pruner.extras, lvlm.known_extras)
+        except UserError as error:
+            log.info("left out: %s (%s)", name, error)
+        else:
+            found.setdefault(name, pruner)
+    return found
+
+
+def serve(page: Any, host: str, port: int | None, share: bool = False) -> None:
+    """Until Ctrl-C or SIGTERM; says where.
+
+    Raises:
+        UserError: the port is taken, or there is no such host.
+    """
+    from tprl.demo.page import LOOK
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
+    how: dict[str, Any] = {
+        "quiet": True,
+        "prevent_thread_lock": True,
+        "ssr_mode": False,
+        "max_file_size": "100mb",
+        **LOOK,
+    }
+    try:
+        _, address, shared = page.launch(server_name=host, server_port=port, share=share, **how)
+    except (OSError, ValueError) as error:
+        where = f"port={port}" if port else "any port from 7860 to 7959"
+        raise UserError(f"the page cannot be served on host={host}, {where} ({error}).") from error
+    print(f"open {shared or address} in a browser; Ctrl-C ends it", flush=True)
+    try:
+        threading.Event().wait()
+    except (KeyboardInterrupt, Stopped):
+        page.close(verbose=False)

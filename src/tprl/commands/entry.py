@@ -1,0 +1,394 @@
+"""What both command lines share: one sentence per user error, `run: <directory>`, sweeps that can be started again."""
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext, suppress
+from errno import EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tprl.build import choices, conf_dir
+from tprl.commands.shell import command, option, quoted, value_of
+from tprl.commands.terminal import next_command, register_resolvers
+from tprl.commands.unread import check_read
+from tprl.errors import UserError
+from tprl.runtime import run_directory
+from tprl.runtime.run_directory import DONE, FAILED, STARTED
+from tprl.runtime.signals import Stopped, listening
+
+Work = Callable[[DictConfig, Path], Path]
+UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
+COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")  # groups whose yamls describe one object
+LONGEST_NAME = 128  # of a run in W&B
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}  # torchrun or srun started this process, maybe among others
+log = logging.getLogger(__name__)
+
+
+def launch(name: str, work: Work) -> None:
+    """Compose `<name>.yaml` with the command line and do the work, once per job.
+
+    Bad input ends in one line on stderr and exit status 2. With HYDRA_FULL_ERROR=1 it ends in a traceback instead.
+    A signal ends in one line too, and status 130 (Ctrl-C) or 143 (SIGTERM).
+    """
+    if LAUNCHED & os.environ.keys():
+        from tprl.runtime.distributed import join  # late: see src/train.py
+
+        join()
+    given = [addable(word) for word in sys.argv[1:]]
+    try:
+        sys.argv[1:] = _in_its_directory(given)
+    except UserError as error:
+        _exit(str(error))
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1" and _main_process()  # ranks inherit it from the line below
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print its own several lines and exit
+    bugs: list[Exception] = []
+    sweeps: set[str] = set()
+    register_resolvers()
+
+    def task(config: DictConfig) -> None:
+        try:
+            directory = job(work, config, given)
+            if _main_process():
+                print(f"run: {directory}", flush=True)
+                sweeps.update(_say_next(name, config, directory))
+        except UserError as error:
+            if full or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            _exit(str(error))  # here, because Hydra would add a line of its own
+        except Exception as error:
+            bugs.append(error)
+            raise
+        except Stopped as stop:
+            _stop(name, stop)
+
+    with listening():
+        _compose(name, task, full, bugs, sweeps)
+
+
+def _compose(
+    name: str, task: Callable[[DictConfig], None], full: bool, bugs: list[Exception], sweeps: Collection[str]
+) -> None:
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
+    except Exception as error:
+        sentence = None if full or error in bugs else explain(error)
+        if sentence is None:
+            raise
+        _exit(sentence)
+    except Stopped as stop:
+        _stop(name, stop)
+    finally:
+        for sweep in sweeps:  # also after a job that failed
+            print(f"next: {command('eval', option('sweep', sweep))}", flush=True)
+        if not full:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _say_next(name: str, config: DictConfig, directory: Path) -> list[str]:
+    """Print what to type after this job; of a sweep return its directory, for the end."""
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        return [str(settings.sweep.dir)] if name == "train" else []
+    if line := next_command(name, config, list(settings.overrides.task), directory):
+        print(f"next: {line}", flush=True)
+    return []
+
+
+def addable(word: str) -> str:
+    """`model.placement=shard` as `++model.placement=shard`: yamls list what differs from a class's defaults, and any
+    argument of the class can be set. `build` refuses what is none."""
+    key, equals, _ = word.partition("=")
+    return f"++{word}" if equals and "." in key and key.partition(".")[0] in COMPONENTS else word
+
+
+def job(work: Work, config: DictConfig, words: Sequence[str] = ()) -> Path:
+    """One job in Hydra's output directory, alone there: skipped if it has been finished before, gone on with if it was
+    interrupted; leaves `done.json` or `FAILED`. `words` is the command line as it was typed.
+
+    Raises:
+        UserError: another process is at work in the directory, it holds a job with other settings, or it cannot be
+            written.
+    """
+    settings = HydraConfig.get()
+    directory = Path(settings.runtime.output_dir)
+    sweep = settings.mode == RunMode.MULTIRUN
+    if sweep:
+        _refuse_ddp(config)
+    if not config.get("resume"):  # the settings of an interrupted run are not judged again
+        check_read(settings.job.name, config, [_key(text) for text in settings.overrides.task])
+    try:
+        with run_directory.locked(directory) if _main_process() else nullcontext():  # the other ranks are the same run
+            return _job(work, config, words, directory, sweep)
+    except OSError as error:
+        if error.errno in UNWRITABLE:
+            raise UserError(_unwritable(error, directory, _go_on(config, directory))) from error
+        raise
+
+
+def _job(work: Work, config: DictConfig, words: Sequence[str], directory: Path, sweep: bool) -> Path:
+    given = [text for text in HydraConfig.get().overrides.task if _key(text) != "resume"]
+    explicit = config.get("resume")
+    if explicit and sweep:
+        raise UserError("resume goes on with one run; start a sweep again with its hydra.sweep.dir, and it goes on.")
+    if explicit and _main_process() and Path(explicit).resolve() != directory.resolve():
+        run_directory.copy(Path(explicit), directory)
+    if (sweep or explicit) and _finished(directory, given):
+        log.info("skipped, finished before: %s", directory)
+        return directory
+    if explicit or _goes_on(config, directory, given):
+        config = _as_before(config, directory, words if explicit else ())
+        log.info("going on with the run in %s", directory)
+    elif _main_process():
+        run_directory.forget(directory)
+    if _main_process():
+        run_directory.begin(directory, given)
+    started = time.monotonic()
+    try:
+        result = work(config, directory)
+    except BaseException as error:
+        if isinstance(error, Exception):
+            _failed(directory, error, sweep)
+        _finish_wandb(1)
+        raise
+    if _main_process():
+        run_directory.finish(directory, given, time.monotonic() - started)
+    _finish_wandb(0)
+    return result
+
+
+def _in_its_directory(words: list[str]) -> list[str]:
+    """`resume=<run>` as the settings that the run was started with, then the other words, in the run's directory.
+
+    Raises:
+        UserError: no run was started there.
+    """
+    run = _resumed(words)
+    if run is None:
+        return words
+    before = run_directory.settings_of(run)
+    if before is None:
+        why = f"holds no {STARTED}" if run.is_dir() else "does not exist"
+        raise UserError(f"resume={run} {why}: give the directory of a run that was interrupted.")
+    new = [word for word in words if _key(word) != "resume" and word not in before]
+    place = [] if any(_key(word) == "hydra.run.dir" for word in words) else [option("hydra.run.dir", str(run))]
+    return [*before, *new, option("resume", str(run)), *place]
+
+
+def _resumed(words: Sequence[str]) -> Path | None:
+    """The directory that the last `resume=` names, if one does."""
+    for word in reversed(words):
+        if _key(word) == "resume":
+            try:
+                value = value_of(word)
+            except HydraException:
+                return None  # Hydra, which reads it next, says what is wrong with it
+            return None if value in (None, "") else Path(str(value))
+    return None
+
+
+def _go_on(config: DictConfig, directory: Path) -> str:
+    """The command that goes on with an interrupted run."""
+    line = command("train" if "stage" in config else "eval", option("resume", str(directory)))
+    return f"`{line}`"
+
+
+def _goes_on(config: DictConfig, directory: Path, given: list[str]) -> bool:
+    """Whether the directory holds an interrupted run of the same settings.
+
+    Raises:
+        UserError: the settings are others.
+    """
+    if not run_directory.interrupted(directory):
+        return False
+    before = run_directory.settings_of(directory)
+    if before == given:
+        return True
+    raise UserError(
+        f"{directory} holds an interrupted run with other settings ({' '.join(before or ())}): go on with it by "
+        f"{_go_on(config, directory)}, delete it, or choose another folder."
+    )
+
+
+def _as_before(config: DictConfig, directory: Path, words: Sequence[str]) -> DictConfig:
+    """The config that a run was started with, and what `words` set anew: defaults may have changed meanwhile."""
+    path = directory / run_directory.SETTINGS
+    new = {_key(word) for word in words if "=" in word and not _key(word).startswith("hydra")} - {"resume"}
+    if path.is_file() and not new & {"experiment", "debug"}:  # these set keys that they do not name
+        remedy = "copy it again, or move it away to compose the settings of its command line anew"
+        now, config = config, run_directory.read_yaml(path, remedy)
+        for key in new:
+            OmegaConf.update(config, key, OmegaConf.select(now, key), merge=False, force_add=True)
+    OmegaConf.update(config, "resume", str(directory), force_add=True)
+    return config
+
+
+def chosen(key: str) -> bool:
+    """Whether the command line of this job sets `key` (a group or a value) or something below it."""
+    names = [_key(text) for text in HydraConfig.get().overrides.task]
+    return any(name == key or name.startswith((f"{key}.", f"{key}/")) for name in names)
+
+
+def run_names(directory: Path) -> tuple[str, str | None]:
+    """What a tracker may call this job, and the sweep that it belongs to, if any. A job of a sweep is called by what
+    tells it from the others."""
+    settings = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN:
+        return directory.name, None
+    sweep = Path(settings.sweep.dir)
+    planned = sweep / "multirun.yaml"
+    given = run_directory.read_yaml(planned, "copy it again").hydra.overrides.task if planned.is_file() else []
+    parsed = OverridesParser.create().parse_overrides([str(word) for word in given])
+    swept = {one.key_or_group for one in parsed if one.is_sweep_override()}
+    words = [word for word in settings.overrides.task if word.lstrip("+").partition("=")[0] in swept]
+    return ",".join(words)[:LONGEST_NAME] or directory.name, sweep.name
+
+
+def command_line() -> str:
+    """The shell command of this job (of a sweep, the one that runs it alone); empty where Hydra did not start it."""
+    if not HydraConfig.initialized():
+        return ""
+    settings = HydraConfig.get()
+    words = [
+        *(word for word in settings.overrides.task if _key(word) != "resume"),
+        *(text for text in settings.overrides.hydra if text.startswith("hydra.run.")),
+    ]
+    return command(settings.job.name, *words)
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence for what went wrong before the work began, or for a UserError; None for anything else."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing(error)
+    if isinstance(error, OverrideParseException):
+        reason = _line(error.message.partition("See http")[0])
+        return (
+            f"the option {error.override!r} cannot be read ({reason}); write key=value, special characters in quotes."
+        )
+    chain = _chain(error)
+    for cause in chain:
+        if isinstance(cause, OmegaConfBaseException) and OmegaConf.is_dict(cause.parent_node):
+            return _unknown_key(cause)
+        if isinstance(cause, OSError):
+            return _unwritable(cause)
+    hydra_made = (HydraException, OmegaConfBaseException)
+    return next((_line(str(e)) for e in chain if isinstance(e, hydra_made)), None)
+
+
+def _missing(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return _line(str(error))
+    return f"{group}={name} does not exist; choose one of: {', '.join(choices(group)) or '(an empty group)'}."
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    where = str(error.full_key or error.key)
+    parent = where.rpartition(".")[0]
+    keys = sorted(str(key) for key in error.parent_node or () if key != "hydra")
+    return (
+        f"{where} is not a key here; {f'{parent} has' if parent else 'there are'}: {', '.join(keys) or 'none'}"
+        f" (+{where}=... adds an argument that the yaml does not list)."
+    )
+
+
+def _unwritable(error: OSError, directory: Path | None = None, again: str = "") -> str:
+    where = error.filename or directory or "the output folder"
+    if directory is not None and error.errno in (EDQUOT, ENOSPC) and run_directory.interrupted(directory):
+        return (
+            f"cannot write to {where} ({error.strerror}); what had been saved there before is whole: free some space "
+            f"and go on with {again}."
+        )
+    return (
+        f"cannot write to {where} ({error.strerror}); "
+        "choose another folder with hydra.run.dir=<folder> (in a sweep hydra.sweep.dir=<folder>)."
+    )
+
+
+def _finished(directory: Path, given: list[str]) -> bool:
+    before = run_directory.settings_of(directory, DONE)
+    if before not in (None, given):
+        raise UserError(
+            f"{directory} holds a finished job with other settings ({' '.join(before or ())}); "
+            "choose another folder with hydra.sweep.dir=<folder>, or train on from it with stage.init_from."
+        )
+    return before is not None
+
+
+def _failed(directory: Path, error: Exception, sweep: bool) -> None:
+    """Say so at once: Hydra reports an error of a sweep only after its last job."""
+    if sweep:
+        log.error("FAILED %s: %s", directory, error)
+    if _main_process():
+        with suppress(OSError):  # the error may be that nothing can be written; it is raised in any case
+            (directory / FAILED).write_text("".join(traceback.format_exception(error)))
+
+
+def _stop(name: str, stop: Stopped) -> None:
+    """One line about a signal, and the exit status that shells give it."""
+    if not _main_process():
+        sys.exit(0)  # otherwise Lightning's launcher takes it for a crash, and kills the main process while it saves
+    what, again = stop.saved or "nothing of the present step was kept", "start the same command again"
+    if HydraConfig.initialized():
+        settings = HydraConfig.get()
+        again = f"go on with `{command(name, option('resume', settings.runtime.output_dir))}`"
+        if settings.mode == RunMode.MULTIRUN:
+            where = quoted(option("hydra.sweep.dir", settings.sweep.dir))
+            again = f"start the sweep again with {where}: what is finished is skipped"
+    print(f"\nstopped by {signal.Signals(stop.number).name}: {what}; {again}", file=sys.stderr)
+    sys.exit(128 + stop.number)
+
+
+def _finish_wandb(status: int) -> None:
+    """Close the run, if there is one: the next job of a sweep would go on with it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        try:
+            wandb.finish(exit_code=status)
+        except Exception as error:  # the work is done; what W&B did not get is still on disk
+            where = quoted(str(Path(wandb.run.dir).parent))
+            log.warning("W&B failed at the end (%s); upload with: wandb sync %s", error, where)
+
+
+def _refuse_ddp(config: DictConfig) -> None:
+    # Lightning starts its other ranks with the whole sweep as command line, and they would sweep too, elsewhere.
+    if str(OmegaConf.select(config, "trainer.strategy", default="")) == "ddp":
+        raise UserError(
+            "a sweep cannot run trainer.strategy=ddp in one process tree; start one command per job (docs/scaling.md)."
+        )
+
+
+def _main_process() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _key(text: str) -> str:
+    """The key or group of an override."""
+    return text.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    return [error, *_chain(error.__cause__ or error.__context__)] if error else []
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _exit(sentence: str) -> None:
+    if _main_process():
+        print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,182 @@
+"""What the parts of a run need of one another, checked by names alone: before anything is loaded or computed, and under
+the names that were typed."""
+
+import inspect
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tprl.build import build, current, load_component, target_at
+from tprl.commands.options import stages_of
+from tprl.errors import UserError
+from tprl.kinds import typed
+from tprl.pruners.learned import find_pruner
+from tprl.scoring.scorer import LABELS
+
+WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
+ANY_WIDTH = 16  # of tokens: a policy that is built to see whether its options go together needs one
+log = logging.getLogger(__name__)
+Plain = Mapping[str, Any]
+
+
+def check_plan(plain: Plain) -> None:
+    """Refuse a training whose parts do not fit.
+
+    Args:
+        plain: the resolved config of train, as `options.checked` leaves it.
+
+    Raises:
+        UserError: they do not.
+    """
+    check_logger(plain)
+    _check_cache(plain.get("cache"))
+    stages = stages_of(plain)
+    if any(stage["name"] == "pretrain" for stage in stages.values()):
+        return
+    for key, stage in stages.items():
+        if stage["name"] in ("lfd", "ppo"):
+            _check_steps(key, stage, plain["policy"])
+        if stage["name"] == "ppo":
+            _check_groups(key, stage)
+        if stage["name"] == "adapt":
+            _check_means(key, stage)
+    _check_policy(plain)
+    names = [stage["name"] for stage in stages.values()]
+    _check_labels(names, plain)
+    if "lfd" in names:
+        check_demonstrator(plain.get("pruner"))
+    if plain["stage"]["name"] == "all":
+        _check_chain(plain)
+    elif source := plain["stage"].get("init_from"):
+        find_pruner(source)
+
+
+def check_logger(plain: Plain) -> None:
+    """Refuse a mode that W&B does not know, where W&B is the logger."""
+    mode = os.environ.get("WANDB_MODE")
+    logger = current((plain.get("logger") or {}).get("_target_", ""))
+    if mode and mode not in WANDB_MODES and logger == "tprl.runtime.tracking.Tracker":
+        known = ", ".join(WANDB_MODES[:3])
+        raise UserError(f"WANDB_MODE={mode} is unknown to W&B: set it to {known} or shared, or use logger=csv.")
+
+
+def check_demonstrator(pruner: Plain | None) -> None:
+    """Refuse what cannot demonstrate."""
+    if not pruner:
+        raise UserError("stage=lfd needs a demonstrator: set pruner=<name>, e.g. pruner=divprune.")
+    made: Any = build(pruner)
+    if "region" in made.extras:
+        raise UserError(f"pruner={made.name} knows where the answer is and cannot demonstrate: use another.")
+    if not hasattr(made, "select"):
+        raise UserError(
+            f"pruner={made.name} drops tokens between the layers of the language model and cannot demonstrate which "
+            "to keep before it: use another, e.g. pruner=divprune."
+        )
+
+
+def _check_cache(cache: str | None) -> None:
+    """Refuse a cache that cannot be written."""
+    if cache is None:
+        return
+    there = next(folder for folder in (Path(cache), *Path(cache).absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "cannot be written" if there.is_dir() else "is no folder"
+        raise UserError(f"cache={cache} cannot be used ({there} {why}): choose another folder, or null for none.")
+
+
+def _check_steps(key: str, stage: Plain, policy: Plain) -> None:
+    """A policy embeds the number of each pruning step."""
+    parameters = inspect.signature(target_at(policy["_target_"])).parameters
+    if "max_steps" not in parameters:
+        return
+    most = policy.get("max_steps", parameters["max_steps"].default)
+    listed = stage.get("progressive")
+    steps = len(listed) if listed else stage.get("steps", 1)
+    if steps > most:
+        cause = f"progressive={typed(listed)} has" if listed else f"steps={steps} are"
+        raise UserError(f"{key}.{cause} more steps than policy.max_steps={most}: set policy.max_steps={steps}.")
+
+
+def _check_groups(key: str, stage: Plain) -> None:
+    """Episodes of one question are compared with one another, and stay together in minibatches."""
+    group, minibatch, advantage = (stage.get(name) for name in ("group", "minibatch", "advantage"))
+    if advantage not in (None, "gae") and group is not None and group < 2:
+        raise UserError(
+            f"{key}.advantage={advantage} compares episodes of one question: set {key}.group above {group}."
+        )
+    if group is None or minibatch is None:
+        return
+    if minibatch < group:
+        raise UserError(
+            f"{key}.minibatch={minibatch} is smaller than {key}.group={group}, whose episodes stay together: set "
+            f"{key}.minibatch={group} or a multiple of it."
+        )
+    if minibatch % group:
+        whole = minibatch // group
+        log.info("%s.minibatch=%d holds %d whole groups: %d episodes", key, minibatch, whole, whole * group)
+
+
+def _check_means(key: str, stage: Plain) -> None:
+    """Mean kept fractions lie between the budgets that they are means of."""
+    budgets = stage["budgets"]
+    for ratio in stage["keep_ratios"]:
+        if not min(budgets) < ratio < max(budgets):
+            raise UserError(
+                f"{key}.keep_ratios={typed(ratio)} is no mean of {key}.budgets={typed(budgets)}: give a number "
+                f"between {min(budgets)} and {max(budgets)}."
+            )
+
+
+def _check_policy(plain: Plain) -> None:
+    """Whether the options of the policies go together; weights are neither made nor loaded."""
+    policy = plain["policy"]
+    baselines = plain["stage"].get("baselines", ())
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        build(policy, token_width=ANY_WIDTH)
+        for name in baselines:
+            load_component("policy", name, token_width=ANY_WIDTH)
+    if policy.get("select") == "threshold" and policy.get("tau") is None:
+        raise UserError("policy.select=threshold needs a threshold: set policy.tau, or another policy.select.")
+
+
+def _check_labels(names: Sequence[str], plain: Plain) -> None:
+    """Whether a stage reads answers that the dataset was said not to have."""
+    dataset = plain["dataset"]
+    maker = target_at(dataset["_target_"])
+    dense = "ppo" in names and bool(build(plain["reward"]).needs & LABELS)
+    if dataset.get("labelled", getattr(maker, "labelled", True)):
+        return
+    reads = {"ppo": dense, "adapt": True, "distill": True}
+    for name in names:
+        if reads.get(name):
+            raise UserError(
+                f"stage={name} reads answers, and dataset {getattr(maker, 'name', maker.__name__)} was said to have "
+                "none: use stage=lfd, and stage=ppo with reward=fidelity."
+            )
+
+
+def _check_chain(plain: Plain) -> None:
+    """What only stage=all has: stages that hand weights on by themselves, baselines, an evaluation at the end."""
+    stage = plain["stage"]
+    for key, part in stages_of(plain).items():
+        if part.get("init_from") is not None:
+            raise UserError(
+                f"{key}.init_from={part['init_from']} would not be read: in stage=all every stage goes on from the one "
+                f"before. Leave it out, or run stage={part['name']} alone."
+            )
+    name = target_at(plain["policy"]["_target_"]).name
+    if name in stage["baselines"]:
+        raise UserError(
+            f"stage.baselines={typed(stage['baselines'])} names the policy itself (policy={name}): leave it out."
+        )
+    ours = {name, f"{name}_lfd", f"{name}_adaptive", *stage["baselines"]}
+    double = sorted(ours & {*stage["evaluation"]["pruners"]})
+    if double:
+        raise UserError(
+            f"stage.evaluation.pruners={double[0]} has the name of a pruner that this run trains: leave it out, and "
+            "compare with it by src.eval run=<this run> afterwards."
+        )

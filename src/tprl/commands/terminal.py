@@ -1,0 +1,72 @@
+"""What the command lines say beside their results: log lines, the help page, and what to type next."""
+
+import logging
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from omegaconf import DictConfig, OmegaConf
+
+from tprl.build import choices
+from tprl.commands.shell import command, option
+
+CARRIED = ("model", "dataset", "policy", "reward", "trainer", "logger", "seed")  # what a next stage is told again
+FOLLOWS = {"autoencoder": "lfd", "lfd": "ppo"}
+
+
+class ConsoleHandler(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is when a message comes: a live progress bar takes its place, and stays below."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:  # type: ignore[override]
+        return sys.stderr
+
+
+def register_resolvers() -> None:
+    """For the help pages in conf/hydra/help: `${choices:model}` is what a group offers, `${brief:...}` a value as one
+    types it."""
+    OmegaConf.register_new_resolver("choices", _choices, replace=True)
+    OmegaConf.register_new_resolver("brief", _brief, replace=True)
+
+
+def _choices(group: str) -> str:
+    return textwrap.fill(", ".join(choices(group)), 100, subsequent_indent=" " * 14)
+
+
+def _brief(value: Any) -> str:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    return "null" if value is None else str(value).replace(" ", "").replace("'", "")
+
+
+def next_command(name: str, config: DictConfig, words: Sequence[str], directory: Path) -> str | None:
+    """What to type after a finished job, if there is an obvious thing.
+
+    Args:
+        name: the entry point, "train" or "eval".
+        config: of the job.
+        words: its command line.
+        directory: its run directory.
+    """
+    stage = config.stage.name if name == "train" else None
+    if stage in FOLLOWS and any(_key(word) == "experiment" for word in words):
+        return None  # its settings belong to stage=all: the next stage would run without them
+    if stage in FOLLOWS:
+        carried = [word.removeprefix("++") for word in words if _key(word) in CARRIED]
+        return command("train", f"stage={FOLLOWS[stage]}", option("stage.init_from", str(directory)), *carried)
+    if stage == "pretrain":
+        return command("train", option("model.pretrained", str(directory / "model")))
+    if stage in ("ppo", "distill", "adapt"):
+        return command("eval", option("run", str(directory)), "pruners=[random,divprune]")
+    if stage == "all" and config.model.name != "toy":  # which has no images to ask about
+        return command("demo", option("run", str(directory)))
+    return None
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0].partition(".")[0]

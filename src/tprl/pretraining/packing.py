@@ -1,0 +1,189 @@
+"""Pretraining batches for the embedded LVLM: many questions about one image packed behind one visual prefix.
+
+Questions of a pack never see each other: each attends to the image and to itself, at the positions it would have
+alone. So ten questions cost little more than one, and training sees exactly the prompts of inference.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import LlavaProcessor
+
+from tprl.data import scenes
+from tprl.pretraining.tiny_llava import DESCRIBE, PROMPT
+
+IGNORE = -100
+
+
+class Pack(NamedTuple):
+    """A pretraining batch. C text columns (all segments of a sample, padded), N patches."""
+
+    pixels: Float[Tensor, "B 3 H W"]
+    owner: Int[Tensor, "B N"]  # patch labels: index into the attribute tables below, 0 = background
+    color: Int[Tensor, "B N"]
+    shape: Int[Tensor, "B N"]
+    size: Int[Tensor, "B N"]
+    box: Int[Tensor, "B N 4"]  # pixels; IGNORE on background
+    present: Float[Tensor, "B L"]  # which (colour, shape) looks are in the image
+    caption: Int[Tensor, "B W"]  # for the contrastive text tower, right-padded
+    text: Int[Tensor, "B C"]
+    segment: Int[Tensor, "B C"]  # 0 = padding
+    offset: Int[Tensor, "B C"]  # position inside the segment
+    target: Int[Tensor, "B C"]  # next token where it is part of an answer, else IGNORE
+    is_box: Bool[Tensor, "B C"]  # the target is a coordinate
+    family: Int[Tensor, "B C"]  # index of the family, len(FAMILIES) for captions
+    region: Bool[Tensor, "B G N"]  # per segment number: patches of the objects that decide the answer; captions none
+    step: int
+
+
+class PackStream(IterableDataset[Pack]):
+    """Pack `i` is a function of (seed, i) alone, so a run resumed at step i continues exactly.
+
+    Args:
+        processor: of the LVLM to be trained.
+        start, stop: range of steps.
+        patch: side of a patch, pixels.
+        text_from: before this step packs carry no questions (the vision tower is trained alone).
+        caption_until: up to this step every pack also holds the caption of all objects; afterwards one in eight.
+        vision_batch, language_batch: images in a pack before and from `text_from`.
+        questions: questions per family and image.
+    """
+
+    def __init__(
+        self,
+        processor: LlavaProcessor,
+        start: int,
+        stop: int,
+        patch: int,
+        text_from: int,
+        caption_until: int,
+        vision_batch: int,
+        language_batch: int,
+        questions: int = 2,
+        seed: int = 0,
+    ) -> None:
+        self.processor, self.start, self.stop, self.patch = processor, start, stop, patch
+        self.text_from, self.caption_until = text_from, caption_until
+        self.vision_batch, self.language_batch, self.questions, self.seed = (
+            vision_batch,
+            language_batch,
+            questions,
+            seed,
+        )
+        self._tokens: dict[str, list[int]] = {}
+
+    def __iter__(self) -> Iterator[Pack]:
+        worker = torch.utils.data.get_worker_info()
+        first, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        return (self.pack(step) for step in range(first, self.stop, stride))
+
+    def pack(self, step: int) -> Pack:
+        with_text = step >= self.text_from
+        images = self.language_batch if with_text else self.vision_batch
+        drawn = [scenes.draw_scene("pretrain", self.seed, step, i) for i in range(images)]
+        pixels = self.processor.image_processor(
+            [scenes.render(scene) for scene in drawn], return_tensors="pt", input_data_format="channels_last"
+        )["pixel_values"]
+        labels = [self._patch_labels(scene) for scene in drawn]
+        stream = scenes.Stream("pack", self.seed, step)
+        described = with_text and (step < self.caption_until or step % 8 == 0)
+        asked = [self._questions(scene, stream) if with_text else [] for scene in drawn]
+        rows = [self._segments(scene, some, described) for scene, some in zip(drawn, asked, strict=True)]
+        region = [
+            _regions(scene, some, label["owner"]) for scene, some, label in zip(drawn, asked, labels, strict=True)
+        ]
+        captions = [self._encode(self._caption(scene, stream)) for scene in drawn]
+        stacked = {name: torch.stack([label[name] for label in labels]) for name in labels[0]}
+        return Pack(
+            pixels=pixels, caption=_pad(captions, 0), **stacked, **_collate(rows), region=torch.stack(region), step=step
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        if text not in self._tokens:
+            ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if len(text) > 60:  # captions and boxes hardly ever repeat
+                return ids
+            self._tokens[text] = ids
+        return self._tokens[text]
+
+    def _caption(self, scene: scenes.Scene, stream: scenes.Stream) -> str:
+        names = [f"a {t.size} {t.color} {t.shape}" for t in stream.shuffled(scene.things)]
+        return "<s> a photo with " + " and ".join(names) + " </s>"
+
+    def _questions(self, scene: scenes.Scene, stream: scenes.Stream) -> list[scenes.Question]:
+        return [scenes.ask(scene, name, stream) for name in scenes.FAMILIES for _ in range(self.questions)]
+
+    def _segments(
+        self, scene: scenes.Scene, asked: list[scenes.Question], described: bool
+    ) -> list[tuple[list[int], list[int], int]]:
+        texts = [(q.text, q.answer, scenes.FAMILIES.index(q.family)) for q in asked]
+        if described:
+            texts.append((DESCRIBE, scenes.describe(scene), len(scenes.FAMILIES)))
+        tail = PROMPT.split("\n")[1]
+        return [(self._encode(tail.format(question=q)), self._encode(f"{a} </s>"), f) for q, a, f in texts]
+
+    def _patch_labels(self, scene: scenes.Scene) -> dict[str, Tensor]:
+        """Labels of every patch: the object that owns most of its pixels, if at least a sixth of the patch."""
+        cells, p = scenes.SIDE // self.patch, self.patch
+        masks = np.stack([scenes.inside(thing) for thing in scene.things])
+        share = masks.reshape(len(masks), cells, p, cells, p).sum((2, 4)).reshape(len(masks), -1)
+        owner = np.where(share.max(0) * 6 >= p * p, share.argmax(0) + 1, 0)
+        table = [(0, 0, 0, (IGNORE,) * 4)] + [
+            (
+                1 + [*scenes.COLORS].index(t.color),
+                1 + scenes.SHAPES.index(t.shape),
+                1 + [*scenes.SIZES].index(t.size),
+                tuple(map(int, t.box)),
+            )
+            for t in scene.things
+        ]
+        looks = torch.zeros(len(scenes.COLORS) * len(scenes.SHAPES))
+        for color, shape, *_ in table[1:]:
+            looks[(color - 1) * len(scenes.SHAPES) + shape - 1] = 1
+        columns = [torch.from_numpy(np.array([row[i] for row in table])[owner]) for i in range(4)]
+        names = ("color", "shape", "size", "box")
+        return {"owner": torch.from_numpy(owner), **dict(zip(names, columns, strict=True)), "present": looks}
+
+
+def _regions(scene: scenes.Scene, asked: list[scenes.Question], owner: Tensor) -> Bool[Tensor, "G N"]:
+    """Patches of the objects that decide each question; row 0 (padding) and the last row (caption) are empty."""
+    out = torch.zeros(len(asked) + 2, len(owner), dtype=torch.bool)
+    for number, question in enumerate(asked, 1):
+        for index, thing in enumerate(scene.things, 1):
+            if thing.box in question.region:
+                out[number] |= owner == index
+    return out
+
+
+def _collate(rows: list[list[tuple[list[int], list[int], int]]]) -> dict[str, Tensor]:
+    """Segments of every sample side by side; targets sit on the token that predicts them."""
+    fields: dict[str, list[list[int]]] = {
+        name: [] for name in ("text", "segment", "offset", "target", "is_box", "family")
+    }
+    for segments in rows:
+        flat: dict[str, list[int]] = {name: [] for name in fields}
+        for number, (question, answer, family) in enumerate(segments, 1):
+            ids = question + answer[:-1]
+            targets = [IGNORE] * (len(question) - 1) + answer
+            is_box = family == scenes.FAMILIES.index("grounding")
+            flat["text"] += ids
+            flat["segment"] += [number] * len(ids)
+            flat["offset"] += range(len(ids))
+            flat["target"] += targets
+            flat["is_box"] += [int(is_box and t != IGNORE and t != answer[-1]) for t in targets]
+            flat["family"] += [family] * len(ids)
+        for name, values in flat.items():
+            fields[name].append(values)
+    out = {name: _pad(values, IGNORE if name == "target" else 0) for name, values in fields.items()}
+    out["is_box"] = out["is_box"].bool()
+    return out
+
+
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long)

@@ -1,0 +1,342 @@
+"""Stage `pretrain`: train the embedded LVLM from nothing.
+
+First the vision tower: every patch must tell, through the projector, which object it shows and where that object's
+box is, and CLS must match a caption (contrastive, as in CLIP). Then, on the frozen tower, the projector and the
+language model: captions that name every object with its box teach reading, questions follow. On most steps a random
+8-100 % of the visual tokens is all the language model gets (at their original positions), because a model that never
+saw tokens missing punishes every pruner for its own brittleness.
+"""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tprl.data import scenes
+from tprl.errors import UserError
+from tprl.pretraining.looking import Looking, cls_look
+from tprl.pretraining.packing import IGNORE, Pack, PackStream
+from tprl.pretraining.tiny_llava import TinyLlava
+from tprl.runtime import signals
+
+
+class Pretrain(pl.LightningModule):
+    """Trains a `TinyLlava`.
+
+    Args:
+        parts: freshly built models.
+        vision_steps, language_steps: optimiser steps of the two phases.
+        vision_batch, language_batch: images per step.
+        caption_steps: the first steps of the language phase, in which every image is also described.
+        lr_vision, lr_language: peak learning rates (AdamW, warm-up then cosine, per phase).
+        cls_look_weight: of the term that makes CLS attention, where the features come from, see every object.
+        look_weight: of the term that tells two layers of the language model where to look (`looking`).
+        full_share: share of the language steps that see all visual tokens.
+        keep_low: smallest kept fraction of the other steps, reached linearly over the first third of the phase.
+        object_share: share of the samples whose dropout prefers object patches.
+        compile: the language model's layers but the two whose attention is read; needs a C++ compiler, and on
+            our CPU took a fifth off a step.
+        workers: processes that make data; 0 makes it between steps, no slower where the cores are two.
+        seed: data and token dropout; with the step number it decides everything, so a resumed run is exact.
+    """
+
+    def __init__(
+        self,
+        parts: TinyLlava,
+        vision_steps: int = 2000,
+        language_steps: int = 9000,
+        vision_batch: int = 64,
+        language_batch: int = 32,
+        questions: int = 2,
+        caption_steps: int = 1500,
+        lr_vision: float = 1e-3,
+        lr_language: float = 1.5e-3,
+        cls_look_weight: float = 0.2,
+        look_weight: float = 0.3,
+        full_share: float = 0.2,
+        keep_low: float = 0.08,
+        object_share: float = 0.5,
+        compile: bool = False,
+        workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["parts"])
+        self.parts = parts
+        self.llava, self.clip = parts.llava, parts.clip
+        for model in (self.llava, self.clip):
+            model.set_attn_implementation("eager")  # on CPU the backward pass of SDPA takes twice the time of eager
+        config: Any = parts.llava.config
+        width, vision = config.text_config.hidden_size, config.vision_config
+        self.patch, self.tower_width = vision.patch_size, vision.hidden_size
+        self.patch_head = nn.Linear(width, 1 + len(scenes.COLORS) + 1 + len(scenes.SHAPES) + 1 + len(scenes.SIZES))
+        self.box_head = nn.Linear(width, 4 * (scenes.SIDE + 1))
+        self.edge_head = nn.Linear(width, 4)
+        self.cls_head = nn.Linear(vision.hidden_size, len(scenes.COLORS) * len(scenes.SHAPES))
+        layers = parts.llava.model.language_model.layers
+        if len(layers) < 2 or config.text_config.num_attention_heads < 2:
+            raise UserError(
+                "one layer or one head of the language model cannot be told where to look: use at least two."
+            )
+        self.looking = slice(len(layers) // 2 - 1, len(layers) // 2 + 1)
+        if compile:
+            for layer in {*layers} - {*layers[self.looking]}:
+                layer.compile(dynamic=True)
+        self.consumed = 0
+        self.numbers: Tensor
+        numbers = parts.processor.tokenizer.convert_tokens_to_ids([str(i) for i in range(scenes.SIDE + 1)])
+        self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
+        self.look = Looking(parts.processor.tokenizer)
+
+    # --- data -------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Pack]:
+        h = self.hparams
+        stream = PackStream(
+            self.parts.processor,
+            start=self.consumed,
+            stop=h["vision_steps"] + h["language_steps"],
+            patch=self.patch,
+            text_from=h["vision_steps"],
+            caption_until=h["vision_steps"] + h["caption_steps"],
+            vision_batch=h["vision_batch"],
+            language_batch=h["language_batch"],
+            questions=h["questions"],
+            seed=h["seed"],
+        )
+        workers = {"num_workers": h["workers"], "worker_init_fn": signals.ignore}
+        return DataLoader(stream, batch_size=None, prefetch_factor=4 if h["workers"] else None, **workers)
+
+    # --- optimisation -----------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        h = self.hparams
+        tower = [*self.llava.model.vision_tower.parameters(), *self.clip.text_model.parameters()]
+        tower += [*self.clip.visual_projection.parameters(), *self.clip.text_projection.parameters()]
+        tower += [
+            self.clip.logit_scale,
+            *self.cls_head.parameters(),
+            *self.box_head.parameters(),
+            *self.edge_head.parameters(),
+        ]
+        tower += [*self.patch_head.parameters()]
+        bridge = list(self.llava.model.multi_modal_projector.parameters())
+        language = [*self.llava.model.language_model.parameters(), *self.llava.lm_head.parameters()]
+        groups = [
+            {"params": tower, "lr": h["lr_vision"]},
+            {"params": bridge, "lr": h["lr_vision"]},
+            {"params": language, "lr": h["lr_language"]},
+        ]
+        optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+        first, second = h["vision_steps"], h["language_steps"]
+
+        def vision(step: int) -> float:
+            return ramp(step, first)
+
+        def reading(step: int) -> float:
+            return ramp(step - first, second)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, [vision, lambda step: vision(step) if step < first else reading(step), reading]
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def samples_seen(self) -> int:
+        """Images shown so far."""
+        h, vision = self.hparams, min(self.consumed, self.hparams["vision_steps"])
+        return vision * h["vision_batch"] + (self.consumed - vision) * h["language_batch"]
+
+    def training_step(self, pack: Pack, index: int) -> Tensor:
+        self.consumed = pack.step + 1
+        terms = self._vision_terms(pack) if pack.step < self.hparams["vision_steps"] else self._language_terms(pack)
+        loss = torch.stack([value for name, value in terms.items() if name.startswith("loss/")]).sum()
+        self.log_dict(
+            {f"pretrain/{name}": value.detach() for name, value in terms.items()}, batch_size=len(pack.pixels)
+        )
+        self.log("samples_seen", float(self.samples_seen))
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["consumed"] = self.consumed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.consumed = checkpoint["consumed"]
+
+    # --- phase 1: the vision tower -----------------------------------------------------------------------------
+
+    def _vision_terms(self, pack: Pack) -> dict[str, Tensor]:
+        tower = self.llava.model.vision_tower
+        weights: list[Tensor] = []
+        hook = tower.encoder.layers[-2].self_attn.register_forward_hook(lambda m, i, output: weights.append(output[1]))
+        out = tower(pack.pixels, output_hidden_states=True)
+        hook.remove()
+        features = out.hidden_states[-2]
+        tokens = self.llava.model.multi_modal_projector(features[:, 1:])
+        terms = self._patch_terms(tokens.float(), pack)
+        present = self.cls_head(features[:, 0]).float()
+        terms["loss/cls_look"] = self.hparams["cls_look_weight"] * cls_look(weights[0], pack.owner)
+        terms["loss/cls"] = F.binary_cross_entropy_with_logits(present, pack.present)
+        image = F.normalize(self.clip.visual_projection(out.pooler_output).float(), dim=-1)
+        text = self.clip.text_model(input_ids=pack.caption, attention_mask=pack.caption > 0).pooler_output
+        text = F.normalize(self.clip.text_projection(text).float(), dim=-1)
+        logits = self.clip.logit_scale.exp().clamp(max=100) * image @ text.T
+        truth = torch.arange(len(logits), device=logits.device)
+        terms["loss/contrastive"] = 0.1 * (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+        terms["contrastive_accuracy"] = (logits.argmax(1) == truth).float().mean()
+        return terms
+
+    def _patch_terms(self, tokens: Float[Tensor, "B N D"], pack: Pack) -> dict[str, Tensor]:
+        """What and where every patch shows, read linearly off the projected tokens."""
+        widths = [1 + len(scenes.COLORS), 1 + len(scenes.SHAPES), 1 + len(scenes.SIZES)]
+        terms: dict[str, Tensor] = {}
+        right = torch.ones_like(pack.owner, dtype=torch.bool)
+        front = pack.owner > 0
+        weight = torch.where(front, 1.0, 0.2)
+        labels = {"color": pack.color, "shape": pack.shape, "size": pack.size}
+        heads = self.patch_head(tokens).float().split(widths, -1)
+        for (name, label), logits in zip(labels.items(), heads, strict=True):
+            terms[f"loss/{name}"] = (F.cross_entropy(logits.mT, label, reduction="none") * weight).sum() / weight.sum()
+            right &= logits.argmax(-1) == label
+        edges = self.box_head(tokens[front]).float().unflatten(-1, (4, -1))
+        terms["loss/box"] = 0.5 * soft_cross_entropy(edges, pack.box[front])
+        # Regression finds where things are within a hundred steps; the 97 classes alone had not after 250.
+        terms["loss/edge"] = 5 * F.smooth_l1_loss(
+            self.edge_head(tokens[front]).float(), pack.box[front] / scenes.SIDE, beta=0.05
+        )
+        terms["patch_accuracy"] = right[front].float().mean()
+        terms["box_error"] = (edges.argmax(-1) - pack.box[front]).abs().float().mean()
+        return terms
+
+    # --- phase 2: the language model ---------------------------------------------------------------------------
+
+    def _language_terms(self, pack: Pack) -> dict[str, Tensor]:
+        with torch.no_grad():
+            features = self.llava.model.vision_tower(pack.pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        kept = self.kept_tokens(pack.step, pack.owner > 0)
+        tokens = self.llava.model.multi_modal_projector(
+            features.gather(1, kept.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+        )
+        hidden, attention = self._read(tokens, kept, pack, features.shape[1])
+        rows = pack.target != IGNORE
+        logits = self.llava.lm_head(hidden[rows]).float()
+        target, boxed = pack.target[rows], pack.is_box[rows]
+        loss = F.cross_entropy(logits, target, reduction="none")
+        index = torch.searchsorted(self.numbers, target[boxed])
+        loss = loss.masked_scatter(
+            boxed,
+            soft_cross_entropy(logits[boxed][:, self.numbers], index, reduction="none")
+            + outside_loss(logits[boxed], self.numbers),
+        )
+        right = logits.argmax(-1) == target
+        # Every question weighs the same: a box has five tokens to predict, a number two.
+        length = loss.new_zeros(pack.region.shape[:2]).scatter_add(1, pack.segment, rows.to(loss.dtype))
+        weight = 1 / length.gather(1, pack.segment)[rows]
+        terms = {
+            "loss/answer": (weight * loss).sum() / weight.sum(),
+            "kept": torch.tensor(kept.shape[1] / features.shape[1]),
+        }
+        look, terms["attention_mass"] = self.look(*attention, kept, pack)
+        terms["loss/look"] = self.hparams["look_weight"] * look
+        name = "full_accuracy" if kept.shape[1] == features.shape[1] else "pruned_accuracy"
+        for number, family in enumerate((*scenes.FAMILIES, "caption")):
+            chosen = (pack.family[rows] == number) & (target != self.llava.generation_config.eos_token_id)
+            if bool(chosen.any()):
+                terms[f"{name}/{family}"] = right[chosen].float().mean()
+        return terms
+
+    def kept_tokens(self, step: int, front: Bool[Tensor, "B N"]) -> Int[Tensor, "B K"]:
+        """Raster-ordered indices of the visual tokens that this step's language model gets.
+
+        A share of `object_share` of the samples prefers object patches (`front`), each by a strength of its own: under
+        uniform dropout alone the share of object tokens tells their number, and the model learns to count by it.
+        """
+        h = self.hparams
+        generator = torch.Generator().manual_seed(h["seed"] * 1_000_003 + step)
+        done = (step - h["vision_steps"]) / max(1, h["language_steps"])
+        low = 0.4 + (h["keep_low"] - 0.4) * min(1.0, 3 * done)
+        full = torch.rand((), generator=generator) < h["full_share"]
+        # Log-uniform: drawn uniformly, a ninth or less came so rarely that the model miscounted objects it was shown.
+        share = low ** float(torch.rand((), generator=generator))
+        count = front.shape[1] if full else max(1, round(share * front.shape[1]))
+        chance = torch.rand(front.shape, generator=generator)
+        strength, prefers = torch.rand(2, len(front), 1, generator=generator)
+        chance = chance - strength * (prefers < h["object_share"]) * front.cpu()
+        return chance.argsort(1)[:, :count].sort(1).values.to(self.device)
+
+    def _read(
+        self, tokens: Float[Tensor, "B K D"], kept: Int[Tensor, "B K"], pack: Pack, total: int
+    ) -> tuple[Float[Tensor, "B C D"], tuple[Float[Tensor, "B H K K"], Float[Tensor, "B H C K1"]]]:
+        """Hidden states of the text columns; attention to the visual tokens, of themselves in the layer below the
+        middle one and of the text in the middle one (with the first column of all before them).
+
+        [prefix ; kept tokens] is shared, segments are blind to each other."""
+        model, tokenizer = self.llava.model.language_model, self.parts.processor.tokenizer
+        prefix = torch.tensor(tokenizer("USER:")["input_ids"], device=self.device).expand(len(tokens), -1)
+        embed = model.embed_tokens
+        embeds = torch.cat([embed(prefix), tokens, embed(pack.text)], 1)
+        start = prefix.shape[1]
+        image_positions = kept + start
+        positions = torch.cat(
+            [
+                torch.arange(start, device=self.device).expand(len(tokens), -1),
+                image_positions,
+                pack.offset + start + total,
+            ],
+            1,
+        )
+        seen = packed_mask(pack.segment, start + tokens.shape[1])
+        # Additive: eager attention adds its mask, and adding a boolean one masks nothing.
+        mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)
+        weights: list[Tensor] = []
+        hooks = [
+            layer.self_attn.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))
+            for layer in model.layers[self.looking]
+        ]
+        out = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        text, image = pack.text.shape[1], slice(start, start + tokens.shape[1])
+        rows = weights[1][:, :, -text:]
+        return out.last_hidden_state[:, -text:], (
+            weights[0][:, :, image, image],
+            torch.cat([rows[..., :1], rows[..., image]], -1),
+        )
+
+
+def ramp(step: int, total: int, warmup: int = 200, floor: float = 0.01) -> float:
+    """Linear warm-up, then cosine to `floor`; 0 outside [0, total]."""
+    if not 0 <= step <= total or total == 0:
+        return 0.0
+    warm = min(1.0, (step + 1) / min(warmup, max(1, total // 5)))
+    return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / total)))
+
+
+def packed_mask(segment: Int[Tensor, "B C"], prefix: int) -> Bool[Tensor, "B 1 S S"]:
+    """Who may attend to whom: everything is causal, text sees the prefix and its own segment only."""
+    full = F.pad(segment, (prefix, 0), value=-1)
+    size = full.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=segment.device).tril()
+    same = (full.unsqueeze(1) == full.unsqueeze(2)) | (full == -1).unsqueeze(1)
+    return (same & causal).unsqueeze(1)
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "... bins"], target: Int[Tensor, "..."], sigma: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy against a Gaussian over neighbouring pixels: a coordinate one pixel off is nearly right."""
+    bins = torch.arange(logits.shape[-1], device=logits.device)
+    soft = torch.softmax(-((bins - target.unsqueeze(-1)) ** 2) / (2 * sigma**2), -1)
+    loss = -(soft * logits.log_softmax(-1)).sum(-1)
+    return loss.mean() if reduction == "mean" else loss
+
+
+def outside_loss(logits: Float[Tensor, "N vocab"], numbers: Int[Tensor, " M"]) -> Float[Tensor, " N"]:
+    """Minus the log of the probability that goes to any number at all."""
+    return logits.logsumexp(-1) - logits[:, numbers].logsumexp(-1)

@@ -1,0 +1,130 @@
+"""What mode=latency leaves behind: `latency.csv`, `speedup.svg`, a table and a sentence per pruner."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tprl.bench.latency import STAGES, Line, Setting, Spread
+from tprl.cost import CONVENTION
+from tprl.evaluation.results import FULL, ratio_label, span, write_atomic
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.report.figures import speedups, standalone
+
+
+def report(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory: Path) -> None:
+    """Write the files, print table and sentences."""
+    found = rows(lines, lvlm, setting)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, found[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    write_atomic(directory / "latency.csv", out.getvalue())
+    names = sorted({line.pruner for line in lines})
+    said = [sentence([line for line in lines if line.pruner == name]) for name in names if name != FULL]
+    write_atomic(directory / "latency.md", "".join(f"- {one}\n" for one in said))
+    pruned = [line for line in lines if line.pruner != FULL]
+    if pruned:
+        write_atomic(directory / "speedup.svg", standalone(speedups(pruned), names))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
+    console.print(table(lines, plain=not console.is_terminal))
+    for one in (*said, _memory(lines), CONVENTION):
+        print(one)
+
+
+def rows(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting) -> list[dict[str, Any]]:
+    """A row per pruner, keep ratio and batch size; units are in the names, `p10` and `p90` are quantiles over the
+    rounds. FLOPs and bytes are the batch's."""
+    device = torch.cuda.get_device_name(lvlm.device) if lvlm.device.type == "cuda" else lvlm.device.type
+    about = {
+        "model": lvlm.name,
+        "lm_layers": lvlm.layers,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "dtype": str(lvlm.model.dtype).removeprefix("torch."),
+        "text_tokens": setting.text_tokens,
+        "new_tokens": setting.new_tokens,
+    }
+    return [
+        {
+            **about,
+            "rounds": len(line.readings),
+            "pruner": line.pruner,
+            "keep_ratio": line.keep_ratio,
+            "batch_size": line.batch,
+            "visual_tokens": line.visual_tokens,
+            "kept_tokens_layer_mean": line.kept_tokens,
+            **{key: value for stage in (*STAGES, "total") for key, value in _times(line, stage).items()},
+            **{f"{stage}_gflops": line.flops[stage] / 1e9 for stage in (*STAGES, "total")},
+            **{key: value for stage in ("prefill", "total") for key, value in _speedup(line, stage).items()},
+            "kv_cache_bytes": line.kv_bytes,
+            "peak_device_memory_bytes": line.peak,
+        }
+        for line in lines
+    ]
+
+
+def _times(line: Line, stage: str) -> dict[str, float]:
+    median, low, high = line.milliseconds(stage)
+    return {f"{stage}_ms": median, f"{stage}_p10_ms": low, f"{stage}_p90_ms": high}
+
+
+def _speedup(line: Line, stage: str) -> dict[str, float]:
+    median, low, high = line.speedup(stage)
+    found = {"speedup_x": median, "speedup_p10_x": low, "speedup_p90_x": high}
+    found |= {"predicted_speedup_x": line.predicted(stage), "share_of_predicted": line.share(stage)}
+    return {f"{stage}_{name}": value for name, value in found.items()}
+
+
+def table(lines: Sequence[Line], plain: bool = False) -> Table:
+    """Milliseconds of the stages, and speed-ups with their quantiles."""
+    made = Table(title="latency", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
+    for heading in ("pruner", "batch", "kept", *(f"{stage}\nms" for stage in (*STAGES, "total"))):
+        made.add_column(heading, justify="left" if heading == "pruner" else "right", no_wrap=True)
+    for heading in ("prefill\nspeed-up", "its FLOPs\nsay", "total\nspeed-up", "its FLOPs\nsay", "KV cache\nMiB"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        cells = [f"{line.milliseconds(stage).median:.1f}" for stage in (*STAGES, "total")]
+        for stage in ("prefill", "total"):
+            cells += [_range(line.speedup(stage)), f"{line.predicted(stage):.2f}x"]
+        kept = f"{ratio_label(line.keep_ratio)}, {line.kept_tokens:.0f} tokens"
+        made.add_row(line.pruner, str(line.batch), kept, *cells, f"{line.kv_bytes / 2**20:.1f}")
+    return made
+
+
+def _range(of: Spread) -> str:
+    return f"{of.median:.2f}x [{of.low:.2f}, {of.high:.2f}]"
+
+
+def sentence(lines: Sequence[Line]) -> str:
+    """Whether a pruner is faster than not pruning, at which it counts only beyond the quantiles of the rounds, and its
+    share of the speed-up that FLOPs predict."""
+    found = [line.speedup() for line in lines]
+    faster, slower = sum(one.low > 1 for one in found), sum(one.high < 1 for one in found)
+    if faster == len(lines):
+        verdict = "is faster than not pruning"
+    elif slower == len(lines):
+        verdict = "is slower than not pruning"
+    else:
+        verdict = f"is faster than not pruning in {faster} of {len(lines)} settings and slower in {slower}"
+    text = f"{lines[0].pruner} {verdict}: {span([one.median for one in found], '.2f')}x from pixels to the last token"
+    text += f" where its FLOPs predict {span([line.predicted() for line in lines], '.2f')}x"
+    if slower < len(lines):
+        text += f", {span([100 * line.share() for line in lines], '.0f')} % of the ideal"
+    alone = span([line.speedup("prefill").median for line in lines], ".2f")
+    return f"{text}; the prefill alone {alone}x, {span([100 * line.share('prefill') for line in lines], '.0f')} %."
+
+
+def _memory(lines: Sequence[Line]) -> str:
+    peaks = [line.peak / 2**30 for line in lines if line.peak is not None]
+    if not peaks:
+        return "peak memory: measured on CUDA devices only."
+    return f"peak memory of the device: {span(peaks, '.2f')} GiB, weights included."

@@ -1,0 +1,1 @@
+"""What every run has: directories, checkpoints, signals, files, progress, tracking, ranks."""

@@ -1,0 +1,78 @@
+"""Learning curves of the report, followed while a stage trains and kept beside its config."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from tprl.errors import UserError
+from tprl.runtime.files import read_sealed, write_sealed
+
+Points = list[tuple[float, float]]
+CURVES = "curves.json"  # of a training run: name -> [[samples seen, value], ...]
+# What is logged after a batch, or a validation: how the report calls it; lines of one plot share the words before the
+# colon.
+TRAINING = {
+    "autoencoder/mse": "autoencoder, share of variance lost: training",
+    "lfd/loss": "lfd, nats per decision",
+    "reward/return": "ppo, return of an episode",
+    "distill/loss": "distill, nats per answer token",
+    "adapt/loss": "adapt, divergence in nats: training",
+}
+HELD_OUT = {
+    "autoencoder/val_mse": "autoencoder, share of variance lost: held out",
+    "adapt/val_loss": "adapt, divergence in nats: held out",
+}
+
+
+def write_curves(run: Path, curves: Mapping[str, Points]) -> None:
+    """Keep the curves of a training for the reports of later evaluations."""
+    write_sealed(run / CURVES, json.dumps(curves) + "\n")
+
+
+def read_curves(run: Path) -> dict[str, Points]:
+    """What `write_curves` wrote; nothing where the run was trained before there was such a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run / CURVES
+    if not path.is_file():
+        return {}
+    try:
+        curves = json.loads(read_sealed(path))
+        return {name: [(float(x), float(y)) for x, y in points] for name, points in curves.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, and the report leaves the curves out.") from error
+
+
+class Curves(pl.Callback):
+    """Collects (samples seen, value) of the metrics above; checkpoints hold it, for resumed runs."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, Points] = {}
+        self.batches = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.batches += 1
+        self._note(trainer, pl_module, TRAINING)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._note(trainer, pl_module, HELD_OUT)
+
+    def _note(self, trainer: pl.Trainer, module: Any, names: Mapping[str, str]) -> None:
+        seen = module.samples_seen if hasattr(module, "samples_seen") else self.batches * module.hparams["batch_size"]
+        for name, title in names.items():
+            if name in trainer.callback_metrics:
+                self.points.setdefault(title, []).append((float(seen), float(trainer.callback_metrics[name])))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": self.points, "batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.points, self.batches = state_dict["points"], state_dict["batches"]

@@ -1,0 +1,180 @@
+"""A run's directory: who works in it, with which settings, how far it got."""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from errno import EACCES, EAGAIN
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from tprl.commands.shell import escaped
+from tprl.errors import UserError
+from tprl.runtime.files import Damaged, check, read_sealed, remove, sweep, write_sealed
+
+STARTED, DONE, FAILED, LOCK = "started.json", "done.json", "FAILED", ".lock"
+SETTINGS = "config.yaml"  # the resolved config
+LAST, PARTS = "last.ckpt", "parts.ckpt"  # the stage that is being trained, and the parts of the run before it
+EDITED = "; if you edited it yourself, delete its checksum"
+STAGES = ("pruner", "lfd", "autoencoder")  # folders of the pruner after a stage, newest first
+ANSWERS = "answers-*.jsonl"  # what an evaluation has answered so far
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(directory: Path) -> Generator[None, None, None]:
+    """Work alone in a directory. The system ends the lock with its process, so a killed run leaves none.
+
+    A record lock, not flock: worker processes forked meanwhile do not inherit it.
+
+    Raises:
+        UserError: another process works there.
+        OSError: the directory cannot be written.
+    """
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (EACCES, EAGAIN):
+                other = os.read(descriptor, 1000).decode().strip() or "another process"
+                raise UserError(
+                    f"{directory} is in use by {other}: wait for it, stop it, or choose another folder with "
+                    "hydra.run.dir=<folder>."
+                ) from None
+            log.warning("%s: file locks do not work here (%s), a second run in it would go unnoticed", directory, error)
+        os.ftruncate(descriptor, 0)
+        os.write(
+            descriptor, f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%F %T')})".encode()
+        )
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def begin(directory: Path, overrides: Sequence[str]) -> None:
+    """Mark a directory as that of a run with these settings that has not finished."""
+    sweep(directory)
+    for name in (DONE, FAILED):
+        remove(directory / name)
+    record = {"overrides": list(overrides), "started": time.strftime("%F %T%z")}
+    write_sealed(directory / STARTED, json.dumps(record, indent=1) + "\n")
+
+
+def forget(directory: Path) -> None:
+    """Remove the checkpoints and answers of an earlier run, so that nobody goes on with them."""
+    for path in _unfinished(directory):  # before done.json: other ranks look for both
+        remove(path)
+
+
+def finish(directory: Path, overrides: Sequence[str], seconds: float) -> None:
+    """Mark the run as finished; its checkpoints have done their work."""
+    (directory / FAILED).unlink(missing_ok=True)
+    record = {"overrides": list(overrides), "finished": time.strftime("%F %T%z"), "seconds": seconds}
+    write_sealed(directory / DONE, json.dumps(record, indent=1) + "\n")
+    forget(directory)
+
+
+def settings_of(directory: Path, marker: str = STARTED) -> list[str] | None:
+    """The settings on the command line of a run; None where no run began (or, for `DONE`, finished).
+
+    Raises:
+        UserError: the marker is damaged.
+    """
+    path = directory / marker
+    if not path.is_file():
+        return None
+    try:
+        return [str(word) for word in json.loads(read_sealed(path))["overrides"]]
+    except (ValueError, KeyError, TypeError) as error:
+        remedy = (
+            "move it away to run the job again"
+            if marker == DONE
+            else "copy it again, or start anew in another folder (hydra.run.dir=<folder>)"
+        )
+        raise UserError(f"{path} is damaged ({error}): {remedy}.") from error
+
+
+def write_settings(directory: Path, config: DictConfig) -> None:
+    """Leave the resolved config of a run in its directory."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    write_sealed(directory / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(escaped(resolved))))
+
+
+def read_yaml(path: Path, remedy: str, kind: type[DictConfig] | type[ListConfig] = DictConfig) -> Any:
+    """Settings that a run or Hydra has left: a mapping, or a list where `kind` says so.
+
+    Raises:
+        UserError: the file is damaged; `remedy` says what to do.
+    """
+    try:
+        content = OmegaConf.create(read_sealed(path).decode())
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason}): {remedy}{EDITED}.") from error
+    # Of a bare word OmegaConf makes a key without a value.
+    values = content.values() if isinstance(content, DictConfig) else []
+    if not isinstance(content, kind) or (kind is DictConfig and all(value is None for value in values)):
+        raise UserError(f"{path} is damaged (it holds no settings): {remedy}.")
+    return content
+
+
+def ways_on(directory: Path, damaged: Path) -> str:
+    """How to go on when a checkpoint of a run is damaged: from its newest state that is whole."""
+    aside = f"move {damaged.name} away and give resume={directory} again"
+    parts = directory / PARTS
+    if damaged != parts and _is_whole(parts):
+        return f"{aside}; {PARTS} is whole, and the run goes on after the last part in it"
+    folders = (directory / name for name in STAGES)
+    folder = next(filter(_holds_pruner, folders), None)
+    if folder is None:
+        return f"{aside}; nothing earlier is saved, and the run starts anew"
+    return (
+        f"{aside}, and the run starts anew; {folder} is whole, and another run can start from it "
+        f"with stage.init_from={folder}"
+    )
+
+
+def other_pruner(folder: Path) -> str:
+    """What to do about a damaged pruner in `folder`: another stage of the same run may be whole."""
+    others = (folder.parent / name for name in STAGES if folder.name in STAGES and name != folder.name)
+    other = next(filter(_holds_pruner, others), None)
+    return "copy it again or train anew" + (f", or use {other} of the same run, which is whole" if other else "")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        check(path)
+    except (Damaged, OSError):
+        return False
+    return path.is_file()
+
+
+def _holds_pruner(folder: Path) -> bool:
+    return all(_is_whole(folder / name) for name in ("model.safetensors", "config.json"))
+
+
+def interrupted(directory: Path) -> bool:
+    """Whether there is something to go on with."""
+    return any(path.is_file() for path in _unfinished(directory)) and not (directory / DONE).is_file()
+
+
+def _unfinished(directory: Path) -> list[Path]:
+    return [directory / LAST, directory / PARTS, *directory.glob(ANSWERS)]
+
+
+def copy(run: Path, directory: Path) -> None:
+    """A run that is to go on elsewhere: everything it has written so far."""
+    own = shutil.ignore_patterns(LOCK, ".hydra", "*.log", "*.part")
+    shutil.copytree(run, directory, dirs_exist_ok=True, ignore=own)

@@ -1,0 +1,1 @@
+"""What the frozen LVLM makes of a prompt: the one measurement behind training, rewards and evaluation."""

@@ -1,0 +1,101 @@
+"""The served score: what a pruner in training would score at inference, on a small fixed validation set."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tprl.data.benchmark import nothing_left, numbered_batches
+from tprl.errors import UserError
+from tprl.runtime import distributed
+from tprl.scoring.scorer import Agreement, Scorer
+from tprl.splice import keep_all, splice
+from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
+
+
+def merit(score: Mapping[str, float]) -> float:
+    """What chooses checkpoints: accuracy, and log-likelihood at a hundredth of its size between equal counts."""
+    return score["accuracy"] + 0.01 * score["log_prob"]
+
+
+class ServedScore:
+    """Validation questions, encoded once; each rank has a part of them, and all get the scores of all of them.
+
+    Args:
+        lvlm, dataset: the frozen model and the validation split.
+        keep_ratios: kept fractions to serve; their mean score selects checkpoints.
+        limit: questions used.
+        batch_size: questions per encoding.
+        labels: False scores agreement with the LVLM's own answers and reads no reference answer.
+        first: number of the first question, so that what one choice was made on does not judge the next; questions are
+            counted on from the beginning where the split is too short.
+    """
+
+    def __init__(
+        self,
+        lvlm: LVLM,
+        dataset: Dataset,
+        keep_ratios: Sequence[float],
+        limit: int = 400,
+        batch_size: int = 100,
+        labels: bool = True,
+        first: int = 0,
+    ) -> None:
+        self.keep_ratios = tuple(keep_ratios)
+        self.scorer = Scorer(lvlm, dataset)
+        self.batches: list[tuple[list[Sample], Encoded]] = []
+        numbers = [(first + i) % len(dataset) for i in range(min(limit or len(dataset), len(dataset)))]
+        mine = distributed.share(numbers)
+        for batch in numbered_batches(dataset, mine, batch_size):
+            samples = [sample for _, sample in batch]
+            self.batches.append((samples, lvlm.encode(samples)))
+        if not all(distributed.gathered(bool(self.batches))):
+            raise _nothing_left(dataset, limit)
+        if not labels:
+            said = [lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches]
+            same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, said, strict=True)]
+            self.batches = [(one.samples, encoded) for one, (_, encoded) in zip(same, self.batches, strict=True)]
+            self.scorer = Scorer(lvlm, same[0])
+        self.targets = [self.scorer.targets(samples, encoded) for samples, encoded in self.batches]
+
+    def __call__(self, pruner: Pruner) -> dict[str, float]:
+        """`accuracy` and `log_prob` (nats per token), means over questions and ratios, and `accuracy@<ratio>`."""
+        out: dict[str, float] = {}
+        total = 0.0
+        for ratio in self.keep_ratios:
+            right = 0.0
+            for (samples, encoded), targets in zip(self.batches, self.targets, strict=True):
+                scored = self.scorer(samples, splice(encoded, pruner.select(encoded, ratio)), targets)
+                right += float(scored.score.sum())
+                total += float(scored.log_prob.sum())
+            out[f"accuracy@{ratio:.3f}"] = self._mean(right)
+        out["accuracy"] = sum(out.values()) / len(self.keep_ratios)
+        out["log_prob"] = self._mean(total) / len(self.keep_ratios)
+        return out
+
+    def log_prob(self, pruner: Pruner, keep_ratio: float) -> float:
+        """Mean log-likelihood of the answers at one keep ratio, nats per token; nothing is generated."""
+        total = 0.0
+        for (_, encoded), targets in zip(self.batches, self.targets, strict=True):
+            prompt = splice(encoded, pruner.select(encoded, keep_ratio))
+            total += float(self.scorer.lvlm.score(prompt, targets)[0].sum())
+        return self._mean(total)
+
+    def _mean(self, total: float) -> float:
+        """Over the questions of all ranks, of a sum over this rank's; the same number on every rank."""
+        mine = torch.tensor([total, sum(len(chunk) for chunk, _ in self.batches)], dtype=torch.float64)
+        whole, count = distributed.stacked(mine).sum(0).tolist()
+        return whole / count
+
+
+def _nothing_left(dataset: Dataset, limit: int) -> UserError:
+    """The same sentence on every rank."""
+    damage = sum((Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))), Counter[str]())
+    asked = min(limit or len(dataset), len(dataset))
+    if damage.total() == asked:
+        return nothing_left(dataset, asked, "to validate on", damage)
+    listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
+    return UserError(
+        f"one of {distributed.count()} ranks has no undamaged row of {dataset.name} to validate on "
+        f"(damaged: {listed or 0}): raise stage.served.limit={limit}."
+    )

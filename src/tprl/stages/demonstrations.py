@@ -1,0 +1,293 @@
+"""Demonstrations: what a heuristic pruner keeps, stored as masks beside one set of codes per image."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from tprl.budget import keep_top_per_image
+from tprl.data.benchmark import batches, nothing_left
+from tprl.errors import UserError
+from tprl.policy.networks import PolicyInput
+from tprl.pruners.learned import LearnedPruner
+from tprl.rl.rollout import step_ratios
+from tprl.runtime import distributed
+from tprl.runtime.finite import check_finite
+from tprl.runtime.progress import Progress
+from tprl.runtime.store import Cache, Shards, opened
+from tprl.scoring.identity import of_weights
+from tprl.seeding import stable_seed
+from tprl.types import LVLM, Dataset, Encoded, Pruner
+
+log = logging.getLogger(__name__)
+SHARD = 10  # batches in a file: 500 questions, of LLaVA-1.5 about 40 MB
+
+
+class Demonstrations(NamedTuple):
+    """Episodes of one demonstrator. `keep[t]` is alive after step t; every step keeps a subset of the one before."""
+
+    x: PolicyInput  # codes and query in fp16
+    keep: Bool[Tensor, "T B V"]
+    keep_ratio: Float[Tensor, " B"]
+
+
+class StoredDemonstrations:
+    """Demonstrations in files, memory-mapped: of all the questions only a batch is ever in memory.
+
+    A file holds, without padding and one after the other, the codes and the places of its different images, the
+    embeddings of its different words, and of each question the numbers of its words and the masks of every schedule,
+    as bits. Which schedule a question follows is drawn here, from (seed, uid): all seeds share the files.
+
+    Args:
+        paths: files that `demonstrate` has made.
+        finals: final kept fraction of each schedule.
+        steps: T.
+        seed: of the draws.
+        temporary: a folder that is deleted with this object.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], finals: Sequence[float], steps: int, seed: int, temporary: Any = None
+    ) -> None:
+        self.paths, self.steps, self.seed, self.temporary = list(paths), steps, seed, temporary
+        self.finals = torch.tensor(finals, dtype=torch.float64)
+        self.widths = (0, 0)  # of codes and of words
+        self._rows = torch.cat([self._read(number) for number in range(len(self.paths))])
+        most = self._rows.amax(0).tolist() if len(self._rows) else [0] * len(_Row._fields)
+        self._most = _Row(*most)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Demonstrations]:
+        """One epoch in random order, of every batch this rank's share."""
+        for index in torch.randperm(len(self), generator=generator).split(size):
+            yield self.rows(distributed.share(index))
+
+    def rows(self, index: Int[Tensor, " B"]) -> Demonstrations:
+        """The questions at `index`, padded on the right to the longest of all.
+
+        Raises:
+            UserError: a file is gone or damaged.
+        """
+        rows = [_Row(*row) for row in self._rows[index].tolist()]
+        found = self._empty(rows)
+        order = sorted(range(len(rows)), key=lambda b: rows[b].shard)
+        for shard, members in groupby(order, key=lambda b: rows[b].shard):
+            with opened(self.paths[shard]) as file:
+                parts = _Contents(*(file.get_tensor(name) for name in _Contents._fields))
+                for b in members:
+                    _fill(found, b, rows[b], parts)
+        return found
+
+    def _read(self, number: int) -> Int[Tensor, "N 8"]:
+        """A `_Row` for every question of a file."""
+        with opened(self.paths[number]) as file:
+            uids = json.loads(bytes(file.get_tensor("uids").tolist()))
+            if uids:
+                self.widths = tuple(file.get_slice(name).get_shape()[1] for name in ("codes", "vectors"))
+            drawn = torch.tensor([stable_seed(uid, self.seed) % len(self.finals) for uid in uids], dtype=torch.long)
+            return torch.cat([torch.full_like(drawn, number)[:, None], drawn[:, None], file.get_tensor("rows")], 1)
+
+    def _empty(self, rows: Sequence["_Row"]) -> Demonstrations:
+        b, v, q = len(rows), self._most.tokens, self._most.words
+        x = PolicyInput(
+            codes=torch.zeros(b, v, self.widths[0], dtype=torch.half),
+            xy=torch.zeros(b, v, 2),
+            mask=torch.zeros(b, v, dtype=torch.bool),
+            query=torch.zeros(b, q, self.widths[1], dtype=torch.half),
+            query_mask=torch.zeros(b, q, dtype=torch.bool),
+        )
+        keep = torch.zeros(self.steps, b, v, dtype=torch.bool)
+        return Demonstrations(x, keep, self.finals[torch.tensor([row.drawn for row in rows], dtype=torch.long)])
+
+
+def demonstrate(
+    demonstrator: Pruner,
+    pruner: LearnedPruner,
+    lvlm: LVLM,
+    dataset: Dataset,
+    count: int,
+    keep_ratios: Sequence[float],
+    steps: int,
+    progressive: Sequence[float] | None = None,
+    seed: int = 0,
+    batch_size: int = 50,
+    cache: Cache | None = None,
+    quiet: bool = True,
+) -> StoredDemonstrations:
+    """Let a heuristic prune `count` training questions in `steps` steps, but for those that the cache has.
+
+    Args:
+        demonstrator: a pruner without access to the answer.
+        pruner: the learner, whose `observe` says what is stored.
+        keep_ratios: each question gets one of them, drawn from (seed, uid).
+        steps: T; every step keeps the same share of what is alive.
+        progressive: kept share of what is alive at each step instead, e.g. (0.8, 0.6, 0.4) as in the reference code;
+            it sets both the number of steps and the final ratio.
+        cache: where the files stay, and what they depend on beside this pruner's codes and these schedules; None: in
+            a temporary folder, for as long as the result lives.
+        quiet: do not print the progress.
+
+    Raises:
+        UserError: the demonstrator knows where the answer is, no question is left, or the disk is full.
+    """
+    if "region" in demonstrator.extras:
+        raise UserError(f"pruner={demonstrator.name} knows where the answer is and cannot demonstrate: use another.")
+    schedules = [step_ratios(ratio, steps) for ratio in keep_ratios]
+    if progressive:
+        schedules = [torch.tensor(progressive, dtype=torch.float64).cumprod(0).tolist()]
+    temporary = None if cache else tempfile.TemporaryDirectory(prefix="tprl-", ignore_cleanup_errors=True)
+    if cache:
+        codes = of_weights(pruner.autoencoder)
+        folder = cache.folder("demonstrations", autoencoder=codes, schedules=schedules, batch_size=batch_size)
+    else:
+        assert temporary is not None
+        folder = Path(temporary.name)
+
+    def made(first: int, stop: int) -> dict[str, Tensor]:
+        shown: list[_Shown] = []
+        for samples in batches(dataset, stop, batch_size, first):
+            shown += _shown(demonstrator, pruner, lvlm.encode(samples, demonstrator.extras), schedules)
+        return _packed(shown)
+
+    shards = Shards(folder, min(count or len(dataset), len(dataset)), SHARD * batch_size)
+    if cache:
+        log.info("%s has %d of %d demonstrations", folder, shards.done, shards.rows)
+    with Progress("demonstrate", before=shards.done) as tick:
+        shards.fill(made, None if quiet else tick)
+    found = StoredDemonstrations(shards.paths, [s[-1] for s in schedules], len(schedules[0]), seed, temporary)
+    if not len(found):
+        raise nothing_left(dataset, shards.rows, "to demonstrate")
+    return found
+
+
+def _episodes(demonstrator: Pruner, encoded: Encoded, schedules: Sequence[Sequence[float]]) -> Bool[Tensor, "R T B V"]:
+    """Nested masks for each schedule. A heuristic's choices at two budgets need not nest, so we go backwards: a longer
+    list starts from the shorter one and is filled from the choice at its own budget."""
+    found = []
+    for schedule in schedules:
+        masks: list[Tensor] = []
+        for ratio in reversed(schedule):
+            mask = demonstrator.select(encoded, ratio).keep
+            if masks:
+                mask = keep_top_per_image(masks[-1].float() * 2 + mask, encoded, ratio)
+            masks.append(mask)
+        found.append(torch.stack(masks[::-1]))
+        assert all(bool((~later | earlier).all()) for earlier, later in pairwise(found[-1]))
+    return torch.stack(found)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+class _Shown(NamedTuple):
+    """A question as it is stored; R schedules of K bytes."""
+
+    uid: str
+    codes: Float[Tensor, "V Z"]
+    places: Float[Tensor, "V 2"]
+    words: Float[Tensor, "Q D"]
+    bits: UInt8[Tensor, "R K"]
+
+
+class _Contents(NamedTuple):
+    """Of a file, all questions one after the other."""
+
+    codes: Float[Tensor, "N Z"]
+    places: Float[Tensor, "M 2"]
+    vectors: Float[Tensor, "W D"]
+    spoken: Int[Tensor, " L"]  # rows of `vectors`
+    bits: UInt8[Tensor, " K"]
+
+
+class _Row(NamedTuple):
+    """Where a question is: its file and schedule, its visual tokens and words, and where those of each kind begin."""
+
+    shard: int
+    drawn: int
+    tokens: int
+    words: int
+    codes: int
+    places: int
+    spoken: int
+    bits: int
+
+
+def _shown(
+    demonstrator: Pruner, pruner: LearnedPruner, encoded: Encoded, schedules: Sequence[Sequence[float]]
+) -> list[_Shown]:
+    keep = _episodes(demonstrator, encoded, schedules).cpu().numpy()
+    x = pruner.observe(encoded)
+    codes, xy, query = x.codes.half().cpu(), x.xy.cpu(), x.query.half().cpu()
+    # Alone, because ranks share out the files.
+    check_finite(
+        {"codes": codes, "question": query},
+        encoded.uids,
+        "demonstrations in fp16",
+        alone=True,
+        remedy="Demonstrations are stored in float16, up to 65504: use policy.code_width above 0, so that codes are "
+        "small, or look at these samples.",
+    )
+    found = []
+    for b, (n, q) in enumerate(zip(x.mask.sum(1).tolist(), x.query_mask.sum(1).tolist(), strict=True)):
+        bits = np.packbits(keep[:, :, b, :n].reshape(len(keep), -1), axis=1)
+        found.append(_Shown(encoded.uids[b], codes[b, :n], xy[b, :n], query[b, :q], torch.from_numpy(bits)))
+    return found
+
+
+def _packed(shown: Sequence[_Shown]) -> dict[str, Tensor]:
+    """The contents of a file."""
+    codes, codes_at = _distinct([one.codes for one in shown])
+    places, places_at = _distinct([one.places for one in shown])
+    vectors, spoken = _distinct([word for one in shown for word in one.words.split(1)])
+    columns = [[len(one.codes), len(one.words)] for one in shown]
+    counts = torch.tensor(columns, dtype=torch.long).reshape(-1, 2)
+    size = torch.tensor([one.bits.numel() for one in shown], dtype=torch.long)
+    starts = [codes_at, places_at, counts[:, 1].cumsum(0) - counts[:, 1], size.cumsum(0) - size]
+    bits = [one.bits.flatten() for one in shown] or [torch.zeros(0, dtype=torch.uint8)]
+    return {
+        "uids": torch.tensor(list(json.dumps([one.uid for one in shown]).encode()), dtype=torch.uint8),
+        "rows": torch.cat([counts, torch.stack(starts, 1)], 1),
+        **_Contents(codes, places, vectors, spoken, torch.cat(bits))._asdict(),
+    }
+
+
+def _distinct(pieces: Sequence[Tensor]) -> tuple[Tensor, Int[Tensor, " N"]]:
+    """Every different piece once, one after the other, and the row where each of the given ones begins."""
+    begins: dict[bytes, int] = {}
+    kept: list[Tensor] = []
+    at: list[int] = []
+    length = 0
+    for piece in pieces:
+        content = hashlib.blake2b(piece.numpy().tobytes(), digest_size=16).digest()
+        if content not in begins:
+            begins[content] = length
+            kept.append(piece)
+            length += len(piece)
+        at.append(begins[content])
+    return torch.cat(kept) if kept else torch.zeros(0, 0), torch.tensor(at, dtype=torch.long)
+
+
+def _fill(found: Demonstrations, b: int, row: _Row, parts: _Contents) -> None:
+    """Copy a question into row b of a batch."""
+    x, n, q = found.x, row.tokens, row.words
+    x.codes[b, :n] = parts.codes[row.codes : row.codes + n]
+    x.xy[b, :n] = parts.places[row.places : row.places + n]
+    x.query[b, :q] = parts.vectors[parts.spoken[row.spoken : row.spoken + q]]
+    x.mask[b, :n] = True
+    x.query_mask[b, :q] = True
+    steps = len(found.keep)
+    size = -(-steps * n // 8)
+    start = row.bits + row.drawn * size
+    bits = np.unpackbits(parts.bits[start : start + size].numpy(), count=steps * n)
+    found.keep[:, b, :n] = torch.from_numpy(bits.reshape(steps, n)).bool()

@@ -1,0 +1,70 @@
+"""The questions that stages which learn from the LVLM read, iteration by iteration."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from tprl.data.benchmark import nothing_left, taken
+from tprl.errors import UserError
+from tprl.runtime import distributed
+from tprl.types import Dataset, Sample
+
+
+def drawn_ratios(
+    ratios: Sequence[float], samples: Sequence[Sample], seed: int, iteration: int
+) -> Float64[Tensor, " B"]:
+    """One of `ratios` for each question, from (seed, iteration, uid) alone."""
+    draws = [random.Random(f"{seed}/{iteration}/{sample.uid}").choice(ratios) for sample in samples]
+    return torch.tensor(draws, dtype=torch.float64)
+
+
+class PromptStream(IterableDataset[list[Sample]]):
+    """Batches of fresh questions: iteration i reads the next `prompts` entries of a seeded permutation, every rank the
+    same number of them.
+
+    Args:
+        dataset: the training split.
+        prompts: questions per iteration, of all ranks together.
+        start, stop: iterations; a resumed run starts in the middle and sees the same questions.
+        seed: of the permutation; each pass over the data has its own.
+
+    Raises:
+        UserError: the ranks' shares would differ.
+    """
+
+    def __init__(self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0) -> None:
+        if prompts % distributed.count():
+            raise UserError(
+                f"stage.prompts={prompts} are the questions of all ranks together, and {distributed.count()} "
+                f"ranks cannot share them equally: set a multiple of {distributed.count()}."
+            )
+        self.dataset, self.prompts, self.start, self.stop, self.seed = dataset, prompts, start, stop, seed
+
+    def __len__(self) -> int:
+        """Iterations of the whole run: a resumed Trainer counts those done before as well."""
+        return self.stop
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        size = len(self.dataset)
+        passes: tuple[int, Tensor] = (-1, torch.empty(0))
+        for iteration in range(self.start, self.stop):
+            samples = []
+            for slot in distributed.share(range(self.prompts)):
+                number, at = divmod(iteration * self.prompts + slot, size)
+                if passes[0] != number:
+                    order = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+                    passes = (number, torch.randperm(size, generator=order))
+                samples.append(self._sample(passes[1], at))
+            yield samples
+
+    def _sample(self, order: Tensor, at: int) -> Sample:
+        """Entry `at` of the order; in place of a damaged row the next one that is not."""
+        following = (int(order[(at + step) % len(order)]) for step in range(len(order)))
+        found = next(taken(self.dataset, following), None)
+        if found is None:
+            raise nothing_left(self.dataset, len(order), "to train on")
+        return found

@@ -1,0 +1,75 @@
+"""`python -m src.demo` up to the page: what it refuses, and which pruners it offers."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from tests.commands.test_train import call
+
+from tprl.build import conf_dir, load_component
+from tprl.commands.demo import demo, make_pruners
+from tprl.errors import UserError
+
+
+def refused(capsys: pytest.CaptureFixture[str], directory: Path, *overrides: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        call("demo", demo, directory, *overrides)
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    return line
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return compose("demo", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["keep_ratio=1.5"], "keep_ratio=1.5"),
+        (["keep_ratio=0"], "keep_ratio=0"),
+        (["examples=0"], "examples=0 leaves nothing to begin with"),
+        (["port=70000"], "port=70000 is no port"),
+        (["host=256.1.1.1"], "host=256.1.1.1 is no address"),
+        (["port=http"], "port=http is no port"),
+        (["run=a", "pruner=random"], "leave one out"),
+        (["run=/no/such/run"], "/no/such/run does not exist"),
+    ],
+)
+def test_bad_settings_end_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    assert sentence in refused(capsys, tmp_path, *words)
+
+
+def test_without_gradio_it_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))
+    assert "needs gradio, which is not installed: `make demo-page`" in refused(capsys, tmp_path)
+
+
+class TestPruners:
+    def test_the_chosen_one_comes_first_and_none_comes_twice(self) -> None:
+        lvlm = load_component("model", "tiny_llava")
+        assert list(make_pruners(config(), lvlm)) == ["tprl", *config().pruners]
+        found = make_pruners(config("pruner=divprune", "pruners=[random,divprune]"), lvlm)
+        assert list(found) == ["divprune", "random"]
+
+    def test_those_that_the_model_cannot_serve_are_left_out(self, caplog: pytest.LogCaptureFixture) -> None:
+        lvlm = load_component("model", "qwen2_5_vl", pretrained=None)
+        with caplog.at_level("INFO"):
+            found = make_pruners(config("pruner=random", "pruners=[divprune,visionzip,fastv]"), lvlm)
+        assert list(found) == ["random", "divprune", "fastv"]
+        assert "left out: visionzip" in caplog.text
+        with pytest.raises(UserError, match="cannot provide"):
+            make_pruners(config("pruner=visionzip"), lvlm)
+
+    def test_a_run_names_its_own(self, tmp_path: Path) -> None:
+        lvlm = load_component("model", "tiny_llava")
+        load_component("pruner", "mlp").save_pretrained(tmp_path / "pruner")
+        assert next(iter(make_pruners(config(f"run={tmp_path}"), lvlm))) == "mlp"

@@ -1,0 +1,224 @@
+"""What options may hold: single values become lists, and nothing else passes that its reader could not use."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Annotated, Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from tprl.build import choices, conf_dir
+from tprl.commands.options import KINDS, OURS, SET_BY, _annotations, _kind, _options, checked, kind_of
+from tprl.errors import UserError
+from tprl.kinds import Number, typed
+
+NAN, INF = float("nan"), float("inf")
+SIGNED = ("floor", "weight", "agreement", "devices")  # may be below 0
+MAY_BE_NULL = ("limit", "save_every", "port", "tau", "theta", "gradient_clip_val")
+
+
+@lru_cache
+def composed(entry: str, *words: str) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return compose(entry, overrides=list(words))
+
+
+def config(entry: str, *words: str, **values: Any) -> DictConfig:
+    """A config with further values, `stage__lr=1` for `stage.lr=1`."""
+    changed = copy.deepcopy(composed(entry, *words))
+    for key, value in values.items():
+        OmegaConf.update(changed, key.replace("__", "."), value, merge=False, force_add=True)
+    return changed
+
+
+def refused(entry: str, *words: str, **values: Any) -> str:
+    return sentence_of(checked, config(entry, *words, **values), entry)
+
+
+def sentence_of(check: Callable[..., Any], *arguments: Any) -> str:
+    """The one sentence of a refusal."""
+    with pytest.raises(UserError) as caught:
+        check(*arguments)
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+def numbers(entry: str, *words: str) -> Iterator[tuple[str, Callable[[str, Any], Any], Any]]:
+    """Options that hold a number, with what checks them and what they hold."""
+    plain = OmegaConf.to_container(composed(entry, *words), resolve=True)
+    assert isinstance(plain, dict)
+    for key, place, value, annotation in _options(plain, entry):
+        if isinstance(value, int | float) and not isinstance(value, bool) and "[" not in key:
+            yield key, _kind(key, place, annotation), value
+
+
+def no_numbers(name: str) -> list[Any]:
+    """Values that no option of this name takes."""
+    bad: list[Any] = ["8", True, NAN, INF, 10**400]
+    bad += [] if name in SIGNED else [-1, -0.5]
+    return bad + ([] if name in MAY_BE_NULL else [None])
+
+
+COMMANDS = [
+    *(("train", f"stage={name}") for name in choices("stage")),
+    ("eval", "pruner=random"),
+    ("eval", "mode=latency"),
+    ("demo", "model=toy"),
+]
+
+
+class TestEveryOption:
+    @pytest.mark.parametrize("command", [*COMMANDS, ("train", "experiment=paper"), ("train", "debug=fast")])
+    def test_what_the_yamls_hold_passes_unchanged(self, command: tuple[str, ...]) -> None:
+        before = composed(*command)
+        assert checked(copy.deepcopy(before), command[0]) == before
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_a_number_is_nothing_else(self, command: tuple[str, ...]) -> None:
+        options = list(numbers(*command))
+        assert len(options) > 1
+        changed = copy.deepcopy(composed(*command))
+        for key, check, value in options:
+            # A whole config is checked where the way to the option matters, and the option alone for the rest.
+            for bad in ("few", {"a": 1}, {}):
+                OmegaConf.update(changed, key, bad, merge=False, force_add=True)
+                message = sentence_of(checked, changed, command[0])
+                assert message.startswith(f"{key}={typed(bad)} "), (key, bad, message)
+            OmegaConf.update(changed, key, value, merge=False, force_add=True)
+            for bad in no_numbers(key.rpartition(".")[2]):
+                message = sentence_of(check, key, bad)
+                assert message.startswith(f"{key}={typed(bad)} "), (key, bad, message)
+        assert checked(changed, command[0])
+
+    def test_every_number_of_every_class_in_conf_has_bounds(self) -> None:
+        """A new argument needs a line in KINDS or an `Annotated`, or nobody says what is too small for it."""
+        seen = 0
+        for group in ("stage", "model", "dataset", "policy", "pruner", "reward"):
+            for name in choices(group):
+                node = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
+                for target in targets(node):
+                    for argument, annotation in _annotations(target).items():
+                        numeric = {int, float} & {annotation, *getattr(annotation, "__args__", ())}
+                        live = f"{group}.{argument}" in SET_BY
+                        if numeric and not live and argument not in OURS:
+                            place = f"{name if group == 'stage' else group}.{argument}"
+                            bounded = hasattr(annotation, "__metadata__")
+                            assert bounded or _kind(place, place, annotation) in KINDS.values(), place
+                            seen += 1
+        assert seen > 100
+
+
+def targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping) and "_target_" in node:
+        yield node["_target_"]
+    for child in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        yield from targets(child)
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "becomes"),
+    [
+        ("eval", "keep_ratios", 0.333, [0.333]),
+        ("eval", "seeds", 3, [3]),
+        ("eval", "pruners", "uniform", ["uniform"]),
+        ("eval", "models", "llava", ["llava"]),
+        ("eval", "latency.batch_sizes", 1, [1]),
+        ("eval", "latency.image", 336, [336, 336]),
+        ("train stage=all", "stage.evaluation.seeds", 1, [1]),
+        ("train stage=all", "stage.evaluation.keep_ratios", 1, [1]),
+        ("train stage=all", "stage.evaluation.pruners", "random", ["random"]),
+        ("train stage=all", "stage.baselines", "mlp", ["mlp"]),
+        ("train stage=all", "stage.adapt.keep_ratios", 0.2, [0.2]),
+        ("train stage=ppo", "stage.served.keep_ratios", 0.2, [0.2]),
+        ("train stage=ppo", "stage.temperature", 0.5, [0.5, 0.5]),
+        ("train stage=ppo", "stage.keep_ratio", 0.2, 0.2),
+        ("train stage=lfd", "stage.progressive", 0.8, [0.8]),
+        ("train stage=lfd", "stage.calibrate", 0.5, [0.5]),
+        ("train stage=lfd", "stage.calibrate", [], []),
+        ("train stage=lfd", "stage.save_every", None, None),
+        ("eval", "run", 2024, "2024"),
+    ],
+)
+def test_a_single_value_where_a_list_is_meant(command: str, key: str, value: Any, becomes: Any) -> None:
+    made = checked(config(*command.split(), **{key.replace(".", "__"): value}), command.split()[0])
+    assert OmegaConf.select(made, key) == becomes
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "sentence"),
+    [
+        ("eval", "batch_size", 0, "batch_size=0 is not a whole number of at least 1: give one, e.g. 32."),
+        ("eval", "batch_size", 8.0, "batch_size=8.0 is not a whole number of at least 1: give one, e.g. 32."),
+        ("eval", "batch_size", "8", "batch_size='8' is not a whole number of at least 1: give one, e.g. 32."),
+        ("eval", "batch_size", [8], "batch_size=[8] is not a whole number of at least 1: give one, e.g. 32."),
+        ("eval", "keep_ratios", [], "keep_ratios=[] leaves nothing to evaluate: give at least 1."),
+        ("eval", "keep_ratios", [0.1, 0.1], "keep_ratios=[0.1,0.1] names 0.1 twice: name each once."),
+        ("eval", "seeds", [-1], "seeds=-1 is not a whole number of at least 0: give one, e.g. 0."),
+        ("eval", "pruners", "u", "pruners=u does not exist; choose one of: attention_dpp, "),
+        ("eval", "pruners", ["u"], "pruners=u does not exist; choose one of: attention_dpp, "),
+        ("eval", "mode", "fast", "mode=fast is unknown: use accuracy, parity, selectors or latency."),
+        ("eval", "model.max_new_tokens", 0, "model.max_new_tokens=0 is not a whole number of at least 1"),
+        ("eval", "model.dtype", "int8", "model.dtype=int8 is unknown: use float32, "),
+        ("eval", "latency.image", [1, 2, 3], "latency.image=[1,2,3] has 3 values: give 2 of them."),
+        ("eval", "dataset.limit", 0, "dataset.limit=0 leaves no question: use a whole number of at least 1"),
+        ("eval", "dataset.split", "val", "dataset.split=val would change nothing: it is set by "),
+        ("eval", "served", 1, "served is no option: nothing reads it. There are: batch_size, compare"),
+        ("eval", "latency.rounds", 1, "latency.rounds is no option: nothing reads it. There are: batch_sizes, "),
+        ("eval", "model.geometry", 3, "model.geometry=3 is not a table: write model.geometry={name: value, ...}."),
+        ("demo", "share", 1, "share=1 is neither true nor false: give one of them."),
+        ("train stage=all", "stage.adapt.keep_ratios", [0.2, 0], "stage.adapt.keep_ratios=0 is not a kept fraction"),
+        ("train stage=all", "stage.ppo.lr_actor", 0, "stage.ppo.lr_actor=0 is not a number above 0: give one, e.g. "),
+        ("train stage=all", "stage.ppo.foo", 0, "stage.ppo: tprl.stages.ppo.PPO has no argument foo; it takes: "),
+        ("train stage=all", "stage.ppo.served.batch_size", 3, "stage.ppo.served.batch_size is no option: nothing "),
+        ("train stage=all", "stage.evaluation.limit", 0, "stage.evaluation.limit=0 leaves no question: use "),
+        ("train stage=ppo", "stage.seed", 3, "stage.seed=3 would change nothing: it is set by seed. Leave it out."),
+        ("train stage=ppo", "stage.gamma", 1.5, "stage.gamma=1.5 is not a number in [0, 1]: give one, e.g. 0.5."),
+        ("train stage=ppo", "stage.temperature", [1, 0], "stage.temperature=0 is not a number above 0: give one, "),
+        ("train stage=ppo", "stage.budget", "some", "stage.budget=some is unknown: use free, lagrange or exact_k."),
+        ("train stage=adapt", "stage.budgets", 0.5, "stage.budgets=0.5 has 1 value: give at least 2."),
+        ("train stage=pretrain", "stage.vision_steps", 1.5, "stage.vision_steps=1.5 is not a whole number of at "),
+        ("train", "trainer.max_epochs", 3, "trainer.max_epochs=3 would change nothing: it is set by the stage"),
+        ("train", "trainer.devices", 0, "trainer.devices=0 is not a whole number of at least 1: give a number, or -1"),
+        ("train", "logger.overlays", -1, "logger.overlays=-1 is not a whole number of at least 0"),
+        ("train", "policy.select", "best", "policy.select=best is unknown: use topk, gumbel, dpp or threshold."),
+        ("train", "seed", 2**32, "seed=4294967296 is not a whole number from 0 to 4294967295: give one, e.g. 0."),
+        ("train", "cache", True, "cache=true is not a text: give one"),
+    ],
+)
+def test_one_sentence(command: str, key: str, value: Any, sentence: str) -> None:
+    assert refused(*command.split(), **{key.replace(".", "__"): value}).startswith(sentence)
+
+
+class TestPrompt:
+    @pytest.mark.parametrize(
+        "prompt", ["{question}", 'USER: <image> {question} as {json} {"a": [1]} {{}} { ASSISTANT:', "} {0} {question}"]
+    )
+    def test_braces_are_text(self, prompt: str) -> None:
+        assert checked(config("eval", model__prompt=prompt), "eval").model.prompt == prompt
+
+    @pytest.mark.parametrize("prompt", ["<image> {questions}", "<image> {", "{question!r}", "", 5, ["{question}"]])
+    def test_a_question_needs_a_place(self, prompt: Any) -> None:
+        assert "has no {question}, so nothing would be asked: write it" in refused("eval", model__prompt=prompt)
+
+
+def test_an_annotation_can_say_the_bounds() -> None:
+    share = kind_of(Annotated[float, Number(0, 1)])
+    assert share("pruner.share", 0.5) == 0.5
+    with pytest.raises(UserError, match=r"pruner\.share=2 is not a number in \[0, 1\]"):
+        share("pruner.share", 2)
+
+
+def test_numbers_in_words() -> None:
+    kinds = [
+        Number(),
+        Number(0, 1, above=True),
+        Number(0, 1, below=True),
+        Number(1, 9, whole=True),
+        Number(0, above=True),
+    ]
+    shown = ["a number", "a number in (0, 1]", "a number in [0, 1)", "a whole number from 1 to 9", "a number above 0"]
+    assert [kind.in_words() for kind in kinds] == shown

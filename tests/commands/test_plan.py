@@ -1,0 +1,91 @@
+"""What does not fit together is refused by its own name before anything is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from tests.commands.test_options import config
+
+from tprl.commands.options import checked
+from tprl.commands.plan import check_plan
+from tprl.errors import UserError
+
+
+def planned(*words: str, **values: Any) -> None:
+    plain = OmegaConf.to_container(checked(config("train", *words, **values), "train"), resolve=True)
+    check_plan(plain)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("words", [(), ("experiment=paper",), ("debug=fast",), ("stage=lfd",), ("stage=pretrain",)])
+def test_what_ships_fits(words: tuple[str, ...]) -> None:
+    planned(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "sentence"),
+    [
+        ("stage=all", {"stage__ppo__group": 1}, "stage.ppo.advantage=rloo compares episodes of one question: set "),
+        ("stage=ppo", {"stage__minibatch": 8}, "stage.minibatch=8 is smaller than stage.group=16, whose episodes "),
+        ("stage=all", {"stage__ppo__steps": 4}, "stage.ppo.steps=4 are more steps than policy.max_steps=3: set policy"),
+        (
+            "stage=lfd",
+            {"stage__progressive": [0.9] * 5},
+            "stage.progressive=[0.9,0.9,0.9,0.9,0.9] has more steps than ",
+        ),
+        ("stage=all", {"stage__adapt__keep_ratios": 0.9}, "stage.adapt.keep_ratios=0.9 is no mean of stage.adapt.budg"),
+        (
+            "stage=all",
+            {"stage__ppo__init_from": "runs/a"},
+            "stage.ppo.init_from=runs/a would not be read: in stage=all",
+        ),
+        ("stage=all", {"stage__evaluation__pruners": "tprl"}, "stage.evaluation.pruners=tprl has the name of a pruner"),
+        ("stage=all policy=mlp", {}, "stage.baselines=[mlp] names the policy itself (policy=mlp): leave it out."),
+        ("stage=all pruner=oracle", {}, "pruner=oracle knows where the answer is and cannot demonstrate: use another."),
+        ("stage=all pruner=fastv", {}, "pruner=fastv drops tokens between the layers of the language model and cannot"),
+        (
+            "stage=all",
+            {"policy__heads": 7},
+            "policy width=64 cannot be split into 7 heads: make it a multiple of heads",
+        ),
+        ("stage=ppo", {"policy__select": "threshold"}, "policy.select=threshold needs a threshold: set policy.tau, or"),
+        ("stage=ppo", {"stage__init_from": "/no/such"}, "/no/such does not exist: give the directory that a training"),
+        (
+            "stage=all",
+            {"cache": "/proc/version/x"},
+            "cache=/proc/version/x cannot be used (/proc/version is no folder)",
+        ),
+        (
+            "stage=all dataset=custom",
+            {"dataset__labelled": False},
+            "stage=ppo reads answers, and dataset custom was said to have none: use stage=lfd, and stage=ppo with rew",
+        ),
+        (
+            "stage=distill dataset=custom reward=fidelity",
+            {"dataset__labelled": False},
+            "stage=distill reads answers, and dataset custom was said to have none",
+        ),
+    ],
+)
+def test_one_sentence(words: str, values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        planned(*words.split(), **values)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_without_labels_fidelity_will_do() -> None:
+    planned("stage=ppo", "dataset=custom", "reward=fidelity", dataset__labelled=False)
+    planned("stage=lfd", "dataset=custom", dataset__labelled=False)
+
+
+def test_a_mode_that_wandb_does_not_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "off")
+    with pytest.raises(UserError, match="WANDB_MODE=off is unknown to W&B: set it to online, offline, disabled or sha"):
+        planned("stage=lfd")
+    planned("stage=lfd", "logger=csv")
+
+
+def test_groups_that_a_minibatch_cannot_hold_whole_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        planned("stage=ppo", stage__group=5)
+    assert "stage.minibatch=384 holds 76 whole groups: 380 episodes" in caplog.text

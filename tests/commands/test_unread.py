@@ -1,0 +1,153 @@
+"""Options that would change nothing are refused: which they are, for every mode and stage."""
+
+import copy
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from tests.commands.test_train import refused
+
+from tprl.build import choices, conf_dir
+from tprl.commands.unread import EVAL_ALWAYS, EVAL_READS, TRAIN_ALWAYS, TRAIN_READS, check_read
+from tprl.errors import UserError
+
+GROUPS = ("stage", "experiment", "policy", "model", "dataset", "pruner", "reward", "logger")
+# The options of eval.yaml and of train.yaml that some mode or stage leaves alone.
+EVALUATION = {
+    *("model", "dataset", "pruner", "geometry", "models", "run", "sweep", "runs", "pruners", "keep_ratios", "split"),
+    *("limit", "batch_size", "seeds", "latency", "threads"),
+}
+ABSENT = {"pruner", "geometry"}  # null in eval.yaml, so that the config has no such keys
+TRAINING = {"dataset", "policy", "pruner", "reward", "cache"}
+# The options that each mode and stage accepts and would not read.
+UNREAD_BY_MODE = {
+    "accuracy": {"models", "latency"},
+    "latency": {"dataset", "split", "limit", "batch_size", "models"},
+    "parity": {"pruner", "run", "sweep", "runs", "pruners", "keep_ratios", "batch_size", "seeds", "latency"},
+    "selectors": EVALUATION - {"threads"},
+    "compare": EVALUATION,
+    "study": EVALUATION,
+}
+UNREAD_BY_STAGE = {
+    "all": set[str](),
+    "autoencoder": {"pruner", "reward", "cache"},
+    "lfd": {"reward"},
+    "ppo": {"pruner"},
+    "distill": {"pruner", "reward", "cache"},
+    "adapt": {"pruner", "reward", "cache"},
+    "pretrain": {"dataset", "policy", "pruner", "reward", "cache"},
+}
+EVAL_MODE = {mode: f"mode={mode}" for mode in EVAL_READS} | {"compare": "compare=[a,b]", "study": "study=folder"}
+
+
+@lru_cache
+def base(command: str, groups: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return compose(command, overrides=[*groups])
+
+
+def composed(command: str, *words: str) -> DictConfig:
+    """What a command line composes; only its groups go through Hydra, which takes its time."""
+    groups = tuple(word for word in words if word.partition("=")[0] in GROUPS)
+    config = copy.deepcopy(base(command, groups))
+    OmegaConf.set_struct(config, False)
+    values = OmegaConf.from_dotlist([word.lstrip("+") for word in words if word not in groups])
+    merged = OmegaConf.merge(config, values)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def keys(*words: str) -> list[str]:
+    return [word.partition("=")[0].lstrip("+") for word in words]
+
+
+def sentence(command: str, *words: str) -> str | None:
+    return said_of(command, composed(command, *words), keys(*words))
+
+
+def said_of(command: str, config: DictConfig, typed: list[str]) -> str | None:
+    try:
+        check_read(command, config, typed)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def unread(command: str, word: str, options: Iterable[str]) -> set[str]:
+    """Those of the options that are refused when they ask for something."""
+    refusals = set()
+    for key in options:
+        config = composed(command, word)
+        place = "model.geometry" if key == "geometry" else key
+        OmegaConf.update(config, place, {"asks": 1}, merge=False, force_add=True)
+        if said_of(command, config, [key]):
+            refusals.add(key)
+    return refusals
+
+
+@pytest.mark.parametrize("mode", EVAL_READS)
+def test_every_option_of_an_evaluation_is_read_or_refused(mode: str) -> None:
+    assert set(base("eval", ())) - EVAL_ALWAYS == (EVALUATION - ABSENT) | {"compare", "study"}
+    assert unread("eval", EVAL_MODE[mode], EVALUATION) == UNREAD_BY_MODE[mode]
+
+
+@pytest.mark.parametrize("stage", TRAIN_READS)
+def test_every_option_of_training_is_read_or_refused(stage: str) -> None:
+    assert set(base("train", ())) - TRAIN_ALWAYS == TRAINING
+    assert unread("train", f"stage={stage}", TRAINING) == UNREAD_BY_STAGE[stage]
+
+
+def test_every_stage_and_mode_has_its_table() -> None:
+    assert set(TRAIN_READS) == set(choices("stage"))
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("eval", ["mode=parity", "models=[llava]", "model.dtype=float32"], "model.dtype is not read: models names"),
+        ("eval", ["dataset.seed=3"], "dataset.seed is not read: it draws training questions alone"),
+        ("eval", ["dataset.seed=3", "split=train"], None),
+        (
+            "eval",
+            ["pruner=random", "++pruner.seed=1"],
+            "pruner.seed is not read: seeds=[<seed>] sets it; leave it out.",
+        ),
+        ("eval", ["compare=[a,b]", "limit=3"], "limit is not read: compare reads compare"),
+        ("eval", ["compare=null", "limit=3"], None),
+        ("eval", ["models=[]", "run=null"], None),  # nothing is asked for
+        ("eval", ["mode=selectors", "logger=none"], None),
+        ("train", ["stage=ppo", "stage.threshold_ratio=0.3"], "stage.threshold_ratio is not read: budget=exact_k"),
+        ("train", ["stage=ppo", "stage.threshold_ratio=0.3", "stage.budget=free"], None),
+        ("train", ["stage.ppo.threshold_ratio=0.3"], "stage.ppo.threshold_ratio is not read"),
+        ("train", ["stage=ppo", "stage.lr_critic=0.1"], "stage.lr_critic is not read: only advantage=gae"),
+        ("train", ["stage=ppo", "stage.lr_critic=0.1", "stage.advantage=gae"], None),
+        ("train", ["stage=lfd", "stage.steps=2", "stage.progressive=[0.5]"], "stage.steps is not read: progressive"),
+        ("train", ["stage=lfd", "stage.steps=2"], None),
+        ("train", ["stage=ppo", "stage.init_from=runs/a"], None),
+        ("train", ["policy=mlp", "stage.adapt.questions=9"], "stage.adapt.questions is not read: stage=adapt needs"),
+        ("train", ["stage.adapt.questions=9"], None),
+        ("train", ["stage=adapt", "stage.served.keep_ratios=[0.5]"], "stage.served.keep_ratios is not read: prices"),
+        ("train", ["experiment=paper", "seed=3"], None),
+        ("demo", ["split=val", "pruners=uniform"], None),
+    ],
+)
+def test_options_that_others_leave_without_effect(command: str, words: list[str], said: str | None) -> None:
+    found = sentence(command, *words)
+    assert found is None if said is None else found is not None and found.startswith(said)
+
+
+def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "eval", tmp_path / "run", "limit=8", "pruners=[uniform]", "models=[llava]")
+    assert line.startswith("error: models is not read: mode=accuracy reads batch_size, dataset, keep_ratios, limit,")
+    assert line.endswith("; leave it out.")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_groups_are_typed_as_groups() -> None:
+    config = OmegaConf.create({"mode": "selectors", "model": {"name": "a"}})
+    with pytest.raises(UserError, match="model is not read: mode=selectors reads threads"):
+        check_read("eval", config, ["model"])
+    check_read("eval", config, ["hydra/launcher", "hydra.run.dir"])
