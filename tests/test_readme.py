@@ -1,4 +1,4 @@
-"""What the README says works: its Python runs, its commands compose."""
+"""README.md, docs/options.md and docs/api.md: their Python runs, their commands compose, their counts hold."""
 
 import re
 import shlex
@@ -11,23 +11,40 @@ from omegaconf import OmegaConf
 from tprl.build import choices, conf_dir
 from tprl.commands.entry import addable
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-COMMANDS = re.findall(r"python -m src\.(train|eval|demo)([^#\n`]*)", README)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/options.md", "docs/api.md")}
+COMMANDS = re.findall(r"python -m src\.(train|eval|demo)([^#\n`]*)", "\n".join(PAGES.values()))
+CONTROLS = {"attention_dpp", "question_dpp", "mmr_attention", "keyword_budget"}
+LEARNED, ORACLES = {"mlp", "tprl", "tprl_adaptive"}, {"oracle", "oracle_dpp"}
+EMBEDDED = {"scenes", "screens", "toy", "custom"}
+
+
+def prose(page: str) -> list[str]:
+    """The sentences of a page, without code, tables and pictures."""
+    text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    text = re.sub(r"\]\([^)]*\)|<img[^>]*>|^\|.*$|^#.*$", "", text, flags=re.MULTILINE)
+    blocks = re.split(r"\n\s*\n|\n- ", text)
+    return [s for block in blocks for s in re.split(r"(?<=[.;:!?])\s+", " ".join(block.split())) if s]
 
 
 def test_it_is_short() -> None:
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 120
 
 
-def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
+def test_no_sentence_has_more_than_thirty_words() -> None:
+    assert [sentence for sentence in prose(README) if len(sentence.split()) > 30] == []
+
+
+@pytest.mark.parametrize(("page", "lines"), [("README.md", 1), ("docs/api.md", 4)])
+def test_its_python_runs(page: str, lines: int, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == 4
+        exec(compile(block, page, "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == lines
 
 
-@pytest.mark.parametrize(("entry", "options"), COMMANDS)
+@pytest.mark.parametrize(("entry", "options"), sorted(set(COMMANDS)))
 def test_its_commands_compose(entry: str, options: str) -> None:
     words = [w.replace("<", "").replace(">", "").replace(" ", "_") for w in shlex.split(options) if "=" in w]
     words = [re.sub(r"^([^\[,]+),.*", r"\1", word) for word in words]  # the first job of a sweep
@@ -42,6 +59,13 @@ GROUPS = ["stage", "model", "pruner", "policy", "reward", "dataset", "trainer", 
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_its_table_lists_every_choice(group: str) -> None:
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
+def test_the_table_of_options_lists_every_choice(group: str) -> None:
+    row = next(line for line in PAGES["docs/options.md"].splitlines() if line.startswith(f"| `{group}` |"))
     assert set(choices(group)) <= set(re.findall(r"`([a-z0-9_]+)`", row))
+
+
+def test_its_counts_are_those_of_the_listings() -> None:
+    plain = set(choices("pruner")) - CONTROLS - LEARNED - ORACLES - {"keep_all"}
+    assert f"{len(plain)} published or simple ones, {len(CONTROLS)} controls" in README
+    assert f"{len(LEARNED)} learned, {len(ORACLES)} oracles" in README
+    assert f"{len(set(choices('dataset')) - EMBEDDED)} benchmarks" in README
