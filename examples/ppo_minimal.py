@@ -25,9 +25,7 @@ from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Outcome, Sample, TokenSelection
 
 KEEP_RATIO, GROUP, QUESTIONS = 1 / 12, 8, 32
-RULE = ActionRule(
-    "sequential"
-)  # tokens one after the other, in proportion to their gain of a determinant
+RULE = ActionRule("sequential")  # tokens one after the other, in proportion to their gain of a determinant
 
 
 def observe(encoded: Encoded) -> PolicyInput:
@@ -45,9 +43,7 @@ def logits_of(policy: PolicyNet, x: PolicyInput) -> Tensor:
     return logits
 
 
-def score(
-    lvlm: ToyLVLM, samples: list[Sample], encoded: Encoded, keep: Tensor
-) -> tuple[Tensor, Tensor]:
+def score(lvlm: ToyLVLM, samples: list[Sample], encoded: Encoded, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of the right answer, and whether the model gives it, reading only the kept tokens."""
     # Tokens disappear in one pure function: the prompt really gets shorter.
     prompt = splice(encoded, TokenSelection(keep))
@@ -64,9 +60,7 @@ def imitate(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, steps: int) -
         x, members = observe(encoded), teacher.select(encoded, KEEP_RATIO).keep
         # A set has no order. Draw one, and ask how likely the policy is to stay inside the set at each draw.
         noise = torch.rand(QUESTIONS, 1, x.mask.shape[1], generator=generator)
-        stay = log_stay(
-            RULE.quality * logits_of(policy, x), x.features, x.mask, members, 1.0, noise
-        )
+        stay = log_stay(RULE.quality * logits_of(policy, x), x.features, x.mask, members, 1.0, noise)
         loss = -stay.sum(2).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -89,9 +83,7 @@ def improve(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, iterations: i
         with torch.no_grad():
             noise = torch.rand(QUESTIONS, GROUP, x.mask.shape[1], generator=generator)
             logits = logits_of(policy, x)
-            action, old_log_prob, _ = act(
-                logits, x.mask, RULE, 0, k=k, features=x.features, noise=noise
-            )
+            action, old_log_prob, _ = act(logits, x.mask, RULE, 0, k=k, features=x.features, noise=noise)
         keep = action.flatten(0, 1) > 0  # [N V]
 
         # Reward: what pruning does to the answer's log-probability, against the prompt with all tokens. [N]
@@ -109,9 +101,7 @@ def improve(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, iterations: i
         # Update: the same `act` evaluates the stored sets, so the first ratio is exactly 1.
         for _ in range(4):
             logits = logits_of(policy, x)
-            _, log_prob, entropy = act(
-                logits, x.mask, RULE, 0, k=k, features=x.features, action=action
-            )
+            _, log_prob, entropy = act(logits, x.mask, RULE, 0, k=k, features=x.features, action=action)
             new, old, entropy = (part.flatten(0, 1) for part in (log_prob, old_log_prob, entropy))
             loss = ppo_loss(new, old, advantage, entropy, None, None, keep, entropy_coef=0.0)
             optimizer.zero_grad()
@@ -131,10 +121,7 @@ def report(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset) -> dict[str, f
         "rule": rule.select(encoded, KEEP_RATIO).keep,
         "policy": serve(logits_of(policy, x), x.mask, k, "dpp", features=x.features),
     }
-    return {
-        name: float(score(lvlm, samples, encoded, keep)[1].float().mean())
-        for name, keep in sets.items()
-    }
+    return {name: float(score(lvlm, samples, encoded, keep)[1].float().mean()) for name, keep in sets.items()}
 
 
 def main(demonstrations: int = 20, iterations: int = 60) -> dict[str, float]:

@@ -39,7 +39,7 @@ LLAVA_7B = cost.LVLMShape(
 
 
 def counter(depth: int = 8) -> FlopCounterMode:
-    """FlopCounterMode that also sees the CPU's SDPA kernel (ECOSYSTEM 7)."""
+    """FlopCounterMode that also sees the CPU's SDPA kernel, which torch 2.13 leaves out."""
 
     def sdpa(query: Shape, key: Shape, value: Shape, *_: object, out_shape: object = None, **__: object) -> int:
         return sdpa_flop_count(query, key, value)
@@ -142,12 +142,12 @@ def test_a_generated_answer_costs_what_total_says(model: nn.Module, config: Llav
 
 @pytest.mark.parametrize(("visual", "tera_macs"), [(576, 4.252), (192, 1.675), (128, 1.253), (64, 0.833)])
 def test_prefill_of_the_7b_geometry(visual: int, tera_macs: float) -> None:
-    """BASELINES 5, SwiGLU column, 64 text tokens."""
+    """The check values of docs/baselines.md#flops, gated MLP, 64 text tokens."""
     assert cost.prefill_flops(LLAVA_7B, 64, visual) / 2e12 == pytest.approx(tera_macs, abs=5e-4)
 
 
 def test_real_geometry_as_counted() -> None:
-    """ECOSYSTEM 7 counted the 7B language model, without its head, on the meta device."""
+    """What FlopCounterMode counted of the 7B language model, without its head, on the meta device."""
     for visual, tera in ((576, 8.1774), (64, 1.3527)):
         assert cost.prefill_flops(LLAVA_7B, 40, visual) / 1e12 == pytest.approx(tera, abs=5e-5)
     layer = cost.encoder_layer_flops(1024, 4096, 577)
@@ -203,7 +203,7 @@ def test_the_papers_54_percent() -> None:
     assert percent(110) == pytest.approx(54.2, abs=0.05)
     assert percent(64) == pytest.approx(57.8, abs=0.05)
     assert percent(0) == pytest.approx(63.8, abs=0.05)
-    # The language model alone: BASELINES 5 has the same numbers from its own formula.
+    # The language model alone: docs/baselines.md#flops has the same numbers from its own formula.
     assert percent(142, parts=lm_only) == pytest.approx(54.2, abs=0.05)
     assert percent(64, parts=lm_only) == pytest.approx(60.6, abs=0.05)
     assert percent(64, fastv, parts=lm_only) == pytest.approx(60.8, abs=0.05)
@@ -323,7 +323,7 @@ def test_dpp_kernel_matches_the_counter() -> None:
 
 
 def test_the_policy_is_small_beside_the_model() -> None:
-    """BASELINES 5: two layers of width 512 on 576 tokens of width 4096 are about 0.005 T MAC."""
+    """docs/baselines.md#flops: two layers of width 512 on 576 tokens of width 4096 are about 0.005 T MAC."""
     policy = cost.PolicyShape(code_width=4096, query_width=4096, width=512, layers=2)
     assert cost.policy_flops(policy, tokens=576, words=40) / 2e12 == pytest.approx(0.0062, abs=5e-4)
 

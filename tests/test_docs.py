@@ -35,3 +35,16 @@ def test_files_that_a_page_names_exist(name: str) -> None:
     text = (ROOT / "docs" / name).read_text()
     named = re.findall(r"`((?:tests|src|docs|examples|experiments)/[\w/.]+)", text)
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_comments_name_only_documents_of_the_repository() -> None:
+    """A reader of a clone can follow every reference: `docs/<page>.md`, with the heading where one is named."""
+    lost = []
+    for path in SOURCES:
+        text = path.read_text()
+        lost += [f"{path.name}: {name}" for name in re.findall(r"\b(?:BASELINES|METHOD|ECOSYSTEM|DESIGN)\b", text)]
+        for page, anchor in re.findall(r"\bdocs/([\w-]+\.md)(?:#([\w-]+))?", text):
+            goal = ROOT / "docs" / page
+            if not goal.exists() or (anchor and anchor not in anchors(goal)):
+                lost.append(f"{path.name}: docs/{page}#{anchor}")
+    assert [line for line in lost if "test_docs.py" not in line] == []

@@ -54,7 +54,7 @@ def need_ratio(name: str, keep_ratio: float | None) -> float:
 def keep_top(scores: Shaped[Tensor, "B V"], mask: Bool[Tensor, "B V"], k: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
     """The `k[b]` highest-scored valid tokens of each sample; ties go to the lower index.
 
-    A stable sort, because `topk` breaks ties arbitrarily on CPU (BASELINES 3.14).
+    A stable sort, because `topk` breaks ties arbitrarily on CPU (docs/baselines.md#what-surprises).
     """
     filled = scores.float().masked_fill(~mask, -torch.inf)
     order = filled.argsort(dim=1, descending=True, stable=True)

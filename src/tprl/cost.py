@@ -233,7 +233,8 @@ def projector_flops(shape: LVLMShape, images: Images = 1) -> int:
 
 
 def lm_layer_flops(lm: LMShape, new: int, context: int) -> int:
-    """One decoder layer over `new` tokens that attend to `context` keys (BASELINES 5, times 2 FLOPs per MAC)."""
+    """One decoder layer over `new` tokens that attend to `context` keys (docs/baselines.md#flops, times 2 FLOPs per
+    MAC)."""
     q, kv = lm.heads * lm.head_dim, lm.kv_heads * lm.head_dim
     linear = 2 * lm.width * (2 * q + 2 * kv) + 2 * lm.width * lm.ffn * (3 if lm.gated else 2)
     return new * linear + 4 * new * context * q

@@ -1,4 +1,4 @@
-"""Against a plain reading of BASELINES 3.13 (HiPrune), one image and one token at a time."""
+"""Against a plain reading of docs/baselines.md#hiprune (HiPrune), one image and one token at a time."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Against a plain reading of BASELINES 3.13 (HoloV), one chunk and one token at a time."""
+"""Against a plain reading of docs/baselines.md#holov (HoloV), one chunk and one token at a time."""
 
 import math
 from dataclasses import replace

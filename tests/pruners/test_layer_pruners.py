@@ -58,7 +58,7 @@ def test_published_schedules() -> None:
         Stage(24, 24, 0.125),
     )
     assert sum(LayerPlan.of(PyramidDropPruner(published=True), 0.3, 32).counts(576)) / 32 == 270
-    assert FastVPruner().stages(192 / 576, 32)[0].keep * 576 == pytest.approx(166.4)  # BASELINES 3.4: 166
+    assert FastVPruner().stages(192 / 576, 32)[0].keep * 576 == pytest.approx(166.4)  # docs/baselines.md#fastv: 166
 
 
 class Spy:

@@ -93,7 +93,7 @@ def test_an_infeasible_mean_is_refused(pruner: Any, ratio: float, layers: int, b
     ],
 )
 def test_published_lists_and_their_true_means(plus: bool, label: int, chosen: list[int], mean: float) -> None:
-    """BASELINES 3.5; the means of v1 are those with the recycled tokens."""
+    """docs/baselines.md#sparsevlm; the means of v1 are those with the recycled tokens."""
     pruner = SparseVLMPruner(plus, published=True)
     for ratio in (label / 576, (label + 10) / 576):
         counts = LayerPlan.of(pruner, ratio, 32).counts(576)

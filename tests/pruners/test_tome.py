@@ -1,4 +1,4 @@
-"""Against a plain reading of BASELINES 3.3, one image, one block and one token at a time, in float64."""
+"""Against a plain reading of docs/baselines.md#tome, one image, one block and one token at a time, in float64."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Against a plain reading of BASELINES 3.6, one image and one token at a time."""
+"""Against a plain reading of docs/baselines.md#visionzip, one image and one token at a time."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Against a plain reading of BASELINES 3.7, one image and one token at a time."""
+"""Against a plain reading of docs/baselines.md#vispruner, one image and one token at a time."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_odd_rest_and_small_budgets(k):
 
 
 def test_the_published_budget_that_breaks_the_reference():
-    # T = 194 leaves 479 tokens, an odd number: IndexError in the reference (BASELINES 3.7).
+    # T = 194 leaves 479 tokens, an odd number: IndexError in the reference (docs/baselines.md#vispruner).
     encoded = toy_encoded([((24, 24),)], extras=["cls_attention", "vision_features"])
     _check(encoded, 194 / 576, 194)
 

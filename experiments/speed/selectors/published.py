@@ -1,5 +1,5 @@
 """The selection rules as they are published, one sample at a time with tensor operations inside: what ours is timed
-against. Written from the rules (BASELINES 3.7 to 3.9 of the project's notes), in float32 where theirs is the model's
+against. Written from the rules (docs/baselines.md), in float32 where theirs is the model's
 dtype, which no CPU multiplies fast. Each takes the tokens of one image and returns the indices it keeps, sorted.
 """
 

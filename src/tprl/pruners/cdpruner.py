@@ -15,15 +15,15 @@ from tprl.types import Encoded, TokenSelection
 class CDPruner:
     """Greedy maximum of det(L_Y) over subsets Y, with L = diag(q) S diag(q): a DPP conditioned on the question.
 
-    Source: CDPruner (Zhang et al., arXiv 2506.10967), the rule of BASELINES 3.9, written from its description. S is the
-    cosine similarity of projected tokens, q = (r - min r + 1e-6) / (max r - min r), and r is MINUS the cosine of the
-    patch with the question in CLIP's space, where the relevance of patches is inverted. Complexity O(n^2 D + k^2 n)
-    per image, k steps in sequence. Needs extras["clip_relevance"].
+    Source: CDPruner (Zhang et al., arXiv 2506.10967), the rule of docs/baselines.md#cdpruner, written from its
+    description. S is the cosine similarity of projected tokens, q = (r - min r + 1e-6) / (max r - min r), and r is
+    MINUS the cosine of the patch with the question in CLIP's space, where the relevance of patches is inverted.
+    Complexity O(n^2 D + k^2 n) per image, k steps in sequence. Needs extras["clip_relevance"].
 
-    Ours differs in the range of q, which is taken over each image (the reference takes it over the batch), in an
-    image whose tokens are all equally relevant (q = 1, the reference divides by zero), in float64 throughout, in the
-    rounding of the budget, in ties (lower index), and where the kernel's rank is exhausted, as it surely is after D
-    tokens: the most relevant of the rest fill up the budget (the reference keeps too few, BASELINES 3.14).
+    Ours differs in the range of q, which is taken over each image (the reference takes it over the batch), in an image
+    whose tokens are all equally relevant (q = 1, the reference divides by zero), in float64 throughout, in the rounding
+    of the budget, in ties (lower index), and where the kernel's rank is exhausted, as it surely is after D tokens: the
+    most relevant of the rest fill up the budget (the reference keeps too few, docs/baselines.md#what-surprises).
 
     Args:
         negative_relevance: r is minus the cosine, as released for CLIP; False: the cosine itself, as OpenVINO does

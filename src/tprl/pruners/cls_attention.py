@@ -8,9 +8,10 @@ from tprl.types import Encoded, TokenSelection
 class ClsAttentionPruner:
     """The tokens that CLS attends to most, in raster order; the question plays no part.
 
-    Source: FasterVLM (Zhang et al., arXiv 2412.01818), the rule of BASELINES 3.7: score = mean over heads of the
-    attention CLS -> patch in the layer that produces the features. Needs a vision tower with a CLS token. Complexity
-    O(V log V). Ours differs from the published rule in the rounding of the budget and in ties (lower index) only.
+    Source: FasterVLM (Zhang et al., arXiv 2412.01818), the rule of docs/baselines.md#fastervlm: score = mean over heads
+    of the attention CLS -> patch in the layer that produces the features. Needs a vision tower with a CLS token.
+    Complexity O(V log V). Ours differs from the published rule in the rounding of the budget and in ties (lower index)
+    only.
     """
 
     name = "cls_attention"

@@ -15,11 +15,11 @@ from tprl.types import columns_of
 class DARTPruner(FastVPruner):
     """Pivots live, and each pivot in turn takes the tokens that are least like it.
 
-    Source: DART (Wen et al., arXiv 2502.11494), the rule of BASELINES 3.10, written from its description. With the keys
-    of layer K-1 after rotary embedding, all heads together, the pivots are the visual tokens and the tokens after the
-    image with the largest L1 norm; likeness is the cosine of final-normed hidden states. Complexity O(S D) for the keys
-    and O((P + Q) n D) for likeness; no attention is needed. Schedule and infeasible ratios: `FastVPruner`. Ours
-    differs in the order of the pivots (those of the image, then those of the text, each by falling norm; the
+    Source: DART (Wen et al., arXiv 2502.11494), the rule of docs/baselines.md#dart, written from its description. With
+    the keys of layer K-1 after rotary embedding, all heads together, the pivots are the visual tokens and the tokens
+    after the image with the largest L1 norm; likeness is the cosine of final-normed hidden states. Complexity O(S D)
+    for the keys and O((P + Q) n D) for likeness; no attention is needed. Schedule and infeasible ratios: `FastVPruner`.
+    Ours differs in the order of the pivots (those of the image, then those of the text, each by falling norm; the
     reference iterates a Python set of ints) and in the count: the reference keeps (P + Q) m + P tokens, never the
     label; ours gives the first pivots one token more, so that the budget is met exactly. With fewer tokens than image
     pivots only the strongest pivots live. Ties go to the lower index.

@@ -13,11 +13,11 @@ from tprl.types import Encoded, TokenSelection
 class HiPrunePruner:
     """Anchors that a middle layer attends to, with their neighbours; the rest by the attention of the last layer.
 
-    Source: HiPrune (arXiv 2508.00553), the rule of BASELINES 3.13, written from its description. Of a budget k, the
-    floor(k * alpha / 5) tokens that receive most attention in the "object" layer (the 10th of 24) are anchors; they
-    and the tokens above, below, left and right of them stay, at most k * alpha together. All other places go to the
-    tokens that receive most attention in the last layer. Complexity O(n log n) per image, no matrix product; the two
-    attention maps are the tower's cost. Needs extras["middle_attention"] and extras["last_attention"].
+    Source: HiPrune (arXiv 2508.00553), the rule of docs/baselines.md#hiprune, written from its description. Of a budget
+    k, the floor(k * alpha / 5) tokens that receive most attention in the "object" layer (the 10th of 24) are anchors;
+    they and the tokens above, below, left and right of them stay, at most k * alpha together. All other places go to
+    the tokens that receive most attention in the last layer. Complexity O(n log n) per image, no matrix product; the
+    two attention maps are the tower's cost. Needs extras["middle_attention"] and extras["last_attention"].
 
     With alpha = 0.1 there is no anchor below k = 50, and the rule is then that of the last layer alone. Where anchors
     touch, or lie at a border, they bring fewer tokens, and the last layer fills up: exactly k tokens stay. Anchors are

@@ -13,14 +13,14 @@ from tprl.types import Encoded, TokenSelection
 class HoloVPruner:
     """CLS attention within chunks of the image; quotas by the chunks' mean scores.
 
-    Source: HoloV (its LLaVA release), the rule of BASELINES 3.13, written from its description. Tokens in raster order
-    form `chunks` chunks. A token's score is scale * a + alpha * v: a its CLS attention, v the variance of its cosine
-    similarities (projected tokens, as the released code has them; its own counts as 0, the sums are over n - 1 others)
-    within the chunk, scaled to the mean of scale * a there. A chunk's weight is its mean score over the sum of all; its
-    quota is floor(weight * k), and 1 more for the heaviest chunks until the quotas sum to k. Within a chunk attention
-    alone decides. The scaling makes every mean score 1 + alpha
-    times that of attention, so the variance changes no quota (BASELINES 3.14). Complexity O(n^2 D / chunks + n log n)
-    per image. Needs extras["cls_attention"].
+    Source: HoloV (its LLaVA release), the rule of docs/baselines.md#holov, written from its description. Tokens in
+    raster order form `chunks` chunks. A token's score is scale * a + alpha * v: a its CLS attention, v the variance of
+    its cosine similarities (projected tokens, as the released code has them; its own counts as 0, the sums are over n -
+    1 others) within the chunk, scaled to the mean of scale * a there. A chunk's weight is its mean score over the sum
+    of all; its quota is floor(weight * k), and 1 more for the heaviest chunks until the quotas sum to k. Within a chunk
+    attention alone decides. The scaling makes every mean score 1 + alpha times that of attention, so the variance
+    changes no quota (docs/baselines.md#what-surprises). Complexity O(n^2 D / chunks + n log n) per image. Needs
+    extras["cls_attention"].
 
     By default exactly budget() tokens stay: what a quota has beyond its chunk's tokens is spent on the tokens of
     highest score in the whole image, the one place where the variance has a say. Ours also differs in ties (lower

@@ -13,11 +13,11 @@ class PoolingPruner:
     """Every token of the image averaged into k = budget() windows; each window becomes one new token.
 
     Source: adaptive average pooling of projected tokens as in "Token Pruning in Multimodal Large Language Models: Are
-    We Solving the Right Problem?" (Wen et al., arXiv 2502.11501), the rule of BASELINES 3.2. There k must be a grid;
-    here any k is met exactly by bands with different numbers of windows (`tprl.pruners.grid.layout`), and wherever k
-    has a grid with windows no longer than twice their width the result is that of `adaptive_avg_pool2d`. A pooled token
-    stands at the position of the token nearest to its window's centre. Complexity O(k n D) per image, nothing of the
-    model beyond the projected tokens is read. At keep_ratio = 1 it is the identity.
+    We Solving the Right Problem?" (Wen et al., arXiv 2502.11501), the rule of docs/baselines.md#spatial-pooling. There
+    k must be a grid; here any k is met exactly by bands with different numbers of windows (`tprl.pruners.grid.layout`),
+    and wherever k has a grid with windows no longer than twice their width the result is that of `adaptive_avg_pool2d`.
+    A pooled token stands at the position of the token nearest to its window's centre. Complexity O(k n D) per image,
+    nothing of the model beyond the projected tokens is read. At keep_ratio = 1 it is the identity.
     """
 
     name = "pooling"

@@ -15,8 +15,8 @@ NEIGHBOURS = 32
 class PruMergePruner:
     """The tokens with the highest CLS attention c in the tower's last layer, and one that sums up all the others.
 
-    Source: LLaVA-PruMerge (Shang et al., arXiv 2403.15388), the rule of BASELINES 3.11, written from its description.
-    With h the features before the projector and c not normalised over what is summed,
+    Source: LLaVA-PruMerge (Shang et al., arXiv 2403.15388), the rule of docs/baselines.md#prumerge, written from its
+    description. With h the features before the projector and c not normalised over what is summed,
 
         out_i = h_i + sum of c_j h_j over the 32 other tokens, kept or not, whose last-layer keys are nearest (cosine)
         extra = sum of c_j h_j over the tokens that are not kept,

@@ -13,8 +13,8 @@ from tprl.types import Encoded, TokenSelection
 class RandomPruner:
     """A uniformly random subset of each image's tokens, in raster order.
 
-    Source: folklore; the rule of BASELINES 3.1, k of a seeded permutation. Complexity O(V log V), nothing of the
-    model is read. Ours differs in where chance comes from: token v of a sample has the score hash(seed, uid, v), so
+    Source: folklore; the rule of docs/baselines.md#random, k of a seeded permutation. Complexity O(V log V), nothing of
+    the model is read. Ours differs in where chance comes from: token v of a sample has the score hash(seed, uid, v), so
     batch size, order and device change nothing, and at the same seed a smaller budget keeps a subset of a larger one.
     """
 

@@ -20,17 +20,17 @@ FIRST = {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 20
 class SparseVLMPruner:
     """Some words of the question, the raters, score the visual tokens by their attention; three times the best live.
 
-    Source: SparseVLM (Zhang et al., arXiv 2410.04417), the rule of BASELINES 3.5, written from its description. Raters
-    are the words after the last image whose share of a softmax over words of V Q^T, mean over visual tokens, is above
-    the mean; they are chosen at the first drop from the language model's input and marked for the later ones. A score
-    is the mean over heads and raters of softmax attention. Complexity per drop O(S D^2) for keys and O(T S D) for the
-    rows of T raters; v1.5 adds O(p^2 D) among p recycled tokens.
-    Ours differs in the budget: keep_ratio is the mean over what layers compute, solved for on a path through the
-    published lists (log-linear between them, scaled below the smallest), where the reference counts a layer after its
-    own drop; also in ties (lower index), positions (survivors keep theirs; v1.5 numbers them anew) and where no word
-    is above the mean (all words rate, or the prompt's last token). The released "+" also divides attention by
-    that of all-ones queries and keys, which ours leaves out. `published=True` takes the list with the nearest label
-    (in v1.5 with what it recycles on top, as in the reference).
+    Source: SparseVLM (Zhang et al., arXiv 2410.04417), the rule of docs/baselines.md#sparsevlm, written from its
+    description. Raters are the words after the last image whose share of a softmax over words of V Q^T, mean over
+    visual tokens, is above the mean; they are chosen at the first drop from the language model's input and marked for
+    the later ones. A score is the mean over heads and raters of softmax attention. Complexity per drop O(S D^2) for
+    keys and O(T S D) for the rows of T raters; v1.5 adds O(p^2 D) among p recycled tokens. Ours differs in the budget:
+    keep_ratio is the mean over what layers compute, solved for on a path through the published lists (log-linear
+    between them, scaled below the smallest), where the reference counts a layer after its own drop; also in ties (lower
+    index), positions (survivors keep theirs; v1.5 numbers them anew) and where no word is above the mean (all words
+    rate, or the prompt's last token). The released "+" also divides attention by that of all-ones queries and keys,
+    which ours leaves out. `published=True` takes the list with the nearest label (in v1.5 with what it recycles on top,
+    as in the reference).
 
     Args:
         plus: SparseVLM+: only the heads (14 of 32, in proportion) in which raters attend most to visual tokens count.

@@ -12,12 +12,12 @@ from tprl.types import Encoded, TokenSelection
 class ToMePruner:
     """In each block, between attention and MLP, the r tokens of even index that are most like one of odd index join it.
 
-    Source: Token Merging (Bolya et al., arXiv 2210.09461), the rule of BASELINES 3.3, written from its description.
-    Likeness is the cosine of keys that were averaged over heads. A merged token is the mean of all its patches, and the
-    logits of attention to it grow by the log of their number. CLS has index 0 and never merges. What is left of the
-    tower's features is projected. `Encoded` shares no pass of the tower with merging in it, so each `select` runs the
-    blocks again on extras["patch_embeds"]; needs `Encoded.tower` and `Encoded.project`. Complexity O(n^2 c) per block
-    with heads of width c, blocks in sequence.
+    Source: Token Merging (Bolya et al., arXiv 2210.09461), the rule of docs/baselines.md#tome, written from its
+    description. Likeness is the cosine of keys that were averaged over heads. A merged token is the mean of all its
+    patches, and the logits of attention to it grow by the log of their number. CLS has index 0 and never merges. What
+    is left of the tower's features is projected. `Encoded` shares no pass of the tower with merging in it, so each
+    `select` runs the blocks again on extras["patch_embeds"]; needs `Encoded.tower` and `Encoded.project`. Complexity
+    O(n^2 c) per block with heads of width c, blocks in sequence.
 
     Our default leaves exactly k = budget() tokens: the smallest constant r that can remove enough, the last blocks
     merging fewer; a k that even halving in every block does not reach is refused. At k = n the image stays untouched.

@@ -14,10 +14,10 @@ class TrimPruner:
     """The tokens of the highest CLIP score stay; the mean of the others is one extra token.
 
     Source: TRIM ("Less is More: A Simple yet Effective Token Reduction Method", Song et al., arXiv 2409.10994), the
-    rule of BASELINES 3.13, written from its description. The score is softmax(-cosine) of patches with the question in
-    CLIP's space. Note the sign: the released code ranks that way, so the patches LEAST similar to the text stay (as in
-    CDPruner, and for its reason). The softmax matters only to the adaptive count below. Complexity O(n log n + n D) per
-    image, no matrix product. Needs extras["clip_relevance"]; the projected tokens for the mean.
+    rule of docs/baselines.md#trim, written from its description. The score is softmax(-cosine) of patches with the
+    question in CLIP's space. Note the sign: the released code ranks that way, so the patches LEAST similar to the text
+    stay (as in CDPruner, and for its reason). The softmax matters only to the adaptive count below. Complexity O(n log
+    n + n D) per image, no matrix product. Needs extras["clip_relevance"]; the projected tokens for the mean.
 
     By default an image costs exactly k = budget() tokens: k - 1 kept and the mean; at k = 1 the best token alone, at
     k = n all tokens and no mean. The extra token stands at the place of the last token that is not kept: the free

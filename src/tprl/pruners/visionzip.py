@@ -13,10 +13,10 @@ from tprl.types import Encoded, TokenSelection, columns_of
 class VisionZipPruner:
     """The CLS token and the patches that it attends to most, then evenly placed targets that take in all the others.
 
-    Source: VisionZip (Yang et al., arXiv 2412.04467), the rule of BASELINES 3.6, written from its description. Of a
-    budget k, t = `contextual(k)` tokens are contextual, one is the CLS token, and k - t - 1 are the patches with the
-    highest CLS attention. Of the other patches, in raster order, every (rest // t)-th is a target until there are t;
-    each that is none joins the target with the most similar key (cosine). A contextual token is
+    Source: VisionZip (Yang et al., arXiv 2412.04467), the rule of docs/baselines.md#visionzip, written from its
+    description. Of a budget k, t = `contextual(k)` tokens are contextual, one is the CLS token, and k - t - 1 are the
+    patches with the highest CLS attention. Of the other patches, in raster order, every (rest // t)-th is a target
+    until there are t; each that is none joins the target with the most similar key (cosine). A contextual token is
 
         h_target + (sum of the h that joined it) / max(1, how many joined)       (not divided by two)
 

@@ -13,17 +13,17 @@ from tprl.types import Encoded, TokenSelection
 class VisPruner:
     """Important tokens by CLS attention, then diverse ones by repeatedly dropping the most redundant of the rest.
 
-    Source: VisPruner (Zhang et al., arXiv 2412.01818), the rule of BASELINES 3.7, written from its description. Of a
-    budget k, int(k * important) tokens have the highest attention. The others, in descending attention, lose in each
-    round up to `drop` of their even-placed half: those most similar (cosine of the features before the projector) to
-    some odd-placed one; the survivors of the even half, most similar first, then precede the odd half. Rounds end when
-    k are left: about (n - k) / drop sequential rounds, each O(n^2 / 4) on similarities computed once in O(n^2 C).
-    Needs extras["cls_attention"] and extras["vision_features"].
+    Source: VisPruner (Zhang et al., arXiv 2412.01818), the rule of docs/baselines.md#vispruner, written from its
+    description. Of a budget k, int(k * important) tokens have the highest attention. The others, in descending
+    attention, lose in each round up to `drop` of their even-placed half: those most similar (cosine of the features
+    before the projector) to some odd-placed one; the survivors of the even half, most similar first, then precede the
+    odd half. Rounds end when k are left: about (n - k) / drop sequential rounds, each O(n^2 / 4) on similarities
+    computed once in O(n^2 C). Needs extras["cls_attention"] and extras["vision_features"].
 
     Ours differs in the rounding of the budget, in ties (lower place), in an odd rest (its even half is one longer; the
-    reference stops with an IndexError), in never dropping more than the even half, and in similarities in float64:
-    one flipped comparison changes all later rounds, in float32 on a third of the images (BASELINES 3.14), and the
-    batch an image comes in must not decide what is kept of it.
+    reference stops with an IndexError), in never dropping more than the even half, and in similarities in float64: one
+    flipped comparison changes all later rounds, in float32 on a third of the images (docs/baselines.md#what-surprises),
+    and the batch an image comes in must not decide what is kept of it.
     """
 
     name = "vispruner"

@@ -25,7 +25,7 @@ class Term(Protocol):
 
 
 class WeightedReward:
-    """Named terms, each times its weight; their sum is the reward r_t (METHOD, "MDP").
+    """Named terms, each times its weight; their sum is the reward r_t (docs/method.md#mdp).
 
     Raises:
         UserError: no term, or two terms of one name.
