@@ -16,7 +16,7 @@ from tprl.evaluation.statistics import Interval
 from tprl.report import figures
 from tprl.report.evaluation import Paired, write_report
 from tprl.report.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
-from tprl.report.page import table
+from tprl.report.page import Entry, page_table
 from tprl.report.spread import Spread
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "link"}
@@ -178,7 +178,7 @@ def test_nothing_is_fetched(text: str) -> None:
 def test_values_are_escaped(text: str) -> None:
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert "Is the &lt;b&gt;red&lt;/b&gt; square left of the &quot;big&quot; circle?" in text
+    assert "Is the &lt;b&gt;red&lt;/b&gt; square left of the &#34;big&#34; circle?" in text
     assert "a &lt;red&gt; square" in text
     assert "<new>" not in text
 
@@ -255,10 +255,10 @@ def test_where_the_numbers_are_from(tmp_path: Path) -> None:
     assert "python -m src.train stage=all" in shown
 
 
-def test_a_phone_has_plots_of_its_own(text: str) -> None:
-    for heading in ("Accuracy against compute", "Training", "How many tokens each question gets"):
-        shown = part(text, heading)
-        assert shown.count('<div class="wide"><svg') == shown.count('<div class="narrow"><svg') == 1
+def test_every_plot_is_drawn_once(text: str) -> None:
+    counts = {"Accuracy against compute": 1, "Training": 2, "How many tokens each question gets": 3}
+    for heading, count in counts.items():
+        assert part(text, heading).count('<div class="plot"><svg') == count
 
 
 def test_the_frontier_joins_what_no_cheaper_point_equals() -> None:
@@ -295,21 +295,22 @@ def test_a_difference_of_nothing_has_no_interval(tmp_path: Path) -> None:
 
 def test_names_lie_on_the_page_and_not_under_a_line(text: str) -> None:
     plot = part(text, "Accuracy against compute")
-    assert plot.count("fill: var(--page)") == 2 * (len(NAMES) + 2)  # wide and narrow
+    assert plot.count("fill: var(--page)") == len(NAMES) + 2
     assert "523 questions" in part(text, "Is it language guided?")
 
 
 def test_a_number_and_its_percent_sign_stay_together(text: str) -> None:
-    assert "TPRL keeps 87.3&nbsp;% accuracy" in text
+    assert "TPRL keeps 87.3\N{NO-BREAK SPACE}% accuracy" in text
 
 
-def test_the_hint_goes_by_what_the_cells_hold() -> None:
-    def hinted(columns: int, cell: str) -> bool:
-        return "Scroll sideways" in table("c", ["11.1 %"] * columns, ["tprl"], ["tprl"], lambda name, i: cell)
+def test_the_hint_goes_by_what_the_entries_hold() -> None:
+    def hinted(columns: int, entry: Entry) -> bool:
+        return page_table("c", ["11.1 %"] * columns, ["tprl"], lambda name, i: entry).scrolls
 
-    assert hinted(2, "+3.0<small>+12.3 to +14.5, p &lt; 0.001</small>")
-    assert not hinted(1, "+3.0<small>+12.3 to +14.5, p &lt; 0.001</small>")
-    assert not hinted(4, "<strong>87.3</strong>")
+    wide = Entry("+3.0", ("+12.3 to +14.5, p < 0.001",))
+    assert hinted(2, wide)
+    assert not hinted(1, wide)
+    assert not hinted(4, Entry("87.3", bold=True))
 
 
 def test_both_colour_schemes_define_every_colour(text: str) -> None:

@@ -44,6 +44,7 @@ SPARE = (
 SPARE_MARKERS = "hXp1*s24"  # with five colours: forty pruners before a pair repeats
 INK, MUTED, GRID, PAGE = "#fe00ff", "#fe00fe", "#fe00fd", "#fe00fc"  # stand-ins that `_themed` turns into CSS variables
 OURS = "tprl"  # the series that stands out
+WIDTH, PANEL = 5.2, 3.9  # inches of a plot, and of one of several: legible on a phone and on a desk
 LINE = 0.185  # inches from one label to the next
 PICTURE_BYTES = 1_700_000  # PNG bytes of all pictures together, before base64 adds a third
 Mask = NDArray[np.bool_]
@@ -66,16 +67,16 @@ def series_colour(names: Sequence[str], name: str) -> str:
     return f"var(--s{list(styles(names)).index(name)})"
 
 
-def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence[str], narrow: bool = False) -> str:
+def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence[str]) -> str:
     """Accuracy against FLOPs, both in percent, with intervals: an `<svg>`.
 
     Series are labelled at their cheapest point; a broad line joins the points that no cheaper one equals. `all_names`
-    are the pruners of the whole report: they decide the colours of the unknown ones. `narrow` is for a phone.
+    are the pruners of the whole report: they decide the colours of the unknown ones.
     """
     table = {name: dict(row) for name, row in cells.items()}
     names = [name for name in pruner_order(table) if name != FULL]
-    height = max(4.4 if narrow else 4.9, 0.8 + 0.2 * len(names))
-    figure, axes = _axes("FLOPs, % of the model with all tokens", "accuracy, %", 4.0 if narrow else 8.2, height)
+    height = max(4.4, 0.8 + 0.2 * len(names))
+    figure, axes = _axes("FLOPs, % of the model with all tokens", "accuracy, %", WIDTH, height)
     known = styles(all_names)
     colours = {name: stand_in(place) for place, name in enumerate(known)}
     points = {name: sorted((100 * c.flops_ratio, 100 * c.value, c) for c in table[name].values()) for name in names}
@@ -88,39 +89,37 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
         _series(axes, points[name], known[name], colours[name], bold=name == OURS)
     flops = [x for own in points.values() for x, *_ in own] or [100.0]
     span = max(max(flops) - min(flops), 1.0)
-    axes.set_xlim(min(flops) - (0.75 if narrow else 0.32) * span, max(flops) + 0.04 * span)
+    axes.set_xlim(min(flops) - 0.55 * span, max(flops) + 0.04 * span)
     ends = [(own[0][1], own[0][0], name) for name, own in points.items()]
     _label_ends(axes, ends, colours, min(flops) - 0.06 * span, height)
     axes.set_xticks([x for x in axes.get_xticks() if min(flops) - 0.06 * span <= x <= axes.get_xlim()[1]])
     axes.set_yticks([y for y in axes.get_yticks() if y <= 100 and y >= axes.get_ylim()[0]])
-    return as_svg(
-        figure, _id("pareto", narrow), "Accuracy against FLOPs for every pruner; the numbers are in the tables."
-    )
+    return as_svg(figure, "pareto", "Accuracy against FLOPs for every pruner; the numbers are in the tables.")
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float]]], narrow: bool = False) -> str:
-    """Small line plots over samples seen: an `<svg>`. Series named `score: ...` share the plot `score`."""
+def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
+    """Small line plots over samples seen, an `<svg>` each. Series named `score: ...` share the plot `score`."""
     panels: dict[str, list[tuple[str, Sequence[tuple[float, float]]]]] = defaultdict(list)
     for name, points in series.items():
         title, _, label = name.partition(": ")
         panels[title].append((label, _thinned(points)))
-    columns = 1 if narrow else min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.1 if narrow else 8.2, 2.5 * rows), layout="constrained")
-    for place, (title, lines) in enumerate(panels.items()):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        dress(axes, "samples seen" if place >= len(panels) - columns else "", "")
-        axes.set_title(title, fontsize=10, color=INK, loc="left")
-        axes.locator_params(axis="x", nbins=5)  # more labels run into each other
-        for i, (label, points) in enumerate(lines):
-            x, y = zip(*points, strict=True)
-            marker = "o" if len(points) < 30 else ""
-            style: dict[str, Any] = {"color": stand_in((0, 8, 6, 3)[i % 4]), "ls": ("-", "--", ":", "-.")[i % 4]}
-            axes.plot(x, y, **style, lw=1.6, marker=marker, ms=3, label=label)
-        if any(label for label, _ in lines):
-            axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="best")
-    ends = (f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in series.items())
-    return as_svg(figure, _id("curves", narrow), "Learning curves. " + "; ".join(ends) + ".")
+    return [_curve(place, title, lines) for place, (title, lines) in enumerate(panels.items())]
+
+
+def _curve(place: int, title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
+    figure, axes = _axes("samples seen", "", PANEL, 2.5)
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.locator_params(axis="x", nbins=5)  # more labels run into each other
+    ends = []
+    for i, (label, points) in enumerate(lines):
+        x, y = zip(*points, strict=True)
+        marker = "o" if len(points) < 30 else ""
+        style: dict[str, Any] = {"color": stand_in((0, 8, 6, 3)[i % 4]), "ls": ("-", "--", ":", "-.")[i % 4]}
+        axes.plot(x, y, **style, lw=1.6, marker=marker, ms=3, label=label)
+        ends.append(f"{label or title} from {y[0]:.3g} to {y[-1]:.3g}")
+    if any(label for label, _ in lines):
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="best")
+    return as_svg(figure, f"curves-{place}", f"{title}: {'; '.join(ends)}.")
 
 
 def _thinned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:
@@ -131,29 +130,28 @@ def _thinned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tup
 
 
 def boxes(
-    panels: Mapping[str, Sequence[tuple[str, Sequence[float]]]],
-    all_names: Sequence[str],
-    pruner: str,
-    narrow: bool = False,
-) -> str:
-    """Small box plots side by side: an `<svg>`. Each box is (label, the 10, 25, 50, 75 and 90 % quantiles)."""
-    rows = max(len(group) for group in panels.values())
-    columns = 1 if narrow else min(3, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.0 if narrow else 8.2, lines * (0.9 + 0.24 * rows)), layout="constrained")
-    colour = stand_in(list(styles(all_names)).index(pruner))
+    panels: Mapping[str, Sequence[tuple[str, Sequence[float]]]], all_names: Sequence[str], pruner: str
+) -> list[str]:
+    """Small box plots, an `<svg>` each. A box is (label, the 10, 25, 50, 75 and 90 % quantiles)."""
+    color = stand_in(list(styles(all_names)).index(pruner))
+    drawn = []
     for place, (title, group) in enumerate(panels.items()):
-        axes = figure.add_subplot(lines, columns, place + 1)
-        dress(axes, "tokens kept" if place >= len(panels) - columns else "", "")
+        figure, axes = _axes("tokens kept", "", PANEL, 0.9 + 0.24 * len(group))
         axes.set_title(title, fontsize=10, color=INK, loc="left")
-        for y, (_, (low, first, middle, third, high)) in enumerate(group):
-            axes.plot([low, high], [y, y], color=colour, lw=1.2)
-            axes.plot([first, third], [y, y], color=colour, lw=7, solid_capstyle="butt", alpha=0.5)
-            axes.plot([middle], [y], color=colour, marker="|", ms=10, mew=2)
+        for y, (_, quantiles) in enumerate(group):
+            _box(axes, y, quantiles, color)
         axes.set_yticks(range(len(group)), [label for label, _ in group])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
-    return as_svg(figure, _id(f"boxes-{pruner}", narrow), f"Tokens kept by {pruner}: " + ", ".join(panels))
+        drawn.append(as_svg(figure, f"boxes-{pruner}-{place}", f"Tokens kept by {pruner}, {title}"))
+    return drawn
+
+
+def _box(axes: Axes, y: int, quantiles: Sequence[float], color: str) -> None:
+    low, first, middle, third, high = quantiles
+    axes.plot([low, high], [y, y], color=color, lw=1.2)
+    axes.plot([first, third], [y, y], color=color, lw=7, solid_capstyle="butt", alpha=0.5)
+    axes.plot([middle], [y], color=color, marker="|", ms=10, mew=2)
 
 
 def speedups(lines: Sequence[Line]) -> str:
@@ -180,10 +178,6 @@ def speedups(lines: Sequence[Line]) -> str:
     figure.legend(handles, labels, fontsize=8, frameon=False, labelcolor=INK, loc="outside right center")
     what = f"Measured against predicted speed-up; larger marks are larger batches ({', '.join(map(str, batches))})."
     return as_svg(figure, "speedups", what)
-
-
-def _id(name: str, narrow: bool) -> str:
-    return f"{name}-narrow" if narrow else name
 
 
 def _axes(x: str, y: str, width: float, height: float) -> tuple[Figure, Axes]:

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from tprl.evaluation.results import FULL, ratio_label
 from tprl.evaluation.statistics import Interval
 from tprl.report import figures
 from tprl.report.figures import Mask
-from tprl.report.page import section, swatch
+from tprl.report.page import Section
 
 
 @dataclass(frozen=True)
@@ -92,43 +91,46 @@ def pruners_shown(gallery: Sequence[GalleryItem]) -> set[str]:
     return {panel.pruner for item in gallery for panel in item.panels}
 
 
-def _picture(picture: Image.Image, alt: str, caption: str) -> str:
-    width, height = picture.size
-    image = f'<img src="{figures.data_uri(picture)}" width="{width}" height="{height}" alt="{escape(alt)}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
+class Picture(NamedTuple):
+    """A picture of the page and what stands below it."""
+
+    uri: str
+    width: int
+    height: int
+    alt: str
+    title: str
+    detail: str = ""
+    pruner: str = ""  # whose color marks it
+    answer: str | None = None
+    right: bool | None = None
+    below: str = ""  # a line in place of the answer
 
 
-def _answer(text: str, right: bool | None) -> str:
-    """An answer in quotes, and whether it is right, to eyes and to screen readers."""
-    if right is None:
-        return f'<span class="answer">“{escape(text)}”</span>'
-    kind, mark, word = ("answer", "✓", "right") if right else ("wrong", "✗", "wrong")
-    sign = f'<span aria-hidden="true">{mark}</span><span class="hidden">({word})</span>'
-    return f'<span class="{kind}">“{escape(text)}” {sign}</span>'
+def _picture(picture: Image.Image, alt: str, title: str, **caption: Any) -> Picture:
+    return Picture(figures.data_uri(picture), *picture.size, alt, title, **caption)
 
 
-def gallery_section(gallery: Sequence[GalleryItem], known: Sequence[str], side: int) -> str:
+def gallery_section(gallery: Sequence[GalleryItem], side: int) -> Section | None:
     """One article per question; nothing without items."""
     if not gallery:
-        return ""
+        return None
     first = next((item.panels[0].pruner for item in gallery if item.panels), FULL)
     note = (
         "Patches that were pruned are darkened; the language model saw only what is bright. No random sample: the "
         f"kinds of question take turns, and every third picture is a failure of {first}, as long as there are some."
     )
-    return section("What was kept", f"<p>{escape(note)}</p>", *(_gallery_item(item, known, side) for item in gallery))
+    articles = [_article(item, side) for item in gallery]
+    return Section("What was kept", "gallery.html", {"note": note, "articles": articles})
 
 
-def _gallery_item(item: GalleryItem, known: Sequence[str], side: int) -> str:
-    caption = f"<b>all tokens</b><br>{_answer(item.full_answer, item.full_right)}"
-    shown = [_picture(figures.plain_picture(item.image, side), "The whole image", caption)]
+def _article(item: GalleryItem, side: int) -> dict[str, Any]:
+    whole = figures.plain_picture(item.image, side)
+    answer = {"answer": item.full_answer, "right": item.full_right}
+    views = [_picture(whole, "The whole image", "all tokens", **answer)]
     for panel in item.panels:
-        shown.extend(_panel(item.image, panel, known, side))
-    return (
-        f'<article class="item"><h3>{escape(item.question)}</h3>{_badge(item)}'
-        f'<p class="note">Reference answer: <span class="answer">“{escape(item.reference)}”</span></p>'
-        f'<div class="panels">{"".join(shown)}</div></article>\n'
-    )
+        views += _panel(item.image, panel, side)
+    texts = {"question": item.question, "reference": item.reference, "badge": _badge(item)}
+    return texts | {"pictures": views}
 
 
 def _badge(item: GalleryItem) -> str:
@@ -136,45 +138,43 @@ def _badge(item: GalleryItem) -> str:
     if not item.panels or item.panels[0].right is not False:
         return ""
     cause = {True: ", all tokens are right", False: ", and so are all tokens", None: ""}[item.full_right]
-    return f'<p class="badge">Failure: {escape(item.panels[0].pruner)} is wrong{cause}</p>'
+    return f"Failure: {item.panels[0].pruner} is wrong{cause}"
 
 
-def _panel(image: Image.Image, panel: Panel, known: Sequence[str], side: int) -> list[str]:
-    dot = swatch(known, panel.pruner)
+def _panel(image: Image.Image, panel: Panel, side: int) -> list[Picture]:
+    name = panel.pruner
     if panel.keep is None:
-        count, picture, alt = "tokens merged", figures.plain_picture(image, side), "merged tokens, the image is whole"
+        count, picture = "tokens merged", figures.plain_picture(image, side)
+        alt = "merged tokens, the image is whole"
     else:
         kept, size = int(panel.keep.sum()), panel.keep.size
         count, picture = f"{kept}/{size}", figures.mask_picture(image, panel.keep, side)
         alt = f"{kept} of {size} patches kept"
-    caption = f"{dot}<b>{escape(panel.pruner)}</b> {count}<br>{_answer(panel.answer, panel.right)}"
-    parts = [_picture(picture, f"{panel.pruner}: {alt}", caption)]
+    caption = {"detail": count, "pruner": name, "answer": panel.answer, "right": panel.right}
+    views = [_picture(picture, f"{name}: {alt}", name, **caption)]
     if panel.probability is not None:
         heat = figures.probability_picture(image, panel.probability, side)
-        span = f"{panel.probability.min():.2g} (dark) to {panel.probability.max():.2g} (bright)"
-        caption = f"{dot}<b>{escape(panel.pruner)}</b> probability<br>{span}"
-        parts.append(_picture(heat, f"{panel.pruner}: keep probability per patch", caption))
-    return parts
+        limits = f"{panel.probability.min():.2g} (dark) to {panel.probability.max():.2g} (bright)"
+        caption = {"detail": "probability", "pruner": name, "below": limits}
+        views.append(_picture(heat, f"{name}: keep probability per patch", name, **caption))
+    return views
 
 
-def guided_section(guided: Guided | None, side: int) -> str:
+def guided_section(guided: Guided | None, side: int) -> Section | None:
     """The figures and pictures of language guidance; nothing without them."""
     if guided is None:
-        return ""
-    ratio = ratio_label(guided.keep_ratio)
-    figures_of = [
-        (
-            "Kept tokens shared by two questions about one image",
-            f"{100 * guided.overlap:.1f} % (two random choices share {100 * guided.chance:.1f} %)",
-        ),
+        return None
+    shared = f"{100 * guided.overlap:.1f} % (two random choices share {100 * guided.chance:.1f} %)"
+    numbers = [
+        ("Kept tokens shared by two questions about one image", shared),
         ("Accuracy, the pruner reads the right question", _percent_text(guided.accuracy)),
         ("Accuracy, the pruner reads another sample's question", _percent_text(guided.shuffled)),
     ]
-    terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in figures_of)
     count = f"the first {guided.images} images ({guided.questions} questions)"
-    intro = f"<p>{escape(guided.pruner)} at {escape(ratio)} of the visual tokens, on {count}.</p>"
-    pairs = (_guided_pair(pair, guided.pruner, side) for pair in guided.pairs)
-    return section("Is it language guided?", intro, f"<dl>{terms}</dl>", *pairs)
+    intro = f"{guided.pruner} at {ratio_label(guided.keep_ratio)} of the visual tokens, on {count}."
+    pairs = [_guided_pair(pair, guided.pruner, side) for pair in guided.pairs]
+    values = {"intro": intro, "numbers": numbers, "pairs": pairs}
+    return Section("Is it language guided?", "guided.html", values)
 
 
 def _percent_text(value: Interval) -> str:
@@ -182,11 +182,9 @@ def _percent_text(value: Interval) -> str:
     return f"{100 * value.mean:.1f} %{bounds}"
 
 
-def _guided_pair(pair: GuidedPair, pruner: str, side: int) -> str:
-    shown = [_picture(figures.plain_picture(pair.image, side), "The whole image", "<b>the image</b>")]
+def _guided_pair(pair: GuidedPair, pruner: str, side: int) -> dict[str, Any]:
+    views = [_picture(figures.plain_picture(pair.image, side), "The whole image", "the image")]
     for question, keep, answer in zip(pair.questions, pair.keeps, pair.answers, strict=True):
         alt = f"{pruner} kept {int(keep.sum())} of {keep.size} patches for the question: {question}"
-        caption = f"<b>{escape(question)}</b><br>{_answer(answer, None)}"
-        shown.append(_picture(figures.mask_picture(pair.image, keep, side), alt, caption))
-    note = f'<p class="note">{100 * pair.overlap:.0f} % of the kept tokens are the same.</p>'
-    return f'<div class="item"><div class="panels">{"".join(shown)}</div>{note}</div>\n'
+        views.append(_picture(figures.mask_picture(pair.image, keep, side), alt, question, answer=answer))
+    return {"pictures": views, "note": f"{100 * pair.overlap:.0f} % of the kept tokens are the same."}

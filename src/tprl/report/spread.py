@@ -8,7 +8,7 @@ import numpy as np
 
 from tprl.evaluation.results import SampleRow, ratio_label
 from tprl.report import figures
-from tprl.report.page import plot, section
+from tprl.report.page import Section
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -54,24 +54,22 @@ def _spread(pruner: str, ratio: float | None, group: str, counts: Sequence[int |
     return Spread(pruner, ratio, group, len(counts), float(np.mean(counts)), quantiles)
 
 
-def spread_section(found: Sequence[Spread], known: Sequence[str]) -> str:
-    """One plot per pruner: a panel per mean keep ratio, a box per group."""
-    if not found:
-        return ""
-    parts = []
-    for pruner in dict.fromkeys(one.pruner for one in found):
-        panels: dict[str, list[Spread]] = defaultdict(list)
-        for one in sorted(
-            (o for o in found if o.pruner == pruner), key=lambda o: (o.group in ("easy", "hard"), o.group)
-        ):
-            panels[f"mean {ratio_label(one.keep_ratio)}"].append(one)
-        boxes = {
-            title: [(f"{one.group} ({one.mean:.0f})", one.quantiles) for one in group]
-            for title, group in sorted(panels.items(), key=lambda item: -(item[1][0].keep_ratio or 0))
-        }
+def spread_section(groups: Sequence[Spread], known: Sequence[str]) -> Section | None:
+    """One figure per pruner: a panel per mean keep ratio, a box per group."""
+    if not groups:
+        return None
+    drawn = []
+    for pruner in dict.fromkeys(group.pruner for group in groups):
+        panels: dict[float | None, list[tuple[str, Sequence[float]]]] = defaultdict(list)
+        # Families by name, then easy and hard ones.
+        for group in sorted(groups, key=lambda group: (group.group in ("easy", "hard"), group.group)):
+            if group.pruner == pruner:
+                panels[group.keep_ratio].append((f"{group.group} ({group.mean:.0f})", group.quantiles))
+        ordered = sorted(panels, key=lambda ratio: -(ratio or 0))
+        boxes = {f"mean {ratio_label(ratio)}": panels[ratio] for ratio in ordered}
         note = (
             f"{pruner}: tokens kept per question by family (in brackets the mean); boxes span the middle half, "
             "lines the middle 80 %. Easy questions are those answered right with the fewest tokens."
         )
-        parts.append(plot(lambda narrow, boxes=boxes, pruner=pruner: figures.boxes(boxes, known, pruner, narrow), note))
-    return section("How many tokens each question gets", *parts)
+        drawn.append({"drawings": figures.boxes(boxes, known, pruner), "note": note})
+    return Section("How many tokens each question gets", "plots.html", {"figures": drawn, "fold": None})

@@ -6,7 +6,6 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,12 @@ from rich.table import Table
 from tprl.cost import CONVENTION
 from tprl.evaluation.results import FULL, Row, print_in_parts, ratio_label, write_atomic
 from tprl.evaluation.sweep import Summary, Sweep, explain, summarise_sweep
-from tprl.report import figures, page
+from tprl.report import figures
 from tprl.report.evaluation import origin_section, summary
+from tprl.report.page import Entry, PageTable, Section, page_table, render
 
 NUMBERS = ("mean", "sd", "low", "high", "kept_tokens", "flops_ratio")
 BARS = "Bars: one standard deviation over training seeds."
-MORE = (
-    '<p>Pictures, paired differences and families: <a href="report.html">report.html</a>. Learning curves: in the '
-    "report of a single run, <code>python -m src.eval run=&lt;run&gt;</code>.</p>"
-)
 SPREAD = "Mean over training seeds, ± their standard deviation; † marks a ratio that the run was trained for."
 
 
@@ -67,15 +63,16 @@ def report_sweep(
     known = _names(shown)
     write_atomic(directory / "sweep.svg", figures.standalone(plot(shown, metric, scale), known))
     origin = origin or Origin({})
-    drawn = page.plot(lambda narrow: plot(shown, metric, scale, narrow), f"{BARS} {CONVENTION}")
+    figure = {"drawings": [plot(shown, metric, scale)], "note": f"{BARS} {CONVENTION}"}
+    over_seeds = {"full": "", "tables": [_over_seeds(shown, scale)], "note": ""}
     sections = [
-        page.section("Against kept tokens and FLOPs", drawn),
-        page.section("Over training seeds", _over_seeds(shown, scale)),
-        page.section("Runs that are missing", _missing(left_out)),
-        page.section("More", MORE),
+        Section("Against kept tokens and FLOPs", "plots.html", {"figures": [figure], "fold": None}),
+        Section("Over training seeds", "accuracy.html", over_seeds),
+        Section("Runs that are missing", "missing.html", {"lines": left_out}),
+        Section("More", "more.html"),
         origin_section(origin.facts, origin.commands, origin.config_yaml),
     ]
-    html = page.page(title(sweep, rows), sentence, summary(origin.facts), known, sections)
+    html = render(title(sweep, rows), sentence, summary(origin.facts), known, sections)
     write_atomic(directory / "sweep.html", html)
     console = console or Console(highlight=False)
     plain = not console.is_terminal
@@ -148,18 +145,19 @@ def as_csv(sweep: Sweep, summaries: Sequence[Summary]) -> str:
     return out.getvalue()
 
 
-def plot(shown: Sequence[Summary], metric: str, scale: float, narrow: bool = False) -> str:
+def plot(shown: Sequence[Summary], metric: str, scale: float) -> str:
     """The metric against the kept fraction and against FLOPs, a line per arm, bars of one standard deviation over
-    seeds: an `<svg>`. `narrow` is for a phone: one panel above the other."""
+    seeds: an `<svg>` with one panel above the other."""
     names = _names(shown)
-    width = 4.0 if narrow else 8.6
-    columns = max(1, min(3, int(72 * width / (40 + 5.5 * max(map(len, names), default=0)))))  # of the legend
-    height = (6.4 if narrow else 4.2) + 0.2 * math.ceil((len(names) + 1) / columns)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    first, second = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=True)
+    # Columns of the legend, by the longest name.
+    longest = max(map(len, names), default=0)
+    columns = max(1, min(3, int(72 * figures.WIDTH / (40 + 5.5 * longest))))
+    height = 6.4 + 0.2 * math.ceil((len(names) + 1) / columns)
+    figure = Figure(figsize=(figures.WIDTH, height), layout="constrained")
+    first, second = figure.subplots(2, 1, sharey=True)
     value = f"{metric}, %" if scale == 100 else metric
     figures.dress(first, "visual tokens kept, %", value)
-    figures.dress(second, "FLOPs, % of the model with all tokens", value if narrow else "")
+    figures.dress(second, "FLOPs, % of the model with all tokens", value)
     for axes, x in ((first, _kept_share), (second, _flops_share)):
         for name in names:
             _line(axes, [one for one in shown if one.arm == name], x, names, scale)
@@ -170,7 +168,7 @@ def plot(shown: Sequence[Summary], metric: str, scale: float, narrow: bool = Fal
     look = {"fontsize": 9, "frameon": False, "labelcolor": figures.INK, "ncols": columns}
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", **look)
     what = f"{metric} against kept tokens and against FLOPs: {', '.join(names)}"
-    return figures.as_svg(figure, "sweep-narrow" if narrow else "sweep", what)
+    return figures.as_svg(figure, "sweep", what)
 
 
 def _kept_share(one: Summary) -> float:
@@ -200,24 +198,20 @@ def _line(
     )
 
 
-def _over_seeds(shown: Sequence[Summary], scale: float) -> str:
-    names, ratios = _names(shown), _ratios(shown)
-    found = {(one.arm, one.keep_ratio): one for one in shown}
+def _over_seeds(shown: Sequence[Summary], scale: float) -> PageTable:
+    ratios = _ratios(shown)
+    places = {(one.arm, one.keep_ratio): one for one in shown}
 
-    def cell(name: str, column: int) -> str:
-        one = found.get((name, ratios[column]))
+    def mean(name: str, column: int) -> Entry:
+        one = places.get((name, ratios[column]))
         if one is None:
-            return ""
-        spread = "" if math.isnan(one.sd) else f"± {scale * one.sd:.1f}, "
-        return f"{scale * one.mean:.1f}{'†' if one.trained else ''}<small>{spread}n = {one.n}</small>"
+            return Entry()
+        deviation = "" if math.isnan(one.sd) else f"± {scale * one.sd:.1f}, "
+        return Entry(f"{scale * one.mean:.1f}{'†' if one.trained else ''}", (f"{deviation}n = {one.n}",))
 
-    rows = [*(name for name in (FULL,) if any(one.arm == FULL for one in shown)), *names]
-    return page.table(SPREAD, [escape(ratio_label(ratio)) for ratio in ratios], rows, names, cell)
-
-
-def _missing(left_out: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in left_out) or "<li>None: every job is in the table.</li>"
-    return f"<ul>{items}</ul>"
+    arms = list(dict.fromkeys(one.arm for one in shown))
+    names = [FULL, *_names(shown)] if FULL in arms else _names(shown)
+    return page_table(SPREAD, [ratio_label(ratio) for ratio in ratios], names, mean)
 
 
 def _table(shown: Sequence[Summary], ratios: Sequence[float | None], metric: str, scale: float, plain: bool) -> Table:
