@@ -17,7 +17,7 @@ from tprl.report.study import SCORES, write_all
 def main(out: Path, *runs: Path) -> None:
     table = joined([read_scores(run / SCORES) for run in runs])
     numbers = write_all(out, table, table.rows())
-    (out / "equal_flops.md").write_text(equal_flops(grid(numbers.shown), table.main))
+    (out / "equal_flops.md").write_text(equal_flops(grid(numbers.rows), table.main))
 
 
 def equal_flops(cells: dict, pruner: str) -> str:

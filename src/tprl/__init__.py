@@ -21,6 +21,6 @@ def __getattr__(name: str) -> Any:
     """The public names, imported when first used: `import tprl` alone does not load transformers."""
     if name not in _HOMES:
         raise AttributeError(f"module 'tprl' has no attribute {name!r}")
-    found = getattr(import_module(_HOMES[name]), "LearnedPruner" if name == "Pruner" else name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(_HOMES[name]), "LearnedPruner" if name == "Pruner" else name)
+    globals()[name] = value
+    return value

@@ -161,16 +161,16 @@ class Pruning:
     def _remaining(self, length: int, config: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What the stock `generate` still needs. `max_length` and `min_length` count the original prompt, and the
         stock code would count the pruned one: both become numbers of new tokens."""
-        own = {*TEXT_INPUTS, *self.lvlm.pixel_inputs}
-        rest = {name: value for name, value in kwargs.items() if name not in own}
+        handled = {*TEXT_INPUTS, *self.lvlm.pixel_inputs}
+        remaining = {name: value for name, value in kwargs.items() if name not in handled}
         for bound in ("max", "min"):
-            given = rest.pop(f"{bound}_length", None)
-            given = _setting(f"{bound}_length", config, self.lvlm.model.generation_config) if given is None else given
-            new = rest.get(f"{bound}_new_tokens")
+            limit = remaining.pop(f"{bound}_length", None)
+            limit = _setting(f"{bound}_length", config, self.lvlm.model.generation_config) if limit is None else limit
+            new = remaining.get(f"{bound}_new_tokens")
             new = _setting(f"{bound}_new_tokens", config, self.lvlm.model.generation_config) if new is None else new
-            if given and new is None:
-                rest[f"{bound}_new_tokens"] = max(given - length, 0)
-        return rest
+            if limit and new is None:
+                remaining[f"{bound}_new_tokens"] = max(limit - length, 0)
+        return remaining
 
     def _check(self, ids: Tensor | None, config: Any, kwargs: Mapping[str, Any]) -> None:
         for name, why in REFUSED.items():
@@ -236,31 +236,31 @@ def prune(
         raise UserError(f"positions={positions} is unknown: use keep or compact.")
     wrapper, model = model, stock_model(model)
     lvlm = family_of(model).around(model, processor)
-    made: Any = pruner
+    built: Any = pruner
     if isinstance(pruner, str):
         if pruner not in choices("pruner"):
             raise UserError(
                 f"pruner={pruner} does not exist; choose one of: {', '.join(choices('pruner'))}, or give what "
                 "tprl.Pruner.from_pretrained(folder or hub id) returns."
             )
-        made = load_component("pruner", pruner)
+        built = load_component("pruner", pruner)
     if keep_ratio is not None:
         keep_ratio = check_keep_ratio(keep_ratio)
     if threshold is not None:
-        made = _with_threshold(made, keep_ratio, threshold)
-    elif keep_ratio is None and not getattr(made, "decides_alone", False):
-        raise UserError(f"{made.name} needs a kept fraction of the visual tokens: give keep_ratio in (0, 1], e.g. 1/3.")
-    _check_fit(made, lvlm)
-    if isinstance(made, LayerPruner) and keep_ratio is not None:
-        made.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean
+        built = _with_threshold(built, keep_ratio, threshold)
+    elif keep_ratio is None and not getattr(built, "decides_alone", False):
+        raise UserError(f"{built.name} needs a kept fraction of the visual tokens: give keep_ratio in (0, 1], e.g. 1/3.")
+    _check_fit(built, lvlm)
+    if isinstance(built, LayerPruner) and keep_ratio is not None:
+        built.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean
     if isinstance(model.generate, Pruning):
         raise UserError("this model is pruned already: call undo() on the handle that prune returned first.")
     finder = None
-    if getattr(made, "reads_question", False):
+    if getattr(built, "reads_question", False):
         if lvlm.processor is None:
-            lvlm = type(lvlm).around(model, _processor(lvlm, made.name))
+            lvlm = type(lvlm).around(model, _processor(lvlm, built.name))
         finder = QuestionFinder(lvlm.processor, lvlm.image_token)
-    pruning = Pruning(lvlm, made, keep_ratio, finder, positions)
+    pruning = Pruning(lvlm, built, keep_ratio, finder, positions)
     if wrapper is not model and getattr(getattr(wrapper, "generate", None), "__self__", None) is model:
         pruning.undo()
         raise UserError(
@@ -294,11 +294,11 @@ def kept(encoded: Encoded, selection: TokenSelection) -> list[list[Kept]]:
         row, token = selection.extra_mask.nonzero(as_tuple=True)
         standing[row, selection.extra_at[row, token]] = True
     images = image_rows(encoded.visual_mask, encoded.image_of)
-    found: list[list[Kept]] = [[] for _ in encoded.uids]
+    kept_images: list[list[Kept]] = [[] for _ in encoded.uids]
     lines = (images.split(standing) & images.mask).cpu()
     for sample, line in zip(images.sample.tolist(), lines, strict=True):
-        found[sample].append(Kept(line.nonzero().squeeze(1), encoded.grids[sample][len(found[sample])]))
-    return found
+        kept_images[sample].append(Kept(line.nonzero().squeeze(1), encoded.grids[sample][len(kept_images[sample])]))
+    return kept_images
 
 
 def _with_threshold(pruner: Any, keep_ratio: float | None, threshold: float) -> LearnedPruner:

@@ -127,8 +127,8 @@ def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[in
     for views, n in zip(all_views, images.mask.sum(1).tolist(), strict=True):
         cells = [rows * columns for rows, columns in views]
         if n != sum(cells):
-            shown = " and ".join(f"{rows} x {columns}" for rows, columns in views)
-            raise ValueError(f"an image has {n} visual tokens on a grid of {shown}: they must be equal.")
+            sizes = " and ".join(f"{rows} x {columns}" for rows, columns in views)
+            raise ValueError(f"an image has {n} visual tokens on a grid of {sizes}: they must be equal.")
         shares = _shares(budget(keep_ratio, n), cells)
         shapes += [(*grid, share) for grid, share in zip(views, shares, strict=True)]
     cells = torch.tensor([rows * columns for rows, columns, _ in shapes], dtype=torch.long, device=view_of.device)

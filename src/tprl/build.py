@@ -50,12 +50,12 @@ def build(config: DictConfig | Mapping[str, Any], /, **live: Any) -> Any:
         raise UserError(f"this config has no _target_, so nothing can be built from it: {plain}.")
     _check(plain)
     try:
-        made = instantiate(_moved(node), _partial_=True, _convert_="all")
+        component = instantiate(_moved(node), _partial_=True, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-    return made if plain.get("_partial_") and not live else made(**live)
+    return component if plain.get("_partial_") and not live else component(**live)
 
 
 def load_component(group: str, name: str, **live: Any) -> Any:
@@ -136,12 +136,12 @@ def _allowed(target: Any) -> Any:
     """The object behind `target`. Where it was *defined* counts too: `tprl.x.os.system` reaches out of tprl."""
     if isinstance(target, str) and target.startswith(ALLOWED):
         try:
-            found = get_object(current(target))
+            loaded = get_object(current(target))
         except Exception as error:
             raise UserError(f"_target_ {target} cannot be imported: {error}.") from error
-        home = getattr(found, "__module__", None) or ""
-        if callable(found) and f"{home}.".startswith(ALLOWED):
-            return found
+        home = getattr(loaded, "__module__", None) or ""
+        if callable(loaded) and f"{home}.".startswith(ALLOWED):
+            return loaded
     raise UserError(f"_target_ {target} is not allowed; a target is a class or function of {', '.join(ALLOWED)}.")
 
 

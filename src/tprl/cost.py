@@ -135,7 +135,7 @@ class LVLMShape:
         layer = config.vision_feature_layer
         taken = [layer] if isinstance(layer, int) else list(layer)
         features = vision.hidden_size * len(taken)
-        unused = min(-1 - one if one < 0 else vision.num_hidden_layers - one for one in taken)
+        unused = min(-1 - index if index < 0 else vision.num_hidden_layers - index for index in taken)
         return cls(
             vision=VisionShape(
                 layers=vision.num_hidden_layers,

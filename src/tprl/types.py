@@ -162,11 +162,11 @@ class TokenSelection:
     def per_image(self, encoded: Encoded) -> list[list[int]]:
         """`count` by sample and image."""
         width = max(map(len, encoded.grids), default=0)
-        found = torch.zeros(len(encoded), width, dtype=torch.long, device=self.keep.device)
-        found.scatter_add_(1, encoded.image_of, self.keep.long())
+        counts = torch.zeros(len(encoded), width, dtype=torch.long, device=self.keep.device)
+        counts.scatter_add_(1, encoded.image_of, self.keep.long())
         if self.extra_mask is not None and self.extra_at is not None:
-            found.scatter_add_(1, encoded.image_of.gather(1, self.extra_at), self.extra_mask.long())
-        return [row[: len(images)] for row, images in zip(found.tolist(), encoded.grids, strict=True)]
+            counts.scatter_add_(1, encoded.image_of.gather(1, self.extra_at), self.extra_mask.long())
+        return [row[: len(images)] for row, images in zip(counts.tolist(), encoded.grids, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class TestSelections:
         kl, same = scorer.fidelities(encoded, rows * 3, torch.cat(kept))
         assert 0 < float(same.mean()) < 1
         for t, keep in enumerate(kept):
-            step = scorer.fidelity(splice(encoded.rows(rows), TokenSelection(keep)), scorer.own(encoded), rows)
+            step = scorer.fidelity(splice(encoded.rows(rows), TokenSelection(keep)), scorer.reference(encoded), rows)
             torch.testing.assert_close(kl[40 * t : 40 * t + 40], step[0], atol=1e-6, rtol=1e-6)
             assert torch.equal(same[40 * t : 40 * t + 40], step[1])
 
@@ -187,7 +187,7 @@ class TestFidelity:
         lvlm = ToyLVLM()
         _, encoded = batch(lvlm, 24)
         scorer = Scorer(lvlm, ToyDataset(), frozenset({"answer_kl", "agreement"}))
-        own = scorer.own(encoded)
+        own = scorer.reference(encoded)
         prompt = splice(encoded, RandomPruner().select(encoded, keep_ratio))
         kl, same = scorer.fidelity(prompt, own)
         answers = zip(lvlm.answer(prompt), own.answers, strict=True)
@@ -226,8 +226,8 @@ class TestFidelity:
         assert found.score.isnan().all()
         assert found.log_prob.isnan().all()
         assert (lvlm.scored, lvlm.answered) == (0, 0)
-        scorer.own(encoded)
-        scorer.own(encoded)
+        scorer.reference(encoded)
+        scorer.reference(encoded)
         assert (lvlm.scored, lvlm.answered) == (0, 12)  # texts are remembered
 
 

@@ -274,7 +274,7 @@ def evaluate_entries(
         directory / "report.html",
         title=title,
         headline=sweep.finding(swept, rows, metric) if swept else sentence,
-        rows=numbers.shown,
+        rows=numbers.rows,
         paired=numbers.all_differences,
         gallery=pictures,
         guided=guided,
@@ -285,7 +285,7 @@ def evaluate_entries(
         config_yaml=made.config_yaml,
         protocol=measured.get("protocol", ""),
     )
-    print_table(numbers.shown, metric=metric)
+    print_table(numbers.rows, metric=metric)
     analysis.say(measured, numbers.differences, guided)
     if swept is None:
         print(sentence)

@@ -302,9 +302,9 @@ def texts_of(value: Any) -> list[str]:
         BadRow: a value that is neither text nor number.
     """
     values = several(value)
-    if any(isinstance(one, bool | bytes) or not isinstance(one, str | int | float | None) for one in values):
+    if any(isinstance(item, bool | bytes) or not isinstance(item, str | int | float | None) for item in values):
         raise BadRow(NOT_A_TEXT, f"got {shortened(value)}, write a text or a list of texts")
-    return [plain_text(one) for one in values]
+    return [plain_text(item) for item in values]
 
 
 def plain_text(value: Any) -> str:

@@ -45,13 +45,13 @@ def first_place(text: str) -> tuple[float, ...] | None:
 
 def first_box(text: str) -> Box | None:
     """The same of boxes alone: points are passed over."""
-    found = next((place for place in _places(text) if len(place) == 4), None)
-    return None if found is None else ordered(found)
+    box = next((place for place in _places(text) if len(place) == 4), None)
+    return None if box is None else ordered(box)
 
 
 def _places(text: str) -> Iterator[tuple[float, ...]]:
-    for found in _PLACE.finditer(text):
-        values = [float(number) for number in re.findall(_NUMBER, found.group())]
+    for match in _PLACE.finditer(text):
+        values = [float(number) for number in re.findall(_NUMBER, match.group())]
         yield (values[0], values[1]) if len(values) == 2 else ordered(values)
 
 

@@ -39,8 +39,8 @@ class MultipleChoice(Benchmark):
             raise BadRow("no answer", f"got {shortened(right)}, and there are {len(options)} options")
         texts = [text_of(option, "empty option") for option in options]
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
-        shown = "\n".join([text_of(question, "empty question"), *lines, INSTRUCTION])
-        return Sample(uid, (image,), shown, (LETTERS[right], texts[right]), family)
+        prompt = "\n".join([text_of(question, "empty question"), *lines, INSTRUCTION])
+        return Sample(uid, (image,), prompt, (LETTERS[right], texts[right]), family)
 
     def score(self, sample: Sample, prediction: str) -> float:
         letter, text = sample.answers
@@ -71,11 +71,11 @@ def means(prediction: str, letter: str, text: str) -> bool:
        follows the letter does not count: "B. cat" chooses B where A is the cat.
     4. Any other answer chooses nothing, "A dog and a cat" or "I think B" for example.
     """
-    told = _LEAD.split(prediction)[-1].strip()
-    if len(text) > 1 and _plain(text) in (_plain(told), _plain(prediction)):
+    reply = _LEAD.split(prediction)[-1].strip()
+    if len(text) > 1 and _plain(text) in (_plain(reply), _plain(prediction)):
         return True
-    found = (_AFTER_LEAD.match(told) if _LEAD.search(prediction) else None) or _AT_START.match(told)
-    return found is not None and next(group for group in found.groups() if group).upper() == letter
+    match = (_AFTER_LEAD.match(reply) if _LEAD.search(prediction) else None) or _AT_START.match(reply)
+    return match is not None and next(group for group in match.groups() if group).upper() == letter
 
 
 def _plain(text: str) -> str:

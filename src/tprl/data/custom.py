@@ -67,8 +67,8 @@ class Custom(Grounding):
     ) -> None:
         self.labelled = labelled
         if not source or not Path(source).is_file():
-            given = f"{source} is no file" if source else "dataset=custom needs your data"
-            raise UserError(f"{given}: set dataset.source=<a {', '.join(FILES[:-1])} or {FILES[-1]} file>.")
+            problem = f"{source} is no file" if source else "dataset=custom needs your data"
+            raise UserError(f"{problem}: set dataset.source=<a {', '.join(FILES[:-1])} or {FILES[-1]} file>.")
         self.file, self._images_from = Path(source), images
         if not self.folder.is_dir():
             raise UserError(
@@ -167,15 +167,15 @@ class Custom(Grounding):
         return Sample(uid, images, question, (self.written(box, images[0]),), box=box, region=(box,))
 
     def _images(self, value: Any) -> tuple[Image.Image, ...]:
-        found = []
-        for one in value if isinstance(value, list) and value else [value]:
-            name = _image_name(one, self.folder)
+        images = []
+        for entry in value if isinstance(value, list) and value else [value]:
+            name = _image_name(entry, self.folder)
             try:
-                found.append(self.image(one, name, self.folder))
+                images.append(self.image(entry, name, self.folder))
             except BadRow as bad:
                 where = f"image={name!r} in {self.folder}; mend it, or dataset.images"
                 raise BadRow(bad.reason, f"{bad.detail}; {where}" if bad.detail else where) from bad
-        return tuple(found)
+        return tuple(images)
 
     def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
         if row.get("box") is None:

@@ -51,11 +51,11 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
 
     As in the released evaluation exactly the threshold counts, and lengths are those before white space is merged.
     """
-    said = _plain(prediction)
+    reply = _plain(prediction)
     best = 0.0
     for answer in answers:
         longer = max(len(answer), len(prediction))
-        best = max(best, 1 - float(edit_distance(said, _plain(answer), reduction="sum")) / longer)
+        best = max(best, 1 - float(edit_distance(reply, _plain(answer), reduction="sum")) / longer)
     return best if best >= THRESHOLD else 0.0
 
 

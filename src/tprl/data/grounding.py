@@ -101,21 +101,21 @@ class Grounding(Benchmark):
 
     def box_in(self, prediction: str, image: Image.Image) -> Box | None:
         """The first box of an answer in pixels; None if there is none."""
-        found = first_box(prediction)
-        if found is None:
+        box = first_box(prediction)
+        if box is None:
             return None
-        x1, y1, x2, y2 = in_pixels(found, self._unit(image))
+        x1, y1, x2, y2 = in_pixels(box, self._unit(image))
         return (x1, y1, x2, y2)
 
     def place_in(self, prediction: str, image: Image.Image) -> tuple[float, ...] | None:
         """The first box or point of an answer in pixels; None if there is none."""
-        found = first_place(prediction)
-        return None if found is None else in_pixels(found, self._unit(image))
+        place = first_place(prediction)
+        return None if place is None else in_pixels(place, self._unit(image))
 
     def iou(self, sample: Sample, prediction: str) -> float:
         """Overlap of the answer's first box and the true one; 0 where the answer has none."""
-        found = self.box_in(prediction, sample.images[0])
-        return 0.0 if found is None or sample.box is None else iou(found, sample.box)
+        box = self.box_in(prediction, sample.images[0])
+        return 0.0 if box is None or sample.box is None else iou(box, sample.box)
 
     def true_box(self, value: Any, size: Size, index: int, column: str = "box") -> Box:
         """The box of question `index` as its row has it, in pixels of an image of `size`; what reaches outside of the

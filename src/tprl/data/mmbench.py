@@ -74,10 +74,10 @@ class MMBench(MultipleChoice):
         """For each category: right, asked, passes that the question has, right and asked in the unrotated pass."""
         turn, turns = map(float, sample.uid.rpartition("/")[2].split("of"))
         right, first = self.score(sample, prediction), float(turn == 1)
-        found = [0.0] * 5 * len(self.categories)
+        counts = [0.0] * 5 * len(self.categories)
         place = 5 * self.categories.index(sample.family)
-        found[place : place + 5] = right, 1.0, turns, right * first, first
-        return found
+        counts[place : place + 5] = right, 1.0, turns, right * first, first
+        return counts
 
     def per_image(self, facts: Float[Tensor, "N F"]) -> Float[Tensor, " G"]:
         """For each category: all passes right, all passes asked, right and asked in the unrotated pass."""

@@ -66,10 +66,10 @@ class MME(Benchmark):
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each subtask: right, asked."""
-        found = [0.0] * 2 * len(SUBTASKS)
+        counts = [0.0] * 2 * len(SUBTASKS)
         place = 2 * SUBTASKS.index(sample.family)
-        found[place : place + 2] = self.score(sample, prediction), 1.0
-        return found
+        counts[place : place + 2] = self.score(sample, prediction), 1.0
+        return counts
 
     def per_image(self, facts: Float[Tensor, "N F"]) -> Float[Tensor, " G"]:
         """For each subtask: right, asked, images with both questions right, images with both asked."""

@@ -45,10 +45,10 @@ class Pope(Benchmark):
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """Counts of (true and answered), a block per category: yes yes, no yes, yes no, no no."""
-        found = [0.0] * 4 * len(CATEGORIES)
-        said, true = read(prediction) == "yes", sample.answers[0] == "yes"
-        found[4 * CATEGORIES.index(sample.family) + 2 * (not said) + (not true)] = 1.0
-        return found
+        counts = [0.0] * 4 * len(CATEGORIES)
+        positive, true = read(prediction) == "yes", sample.answers[0] == "yes"
+        counts[4 * CATEGORIES.index(sample.family) + 2 * (not positive) + (not true)] = 1.0
+        return counts
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         blocks = total.unflatten(-1, (len(CATEGORIES), 4))

@@ -67,10 +67,10 @@ class ScreenSpotPro(Grounding):
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each group and type: right, asked; then IoU."""
-        found = [0.0] * 2 * len(FAMILIES)
+        counts = [0.0] * 2 * len(FAMILIES)
         place = 2 * FAMILIES.index(sample.family)
-        found[place : place + 2] = self.score(sample, prediction), 1.0
-        return (*found, self.iou(sample, prediction))
+        counts[place : place + 2] = self.score(sample, prediction), 1.0
+        return (*counts, self.iou(sample, prediction))
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         """Percent; nan for what was not asked."""

@@ -64,10 +64,10 @@ class SeedBench(MultipleChoice):
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each type: right, asked."""
-        found = [0.0] * 2 * len(TYPES)
+        counts = [0.0] * 2 * len(TYPES)
         place = 2 * TYPES.index(sample.family)
-        found[place : place + 2] = self.score(sample, prediction), 1.0
-        return found
+        counts[place : place + 2] = self.score(sample, prediction), 1.0
+        return counts
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         """Percent; nan for a type that was not asked."""

@@ -190,15 +190,15 @@ def _cached(source: str, subset: str | None, split: str) -> Any:
 def _saved(path: Path, split: str) -> Any:
     library = _library()
     try:
-        found = library.load_from_disk(str(path))
+        dataset = library.load_from_disk(str(path))
     except (ValueError, OSError, KeyError, TypeError, library.exceptions.DatasetsError) as error:
         damaged = next((file for file in sorted(path.rglob("*.arrow")) if _fault(file, whole=True)), path)
         raise UserError(f"{damaged} is damaged ({_line(error)}): write it again by save_to_disk.") from error
-    if isinstance(found, library.DatasetDict):
-        if split not in found:
-            raise UserError(f"{path} has no split {split}: it holds {', '.join(found)}.")
-        found = found[split]
-    return _undecoded(library, found)
+    if isinstance(dataset, library.DatasetDict):
+        if split not in dataset:
+            raise UserError(f"{path} has no split {split}: it holds {', '.join(dataset)}.")
+        dataset = dataset[split]
+    return _undecoded(library, dataset)
 
 
 def _undecoded(library: Any, table: Any) -> Any:

@@ -47,20 +47,20 @@ class BoxReader:
         Raises:
             BadRow: no four numbers, corners that are not in order, another unit, or less than half of it in the image.
         """
-        shown = f"{column}={shortened(value)}"
+        source = f"{column}={shortened(value)}"
         values = four_numbers(value)
         if values is None:
-            raise BadRow("no box", f"{shown}; give {FORMS[self.form]} in {UNITS[self.unit]}")
+            raise BadRow("no box", f"{source}; give {FORMS[self.form]} in {UNITS[self.unit]}")
         if not ordered_corners(self._corners(values)):
-            raise BadRow("empty box", f"{shown}; {self._order()}")
-        self._check_unit(values, size, shown)
+            raise BadRow("empty box", f"{source}; {self._order()}")
+        self._check_unit(values, size, source)
         x1, y1, x2, y2 = in_pixels(self._corners(values), unit(self.unit, size, size))
         box = (x1, y1, x2, y2)
         clipped = clip(box, size)
         if clipped is None:
-            raise BadRow("box outside of the image", f"{shown}, and the image is {size[0]} x {size[1]} pixels")
+            raise BadRow("box outside of the image", f"{source}, and the image is {size[0]} x {size[1]} pixels")
         if area(clipped) < INSIDE * area(box):
-            raise BadRow("box mostly outside of the image", f"{shown}, and the image is {size[0]} x {size[1]} pixels")
+            raise BadRow("box mostly outside of the image", f"{source}, and the image is {size[0]} x {size[1]} pixels")
         return clipped, max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > 0.5
 
     def wrong_for_all(self, values: Sequence[Any], sizes: Sequence[Size]) -> str | None:
@@ -85,12 +85,12 @@ class BoxReader:
             return "give [x, y, width, height] with a width and a height above 0"
         return "give [x1, y1, x2, y2] with x1 < x2 and y1 < y2, or set dataset.box_form=size for [x, y, width, height]"
 
-    def _check_unit(self, values: Sequence[float], size: Size, shown: str) -> None:
+    def _check_unit(self, values: Sequence[float], size: Size, source: str) -> None:
         highest = HIGHEST.get(self.unit)
         if highest is not None and max(values) > ROUNDING * highest:
-            raise BadRow("box in another unit", f"{shown}; dataset.box_unit={self.unit} is {UNITS[self.unit]}")
+            raise BadRow("box in another unit", f"{source}; dataset.box_unit={self.unit} is {UNITS[self.unit]}")
         if self.unit != "relative" and max(values) <= 1 and max(size) > SMALL:
-            raise BadRow("box in another unit", f"{shown} holds fractions; set dataset.box_unit=relative")
+            raise BadRow("box in another unit", f"{source} holds fractions; set dataset.box_unit=relative")
 
     def _fractions(self, pairs: Sequence[tuple[Box, Size]]) -> str | None:
         small = sum(max(box) <= 1 and max(size) > SMALL for box, size in pairs)
@@ -125,7 +125,7 @@ def four_numbers(value: Any) -> Box | None:
     """Four finite numbers; None for anything else."""
     if not isinstance(value, list | tuple) or len(value) != 4:
         return None
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) and isfinite(one) for one in value):
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) and isfinite(number) for number in value):
         return None
     a, b, c, d = map(float, value)
     return (a, b, c, d)

@@ -39,11 +39,11 @@ def normalised(answer: str) -> str:
     """
     text = " ".join(answer.split())
     together = _COMMA_IN_NUMBER.search(text) is not None
-    shown = text
+    cleaned = text
     for mark in _PUNCTUATION:
         gone = together or f"{mark} " in text or f" {mark}" in text
-        shown = shown.replace(mark, "" if gone else " ")
-    words = [NUMBERS.get(word, word) for word in _PERIOD.sub("", shown).lower().split()]
+        cleaned = cleaned.replace(mark, "" if gone else " ")
+    words = [NUMBERS.get(word, word) for word in _PERIOD.sub("", cleaned).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 

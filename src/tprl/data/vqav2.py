@@ -42,18 +42,18 @@ class VQAv2(Benchmark):
 
     def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
         """As the repository stores them, {"answer": ...} of each of ten people, or as texts; most frequent first."""
-        people = [one.get("answer") if isinstance(one, Mapping) else one for one in several(row["answers"])]
-        return by_frequency([text for one in people for text in texts_of("" if one is None else one)])
+        people = [person.get("answer") if isinstance(person, Mapping) else person for person in several(row["answers"])]
+        return by_frequency([text for person in people for text in texts_of("" if person is None else person)])
 
     def score(self, sample: Sample, prediction: str) -> float:
         return soft_accuracy(normalised(prediction), [normalised(answer) for answer in sample.answers])
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each type of answer: score, asked."""
-        found = [0.0] * 2 * len(TYPES)
+        counts = [0.0] * 2 * len(TYPES)
         place = 2 * list(TYPES.values()).index(sample.family)
-        found[place : place + 2] = self.score(sample, prediction), 1.0
-        return found
+        counts[place : place + 2] = self.score(sample, prediction), 1.0
+        return counts
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         """Percent; nan for a type that was not asked."""

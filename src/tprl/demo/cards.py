@@ -41,69 +41,69 @@ STYLE = """
 """
 
 
-def cards(found: Comparison) -> str:
+def cards(comparison: Comparison) -> str:
     """A sentence, the answer with all tokens, then one card per pruner."""
-    shown = "".join(_card(found, one) for one in (found.full, *found.pruned))
+    panels = "".join(_card(comparison, result) for result in (comparison.full, *comparison.pruned))
     return (
-        f'<div class="answers"><h2>{escape(found.question)}</h2>'
-        f'<p role="status">{"<br>".join(escape(_sentence(found, one)) for one in found.pruned)}</p>'
-        f'<div class="cards">{shown}</div><p class="fine">{NOTE}{CONVENTION}</p></div>'
+        f'<div class="answers"><h2>{escape(comparison.question)}</h2>'
+        f'<p role="status">{"<br>".join(escape(_sentence(comparison, result)) for result in comparison.pruned)}</p>'
+        f'<div class="cards">{panels}</div><p class="fine">{NOTE}{CONVENTION}</p></div>'
     )
 
 
-def _sentence(found: Comparison, one: Result) -> str:
-    same = "gives the same answer" if one.answer == found.full.answer else "gives another answer"
-    share = f"{100 * one.flops / found.full.flops:.0f} % of the FLOPs"
-    return f"With {one.kept:.4g} of {found.full.kept:.0f} visual tokens and {share}, {one.pruner} {same}."
+def _sentence(comparison: Comparison, result: Result) -> str:
+    same = "gives the same answer" if result.answer == comparison.full.answer else "gives another answer"
+    share = f"{100 * result.flops / comparison.full.flops:.0f} % of the FLOPs"
+    return f"With {result.kept:.4g} of {comparison.full.kept:.0f} visual tokens and {share}, {result.pruner} {same}."
 
 
-def _card(found: Comparison, one: Result) -> str:
-    full = one is found.full
+def _card(comparison: Comparison, result: Result) -> str:
+    full = result is comparison.full
     if full:
         verdict = '<p class="same">what pruning is compared with</p>'
-    elif one.answer == found.full.answer:
+    elif result.answer == comparison.full.answer:
         verdict = '<p class="same">✓ the same answer</p>'
     else:
         verdict = '<p class="other">≠ another answer</p>'
-    title = "all tokens" if full else escape(one.pruner)
-    said = f"“{escape(one.answer)}”" if one.answer else "(no words)"
+    title = "all tokens" if full else escape(result.pruner)
+    answer = f"“{escape(result.answer)}”" if result.answer else "(no words)"
     return (
-        f'<section class="card" aria-label="{title}"><h3>{title}</h3>{_kept(found, one)}'
-        f'<p class="said">{said}</p>{verdict}{_numbers(found, one)}{_probability(found, one)}</section>'
+        f'<section class="card" aria-label="{title}"><h3>{title}</h3>{_kept(comparison, result)}'
+        f'<p class="said">{answer}</p>{verdict}{_numbers(comparison, result)}{_probability(comparison, result)}</section>'
     )
 
 
-def _numbers(found: Comparison, one: Result) -> str:
-    full, reading = found.full, one.reading
+def _numbers(comparison: Comparison, result: Result) -> str:
+    full, reading = comparison.full, result.reading
     rows = [
-        ("visual tokens", f"{one.kept:.4g} of {full.kept:.0f}", one.kept / full.kept),
-        ("FLOPs", flops_text(one.flops), one.flops / full.flops),
+        ("visual tokens", f"{result.kept:.4g} of {full.kept:.0f}", result.kept / full.kept),
+        ("FLOPs", flops_text(result.flops), result.flops / full.flops),
         ("time", f"{reading.total:.3g} ms", reading.total / full.reading.total),
     ]
     body = ""
     for name, value, ratio in rows:
-        share = "" if one is full else f"{100 * ratio:.0f} %"
+        share = "" if result is full else f"{100 * ratio:.0f} %"
         body += f'<tr><th scope="row">{name}</th><td>{value}</td><td>{share}</td></tr>'
     for stage in STAGES:
-        taken = "–" if one is full and stage == "selector" else f"{getattr(reading, stage):.3g} ms"
+        taken = "–" if result is full and stage == "selector" else f"{getattr(reading, stage):.3g} ms"
         body += f'<tr class="part"><th scope="row">{stage}</th><td>{taken}</td><td></td></tr>'
     return f"<table><tbody>{body}</tbody></table>"
 
 
-def _kept(found: Comparison, one: Result) -> str:
-    if one.keep is None:
+def _kept(comparison: Comparison, result: Result) -> str:
+    if result.keep is None:
         alt = "The whole image: tokens are merged, or dropped between layers"
-        return _figure(figures.plain_picture(found.image, SIDE), alt)
+        return _figure(figures.plain_picture(comparison.image, SIDE), alt)
     return _figure(
-        figures.mask_picture(found.image, one.keep, SIDE), f"{int(one.keep.sum())} of {one.keep.size} patches kept"
+        figures.mask_picture(comparison.image, result.keep, SIDE), f"{int(result.keep.sum())} of {result.keep.size} patches kept"
     )
 
 
-def _probability(found: Comparison, one: Result) -> str:
-    if one.probability is None:
+def _probability(comparison: Comparison, result: Result) -> str:
+    if result.probability is None:
         return ""
-    heat = figures.probability_picture(found.image, one.probability, SIDE)
-    span = f"{one.probability.min():.2g} (dark) to {one.probability.max():.2g} (bright)"
+    heat = figures.probability_picture(comparison.image, result.probability, SIDE)
+    span = f"{result.probability.min():.2g} (dark) to {result.probability.max():.2g} (bright)"
     return (
         f"<details><summary>keep probability: {span}</summary>{_figure(heat, 'Keep probability per patch')}</details>"
     )

@@ -62,7 +62,7 @@ class Comparison:
 def compare(
     lvlm: FrozenLVLM,
     pruners: Mapping[str, AnyPruner],
-    given: str | Path | Image.Image | None,
+    source: str | Path | Image.Image | None,
     question: str,
     keep_ratio: float,
 ) -> Comparison:
@@ -78,28 +78,28 @@ def compare(
     Raises:
         UserError: no image or question that the model can read, no pruner, or one that does not fit model or ratio.
     """
-    image, question = open_image(given), check_question(lvlm, question)
+    image, question = open_image(source), check_question(lvlm, question)
     if not pruners:
         raise UserError("There is nothing to compare with: choose a pruner.")
     ratio = check_keep_ratio(keep_ratio)
     sample = Sample(f"demo/{question}", (image,), question, ())
     everyone: dict[str, AnyPruner] = {FULL: KeepAll(), **pruners}
-    found = _fastest(lvlm, everyone, sample, ratio)
-    length = lvlm.answer_length(_text(lvlm, found[FULL]))
-    full, *pruned = (_result(lvlm, name, everyone[name], one, ratio, length) for name, one in found.items())
+    fastest = _fastest(lvlm, everyone, sample, ratio)
+    length = lvlm.answer_length(_text(lvlm, fastest[FULL]))
+    full, *pruned = (_result(lvlm, name, everyone[name], asked, ratio, length) for name, asked in fastest.items())
     return Comparison(image, question, full, tuple(pruned))
 
 
-def open_image(given: str | Path | Image.Image | None) -> Image.Image:
+def open_image(source: str | Path | Image.Image | None) -> Image.Image:
     """The picture that viewers show, see `images.read_picture`.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    if given is None:
+    if source is None:
         raise UserError("There is no image: upload one, or pick an example.")
     try:
-        return read_picture(given).image
+        return read_picture(source).image
     except BadImage as bad:
         raise UserError(f"The image cannot be read ({bad}): give a complete PNG, JPEG or WebP file.") from bad
 
@@ -143,27 +143,27 @@ def _fastest(lvlm: FrozenLVLM, pruners: Mapping[str, AnyPruner], sample: Sample,
 
     passed(next(iter(pruners.values())))
     turns = [{name: passed(pruner) for name, pruner in pruners.items()} for _ in range(TURNS)]
-    return {name: min((turn[name] for turn in turns), key=lambda one: one.reading.total) for name in pruners}
+    return {name: min((turn[name] for turn in turns), key=lambda asked: asked.reading.total) for name in pruners}
 
 
-def _text(lvlm: FrozenLVLM, found: Asked) -> str:
-    return lvlm.tokenizer.batch_decode(found.ids, skip_special_tokens=True)[0].strip()
+def _text(lvlm: FrozenLVLM, asked: Asked) -> str:
+    return lvlm.tokenizer.batch_decode(asked.ids, skip_special_tokens=True)[0].strip()
 
 
-def _result(lvlm: FrozenLVLM, name: str, pruner: AnyPruner, found: Asked, ratio: float, length: int) -> Result:
-    (images,) = found.selection.per_image(found.encoded)
-    flops, _ = question_parts(lvlm, found.encoded, 0, length, pruner, images, found.plan)
-    kept = cost.layer_mean(found.plan.counts(*images)) if found.plan else float(sum(images))
-    patches = found.plan is None and found.selection.extra is None
-    keep = on_grid(found.encoded, 0, found.selection.keep[0]) if patches else None
+def _result(lvlm: FrozenLVLM, name: str, pruner: AnyPruner, asked: Asked, ratio: float, length: int) -> Result:
+    (images,) = asked.selection.per_image(asked.encoded)
+    flops, _ = question_parts(lvlm, asked.encoded, 0, length, pruner, images, asked.plan)
+    kept = cost.layer_mean(asked.plan.counts(*images)) if asked.plan else float(sum(images))
+    patches = asked.plan is None and asked.selection.extra is None
+    keep = on_grid(asked.encoded, 0, asked.selection.keep[0]) if patches else None
     return Result(
-        name, _text(lvlm, found), kept, float(flops["total"]), found.reading, keep, _map(pruner, found, ratio)
+        name, _text(lvlm, asked), kept, float(flops["total"]), asked.reading, keep, _map(pruner, asked, ratio)
     )
 
 
-def _map(pruner: AnyPruner, found: Asked, ratio: float) -> NDArray[np.floating[Any]] | None:
+def _map(pruner: AnyPruner, asked: Asked, ratio: float) -> NDArray[np.floating[Any]] | None:
     """The policy's keep probabilities."""
     if not isinstance(pruner, LearnedPruner):
         return None
-    chances = pruner.logits(pruner.observe(found.encoded), ratio).sigmoid()
-    return on_grid(found.encoded, 0, chances[0]).astype(float)
+    chances = pruner.logits(pruner.observe(asked.encoded), ratio).sigmoid()
+    return on_grid(asked.encoded, 0, chances[0]).astype(float)

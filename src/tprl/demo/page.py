@@ -38,12 +38,12 @@ class Example:
     @classmethod
     def of(cls, samples: Sequence[Sample], count: int) -> list["Example"]:
         """The first `count` images of those samples that have one each."""
-        found: dict[bytes, tuple[Image.Image, list[str]]] = {}
+        groups: dict[bytes, tuple[Image.Image, list[str]]] = {}
         for sample in samples:
             if len(sample.images) == 1:
                 (image,) = sample.images
-                found.setdefault(image.tobytes(), (image, []))[1].append(sample.question)
-        return [cls(image, tuple(dict.fromkeys(asked))) for image, asked in list(found.values())[:count]]
+                groups.setdefault(image.tobytes(), (image, []))[1].append(sample.question)
+        return [cls(image, tuple(dict.fromkeys(asked))) for image, asked in list(groups.values())[:count]]
 
 
 def make_page(
@@ -74,7 +74,7 @@ def make_page(
         example = examples[int(event.index)]  # type: ignore[arg-type]
         return example.image, gr.Radio(list(example.questions), value=None), example.questions[0]
 
-    first, shown = examples[0], [one.pruner for one in begin.pruned]
+    first, compared = examples[0], [item.pruner for item in begin.pruned]
     with gr.Blocks(title="TPRL: which visual tokens does an answer need?", analytics_enabled=False) as page:
         gr.Markdown(
             f"# Which visual tokens does an answer need?\nAsk {lvlm.name} about an image: it answers with all of the "
@@ -85,11 +85,11 @@ def make_page(
                 image = gr.Image(first.image, type="filepath", label="Image", height=240, buttons=[], **UPLOAD)
                 image.preprocess = lambda payload: payload and payload.path  # `compare` says what is wrong with a file
                 gr.Markdown("or one of these:")
-                gallery = gr.Gallery([one.image for one in examples], **THUMBNAILS)
+                gallery = gr.Gallery([item.image for item in examples], **THUMBNAILS)
                 question = gr.Textbox(first.questions[0], label="Question", max_lines=3, max_length=MAX_CHARACTERS)
                 suggested = gr.Radio(list(first.questions), label="Suggestions", value=None)
                 ratio = gr.Slider(0.02, 1.0, keep_ratio, step=0.01, label="Kept fraction of the visual tokens")
-                names = gr.Dropdown(list(pruners), value=shown, multiselect=True, label="Pruners")
+                names = gr.Dropdown(list(pruners), value=compared, multiselect=True, label="Pruners")
                 button = gr.Button("Ask", variant="primary")
             with gr.Column(scale=5, min_width=320):
                 answers = gr.HTML(cards(begin))

@@ -29,17 +29,17 @@ Scores = dict[int, dict[str, float]]  # training seed -> uid -> score
 
 def by_arm(rows: Sequence[SampleRow]) -> dict[tuple[str, float | None], Scores]:
     """The scores of every pruner at every keep ratio."""
-    found: dict[tuple[str, float | None], Scores] = {}
+    arms: dict[tuple[str, float | None], Scores] = {}
     for row in rows:
-        found.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.seed, {})[row.uid] = row.score
-    return found
+        arms.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.seed, {})[row.uid] = row.score
+    return arms
 
 
-def difference(ours: Scores, theirs: Scores, uids: Sequence[str]) -> PairedInterval:
+def difference(ours: Scores, baseline: Scores, uids: Sequence[str]) -> PairedInterval:
     """Mean score of ours minus theirs on `uids`. With the same training seeds on both sides they are compared seed by
     seed, by the seeds' numbers; otherwise the seeds of either side widen the interval by themselves (`over_seeds`)."""
-    a, b = (np.array([[side[seed][uid] for uid in uids] for seed in sorted(side)]) for side in (ours, theirs))
-    same = ours.keys() == theirs.keys()
+    a, b = (np.array([[side[seed][uid] for uid in uids] for seed in sorted(side)]) for side in (ours, baseline))
+    same = ours.keys() == baseline.keys()
     return paired_interval(a, b, [image_key(uid) for uid in uids], same_seeds=same)
 
 
@@ -56,15 +56,15 @@ def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
     See `difference` for how training seeds enter.
     """
     scores, out = by_arm(rows), []
-    for (other, ratio), theirs in scores.items():
+    for (other, ratio), baseline in scores.items():
         ours = scores.get((pruner, ratio))
         if other == pruner or other in BOUNDS or ours is None or ratio is None:
             continue
-        uids = common(ours, theirs)
+        uids = common(ours, baseline)
         if not uids:
             continue
-        found = difference(ours, theirs, uids)
-        out.append(Paired(pruner, other, ratio, *map(float, found)))
+        gap = difference(ours, baseline, uids)
+        out.append(Paired(pruner, other, ratio, *map(float, gap)))
     return out
 
 
@@ -75,13 +75,13 @@ def opened(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[Row]:
     mean, see `over_seeds`), cut at 0 and 1. Where all scores agree, the interval is that of `open_side`.
     """
     arms: dict[tuple[str, float | None, str], Scores] = {}
-    for one in samples:
-        for metric in ("accuracy", f"accuracy/{one.family}"):
-            arms.setdefault((one.pruner, one.keep_ratio, metric), {}).setdefault(one.seed, {})[one.uid] = one.score
-    found = {key: _over_seeds(arm) for key, arm in arms.items()}
+    for sample in samples:
+        for metric in ("accuracy", f"accuracy/{sample.family}"):
+            arms.setdefault((sample.pruner, sample.keep_ratio, metric), {}).setdefault(sample.seed, {})[sample.uid] = sample.score
+    pooled = {key: _over_seeds(arm) for key, arm in arms.items()}
     out = []
     for row in rows:
-        count, whole = found.get((row.pruner, row.keep_ratio, row.metric), (0, None))
+        count, whole = pooled.get((row.pruner, row.keep_ratio, row.metric), (0, None))
         whole = whole or Interval(row.value, row.ci_low, row.ci_high)
         _, low, high = open_side(whole, count)
         out.append(replace(row, ci_low=low, ci_high=high))
@@ -138,8 +138,8 @@ def guided(
             rows = [*range(start, start + len(groups[number]))]
             shares += [overlap(masks[i], masks[i + 1]) for i in rows[:-1]]
             if number < 3 and len(rows) > 1:
-                shown, chosen = encoded.rows(rows), [masks[i] for i in rows]
-                pairs.append(_pair(scorer, groups[number], shown, keep[rows], chosen))
+                pairs_encoded, chosen = encoded.rows(rows), [masks[i] for i in rows]
+                pairs.append(_pair(scorer, groups[number], pairs_encoded, keep[rows], chosen))
             start += len(rows)
     tick(len(groups), len(groups))
     if not shares:
@@ -197,10 +197,10 @@ def gallery(
     tick(pool, pool)
     if not samples:  # the first rows are damaged, and only later ones were answered
         return []
-    shown = [samples[i] for i in _mixed(samples, failed, items)]
-    part = scorer.lvlm.encode(shown, extras)
+    picked = [samples[i] for i in _mixed(samples, failed, items)]
+    part = scorer.lvlm.encode(picked, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
-    columns = [panels(scorer, shown, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
+    columns = [panels(scorer, picked, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
     return [
         GalleryItem(
             sample.images[-1],
@@ -210,7 +210,7 @@ def gallery(
             [column[i] for column in columns],
             scorer.dataset.score(sample, answers[i]) > 0.5,
         )
-        for i, sample in enumerate(shown)
+        for i, sample in enumerate(picked)
     ]
 
 
@@ -291,12 +291,12 @@ def _mixed(samples: Sequence[Sample], failed: Sequence[bool], items: int) -> lis
     chosen: list[int] = []
     for number in range(items):
         want = number % 3 == 2
-        rest = [i for i in range(len(samples)) if i not in chosen]
-        if not rest:
+        others = [i for i in range(len(samples)) if i not in chosen]
+        if not others:
             break
         family = families[number % len(families)]
-        rest.sort(key=lambda i: (failed[i] != want, samples[i].family != family))
-        chosen.append(rest[0])
+        others.sort(key=lambda i: (failed[i] != want, samples[i].family != family))
+        chosen.append(others[0])
     return chosen
 
 
@@ -304,11 +304,11 @@ def headline(rows: Sequence[Row], differences: Sequence[Paired], pruner: str) ->
     """The finding in one sentence, with the numbers of the table."""
     cells = grid(rows)
     full = next(iter(cells.get(FULL, {}).values()), None)
-    own = cells.get(pruner, {})
-    lowest = min((ratio for ratio in own if ratio is not None), default=None)
+    main_row = cells.get(pruner, {})
+    lowest = min((ratio for ratio in main_row if ratio is not None), default=None)
     if lowest is None or full is None:
         return f"{pruner} on {rows[0].dataset} with {rows[0].model}."
-    cell = own[lowest]
+    cell = main_row[lowest]
     sentence = (
         f"With {cell.kept_tokens:.0f} of {full.kept_tokens:.0f} visual tokens ({ratio_label(lowest)}) and "
         f"{cell.flops_ratio:.2f} of the FLOPs, {pruner} scores {100 * cell.value:.1f} %; all tokens score "
@@ -321,22 +321,22 @@ def headline(rows: Sequence[Row], differences: Sequence[Paired], pruner: str) ->
     return sentence + "."
 
 
-def _distance(found: Paired) -> str:
+def _distance(pair: Paired) -> str:
     """How far the other pruner is from ours, in words."""
-    points = f"{abs(found.difference) * 100:.1f}"
-    where = "level" if points == "0.0" else f"{points} points {'below' if found.difference > 0 else 'above'}"
-    if found.identical or math.isnan(found.low):
+    points = f"{abs(pair.difference) * 100:.1f}"
+    where = "level" if points == "0.0" else f"{points} points {'below' if pair.difference > 0 else 'above'}"
+    if pair.identical or math.isnan(pair.low):
         return where
-    sure = "" if found.low > 0 or found.high < 0 else ", which includes zero"
-    return f"{where} (95 % interval of the difference {found.low * 100:+.1f} to {found.high * 100:+.1f}{sure})"
+    sure = "" if pair.low > 0 or pair.high < 0 else ", which includes zero"
+    return f"{where} (95 % interval of the difference {pair.low * 100:+.1f} to {pair.high * 100:+.1f}{sure})"
 
 
-def guided_line(found: Guided) -> str:
+def guided_line(guided: Guided) -> str:
     """`Guided` in one sentence."""
     return (
-        f"guided by the question at {ratio_label(found.keep_ratio)}: two questions about one image share "
-        f"{found.overlap:.0%} of the kept tokens (chance {found.chance:.0%}); accuracy {found.accuracy.mean:.1%}, with "
-        f"the questions shuffled {found.shuffled.mean:.1%} ({found.questions} questions)"
+        f"guided by the question at {ratio_label(guided.keep_ratio)}: two questions about one image share "
+        f"{guided.overlap:.0%} of the kept tokens (chance {guided.chance:.0%}); accuracy {guided.accuracy.mean:.1%}, with "
+        f"the questions shuffled {guided.shuffled.mean:.1%} ({guided.questions} questions)"
     )
 
 

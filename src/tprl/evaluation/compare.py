@@ -45,32 +45,32 @@ def compare(a: str, b: str) -> list[Compared]:
     Raises:
         UserError: no such run or arm, no arm in both, no question in both, or other rows or rules.
     """
-    (first, one), (second, two) = _arms(a), _arms(b)
+    (first, asked), (second, two) = _arms(a), _arms(b)
     _same_protocol(a, b)
     names_a, names_b = sorted({name for name, _ in first}), sorted({name for name, _ in second})
     pairs = [(name, name) for name in names_a if name in names_b]
-    if one or two or len(names_a) == len(names_b) == 1:
-        pairs = [(one or two, two or one)] if one or two else [(names_a[0], names_b[0])]
-    found = [
+    if asked or two or len(names_a) == len(names_b) == 1:
+        pairs = [(asked or two, two or asked)] if asked or two else [(names_a[0], names_b[0])]
+    fastest = [
         _pair(x, y, ratio, scores, second[y, ratio])
         for x, y in pairs
         for (name, ratio), scores in first.items()
         if name == x and (y, ratio) in second
     ]
-    if not found:
+    if not fastest:
         raise UserError(
             f"{a} ({', '.join(names_a)}) and {b} ({', '.join(names_b)}) have no arm at the same keep ratio in common: "
             "name one of each, compare=[<run>:<arm>,<run>:<arm>], evaluated at the same keep_ratios."
         )
-    return found
+    return fastest
 
 
 def _same_protocol(a: str, b: str) -> None:
     """Refuse runs that were scored by different rules, or on different rows that go by the same ids."""
-    found = [_folder(given)[0] / "evaluation.json" for given in (a, b)]
-    if not all(path.is_file() for path in found):
+    paths = [_folder(run)[0] / "evaluation.json" for run in (a, b)]
+    if not all(path.is_file() for path in paths):
         return  # written before evaluations said what they were about
-    first, second = map(read_facts, found)
+    first, second = map(read_facts, paths)
     for name in ("dataset", "source", "protocol"):
         if first.get(name) != second.get(name):
             raise UserError(
@@ -78,14 +78,14 @@ def _same_protocol(a: str, b: str) -> None:
             )
 
 
-def _folder(given: str) -> tuple[Path, str]:
+def _folder(run: str) -> tuple[Path, str]:
     """A run and the arm that is asked for, or ""."""
-    folder, _, arm = given.rpartition(":") if not Path(given).is_dir() else (given, "", "")
-    return Path(folder or given), arm
+    folder, _, arm = run.rpartition(":") if not Path(run).is_dir() else (run, "", "")
+    return Path(folder or run), arm
 
 
-def _arms(given: str) -> tuple[Arms, str]:
-    folder, arm = _folder(given)
+def _arms(run: str) -> tuple[Arms, str]:
+    folder, arm = _folder(run)
     path = folder / "samples.jsonl"
     if not path.is_file():
         raise UserError(f"compare: {path} does not exist: give a directory that src.eval (or stage=all) has written.")
@@ -96,36 +96,36 @@ def _arms(given: str) -> tuple[Arms, str]:
     return arms, arm
 
 
-def _pair(x: str, y: str, ratio: float | None, ours: Scores, theirs: Scores) -> Compared:
-    uids = common(ours, theirs)
+def _pair(x: str, y: str, ratio: float | None, ours: Scores, baseline: Scores) -> Compared:
+    uids = common(ours, baseline)
     if not uids:
         raise UserError(f"compare: {x} and {y} share no question: evaluate both on the same dataset and split.")
     means = [
-        sum(seed[uid] for seed in side.values() for uid in uids) / len(side) / len(uids) for side in (ours, theirs)
+        sum(seed[uid] for seed in side.values() for uid in uids) / len(side) / len(uids) for side in (ours, baseline)
     ]
-    return Compared(x, y, ratio, len(uids), *means, *map(float, difference(ours, theirs, uids)))
+    return Compared(x, y, ratio, len(uids), *means, *map(float, difference(ours, baseline, uids)))
 
 
-def table(found: Sequence[Compared]) -> Table:
+def table(compared: Sequence[Compared]) -> Table:
     """Percent; the difference is in points."""
     out = Table(title="a - b, score (%)", box=box.ASCII2, title_justify="left")
     for heading in ("a", "b", "keep ratio", "questions", "score a", "score b", "difference [95 %]", "p"):
         out.add_column(heading, justify="left" if heading in ("a", "b") else "right")
-    for one in found:
-        level = identical(one.difference, one.low, one.high)
-        change = "level" if level else f"{100 * one.difference:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
-        scores = (f"{100 * one.score_a:.1f}", f"{100 * one.score_b:.1f}")
+    for row in compared:
+        level = identical(row.difference, row.low, row.high)
+        change = "level" if level else f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+        scores = (f"{100 * row.score_a:.1f}", f"{100 * row.score_b:.1f}")
         out.add_row(
-            one.a, one.b, ratio_label(one.keep_ratio), str(one.questions), *scores, change, f"{one.p_value:.4f}"
+            row.a, row.b, ratio_label(row.keep_ratio), str(row.questions), *scores, change, f"{row.p_value:.4f}"
         )
     return out
 
 
-def report(found: Sequence[Compared], directory: Path) -> None:
+def report(compared: Sequence[Compared], directory: Path) -> None:
     """Print the table and write `compare.csv`."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(asdict(found[0])), lineterminator="\n")
+    writer = csv.DictWriter(out, list(asdict(compared[0])), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, found))
+    writer.writerows(map(asdict, compared))
     write_atomic(directory / "compare.csv", out.getvalue())
-    Console(width=160, color_system=None, highlight=False).print(table(found))
+    Console(width=160, color_system=None, highlight=False).print(table(compared))

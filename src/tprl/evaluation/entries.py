@@ -53,10 +53,10 @@ def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
     if not isinstance(runs, Mapping):
         raise UserError(f"runs={runs} names no arms: write runs={{name: <run>, other: [<run>, <run>]}}.")
     entries = []
-    for name, given in runs.items():
-        if not given:
-            raise UserError(f"runs.{name}={given} holds no run: write runs={{{name}: <run>}}.")
-        for run in name_list(f"runs.{name}", given):
+    for name, spec in runs.items():
+        if not spec:
+            raise UserError(f"runs.{name}={spec} holds no run: write runs={{{name}: <run>}}.")
+        for run in name_list(f"runs.{name}", spec):
             pruner = load_pruner(run)
             entries += with_modes(name, pruner, tuple(settings["keep_ratios"]), seed_of(pruner))
     return entries

@@ -76,22 +76,22 @@ def evaluate(
     for entry in entries:
         check_family(entry.pruner, scorer.lvlm)
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
-    mine = range(min(limit or len(dataset), len(dataset)))[distributed.rank() :: distributed.count()]
+    indices = range(min(limit or len(dataset), len(dataset)))[distributed.rank() :: distributed.count()]
     answered: list[Answered] = []
-    done, total, place = 0, len(mine), dict[str, int]()
-    for batch in numbered_batches(dataset, mine, batch_size):
+    done, total, place = 0, len(indices), dict[str, int]()
+    for batch in numbered_batches(dataset, indices, batch_size):
         samples = [sample for _, sample in batch]
         _add_places(dataset, place, ((sample.uid, index) for index, sample in batch))
         key = f"{batch[0][0]}-{batch[-1][0]}"
         if record is not None and key in record.known:
-            answered += [_answered(**one) for one in record.known[key]]
+            answered += [_answered(**item) for item in record.known[key]]
         else:
             encoded = scorer.lvlm.encode(samples, extras)
             pairs = [(entry, ratio) for entry in entries for ratio in entry.keep_ratios]
-            fresh = [one for pair in pairs for one in _answer(scorer, samples, encoded, *pair)]
+            fresh = [item for pair in pairs for item in _answer(scorer, samples, encoded, *pair)]
             answered += fresh
             if record is not None:
-                record.add({key: [asdict(one) for one in fresh]})
+                record.add({key: [asdict(item) for item in fresh]})
         done += len(samples)
         tick(done, total)
     if done < total:  # damaged rows
@@ -103,18 +103,18 @@ def evaluate(
     return everything
 
 
-def _answered(row: Mapping[str, Any], facts: Sequence[float] | None, **rest: float | None) -> Answered:
+def _answered(row: Mapping[str, Any], facts: Sequence[float] | None, **numbers: float | None) -> Answered:
     """As a record has it in plain values."""
-    return Answered(SampleRow(**row), facts=None if facts is None else tuple(facts), **rest)  # type: ignore[arg-type]
+    return Answered(SampleRow(**row), facts=None if facts is None else tuple(facts), **numbers)  # type: ignore[arg-type]
 
 
 def _of_all_ranks(dataset: Dataset, answered: list[Answered], place: Mapping[str, int]) -> list[Answered]:
     """The answers that all ranks gave, sorted by the place that the question of a uid has in the dataset."""
     everywhere = dict[str, int]()
-    for one in distributed.gathered(place):
-        _add_places(dataset, everywhere, one.items())
-    whole = [one for part in distributed.gathered(answered) for one in part]
-    return sorted(whole, key=lambda one: everywhere[one.row.uid])
+    for item in distributed.gathered(place):
+        _add_places(dataset, everywhere, item.items())
+    whole = [item for part in distributed.gathered(answered) for item in part]
+    return sorted(whole, key=lambda item: everywhere[item.row.uid])
 
 
 def _add_places(dataset: Dataset, place: dict[str, int], more: Iterable[tuple[str, int]]) -> None:
@@ -149,18 +149,18 @@ def check_answers(lvlm: Any, dataset: Dataset, limit: int | None = None) -> None
 def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
     """What the numbers are about: where the questions are from, how many were answered, rows that were passed over by
     reason, what was changed in others, and the protocol."""
-    found: dict[str, Any] = {"dataset": dataset.name}
+    facts: dict[str, Any] = {"dataset": dataset.name}
     if source := getattr(dataset, "source", None):
-        found["source"] = source
-    found["questions"] = len({one.row.uid for one in answered})
+        facts["source"] = source
+    facts["questions"] = len({item.row.uid for item in answered})
     damage = _damage(dataset)
-    found["damaged rows"] = damage.total()
-    found |= {f"damaged: {reason}": count for reason, count in sorted(damage.items())}
+    facts["damaged rows"] = damage.total()
+    facts |= {f"damaged: {reason}": count for reason, count in sorted(damage.items())}
     notes = sum((Counter(part) for part in distributed.gathered(getattr(dataset, "notes", {}))), Counter[str]())
-    found |= dict(sorted(notes.items()))
+    facts |= dict(sorted(notes.items()))
     if isinstance(dataset, Published):
-        found["protocol"] = dataset.protocol
-    return found
+        facts["protocol"] = dataset.protocol
+    return facts
 
 
 def _damage(dataset: Dataset) -> Counter[str]:
@@ -197,14 +197,14 @@ def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
     Raises:
         UserError: the LVLM has no layers that could be reached into.
     """
-    found = []
+    reachable = []
     for entry in entries:
         if isinstance(entry.pruner, LayerPruner) and not hasattr(lvlm, "layers"):
             raise UserError(f"{entry.name} drops tokens between layers, and {lvlm.name} has none: leave it out.")
         ratios = tuple(ratio for ratio in entry.keep_ratios if _possible(entry.pruner, ratio, lvlm))
         if ratios:
-            found.append(replace(entry, keep_ratios=ratios, name=_named(entry, lvlm)))
-    return found
+            reachable.append(replace(entry, keep_ratios=ratios, name=_named(entry, lvlm)))
+    return reachable
 
 
 def _named(entry: Entry, lvlm: Any) -> str:
@@ -323,30 +323,30 @@ def summarise(answered: Sequence[Answered], model: str, dataset: Dataset) -> lis
     """Tidy rows: accuracy (the mean score), accuracy per family, mean IoU, and the numbers that the benchmark publishes
     as <dataset>/<name>, each with a 95 % bootstrap interval over images."""
     groups: dict[tuple[str, int, float | None], list[Answered]] = defaultdict(list)
-    for one in answered:
-        groups[one.row.pruner, one.row.seed, one.row.keep_ratio].append(one)
+    for item in answered:
+        groups[item.row.pruner, item.row.seed, item.row.keep_ratio].append(item)
     return [row for key, group in groups.items() for row in _rows(model, dataset, key, group)]
 
 
 def _rows(model: str, dataset: Dataset, key: tuple[str, int, float | None], group: Sequence[Answered]) -> list[Row]:
     pruner, seed, ratio = key
-    kept = float(np.mean([one.row.kept_tokens for one in group]))
-    flops = float(np.mean([one.flops for one in group]))
-    relative = flops / float(np.mean([one.full_flops for one in group]))
-    names = [(one.row.uid, one.row.family) for one in group]
-    ious = np.array([np.nan if one.iou is None else one.iou for one in group])
-    found = metrics_of(names, np.array([one.row.score for one in group], dtype=float), ious)
+    kept = float(np.mean([item.row.kept_tokens for item in group]))
+    flops = float(np.mean([item.flops for item in group]))
+    relative = flops / float(np.mean([item.full_flops for item in group]))
+    names = [(item.row.uid, item.row.family) for item in group]
+    ious = np.array([np.nan if item.iou is None else item.iou for item in group])
+    metrics = metrics_of(names, np.array([item.row.score for item in group], dtype=float), ious)
     if isinstance(dataset, Published):
-        found |= {f"{dataset.name}/{name}": value for name, value in _official(dataset, group).items()}
+        metrics |= {f"{dataset.name}/{name}": value for name, value in _official(dataset, group).items()}
     return [
-        Row(model, dataset.name, pruner, seed, ratio, kept, metric, one.mean, one.low, one.high, flops, relative)
-        for metric, one in found.items()
+        Row(model, dataset.name, pruner, seed, ratio, kept, metric, item.mean, item.low, item.high, flops, relative)
+        for metric, item in metrics.items()
     ]
 
 
 def _official(dataset: Published, group: Sequence[Answered]) -> dict[str, Interval]:
     metric = OfficialScore(dataset)
-    metric.update([one.row.uid for one in group], [one.facts for one in group if one.facts is not None])
+    metric.update([item.row.uid for item in group], [item.facts for item in group if item.facts is not None])
     return metric.intervals()
 
 
@@ -367,4 +367,4 @@ def metrics_of(
         values[f"accuracy/{family}"] = (scores, families == family)
     if not np.isnan(ious).all():
         values["mean_iou"] = (ious, ~np.isnan(ious))
-    return {name: interval(x[here], images[here].tolist()) for name, (x, here) in values.items()}
+    return {name: interval(x[present], images[present].tolist()) for name, (x, present) in values.items()}

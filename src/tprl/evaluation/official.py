@@ -87,7 +87,7 @@ class OfficialScore(Metric):
     def _images(self) -> Float[Tensor, "C G"]:
         """Facts of every image, in an order that depends on the answers alone."""
         question, image, values = (
-            dim_zero_cat(given) if len(given := getattr(self, name)) else torch.zeros(0) for name in DTYPES
+            dim_zero_cat(state) if len(state := getattr(self, name)) else torch.zeros(0) for name in DTYPES
         )
         if not len(question):
             raise UserError("no question was answered, so there is no official score.")

@@ -161,16 +161,16 @@ def grid(rows: Iterable[Row], metric: str = "accuracy") -> dict[str, dict[float 
     Raises:
         ValueError: rows of several models or datasets, which would be averaged into nonsense.
     """
-    found: dict[tuple[str, float | None], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, float | None], list[Row]] = defaultdict(list)
     sources: set[tuple[str, str]] = set()
     for row in rows:
         sources.add((row.model, row.dataset))
         if row.metric == metric:
-            found[row.pruner, row.keep_ratio].append(row)
+            groups[row.pruner, row.keep_ratio].append(row)
     if len(sources) > 1:
         raise ValueError(f"one table cannot show {sorted(sources)}: pass the rows of one model on one dataset.")
     cells: dict[str, dict[float | None, Cell]] = {}
-    for (pruner, ratio), same in found.items():
+    for (pruner, ratio), same in groups.items():
         cells.setdefault(pruner, {})[ratio] = Cell(
             *(_mean([getattr(row, n) for row in same]) for n in ("value", "ci_low", "ci_high")),
             kept_tokens=_mean([row.kept_tokens for row in same]),
@@ -230,10 +230,10 @@ def accuracy_table(
     """A metric with 95 % intervals, pruners by keep ratio (all, or those of `columns`), best rival of each column bold:
     shares as percent, the numbers of a benchmark (<dataset>/<name>) in their own unit."""
     cells = grid(rows, metric)
-    own = any(metric.startswith(f"{row.dataset}/") for row in rows)
-    scale = 1.0 if own else 100.0
+    published = any(metric.startswith(f"{row.dataset}/") for row in rows)
+    scale = 1.0 if published else 100.0
     table = Table(
-        title=metric if own else f"{metric} (%)", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left"
+        title=metric if published else f"{metric} (%)", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left"
     )
     table.add_column("pruner", no_wrap=True)
     columns = ratios(cells) if columns is None else columns
@@ -286,7 +286,7 @@ def print_in_parts(
 
 def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[str, Any]]:
     """The accuracies of a model card: all tokens, then the pruner and its adaptive mode at every keep ratio."""
-    shown = (FULL, pruner, f"{pruner}_adaptive")
+    names = (FULL, pruner, f"{pruner}_adaptive")
     return [
         {
             "dataset": row.dataset,
@@ -299,7 +299,7 @@ def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[
             "high": row.ci_high,
             "flops_ratio": row.flops_ratio,
         }
-        for name in shown
+        for name in names
         for row in rows
         if row.pruner == name and row.metric == "accuracy" and row.keep_ratio is not None
     ]

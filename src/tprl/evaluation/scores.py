@@ -42,15 +42,15 @@ class ScoreTable:
 
     def rows(self) -> list[Row]:
         """The rows of `results.csv`, but for the numbers that a benchmark publishes."""
-        found = []
+        rows = []
         for i, (pruner, seed, ratio) in enumerate(self.arms):
-            here = ~np.isnan(self.score[i])
-            questions = list(zip(self.uids[here].tolist(), self.families[here].tolist(), strict=True))
+            present = ~np.isnan(self.score[i])
+            questions = list(zip(self.uids[present].tolist(), self.families[present].tolist(), strict=True))
             kept, flops, relative = self.cost[i].tolist()
-            for metric, one in metrics_of(questions, self.score[i, here], self.iou[i, here]).items():
+            for metric, interval in metrics_of(questions, self.score[i, present], self.iou[i, present]).items():
                 place = (self.model, self.dataset, pruner, seed, ratio, kept, metric)
-                found.append(Row(*place, one.mean, one.low, one.high, flops, relative))
-        return found
+                rows.append(Row(*place, interval.mean, interval.low, interval.high, flops, relative))
+        return rows
 
     def samples(self) -> list[SampleRow]:
         """The lines of `samples.jsonl` without predictions, arm by arm."""
@@ -65,15 +65,15 @@ class ScoreTable:
 def score_table(answered: Sequence[Answered], rows: Sequence[Row], main: str) -> ScoreTable:
     """The table of an evaluation and its `results.csv`."""
     cost = {(r.pruner, r.seed, r.keep_ratio): (r.kept_tokens, r.flops, r.flops_ratio) for r in rows}
-    column = {uid: j for j, uid in enumerate(dict.fromkeys(one.row.uid for one in answered))}
+    column = {uid: j for j, uid in enumerate(dict.fromkeys(item.row.uid for item in answered))}
     row = {arm: i for i, arm in enumerate(cost)}
     families = dict[str, str]()
     score, iou, kept = (np.full((len(row), len(column)), np.nan) for _ in range(3))
-    for one in answered:
-        at = row[one.row.pruner, one.row.seed, one.row.keep_ratio], column[one.row.uid]
-        families[one.row.uid] = one.row.family
-        score[at], kept[at] = one.row.score, one.row.kept_tokens
-        iou[at] = np.nan if one.iou is None else one.iou
+    for item in answered:
+        at = row[item.row.pruner, item.row.seed, item.row.keep_ratio], column[item.row.uid]
+        families[item.row.uid] = item.row.family
+        score[at], kept[at] = item.row.score, item.row.kept_tokens
+        iou[at] = np.nan if item.iou is None else item.iou
     return ScoreTable(
         rows[0].model,
         rows[0].dataset,
@@ -95,19 +95,19 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
         UserError: other models or datasets, or an arm that scored differently.
     """
     first = tables[0]
-    uids = np.array(list(dict.fromkeys(uid for one in tables for uid in one.uids.tolist())), dtype=np.str_)
+    uids = np.array(list(dict.fromkeys(uid for table in tables for uid in table.uids.tolist())), dtype=np.str_)
     place = {uid: j for j, uid in enumerate(uids.tolist())}
     families, rows = dict[str, str](), dict[Arm, tuple[dict[str, Floats], Floats]]()
-    for one in tables:
-        if (one.model, one.dataset) != (first.model, first.dataset):
-            raise UserError(f"{one.model} on {one.dataset} is no part of {first.model} on {first.dataset}.")
-        at = [place[uid] for uid in one.uids.tolist()]
-        families |= dict(zip(one.uids.tolist(), one.families.tolist(), strict=True))
-        for i, arm in enumerate(one.arms):
+    for table in tables:
+        if (table.model, table.dataset) != (first.model, first.dataset):
+            raise UserError(f"{table.model} on {table.dataset} is no part of {first.model} on {first.dataset}.")
+        at = [place[uid] for uid in table.uids.tolist()]
+        families |= dict(zip(table.uids.tolist(), table.families.tolist(), strict=True))
+        for i, arm in enumerate(table.arms):
             spread = {name: np.full(len(uids), np.nan) for name in FIELDS}
             for name, values in spread.items():
-                values[at] = getattr(one, name)[i]
-            before = rows.setdefault(arm, (spread, one.cost[i]))
+                values[at] = getattr(table, name)[i]
+            before = rows.setdefault(arm, (spread, table.cost[i]))
             if not np.array_equal(before[0]["score"], spread["score"], equal_nan=True):
                 raise UserError(f"{arm[0]} (seed {arm[1]}, keep_ratio {arm[2]}) scored differently in two evaluations.")
     fields = [np.stack([values[name] for values, _ in rows.values()]) for name in FIELDS]

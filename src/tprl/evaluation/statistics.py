@@ -66,7 +66,7 @@ def interval(
     return Interval(mean, *percentiles(means, level))
 
 
-def open_side(found: Interval, clusters: int, z: float = 1.959963984540054) -> Interval:
+def open_side(estimate: Interval, clusters: int, z: float = 1.959963984540054) -> Interval:
     """A bootstrap interval without width at 0 or 1, opened to the inside by Wilson's score bound; any other unchanged.
 
     If `clusters` of `clusters` images are all right, the share of right ones is at least n / (n + z^2) (Wilson 1927,
@@ -78,10 +78,10 @@ def open_side(found: Interval, clusters: int, z: float = 1.959963984540054) -> I
         clusters: how many were drawn from; 0 if that is unknown, which changes nothing.
         z: normal quantile of the coverage, 95 % as in `interval`.
     """
-    if clusters < 1 or not found.low == found.high == found.mean or found.mean not in (0.0, 1.0):
-        return found
+    if clusters < 1 or not estimate.low == estimate.high == estimate.mean or estimate.mean not in (0.0, 1.0):
+        return estimate
     away = z**2 / (clusters + z**2)
-    return Interval(found.mean, 1 - away, 1.0) if found.mean else Interval(found.mean, 0.0, away)
+    return Interval(estimate.mean, 1 - away, 1.0) if estimate.mean else Interval(estimate.mean, 0.0, away)
 
 
 def paired_interval(

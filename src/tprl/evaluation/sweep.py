@@ -108,21 +108,21 @@ def find_jobs(directory: Path) -> list[Job]:
     Raises:
         UserError: there are none.
     """
-    found = [path.parent.parent for path in directory.glob("**/.hydra/overrides.yaml")]
-    if not directory.is_dir() or not found:
+    runs = [path.parent.parent for path in directory.glob("**/.hydra/overrides.yaml")]
+    if not directory.is_dir() or not runs:
         why = "holds no jobs" if directory.is_dir() else "does not exist"
         raise UserError(f"sweep={directory} {why}: give the directory of a `python -m src.train -m ...`.")
-    if directory in found and (directory / "evaluation.json").is_file() and not (directory / "pruner").is_dir():
+    if directory in runs and (directory / "evaluation.json").is_file() and not (directory / "pruner").is_dir():
         raise UserError(f"sweep={directory} is an evaluation, not a sweep: its numbers are in its results.csv.")
-    if directory in found:
+    if directory in runs:
         raise UserError(f"sweep={directory} is one run, not a sweep: use run={directory}.")
-    found.sort(key=lambda path: [(not part.isdigit(), part.zfill(9)) for part in path.relative_to(directory).parts])
-    words = {path: _words(_left(path / ".hydra" / "overrides.yaml", ListConfig)) for path in found}
-    jobs = [Job(path, _settings(words[path]), _state(path)) for path in found]
+    runs.sort(key=lambda path: [(not part.isdigit(), part.zfill(9)) for part in path.relative_to(directory).parts])
+    words = {path: _words(_left(path / ".hydra" / "overrides.yaml", ListConfig)) for path in runs}
+    jobs = [Job(path, _settings(words[path]), _state(path)) for path in runs]
     planned = _planned(directory / "multirun.yaml")
     if all(started in planned for started in words.values()):  # otherwise the file is another sweep's
-        never = [one for one in planned if one not in words.values()]
-        jobs += [Job(None, _settings(one), "never started") for one in never]
+        never = [settings for settings in planned if settings not in words.values()]
+        jobs += [Job(None, _settings(settings), "never started") for settings in never]
     return jobs
 
 
@@ -142,9 +142,9 @@ def ratios_of(arm: Arm, keep_ratios: Sequence[float]) -> tuple[float, ...]:
 
 def summarise_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
     """Every metric of a table over training seeds."""
-    found: dict[tuple[str, float | None, str], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, float | None, str], list[Row]] = defaultdict(list)
     for row in rows:
-        found[row.pruner, row.keep_ratio, row.metric].append(row)
+        groups[row.pruner, row.keep_ratio, row.metric].append(row)
     trained = {(arm.name, ratio_label(ratio)) for arm in sweep.arms for ratio in arm.trained_at}
     return [
         Summary(
@@ -160,7 +160,7 @@ def summarise_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
             statistics.fmean(row.flops_ratio for row in same),
             (arm, ratio_label(ratio)) in trained,
         )
-        for (arm, ratio, metric), same in found.items()
+        for (arm, ratio, metric), same in groups.items()
     ]
 
 
@@ -203,8 +203,8 @@ def _arm(job: Job, keys: Sequence[str], pruner: str) -> Arm:
     short = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
     name = " ".join(f"{key}={value}" for key, value in zip(short, swept.values(), strict=True))
     stage = _left(_finished(job) / "config.yaml").get("stage", {})
-    given = stage.get("keep_ratio", stage.get("ppo", {}).get("keep_ratio"))
-    ratios = [] if given is None else given if OmegaConf.is_list(given) else [given]
+    trained_ratio = stage.get("keep_ratio", stage.get("ppo", {}).get("keep_ratio"))
+    ratios = [] if trained_ratio is None else trained_ratio if OmegaConf.is_list(trained_ratio) else [trained_ratio]
     return Arm(name or pruner, swept, tuple(float(ratio) for ratio in ratios))
 
 
@@ -212,9 +212,9 @@ def _keys(jobs: Sequence[Job]) -> list[str]:
     return list(dict.fromkeys(key for job in jobs for key in job.settings))
 
 
-def _words(given: Any) -> frozenset[str]:
+def _words(overrides: Any) -> frozenset[str]:
     """What a job was started with; that it was resumed later does not make it another one."""
-    return frozenset(str(word) for word in given if not str(word).startswith("resume="))
+    return frozenset(str(word) for word in overrides if not str(word).startswith("resume="))
 
 
 def _settings(words: frozenset[str]) -> dict[str, str]:
@@ -225,11 +225,11 @@ def _planned(path: Path) -> list[frozenset[str]]:
     """The jobs that Hydra wrote down before it started the first."""
     if not path.is_file():
         return []
-    given = OverridesParser.create().parse_overrides([str(w) for w in _left(path).hydra.overrides.task])
+    overrides = OverridesParser.create().parse_overrides([str(w) for w in _left(path).hydra.overrides.task])
     parts = [
-        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-        if one.is_sweep_override()
-        else [one.input_line or ""]
-        for one in given
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [override.input_line or ""]
+        for override in overrides
     ]
     return [frozenset(combination) for combination in product(*parts)]

@@ -60,8 +60,8 @@ def workspace(entity: str, project: str) -> Any:
     """A saved view of the project: one section per group of charts, and the pictures of the kept tokens."""
     ws, wr = _library()
     sections = [ws.Section(name=name, panels=_plots(charts), is_open=True) for name, charts in CHARTS.items()]
-    shown = wr.MediaBrowser(title="kept tokens", media_keys=list(PICTURES), num_columns=4)
-    sections.append(ws.Section(name="Pictures", panels=[shown], is_open=True))
+    media = wr.MediaBrowser(title="kept tokens", media_keys=list(PICTURES), num_columns=4)
+    sections.append(ws.Section(name="Pictures", panels=[media], is_open=True))
     return ws.Workspace(entity=entity, project=project, name="TPRL", sections=sections)
 
 
@@ -81,8 +81,8 @@ def report(entity: str, project: str) -> Any:
     for name, charts in CHARTS.items():
         # A run set without a project means the report's own.
         blocks += [wr.H1(name), wr.P(about[name]), wr.PanelGrid(runsets=[wr.Runset()], panels=_plots(charts))]
-    title, said = "TPRL: learned visual-token pruning", "Made by `make dashboard`."
-    return wr.Report(entity=entity, project=project, title=title, description=said, blocks=blocks)
+    title, description = "TPRL: learned visual-token pruning", "Made by `make dashboard`."
+    return wr.Report(entity=entity, project=project, title=title, description=description, blocks=blocks)
 
 
 def _plots(charts: tuple[Chart, ...]) -> list[Any]:
@@ -113,11 +113,11 @@ def create(project: str, entity: str | None = None) -> list[str]:
 
     try:
         owner = entity or str(wandb.Api().default_entity)
-        made = [report(owner, project).save(), workspace(owner, project).save()]  # the report makes the project
+        pages = [report(owner, project).save(), workspace(owner, project).save()]  # the report makes the project
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"W&B did not take the dashboard of project {project} ({why}).") from error
-    return [one.url for one in made]
+    return [page.url for page in pages]
 
 
 def main() -> None:

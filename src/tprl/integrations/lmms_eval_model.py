@@ -94,7 +94,7 @@ class PrunedModel(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers in the order of the requests; requests with the same gen_kwargs share batches."""
         # Longest first: what does not fit into memory shows at once.
-        order = Collator([one.args for one in requests], lambda a: (-len(a[0]), a[0]), grouping=True)
+        order = Collator([request.args for request in requests], lambda a: (-len(a[0]), a[0]), grouping=True)
         answers: list[str] = []
         read = total = 0
         with _told(), tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
@@ -108,8 +108,8 @@ class PrunedModel(lmms):
 
     def _answer(self, batch: Sequence[tuple[Any, ...]]) -> list[str]:
         samples = [self._sample(context, *where) for context, _, *where in batch]
-        given: Mapping[str, Any] = batch[0][1]  # the same in the whole batch
-        self._warn(given)
+        options: Mapping[str, Any] = batch[0][1]  # the same in the whole batch
+        self._warn(options)
         images = [list(sample.images) for sample in samples] if any(sample.images for sample in samples) else None
         texts = [self.lvlm.render(sample) for sample in samples]
         try:
@@ -117,19 +117,19 @@ class PrunedModel(lmms):
         except REFUSALS as error:
             self.lvlm.check_shapes(samples, error)
             raise
-        out = self.lvlm.model.generate(**inputs, **settings(given, self.max_new_tokens))
+        out = self.lvlm.model.generate(**inputs, **settings(options, self.max_new_tokens))
         new = self.lvlm.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [cut(text, given.get("until")) for text in new]
+        return [cut(text, options.get("until")) for text in new]
 
     def _sample(self, context: str, doc_to_visual: Any, doc_id: int, task: str, split: str) -> Sample:
         """A request as we know it: images, which stand before the text, and the text."""
-        found = (doc_to_visual(self.task_dict[task][split][doc_id]) if doc_to_visual else None) or []
-        for one in found:
-            if not isinstance(one, Image.Image):
-                raise UserError(f"{task} shows a {type(one).__name__}, and only images are pruned: leave the task out.")
+        visuals = (doc_to_visual(self.task_dict[task][split][doc_id]) if doc_to_visual else None) or []
+        for visual in visuals:
+            if not isinstance(visual, Image.Image):
+                raise UserError(f"{task} shows a {type(visual).__name__}, and only images are pruned: leave the task out.")
         question = context.replace(IMAGE, "").strip() if IMAGE in context else context
         try:
-            images = tuple(read_picture(image, max_pixels=None).image for image in found)
+            images = tuple(read_picture(image, max_pixels=None).image for image in visuals)
         except BadImage as bad:
             raise UserError(f"document {doc_id} of {task} has an image that cannot be read ({bad}).") from bad
         sample = Sample(f"{task}/{doc_id}", images, question, ())
@@ -139,8 +139,8 @@ class PrunedModel(lmms):
             )
         return sample
 
-    def _warn(self, given: Mapping[str, Any]) -> None:
-        for name in sorted(given.keys() - set(READ) - self._ignored):
+    def _warn(self, options: Mapping[str, Any]) -> None:
+        for name in sorted(options.keys() - set(READ) - self._ignored):
             self._ignored.add(name)
             logger.warning("tprl does not read {} of gen_kwargs; it reads {}", name, ", ".join(READ))
 
@@ -171,8 +171,8 @@ def load_lvlm(pretrained: str | None, model: str | None, **options: Any) -> Froz
     known = [name for name in choices("model") if issubclass(target_of("model", name), FrozenLVLM)]
     if model not in known:
         raise UserError(f"model={model} is no LVLM family: choose one of {', '.join(known)}.")
-    given = options if pretrained is None else options | {"pretrained": str(pretrained)}
-    return build({**_yaml(model), **given})
+    arguments = options if pretrained is None else options | {"pretrained": str(pretrained)}
+    return build({**_yaml(model), **arguments})
 
 
 def family(pretrained: str) -> str:
@@ -216,19 +216,19 @@ def find_pruner(name: str) -> str | LearnedPruner:
     return load_pruner(name)
 
 
-def settings(given: Mapping[str, Any], max_new_tokens: int) -> dict[str, Any]:
+def settings(options: Mapping[str, Any], max_new_tokens: int) -> dict[str, Any]:
     """gen_kwargs of a task as arguments of `generate`.
 
     Greedy, unless the task gives a temperature above 0 or do_sample, and neither temperature=0 nor do_sample=False.
     What the task does not set stays as the checkpoint's own generation config has it, and one beam.
     """
-    bound, temperature = given.get("max_new_tokens"), given.get("temperature")
-    sample = bool(given.get("do_sample", temperature)) and temperature != 0
-    found = {name: given[name] for name in (*STOCK, *(SAMPLING if sample else ())) if given.get(name) is not None}
-    found |= {"max_new_tokens": max_new_tokens if bound is None else bound, "do_sample": sample}
+    bound, temperature = options.get("max_new_tokens"), options.get("temperature")
+    sample = bool(options.get("do_sample", temperature)) and temperature != 0
+    chosen = {name: options[name] for name in (*STOCK, *(SAMPLING if sample else ())) if options.get(name) is not None}
+    chosen |= {"max_new_tokens": max_new_tokens if bound is None else bound, "do_sample": sample}
     if not sample:
-        found |= dict.fromkeys(SAMPLING)  # the checkpoint's own would only raise warnings
-    return {"num_beams": 1} | found
+        chosen |= dict.fromkeys(SAMPLING)  # the checkpoint's own would only raise warnings
+    return {"num_beams": 1} | chosen
 
 
 def cut(text: str, until: Any) -> str:

@@ -103,7 +103,7 @@ def shown_images(tokens: Sequence[int], per_image: Sequence[int], remedy: str) -
     Raises:
         UserError: they do not.
     """
-    shown: list[list[int]] = []
+    occurrences: list[list[int]] = []
     image = 0
     for row, wanted in enumerate(tokens):
         first = image
@@ -115,12 +115,12 @@ def shown_images(tokens: Sequence[int], per_image: Sequence[int], remedy: str) -
                 f"prompt {row} has {tokens[row]} image tokens, and its images make {sum(per_image[first:image])}: "
                 f"pass what one call of the processor returned, complete, and {remedy}."
             )
-        shown.append(list(range(first, image)))
+        occurrences.append(list(range(first, image)))
     if image < len(per_image):
         raise UserError(
             f"{len(per_image)} images were given, and the prompts show {image}: write as many image placeholders."
         )
-    return shown
+    return occurrences
 
 
 def fingerprint(pixels: Tensor) -> int:
@@ -133,13 +133,13 @@ def input_uids(
     ids: Int[Tensor, "B S"],
     attention: Bool[Tensor, "B S"],
     pixels: Sequence[Tensor],
-    shown: Sequence[Sequence[int]],
+    occurrences: Sequence[Sequence[int]],
 ) -> list[str]:
     """Names of prompts that depend on their own text and pixels alone; `shown[b]` are the images of prompt b."""
     prints = [fingerprint(part) for part in pixels]
     return [
         hashlib.blake2b(f"{row[real].tolist()} {[prints[i] for i in images]}".encode(), digest_size=8).hexdigest()
-        for row, real, images in zip(ids, attention, shown, strict=True)
+        for row, real, images in zip(ids, attention, occurrences, strict=True)
     ]
 
 
@@ -188,10 +188,10 @@ def runs(mask: Bool[Tensor, "B S"]) -> list[list[tuple[int, int]]]:
     """(start, length) of every run of True in each row."""
     edges = torch.nn.functional.pad(mask.int(), (1, 1)).diff(dim=1)
     starts, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
-    found: list[list[tuple[int, int]]] = [[] for _ in mask]
+    spans: list[list[tuple[int, int]]] = [[] for _ in mask]
     for (row, start), (_, end) in zip(starts, ends, strict=True):
-        found[row].append((start, end - start))
-    return found
+        spans[row].append((start, end - start))
+    return spans
 
 
 def unique_images(samples: Sequence[Sample]) -> tuple[list[int], list[list[int]]]:
@@ -209,14 +209,14 @@ def unique_images(samples: Sequence[Sample]) -> tuple[list[int], list[list[int]]
 def pick_images(pixels: Mapping[str, Any], rows: Sequence[int], chosen: Sequence[int]) -> dict[str, Any]:
     """The inputs of the `chosen` images alone; `rows[i]` rows of `pixel_values` are image i's."""
     parts = pixels["pixel_values"].split(list(rows))
-    found = {name: [value[i] for i in chosen] for name, value in pixels.items() if name != "pixel_values"}
-    stacked = {name: torch.stack(value) if isinstance(value[0], Tensor) else value for name, value in found.items()}
+    picked = {name: [value[i] for i in chosen] for name, value in pixels.items() if name != "pixel_values"}
+    stacked = {name: torch.stack(value) if isinstance(value[0], Tensor) else value for name, value in picked.items()}
     return {"pixel_values": torch.cat([parts[i] for i in chosen]), **stacked}
 
 
 def check_placeholders(
     is_image: Bool[Tensor, "B S"],
-    shown: Sequence[Sequence[int]],
+    occurrences: Sequence[Sequence[int]],
     features: Sequence[int],
     uids: Sequence[str],
     one_run: bool,
@@ -236,7 +236,7 @@ def check_placeholders(
     Raises:
         UserError: with both numbers.
     """
-    for row, images, uid in zip(is_image, shown, uids, strict=True):
+    for row, images, uid in zip(is_image, occurrences, uids, strict=True):
         columns = row.nonzero().squeeze(1)
         wanted = torch.tensor([features[image] for image in images], dtype=torch.long)
         if len(columns) != int(wanted.sum()):
@@ -270,4 +270,4 @@ def question_texts(tokenizer: Any, ids: Int[Tensor, "B S"], question: Bool[Tenso
     """What the tokens of each question say; () where there is no tokenizer to tell."""
     if tokenizer is None:
         return ()
-    return tuple(str(tokenizer.decode(row[here])) for row, here in zip(ids, question, strict=True))
+    return tuple(str(tokenizer.decode(row[columns])) for row, columns in zip(ids, question, strict=True))

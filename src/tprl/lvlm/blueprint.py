@@ -89,19 +89,19 @@ def _resized(small: Any, processor: Any, sizes: dict[str, Any], where: Placement
             setattr(part, field, value)
     config = type(small.config).from_dict(_merged(small.config.to_dict(), sizes))
     with where.device:  # where drawing billions of numbers takes the least time
-        made = type(small)._from_config(config, dtype=where.dtype)
-    made.generation_config = small.generation_config
-    return made
+        resized = type(small)._from_config(config, dtype=where.dtype)
+    resized.generation_config = small.generation_config
+    return resized
 
 
 def _merged(old: dict[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """`old` with the fields of `new`, nested."""
-    found = dict(old)
+    merged = dict(old)
     for field, value in new.items():
         _need(f"{path}{field}", field in old, "config")
         nested = isinstance(value, Mapping) and isinstance(old[field], dict)
-        found[field] = _merged(old[field], value, f"{path}{field}.") if nested else value
-    return found
+        merged[field] = _merged(old[field], value, f"{path}{field}.") if nested else value
+    return merged
 
 
 def _need(field: str, known: bool, what: str) -> None:

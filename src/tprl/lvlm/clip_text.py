@@ -47,8 +47,8 @@ class ClipText:
         model, _ = self._parts
         image = model.visual_projection(model.vision_model.post_layernorm(patches.float()))
         segments = [self._segments(text) for text in texts]
-        owner = torch.tensor([b for b, own in enumerate(segments) for _ in own], device=patches.device)
-        embedded = self._embed([ids for own in segments for ids in own])
+        owner = torch.tensor([b for b, segment in enumerate(segments) for _ in segment], device=patches.device)
+        embedded = self._embed([ids for segment in segments for ids in segment])
         cosine = torch.einsum("svp,sp->sv", normalize(image, dim=-1)[owner], normalize(embedded, dim=-1))
         count = owner.bincount(minlength=len(texts)).unsqueeze(1)
         return cosine.new_zeros(len(texts), cosine.shape[1]).index_add_(0, owner, cosine) / count
@@ -63,8 +63,8 @@ class ClipText:
     def _embed(self, segments: Sequence[list[int]]) -> Float[Tensor, "S P"]:
         model, _ = self._parts
         width = max(map(len, segments))
-        ids = torch.tensor([own + [0] * (width - len(own)) for own in segments], device=self.device)
-        mask = torch.tensor([[1] * len(own) + [0] * (width - len(own)) for own in segments], device=self.device)
+        ids = torch.tensor([segment + [0] * (width - len(segment)) for segment in segments], device=self.device)
+        mask = torch.tensor([[1] * len(segment) + [0] * (width - len(segment)) for segment in segments], device=self.device)
         hidden = model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state
         # CLIP reads a text at its end token; the last token of a segment that has none.
         end = (ids == model.config.text_config.eos_token_id) & mask.bool()

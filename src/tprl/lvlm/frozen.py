@@ -192,19 +192,19 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
         except REFUSALS as error:  # rows of datasets do not get here: `refusal` says so before
             self.check_shapes(samples, error)
             raise
-        seen, (first, shown) = Seen([], [], [], {}), unique_images(samples)
+        seen, (first, occurrences) = Seen([], [], [], {}), unique_images(samples)
         if first:
             pixels = self.pixels_of(inputs)
             pixels = pick_images(pixels, self.rows_per_image(pixels), first)
             seen = self.see(pixels, extras - {"region"})
-            self._check_seen(seen, pixels, extras - {"region"}, shown, uids)
+            self._check_seen(seen, pixels, extras - {"region"}, occurrences, uids)
         is_image, lengths = inputs["input_ids"] == self.image_token, [len(tokens) for tokens in seen.tokens]
-        check_placeholders(is_image, shown, lengths, uids, self.one_run, self.remedy)
-        per_image = [[lengths[image] for image in images] for images in shown]
+        check_placeholders(is_image, occurrences, lengths, uids, self.one_run, self.remedy)
+        per_image = [[lengths[image] for image in images] for images in occurrences]
         question = question_mask(
             self.tokenizer, inputs["offset_mapping"], is_image, prompts, per_image, self.placeholder
         )
-        encoded = self._assemble(inputs, seen, shown, uids, question & inputs["attention_mask"].bool())
+        encoded = self._assemble(inputs, seen, occurrences, uids, question & inputs["attention_mask"].bool())
         encoded = replace(encoded, questions=tuple(sample.question for sample in samples))
         if "region" in extras:
             encoded.extras["region"] = region_rank(samples, encoded.grids, encoded.visual_at.shape[1]).to(self.device)
@@ -225,12 +225,12 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
         seen = self.see(pixels := self.pixels_of(inputs), extras)
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
         is_image, lengths = ids == self.image_token, [len(tokens) for tokens in seen.tokens]
-        shown = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
+        occurrences = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
         names = [f"prompt {row}" for row in range(len(ids))]
-        self._check_seen(seen, pixels, extras, shown, names)
-        check_placeholders(is_image, shown, lengths, names, self.one_run, self.remedy)
-        uids = input_uids(ids, attention, pixels["pixel_values"].split(self.rows_per_image(pixels)), shown)
-        encoded = self._assemble(inputs, seen, shown, uids, question)
+        self._check_seen(seen, pixels, extras, occurrences, names)
+        check_placeholders(is_image, occurrences, lengths, names, self.one_run, self.remedy)
+        uids = input_uids(ids, attention, pixels["pixel_values"].split(self.rows_per_image(pixels)), occurrences)
+        encoded = self._assemble(inputs, seen, occurrences, uids, question)
         encoded = replace(encoded, questions=question_texts(self.tokenizer, ids, question))
         if extras & self.related:
             self.relate(encoded)
@@ -241,7 +241,7 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
         seen: Seen,
         pixels: Mapping[str, Any],
         extras: frozenset[str],
-        shown: Sequence[Sequence[int]],
+        occurrences: Sequence[Sequence[int]],
         names: Sequence[str],
     ) -> None:
         """Refuse what is not finite; `seen` was made of `pixels`."""
@@ -249,7 +249,7 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
         def again(image: int) -> Seen:
             return self.see(pick_images(pixels, self.rows_per_image(pixels), [image]), extras)
 
-        check_seen(self, seen, shown, names, again)
+        check_seen(self, seen, occurrences, names, again)
 
     def relate(self, encoded: Encoded) -> None:
         """Finish the extras that are `related` to the question."""
@@ -264,7 +264,7 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
         self,
         inputs: Mapping[str, Any],
         seen: Seen,
-        shown: Sequence[Sequence[int]],
+        occurrences: Sequence[Sequence[int]],
         uids: Sequence[str],
         question: Bool[Tensor, "B S"],
     ) -> Encoded:
@@ -274,7 +274,7 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
 
         def spread(values: Sequence[Tensor]) -> Tensor:
             """One tensor per image -> [B V ...], image by image, zero where padded."""
-            joined = [torch.cat([values[i] for i in row]) if row else values[0][:0] for row in shown]
+            joined = [torch.cat([values[i] for i in row]) if row else values[0][:0] for row in occurrences]
             return pad_sequence(joined, batch_first=True).to(self.device)  # a sharded tower may be elsewhere
 
         embeds = self.model.get_input_embeddings()(ids)
@@ -289,7 +289,7 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
             deep[b, at[b, v]] = spread(seen.deep)[b, v].to(embeds)
         visual_at, visual_mask = columns_of(visual)
         counts = [int((~kind).sum()) for kind in kinds]
-        image_of = [torch.tensor([j for j, i in enumerate(row) for _ in range(counts[i])]).long() for row in shown]
+        image_of = [torch.tensor([j for j, i in enumerate(row) for _ in range(counts[i])]).long() for row in occurrences]
         return Encoded(
             uids=tuple(uids),
             input_ids=ids,
@@ -299,8 +299,8 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
             visual_at=visual_at,
             visual_mask=visual_mask,
             image_of=pad_sequence(image_of, batch_first=True).to(self.device),
-            grids=tuple(tuple(seen.views[i] for i in row) for row in shown),
-            tiles=tuple(tuple(seen.tiles[i] for i in row) for row in shown),
+            grids=tuple(tuple(seen.views[i] for i in row) for row in occurrences),
+            tiles=tuple(tuple(seen.tiles[i] for i in row) for row in occurrences),
             question=question.to(self.device),
             extras={name: spread(value) for name, value in seen.extras.items()},
             deep=deep,
@@ -329,8 +329,8 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
         texts = [""] * len(prompt.uids)
         for rows, part in micro_batches(prompt, self.micro_batch):
             out = self.generate(part, plan, max_new_tokens=self.max_new_tokens)
-            found = self.tokenizer.batch_decode(out, skip_special_tokens=True)
-            for row, text in zip(rows.tolist(), found, strict=True):
+            decoded = self.tokenizer.batch_decode(out, skip_special_tokens=True)
+            for row, text in zip(rows.tolist(), decoded, strict=True):
                 texts[row] = text
         return texts
 

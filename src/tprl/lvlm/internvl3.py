@@ -129,16 +129,16 @@ class InternVL3(FrozenLVLM):
         }
         with overheard({name: modules[name] for name in extras}) as calls:
             tiles = parts.get_image_features(values, return_dict=True).pooler_output
-        found = {name: call.x for name, call in calls.items()}
+        features = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
-            found["cls_attention"] = self._attention(modules["cls_attention"], calls["cls_attention"])
+            features["cls_attention"] = self._attention(modules["cls_attention"], calls["cls_attention"])
         counts = self.rows_per_image(pixels)
         side = round(tiles.shape[1] ** 0.5)
         return Seen(
             [part.flatten(0, 1) for part in tiles.split(counts)],
             [((side, side),) * n for n in counts],
             [(self._patches,) * n for n in counts],
-            {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in found.items()},
+            {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in features.items()},
         )
 
     def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I N"]:

@@ -109,11 +109,11 @@ class Llava(FrozenLVLM):
         features = out.hidden_states[layer][:, skip:]
         if not skip and extras - {"vision_features", "patch_embeds"}:
             raise UserError(f"{self.name}'s vision tower has no CLS token, so there is no CLS attention to read.")
-        found = {name: list(self._extra(name, out.hidden_states, layer)) for name in sorted(extras)}
+        extra_features = {name: list(self._extra(name, out.hidden_states, layer)) for name in sorted(extras)}
         tower = self._tower(out.hidden_states[0], layer) if "patch_embeds" in extras else None
         side = round(features.shape[1] ** 0.5)
         views = [((side, side),)] * len(features)
-        return Seen(list(self.project(features)), views, views, found, tower=tower)
+        return Seen(list(self.project(features)), views, views, extra_features, tower=tower)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)
@@ -128,8 +128,8 @@ class Llava(FrozenLVLM):
         super()._hold(model, processor, name)
 
     def relate(self, encoded: Encoded) -> None:
-        found = self._clip_text.relevance(encoded.extras["clip_relevance"], encoded.questions)
-        encoded.extras["clip_relevance"] = found * encoded.visual_mask
+        relevance = self._clip_text.relevance(encoded.extras["clip_relevance"], encoded.questions)
+        encoded.extras["clip_relevance"] = relevance * encoded.visual_mask
 
     @cached_property
     def _clip_text(self) -> ClipText:
@@ -147,7 +147,7 @@ class Llava(FrozenLVLM):
                 "patches and only those, and none can merge inside the tower: use divprune."
             )
         layers = self.model.model.vision_tower.encoder.layers
-        blocks = [StockBlock(one) for one in layers[: layer_of(layer, len(layers)) + 1]]
+        blocks = [StockBlock(block) for block in layers[: layer_of(layer, len(layers)) + 1]]
         return Tower(start[0, 0] if has_cls else None, blocks)
 
     def _extra(self, name: str, hidden: Sequence[Tensor], layer: int) -> Float[Tensor, "I N ..."]:

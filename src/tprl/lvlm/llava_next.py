@@ -93,15 +93,15 @@ class LlavaNext(FrozenLVLM):
         with overheard(modules) as calls, in_place(self.model.model):
             out = self.model.model.get_image_features(values, image_sizes=pixels["image_sizes"], return_dict=True)
             newline = self.model.model.image_newline.to(out.pooler_output[0])
-        found = {name: call.x for name, call in calls.items()}
+        features = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
             query, keys = query_key(modules["cls_attention"], calls["cls_attention"].x, slice(0, 1))
-            found["cls_attention"] = cls_attention(query, keys)
+            features["cls_attention"] = cls_attention(query, keys)
         tokens = list(out.pooler_output)
         separators = [(image == newline).all(-1) for image in tokens]
         config = self.model.config.vision_config
         side = config.image_size // config.patch_size
-        packed = {name: self._pack(value, pixels["image_sizes"], separators) for name, value in found.items()}
+        packed = {name: self._pack(value, pixels["image_sizes"], separators) for name, value in features.items()}
         tiles = [((side, side),) * count for count in self._crops(pixels["image_sizes"])]
         return Seen(tokens, [_views(rows, side) for rows in separators], tiles, packed, None, separators)
 
@@ -117,8 +117,8 @@ class LlavaNext(FrozenLVLM):
         check_size(self.name, "crops", values.shape[-2:], (side, side), "give its image processor that size")
         for crops, count in zip(values, self._crops(sizes), strict=True):
             beyond = int(crops[count:].flatten(1).any(1).sum())
-            made = len(crops[:count]) + beyond
-            check_size(self.name, "a number of crops", [made], [count], self.remedy)
+            produced = len(crops[:count]) + beyond
+            check_size(self.name, "a number of crops", [produced], [count], self.remedy)
 
     def _sources(self, extras: frozenset[str]) -> dict[str, nn.Module]:
         """The module whose input each of the extras is read from."""

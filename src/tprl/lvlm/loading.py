@@ -56,7 +56,7 @@ class Placement:
         allowed["attention"] = (None, "sdpa", "flash_attention_2", "eager")
         for name, value in (("placement", placement), ("load_in", load_in), ("attention", attention)):
             if value not in allowed[name]:
-                known = ", ".join(str(one or "null") for one in allowed[name])
+                known = ", ".join(str(choice or "null") for choice in allowed[name])
                 raise UserError(f"model.{name}={value} is unknown: use one of {known}.")
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise UserError(f"model.dtype={dtype} is unknown: use float32, bfloat16 or float16.")
@@ -70,26 +70,26 @@ class Placement:
                 "model.placement=shard puts one copy over all GPUs, and this run has several processes: set "
                 "trainer.devices=1, or model.placement=replicate."
             )
-        here = torch.device("cpu")
+        place = torch.device("cpu")
         if torch.cuda.is_available():
-            here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        self.device = here if device == "auto" else torch.device(device)
+            place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = place if device == "auto" else torch.device(device)
 
     def arguments(self) -> dict[str, Any]:
         """For `from_pretrained`."""
-        found: dict[str, Any] = {"dtype": self.dtype}
+        arguments: dict[str, Any] = {"dtype": self.dtype}
         if self.attention is not None:
-            found["attn_implementation"] = self.attention
+            arguments["attn_implementation"] = self.attention
         if self.load_in is not None:
             kind = {
                 "8bit": {"load_in_8bit": True},
                 "4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": self.dtype},
             }
-            found |= {"quantization_config": BitsAndBytesConfig(**kind[self.load_in]), "device_map": {"": self.device}}
+            arguments |= {"quantization_config": BitsAndBytesConfig(**kind[self.load_in]), "device_map": {"": self.device}}
         if self.shard:
             memory = None if self.max_memory is None else dict(self.max_memory)  # accelerate writes into it
-            found |= {"device_map": "auto", "max_memory": memory, "offload_folder": self.offload_folder}
-        return found
+            arguments |= {"device_map": "auto", "max_memory": memory, "offload_folder": self.offload_folder}
+        return arguments
 
     def check_random(self, name: str) -> None:
         """Refuse what only applies to weights that are loaded."""
@@ -160,9 +160,9 @@ def load(
         if "mismatch" in str(error).lower():
             raise _damaged(source, name, "their shapes do not fit") from error
         raise UserError(f"model={name} cannot be loaded so: {lines[0]}") from error
-    model, found = loaded
-    if found["missing_keys"]:  # transformers would go on with random weights in their place
-        raise _damaged(source, name, f"{min(found['missing_keys'])} is not there")
+    model, info = loaded
+    if info["missing_keys"]:  # transformers would go on with random weights in their place
+        raise _damaged(source, name, f"{min(info['missing_keys'])} is not there")
     return (model if "device_map" in arguments else model.to(where.device)), processor
 
 

@@ -147,16 +147,16 @@ class Qwen25VL(FrozenLVLM):
         merge = config.spatial_merge_size
         views = [(h // merge, w // merge) for _, h, w in grid.tolist()]
         counts = [rows * columns for rows, columns in views]
-        found = {name: call.x.view(-1, merge**2 * call.x.shape[-1]) for name, call in calls.items()}
+        features = {name: call.x.view(-1, merge**2 * call.x.shape[-1]) for name, call in calls.items()}
         if "cls_attention" in calls:
             sizes = [count * merge**2 for count in counts]
             patches = self._attention(modules["cls_attention"], calls["cls_attention"], sizes)
-            found["cls_attention"] = patches.view(-1, merge**2).mean(1)
+            features["cls_attention"] = patches.view(-1, merge**2).mean(1)
         if self.windows:
             back = window_order(views, config.window_size // merge // config.patch_size).argsort()
-            found = {name: value[back.to(value.device)] for name, value in found.items()}
+            features = {name: value[back.to(value.device)] for name, value in features.items()}
         tiles = [((h, w),) for _, h, w in grid.tolist()]
-        extra = {name: list(value.split(counts)) for name, value in found.items()}
+        extra = {name: list(value.split(counts)) for name, value in features.items()}
         return Seen(list(out.pooler_output), [(view,) for view in views], tiles, extra, self._deep(out))
 
     def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
@@ -183,5 +183,5 @@ class Qwen25VL(FrozenLVLM):
         if "image_grid_thw" not in inputs:  # text only
             return super().positions(ids, attention, inputs).expand(3, -1, -1)
         kinds, grid = (ids == self.image_token).int(), inputs["image_grid_thw"].to(self.device)
-        found, _ = self.model.model.get_rope_index(ids, kinds, grid, attention_mask=attention.long())
-        return (found.to(self.device) * attention).long()
+        positions, _ = self.model.model.get_rope_index(ids, kinds, grid, attention_mask=attention.long())
+        return (positions.to(self.device) * attention).long()

@@ -74,11 +74,11 @@ class Qwen3VL(Qwen25VL):
             nonlocal done
             rows, columns, _ = kwargs["inputs_embeds"].shape
             copies = rows // len(visual)  # beams
-            here, features = (part[:, done : done + columns].repeat_interleave(copies, 0) for part in (visual, deep))
+            columns_now, features = (part[:, done : done + columns].repeat_interleave(copies, 0) for part in (visual, deep))
             done += columns
-            if here.any():
-                kwargs["visual_pos_masks"] = pad(here, (0, columns - here.shape[1]))
-                kwargs["deepstack_visual_embeds"] = list(features[here].split(self.width, -1))
+            if columns_now.any():
+                kwargs["visual_pos_masks"] = pad(columns_now, (0, columns - columns_now.shape[1]))
+                kwargs["deepstack_visual_embeds"] = list(features[columns_now].split(self.width, -1))
             return args, kwargs
 
         handle = self.model.model.language_model.register_forward_pre_hook(give, with_kwargs=True)

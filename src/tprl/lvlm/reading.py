@@ -50,11 +50,11 @@ class Reading:
         """Log-probabilities of every vocabulary entry at each token of the answers (end token included),
         teacher-forced; nan where an answer is shorter."""
         width = max(self.answer_length(answer) for answer in answers)
-        found = torch.full((len(answers), width, 1), torch.nan, device=self.device)
+        log_probs = torch.full((len(answers), width, 1), torch.nan, device=self.device)
         for rows, logits, ids in self._read(prompt, answers):
-            found = found.expand(-1, -1, logits.shape[2]).contiguous() if found.shape[2] == 1 else found
-            found[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
-        return found
+            log_probs = log_probs.expand(-1, -1, logits.shape[2]).contiguous() if log_probs.shape[2] == 1 else log_probs
+            log_probs[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
+        return log_probs
 
     @in_memory
     def divergence(

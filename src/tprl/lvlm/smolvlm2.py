@@ -99,17 +99,17 @@ class SmolVLM2(FrozenLVLM):
         everywhere, also before the prompt's last run of image tokens."""
         parts: dict[str, list[Tensor]] = {name: [] for name in self.pixel_inputs}
         ids = inputs["input_ids"]
-        for row, found in enumerate(runs(ids == self.image_token)):
-            announced = [int(ids[row, start - 1]) for start, _ in found]
+        for row, spans in enumerate(runs(ids == self.image_token)):
+            announced = [int(ids[row, start - 1]) for start, _ in spans]
             ends = [i + 1 for i, token in enumerate(announced) if token == announced[-1]]
             for first, end in zip([0, *ends], ends, strict=False):
                 for name, tiles in parts.items():
                     tiles.append(inputs[name][row, first:end])
-            beyond = inputs["pixel_attention_mask"][row, len(found) :]
-            count = len(found) + int(beyond.flatten(1).any(1).sum())
-            if count != len(found) or len(found) > inputs["pixel_values"].shape[1]:
+            beyond = inputs["pixel_attention_mask"][row, len(spans) :]
+            count = len(spans) + int(beyond.flatten(1).any(1).sum())
+            if count != len(spans) or len(spans) > inputs["pixel_values"].shape[1]:
                 raise UserError(
-                    f"prompt {row} announces {len(found)} tiles of images, and the processor made "
+                    f"prompt {row} announces {len(spans)} tiles of images, and the processor made "
                     f"{min(count, inputs['pixel_values'].shape[1])}: pass what one call of the processor returned, "
                     f"complete, and {self.remedy}."
                 )
@@ -129,29 +129,29 @@ class SmolVLM2(FrozenLVLM):
                 return_dict=True,
             )
         side, scale = _side(self.model.config), self.model.config.scale_factor
-        shown = pixels["pixel_attention_mask"]
-        real = shown.flatten(2).any(2)  # tiles that are no padding
+        pixel_mask = pixels["pixel_attention_mask"]
+        real = pixel_mask.flatten(2).any(2)  # tiles that are no padding
         counts = real.sum(1).tolist()
-        found = {name: call.x for name, call in calls.items()}
+        features = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
-            found["cls_attention"] = self._attention(modules["cls_attention"], calls["cls_attention"], shown[real])
+            features["cls_attention"] = self._attention(modules["cls_attention"], calls["cls_attention"], pixel_mask[real])
         # One tensor per tile in transformers 5.18, one per prompt in 5.23.
         tokens = torch.cat(list(out.pooler_output)).split([count * side**2 for count in counts])
         return Seen(
             list(tokens),
             [((side, side),) * count for count in counts],
             [((side * scale, side * scale),) * count for count in counts],
-            {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in found.items()},
+            {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in features.items()},
         )
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         """The projector after its pixel shuffle, for methods that merge tokens before it."""
         return self.model.model.connector.modality_projection(vision_features)
 
-    def _attention(self, layer: Any, call: Call, shown: Shaped[Tensor, "I Y X"]) -> Float[Tensor, "I N"]:
+    def _attention(self, layer: Any, call: Call, pixel_mask: Shaped[Tensor, "I Y X"]) -> Float[Tensor, "I N"]:
         """Attention received by every token of a tile: the pixel shuffle that makes tokens tells which patches are
         its. A patch is real where any of its pixels is `shown`."""
-        real = max_pool2d(shown.float(), self.model.config.vision_config.patch_size).flatten(1).bool()
+        real = max_pool2d(pixel_mask.float(), self.model.config.vision_config.patch_size).flatten(1).bool()
         patches = received_attention(*query_key(layer, call.x), real)
         shuffled = self.model.model.connector.pixel_shuffle(patches.unsqueeze(-1), self.model.config.scale_factor)
         return shuffled.mean(-1)

@@ -89,8 +89,8 @@ def _shift(
     # What a processor writes after an image's last token, the same after every image, is measured
     # at the last one: behind it nothing expands.
     columns = is_image.nonzero().squeeze(1)
-    rest = len(text) - text.rindex(placeholder) - len(placeholder)
-    closing = int(ends.max()) + _uncovered(tokenizer, text) - rest - int(ends[columns[-1]])
+    tail = len(text) - text.rindex(placeholder) - len(placeholder)
+    closing = int(ends.max()) + _uncovered(tokenizer, text) - tail - int(ends[columns[-1]])
     place = -1
     for _ in range(before):
         place = text.index(placeholder, place + 1)

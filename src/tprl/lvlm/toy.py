@@ -50,10 +50,10 @@ class ToyLVLM:
         self.shape = LVLMShape(vision, (width, width), LMShape(1, width, 4 * width, 1, 1, width, len(VALUES) + 1))
         draw = torch.Generator().manual_seed(0)
         basis = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=draw)).Q.float()
-        self._kinds, self._values, rest = basis.split([len(KINDS), len(VALUES), width - coded])
+        self._kinds, self._values, noise_basis = basis.split([len(KINDS), len(VALUES), width - coded])
         # One noise vector per shade and one per word, of the length of an object's token.
-        noise = torch.nn.functional.normalize(torch.randn(256 + len(WORDS), len(rest), generator=draw), dim=-1)
-        self._noise = 2**0.5 * noise @ rest
+        noise = torch.nn.functional.normalize(torch.randn(256 + len(WORDS), len(noise_basis), generator=draw), dim=-1)
+        self._noise = 2**0.5 * noise @ noise_basis
         self._words = torch.cat([self._noise[256 : 256 + len(WORDS) - len(KINDS)], 2**0.5 * self._kinds])
 
     def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
@@ -81,7 +81,7 @@ class ToyLVLM:
         embeds = self._words[ids].scatter(1, visual_at.unsqueeze(-1).expand(-1, -1, self.width), tokens)
         grids = tuple((((ROWS, COLUMNS),),) for _ in samples)
         attention = ids > 0
-        found = {
+        available = {
             "cls_attention": torch.stack([(2.0 * is_object).softmax(0) for _, is_object in seen]),
             "vision_features": tokens,
             "region": region_rank(samples, grids, n) if "region" in extras else tokens,
@@ -98,7 +98,7 @@ class ToyLVLM:
             grids=grids,
             tiles=grids,
             question=question.to(self.device),
-            extras={name: found[name].to(self.device) for name in sorted(extras)},
+            extras={name: available[name].to(self.device) for name in sorted(extras)},
             project=self.project,
             questions=tuple(sample.question for sample in samples),
         )

@@ -27,7 +27,7 @@ def stock_model(model: Any) -> Any:
     _refuse_prompt_learning(model, kind)
     inside = _outermost(model)
     if len(inside) > 1:
-        names = ", ".join(type(one).__name__ for one in inside)
+        names = ", ".join(type(inner).__name__ for inner in inside)
         raise UserError(f"{kind} holds {len(inside)} models that generate ({names}): give prune the one to be pruned.")
     if not inside:
         return model  # no wrapper that we know: family_of says what is missing
@@ -38,15 +38,15 @@ def _outermost(model: Any) -> list[Any]:
     """Stock models that generate in a wrapper, less those that are parts of another one."""
     if not isinstance(model, nn.Module):
         parts = [part for name in INSIDE if isinstance(part := getattr(model, name, None), nn.Module)]
-        found = [one for part in parts for one in ([part] if _generates(part) else _outermost(part))]
-        return list({id(one): one for one in found}.values())
-    found: list[Any] = []
+        models = [candidate for part in parts for candidate in ([part] if _generates(part) else _outermost(part))]
+        return list({id(candidate): candidate for candidate in models}.values())
+    models: list[Any] = []
     covered: set[int] = set()
     for module in model.modules():  # parents first
         if id(module) not in covered and _generates(module):
-            found.append(module)
+            models.append(module)
             covered |= {id(part) for part in module.modules()}
-    return found
+    return models
 
 
 def _generates(module: Any) -> bool:

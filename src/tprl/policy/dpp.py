@@ -216,8 +216,8 @@ def greedy_map(kernel: Float[Tensor, "B V V"], alive: Bool[Tensor, "B V"], k: In
         item = score.masked_fill(~free, -torch.inf).argmax(1)  # argmax returns the first maximum
         at = item[:, None, None]
         before = factors[:, :step]
-        own = before.gather(2, at.expand(-1, step, 1))
-        row = kernel.gather(1, at.expand(-1, 1, kernel.shape[2])).squeeze(1) - (own * before).sum(1)
+        row_factors = before.gather(2, at.expand(-1, step, 1))
+        row = kernel.gather(1, at.expand(-1, 1, kernel.shape[2])).squeeze(1) - (row_factors * before).sum(1)
         pivot = gain.gather(1, item.unsqueeze(1))
         fresh = useful.gather(1, item.unsqueeze(1))
         factors[:, step] = torch.where(fresh, row / pivot.clamp(min=1e-300).sqrt(), 0.0)
@@ -277,9 +277,9 @@ def _convolve(left: Tensor, right: Tensor, cap: int) -> Tensor:
 def _split(left: Tensor, right: Tensor, count: Tensor, noise: Tensor) -> Tensor:
     """How many of `count` [B G M] successes fall into the left half, by inverting the distribution function."""
     j = torch.arange(left.shape[-1], device=left.device)
-    rest = count.unsqueeze(-1) - j
-    inside = (rest >= 0) & (rest < right.shape[-1])
-    other = right.unsqueeze(1).expand(-1, count.shape[1], -1, -1).gather(3, rest.clamp(0, right.shape[-1] - 1))
+    others = count.unsqueeze(-1) - j
+    inside = (others >= 0) & (others < right.shape[-1])
+    other = right.unsqueeze(1).expand(-1, count.shape[1], -1, -1).gather(3, others.clamp(0, right.shape[-1] - 1))
     return _pick((left.unsqueeze(1) * other).masked_fill(~inside, 0.0), noise)
 
 

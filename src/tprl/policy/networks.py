@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 
     tokens: Float[Tensor, "B N W"]  # the alive tokens
     at: Int[Tensor, "B N"]  # their indices in V
-    here: Bool[Tensor, "B N"]  # False where a sample has fewer
+    valid: Bool[Tensor, "B N"]  # False where a sample has fewer
     words: Float[Tensor, "B Q1 W"]
     word_mask: Bool[Tensor, "B Q1"]
 
@@ -118,7 +118,7 @@ class PolicyNet(nn.Module):
             UserError: `step` is beyond `max_steps`.
         """
         read = self.read(x, alive, step, keep_ratio)
-        return self.keep_logits(read, alive), self.value_head(_mean(read.tokens, read.here)).float()
+        return self.keep_logits(read, alive), self.value_head(_mean(read.tokens, read.valid)).float()
 
     def read(self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]) -> Reading:
         """The encoder's outputs.
@@ -129,20 +129,20 @@ class PolicyNet(nn.Module):
         if not 0 <= step < self.max_steps:
             raise UserError(f"pruning step {step} is beyond policy.max_steps={self.max_steps}: raise max_steps.")
         at = alive_first(alive)
-        here = alive.gather(1, at)
-        tokens = self._tokens(x, at, here)
+        valid = alive.gather(1, at)
+        tokens = self._tokens(x, at, valid)
         words, word_mask = self._words(x)
-        everything, keys = torch.cat([tokens, words], 1), torch.cat([here, word_mask], 1)
+        everything, keys = torch.cat([tokens, words], 1), torch.cat([valid, word_mask], 1)
         ratio = keep_ratio.to(tokens.dtype).unsqueeze(1)
         condition = self.ratio(torch.cat([ratio, ratio.log()], 1)) + self.step.weight[step]
         everything = everything + condition.unsqueeze(1)
         for block in self.blocks:
             everything = block(everything, keys)
-        return Reading(everything[:, : at.shape[1]], at, here, everything[:, at.shape[1] :], word_mask)
+        return Reading(everything[:, : at.shape[1]], at, valid, everything[:, at.shape[1] :], word_mask)
 
     def keep_logits(self, read: Reading, alive: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """One logit per token, 0 where not alive."""
-        logits = self.policy_head(read.tokens).masked_fill(~read.here, 0.0)
+        logits = self.policy_head(read.tokens).masked_fill(~read.valid, 0.0)
         return torch.zeros_like(alive, dtype=logits.dtype).scatter(1, read.at, logits).float()
 
     def chances(self, gist: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
@@ -150,13 +150,13 @@ class PolicyNet(nn.Module):
         assert self.budget_head is not None
         return self.budget_head(gist).float()
 
-    def _tokens(self, x: PolicyInput, at: Int[Tensor, "B N"], here: Bool[Tensor, "B N"]) -> Float[Tensor, "B N W"]:
+    def _tokens(self, x: PolicyInput, at: Int[Tensor, "B N"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B N W"]:
         """The alive tokens, embedded. Contents of the others are erased, not only masked: a NaN among them would
         survive an attention weight of zero."""
 
         def take(part: Tensor) -> Tensor:
             taken = part.gather(1, at.unsqueeze(2).expand(-1, -1, part.shape[2]))
-            return taken.masked_fill(~here.unsqueeze(2), 0.0).to(self.kind.dtype)
+            return taken.masked_fill(~valid.unsqueeze(2), 0.0).to(self.kind.dtype)
 
         tokens = self.code_in(take(x.codes)) + self.kind[0]
         return tokens if self.place is None else tokens + self.place(sinusoids(take(x.xy)))
@@ -217,7 +217,7 @@ class Head(nn.Module):
 
 def gist(read: Reading) -> Float[Tensor, "B F"]:
     """The mean token beside the mean word: F = 2 W."""
-    return torch.cat([_mean(read.tokens, read.here), _mean(read.words, read.word_mask)], 1)
+    return torch.cat([_mean(read.tokens, read.valid), _mean(read.words, read.word_mask)], 1)
 
 
 def _mean(x: Float[Tensor, "B N W"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B W"]:

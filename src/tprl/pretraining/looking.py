@@ -57,16 +57,16 @@ class Looking:
         counting = answering & (pack.family == scenes.FAMILIES.index("count"))
         region = self.named(pack) | (_decisive(pack) & answering.unsqueeze(-1))
         region = region.gather(2, kept.unsqueeze(1).expand(-1, region.shape[1], -1))
-        own, text = half_of_heads(lower), half_of_heads(upper)
-        found = (own * (same & first.unsqueeze(1))).sum(-1)[owner > 0]
+        inside, text = half_of_heads(lower), half_of_heads(upper)
+        mass = (inside * (same & first.unsqueeze(1))).sum(-1)[owner > 0]
         seen = (text[..., 1:] * region).sum(-1)[region.any(-1) & ~counting]
         # The region of "none" holds every object, since all of them had to be looked at; none of them counts.
         counted = region[counting] & first[counting.nonzero()[:, 0]] & (pack.target[counting] != self.zero).unsqueeze(1)
         aim = F.pad(counted.float(), (1, 0), value=SINK)
         aim = aim / aim.sum(-1, keepdim=True)
         astray = (aim * ((aim + 1e-3) / (text[counting] + 1e-3)).log()).sum(-1)
-        parts = [-(found + 1e-3).log(), -(seen + 1e-3).log(), astray]
-        return torch.stack([mean(part) for part in parts]).sum(), mean(torch.cat([found, seen]))
+        parts = [-(mass + 1e-3).log(), -(seen + 1e-3).log(), astray]
+        return torch.stack([mean(part) for part in parts]).sum(), mean(torch.cat([mass, seen]))
 
     def named(self, pack: Pack) -> Bool[Tensor, "B C N"]:
         """The patches with the property that a text column names; none where it names none."""

@@ -44,8 +44,8 @@ class DARTPruner(FastVPruner):
         columns = at[images.sample.unsqueeze(1), images.at]  # [I W] where each image's tokens stand in the sequence
         of_image = _largest(norm.gather(1, at)[images.sample.unsqueeze(1), images.at], images.mask, self.image_pivots)
         of_text = _largest(norm, look.after, self.text_pivots)
-        own = columns.gather(1, of_image[0])
-        pivots = torch.cat([own, of_text[0][images.sample]], 1)
+        image_pivots = columns.gather(1, of_image[0])
+        pivots = torch.cat([image_pivots, of_text[0][images.sample]], 1)
         real = torch.cat([of_image[1], of_text[1][images.sample]], 1)
         tokens = states[images.sample.unsqueeze(1), columns]
         likeness = states[images.sample.unsqueeze(1), pivots] @ tokens.mT  # [I P+Q W]
@@ -70,12 +70,12 @@ def _largest(
 def _take(
     likeness: Float[Tensor, "I P W"],
     real: Bool[Tensor, "I P"],
-    own: tuple[Int[Tensor, "I P1"], Bool[Tensor, "I P1"]],
+    pivots: tuple[Int[Tensor, "I P1"], Bool[Tensor, "I P1"]],
     mask: Bool[Tensor, "I W"],
     k: Int[Tensor, " I"],
 ) -> Float[Tensor, "I W"]:
     """Scores whose largest k are what lives: image pivots by strength, then what the pivots take, turn by turn."""
-    at, there = own
+    at, there = pivots
     scores = torch.zeros_like(likeness[:, 0])
     strength = torch.arange(at.shape[1], 0, -1, device=k.device, dtype=scores.dtype).expand_as(at) + 1
     scores.scatter_(1, at, torch.where(there, strength, 0.0))

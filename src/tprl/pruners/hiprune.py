@@ -65,7 +65,7 @@ def _with_neighbours(anchors: Bool[Tensor, "N W"], views: Rows, columns: Tensor)
     """
     place, across = torch.arange(anchors.shape[1], device=anchors.device), columns.unsqueeze(1)
     column, n = place % across, views.mask.sum(1, keepdim=True)
-    found = anchors
+    chosen = anchors
     for step, inside in (
         (-across, place >= across),
         (across, place + across < n),
@@ -73,5 +73,5 @@ def _with_neighbours(anchors: Bool[Tensor, "N W"], views: Rows, columns: Tensor)
         (torch.ones_like(across), column < across - 1),
     ):
         other = (place + step).clamp(0, max(anchors.shape[1] - 1, 0))
-        found = found | (anchors.gather(1, other) & inside)
-    return found
+        chosen = chosen | (anchors.gather(1, other) & inside)
+    return chosen

@@ -103,7 +103,7 @@ def load_keyword_budget(
     Raises:
         UserError: no such pruner, one that works inside the model, or a bad multiple.
     """
-    made = load_component("pruner", base)
-    if not isinstance(made, Pruner):
+    chooser = load_component("pruner", base)
+    if not isinstance(chooser, Pruner):
         raise UserError(f"base={base} drops tokens inside the language model: use one that selects before it.")
-    return KeywordBudget(made, {"how many": 3.0} if multiples is None else multiples, otherwise)
+    return KeywordBudget(chooser, {"how many": 3.0} if multiples is None else multiples, otherwise)

@@ -252,10 +252,10 @@ def check_family(pruner: Any, lvlm: Any) -> None:
         UserError: it was.
     """
     about = getattr(pruner, "trained_on", {})
-    family, here = about.get("family"), getattr(lvlm, "model_type", None)
-    if family is not None and here is not None and family != here:
+    family, model_family = about.get("family"), getattr(lvlm, "model_type", None)
+    if family is not None and model_family is not None and family != model_family:
         raise UserError(
-            f"pruner {pruner.name} was trained for a {family} ({about.get('model')}), and this model is a {here}: "
+            f"pruner {pruner.name} was trained for a {family} ({about.get('model')}), and this model is a {model_family}: "
             "train one for it with `python -m src.train stage=all model=...`."
         )
 
@@ -322,15 +322,15 @@ def load_weights(pruner: LearnedPruner, folder: Path) -> None:
         state = load(read_sealed(folder / WEIGHTS))
     except (Damaged, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS} is damaged ({error}): {other_pruner(folder)}.") from error
-    own = pruner.state_dict()
-    for key, value in own.items():
+    expected = pruner.state_dict()
+    for key, value in expected.items():
         if key not in state or state[key].shape != value.shape:
-            found = tuple(state[key].shape) if key in state else "nothing"
+            shape = tuple(state[key].shape) if key in state else "nothing"
             raise UserError(
-                f"{folder / WEIGHTS} does not fit this policy: {key} is {found}, {tuple(value.shape)} is needed; "
+                f"{folder / WEIGHTS} does not fit this policy: {key} is {shape}, {tuple(value.shape)} is needed; "
                 f"use the policy settings that it was trained with."
             )
-    pruner.load_state_dict({key: state[key].to(own[key].dtype) for key in own})
+    pruner.load_state_dict({key: state[key].to(expected[key].dtype) for key in expected})
 
 
 def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedPruner:

@@ -97,10 +97,10 @@ def strided(mask: Bool[Tensor, "I W"], share: Float[Tensor, " I"]) -> Bool[Tenso
     return (place % stride.unsqueeze(1) == 0) & (place < mask.sum(1, keepdim=True) - 1)
 
 
-def spread(rest: Bool[Tensor, "I W"], count: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+def spread(pool: Bool[Tensor, "I W"], count: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
     """Exactly `count[i]` tokens of the rest, evenly placed in it, its first one among them."""
-    rank, count = rest.cumsum(1) - 1, count.unsqueeze(1)
-    return rest & (rank * count % rest.sum(1, keepdim=True).clamp(min=1) < count)
+    rank, count = pool.cumsum(1) - 1, count.unsqueeze(1)
+    return pool & (rank * count % pool.sum(1, keepdim=True).clamp(min=1) < count)
 
 
 def nearest(keys: Float[Tensor, "I W d"], mask: Bool[Tensor, "I W"], at: Int[Tensor, "I K"]) -> Bool[Tensor, "I K W"]:

@@ -33,8 +33,8 @@ def diverse(log_q: Float[Tensor, "I W"], images: Rows, encoded: Encoded, k: Int[
     if not log_q.numel():
         return torch.zeros_like(images.mask)
     kernel = cosine_kernel(images.tokens(encoded), images.mask).double()
-    own = kernel.diagonal(dim1=1, dim2=2)
-    own.copy_(own.round(decimals=4))  # equal q must give exactly equal first gains
+    diagonal = kernel.diagonal(dim1=1, dim2=2)
+    diagonal.copy_(diagonal.round(decimals=4))  # equal q must give exactly equal first gains
     log_q = log_q.double().masked_fill(~images.mask, -torch.inf)
     q = (log_q - log_q.amax(1, keepdim=True)).exp()
     return greedy_map(q.unsqueeze(2) * kernel * q.unsqueeze(1), images.mask, k)

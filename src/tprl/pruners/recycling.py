@@ -16,16 +16,16 @@ def recycle(look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]) -> 
     images = image_rows(mask, look.image.gather(1, at))
     sample = images.sample.unsqueeze(1)
     columns, n = at[sample, images.at], images.mask.sum(1)
-    own, count = scores[sample, columns], k[sample, columns][:, 0]
+    pool, count = scores[sample, columns], k[sample, columns][:, 0]
     clusters = torch.zeros_like(n)
     for _ in range(5):  # how many are clustered depends on how many are pruned first, and that on the clusters
         clusters = torch.minimum((3 * (n - count + clusters) // 10 + 1) // 10 + 1, count - 1)
     clusters = torch.where(count < n, clusters, 0)
     if not bool(clusters.any()):
         return look, scores
-    keep = keep_top(own, images.mask, count - clusters)
+    keep = keep_top(pool, images.mask, count - clusters)
     size = torch.where(clusters > 0, 3 * (n - count + clusters) // 10 + 1, 0)
-    place, real = columns_of(keep_top(own, images.mask & ~keep, size))
+    place, real = columns_of(keep_top(pool, images.mask & ~keep, size))
     states = look.hidden[sample, columns.gather(1, place)].float()
     centre, centroid = density_peaks(states, real, clusters)
     row, token = centre.nonzero(as_tuple=True)
@@ -47,8 +47,8 @@ def density_peaks(
     near = distance.square().masked_fill(~both, torch.inf).sort(dim=2).values.cumsum(2)
     last = (count - 1).clamp(min=0)[:, None, None].expand(-1, x.shape[1], 1)
     density = (-near.gather(2, last).squeeze(2) / count.clamp(min=1).unsqueeze(1)).exp()
-    one, other = density.unsqueeze(2), density.unsqueeze(1)
-    denser = both & ((other > one) | ((other == one) & (order < order.unsqueeze(1))))
+    rows, other = density.unsqueeze(2), density.unsqueeze(1)
+    denser = both & ((other > rows) | ((other == rows) & (order < order.unsqueeze(1))))
     widest = distance.masked_fill(~both, 0.0).amax((1, 2), keepdim=True)
     centre = keep_top(density * torch.where(denser, distance, widest).amin(2), real, count)
     nearest = distance.masked_fill(~centre.unsqueeze(1), torch.inf).argmin(2)

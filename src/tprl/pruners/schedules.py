@@ -44,6 +44,6 @@ def point(path: Sequence[Sequence[float]], x: float) -> list[float]:
     stand at x = 1, 2, ... Their mean grows along it: each piece is a sum of exponentials, so convex, and grows at its
     start."""
     if x < 1:
-        return [x * one for one in path[0]]
+        return [x * value for value in path[0]]
     low = min(int(x), len(path) - 1) - 1
-    return [one ** (low + 2 - x) * other ** (x - low - 1) for one, other in zip(path[low], path[low + 1], strict=True)]
+    return [value ** (low + 2 - x) * other ** (x - low - 1) for value, other in zip(path[low], path[low + 1], strict=True)]

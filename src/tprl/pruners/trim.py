@@ -80,11 +80,11 @@ def _selection(
     encoded: Encoded, images: Rows, keep: Bool[Tensor, "I W"], has_mean: Bool[Tensor, " I"]
 ) -> TokenSelection:
     """`keep` as a selection, with the mean of each image's other tokens as an extra token of its sample."""
-    rest = images.mask & ~keep
-    tokens = images.split(encoded.visual).float().masked_fill(~rest.unsqueeze(2), 0.0)
-    mean = tokens.sum(1) / rest.sum(1, keepdim=True).clamp(min=1)
+    dropped = images.mask & ~keep
+    tokens = images.split(encoded.visual).float().masked_fill(~dropped.unsqueeze(2), 0.0)
+    mean = tokens.sum(1) / dropped.sum(1, keepdim=True).clamp(min=1)
     width = keep.shape[1]
-    last = (rest * torch.arange(width, device=rest.device)).amax(1)
+    last = (dropped * torch.arange(width, device=dropped.device)).amax(1)
     anchor = images.at.gather(1, last.unsqueeze(1))
     return with_extra(
         encoded,

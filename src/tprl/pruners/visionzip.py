@@ -50,11 +50,11 @@ class VisionZipPruner:
         cls = torch.ones_like(k, dtype=torch.bool) if self.published else k < images.mask.sum(1)
         t = torch.where(cls, contextual(k), 0)
         dominant = keep_top(images.split(encoded.extras["cls_attention"]), images.mask, k - t - cls.long())
-        rest = images.mask & ~dominant
-        targets = evenly(rest, t)
+        others = images.mask & ~dominant
+        targets = evenly(others, t)
         at, real = columns_of(targets)
         features = images.split(encoded.extras["vision_features"]).float()
-        joined = join_nearest(similarity(images.split(encoded.extras["vision_keys"]), at), rest & ~targets, real)
+        joined = join_nearest(similarity(images.split(encoded.extras["vision_keys"]), at), others & ~targets, real)
         mean = joined @ features / joined.sum(2, keepdim=True).clamp(min=1)
         summary = images.split(encoded.extras["cls_feature"])[:, 0].float()
         return merged_selection(encoded, images, dominant | targets, at, real, mean, summary, cls, last=False)
@@ -75,10 +75,10 @@ def contextual(k: Int[Tensor, " I"]) -> Int[Tensor, " I"]:
     return torch.maximum((k * 5 + 16) // 32, (k >= 2).long())
 
 
-def evenly(rest: Bool[Tensor, "I W"], count: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+def evenly(pool: Bool[Tensor, "I W"], count: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
     """The first `count[i]` of every (rest // count)-th token of the rest, from its first on."""
-    rank, step = rest.cumsum(1) - 1, (rest.sum(1) // count.clamp(min=1)).clamp(min=1).unsqueeze(1)
-    return rest & (rank % step == 0) & (rank // step < count.unsqueeze(1))
+    rank, step = pool.cumsum(1) - 1, (pool.sum(1) // count.clamp(min=1)).clamp(min=1).unsqueeze(1)
+    return pool & (rank % step == 0) & (rank // step < count.unsqueeze(1))
 
 
 def join_nearest(

@@ -52,13 +52,13 @@ class VisPruner:
     ) -> Bool[Tensor, "I W"]:
         important = (k.double() * self.important).floor().long()
         place = torch.arange(order.shape[1], device=order.device).expand_as(order)
-        rest = order.gather(1, (place + important.unsqueeze(1)).clamp(max=order.shape[1] - 1))
+        pool = order.gather(1, (place + important.unsqueeze(1)).clamp(max=order.shape[1] - 1))
         left = torch.where(k > important, n - important, 0)  # nothing of the rest where attention takes it all
-        rest = _thin_out(rest, cosine, left, k - important, self.drop)
-        diverse = torch.arange(rest.shape[1], device=order.device) < (k - important).unsqueeze(1)
+        pool = _thin_out(pool, cosine, left, k - important, self.drop)
+        diverse = torch.arange(pool.shape[1], device=order.device) < (k - important).unsqueeze(1)
         keep = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, place < important.unsqueeze(1))
         image, column = diverse.nonzero(as_tuple=True)
-        keep[image, rest[image, column]] = True
+        keep[image, pool[image, column]] = True
         return keep
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
@@ -67,7 +67,7 @@ class VisPruner:
 
 
 def _thin_out(
-    rest: Int[Tensor, "I R"],
+    pool: Int[Tensor, "I R"],
     cosine: Float[Tensor, "I W W"],
     left: Int[Tensor, " I"],
     goal: Int[Tensor, " I"],
@@ -80,9 +80,9 @@ def _thin_out(
     """
     flat = cosine.flatten(1)
     while bool((goal < left).any()):
-        rest = rest[:, : int(left.max())]
-        place = torch.arange(rest.shape[1], device=rest.device)
-        even, odd = rest[:, 0::2], rest[:, 1::2]
+        pool = pool[:, : int(left.max())]
+        place = torch.arange(pool.shape[1], device=pool.device)
+        even, odd = pool[:, 0::2], pool[:, 1::2]
         live_even, live_odd = (place[i::2] < left.unsqueeze(1) for i in (0, 1))
         others = torch.where(live_odd, odd, odd[:, :1])  # a padded one stands for the first: no maximum changes
         pairs = even.unsqueeze(2) * cosine.shape[2] + others.unsqueeze(1)
@@ -91,6 +91,6 @@ def _thin_out(
         dropped = torch.minimum((left - goal).clamp(max=drop), live_even.sum(1))
         survives = live_even & (place[: even.shape[1]] >= dropped.unsqueeze(1))
         joined, alive = torch.cat([even.gather(1, rank), odd], 1), torch.cat([survives, live_odd], 1)
-        rest = joined.gather(1, (~alive).long().argsort(dim=1, stable=True))
+        pool = joined.gather(1, (~alive).long().argsort(dim=1, stable=True))
         left = left - dropped
-    return rest
+    return pool

@@ -87,10 +87,10 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     axes.plot([x for x, _ in best], [y for _, y in best], color=MUTED, zorder=1, **broad)
     for name in reversed(names):  # the best lie on top
         _series(axes, points[name], known[name], colours[name], bold=name == OURS)
-    flops = [x for own in points.values() for x, *_ in own] or [100.0]
+    flops = [x for series in points.values() for x, *_ in series] or [100.0]
     span = max(max(flops) - min(flops), 1.0)
     axes.set_xlim(min(flops) - 0.55 * span, max(flops) + 0.04 * span)
-    ends = [(own[0][1], own[0][0], name) for name, own in points.items()]
+    ends = [(series[0][1], series[0][0], name) for name, series in points.items()]
     _label_ends(axes, ends, colours, min(flops) - 0.06 * span, height)
     axes.set_xticks([x for x in axes.get_xticks() if min(flops) - 0.06 * span <= x <= axes.get_xlim()[1]])
     axes.set_yticks([y for y in axes.get_yticks() if y <= 100 and y >= axes.get_ylim()[0]])
@@ -172,7 +172,7 @@ def speedups(lines: Sequence[Line]) -> str:
             middle, low, high = line.speedup(stage)
             axes.plot([line.predicted(stage)] * 2, [low, high], color=colour, lw=1, alpha=0.55)
             style = {"color": colour, "marker": known[line.pruner][3], "ms": 5 + 2 * batches.index(line.batch)}
-            label = line.pruner if line is next(one for one in lines if one.pruner == line.pruner) else None
+            label = line.pruner if line is next(other for other in lines if other.pruner == line.pruner) else None
             axes.plot([line.predicted(stage)], [middle], ls="", label=label, **style)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, frameon=False, labelcolor=INK, loc="outside right center")
@@ -292,8 +292,8 @@ def standalone(svg: str, all_names: Sequence[str]) -> str:
     """An `<svg>` of this module as a file of its own, on white: the colours that a page would give it are inside."""
     ink = "--page: #ffffff; --ink: #1c1917; --muted: #6b6760; --grid: #e4e2dd;"
     style = f"<style>svg {{ background: #ffffff; {ink} {colour_variables(all_names, dark=False)} }}</style>"
-    head, _, rest = svg.partition(">")
-    return f"{head}>{style}{rest}\n"
+    head, _, body = svg.partition(">")
+    return f"{head}>{style}{body}\n"
 
 
 def _themed(svg: str) -> str:

@@ -20,15 +20,15 @@ from tprl.report.figures import speedups, standalone
 
 def report(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory: Path) -> None:
     """Write the files, print table and sentences."""
-    found = rows(lines, lvlm, setting)
+    records = rows(lines, lvlm, setting)
     out = io.StringIO()
-    writer = csv.DictWriter(out, found[0], lineterminator="\n")
+    writer = csv.DictWriter(out, records[0], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(records)
     write_atomic(directory / "latency.csv", out.getvalue())
     names = sorted({line.pruner for line in lines})
-    said = [sentence([line for line in lines if line.pruner == name]) for name in names if name != FULL]
-    write_atomic(directory / "latency.md", "".join(f"- {one}\n" for one in said))
+    sentences = [sentence([line for line in lines if line.pruner == name]) for name in names if name != FULL]
+    write_atomic(directory / "latency.md", "".join(f"- {text}\n" for text in sentences))
     pruned = [line for line in lines if line.pruner != FULL]
     if pruned:
         write_atomic(directory / "speedup.svg", standalone(speedups(pruned), names))
@@ -36,8 +36,8 @@ def report(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory:
     if not console.is_terminal:
         console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
     console.print(table(lines, plain=not console.is_terminal))
-    for one in (*said, _memory(lines), CONVENTION):
-        print(one)
+    for text in (*sentences, _memory(lines), CONVENTION):
+        print(text)
 
 
 def rows(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting) -> list[dict[str, Any]]:
@@ -79,25 +79,25 @@ def _times(line: Line, stage: str) -> dict[str, float]:
 
 def _speedup(line: Line, stage: str) -> dict[str, float]:
     median, low, high = line.speedup(stage)
-    found = {"speedup_x": median, "speedup_p10_x": low, "speedup_p90_x": high}
-    found |= {"predicted_speedup_x": line.predicted(stage), "share_of_predicted": line.share(stage)}
-    return {f"{stage}_{name}": value for name, value in found.items()}
+    columns = {"speedup_x": median, "speedup_p10_x": low, "speedup_p90_x": high}
+    columns |= {"predicted_speedup_x": line.predicted(stage), "share_of_predicted": line.share(stage)}
+    return {f"{stage}_{name}": value for name, value in columns.items()}
 
 
 def table(lines: Sequence[Line], plain: bool = False) -> Table:
     """Milliseconds of the stages, and speed-ups with their quantiles."""
-    made = Table(title="latency", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
+    grid = Table(title="latency", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
     for heading in ("pruner", "batch", "kept", *(f"{stage}\nms" for stage in (*STAGES, "total"))):
-        made.add_column(heading, justify="left" if heading == "pruner" else "right", no_wrap=True)
+        grid.add_column(heading, justify="left" if heading == "pruner" else "right", no_wrap=True)
     for heading in ("prefill\nspeed-up", "its FLOPs\nsay", "total\nspeed-up", "its FLOPs\nsay", "KV cache\nMiB"):
-        made.add_column(heading, justify="right", no_wrap=True)
+        grid.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         cells = [f"{line.milliseconds(stage).median:.1f}" for stage in (*STAGES, "total")]
         for stage in ("prefill", "total"):
             cells += [_range(line.speedup(stage)), f"{line.predicted(stage):.2f}x"]
         kept = f"{ratio_label(line.keep_ratio)}, {line.kept_tokens:.0f} tokens"
-        made.add_row(line.pruner, str(line.batch), kept, *cells, f"{line.kv_bytes / 2**20:.1f}")
-    return made
+        grid.add_row(line.pruner, str(line.batch), kept, *cells, f"{line.kv_bytes / 2**20:.1f}")
+    return grid
 
 
 def _range(of: Spread) -> str:
@@ -107,15 +107,15 @@ def _range(of: Spread) -> str:
 def sentence(lines: Sequence[Line]) -> str:
     """Whether a pruner is faster than not pruning, at which it counts only beyond the quantiles of the rounds, and its
     share of the speed-up that FLOPs predict."""
-    found = [line.speedup() for line in lines]
-    faster, slower = sum(one.low > 1 for one in found), sum(one.high < 1 for one in found)
+    speedups = [line.speedup() for line in lines]
+    faster, slower = sum(speedup.low > 1 for speedup in speedups), sum(speedup.high < 1 for speedup in speedups)
     if faster == len(lines):
         verdict = "is faster than not pruning"
     elif slower == len(lines):
         verdict = "is slower than not pruning"
     else:
         verdict = f"is faster than not pruning in {faster} of {len(lines)} settings and slower in {slower}"
-    text = f"{lines[0].pruner} {verdict}: {span([one.median for one in found], '.2f')}x from pixels to the last token"
+    text = f"{lines[0].pruner} {verdict}: {span([speedup.median for speedup in speedups], '.2f')}x from pixels to the last token"
     text += f" where its FLOPs predict {span([line.predicted() for line in lines], '.2f')}x"
     if slower < len(lines):
         text += f", {span([100 * line.share() for line in lines], '.0f')} % of the ideal"

@@ -54,13 +54,13 @@ def pictures(served: ServedScore, pruner: Pruner, count: int) -> list[tuple[Imag
     samples, encoded = served.batches[0]
     first = {image_key(sample.uid): i for i, sample in reversed(list(enumerate(samples))) if sample.images}
     chosen = sorted(first.values())[:count]
-    shown, part = [samples[i] for i in chosen], encoded.rows(chosen)
+    picked, part = [samples[i] for i in chosen], encoded.rows(chosen)
     full = served.scorer.lvlm.answer(splice(part, keep_all(part)))
     out = []
     ratio = min(served.keep_ratios)
-    for sample, answer, panel in zip(shown, full, panels(served.scorer, shown, part, "", pruner, ratio), strict=True):
+    for sample, answer, panel in zip(picked, full, panels(served.scorer, picked, part, "", pruner, ratio), strict=True):
         if panel.keep is None:
             continue
-        said = f"all tokens: {answer!r}, {panel.keep.sum()} of {panel.keep.size}: {panel.answer!r}"
-        out.append((figures.mask_picture(sample.images[-1], panel.keep, SIDE), f"{sample.question} ({said})"))
+        note = f"all tokens: {answer!r}, {panel.keep.sum()} of {panel.keep.size}: {panel.answer!r}"
+        out.append((figures.mask_picture(sample.images[-1], panel.keep, SIDE), f"{sample.question} ({note})"))
     return out

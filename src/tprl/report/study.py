@@ -24,7 +24,7 @@ class Numbers:
     """What reports show: rows with the intervals of tables, differences of the main arm, of it and its adaptive mode,
     and tokens per question."""
 
-    shown: list[Row]
+    rows: list[Row]
     differences: list[Paired]
     all_differences: list[Paired]
     spreads: list[Spread]
@@ -32,24 +32,24 @@ class Numbers:
 
 def write_numbers(directory: Path, rows: Sequence[Row], samples: Sequence[SampleRow], main: str) -> Numbers:
     """Write `results.csv`, `intervals.csv`, `paired.json` and `spreads.json`."""
-    shown = analysis.opened(rows, samples)
+    opened = analysis.opened(rows, samples)
     differences = analysis.paired(samples, main)
     everything = differences + analysis.paired(samples, f"{main}_adaptive")
-    found = spreads(samples)
+    allocations = spreads(samples)
     write_results(directory / "results.csv", rows)
-    write_atomic(directory / "intervals.csv", intervals(shown))
+    write_atomic(directory / "intervals.csv", intervals(opened))
     write_atomic(directory / "paired.json", json.dumps([vars(d) for d in everything], indent=1) + "\n")
-    write_atomic(directory / "spreads.json", json.dumps([vars(s) for s in found], indent=1) + "\n")
-    return Numbers(shown, differences, everything, found)
+    write_atomic(directory / "spreads.json", json.dumps([vars(s) for s in allocations], indent=1) + "\n")
+    return Numbers(opened, differences, everything, allocations)
 
 
-def intervals(shown: Sequence[Row]) -> str:
+def intervals(rows: Sequence[Row]) -> str:
     """`intervals.csv`: every cell of the tables, seeds together, and what its interval is over."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for metric in dict.fromkeys(row.metric for row in shown):
-        for pruner, cells in grid(shown, metric).items():
+    for metric in dict.fromkeys(row.metric for row in rows):
+        for pruner, cells in grid(rows, metric).items():
             for ratio, cell in cells.items():
                 over = "images and seeds" if cell.seeds > 1 else "images"
                 if cell.seeds > 1 and not metric.startswith("accuracy"):
@@ -72,7 +72,7 @@ def recompute(study: Path, directory: Path) -> list[Row]:
     if (study / "results.csv").is_file():
         rows += [row for row in read_results(study / "results.csv") if row.metric not in known]
     numbers = write_all(directory, table, rows)
-    print_table(numbers.shown)
+    print_table(numbers.rows)
     for name in ("results.csv", "intervals.csv", "paired.json", "spreads.json"):
         before = study / name
         if before.is_file():
@@ -85,6 +85,6 @@ def write_all(directory: Path, table: ScoreTable, rows: Sequence[Row]) -> Number
     """All files of a study but its README: those of `write_numbers`, `scores.npz` and `pareto.svg`."""
     numbers = write_numbers(directory, rows, table.samples(), table.main)
     write_scores(directory / SCORES, table)
-    cells = grid(numbers.shown)
+    cells = grid(numbers.rows)
     write_atomic(directory / "pareto.svg", figures.standalone(figures.pareto(cells, sorted(cells)), sorted(cells)))
     return numbers

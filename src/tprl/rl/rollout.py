@@ -167,7 +167,7 @@ def _split_noise(images: Rows, noise: Float[Tensor, "B G N"], rule: ActionRule, 
 
 
 def _join(images: Rows, x: Shaped[Tensor, "I G W"], like: Shaped[Tensor, "B V"]) -> Shaped[Tensor, "B G V"]:
-    return torch.stack([images.join(one, like) for one in x.unbind(1)], 1)
+    return torch.stack([images.join(episode, like) for episode in x.unbind(1)], 1)
 
 
 def _over_images(

@@ -24,22 +24,22 @@ def measure(
     rollout: Rollout,
 ) -> Outcome:
     """The fields `needs` of an Outcome. Episode i is about question `rows[i]`; its state 0 has all tokens."""
-    needs, found = set(needs), dict[str, Tensor]()
+    needs, fields = set(needs), dict[str, Tensor]()
     kept = torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.keep)])
     steps, keep = len(rollout.action), rollout.keep.flatten(0, 1)
     asked, states = [*rows] * steps, (steps, len(rows))
     if needs & LABELS:
         full, scored = scorer.full(samples, encoded), scorer.selections(samples, encoded, asked, keep)
-        found["log_prob"] = torch.cat([full.log_prob[rows].unsqueeze(0), scored.log_prob.view(states)])
+        fields["log_prob"] = torch.cat([full.log_prob[rows].unsqueeze(0), scored.log_prob.view(states)])
         if "score" in needs:
-            found["score"] = torch.cat([full.score[rows].unsqueeze(0), scored.score.view(states)])
+            fields["score"] = torch.cat([full.score[rows].unsqueeze(0), scored.score.view(states)])
     if needs & FIDELITY:
         kl, same = scorer.fidelities(encoded, asked, keep)
-        found["answer_kl"] = torch.cat([torch.zeros_like(kl[: len(rows)]), kl]).view(-1, len(rows))
-        found["agreement"] = torch.cat([torch.ones_like(same[: len(rows)]), same]).view(-1, len(rows))
+        fields["answer_kl"] = torch.cat([torch.zeros_like(kl[: len(rows)]), kl]).view(-1, len(rows))
+        fields["agreement"] = torch.cat([torch.ones_like(same[: len(rows)]), same]).view(-1, len(rows))
     if "flops" in needs:
-        found["flops"] = flops_of_states(scorer, pruner, [samples[i] for i in rows], encoded.rows(rows), rollout)
-    return Outcome(uids=tuple(encoded.uids[i] for i in rows), kept=kept, **found)
+        fields["flops"] = flops_of_states(scorer, pruner, [samples[i] for i in rows], encoded.rows(rows), rollout)
+    return Outcome(uids=tuple(encoded.uids[i] for i in rows), kept=kept, **fields)
 
 
 def flops_of_states(
@@ -48,7 +48,7 @@ def flops_of_states(
     """FLOPs of each question in every state, the selector included once it has acted."""
     states = [TokenSelection(action).per_image(encoded) for action in rollout.keep]
     costs = [
-        [question_flops(scorer, encoded, i, one, pruner, kept[i]) for i, one in enumerate(samples)] for kept in states
+        [question_flops(scorer, encoded, i, sample, pruner, kept[i]) for i, sample in enumerate(samples)] for kept in states
     ]
     rows = [[whole for _, whole in costs[0]], *([cost for cost, _ in step] for step in costs)]
     return torch.tensor(rows, device=encoded.embeds.device)

@@ -90,7 +90,7 @@ def of_processor(processor: Any) -> str | None:
 
 def of_path(path: str) -> str:
     """Digest of names, sizes and times of a file or of all files in a folder; nothing is opened."""
-    lines = [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in _files(Path(path))]
+    lines = [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in _files(Path(path))]
     return _digest("\n".join(sorted(lines)).encode())
 
 

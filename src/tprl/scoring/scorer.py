@@ -31,7 +31,7 @@ class Scored(NamedTuple):
     predictions: list[str | None]
 
 
-class Own(NamedTuple):
+class Reference(NamedTuple):
     """The model's own greedy answers with all tokens, and its distributions at each of their tokens."""
 
     answers: list[str]
@@ -78,8 +78,8 @@ class Scorer:
         if read:
             part = prompt if len(read) == len(samples) else prompt.rows(torch.tensor(read, device=unknown.device))
             answers = [samples[i].answers[0] if targets is None else targets[i] for i in read]
-            found, exact = self.lvlm.score(part, answers, **how)
-            log_prob[read], score[read] = found, exact.float()
+            values, exact = self.lvlm.score(part, answers, **how)
+            log_prob[read], score[read] = values, exact.float()
         if "score" not in self.needs:
             return Scored(unknown, log_prob, texts)
         if written:
@@ -97,9 +97,9 @@ class Scorer:
         predictions: list[str | None] = [None] * len(rows)
         for at, prompt in selected(encoded, rows, keep):
             questions = [rows[i] for i in at.tolist()]
-            found = self([samples[i] for i in questions], prompt, [targets[i] for i in questions])
-            score[at], log_prob[at] = found.score, found.log_prob
-            for i, text in zip(at.tolist(), found.predictions, strict=True):
+            scored = self([samples[i] for i in questions], prompt, [targets[i] for i in questions])
+            score[at], log_prob[at] = scored.score, scored.log_prob
+            for i, text in zip(at.tolist(), scored.predictions, strict=True):
                 predictions[i] = text
         return Scored(score, log_prob, predictions)
 
@@ -108,8 +108,8 @@ class Scorer:
         fresh = [i for i, sample in enumerate(samples) if sample.uid not in self._full.known]
         if fresh:
             part, asked = encoded.rows(fresh), [samples[i] for i in fresh]
-            found = self(asked, splice(part, keep_all(part)), self.targets(asked, part))
-            pairs = zip(found.score.tolist(), found.log_prob.tolist(), strict=True)
+            scored = self(asked, splice(part, keep_all(part)), self.targets(asked, part))
+            pairs = zip(scored.score.tolist(), scored.log_prob.tolist(), strict=True)
             self._full.add(dict(zip((samples[i].uid for i in fresh), pairs, strict=True)))
         score, log_prob = zip(*(self._full.known[sample.uid] for sample in samples), strict=True)
         device = encoded.embeds.device
@@ -136,12 +136,12 @@ class Scorer:
         fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said.known]
         if fresh:
             part = encoded.rows(fresh)
-            said = self.lvlm.answer(splice(part, keep_all(part)))
-            self._said.add(dict(zip((encoded.uids[i] for i in fresh), said, strict=True)))
+            answers = self.lvlm.answer(splice(part, keep_all(part)))
+            self._said.add(dict(zip((encoded.uids[i] for i in fresh), answers, strict=True)))
             self.evaluations += len(fresh)
         return [self._said.known[uid] for uid in encoded.uids]
 
-    def own(self, encoded: Encoded) -> Own:
+    def reference(self, encoded: Encoded) -> Reference:
         """What the model answers with all visual tokens; texts from memory where this scorer has asked before.
 
         Raises:
@@ -151,28 +151,28 @@ class Scorer:
             raise UserError(f"reward fidelity needs the output distributions of {self.lvlm.name}, which shows none.")
         answers = self.texts(encoded)
         self.evaluations += len(answers)
-        return Own(answers, self.lvlm.distributions(splice(encoded, keep_all(encoded)), answers))
+        return Reference(answers, self.lvlm.distributions(splice(encoded, keep_all(encoded)), answers))
 
     def fidelity(
-        self, prompt: Prompt, own: Own, rows: Sequence[int] | None = None
+        self, prompt: Prompt, reference: Reference, rows: Sequence[int] | None = None
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Against the model's own answers with all tokens: KL(all tokens || this prompt), mean over the answer's tokens
         in nats, and 1.0 where every token's arg-max is still the same. `rows[i]` is the place of prompt i's question
-        in `own`."""
+        in `reference`."""
         assert isinstance(self.lvlm, OpenLVLM)
-        index = torch.arange(len(own.answers)) if rows is None else torch.tensor(list(rows))
+        index = torch.arange(len(reference.answers)) if rows is None else torch.tensor(list(rows))
         self.evaluations += len(index)
-        answers = [own.answers[i] for i in index.tolist()]
-        return self.lvlm.divergence(prompt, answers, own.log_probs, index)
+        answers = [reference.answers[i] for i in index.tolist()]
+        return self.lvlm.divergence(prompt, answers, reference.log_probs, index)
 
     def fidelities(
         self, encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """`fidelity` of N selections in one pass; `keep[i]` is of question `rows[i]`."""
-        own = self.own(encoded)
+        reference = self.reference(encoded)
         kl, same = torch.empty(2, len(rows), device=encoded.embeds.device)
         for at, prompt in selected(encoded, rows, keep):
-            kl[at], same[at] = self.fidelity(prompt, own, [rows[i] for i in at.tolist()])
+            kl[at], same[at] = self.fidelity(prompt, reference, [rows[i] for i in at.tolist()])
         return kl, same
 
 

@@ -45,16 +45,16 @@ class ServedScore:
         self.scorer = Scorer(lvlm, dataset)
         self.batches: list[tuple[list[Sample], Encoded]] = []
         numbers = [(first + i) % len(dataset) for i in range(min(limit or len(dataset), len(dataset)))]
-        mine = distributed.share(numbers)
-        for batch in numbered_batches(dataset, mine, batch_size):
+        share = distributed.share(numbers)
+        for batch in numbered_batches(dataset, share, batch_size):
             samples = [sample for _, sample in batch]
             self.batches.append((samples, lvlm.encode(samples)))
         if not all(distributed.gathered(bool(self.batches))):
             raise _nothing_left(dataset, limit)
         if not labels:
-            said = [lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches]
-            same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, said, strict=True)]
-            self.batches = [(one.samples, encoded) for one, (_, encoded) in zip(same, self.batches, strict=True)]
+            answers = [lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches]
+            same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, answers, strict=True)]
+            self.batches = [(relabelled.samples, encoded) for relabelled, (_, encoded) in zip(same, self.batches, strict=True)]
             self.scorer = Scorer(lvlm, same[0])
         self.targets = [self.scorer.targets(samples, encoded) for samples, encoded in self.batches]
 
@@ -83,8 +83,8 @@ class ServedScore:
 
     def _mean(self, total: float) -> float:
         """Over the questions of all ranks, of a sum over this rank's; the same number on every rank."""
-        mine = torch.tensor([total, sum(len(chunk) for chunk, _ in self.batches)], dtype=torch.float64)
-        whole, count = distributed.stacked(mine).sum(0).tolist()
+        totals = torch.tensor([total, sum(len(chunk) for chunk, _ in self.batches)], dtype=torch.float64)
+        whole, count = distributed.stacked(totals).sum(0).tolist()
         return whole / count
 
 
