@@ -249,7 +249,9 @@ def prune(
     if threshold is not None:
         built = _with_threshold(built, keep_ratio, threshold)
     elif keep_ratio is None and not getattr(built, "decides_alone", False):
-        raise UserError(f"{built.name} needs a kept fraction of the visual tokens: give keep_ratio in (0, 1], e.g. 1/3.")
+        raise UserError(
+            f"{built.name} needs a kept fraction of the visual tokens: give keep_ratio in (0, 1], e.g. 1/3."
+        )
     _check_fit(built, lvlm)
     if isinstance(built, LayerPruner) and keep_ratio is not None:
         built.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean

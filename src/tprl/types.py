@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
 
 @runtime_checkable
-class Block(Protocol):
+class TowerBlock(Protocol):
     """A block of a vision tower in two halves, because tokens may merge between them; of I images with M tokens."""
 
     def attend(
@@ -56,7 +56,7 @@ class Tower(NamedTuple):
     """The part of a vision tower between extras["patch_embeds"] and the features."""
 
     cls: Float[Tensor, " C"] | None  # the CLS token as it enters the first block, before the patches, if there is one
-    blocks: Sequence[Block]  # those that make the features, later ones left out
+    blocks: Sequence[TowerBlock]  # those that make the features, later ones left out
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from tprl.data.scenes import (
     Scenes,
     Stream,
     Thing,
-    ask,
-    box_text,
+    corners_text,
     draw_scene,
-    inside,
     parse_box,
-    render,
+    pixels_inside,
+    pose_question,
+    scene_pixels,
 )
 from tprl.errors import UserError
 
@@ -37,7 +37,7 @@ def drawn(count: int) -> tuple[Scene, ...]:
 
 @cache
 def asked(family: str, count: int = 800) -> tuple[tuple[Scene, Question], ...]:
-    return tuple((scene, ask(scene, family, Stream("asked", i))) for i, scene in enumerate(drawn(count)))
+    return tuple((scene, pose_question(scene, family, Stream("asked", i))) for i, scene in enumerate(drawn(count)))
 
 
 class TestStream:
@@ -122,15 +122,15 @@ class TestImages:
             min(COLORS, key=lambda name: float(((mean - np.array(COLORS[name])) ** 2).sum())) == thing.color
             for scene in drawn(40)
             for thing in scene.things
-            for mean in [scene.pixels[inside(thing)].mean(0)]
+            for mean in [scene.pixels[pixels_inside(thing)].mean(0)]
         ]
         assert np.mean(right) > 0.98
 
     def test_the_background_is_noisy_and_hides_no_object(self) -> None:
         scene = drawn(1)[0]
-        background = ~np.any([inside(thing) for thing in scene.things], axis=0)
+        background = ~np.any([pixels_inside(thing) for thing in scene.things], axis=0)
         assert scene.pixels[background].std(0).min() > 5
-        bare = render(Scene(scene.key, ()))
+        bare = scene_pixels(Scene(scene.key, ()))
         assert not np.array_equal(bare[~background], scene.pixels[~background])
 
 
@@ -154,7 +154,7 @@ class TestInside:
         ],
     )
     def test_literal_masks(self, shape: str, rows: list[str]) -> None:
-        mask = inside(Thing("red", shape, "small", 24, 14, 4))
+        mask = pixels_inside(Thing("red", shape, "small", 24, 14, 4))
         expected = np.zeros((SIDE, SIDE), dtype=bool)
         expected[10:18, 20:28] = [[c == "1" for c in row] for row in rows]
         assert np.array_equal(mask, expected)
@@ -162,7 +162,7 @@ class TestInside:
     def test_masks_stay_in_the_box_and_fill_a_good_part(self) -> None:
         for scene in drawn(30):
             for thing in scene.things:
-                mask = inside(thing)
+                mask = pixels_inside(thing)
                 x1, y1, x2, y2 = map(int, thing.box)
                 assert mask.sum() == mask[y1:y2, x1:x2].sum() >= 0.45 * (x2 - x1) * (y2 - y1)
                 assert np.array_equal(mask[y1:y2, x1:x2], mask[y1:y2, x1:x2][:, ::-1])  # all shapes are symmetric
@@ -274,7 +274,7 @@ class TestQuestions:
         data = Scenes("val")
         for i in range(100):
             scene = draw_scene("scenes", "val", 0, i // 5)
-            assert np.array_equal(np.asarray(data[i].images[0]), render(scene))
+            assert np.array_equal(np.asarray(data[i].images[0]), scene_pixels(scene))
             assert data[i].answers == (naive_answer(scene.things, data[i].question),)
 
     def test_a_no_is_a_hard_negative(self) -> None:
@@ -332,7 +332,7 @@ class TestRegions:
         for family in ("attribute", "grounding"):
             for scene, question in asked(family)[:200]:
                 (thing,) = [t for t in scene.things if t.box == question.region[0]]
-                assert question.answer in (thing.color, thing.shape, thing.size, box_text(thing.box))
+                assert question.answer in (thing.color, thing.shape, thing.size, corners_text(thing.box))
                 assert len(question.region) == 1
 
     def test_existence_shows_the_object_or_all_that_could_be_it(self) -> None:

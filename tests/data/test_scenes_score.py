@@ -2,7 +2,7 @@
 
 import pytest
 
-from tprl.data.scenes import Scene, Scenes, Thing, box_text, describe, draw_scene, iou, parse_box
+from tprl.data.scenes import Scene, Scenes, Thing, corners_text, describe, draw_scene, iou, parse_box
 
 
 class TestText:
@@ -32,7 +32,7 @@ class TestText:
         assert parse_box(text) == box
 
     def test_a_box_survives_its_text(self) -> None:
-        assert all(parse_box(box_text(t.box)) == t.box for i in range(50) for t in draw_scene("tests", i).things)
+        assert all(parse_box(corners_text(t.box)) == t.box for i in range(50) for t in draw_scene("tests", i).things)
 
     @pytest.mark.parametrize(
         ("a", "b", "expected"),

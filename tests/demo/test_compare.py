@@ -17,7 +17,7 @@ from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.demo import compare as page_work
 from tprl.demo.cards import cards, flops_text
-from tprl.demo.compare import Comparison, check_question, compare, open_image
+from tprl.demo.compare import Comparison, check_question, compare_pruners, open_image
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry, evaluate
 from tprl.lvlm.frozen import FrozenLVLM
@@ -46,7 +46,7 @@ def samples() -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def found(lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]) -> Comparison:
-    return compare(lvlm, pruners, samples[0].images[0], samples[0].question, 1 / 3)
+    return compare_pruners(lvlm, pruners, samples[0].images[0], samples[0].question, 1 / 3)
 
 
 class TestCompare:
@@ -55,7 +55,7 @@ class TestCompare:
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], name: str
     ) -> None:
         for sample in samples[:5]:
-            here = compare(lvlm, {name: pruners[name]}, sample.images[0], sample.question, 0.25)
+            here = compare_pruners(lvlm, {name: pruners[name]}, sample.images[0], sample.question, 0.25)
             inputs = stock_inputs(lvlm, [sample])
 
             def answer(inputs: Any = inputs) -> str:
@@ -80,7 +80,7 @@ class TestCompare:
         right = [s for s in samples if rows["keep_all", s.uid].row.score == 1.0]
         assert len(right) > 5
         for sample in right[:3]:  # the evaluation's FLOPs are of the reference answer
-            here = compare(lvlm, {name: pruners[name]}, sample.images[0], sample.question, 1 / 3)
+            here = compare_pruners(lvlm, {name: pruners[name]}, sample.images[0], sample.question, 1 / 3)
             theirs = rows[name, sample.uid]
             assert (here.full.answer, here.full.kept) == (sample.answers[0], TOTAL)
             assert (here.full.flops, here.pruned[0].flops) == (theirs.full_flops, theirs.flops)
@@ -92,7 +92,7 @@ class TestCompare:
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]
     ) -> None:
         for sample in samples[:5]:
-            here = compare(lvlm, pruners, sample.images[0], sample.question, 1.0)
+            here = compare_pruners(lvlm, pruners, sample.images[0], sample.question, 1.0)
             assert {one.answer for one in here.pruned} == {here.full.answer}
             assert {one.kept for one in here.pruned} == {TOTAL}
             assert all(one.keep is None or one.keep.all() for one in here.pruned)
@@ -102,7 +102,7 @@ class TestCompare:
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], ratio: float
     ) -> None:
         chosen = {name: pruners[name] for name in ("tprl", "divprune", "random")}
-        for one in compare(lvlm, chosen, samples[0].images[0], samples[0].question, ratio).pruned:
+        for one in compare_pruners(lvlm, chosen, samples[0].images[0], samples[0].question, ratio).pruned:
             assert one.keep is not None
             assert one.keep.shape == (12, 12)
             assert one.kept == one.keep.sum() == budget(ratio, TOTAL)
@@ -136,7 +136,7 @@ class TestCompare:
 
         monkeypatch.setattr(page_work, "ask", timed)
         random = load_component("pruner", "random")
-        here = compare(lvlm, {"random": random}, samples[0].images[0], samples[0].question, 0.5)
+        here = compare_pruners(lvlm, {"random": random}, samples[0].images[0], samples[0].question, 0.5)
         assert order == ["keep_all", "keep_all", "random", "keep_all", "random"]
         assert (here.full.reading.total, here.pruned[0].reading.total) == (5.0, 5.5)
 
@@ -167,12 +167,12 @@ class TestBadInput:
     ) -> None:
         image, question = samples[0].images[0], samples[0].question
         with pytest.raises(UserError, match="choose a pruner"):
-            compare(lvlm, {}, image, question, 0.5)
+            compare_pruners(lvlm, {}, image, question, 0.5)
         for ratio in (0.0, 1.5):
             with pytest.raises(UserError, match=f"keep_ratio={ratio}"):
-                compare(lvlm, {"tprl": pruners["tprl"]}, image, question, ratio)
+                compare_pruners(lvlm, {"tprl": pruners["tprl"]}, image, question, ratio)
         with pytest.raises(UserError, match="is infeasible"):
-            compare(lvlm, {"fastv": pruners["fastv"]}, image, question, 0.1)
+            compare_pruners(lvlm, {"fastv": pruners["fastv"]}, image, question, 0.1)
 
     def test_no_image_or_a_damaged_one(self, tmp_path: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)

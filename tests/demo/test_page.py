@@ -18,7 +18,7 @@ from tests.browsing import EVERY, opened
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
-from tprl.demo.compare import compare
+from tprl.demo.compare import compare_pruners
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_answers_are_those_of_the_function_behind_it(page: Any) -> None:
     page.get_by_label("number input for Kept fraction").fill("0.3")
     for question in ("how many purple objects are there?", "where is the purple square?"):
         ask(page, question)
-        found = compare(lvlm, {"tprl": tprl}, sample.images[0], question, 0.3)
+        found = compare_pruners(lvlm, {"tprl": tprl}, sample.images[0], question, 0.3)
         assert said(page) == [found.full.answer, found.pruned[0].answer]
         assert page.locator(".answers [role=status]").inner_text().startswith("With 43 of 144 visual tokens and ")
         numbers = page.locator("table").nth(1).inner_text()
@@ -103,7 +103,7 @@ def test_an_example_and_a_suggestion_are_answered_at_once(page: Any) -> None:
     page.get_by_role("heading", name=samples[6].question).wait_for()
     lvlm = load_component("model", "tiny_llava")
     pruners = {"tprl": load_component("pruner", "tprl")}
-    found = compare(lvlm, pruners, samples[6].images[0], samples[6].question, 0.11)
+    found = compare_pruners(lvlm, pruners, samples[6].images[0], samples[6].question, 0.11)
     assert said(page) == [found.full.answer, found.pruned[0].answer]
 
 

@@ -9,7 +9,15 @@ import pytest
 from tprl.build import load_component
 from tprl.commands.evaluate import _pictured
 from tprl.data.scenes import Scenes
-from tprl.evaluation.analysis import _together, by_arm, difference, gallery, guided, headline, opened
+from tprl.evaluation.analysis import (
+    _together,
+    by_arm,
+    difference,
+    evaluation_headline,
+    gallery,
+    guided,
+    with_open_sides,
+)
 from tprl.evaluation.analysis import paired as compared
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.results import Row, SampleRow
@@ -56,15 +64,15 @@ def test_the_smallest_ratio_against_the_best_other_pruner(best: Paired, words: s
     """Our own variants are no rivals, and neither is a difference at another ratio."""
     others = [paired("random", 0.3, 0.2, 0.4), paired("tprl_adaptive", -0.2, -0.3, -0.1), best]
     others.append(paired("tome", -0.5, -0.6, -0.4, ratio=1 / 3))
-    assert headline(ROWS, others, "tprl") == (
+    assert evaluation_headline(ROWS, others, "tprl") == (
         "With 8 of 144 visual tokens (5.56 %) and 0.48 of the FLOPs, tprl scores 95.4 %; all tokens score 98.0 %, "
         f"and the best other pruner ({best.other}) is {words}"
     )
 
 
 def test_without_a_reference_or_a_ratio_it_claims_nothing() -> None:
-    assert headline(ROWS[1:], [], "tprl") == "tprl on d with m."
-    assert headline([ROWS[0], row("own", None, 20.0, 0.9, 0.5)], [], "own") == "own on d with m."
+    assert evaluation_headline(ROWS[1:], [], "tprl") == "tprl on d with m."
+    assert evaluation_headline([ROWS[0], row("own", None, 20.0, 0.9, 0.5)], [], "own") == "own on d with m."
 
 
 def test_a_rival_may_begin_with_the_same_letters() -> None:
@@ -87,11 +95,11 @@ def test_tables_open_the_interval_of_scores_that_all_agree() -> None:
     samples = [SampleRow(f"s/{i}/{j}", "count", "tprl", 0, 0.5, None, 1.0, 8) for i in range(16) for j in range(3)]
     whole = Row("m", "d", "tprl", 0, 0.5, 8.0, "accuracy", 1.0, 1.0, 1.0, 1.0, 0.5)
     family, none = replace(whole, metric="accuracy/count"), replace(whole, value=0.0, ci_low=0.0, ci_high=0.0)
-    found = [(row.value, row.ci_low, row.ci_high) for row in opened([whole, family, none], samples)]
+    found = [(row.value, row.ci_low, row.ci_high) for row in with_open_sides([whole, family, none], samples)]
     assert found[0] == found[1] == (1.0, pytest.approx(0.8064, abs=1e-4), 1.0)
     assert found[2] == (0.0, 0.0, pytest.approx(0.1936, abs=1e-4))
     other = [replace(whole, metric="mean_iou"), replace(whole, ci_low=0.9), replace(whole, pruner="other")]
-    assert opened(other, samples) == other
+    assert with_open_sides(other, samples) == other
 
 
 class Counting:
@@ -174,10 +182,10 @@ def test_tables_show_one_interval_of_an_arm_of_several_seeds() -> None:
         Row("m", "d", "tprl", seed, 0.5, 8.0, "accuracy", sum(scores) / 20, 0.8, 0.9, 1.0, 0.5)
         for seed, scores in values.items()
     ]
-    found = opened(rows, samples)
+    found = with_open_sides(rows, samples)
     assert len({(row.ci_low, row.ci_high) for row in found}) == 1
     assert [row.value for row in found] == [0.9, 0.7, 1.0]
     assert found[0].ci_low < 0.6  # seeds differ by .15: t with about two degrees of freedom
     assert found[0].ci_high == 1.0  # cut
     single = [row for row in rows if row.seed == 0]
-    assert opened(single, samples[:20]) == single
+    assert with_open_sides(single, samples[:20]) == single

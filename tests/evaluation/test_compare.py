@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from tprl.errors import UserError
-from tprl.evaluation.compare import compare, report, table
+from tprl.evaluation.compare import compare_runs, comparison_table, write_comparison
 from tprl.evaluation.results import SampleRow, write_samples
 
 THIRD = 1 / 3
@@ -30,7 +30,7 @@ def run(folder: Path, arms: dict[str, Any], ratio: float | None = THIRD, first: 
 def test_arms_of_one_name_are_compared_on_the_questions_of_both(tmp_path: Path) -> None:
     a = run(tmp_path / "a", {"x": [1.0, 0.0, 1.0, 1.0, 1.0, 0.0], "only": [1.0] * 6})
     b = run(tmp_path / "b", {"x": [0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0], "other": [1.0] * 8})
-    (found,) = compare(a, b)
+    (found,) = compare_runs(a, b)
     assert (found.a, found.b, found.keep_ratio, found.questions) == ("x", "x", THIRD, 6)
     assert (found.score_a, found.score_b) == pytest.approx((4 / 6, 2 / 6))
     assert found.difference == pytest.approx(2 / 6)
@@ -42,19 +42,19 @@ def test_arms_of_one_name_are_compared_on_the_questions_of_both(tmp_path: Path) 
 def test_arms_by_name_and_lone_arms_of_different_names(tmp_path: Path) -> None:
     a = run(tmp_path / "a", {"x": [1.0, 0.0], "y": [0.0, 0.0]})
     b = run(tmp_path / "b", {"z": [0.0, 0.0]})
-    assert [(one.a, one.b, one.difference) for one in compare(f"{a}:x", b + ":z")] == [("x", "z", 0.5)]
+    assert [(one.a, one.b, one.difference) for one in compare_runs(f"{a}:x", b + ":z")] == [("x", "z", 0.5)]
     c = run(tmp_path / "c", {"w": [1.0, 1.0]})
-    assert [(one.a, one.b, one.difference) for one in compare(b, c)] == [("z", "w", -1.0)]
+    assert [(one.a, one.b, one.difference) for one in compare_runs(b, c)] == [("z", "w", -1.0)]
     console = Console(width=160, file=io.StringIO())
     equal = [run(tmp_path / name, {"x": [1.0, 0.0] * 3}) for name in "de"]
-    console.print(table(compare(*equal)))
+    console.print(comparison_table(compare_runs(*equal)))
     assert " level " in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_seeds_are_compared_one_by_one_where_they_are_the_same(tmp_path: Path) -> None:
     many = run(tmp_path / "a", {"x": [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]})
     same = run(tmp_path / "b", {"x": [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]})
-    (found,) = compare(many, same)
+    (found,) = compare_runs(many, same)
     assert (found.score_a, found.score_b, found.difference) == (0.75, 0.25, 0.5)
 
 
@@ -74,12 +74,12 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, first: str, second: str
         "c": run(tmp_path / "c", {"x": [1.0]}, first=10),
     }
     with pytest.raises(UserError, match=message):
-        compare(first.format(**made), second.format(**made))
+        compare_runs(first.format(**made), second.format(**made))
 
 
 def test_the_table_and_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = run(tmp_path / "a", {"x": [1.0, 1.0, 1.0, 1.0]})
     b = run(tmp_path / "b", {"x": [0.0, 0.0, 0.0, 0.0]})
-    report(compare(a, b), tmp_path)
+    write_comparison(compare_runs(a, b), tmp_path)
     assert "+100.0 [+100.0, +100.0]" in capsys.readouterr().out
     assert (tmp_path / "compare.csv").read_text().splitlines()[1].startswith("x,x,0.333")

@@ -16,8 +16,8 @@ from tprl.commands.evaluate import evaluate
 from tprl.commands.train import train
 from tprl.errors import UserError
 from tprl.evaluation.results import ratio_label, read_results
-from tprl.evaluation.sweep import Arm, Summary, Sweep, explain, find_jobs, ratios_of, read_sweep
-from tprl.report.sweep import headline, report_sweep
+from tprl.evaluation.sweep import Arm, Summary, Sweep, find_jobs, ratios_of, read_sweep, why_missing
+from tprl.report.sweep import report_sweep, sweep_headline
 from tprl.runtime.files import write_sealed
 
 TOY = ("model=toy", "dataset=toy", "logger=none")
@@ -53,7 +53,7 @@ def test_every_job_is_found_with_its_reason(sweep: Path) -> None:
     assert [job.reason.partition(":")[0] for job in jobs] == ["", "", "", "unfinished", "failed", "never started"]
     assert "keep_ratio=7 is not a kept fraction" in jobs[4].reason
     assert (jobs[5].settings["stage.keep_ratio"], jobs[5].settings["seed"]) == ("7", "1")
-    lines = [explain(job, ["seed"]) for job in jobs[4:]]
+    lines = [why_missing(job, ["seed"]) for job in jobs[4:]]
     assert lines[0].startswith(f"{sweep}/4: seed=0: failed: stage.keep_ratio=7")
     assert lines[1] == "seed=1: never started"
 
@@ -149,8 +149,10 @@ def test_nobody_is_ahead_of_an_equal(arms: list[tuple[float, float, int]], words
         for name, (mean, sd, n) in zip(names, arms, strict=True)
     ]
     sweep = Sweep(Path(), ("x",), tuple(Arm(name, {}, (0.1,)) for name in names), (), (), Path())
-    assert headline(sweep, shown, 100.0).startswith(f"0 of 0 runs are finished; at 10 % of the visual tokens {words}")
-    assert ("more." in headline(sweep, shown, 100.0)) == (len(arms) == 5)
+    assert sweep_headline(sweep, shown, 100.0).startswith(
+        f"0 of 0 runs are finished; at 10 % of the visual tokens {words}"
+    )
+    assert ("more." in sweep_headline(sweep, shown, 100.0)) == (len(arms) == 5)
 
 
 def test_the_table_is_plain_when_piped(

@@ -12,7 +12,7 @@ from tests.commands.test_wandb_run import SECTIONS, documented, pattern
 
 from tprl.errors import UserError
 from tprl.integrations import dashboard
-from tprl.integrations.dashboard import CHARTS, PICTURES, create, main, report, workspace
+from tprl.integrations.dashboard import CHARTS, PICTURES, create, dashboard_report, main, workspace
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def plots(node: Any) -> list[dict[str, Any]]:
     return own + [plot for child in children for plot in plots(child)]
 
 
-@pytest.mark.parametrize("make", [workspace, report])
+@pytest.mark.parametrize("make", [workspace, dashboard_report])
 def test_every_chart_is_sent_with_its_axis(make: Any) -> None:
     sent = plots(json.loads(make("me", "tprl")._to_model().model_dump_json(by_alias=True)))
     charts = [chart for group in CHARTS.values() for chart in group]

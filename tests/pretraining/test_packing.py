@@ -70,7 +70,7 @@ class TestStream:
 
     def test_pixels_are_those_of_the_processor(self) -> None:
         pack = stream().pack(12)
-        picture = Image.fromarray(scenes.render(scenes.draw_scene("pretrain", 0, 12, 1)))
+        picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("pretrain", 0, 12, 1)))
         processor: Any = parts().processor.image_processor
         expected = processor(picture, return_tensors="pt")["pixel_values"][0]
         assert torch.equal(pack.pixels[1], expected)
@@ -181,7 +181,7 @@ class TestPackedForward:
         """Logits of the segment's columns from the plain prompt and the picture; dropped tokens are masked out."""
         made = parts()
         question, answer = words(pack.text[row, columns]).split(" ASSISTANT :")
-        picture = Image.fromarray(scenes.render(scenes.draw_scene("pretrain", 0, pack.step, row)))
+        picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("pretrain", 0, pack.step, row)))
         text = PROMPT.format(question=question) + answer
         processor: Any = made.processor
         x = processor(text=text, images=picture, return_tensors="pt")
@@ -209,7 +209,7 @@ class TestRegions:
                 family = scenes.FAMILIES[int(pack.family[row, draws == number][0])]
                 if family == "grounding":
                     (thing,) = [
-                        i for i, t in enumerate(scene.things, 1) if words(ids) == f"{scenes.box_text(t.box)} </s>"
+                        i for i, t in enumerate(scene.things, 1) if words(ids) == f"{scenes.corners_text(t.box)} </s>"
                     ]
                     assert owners <= {thing}
                     assert torch.equal(pack.region[row, number], pack.owner[row] == thing)
@@ -247,7 +247,7 @@ class TestPatchLabels:
         for key in range(6):
             scene = scenes.draw_scene("owners", key)
             owner = stream(patch=8)._patch_labels(scene)["owner"].reshape(12, 12)
-            masks = [scenes.inside(thing) for thing in scene.things]
+            masks = [scenes.pixels_inside(thing) for thing in scene.things]
             for i in range(12):
                 for j in range(12):
                     pixels = [int(m[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].sum()) for m in masks]

@@ -72,7 +72,7 @@ class TestFolder:
 
     def test_the_processor_gives_144_image_tokens_and_normalised_pixels(self, saved: tuple[Path, TinyLlava]) -> None:
         processor = AutoProcessor.from_pretrained(saved[0])
-        picture = Image.fromarray(scenes.render(scenes.draw_scene("t", 0)))
+        picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("t", 0)))
         x = processor(text=PROMPT.format(question="how many objects are there?"), images=picture, return_tensors="pt")
         assert int((x["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).sum()) == 144
         assert x["pixel_values"].shape == (1, 3, 96, 96)
@@ -81,13 +81,13 @@ class TestFolder:
             torch.tensor(processor.image_processor.image_std),
         )
         back = (x["pixel_values"][0] * std.view(3, 1, 1) + mean.view(3, 1, 1)) * 255
-        expected = torch.from_numpy(scenes.render(scenes.draw_scene("t", 0))).permute(2, 0, 1).float()
+        expected = torch.from_numpy(scenes.scene_pixels(scenes.draw_scene("t", 0))).permute(2, 0, 1).float()
         assert torch.allclose(back, expected, atol=0.01)  # no resize, no crop
 
     def test_a_saved_model_answers(self, saved: tuple[Path, TinyLlava]) -> None:
         model: Any = AutoModelForImageTextToText.from_pretrained(saved[0], dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(saved[0])
-        picture = Image.fromarray(scenes.render(scenes.draw_scene("t", 0)))
+        picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("t", 0)))
         x = processor(text=PROMPT.format(question="is there a red cross?"), images=picture, return_tensors="pt")
         out = model.generate(**x, max_new_tokens=3, do_sample=False)
         assert x["input_ids"].shape[1] < out.shape[1] <= x["input_ids"].shape[1] + 3
@@ -122,7 +122,7 @@ class TestTokenizer:
         texts = [DESCRIBE]
         for i in range(400):
             scene = scenes.draw_scene("words", i)
-            asked = [scenes.ask(scene, family, scenes.Stream("words", i)) for family in scenes.FAMILIES]
+            asked = [scenes.pose_question(scene, family, scenes.Stream("words", i)) for family in scenes.FAMILIES]
             texts += [text for question in asked for text in (question.text, question.answer)]
             texts.append(scenes.describe(scene))
             texts.append("a photo with " + " and ".join(f"a {t.size} {t.color} {t.shape}" for t in scene.things))

@@ -59,7 +59,7 @@ class TestSelect:
         made = policy()
         x = made.observe(ENCODED)
         logits, read = made.survey(x)
-        choice = choose(made.net.chances(read).sigmoid(), torch.tensor(BUDGETS), 1.0)
+        choice = choose(made.net.budget_logits(read).sigmoid(), torch.tensor(BUDGETS), 1.0)
         keep = Adaptive(made).select(ENCODED, 0.15).keep
         assert len(set(choice.tolist())) > 1
         for row, number in enumerate(choice.tolist()):

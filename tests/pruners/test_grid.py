@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tprl.pruners.grid import centres, layout, spread_order, table, windows
+from tprl.pruners.grid import centres, grid_table, layout, spread_order, windows
 
 GRIDS = [(12, 12), (24, 24), (6, 9), (9, 6), (1, 7), (7, 1), (2, 30), (1, 1), (5, 7)]
 
@@ -88,5 +88,5 @@ def test_spread_order_is_farthest_point_order():
 
 
 def test_table_fills_rows_by_shape():
-    out = table([(2,), (3,), (2,)], lambda n: torch.arange(n) + 1, torch.zeros(3, 4))
+    out = grid_table([(2,), (3,), (2,)], lambda n: torch.arange(n) + 1, torch.zeros(3, 4))
     assert out.tolist() == [[1, 2, 0, 0], [1, 2, 3, 0], [1, 2, 0, 0]]

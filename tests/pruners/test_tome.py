@@ -26,7 +26,7 @@ from tprl.lvlm.llava import Llava
 from tprl.pruners.bipartite import clipped, merged_tower, schedule
 from tprl.pruners.tome import ToMePruner
 from tprl.scoring.scorer import Scorer
-from tprl.types import Block, Encoded, Tower
+from tprl.types import Encoded, Tower, TowerBlock
 
 EXTRAS = ToMePruner.extras
 Plain = dict[str, Any]  # a token: x [C], the patches in it, and the patch at whose place it stands (-1: CLS)
@@ -282,7 +282,7 @@ class TestOnTheStockModel:
         found = lvlm.project(tokens.x[:, int(seen.tower.cls is not None) :])
         torch.testing.assert_close(found, torch.stack(list(stock.pooler_output)), atol=1e-5, rtol=1e-5)
         assert len(seen.tower.blocks) == lvlm.model.config.vision_config.num_hidden_layers - 1
-        assert all(isinstance(block, Block) for block in seen.tower.blocks)
+        assert all(isinstance(block, TowerBlock) for block in seen.tower.blocks)
         assert (seen.tower.cls is None) == (make is siglip)
 
     @torch.no_grad()

@@ -16,8 +16,8 @@ from tprl.evaluation.statistics import Interval
 from tprl.report import figures
 from tprl.report.evaluation import Paired, write_report
 from tprl.report.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
-from tprl.report.page import Entry, page_table
-from tprl.report.spread import Spread
+from tprl.report.page import TableEntry, page_table
+from tprl.report.spread import TokenSpread
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "link"}
 NAMES = ("random", "uniform", "pooling", "cls_attention", "vispruner", "divprune", "mlp", "tprl_lfd", "tprl", "<new>")
@@ -133,7 +133,7 @@ def write(path: Path, items: int = 3, **options: object) -> str:
         "gallery": gallery(items),
         "guided": guided(),
         "spreads": [
-            Spread("tprl_adaptive", ratio, group, 100, 20.0, (4.0, 8.0, 12.0, 24.0, 48.0))
+            TokenSpread("tprl_adaptive", ratio, group, 100, 20.0, (4.0, 8.0, 12.0, 24.0, 48.0))
             for ratio in RATIOS
             for group in ("count", "<relation>", "easy")
         ],
@@ -304,13 +304,13 @@ def test_a_number_and_its_percent_sign_stay_together(text: str) -> None:
 
 
 def test_the_hint_goes_by_what_the_entries_hold() -> None:
-    def hinted(columns: int, entry: Entry) -> bool:
+    def hinted(columns: int, entry: TableEntry) -> bool:
         return page_table("c", ["11.1 %"] * columns, ["tprl"], lambda name, i: entry).scrolls
 
-    wide = Entry("+3.0", ("+12.3 to +14.5, p < 0.001",))
+    wide = TableEntry("+3.0", ("+12.3 to +14.5, p < 0.001",))
     assert hinted(2, wide)
     assert not hinted(1, wide)
-    assert not hinted(4, Entry("87.3", bold=True))
+    assert not hinted(4, TableEntry("87.3", bold=True))
 
 
 def test_both_colour_schemes_define_every_colour(text: str) -> None:

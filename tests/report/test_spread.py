@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tprl.evaluation.results import SampleRow
-from tprl.report.spread import QUANTILES, spread_section, spreads
+from tprl.report.spread import QUANTILES, spread_section, token_spreads
 
 
 def sample(i: int, pruner: str, ratio: float | None, score: float, kept: int, seed: int = 0) -> SampleRow:
@@ -20,7 +20,7 @@ ROWS = [
 
 
 def test_only_adaptive_pruners_by_family_and_difficulty() -> None:
-    found = {(one.group, one.pruner, one.keep_ratio): one for one in spreads(ROWS)}
+    found = {(one.group, one.pruner, one.keep_ratio): one for one in token_spreads(ROWS)}
     assert {key[0] for key in found} == {"attribute", "count", "easy", "hard"}
     assert {key[1:] for key in found} == {("tprl_adaptive", 0.2)}
     hard = found["hard", "tprl_adaptive", 0.2]
@@ -33,17 +33,17 @@ def test_only_adaptive_pruners_by_family_and_difficulty() -> None:
 def test_difficulty_is_that_of_the_same_seed() -> None:
     rows = [sample(0, "a", 0.1, float(seed), 5, seed) for seed in (0, 1)]
     rows += [sample(0, "a_adaptive", 0.1, 1.0, 20 + seed, seed) for seed in (0, 1)]
-    found = {one.group: one.mean for one in spreads(rows)}
+    found = {one.group: one.mean for one in token_spreads(rows)}
     assert (found["hard"], found["easy"]) == (20, 21)
 
 
 def test_without_the_exact_mode_there_is_nothing_to_compare_with() -> None:
-    assert spreads([row for row in ROWS if row.pruner != "tprl"]) == []
+    assert token_spreads([row for row in ROWS if row.pruner != "tprl"]) == []
     assert spread_section([], ["tprl"]) is None
 
 
 def test_the_section_names_every_group_and_its_mean() -> None:
-    section = spread_section(spreads(ROWS), ["tprl", "tprl_adaptive"])
+    section = spread_section(token_spreads(ROWS), ["tprl", "tprl_adaptive"])
     assert section is not None
     assert section.heading == "How many tokens each question gets"
     ((text,),) = (figure["drawings"] for figure in section.values["figures"])

@@ -72,7 +72,7 @@ def test_questions_that_need_tokens_get_them() -> None:
     chance = torch.where(hard.unsqueeze(1), torch.tensor([0.1, 0.1, 0.9]), torch.tensor([0.9, 0.9, 0.9]))
     module._score = lambda: (read, chance)  # type: ignore[method-assign]
     fit(module)
-    forecast = pruner.net.chances(read).sigmoid()
+    forecast = pruner.net.budget_logits(read).sigmoid()
     chosen = choose(forecast, torch.tensor(BUDGETS), 1.0)
     assert (chosen[hard] == 2).float().mean() > 0.95
     assert (chosen[~hard] == 0).float().mean() > 0.95

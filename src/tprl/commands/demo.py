@@ -14,7 +14,7 @@ from tprl.commands.entry import chosen
 from tprl.commands.evaluate import make_dataset, start, with_run_config
 from tprl.commands.options import checked
 from tprl.data.benchmark import nothing_left, take
-from tprl.demo.compare import AnyPruner, compare
+from tprl.demo.compare import AnyPruner, compare_pruners
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import check_cost
 from tprl.lvlm.frozen import FrozenLVLM
@@ -57,7 +57,7 @@ def demo(cfg: DictConfig, directory: Path) -> Path:
     if not examples:
         raise UserError(f"dataset {dataset.name} has no question about one image to begin with: choose another.")
     name, first = next(iter(pruners.items()))
-    begin = compare(lvlm, {name: first}, examples[0].image, examples[0].questions[0], cfg.keep_ratio)
+    begin = compare_pruners(lvlm, {name: first}, examples[0].image, examples[0].questions[0], cfg.keep_ratio)
     serve(make_page(lvlm, pruners, examples, begin, cfg.keep_ratio), cfg.host, cfg.port, cfg.share)
     return directory
 

@@ -27,7 +27,7 @@ from tprl.data.benchmark import nothing_left, take
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation import analysis
-from tprl.evaluation.compare import compare, report
+from tprl.evaluation.compare import compare_runs, write_comparison
 from tprl.evaluation.entries import (
     check_names,
     compared_entries,
@@ -148,7 +148,7 @@ def _latency(cfg: DictConfig, directory: Path) -> Path:
     check_entries(entries, lvlm)
     with Progress("latency") as tick:
         found = measure(lvlm, entries, setting, tick=tick)
-    latency.report(found, lvlm, setting, directory)
+    latency.write_latency(found, lvlm, setting, directory)
     return directory
 
 
@@ -208,9 +208,9 @@ def _compare(runs: Any, cfg: DictConfig, directory: Path) -> Path:
         raise UserError(
             f"compare={runs} is not two runs: write compare=[<run>,<run>] or compare=[<run>:<arm>,<run>:<arm>]."
         )
-    found = compare(*pair)
+    found = compare_runs(*pair)
     start(cfg, directory)
-    report(found, directory)
+    write_comparison(found, directory)
     return directory
 
 
@@ -269,7 +269,7 @@ def evaluate_entries(
     made = Origin(facts, _commands(cfg), OmegaConf.to_yaml(cfg, resolve=True))
     metric = _headline_metric(dataset)
     title = sweep.title(swept, rows) if swept else f"{main.name} on {dataset.name} with {lvlm.name}"
-    sentence = analysis.headline(rows, numbers.differences, main.name)
+    sentence = analysis.evaluation_headline(rows, numbers.differences, main.name)
     write_report(
         directory / "report.html",
         title=title,

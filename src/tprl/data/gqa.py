@@ -56,9 +56,9 @@ class GQA(Benchmark):
         return (text_of(row["answer"], "no answer"),)
 
     def score(self, sample: Sample, prediction: str) -> float:
-        return float(plain(prediction) == plain(sample.answers[0]))
+        return float(plain_answer(prediction) == plain_answer(sample.answers[0]))
 
 
-def plain(text: str) -> str:
+def plain_answer(text: str) -> str:
     """Lower case, without punctuation and outer spaces."""
     return text.lower().translate(_PUNCTUATION).strip()

@@ -98,7 +98,7 @@ class Scene(NamedTuple):
 
     @property
     def pixels(self) -> np.ndarray:
-        return render(self)
+        return scene_pixels(self)
 
 
 def draw_scene(*key: object) -> Scene:
@@ -120,7 +120,7 @@ def draw_scene(*key: object) -> Scene:
     return Scene(key, tuple(things))
 
 
-def inside(thing: Thing) -> np.ndarray:
+def pixels_inside(thing: Thing) -> np.ndarray:
     """[SIDE SIDE] True on the pixels of an object; doubled integer coordinates, pixel centres."""
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     dx, dy, h = np.abs(2 * x + 1 - 2 * thing.x), 2 * y + 1 - 2 * thing.y, 2 * thing.half
@@ -136,7 +136,7 @@ def inside(thing: Thing) -> np.ndarray:
             return ((dx <= bar) & (np.abs(dy) <= h)) | ((np.abs(dy) <= bar) & (dx <= h))
 
 
-def render(scene: Scene) -> np.ndarray:
+def scene_pixels(scene: Scene) -> np.ndarray:
     """[SIDE SIDE 3] uint8 pixels: tinted value noise, stripes, shaded objects, then sensor noise over everything."""
     stream = Stream("pixels", *scene.key)
     base = stream.integer(95, 150) + stream.integers(-14, 14, (1, 1, 3))
@@ -153,12 +153,12 @@ def render(scene: Scene) -> np.ndarray:
     for thing in scene.things:
         tint = np.array(COLORS[thing.color]) + stream.integers(-16, 16, (3,))
         shade = (stream.integer(-2, 2) * (x - thing.x) + stream.integer(-2, 2) * (y - thing.y))[..., None]
-        image = np.where(inside(thing)[..., None], tint + shade, image)
+        image = np.where(pixels_inside(thing)[..., None], tint + shade, image)
     image = image + stream.integers(-13, 13, (SIDE, SIDE, 3))
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def ask(scene: Scene, family: str, stream: Stream) -> Question:
+def pose_question(scene: Scene, family: str, stream: Stream) -> Question:
     """One question of the family about the scene."""
     return _ASK[family](scene.things, stream)
 
@@ -166,10 +166,10 @@ def ask(scene: Scene, family: str, stream: Stream) -> Question:
 def describe(scene: Scene) -> str:
     """Every object with its box, in raster order of the centres: the caption that teaches to read visual tokens."""
     ordered = sorted(scene.things, key=lambda t: (t.y, t.x))
-    return " , ".join(f"{t.size} {t.color} {t.shape} {box_text(t.box)}" for t in ordered)
+    return " , ".join(f"{t.size} {t.color} {t.shape} {corners_text(t.box)}" for t in ordered)
 
 
-def box_text(box: Box) -> str:
+def corners_text(box: Box) -> str:
     """A box as the answer text: four integers, pixels."""
     return " ".join(str(int(v)) for v in box)
 
@@ -243,7 +243,7 @@ def _relation(things: Sequence[Thing], stream: Stream) -> Question:
 
 def _grounding(things: Sequence[Thing], stream: Stream) -> Question:
     thing = stream.choice(things)
-    return Question("grounding", f"where is the {_name(thing)}?", box_text(thing.box), thing.box, (thing.box,))
+    return Question("grounding", f"where is the {_name(thing)}?", corners_text(thing.box), thing.box, (thing.box,))
 
 
 _ASK = {
@@ -300,7 +300,7 @@ class Scenes:
         image, slot = divmod(index, len(self.families))
         family = self.families[slot]
         scene, picture = _scene(*self._key, image)
-        question = ask(scene, family, Stream("question", *self._key, image, family))
+        question = pose_question(scene, family, Stream("question", *self._key, image, family))
         uid = f"scenes/{self.split}/{image}/{family}"
         if self._key[1]:
             uid = f"scenes/{self.split}-{self._key[1]}/{image}/{family}"
@@ -325,4 +325,4 @@ class Scenes:
 @lru_cache(maxsize=256)
 def _scene(*key: object) -> tuple[Scene, Image.Image]:
     scene = draw_scene("scenes", *key)
-    return scene, Image.fromarray(render(scene))
+    return scene, Image.fromarray(scene_pixels(scene))

@@ -145,7 +145,7 @@ class Screens(Grounding):
 
     def score(self, sample: Sample, prediction: str) -> float:
         if sample.box is None:
-            return float(plain(prediction) in {plain(answer) for answer in sample.answers})
+            return float(comparable_answer(prediction) in {comparable_answer(answer) for answer in sample.answers})
         place = self.place_in(prediction, sample.images[0])
         return float(place is not None and inside(place, sample.box))
 
@@ -187,7 +187,7 @@ class Screens(Grounding):
         return numbers
 
 
-def plain(answer: str) -> str:
+def comparable_answer(answer: str) -> str:
     """An answer as it is compared."""
     return answer.strip().strip("\"'").rstrip(".").strip().lower()
 

@@ -21,7 +21,7 @@ STEP = 40  # between neighbouring kinds and values in a colour channel
 SPLITS = {"train": 60_000, "val": 600, "test": 1_200}  # questions
 
 
-class Cell(NamedTuple):
+class ToyCell(NamedTuple):
     """What a colour says: index of the kind and of its value, -1 where the cell is noise; `shade` only varies."""
 
     kind: int
@@ -81,17 +81,17 @@ def cell_box(index: int) -> Box:
     return (x, y, x + CELL, y + CELL)
 
 
-def read_cells(image: Image.Image) -> list[Cell]:
+def read_cells(image: Image.Image) -> list[ToyCell]:
     """The cells of a picture in raster order, from its pixels."""
     colours = np.asarray(image)[CELL // 2 :: CELL, CELL // 2 :: CELL].reshape(-1, 3).tolist()
-    return [Cell(r // STEP - 1, g // STEP - 1, b) for r, g, b in colours]
+    return [ToyCell(r // STEP - 1, g // STEP - 1, b) for r, g, b in colours]
 
 
 @lru_cache(maxsize=256)
-def _picture(key: str) -> tuple[Image.Image, list[Cell]]:
+def _picture(key: str) -> tuple[Image.Image, list[ToyCell]]:
     draw = random.Random(f"toy/{key}")
-    cells = [Cell(kind, draw.randrange(len(VALUES)), draw.randrange(256)) for kind in range(len(KINDS))]
-    cells += [Cell(-1, -1, draw.randrange(256)) for _ in range(ROWS * COLUMNS - len(KINDS))]
+    cells = [ToyCell(kind, draw.randrange(len(VALUES)), draw.randrange(256)) for kind in range(len(KINDS))]
+    cells += [ToyCell(-1, -1, draw.randrange(256)) for _ in range(ROWS * COLUMNS - len(KINDS))]
     draw.shuffle(cells)
     colours = [((c.kind + 1) * STEP, (c.value + 1) * STEP, c.shade) for c in cells]
     grid = np.array(colours, dtype=np.uint8).reshape(ROWS, COLUMNS, 3)

@@ -69,7 +69,8 @@ def _card(comparison: Comparison, result: Result) -> str:
     answer = f"“{escape(result.answer)}”" if result.answer else "(no words)"
     return (
         f'<section class="card" aria-label="{title}"><h3>{title}</h3>{_kept(comparison, result)}'
-        f'<p class="said">{answer}</p>{verdict}{_numbers(comparison, result)}{_probability(comparison, result)}</section>'
+        f'<p class="said">{answer}</p>{verdict}{_numbers(comparison, result)}'
+        f"{_probability(comparison, result)}</section>"
     )
 
 
@@ -95,7 +96,8 @@ def _kept(comparison: Comparison, result: Result) -> str:
         alt = "The whole image: tokens are merged, or dropped between layers"
         return _figure(figures.plain_picture(comparison.image, SIDE), alt)
     return _figure(
-        figures.mask_picture(comparison.image, result.keep, SIDE), f"{int(result.keep.sum())} of {result.keep.size} patches kept"
+        figures.mask_picture(comparison.image, result.keep, SIDE),
+        f"{int(result.keep.sum())} of {result.keep.size} patches kept",
     )
 
 

@@ -59,7 +59,7 @@ class Comparison:
     pruned: tuple[Result, ...]
 
 
-def compare(
+def compare_pruners(
     lvlm: FrozenLVLM,
     pruners: Mapping[str, AnyPruner],
     source: str | Path | Image.Image | None,

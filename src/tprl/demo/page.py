@@ -9,7 +9,7 @@ from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from tprl.demo.cards import STYLE, cards
-from tprl.demo.compare import MAX_CHARACTERS, AnyPruner, Comparison, compare
+from tprl.demo.compare import MAX_CHARACTERS, AnyPruner, Comparison, compare_pruners
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.types import Sample
@@ -66,7 +66,7 @@ def make_page(
     def answer(image: str | None, question: str | None, names: Sequence[str] | None, ratio: float) -> str:
         try:
             chosen = {name: pruners[name] for name in names or ()}
-            return cards(compare(lvlm, chosen, image, question or "", float(ratio)))
+            return cards(compare_pruners(lvlm, chosen, image, question or "", float(ratio)))
         except UserError as error:
             raise gr.Error(str(error), title="Not answered", print_exception=False) from error
 

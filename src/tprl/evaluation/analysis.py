@@ -68,7 +68,7 @@ def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
     return out
 
 
-def opened(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[Row]:
+def with_open_sides(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[Row]:
     """The rows as tables show them; `results.csv` keeps what the bootstrap over images gave each seed.
 
     The accuracies of an arm of several seeds get, in all its rows, the one interval over images and seeds (around the
@@ -77,7 +77,9 @@ def opened(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[Row]:
     arms: dict[tuple[str, float | None, str], Scores] = {}
     for sample in samples:
         for metric in ("accuracy", f"accuracy/{sample.family}"):
-            arms.setdefault((sample.pruner, sample.keep_ratio, metric), {}).setdefault(sample.seed, {})[sample.uid] = sample.score
+            arms.setdefault((sample.pruner, sample.keep_ratio, metric), {}).setdefault(sample.seed, {})[sample.uid] = (
+                sample.score
+            )
     pooled = {key: _over_seeds(arm) for key, arm in arms.items()}
     out = []
     for row in rows:
@@ -300,7 +302,7 @@ def _mixed(samples: Sequence[Sample], failed: Sequence[bool], items: int) -> lis
     return chosen
 
 
-def headline(rows: Sequence[Row], differences: Sequence[Paired], pruner: str) -> str:
+def evaluation_headline(rows: Sequence[Row], differences: Sequence[Paired], pruner: str) -> str:
     """The finding in one sentence, with the numbers of the table."""
     cells = grid(rows)
     full = next(iter(cells.get(FULL, {}).values()), None)
@@ -335,8 +337,8 @@ def guided_line(guided: Guided) -> str:
     """`Guided` in one sentence."""
     return (
         f"guided by the question at {ratio_label(guided.keep_ratio)}: two questions about one image share "
-        f"{guided.overlap:.0%} of the kept tokens (chance {guided.chance:.0%}); accuracy {guided.accuracy.mean:.1%}, with "
-        f"the questions shuffled {guided.shuffled.mean:.1%} ({guided.questions} questions)"
+        f"{guided.overlap:.0%} of the kept tokens (chance {guided.chance:.0%}); accuracy {guided.accuracy.mean:.1%}, "
+        f"with the questions shuffled {guided.shuffled.mean:.1%} ({guided.questions} questions)"
     )
 
 

@@ -36,7 +36,7 @@ class Compared:
     p_value: float
 
 
-def compare(a: str, b: str) -> list[Compared]:
+def compare_runs(a: str, b: str) -> list[Compared]:
     """Compare runs that hold a `samples.jsonl`; `<run>:<arm>` names one of its pruners.
 
     Without arms, those of one name in both are compared; two runs of one arm each are compared whatever these are
@@ -106,7 +106,7 @@ def _pair(x: str, y: str, ratio: float | None, ours: Scores, baseline: Scores) -
     return Compared(x, y, ratio, len(uids), *means, *map(float, difference(ours, baseline, uids)))
 
 
-def table(compared: Sequence[Compared]) -> Table:
+def comparison_table(compared: Sequence[Compared]) -> Table:
     """Percent; the difference is in points."""
     out = Table(title="a - b, score (%)", box=box.ASCII2, title_justify="left")
     for heading in ("a", "b", "keep ratio", "questions", "score a", "score b", "difference [95 %]", "p"):
@@ -121,11 +121,11 @@ def table(compared: Sequence[Compared]) -> Table:
     return out
 
 
-def report(compared: Sequence[Compared], directory: Path) -> None:
+def write_comparison(compared: Sequence[Compared], directory: Path) -> None:
     """Print the table and write `compare.csv`."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(asdict(compared[0])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(map(asdict, compared))
     write_atomic(directory / "compare.csv", out.getvalue())
-    Console(width=160, color_system=None, highlight=False).print(table(compared))
+    Console(width=160, color_system=None, highlight=False).print(comparison_table(compared))

@@ -88,7 +88,9 @@ def read_sweep(directory: Path, keep_ratios: Sequence[float], same: Sequence[str
         except UserError as error:
             left_out.append(Job(job.folder, job.settings, str(error)))
     if not pruners:
-        raise UserError(f"sweep={directory} has no finished run: {'; '.join(explain(job, keys) for job in left_out)}")
+        raise UserError(
+            f"sweep={directory} has no finished run: {'; '.join(why_missing(job, keys) for job in left_out)}"
+        )
     _check_same(directory, list(pruners), same)
     arms: dict[str, Arm] = {}
     entries: list[Entry] = []
@@ -126,7 +128,7 @@ def find_jobs(directory: Path) -> list[Job]:
     return jobs
 
 
-def explain(job: Job, keys: Sequence[str]) -> str:
+def why_missing(job: Job, keys: Sequence[str]) -> str:
     """A line about a job that is left out, with its settings of these keys."""
     what = " ".join(f"{key}={job.settings[key]}" for key in keys if key in job.settings)
     where = "" if job.folder is None else f"{job.folder}: "

@@ -65,7 +65,7 @@ def workspace(entity: str, project: str) -> Any:
     return ws.Workspace(entity=entity, project=project, name="TPRL", sections=sections)
 
 
-def report(entity: str, project: str) -> Any:
+def dashboard_report(entity: str, project: str) -> Any:
     """The same charts of all runs of the project, with a sentence on each group."""
     _, wr = _library()
     about = {
@@ -113,7 +113,10 @@ def create(project: str, entity: str | None = None) -> list[str]:
 
     try:
         owner = entity or str(wandb.Api().default_entity)
-        pages = [report(owner, project).save(), workspace(owner, project).save()]  # the report makes the project
+        pages = [
+            dashboard_report(owner, project).save(),
+            workspace(owner, project).save(),
+        ]  # the report makes the project
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"W&B did not take the dashboard of project {project} ({why}).") from error

@@ -77,7 +77,7 @@ class PrunedModel(lmms):
         self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
         keep_ratio = 1.0 if pruner == "keep_all" and keep_ratio is None else keep_ratio
         ratio = None if keep_ratio is None else check_keep_ratio(keep_ratio)
-        chosen = find_pruner(str(pruner))
+        chosen = named_pruner(str(pruner))
         self.lvlm = load_lvlm(pretrained, model, device=str(place), **options)
         self.pruning = prune(self.lvlm.model, chosen, ratio, processor=self.lvlm.processor)
         self.device = self.lvlm.device
@@ -126,7 +126,9 @@ class PrunedModel(lmms):
         visuals = (doc_to_visual(self.task_dict[task][split][doc_id]) if doc_to_visual else None) or []
         for visual in visuals:
             if not isinstance(visual, Image.Image):
-                raise UserError(f"{task} shows a {type(visual).__name__}, and only images are pruned: leave the task out.")
+                raise UserError(
+                    f"{task} shows a {type(visual).__name__}, and only images are pruned: leave the task out."
+                )
         question = context.replace(IMAGE, "").strip() if IMAGE in context else context
         try:
             images = tuple(read_picture(image, max_pixels=None).image for image in visuals)
@@ -200,7 +202,7 @@ def family(pretrained: str) -> str:
     return next((name for name in fitting if _yaml(name)["pretrained"] == pretrained), fitting[0])
 
 
-def find_pruner(name: str) -> str | LearnedPruner:
+def named_pruner(name: str) -> str | LearnedPruner:
     """A name of conf/pruner as it is, else the saved pruner.
 
     Raises:

@@ -47,7 +47,7 @@ def micro_batches(prompt: Prompt, size: int) -> Iterator[tuple[Int[Tensor, " R"]
         yield rows, prompt.rows(rows, int(lengths[rows].max()))
 
 
-def in_memory(method: Callable[..., Any]) -> Callable[..., Any]:
+def retry_smaller(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method of a frozen model on a prompt, without gradients. Where GPU memory ends it starts again with half the
     `micro_batch`, which stays: results do not depend on it.
 

@@ -64,7 +64,9 @@ class ClipText:
         model, _ = self._parts
         width = max(map(len, segments))
         ids = torch.tensor([segment + [0] * (width - len(segment)) for segment in segments], device=self.device)
-        mask = torch.tensor([[1] * len(segment) + [0] * (width - len(segment)) for segment in segments], device=self.device)
+        mask = torch.tensor(
+            [[1] * len(segment) + [0] * (width - len(segment)) for segment in segments], device=self.device
+        )
         hidden = model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state
         # CLIP reads a text at its end token; the last token of a segment that has none.
         end = (ids == model.config.text_config.eos_token_id) & mask.bool()

@@ -19,11 +19,11 @@ from tprl.lvlm.batching import (
     axes,
     check_placeholders,
     check_template,
-    in_memory,
     input_uids,
     micro_batches,
     pick_images,
     question_texts,
+    retry_smaller,
     shown_images,
     unique_images,
 )
@@ -32,7 +32,7 @@ from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.overflow import check_seen, watched
 from tprl.lvlm.prompting import Prompting
-from tprl.lvlm.reading import Reading
+from tprl.lvlm.reading import AnswerReading
 from tprl.lvlm.regions import region_rank
 from tprl.lvlm.shapes import REFUSALS, ReadsShapes
 from tprl.lvlm.texts import question_mask
@@ -42,7 +42,7 @@ from tprl.types import Encoded, Prompt, Sample, columns_of
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
-class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
+class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
 
     It sees and writes here, words its prompts in `Prompting` and reads answers in `Reading`; `ReadsShapes` says which
@@ -289,7 +289,9 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
             deep[b, at[b, v]] = spread(seen.deep)[b, v].to(embeds)
         visual_at, visual_mask = columns_of(visual)
         counts = [int((~kind).sum()) for kind in kinds]
-        image_of = [torch.tensor([j for j, i in enumerate(row) for _ in range(counts[i])]).long() for row in occurrences]
+        image_of = [
+            torch.tensor([j for j, i in enumerate(row) for _ in range(counts[i])]).long() for row in occurrences
+        ]
         return Encoded(
             uids=tuple(uids),
             input_ids=ids,
@@ -323,7 +325,7 @@ class FrozenLVLM(Prompting, Reading, ReadsShapes, ABC):
 
     # --- answer ------------------------------------------------------------------------------------------------
 
-    @in_memory
+    @retry_smaller
     def answer(self, prompt: Prompt, plan: LayerPlan | None = None) -> list[str]:
         """Greedy answers; with a plan, layers of the language model drop tokens of the unpruned prompt."""
         texts = [""] * len(prompt.uids)

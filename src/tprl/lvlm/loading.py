@@ -85,7 +85,10 @@ class Placement:
                 "8bit": {"load_in_8bit": True},
                 "4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": self.dtype},
             }
-            arguments |= {"quantization_config": BitsAndBytesConfig(**kind[self.load_in]), "device_map": {"": self.device}}
+            arguments |= {
+                "quantization_config": BitsAndBytesConfig(**kind[self.load_in]),
+                "device_map": {"": self.device},
+            }
         if self.shard:
             memory = None if self.max_memory is None else dict(self.max_memory)  # accelerate writes into it
             arguments |= {"device_map": "auto", "max_memory": memory, "offload_folder": self.offload_folder}

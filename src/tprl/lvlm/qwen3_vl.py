@@ -74,7 +74,9 @@ class Qwen3VL(Qwen25VL):
             nonlocal done
             rows, columns, _ = kwargs["inputs_embeds"].shape
             copies = rows // len(visual)  # beams
-            columns_now, features = (part[:, done : done + columns].repeat_interleave(copies, 0) for part in (visual, deep))
+            columns_now, features = (
+                part[:, done : done + columns].repeat_interleave(copies, 0) for part in (visual, deep)
+            )
             done += columns
             if columns_now.any():
                 kwargs["visual_pos_masks"] = pad(columns_now, (0, columns - columns_now.shape[1]))

@@ -13,16 +13,16 @@ from tprl.lvlm.batching import (
     axes,
     divergence,
     gate_bias,
-    in_memory,
     mean_log_prob,
     micro_batches,
+    retry_smaller,
 )
 from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.overflow import check_rows, finite_logits
 from tprl.types import Encoded, Prompt
 
 
-class Reading:
+class AnswerReading:
     """The half of `FrozenLVLM` that reads answers; the other half sees, renders and writes."""
 
     name: str
@@ -32,7 +32,7 @@ class Reading:
     micro_batch: int
     deepstack: Callable[..., AbstractContextManager[None]]
 
-    @in_memory
+    @retry_smaller
     def score(
         self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
     ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
@@ -45,7 +45,7 @@ class Reading:
             exact[rows] = ((logits.argmax(-1) == ids) | (ids < 0)).all(1)
         return log_probs, exact
 
-    @in_memory
+    @retry_smaller
     def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
         """Log-probabilities of every vocabulary entry at each token of the answers (end token included),
         teacher-forced; nan where an answer is shorter."""
@@ -56,7 +56,7 @@ class Reading:
             log_probs[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
         return log_probs
 
-    @in_memory
+    @retry_smaller
     def divergence(
         self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:

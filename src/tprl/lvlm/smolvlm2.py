@@ -134,7 +134,9 @@ class SmolVLM2(FrozenLVLM):
         counts = real.sum(1).tolist()
         features = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
-            features["cls_attention"] = self._attention(modules["cls_attention"], calls["cls_attention"], pixel_mask[real])
+            features["cls_attention"] = self._attention(
+                modules["cls_attention"], calls["cls_attention"], pixel_mask[real]
+            )
         # One tensor per tile in transformers 5.18, one per prompt in 5.23.
         tokens = torch.cat(list(out.pooler_output)).split([count * side**2 for count in counts])
         return Seen(

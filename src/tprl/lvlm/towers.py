@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
 
 class StockBlock:
-    """A block of a CLIP or SigLIP tower of transformers, as `types.Block`; on SDPA, whatever the tower runs on.
+    """A block of a CLIP or SigLIP tower of transformers, as `types.TowerBlock`; on SDPA, whatever the tower runs on.
 
     Of a tower that is spread over devices, each module moves its input to its own; results come back to that of x.
     """

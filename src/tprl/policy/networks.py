@@ -35,7 +35,7 @@ class PolicyInput(NamedTuple):
         )
 
 
-class Reading(NamedTuple):
+class StateFeatures(NamedTuple):
     """What the encoder makes of a state; the heads read it."""
 
     tokens: Float[Tensor, "B N W"]  # the alive tokens
@@ -63,7 +63,7 @@ class PolicyNet(nn.Module):
         max_steps: largest number of pruning steps; the step index is embedded.
         query: "tokens" lets visual tokens attend to every word, "pooled" to their mean, "none" hides the question.
         positions: add a projection of sines and cosines of each token's place in its image.
-        budgets: outputs of the budget head (see `chances`); 0 for none.
+        budgets: outputs of the budget head (see `budget_logits`); 0 for none.
 
     Raises:
         UserError: `width` is not a multiple of `heads`, or `query` is unknown.
@@ -95,7 +95,7 @@ class PolicyNet(nn.Module):
         self.step = nn.Embedding(max_steps, width)
         self.ratio = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
         self.kind = nn.Parameter(torch.zeros(2, width))  # tells visual tokens from words
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
         self.policy_head = Head(width)
         self.value_head = Head(width)
         self._initialise()
@@ -104,7 +104,7 @@ class PolicyNet(nn.Module):
             self.add_budget_head(budgets)
 
     def add_budget_head(self, budgets: int) -> None:
-        """A fresh head for `chances`; the rest stays."""
+        """A fresh head for `budget_logits`; the rest stays."""
         width = self.kind.shape[1]
         layers = nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, budgets)
         self.budget_head = nn.Sequential(*layers).to(self.kind.device)
@@ -120,7 +120,9 @@ class PolicyNet(nn.Module):
         read = self.read(x, alive, step, keep_ratio)
         return self.keep_logits(read, alive), self.value_head(_mean(read.tokens, read.valid)).float()
 
-    def read(self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]) -> Reading:
+    def read(
+        self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]
+    ) -> StateFeatures:
         """The encoder's outputs.
 
         Raises:
@@ -138,14 +140,14 @@ class PolicyNet(nn.Module):
         everything = everything + condition.unsqueeze(1)
         for block in self.blocks:
             everything = block(everything, keys)
-        return Reading(everything[:, : at.shape[1]], at, valid, everything[:, at.shape[1] :], word_mask)
+        return StateFeatures(everything[:, : at.shape[1]], at, valid, everything[:, at.shape[1] :], word_mask)
 
-    def keep_logits(self, read: Reading, alive: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+    def keep_logits(self, read: StateFeatures, alive: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """One logit per token, 0 where not alive."""
         logits = self.policy_head(read.tokens).masked_fill(~read.valid, 0.0)
         return torch.zeros_like(alive, dtype=logits.dtype).scatter(1, read.at, logits).float()
 
-    def chances(self, gist: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
+    def budget_logits(self, gist: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
         """Log-odds that the answer survives each of K budgets, from the `gist` of a reading."""
         assert self.budget_head is not None
         return self.budget_head(gist).float()
@@ -183,7 +185,7 @@ class PolicyNet(nn.Module):
         nn.init.orthogonal_(self.value_head.out.weight, 1.0)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm transformer block. Written out because `nn.TransformerEncoderLayer` switches to another kernel under
     no_grad, and the log-probabilities of rollout and update must be the same numbers."""
 
@@ -215,7 +217,7 @@ class Head(nn.Module):
         return self.out(self.norm(x + self.mlp(x))).squeeze(-1)
 
 
-def gist(read: Reading) -> Float[Tensor, "B F"]:
+def gist(read: StateFeatures) -> Float[Tensor, "B F"]:
     """The mean token beside the mean word: F = 2 W."""
     return torch.cat([_mean(read.tokens, read.valid), _mean(read.words, read.word_mask)], 1)
 

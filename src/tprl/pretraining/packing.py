@@ -87,7 +87,7 @@ class PackStream(IterableDataset[Pack]):
         images = self.language_batch if with_text else self.vision_batch
         drawn = [scenes.draw_scene("pretrain", self.seed, step, i) for i in range(images)]
         pixels = self.processor.image_processor(
-            [scenes.render(scene) for scene in drawn], return_tensors="pt", input_data_format="channels_last"
+            [scenes.scene_pixels(scene) for scene in drawn], return_tensors="pt", input_data_format="channels_last"
         )["pixel_values"]
         labels = [self._patch_labels(scene) for scene in drawn]
         stream = scenes.Stream("pack", self.seed, step)
@@ -116,7 +116,7 @@ class PackStream(IterableDataset[Pack]):
         return "<s> a photo with " + " and ".join(names) + " </s>"
 
     def _questions(self, scene: scenes.Scene, stream: scenes.Stream) -> list[scenes.Question]:
-        return [scenes.ask(scene, name, stream) for name in scenes.FAMILIES for _ in range(self.questions)]
+        return [scenes.pose_question(scene, name, stream) for name in scenes.FAMILIES for _ in range(self.questions)]
 
     def _segments(
         self, scene: scenes.Scene, asked: list[scenes.Question], described: bool
@@ -130,7 +130,7 @@ class PackStream(IterableDataset[Pack]):
     def _patch_labels(self, scene: scenes.Scene) -> dict[str, Tensor]:
         """Labels of every patch: the object that owns most of its pixels, if at least a sixth of the patch."""
         cells, p = scenes.SIDE // self.patch, self.patch
-        masks = np.stack([scenes.inside(thing) for thing in scene.things])
+        masks = np.stack([scenes.pixels_inside(thing) for thing in scene.things])
         share = masks.reshape(len(masks), cells, p, cells, p).sum((2, 4)).reshape(len(masks), -1)
         owner = np.where(share.max(0) * 6 >= p * p, share.argmax(0) + 1, 0)
         table = [(0, 0, 0, (IGNORE,) * 4)] + [

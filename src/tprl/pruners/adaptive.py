@@ -68,7 +68,7 @@ class Adaptive:
         x = self.pruner.observe(encoded)
         logits, gist = self.pruner.survey(x)
         budgets = self.pruner.config["budgets"]
-        choice = choose(self.pruner.net.chances(gist).sigmoid(), gist.new_tensor(budgets), price)
+        choice = choose(self.pruner.net.budget_logits(gist).sigmoid(), gist.new_tensor(budgets), price)
         keep = torch.zeros_like(x.mask)
         for number, ratio in enumerate(budgets):
             rows = (choice == number).nonzero().squeeze(1)

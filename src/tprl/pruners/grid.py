@@ -88,7 +88,7 @@ def spread_order(rows: int, columns: int) -> Int[Tensor, " N"]:
     return rank
 
 
-def table(shapes: Sequence[tuple[int, ...]], lines: Callable[..., Shaped[Tensor, "..."]], out: Tensor) -> Tensor:
+def grid_table(shapes: Sequence[tuple[int, ...]], lines: Callable[..., Shaped[Tensor, "..."]], out: Tensor) -> Tensor:
     """`out` with row i overwritten, from its beginning, by `lines(*shapes[i])`; one call per distinct shape.
 
     A shape that ends in 0 (no window) has no lines.

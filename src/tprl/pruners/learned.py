@@ -255,8 +255,9 @@ def check_family(pruner: Any, lvlm: Any) -> None:
     family, model_family = about.get("family"), getattr(lvlm, "model_type", None)
     if family is not None and model_family is not None and family != model_family:
         raise UserError(
-            f"pruner {pruner.name} was trained for a {family} ({about.get('model')}), and this model is a {model_family}: "
-            "train one for it with `python -m src.train stage=all model=...`."
+            f"pruner {pruner.name} was trained for a {family} ({about.get('model')}), "
+            f"and this model is a {model_family}: train one for it with "
+            "`python -m src.train stage=all model=...`."
         )
 
 

@@ -4,7 +4,7 @@ import torch
 
 from tprl.budget import image_rows, keep_top_per_image, need_ratio, view_rows
 from tprl.cost import LVLMShape, dpp_flops
-from tprl.pruners.grid import spread_order, table
+from tprl.pruners.grid import grid_table, spread_order
 from tprl.pruners.quality import diverse
 from tprl.types import Encoded, TokenSelection
 
@@ -46,7 +46,7 @@ class OraclePruner:
             keep = diverse(log_q, images, encoded, images.budgets(ratio))
             return TokenSelection(keep=images.join(keep, encoded.visual_mask))
         views, shapes = view_rows(encoded, ratio)
-        order = table([shape[:2] for shape in shapes], spread_order, torch.zeros_like(views.at))
+        order = grid_table([shape[:2] for shape in shapes], spread_order, torch.zeros_like(views.at))
         region = encoded.extras["region"].float()
         score = torch.where(region > 0, 1 + region, 1 / (2.0 + views.join(order, encoded.visual_mask)))
         return TokenSelection(keep=keep_top_per_image(score, encoded, ratio))

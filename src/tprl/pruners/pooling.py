@@ -4,7 +4,7 @@ import torch
 
 from tprl.budget import need_ratio, view_rows
 from tprl.cost import LVLMShape
-from tprl.pruners.grid import centres, table, windows
+from tprl.pruners.grid import centres, grid_table, windows
 from tprl.pruners.merging import with_extra
 from tprl.types import Encoded, TokenSelection
 
@@ -32,8 +32,8 @@ class PoolingPruner:
         views, shapes = view_rows(encoded, need_ratio(self.name, keep_ratio))
         most = max((k for _, _, k in shapes), default=0)
         tokens = views.split(encoded.visual).float()
-        weights = table(shapes, windows, tokens.new_zeros(len(shapes), most, views.mask.shape[1]))
-        cell = table(shapes, centres, views.at.new_zeros(len(shapes), most))
+        weights = grid_table(shapes, windows, tokens.new_zeros(len(shapes), most, views.mask.shape[1]))
+        cell = grid_table(shapes, centres, views.at.new_zeros(len(shapes), most))
         count = torch.tensor([k for _, _, k in shapes], dtype=torch.long, device=cell.device)
         live = torch.arange(most, device=cell.device) < count.unsqueeze(1)
         pooled = (weights @ tokens).to(encoded.embeds.dtype)

@@ -46,4 +46,6 @@ def point(path: Sequence[Sequence[float]], x: float) -> list[float]:
     if x < 1:
         return [x * value for value in path[0]]
     low = min(int(x), len(path) - 1) - 1
-    return [value ** (low + 2 - x) * other ** (x - low - 1) for value, other in zip(path[low], path[low + 1], strict=True)]
+    return [
+        value ** (low + 2 - x) * other ** (x - low - 1) for value, other in zip(path[low], path[low + 1], strict=True)
+    ]

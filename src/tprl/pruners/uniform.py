@@ -4,7 +4,7 @@ import torch
 
 from tprl.budget import need_ratio, view_rows
 from tprl.cost import LVLMShape
-from tprl.pruners.grid import centres, table
+from tprl.pruners.grid import centres, grid_table
 from tprl.types import Encoded, TokenSelection
 
 
@@ -28,7 +28,7 @@ class UniformPruner:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
         views, shapes = view_rows(encoded, need_ratio(self.name, keep_ratio))
-        keep = table(shapes, _chosen, torch.zeros_like(views.mask))
+        keep = grid_table(shapes, _chosen, torch.zeros_like(views.mask))
         return TokenSelection(keep=views.join(keep, encoded.visual_mask))
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:

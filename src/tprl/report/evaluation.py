@@ -9,9 +9,9 @@ from tprl.cost import CONVENTION
 from tprl.evaluation.results import BOUNDS, FULL, Cell, Row, grid, pruner_order, ratio_label, ratios, span, write_atomic
 from tprl.evaluation.statistics import identical
 from tprl.report import figures
-from tprl.report.gallery import GalleryItem, Guided, gallery_section, guided_section, pictures, pruners_shown
-from tprl.report.page import Entry, PageTable, Section, number, page_table, render
-from tprl.report.spread import Spread, spread_section
+from tprl.report.gallery import GalleryItem, Guided, count_pictures, gallery_section, guided_section, pruners_shown
+from tprl.report.page import PageTable, Section, TableEntry, number, page_table, render_page
+from tprl.report.spread import TokenSpread, spread_section
 
 NOTES = {  # how a name ends: what it says
     "_adaptive": "“_adaptive” gives every question its own number of tokens; the ratio is their mean.",
@@ -47,7 +47,7 @@ def write_report(
     paired: Sequence[Paired] = (),
     gallery: Sequence[GalleryItem] = (),
     guided: Guided | None = None,
-    spreads: Sequence[Spread] = (),
+    spreads: Sequence[TokenSpread] = (),
     learning_curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     facts: Mapping[str, object] | None = None,
     commands: Sequence[str] = (),
@@ -78,7 +78,7 @@ def write_report(
     """
     cells = grid(rows)
     known = sorted({*cells, *(n for p in paired for n in (p.pruner, p.other)), *pruners_shown(gallery)})
-    side = figures.picture_side(pictures(gallery, guided))
+    side = figures.picture_side(count_pictures(gallery, guided))
     sections = [
         _pareto_section(cells, known),
         _accuracy_section(cells),
@@ -91,7 +91,7 @@ def write_report(
         _curves_section(learning_curves or {}),
         origin_section(facts or {}, commands, config_yaml),
     ]
-    write_atomic(path, render(title, headline, summary(facts or {}), known, sections))
+    write_atomic(path, render_page(title, headline, summary(facts or {}), known, sections))
     write_atomic(path.with_name("pareto.svg"), figures.standalone(figures.pareto(cells, known), known))
 
 
@@ -140,13 +140,13 @@ def _ends(names: Iterable[str], mark: str) -> bool:
 def _retained_table(cells: dict[str, dict[float | None, Cell]], full: float) -> PageTable:
     columns, best = ratios(cells), _best(cells)
 
-    def share(name: str, column: int) -> Entry:
+    def share(name: str, column: int) -> TableEntry:
         cell = cells[name].get(columns[column])
         if cell is None:
-            return Entry(lost=0.0)
+            return TableEntry(lost=0.0)
         percent = 100 * cell.value / full
         bold = name not in BOUNDS and cell.value == best[columns[column]]
-        return Entry(f"{percent:.1f}", bold=bold, lost=100 - percent)
+        return TableEntry(f"{percent:.1f}", bold=bold, lost=100 - percent)
 
     caption = (
         "Retained: percent of the accuracy with all tokens, by share of visual tokens kept; shaded where much is lost."
@@ -158,11 +158,11 @@ def _retained_table(cells: dict[str, dict[float | None, Cell]], full: float) -> 
 def _accuracy_table(cells: dict[str, dict[float | None, Cell]]) -> PageTable:
     columns, best = ratios(cells), _best(cells)
 
-    def accuracy(name: str, column: int) -> Entry:
+    def accuracy(name: str, column: int) -> TableEntry:
         ratio = columns[column]
         cell = cells[name].get(ratio)
         if cell is None:
-            return Entry()
+            return TableEntry()
         return number(cell.value, cell.low, cell.high, name not in BOUNDS and cell.value == best[ratio])
 
     caption = "Accuracy in percent with 95 % intervals; best of each column in bold."
@@ -185,10 +185,10 @@ def _best(cells: dict[str, dict[float | None, Cell]]) -> dict[float | None, floa
     return best
 
 
-def _ratio_heading(ratio: float | None, column: Sequence[Cell]) -> Entry:
+def _ratio_heading(ratio: float | None, column: Sequence[Cell]) -> TableEntry:
     """A column's heading: the ratio, and what it comes to in tokens and FLOPs."""
     kept, flops = span([c.kept_tokens for c in column], ".0f"), span([c.flops_ratio for c in column], ".2f")
-    return Entry(ratio_label(ratio), (f"{kept} tokens", "FLOPs", f"× {flops}"))
+    return TableEntry(ratio_label(ratio), (f"{kept} tokens", "FLOPs", f"× {flops}"))
 
 
 def _families_section(rows: Sequence[Row], names: Sequence[str]) -> Section | None:
@@ -250,10 +250,10 @@ def _metrics_table(
         rivals = [cell.value for name, cell in cells.items() if cell is not None and name not in BOUNDS]
         best[metric] = max(rivals, default=None)
 
-    def value(name: str, column: int) -> Entry:
+    def value(name: str, column: int) -> TableEntry:
         cell = table[metrics[column]].get(name)
         if cell is None:
-            return Entry()
+            return TableEntry()
         bold = name not in BOUNDS and cell.value == best[metrics[column]]
         return number(cell.value, cell.low, cell.high, bold, scale)
 
@@ -280,17 +280,17 @@ def _paired_table(ours: str, paired: Sequence[Paired], names: Sequence[str]) -> 
     columns = sorted(ratios, key=lambda ratio: -math.inf if ratio is None else ratio, reverse=True)
     pairs = {(pair.other, pair.keep_ratio): pair for pair in paired}
 
-    def difference(name: str, column: int) -> Entry:
+    def difference(name: str, column: int) -> TableEntry:
         pair = pairs.get((name, columns[column]))
         if pair is None:
-            return Entry()
+            return TableEntry()
         if pair.identical:
-            return Entry("level")
+            return TableEntry("level")
         bounds = ""
         if not math.isnan(pair.low):
             p = "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
             bounds = f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}, p {p}"
-        return Entry(f"{100 * pair.difference:+.1f}", (bounds,), bold=pair.low > 0 or pair.high < 0)
+        return TableEntry(f"{100 * pair.difference:+.1f}", (bounds,), bold=pair.low > 0 or pair.high < 0)
 
     caption = f"{ours} minus each other pruner, in percentage points"
     compared = dict.fromkeys(pair.other for pair in paired)

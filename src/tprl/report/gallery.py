@@ -79,7 +79,7 @@ def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float((a & b).sum() / (0.5 * (a.sum() + b.sum())))
 
 
-def pictures(gallery: Sequence[GalleryItem], guided: Guided | None) -> int:
+def count_pictures(gallery: Sequence[GalleryItem], guided: Guided | None) -> int:
     """How many pictures the sections below will hold."""
     panels = [panel for item in gallery for panel in item.panels]
     maps = sum(panel.probability is not None for panel in panels)
@@ -91,7 +91,7 @@ def pruners_shown(gallery: Sequence[GalleryItem]) -> set[str]:
     return {panel.pruner for item in gallery for panel in item.panels}
 
 
-class Picture(NamedTuple):
+class CaptionedPicture(NamedTuple):
     """A picture of the page and what stands below it."""
 
     uri: str
@@ -106,8 +106,8 @@ class Picture(NamedTuple):
     below: str = ""  # a line in place of the answer
 
 
-def _picture(picture: Image.Image, alt: str, title: str, **caption: Any) -> Picture:
-    return Picture(figures.data_uri(picture), *picture.size, alt, title, **caption)
+def _picture(picture: Image.Image, alt: str, title: str, **caption: Any) -> CaptionedPicture:
+    return CaptionedPicture(figures.data_uri(picture), *picture.size, alt, title, **caption)
 
 
 def gallery_section(gallery: Sequence[GalleryItem], side: int) -> Section | None:
@@ -141,7 +141,7 @@ def _badge(item: GalleryItem) -> str:
     return f"Failure: {item.panels[0].pruner} is wrong{cause}"
 
 
-def _panel(image: Image.Image, panel: Panel, side: int) -> list[Picture]:
+def _panel(image: Image.Image, panel: Panel, side: int) -> list[CaptionedPicture]:
     name = panel.pruner
     if panel.keep is None:
         count, picture = "tokens merged", figures.plain_picture(image, side)

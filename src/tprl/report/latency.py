@@ -18,9 +18,9 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.report.figures import speedups, standalone
 
 
-def report(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory: Path) -> None:
+def write_latency(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory: Path) -> None:
     """Write the files, print table and sentences."""
-    records = rows(lines, lvlm, setting)
+    records = latency_rows(lines, lvlm, setting)
     out = io.StringIO()
     writer = csv.DictWriter(out, records[0], lineterminator="\n")
     writer.writeheader()
@@ -35,12 +35,12 @@ def report(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory:
     console = Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
-    console.print(table(lines, plain=not console.is_terminal))
+    console.print(latency_table(lines, plain=not console.is_terminal))
     for text in (*sentences, _memory(lines), CONVENTION):
         print(text)
 
 
-def rows(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting) -> list[dict[str, Any]]:
+def latency_rows(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting) -> list[dict[str, Any]]:
     """A row per pruner, keep ratio and batch size; units are in the names, `p10` and `p90` are quantiles over the
     rounds. FLOPs and bytes are the batch's."""
     device = torch.cuda.get_device_name(lvlm.device) if lvlm.device.type == "cuda" else lvlm.device.type
@@ -84,7 +84,7 @@ def _speedup(line: Line, stage: str) -> dict[str, float]:
     return {f"{stage}_{name}": value for name, value in columns.items()}
 
 
-def table(lines: Sequence[Line], plain: bool = False) -> Table:
+def latency_table(lines: Sequence[Line], plain: bool = False) -> Table:
     """Milliseconds of the stages, and speed-ups with their quantiles."""
     grid = Table(title="latency", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
     for heading in ("pruner", "batch", "kept", *(f"{stage}\nms" for stage in (*STAGES, "total"))):
@@ -115,7 +115,10 @@ def sentence(lines: Sequence[Line]) -> str:
         verdict = "is slower than not pruning"
     else:
         verdict = f"is faster than not pruning in {faster} of {len(lines)} settings and slower in {slower}"
-    text = f"{lines[0].pruner} {verdict}: {span([speedup.median for speedup in speedups], '.2f')}x from pixels to the last token"
+    text = (
+        f"{lines[0].pruner} {verdict}: {span([speedup.median for speedup in speedups], '.2f')}x "
+        "from pixels to the last token"
+    )
     text += f" where its FLOPs predict {span([line.predicted() for line in lines], '.2f')}x"
     if slower < len(lines):
         text += f", {span([100 * line.share() for line in lines], '.0f')} % of the ideal"

@@ -16,7 +16,7 @@ PHONE = 358  # pixels of a phone's 390 that a table has
 SIZES = (8.4, 6.9)  # pixels of a character on a phone, and of a small one
 
 
-class Entry(NamedTuple):
+class TableEntry(NamedTuple):
     """What stands in one place of a table: a text, and lines in small type below it."""
 
     text: str = ""
@@ -36,15 +36,15 @@ class PageTable:
     """A table of pruners: a heading per column, a name per row."""
 
     caption: str
-    columns: Sequence[Entry]
-    rows: Sequence[tuple[str, Sequence[Entry]]]
+    columns: Sequence[TableEntry]
+    rows: Sequence[tuple[str, Sequence[TableEntry]]]
     shaded: bool = False
     label: str = ""  # of the fold that holds it, where several tables follow each other
 
     @property
     def scrolls(self) -> bool:
         """Whether a phone is too narrow for it."""
-        width = max((Entry(name).width for name, _ in self.rows), default=0.0)
+        width = max((TableEntry(name).width for name, _ in self.rows), default=0.0)
         for i, column in enumerate(self.columns):
             width += max(column.width, *(entries[i].width for _, entries in self.rows))
         return width * (0.84 if self.shaded else 1.0) > PHONE
@@ -65,21 +65,21 @@ class Section:
 
 def page_table(
     caption: str,
-    columns: Sequence[str | Entry],
+    columns: Sequence[str | TableEntry],
     names: Sequence[str],
-    entry: Callable[[str, int], Entry],
+    entry: Callable[[str, int], TableEntry],
     shaded: bool = False,
     label: str = "",
 ) -> PageTable:
     """A table whose entry of row `name` and column `i` is `entry(name, i)`."""
-    headings = [column if isinstance(column, Entry) else Entry(column) for column in columns]
+    headings = [column if isinstance(column, TableEntry) else TableEntry(column) for column in columns]
     rows = []
     for name in names:
         rows.append((name, [entry(name, i) for i in range(len(headings))]))
     return PageTable(caption, headings, rows, shaded, label)
 
 
-def render(title: str, headline: str, note: str, known: Sequence[str], sections: Sequence[Section | None]) -> str:
+def render_page(title: str, headline: str, note: str, known: Sequence[str], sections: Sequence[Section | None]) -> str:
     """The whole document.
 
     Args:
@@ -108,7 +108,7 @@ def render(title: str, headline: str, note: str, known: Sequence[str], sections:
     )
 
 
-def number(value: float, low: float, high: float, bold: bool = False, scale: float = 100.0) -> Entry:
+def number(value: float, low: float, high: float, bold: bool = False, scale: float = 100.0) -> TableEntry:
     """A number times `scale` (percent), with its interval in small type; `low` is nan where there is none."""
     bounds = () if low != low else (f"{scale * low:.1f} to {scale * high:.1f}",)
-    return Entry(f"{scale * value:.1f}", bounds, bold)
+    return TableEntry(f"{scale * value:.1f}", bounds, bold)

@@ -14,7 +14,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True)
-class Spread:
+class TokenSpread:
     """Tokens kept for the questions of one group: mean, and the quantiles of `QUANTILES`."""
 
     pruner: str
@@ -25,7 +25,7 @@ class Spread:
     quantiles: tuple[float, ...]
 
 
-def spreads(rows: Sequence[SampleRow]) -> list[Spread]:
+def token_spreads(rows: Sequence[SampleRow]) -> list[TokenSpread]:
     """Of every pruner `<name>_adaptive` or `<name>_keyword`: by family, and by
     whether `<name>` of the same seed is right at the smallest
     keep ratio that was evaluated ("easy", "hard").
@@ -49,12 +49,12 @@ def spreads(rows: Sequence[SampleRow]) -> list[Spread]:
     return out
 
 
-def _spread(pruner: str, ratio: float | None, group: str, counts: Sequence[int | float]) -> Spread:
+def _spread(pruner: str, ratio: float | None, group: str, counts: Sequence[int | float]) -> TokenSpread:
     quantiles = tuple(float(value) for value in np.quantile(counts, QUANTILES))
-    return Spread(pruner, ratio, group, len(counts), float(np.mean(counts)), quantiles)
+    return TokenSpread(pruner, ratio, group, len(counts), float(np.mean(counts)), quantiles)
 
 
-def spread_section(groups: Sequence[Spread], known: Sequence[str]) -> Section | None:
+def spread_section(groups: Sequence[TokenSpread], known: Sequence[str]) -> Section | None:
     """One figure per pruner: a panel per mean keep ratio, a box per group."""
     if not groups:
         return None

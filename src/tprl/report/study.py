@@ -13,7 +13,7 @@ from tprl.evaluation.results import Row, SampleRow, grid, print_table, read_resu
 from tprl.evaluation.scores import ScoreTable, read_scores, write_scores
 from tprl.report import figures
 from tprl.report.evaluation import Paired
-from tprl.report.spread import Spread, spreads
+from tprl.report.spread import TokenSpread, token_spreads
 
 log = logging.getLogger(__name__)
 SCORES, COLUMNS = "scores.npz", ("pruner", "keep_ratio", "metric", "value", "low", "high", "seeds", "interval")
@@ -27,15 +27,15 @@ class Numbers:
     rows: list[Row]
     differences: list[Paired]
     all_differences: list[Paired]
-    spreads: list[Spread]
+    token_spreads: list[TokenSpread]
 
 
 def write_numbers(directory: Path, rows: Sequence[Row], samples: Sequence[SampleRow], main: str) -> Numbers:
     """Write `results.csv`, `intervals.csv`, `paired.json` and `spreads.json`."""
-    opened = analysis.opened(rows, samples)
+    opened = analysis.with_open_sides(rows, samples)
     differences = analysis.paired(samples, main)
     everything = differences + analysis.paired(samples, f"{main}_adaptive")
-    allocations = spreads(samples)
+    allocations = token_spreads(samples)
     write_results(directory / "results.csv", rows)
     write_atomic(directory / "intervals.csv", intervals(opened))
     write_atomic(directory / "paired.json", json.dumps([vars(d) for d in everything], indent=1) + "\n")

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from tprl.cost import CONVENTION
 from tprl.evaluation.results import FULL, Row, print_in_parts, ratio_label, write_atomic
-from tprl.evaluation.sweep import Summary, Sweep, explain, summarise_sweep
+from tprl.evaluation.sweep import Summary, Sweep, summarise_sweep, why_missing
 from tprl.report import figures
 from tprl.report.evaluation import origin_section, summary
-from tprl.report.page import Entry, PageTable, Section, page_table, render
+from tprl.report.page import PageTable, Section, TableEntry, page_table, render_page
 
 NUMBERS = ("mean", "sd", "low", "high", "kept_tokens", "flops_ratio")
 BARS = "Bars: one standard deviation over training seeds."
@@ -57,8 +57,8 @@ def report_sweep(
     summaries = summarise_sweep(sweep, rows)
     selected = [item for item in summaries if item.metric == metric]
     scale = _scale(metric)
-    left_out = [explain(job, sweep.keys) for job in sweep.left_out]
-    sentence = headline(sweep, selected, scale)
+    left_out = [why_missing(job, sweep.keys) for job in sweep.left_out]
+    sentence = sweep_headline(sweep, selected, scale)
     write_atomic(directory / "sweep.csv", as_csv(sweep, summaries))
     known = _names(selected)
     write_atomic(directory / "sweep.svg", figures.standalone(plot(selected, metric, scale), known))
@@ -72,7 +72,7 @@ def report_sweep(
         Section("More", "more.html"),
         origin_section(origin.facts, origin.commands, origin.config_yaml),
     ]
-    html = render(title(sweep, rows), sentence, summary(origin.facts), known, sections)
+    html = render_page(title(sweep, rows), sentence, summary(origin.facts), known, sections)
     write_atomic(directory / "sweep.html", html)
     console = console or Console(highlight=False)
     plain = not console.is_terminal
@@ -87,9 +87,9 @@ def title(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def finding(sweep: Sweep, rows: Sequence[Row], metric: str = "accuracy") -> str:
-    """`headline` of the rows of an evaluation."""
+    """`sweep_headline` of the rows of an evaluation."""
     selected = [item for item in summarise_sweep(sweep, rows) if item.metric == metric]
-    return headline(sweep, selected, _scale(metric))
+    return sweep_headline(sweep, selected, _scale(metric))
 
 
 def _scale(metric: str) -> float:
@@ -97,7 +97,7 @@ def _scale(metric: str) -> float:
     return 100.0 if metric == "accuracy" else 1.0
 
 
-def headline(sweep: Sweep, summaries: Sequence[Summary], scale: float) -> str:
+def sweep_headline(sweep: Sweep, summaries: Sequence[Summary], scale: float) -> str:
     """How much of the sweep there is, and which arm is ahead at the smallest ratio that all arms share, if one is."""
     runs = len({(entry.name, entry.seed) for entry in sweep.entries if entry.name in {a.name for a in sweep.arms}})
     start = f"{runs} of {runs + len(sweep.left_out)} runs are finished"
@@ -202,19 +202,21 @@ def _over_seeds(summaries: Sequence[Summary], scale: float) -> PageTable:
     ratios = _ratios(summaries)
     places = {(item.arm, item.keep_ratio): item for item in summaries}
 
-    def mean(name: str, column: int) -> Entry:
+    def mean(name: str, column: int) -> TableEntry:
         item = places.get((name, ratios[column]))
         if item is None:
-            return Entry()
+            return TableEntry()
         deviation = "" if math.isnan(item.sd) else f"± {scale * item.sd:.1f}, "
-        return Entry(f"{scale * item.mean:.1f}{'†' if item.trained else ''}", (f"{deviation}n = {item.n}",))
+        return TableEntry(f"{scale * item.mean:.1f}{'†' if item.trained else ''}", (f"{deviation}n = {item.n}",))
 
     arms = list(dict.fromkeys(item.arm for item in summaries))
     names = [FULL, *_names(summaries)] if FULL in arms else _names(summaries)
     return page_table(SPREAD, [ratio_label(ratio) for ratio in ratios], names, mean)
 
 
-def _table(summaries: Sequence[Summary], ratios: Sequence[float | None], metric: str, scale: float, plain: bool) -> Table:
+def _table(
+    summaries: Sequence[Summary], ratios: Sequence[float | None], metric: str, scale: float, plain: bool
+) -> Table:
     title = f"{metric} (%)" if scale == 100 else metric
     table = Table(title=title, box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
     table.add_column("arm", no_wrap=True)
@@ -224,7 +226,8 @@ def _table(summaries: Sequence[Summary], ratios: Sequence[float | None], metric:
     for name in dict.fromkeys(item.arm for item in summaries if item.keep_ratio in ratios):
         cells = (places.get((name, ratio)) for ratio in ratios)
         table.add_row(
-            name, *("" if item is None else _ascii(_text(item, scale)) if plain else _text(item, scale) for item in cells)
+            name,
+            *("" if item is None else _ascii(_text(item, scale)) if plain else _text(item, scale) for item in cells),
         )
     return table
 

@@ -14,7 +14,7 @@ from tprl.types import Encoded, Outcome, Sample, TokenSelection
 
 
 @torch.no_grad()
-def measure(
+def measure_episodes(
     scorer: Scorer,
     pruner: LearnedPruner,
     needs: Collection[str],
@@ -48,7 +48,8 @@ def flops_of_states(
     """FLOPs of each question in every state, the selector included once it has acted."""
     states = [TokenSelection(action).per_image(encoded) for action in rollout.keep]
     costs = [
-        [question_flops(scorer, encoded, i, sample, pruner, kept[i]) for i, sample in enumerate(samples)] for kept in states
+        [question_flops(scorer, encoded, i, sample, pruner, kept[i]) for i, sample in enumerate(samples)]
+        for kept in states
     ]
     rows = [[whole for _, whole in costs[0]], *([cost for cost, _ in step] for step in costs)]
     return torch.tensor(rows, device=encoded.embeds.device)

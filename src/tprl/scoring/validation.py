@@ -54,7 +54,9 @@ class ServedScore:
         if not labels:
             answers = [lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches]
             same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, answers, strict=True)]
-            self.batches = [(relabelled.samples, encoded) for relabelled, (_, encoded) in zip(same, self.batches, strict=True)]
+            self.batches = [
+                (relabelled.samples, encoded) for relabelled, (_, encoded) in zip(same, self.batches, strict=True)
+            ]
             self.scorer = Scorer(lvlm, same[0])
         self.targets = [self.scorer.targets(samples, encoded) for samples, encoded in self.batches]
 

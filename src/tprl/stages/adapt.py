@@ -135,7 +135,7 @@ class Adapt(pl.LightningModule):
 
     def _loss(self, batch: list[Tensor]) -> Float[Tensor, ""]:
         """Divergence of the forecast from the scores: cross-entropy less its lowest value."""
-        forecast, chance = self.pruner.net.chances(batch[0]), batch[1].clamp(0, 1)
+        forecast, chance = self.pruner.net.budget_logits(batch[0]), batch[1].clamp(0, 1)
         return F.binary_cross_entropy_with_logits(forecast, chance) - F.binary_cross_entropy(chance, chance)
 
     @torch.no_grad()
@@ -143,7 +143,9 @@ class Adapt(pl.LightningModule):
         """Find the price of every mean ratio, on validation questions; the LVLM is not asked."""
         forecasts = []
         for _, encoded in self.served.batches:
-            forecasts.append(self.pruner.net.chances(self.pruner.survey(self.pruner.observe(encoded))[1]).sigmoid())
+            forecasts.append(
+                self.pruner.net.budget_logits(self.pruner.survey(self.pruner.observe(encoded))[1]).sigmoid()
+            )
         chance = distributed.rows(torch.cat(forecasts))
         prices = calibrated_prices(chance, self.pruner.config["budgets"], self.hparams["keep_ratios"])
         self.pruner.serving = replace(self.pruner.serving, prices=prices)

@@ -28,7 +28,7 @@ from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
 from tprl.runtime.progress import Stopwatch
 from tprl.runtime.store import Cache
-from tprl.scoring.episodes import measure
+from tprl.scoring.episodes import measure_episodes
 from tprl.scoring.scorer import Scorer
 from tprl.scoring.validation import ServedScore, merit
 from tprl.stages.prompts import PromptStream, drawn_ratios
@@ -194,7 +194,7 @@ class PPO(RolloutLog):
         noise = self._noise(samples, x, rule)
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
         watch.lap("rollout")
-        outcome = measure(self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, rollout)
+        outcome = measure_episodes(self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, rollout)
         watch.lap("score")
         terms = self.reward(outcome)
         measured = {f"reward/{name}": value for name, value in terms.items()} | {"ppo/value": rollout.value}
@@ -266,7 +266,7 @@ class PPO(RolloutLog):
         less = rollout.rows(best.repeat_interleave(count))
         less = less._replace(action=credit.without_blocks(block, count, encoded.image_of).unsqueeze(0))
         rows = [i for i in range(len(samples)) for _ in range(count)]
-        outcome = measure(self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, less)
+        outcome = measure_episodes(self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, less)
         terms = self.reward(outcome)
         check_finite(terms, outcome.uids, f"credit of iteration {self.iteration}", axis=1)
         without = torch.stack(list(terms.values())).sum((0, 1)).unflatten(0, (-1, count))
