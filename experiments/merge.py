@@ -25,12 +25,12 @@ def equal_flops(cells: dict, pruner: str) -> str:
     ours = sorted((cell.flops_ratio, ratio, cell.value) for ratio, cell in cells[pruner].items())[::-1]
     heads = " | ".join(f"{100 * flops:.1f} % ({ratio:.3f})" for flops, ratio, _ in ours)
     lines = [f"| at the FLOPs of `{pruner}` | {heads} |", "|---" * (len(ours) + 1) + "|"]
-    for name, own in cells.items():
-        at = sorted((cell.flops_ratio, cell.value) for cell in own.values())
+    for name, row in cells.items():
+        at = sorted((cell.flops_ratio, cell.value) for cell in row.values())
         if len(at) > 1:
             x, y = zip(*at, strict=True)
-            found = (np.interp(flops, x, y, left=np.nan, right=np.nan) for flops, _, _ in ours)
-            lines.append(f"| `{name}` | {' | '.join('' if np.isnan(v) else f'{100 * v:.1f}' for v in found)} |")
+            levels = (np.interp(flops, x, y, left=np.nan, right=np.nan) for flops, _, _ in ours)
+            lines.append(f"| `{name}` | {' | '.join('' if np.isnan(v) else f'{100 * v:.1f}' for v in levels)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,13 +18,13 @@ SIZES = {"desktop": (1120, 3150), "phone": (390, 1640)}
 def main(report: Path) -> None:
     """Write report_desktop.png and report_phone.png beside this file, in 256 colours."""
     with sync_playwright() as playwright:
-        found = os.environ.get("CHROMIUM") or shutil.which("chromium")
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         for name, (width, height) in SIZES.items():
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(report.resolve().as_uri())
-            shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            colours = shown.quantize(256, dither=Image.Dither.NONE)
+            screenshot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            colours = screenshot.quantize(256, dither=Image.Dither.NONE)
             colours.save(Path(__file__).with_name(f"report_{name}.png"), optimize=True)
         browser.close()
 

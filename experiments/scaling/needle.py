@@ -66,8 +66,8 @@ class NeedleLVLM:
             others = torch.randint(KINDS - 1, (self.tokens,), generator=draw)
             kind = others + (others >= asked)
             kind[torch.randint(self.tokens, (1,), generator=draw)] = asked
-            own = torch.randn(self.tokens, WIDTH, generator=draw)  # what no other token has
-            visual = (1 - self.noise) ** 0.5 * self.codes[kind] + self.noise**0.5 * own
+            unique = torch.randn(self.tokens, WIDTH, generator=draw)  # what no other token has
+            visual = (1 - self.noise) ** 0.5 * self.codes[kind] + self.noise**0.5 * unique
             words = self.codes[[KINDS, KINDS + 1, asked, KINDS + 2]]
             rows.append(torch.cat([visual, words]))
             kinds.append(torch.cat([kind, torch.full((WORDS,), asked)]))

@@ -18,8 +18,8 @@ def measured(ranks: int, base: str, iterations: int) -> dict:
         out = Path(folder) / "seconds.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += [str(HERE / "worker.py"), base, str(iterations), str(out)]
-        told = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-        subprocess.run(command, check=True, env=told, cwd=ROOT)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+        subprocess.run(command, check=True, env=environment, cwd=ROOT)
         return json.loads(out.read_text())
 
 
@@ -27,14 +27,14 @@ def main(base: str, rounds: int, iterations: int, table: Path) -> None:
     rows = []
     for number in range(rounds):
         for ranks in (1, 2) if number % 2 == 0 else (2, 1):  # whatever drifts meets both alike
-            found = measured(ranks, base, iterations)
-            seconds = statistics.median(found["seconds"])
+            measurement = measured(ranks, base, iterations)
+            seconds = statistics.median(measurement["seconds"])
             rows.append(
                 {
                     "round": number,
                     "ranks": ranks,
                     "seconds_per_iteration": round(seconds, 4),
-                    "evaluations_per_second": round(found["episodes"] / seconds, 1),
+                    "evaluations_per_second": round(measurement["episodes"] / seconds, 1),
                 }
             )
             print(rows[-1], flush=True)

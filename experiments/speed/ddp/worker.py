@@ -57,8 +57,8 @@ def main(base: str, iterations: int, out: Path) -> None:
     trainer.fit(stage)
     if distributed.rank() == 0:
         seconds = [b - a for a, b in zip(clock.ends, clock.ends[1:])][:iterations]
-        found = {"ranks": distributed.count(), "episodes": options["prompts"] * options["group"], "seconds": seconds}
-        out.write_text(json.dumps(found))
+        result = {"ranks": distributed.count(), "episodes": options["prompts"] * options["group"], "seconds": seconds}
+        out.write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -55,14 +55,14 @@ class Row(NamedTuple):
 def row(what: str, lvlm: str, evaluations: int, batched: list[float], loop: list[float]) -> Row:
     ratios = [a / b for a, b in zip(batched, loop, strict=True)]
     rates = statistics.median(batched), statistics.median(loop)
-    found = Row(what, lvlm, torch.get_num_threads(), len(ratios), evaluations, *rates, statistics.median(ratios),
+    entry = Row(what, lvlm, torch.get_num_threads(), len(ratios), evaluations, *rates, statistics.median(ratios),
                 min(ratios), max(ratios))  # fmt: skip
     print(
-        f"{what:22} {lvlm:9} {found.threads} threads: {rates[0]:7.1f} against {rates[1]:6.1f} evaluations/s, "
-        f"ratio {found.ratio:5.1f} ({found.ratio_low:.1f} to {found.ratio_high:.1f})",
+        f"{what:22} {lvlm:9} {entry.threads} threads: {rates[0]:7.1f} against {rates[1]:6.1f} evaluations/s, "
+        f"ratio {entry.ratio:5.1f} ({entry.ratio_low:.1f} to {entry.ratio_high:.1f})",
         flush=True,
     )
-    return found
+    return entry
 
 
 def rate(work: Callable[[], int]) -> float:
@@ -72,7 +72,7 @@ def rate(work: Callable[[], int]) -> float:
     return done / (time.perf_counter() - start)
 
 
-def said(lvlm: Any, dataset: Any, sample: Sample, prompt: Any) -> float:
+def score_alone(lvlm: Any, dataset: Any, sample: Sample, prompt: Any) -> float:
     """One evaluation as the public reference makes it: the stock model generates, the text is scored."""
     return dataset.score(sample, lvlm.answer(prompt)[0])
 
@@ -107,9 +107,9 @@ def scoring(lvlm: Any, kind: str, rounds: int, prompts: int, group: int, part: i
             for episode in range(group):
                 encoded = lvlm.encode([sample])
                 if not episode:
-                    said(lvlm, dataset, sample, splice(encoded, keep_all(encoded)))
+                    score_alone(lvlm, dataset, sample, splice(encoded, keep_all(encoded)))
                 keep = masks.select(encoded, RATIOS[number % len(RATIOS)]).keep
-                said(lvlm, dataset, sample, splice(encoded, TokenSelection(keep)))
+                score_alone(lvlm, dataset, sample, splice(encoded, TokenSelection(keep)))
             count += 1 + group
         return count
 
@@ -155,14 +155,14 @@ def one_at_a_time(stage: Any, questions: Iterator[Sample], count: int, group: in
             sample = next(questions)
         encoded = stage.lvlm.encode([sample])
         if episode % group == 0:
-            said(stage.lvlm, stage.dataset, sample, splice(encoded, keep_all(encoded)))
+            score_alone(stage.lvlm, stage.dataset, sample, splice(encoded, keep_all(encoded)))
             evaluations += 1
         x, rule = stage.pruner.observe(encoded), stage.rule()
         ratio = torch.tensor([stage.ratios[(episode // group) % len(stage.ratios)]], dtype=torch.float64)
         noise = torch.rand(h["steps"], 1, 2 * x.mask.shape[1]).to(x.mask.device)
         rollout = collect(stage.net, x, rule, h["steps"], ratio.to(x.mask.device), noise)
         for keep in rollout.action:
-            said(stage.lvlm, stage.dataset, sample, splice(encoded, TokenSelection(keep)))
+            score_alone(stage.lvlm, stage.dataset, sample, splice(encoded, TokenSelection(keep)))
             evaluations += 1
     return evaluations, count
 
@@ -174,7 +174,7 @@ def iterations(lvlm: Any, what: str, kind: str, rounds: int, part: int, **change
     group = stage.hparams["group"]
     watch = Rounds(lambda module: one_at_a_time(module, questions, part, group))
     fit(stage, watch)
-    shares = {k: statistics.median(one[k] for one in watch.shares[1:]) for k in watch.shares[0]}
+    shares = {k: statistics.median(share[k] for share in watch.shares[1:]) for k in watch.shares[0]}
     print("   ", ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in shares.items()))
     return row(what, kind, watch.made, watch.batched[1:], watch.alone[1:])
 
@@ -205,20 +205,20 @@ def ablation(threads: list[int], rounds: int) -> list[dict[str, Any]]:
         scorer.selections(samples, encoded, rows, keep.repeat_interleave(16, 0))
         return scorer.evaluations
 
-    found: list[list[float]] = [[] for _ in arms]
+    speeds: list[list[float]] = [[] for _ in arms]
     for _ in range(rounds + 1):  # interleaved; the first round warms up
-        for arm, rates in zip(arms, found, strict=True):
+        for arm, rates in zip(arms, speeds, strict=True):
             torch.set_num_threads(arm["threads"])
             rates.append(rate(lambda arm=arm: work(arm)))
     return [arm | {"evaluations_per_second": round(statistics.median(r[1:]), 1)}
-            for arm, r in zip(arms, found, strict=True)]  # fmt: skip
+            for arm, r in zip(arms, speeds, strict=True)]  # fmt: skip
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
-        table.writerows({k: round(v, 2) if isinstance(v, float) else v for k, v in one.items()} for one in rows)
+        table.writerows({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     print(f"wrote {path}")
 
 
@@ -229,23 +229,23 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--lvlm", default=",".join(LINEARS))
     parser.add_argument("--device", default="cpu", help="cuda: with --lvlm float32,bfloat16 --threads 2")
-    given = parser.parse_args()
-    threads, kinds = [int(n) for n in given.threads.split(",")], given.lvlm.split(",")
-    folder, rounds = HERE, given.rounds
-    if given.quick:
+    arguments = parser.parse_args()
+    threads, kinds = [int(n) for n in arguments.threads.split(",")], arguments.lvlm.split(",")
+    folder, rounds = HERE, arguments.rounds
+    if arguments.quick:
         folder, rounds, threads, kinds = Path(tempfile.mkdtemp()), 2, threads[-1:], kinds[:1]
     torch.manual_seed(0)
     rows = []
     for count in threads:
         torch.set_num_threads(count)
         for kind in kinds:
-            lvlm = load_lvlm(kind, given.device)
+            lvlm = load_lvlm(kind, arguments.device)
             rows.append(scoring(lvlm, kind, rounds, 24, 16, part=2))
             for what, changes in SCHEDULES.items():
                 part = 32 if changes.get("group") != 1 else 12
                 rows.append(iterations(lvlm, what, kind, rounds, part, **changes))
-    write(folder / "results.csv", [one._asdict() for one in rows])
-    if not given.quick:
+    write(folder / "results.csv", [row._asdict() for row in rows])
+    if not arguments.quick:
         write(folder / "ablation.csv", ablation(threads, rounds))
 
 

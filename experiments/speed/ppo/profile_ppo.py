@@ -17,9 +17,9 @@ LINES = 16
 def profiled(iterations: int, name: str) -> str:
     """The operations that take longest themselves."""
     stage = make_ppo(load_lvlm(), iterations, **SCHEDULES[name])
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
         fit(stage)
-    table = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=LINES, max_name_column_width=45)
+    table = trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=LINES, max_name_column_width=45)
     return f"{name}, {iterations} iterations\n{table}\n"
 
 

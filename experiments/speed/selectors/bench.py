@@ -28,17 +28,17 @@ NEEDS = ["cls_attention", "clip_relevance", "vision_features"]
 def published(name: str, encoded: Encoded, tokens: Tensor, keep: int) -> list[Tensor]:
     extras = encoded.extras
     if name == "divprune":
-        return [divprune(one, keep) for one in tokens]
+        return [divprune(image, keep) for image in tokens]
     if name == "cdpruner":
-        return [cdpruner(one, r, keep) for one, r in zip(tokens, extras["clip_relevance"], strict=True)]
+        return [cdpruner(image, r, keep) for image, r in zip(tokens, extras["clip_relevance"], strict=True)]
     both = zip(extras["vision_features"], extras["cls_attention"], strict=True)
-    return [vispruner(one, attention, keep) for one, attention in both]
+    return [vispruner(image, attention, keep) for image, attention in both]
 
 
 def products(name: str, encoded: Encoded, tokens: Tensor) -> None:
     """The similarities alone, float32: what neither form can do without (VisPruner's needs them once)."""
-    for one in encoded.extras["vision_features"] if name == "vispruner" else tokens:
-        unit = normalize(one, dim=1)
+    for image in encoded.extras["vision_features"] if name == "vispruner" else tokens:
+        unit = normalize(image, dim=1)
         unit @ unit.T
 
 
@@ -52,12 +52,12 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
 
 @torch.no_grad()
 def main(rounds: int, path: str, device: str) -> None:
-    found = [row for name, sizes in GEOMETRIES.items() for row in compared(name, sizes, rounds, device)]
+    measurement = [row for name, sizes in GEOMETRIES.items() for row in compared(name, sizes, rounds, device)]
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, found[0], lineterminator="\n")
+        writer = csv.DictWriter(file, measurement[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(found)
-    plot(found, path.replace(".csv", ".svg"))
+        writer.writerows(measurement)
+    plot(measurement, path.replace(".csv", ".svg"))
 
 
 def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: str) -> Iterator[dict[str, object]]:
@@ -73,14 +73,14 @@ def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: st
             keep = budget(ratio, sizes[0] ** 2)
             turns = []
             for _ in range(rounds + 1):
-                mine = timed(pruner.select, encoded, ratio)
+                ours_seconds = timed(pruner.select, encoded, ratio)
                 turns.append(
-                    (mine, timed(published, name, encoded, tokens, keep), timed(products, name, encoded, tokens))
+                    (ours_seconds, timed(published, name, encoded, tokens, keep), timed(products, name, encoded, tokens))
                 )
             kept = pruner.select(encoded, ratio).keep
             both = zip(kept, published(name, encoded, tokens, keep), strict=True)
             same = [float(row[at].float().mean()) for row, at in both]
-            ours, theirs, least = np.array(turns[1:]).T  # the first round warms up
+            ours, published_seconds, least = np.array(turns[1:]).T  # the first round warms up
             row: dict[str, object] = {
                 "geometry": geometry,
                 "pruner": name,
@@ -88,7 +88,7 @@ def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: st
                 "tokens": sizes[0] ** 2,
             }
             row |= {"kept_tokens": keep, "threads": torch.get_num_threads(), "rounds": rounds}
-            for what, values in (("ours_ms", ours), ("published_ms", theirs), ("ratio_x", theirs / ours)):
+            for what, values in (("ours_ms", ours), ("published_ms", published_seconds), ("ratio_x", published_seconds / ours)):
                 for suffix, quantile in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9)):
                     row[what.replace("_", f"{suffix}_")] = round(float(np.quantile(values, quantile)), 3)
             row |= {"products_alone_ms": round(float(np.median(least)), 3), "same_tokens_share": float(np.mean(same))}

@@ -41,10 +41,10 @@ def vispruner(features: Tensor, attention: Tensor, keep: int, drop: int = 8) -> 
     """Half by attention; then rounds that drop up to 8 of the even half, each with similarities computed anew."""
     important = keep // 2
     order = attention.argsort(descending=True)
-    first, rest, goal = order[:important], order[important:], keep - important
+    first, pool, goal = order[:important], order[important:], keep - important
     unit = normalize(features, dim=1)
-    while (lose := min(drop, len(rest) - goal)) > 0:
-        even, odd = rest[0::2], rest[1::2]
+    while (lose := min(drop, len(pool) - goal)) > 0:
+        even, odd = pool[0::2], pool[1::2]
         similar = (unit[even] @ unit[odd].T).amax(1)
-        rest = torch.cat([even[similar.argsort(descending=True)[lose:]], odd])
-    return torch.cat([first, rest]).sort().values
+        pool = torch.cat([even[similar.argsort(descending=True)[lose:]], odd])
+    return torch.cat([first, pool]).sort().values

@@ -89,18 +89,18 @@ def memory() -> dict[str, float]:
     return {name: int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM", "RssAnon")}
 
 
-def epoch(found: StoredDemonstrations, seed: int) -> float:
+def epoch(stored: StoredDemonstrations, seed: int) -> float:
     """Seconds to read every question once, in random batches."""
     start, seen = time.monotonic(), 0
-    for batch in found.batches(BATCH, torch.Generator().manual_seed(seed)):
+    for batch in stored.batches(BATCH, torch.Generator().manual_seed(seed)):
         seen += int(batch.x.mask[:, 0].sum())
-    assert seen == len(found)
+    assert seen == len(stored)
     return time.monotonic() - start
 
 
-def forget(found: StoredDemonstrations) -> None:
+def forget(stored: StoredDemonstrations) -> None:
     """Take the files out of the system's page cache."""
-    for path in found.paths:
+    for path in stored.paths:
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
@@ -123,38 +123,38 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=50_000)
     parser.add_argument("--kill", action="store_true", help="a first writer is killed half-way")
     parser.add_argument("--only-write", action="store_true")
-    given = parser.parse_args()
-    if given.only_write:
-        store(given.folder, given.questions)
+    arguments = parser.parse_args()
+    if arguments.only_write:
+        store(arguments.folder, arguments.questions)
         return
-    numbers: dict[str, Any] = {"questions": given.questions}
+    numbers: dict[str, Any] = {"questions": arguments.questions}
     try:
-        if given.kill:
-            numbers["there_after_kill_9"] = killed(given.folder, given.questions)
+        if arguments.kill:
+            numbers["there_after_kill_9"] = killed(arguments.folder, arguments.questions)
         before, start = memory(), time.monotonic()
-        found = store(given.folder, given.questions)
+        stored = store(arguments.folder, arguments.questions)
         wrote = time.monotonic() - start
-        size = sum(path.stat().st_size for path in found.paths)
-        rest = given.questions - numbers.get("there_after_kill_9", 0)
+        size = sum(path.stat().st_size for path in stored.paths)
+        missing = arguments.questions - numbers.get("there_after_kill_9", 0)
         numbers |= {
-            "files": len(found.paths), "disk_gb": size / 1e9, "disk_kb_per_question": size / given.questions / 1e3,
-            "write_s": wrote, "write_mb_per_s": size / 1e6 * rest / given.questions / wrote,
+            "files": len(stored.paths), "disk_gb": size / 1e9, "disk_kb_per_question": size / arguments.questions / 1e3,
+            "write_s": wrote, "write_mb_per_s": size / 1e6 * missing / arguments.questions / wrote,
             "peak_extra_rss_mb_writing": memory()["VmHWM"] - before["VmHWM"],
         }  # fmt: skip
         start = time.monotonic()
-        found = store(given.folder, given.questions)
+        stored = store(arguments.folder, arguments.questions)
         numbers["open_s"] = time.monotonic() - start
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
         before = memory()
-        forget(found)
-        numbers["epoch_s_cold"] = epoch(found, 0)
-        numbers["epoch_s_warm"] = epoch(found, 1)
+        forget(stored)
+        numbers["epoch_s_cold"] = epoch(stored, 0)
+        numbers["epoch_s_warm"] = epoch(stored, 1)
         numbers["read_mb_per_s_warm"] = size / 1e6 / numbers["epoch_s_warm"]
         numbers["peak_extra_rss_mb_reading"] = memory()["VmHWM"] - before["VmRSS"]
         padded = TOKENS * (CODES * 2 + 2 * 4 + 1 + len(STEPS)) + WORDS * (WIDTH * 2 + 1)
-        numbers["in_ram_padded_gb"] = padded * given.questions / 1e9
+        numbers["in_ram_padded_gb"] = padded * arguments.questions / 1e9
     finally:
-        shutil.rmtree(given.folder, ignore_errors=True)
+        shutil.rmtree(arguments.folder, ignore_errors=True)
     print(json.dumps(numbers, indent=1))
 
 

@@ -54,7 +54,7 @@ class Kill:
     half_written: str = ""  # what it was about to write
     went_on_from: str = ""
     exit_code: int = 0
-    said: str = ""
+    message: str = ""
     same: str = ""  # whether everything that this run left is what the untouched one did
 
 
@@ -89,13 +89,13 @@ class Reference:
 
     def differs(self, directory: Path) -> list[str]:
         """Names of what is not the same to the last bit."""
-        found = [name for name in FILES if (directory / name).read_bytes() != (self.directory / name).read_bytes()]
+        different = [name for name in FILES if (directory / name).read_bytes() != (self.directory / name).read_bytes()]
         for name in WEIGHTS:
-            one, other = (load_file(place / name / "model.safetensors") for place in (directory, self.directory))
-            if not one or one.keys() != other.keys() or not all(one[key].equal(other[key]) for key in one):
-                found.append(name)
-        found += ["metrics.csv"] * (metrics(directory) != self.rows)
-        return found + [str(path) for path in directory.rglob("*.part")]
+            first, other = (load_file(place / name / "model.safetensors") for place in (directory, self.directory))
+            if not first or first.keys() != other.keys() or not all(first[key].equal(other[key]) for key in first):
+                different.append(name)
+        different += ["metrics.csv"] * (metrics(directory) != self.rows)
+        return different + [str(path) for path in directory.rglob("*.part")]
 
 
 def policy(folder: Path) -> dict[str, torch.Tensor]:
@@ -129,10 +129,10 @@ def start(directory: Path, cache: Path) -> subprocess.Popen:
     """The command as it is typed first, or `resume=` once there is a run."""
     begun = (directory / "started.json").is_file()
     words = [f"resume={directory}"] if begun else [*SMALL, f"hydra.run.dir={directory}", f"cache={cache}"]
-    told = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with (directory.parent / "err.log").open("w") as err, (directory.parent / "out.log").open("a") as out:
         command = [sys.executable, "-m", "src.train", *words]
-        return subprocess.Popen(command, cwd=ROOT, env=told, stdout=out, stderr=err, start_new_session=True)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err, start_new_session=True)
 
 
 class Watch:
@@ -197,13 +197,13 @@ def attempt(directory: Path, cache: Path, kill: Kill | None, reference: Referenc
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     watch.changed()
-    said = [line.strip() for line in (directory.parent / "err.log").read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in (directory.parent / "err.log").read_text().splitlines() if line.strip()]
     if kill is not None and reference is not None:
         kill.exit_code = process.returncode
-        kill.said = "" if kill.signal == "SIGKILL" or not said else said[-1].replace(str(directory), "<run>")
+        kill.message = "" if kill.signal == "SIGKILL" or not lines else lines[-1].replace(str(directory), "<run>")
         kill.died_in = reference.place(watch.rows) if watch.grew else "start-up"
     elif process.returncode:
-        raise RuntimeError("\n".join(said[-30:]))
+        raise RuntimeError("\n".join(lines[-30:]))
     if before is not None and reference is not None:
         before.went_on_from = reference.place(watch.first) if watch.grew else "(killed again before it did)"
 
@@ -230,7 +230,7 @@ def plan(reference: Reference, quick: bool, seed: int) -> list[list[Kill]]:
     def rows(*stages: str) -> list[int]:
         return [i for i, stage in enumerate(reference.stages) if stage in stages]
 
-    def made(run: int, sign: str, wanted: str, *stages: str) -> Kill:
+    def planned(run: int, sign: str, wanted: str, *stages: str) -> Kill:
         row = draw.choice(rows(*stages)[1:-1])
         return Kill(run, sign, wanted, row, round(draw.uniform(0, reference.startup if wanted == "start" else 0.5), 3))
 
@@ -238,13 +238,13 @@ def plan(reference: Reference, quick: bool, seed: int) -> list[list[Kill]]:
     kinds += [("start", "lfd"), *[("start", "ppo")] * 3]
     draw.shuffle(kinds)
     if quick:
-        return [sorted((made(0, "SIGKILL", *kind) for kind in (("row", "lfd"), ("write", "ppo"), ("row", "ppo"))),
+        return [sorted((planned(0, "SIGKILL", *kind) for kind in (("row", "lfd"), ("write", "ppo"), ("row", "ppo"))),
                        key=lambda kill: kill.row)]  # fmt: skip
-    runs = [[made(run, "SIGKILL", *kind) for kind in kinds[run::5]] for run in range(5)]
+    runs = [[planned(run, "SIGKILL", *kind) for kind in kinds[run::5]] for run in range(5)]
     for run, signs in enumerate((("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM")), len(runs)):
         first, second = signs
-        runs.append([made(run, first, "row", "lfd"), made(run, second, "row", "ppo"), made(run, first, "row", "ppo"),
-                     made(run, second, "start", "ppo")])  # fmt: skip
+        runs.append([planned(run, first, "row", "lfd"), planned(run, second, "row", "ppo"), planned(run, first, "row", "ppo"),
+                     planned(run, second, "start", "ppo")])  # fmt: skip
     return [sorted(kills, key=lambda kill: kill.row) for kills in runs]
 
 
@@ -254,18 +254,18 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for the runs, instead of a temporary one")
-    given = parser.parse_args()
-    folder = given.keep or Path(tempfile.mkdtemp(prefix="survival-"))
+    arguments = parser.parse_args()
+    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="survival-"))
     (folder / "untouched").mkdir(parents=True)
     began = time.monotonic()
     attempt(folder / "untouched" / "run", folder / "untouched" / "cache", None, None, None)
     reference = Reference(folder / "untouched" / "run")
     print(f"untouched: {time.monotonic() - began:.0f} s, {len(reference.rows)} rows of metrics.csv", flush=True)
-    runs = plan(reference, given.quick, given.seed)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(lambda one: survive(one[0], one[1], reference, folder), enumerate(runs)))
-    kills = [kill for one in runs for kill in one]
-    if not given.quick:
+    runs = plan(reference, arguments.quick, arguments.seed)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda run: survive(run[0], run[1], reference, folder), enumerate(runs)))
+    kills = [kill for run in runs for kill in run]
+    if not arguments.quick:
         with (HERE / "results.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, asdict(kills[0]), lineterminator="\n")
             writer.writeheader()
@@ -275,7 +275,7 @@ def main() -> None:
         good = len({kill.run for kill in some if kill.same == "yes"})
         print(f"{sign}: {len(some)} in {len({kill.run for kill in some})} runs; {good} of these runs ended with the "
               "weights, metrics and results of the untouched one, bit for bit")  # fmt: skip
-    if given.keep is None:
+    if arguments.keep is None:
         shutil.rmtree(folder)
     sys.exit(any(kill.same != "yes" for kill in kills))
 
