@@ -2,6 +2,10 @@
 
 import importlib.util
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,18 @@ from tprl.lvlm.llava import Llava
 from tprl.rewards import WeightedReward
 from tprl.types import Outcome, Pruner
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = {"dataset": "counting", "lvlm": "vip_llava", "pruner": "loudest", "reward": "answers_lost"}
 
 
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / f"howto-{page}.md").read_text(), re.DOTALL)
+
+
 def block(page: str, language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", (DOCS / f"howto-{page}.md").read_text(), re.DOTALL)
-    return found
+    """The first one."""
+    return blocks(page, language)[0]
 
 
 @pytest.fixture
@@ -95,3 +104,22 @@ def test_a_reward_of_lost_answers(module: Any) -> None:
     score = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
     outcome = Outcome(uids=("a", "b", "c"), kept=torch.tensor([[8, 8, 8], [2, 2, 2]]), score=score)
     assert WeightedReward([module.AnswersLost(2.0)])(outcome)["answers_lost"].tolist() == [[-2.0, 0.0, 0.0]]
+
+
+@pytest.mark.slow
+def test_a_policy_is_trained_evaluated_and_loaded_as_the_page_says(tmp_path: Path) -> None:
+    _, policy, load = blocks("pruner", "python")
+    for folder in ("src", "conf"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "src/tprl/pruners/matching.py").write_text(policy)
+    (tmp_path / "conf/policy/matching.yaml").write_text(blocks("pruner", "yaml")[1])
+    commands = re.findall(r"^    (python -m src\..*matching.*)$", (DOCS / "howto-pruner.md").read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        words = [*shlex.split(command)[1:], "logger=none", "cache=null"]
+        subprocess.run([sys.executable, *words], cwd=tmp_path, check=True, timeout=300)
+    shown = f"import src\n{load}\nprint(type(pruner).__module__, pruner.trained_on['stages'])"
+    done = subprocess.run([sys.executable, "-c", shown], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.split()[0] == "tprl.pruners.matching"
+    rows = (tmp_path / "runs/matching/results.csv").read_text()
+    assert "matching_lfd," in rows

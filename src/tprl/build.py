@@ -138,7 +138,8 @@ def _allowed(target: Any) -> Any:
         try:
             loaded = get_object(current(target))
         except Exception as error:
-            raise UserError(f"_target_ {target} cannot be imported: {error}.") from error
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise UserError(f"_target_ {target} cannot be imported ({reason}).") from error
         home = getattr(loaded, "__module__", None) or ""
         if callable(loaded) and f"{home}.".startswith(ALLOWED):
             return loaded

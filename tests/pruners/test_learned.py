@@ -1,8 +1,10 @@
 """Trained pruners: what they keep, what they store, and what they refuse."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -258,12 +260,39 @@ class TestFolder:
         with pytest.raises(UserError, match="holds no trained pruner"):
             load_pruner(tmp_path)
 
-    def test_an_unknown_kind_is_refused(self, tmp_path: Path) -> None:
-        pruner().save_pretrained(tmp_path)
-        about = json.loads((tmp_path / "config.json").read_text())
-        files.write_sealed(tmp_path / "config.json", json.dumps(about | {"pruner": "other"}))
+    def test_a_folder_of_0_1_that_names_no_class_still_loads(self, tmp_path: Path) -> None:
+        self.rewrite(tmp_path, lambda about: about.pop("_target_"))
+        assert type(load_pruner(tmp_path)) is TPRL
+        self.rewrite(tmp_path, lambda about: about.update(_target_=None, pruner="other"))
         with pytest.raises(UserError, match="names the pruner 'other', which is not one of tprl, mlp"):
             load_pruner(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("target", "sentence"),
+        [
+            ("os.getcwd", r"config\.json: _target_ os\.getcwd is not allowed"),
+            ("tprl.pruners.mine.Mine", r"cannot be imported.*Install the code that the pruner was trained with"),
+            ("tprl.runtime.files.write_atomically", "is no learned pruner, so nothing is loaded from it"),
+            ("tprl.pruners.random.RandomPruner", "is no learned pruner"),
+        ],
+    )
+    def test_a_class_that_is_no_learned_pruner_is_refused(self, target: str, sentence: str, tmp_path: Path) -> None:
+        self.rewrite(tmp_path, lambda about: about.update(_target_=target))
+        with pytest.raises(UserError, match=sentence):
+            load_pruner(tmp_path)
+
+    def test_nothing_inside_a_config_is_built_or_interpolated(self, tmp_path: Path) -> None:
+        inside = {"_target_": "tprl.budget.budget", "keep_ratio": 0.5, "n": 4, "home": "${oc.env:HOME}"}
+        self.rewrite(tmp_path, lambda about: about.update(trained_on=inside))
+        assert load_pruner(tmp_path).trained_on == inside
+
+    @staticmethod
+    def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+        """A saved pruner whose config.json `change` edits."""
+        pruner().save_pretrained(folder)
+        about = json.loads((folder / "config.json").read_text())
+        change(about)
+        files.write_sealed(folder / "config.json", json.dumps(about))
 
     @every_kind
     def test_flops_name_their_parts(self, kind: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from tprl.build import load_component
+from tprl.build import choices, load_component
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry
@@ -26,13 +26,14 @@ def variants(name: str) -> frozenset[str]:
 
 
 def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
-    """The pruner of a run, its other modes, its state after lfd, and the MLP taught beside it."""
+    """The pruner of a run, its other modes, its state after lfd, and the policies taught beside it (`baselines`)."""
     if not run.is_dir():
         raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
     ratios = tuple(settings["keep_ratios"])
     final = load_pruner(run)
     entries = with_modes(final.name, final, ratios, seed_of(final))
-    for name, folder in ((f"{final.name}_{LFD}", run / "lfd"), ("mlp", run / "mlp")):
+    folders = {f"{final.name}_{LFD}": run / "lfd"} | {name: run / name for name in choices("policy")}
+    for name, folder in folders.items():
         if folder.is_dir():
             pruner = load_pruner(folder)
             entries.append(Entry(name, pruner, ratios, seed_of(pruner)))

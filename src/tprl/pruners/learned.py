@@ -1,5 +1,6 @@
 """What every trained pruner shares: codes of the tokens, logits from a network, a way to serve them, and a folder."""
 
+import inspect
 import json
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from tprl import cost
 from tprl.budget import check_keep_ratio
+from tprl.build import target_at
 from tprl.errors import UserError
 from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
@@ -31,6 +33,8 @@ from tprl.seeding import stable_seed
 from tprl.types import Encoded, TokenSelection
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+# What folders without `_target_` (0.1) name by `pruner`.
+BEFORE_TARGETS = {"tprl": "tprl.pruners.tprl.TPRL", "mlp": "tprl.pruners.mlp.MLPPruner"}
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -51,6 +55,7 @@ class LearnedPruner(nn.Module, ABC):
 
     name = "learned"
     extras: frozenset[str] = frozenset()
+    reads_question = True  # whether its choice depends on the question
     net: Any  # a module; subclasses say which
     config: dict[str, Any]
 
@@ -104,11 +109,6 @@ class LearnedPruner(nn.Module, ABC):
     def decides_alone(self) -> bool:
         """Whether it has a threshold."""
         return self.serving.tau is not None
-
-    @property
-    def reads_question(self) -> bool:
-        """Whether its choice depends on the question."""
-        return getattr(self.net, "query", "none") != "none"
 
     @torch.no_grad()
     def logits(self, x: PolicyInput, keep_ratio: float) -> Float[Tensor, "B V"]:
@@ -217,7 +217,9 @@ class LearnedPruner(nn.Module, ABC):
     @property
     def about(self) -> dict[str, Any]:
         """What `config.json` holds: all but the weights."""
-        return {"pruner": self.name, **self.config, **asdict(self.serving), "trained_on": self.trained_on}
+        kind = type(self)
+        target = {"_target_": f"{kind.__module__}.{kind.__qualname__}", "pruner": self.name}
+        return {**target, **self.config, **asdict(self.serving), "trained_on": self.trained_on}
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
         """Write `model.safetensors` (fp16 if `half`), `config.json` and a model card; each complete or not at all.
@@ -350,18 +352,24 @@ def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedP
 def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint") -> LearnedPruner:
     """A pruner from what `LearnedPruner.about` says, with fresh weights; `source` is for the error.
 
-    Raises:
-        UserError: a kind this version does not know.
-    """
-    from tprl.pruners.mlp import MLPPruner
-    from tprl.pruners.tprl import TPRL
+    The file may come from anywhere, so `_target_` is held against the allow-list of `build`, has to be a learned
+    pruner, and is called with plain values: nothing that they contain is interpolated or built.
 
-    kinds: dict[Any, type[LearnedPruner]] = {TPRL.name: TPRL, MLPPruner.name: MLPPruner}
-    kind = about.get("pruner")
-    if kind not in kinds:
-        raise UserError(f"{source} names the pruner {kind!r}, which is not one of {', '.join(kinds)}.")
-    settings = {key: value for key, value in about.items() if key != "pruner"}
+    Raises:
+        UserError: a class that is not there or is no learned pruner, or arguments that it does not take.
+    """
+    settings = {key: value for key, value in about.items() if key not in ("pruner", "_target_")}
+    target = about.get("_target_") or BEFORE_TARGETS.get(about.get("pruner", ""))
+    if target is None:
+        known = ", ".join(BEFORE_TARGETS)
+        raise UserError(f"{source} names the pruner {about.get('pruner')!r}, which is not one of {known}.")
     try:
-        return kinds[kind](**{"kernel": "tokens", **settings})  # 0.1 knew no other kernel and did not say so
+        kind = target_at(target)
+    except UserError as error:
+        raise UserError(f"{source}: {error} Install the code that the pruner was trained with.") from error
+    if not (inspect.isclass(kind) and issubclass(kind, LearnedPruner)):
+        raise UserError(f"{source}: _target_ {target} is no learned pruner, so nothing is loaded from it.")
+    try:
+        return kind(**{"kernel": "tokens", **settings})  # 0.1 knew no other kernel and did not say so
     except (TypeError, ValueError) as error:
         raise UserError(f"{source} is damaged ({error}): copy it again or train anew.") from error

@@ -36,6 +36,7 @@ class MLPPruner(LearnedPruner):
     """
 
     name = "mlp"
+    reads_question = False
 
     def __init__(
         self,

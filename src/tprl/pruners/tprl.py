@@ -47,6 +47,11 @@ class TPRL(LearnedPruner):
         self.config |= net | {"budgets": list(budgets)}
         self.net = PolicyNet(code_width or token_width, token_width, **net, budgets=len(budgets))
 
+    @property
+    def reads_question(self) -> bool:  # type: ignore[override]
+        """Whether its choice depends on the question."""
+        return self.net.query != "none"
+
     def learn_budgets(self, budgets: Sequence[float]) -> None:
         """A fresh budget head for these kept fractions."""
         self.config["budgets"] = sorted(check_keep_ratio(ratio) for ratio in budgets)
