@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 
 from tprl.build import conf_dir
 from tprl.commands.entry import addable, launch
-from tprl.commands.shell import command, escaped, option, quoted, value_of
+from tprl.commands.shell import command, option, value_of
 from tprl.commands.terminal import next_command
 from tprl.pruners.card import model_card
+from tprl.runtime.quoting import escaped, quoted
 
 NAMES = [
     "mit leer",
@@ -85,7 +86,7 @@ class TestOption:
 
     def test_what_stdout_cannot_show_is_written_in_bytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert quoted("ü") == "'ü'"
-        monkeypatch.setattr("tprl.commands.shell.sys", type("S", (), {"stdout": type("O", (), {"encoding": "ascii"})}))
+        monkeypatch.setattr("tprl.runtime.quoting.sys", type("S", (), {"stdout": type("O", (), {"encoding": "ascii"})}))
         assert quoted("ü") == r"$'\xc3\xbc'"
 
     def test_an_interpolation_in_a_text_stays_text_in_a_config(self) -> None:

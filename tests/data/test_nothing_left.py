@@ -11,8 +11,8 @@ from tprl.build import load_component
 from tprl.data.custom import Custom
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
-from tprl.evaluation.analysis import gallery
 from tprl.evaluation.evaluator import Entry, evaluate
+from tprl.evaluation.pictures import gallery
 from tprl.lvlm.toy import ToyLVLM
 from tprl.pruners.tprl import TPRL
 from tprl.scoring.scorer import Scorer

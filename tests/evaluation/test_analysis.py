@@ -10,19 +10,17 @@ from tprl.build import load_component
 from tprl.commands.evaluate import _pictured
 from tprl.data.scenes import Scenes
 from tprl.evaluation.analysis import (
-    _together,
+    Paired,
     by_arm,
     difference,
     evaluation_headline,
-    gallery,
-    guided,
     with_open_sides,
 )
 from tprl.evaluation.analysis import paired as compared
 from tprl.evaluation.evaluator import Entry
+from tprl.evaluation.pictures import _together, gallery, guided
 from tprl.evaluation.results import Row, SampleRow
 from tprl.pruners.learned import load_pruner
-from tprl.report.evaluation import Paired
 from tprl.scoring.scorer import Scorer
 from tprl.types import Encoded, Sample
 

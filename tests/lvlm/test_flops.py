@@ -22,11 +22,11 @@ from tprl.bench.parity import stock_inputs
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
-from tprl.evaluation.evaluator import question_flops
 from tprl.lvlm.batching import axes
 from tprl.lvlm.frozen import GREEDY, FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
 from tprl.lvlm.llava import Llava
+from tprl.scoring.flops import question_flops
 from tprl.scoring.scorer import Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tprl.evaluation.analysis import Paired
+from tprl.evaluation.pictures import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.results import Row
 from tprl.evaluation.statistics import Interval
 from tprl.report import figures
-from tprl.report.evaluation import Paired, write_report
-from tprl.report.gallery import GalleryItem, Guided, GuidedPair, Panel, overlap
+from tprl.report.evaluation import write_report
 from tprl.report.page import TableEntry, page_table
 from tprl.report.spread import TokenSpread
 

@@ -20,7 +20,8 @@ from tprl.commands.entry import launch, run_names
 from tprl.commands.evaluate import make_logger
 from tprl.commands.train import train
 from tprl.evaluation.results import Row
-from tprl.runtime.tracking import Tracker, log_results, log_weights
+from tprl.evaluation.tracked import log_results
+from tprl.runtime.tracking import Tracker, log_weights
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from tprl.data.toy import KINDS, ToyDataset
 from tprl.errors import UserError
-from tprl.evaluation.evaluator import question_flops
 from tprl.lvlm.toy import ToyLVLM
 from tprl.rewards import Term, WeightedReward
 from tprl.rewards.fidelity import Fidelity
@@ -35,6 +34,7 @@ from tprl.rewards.score_change import ScoreChange
 from tprl.rewards.tokens_saved import TokensSaved
 from tprl.rl.ppo import PPOLoss
 from tprl.rl.rollout import Rollout, evaluate_actions
+from tprl.scoring.flops import question_flops
 from tprl.scoring.scorer import Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice

@@ -15,12 +15,13 @@ from tprl import cost
 from tprl.bench.parity import stock_inputs
 from tprl.budget import need_ratio
 from tprl.errors import UserError
-from tprl.evaluation.evaluator import Entry, Tick, feasible, question_parts
+from tprl.evaluation.evaluator import Entry, Tick, feasible
 from tprl.evaluation.results import FULL
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
 from tprl.pruners.learned import LearnedPruner, check_family
 from tprl.runtime.progress import seconds
+from tprl.scoring.flops import question_parts
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Pruner, Sample, TokenSelection
 

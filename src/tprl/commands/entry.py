@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tprl.build import choices, conf_dir
-from tprl.commands.shell import command, option, quoted, value_of
+from tprl.commands.shell import command, option, value_of
 from tprl.commands.terminal import next_command, register_resolvers
 from tprl.commands.unread import check_read
 from tprl.errors import UserError
 from tprl.runtime import run_directory
+from tprl.runtime.quoting import quoted
 from tprl.runtime.run_directory import DONE, FAILED, STARTED
 from tprl.runtime.signals import Stopped, listening
 

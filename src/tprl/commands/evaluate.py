@@ -23,6 +23,7 @@ from tprl.commands.entry import chosen, command_line, run_names
 from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
 from tprl.commands.shell import command
+from tprl.commands.threads import use_threads
 from tprl.data.benchmark import nothing_left, take
 from tprl.data.values import name_list
 from tprl.errors import UserError
@@ -39,9 +40,11 @@ from tprl.evaluation.entries import (
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, check_entries, summarise
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.official import Published
+from tprl.evaluation.pictures import looked_at
 from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_samples
 from tprl.evaluation.scores import score_table, write_scores
 from tprl.evaluation.sweep import Sweep, read_sweep
+from tprl.evaluation.tracked import log_results
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import LearnedPruner
 from tprl.report import latency, study, sweep
@@ -54,8 +57,7 @@ from tprl.runtime.progress import Progress
 from tprl.runtime.provenance import origin, provenance
 from tprl.runtime.run_directory import ANSWERS
 from tprl.runtime.store import Record
-from tprl.runtime.threads import use_threads
-from tprl.runtime.tracking import Tracker, log_results
+from tprl.runtime.tracking import Tracker
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.lengths import fit_length
 from tprl.scoring.scorer import Scorer
@@ -264,7 +266,7 @@ def evaluate_entries(
     numbers = study.write_numbers(directory, rows, sample_rows, main.name)
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
     pruners = _pictured(entries, main, ratio, sample_rows)
-    guided, pictures = analysis.looked_at(scorer, dataset, main, pruners, ratio, settings)
+    guided, pictures = looked_at(scorer, dataset, main, pruners, ratio, settings)
     facts = {"model": lvlm.name, **measured, "split": cfg.get("split", "test"), **origin()}
     made = Origin(facts, _commands(cfg), OmegaConf.to_yaml(cfg, resolve=True))
     metric = _headline_metric(dataset)

@@ -4,10 +4,6 @@ A value passes two readers, bash and Hydra, and each has a grammar of its own: a
 `=`, `,`, brackets, `$` or backslashes.
 """
 
-import os
-import re
-import shlex
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-INTERPOLATION = re.compile(r"(\\*)\$\{")
+from tprl.runtime.quoting import escaped, quoted, unescaped
 
 
 def command(entry: str, *words: str) -> str:
@@ -40,30 +36,7 @@ def value_of(word: str) -> Any:
         HydraException: it cannot be read.
     """
     parsed = OverridesParser.create().parse_override(word)
-    return None if parsed.is_sweep_override() else _unescaped(parsed.value())
-
-
-def quoted(word: str) -> str:
-    """A word as bash reads it. What a terminal cannot show (line breaks, bytes that are no text) becomes $'\\x..'."""
-    if word.isprintable() and _can_be_printed(word):
-        return shlex.quote(word)
-    return "$'" + "".join(map(_byte, os.fsencode(word))) + "'"
-
-
-def escaped(value: Any) -> Any:
-    """Plain containers whose texts OmegaConf reads as they are: `${` would begin an interpolation."""
-    if isinstance(value, str):
-        return INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", value)
-    if isinstance(value, Mapping):
-        return {key: escaped(item) for key, item in value.items()}
-    return [escaped(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _unescaped(value: Any) -> Any:
-    """What OmegaConf makes of a text without interpolations."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"(\\+)\$\{", lambda match: match[1][: len(match[1]) // 2] + "${", value)
+    return None if parsed.is_sweep_override() else unescaped(parsed.value())
 
 
 def _written(value: Any) -> str:
@@ -86,17 +59,3 @@ def _reads_back(text: str) -> bool:
     except HydraException:
         return False
     return not alone.is_sweep_override() and alone.value() == text and listed.value() == [text]
-
-
-def _can_be_printed(word: str) -> bool:
-    try:
-        word.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _byte(code: int) -> str:
-    character = chr(code)
-    plain = code < 128 and character.isprintable() and character not in "\\'"
-    return character if plain else f"\\x{code:02x}"

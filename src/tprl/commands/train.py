@@ -15,6 +15,7 @@ from tprl.commands.entry import chosen
 from tprl.commands.evaluate import evaluate_entries, make_dataset, make_logger, plain, start
 from tprl.commands.options import CHAIN, OURS, checked
 from tprl.commands.plan import check_plan
+from tprl.commands.threads import use_threads
 from tprl.data.benchmark import passed_over
 from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries
@@ -38,7 +39,6 @@ from tprl.runtime.checkpoint import Finished, SaveEvery, checkpoint_of, draw_fro
 from tprl.runtime.curves import Curves, write_curves
 from tprl.runtime.progress import FitProgress
 from tprl.runtime.store import Cache
-from tprl.runtime.threads import use_threads
 from tprl.runtime.tracking import Tracker, log_weights
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.lengths import check_lengths

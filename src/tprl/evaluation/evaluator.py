@@ -4,7 +4,6 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ from tprl.budget import need_ratio
 from tprl.data.benchmark import nothing_left, numbered_batches
 from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore, Published
-from tprl.evaluation.results import FULL, Row, SampleRow
+from tprl.evaluation.results import Row, SampleRow
 from tprl.evaluation.statistics import Interval, image_key, interval
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
 from tprl.pruners.learned import check_family
 from tprl.runtime import distributed
 from tprl.runtime.store import Record
+from tprl.scoring.flops import question_flops
 from tprl.scoring.lengths import check_lengths
 from tprl.scoring.scorer import Scorer
 from tprl.splice import keep_all, splice
@@ -262,61 +262,6 @@ def _answer(
             facts = tuple(scorer.dataset.facts(sample, forced if text is None else text))
         out.append(Answered(row, overlap, *question_flops(scorer, encoded, i, sample, pruner, kept[i], plan), facts))
     return out
-
-
-def question_flops(
-    scorer: Scorer,
-    encoded: Encoded,
-    i: int,
-    sample: Sample,
-    pruner: Pruner | LayerPruner,
-    kept: Sequence[int],
-    plan: LayerPlan | None = None,
-) -> tuple[float, float]:
-    """FLOPs of one question as pruned and with all its tokens (see `cost.CONVENTION`); the answer's length is the
-    reference's. `kept` is the number of tokens of each image that the language model reads; a plan drops some of them
-    between its layers."""
-    lvlm: Any = scorer.lvlm
-    answer = lvlm.answer_length(sample.answers[0])
-    pruned, full = question_parts(lvlm, encoded, i, answer, pruner, kept, plan)
-    return float(pruned["total"]), float(full["total"])
-
-
-def question_parts(
-    lvlm: Any,
-    encoded: Encoded,
-    i: int,
-    answer: int,
-    pruner: Pruner | LayerPruner,
-    kept: Sequence[int],
-    plan: LayerPlan | None = None,
-) -> tuple[dict[str, int], dict[str, int]]:
-    """`question_flops` part by part (see `cost.total`), for an answer of so many tokens; choosing is `selector`."""
-    shape: cost.LVLMShape = lvlm.shape
-    images = encoded.image_of[i][encoded.visual_mask[i]].bincount(minlength=len(encoded.grids[i])).tolist()
-    text = int(encoded.attention[i].sum()) - sum(images)
-    tiles = sum(encoded.tiles[i], ())
-    full = _parts(shape, text, sum(images), answer, tiles)
-    if pruner.name == FULL:
-        return full, full
-    if plan is not None:
-        pruned = _parts(shape, text, tuple(plan.counts(*images)), answer, tiles)
-        selector = plan.flops(shape.lm, text, *images)
-    else:
-        pruned = _parts(shape, text, sum(kept), answer, tiles)
-        chooser: Any = pruner
-        if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-            selector = sum(chooser.flops_by_part(sum(images), int(encoded.question[i].sum()), sum(kept)).values())
-        else:
-            selector = sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
-    return {**pruned, "selector": selector, "total": pruned["total"] + selector}, full
-
-
-@lru_cache(maxsize=4096)
-def _parts(
-    shape: cost.LVLMShape, text: int, visual: int | tuple[int, ...], answer: int, tiles: tuple[cost.Grid, ...]
-) -> dict[str, int]:
-    return cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=tiles)
 
 
 def summarise(answered: Sequence[Answered], model: str, dataset: Dataset) -> list[Row]:

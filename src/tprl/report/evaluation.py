@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tprl.cost import CONVENTION
+from tprl.evaluation.analysis import Paired
+from tprl.evaluation.pictures import GalleryItem, Guided
 from tprl.evaluation.results import BOUNDS, FULL, Cell, Row, grid, pruner_order, ratio_label, ratios, span, write_atomic
-from tprl.evaluation.statistics import identical
 from tprl.report import figures
-from tprl.report.gallery import GalleryItem, Guided, count_pictures, gallery_section, guided_section, pruners_shown
+from tprl.report.gallery import count_pictures, gallery_section, guided_section, pruners_shown
 from tprl.report.page import PageTable, Section, TableEntry, number, page_table, render_page
 from tprl.report.spread import TokenSpread, spread_section
 
@@ -18,24 +18,6 @@ NOTES = {  # how a name ends: what it says
     "_lfd": "“_lfd” is the policy before PPO.",
     "oracle": "The oracle knows where the answer is and does not compete.",
 }
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Accuracy of `pruner` minus accuracy of `other` on the same samples, with its interval."""
-
-    pruner: str
-    other: str
-    keep_ratio: float | None
-    difference: float
-    low: float
-    high: float
-    p_value: float
-
-    @property
-    def identical(self) -> bool:
-        """Whether the two score the same on every image, which says nothing of an interval."""
-        return identical(self.difference, self.low, self.high)
 
 
 def write_report(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tprl.bench.latency import Line
+from tprl.evaluation.pictures import Mask
 from tprl.evaluation.results import BOUNDS, FULL, Cell, pruner_order
 
 # name: (on light, on dark, line style, marker). Ours are loud, the others are muted; every colour is legible as text
@@ -47,7 +48,6 @@ OURS = "tprl"  # the series that stands out
 WIDTH, PANEL = 5.2, 3.9  # inches of a plot, and of one of several: legible on a phone and on a desk
 LINE = 0.185  # inches from one label to the next
 PICTURE_BYTES = 1_700_000  # PNG bytes of all pictures together, before base64 adds a third
-Mask = NDArray[np.bool_]
 
 
 def styles(names: Sequence[str]) -> dict[str, tuple[str, str, str, str]]:

@@ -2,81 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from tprl.evaluation.pictures import GalleryItem, Guided, GuidedPair, Panel
 from tprl.evaluation.results import FULL, ratio_label
 from tprl.evaluation.statistics import Interval
 from tprl.report import figures
-from tprl.report.figures import Mask
 from tprl.report.page import Section
-
-
-@dataclass(frozen=True)
-class Panel:
-    """What one pruner kept of one image: `keep` and `probability` are [rows, columns] over the whole image.
-
-    `keep` is None for methods whose tokens are no longer patches (pooling). `right` is None where unknown.
-    """
-
-    pruner: str
-    keep: Mask | None
-    answer: str
-    right: bool | None = None
-    probability: NDArray[np.floating[Any]] | None = None
-
-
-@dataclass(frozen=True)
-class GalleryItem:
-    """One question, the reference answer, the answer with all tokens, and what each pruner made of it."""
-
-    image: Image.Image
-    question: str
-    reference: str
-    full_answer: str
-    panels: Sequence[Panel]
-    full_right: bool | None = None
-
-
-@dataclass(frozen=True)
-class GuidedPair:
-    """One image, two questions, and what the same pruner kept for each; `overlap` as in `Guided`."""
-
-    image: Image.Image
-    questions: tuple[str, str]
-    keeps: tuple[Mask, Mask]
-    answers: tuple[str, str]
-    overlap: float
-
-
-@dataclass(frozen=True)
-class Guided:
-    """Evidence that a pruner listens to the question.
-
-    `overlap` is the mean share of kept tokens that two questions about one image have in common (1: the question
-    changes nothing), `chance` the same for two random choices (the keep ratio). `shuffled` is the accuracy when the
-    pruner reads another sample's question while the model answers the right one. All of it over `questions` about
-    `images`.
-    """
-
-    pruner: str
-    keep_ratio: float
-    overlap: float
-    chance: float
-    accuracy: Interval
-    shuffled: Interval
-    pairs: Sequence[GuidedPair]
-    questions: int
-    images: int
-
-
-def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Share of kept tokens that two selections have in common: |A and B| over the mean of |A| and |B|."""
-    return float((a & b).sum() / (0.5 * (a.sum() + b.sum())))
 
 
 def count_pictures(gallery: Sequence[GalleryItem], guided: Guided | None) -> int:

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from PIL import Image
 
-from tprl.evaluation.analysis import panels
+from tprl.evaluation.pictures import panels
 from tprl.evaluation.statistics import image_key
 from tprl.report import figures
 from tprl.runtime.tracking import SEEN, Tracker

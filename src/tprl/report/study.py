@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tprl.evaluation import analysis
+from tprl.evaluation.analysis import Paired
 from tprl.evaluation.results import Row, SampleRow, grid, print_table, read_results, write_atomic, write_results
 from tprl.evaluation.scores import ScoreTable, read_scores, write_scores
 from tprl.report import figures
-from tprl.report.evaluation import Paired
 from tprl.report.spread import TokenSpread, token_spreads
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from tprl.commands.shell import escaped
 from tprl.errors import UserError
 from tprl.runtime.files import Damaged, check, read_sealed, remove, sweep, write_sealed
+from tprl.runtime.quoting import escaped
 
 STARTED, DONE, FAILED, LOCK = "started.json", "done.json", "FAILED", ".lock"
 SETTINGS = "config.yaml"  # the resolved config

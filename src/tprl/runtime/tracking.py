@@ -3,18 +3,15 @@
 import logging
 import netrc
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
-from tprl.commands.shell import quoted
-from tprl.evaluation.results import COLUMNS, FULL, Row
 from tprl.runtime.checkpoint import LAST
+from tprl.runtime.quoting import quoted
 
 log = logging.getLogger(__name__)
 SEEN, RATIO = "samples_seen", "keep_ratio"  # the x axes: of training, and of evaluations
@@ -143,28 +140,6 @@ class Tracker(WandbLogger):
 def _listed(paths: Sequence[str]) -> str:
     """As bash reads them."""
     return " ".join(map(quoted, paths))
-
-
-def log_results(logger: object, rows: Sequence[Row]) -> None:
-    """Put an evaluation's rows beside the curves of its training: every metric, `flops_ratio` and `kept_tokens` of
-    every pruner over `keep_ratio`, and the table `eval/results`. Other loggers than W&B get nothing: `results.csv`
-    holds the same. A pruner that decides alone stands at the fraction that it kept."""
-    if not isinstance(logger, Tracker):
-        return
-    import wandb
-
-    visual = next((row.kept_tokens for row in rows if row.pruner == FULL), None)
-    points: dict[tuple[str, int, float], dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        name = f"eval/{row.pruner}" + (f"/seed{row.seed}" if row.seed else "")
-        ratio = row.keep_ratio if row.keep_ratio is not None else row.kept_tokens / visual if visual else None
-        if ratio is not None:
-            values = {row.metric: row.value, "flops_ratio": row.flops_ratio, "kept_tokens": row.kept_tokens}
-            points[row.pruner, row.seed, ratio] |= {f"{name}/{key}": value for key, value in values.items()}
-    for (_, _, ratio), point in sorted(points.items()):
-        logger.log_row({RATIO: ratio, **point}, axis=RATIO)
-    table: list[Any] = [list(astuple(row)) for row in rows]
-    logger.log_row({"eval/results": wandb.Table(columns=list(COLUMNS), data=table)}, axis=RATIO)
 
 
 def log_weights(logger: object, directory: Path) -> None:

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.evaluation.evaluator import question_flops
 from tprl.pruners.learned import LearnedPruner
 from tprl.rl.rollout import Rollout
+from tprl.scoring.flops import question_flops
 from tprl.scoring.scorer import FIDELITY, LABELS, Scorer
 from tprl.types import Encoded, Outcome, Sample, TokenSelection
 

@@ -1,0 +1,298 @@
+"""What pruners kept of single questions, and whether a pruner listens to the question: material for the report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from tprl.data.benchmark import batches, taken
+from tprl.evaluation.evaluator import Entry, Tick
+from tprl.evaluation.results import ratio_label
+from tprl.evaluation.statistics import Interval, image_key, interval, open_side
+from tprl.pruners.learned import LearnedPruner
+from tprl.runtime.progress import Progress
+from tprl.scoring.scorer import Scorer
+from tprl.splice import keep_all, splice
+from tprl.types import Dataset, Encoded, Pruner, Sample, TokenSelection
+
+Mask = NDArray[np.bool_]  # [rows columns] over the whole image
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one pruner kept of one image: `keep` and `probability` are [rows, columns] over the whole image.
+
+    `keep` is None for methods whose tokens are no longer patches (pooling). `right` is None where unknown.
+    """
+
+    pruner: str
+    keep: Mask | None
+    answer: str
+    right: bool | None = None
+    probability: NDArray[np.floating[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """One question, the reference answer, the answer with all tokens, and what each pruner made of it."""
+
+    image: Image.Image
+    question: str
+    reference: str
+    full_answer: str
+    panels: Sequence[Panel]
+    full_right: bool | None = None
+
+
+@dataclass(frozen=True)
+class GuidedPair:
+    """One image, two questions, and what the same pruner kept for each; `overlap` as in `Guided`."""
+
+    image: Image.Image
+    questions: tuple[str, str]
+    keeps: tuple[Mask, Mask]
+    answers: tuple[str, str]
+    overlap: float
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Evidence that a pruner listens to the question.
+
+    `overlap` is the mean share of kept tokens that two questions about one image have in common (1: the question
+    changes nothing), `chance` the same for two random choices (the keep ratio). `shuffled` is the accuracy when the
+    pruner reads another sample's question while the model answers the right one. All of it over `questions` about
+    `images`.
+    """
+
+    pruner: str
+    keep_ratio: float
+    overlap: float
+    chance: float
+    accuracy: Interval
+    shuffled: Interval
+    pairs: Sequence[GuidedPair]
+    questions: int
+    images: int
+
+
+def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Share of kept tokens that two selections have in common: |A and B| over the mean of |A| and |B|."""
+    return float((a & b).sum() / (0.5 * (a.sum() + b.sum())))
+
+
+def guided(
+    scorer: Scorer,
+    dataset: Dataset,
+    pruner: Pruner,
+    keep_ratio: float,
+    limit: int | None = None,
+    images: int = 200,
+    batch_size: int = 100,
+    tick: Tick = lambda done, total: None,
+) -> Guided | None:
+    """Does the pruner listen to the question?
+
+    Every question is paired with the next one about the same image: how much of what is kept do they share? Then the
+    pruner is given the question of another image while the model answers the right one. Reads the questions of the
+    first `images` images, at most `limit`; None where these show one image, since then there is nothing to swap, and
+    where no image is asked twice. Up to `batch_size` questions are encoded at a time, those of an image together.
+    `tick(done, total)` counts images.
+    """
+    groups = _by_image(dataset, limit, images)
+    if len(groups) < 2:
+        return None
+    shares, right, shuffled, clusters, pairs = [], [], [], [], []
+    for numbers in _together(groups, batch_size):
+        tick(numbers[0], len(groups))
+        samples = [sample for number in numbers for sample in groups[number]]
+        swapped = [sample for number in numbers for sample in _swapped(groups, number)]
+        encoded = scorer.lvlm.encode(samples, pruner.extras)
+        keep = pruner.select(encoded, keep_ratio).keep
+        wrong = pruner.select(scorer.lvlm.encode(swapped, pruner.extras), keep_ratio).keep
+        # Both choices of every question are prompts of one pass.
+        scores = scorer.selections(samples, encoded, [*range(len(samples))] * 2, torch.cat([keep, wrong])).score
+        right += scores[: len(samples)].tolist()
+        shuffled += scores[len(samples) :].tolist()
+        clusters += [image_key(sample.uid) for sample in samples]
+        masks = [on_grid(encoded, i, row) for i, row in enumerate(keep)]
+        start = 0
+        for number in numbers:
+            rows = [*range(start, start + len(groups[number]))]
+            shares += [overlap(masks[i], masks[i + 1]) for i in rows[:-1]]
+            if number < 3 and len(rows) > 1:
+                pairs_encoded, chosen = encoded.rows(rows), [masks[i] for i in rows]
+                pairs.append(_pair(scorer, groups[number], pairs_encoded, keep[rows], chosen))
+            start += len(rows)
+    tick(len(groups), len(groups))
+    if not shares:
+        return None
+    accuracy, other = (open_side(interval(scores, clusters), len(groups)) for scores in (right, shuffled))
+    share = float(np.mean(shares))
+    return Guided(pruner.name, keep_ratio, share, keep_ratio, accuracy, other, pairs, len(right), len(groups))
+
+
+def looked_at(
+    scorer: Scorer,
+    dataset: Dataset,
+    main: Entry,
+    pruners: Mapping[str, Pruner],
+    ratio: float,
+    settings: Mapping[str, Any],
+) -> tuple[Guided | None, list[GalleryItem]]:
+    """Whether the main pruner listens to the question, where it was taught to, and the pictures of the report."""
+    listens, pictures = None, list[GalleryItem]()
+    if isinstance(main.pruner, LearnedPruner):
+        with Progress("questions") as tick:
+            options = {"limit": settings["limit"], "batch_size": settings["batch_size"], "tick": tick}
+            listens = guided(scorer, dataset, main.pruner, ratio, **options)
+    if pruners:
+        with Progress("pictures") as tick:
+            options = {"batch_size": settings["batch_size"], "limit": settings["limit"], "tick": tick}
+            pictures = gallery(scorer, dataset, pruners, ratio, **options)
+    return listens, pictures
+
+
+def gallery(
+    scorer: Scorer,
+    dataset: Dataset,
+    pruners: Mapping[str, Pruner],
+    keep_ratio: float,
+    batch_size: int = 100,
+    items: int = 6,
+    limit: int | None = None,
+    pool: int = 100,
+    tick: Tick = lambda done, total: None,
+) -> list[GalleryItem]:
+    """What each pruner kept of a few questions: a question of every family in turn, failures of the first pruner as
+    often as there are some (every third picture). They are among the first `pool` questions, and of an evaluation with
+    a `limit` among those that it answered; `tick(done, total)` counts these."""
+    extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
+    pool = min(pool, limit or pool, len(dataset))
+    samples, failed = list[Sample](), list[bool]()
+    for batch in batches(dataset, pool, batch_size):
+        tick(len(samples), pool)
+        encoded = scorer.lvlm.encode(batch, extras)
+        keep = next(iter(pruners.values())).select(encoded, keep_ratio)
+        first = scorer(batch, splice(encoded, keep)).score
+        failed += (first < scorer.full(batch, encoded).score).tolist()
+        samples += batch
+    tick(pool, pool)
+    if not samples:  # the first rows are damaged, and only later ones were answered
+        return []
+    picked = [samples[i] for i in _mixed(samples, failed, items)]
+    part = scorer.lvlm.encode(picked, extras)
+    answers = scorer.lvlm.answer(splice(part, keep_all(part)))
+    columns = [panels(scorer, picked, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
+    return [
+        GalleryItem(
+            sample.images[-1],
+            sample.question,
+            sample.answers[0],
+            answers[i],
+            [column[i] for column in columns],
+            scorer.dataset.score(sample, answers[i]) > 0.5,
+        )
+        for i, sample in enumerate(picked)
+    ]
+
+
+def _by_image(dataset: Dataset, limit: int | None, images: int) -> list[list[Sample]]:
+    """The questions of the first `images` images, at most `limit`."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in taken(dataset, range(min(limit or len(dataset), len(dataset)))):
+        key = image_key(sample.uid)
+        if key not in groups and len(groups) == images:
+            break
+        groups.setdefault(key, []).append(sample)
+    return list(groups.values())
+
+
+def _together(groups: Sequence[Sequence[Sample]], size: int) -> list[list[int]]:
+    """The numbers of the groups, those of up to `size` samples together; a larger group is alone."""
+    batched: list[list[int]] = []
+    count = size
+    for number, group in enumerate(groups):
+        count += len(group)
+        if count > size:
+            batched.append([])
+            count = len(group)
+        batched[-1].append(number)
+    return batched
+
+
+def _swapped(groups: Sequence[Sequence[Sample]], number: int) -> list[Sample]:
+    """The samples of a group with the questions of the next one."""
+    foreign = groups[(number + 1) % len(groups)]
+    # Any family may meet any other: shuffled within families, a question would keep half of what it says.
+    questions = [foreign[(i + number) % len(foreign)].question for i in range(len(groups[number]))]
+    return [s._replace(question=question) for s, question in zip(groups[number], questions, strict=True)]
+
+
+def _pair(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    encoded: Encoded,
+    keep: Bool[Tensor, "B V"],
+    masks: Sequence[NDArray[np.bool_]],
+) -> GuidedPair:
+    """The two questions of an image that share least."""
+    couples = [(overlap(masks[i], masks[j]), i, j) for i in range(len(masks)) for j in range(i)]
+    share, i, j = min(couples)
+    answers = scorer.lvlm.answer(splice(encoded, TokenSelection(keep)))
+    questions = (samples[i].question, samples[j].question)
+    return GuidedPair(samples[i].images[-1], questions, (masks[i], masks[j]), (answers[i], answers[j]), share)
+
+
+def panels(
+    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, name: str, pruner: Pruner, keep_ratio: float
+) -> list[Panel]:
+    """What one pruner keeps of each sample, and what the model then answers."""
+    selection = pruner.select(encoded, keep_ratio)
+    answers = scorer.lvlm.answer(splice(encoded, selection))
+    chances = (
+        pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid() if isinstance(pruner, LearnedPruner) else None
+    )
+    out = []
+    for i, sample in enumerate(samples):
+        keep = None if selection.extra is not None else on_grid(encoded, i, selection.keep[i])
+        chance = None if chances is None else on_grid(encoded, i, chances[i]).astype(float)
+        out.append(Panel(name, keep, answers[i], scorer.dataset.score(sample, answers[i]) > 0.5, chance))
+    return out
+
+
+def on_grid(encoded: Encoded, i: int, values: Tensor) -> NDArray:
+    """[V] -> [rows columns] of the last view of the sample's last image."""
+    *others, (rows, columns) = [view for views in encoded.grids[i] for view in views]
+    start = sum(r * c for r, c in others)
+    return values[start : start + rows * columns].reshape(rows, columns).cpu().numpy()
+
+
+def _mixed(samples: Sequence[Sample], failed: Sequence[bool], items: int) -> list[int]:
+    """Indices with the families in turn; every third is a failure, while there are failures."""
+    families = list(dict.fromkeys(sample.family for sample in samples))
+    chosen: list[int] = []
+    for number in range(items):
+        want = number % 3 == 2
+        others = [i for i in range(len(samples)) if i not in chosen]
+        if not others:
+            break
+        family = families[number % len(families)]
+        others.sort(key=lambda i: (failed[i] != want, samples[i].family != family))
+        chosen.append(others[0])
+    return chosen
+
+
+def guided_line(guided: Guided) -> str:
+    """`Guided` in one sentence."""
+    return (
+        f"guided by the question at {ratio_label(guided.keep_ratio)}: two questions about one image share "
+        f"{guided.overlap:.0%} of the kept tokens (chance {guided.chance:.0%}); accuracy {guided.accuracy.mean:.1%}, "
+        f"with the questions shuffled {guided.shuffled.mean:.1%} ({guided.questions} questions)"
+    )

@@ -1,0 +1,47 @@
+"""Texts for two readers with a grammar of their own: bash, and OmegaConf."""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+INTERPOLATION = re.compile(r"(\\*)\$\{")
+
+
+def quoted(word: str) -> str:
+    """A word as bash reads it. What a terminal cannot show (line breaks, bytes that are no text) becomes $'\\x..'."""
+    if word.isprintable() and _can_be_printed(word):
+        return shlex.quote(word)
+    return "$'" + "".join(map(_byte, os.fsencode(word))) + "'"
+
+
+def escaped(value: Any) -> Any:
+    """Plain containers whose texts OmegaConf reads as they are: `${` would begin an interpolation."""
+    if isinstance(value, str):
+        return INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", value)
+    if isinstance(value, Mapping):
+        return {key: escaped(item) for key, item in value.items()}
+    return [escaped(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def unescaped(value: Any) -> Any:
+    """What OmegaConf makes of a text without interpolations."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(\\+)\$\{", lambda match: match[1][: len(match[1]) // 2] + "${", value)
+
+
+def _can_be_printed(word: str) -> bool:
+    try:
+        word.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _byte(code: int) -> str:
+    character = chr(code)
+    plain = code < 128 and character.isprintable() and character not in "\\'"
+    return character if plain else f"\\x{code:02x}"

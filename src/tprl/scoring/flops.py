@@ -1,0 +1,66 @@
+"""What one question costs in FLOPs, as pruned and with all its tokens."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from tprl import cost
+from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
+from tprl.pruners.keep_all import KeepAll
+from tprl.scoring.scorer import Scorer
+from tprl.types import Encoded, Pruner, Sample
+
+
+def question_flops(
+    scorer: Scorer,
+    encoded: Encoded,
+    i: int,
+    sample: Sample,
+    pruner: Pruner | LayerPruner,
+    kept: Sequence[int],
+    plan: LayerPlan | None = None,
+) -> tuple[float, float]:
+    """FLOPs of one question as pruned and with all its tokens (see `cost.CONVENTION`); the answer's length is the
+    reference's. `kept` is the number of tokens of each image that the language model reads; a plan drops some of them
+    between its layers."""
+    lvlm: Any = scorer.lvlm
+    answer = lvlm.answer_length(sample.answers[0])
+    pruned, full = question_parts(lvlm, encoded, i, answer, pruner, kept, plan)
+    return float(pruned["total"]), float(full["total"])
+
+
+def question_parts(
+    lvlm: Any,
+    encoded: Encoded,
+    i: int,
+    answer: int,
+    pruner: Pruner | LayerPruner,
+    kept: Sequence[int],
+    plan: LayerPlan | None = None,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """`question_flops` part by part (see `cost.total`), for an answer of so many tokens; choosing is `selector`."""
+    shape: cost.LVLMShape = lvlm.shape
+    images = encoded.image_of[i][encoded.visual_mask[i]].bincount(minlength=len(encoded.grids[i])).tolist()
+    text = int(encoded.attention[i].sum()) - sum(images)
+    tiles = sum(encoded.tiles[i], ())
+    full = _parts(shape, text, sum(images), answer, tiles)
+    if pruner.name == KeepAll.name:
+        return full, full
+    if plan is not None:
+        pruned = _parts(shape, text, tuple(plan.counts(*images)), answer, tiles)
+        selector = plan.flops(shape.lm, text, *images)
+    else:
+        pruned = _parts(shape, text, sum(kept), answer, tiles)
+        chooser: Any = pruner
+        if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
+            selector = sum(chooser.flops_by_part(sum(images), int(encoded.question[i].sum()), sum(kept)).values())
+        else:
+            selector = sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
+    return {**pruned, "selector": selector, "total": pruned["total"] + selector}, full
+
+
+@lru_cache(maxsize=4096)
+def _parts(
+    shape: cost.LVLMShape, text: int, visual: int | tuple[int, ...], answer: int, tiles: tuple[cost.Grid, ...]
+) -> dict[str, int]:
+    return cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=tiles)
