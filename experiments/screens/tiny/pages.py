@@ -1,0 +1,168 @@
+"""Pages for training: pictures, what every patch shows, and questions, shifted by some pixels.
+
+A shift gives text another place on the grid of patches, so that a page is new each time. Step `i` of
+a run is a function of its seed, of `i` and of how many pages there are, which the run writes down.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from tprl.errors import UserError
+
+from . import sheets
+from .blueprint import SIDE
+from .labels import Labels, labels, shifted, whole
+
+SHIFT = 8  # pixels, each way
+SHEET_STEPS = 4
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's image processor
+SPREAD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Folder:
+    """Rendered pages, `train-<seed>`; reads a page from the disk when it is asked for.
+
+    Args:
+        path: where render.mjs put them; it may still be at work.
+        held_every: pages whose number it divides are not for training, but in `held`.
+    """
+
+    def __init__(self, path: Path, held_every: int = 50) -> None:
+        self.path, self.held_every = path, held_every
+        self.places: list[tuple[int, int]] = []
+        self.held: list[tuple[int, int]] = []
+        self.questions: dict[int, list[dict[str, Any]]] = {}
+        self._read = {"elements.jsonl": 0, "questions.jsonl": 0}
+        self.grow()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def grow(self) -> int:
+        """Look for pages rendered since; how many there are now for training, in the order of rendering."""
+        for _, row in self._lines("questions.jsonl"):
+            self.questions.setdefault(row["page"], []).append(row)
+        for start, row in self._lines("elements.jsonl"):
+            asked = self.questions.get(row["page"], [])
+            if not asked or len(asked) < asked[0]["of"]:  # its questions are being written
+                self._read["elements.jsonl"] = start
+                break
+            kind = self.places if row["page"] % self.held_every else self.held
+            kind.append((row["page"], start))
+        return len(self.places)
+
+    def _lines(self, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """New whole lines of a file, with their places."""
+        file = self.path / name
+        if not file.is_file():
+            raise UserError(
+                f"{file} is missing: render pages into {self.path} (experiments/screens)."
+            )
+        with file.open("rb") as stream:
+            stream.seek(self._read[name])
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                start = self._read[name]
+                self._read[name] += len(line)
+                yield start, json.loads(line)
+
+    def page(
+        self, at: int, held: bool = False
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any], list[dict[str, Any]]]:
+        """Picture, elements and questions of the `at`-th page of those for training, or of those held out."""
+        number, start = (self.held if held else self.places)[at]
+        with (self.path / "elements.jsonl").open("rb") as stream:
+            stream.seek(start)
+            shown = json.loads(stream.readline())
+        name = f"{number:08d}"
+        with Image.open(self.path / f"images/{name[:5]}/{name}.png") as picture:
+            return np.asarray(picture.convert("RGB")), shown, self.questions.get(number, [])
+
+
+class Item(NamedTuple):
+    """A page as it is shown."""
+
+    picture: UInt8[np.ndarray, "H W 3"]
+    labels: Labels
+    questions: list[dict[str, Any]]  # with boxes as shown; those cut by the shift are left out
+
+
+def item(
+    picture: UInt8[np.ndarray, "H W 3"],
+    shown: dict[str, Any],
+    asked: Sequence[dict[str, Any]],
+    dx: int,
+    dy: int,
+) -> Item:
+    """A page shifted by whole pixels; what was outside is painted as its border."""
+    spread = ((max(dy, 0), max(-dy, 0)), (max(dx, 0), max(-dx, 0)), (0, 0))
+    padded = np.pad(picture, spread, mode="edge")
+    top, left = max(-dy, 0), max(-dx, 0)
+    moved = [
+        row
+        | {
+            "bbox": shifted(row["bbox"], dx, dy),
+            "region": [shifted(box, dx, dy) for box in row["region"]],
+        }
+        for row in asked
+    ]
+    seen = [row for row in moved if all(whole(box) for box in (row["bbox"], *row["region"]))]
+    return Item(padded[top : top + SIDE, left : left + SIDE], labels(shown, dx, dy), seen)
+
+
+def draw(folder: Folder | None, count: int, share: float, seed: int, step: int, index: int) -> Item:
+    """A page of the first `count` of the folder, or with probability 1 - `share` a sheet."""
+    rng = np.random.default_rng([seed, step, index])
+    dx, dy = (int(at) for at in rng.integers(-SHIFT, SHIFT + 1, 2))
+    if folder is not None and count and rng.random() < share:
+        return item(*folder.page(int(rng.integers(count))), dx, dy)
+    return item(*sheet(seed, step // SHEET_STEPS, index), [], dx, dy)
+
+
+@lru_cache(maxsize=64)
+def sheet(*key: int) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
+    """Drawing one takes a fifth of the time of a step, so that some steps share them, shifted."""
+    return sheets.draw(np.random.default_rng([1, *key]))
+
+
+class Views(NamedTuple):
+    """Labels of a batch; see `Labels`."""
+
+    pixels: Float[Tensor, "B 3 H W"]
+    characters: Int[Tensor, "B N points"]
+    word: Int[Tensor, "B N"]
+    number: Int[Tensor, "B N digits"]
+    name: Int[Tensor, "B N names"]
+    key: Int[Tensor, "B N"]
+    icon: Int[Tensor, "B N"]
+    role: Int[Tensor, "B N"]
+    checked: Int[Tensor, "B N"]
+    active: Int[Tensor, "B N"]
+    owner: Int[Tensor, "B N"]
+    box: Float[Tensor, "B N 4"]
+
+
+def views(items: Sequence[Item]) -> Views:
+    pictures = torch.from_numpy(np.stack([one.picture for one in items])).permute(0, 3, 1, 2)
+    pixels = (
+        pictures.float()
+        .div_(255)
+        .sub_(torch.tensor(MEAN).view(3, 1, 1))
+        .div_(torch.tensor(SPREAD).view(3, 1, 1))
+    )
+    stacked = {
+        name: torch.from_numpy(np.stack([getattr(one.labels, name) for one in items]))
+        for name in Labels._fields
+    }
+    stacked["box"] = stacked["box"].float()
+    return Views(pixels, **stacked)
