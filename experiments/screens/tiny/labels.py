@@ -22,7 +22,14 @@ NAMES = 4  # words of a name
 ROLES = (
     "button", "link", "tab", "menuitem", "field", "select", "checkbox", "radio", "switch", "page",
 )  # fmt: skip
-ICONS = ("trash", "pencil", "star", "heart", "bell", "search", "gear", "house", "person", "lock", "envelope", "phone", "camera", "calendar", "clock", "download", "upload", "printer", "cart", "gift", "flag", "key", "bookmark", "cloud", "sun", "moon", "microphone", "headphones", "image", "folder", "link", "paperclip", "play", "pause", "plus", "cross", "check", "eye", "filter", "globe", "map", "pin", "shield", "bug", "battery", "wifi", "truck", "umbrella", "wallet", "trophy", "lightbulb", "refresh", "undo", "share", "menu", "grid", "tag", "building", "book", "hammer", "scissors")
+_ICONS = """
+    trash pencil star heart bell search gear house person lock envelope phone camera
+    calendar clock download upload printer cart gift flag key bookmark cloud sun moon
+    microphone headphones image folder link paperclip play pause plus cross check eye
+    filter globe map pin shield bug battery wifi truck umbrella wallet trophy lightbulb
+    refresh undo share menu grid tag building book hammer scissors
+"""
+ICONS = tuple(_ICONS.split())
 TALL = 0.5  # share of a line's height that a patch must see to read it
 
 WORDS = {

@@ -25,7 +25,23 @@ BEFORE, AFTER = PROMPT.split("<image>")
 SPELLED = 0.1  # share of questions in which words of the list are spelled, as unknown ones are
 MEANT = 0.25  # share of a patch that a box covers if the patch is to be looked at
 LOOSE = frozenset(
-    ["the", "is", "of", "in", "for", "on", "a", "what", "which", "how", "many", "there", "does", "say", "has"]
+    [
+        "the",
+        "is",
+        "of",
+        "in",
+        "for",
+        "on",
+        "a",
+        "what",
+        "which",
+        "how",
+        "many",
+        "there",
+        "does",
+        "say",
+        "has",
+    ]
 )  # name nothing
 
 

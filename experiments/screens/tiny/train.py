@@ -29,6 +29,7 @@ from .run import Meter, Plan, Run
 from .tower import DenseHeads, cls_look, dense_terms, present_loss, see, total
 
 FEW = 50  # rendered pages; with fewer only sheets are shown
+PLENTY = 2000  # with fewer, their share is smaller than planned: they would be learned by heart
 TESTED = 32  # pages of a validation
 CONTRAST = 8  # steps between two in which CLIP's text tower learns
 REPORT = 20  # steps between two lines of the log
@@ -133,7 +134,8 @@ class Training:
 
     def _tower_step(self) -> dict[str, Tensor]:
         plan = self.plan
-        share = 1 - plan.sheets * (1 - 0.9 * self.done / plan.tower_steps)
+        planned = 1 - plan.sheets * (1 - 0.9 * self.done / plan.tower_steps)
+        share = planned * min(1.0, 0.2 + self.count / PLENTY)
         items = self.items(plan.tower_batch, share)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             terms = self.look(items, contrast=self.done % CONTRAST == 0)
