@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tprl.lvlm.blueprint import USER_ASSISTANT
-from tprl.lvlm.tiny_llava import TinyLlava
+from tprl.pretraining.tiny_llava import TinyLlava
 
 SIDE = 320  # pixels
 PATCH = 16

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tprl.lvlm.tiny_llava import TinyLlava
+from tprl.pretraining.tiny_llava import TinyLlava
 
 from .blueprint import SIDE, SPACE, vocabulary
 from .labels import ICONS, IGNORE, NUMBER, OTHER, POINTS, ROLES

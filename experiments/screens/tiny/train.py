@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tprl.errors import UserError
-from tprl.lvlm import tiny_llava
+from tprl.pretraining import tiny_llava
 
 from .blueprint import build
 from .optimizing import optimizers, rate, step
