@@ -178,7 +178,7 @@ class TestCommandLine:
     def test_any_argument_of_a_component_can_be_set(self, word: str, seen: str) -> None:
         assert addable(word) == seen
 
-    @pytest.mark.parametrize("entry", ["train", "eval", "demo"])
+    @pytest.mark.parametrize("entry", ["train", "eval", "demo", "export"])
     def test_a_process_ends_with_one_line_and_status_2(self, entry: str) -> None:
         done = started("-m", f"src.{entry}", "model=foo")
         assert done.returncode == 2

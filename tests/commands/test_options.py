@@ -68,6 +68,7 @@ COMMANDS = [
     ("eval", "pruner=random"),
     ("eval", "mode=latency"),
     ("demo", "model=toy"),
+    ("export", "model=toy"),
 ]
 
 

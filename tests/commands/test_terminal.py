@@ -30,7 +30,7 @@ def help_of(name: str, *words: str) -> str:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "demo"])
+@pytest.mark.parametrize("name", ["train", "eval", "demo", "export"])
 class TestHelp:
     def test_it_is_short_and_lists_the_choices_of_every_group(self, name: str) -> None:
         text = help_of(name)
@@ -48,6 +48,7 @@ class TestHelp:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             config = compose(name)
         main = {"train": {"seed", "resume"}, "eval": {"run", "sweep", "keep_ratios", "mode"}, "demo": {"run", "port"}}
+        main["export"] = {"run", "target", "keep_ratio"}
         assert main[name] <= shown.keys()
         for key, value in shown.items():
             assert OmegaConf.create({"value": config[key]}) == OmegaConf.from_dotlist([f"value={value}"])

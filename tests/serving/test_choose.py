@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.helpers import toy_encoded
+
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.lvlm.frozen import FrozenLVLM

@@ -1,5 +1,5 @@
-"""Every option of train, eval and demo is checked against this table, and against the annotations of the class that its
-yaml builds, before anything is loaded or computed."""
+"""Every option of train, eval, demo and export is checked against this table, and against the annotations of the class
+that its yaml builds, before anything is loaded or computed."""
 
 import inspect
 import types
@@ -119,7 +119,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("runs", "compare"), anything),
     **dict.fromkeys(("split", "host", "name"), text),
     # the demo
-    "demo.keep_ratio": RATIO,
+    **dict.fromkeys(("demo.keep_ratio", "export.keep_ratio"), RATIO),
     "examples": Number(1, LARGEST, whole=True, fault="leaves nothing to begin with", remedy="use at least 1"),
     "port": Number(
         1,
@@ -130,6 +130,10 @@ KINDS: dict[str, Kind] = {
         remedy="use a number from 1 to 65535, or null for the first free one",
     ),
     "share": flag,
+    # the export
+    "export.target": OneOf(("vllm", "openvino")),
+    "export.positions": OneOf(("keep", "compact")),
+    "export.weights": OneOf(("f32", "int8")),
     # stages
     **dict.fromkeys(("epochs", "iterations", "prompts", "group", "minibatch", "update_epochs", "steps"), COUNT),
     **dict.fromkeys(("demonstrations", "validate_every", "log_every", "autoencoder.images", "questions"), COUNT),
@@ -228,7 +232,7 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
 
     Args:
         config: composed, of `entry`.
-        entry: "train", "eval" or "demo".
+        entry: "train", "eval", "demo" or "export".
 
     Raises:
         UserError: an option cannot hold its value, or is none.

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import choices
+from tprl.commands.engines import next_line
 from tprl.commands.shell import command, option
 
 CARRIED = ("model", "dataset", "policy", "reward", "trainer", "logger", "seed")  # what a next stage is told again
@@ -48,11 +49,13 @@ def next_command(name: str, config: DictConfig, words: Sequence[str], directory:
     """What to type after a finished job, if there is an obvious thing.
 
     Args:
-        name: the entry point, "train" or "eval".
+        name: the entry point, "train", "eval" or "export".
         config: of the job.
         words: its command line.
         directory: its run directory.
     """
+    if name == "export":
+        return next_line(config, directory)
     stage = config.stage.name if name == "train" else None
     if stage in FOLLOWS and any(_key(word) == "experiment" for word in words):
         return None  # its settings belong to stage=all: the next stage would run without them

@@ -81,6 +81,9 @@ EVAL_RULES = (
     Rule("pruner.seed", lambda config: True, "seeds=[<seed>] sets it"),
     Rule("model", lambda config: config.mode == "parity" and bool(config.models), "models names other ones"),
 )
+EXPORT_RULES = (
+    Rule("weights", _is("target", "vllm"), "target=vllm writes them in model.dtype"),
+)
 TRAIN_RULES = (
     *_of_stage("lfd"),
     *_of_stage("ppo"),
@@ -102,7 +105,7 @@ def check_read(command: str, config: DictConfig, typed: Iterable[str]) -> None:
     """Refuse options that this command would not read.
 
     Args:
-        command: "train", "eval" or "demo".
+        command: "train", "eval", "demo" or "export".
         config: what they compose.
         typed: keys and groups of the command line, e.g. "dataset" or "dataset.source".
 
@@ -122,7 +125,7 @@ def _unread(command: str, config: DictConfig, key: str) -> str | None:
     if top in ("hydra", "", command):
         return None
     reason = _of_command(command, config, top)
-    rules = {"eval": EVAL_RULES, "train": TRAIN_RULES}.get(command, ())
+    rules = {"eval": EVAL_RULES, "train": TRAIN_RULES, "export": EXPORT_RULES}.get(command, ())
     matching = (rule.why for rule in rules if _below(key, rule.key) and _value(config, key) and rule.unread(config))
     return reason or next(matching, None)
 
