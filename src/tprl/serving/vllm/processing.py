@@ -1,0 +1,116 @@
+"""What vLLM does with a request before the model runs: counts of kept tokens, and the question."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from vllm.multimodal.inputs import MultiModalFieldConfig
+
+from tprl.errors import UserError
+from tprl.serving.question import Questions
+from tprl.serving.settings import Settings, reads_question, sees_other_images
+from tprl.types import Pruner
+
+QUESTION = "tprl_question"  # the question's ids, one copy per image: a part of every cache key
+
+
+class PrunedInfo:
+    """Before a stock `...ProcessingInfo` among the bases: images take as many tokens as are kept."""
+
+    ctx: Any
+
+    @cached_property
+    def settings(self) -> Settings:
+        return Settings.of(self.ctx.model_config.hf_config)
+
+    @cached_property
+    def pruner(self) -> Pruner:
+        return self.settings.load(self.ctx.model_config.model)
+
+    @cached_property
+    def longest(self) -> int:
+        """Positions that the language model knows."""
+        return self.ctx.model_config.hf_text_config.max_position_embeddings
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        # Images of a prompt are encoded and cached one by one.
+        return {"image": 1 if sees_other_images(self.pruner) else None}
+
+    def get_num_image_tokens(self, **size: Any) -> int:
+        return self.settings.tokens(super().get_num_image_tokens(**size))  # type: ignore[misc]
+
+    def get_hf_processor(self, **options: object) -> Any:
+        options.pop(QUESTION, None)
+        return super().get_hf_processor(**options)  # type: ignore[misc]
+
+
+class PrunedProcessor:
+    """Before a stock `...MultiModalProcessor` among the bases: the question goes with every image."""
+
+    info: Any
+
+    @cached_property
+    def _questions(self) -> Questions | None:
+        if not reads_question(self.info.pruner):
+            return None
+        config = self.info.ctx.model_config.hf_config
+        image_token = getattr(config, "image_token_id", None) or config.image_token_index
+        return Questions(self.info.get_hf_processor(), image_token)
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """Stock `apply`, on a prompt that is known to be whole: afterwards every placeholder is an
+        image's, and no position is beyond what the language model knows."""
+        options = {name: value for name, value in inputs.hf_processor_mm_kwargs.items() if name != QUESTION}
+        if self._questions is not None:
+            options[QUESTION] = self._questions(inputs.prompt)
+        made = super().apply(replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)  # type: ignore[misc]
+        self._check(made)
+        return made
+
+    def _check(self, made: Mapping[str, Any]) -> None:
+        config = self.info.ctx.model_config.hf_config
+        image_token = getattr(config, "image_token_id", None) or config.image_token_index
+        ids = made["prompt_token_ids"]
+        kept = sum(range_.get_num_embeds() for range_ in made["mm_placeholders"].get("image", ()))
+        if ids.count(image_token) != kept:
+            raise UserError(
+                f"the prompt has {ids.count(image_token) - kept} image placeholders more than images: write one for "
+                "each image, and none in the text of a question."
+            )
+        if self.info.settings.positions == "compact":
+            return
+        longest = self.info.longest
+        if (length := self.unpruned_length(made)) > longest:
+            raise UserError(
+                f"the prompt reaches position {length} before pruning, and the language model knows {longest}: "
+                "send fewer or smaller images, or serve with positions=compact."
+            )
+
+    def unpruned_length(self, made: Mapping[str, Any]) -> int:
+        """Positions that a prompt takes with all its visual tokens."""
+        raise NotImplementedError
+
+    def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> Any:
+        options = {name: value for name, value in hf_kwargs.items() if name != QUESTION}
+        return super()._call_hf_processor(hf_data, options)  # type: ignore[misc]
+
+    def _postprocess_hf_mm_data(self, mm_data: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
+        data = super()._postprocess_hf_mm_data(  # type: ignore[misc]
+            mm_data, hf_processor_mm_kwargs, processed_data
+        )
+        if QUESTION in hf_processor_mm_kwargs:
+            ids = torch.tensor(hf_processor_mm_kwargs[QUESTION], dtype=torch.long)
+            data[QUESTION] = ids.expand(self.images_in(data), -1)
+        return data
+
+    def images_in(self, data: Any) -> int:
+        """Images among what the stock processor made."""
+        return len(data.get("pixel_values", ()))
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
+        fields = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))  # type: ignore[misc]
+        if QUESTION in hf_processor_mm_kwargs:
+            fields[QUESTION] = MultiModalFieldConfig.batched("image")
+        return fields
