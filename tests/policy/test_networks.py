@@ -135,3 +135,21 @@ def test_bad_sizes_are_one_sentence() -> None:
 
 def _call(x: PolicyInput) -> tuple[PolicyInput, torch.Tensor]:
     return x, x.mask
+
+
+def test_a_trace_holds_neither_counts_nor_the_ratio() -> None:
+    """What is exported to another engine serves any image, question and budget."""
+    net = policy_net(sharp=100).eval().requires_grad_(False)
+
+    class Pass(torch.nn.Module):
+        def forward(self, codes, xy, query, ratio):  # type: ignore[no-untyped-def]
+            seen, read = torch.ones_like(codes[..., 0]) > 0, torch.ones_like(query[..., 0]) > 0
+            return net(PolicyInput(codes, xy, seen, query, read), seen, 0, ratio)[0]
+
+    def inputs(tokens: int, words: int, ratio: float) -> tuple[torch.Tensor, ...]:
+        x = policy_input((tokens,), (words,))
+        return x.codes, x.xy, x.query, torch.tensor([ratio])
+
+    traced = torch.jit.trace(Pass(), inputs(9, 4, 0.3), check_trace=False)
+    for sizes in ((9, 4, 0.3), (14, 2, 0.5), (6, 7, 1.0)):
+        assert torch.allclose(traced(*inputs(*sizes)), Pass()(*inputs(*sizes)), atol=1e-6)

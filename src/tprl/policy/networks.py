@@ -86,7 +86,8 @@ class PolicyNet(nn.Module):
             raise UserError(f"policy width={width} cannot be split into {heads} heads: make it a multiple of heads.")
         if query not in ("tokens", "pooled", "none"):
             raise UserError(f"policy query={query} is unknown: use tokens, pooled or none.")
-        self.query, self.max_steps, self.code_width, self.query_width = query, max_steps, code_width, query_width
+        self.query, self.max_steps, self.width = query, max_steps, width
+        self.code_width, self.query_width = code_width, query_width
         self.code_in = nn.Sequential(nn.LayerNorm(code_width), nn.Linear(code_width, width))
         self.query_in = (
             None if query == "none" else nn.Sequential(nn.LayerNorm(query_width), nn.Linear(query_width, width))
@@ -130,9 +131,16 @@ class PolicyNet(nn.Module):
         """
         if not 0 <= step < self.max_steps:
             raise UserError(f"pruning step {step} is beyond policy.max_steps={self.max_steps}: raise max_steps.")
-        at = alive_first(alive)
-        valid = alive.gather(1, at)
-        tokens = self._tokens(x, at, valid)
+        if alive is x.mask:
+            # Nothing is pruned yet: every column as it stands. A trace then holds no count of tokens.
+            valid, at = alive, torch.arange(alive.shape[1], device=alive.device).expand_as(alive)
+            tokens = self._embedded(x.codes, x.xy, valid)
+        else:
+            at = alive_first(alive)
+            valid = alive.gather(1, at)
+            index = at.unsqueeze(2)
+            codes, xy = (part.gather(1, index.expand(-1, -1, part.shape[2])) for part in (x.codes, x.xy))
+            tokens = self._embedded(codes, xy, valid)
         words, word_mask = self._words(x)
         everything, keys = torch.cat([tokens, words], 1), torch.cat([valid, word_mask], 1)
         ratio = keep_ratio.to(tokens.dtype).unsqueeze(1)
@@ -152,26 +160,27 @@ class PolicyNet(nn.Module):
         assert self.budget_head is not None
         return self.budget_head(gist).float()
 
-    def _tokens(self, x: PolicyInput, at: Int[Tensor, "B N"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B N W"]:
-        """The alive tokens, embedded. Contents of the others are erased, not only masked: a NaN among them would
-        survive an attention weight of zero."""
+    def _embedded(
+        self, codes: Float[Tensor, "B N Z"], xy: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"]
+    ) -> Float[Tensor, "B N W"]:
+        """Tokens as the encoder reads them. Contents of those that are not alive are erased, not only masked: a NaN
+        among them would survive an attention weight of zero."""
 
-        def take(part: Tensor) -> Tensor:
-            taken = part.gather(1, at.unsqueeze(2).expand(-1, -1, part.shape[2]))
-            return taken.masked_fill(~valid.unsqueeze(2), 0.0).to(self.kind.dtype)
+        def erased(part: Tensor) -> Tensor:
+            return part.masked_fill(~valid.unsqueeze(2), 0.0).to(self.kind.dtype)
 
-        tokens = self.code_in(take(x.codes)) + self.kind[0]
-        return tokens if self.place is None else tokens + self.place(sinusoids(take(x.xy)))
+        tokens = self.code_in(erased(codes)) + self.kind[0]
+        return tokens if self.place is None else tokens + self.place(sinusoids(erased(xy)))
 
     def _words(self, x: PolicyInput) -> tuple[Float[Tensor, "B Q1 W"], Bool[Tensor, "B Q1"]]:
         """The question as tokens: all words with their order, one mean, or nothing."""
         mask = x.query_mask
         if self.query_in is None:
-            return x.query.new_zeros(len(mask), 0, self.kind.shape[1], dtype=self.kind.dtype), mask[:, :0]
+            return x.query.new_zeros(len(mask), 0, self.width, dtype=self.kind.dtype), mask[:, :0]
         words = self.query_in(x.query.masked_fill(~mask.unsqueeze(-1), 0.0).to(self.kind.dtype)) + self.kind[1]
         if self.query == "tokens":
             # Rank among the question's own words, so that left, right or no padding gives the same.
-            return words + order_code((mask.cumsum(1) - 1).clamp(min=0), words.shape[-1]).to(words.dtype), mask
+            return words + order_code((mask.cumsum(1) - 1).clamp(min=0), self.width).to(words.dtype), mask
         return _mean(words, mask).unsqueeze(1), mask.new_ones(len(mask), 1)
 
     def _initialise(self) -> None:
