@@ -111,7 +111,7 @@ class Pruning:
         config = args[0] if args else kwargs.get("generation_config")
         self._check(ids, config, kwargs)
         ids = ids.to(self.lvlm.device)
-        encoded = self._encode(ids, kwargs)
+        encoded = self.encode(ids, kwargs)
         plan = None
         if isinstance(self.pruner, LayerPruner):
             ratio = need_ratio(self.pruner.name, self.keep_ratio)
@@ -145,7 +145,8 @@ class Pruning:
             setattr(out.past_key_values, MARK, True)
         return out
 
-    def _encode(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Encoded:
+    def encode(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Encoded:
+        """The batch before pruning, from the arguments of `generate`."""
         attention = kwargs.get("attention_mask")
         attention = torch.ones_like(ids) if attention is None else attention.to(ids.device)
         question = torch.zeros_like(ids, dtype=torch.bool)

@@ -1,0 +1,202 @@
+"""A folder that OpenVINO answers from: four graphs, a tokenizer, and a program of numpy."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset13 as operators
+from openvino._offline_transformations import apply_make_stateful_transformation
+from torch import nn
+
+from tprl.errors import UserError
+from tprl.files import write_atomically
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.pruners.learned import LearnedPruner, check_family
+from tprl.serving.openvino import runtime
+from tprl.serving.openvino.parts import Eyes, Language, Policy, Words
+from tprl.serving.settings import Settings, check_servable
+from tprl.types import Sample
+
+log = logging.getLogger(__name__)
+MARK = "QUESTION"  # of no template; replaced by what is asked
+FACTS = "serving.json"
+PROGRAM = "answer.py"
+
+
+def check_convert(lvlm: FrozenLVLM, pruner: Any) -> None:
+    """Refuse what has no graph here.
+
+    Raises:
+        UserError: another family than LLaVA-1.5, or a pruner that is no policy.
+    """
+    check_servable(pruner)
+    if lvlm.model_type != "llava":
+        raise UserError(
+            f"model={lvlm.name} is a {lvlm.model_type}, and target=openvino converts llava alone: use target=vllm, or "
+            "a LLaVA-1.5."
+        )
+    if not isinstance(pruner, LearnedPruner) or pruner.serving.select not in ("dpp", "topk"):
+        how = f" with select={pruner.serving.select}" if isinstance(pruner, LearnedPruner) else ""
+        raise UserError(
+            f"pruner {pruner.name}{how} has no graph for OpenVINO: use a policy that selects by dpp or topk, such as "
+            "pruner=tprl."
+        )
+    check_family(pruner, lvlm)
+    if pruner.token_width != lvlm.width:
+        raise UserError(
+            f"pruner {pruner.name} reads tokens of width {pruner.token_width}, and those of {lvlm.name} have "
+            f"{lvlm.width}: train one for it with `python -m src.train stage=all model=...`."
+        )
+
+
+def convert(lvlm: FrozenLVLM, pruner: Any, settings: Settings, folder: Path, weights: str = "f32") -> None:
+    """Write graphs, tokenizer, facts and program.
+
+    Args:
+        lvlm: converted in float32, whatever its dtype.
+        pruner: a policy.
+        settings: the keep ratio is a default that callers may change; positions are fixed.
+        folder: made if it does not exist.
+        weights: "f32", or "int8" with a scale per row.
+
+    Raises:
+        UserError: see `check_convert`.
+    """
+    check_convert(lvlm, pruner)
+    folder.mkdir(parents=True, exist_ok=True)
+    lvlm.model.float()
+    lvlm.model.set_attn_implementation("sdpa")
+    for name, graph in graphs(lvlm, pruner).items():
+        if weights == "int8":
+            log.info("%s: %d matrices as int8", name, compress(graph))
+        ov.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
+    lvlm.processor.tokenizer.save_pretrained(folder)
+    write_atomically(folder / FACTS, json.dumps(facts(lvlm, pruner, settings), indent=1) + "\n")
+    shutil.copy(runtime.__file__, folder / PROGRAM)
+
+
+@torch.no_grad()
+def graphs(lvlm: FrozenLVLM, pruner: LearnedPruner) -> dict[str, ov.Model]:
+    """Counts of tokens and words, the keep ratio and lengths are inputs of the graphs, not parts of them."""
+    config, width = lvlm.model.config, lvlm.width
+    side = config.vision_config.image_size
+    pixels = torch.zeros(1, 3, side, side)
+    tokens = Eyes(lvlm)(pixels)
+    words = torch.zeros(1, 5, width)
+    places = torch.rand(1, tokens.shape[1], 2)
+    found = {
+        "eyes": _traced(Eyes(lvlm), (pixels,), [[1, 3, side, side]]),
+        "words": _traced(Words(lvlm), (torch.zeros(1, 5, dtype=torch.long),), [[1, -1]]),
+        "policy": _traced(
+            Policy(pruner.cpu().eval()),
+            (tokens, places, words, torch.tensor([0.5])),
+            [[1, -1, width], [1, -1, 2], [1, -1, width], [1]],
+        ),
+    }
+    return found | {"language": _language(lvlm)}
+
+
+def _language(lvlm: FrozenLVLM) -> ov.Model:
+    """The language model, which keeps keys and values itself between calls."""
+    text = lvlm.model.config.text_config
+    heads = text.num_key_value_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    # Two tokens after three: lengths of 1 would be traced as axes to broadcast.
+    past = [torch.zeros(1, heads, 3, head) for _ in range(2 * text.num_hidden_layers)]
+    inputs = (torch.zeros(1, 2, lvlm.width), torch.arange(3, 5).unsqueeze(0), torch.zeros(1, 1, 2, 5), *past)
+    shapes = [[1, -1, lvlm.width], [1, -1], [1, 1, -1, -1], *([1, heads, -1, head] for _ in past)]
+    graph = _traced(Language(lvlm), inputs, shapes)
+    pairs = {}
+    for number in range(len(past)):
+        graph.inputs[3 + number].get_tensor().set_names({f"past.{number}"})
+        graph.outputs[1 + number].get_tensor().set_names({f"present.{number}"})
+        pairs[f"past.{number}"] = f"present.{number}"
+    apply_make_stateful_transformation(graph, pairs)
+    return graph
+
+
+def _traced(module: nn.Module, inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> ov.Model:
+    module.eval().requires_grad_(False)
+    return ov.convert_model(module, example_input=inputs, input=[ov.PartialShape(list(shape)) for shape in shapes])
+
+
+def compress(graph: ov.Model) -> int:
+    """Hold the matrices of a graph as int8 with a float scale per row, symmetrically; returns how many.
+
+    Only what is multiplied or looked up is touched; numbers are computed in float as before.
+    """
+    changed = 0
+    for node in graph.get_ops():
+        if node.get_type_name() not in ("MatMul", "Gather"):
+            continue
+        for place in range(min(2, node.get_input_size())):
+            source = node.input_value(place).get_node()
+            if source.get_type_name() != "Constant" or not _is_matrix(source):
+                continue
+            node.input(place).replace_source_output(_int8(source.data).output(0))
+            changed += 1
+    graph.validate_nodes_and_infer_types()
+    return changed
+
+
+def _is_matrix(constant: Any) -> bool:
+    return len(constant.shape) == 2 and min(constant.shape) > 1 and constant.get_element_type() == ov.Type.f32
+
+
+def _int8(matrix: np.ndarray) -> Any:
+    scale = np.abs(matrix).max(1, keepdims=True).astype(np.float32) / 127
+    scale[scale == 0] = 1
+    rounded = np.clip(np.round(matrix / scale), -127, 127).astype(np.int8)
+    return operators.multiply(operators.convert(operators.constant(rounded), "f32"), operators.constant(scale))
+
+
+def facts(lvlm: FrozenLVLM, pruner: LearnedPruner, settings: Settings) -> dict[str, Any]:
+    """What the program must know beside the graphs."""
+    config, images = lvlm.model.config, lvlm.processor.image_processor
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    return {
+        "keep_ratio": settings.keep_ratio,
+        "positions": settings.positions,
+        "select": pruner.serving.select,
+        "quality": pruner.serving.quality,
+        "trained_to": pruner.serving.trained_to,
+        "fade": pruner.serving.fade,
+        "grid": [side, side],
+        "image_token": lvlm.image_token,
+        "prompt": wording(lvlm),
+        "ends": ends(lvlm),
+        "size": dict(images.size),
+        "crop": dict(images.crop_size),
+        "mean": list(images.image_mean),
+        "std": list(images.image_std),
+    }
+
+
+def wording(lvlm: FrozenLVLM) -> list[str]:
+    """A prompt about one image, before and after the question.
+
+    Raises:
+        UserError: the template does not write the question once as it is.
+    """
+    picture: Any = object()  # prompts count images, they do not look at them
+    text = lvlm.render(Sample("wording", (picture,), MARK, ()))
+    before, found, after = text.partition(MARK)
+    if not found or MARK in after or before.count(lvlm.placeholder) != 1:
+        raise UserError(
+            f"{lvlm.name} words a prompt as {text!r}, which does not hold one image before one question: set "
+            "model.prompt."
+        )
+    return [before, after]
+
+
+def ends(lvlm: FrozenLVLM) -> list[int]:
+    """Tokens that end an answer."""
+    end = lvlm.model.generation_config.eos_token_id
+    return [end] if isinstance(end, int) else list(end)

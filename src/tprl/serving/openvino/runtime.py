@@ -1,0 +1,104 @@
+"""Answers about images with few visual tokens: OpenVINO, numpy, Pillow and tokenizers, no torch.
+
+python answer.py photo.png "how many objects are there?" [keep_ratio]
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from PIL import Image
+from tokenizers import Tokenizer
+
+
+def greedy(scores: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k tokens that greedily maximize det(diag(q) (F F^T + 0.01 I) diag(q)), log q = scores / 2."""
+    anchor = np.sort(scores)[-k]
+    q = np.exp(np.clip(scores - anchor, -40, 40).astype(np.float64) / 2)
+    b = features.astype(np.float64) * q[:, None]
+    gain, taken, factors = (b**2).sum(1) + 0.01 * q**2, [], []
+    for _ in range(k):
+        item = int(gain.argmax())
+        u = b[item] - sum((b[item] @ h) * u for u, h in factors)
+        factors.append((u, u / gain[item]))
+        gain = gain - (b @ u) * (b @ factors[-1][1])
+        taken.append(item)
+        gain[taken] = -math.inf
+    return np.sort(taken)
+
+
+class Answerer:
+    """A folder that `python -m src.export target=openvino` wrote. `precision` "f32" is exact, "bf16" faster."""
+
+    def __init__(self, folder: str | Path, precision: str = "f32", device: str = "CPU") -> None:
+        folder, core = Path(folder), ov.Core()
+        self.facts = json.loads((folder / "serving.json").read_text())
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        how = {"INFERENCE_PRECISION_HINT": precision}
+        parts = (
+            core.compile_model(folder / f"{name}.xml", device, how) for name in ("eyes", "words", "policy", "language")
+        )
+        self.eyes, self.words, self.policy, language = parts
+        self.language, self.kept = language.create_infer_request(), np.zeros(0, int)
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """[1 3 H W] as the model's image processor makes them."""
+        size, crop = self.facts["size"], self.facts["crop"]
+        image = image.convert("RGB")
+        scale = size.get("shortest_edge", 0) / min(image.size)
+        to = (int(image.width * scale), int(image.height * scale)) if scale else (size["width"], size["height"])
+        image = image.resize(to, Image.Resampling.BICUBIC)
+        left, top = (image.width - crop["width"]) // 2, (image.height - crop["height"]) // 2
+        image = image.crop((left, top, left + crop["width"], top + crop["height"]))
+        values = (np.asarray(image, np.float32) / 255 - np.float32(self.facts["mean"])) / np.float32(self.facts["std"])
+        return values.transpose(2, 0, 1)[None].astype(np.float32)
+
+    def select(self, tokens: np.ndarray, words: np.ndarray, ratio: float) -> np.ndarray:
+        """Places of the tokens that are kept."""
+        facts, (rows, columns) = self.facts, self.facts["grid"]
+        y, x = np.divmod(np.arange(rows * columns), columns)
+        xy = np.stack([(x + 0.5) / columns, (y + 0.5) / rows], 1)[None].astype(np.float32)
+        logits, features = self.policy([tokens, xy, words, np.float32([ratio])]).values()
+        k = max(1, math.floor(ratio * rows * columns + 0.5))
+        if facts["select"] == "topk":
+            return np.sort(np.argsort(-logits[0], kind="stable")[:k])
+        quality = facts["quality"] * min(1.0, facts["trained_to"] / ratio) ** facts["fade"]
+        return greedy(np.float32(quality) * logits[0], features[0], k)
+
+    def __call__(self, image: Image.Image, question: str, ratio: float | None = None, length: int = 16) -> list[int]:
+        """Greedy token ids of the answer, its end included; `kept` are the places of the visual tokens it read."""
+        before, after = self.facts["prompt"]
+        line = self.tokenizer.encode(before + question + after)
+        ids, span = np.array(line.ids), (len(before), len(before) + len(question))
+        asked = [n for n, (a, b) in enumerate(line.offsets) if a < span[1] and b > span[0] and b > a]
+        tokens, words = self.eyes(self.pixels(image))[0], self.words(ids[None])[0]
+        self.kept = self.select(tokens, words[:, asked], self.facts["keep_ratio"] if ratio is None else ratio)
+        at = int(np.flatnonzero(ids == self.facts["image_token"])[0])
+        embeds = np.concatenate([words[:, :at], tokens[:, self.kept], words[:, at + 1 :]], 1)
+        behind = at + tokens.shape[1] + np.arange(len(ids) - at - 1)
+        places = np.concatenate([np.arange(at), at + self.kept, behind])
+        return self.write(embeds, places if self.facts["positions"] == "keep" else np.arange(len(places)), length)
+
+    def write(self, embeds: np.ndarray, places: np.ndarray, length: int) -> list[int]:
+        """Greedy ids after a prompt of embeddings [1 S D] at positions [S]."""
+        self.language.reset_state()
+        answer: list[int] = []
+        mask = np.triu(np.full((len(places), len(places)), np.finfo(np.float32).min), 1)[None, None]
+        while len(answer) < length and (not answer or answer[-1] not in self.facts["ends"]):
+            logits = self.language.infer([embeds, places[None], mask])[0]
+            answer.append(int(logits[0].argmax()))
+            embeds, places = self.words(np.array([answer[-1:]]))[0], places[-1:] + 1
+            mask = np.zeros((1, 1, 1, mask.shape[-1] + 1), np.float32)
+        return answer
+
+    def text(self, image: Image.Image, question: str, ratio: float | None = None, length: int = 16) -> str:
+        """The answer in words."""
+        return self.tokenizer.decode(self(image, question, ratio, length))
+
+
+if __name__ == "__main__":
+    picture, asked, *rest = sys.argv[1:]
+    print(Answerer(Path(__file__).parent).text(Image.open(picture), asked, *map(float, rest)))
