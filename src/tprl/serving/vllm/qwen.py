@@ -1,0 +1,94 @@
+"""What the Qwen-VL families share in vLLM: images of any size, three position axes, no videos."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate
+
+from tprl.serving.choose import Image, Kept
+from tprl.serving.places import Span, spans, with_places
+from tprl.serving.vllm.model import Pruned, questions_in
+from tprl.serving.vllm.processing import PrunedInfo, PrunedProcessor
+
+
+class QwenInfo(PrunedInfo):
+    """Images alone: videos are not pruned, so they are not served."""
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        return {"image": self.get_max_image_tokens()}  # type: ignore[attr-defined]
+
+
+class QwenProcessor(PrunedProcessor):
+    """The question with every image, and as many placeholders as are kept of it."""
+
+    def images_in(self, data: Any) -> int:
+        return len(data.get("image_grid_thw", ()))
+
+    def unpruned_length(self, made: Mapping[str, Any]) -> int:
+        # An image takes as many positions as its longer side, fewer than the tokens kept of it at any usual ratio.
+        return 0
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
+    ) -> Sequence[PromptUpdate]:
+        config = self.info.get_hf_config()
+        merge, token = config.vision_config.spatial_merge_size, config.image_token_id
+
+        def kept(number: int) -> list[int]:
+            patches = int(out_mm_kwargs["image"][number]["image_grid_thw"].data.prod())
+            return [token] * self.info.settings.tokens(patches // merge**2)
+
+        return [PromptReplacement(modality="image", target=[token], replacement=kept)]
+
+
+class QwenPruned(Pruned):
+    """Before a stock Qwen-VL class among the bases.
+
+    Attributes:
+        width: of a token as the language model's first layer reads it; what deeper layers add follows it.
+    """
+
+    axes = 3
+    supports_encoder_cudagraph = False  # its replay goes past `embed_multimodal`
+    width: int
+
+    def embed_multimodal(self, **kwargs: object) -> Any:
+        question = questions_in(kwargs)
+        pixels = self._parse_and_validate_image_input(**kwargs)  # type: ignore[attr-defined]
+        if pixels is None:
+            return []
+        grids = pixels["image_grid_thw"].tolist()
+        tokens = self._process_image_input(pixels)  # type: ignore[attr-defined]
+        merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        rows = pixels["pixel_values"].split([t * h * w for t, h, w in grids])
+        images = []
+        for part, (_, h, w), asked, seen in zip(tokens, grids, self.words_of(question, len(grids)), rows, strict=True):
+            grid = (h // merge, w // merge)
+            deep = part[:, self.width :] if part.shape[1] > self.width else None
+            places = raster(*grid).to(part.device)
+            images.append(Image(part[:, : self.width], grid, asked, places, self.uid(seen), deep))
+        return self.pruned(images)
+
+    def packed(self, kept: Kept) -> Float[Tensor, "K F"]:
+        tokens = kept.tokens if kept.deep is None else torch.cat([kept.tokens, kept.deep], 1)
+        return tokens if self.settings.positions == "compact" else with_places(tokens, kept.places)
+
+    def layout(self, ids: Any) -> list[Span]:
+        return spans(ids, self.config.image_token_id)  # type: ignore[attr-defined]
+
+    def extent(self, feature: Any) -> int:
+        _, h, w = feature.data["image_grid_thw"].data.tolist()
+        return max(h, w) // self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+
+    def extents_in(self, positions: Tensor, images: Sequence[Span]) -> list[int]:
+        # A word stands between two images always, so that none begins where another one ends.
+        return [0] * len(images)
+
+
+def raster(rows: int, columns: int) -> Int[Tensor, "3 N"]:
+    """Time, row and column of every token of an image, relative to where it begins."""
+    row = torch.arange(rows).repeat_interleave(columns)
+    return torch.stack([torch.zeros_like(row), row, torch.arange(columns).repeat(rows)])

@@ -1,0 +1,50 @@
+"""Small random Qwen2.5-VL and Qwen3-VL: three position axes, images of several sizes, features of deeper layers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests_vllm.engines import ask, compare, engine, export, questions, reference
+from transformers import AutoProcessor
+
+from tprl.build import load_component
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.types import Sample
+
+TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4},
+}
+GEOMETRY: Mapping[str, Mapping[str, Any]] = {
+    "qwen2_5_vl": {"text_config": TEXT, "vision_config": {"out_hidden_size": 128}},
+    "qwen3_vl": {"text_config": {**TEXT, "head_dim": 32}, "vision_config": {"out_hidden_size": 128}},
+}
+
+
+def shaped(samples: list[Sample]) -> list[Sample]:
+    """The same questions about images of different shapes; the last prompt shows two of them."""
+    sizes = [(224, 224), (168, 280), (280, 112)]
+    images = [Image.Image.resize(s.images[0], sizes[n % 3]) for n, s in enumerate(samples)]
+    changed = [sample._replace(images=(image,)) for sample, image in zip(samples, images, strict=True)]
+    return [*changed[:-1], changed[-1]._replace(images=(images[-1], images[-2]))]
+
+
+@pytest.mark.parametrize("positions", ["keep", "compact"])
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_ids_are_equal(name: str, positions: str, tmp_path: Path) -> None:
+    lvlm: FrozenLVLM = load_component("model", name, pretrained=None, dtype="float32", geometry=GEOMETRY[name])
+    export(tmp_path, lvlm, "question_dpp", 1 / 4, positions)
+    # The engine's own processor: its resize differs from ours by a grey level.
+    lvlm.processor = AutoProcessor.from_pretrained(tmp_path)
+    lvlm.processor.tokenizer.padding_side = "left"
+    samples = shaped(questions(12))
+    answers = reference(lvlm, samples, "question_dpp", 1 / 4, positions)
+    options = {"max_num_batched_tokens": 128, "max_num_seqs": 8, "max_model_len": 1024}
+    with engine(tmp_path, enable_chunked_prefill=True, limit_mm_per_prompt={"image": 2}, **options) as llm:
+        match = compare(answers, ask(llm, samples))
+    assert not match.wrong, match.line
+    unpruned = reference(lvlm, samples, "keep_all", 1.0)
+    assert len(compare(unpruned, [answer.ids for answer in answers]).wrong) > 6  # pruning changes what is written
