@@ -15,9 +15,9 @@ from openvino._offline_transformations import apply_make_stateful_transformation
 from torch import nn
 
 from tprl.errors import UserError
-from tprl.files import write_atomically
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import LearnedPruner, check_family
+from tprl.runtime.files import write_atomically
 from tprl.serving.openvino import runtime
 from tprl.serving.openvino.parts import Eyes, Language, Policy, Words
 from tprl.serving.settings import Settings, check_servable

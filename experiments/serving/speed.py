@@ -1,0 +1,99 @@
+"""Requests a second with all visual tokens and with fewer, in turns in one engine; writes speed.json and speed.md.
+
+    .venv-vllm/bin/python experiments/serving/speed.py [rounds]
+
+A random LLaVA whose language model dominates (78 M parameters; 576 tokens an image). Prompts bring embeddings, so that
+one engine serves every ratio; vision tower and pruner, which pruning does not make cheaper, are left out.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests_vllm import conftest  # noqa: F401  # the environment, before vLLM is imported
+
+import torch
+from vllm import SamplingParams
+
+from tests_vllm.engines import engine, export
+from tprl.bench.serving import Step, measure, rows, table
+from tprl.budget import budget
+from tprl.build import load_component
+
+TOKENS, WORDS, LENGTH = 576, 64, 8  # visual tokens, words of a prompt, new tokens
+RATIOS = {"all": 1.0, "1/3": 1 / 3, "1/9": 1 / 9, "1/18": 1 / 18}
+CONCURRENCIES = (1, 4, 8, 16)
+REQUESTS = {1: 2, 4: 4, 8: 8, 16: 16}
+GEOMETRY = {
+    "text_config": {
+        "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 11, "num_attention_heads": 12,
+        "num_key_value_heads": 12, "head_dim": 64,
+    },
+    "vision_config": {"image_size": 192},
+    "image_processor": {"size": {"height": 192, "width": 192}, "crop_size": {"height": 192, "width": 192}},
+}
+
+
+class InProcess:
+    """vLLM's engine in this process, step by step."""
+
+    def __init__(self, llm: Any) -> None:
+        self.engine = llm.llm_engine
+        self.how = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True)
+        self.pool = self.engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+
+    def add(self, request: str, prompt: Any) -> None:
+        self.engine.add_request(request, prompt, self.how)
+
+    def step(self) -> Iterable[Step]:
+        return [Step(o.request_id, len(o.outputs[0].token_ids), o.finished) for o in self.engine.step()]
+
+    def blocks(self) -> int:
+        return self.pool.num_gpu_blocks - 1 - self.pool.get_num_free_blocks()
+
+
+def loads(width: int, image: int) -> dict[str, Callable[[int], Sequence[Any]]]:
+    """Prompts of an image and words, no two of them alike: no cache helps."""
+    draw = torch.Generator().manual_seed(0)
+
+    def fresh(kept: int) -> Callable[[int], Sequence[Any]]:
+        def prompts(concurrency: int) -> Sequence[Any]:
+            made = []
+            for _ in range(REQUESTS[concurrency]):
+                words = torch.randint(10, 250, (WORDS,), generator=draw).tolist()
+                embeds = torch.randn(1, kept, width, generator=draw)
+                made.append({"prompt_token_ids": [image, *words], "multi_modal_data": {"image": embeds}})
+            return made
+
+        return prompts
+
+    return {name: fresh(budget(ratio, TOKENS)) for name, ratio in RATIOS.items()}
+
+
+def main(rounds: int) -> None:
+    """All points, `rounds` times."""
+    lvlm = load_component("model", "llava", pretrained=None, dtype="float32", geometry=GEOMETRY)
+    size = sum(weight.numel() for weight in lvlm.model.model.language_model.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        export(Path(folder), lvlm, "keep_all", 1.0, "compact")
+        options = {"max_model_len": 1024, "max_num_batched_tokens": 2048, "enable_mm_embeds": True}
+        stock = {"architectures": ["LlavaForConditionalGeneration"]}
+        with engine(Path(folder), hf_overrides=stock, **options) as llm:
+            run, made = InProcess(llm), loads(lvlm.width, lvlm.image_token)
+            measure(run, {name: made[name] for name in ("all", "1/9")}, (1,), 1)  # warm
+            points = measure(run, made, CONCURRENCIES, rounds)
+    lines = rows(points, "all")
+    here = Path(__file__)
+    result = {"language_model_parameters": size, "rounds": rounds, "rows": [line._asdict() for line in lines]}
+    here.with_name("speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    here.with_name("speed.md").write_text(table(lines) + "\n")
+    print(size, table(lines), sep="\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else 3)

@@ -1,0 +1,163 @@
+"""Does pruning pay in an engine? Requests a second, time to the first token, latencies, and blocks of the KV cache,
+with all visual tokens and with fewer, in turns in one engine."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple, Protocol
+
+PAYS = 1.05  # a gain below it is within what a busy machine does
+
+
+class Step(NamedTuple):
+    """What one step of an engine says of a request."""
+
+    request: str
+    tokens: int  # written so far
+    finished: bool
+
+
+class Engine(Protocol):
+    """As much of an engine as is measured."""
+
+    def add(self, request: str, prompt: Any) -> None:
+        """Queue a request."""
+
+    def step(self) -> Iterable[Step]:
+        """Compute once, for all requests together."""
+
+    def blocks(self) -> int:
+        """Blocks of the KV cache in use."""
+
+
+class Point(NamedTuple):
+    """One measurement: a load of one kind at one concurrency."""
+
+    requests: float  # a second
+    first: list[float]  # seconds from queueing to the first token, per request
+    latency: list[float]  # seconds from queueing to the last token, per request
+    blocks: int  # in use at most
+
+
+def drive(
+    engine: Engine,
+    prompts: Sequence[Any],
+    concurrency: int,
+    name: str = "",
+    clock: Callable[[], float] = time.perf_counter,
+) -> Point:
+    """Answer all prompts, so many at a time; the next one is queued when one is finished.
+
+    Args:
+        engine: idle.
+        prompts: as the engine takes them.
+        concurrency: requests in the engine at a time.
+        name: begins the requests' names, which must not come twice in an engine's life.
+        clock: seconds.
+    """
+    queued: dict[str, float] = {}
+    first: dict[str, float] = {}
+    latency: dict[str, float] = {}
+    waiting, blocks, begin = list(enumerate(prompts)), 0, clock()
+    while waiting or len(latency) < len(queued):
+        while waiting and len(queued) - len(latency) < concurrency:
+            number, prompt = waiting.pop(0)
+            request = f"{name}-{number}"
+            queued[request] = clock()
+            engine.add(request, prompt)
+        steps = list(engine.step())
+        now, blocks = clock(), max(blocks, engine.blocks())
+        for request, tokens, finished in steps:
+            if tokens and request not in first:
+                first[request] = now - queued[request]
+            if finished:
+                latency[request] = now - queued[request]
+    return Point(len(prompts) / (clock() - begin), list(first.values()), list(latency.values()), blocks)
+
+
+def measure(
+    engine: Engine,
+    loads: Mapping[str, Callable[[int], Sequence[Any]]],
+    concurrencies: Sequence[int],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[tuple[str, int], list[Point]]:
+    """All loads in turns at every concurrency: what slows the machine for a while slows all of them.
+
+    Args:
+        engine: see `Engine`.
+        loads: makes fresh prompts for a concurrency, by name.
+        concurrencies: requests at a time.
+        rounds: measurements of each point; the order turns round from one to the next.
+        clock: seconds.
+    """
+    points: dict[tuple[str, int], list[Point]] = {}
+    for turn in range(rounds):
+        for concurrency in concurrencies:
+            names = list(loads) if turn % 2 == 0 else list(loads)[::-1]
+            for name in names:
+                prompts = loads[name](concurrency)
+                point = drive(engine, prompts, concurrency, f"{turn}-{concurrency}-{name}", clock)
+                points.setdefault((name, concurrency), []).append(point)
+    return points
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    load: str
+    concurrency: int
+    requests: float
+    first: float
+    p50: float
+    p95: float
+    blocks: int
+    gain: float  # requests a second against all tokens, median over rounds
+    pays: str
+
+
+def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[Row]:
+    """One line per load and concurrency; `full` names the load with all visual tokens."""
+    lines = []
+    for (name, concurrency), rounds in points.items():
+        pairs = zip(rounds, points[full, concurrency], strict=True)
+        gain = median(point.requests / base.requests for point, base in pairs)
+        latency = [seconds for point in rounds for seconds in point.latency]
+        lines.append(
+            Row(
+                name,
+                concurrency,
+                median(point.requests for point in rounds),
+                median(seconds for point in rounds for seconds in point.first),
+                quantile(latency, 0.5),
+                quantile(latency, 0.95),
+                max(point.blocks for point in rounds),
+                gain,
+                "-" if name == full else verdict(gain),
+            )
+        )
+    return lines
+
+
+def verdict(gain: float) -> str:
+    """Whether pruning pays at a point."""
+    return "yes" if gain >= PAYS else "no" if gain <= 1 / PAYS else "no difference"
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least that share of all values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def table(lines: Sequence[Row]) -> str:
+    """Markdown."""
+    head = "| load | at a time | requests/s | first token, s | p50, s | p95, s | KV blocks | against all | pays |"
+    rule = "|" + " --- |" * 9
+    body = [
+        f"| {r.load} | {r.concurrency} | {r.requests:.2f} | {r.first:.2f} | {r.p50:.2f} | {r.p95:.2f} | {r.blocks} | "
+        f"{r.gain:.2f}x | {r.pays} |"
+        for r in sorted(lines, key=lambda row: row.concurrency)
+    ]
+    return "\n".join([head, rule, *body])
