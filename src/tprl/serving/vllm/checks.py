@@ -5,6 +5,7 @@ from typing import Any
 from tprl.errors import UserError
 from tprl.serving.settings import Settings
 
+SCORING = "TPRLLlavaForScoring"  # the one class of ours whose images are embeddings
 ROPES = ("default",)  # rope types that vLLM can turn with positions per axis
 
 
@@ -19,7 +20,7 @@ def prepare(model_config: Any) -> None:
     multimodal = model_config.multimodal_config
     if multimodal is None:  # every image is refused anyway: --limit-mm-per-prompt image=0
         return
-    if multimodal.enable_mm_embeds:
+    if multimodal.enable_mm_embeds and SCORING not in model_config.architectures:
         raise UserError(
             "this folder prunes images, and enable_mm_embeds would let embeddings past the pruner: serve the unpruned "
             "model to clients of tprl.serving.embeds, or leave enable_mm_embeds out."

@@ -5,6 +5,7 @@ CLASSES = {
     "TPRLLlavaForConditionalGeneration": "llava",
     "TPRLQwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "TPRLQwen3VLForConditionalGeneration": "qwen3_vl",
+    "TPRLLlavaForScoring": "scoring",  # reads embeddings with places, see there
 }
 
 
