@@ -19,7 +19,7 @@ FLOORS = (
     {"stages", "evaluation", "pretraining"},
     {"bench"},
     {"report"},
-    {"api", "demo", "integrations"},
+    {"api", "demo", "integrations", "serving"},
     {"commands"},
 )
 HYDRA = ("hydra", "omegaconf")

@@ -81,9 +81,7 @@ EVAL_RULES = (
     Rule("pruner.seed", lambda config: True, "seeds=[<seed>] sets it"),
     Rule("model", lambda config: config.mode == "parity" and bool(config.models), "models names other ones"),
 )
-EXPORT_RULES = (
-    Rule("weights", _is("target", "vllm"), "target=vllm writes them in model.dtype"),
-)
+EXPORT_RULES = (Rule("weights", _is("target", "vllm"), "target=vllm writes them in model.dtype"),)
 TRAIN_RULES = (
     *_of_stage("lfd"),
     *_of_stage("ppo"),
