@@ -270,7 +270,7 @@ class TestCommandLine:
 
     unlucky = 13
 
-    def work(self, config: DictConfig, directory: Path) -> Path:
+    def work(self, config: DictConfig, directory: Path) -> None:
         if config.seed == self.unlucky:
             raise UserError(f"{config.seed} is unlucky.")
         if config.seed == 28:
@@ -279,7 +279,6 @@ class TestCommandLine:
             raise ZeroDivisionError
         with (directory / "ran").open("a") as file:
             file.write(f"{config.seed}\n")
-        return directory
 
     def status(self, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
         monkeypatch.setattr(sys, "argv", ["train", *options])
@@ -348,10 +347,9 @@ class TestWandbRunsEnd:
         monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
         monkeypatch.setattr(sys, "argv", ["train", f"hydra.run.dir={tmp_path}"])
 
-        def work(config: DictConfig, directory: Path) -> Path:
+        def work(config: DictConfig, directory: Path) -> None:
             if fails:
                 raise RuntimeError("broken")
-            return directory
 
         if fails:
             with pytest.raises(RuntimeError, match="broken"):
@@ -365,16 +363,15 @@ class TestWandbRunsEnd:
 
 def test_done_json_names_the_overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["train", "seed=5", f"hydra.run.dir={tmp_path}"])
-    launch("train", lambda config, directory: directory)
+    launch("train", lambda config, directory: None)
     assert json.loads((tmp_path / "done.json").read_text())["overrides"] == ["seed=5"]
 
 
 def test_a_job_knows_its_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = []
 
-    def work(config: DictConfig, directory: Path) -> Path:
+    def work(config: DictConfig, directory: Path) -> None:
         found.append(command_line())
-        return directory
 
     assert command_line() == ""
     words = [

@@ -14,11 +14,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from needle import WIDTH, NeedleDataset, NeedleLVLM
+from omegaconf import OmegaConf
 
-from tprl.scoring.validation import ServedScore
+from tprl.build import conf_dir
 from tprl.pruners.tprl import TPRL
 from tprl.rewards import WeightedReward
 from tprl.rewards.log_likelihood import LogLikelihood
+from tprl.scoring.validation import ServedScore
 from tprl.stages.ppo import PPO
 
 KEEP = 1 / 9
@@ -54,7 +56,7 @@ def main(tokens: int, changes: dict[str, Any]) -> None:
         dataset=NeedleDataset(),
         reward=WeightedReward([LogLikelihood()]),
         served=ServedScore(lvlm, NeedleDataset("val"), [KEEP], 200),
-        **options,
+        **(hyper_parameters() | options),
     )
     log = Rows()
     start = time.process_time()
@@ -69,6 +71,12 @@ def main(tokens: int, changes: dict[str, Any]) -> None:
     served = {round(seen / episodes): round(score, 3) for seen, score in stage.curves["served"]}
     row = {"tokens": tokens, "options": changes, "served": served, "clip_fraction": max(log.clipped), "kl": max(log.kl)}
     print(json.dumps(row | {"cpu_seconds": round(time.process_time() - start)}))
+
+
+def hyper_parameters() -> dict[str, Any]:
+    """Those of conf/stage/ppo.yaml."""
+    config = OmegaConf.to_container(OmegaConf.load(conf_dir() / "stage" / "ppo.yaml").module)
+    return {name: value for name, value in config.items() if name != "_target_"}
 
 
 class Rows(pl.Callback):

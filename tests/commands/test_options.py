@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import choices, conf_dir
-from tprl.commands.options import KINDS, OURS, SET_BY, _annotations, _kind, _options, checked, kind_of
+from tprl.commands.options import KINDS, SET_BY, _annotations, _kind, _options, checked, kind_of
+from tprl.commands.stages import RUNNER, in_full
 from tprl.errors import UserError
 from tprl.kinds import Number, typed
 
@@ -29,7 +30,7 @@ def config(entry: str, *words: str, **values: Any) -> DictConfig:
     """A config with further values, `stage__lr=1` for `stage.lr=1`."""
     changed = copy.deepcopy(composed(entry, *words))
     for key, value in values.items():
-        OmegaConf.update(changed, key.replace("__", "."), value, merge=False, force_add=True)
+        OmegaConf.update(changed, in_full(key.replace("__", ".")), value, merge=False, force_add=True)
     return changed
 
 
@@ -86,10 +87,10 @@ class TestEveryOption:
         for key, check, value in options:
             # A whole config is checked where the way to the option matters, and the option alone for the rest.
             for bad in ("few", {"a": 1}, {}):
-                OmegaConf.update(changed, key, bad, merge=False, force_add=True)
+                OmegaConf.update(changed, in_full(key), bad, merge=False, force_add=True)
                 message = sentence_of(checked, changed, command[0])
                 assert message.startswith(f"{key}={typed(bad)} "), (key, bad, message)
-            OmegaConf.update(changed, key, value, merge=False, force_add=True)
+            OmegaConf.update(changed, in_full(key), value, merge=False, force_add=True)
             for bad in no_numbers(key.rpartition(".")[2]):
                 message = sentence_of(check, key, bad)
                 assert message.startswith(f"{key}={typed(bad)} "), (key, bad, message)
@@ -105,7 +106,7 @@ class TestEveryOption:
                     for argument, annotation in _annotations(target).items():
                         numeric = {int, float} & {annotation, *getattr(annotation, "__args__", ())}
                         live = f"{group}.{argument}" in SET_BY
-                        if numeric and not live and argument not in OURS:
+                        if numeric and not live and argument not in RUNNER:
                             place = f"{name if group == 'stage' else group}.{argument}"
                             bounded = hasattr(annotation, "__metadata__")
                             assert bounded or _kind(place, place, annotation) in KINDS.values(), place

@@ -106,7 +106,9 @@ class TestPrintedCommands:
     )
     def test_next(self, stage: str, entry: str, key: tuple[str, ...], below: str, paste: Paste) -> None:
         name = f"{ALL} ${{x}}"
-        config = OmegaConf.create({"stage": {"name": stage}, "model": {"name": "llava"}})
+        config = OmegaConf.create(
+            {"stage": OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml"), "model": {"name": "llava"}}
+        )
         source = f"++{option('dataset.source', name)}"
         line = next_command("train", config, [source], Path("/runs") / name)
         value = read(entry, paste(line or ""))
@@ -135,9 +137,8 @@ class TestPrintedCommands:
         words = paste(command("train", option("resume", str(run))))[2:]
         seen = []
 
-        def work(config: Any, directory: Path) -> Path:
+        def work(config: Any, directory: Path) -> None:
             seen.append((config.resume, config.seed, directory))
-            return directory
 
         launched("train", work, *words)
         assert seen == [(str(run), 1, run)]
@@ -169,5 +170,5 @@ def ended(entry: str, *words: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tprl.commands.entry._exit", leave)
         with pytest.raises(SystemExit):
-            launched(entry, lambda config, directory: directory, *words)
+            launched(entry, lambda config, directory: None, *words)
     return shown[0]

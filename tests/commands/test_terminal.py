@@ -86,7 +86,14 @@ def test_it_shows_what_was_chosen() -> None:
 )
 def test_what_to_type_next(stage: str, words: list[str], command: str | None) -> None:
     assert (
-        next_command("train", OmegaConf.create({"stage": {"name": stage}, "model": {"name": "llava"}}), words, RUN)
+        next_command(
+            "train",
+            OmegaConf.create(
+                {"stage": OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml"), "model": {"name": "llava"}}
+            ),
+            words,
+            RUN,
+        )
         == command
     )
 
@@ -95,11 +102,11 @@ def test_a_run_and_a_sweep_say_it_at_their_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["src.train", "stage=ppo", f"hydra.run.dir={tmp_path}/run"])
-    launch("train", lambda config, directory: directory)
+    launch("train", lambda config, directory: None)
     end = f"run: {tmp_path}/run\nnext: python -m src.eval run={tmp_path}/run 'pruners=[random,divprune]'\n"
     assert capsys.readouterr().out == end
     monkeypatch.setattr(sys, "argv", ["src.train", "-m", "stage=ppo", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"])
-    launch("train", lambda config, directory: directory)
+    launch("train", lambda config, directory: None)
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("next: ")] == [f"next: python -m src.eval sweep={tmp_path}/sweep"]
     assert lines[-1].startswith("next: ")

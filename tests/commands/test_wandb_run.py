@@ -101,7 +101,7 @@ def test_pictures_say_what_was_asked_and_answered(found: OfflineRun) -> None:
 
 def test_the_config_is_plain_and_whole(found: OfflineRun) -> None:
     config = found.config
-    assert config["stage"]["ppo"]["budget"] == "lagrange"
+    assert config["stage"]["ppo"]["module"]["budget"] == "lagrange"
     assert config["arguments/ppo"]["gamma"] == 0.99  # a default that no yaml holds
     assert config["arguments/lfd/mlp"]["log_as"] == "lfd/mlp"
     assert config["environment"]["threads"] >= 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.data.rows import picture
+from tests.stages.plain import build_stage
 
 from tprl.build import load_component
 from tprl.data.custom import Custom
@@ -62,8 +63,8 @@ def test_stages(tmp_path: Path) -> None:
     rows, lvlm, pruner = data(tmp_path), ToyLVLM(), TPRL(token_width=32, code_width=8)
     options: dict[str, Any] = {"pruner": pruner, "lvlm": lvlm, "dataset": rows}
     with pytest.raises(UserError, match=f"all 3 {COUNTS} to take images from"):
-        AutoencoderStage(**options, images=4).setup("fit")
+        build_stage(AutoencoderStage, **options, images=4).setup("fit")
     served = ServedScore(lvlm, ToyDataset("val"), [0.5], limit=4)
-    adapt = Adapt(**options, served=served, questions=0, budgets=[0.25, 0.5], keep_ratios=[0.3])
+    adapt = build_stage(Adapt, **options, served=served, questions=0, budgets=[0.25, 0.5], keep_ratios=[0.3])
     with pytest.raises(UserError, match=f"all 3 {COUNTS} to learn budgets from"):
         adapt.setup("fit")

@@ -50,5 +50,5 @@ def test_every_run_of_a_sweep_composes(path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_policy_starts_from_the_base_of_its_own_seed() -> None:
     sweep = yaml.safe_load((STUDIES / "sweeps/ablation_budget.yaml").read_text())
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        starts = [compose("train", words).stage.init_from for words in grid(sweep["parameters"])]
+        starts = [compose("train", [addable(word) for word in words]).stage.init_from for words in grid(sweep["parameters"])]
     assert starts == [f"runs/study/base/{seed}/lfd" for seed in range(3)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.lvlm.small import SAMPLES
+from tests.stages.plain import build_stage
 
 import tprl
 from tprl.build import load_component
@@ -141,6 +142,7 @@ class TestTraining:
         with torch.no_grad():
             lvlm.model.model.multi_modal_projector.linear_2.weight.mul_(1e6)
         pruner = load_component("policy", "transformer", token_width=lvlm.width, code_width=4)
-        tokens = torch.cat(AutoencoderStage(pruner, lvlm, Scenes("val"), images=3)._tokens())
+        stage = build_stage(AutoencoderStage, pruner=pruner, lvlm=lvlm, dataset=Scenes("val"), images=3)
+        tokens = torch.cat(stage._tokens())
         assert tokens.isfinite().all()
         assert tokens.abs().max() > 65504

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.stages.plain import build_stage
 
 from tprl.data import scenes
 from tprl.pretraining.packing import IGNORE, Pack, PackStream
@@ -157,7 +158,8 @@ class TestPackedForward:
     @pytest.mark.parametrize("kept", [TOKENS, 7])
     def test_logits_equal_those_of_single_prompts(self, kept: int) -> None:
         made, pack = parts(), stream().pack(12)
-        module = Pretrain(made, vision_steps=TEXT_FROM, language_steps=90, vision_batch=3, language_batch=2)
+        steps = {"vision_steps": TEXT_FROM, "language_steps": 90, "vision_batch": 3, "language_batch": 2}
+        module = build_stage(Pretrain, parts=made, **steps)
         module.eval()
         order = torch.rand(2, TOKENS, generator=torch.Generator().manual_seed(0)).argsort(1)
         at = order[:, :kept].sort(1).values

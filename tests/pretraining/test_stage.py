@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tests.stages.plain import build_stage
 from torch import Tensor
 
 from tprl.errors import UserError
@@ -22,7 +23,9 @@ def small() -> TinyLlava:
 
 def stage(vision_steps: int, language_steps: int, **options: Any) -> Pretrain:
     sizes: dict[str, Any] = {"vision_batch": 4, "language_batch": 2, "questions": 1, "workers": 0}
-    return Pretrain(small(), vision_steps, language_steps, **(sizes | options))
+    return build_stage(
+        Pretrain, parts=small(), vision_steps=vision_steps, language_steps=language_steps, **(sizes | options)
+    )
 
 
 class Diary(pl.Callback):
@@ -113,7 +116,7 @@ def blank(batch: int, tokens: int) -> torch.Tensor:
 def test_a_model_too_small_to_be_told_where_to_look(size: dict[str, int]) -> None:
     sizes = {"vision_width": 32, "vision_layers": 2, "patch": 16, "width": 32, "layers": 2, "heads": 2} | size
     with pytest.raises(UserError, match="use at least two"):
-        Pretrain(build(**sizes))
+        build_stage(Pretrain, parts=build(**sizes))
 
 
 class TestKeptTokens:

@@ -13,6 +13,7 @@ from tprl.errors import UserError
 from tprl.runtime.curves import CURVES, Curves, read_curves, write_curves
 
 TRAINING, HELD_OUT = (f"autoencoder, share of variance lost: {name}" for name in ("training", "held out"))
+TITLES = ({"autoencoder/mse": TRAINING}, {"autoencoder/val_mse": HELD_OUT})
 
 
 class Falling(pl.LightningModule):
@@ -53,7 +54,7 @@ def fitted(curves: Curves, directory: Path, epochs: int, **options: Any) -> pl.T
 
 @pytest.mark.filterwarnings("ignore")
 def test_training_is_followed_batch_by_batch_and_validation_epoch_by_epoch(tmp_path: Path) -> None:
-    curves = Curves()
+    curves = Curves(*TITLES)
     fitted(curves, tmp_path, epochs=2)
     assert curves.points == {
         TRAINING: [(4.0, 1.0), (8.0, 2.0), (12.0, 3.0), (16.0, 4.0)],
@@ -64,8 +65,8 @@ def test_training_is_followed_batch_by_batch_and_validation_epoch_by_epoch(tmp_p
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_has_the_whole_curve(tmp_path: Path) -> None:
     path = tmp_path / "half.ckpt"
-    fitted(Curves(), tmp_path, epochs=1).save_checkpoint(path)
-    curves = Curves()
+    fitted(Curves(*TITLES), tmp_path, epochs=1).save_checkpoint(path)
+    curves = Curves(*TITLES)
     fitted(curves, tmp_path, epochs=2, ckpt_path=path)
     assert [seen for seen, _ in curves.points[TRAINING]] == [4, 8, 12, 16]
 

@@ -230,9 +230,8 @@ def test_the_pruner_is_an_artifact_if_asked(tmp_path: Path) -> None:
 
 
 def test_the_jobs_of_a_sweep_are_runs_of_one_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def work(config: DictConfig, directory: Path) -> Path:
+    def work(config: DictConfig, directory: Path) -> None:
         make_logger(config, directory).log_row({f"only/{config.seed}": 1.0, "samples_seen": config.seed})
-        return directory
 
     monkeypatch.setattr(sys, "argv", ["train", "-m", "stage=ppo", "seed=1,2", f"hydra.sweep.dir={tmp_path}/night"])
     launch("train", work)
@@ -243,7 +242,7 @@ def test_the_jobs_of_a_sweep_are_runs_of_one_group(monkeypatch: pytest.MonkeyPat
     assert {one.about["job_type"] for one in runs} == {"ppo"}
     assert runs[0].about["run_id"] != runs[1].about["run_id"]
     assert [one.config["seed"] for one in runs] == [1, 2]
-    assert runs[0].config["stage"]["group"] == 16
+    assert runs[0].config["stage"]["module"]["group"] == 16
     assert runs[0].config["directory"] == str(tmp_path / "night/0")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from omegaconf import OmegaConf
+from tests.stages.plain import build_stage
 from tests.stages.toy_runs import fit, lvlm, policy, ppo, served, weights
 
 from tprl.commands.evaluate import evaluate_entries
@@ -36,26 +37,33 @@ FAST: dict[str, Any] = {"lr_actor": 0.5, "lr_critic": 0.5}
 def lfd() -> LfD:
     """21 demonstrations in batches of 5: four that two ranks cannot halve, and one of a single row."""
     options: dict[str, Any] = {"demonstrations": 21, "keep_ratio": [0.25, 0.5], "steps": 2, "epochs": 2}
-    return LfD(policy(), lvlm(), ToyDataset(), ClsAttentionPruner(), served(), batch_size=5, **options)
+    live = {"pruner": policy(), "lvlm": lvlm(), "dataset": ToyDataset(), "demonstrator": ClsAttentionPruner()}
+    return build_stage(LfD, **live, served=served(), batch_size=5, **options)
 
 
 def autoencoder() -> AutoencoderStage:
     """432 tokens in batches of 53, the last of 8."""
     pruner = policy(code_width=8, hidden=16)
-    return AutoencoderStage(pruner, lvlm(), ToyDataset(), images=20, epochs=1, batch_size=53)
+    return build_stage(
+        AutoencoderStage, pruner=pruner, lvlm=lvlm(), dataset=ToyDataset(), images=20, epochs=1, batch_size=53
+    )
 
 
 def adapt() -> Adapt:
     """54 questions in batches of 7, the last of 5."""
     budgets = [1 / 24, 0.25, 0.5]
-    return Adapt(policy(select="dpp"), lvlm(), ToyDataset(), served(), 60, budgets, [0.3], epochs=1, batch_size=7)
+    live = {"pruner": policy(select="dpp"), "lvlm": lvlm(), "dataset": ToyDataset(), "served": served()}
+    chosen = {"questions": 60, "budgets": budgets, "keep_ratios": [0.3], "epochs": 1, "batch_size": 7}
+    return build_stage(Adapt, **live, **chosen)
 
 
 def distill() -> Distill:
     torch.manual_seed(0)
     tiny = Llava("tiny_llava", device="cpu")
     pruner = TPRL(tiny.width, code_width=0, width=16, layers=1, heads=2, select="topk")
-    return Distill(pruner, tiny, Scenes(), lambda _: {"accuracy": 0.0, "log_prob": 0.0}, 2, 4, [0.1111, 0.3333])  # type: ignore[arg-type]
+    live = {"pruner": pruner, "lvlm": tiny, "dataset": Scenes()}
+    live["served"] = lambda _: {"accuracy": 0.0, "log_prob": 0.0}
+    return build_stage(Distill, **live, iterations=2, prompts=4, keep_ratio=[0.1111, 0.3333])
 
 
 STAGES: dict[str, Callable[[], Any]] = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.stages.plain import build_stage
 from tests.stages.toy_runs import fit, lvlm, policy, served, weights
 
 from tprl.data.toy import ToyDataset
@@ -18,7 +19,8 @@ BUDGETS = [1 / 24, 0.25, 0.5]
 
 def stage(pruner: TPRL | MLPPruner | None = None, **options: object) -> Adapt:
     settings = {"questions": 60, "budgets": BUDGETS, "keep_ratios": [0.3], "epochs": 2} | options
-    return Adapt(pruner or policy(select="dpp"), lvlm(), ToyDataset(), served(), **settings)  # type: ignore[arg-type]
+    live = {"pruner": pruner or policy(select="dpp"), "lvlm": lvlm(), "dataset": ToyDataset(), "served": served()}
+    return build_stage(Adapt, **live, **settings)
 
 
 def test_only_the_budget_head_moves_and_the_price_is_calibrated() -> None:

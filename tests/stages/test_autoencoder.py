@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers import toy_encoded
+from tests.stages.plain import build_stage
 from tests.stages.toy_runs import Metrics, fit, lvlm, policy, same, weights
 
 from tprl.data.toy import KINDS, ToyDataset
@@ -20,7 +21,7 @@ def stage(pruner: TPRL | None = None, **options: Any) -> AutoencoderStage:
     pruner = pruner or policy(code_width=12, hidden=32)
     small: dict[str, Any] = {"images": 40, "epochs": 2, "batch_size": 64, "lr": 3e-3}
     live: dict[str, Any] = {"pruner": pruner, "lvlm": lvlm(), "dataset": ToyDataset()}
-    return AutoencoderStage(**(live | small | options))
+    return build_stage(AutoencoderStage, **(live | small | options))
 
 
 class TestTokens:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.stages.plain import build_stage
 from tests.stages.toy_runs import LastWeights, fit, policy, ppo, same, served, weights
 
 from tprl.data.toy import ToyDataset
@@ -49,7 +50,9 @@ class TestLfD:
             torch.manual_seed(0)
             learner = policy(code_width=8) if kind == "tprl" else MLPPruner(24, code_width=8, width=16)
             options: dict[str, Any] = {"keep_ratio": [0.25, 0.5], "steps": 2, "epochs": 2, "batch_size": 16}
-            stage = LfD(learner, lvlm, ToyDataset(), ClsAttentionPruner(), served(), 64, cache=cache, **options)
+            live: dict[str, Any] = {"pruner": learner, "lvlm": lvlm, "dataset": ToyDataset(), "served": served()}
+            live |= {"demonstrator": ClsAttentionPruner(), "cache": cache}
+            stage = build_stage(LfD, **live, demonstrations=64, **options)
             start = weights(learner)
             fit(stage, end)
             ends.append(end.weights)

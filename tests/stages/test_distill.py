@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.stages.plain import build_stage
 from tests.stages.toy_runs import SaveAt, fit, policy
 from tests.stages.toy_runs import lvlm as lvlm_of_toys
 from torch import Tensor
@@ -58,13 +59,33 @@ class TestStage:
         before = {name: value.clone() for name, value in pruner.state_dict().items()}
         model = [weight.clone() for weight in lvlm.model.parameters()]
         served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
-        module = Distill(pruner, lvlm, Scenes(), served, iterations=2, prompts=3, keep_ratio=0.1111, validate_every=9)
+        module = build_stage(
+            Distill,
+            pruner=pruner,
+            lvlm=lvlm,
+            dataset=Scenes(),
+            served=served,
+            iterations=2,
+            prompts=3,
+            keep_ratio=0.1111,
+            validate_every=9,
+        )
         module.best = float("inf")  # no score beats it: what is restored at the end is what was there before
         fit(module)
         assert all(torch.equal(value, before[name]) for name, value in pruner.state_dict().items())
         assert module.iteration == 2
         assert all(torch.equal(a, b) for a, b in zip(model, lvlm.model.parameters(), strict=True))
-        module = Distill(pruner, lvlm, Scenes(), served, iterations=2, prompts=3, keep_ratio=0.1111, validate_every=9)
+        module = build_stage(
+            Distill,
+            pruner=pruner,
+            lvlm=lvlm,
+            dataset=Scenes(),
+            served=served,
+            iterations=2,
+            prompts=3,
+            keep_ratio=0.1111,
+            validate_every=9,
+        )
         module._validate = lambda: setattr(module, "best_state", pruner.state_dict())  # the last weights are the best
         fit(module)
         moved = [name for name, value in pruner.state_dict().items() if not torch.equal(value, before[name])]
@@ -74,7 +95,16 @@ class TestStage:
     def test_micro_batches_change_neither_loss_nor_gradient(self) -> None:
         pruner, lvlm = tiny()
         served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
-        module = Distill(pruner, lvlm, Scenes(), served, iterations=1, prompts=5, keep_ratio=0.1111)
+        module = build_stage(
+            Distill,
+            pruner=pruner,
+            lvlm=lvlm,
+            dataset=Scenes(),
+            served=served,
+            iterations=1,
+            prompts=5,
+            keep_ratio=0.1111,
+        )
         samples, parts, read = [Scenes()[i] for i in range(5)], [], list[int]()
         encoded, plain = lvlm.encode(samples), lvlm.gated_log_prob
 
@@ -96,8 +126,16 @@ class TestStage:
         def stage() -> Distill:
             pruner, lvlm = tiny()
             served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
-            return Distill(
-                pruner, lvlm, Scenes(), served, iterations=4, prompts=3, keep_ratio=[0.2222, 0.1111], validate_every=2
+            return build_stage(
+                Distill,
+                pruner=pruner,
+                lvlm=lvlm,
+                dataset=Scenes(),
+                served=served,
+                iterations=4,
+                prompts=3,
+                keep_ratio=[0.2222, 0.1111],
+                validate_every=2,
             )
 
         whole, second = stage(), stage()
@@ -116,7 +154,16 @@ class TestStage:
         model = lvlm_of_toys()
         served = ServedScore(model, ToyDataset("val"), [0.5], 2)
         with pytest.raises(UserError, match="cannot differentiate through model toy"):
-            Distill(policy(), model, ToyDataset(), served, iterations=1, prompts=1, keep_ratio=0.5)
+            build_stage(
+                Distill,
+                pruner=policy(),
+                lvlm=model,
+                dataset=ToyDataset(),
+                served=served,
+                iterations=1,
+                prompts=1,
+                keep_ratio=0.5,
+            )
 
 
 @pytest.mark.slow
@@ -125,5 +172,17 @@ def test_it_learns_what_the_language_model_needs() -> None:
     pruner, lvlm = tiny()
     served = ServedScore(lvlm, Scenes("val"), [0.1111], 60)
     before = served(pruner)["log_prob"]
-    fit(Distill(pruner, lvlm, Scenes(), served, iterations=60, prompts=16, keep_ratio=0.1111, validate_every=60))
+    fit(
+        build_stage(
+            Distill,
+            pruner=pruner,
+            lvlm=lvlm,
+            dataset=Scenes(),
+            served=served,
+            iterations=60,
+            prompts=16,
+            keep_ratio=0.1111,
+            validate_every=60,
+        )
+    )
     assert served(pruner)["log_prob"] > before + 0.1

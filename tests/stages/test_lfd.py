@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tests.stages.plain import build_stage
 from tests.stages.toy_runs import LastWeights, Metrics, fit, lvlm, policy, same, served, weights
 
 from tprl.budget import budget
@@ -35,7 +36,7 @@ def lfd(pruner: LearnedPruner | None = None, **options: Any) -> LfD:
     small: dict[str, Any] = {"demonstrations": 64, "keep_ratio": QUARTER, "epochs": 2, "batch_size": 16, "lr": 1e-2}
     if "served" not in options:
         options["served"] = served()
-    return LfD(**(live | small | options))
+    return build_stage(LfD, **(live | small | options))
 
 
 def demonstrations(steps: int = 3, count: int = 20, **options: Any) -> Demonstrations:

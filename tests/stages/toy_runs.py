@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from tests.stages.plain import build_stage
 from torch import Tensor
 
 from tprl.data.toy import ToyDataset
@@ -60,7 +61,7 @@ def ppo(pruner: TPRL | None = None, kind: type[PPO] = PPO, **options: Any) -> PP
     }
     if "served" not in options:
         options["served"] = served()
-    return kind(**(live | small | options))
+    return build_stage(kind, **(live | small | options))
 
 
 def fit(stage: Any, *callbacks: pl.Callback, ckpt_path: Path | None = None, **options: Any) -> pl.Trainer:

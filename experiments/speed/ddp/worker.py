@@ -33,8 +33,7 @@ def main(base: str, iterations: int, out: Path) -> None:
     torch.set_num_threads(1)
     distributed.join()
     pl.seed_everything(0, verbose=False)
-    options = OmegaConf.to_container(OmegaConf.load(conf_dir() / "stage" / "ppo.yaml"))
-    options = {name: value for name, value in options.items() if name not in OURS}
+    options = OmegaConf.to_container(OmegaConf.load(conf_dir() / "stage" / "ppo.yaml").module)
     # The first iteration and the last, which validate, are not counted.
     options |= {"iterations": iterations + 2, "validate_every": 10**9}
     lvlm, clock = Llava("tiny_llava", device="cpu"), Clock()

@@ -44,8 +44,7 @@ def make_ppo(lvlm: Any, iterations: int, reward: str = "log_likelihood", **chang
     """The stage of conf/stage/ppo.yaml with `changes`; validation is left out."""
     config = OmegaConf.to_container(OmegaConf.load(conf_dir() / "stage" / "ppo.yaml"))
     assert isinstance(config, dict)
-    ours = ("name", "init_from", "served", "threshold_ratio", "save_every", "calibrate")
-    options = {key: value for key, value in config.items() if key not in ours} | changes
+    options = config["module"] | changes
     rewards: WeightedReward = load_component("reward", reward)
     live = {"pruner": load_pruner("tprl_tiny_llava"), "lvlm": lvlm, "dataset": Scenes(), "reward": rewards}
     return build(options | {"iterations": iterations}, served=lambda _: {"accuracy": 0.0, "log_prob": 0.0}, **live)

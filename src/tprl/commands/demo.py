@@ -28,8 +28,8 @@ MISSING = (
 )
 
 
-def demo(cfg: DictConfig, directory: Path) -> Path:
-    """Serve the page until Ctrl-C, and return `directory`.
+def demo(cfg: DictConfig, directory: Path) -> None:
+    """Serve the page until Ctrl-C.
 
     Raises:
         UserError: no gradio, bad input, or no free port.
@@ -59,7 +59,6 @@ def demo(cfg: DictConfig, directory: Path) -> Path:
     name, first = next(iter(pruners.items()))
     begin = compare_pruners(lvlm, {name: first}, examples[0].image, examples[0].questions[0], cfg.keep_ratio)
     serve(make_page(lvlm, pruners, examples, begin, cfg.keep_ratio), cfg.host, cfg.port, cfg.share)
-    return directory
 
 
 def check_settings(cfg: DictConfig) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tprl.commands.shell import quoted
+from tprl.runtime.quoting import quoted
 
 
 class Start(NamedTuple):

@@ -6,30 +6,32 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from errno import EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
+from importlib import import_module
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from tprl.build import choices, conf_dir
+from tprl.build import conf_dir
+from tprl.commands.sentences import explain, unwritable
 from tprl.commands.shell import command, option, value_of
+from tprl.commands.stages import in_full, in_two_blocks
 from tprl.commands.terminal import next_command, register_resolvers
 from tprl.commands.unread import check_read
 from tprl.errors import UserError
 from tprl.runtime import run_directory
-from tprl.runtime.quoting import quoted
+from tprl.runtime.quoting import in_short, quoted
 from tprl.runtime.run_directory import DONE, FAILED, STARTED
 from tprl.runtime.signals import Stopped, listening
 
-Work = Callable[[DictConfig, Path], Path]
+Work = Callable[[DictConfig, Path], float | None]  # what it returns, a sweeper may optimise
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
 COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")  # groups whose yamls describe one object
 LONGEST_NAME = 128  # of a run in W&B
@@ -37,8 +39,10 @@ LAUNCHED = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}  # torchrun or srun started t
 log = logging.getLogger(__name__)
 
 
-def launch(name: str, work: Work) -> None:
+def launch(name: str, work: "Work | str") -> None:
     """Compose `<name>.yaml` with the command line and do the work, once per job.
+
+    `work` is a function, or `package.module:function`: it is then imported once the options are known to be good.
 
     Bad input ends in one line on stderr and exit status 2. With HYDRA_FULL_ERROR=1 it ends in a traceback instead.
     A signal ends in one line too, and status 130 (Ctrl-C) or 143 (SIGTERM).
@@ -58,12 +62,9 @@ def launch(name: str, work: Work) -> None:
     sweeps: set[str] = set()
     register_resolvers()
 
-    def task(config: DictConfig) -> None:
+    def task(config: DictConfig) -> float | None:
         try:
-            directory = job(work, config, given)
-            if _main_process():
-                print(f"run: {directory}", flush=True)
-                sweeps.update(_say_next(name, config, directory))
+            result = job(work, config, given)
         except UserError as error:
             if full or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
@@ -73,16 +74,12 @@ def launch(name: str, work: Work) -> None:
             raise
         except Stopped as stop:
             _stop(name, stop)
+        sweeps.update(_say_next(name, config))
+        return result
 
-    with listening():
-        _compose(name, task, full, bugs, sweeps)
-
-
-def _compose(
-    name: str, task: Callable[[DictConfig], None], full: bool, bugs: list[Exception], sweeps: Collection[str]
-) -> None:
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
+        with listening():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
     except Exception as error:
         sentence = None if full or error in bugs else explain(error)
         if sentence is None:
@@ -97,9 +94,13 @@ def _compose(
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _say_next(name: str, config: DictConfig, directory: Path) -> list[str]:
-    """Print what to type after this job; of a sweep return its directory, for the end."""
+def _say_next(name: str, config: DictConfig) -> list[str]:
+    """Print where this job wrote, and what to type after it; of a sweep return its directory, for the end."""
+    if not _main_process():
+        return []
     settings = HydraConfig.get()
+    directory = Path(settings.runtime.output_dir)
+    print(f"run: {directory}", flush=True)
     if settings.mode == RunMode.MULTIRUN:
         return [str(settings.sweep.dir)] if name == "train" else []
     if line := next_command(name, config, list(settings.overrides.task), directory):
@@ -109,37 +110,66 @@ def _say_next(name: str, config: DictConfig, directory: Path) -> list[str]:
 
 def addable(word: str) -> str:
     """`model.placement=shard` as `++model.placement=shard`: yamls list what differs from a class's defaults, and any
-    argument of the class can be set. `build` refuses what is none."""
+    argument of the class can be set. `build` refuses what is none. Of a stage `module.` may be left out."""
     key, equals, _ = word.partition("=")
-    return f"++{word}" if equals and "." in key and key.partition(".")[0] in COMPONENTS else word
+    component = equals and "." in key and key.partition(".")[0] in COMPONENTS
+    return f"++{word}" if component else in_full(word)
 
 
-def job(work: Work, config: DictConfig, words: Sequence[str] = ()) -> Path:
+def job(work: Work | str, config: DictConfig, words: Sequence[str] = ()) -> float | None:
     """One job in Hydra's output directory, alone there: skipped if it has been finished before, gone on with if it was
     interrupted; leaves `done.json` or `FAILED`. `words` is the command line as it was typed.
+
+    Returns:
+        The result of the work; where it was finished before, of that time.
 
     Raises:
         UserError: another process is at work in the directory, it holds a job with other settings, or it cannot be
             written.
     """
     settings = HydraConfig.get()
-    directory = Path(settings.runtime.output_dir)
-    sweep = settings.mode == RunMode.MULTIRUN
+    directory, sweep = Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
     if sweep:
         _refuse_ddp(config)
     if not config.get("resume"):  # the settings of an interrupted run are not judged again
         check_read(settings.job.name, config, [_key(text) for text in settings.overrides.task])
     try:
         with run_directory.locked(directory) if _main_process() else nullcontext():  # the other ranks are the same run
-            return _job(work, config, words, directory, sweep)
+            given, before = _before(config, words, directory, sweep)
+            if before is None:
+                return run_directory.result_of(directory)
+            started = time.monotonic()
+            try:
+                result = _main(work)(before, directory)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    _failed(directory, error, sweep)
+                _finish_wandb(1)
+                raise
+            if _main_process():
+                run_directory.finish(directory, given, time.monotonic() - started, result)
+            _finish_wandb(0)
+            return result
     except OSError as error:
         if error.errno in UNWRITABLE:
-            raise UserError(_unwritable(error, directory, _go_on(config, directory))) from error
+            raise UserError(unwritable(error, directory, _go_on(config, directory))) from error
         raise
 
 
-def _job(work: Work, config: DictConfig, words: Sequence[str], directory: Path, sweep: bool) -> Path:
-    given = [text for text in HydraConfig.get().overrides.task if _key(text) != "resume"]
+def _main(work: Work | str) -> Work:
+    """The function that `package.module:function` names, imported now; a function is itself."""
+    if not isinstance(work, str):
+        return work
+    module, _, function = work.partition(":")
+    return getattr(import_module(module), function)
+
+
+def _before(
+    config: DictConfig, words: Sequence[str], directory: Path, sweep: bool
+) -> tuple[list[str], DictConfig | None]:
+    """What was typed, and the config to work with: None where the job has been finished, and that of before where it
+    was interrupted. The directory is marked as that of a run."""
+    given = [in_short(text) for text in HydraConfig.get().overrides.task if _key(text) != "resume"]
     explicit = config.get("resume")
     if explicit and sweep:
         raise UserError("resume goes on with one run; start a sweep again with its hydra.sweep.dir, and it goes on.")
@@ -147,7 +177,7 @@ def _job(work: Work, config: DictConfig, words: Sequence[str], directory: Path, 
         run_directory.copy(Path(explicit), directory)
     if (sweep or explicit) and _finished(directory, given):
         log.info("skipped, finished before: %s", directory)
-        return directory
+        return given, None
     if explicit or _goes_on(config, directory, given):
         config = _as_before(config, directory, words if explicit else ())
         log.info("going on with the run in %s", directory)
@@ -155,18 +185,7 @@ def _job(work: Work, config: DictConfig, words: Sequence[str], directory: Path, 
         run_directory.forget(directory)
     if _main_process():
         run_directory.begin(directory, given)
-    started = time.monotonic()
-    try:
-        result = work(config, directory)
-    except BaseException as error:
-        if isinstance(error, Exception):
-            _failed(directory, error, sweep)
-        _finish_wandb(1)
-        raise
-    if _main_process():
-        run_directory.finish(directory, given, time.monotonic() - started)
-    _finish_wandb(0)
-    return result
+    return given, config
 
 
 def _in_its_directory(words: list[str]) -> list[str]:
@@ -182,6 +201,7 @@ def _in_its_directory(words: list[str]) -> list[str]:
     if before is None:
         why = f"holds no {STARTED}" if run.is_dir() else "does not exist"
         raise UserError(f"resume={run} {why}: give the directory of a run that was interrupted.")
+    before = [in_full(word) for word in before]
     new = [word for word in words if _key(word) != "resume" and word not in before]
     place = [] if any(_key(word) == "hydra.run.dir" for word in words) else [option("hydra.run.dir", str(run))]
     return [*before, *new, option("resume", str(run)), *place]
@@ -228,7 +248,7 @@ def _as_before(config: DictConfig, directory: Path, words: Sequence[str]) -> Dic
     new = {_key(word) for word in words if "=" in word and not _key(word).startswith("hydra")} - {"resume"}
     if path.is_file() and not new & {"experiment", "debug"}:  # these set keys that they do not name
         remedy = "copy it again, or move it away to compose the settings of its command line anew"
-        now, config = config, run_directory.read_yaml(path, remedy)
+        now, config = config, in_two_blocks(run_directory.read_yaml(path, remedy))
         for key in new:
             OmegaConf.update(config, key, OmegaConf.select(now, key), merge=False, force_add=True)
     OmegaConf.update(config, "resume", str(directory), force_add=True)
@@ -253,7 +273,7 @@ def run_names(directory: Path) -> tuple[str, str | None]:
     parsed = OverridesParser.create().parse_overrides([str(word) for word in given])
     swept = {one.key_or_group for one in parsed if one.is_sweep_override()}
     words = [word for word in settings.overrides.task if word.lstrip("+").partition("=")[0] in swept]
-    return ",".join(words)[:LONGEST_NAME] or directory.name, sweep.name
+    return ",".join(map(in_short, words))[:LONGEST_NAME] or directory.name, sweep.name
 
 
 def command_line() -> str:
@@ -265,58 +285,7 @@ def command_line() -> str:
         *(word for word in settings.overrides.task if _key(word) != "resume"),
         *(text for text in settings.overrides.hydra if text.startswith("hydra.run.")),
     ]
-    return command(settings.job.name, *words)
-
-
-def explain(error: BaseException) -> str | None:
-    """One sentence for what went wrong before the work began, or for a UserError; None for anything else."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, MissingConfigException):
-        return _missing(error)
-    if isinstance(error, OverrideParseException):
-        reason = _line(error.message.partition("See http")[0])
-        return (
-            f"the option {error.override!r} cannot be read ({reason}); write key=value, special characters in quotes."
-        )
-    chain = _chain(error)
-    for cause in chain:
-        if isinstance(cause, OmegaConfBaseException) and OmegaConf.is_dict(cause.parent_node):
-            return _unknown_key(cause)
-        if isinstance(cause, OSError):
-            return _unwritable(cause)
-    hydra_made = (HydraException, OmegaConfBaseException)
-    return next((_line(str(e)) for e in chain if isinstance(e, hydra_made)), None)
-
-
-def _missing(error: MissingConfigException) -> str:
-    group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    if not group:
-        return _line(str(error))
-    return f"{group}={name} does not exist; choose one of: {', '.join(choices(group)) or '(an empty group)'}."
-
-
-def _unknown_key(error: OmegaConfBaseException) -> str:
-    where = str(error.full_key or error.key)
-    parent = where.rpartition(".")[0]
-    keys = sorted(str(key) for key in error.parent_node or () if key != "hydra")
-    return (
-        f"{where} is not a key here; {f'{parent} has' if parent else 'there are'}: {', '.join(keys) or 'none'}"
-        f" (+{where}=... adds an argument that the yaml does not list)."
-    )
-
-
-def _unwritable(error: OSError, directory: Path | None = None, again: str = "") -> str:
-    where = error.filename or directory or "the output folder"
-    if directory is not None and error.errno in (EDQUOT, ENOSPC) and run_directory.interrupted(directory):
-        return (
-            f"cannot write to {where} ({error.strerror}); what had been saved there before is whole: free some space "
-            f"and go on with {again}."
-        )
-    return (
-        f"cannot write to {where} ({error.strerror}); "
-        "choose another folder with hydra.run.dir=<folder> (in a sweep hydra.sweep.dir=<folder>)."
-    )
+    return command(settings.job.name, *map(in_short, words))
 
 
 def _finished(directory: Path, given: list[str]) -> bool:
@@ -379,14 +348,6 @@ def _main_process() -> bool:
 def _key(text: str) -> str:
     """The key or group of an override."""
     return text.partition("=")[0].lstrip("+~").partition("@")[0]
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    return [error, *_chain(error.__cause__ or error.__context__)] if error else []
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _exit(sentence: str) -> None:

@@ -41,7 +41,7 @@ from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, c
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.official import Published
 from tprl.evaluation.pictures import looked_at
-from tprl.evaluation.results import BOUNDS, Row, SampleRow, print_table, write_samples
+from tprl.evaluation.results import BOUNDS, Row, SampleRow, mean_accuracy, print_table, write_samples
 from tprl.evaluation.scores import score_table, write_scores
 from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.evaluation.tracked import log_results
@@ -71,9 +71,12 @@ NOISE = (  # Lightning's, about itself or about a choice that was meant
 )
 
 
-def evaluate(cfg: DictConfig, directory: Path) -> Path:
-    """Evaluate a run (`run=<directory>`), a sweep, or named pruners (`pruner=<name>`, `pruners=[...]`), and return
+def evaluate(cfg: DictConfig, directory: Path) -> float | None:
+    """Evaluate a run (`run=<directory>`), a sweep, or named pruners (`pruner=<name>`, `pruners=[...]`), into
     `directory`.
+
+    Returns:
+        The mean accuracy of the first of them over the keep ratios, for sweepers; other modes return nothing.
 
     Raises:
         UserError: bad input.
@@ -89,7 +92,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     if cfg.study:
         start(cfg, directory)
         study.recompute(Path(cfg.study), directory)
-        return directory
+        return None
     cfg, entries, swept = _entries(cfg, settings)
     start(cfg, directory)
     lvlm = build(cfg.model)
@@ -99,8 +102,8 @@ def evaluate(cfg: DictConfig, directory: Path) -> Path:
     logger = make_logger(cfg, directory)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
     curves = read_curves(Path(cfg.run)) if cfg.run else {}
-    evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves, swept)
-    return directory
+    rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves, swept)
+    return mean_accuracy(rows, main_entry(entries).name)
 
 
 def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
@@ -128,7 +131,7 @@ def _entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, 
     return cfg, entries, swept
 
 
-def _latency(cfg: DictConfig, directory: Path) -> Path:
+def _latency(cfg: DictConfig, directory: Path) -> None:
     """Milliseconds of every pruner, stage by stage, against what its FLOPs predict."""
     if distributed.count() > 1:
         raise UserError(
@@ -151,7 +154,11 @@ def _latency(cfg: DictConfig, directory: Path) -> Path:
     with Progress("latency") as tick:
         found = measure(lvlm, entries, setting, tick=tick)
     latency.write_latency(found, lvlm, setting, directory)
-    return directory
+
+
+def main_entry(entries: Sequence[Entry]) -> Entry:
+    """The one that a report is about: the first that competes."""
+    return next((entry for entry in entries if entry.name not in BOUNDS), entries[0])
 
 
 def _headline_metric(dataset: Dataset) -> str:
@@ -159,7 +166,7 @@ def _headline_metric(dataset: Dataset) -> str:
     return f"{dataset.name}/{dataset.headline}" if isinstance(dataset, Published) else "accuracy"
 
 
-def _parity(cfg: DictConfig, directory: Path) -> Path:
+def _parity(cfg: DictConfig, directory: Path) -> None:
     """Compare the model, or small random builds of `models`, with its stock class; prints and writes a table."""
     start(cfg, directory)
     lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
@@ -178,17 +185,15 @@ def _parity(cfg: DictConfig, directory: Path) -> Path:
         log.info("%s: %s", lvlm.name, found[lvlm.name])
     write_atomically(directory / "parity.md", table(found) + "\n")
     print(table(found))
-    return directory
 
 
-def _selectors(cfg: DictConfig, directory: Path) -> Path:
+def _selectors(cfg: DictConfig, directory: Path) -> None:
     """The table of docs/baselines.md."""
     start(cfg, directory)
     use_threads(cfg, directory)
     text = selectors.table(selectors.measure())
     write_atomically(directory / "selectors.md", text + "\n")
     print(text)
-    return directory
 
 
 def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
@@ -203,7 +208,7 @@ def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
     return made
 
 
-def _compare(runs: Any, cfg: DictConfig, directory: Path) -> Path:
+def _compare(runs: Any, cfg: DictConfig, directory: Path) -> None:
     """Two evaluations against each other."""
     pair = name_list("compare", runs)
     if len(pair) != 2:
@@ -213,7 +218,6 @@ def _compare(runs: Any, cfg: DictConfig, directory: Path) -> Path:
     found = compare_runs(*pair)
     start(cfg, directory)
     write_comparison(found, directory)
-    return directory
 
 
 def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
@@ -259,7 +263,7 @@ def evaluate_entries(
         return rows
     write_sealed(directory / "evaluation.json", json.dumps(measured, indent=1) + "\n")
     log_results(logger, rows)
-    main = next((entry for entry in entries if entry.name not in BOUNDS), entries[0])
+    main = main_entry(entries)
     sample_rows = [one.row for one in answered]
     write_samples(directory / "samples.jsonl", sample_rows)
     write_scores(directory / study.SCORES, score_table(answered, rows, main.name))
@@ -280,7 +284,7 @@ def evaluate_entries(
         paired=numbers.all_differences,
         gallery=pictures,
         guided=guided,
-        spreads=numbers.spreads,
+        spreads=numbers.token_spreads,
         learning_curves=curves,
         facts=made.facts,
         commands=made.commands,

@@ -19,8 +19,8 @@ from tprl.serving.folder import settings_for, write_folder
 from tprl.serving.versions import check_vllm, vllm_version
 
 
-def export(cfg: DictConfig, directory: Path) -> Path:
-    """Write `<directory>/<target>`, and return `directory`.
+def export(cfg: DictConfig, directory: Path) -> None:
+    """Write `<directory>/<target>`.
 
     Raises:
         UserError: bad input, or something that the engine could not serve.
@@ -50,7 +50,6 @@ def export(cfg: DictConfig, directory: Path) -> Path:
         from tprl.serving.openvino.convert import convert
 
         convert(lvlm, pruner, settings, folder, cfg.weights)
-    return directory
 
 
 def node_of(cfg: DictConfig) -> Mapping[str, Any]:

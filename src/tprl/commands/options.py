@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import check_arguments, choices, conf_dir, target_at
+from tprl.commands.stages import RUNNER, in_full, stages_of
 from tprl.errors import UserError
 from tprl.kinds import (
     LARGEST,
@@ -26,20 +27,6 @@ from tprl.kinds import (
 )
 from tprl.lvlm.batching import check_template
 
-CHAIN = ("autoencoder", "lfd", "ppo", "adapt")  # what stage=all runs
-# Keys of a stage's yaml that its runner reads; the class does not know them.
-OURS = (
-    "stage",
-    "name",
-    "init_from",
-    "served",
-    "threshold_ratio",
-    "trainer",
-    "save_every",
-    "calibrate",
-    "blueprint",
-    "log_every",
-)
 RATIO = Number(
     0,
     1,
@@ -139,6 +126,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("demonstrations", "validate_every", "log_every", "autoencoder.images", "questions"), COUNT),
     "autoencoder.images": Number(2, LARGEST, whole=True, example="300"),
     "save_every": MAYBE_COUNT,
+    "stage.chain": Listed(component("stage"), distinct=True, purpose="run"),
     **dict.fromkeys(("lr", "lr_actor", "lr_critic", "lr_vision", "lr_language"), POSITIVE),
     **dict.fromkeys(("weight_decay", "lr_lagrange", "lagrange_gain", "value_coef", "entropy_coef"), NOT_NEGATIVE),
     **dict.fromkeys(("kl_stop", "noise", "look_weight", "cls_look_weight"), NOT_NEGATIVE),
@@ -241,7 +229,7 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
     assert isinstance(plain, dict)
     _refuse_strangers(plain, entry)
     for name, node in stages_of(plain).items():
-        check_arguments({key: value for key, value in node.items() if key not in OURS}, name)
+        check_arguments({key: value for key, value in node.items() if key not in RUNNER}, name)
     for group, node in plain.items():
         if group != "stage" and isinstance(node, Mapping):
             check_arguments(node, str(group))
@@ -250,7 +238,7 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
             raise UserError(f"{key}={typed(value)} would change nothing: it is set by {decides}. Leave it out.")
         checked_value = _kind(key, place, annotation)(key, value)
         if checked_value != value or type(checked_value) is not type(value):
-            OmegaConf.update(config, key, checked_value, merge=False, force_add=True)
+            OmegaConf.update(config, in_full(key), checked_value, merge=False, force_add=True)
     return config
 
 
@@ -276,30 +264,25 @@ def _refuse_strangers(plain: Mapping[str, Any], entry: str) -> None:
                 raise UserError(f"{prefix}{name} is no option: nothing reads it. There are: {listed}.")
 
 
-def stages_of(plain: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The stages that a config of train runs, by the names of their options: `stage`, or `stage.ppo` and the like."""
-    stage = plain.get("stage")
-    if not stage or "name" not in stage:
-        return {}
-    return {f"stage.{name}": stage[name] for name in CHAIN} if stage["name"] == "all" else {"stage": stage}
-
-
 def _options(plain: Mapping[str, Any], entry: str) -> Iterator[tuple[str, str, Any, Any]]:
     """(option, its full name, value, annotation of the argument or None) of every option."""
     for key, value in plain.items():
         if key == "stage":
-            yield from _stage_options(value)
+            yield from _stage_options(plain)
         elif value != {} or key in KINDS:  # an empty one is a group without a choice
             place = f"{entry}.{key}" if f"{entry}.{key}" in KINDS else key
             yield from _below(key, place, value, None)
 
 
-def _stage_options(stage: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
-    if stage["name"] != "all":
-        yield from _below("stage", stage["name"], stage, None)
-        return
-    for key, value in stage.items():
-        yield from _below(f"stage.{key}", key if key in CHAIN else f"stage.{key}", value, None)
+def _stage_options(plain: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """Those of every stage that runs, by its name, and those of the chain around them."""
+    stages = stages_of(plain)
+    for key, settings in stages.items():
+        yield from _below(key, settings["name"], settings, None)
+    if "stage" not in stages:
+        around = {key: value for key, value in plain["stage"].items() if f"stage.{key}" not in stages}
+        for key, value in around.items():
+            yield from _below(f"stage.{key}", f"stage.{key}", value, None)
 
 
 def _below(key: str, place: str, value: Any, annotation: Any) -> Iterator[tuple[str, str, Any, Any]]:

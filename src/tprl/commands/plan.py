@@ -4,18 +4,18 @@ the names that were typed."""
 import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tprl.build import build, current, load_component, target_at
-from tprl.commands.options import stages_of
+from tprl.commands.stages import class_of, needs, stages_of
 from tprl.errors import UserError
 from tprl.kinds import typed
 from tprl.pruners.learned import find_pruner
-from tprl.scoring.scorer import LABELS
+from tprl.stages.base import Stage
 
 WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 ANY_WIDTH = 16  # of tokens: a policy that is built to see whether its options go together needs one
@@ -34,22 +34,18 @@ def check_plan(plain: Plain) -> None:
     """
     check_logger(plain)
     _check_cache(plain.get("cache"))
-    stages = stages_of(plain)
-    if any(stage["name"] == "pretrain" for stage in stages.values()):
+    stages = {key: (class_of(settings), settings) for key, settings in stages_of(plain).items()}
+    for key, (kind, settings) in stages.items():
+        kind.check(key, settings, plain)
+        _check_steps(key, settings, plain["policy"])
+    if not any("pruner" in needs(kind) for kind, _ in stages.values()):
         return
-    for key, stage in stages.items():
-        if stage["name"] in ("lfd", "ppo"):
-            _check_steps(key, stage, plain["policy"])
-        if stage["name"] == "ppo":
-            _check_groups(key, stage)
-        if stage["name"] == "adapt":
-            _check_means(key, stage)
     _check_policy(plain)
-    names = [stage["name"] for stage in stages.values()]
-    _check_labels(names, plain)
-    if "lfd" in names:
-        check_demonstrator(plain.get("pruner"))
-    if plain["stage"]["name"] == "all":
+    for kind, settings in stages.values():
+        _check_labels(kind, settings["name"], plain)
+        if "demonstrator" in needs(kind):
+            check_demonstrator(plain.get("pruner"))
+    if "chain" in plain["stage"]:
         _check_chain(plain)
     elif source := plain["stage"].get("init_from"):
         find_pruner(source)
@@ -91,7 +87,7 @@ def _check_cache(cache: str | None) -> None:
 def _check_steps(key: str, stage: Plain, policy: Plain) -> None:
     """A policy embeds the number of each pruning step."""
     parameters = inspect.signature(target_at(policy["_target_"])).parameters
-    if "max_steps" not in parameters:
+    if "max_steps" not in parameters or "steps" not in stage:
         return
     most = policy.get("max_steps", parameters["max_steps"].default)
     listed = stage.get("progressive")
@@ -99,36 +95,6 @@ def _check_steps(key: str, stage: Plain, policy: Plain) -> None:
     if steps > most:
         cause = f"progressive={typed(listed)} has" if listed else f"steps={steps} are"
         raise UserError(f"{key}.{cause} more steps than policy.max_steps={most}: set policy.max_steps={steps}.")
-
-
-def _check_groups(key: str, stage: Plain) -> None:
-    """Episodes of one question are compared with one another, and stay together in minibatches."""
-    group, minibatch, advantage = (stage.get(name) for name in ("group", "minibatch", "advantage"))
-    if advantage not in (None, "gae") and group is not None and group < 2:
-        raise UserError(
-            f"{key}.advantage={advantage} compares episodes of one question: set {key}.group above {group}."
-        )
-    if group is None or minibatch is None:
-        return
-    if minibatch < group:
-        raise UserError(
-            f"{key}.minibatch={minibatch} is smaller than {key}.group={group}, whose episodes stay together: set "
-            f"{key}.minibatch={group} or a multiple of it."
-        )
-    if minibatch % group:
-        whole = minibatch // group
-        log.info("%s.minibatch=%d holds %d whole groups: %d episodes", key, minibatch, whole, whole * group)
-
-
-def _check_means(key: str, stage: Plain) -> None:
-    """Mean kept fractions lie between the budgets that they are means of."""
-    budgets = stage["budgets"]
-    for ratio in stage["keep_ratios"]:
-        if not min(budgets) < ratio < max(budgets):
-            raise UserError(
-                f"{key}.keep_ratios={typed(ratio)} is no mean of {key}.budgets={typed(budgets)}: give a number "
-                f"between {min(budgets)} and {max(budgets)}."
-            )
 
 
 def _check_policy(plain: Plain) -> None:
@@ -143,20 +109,22 @@ def _check_policy(plain: Plain) -> None:
         raise UserError("policy.select=threshold needs a threshold: set policy.tau, or another policy.select.")
 
 
-def _check_labels(names: Sequence[str], plain: Plain) -> None:
+def _check_labels(kind: type[Stage], name: str, plain: Plain) -> None:
     """Whether a stage reads answers that the dataset was said not to have."""
     dataset = plain["dataset"]
     maker = target_at(dataset["_target_"])
-    dense = "ppo" in names and bool(build(plain["reward"]).needs & LABELS)
     if dataset.get("labelled", getattr(maker, "labelled", True)):
         return
-    reads = {"ppo": dense, "adapt": True, "distill": True}
-    for name in names:
-        if reads.get(name):
-            raise UserError(
-                f"stage={name} reads answers, and dataset {getattr(maker, 'name', maker.__name__)} was said to have "
-                "none: use stage=lfd, and stage=ppo with reward=fidelity."
-            )
+    if kind.reads_answers(build(plain["reward"]) if "reward" in needs(kind) else None):
+        raise no_answers(name, getattr(maker, "name", maker.__name__))
+
+
+def no_answers(stage: str, dataset: str) -> UserError:
+    """What a stage says that reads answers of a dataset which has none."""
+    return UserError(
+        f"stage={stage} reads answers, and dataset {dataset} was said to have none: use stage=lfd, and stage=ppo with "
+        "reward=fidelity."
+    )
 
 
 def _check_chain(plain: Plain) -> None:

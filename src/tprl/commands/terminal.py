@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from tprl.build import choices
 from tprl.commands.engines import next_line
 from tprl.commands.shell import command, option
+from tprl.commands.stages import class_of
+from tprl.runtime.quoting import in_short
 
 CARRIED = ("model", "dataset", "policy", "reward", "trainer", "logger", "seed")  # what a next stage is told again
-FOLLOWS = {"autoencoder": "lfd", "lfd": "ppo"}
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
@@ -56,19 +57,17 @@ def next_command(name: str, config: DictConfig, words: Sequence[str], directory:
     """
     if name == "export":
         return next_line(config, directory)
-    stage = config.stage.name if name == "train" else None
-    if stage in FOLLOWS and any(_key(word) == "experiment" for word in words):
-        return None  # its settings belong to stage=all: the next stage would run without them
-    if stage in FOLLOWS:
-        carried = [word.removeprefix("++") for word in words if _key(word) in CARRIED]
-        return command("train", f"stage={FOLLOWS[stage]}", option("stage.init_from", str(directory)), *carried)
-    if stage == "pretrain":
-        return command("train", option("model.pretrained", str(directory / "model")))
-    if stage in ("ppo", "distill", "adapt"):
-        return command("eval", option("run", str(directory)), "pruners=[random,divprune]")
-    if stage == "all" and config.model.name != "toy":  # which has no images to ask about
-        return command("demo", option("run", str(directory)))
-    return None
+    if name != "train":
+        return None
+    if "chain" in config.stage:  # the toy model has no images to ask about
+        return command("demo", option("run", str(directory))) if config.model.name != "toy" else None
+    follows = class_of(config.stage).next
+    if follows is None or (follows.carries and any(_key(word) == "experiment" for word in words)):
+        return None  # an experiment's settings belong to stage=all: the next stage would run without them
+    carried = [in_short(word.removeprefix("++")) for word in words if follows.carries and _key(word) in CARRIED]
+    first = [word for word in follows.words if word.startswith("stage=")]
+    others = [word for word in follows.words if word not in first]
+    return command(follows.entry, *first, option(follows.option, str(directory / follows.folder)), *others, *carried)
 
 
 def _key(word: str) -> str:

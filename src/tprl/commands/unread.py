@@ -6,11 +6,14 @@ decides, in `plan`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from tprl.build import target_at
+from tprl.commands.stages import class_of, groups_of, in_full, stages_of
 from tprl.errors import UserError
+from tprl.runtime.quoting import in_short
 
 # Of `conf/eval.yaml`, beside mode, resume, experiment and logger, which every mode takes.
 ENTRIES = frozenset({"run", "sweep", "runs", "pruner", "pruners", "keep_ratios", "seeds"})
@@ -24,16 +27,7 @@ EVAL_READS: Mapping[str, frozenset[str]] = {
 }
 OWN_MODES = ("compare", "study")
 EVAL_ALWAYS = frozenset({"mode", "resume", "experiment", "logger"})
-# Of `conf/train.yaml`, beside stage, seed, resume, experiment, debug, threads, logger, trainer and model.
-TRAIN_READS: Mapping[str, frozenset[str]] = {
-    "all": frozenset({"dataset", "policy", "pruner", "reward", "cache"}),
-    "autoencoder": frozenset({"dataset", "policy"}),
-    "lfd": frozenset({"dataset", "policy", "pruner", "cache"}),
-    "ppo": frozenset({"dataset", "policy", "reward", "cache"}),
-    "distill": frozenset({"dataset", "policy"}),
-    "adapt": frozenset({"dataset", "policy"}),  # policy has a sentence of its own
-    "pretrain": frozenset(),
-}
+# Of `conf/train.yaml`: beside these, what the stages that run read (`stages.groups_of`).
 TRAIN_ALWAYS = frozenset({"stage", "seed", "resume", "experiment", "debug", "threads", "logger", "trainer", "model"})
 
 
@@ -45,58 +39,36 @@ class Rule(NamedTuple):
     why: str
 
 
-def _is(key: str, *values: Any) -> Callable[[DictConfig], bool]:
-    return lambda config: OmegaConf.select(config, key) in values
-
-
-def _set(key: str) -> Callable[[DictConfig], bool]:
-    return lambda config: bool(OmegaConf.select(config, key))
-
-
 def _drawn(config: DictConfig) -> bool:
     """Whether only the training split of the dataset follows its seed."""
     target = str(OmegaConf.select(config, "dataset._target_"))
     return target in ("tprl.data.scenes.Scenes", "tprl.data.toy.ToyDataset") and config.get("split") != "train"
 
 
-def _of_stage(*names: str) -> list[Rule]:
-    """Rules of stages, alone and as a part of stage=all."""
-    rules = []
-    for prefix in ("stage", *(f"stage.{name}" for name in names)):
-        if "lfd" in names:
-            progressive = _set(f"{prefix}.progressive")
-            why = "progressive gives the number of steps and the kept share of each"
-            rules += [Rule(f"{prefix}.{key}", progressive, why) for key in ("steps", "keep_ratio")]
-        if "ppo" in names:
-            exact, critic = _is(f"{prefix}.budget", "exact_k"), _is(f"{prefix}.advantage", "grpo", "rloo")
-            rules.append(Rule(f"{prefix}.threshold_ratio", exact, "budget=exact_k serves no threshold"))
-            rules.append(Rule(f"{prefix}.lr_critic", critic, "only advantage=gae has a critic"))
-    return rules
-
-
 ONLY_TRAINING = "it draws training questions alone, and another split is asked"
-NO_BUDGETS = "stage=adapt needs policy=transformer and is left out"
 EVAL_RULES = (
     Rule("dataset.seed", _drawn, ONLY_TRAINING),
     Rule("pruner.seed", lambda config: True, "seeds=[<seed>] sets it"),
     Rule("model", lambda config: config.mode == "parity" and bool(config.models), "models names other ones"),
 )
-EXPORT_RULES = (Rule("weights", _is("target", "vllm"), "target=vllm writes them in model.dtype"),)
-TRAIN_RULES = (
-    *_of_stage("lfd"),
-    *_of_stage("ppo"),
-    Rule(
-        "stage.adapt",
-        lambda config: config.stage.name == "all" and "tprl.TPRL" not in str(config.policy.get("_target_")),
-        NO_BUDGETS,
-    ),
-    Rule(
-        "stage.served.keep_ratios",
-        _is("stage.name", "adapt"),
-        "prices are found on validation questions, and nothing is served",
-    ),
-    Rule("stage.adapt.served.keep_ratios", lambda config: True, "prices are found, and nothing is served"),
-)
+EXPORT_RULES = (Rule("weights", lambda config: config.target == "vllm", "target=vllm writes them in model.dtype"),)
+RULES = {"eval": EVAL_RULES, "export": EXPORT_RULES}
+
+
+def _of_stages(config: DictConfig) -> list[Rule]:
+    """What the classes of the stages say of their options, and stages of the chain that this policy has no use for."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    rules = []
+    policy = (plain.get("policy") or {}).get("_target_")
+    for key, settings in stages_of(plain).items():
+        kind = class_of(settings)
+        unread = [entry for entry in kind.unread if entry.when(settings)]
+        rules += [Rule(f"{key}.{entry.option}", lambda _: True, entry.why) for entry in unread]
+        if "chain" in plain["stage"] and policy and not kind.applies_to(target_at(policy)):
+            why = f"stage={settings['name']} needs another policy and is left out"
+            rules.append(Rule(key, lambda _: True, why))
+    return rules
 
 
 def check_read(command: str, config: DictConfig, typed: Iterable[str]) -> None:
@@ -118,12 +90,12 @@ def check_read(command: str, config: DictConfig, typed: Iterable[str]) -> None:
 
 def _unread(command: str, config: DictConfig, key: str) -> str | None:
     """Why an option changes nothing; None where it is read."""
-    key = f"model.{key}" if key == "geometry" else key  # where the group's yamls go
+    key = f"model.{key}" if key == "geometry" else in_short(key)  # where the group's yamls go
     top = key.replace("/", ".").partition(".")[0]
     if top in ("hydra", "", command):
         return None
     reason = _of_command(command, config, top)
-    rules = {"eval": EVAL_RULES, "train": TRAIN_RULES, "export": EXPORT_RULES}.get(command, ())
+    rules = _of_stages(config) if command == "train" else RULES.get(command, ())
     matching = (rule.why for rule in rules if _below(key, rule.key) and _value(config, key) and rule.unread(config))
     return reason or next(matching, None)
 
@@ -134,9 +106,14 @@ def _of_command(command: str, config: DictConfig, top: str) -> str | None:
         mode = next(asked, str(config.mode))
         return _outside(top, f"mode={mode}", EVAL_READS.get(mode), EVAL_ALWAYS, config)
     if command == "train":
-        stage = str(config.stage.get("name"))
-        return _outside(top, f"stage={stage}", TRAIN_READS.get(stage), TRAIN_ALWAYS, config)
+        return _outside(top, f"stage={config.stage.get('name')}", _groups(config), TRAIN_ALWAYS, config)
     return None
+
+
+def _groups(config: DictConfig) -> frozenset[str]:
+    """The groups that the stages of this run read."""
+    plain = OmegaConf.to_container(config.stage)
+    return frozenset().union(*(groups_of(class_of(part)) for part in stages_of({"stage": plain}).values()))
 
 
 def _outside(
@@ -155,5 +132,5 @@ def _below(key: str, rule: str) -> bool:
 
 def _value(config: DictConfig, key: str) -> bool:
     """Whether the option asks for something: neither null nor an empty list."""
-    value = OmegaConf.select(config, key)
+    value = OmegaConf.select(config, in_full(key))
     return value is not None and not (OmegaConf.is_config(value) and not value)

@@ -284,6 +284,12 @@ def print_in_parts(
         columns = columns[len(table.columns) - 1 :]
 
 
+def mean_accuracy(rows: Sequence[Row], pruner: str) -> float | None:
+    """Of a pruner, over its keep ratios and training seeds; None where it was not scored."""
+    scores = [row.value for row in rows if row.pruner == pruner and row.metric == "accuracy"]
+    return sum(scores) / len(scores) if scores else None
+
+
 def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[str, Any]]:
     """The accuracies of a model card: all tokens, then the pruner and its adaptive mode at every keep ratio."""
     names = (FULL, pruner, f"{pruner}_adaptive")

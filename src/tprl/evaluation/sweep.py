@@ -16,6 +16,7 @@ from tprl.evaluation.entries import seed_of, with_modes
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.results import Row, ratio_label
 from tprl.pruners.learned import LearnedPruner, load_pruner
+from tprl.runtime.quoting import in_short
 from tprl.runtime.run_directory import read_yaml
 
 SEED = "seed"
@@ -205,7 +206,8 @@ def _arm(job: Job, keys: Sequence[str], pruner: str) -> Arm:
     short = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
     name = " ".join(f"{key}={value}" for key, value in zip(short, swept.values(), strict=True))
     stage = _left(_finished(job) / "config.yaml").get("stage", {})
-    trained_ratio = stage.get("keep_ratio", stage.get("ppo", {}).get("keep_ratio"))
+    part = stage.get("ppo", stage)
+    trained_ratio = part.get("module", part).get("keep_ratio")
     ratios = [] if trained_ratio is None else trained_ratio if OmegaConf.is_list(trained_ratio) else [trained_ratio]
     return Arm(name or pruner, swept, tuple(float(ratio) for ratio in ratios))
 
@@ -220,7 +222,8 @@ def _words(overrides: Any) -> frozenset[str]:
 
 
 def _settings(words: frozenset[str]) -> dict[str, str]:
-    return {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in sorted(words))}
+    pairs = (in_short(word.lstrip("+~")).partition("=") for word in sorted(words))
+    return {key: value for key, _, value in pairs}
 
 
 def _planned(path: Path) -> list[frozenset[str]]:

@@ -8,9 +8,9 @@ saw tokens missing punishes every pruner for its own brittleness.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -18,15 +18,19 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tprl.build import build
 from tprl.data import scenes
 from tprl.errors import UserError
+from tprl.lvlm.loading import find_model
+from tprl.pretraining import tiny_llava
 from tprl.pretraining.looking import Looking, cls_look
 from tprl.pretraining.packing import IGNORE, Pack, PackStream
 from tprl.pretraining.tiny_llava import TinyLlava
-from tprl.runtime import signals
+from tprl.runtime import distributed, signals
+from tprl.stages.base import Next, Settings, Stage
 
 
-class Pretrain(pl.LightningModule):
+class Pretrain(Stage):
     """Trains a `TinyLlava`.
 
     Args:
@@ -46,29 +50,32 @@ class Pretrain(pl.LightningModule):
         seed: data and token dropout; with the step number it decides everything, so a resumed run is exact.
     """
 
+    epochs = -1  # as many as `max_steps` need
+    next = Next("train", "model.pretrained", folder="model")
+
     def __init__(
         self,
         parts: TinyLlava,
-        vision_steps: int = 2000,
-        language_steps: int = 9000,
-        vision_batch: int = 64,
-        language_batch: int = 32,
-        questions: int = 2,
-        caption_steps: int = 1500,
-        lr_vision: float = 1e-3,
-        lr_language: float = 1.5e-3,
-        cls_look_weight: float = 0.2,
-        look_weight: float = 0.3,
-        full_share: float = 0.2,
-        keep_low: float = 0.08,
-        object_share: float = 0.5,
-        compile: bool = False,
-        workers: int = 1,
+        vision_steps: int,
+        language_steps: int,
+        vision_batch: int,
+        language_batch: int,
+        questions: int,
+        caption_steps: int,
+        lr_vision: float,
+        lr_language: float,
+        cls_look_weight: float,
+        look_weight: float,
+        full_share: float,
+        keep_low: float,
+        object_share: float,
+        compile: bool,
+        workers: int,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["parts"])
-        self.parts = parts
+        self.parts, self.max_steps = parts, vision_steps + language_steps
         self.llava, self.clip = parts.llava, parts.clip
         for model in (self.llava, self.clip):
             model.set_attn_implementation("eager")  # on CPU the backward pass of SDPA takes twice the time of eager
@@ -93,6 +100,33 @@ class Pretrain(pl.LightningModule):
         numbers = parts.processor.tokenizer.convert_tokens_to_ids([str(i) for i in range(scenes.SIDE + 1)])
         self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
         self.look = Looking(parts.processor.tokenizer)
+
+    # --- what its runner does around it ------------------------------------------------------------------------
+
+    @classmethod
+    def check(cls, key: str, settings: Settings, plain: Settings) -> None:
+        model = plain["model"].get("name")
+        if model != "tiny_llava":
+            raise UserError(f"stage=pretrain trains the embedded LVLM, not {model}: use model=tiny_llava.")
+
+    @classmethod
+    def own_arguments(cls, settings: Settings, seed: int) -> dict[str, Any]:
+        """The models: those of `init_from`, or new ones by `blueprint`."""
+        source = settings["init_from"]
+        if distributed.count() > 1:
+            raise UserError(
+                f"stage=pretrain runs in one process, not in {distributed.count()}: leave trainer=ddp away."
+            )
+        if not source:
+            return {"parts": build(settings["blueprint"], seed=seed)}
+        folder = find_model(source)
+        if not (folder / "clip").is_dir():
+            raise UserError(f"stage.init_from={source} holds no model written by stage=pretrain (no clip/ in it).")
+        return {"parts": tiny_llava.load(folder)}
+
+    def save(self, directory: Path) -> None:
+        """The model, in `model/`."""
+        tiny_llava.save(directory / "model", self.parts)
 
     # --- data -------------------------------------------------------------------------------------------------
 

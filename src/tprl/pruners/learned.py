@@ -55,6 +55,7 @@ class LearnedPruner(nn.Module, ABC):
 
     name = "learned"
     extras: frozenset[str] = frozenset()
+    learns_budgets = False  # whether stage=adapt can teach it how many tokens a question needs (`TPRL.learn_budgets`)
     reads_question = True  # whether its choice depends on the question
     net: Any  # a module; subclasses say which
     config: dict[str, Any]

@@ -24,6 +24,7 @@ class TPRL(LearnedPruner):
     """
 
     name = "tprl"
+    learns_budgets = True
     net: PolicyNet
 
     def __init__(

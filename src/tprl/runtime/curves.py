@@ -12,19 +12,6 @@ from tprl.runtime.files import read_sealed, write_sealed
 
 Points = list[tuple[float, float]]
 CURVES = "curves.json"  # of a training run: name -> [[samples seen, value], ...]
-# What is logged after a batch, or a validation: how the report calls it; lines of one plot share the words before the
-# colon.
-TRAINING = {
-    "autoencoder/mse": "autoencoder, share of variance lost: training",
-    "lfd/loss": "lfd, nats per decision",
-    "reward/return": "ppo, return of an episode",
-    "distill/loss": "distill, nats per answer token",
-    "adapt/loss": "adapt, divergence in nats: training",
-}
-HELD_OUT = {
-    "autoencoder/val_mse": "autoencoder, share of variance lost: held out",
-    "adapt/val_loss": "adapt, divergence in nats: held out",
-}
 
 
 def write_curves(run: Path, curves: Mapping[str, Points]) -> None:
@@ -49,9 +36,14 @@ def read_curves(run: Path) -> dict[str, Points]:
 
 
 class Curves(pl.Callback):
-    """Collects (samples seen, value) of the metrics above; checkpoints hold it, for resumed runs."""
+    """Collects (samples seen, value) of the metrics that a stage names; checkpoints hold it, for resumed runs.
 
-    def __init__(self) -> None:
+    Args:
+        training, held_out: metric logged after a batch, or a validation -> how the report calls its curve.
+    """
+
+    def __init__(self, training: Mapping[str, str], held_out: Mapping[str, str]) -> None:
+        self.training, self.held_out = training, held_out
         self.points: dict[str, Points] = {}
         self.batches = 0
 
@@ -59,11 +51,11 @@ class Curves(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.batches += 1
-        self._note(trainer, pl_module, TRAINING)
+        self._note(trainer, pl_module, self.training)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._note(trainer, pl_module, HELD_OUT)
+            self._note(trainer, pl_module, self.held_out)
 
     def _note(self, trainer: pl.Trainer, module: Any, names: Mapping[str, str]) -> None:
         seen = module.samples_seen if hasattr(module, "samples_seen") else self.batches * module.hparams["batch_size"]

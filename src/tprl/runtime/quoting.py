@@ -1,4 +1,4 @@
-"""Texts for two readers with a grammar of their own: bash, and OmegaConf."""
+"""Texts for readers with a grammar of their own: bash, OmegaConf, and who types the options of a stage."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+MODULE = "module"  # the block of a stage's yaml that holds its hyper-parameters
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
@@ -45,3 +46,12 @@ def _byte(code: int) -> str:
     character = chr(code)
     plain = code < 128 and character.isprintable() and character not in "\\'"
     return character if plain else f"\\x{code:02x}"
+
+
+def in_short(word: str) -> str:
+    """An option of a stage as one types it, without the block of its yaml: `stage.module.lr=1` as `stage.lr=1`."""
+    key, equals, value = word.partition("=")
+    names = key.split(".")
+    if names[0].lstrip("+~") == "stage":
+        key = ".".join(name for name in names if name != MODULE)
+    return f"{key}{equals}{value}"

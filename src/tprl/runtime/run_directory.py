@@ -78,10 +78,10 @@ def forget(directory: Path) -> None:
         remove(path)
 
 
-def finish(directory: Path, overrides: Sequence[str], seconds: float) -> None:
+def finish(directory: Path, overrides: Sequence[str], seconds: float, result: float | None = None) -> None:
     """Mark the run as finished; its checkpoints have done their work."""
     (directory / FAILED).unlink(missing_ok=True)
-    record = {"overrides": list(overrides), "finished": time.strftime("%F %T%z"), "seconds": seconds}
+    record = {"overrides": list(overrides), "finished": time.strftime("%F %T%z"), "seconds": seconds, "result": result}
     write_sealed(directory / DONE, json.dumps(record, indent=1) + "\n")
     forget(directory)
 
@@ -104,6 +104,11 @@ def settings_of(directory: Path, marker: str = STARTED) -> list[str] | None:
             else "copy it again, or start anew in another folder (hydra.run.dir=<folder>)"
         )
         raise UserError(f"{path} is damaged ({error}): {remedy}.") from error
+
+
+def result_of(directory: Path) -> float | None:
+    """The result of a finished run, where it has one."""
+    return json.loads(read_sealed(directory / DONE)).get("result")
 
 
 def write_settings(directory: Path, config: DictConfig) -> None:

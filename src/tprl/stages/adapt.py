@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from tprl.budget import check_keep_ratio
 from tprl.data.benchmark import batches, nothing_left
 from tprl.errors import UserError
+from tprl.kinds import typed
 from tprl.pruners.adaptive import choose
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.tprl import TPRL
@@ -21,13 +22,14 @@ from tprl.runtime.finite import check_finite
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
+from tprl.stages.base import Next, Settings, Stage, Unread
 from tprl.types import LVLM, Dataset, TokenSelection
 
 BISECTIONS = 40
 HELD_OUT = 10  # the last one in that many questions is not trained on
 
 
-class Adapt(pl.LightningModule):
+class Adapt(Stage):
     """Regresses the probability of the reference answer (geometric mean over its tokens) at each budget.
 
     The policy itself is frozen: training questions are pruned at every budget as they will be when served, the LVLM
@@ -49,6 +51,15 @@ class Adapt(pl.LightningModule):
             that they cannot reach.
     """
 
+    continues = True
+    keeps_serving = True
+    curve_titles: ClassVar = {"adapt/loss": "adapt, divergence in nats: training"}
+    held_out_titles: ClassVar = {"adapt/val_loss": "adapt, divergence in nats: held out"}
+    unread = (
+        Unread("served.keep_ratios", lambda s: True, "prices are found on validation questions, and nothing is served"),
+    )
+    next = Next("eval", "run", words=("pruners=[random,divprune]",))
+
     def __init__(
         self,
         pruner: LearnedPruner,
@@ -58,10 +69,10 @@ class Adapt(pl.LightningModule):
         questions: int,
         budgets: Sequence[float],
         keep_ratios: Sequence[float],
-        epochs: int = 15,
-        batch_size: int = 64,
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        weight_decay: float,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -76,6 +87,30 @@ class Adapt(pl.LightningModule):
         self.pruner, self.lvlm, self.dataset, self.served, self.epochs = pruner, lvlm, dataset, served, epochs
         self.samples_seen = 0
         pruner.learn_budgets(budgets)
+
+    @classmethod
+    def applies_to(cls, pruner: LearnedPruner | type[LearnedPruner]) -> bool:
+        return pruner.learns_budgets
+
+    @classmethod
+    def reads_answers(cls, reward: Any) -> bool:
+        return True
+
+    @classmethod
+    def check(cls, key: str, settings: Settings, plain: Settings) -> None:
+        """Mean kept fractions lie between the budgets that they are means of."""
+        budgets = settings["budgets"]
+        for ratio in settings["keep_ratios"]:
+            if not min(budgets) < ratio < max(budgets):
+                raise UserError(
+                    f"{key}.keep_ratios={typed(ratio)} is no mean of {key}.budgets={typed(budgets)}: give a number "
+                    f"between {min(budgets)} and {max(budgets)}."
+                )
+
+    @property
+    def result(self) -> float | None:
+        """Minus the divergence on questions that are held out."""
+        return -float(self.trainer.callback_metrics["adapt/val_loss"])
 
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.budget_head.")

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Iterator
 from itertools import islice
+from typing import ClassVar
 
-import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,30 +15,37 @@ from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite, compact
+from tprl.stages.base import Next, Stage
 from tprl.types import LVLM, Dataset, Sample
 
 
-class AutoencoderStage(pl.LightningModule):
+class AutoencoderStage(Stage):
     """Trains `pruner.autoencoder` on the projected tokens of training images (TPRL, stage 1).
 
     Args:
         pruner: whose autoencoder is trained.
         lvlm, dataset: where tokens come from.
         images: images to encode; a tenth of them is held out for `autoencoder/val_mse`.
-        epochs, batch_size (tokens), lr, weight_decay: AdamW; defaults are the reference code's.
+        epochs, batch_size (tokens), lr, weight_decay: AdamW; the reference code has 10 epochs, 256, 1e-4, 0.01.
         seed: order of the tokens.
     """
+
+    folder = "autoencoder"
+    needs_codes = False
+    curve_titles: ClassVar = {"autoencoder/mse": "autoencoder, share of variance lost: training"}
+    held_out_titles: ClassVar = {"autoencoder/val_mse": "autoencoder, share of variance lost: held out"}
+    next = Next("train", "stage.init_from", words=("stage=lfd",), carries=True)
 
     def __init__(
         self,
         pruner: LearnedPruner,
         lvlm: LVLM,
         dataset: Dataset,
-        images: int = 512,
-        epochs: int = 10,
-        batch_size: int = 256,
-        lr: float = 1e-4,
-        weight_decay: float = 0.01,
+        images: int,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        weight_decay: float,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -46,9 +53,18 @@ class AutoencoderStage(pl.LightningModule):
         self.pruner, self.lvlm, self.dataset, self.epochs = pruner, lvlm, dataset, epochs
         self.samples_seen = 0
 
+    @classmethod
+    def applies_to(cls, pruner: LearnedPruner | type[LearnedPruner]) -> bool:
+        return isinstance(pruner, type) or pruner.autoencoder is not None
+
+    @property
+    def result(self) -> float | None:
+        """Minus the share of variance lost on images that are held out."""
+        return -float(self.trainer.callback_metrics["autoencoder/val_mse"])
+
     def setup(self, stage: str) -> None:
         if self.pruner.autoencoder is None:
-            raise ValueError("policy.code_width=0 has no autoencoder: skip this stage.")
+            raise UserError("policy.code_width=0 has no autoencoder to train: skip stage=autoencoder.")
         self.pruner.train_only("autoencoder.")
         tokens = self._tokens()
         held_out = max(1, len(tokens) // 10)

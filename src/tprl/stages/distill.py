@@ -4,12 +4,9 @@ The pruning is made soft: every visual token stays in the sequence, and the lang
 weighted by a gate in (0, 1); the gates of a sample sum to its budget and harden as the temperature falls.
 """
 
-import copy
-import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-import lightning.pytorch as pl
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -24,13 +21,14 @@ from tprl.rl.rollout import step_budgets
 from tprl.runtime.finite import check_finite
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore, merit
+from tprl.stages.base import KeepBest, Next
 from tprl.stages.prompts import PromptStream, drawn_ratios
 from tprl.types import LVLM, Dataset, Encoded, GatedLVLM, Sample
 
 BISECTIONS = 40
 
 
-class Distill(pl.LightningModule):
+class Distill(KeepBest):
     """Minimises -log p(answer | gated tokens) through the frozen LVLM.
 
     What is trained is relevance, gate by gate; `policy.select` says what is served. Under dpp, diversity and the scale
@@ -54,6 +52,11 @@ class Distill(pl.LightningModule):
         UserError: the LVLM has no gradient to teach with, or a keep ratio outside (0, 1].
     """
 
+    overlays = True
+    curve_titles: ClassVar = {"distill/loss": "distill, nats per answer token"}
+    next = Next("eval", "run", words=("pruners=[random,divprune]",))
+    remembers = ("iteration", "best", "best_state")
+
     def __init__(
         self,
         pruner: LearnedPruner,
@@ -63,11 +66,11 @@ class Distill(pl.LightningModule):
         iterations: int,
         prompts: int,
         keep_ratio: float | Sequence[float],
-        temperature: Sequence[float] = (1.0, 0.2),
-        noise: float = 1.0,
-        lr: float = 2e-3,
-        grad_clip: float = 0.5,
-        validate_every: int = 50,
+        temperature: Sequence[float],
+        noise: float,
+        lr: float,
+        grad_clip: float,
+        validate_every: int,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -81,8 +84,12 @@ class Distill(pl.LightningModule):
         self.lvlm: GatedLVLM = lvlm
         self.scorer = Scorer(lvlm, dataset, LIKELIHOOD)
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
-        self.epochs, self.clip, self.iteration = 1, grad_clip, 0
-        self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
+        self.max_grad_norm, self.iteration = grad_clip, 0
+        self.begin_best()
+
+    @classmethod
+    def reads_answers(cls, reward: Any) -> bool:
+        return True
 
     @property
     def trained_to(self) -> float:
@@ -160,18 +167,7 @@ class Distill(pl.LightningModule):
         self.log_dict({f"distill/served/{name}": value for name, value in score.items()})
         self.log("distill/served", score["accuracy"], prog_bar=True)
         self.log("samples_seen", float(self.samples_seen))
-        if merit(score) > self.best:
-            self.best, self.best_state = merit(score), copy.deepcopy(self.pruner.state_dict())
-
-    def on_fit_end(self) -> None:
-        self.pruner.load_state_dict(self.best_state)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["distill"] = {name: getattr(self, name) for name in ("iteration", "best", "best_state")}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name, value in checkpoint["distill"].items():
-            setattr(self, name, value)
+        self.keep_if_best(merit(score))
 
 
 def soft_top_k(

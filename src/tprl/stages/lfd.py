@@ -1,13 +1,11 @@
 """Stage `lfd`: learning from demonstrations. The policy imitates a heuristic, decision by decision."""
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -22,14 +20,16 @@ from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
 from tprl.runtime.store import Cache
 from tprl.scoring.validation import ServedScore
+from tprl.stages.base import KeepBest, Next, Points, Unread
 from tprl.stages.demonstrations import Demonstrations, StoredDemonstrations, demonstrate
 from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
+STEP_BY_STEP = "progressive gives the number of steps and the kept share of each"
 LEARNT = 0.02  # share of the constant's loss that must be gone
 
 
-class LfD(pl.LightningModule):
+class LfD(KeepBest):
     """Imitation of a demonstrator's kept sets (TPRL, stage 2).
 
     Two losses. "set": minus the log-likelihood of the demonstrator's set under the sequential policy, per kept token
@@ -59,6 +59,17 @@ class LfD(pl.LightningModule):
         UserError: an unknown loss, or the set loss for a pruner that does not serve by dpp from its codes.
     """
 
+    folder = "lfd"
+    teaches_baselines = True
+    curve_titles: ClassVar = {"lfd/loss": "lfd, nats per decision"}
+    unread = (
+        Unread("steps", lambda s: bool(s["progressive"]), STEP_BY_STEP),
+        Unread("keep_ratio", lambda s: bool(s["progressive"]), STEP_BY_STEP),
+    )
+    next = Next("train", "stage.init_from", words=("stage=ppo",), carries=True)
+    remembers = ("samples_seen", "best", "best_state", "curve")
+    shares = ("demonstrations",)
+
     def __init__(
         self,
         pruner: LearnedPruner,
@@ -66,15 +77,15 @@ class LfD(pl.LightningModule):
         dataset: Dataset,
         demonstrator: Pruner,
         served: ServedScore,
-        demonstrations: int = 5000,
-        keep_ratio: float | Sequence[float] = (0.3333, 0.2222, 0.1111),
-        steps: int = 1,
-        progressive: Sequence[float] | None = None,
-        loss: str | None = None,
-        epochs: int = 5,
-        batch_size: int = 128,
-        lr: float = 5e-5,
-        clip: float = 1.0,
+        demonstrations: int,
+        keep_ratio: float | Sequence[float],
+        steps: int,
+        progressive: Sequence[float] | None,
+        loss: str | None,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        clip: float,
         seed: int = 0,
         cache: Cache | None = None,
         log_as: str = "lfd",
@@ -82,11 +93,13 @@ class LfD(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "demonstrator", "served", "cache"])
         self.pruner, self.lvlm, self.dataset, self.cache = pruner, lvlm, dataset, cache
-        self.demonstrator, self.served, self.epochs, self.clip = demonstrator, served, epochs, clip
+        self.demonstrator, self.served, self.epochs = demonstrator, served, epochs
+        self.max_grad_norm = clip
         self.loss = _loss(loss, pruner)
         self.progress: list[tuple[float, float]] = []  # (loss, loss of a constant) of each step of this epoch
         self.demonstrations: StoredDemonstrations | None = None
-        self.best, self.best_state, self.samples_seen = -1.0, copy.deepcopy(pruner.state_dict()), 0
+        self.samples_seen = 0
+        self.begin_best()
         self.curve: list[tuple[float, float]] = []
 
     @property
@@ -177,18 +190,11 @@ class LfD(pl.LightningModule):
         self.log(served, score["accuracy"], prog_bar=True)
         self.log("samples_seen", float(self.samples_seen))
         self.curve.append((float(self.samples_seen), score["accuracy"]))
-        if score["accuracy"] > self.best:
-            self.best, self.best_state = score["accuracy"], copy.deepcopy(self.pruner.state_dict())
+        self.keep_if_best(score["accuracy"])
 
-    def on_fit_end(self) -> None:
-        self.pruner.load_state_dict(self.best_state)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lfd"] = {name: getattr(self, name) for name in ("samples_seen", "best", "best_state", "curve")}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name, value in checkpoint["lfd"].items():
-            setattr(self, name, value)
+    @property
+    def curves_of_report(self) -> dict[str, Points]:
+        return {"lfd, accuracy: served": self.curve}
 
 
 class Imitation(NamedTuple):

@@ -4,10 +4,9 @@ One PPO iteration is one `training_step`: encode fresh prompts, sample pruning e
 is left, turn that into advantages, and take a few clipped steps.
 """
 
-import copy
-import math
+import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -29,11 +28,14 @@ from tprl.runtime.finite import check_finite
 from tprl.runtime.progress import Stopwatch
 from tprl.runtime.store import Cache
 from tprl.scoring.episodes import measure_episodes
-from tprl.scoring.scorer import Scorer
+from tprl.scoring.scorer import LABELS, Scorer
 from tprl.scoring.validation import ServedScore, merit
+from tprl.stages.base import Next, Points, Settings, Unread
 from tprl.stages.prompts import PromptStream, drawn_ratios
 from tprl.stages.rollout_log import RolloutLog
 from tprl.types import LVLM, Dataset, Encoded, Sample
+
+log = logging.getLogger(__name__)
 
 
 class PPO(RolloutLog):
@@ -65,10 +67,20 @@ class PPO(RolloutLog):
         minibatch (episodes), update_epochs, gamma, lam, clip, ratio, value_coef, entropy_coef, grad_clip: as in PPO.
         kl_stop: no further step is taken once a minibatch's KL estimate, a mean over decisions, exceeds it.
         lr_lagrange, lagrange_gain: step size of the multiplier, and how far it leads by the present excess.
+        threshold_ratio: mean kept fraction at which budgets "free" and "lagrange" calibrate their threshold at the end.
         validate_every: iterations between served scores.
         seed: prompts and sampling; every draw depends on (seed, iteration, uid, episode) only.
         cache: keeps scores with all tokens for runs that read the same prompts in the same batches.
     """
+
+    overlays = True
+    curve_titles: ClassVar = {"reward/return": "ppo, return of an episode"}
+    unread = (
+        Unread("threshold_ratio", lambda s: s["budget"] == "exact_k", "budget=exact_k serves no threshold"),
+        Unread("lr_critic", lambda s: s["advantage"] in ("grpo", "rloo"), "only advantage=gae has a critic"),
+    )
+    next = Next("eval", "run", words=("pruners=[random,divprune]",))
+    remembers = ("iteration", "lagrange", "samples_seen", "best", "best_state", "score", "curves")
 
     def __init__(
         self,
@@ -77,33 +89,34 @@ class PPO(RolloutLog):
         dataset: Dataset,
         reward: WeightedReward,
         served: ServedScore,
-        iterations: int = 200,
-        prompts: int = 64,
-        group: int = 1,
-        keep_ratio: float | Sequence[float] = 1 / 3,
-        steps: int = 3,
-        budget: str = "exact_k",
-        law: str = "sequential",
-        advantage: str = "gae",
-        credit_blocks: int | None = None,
-        temperature: Sequence[float] = (1.0, 1.0),
-        discount: float = 0.5,
-        lr_actor: float = 1e-5,
-        lr_critic: float = 3e-5,
-        anneal: bool = True,
-        minibatch: int = 16,
-        update_epochs: int = 4,
-        gamma: float = 0.99,
-        lam: float = 0.95,
-        clip: float = 0.2,
-        ratio: str = "token",
-        value_coef: float = 0.5,
-        entropy_coef: float = 0.01,
-        grad_clip: float = 0.5,
-        kl_stop: float = 0.03,
-        lr_lagrange: float = 0.1,
-        lagrange_gain: float = 5.0,
-        validate_every: int = 20,
+        iterations: int,
+        prompts: int,
+        group: int,
+        keep_ratio: float | Sequence[float],
+        steps: int,
+        budget: str,
+        law: str,
+        advantage: str,
+        credit_blocks: int | None,
+        temperature: Sequence[float],
+        discount: float,
+        lr_actor: float,
+        lr_critic: float,
+        anneal: bool,
+        minibatch: int,
+        update_epochs: int,
+        gamma: float,
+        lam: float,
+        clip: float,
+        ratio: str,
+        value_coef: float,
+        entropy_coef: float,
+        grad_clip: float,
+        kl_stop: float,
+        lr_lagrange: float,
+        lagrange_gain: float,
+        threshold_ratio: float,
+        validate_every: int,
         seed: int = 0,
         cache: Cache | None = None,
     ) -> None:
@@ -136,9 +149,32 @@ class PPO(RolloutLog):
         self.credit_blocks = (4 if draws and group > 1 else 0) if credit_blocks is None else credit_blocks
         self.epochs, self.scorer = 1, Scorer(lvlm, dataset, reward.needs)
         self.iteration, self.lagrange, self.samples_seen = 0, 0.0, 0
-        self.best, self.best_state = -math.inf, copy.deepcopy(pruner.state_dict())
+        self.begin_best()
         self.score: dict[str, float] = {}  # the last served one
         self.curves: dict[str, list[tuple[float, float]]] = {"sampled": [], "served": []}
+
+    @classmethod
+    def reads_answers(cls, reward: Any) -> bool:
+        return bool(reward.needs & LABELS)
+
+    @classmethod
+    def check(cls, key: str, settings: Settings, plain: Settings) -> None:
+        """Episodes of one question are compared with one another, and stay together in minibatches."""
+        group, minibatch, advantage = (settings.get(name) for name in ("group", "minibatch", "advantage"))
+        if advantage not in (None, "gae") and group is not None and group < 2:
+            raise UserError(
+                f"{key}.advantage={advantage} compares episodes of one question: set {key}.group above {group}."
+            )
+        if group is None or minibatch is None:
+            return
+        if minibatch < group:
+            raise UserError(
+                f"{key}.minibatch={minibatch} is smaller than {key}.group={group}, whose episodes stay together: set "
+                f"{key}.minibatch={group} or a multiple of it."
+            )
+        if minibatch % group:
+            whole = minibatch // group
+            log.info("%s.minibatch=%d holds %d whole groups: %d episodes", key, minibatch, whole, whole * group)
 
     @property
     def net(self) -> PolicyNet:
@@ -374,19 +410,17 @@ class PPO(RolloutLog):
         """Served score on validation; the best weights are kept."""
         self.score = self.served(self.pruner)
         self.curves["served"].append((float(self.samples_seen), self.score["accuracy"]))
-        if merit(self.score) > self.best:
-            self.best, self.best_state = merit(self.score), copy.deepcopy(self.pruner.state_dict())
+        self.keep_if_best(merit(self.score))
 
     def on_fit_end(self) -> None:
-        self.pruner.load_state_dict(self.best_state)
+        super().on_fit_end()
+        if self.hparams["budget"] != "exact_k":  # elsewhere a common offset of the logits means nothing
+            held_out = (encoded for _, encoded in self.served.batches)
+            self.pruner.calibrate(held_out, self.hparams["threshold_ratio"])
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        names = ("iteration", "lagrange", "samples_seen", "best", "best_state", "score", "curves")
-        checkpoint["ppo"] = {name: getattr(self, name) for name in names}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name, value in checkpoint["ppo"].items():
-            setattr(self, name, value)
+    @property
+    def curves_of_report(self) -> dict[str, Points]:
+        return {f"ppo, accuracy: {kind}": points for kind, points in self.curves.items()}
 
 
 def _normalise(advantage: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
@@ -13,10 +12,11 @@ from tprl.runtime import distributed
 from tprl.runtime.progress import Stopwatch
 from tprl.scoring.episodes import flops_of_states
 from tprl.scoring.scorer import Scorer
+from tprl.stages.base import KeepBest
 from tprl.types import LVLM, Encoded, Outcome, Sample
 
 
-class RolloutLog(pl.LightningModule):
+class RolloutLog(KeepBest):
     """The logging of a stage that learns from episodes."""
 
     lvlm: LVLM

@@ -1,0 +1,72 @@
+"""One sentence for what went wrong before the work began, or with the disk."""
+
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tprl.build import choices
+from tprl.errors import UserError
+from tprl.runtime import run_directory
+from tprl.runtime.quoting import in_short
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence for what went wrong before the work began, or for a UserError; None for anything else."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing(error)
+    if isinstance(error, OverrideParseException):
+        reason = _line(error.message.partition("See http")[0])
+        return (
+            f"the option {error.override!r} cannot be read ({reason}); write key=value, special characters in quotes."
+        )
+    chain = _chain(error)
+    for cause in chain:
+        if isinstance(cause, OmegaConfBaseException) and OmegaConf.is_dict(cause.parent_node):
+            return _unknown_key(cause)
+        if isinstance(cause, OSError):
+            return unwritable(cause)
+    hydra_made = (HydraException, OmegaConfBaseException)
+    return next((_line(str(e)) for e in chain if isinstance(e, hydra_made)), None)
+
+
+def _missing(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return _line(str(error))
+    return f"{group}={name} does not exist; choose one of: {', '.join(choices(group)) or '(an empty group)'}."
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    where = in_short(str(error.full_key or error.key))
+    parent = where.rpartition(".")[0]
+    keys = sorted(str(key) for key in error.parent_node or () if key != "hydra")
+    return (
+        f"{where} is not a key here; {f'{parent} has' if parent else 'there are'}: {', '.join(keys) or 'none'}"
+        f" (+{where}=... adds an argument that the yaml does not list)."
+    )
+
+
+def unwritable(error: OSError, directory: Path | None = None, again: str = "") -> str:
+    where = error.filename or directory or "the output folder"
+    if directory is not None and error.errno in (EDQUOT, ENOSPC) and run_directory.interrupted(directory):
+        return (
+            f"cannot write to {where} ({error.strerror}); what had been saved there before is whole: free some space "
+            f"and go on with {again}."
+        )
+    return (
+        f"cannot write to {where} ({error.strerror}); "
+        "choose another folder with hydra.run.dir=<folder> (in a sweep hydra.sweep.dir=<folder>)."
+    )
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    return [error, *_chain(error.__cause__ or error.__context__)] if error else []
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
