@@ -54,7 +54,7 @@ def module(page: str, tmp_path: Path) -> Any:
 def test_one_file_of_less_than_sixty_lines_and_a_yaml_that_names_it(page: str, module: Any) -> None:
     assert len((block(page, "python") + block(page, "yaml")).splitlines()) < 60
     config = yaml.safe_load(block(page, "yaml"))
-    targets = [config["_target_"], *(term["_target_"] for term in config.get("terms", []))]
+    targets = [config["_target_"], *(term["_target_"] for term in config.get("terms", {}).values())]
     ours = [target for target in targets if PAGES[page] in target]
     assert len(ours) == 1
     assert hasattr(module, ours[0].rpartition(".")[2])

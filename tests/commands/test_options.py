@@ -9,11 +9,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from tprl.build import choices, conf_dir
+from tprl.build import build, choices, conf_dir
 from tprl.commands.options import KINDS, SET_BY, _annotations, _kind, _options, checked, kind_of
-from tprl.commands.stages import RUNNER, in_full
+from tprl.commands.stages import RUNNER, in_full, in_two_blocks
 from tprl.errors import UserError
 from tprl.kinds import Number, typed
+from tprl.runtime.quoting import in_short
 
 NAN, INF = float("nan"), float("inf")
 SIGNED = ("floor", "weight", "agreement", "devices")  # may be below 0
@@ -224,3 +225,49 @@ def test_numbers_in_words() -> None:
     ]
     shown = ["a number", "a number in (0, 1]", "a number in [0, 1)", "a whole number from 1 to 9", "a number above 0"]
     assert [kind.in_words() for kind in kinds] == shown
+
+
+def test_reward_terms_compose_on_the_command_line() -> None:
+    words = ("stage=ppo", "reward=[log_likelihood,tokens_saved]", "reward.terms.tokens_saved.weight=0.2")
+    reward = build(checked(composed("train", *words), "train").reward)
+    assert [(term.name, term.weight) for term in reward.terms] == [("log_likelihood", 1.0), ("tokens_saved", 0.2)]
+    assert reward.limits_tokens
+    bad = (*words[:2], "+reward.terms.0.weight=1")
+    assert refused("train", *bad).startswith("reward.terms.0")
+
+
+@pytest.mark.parametrize(
+    ("typed_word", "full"),
+    [
+        ("stage.lr_actor=0.1", "stage.module.lr_actor=0.1"),
+        ("++stage.ppo.lr_actor=0.1", "++stage.ppo.module.lr_actor=0.1"),
+        ("stage.module.lr_actor=0.1", "stage.module.lr_actor=0.1"),
+        ("stage.ppo.served.limit=3", "stage.ppo.served.limit=3"),
+        ("stage.init_from=a/b.c=d", "stage.init_from=a/b.c=d"),
+        ("stage.evaluation.limit=3", "stage.evaluation.limit=3"),
+        ("stage=ppo", "stage=ppo"),
+        ("model.lr=1", "model.lr=1"),
+    ],
+)
+def test_a_hyper_parameter_is_typed_without_its_block(typed_word: str, full: str) -> None:
+    assert in_full(typed_word) == full
+    assert in_full(in_short(full)) == full
+
+
+def test_a_hyper_parameter_beside_its_block_is_one_sentence() -> None:
+    changed = composed("train", "stage=ppo", "+stage.iterations=3")
+    assert sentence_of(checked, changed, "train") == (
+        "stage.iterations=3 stands beside the block `module` of stage, where hyper-parameters are: write "
+        "{module: {iterations: 3}} in a yaml, or stage.iterations=3 on the command line."
+    )
+
+
+@pytest.mark.parametrize("stage", ["ppo", "all"])
+def test_the_settings_of_a_run_of_before_there_were_blocks_are_todays(stage: str) -> None:
+    today = composed("train", f"stage={stage}")
+    before = copy.deepcopy(today)
+    OmegaConf.set_struct(before, False)
+    parts = [before.stage] if stage == "ppo" else [before.stage[name] for name in before.stage.pop("chain")]
+    for part in parts:
+        part.update(part.pop("module"))
+    assert in_two_blocks(before).stage == today.stage

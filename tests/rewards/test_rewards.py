@@ -88,6 +88,14 @@ class TestWeightedReward:
             "tokens_saved": [[pytest.approx(0.05), pytest.approx(0.02)]],
         }
 
+    def test_terms_by_name_are_those_of_a_list(self) -> None:
+        terms = [ScoreChange(), TokensSaved(0.5)]
+        measured = outcome(score=[[1.0], [0.0]], kept=[[8], [2]])
+        named = WeightedReward({term.name: term for term in terms})(measured)
+        listed = WeightedReward(terms)(measured)
+        assert named.keys() == listed.keys()
+        assert all(torch.equal(named[name], listed[name]) for name in named)
+
     def test_needs_what_its_terms_need(self) -> None:
         assert WeightedReward([TokensSaved()]).needs == frozenset()
         assert WeightedReward([TokensSaved(), LogLikelihood()]).needs == {"log_prob"}

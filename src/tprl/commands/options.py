@@ -293,7 +293,7 @@ def _below(key: str, place: str, value: Any, annotation: Any) -> Iterator[tuple[
         for name, child in value.items():
             if not str(name).startswith("_"):
                 yield from _below(f"{key}.{name}", f"{place}.{name}", child, hints.get(str(name)))
-    elif isinstance(value, Mapping) and "geometry" in place:
+    elif isinstance(value, Mapping) and ("geometry" in place or _are_components(value)):
         for name, child in value.items():
             yield from _below(f"{key}.{name}", f"{place}.{name}", child, None)
     elif isinstance(value, list) and any(isinstance(item, Mapping) and "_target_" in item for item in value):
@@ -301,6 +301,11 @@ def _below(key: str, place: str, value: Any, annotation: Any) -> Iterator[tuple[
             yield from _below(f"{key}[{number}]", f"{place}[{number}]", child, None)
     else:
         yield key, place, value, annotation
+
+
+def _are_components(table: Mapping[Any, Any]) -> bool:
+    """Whether what stands in a table is built, such as the terms of a reward."""
+    return any(isinstance(child, Mapping) and "_target_" in child for child in table.values())
 
 
 def _annotations(target: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Reward terms, one file each, and their weighted composition."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -27,11 +27,15 @@ class Term(Protocol):
 class WeightedReward:
     """Named terms, each times its weight; their sum is the reward r_t (docs/method.md#mdp).
 
+    Args:
+        terms: by any names, so that yamls of several terms merge (`reward=[log_likelihood,tokens_saved]`); or a list.
+
     Raises:
         UserError: no term, or two terms of one name.
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Mapping[str, Term] | Sequence[Term]) -> None:
+        terms = list(terms.values()) if isinstance(terms, Mapping) else terms
         names = [term.name for term in terms]
         if not names or len(set(names)) < len(names):
             raise UserError(f"reward terms {names}: name at least one, each once.")
