@@ -14,7 +14,7 @@ from tprl.commands.entry import addable
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/options.md", "docs/api.md")}
-COMMANDS = re.findall(r"python -m src\.(train|eval|demo)([^#\n`]*)", "\n".join(PAGES.values()))
+COMMANDS = re.findall(r"python -m src\.(train|eval|bench|demo)([^#\n`]*)", "\n".join(PAGES.values()))
 CONTROLS = {"attention_dpp", "question_dpp", "mmr_attention", "keyword_budget"}
 LEARNED, ORACLES = {"mlp", "tprl", "tprl_adaptive"}, {"oracle", "oracle_dpp"}
 EMBEDDED = {"scenes", "screens", "toy", "custom"}

@@ -11,7 +11,7 @@ from tests.lvlm.test_families import FAMILIES, SAMPLES
 from tests.lvlm.test_questions import tokenizer
 
 from tprl.build import conf_dir, load_component
-from tprl.commands.evaluate import make_dataset
+from tprl.commands.setup import make_dataset
 from tprl.data.benchmark import take
 from tprl.demo.compare import check_question
 from tprl.errors import UserError

@@ -17,7 +17,7 @@ from tests.wandb_files import OfflineRun, offline_runs
 from wandb.errors import CommError
 
 from tprl.commands.entry import launch, run_names
-from tprl.commands.evaluate import make_logger
+from tprl.commands.setup import make_logger
 from tprl.commands.train import train
 from tprl.evaluation.results import Row
 from tprl.evaluation.tracked import log_results

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 here=experiments/speed/latency
 latency() { # NAME OPTION...
-    .venv/bin/python -m src.eval mode=latency logger=none "threads=$(nproc)" "keep_ratios=[0.3333,0.1111]" "hydra.run.dir=runs/latency/$1" "${@:2}"
+    .venv/bin/python -m src.bench latency logger=none "threads=$(nproc)" "keep_ratios=[0.3333,0.1111]" "hydra.run.dir=runs/latency/$1" "${@:2}"
     cp "runs/latency/$1/latency.csv" "$here/$1.csv"
     cp "runs/latency/$1/speedup.svg" "$here/$1.svg"
     cp "runs/latency/$1/latency.md" "$here/$1.md"

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from tprl.build import build, load_component
 from tprl.commands.entry import chosen
-from tprl.commands.evaluate import make_dataset, start, with_run_config
 from tprl.commands.options import checked
+from tprl.commands.setup import make_dataset, start, with_run_config
 from tprl.data.benchmark import nothing_left, take
 from tprl.demo.compare import AnyPruner, compare_pruners
 from tprl.errors import UserError

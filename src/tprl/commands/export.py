@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from tprl.build import build
 from tprl.commands.engines import STARTS
 from tprl.commands.entry import chosen
-from tprl.commands.evaluate import start, with_run_config
 from tprl.commands.options import checked
+from tprl.commands.setup import start, with_run_config
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import load_pruner

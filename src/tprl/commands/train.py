@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import build, conf_dir, load_component
 from tprl.commands.entry import chosen
-from tprl.commands.evaluate import evaluate_entries, make_dataset, make_logger, plain, start
+from tprl.commands.evaluate import evaluate_entries
 from tprl.commands.options import checked
 from tprl.commands.plan import check_plan, no_answers
+from tprl.commands.setup import make_dataset, make_logger, plain, start
 from tprl.commands.stages import class_of, needs
 from tprl.commands.threads import use_threads
 from tprl.data.benchmark import passed_over

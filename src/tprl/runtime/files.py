@@ -35,16 +35,21 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     temporary = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     try:
         yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        with suppress(OSError):  # not every file system can; the rename then lasts once it gets round to it
-            _sync(path.parent)
+        put_in_place(temporary, path)
     except OSError as error:
         if error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Force a file to disk and give it its name: after a crash or a power cut it is there as a whole or not at all."""
+    _sync(part)
+    part.replace(path)
+    with suppress(OSError):  # not every file system can; the rename then lasts once it gets round to it
+        _sync(path.parent)
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tprl.errors import UserError
-from tprl.runtime.files import Damaged, check, open_row, sealed_row, sealing
+from tprl.runtime.files import Damaged, check, open_row, put_in_place, sealed_row, sealing
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise it when the same key comes to mean other contents
@@ -179,13 +179,7 @@ def commit(part: BinaryIO, path: Path, contents: bytes) -> None:
         part.truncate(0)
         part.write(contents)
         part.flush()
-        os.fsync(part.fileno())
-        os.replace(part.name, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        put_in_place(Path(part.name), path)
 
 
 @contextmanager

@@ -1,0 +1,101 @@
+"""Speed and exactness: `python -m src.bench latency`, `parity` and `selectors`.
+
+`python -m src.eval mode=latency` and the like, as they were typed before, do the same.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from tprl.bench import selectors
+from tprl.bench.latency import Setting, measure, untrained
+from tprl.bench.parity import parity, table, varied
+from tprl.build import build, load_component
+from tprl.commands.options import checked
+from tprl.commands.plan import check_logger
+from tprl.commands.setup import asked_entries, make_dataset, plain, start
+from tprl.commands.threads import use_threads
+from tprl.data.benchmark import nothing_left, take
+from tprl.errors import UserError
+from tprl.evaluation.evaluator import check_entries
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.pruners.learned import LearnedPruner
+from tprl.report import latency
+from tprl.runtime import distributed
+from tprl.runtime.files import write_atomically
+from tprl.runtime.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+def bench(cfg: DictConfig, directory: Path) -> None:
+    """Measure what `mode` names, into `directory`.
+
+    Raises:
+        UserError: bad input, or nothing that is measured here.
+    """
+    cfg = checked(cfg, "eval")
+    check_logger(plain(cfg))
+    if cfg.mode not in BENCHES:
+        raise UserError(f"mode={cfg.mode} is no benchmark: use {', '.join(BENCHES)}, or python -m src.eval.")
+    BENCHES[cfg.mode](cfg, directory)
+
+
+def _latency(cfg: DictConfig, directory: Path) -> None:
+    """Milliseconds of every pruner, stage by stage, against what its FLOPs predict."""
+    if distributed.count() > 1:
+        raise UserError(
+            f"mode=latency times one process, and {distributed.count()} were started: without torchrun or srun."
+        )
+    settings = plain(cfg)
+    setting = Setting(**settings["latency"])
+    cfg, entries, _ = asked_entries(cfg, settings)
+    start(cfg, directory)
+    lvlm = build(cfg.model)
+    use_threads(cfg, directory, lvlm)
+    if not isinstance(lvlm, FrozenLVLM):
+        raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
+    if cfg.model.get("pretrained", "") is None:  # sizes are timed, not weights
+        entries = [
+            replace(one, pruner=untrained(one.pruner, lvlm.width)) if isinstance(one.pruner, LearnedPruner) else one
+            for one in entries
+        ]
+    check_entries(entries, lvlm)
+    with Progress("latency") as tick:
+        found = measure(lvlm, entries, setting, tick=tick)
+    latency.write_latency(found, lvlm, setting, directory)
+
+
+def _parity(cfg: DictConfig, directory: Path) -> None:
+    """Compare the model, or small random builds of `models`, with its stock class; prints and writes a table."""
+    start(cfg, directory)
+    lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
+    found = {}
+    lvlms = lvlms or [build(cfg.model)]
+    use_threads(cfg, directory, lvlms[0])  # the others are as small
+    for lvlm in lvlms:
+        questions = make_dataset(cfg.dataset, lvlm, cfg.split)
+        asked = range(min(cfg.limit or 6, len(questions)))
+        samples = varied(take(questions, asked))
+        if not samples:
+            raise nothing_left(questions, len(asked), "to compare")
+        if not isinstance(lvlm, FrozenLVLM):
+            raise UserError(f"model={lvlm.name} has no stock class to compare with.")
+        found[lvlm.name] = parity(lvlm, samples)
+        log.info("%s: %s", lvlm.name, found[lvlm.name])
+    write_atomically(directory / "parity.md", table(found) + "\n")
+    print(table(found))
+
+
+def _selectors(cfg: DictConfig, directory: Path) -> None:
+    """The table of docs/baselines.md."""
+    start(cfg, directory)
+    use_threads(cfg, directory)
+    text = selectors.table(selectors.measure())
+    write_atomically(directory / "selectors.md", text + "\n")
+    print(text)
+
+
+BENCHES = {"latency": _latency, "parity": _parity, "selectors": _selectors}

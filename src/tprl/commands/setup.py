@@ -1,0 +1,129 @@
+"""What every command does before its work: entries, model and data of a run, directory, seed, logger."""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig, OmegaConf
+from transformers.utils.logging import disable_progress_bar
+
+from tprl.build import build
+from tprl.commands.entry import chosen, run_names
+from tprl.errors import UserError
+from tprl.evaluation.entries import (
+    check_names,
+    compared_entries,
+    named_entries,
+    seeded_entries,
+    trained_entries,
+)
+from tprl.evaluation.evaluator import Entry
+from tprl.evaluation.sweep import Sweep, read_sweep
+from tprl.runtime import distributed, run_directory
+from tprl.runtime.provenance import provenance
+from tprl.runtime.tracking import Tracker
+from tprl.scoring.lengths import fit_length
+from tprl.types import LVLM, Dataset
+
+log = logging.getLogger(__name__)
+
+NOISE = (  # Lightning's, about itself or about a choice that was meant
+    r".*isinstance\(treespec, LeafSpec\)",
+    r"Your `IterableDataset` has `__len__` defined",
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+)
+
+
+def asked_entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
+    """What `run`, `sweep`, `runs`, `pruner` and `pruners` ask for, and the config with the run's model and dataset."""
+    groups: list[list[Entry]] = []
+    if cfg.run:
+        cfg = with_run_config(cfg, Path(cfg.run))
+        groups.append(trained_entries(Path(cfg.run), settings))
+    swept = None
+    if cfg.sweep:
+        same = [group for group in ("model", "dataset") if not chosen(group)]
+        swept = read_sweep(Path(cfg.sweep), settings["keep_ratios"], same)
+        cfg = with_run_config(cfg, swept.config.parent)
+        groups.append(list(swept.entries))
+    groups.append(compared_entries(settings["runs"] or {}, settings))
+    if cfg.get("pruner") is not None:
+        groups.append(seeded_entries(lambda **live: build(cfg.pruner, **live), settings))
+    groups.append(named_entries(settings["pruners"], settings))
+    check_names(*groups)
+    entries = [entry for group in groups for entry in group]
+    if len(entries) == 1 and not cfg.get("pruner"):
+        raise UserError(
+            "nothing to evaluate: give run=<directory of a training run>, sweep, runs, pruner=<name> or pruners."
+        )
+    return cfg, entries, swept
+
+
+def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
+    """A split of the questions, which reads boxes as this LVLM writes them, and counts what it cannot read; the LVLM
+    writes answers as long as its questions usually need, unless its settings say otherwise."""
+    made = build(config, split=split)
+    if hasattr(made, "read_by"):
+        made.read_by(lvlm)
+    if hasattr(made, "reads_boxes_as"):
+        made.reads_boxes_as(lvlm)
+    fit_length(lvlm, made)
+    return made
+
+
+def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
+    """Model and dataset of the run, unless the command line names others."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        why = "does not exist" if not run.exists() else "holds no config.yaml"
+        raise UserError(f"run={run} {why}: give the directory that src.train printed as `run:`.")
+    run_directory.settings_of(
+        run, run_directory.DONE
+    )  # the report quotes it: damage is said now, not after the evaluation
+    if chosen("model") and chosen("dataset"):
+        return cfg
+    before = run_directory.read_yaml(path, "copy it again, or give model=<name> and dataset=<name>")
+    for group in ("model", "dataset"):
+        if not chosen(group):
+            OmegaConf.update(cfg, group, before[group], merge=False, force_add=True)
+    return cfg
+
+
+def start(cfg: DictConfig, directory: Path) -> None:
+    """What every run begins with: its ranks, its directory, its resolved config, its seed."""
+    if "trainer" in cfg:
+        distributed.launch(plain(cfg.trainer))
+    if distributed.rank():
+        logging.getLogger().setLevel(logging.WARNING)
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        run_directory.write_settings(directory, cfg)
+    pl.seed_everything(cfg.get("seed", 0), verbose=False)
+    os.environ.setdefault("WANDB_QUIET", "true")  # no summary at the end; where the run is, it says at the start
+    disable_progress_bar()
+    for noisy in ("lightning.pytorch", "lightning.fabric", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for beside_the_point in NOISE:
+        warnings.filterwarnings("ignore", message=beside_the_point)
+
+
+def make_logger(cfg: DictConfig, directory: Path) -> Any:
+    """The logger of a run, or False. W&B learns config, code and machine; the jobs of a sweep are one group there."""
+    if not cfg.get("logger"):
+        return False
+    logger = build(cfg.logger, save_dir=directory)
+    if isinstance(logger, Tracker):
+        name, group = run_names(directory)
+        job_type = cfg.stage.name if "stage" in cfg else "eval"
+        facts = {**plain(cfg), **provenance(), "directory": str(directory.resolve())}
+        logger.describe(facts, name=name, group=group, job_type=job_type)
+    return logger
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config node as containers of plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))

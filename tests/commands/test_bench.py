@@ -1,0 +1,34 @@
+"""`python -m src.bench <what>`: the benchmarks under a name of their own, with the options of src.eval."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["src.bench", *words])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "src/bench.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_what_it_does_not_measure_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    place = f"hydra.run.dir={tmp_path}"
+    assert said(monkeypatch, capsys, place).startswith("error: mode=accuracy is no benchmark: use latency, parity, sel")
+    assert said(monkeypatch, capsys, "speed", place).startswith("error: mode=speed is unknown: use ")
+    line = said(monkeypatch, capsys, "latency", "limit=3", place)
+    assert line.startswith("error: limit is not read: mode=latency reads ")
+
+
+def test_selectors_as_they_were_typed_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = said(monkeypatch, capsys, "mode=parity", "model=toy", "dataset=toy", "limit=1", f"hydra.run.dir={tmp_path}")
+    assert line == "error: model=toy has no stock class to compare with.\n"
