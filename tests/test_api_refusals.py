@@ -32,12 +32,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"keep_ratio": 1.7}, r"keep_ratio=1\.7 is not a kept fraction"),
-            ({"keep_ratio": 0.0}, "is not a kept fraction"),
+            ({"keep_ratio": 1.7}, r"keep_ratio must be a number in \(0, 1\], got 1\.7; use e\.g\. 0\.333\."),
+            ({"keep_ratio": 0.0}, "keep_ratio must be a number"),
             ({}, "random needs a kept fraction of the visual tokens"),
             ({"threshold": 0.5}, "threshold=0.5 means nothing to random"),
             ({"keep_ratio": 0.3, "threshold": 0.5}, "contradict each other"),
-            ({"keep_ratio": 0.3, "positions": "gapped"}, "positions=gapped is unknown: use keep or compact"),
+            ({"keep_ratio": 0.3, "positions": "gapped"}, "positions must be keep or compact, got gapped"),
         ],
     )
     def test_of_arguments(self, llava: FrozenLVLM, options: dict[str, Any], message: str) -> None:

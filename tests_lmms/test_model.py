@@ -149,8 +149,8 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("given", "sentence"),
         [
-            ("pruner=divprune,keep_ratio=1.7", "keep_ratio=1.7 is not a kept fraction of the visual tokens"),
-            ("pruner=divprune,keep_ratio=1/3", "keep_ratio=1/3 is not a kept fraction of the visual tokens"),
+            ("pruner=divprune,keep_ratio=1.7", "keep_ratio must be a number in (0, 1], got 1.7"),
+            ("pruner=divprune,keep_ratio=1/3", "keep_ratio must be a number in (0, 1], got 1/3"),
             ("pruner=divprune", "divprune needs a kept fraction of the visual tokens"),
             ("pruner=divprun,keep_ratio=0.3", "pruner=divprun does not exist; choose one of: cdpruner, "),
             (
@@ -166,11 +166,11 @@ class TestArguments:
                 "pretrained=tiny_llava/clip is a clip, and TPRL knows how to",
             ),
             ("pruner=keep_all,model=qwen2_vl", "the weights "),
-            ("pruner=keep_all,model=toy", "model=toy is no LVLM family: choose one of internvl3, "),
-            ("pruner=keep_all,prunr=divprune", "prunr is no argument of the model tprl: use pretrained, "),
+            ("pruner=keep_all,model=toy", "model must be one of internvl3, "),
+            ("pruner=keep_all,prunr=divprune", "prunr is not an argument of the model tprl: use pretrained, "),
             ("pruner=keep_all,dtype=float8", "model.dtype=float8 is unknown"),
             ("pruner=keep_all,device=cuba", "device=cuba is not there ("),
-            ("pruner=keep_all,batch_size=auto", "batch_size=auto is no number of prompts"),
+            ("pruner=keep_all,batch_size=auto", "batch_size must be a positive integer, got auto"),
         ],
     )
     def test_a_wrong_one_is_one_sentence(self, given: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,7 +234,7 @@ def prune(
             made for another one, or a ratio outside (0, 1].
     """
     if positions not in ("keep", "compact"):
-        raise UserError(f"positions={positions} is unknown: use keep or compact.")
+        raise UserError(f"positions must be keep or compact, got {positions}.")
     wrapper, model = model, stock_model(model)
     lvlm = family_of(model).around(model, processor)
     built: Any = pruner
@@ -314,7 +314,7 @@ def _with_threshold(pruner: Any, keep_ratio: float | None, threshold: float) -> 
             "keep_ratio; budgets per question are pruner='tprl_adaptive' with keep_ratio as their mean."
         )
     if not 0 <= threshold < 1:
-        raise UserError(f"threshold={threshold} is no keep probability: give a number in [0, 1).")
+        raise UserError(f"threshold must be a keep probability in [0, 1), got {threshold}; use e.g. 0.5.")
     other = copy.copy(pruner)
     other.serving = replace(pruner.serving, tau=float(threshold))
     return other

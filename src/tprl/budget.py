@@ -23,9 +23,7 @@ def check_keep_ratio(keep_ratio: object) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not 0 < value <= 1:
-        raise UserError(
-            f"keep_ratio={keep_ratio} is not a kept fraction of the visual tokens: give a number in (0, 1], e.g. 0.333."
-        )
+        raise UserError(f"keep_ratio must be a number in (0, 1], got {keep_ratio}; use e.g. 0.333.")
     return value
 
 
@@ -47,7 +45,7 @@ def need_ratio(name: str, keep_ratio: float | None) -> float:
         UserError: None, not a number, or outside (0, 1].
     """
     if keep_ratio is None:
-        raise UserError(f"{name} was given keep_ratio=None but needs a kept fraction in (0, 1], e.g. keep_ratio=0.333.")
+        raise UserError(f"{name} needs a keep_ratio in (0, 1], got None; use e.g. 0.333.")
     return check_keep_ratio(keep_ratio)
 
 

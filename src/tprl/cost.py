@@ -386,4 +386,5 @@ def saved(
         total(shape, text_tokens=text_tokens, visual_tokens=count, answer_tokens=answer_tokens)
         for count in (visual_tokens, kept)
     )
-    return 1 - sum(cut[part] for part in parts) / sum(full[part] for part in parts)
+    whole = sum(full[part] for part in parts)
+    return 1 - sum(cut[part] for part in parts) / whole

@@ -24,8 +24,6 @@ class Number:
         whole: no fractions.
         null: what null means, where it is allowed.
         example: a good value.
-        fault: what a wrong value is, instead of "is not <a number ...>".
-        remedy: what to do, instead of "give one, e.g. <example>".
     """
 
     low: int | float = -math.inf
@@ -35,15 +33,12 @@ class Number:
     whole: bool = False
     null: str = ""
     example: str = ""
-    fault: str = ""
-    remedy: str = ""
 
     def __call__(self, key: str, value: Any) -> Any:
         if value is None and self.null:
             return None
         if not self.holds(value):
-            fault = self.fault or f"is not {self.in_words(value)}"
-            raise UserError(f"{key}={typed(value)} {fault}: {self.remedy or self._remedy()}.")
+            raise UserError(f"{key} must be {self.in_words(value)}, got {typed(value)}; {self._remedy()}.")
         return value
 
     def holds(self, value: Any) -> bool:
@@ -69,7 +64,7 @@ class Number:
 
     def _remedy(self) -> str:
         null = f", or null for {self.null}" if self.null else ""
-        return f"give one, e.g. {self.example or f'{max(self.low, 1):g}'}{null}"
+        return f"use e.g. {self.example or f'{max(self.low, 1):g}'}{null}"
 
 
 @dataclass(frozen=True)
@@ -78,15 +73,17 @@ class OneOf:
 
     words: Collection[str] | Callable[[], Collection[str]]
     null: bool = False
-    fault: str = "is unknown: use"
+    group: bool = False  # of files: any other name does not exist
 
     def __call__(self, key: str, value: Any) -> Any:
         words = self.words() if callable(self.words) else self.words
         if value in words if isinstance(value, str) else value is None and self.null:
             return value
         known = [*words, "null"] if self.null else [*words]
-        listed = f"{', '.join(known[:-1])} or {known[-1]}" if "use" in self.fault and known[1:] else ", ".join(known)
-        raise UserError(f"{key}={typed(value)} {self.fault} {listed}.")
+        if self.group:
+            raise UserError(f"{key}={typed(value)} does not exist; choose one of: {', '.join(known)}.")
+        listed = f"{', '.join(known[:-1])} or {known[-1]}" if known[1:] else known[0]
+        raise UserError(f"{key} must be {listed}, got {typed(value)}.")
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ class Listed:
             bound = f"{needed} of them" if self.exactly else f"at least {needed}"
             count = f"has {len(items)} value{'s' * (len(items) > 1)}"
             what = count if items else f"leaves nothing to {self.purpose}"
-            raise UserError(f"{key}={typed(value)} {what}: give {bound}.")
+            raise UserError(f"{key}={typed(value)} {what}: name {bound}.")
         double = next((item for i, item in enumerate(items) if item in items[:i]), None)
         if self.distinct and double is not None:
             raise UserError(f"{key}={typed(value)} names {typed(double)} twice: name each once.")
@@ -135,7 +132,7 @@ class Listed:
 def flag(key: str, value: Any) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise UserError(f"{key}={typed(value)} is neither true nor false: give one of them.")
+        raise UserError(f"{key} must be true or false, got {typed(value)}.")
     return value
 
 
@@ -144,7 +141,9 @@ def text(key: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:
-        raise UserError(f"{key}={typed(value)} is not a text: give one, in quotes where it looks like something else.")
+        raise UserError(
+            f"{key} must be a text, got {typed(value)}; put quotes around one that looks like something else."
+        )
     return value
 
 
@@ -156,7 +155,7 @@ def text_or_null(key: str, value: Any) -> str | None:
 def table(key: str, value: Any) -> Mapping[Any, Any]:
     """A table of names and values."""
     if not isinstance(value, Mapping):
-        raise UserError(f"{key}={typed(value)} is not a table: write {key}={{name: value, ...}}.")
+        raise UserError(f"{key} must be a table, got {typed(value)}; write {key}={{name: value, ...}}.")
     return value
 
 

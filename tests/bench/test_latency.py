@@ -220,11 +220,11 @@ def test_the_command_writes_a_table_a_plot_and_sentences(tmp_path: Path, capsys:
         (["pruners=[random]", "model=toy"], "model=toy has no vision tower and language model to time"),
         (
             ["pruners=[random]", "latency.repeats=0"],
-            "latency.repeats=0 is not a whole number of at least 1: give one, e.g. 8.",
+            "latency.repeats must be a whole number of at least 1, got 0; use e.g. 8.",
         ),
         (
             ["pruners=[random]", "latency.batch_sizes=[]"],
-            "latency.batch_sizes=[] leaves nothing to time: give at least 1.",
+            "latency.batch_sizes=[] leaves nothing to time: name at least 1.",
         ),
         ([], "nothing to evaluate: give run="),
     ],

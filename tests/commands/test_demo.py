@@ -31,10 +31,10 @@ def config(*overrides: str) -> DictConfig:
     [
         (["keep_ratio=1.5"], "keep_ratio=1.5"),
         (["keep_ratio=0"], "keep_ratio=0"),
-        (["examples=0"], "examples=0 leaves nothing to begin with"),
-        (["port=70000"], "port=70000 is no port"),
+        (["examples=0"], "examples must be a whole number of at least 1, got 0"),
+        (["port=70000"], "port must be a whole number from 1 to 65535, got 70000"),
         (["host=256.1.1.1"], "host=256.1.1.1 is no address"),
-        (["port=http"], "port=http is no port"),
+        (["port=http"], "port must be a whole number from 1 to 65535, got http"),
         (["run=a", "pruner=random"], "leave one out"),
         (["run=/no/such/run"], "/no/such/run does not exist"),
     ],

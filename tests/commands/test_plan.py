@@ -46,7 +46,7 @@ def test_what_ships_fits(words: tuple[str, ...]) -> None:
         (
             "stage=all",
             {"policy__heads": 7},
-            "policy width=64 cannot be split into 7 heads: make it a multiple of heads",
+            "policy.width must be a multiple of policy.heads=7, got 64",
         ),
         ("stage=ppo", {"policy__select": "threshold"}, "policy.select=threshold needs a threshold: set policy.tau, or"),
         ("stage=ppo", {"stage__init_from": "/no/such"}, "/no/such does not exist: give the directory that a training"),

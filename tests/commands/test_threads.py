@@ -1,6 +1,7 @@
 """How many threads a run computes with, who decides, and that a resumed run has as many."""
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,7 +73,9 @@ class TestChoice:
 
 @pytest.mark.parametrize("value", [0, -1, "two", 1.5, True])
 def test_a_number_that_is_none(value: Any) -> None:
-    with pytest.raises(UserError, match=f"threads={typed(value)} is no number of threads: use at least 1, or null"):
+    with pytest.raises(
+        UserError, match=f"threads must be a whole number .*, got {re.escape(typed(value))}; use e.g. 1, or null"
+    ):
         KINDS["threads"]("threads", value)
 
 

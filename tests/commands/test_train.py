@@ -137,8 +137,8 @@ class TestTheChain:
     @pytest.mark.parametrize(
         ("arms", "sentence"),
         [
-            ("{{a: [{run}, {run}]}}", "a with seed 0 is there 2 times"),
-            ("{{random: {run}}}", "random with seed 0 is there 2 times"),
+            ("{{a: [{run}, {run}]}}", "a with seed 0 occurs 2 times"),
+            ("{{random: {run}}}", "random with seed 0 occurs 2 times"),
             ("{run}", "names no arms"),
         ],
     )
@@ -158,7 +158,7 @@ class TestTheChain:
         seeds = {(entry.name, entry.seed) for entry in trained_entries(other, {"keep_ratios": [0.1111]})}
         assert seeds == {(name, 3) for name in ("tprl", "tprl_adaptive", "tprl_lfd", "mlp")}
         said = refused(capsys, "eval", tmp_path / "eval", f"run={other}", "pruners=[tprl]", "logger=none")
-        assert "tprl is there 2 times" in said
+        assert "tprl occurs 2 times" in said
 
     def test_what_was_calibrated_ends_with_the_weights_and_a_threshold_is_evaluated(
         self, run: Path, tmp_path: Path
@@ -220,14 +220,17 @@ class TestOneSentence:
     def test_a_keep_ratio_that_is_none(self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         for stage in ("lfd", "ppo"):
             sentence = refused(capsys, "train", tmp_path, f"stage={stage}", f"stage.keep_ratio={value}")
-            assert f"keep_ratio={value} is not a kept fraction" in sentence
-        assert f"keep_ratios={value}" in refused(capsys, "eval", tmp_path, "pruner=random", f"keep_ratios=[{value}]")
+            assert f"keep_ratio must be a number in (0, 1], got {value}" in sentence
+        assert f"keep_ratios must be a number in (0, 1], got {value}" in refused(
+            capsys, "eval", tmp_path, "pruner=random", f"keep_ratios=[{value}]"
+        )
 
     @pytest.mark.parametrize("value", ["0", "-3", "few"])
     def test_a_limit_that_leaves_no_question(
         self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        sentence = f"limit={value} leaves no question: use a whole number of at least 1, or null for the whole split."
+        bound = "a whole number of at least 1"
+        sentence = f"limit must be {bound}, got {value}; use e.g. 1000, or null for the whole split."
         assert refused(capsys, "eval", tmp_path, "pruner=random", f"limit={value}") == f"error: {sentence}"
         for key in ("stage.evaluation.", "stage.ppo.served."):
             assert refused(capsys, "train", tmp_path, f"{key}limit={value}", *FAST) == f"error: {key}{sentence}"
@@ -248,11 +251,11 @@ class TestOneSentence:
         self, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         sentence = refused(capsys, "train", tmp_path, "stage=all", f"stage.adapt.{name}")
-        assert sentence.startswith(f"error: stage.adapt.{name.partition('=')[0]}=")
-        assert "is not a kept fraction" in sentence
+        assert sentence.startswith(f"error: stage.adapt.{name.partition('=')[0]} must be")
+        assert "must be a number in (0, 1]" in sentence
         assert not (tmp_path / "config.yaml").exists()
         for words in ("stage.calibrate=[0.5,7]", "stage.served.keep_ratios=[2]"):
-            assert "is not a kept fraction" in refused(capsys, "train", tmp_path, "stage=ppo", words)
+            assert "must be a number in (0, 1]" in refused(capsys, "train", tmp_path, "stage=ppo", words)
 
     def test_a_run_without_weights(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "old").mkdir()

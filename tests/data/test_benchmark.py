@@ -109,8 +109,8 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"limit": 0}, "limit=0 leaves no question of pope"),
-            ({"max_bad_rows": 1.5}, r"max_bad_rows=1\.5 is not a share"),
+            ({"limit": 0}, "limit must be at least 1 or null, got 0; null reads all questions of pope"),
+            ({"max_bad_rows": 1.5}, r"max_bad_rows must be a share in \[0, 1\], got 1\.5"),
             ({"max_pixels": 0}, "max_pixels=0 is no number of pixels: use a whole number from 1 on"),
             ({"split": "train"}, "pope has no labelled split 'train', only test: train on another dataset"),
         ],
@@ -123,7 +123,7 @@ class TestArguments:
         ("source", "message"),
         [
             ("/nowhere/rows.jsonl", "does not exist: give a file, a folder, or a hub id"),
-            ("nobody/nothing", "nobody/nothing is no folder, and the hub does not answer; from the cache: "),
+            ("nobody/nothing", "nobody/nothing is not a folder, and the hub does not answer; from the cache: "),
         ],
     )
     def test_sources_that_are_not_there(self, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
@@ -134,7 +134,7 @@ class TestArguments:
     def test_a_broken_line_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.jsonl"
         path.write_text('{"a": 1}\n{"a": \n')
-        with pytest.raises(UserError, match=r"rows\.jsonl, line 2, is no JSON"):
+        with pytest.raises(UserError, match=r"rows\.jsonl, line 2, is not JSON"):
             Pope(source=str(path))
 
 

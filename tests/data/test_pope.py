@@ -166,7 +166,7 @@ class TestRows:
         assert len(Pope(source=path, limit=700)) == 20
         with pytest.raises(IndexError):
             Pope(source=path, limit=7)[7]
-        with pytest.raises(UserError, match="limit=0 leaves no question of pope"):
+        with pytest.raises(UserError, match="limit must be at least 1 or null, got 0"):
             Pope(source=path, limit=0)
         with pytest.raises(UserError, match="pope has no labelled split 'train', only test: train on another dataset"):
             Pope("train", source=path)

@@ -172,7 +172,7 @@ class TestRows:
         found = RefCOCO("refcocog", source=source, coordinates="absolute")
         assert (found.hub, found[0].uid.split("/")[0]) == ("lmms-lab/RefCOCOg", "refcocog")
         with pytest.raises(
-            UserError, match=r"dataset\.variant=grefcoco is unknown: use one of refcoco, refcoco_plus, ref"
+            UserError, match=r"dataset\.variant must be one of refcoco, refcoco_plus, refcocog, got grefcoco"
         ):
             RefCOCO("grefcoco")
         with pytest.raises(UserError, match="refcoco has no labelled split 'train', only val, test"):

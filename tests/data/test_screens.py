@@ -231,7 +231,7 @@ class TestFiles:
             ({"families": ("icon", "icon")}, "choose each at most once from text, icon"),
             ({"families": ("color",)}, r"families=\['color'\] is not valid"),
             ({"bare": True, "coordinates": "thousand"}, "bare=true writes pixels, not coordinates=thousand"),
-            ({"limit": 0}, "limit=0 leaves no question"),
+            ({"limit": 0}, "limit must be at least 1 or null, got 0"),
         ],
     )
     def test_bad_settings_are_one_sentence(self, options: dict[str, Any], message: str) -> None:

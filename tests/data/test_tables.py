@@ -69,7 +69,7 @@ class TestEncodings:
 
     def test_lines_of_another_end_are_counted(self, tmp_path: Path) -> None:
         (tmp_path / "r.jsonl").write_bytes(b'{"a": 1}\r\r{"a": 1}\r{"a"}')
-        assert f"{tmp_path / 'r.jsonl'}, line 4, is no JSON" in refusal(tmp_path / "r.jsonl")
+        assert f"{tmp_path / 'r.jsonl'}, line 4, is not JSON" in refusal(tmp_path / "r.jsonl")
 
 
 class TestCells:
@@ -173,7 +173,7 @@ class TestFolders:
 
     def test_a_list_in_a_file_of_lines_and_lines_in_a_file_of_a_list(self, tmp_path: Path) -> None:
         (tmp_path / "r.jsonl").write_text(TEXTS["r.json"])
-        assert "line 1, is no JSON" in refusal(tmp_path / "r.jsonl")
+        assert "line 1, is not JSON" in refusal(tmp_path / "r.jsonl")
         assert refusal(tmp_path / "r.jsonl").endswith("name a file with a JSON list .json.")
         (tmp_path / "r.json").write_text(TEXTS["r.jsonl"])
         assert refusal(tmp_path / "r.json").endswith("name a file of JSON lines .jsonl.")

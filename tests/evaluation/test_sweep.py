@@ -51,7 +51,7 @@ def test_every_job_is_found_with_its_reason(sweep: Path) -> None:
     jobs = find_jobs(sweep)
     assert [job.folder and job.folder.name for job in jobs] == ["0", "1", "2", "3", "4", None]
     assert [job.reason.partition(":")[0] for job in jobs] == ["", "", "", "unfinished", "failed", "never started"]
-    assert "keep_ratio=7 is not a kept fraction" in jobs[4].reason
+    assert "keep_ratio must be a number in (0, 1], got 7" in jobs[4].reason
     assert (jobs[5].settings["stage.keep_ratio"], jobs[5].settings["seed"]) == ("7", "1")
     lines = [why_missing(job, ["seed"]) for job in jobs[4:]]
     assert lines[0].startswith(f"{sweep}/4: seed=0: failed: stage.keep_ratio=7")
@@ -100,7 +100,7 @@ def test_the_csv_holds_means_and_spread_over_seeds(table: Path) -> None:
 def test_page_and_plot_name_arms_and_missing_runs(sweep: Path, table: Path) -> None:
     html, svg = (table / "sweep.html").read_text(), (table / "sweep.svg").read_text()
     assert all(name in html and name in svg for name in ("keep_ratio=0.5", "keep_ratio=[0.3333,0.25]", "random"))
-    assert f"{sweep}/4: seed=0 stage.keep_ratio=7: failed: stage.keep_ratio=7 is not a kept fraction" in html
+    assert f"{sweep}/4: seed=0 stage.keep_ratio=7: failed: stage.keep_ratio must be a number in (0, 1], got 7" in html
     assert "3 of 6 runs are finished; at 10\N{NO-BREAK SPACE}% of the visual tokens " in html
     assert (table / "report.html").is_file()
 

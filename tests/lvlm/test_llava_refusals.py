@@ -122,19 +122,21 @@ class TestPlacement:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
 
         monkeypatch.setattr("tprl.lvlm.loading.AutoModelForImageTextToText.from_pretrained", full)
-        with pytest.raises(UserError, match=r"model=llava cannot be loaded so: CUDA out of memory") as caught:
+        with pytest.raises(
+            UserError, match=r"model=llava cannot be loaded with these options: CUDA out of memory"
+        ) as caught:
             Llava(str(folder))
         one_sentence(caught)
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"placement": "spread"}, r"model\.placement=spread is unknown: use one of replicate, shard"),
-            ({"dtype": "fp16"}, r"model\.dtype=fp16 is unknown: use float32, bfloat16 or float16"),
-            ({"load_in": "2bit"}, r"model\.load_in=2bit is unknown: use one of null, 8bit, 4bit"),
+            ({"placement": "spread"}, r"model\.placement must be one of replicate, shard, got spread"),
+            ({"dtype": "fp16"}, r"model\.dtype must be float32, bfloat16 or float16, got fp16"),
+            ({"load_in": "2bit"}, r"model\.load_in must be one of null, 8bit, 4bit, got 2bit"),
             (
                 {"attention": "fast"},
-                r"model\.attention=fast is unknown: use one of null, sdpa, flash_attention_2, eager",
+                r"model\.attention must be one of null, sdpa, flash_attention_2, eager, got fast",
             ),
         ],
     )
@@ -159,7 +161,9 @@ class TestPlacement:
         one_sentence(caught)
 
     def test_flash_attention_without_its_package(self, folder: Path) -> None:
-        with pytest.raises(UserError, match=r"model=llava cannot be loaded so: FlashAttention2") as caught:
+        with pytest.raises(
+            UserError, match=r"model=llava cannot be loaded with these options: FlashAttention2"
+        ) as caught:
             Llava(str(folder), attention="flash_attention_2")
         one_sentence(caught)
 

@@ -94,7 +94,7 @@ class TestSelect:
 class TestRefusals:
     def test_a_policy_without_prices(self, tmp_path: Path) -> None:
         TPRL(16, 0, width=16, layers=1, heads=2).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match=r"has learnt no budgets: run stage=adapt"):
+        with pytest.raises(UserError, match=r"has learned no budgets: run stage=adapt"):
             load_adaptive(tmp_path)
         MLPPruner(16, 0).save_pretrained(tmp_path / "mlp")
         with pytest.raises(UserError, match="pruner mlp has no budget head"):
@@ -106,7 +106,7 @@ class TestRefusals:
             Adaptive(policy()).select(ENCODED, ratio)
 
     def test_no_mean_at_all(self) -> None:
-        with pytest.raises(UserError, match="needs a kept fraction"):
+        with pytest.raises(UserError, match="needs a keep_ratio in"):
             Adaptive(policy()).select(ENCODED, None)
 
 

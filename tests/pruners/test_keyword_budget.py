@@ -64,7 +64,7 @@ def test_refusals():
         KeywordBudget(AttentionDPPPruner(), TABLE, 0.5).select(_encoded(), 0.5)
     with pytest.raises(UserError, match="this model gives no text: use attention_dpp"):
         KeywordBudget(AttentionDPPPruner(), TABLE, 0.5).select(replace(_encoded(), questions=()), 1 / 9)
-    with pytest.raises(UserError, match=r"multiple 0\.0 of 'otherwise' keeps nothing"):
+    with pytest.raises(UserError, match=r"the multiple of 'otherwise' must be above 0, got 0\.0"):
         KeywordBudget(AttentionDPPPruner(), TABLE, 0.0)
     with pytest.raises(UserError, match="base=fastv drops tokens inside"):
         load_keyword_budget("fastv")

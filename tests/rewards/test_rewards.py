@@ -103,5 +103,5 @@ class TestWeightedReward:
 
     @pytest.mark.parametrize("terms", [[], [ScoreChange(), TokensSaved(), ScoreChange(0.5)]], ids=["none", "twice"])
     def test_no_term_and_a_term_twice_are_refused(self, terms: list[ScoreChange | TokensSaved]) -> None:
-        with pytest.raises(UserError, match="name at least one, each once"):
+        with pytest.raises(UserError, match="at least one term, each named once"):
             WeightedReward(terms)

@@ -442,8 +442,8 @@ class TestBudget:
         ("options", "message"),
         [
             ({"law": "dpp"}, r"stage\.law must be sequential or kdpp, got dpp\."),
-            ({"budget": "some"}, r"stage\.budget=some is unknown: use free, lagrange or exact_k\."),
-            ({"advantage": "td"}, r"stage\.advantage=td is unknown: use gae, grpo or rloo\."),
+            ({"budget": "some"}, r"stage\.budget must be free, lagrange or exact_k, got some\."),
+            ({"advantage": "td"}, r"stage\.advantage must be gae, grpo or rloo, got td\."),
             ({"advantage": "grpo", "group": 1}, r"set stage\.group above 1\."),
             ({"keep_ratio": [0.5, 1.7]}, r"keep_ratio=1\.7"),
         ],

@@ -31,8 +31,7 @@ RATIO = Number(
     0,
     1,
     above=True,
-    fault="is not a kept fraction of the visual tokens",
-    remedy="give a number in (0, 1], e.g. 0.333",
+    example="0.333",
 )
 COUNT = Number(1, LARGEST, whole=True, example="8")
 FROM_ZERO = Number(0, LARGEST, whole=True)
@@ -46,9 +45,8 @@ LIMIT = Number(
     1,
     LARGEST,
     whole=True,
-    null="all",
-    fault="leaves no question",
-    remedy="use a whole number of at least 1, or null for the whole split",
+    null="the whole split",
+    example="1000",
 )
 RATIOS = Listed(RATIO, purpose="keep")
 PAIR = Listed(Number(0, above=True, example="1.0"), exactly=2)  # (first, last); one number stays the same throughout
@@ -56,14 +54,14 @@ PAIR = Listed(Number(0, above=True, example="1.0"), exactly=2)  # (first, last);
 
 def component(group: str) -> OneOf:
     """The name of a yaml of a group."""
-    return OneOf(lambda: choices(group), fault="does not exist; choose one of:")
+    return OneOf(lambda: choices(group), group=True)
 
 
 def devices(key: str, value: Any) -> Any:
     """Of Lightning's Trainer: a number, -1 or auto for all; a list is refused where the policy meets its LVLM."""
     if value in ("auto", -1) or isinstance(value, list):
         return value
-    return Number(1, LARGEST, whole=True, remedy="give a number, or -1 for all")(key, value)
+    return Number(1, LARGEST, whole=True, example="1, or -1 for all")(key, value)
 
 
 def template(key: str, value: Any) -> str | None:
@@ -92,8 +90,6 @@ KINDS: dict[str, Kind] = {
         LARGEST,
         whole=True,
         null="a choice by the model",
-        fault="is no number of threads",
-        remedy="use at least 1, or null to choose by the model",
     ),
     "latency.batch_sizes": Listed(COUNT, distinct=True, purpose="time"),
     "latency.image": Listed(Number(1, 2**15, whole=True, example="672"), exactly=2),
@@ -107,14 +103,13 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("split", "host", "name"), text),
     # the demo
     **dict.fromkeys(("demo.keep_ratio", "export.keep_ratio"), RATIO),
-    "examples": Number(1, LARGEST, whole=True, fault="leaves nothing to begin with", remedy="use at least 1"),
+    "examples": Number(1, LARGEST, whole=True, example="6"),
     "port": Number(
         1,
         2**16 - 1,
         whole=True,
         null="the first free one",
-        fault="is no port",
-        remedy="use a number from 1 to 65535, or null for the first free one",
+        example="7860",
     ),
     "share": flag,
     # the export

@@ -75,9 +75,9 @@ class Benchmark(ABC):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if limit is not None and limit < 1:
-            raise UserError(f"limit={limit} leaves no question of {self.name}: use at least 1, or null for all.")
+            raise UserError(f"limit must be at least 1 or null, got {limit}; null reads all questions of {self.name}.")
         if not 0 <= max_bad_rows <= 1:
-            raise UserError(f"max_bad_rows={max_bad_rows} is not a share: use a number in [0, 1].")
+            raise UserError(f"max_bad_rows must be a share in [0, 1], got {max_bad_rows}; use e.g. 0.01.")
         if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
             raise UserError(
                 f"dataset.max_pixels={max_pixels} is no number of pixels: use a whole number from 1 on, "

@@ -72,7 +72,7 @@ class Custom(Grounding):
         self.file, self._images_from = Path(source), images
         if not self.folder.is_dir():
             raise UserError(
-                f"dataset.images={images} is no folder: give the one that the paths in {source} start from."
+                f"dataset.images must be a folder, got {images}; use the one that the paths in {source} start from."
             )
         super().__init__(split, source=source, **options)
 

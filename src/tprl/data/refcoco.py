@@ -44,7 +44,7 @@ class RefCOCO(Grounding):
 
     def __init__(self, variant: str = "refcoco", split: str = "test", **options: Any) -> None:
         if variant not in VARIANTS:
-            raise UserError(f"dataset.variant={variant} is unknown: use one of {', '.join(VARIANTS)}.")
+            raise UserError(f"dataset.variant must be one of {', '.join(VARIANTS)}, got {variant}.")
         self.name = variant
         self.protocol = f"{variant} Acc@0.5 of the answer's first box, asked for one per expression; no box is wrong"
         self.hub, self.splits = VARIANTS[variant]  # type: ignore[misc]

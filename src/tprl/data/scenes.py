@@ -282,11 +282,11 @@ class Scenes:
             raise UserError(f"dataset split '{split}' does not exist in scenes: choose one of {', '.join(SPLITS)}.")
         unknown = sorted(set(families) - set(FAMILIES))
         if unknown or not families:
-            raise UserError(f"families={list(families)} is not valid for scenes: choose from {', '.join(FAMILIES)}.")
+            raise UserError(f"families must be among {', '.join(FAMILIES)}, got {list(families)}.")
         if len(set(families)) < len(families):
-            raise UserError(f"families={list(families)} repeats a family: name each at most once.")
+            raise UserError(f"families must name each family once, got {list(families)}.")
         if limit is not None and limit < 1:
-            raise UserError(f"limit={limit} leaves no question of scenes: use at least 1, or null for the whole split.")
+            raise UserError(f"limit must be at least 1 or null, got {limit}; null reads the whole split.")
         self.split, self.families = split, tuple(families)
         self._key = (split, seed if split == "train" else 0)
         self._length = SPLITS[split] if limit is None else min(limit, SPLITS[split])

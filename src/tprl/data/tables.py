@@ -95,7 +95,7 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} is empty (0 bytes): fetch or write it again.")
     if reason := _fault(path, whole=False):
         raise UserError(
-            f"{path} is no {path.suffix.lower()} file, or a damaged one ({reason}): fetch or write it again."
+            f"{path} is not a {path.suffix.lower()} file, or it is damaged ({reason}): fetch or write it again."
         )
 
 
@@ -180,8 +180,8 @@ def _cached(source: str, subset: str | None, split: str) -> Any:
         return _loaded(source, subset, split)
     except UserError as error:
         raise UserError(
-            f"{source} is no folder, and the hub does not answer; from the cache: {error} Give dataset.source=<a local "
-            "copy>, or connect."
+            f"{source} is not a folder, and the hub does not answer; from the "
+            f"cache: {error} Give dataset.source=<a local copy>, or connect."
         ) from error
     finally:
         config.HF_HUB_OFFLINE = before

@@ -105,11 +105,11 @@ def _json_list(path: Path, text: str) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
         more = error.msg == "Extra data"
         remedy = "name a file of JSON lines .jsonl" if more else "mend the file"
-        raise UserError(f"{path}, line {error.lineno}, is no JSON ({error.msg}): {remedy}.") from error
+        raise UserError(f"{path}, line {error.lineno}, is not JSON ({error.msg}): {remedy}.") from error
     except RecursionError as error:
         raise UserError(f"{path} is nested too deep: write a list of one object per row.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} is no list of objects: write one object per row.")
+        raise UserError(f"{path} must be a list of objects: write one object per row.")
     if not rows:
         raise UserError(f"{path} is empty: it holds no row.")
     return rows
@@ -121,7 +121,7 @@ def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line.lstrip("\ufeff"))  # a file that was put together from several has marks inside
     except json.JSONDecodeError as error:
         remedy = "name a file with a JSON list .json" if line.strip() in "[{" else "mend or remove the line"
-        raise UserError(f"{where} is no JSON ({error.msg}): {remedy}.") from error
+        raise UserError(f"{where} is not JSON ({error.msg}): {remedy}.") from error
     except RecursionError as error:
         raise UserError(f"{where} is nested too deep: write one object per line.") from error
     if not isinstance(row, dict):
@@ -137,7 +137,7 @@ def _cells(path: Path, text: str, delimiter: str) -> TextRows:
         columns = [name.strip() for name in next(reader)]
         rows, lines = _records(path, reader, columns)
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}, is damaged ({error}): mend the file.") from error
+        raise UserError(f"{path}, line {reader.line_num}, is damaged ({error}): repair the file.") from error
     if len(set(columns)) < len(columns):
         raise UserError(f"{path} names a column twice ({', '.join(columns)}): give each its own name.")
     if not rows:

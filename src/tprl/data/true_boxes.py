@@ -39,7 +39,7 @@ class BoxReader:
         for key, value, known in (("box_unit", self.unit, UNITS), ("box_form", self.form, FORMS)):
             if value not in known:
                 listed = ", ".join(f"{name} ({meaning})" for name, meaning in known.items())
-                raise UserError(f"dataset.{key}={value} is unknown: use one of {listed}.")
+                raise UserError(f"dataset.{key} must be one of {listed}, got {value}.")
 
     def read(self, value: Any, size: Size, column: str = "box") -> tuple[Box, bool]:
         """A box in pixels of an image of `size`, and whether something outside of the image was clipped.

@@ -52,9 +52,17 @@ def by_arm(rows: Sequence[SampleRow]) -> dict[tuple[str, float | None], Scores]:
 def difference(ours: Scores, baseline: Scores, uids: Sequence[str]) -> PairedInterval:
     """Mean score of ours minus theirs on `uids`. With the same training seeds on both sides they are compared seed by
     seed, by the seeds' numbers; otherwise the seeds of either side widen the interval by themselves (`over_seeds`)."""
-    a, b = (np.array([[side[seed][uid] for uid in uids] for seed in sorted(side)]) for side in (ours, baseline))
     same = ours.keys() == baseline.keys()
-    return paired_interval(a, b, [image_key(uid) for uid in uids], same_seeds=same)
+    images = [image_key(uid) for uid in uids]
+    return paired_interval(_by_seed(ours, uids), _by_seed(baseline, uids), images, same_seeds=same)
+
+
+def _by_seed(side: Scores, uids: Sequence[str]) -> NDArray[np.floating[Any]]:
+    """[S n] scores of the seeds, in their order."""
+    lines = []
+    for seed in sorted(side):
+        lines.append([side[seed][uid] for uid in uids])
+    return np.array(lines)
 
 
 def common(*sides: Scores) -> list[str]:
@@ -110,7 +118,10 @@ def _over_seeds(arm: Scores) -> tuple[int, Interval | None]:
     images = [image_key(uid) for uid in uids]
     if len(arm) < 2 or not uids:
         return len({image_key(uid) for scores in arm.values() for uid in scores}), None
-    mean, low, high = interval([[scores[uid] for uid in uids] for scores in arm.values()], images)
+    lines = []
+    for scores in arm.values():
+        lines.append([scores[uid] for uid in uids])
+    mean, low, high = interval(lines, images)
     return len(set(images)), Interval(mean, max(low, 0.0), min(high, 1.0))
 
 

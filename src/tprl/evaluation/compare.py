@@ -45,11 +45,12 @@ def compare_runs(a: str, b: str) -> list[Compared]:
     Raises:
         UserError: no such run or arm, no arm in both, no question in both, or other rows or rules.
     """
-    (first, asked), (second, two) = _arms(a), _arms(b)
+    (first, arm_a), (second, arm_b) = _arms(a), _arms(b)
     _same_protocol(a, b)
-    names_a, names_b = sorted({name for name, _ in first}), sorted({name for name, _ in second})
+    names_a = sorted({name for name, _ in first})
+    names_b = sorted({name for name, _ in second})
     pairs = [(name, name) for name in names_a if name in names_b]
-    if asked or two or len(names_a) == len(names_b) == 1:
+    if arm_a or arm_b or len(names_a) == len(names_b) == 1:
         pairs = [(asked or two, two or asked)] if asked or two else [(names_a[0], names_b[0])]
     fastest = [
         _pair(x, y, ratio, scores, second[y, ratio])
@@ -100,9 +101,10 @@ def _pair(x: str, y: str, ratio: float | None, ours: Scores, baseline: Scores) -
     uids = common(ours, baseline)
     if not uids:
         raise UserError(f"compare: {x} and {y} share no question: evaluate both on the same dataset and split.")
-    means = [
-        sum(seed[uid] for seed in side.values() for uid in uids) / len(side) / len(uids) for side in (ours, baseline)
-    ]
+    means = []
+    for side in (ours, baseline):
+        total = sum(seed[uid] for seed in side.values() for uid in uids)
+        means.append(total / len(side) / len(uids))
     return Compared(x, y, ratio, len(uids), *means, *map(float, difference(ours, baseline, uids)))
 
 

@@ -86,13 +86,15 @@ def check_names(*groups: Sequence[Entry]) -> None:
     for (name, seed), count in seen.items():
         if count > 1:
             raise UserError(
-                f"{name} with seed {seed} is there {count} times: give each arm of runs a name of its own, "
+                f"{name} with seed {seed} occurs {count} times: give each arm of runs a name of its own, "
                 "and within an arm runs of different training seeds."
             )
-    names = Counter(name for group in groups for name in {entry.name for entry in group})
+    names: Counter[str] = Counter()
+    for group in groups:
+        names.update({entry.name for entry in group})
     for name, count in names.items():
         if count > 1:
-            raise UserError(f"{name} is there {count} times: give the run a name of its own, runs={{<name>: <run>}}.")
+            raise UserError(f"{name} occurs {count} times: give the run a name of its own, runs={{<name>: <run>}}.")
 
 
 def named_entries(pruners: str | Sequence[str] | None, settings: Mapping[str, Any]) -> list[Entry]:

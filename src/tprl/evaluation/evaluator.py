@@ -142,7 +142,10 @@ def check_answers(lvlm: Any, dataset: Dataset, limit: int | None = None) -> None
         UserError: no labels, or `check_lengths`'s reason.
     """
     if not getattr(dataset, "labelled", True):
-        raise UserError(f"dataset {dataset.name} was said to have no answers, so nothing can be scored on it.")
+        raise UserError(
+            f"dataset {dataset.name} has no answers (dataset.labelled=false), "
+            "so it cannot be scored: use one with answers."
+        )
     check_lengths(lvlm, dataset, limit)
 
 
@@ -291,7 +294,8 @@ def _rows(model: str, dataset: Dataset, key: tuple[str, int, float | None], grou
 
 def _official(dataset: Published, group: Sequence[Answered]) -> dict[str, Interval]:
     metric = OfficialScore(dataset)
-    metric.update([item.row.uid for item in group], [item.facts for item in group if item.facts is not None])
+    facts = [item.facts for item in group if item.facts is not None]
+    metric.update([item.row.uid for item in group], facts)
     return metric.intervals()
 
 

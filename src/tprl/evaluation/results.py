@@ -172,7 +172,9 @@ def grid(rows: Iterable[Row], metric: str = "accuracy") -> dict[str, dict[float 
     cells: dict[str, dict[float | None, Cell]] = {}
     for (pruner, ratio), same in groups.items():
         cells.setdefault(pruner, {})[ratio] = Cell(
-            *(_mean([getattr(row, n) for row in same]) for n in ("value", "ci_low", "ci_high")),
+            _mean([row.value for row in same]),
+            _mean([row.ci_low for row in same]),
+            _mean([row.ci_high for row in same]),
             kept_tokens=_mean([row.kept_tokens for row in same]),
             flops_ratio=_mean([row.flops_ratio for row in same]),
             seeds=len(same),
@@ -240,7 +242,8 @@ def accuracy_table(
     best: dict[float | None, float] = {}
     for ratio in columns:
         column = {name: row[ratio] for name, row in cells.items() if ratio in row}
-        kept, flops = ([getattr(c, name) for c in column.values()] for name in ("kept_tokens", "flops_ratio"))
+        kept = [cell.kept_tokens for cell in column.values()]
+        flops = [cell.flops_ratio for cell in column.values()]
         heading = f"{ratio_label(ratio)}\n{span(kept, '.0f')} tokens\nFLOPs x {span(flops, '.2f')}"
         table.add_column(heading, justify="right", no_wrap=True)
         best[ratio] = max((c.value for name, c in column.items() if name not in BOUNDS), default=math.inf)

@@ -65,7 +65,8 @@ class ScoreTable:
 def score_table(answered: Sequence[Answered], rows: Sequence[Row], main: str) -> ScoreTable:
     """The table of an evaluation and its `results.csv`."""
     cost = {(r.pruner, r.seed, r.keep_ratio): (r.kept_tokens, r.flops, r.flops_ratio) for r in rows}
-    column = {uid: j for j, uid in enumerate(dict.fromkeys(item.row.uid for item in answered))}
+    uids = dict.fromkeys(item.row.uid for item in answered)
+    column = {uid: j for j, uid in enumerate(uids)}
     row = {arm: i for i, arm in enumerate(cost)}
     families = dict[str, str]()
     score, iou, kept = (np.full((len(row), len(column)), np.nan) for _ in range(3))
@@ -110,7 +111,9 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
             before = rows.setdefault(arm, (spread, table.cost[i]))
             if not np.array_equal(before[0]["score"], spread["score"], equal_nan=True):
                 raise UserError(f"{arm[0]} (seed {arm[1]}, keep_ratio {arm[2]}) scored differently in two evaluations.")
-    fields = [np.stack([values[name] for values, _ in rows.values()]) for name in FIELDS]
+    fields = []
+    for name in FIELDS:
+        fields.append(np.stack([values[name] for values, _ in rows.values()]))
     cost = np.stack([cost for _, cost in rows.values()])
     kinds = np.array([families[uid] for uid in place], dtype=np.str_)
     return ScoreTable(first.model, first.dataset, first.main, uids, kinds, tuple(rows), *fields, cost)

@@ -134,9 +134,11 @@ def over_seeds(arms: Sequence[Floats], clusters: Sequence[str], level: float = 0
         clusters: [n] the cluster of each sample.
         level: coverage.
     """
-    tables = [[_per_cluster(row, clusters) for row in arm] for arm in arms]
-    counts = tables[0][0][1]
-    sums = [np.stack([row for row, _ in table]) for table in tables]
+    sums = []
+    for arm in arms:
+        tables = [_per_cluster(row, clusters) for row in arm]
+        counts = tables[0][1]  # the same for every row
+        sums.append(np.stack([table[0] for table in tables]))
     return crossed(sums, counts, level)
 
 

@@ -80,7 +80,7 @@ def read_sweep(directory: Path, keep_ratios: Sequence[float], same: Sequence[str
         UserError: no sweep there, nothing finished, or runs of several models or datasets.
     """
     jobs = find_jobs(directory)
-    keys = tuple(k for k in _keys(jobs) if len({job.settings.get(k) for job in jobs}) > 1)
+    keys = tuple(key for key in _keys(jobs) if _differs(jobs, key))
     pruners: dict[Path, LearnedPruner] = {}
     left_out: list[Job] = []
     for job in jobs:
@@ -143,28 +143,26 @@ def ratios_of(arm: Arm, keep_ratios: Sequence[float]) -> tuple[float, ...]:
     return (*keep_ratios, *(ratio for ratio in arm.trained_at if ratio_label(ratio) not in known))
 
 
+def _differs(jobs: Sequence[Job], key: str) -> bool:
+    """Whether a setting has several values in a sweep."""
+    return len({job.settings.get(key) for job in jobs}) > 1
+
+
 def summarise_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
     """Every metric of a table over training seeds."""
     groups: dict[tuple[str, float | None, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.pruner, row.keep_ratio, row.metric].append(row)
     trained = {(arm.name, ratio_label(ratio)) for arm in sweep.arms for ratio in arm.trained_at}
-    return [
-        Summary(
-            arm,
-            ratio,
-            metric,
-            len(same),
-            statistics.fmean(values := [row.value for row in same]),
-            statistics.stdev(values) if len(same) > 1 else float("nan"),
-            min(values),
-            max(values),
-            statistics.fmean(row.kept_tokens for row in same),
-            statistics.fmean(row.flops_ratio for row in same),
-            (arm, ratio_label(ratio)) in trained,
-        )
-        for (arm, ratio, metric), same in groups.items()
-    ]
+    out = []
+    for (arm, ratio, metric), same in groups.items():
+        values = [row.value for row in same]
+        deviation = statistics.stdev(values) if len(same) > 1 else float("nan")
+        kept = statistics.fmean(row.kept_tokens for row in same)
+        flops = statistics.fmean(row.flops_ratio for row in same)
+        spread = statistics.fmean(values), deviation, min(values), max(values)
+        out.append(Summary(arm, ratio, metric, len(same), *spread, kept, flops, (arm, ratio_label(ratio)) in trained))
+    return out
 
 
 def _finished(job: Job) -> Path:
@@ -231,10 +229,11 @@ def _planned(path: Path) -> list[frozenset[str]]:
     if not path.is_file():
         return []
     overrides = OverridesParser.create().parse_overrides([str(w) for w in _left(path).hydra.overrides.task])
-    parts = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [override.input_line or ""]
-        for override in overrides
-    ]
+    parts = []
+    for override in overrides:
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            parts.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            parts.append([override.input_line or ""])
     return [frozenset(combination) for combination in product(*parts)]

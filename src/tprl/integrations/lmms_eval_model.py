@@ -66,9 +66,9 @@ class PrunedModel(lmms):
         super().__init__()
         if unknown := sorted(options.keys() - set(LOADING)):
             known = "pretrained, pruner, keep_ratio, model, device, batch_size, max_new_tokens"
-            raise UserError(f"{unknown[0]} is no argument of the model tprl: use {known}, {', '.join(LOADING)}.")
+            raise UserError(f"{unknown[0]} is not an argument of the model tprl: use {known}, {', '.join(LOADING)}.")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise UserError(f"batch_size={batch_size} is no number of prompts: give one, such as --batch_size 8.")
+            raise UserError(f"batch_size must be a positive integer, got {batch_size}; use e.g. --batch_size 8.")
         if pruner is None:
             raise UserError(f"pruner is missing: give one of {', '.join(choices('pruner'))}, or a pruner's folder.")
         self.accelerator = Accelerator()
@@ -100,8 +100,8 @@ class PrunedModel(lmms):
         with _told(), tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
             for batch in order.get_batched(n=self.batch_size):
                 answers += self._answer(batch)
-                images = [image for prompt in self.pruning.kept for image in prompt]
-                read, total = read + sum(len(i.indices) for i in images), total + sum(i.total for i in images)
+                for image in (image for prompt in self.pruning.kept for image in prompt):
+                    read, total = read + len(image.indices), total + image.total
                 bar.update(len(batch))
         logger.info("the first layer of the language model has read {} of {} visual tokens", read, total)
         return order.get_original(answers)
@@ -110,7 +110,8 @@ class PrunedModel(lmms):
         samples = [self._sample(context, *where) for context, _, *where in batch]
         options: Mapping[str, Any] = batch[0][1]  # the same in the whole batch
         self._warn(options)
-        images = [list(sample.images) for sample in samples] if any(sample.images for sample in samples) else None
+        nested = [list(sample.images) for sample in samples]
+        images = nested if any(nested) else None
         texts = [self.lvlm.render(sample) for sample in samples]
         try:
             inputs = self.lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt").to(self.device)
@@ -172,7 +173,7 @@ def load_lvlm(pretrained: str | None, model: str | None, **options: Any) -> Froz
         model = family(pretrained)
     known = [name for name in choices("model") if issubclass(target_of("model", name), FrozenLVLM)]
     if model not in known:
-        raise UserError(f"model={model} is no LVLM family: choose one of {', '.join(known)}.")
+        raise UserError(f"model must be one of {', '.join(known)}, got {model}.")
     arguments = options if pretrained is None else options | {"pretrained": str(pretrained)}
     return build({**_yaml(model), **arguments})
 
@@ -268,7 +269,7 @@ def _place(device: str | None) -> str:
         return str(torch.empty(0, device=device).device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that kind
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"device={device} is not there ({reason}): use cpu, cuda or cuda:<number>.") from error
+        raise UserError(f"device={device} is not available ({reason}): use cpu, cuda or cuda:<number>.") from error
 
 
 def _yaml(model: str) -> dict[str, Any]:

@@ -135,12 +135,13 @@ def input_uids(
     pixels: Sequence[Tensor],
     occurrences: Sequence[Sequence[int]],
 ) -> list[str]:
-    """Names of prompts that depend on their own text and pixels alone; `shown[b]` are the images of prompt b."""
+    """Names of prompts that depend on their own text and pixels alone; `occurrences[b]` are the images of prompt b."""
     prints = [fingerprint(part) for part in pixels]
-    return [
-        hashlib.blake2b(f"{row[real].tolist()} {[prints[i] for i in images]}".encode(), digest_size=8).hexdigest()
-        for row, real, images in zip(ids, attention, occurrences, strict=True)
-    ]
+    uids = []
+    for row, real, images in zip(ids, attention, occurrences, strict=True):
+        text = f"{row[real].tolist()} {[prints[i] for i in images]}"
+        uids.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+    return uids
 
 
 def check_template(prompt: Any) -> str | None:
@@ -203,15 +204,21 @@ def unique_images(samples: Sequence[Sample]) -> tuple[list[int], list[list[int]]
         if id(image) not in numbers:
             numbers[id(image)] = len(first)
             first.append(place)
-    return first, [[numbers[id(image)] for image in sample.images] for sample in samples]
+    by_sample = []
+    for sample in samples:
+        by_sample.append([numbers[id(image)] for image in sample.images])
+    return first, by_sample
 
 
 def pick_images(pixels: Mapping[str, Any], rows: Sequence[int], chosen: Sequence[int]) -> dict[str, Any]:
     """The inputs of the `chosen` images alone; `rows[i]` rows of `pixel_values` are image i's."""
     parts = pixels["pixel_values"].split(list(rows))
-    picked = {name: [value[i] for i in chosen] for name, value in pixels.items() if name != "pixel_values"}
-    stacked = {name: torch.stack(value) if isinstance(value[0], Tensor) else value for name, value in picked.items()}
-    return {"pixel_values": torch.cat([parts[i] for i in chosen]), **stacked}
+    picked = {"pixel_values": torch.cat([parts[i] for i in chosen])}
+    for name, value in pixels.items():
+        if name != "pixel_values":
+            rows_of = [value[i] for i in chosen]
+            picked[name] = torch.stack(rows_of) if isinstance(rows_of[0], Tensor) else rows_of
+    return picked
 
 
 def check_placeholders(

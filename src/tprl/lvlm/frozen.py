@@ -184,11 +184,12 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
         """
         self.check_extras(extras, self.known_extras | {"region"})
         prompts = self.prompts_of(samples)
-        nested = [list(sample.images) for sample in samples] if any(s.images for s in samples) else None
-        texts, uids = [prompt.text for prompt in prompts], [sample.uid for sample in samples]
+        images = [list(sample.images) for sample in samples]
+        texts = [prompt.text for prompt in prompts]
+        uids = [sample.uid for sample in samples]
         how = {"padding": True, "return_tensors": "pt", "text_kwargs": {"return_offsets_mapping": True}}
         try:
-            inputs = self.processor(text=texts, images=nested, **how)
+            inputs = self.processor(text=texts, images=images if any(images) else None, **how)
         except REFUSALS as error:  # rows of datasets do not get here: `refusal` says so before
             self.check_shapes(samples, error)
             raise
@@ -200,7 +201,7 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
             self._check_seen(seen, pixels, extras - {"region"}, occurrences, uids)
         is_image, lengths = inputs["input_ids"] == self.image_token, [len(tokens) for tokens in seen.tokens]
         check_placeholders(is_image, occurrences, lengths, uids, self.one_run, self.remedy)
-        per_image = [[lengths[image] for image in images] for images in occurrences]
+        per_image = _of_images(lengths, occurrences)
         question = question_mask(
             self.tokenizer, inputs["offset_mapping"], is_image, prompts, per_image, self.placeholder
         )
@@ -268,13 +269,13 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
         uids: Sequence[str],
         question: Bool[Tensor, "B S"],
     ) -> Encoded:
-        """Prompts as token ids and images as tokens, put together; `shown[b]` are the images of sample b."""
+        """Prompts as token ids and images as tokens, put together; `occurrences[b]` are the images of sample b."""
         ids, attention = inputs["input_ids"].to(self.device), inputs["attention_mask"].to(self.device).bool()
         at, real = columns_of(ids == self.image_token)
 
         def spread(values: Sequence[Tensor]) -> Tensor:
             """One tensor per image -> [B V ...], image by image, zero where padded."""
-            joined = [torch.cat([values[i] for i in row]) if row else values[0][:0] for row in occurrences]
+            joined = [torch.cat(row) if row else values[0][:0] for row in _of_images(values, occurrences)]
             return pad_sequence(joined, batch_first=True).to(self.device)  # a sharded tower may be elsewhere
 
         embeds = self.model.get_input_embeddings()(ids)
@@ -289,9 +290,9 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
             deep[b, at[b, v]] = spread(seen.deep)[b, v].to(embeds)
         visual_at, visual_mask = columns_of(visual)
         counts = [int((~kind).sum()) for kind in kinds]
-        image_of = [
-            torch.tensor([j for j, i in enumerate(row) for _ in range(counts[i])]).long() for row in occurrences
-        ]
+        image_of = []
+        for row in _of_images(counts, occurrences):
+            image_of.append(torch.arange(len(row)).repeat_interleave(torch.tensor(row).long()))
         return Encoded(
             uids=tuple(uids),
             input_ids=ids,
@@ -301,8 +302,8 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
             visual_at=visual_at,
             visual_mask=visual_mask,
             image_of=pad_sequence(image_of, batch_first=True).to(self.device),
-            grids=tuple(tuple(seen.views[i] for i in row) for row in occurrences),
-            tiles=tuple(tuple(seen.tiles[i] for i in row) for row in occurrences),
+            grids=tuple(map(tuple, _of_images(seen.views, occurrences))),
+            tiles=tuple(map(tuple, _of_images(seen.tiles, occurrences))),
             question=question.to(self.device),
             extras={name: spread(value) for name, value in seen.extras.items()},
             deep=deep,
@@ -350,3 +351,8 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
                 ids = self.model.generate(**inputs, position_ids=axes(prompt.positions), **GREEDY, **options)
         self.check_written(watch.finite, prompt, plan, prompt.uids)
         return ids
+
+
+def _of_images(values: Sequence[Any], occurrences: Sequence[Sequence[int]]) -> list[list[Any]]:
+    """Per prompt, what `values` holds of each of its images."""
+    return [list(map(values.__getitem__, row)) for row in occurrences]

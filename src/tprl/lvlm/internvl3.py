@@ -20,7 +20,7 @@ from tprl.lvlm.batching import Seen, check_size, runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
-from tprl.lvlm.towers import Call, cls_attention, layer_of, overheard, split_heads
+from tprl.lvlm.towers import Call, cls_attention, joined_tiles, layer_of, overheard, split_heads
 
 ROLES = {
     "start_image_token": "<img>",
@@ -135,10 +135,10 @@ class InternVL3(FrozenLVLM):
         counts = self.rows_per_image(pixels)
         side = round(tiles.shape[1] ** 0.5)
         return Seen(
-            [part.flatten(0, 1) for part in tiles.split(counts)],
+            joined_tiles(tiles, counts),
             [((side, side),) * n for n in counts],
             [(self._patches,) * n for n in counts],
-            {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in features.items()},
+            {name: joined_tiles(value, counts) for name, value in features.items()},
         )
 
     def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I N"]:

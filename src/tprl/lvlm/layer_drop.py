@@ -149,7 +149,10 @@ class LayerPlan(NamedTuple):
         keep = [1.0] * self.layers
         for stage in self.stages:
             keep[stage.before :] = [stage.keep] * (self.layers - stage.before)
-        return [sum(budget(fraction, n) for n in images) for fraction in keep]
+        counts = []
+        for fraction in keep:
+            counts.append(sum(budget(fraction, n) for n in images))
+        return counts
 
     def flops(self, lm: LMShape, text: int, *images: int) -> int:
         """What all its rankings cost for a prompt with `text` tokens and images that have so many."""

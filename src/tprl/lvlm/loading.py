@@ -57,9 +57,9 @@ class Placement:
         for name, value in (("placement", placement), ("load_in", load_in), ("attention", attention)):
             if value not in allowed[name]:
                 known = ", ".join(str(choice or "null") for choice in allowed[name])
-                raise UserError(f"model.{name}={value} is unknown: use one of {known}.")
+                raise UserError(f"model.{name} must be one of {known}, got {value}.")
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise UserError(f"model.dtype={dtype} is unknown: use float32, bfloat16 or float16.")
+            raise UserError(f"model.dtype must be float32, bfloat16 or float16, got {dtype}.")
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.shard, self.attention, self.load_in = placement == "shard", attention, load_in
         self.max_memory, self.offload_folder = max_memory, offload_folder
@@ -150,7 +150,9 @@ def load(
     except UserError:
         raise
     except ImportError as error:  # before OSError: a package that is missing, such as flash_attn
-        raise UserError(f"model={name} cannot be loaded so: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"model={name} cannot be loaded with these options: {str(error).strip().splitlines()[0]}"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"model={name} needs the weights '{source}', and they are neither a local folder nor within reach on the "
@@ -162,7 +164,7 @@ def load(
             raise _damaged(source, name, lines[0]) from error
         if "mismatch" in str(error).lower():
             raise _damaged(source, name, "their shapes do not fit") from error
-        raise UserError(f"model={name} cannot be loaded so: {lines[0]}") from error
+        raise UserError(f"model={name} cannot be loaded with these options: {lines[0]}") from error
     model, info = loaded
     if info["missing_keys"]:  # transformers would go on with random weights in their place
         raise _damaged(source, name, f"{min(info['missing_keys'])} is not there")

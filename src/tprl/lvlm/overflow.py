@@ -95,7 +95,10 @@ def check_seen(
         return
     groups = [seen.tokens, *([] if seen.deep is None else [seen.deep]), *seen.extras.values()]
     # [groups images]: one number each, and one look at the device.
-    finite = torch.stack([torch.stack([_finite(value, lvlm.device) for value in group]) for group in groups])
+    flags = []
+    for group in groups:
+        flags.append(torch.stack([_finite(value, lvlm.device) for value in group]))
+    finite = torch.stack(flags)
     if bool(finite.all()):
         return
     image = int((~finite).any(0).nonzero()[0])

@@ -224,7 +224,9 @@ class QuestionFinder:
         contents = [self._parts(parts) for _, parts in turns]
         if self._of_texts:
             mark = self.tokenizer.convert_ids_to_tokens(self.image_token)
-            contents = ["\n".join(part or mark for part in parts) for _, parts in turns]
+            contents = []
+            for _, parts in turns:
+                contents.append("\n".join(part or mark for part in parts))
         return self._ids(turns, contents, ends)
 
     def _parts(self, parts: Sequence[str | None]) -> Any:
@@ -252,8 +254,10 @@ class QuestionFinder:
 def _common(lines: Sequence[list[int]]) -> list[int]:
     """The common beginning."""
     first = min(lines, key=len)
-    differs = (i for i, token in enumerate(first) if any(line[i] != token for line in lines))
-    return first[: next(differs, len(first))]
+    for i, token in enumerate(first):
+        if any(line[i] != token for line in lines):
+            return first[:i]
+    return first
 
 
 def _common_end(lines: Sequence[list[int]]) -> list[int]:

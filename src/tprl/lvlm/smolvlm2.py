@@ -23,7 +23,7 @@ from tprl.lvlm.batching import Seen, runs
 from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
-from tprl.lvlm.towers import RECEIVED, Call, overheard, query_key, received_attention
+from tprl.lvlm.towers import RECEIVED, Call, joined_tiles, overheard, query_key, received_attention
 
 CHAT = (
     "<|im_start|>{% for turn in messages %}{{ turn.role | capitalize }}:{% for part in turn.content %}"
@@ -143,7 +143,7 @@ class SmolVLM2(FrozenLVLM):
             list(tokens),
             [((side, side),) * count for count in counts],
             [((side * scale, side * scale),) * count for count in counts],
-            {name: [part.flatten(0, 1) for part in value.split(counts)] for name, value in features.items()},
+            {name: joined_tiles(value, counts) for name, value in features.items()},
         )
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:

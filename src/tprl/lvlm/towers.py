@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -20,6 +20,11 @@ class Call(NamedTuple):
 
     x: Tensor
     options: dict[str, Any]
+
+
+def joined_tiles(values: Shaped[Tensor, "N P ..."], counts: Sequence[int]) -> list[Tensor]:
+    """One tensor per image of what N tiles hold, `counts[i]` tiles of image i one after the other."""
+    return [part.flatten(0, 1) for part in values.split(list(counts))]
 
 
 class StockBlock:

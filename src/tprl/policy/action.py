@@ -43,11 +43,11 @@ class ActionRule:
 
     def __post_init__(self) -> None:
         if self.kind not in ("bernoulli", "subset", "dpp", "sequential"):
-            raise UserError(f"action kind {self.kind} is unknown: use bernoulli, subset, dpp or sequential.")
+            raise UserError(f"action kind must be bernoulli, subset, dpp or sequential, got {self.kind}.")
         if not (self.temperature > 0 and self.quality > 0):
-            raise UserError(f"temperature={self.temperature}, quality={self.quality}: both must be above 0.")
+            raise UserError(f"temperature and quality must be above 0, got {self.temperature} and {self.quality}.")
         if not 0 < self.discount <= 1:
-            raise UserError(f"discount={self.discount} is not a factor of probabilities: give a number in (0, 1].")
+            raise UserError(f"discount must be in (0, 1], got {self.discount}; use e.g. 0.5.")
 
     @property
     def exact(self) -> bool:

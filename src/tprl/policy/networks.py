@@ -83,9 +83,9 @@ class PolicyNet(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise UserError(f"policy width={width} cannot be split into {heads} heads: make it a multiple of heads.")
+            raise UserError(f"policy.width must be a multiple of policy.heads={heads}, got {width}.")
         if query not in ("tokens", "pooled", "none"):
-            raise UserError(f"policy query={query} is unknown: use tokens, pooled or none.")
+            raise UserError(f"policy.query must be tokens, pooled or none, got {query}.")
         self.query, self.max_steps, self.width = query, max_steps, width
         self.code_width, self.query_width = code_width, query_width
         self.code_in = nn.Sequential(nn.LayerNorm(code_width), nn.Linear(code_width, width))

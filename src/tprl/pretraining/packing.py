@@ -98,7 +98,9 @@ class PackStream(IterableDataset[Pack]):
             _regions(scene, some, label["owner"]) for scene, some, label in zip(drawn, asked, labels, strict=True)
         ]
         captions = [self._encode(self._caption(scene, stream)) for scene in drawn]
-        stacked = {name: torch.stack([label[name] for label in labels]) for name in labels[0]}
+        stacked = {}
+        for name in labels[0]:
+            stacked[name] = torch.stack([label[name] for label in labels])
         return Pack(
             pixels=pixels, caption=_pad(captions, 0), **stacked, **_collate(rows), region=torch.stack(region), step=step
         )
@@ -145,7 +147,7 @@ class PackStream(IterableDataset[Pack]):
         looks = torch.zeros(len(scenes.COLORS) * len(scenes.SHAPES))
         for color, shape, *_ in table[1:]:
             looks[(color - 1) * len(scenes.SHAPES) + shape - 1] = 1
-        columns = [torch.from_numpy(np.array([row[i] for row in table])[owner]) for i in range(4)]
+        columns = [torch.from_numpy(np.array(column)[owner]) for column in zip(*table, strict=True)]
         names = ("color", "shape", "size", "box")
         return {"owner": torch.from_numpy(owner), **dict(zip(names, columns, strict=True)), "present": looks}
 

@@ -32,7 +32,7 @@ class Adaptive:
 
     def __init__(self, pruner: TPRL) -> None:
         if not pruner.serving.prices:
-            raise UserError(f"pruner {pruner.name} has learnt no budgets: run stage=adapt stage.init_from=<its run>.")
+            raise UserError(f"pruner {pruner.name} has learned no budgets: run stage=adapt stage.init_from=<its run>.")
         self.pruner = pruner
         self.name = f"{pruner.name}_adaptive"
         self.extras, self.trained_on, self.reads_question = pruner.extras, pruner.trained_on, pruner.reads_question

@@ -73,7 +73,8 @@ def merge(tokens: Tokens, keys: Float[Tensor, "I M c"], r: Int[Tensor, " I"]) ->
     place of the odd one. First come the even tokens that stay, then the odd ones, both in order; ties go to the lower
     index."""
     unit = normalize(keys.double(), dim=-1)
-    even, odd = (Tokens(*(part[:, start::2] for part in tokens)) for start in (0, 1))
+    even = Tokens(*(part[:, 0::2] for part in tokens))
+    odd = Tokens(*(part[:, 1::2] for part in tokens))
     likeness = (unit[:, ::2] @ unit[:, 1::2].mT).float().masked_fill(odd.size.unsqueeze(1) == 0, -torch.inf)
     best, joined = likeness.max(2)  # the first of equals
     gone = keep_top(best, (even.size > 0) & (even.place >= 0), r)

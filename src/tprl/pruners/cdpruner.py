@@ -38,9 +38,7 @@ class CDPruner:
 
     def __init__(self, negative_relevance: bool = True, theta: float | None = None) -> None:
         if theta is not None and not 0 <= theta <= 0.99:
-            raise UserError(
-                f"theta={theta} is not a weight of relevance: give a number in [0, 0.99], or null for none."
-            )
+            raise UserError(f"theta must be in [0, 0.99] or null, got {theta}; use e.g. 0.5.")
         self.negative_relevance = negative_relevance
         self.theta = theta
 

@@ -33,7 +33,7 @@ class HiPrunePruner:
 
     def __init__(self, alpha: float = 0.1) -> None:
         if not 0 <= alpha <= 1:
-            raise UserError(f"alpha={alpha} is not a share of the budget: give a number in [0, 1], e.g. 0.1.")
+            raise UserError(f"alpha must be in [0, 1], got {alpha}; use e.g. 0.1.")
         self.alpha = alpha
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:

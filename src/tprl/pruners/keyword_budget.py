@@ -37,7 +37,7 @@ class KeywordBudget:
         self.otherwise = float(otherwise)
         for words, multiple in (*self.table, ("otherwise", self.otherwise)):
             if not multiple > 0:
-                raise UserError(f"multiple {multiple} of {words!r} keeps nothing: give a number above 0, e.g. 0.5.")
+                raise UserError(f"the multiple of {words!r} must be above 0, got {multiple}; use e.g. 0.5.")
         self.base = base
         self.name, self.extras = f"{base.name}_keyword", base.extras
         self.trained_on: dict[str, Any] = getattr(base, "trained_on", {})

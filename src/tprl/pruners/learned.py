@@ -373,4 +373,4 @@ def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint"
     try:
         return kind(**{"kernel": "tokens", **settings})  # 0.1 knew no other kernel and did not say so
     except (TypeError, ValueError) as error:
-        raise UserError(f"{source} is damaged ({error}): copy it again or train anew.") from error
+        raise UserError(f"{source} is damaged ({error}): copy it again, or train it again.") from error

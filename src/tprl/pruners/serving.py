@@ -37,7 +37,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         if self.select not in get_args(Select):
-            raise UserError(f"policy.select={self.select} is unknown: use one of {', '.join(get_args(Select))}.")
+            raise UserError(f"policy.select must be one of {', '.join(get_args(Select))}, got {self.select}.")
         if self.kernel not in ("codes", "tokens"):
             raise UserError(f"policy.kernel must be codes or tokens, got {self.kernel}.")
         # Lists, where they come from yaml or json.

@@ -35,7 +35,7 @@ class ToMePruner:
 
     def __init__(self, published: bool = False, r: int = 16) -> None:
         if r < 0:
-            raise UserError(f"tome cannot merge r={r} tokens per block: give 0 or more.")
+            raise UserError(f"r must be at least 0, got {r}; use e.g. 16.")
         self.published = self.decides_alone = published
         self.r = r
 

@@ -169,7 +169,8 @@ def _best(cells: dict[str, dict[float | None, Cell]]) -> dict[float | None, floa
 
 def _ratio_heading(ratio: float | None, column: Sequence[Cell]) -> TableEntry:
     """A column's heading: the ratio, and what it comes to in tokens and FLOPs."""
-    kept, flops = span([c.kept_tokens for c in column], ".0f"), span([c.flops_ratio for c in column], ".2f")
+    kept = span([cell.kept_tokens for cell in column], ".0f")
+    flops = span([cell.flops_ratio for cell in column], ".2f")
     return TableEntry(ratio_label(ratio), (f"{kept} tokens", "FLOPs", f"× {flops}"))
 
 
@@ -221,12 +222,13 @@ def _metrics_table(
     scale: float,
 ) -> PageTable:
     # The reference appears in every table.
-    table = {
-        metric: {name: row.get(1.0 if name == FULL else ratio) for name, row in cells.items()}
-        for metric, cells in grids.items()
-    }
+    table: dict[str, dict[str, Cell | None]] = {}
+    measured: set[str] = set()
+    for metric, rows in grids.items():
+        table[metric] = {name: row.get(1.0 if name == FULL else ratio) for name, row in rows.items()}
+        measured |= {name for name, cell in table[metric].items() if cell is not None}
     metrics = list(table)
-    visible = [name for name in names if any(cells.get(name) for cells in table.values())]
+    visible = [name for name in names if name in measured]
     best = {}
     for metric, cells in table.items():
         rivals = [cell.value for name, cell in cells.items() if cell is not None and name not in BOUNDS]

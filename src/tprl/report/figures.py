@@ -79,12 +79,15 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     figure, axes = _axes("FLOPs, % of the model with all tokens", "accuracy, %", WIDTH, height)
     known = styles(all_names)
     colours = {name: stand_in(place) for place, name in enumerate(known)}
-    points = {name: sorted((100 * c.flops_ratio, 100 * c.value, c) for c in table[name].values()) for name in names}
+    points = {}
+    for name in names:
+        points[name] = sorted((100 * cell.flops_ratio, 100 * cell.value, cell) for cell in table[name].values())
     if FULL in table:
         _full_line(axes, next(iter(table[FULL].values())))
     best = _frontier([(x, y) for name in names if name not in BOUNDS for x, y, _ in points[name]])
     broad: dict[str, Any] = {"lw": 9, "alpha": 0.22, "solid_capstyle": "round", "solid_joinstyle": "round"}
-    axes.plot([x for x, _ in best], [y for _, y in best], color=MUTED, zorder=1, **broad)
+    x, y = zip(*best, strict=True) if best else ((), ())
+    axes.plot(x, y, color=MUTED, zorder=1, **broad)
     for name in reversed(names):  # the best lie on top
         _series(axes, points[name], known[name], colours[name], bold=name == OURS)
     flops = [x for series in points.values() for x, *_ in series] or [100.0]
@@ -125,8 +128,11 @@ def _curve(place: int, title: str, lines: Sequence[tuple[str, Sequence[tuple[flo
 def _thinned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:
     """At most that many points: means of neighbours."""
     size = math.ceil(len(points) / most)
-    groups = (points[start : start + size] for start in range(0, len(points), size))
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    means = []
+    for start in range(0, len(points), size):
+        x, y = zip(*points[start : start + size], strict=True)
+        means.append((sum(x) / len(x), sum(y) / len(y)))
+    return means
 
 
 def boxes(
@@ -207,7 +213,8 @@ def _series(
     colour: str,
     bold: bool,
 ) -> None:
-    x, y = [p[0] for p in points], [p[1] for p in points]
+    x = [point[0] for point in points]
+    y = [point[1] for point in points]
     low = [max(100 * (c.value - c.low), 0) if c.low == c.low else 0 for *_, c in points]
     high = [max(100 * (c.high - c.value), 0) if c.high == c.high else 0 for *_, c in points]
     axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.55, zorder=2)

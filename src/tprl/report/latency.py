@@ -27,7 +27,10 @@ def write_latency(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, dir
     writer.writerows(records)
     write_atomic(directory / "latency.csv", out.getvalue())
     names = sorted({line.pruner for line in lines})
-    sentences = [sentence([line for line in lines if line.pruner == name]) for name in names if name != FULL]
+    sentences = []
+    for name in names:
+        if name != FULL:
+            sentences.append(sentence([line for line in lines if line.pruner == name]))
     write_atomic(directory / "latency.md", "".join(f"- {text}\n" for text in sentences))
     pruned = [line for line in lines if line.pruner != FULL]
     if pruned:
@@ -53,23 +56,24 @@ def latency_rows(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting) -> l
         "text_tokens": setting.text_tokens,
         "new_tokens": setting.new_tokens,
     }
-    return [
-        {
-            **about,
-            "rounds": len(line.readings),
-            "pruner": line.pruner,
-            "keep_ratio": line.keep_ratio,
-            "batch_size": line.batch,
-            "visual_tokens": line.visual_tokens,
-            "kept_tokens_layer_mean": line.kept_tokens,
-            **{key: value for stage in (*STAGES, "total") for key, value in _times(line, stage).items()},
-            **{f"{stage}_gflops": line.flops[stage] / 1e9 for stage in (*STAGES, "total")},
-            **{key: value for stage in ("prefill", "total") for key, value in _speedup(line, stage).items()},
-            "kv_cache_bytes": line.kv_bytes,
-            "peak_device_memory_bytes": line.peak,
-        }
-        for line in lines
-    ]
+    return [about | _latency_row(line) for line in lines]
+
+
+def _latency_row(line: Line) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "rounds": len(line.readings),
+        "pruner": line.pruner,
+        "keep_ratio": line.keep_ratio,
+        "batch_size": line.batch,
+        "visual_tokens": line.visual_tokens,
+        "kept_tokens_layer_mean": line.kept_tokens,
+    }
+    for stage in (*STAGES, "total"):
+        row |= _times(line, stage)
+    row |= {f"{stage}_gflops": line.flops[stage] / 1e9 for stage in (*STAGES, "total")}
+    for stage in ("prefill", "total"):
+        row |= _speedup(line, stage)
+    return row | {"kv_cache_bytes": line.kv_bytes, "peak_device_memory_bytes": line.peak}
 
 
 def _times(line: Line, stage: str) -> dict[str, float]:
@@ -108,7 +112,8 @@ def sentence(lines: Sequence[Line]) -> str:
     """Whether a pruner is faster than not pruning, at which it counts only beyond the quantiles of the rounds, and its
     share of the speed-up that FLOPs predict."""
     speedups = [line.speedup() for line in lines]
-    faster, slower = sum(speedup.low > 1 for speedup in speedups), sum(speedup.high < 1 for speedup in speedups)
+    faster = sum(speedup.low > 1 for speedup in speedups)
+    slower = sum(speedup.high < 1 for speedup in speedups)
     if faster == len(lines):
         verdict = "is faster than not pruning"
     elif slower == len(lines):

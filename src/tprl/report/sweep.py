@@ -99,11 +99,14 @@ def _scale(metric: str) -> float:
 
 def sweep_headline(sweep: Sweep, summaries: Sequence[Summary], scale: float) -> str:
     """How much of the sweep there is, and which arm is ahead at the smallest ratio that all arms share, if one is."""
-    runs = len({(entry.name, entry.seed) for entry in sweep.entries if entry.name in {a.name for a in sweep.arms}})
-    start = f"{runs} of {runs + len(sweep.left_out)} runs are finished"
     names = {arm.name for arm in sweep.arms}
+    runs = len({(entry.name, entry.seed) for entry in sweep.entries if entry.name in names})
+    start = f"{runs} of {runs + len(sweep.left_out)} runs are finished"
     swept = [item for item in summaries if item.arm in names and item.keep_ratio is not None]
-    shared = [r for r in _ratios(swept) if {item.arm for item in swept if item.keep_ratio == r} == names]
+    arms_at: dict[float | None, set[str]] = {}
+    for item in swept:
+        arms_at.setdefault(item.keep_ratio, set()).add(item.arm)
+    shared = [ratio for ratio in _ratios(swept) if arms_at[ratio] == names]
     if not shared:
         return f"{start}."
     arms = [item for item in swept if item.keep_ratio == shared[-1]]

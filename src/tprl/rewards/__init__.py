@@ -38,7 +38,7 @@ class WeightedReward:
         terms = list(terms.values()) if isinstance(terms, Mapping) else terms
         names = [term.name for term in terms]
         if not names or len(set(names)) < len(names):
-            raise UserError(f"reward terms {names}: name at least one, each once.")
+            raise UserError(f"a reward needs at least one term, each named once, got {names}.")
         self.terms = tuple(terms)
         self.needs = frozenset().union(*(term.needs for term in terms))
         self.limits_tokens = any(getattr(term, "limits_tokens", False) and term.weight > 0 for term in terms)

@@ -38,7 +38,7 @@ def step_ratios(keep_ratio: float, steps: int) -> list[float]:
         UserError: fewer than one step.
     """
     if steps < 1:
-        raise UserError(f"{steps} pruning steps: an episode needs at least 1.")
+        raise UserError(f"steps must be at least 1, got {steps}.")
     return [keep_ratio ** ((t + 1) / steps) for t in range(steps - 1)] + [keep_ratio]
 
 

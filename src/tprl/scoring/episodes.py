@@ -47,9 +47,11 @@ def flops_of_states(
 ) -> Float[Tensor, "T1 B"]:
     """FLOPs of each question in every state, the selector included once it has acted."""
     states = [TokenSelection(action).per_image(encoded) for action in rollout.keep]
-    costs = [
-        [question_flops(scorer, encoded, i, sample, pruner, kept[i]) for i, sample in enumerate(samples)]
-        for kept in states
-    ]
-    rows = [[whole for _, whole in costs[0]], *([cost for cost, _ in step] for step in costs)]
+    rows: list[list[float]] = [[] for _ in range(len(states) + 1)]
+    for t, kept in enumerate(states):
+        for i, sample in enumerate(samples):
+            cost, whole = question_flops(scorer, encoded, i, sample, pruner, kept[i])
+            rows[t + 1].append(cost)
+            if t == 0:
+                rows[0].append(whole)
     return torch.tensor(rows, device=encoded.embeds.device)

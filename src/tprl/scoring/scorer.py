@@ -97,7 +97,8 @@ class Scorer:
         predictions: list[str | None] = [None] * len(rows)
         for at, prompt in selected(encoded, rows, keep):
             questions = [rows[i] for i in at.tolist()]
-            scored = self([samples[i] for i in questions], prompt, [targets[i] for i in questions])
+            asked = [samples[i] for i in questions]
+            scored = self(asked, prompt, [targets[i] for i in questions])
             score[at], log_prob[at] = scored.score, scored.log_prob
             for i, text in zip(at.tolist(), scored.predictions, strict=True):
                 predictions[i] = text

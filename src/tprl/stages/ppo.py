@@ -127,9 +127,9 @@ class PPO(RolloutLog):
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
         if budget not in ("free", "lagrange", "exact_k"):
-            raise UserError(f"stage.budget={budget} is unknown: use free, lagrange or exact_k.")
+            raise UserError(f"stage.budget must be free, lagrange or exact_k, got {budget}.")
         if advantage not in ("gae", "grpo", "rloo"):
-            raise UserError(f"stage.advantage={advantage} is unknown: use gae, grpo or rloo.")
+            raise UserError(f"stage.advantage must be gae, grpo or rloo, got {advantage}.")
         if advantage != "gae" and group < 2:
             raise UserError(
                 f"stage.advantage={advantage} compares episodes of one question: set stage.group above {group}."
