@@ -73,9 +73,8 @@ class TestChoice:
 
 @pytest.mark.parametrize("value", [0, -1, "two", 1.5, True])
 def test_a_number_that_is_none(value: Any) -> None:
-    with pytest.raises(
-        UserError, match=f"threads must be a whole number .*, got {re.escape(typed(value))}; use e.g. 1, or null"
-    ):
+    sentence = rf"threads must be a whole number .*, got {re.escape(typed(value))}; use e\.g\. 1, or null"
+    with pytest.raises(UserError, match=sentence):
         KINDS["threads"]("threads", value)
 
 

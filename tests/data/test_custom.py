@@ -228,9 +228,7 @@ class TestErrors:
             Custom()
         with pytest.raises(UserError, match=r"^nowhere\.jsonl is no file: set dataset\.source=<"):
             Custom(source="nowhere.jsonl")
-        with pytest.raises(
-            UserError, match=r"dataset\.images must be a folder, got /nowhere; use the one that the paths in"
-        ):
+        with pytest.raises(UserError, match=r"dataset\.images must be a folder, got /nowhere; use the one"):
             custom(folder, images="/nowhere")
         with pytest.raises(UserError, match=r"data\.jsonl is empty: it holds no row"):
             custom(folder, [])

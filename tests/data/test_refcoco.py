@@ -117,7 +117,7 @@ class TestConvention:
             data[0]
 
     def test_an_unknown_one_is_refused(self, path: str) -> None:
-        with pytest.raises(UserError, match=r"dataset\.coordinates=percent is unknown: use one of absolute, relative"):
+        with pytest.raises(UserError, match=r"dataset\.coordinates must be one of absolute, .*, got percent"):
             RefCOCO(source=path, coordinates="percent")
 
 

@@ -124,9 +124,9 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 def test_bad_sizes_are_one_sentence() -> None:
-    with pytest.raises(UserError, match="policy.width must be a multiple of policy.heads=4, got 30"):
+    with pytest.raises(UserError, match=r"policy\.width must be a multiple of policy\.heads=4, got 30"):
         PolicyNet(4, 4, width=30, heads=4)
-    with pytest.raises(UserError, match="policy.query must be tokens, pooled or none, got words"):
+    with pytest.raises(UserError, match=r"policy\.query must be tokens, pooled or none, got words"):
         policy_net(query="words")
     x = policy_input((5,), (3,))
     with pytest.raises(UserError, match=r"step 3 is beyond policy\.max_steps=3"):

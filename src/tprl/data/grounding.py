@@ -46,7 +46,7 @@ class Grounding(Benchmark):
     ) -> None:
         if coordinates is not None and coordinates not in COORDINATES:
             raise UserError(
-                f"dataset.coordinates={coordinates} is unknown: use one of {', '.join(COORDINATES)}, or null for "
+                f"dataset.coordinates must be one of {', '.join(COORDINATES)}, got {coordinates}; use null for "
                 "those of the model."
             )
         self._coordinates, self._lvlm, self._rule = coordinates, None, self.protocol
