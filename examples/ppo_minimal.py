@@ -20,7 +20,7 @@ from tprl.pruners.attention_dpp import AttentionDPPPruner
 from tprl.pruners.learned import places
 from tprl.rewards.log_likelihood import LogLikelihood
 from tprl.rl.gae import leave_one_out
-from tprl.rl.ppo import normalise, ppo_loss
+from tprl.rl.ppo import normalize, ppo_loss
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Outcome, Sample, TokenSelection
 
@@ -96,7 +96,7 @@ def improve(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, iterations: i
         returns = reward(Outcome(uids, kept, log_prob=log_prob)).sum(0)
 
         # Advantage: an episode against the others about the same question, so no critic is needed. [N]
-        advantage = normalise(leave_one_out(returns, GROUP))
+        advantage = normalize(leave_one_out(returns, GROUP))
 
         # Update: the same `act` evaluates the stored sets, so the first ratio is exactly 1.
         for _ in range(4):

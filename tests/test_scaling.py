@@ -46,6 +46,6 @@ def test_its_bytes(width: int, column: int) -> None:
     both = sum(p.numel() for p in policy.parameters())
     assert cell("once per stage") == megabytes(both)
     actor, whole = trained("net.", "net.value_head"), trained("net.")
-    assert cell("every optimiser step") == f"{actor:,} parameters, {megabytes(actor)}"
+    assert cell("every optimizer step") == f"{actor:,} parameters, {megabytes(actor)}"
     assert cell("the same of PPO") == f"{whole:,} parameters, {megabytes(whole)}"
     assert cell("every step of the autoencoder") == megabytes(trained("autoencoder."))

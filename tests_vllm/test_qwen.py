@@ -37,7 +37,7 @@ def shaped(samples: list[Sample]) -> list[Sample]:
 def test_ids_are_equal(name: str, positions: str, tmp_path: Path) -> None:
     lvlm: FrozenLVLM = load_component("model", name, pretrained=None, dtype="float32", geometry=GEOMETRY[name])
     export(tmp_path, lvlm, "question_dpp", 1 / 4, positions)
-    # The engine's own processor: its resize differs from ours by a grey level.
+    # The engine's own processor: its resize differs from ours by a gray level.
     lvlm.processor = AutoProcessor.from_pretrained(tmp_path)
     lvlm.processor.tokenizer.padding_side = "left"
     samples = shaped(questions(12))

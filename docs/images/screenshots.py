@@ -16,7 +16,7 @@ SIZES = {"desktop": (1120, 3150), "phone": (390, 1640)}
 
 
 def main(report: Path) -> None:
-    """Write report_desktop.png and report_phone.png beside this file, in 256 colours."""
+    """Write report_desktop.png and report_phone.png beside this file, in 256 colors."""
     with sync_playwright() as playwright:
         executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
@@ -24,8 +24,8 @@ def main(report: Path) -> None:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(report.resolve().as_uri())
             screenshot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            colours = screenshot.quantize(256, dither=Image.Dither.NONE)
-            colours.save(Path(__file__).with_name(f"report_{name}.png"), optimize=True)
+            colors = screenshot.quantize(256, dither=Image.Dither.NONE)
+            colors.save(Path(__file__).with_name(f"report_{name}.png"), optimize=True)
         browser.close()
 
 

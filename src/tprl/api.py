@@ -100,7 +100,7 @@ class Pruning:
         which everything else reads: the output, streamers, processors of logits, stopping criteria.
 
         Raises:
-            UserError: an argument that cannot be honoured, inputs that do not belong together, or numbers that the
+            UserError: an argument that cannot be honored, inputs that do not belong together, or numbers that the
                 model's dtype cannot hold.
         """
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs

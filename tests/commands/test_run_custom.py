@@ -136,7 +136,7 @@ def test_the_number_that_is_printed_is_the_published_one(tmp_path: Path, capsys:
     for index in (0, 5, 10):
         scenes[index].images[0].save(tmp_path / f"{index}.png")
         rows.append(
-            {"index": index, "question": "which colour is there?", "hint": None, "A": "red", "B": "green", "C": None}
+            {"index": index, "question": "which color is there?", "hint": None, "A": "red", "B": "green", "C": None}
             | {"D": None, "answer": "A", "category": "c", "L2-category": "k", "image": f"{index}.png", "split": "dev"}
         )
     source = tmp_path / "dev.jsonl"

@@ -118,7 +118,7 @@ class TestGeometry:
             ((10.0, 0.0), True),
             ((10.1, 5.0), False),
             ((5.0, -0.1), False),
-            ((0.0, 0.0, 20.0, 20.0), True),  # its centre is the corner
+            ((0.0, 0.0, 20.0, 20.0), True),  # its center is the corner
             ((0.0, 0.0, 21.0, 1.0), False),
             ((4.0, 4.0, 6.0, 6.0), True),
         ],

@@ -40,13 +40,13 @@ def seen(value: Any, **how: Any) -> NDArray[Any]:
     return np.asarray(image).astype(int)
 
 
-def png(depth: int, colour: int, rows: bytes, key: bytes = b"") -> bytes:
+def png(depth: int, color: int, rows: bytes, key: bytes = b"") -> bytes:
     """A file as Pillow cannot write it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, colour, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, color, 0, 0, 0)
     parts = [chunk(b"IHDR", head), chunk(b"tRNS", key) if key else b"", chunk(b"IDAT", zlib.compress(rows))]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
 
@@ -57,7 +57,7 @@ def lines(values: NDArray[Any]) -> bytes:
 
 
 def tiff(bits: int, photometric: int, pixels: bytes, form: int = 1) -> bytes:
-    """One strip of grey; `form` is 1 (unsigned), 2 (signed) or 3 (floats)."""
+    """One strip of gray; `form` is 1 (unsigned), 2 (signed) or 3 (floats)."""
     short = {258: bits, 259: 1, 262: photometric, 277: 1, 339: form}
     long = {256: WIDTH, 257: HEIGHT, 273: 8, 278: HEIGHT, 279: len(pixels)}
     tags = b"".join(
@@ -87,8 +87,8 @@ class TestOrientation:
             assert result.size == result.image.size == ((64, 48) if orientation < 5 else (48, 64))
             middle = result.image.width // 2, result.image.height // 2
             top, left = result.image.getpixel((middle[0], 3)), result.image.getpixel((3, middle[1]))
-            colours = [names[tuple(int(value > 128) for value in pixel)] for pixel in (top, left)]  # type: ignore
-            assert colours == [tops[orientation], lefts[orientation]]
+            colors = [names[tuple(int(value > 128) for value in pixel)] for pixel in (top, left)]  # type: ignore
+            assert colors == [tops[orientation], lefts[orientation]]
             # As an object, also after a conversion, which keeps the facts of the file; and never twice.
             opened = Image.open(io.BytesIO(content))
             assert shown_size(content) == shown_size(Image.open(io.BytesIO(content))) == result.size
@@ -145,7 +145,7 @@ class TestModes:
         assert np.abs(seen(tiff(12, 1, pixels)) - GREY).max() <= 1
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "LA", "La", "RGBa"])
-    def test_colours_of_every_mode(self, mode: str) -> None:
+    def test_colors_of_every_mode(self, mode: str) -> None:
         image = Image.new("RGB", (6, 4), (200, 40, 90))
         if mode == "LAB":
             to_lab = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
@@ -167,7 +167,7 @@ class TestModes:
 
     @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
     def test_the_first_frame_of_several(self, kind: str) -> None:
-        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+        frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
         how: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
         content = stored(frames[0], kind, save_all=True, append_images=frames[1:], **how)
         assert (seen(content) == [255, 0, 0]).all()
@@ -196,14 +196,14 @@ class TestTransparency:
         for kind, key in (("PNG", index), ("GIF", index), ("PNG", alpha)):
             assert (seen(stored(image, kind, transparency=key)) == wanted).all()
 
-    def test_colour_keys(self) -> None:
+    def test_color_keys(self) -> None:
         key = stored(Image.fromarray(self.HIDDEN), "PNG", transparency=(1, 2, 3))
         assert (seen(key) == BLANK_LEFT).all()
         black = np.where(GREY == 0, 255, GREY)
         assert (seen(stored(Image.fromarray(RAMP), "PNG", transparency=0)) == black).all()
         assert (seen(stored(Image.fromarray(DEEP), "PNG", transparency=0)) == black).all()
         assert (seen(png(16, 2, lines(np.stack([DEEP] * 3, -1)), b"\0" * 6)) == black).all()
-        packed = b"".join(b"\0" + bytes([0b00011011] * 16) for _ in range(HEIGHT))  # grey of two bits: 0 1 2 3 ...
+        packed = b"".join(b"\0" + bytes([0b00011011] * 16) for _ in range(HEIGHT))  # gray of two bits: 0 1 2 3 ...
         assert (seen(png(2, 0, packed, b"\0\1"))[0, :4, 0] == [0, 255, 170, 255]).all()
 
     def test_the_callers_object_stays_as_it_is(self) -> None:

@@ -116,8 +116,8 @@ class TestImages:
             assert taken.max() == 1
             assert len({(thing.color, thing.shape) for thing in scene.things}) == len(scene.things)
 
-    def test_the_object_shows_its_colour(self) -> None:
-        """The mean colour of an object's pixels is nearest to its own name's, in nearly every case."""
+    def test_the_object_shows_its_color(self) -> None:
+        """The mean color of an object's pixels is nearest to its own name's, in nearly every case."""
         right = [
             min(COLORS, key=lambda name: float(((mean - np.array(COLORS[name])) ** 2).sum())) == thing.color
             for scene in drawn(40)
@@ -139,7 +139,7 @@ class TestInside:
         ("shape", "rows"),
         [
             ("square", ["11111111"] * 8),
-            # centre (4, 4): half-side 4; pixel centres within 4 of it
+            # center (4, 4): half-side 4; pixel centers within 4 of it
             (
                 "circle",
                 ["00111100", "01111110", "11111111", "11111111", "11111111", "11111111", "01111110", "00111100"],
@@ -214,7 +214,7 @@ class TestSplits:
         ("arguments", "words"),
         [
             ({"split": "tset"}, ["tset", "train", "val", "test"]),
-            ({"families": ["count", "colour"]}, ["colour", *FAMILIES]),
+            ({"families": ["count", "color"]}, ["color", *FAMILIES]),
             ({"families": []}, ["[]", *FAMILIES]),
             ({"families": ["count", "count"]}, ["count", "once"]),
             ({"limit": 0}, ["limit=0", "at least 1"]),

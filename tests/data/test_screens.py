@@ -108,8 +108,8 @@ class TestShipped:
         data = Screens(split, bare=True)
         for family in POINTING:
             asked = [sample for sample in questions(split) if sample.family == family]
-            centre = sum(data.score(sample, "160 160 160 160") for sample in asked)
-            assert centre < 0.1 * len(asked), family
+            center = sum(data.score(sample, "160 160 160 160") for sample in asked)
+            assert center < 0.1 * len(asked), family
 
     def test_splits_share_no_picture(self) -> None:
         seen: dict[str, str] = {}

@@ -1,11 +1,11 @@
-"""The normalisation and the soft accuracy of VQA."""
+"""The normalization and the soft accuracy of VQA."""
 
 import pytest
 
-from tprl.data.vqa_accuracy import CONTRACTIONS, by_frequency, normalised, normalised_text, soft_accuracy
+from tprl.data.vqa_accuracy import CONTRACTIONS, by_frequency, normalized, normalized_text, soft_accuracy
 
 
-class TestNormalisation:
+class TestNormalization:
     @pytest.mark.parametrize(
         ("answer", "plain"),
         [
@@ -47,7 +47,7 @@ class TestNormalisation:
         ],
     )
     def test_of_vqa(self, answer: str, plain: str) -> None:
-        assert normalised(answer) == plain
+        assert normalized(answer) == plain
 
     @pytest.mark.parametrize(
         ("answer", "plain"),
@@ -62,7 +62,7 @@ class TestNormalisation:
         ],
     )
     def test_of_textvqa(self, answer: str, plain: str) -> None:
-        assert normalised_text(answer) == plain
+        assert normalized_text(answer) == plain
 
     def test_the_table_of_contractions(self) -> None:
         """Without the entries of the released table that have capitals, or change nothing: they never apply."""

@@ -14,7 +14,7 @@ from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.data.screens import Screens
 from tprl.errors import UserError
-from tprl.evaluation.evaluator import Entry, check_cost, check_entries, evaluate, feasible, summarise
+from tprl.evaluation.evaluator import Entry, check_cost, check_entries, evaluate, feasible, summarize
 from tprl.lvlm.llava import Llava
 from tprl.runtime.store import Record
 from tprl.scoring.scorer import Scorer
@@ -68,7 +68,7 @@ def test_a_method_inside_the_model_is_counted_layer_by_layer() -> None:
     lvlm, data = Llava("tiny_llava"), Scenes("test")
     entries = [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,)), entry("fastv"), entry("random")]
     answered = evaluate(Scorer(lvlm, data), data, entries, limit=10)
-    rows = {(row.pruner, row.keep_ratio): row for row in summarise(answered, "m", data) if row.metric == "accuracy"}
+    rows = {(row.pruner, row.keep_ratio): row for row in summarize(answered, "m", data) if row.metric == "accuracy"}
     for ratio in RATIOS[:2]:
         fastv, random = rows["fastv", ratio], rows["random", ratio]
         assert fastv.kept_tokens == pytest.approx(random.kept_tokens, abs=0.5)
@@ -81,7 +81,7 @@ def test_every_family_is_evaluated(name: str) -> None:
     lvlm, data = load_component("model", name, pretrained=None, dtype="float32", max_new_tokens=2), Scenes("test")
     check_cost(lvlm)
     entries = [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,)), entry("random"), entry("divprune")]
-    rows = summarise(evaluate(Scorer(lvlm, data), data, entries, limit=6), name, data)
+    rows = summarize(evaluate(Scorer(lvlm, data), data, entries, limit=6), name, data)
     found = {(row.pruner, row.keep_ratio): row for row in rows if row.metric == "accuracy"}
     assert found["keep_all", 1.0].flops_ratio == 1
     ratios = [found["random", ratio].flops_ratio for ratio in (1 / 2, 0.3333, 0.1111)]
@@ -96,7 +96,7 @@ def test_a_benchmark_that_is_partly_teacher_forced_has_its_own_numbers(tmp_path:
     scorer = Scorer(Llava("tiny_llava"), data)
     answered = evaluate(scorer, data, [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,))])
     assert [one.row.prediction is None for one in answered] == [True, True, False]
-    values = {row.metric: row.value for row in summarise(answered, "m", data)}
+    values = {row.metric: row.value for row in summarize(answered, "m", data)}
     assert values["screens/accuracy"] == pytest.approx(100 * values["accuracy"])
     assert values["screens/accuracy/count"] == pytest.approx(100 * values["accuracy/count"])
 

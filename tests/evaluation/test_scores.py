@@ -8,7 +8,7 @@ import pytest
 
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
-from tprl.evaluation.evaluator import Answered, summarise
+from tprl.evaluation.evaluator import Answered, summarize
 from tprl.evaluation.results import Row, SampleRow, read_results
 from tprl.evaluation.scores import ScoreTable, joined, read_scores, score_table, write_scores
 from tprl.report.study import recompute, write_all
@@ -40,7 +40,7 @@ ARMS = (
 
 def table_of(arms=ARMS) -> tuple[ScoreTable, list[Row]]:
     given = answered(arms)
-    rows = summarise(given, "m", Scenes("val"))
+    rows = summarize(given, "m", Scenes("val"))
     return score_table(given, rows, "tprl"), rows
 
 

@@ -25,7 +25,7 @@ TEMPLATES = {"<image>": USER_ASSISTANT, "<|image_pad|>": CHAT}
 
 
 def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """BPE with merges, learnt from the dataset's questions: words with their space ("metaspace", as Llama's) or bytes
+    """BPE with merges, learned from the dataset's questions: words with their space ("metaspace", as Llama's) or bytes
     with merges ("bytes", as Qwen's)."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     start: list[str] = []

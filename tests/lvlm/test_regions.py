@@ -34,14 +34,14 @@ def test_a_quarter_of_a_cell_counts(x1, on):
     assert _on(_rank((x1, 10, 40, 20))) == on
 
 
-def test_a_tiny_box_lies_on_the_cell_of_its_centre():
+def test_a_tiny_box_lies_on_the_cell_of_its_center():
     assert _on(_rank((11, 31, 12, 32))) == [13]
-    assert _on(_rank((19, 9, 21, 11))) == [6]  # centre on the corner of four cells: the half-open cell owns it
+    assert _on(_rank((19, 9, 21, 11))) == [6]  # center on the corner of four cells: the half-open cell owns it
     assert _on(_rank((39, 39, 41, 41))) == [15]  # at the border of the image
 
 
-def test_rank_is_the_distance_to_the_centre_with_ties_by_index():
-    scores = _rank((0, 0, 40, 30))  # centre (20, 15): the two middle cells of the second row are nearest
+def test_rank_is_the_distance_to_the_center_with_ties_by_index():
+    scores = _rank((0, 0, 40, 30))  # center (20, 15): the two middle cells of the second row are nearest
     third = [1 / 9, 1 / 3.0, 1 / 4.0, 1 / 10]
     rows = [third, [1 / 7, 1.0, 1 / 2, 1 / 8], [1 / 11, 1 / 5.0, 1 / 6.0, 1 / 12], [0.0] * 4]
     torch.testing.assert_close(scores, torch.tensor(rows))

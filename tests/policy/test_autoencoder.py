@@ -17,12 +17,12 @@ def test_it_learns_to_reconstruct_correlated_tokens() -> None:
     torch.manual_seed(0)
     model, train, held_out = Autoencoder(48, code_width=8, hidden=64), correlated(2048, 0), correlated(512, 1)
     model.fit_statistics(train)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     before = model.relative_mse(held_out).item()
     for step in range(300):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model.relative_mse(train[(step * 128) % 2048 :][:128]).backward()
-        optimiser.step()
+        optimizer.step()
     after = model.relative_mse(held_out).item()
     assert before > 0.8
     assert after < 0.1

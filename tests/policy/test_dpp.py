@@ -225,7 +225,7 @@ def test_greedy_map_breaks_ties_by_the_lower_index_and_keeps_exactly_k_alive() -
 def test_cosine_kernel_of_literals() -> None:
     features = torch.tensor([[[3.0, 0.0], [-1.0, 0.0], [1.0, 2.0], [1.0, -2.0], [9.0, 9.0]]])
     mask = torch.tensor([[True, True, True, True, False]])
-    # centred by (1, 0): (2, 0), (-2, 0), (0, 2), (0, -2)
+    # centered by (1, 0): (2, 0), (-2, 0), (0, 2), (0, -2)
     expected = torch.tensor([[1.01, -1, 0, 0], [-1, 1.01, 0, 0], [0, 0, 1.01, -1], [0, 0, -1, 1.01]])
     got = dpp.cosine_kernel(features, mask)[0]
     torch.testing.assert_close(got[:4, :4], expected)

@@ -13,7 +13,7 @@ def close(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Ten
     return all(torch.allclose(x, y, atol=2e-6, rtol=1e-5) for x, y in zip(a, b, strict=True))
 
 
-def test_logits_are_small_at_initialisation_and_values_are_not() -> None:
+def test_logits_are_small_at_initialization_and_values_are_not() -> None:
     x = policy_input((144,) * 8, (10,) * 8)
     torch.manual_seed(0)
     logits, value = PolicyNet(10, 12)(x, x.mask, 0, torch.full((8,), 0.3))

@@ -47,7 +47,7 @@ class TestBuild:
         assert parts.llava.lm_head.out_features == len(tokenizer) == len(vocabulary())
 
     def test_a_patch_knows_its_place_from_the_start(self, parts: TinyLlava) -> None:
-        """Position embeddings of neighbours are alike, of far patches are not; no two are equal."""
+        """Position embeddings of neighbors are alike, of far patches are not; no two are equal."""
         weight = parts.llava.model.vision_tower.embeddings.position_embedding.weight[1:].detach()
         alike = torch.nn.functional.cosine_similarity(weight.unsqueeze(1), weight.unsqueeze(0), dim=-1)
         corner = alike[0].reshape(12, 12)
@@ -70,7 +70,7 @@ class TestFolder:
         assert loaded.keys() == original.keys()
         assert all(torch.equal(loaded[name], original[name]) for name in loaded)
 
-    def test_the_processor_gives_144_image_tokens_and_normalised_pixels(self, saved: tuple[Path, TinyLlava]) -> None:
+    def test_the_processor_gives_144_image_tokens_and_normalized_pixels(self, saved: tuple[Path, TinyLlava]) -> None:
         processor = AutoProcessor.from_pretrained(saved[0])
         picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("t", 0)))
         x = processor(text=PROMPT.format(question="how many objects are there?"), images=picture, return_tensors="pt")

@@ -60,7 +60,7 @@ def test_selector_equals_the_naive_loop(side, k, exact):
 
 
 def test_corners_before_the_middle():
-    # Unit vectors at angles 0, 10, 90, 100, 180 degrees; the third has the farthest nearest neighbour of all but 180.
+    # Unit vectors at angles 0, 10, 90, 100, 180 degrees; the third has the farthest nearest neighbor of all but 180.
     angle = torch.deg2rad(torch.tensor([0.0, 10.0, 90.0, 100.0, 180.0]))
     encoded = toy_encoded([((1, 5),)], width=2)
     embeds = encoded.embeds.clone()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tprl.pruners.grid import centres, grid_table, layout, spread_order, windows
+from tprl.pruners.grid import centers, grid_table, layout, spread_order, windows
 
 GRIDS = [(12, 12), (24, 24), (6, 9), (9, 6), (1, 7), (7, 1), (2, 30), (1, 1), (5, 7)]
 
@@ -41,10 +41,10 @@ def test_every_budget_is_met_exactly(grid):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_centres_are_distinct_ascending_and_inside_their_window(grid):
+def test_centers_are_distinct_ascending_and_inside_their_window(grid):
     n = grid[0] * grid[1]
     for k in range(1, n + 1, max(1, n // 40)):
-        cells, weight = centres(*grid, k), windows(*grid, k)
+        cells, weight = centers(*grid, k), windows(*grid, k)
         assert len(cells) == k
         assert (cells.diff() > 0).all()
         assert (weight.gather(1, cells.unsqueeze(1)) > 0).all()
@@ -73,13 +73,13 @@ def test_uneven_bands_by_hand():
     for window, (r, c) in zip(expected, corners, strict=True):
         window[r : r + 2, c : c + 2] = 1 / 4
     assert torch.equal(windows(4, 4, 5), expected.flatten(1))
-    assert centres(4, 4, 5).tolist() == [5, 7, 12, 14, 15]
+    assert centers(4, 4, 5).tolist() == [5, 7, 12, 14, 15]
 
 
 def test_spread_order_is_farthest_point_order():
     rank = spread_order(5, 5)
     assert sorted(rank.tolist()) == list(range(25))
-    assert rank[12] == 0  # the centre
+    assert rank[12] == 0  # the center
     assert rank.argsort()[:5].tolist() == [12, 0, 4, 20, 24]  # then the corners
     order = spread_order(8, 11).argsort()
     xy = torch.stack([order // 11, order % 11], 1).double()

@@ -74,13 +74,13 @@ def _one_anchor(at: int, grid: tuple[int, int] = (4, 5)) -> Encoded:
         (19, [14, 18, 19]),
     ],
 )
-def test_neighbours_stop_at_the_borders(at, objects):
+def test_neighbors_stop_at_the_borders(at, objects):
     keep = HiPrunePruner(alpha=1.0).select(_one_anchor(at), 6 / 20).keep[0].nonzero().squeeze(1).tolist()
     rest = [v for v in range(19, -1, -1) if v not in objects]
     assert keep == sorted(objects + rest[: 6 - len(objects)])
 
 
-def test_neighbours_stay_in_their_view_and_anchors_are_of_the_whole_image():
+def test_neighbors_stay_in_their_view_and_anchors_are_of_the_whole_image():
     encoded = _one_anchor(7, (1, 20))
     # The same 20 tokens as two crops of 2 x 4 and 3 x 4: token 7 ends the first.
     crops = replace(encoded, grids=((((2, 4), (3, 4)),),))
@@ -94,7 +94,7 @@ def test_neighbours_stay_in_their_view_and_anchors_are_of_the_whole_image():
     assert keep == [0, 1, 2, 3, 10, 13, 14, 15, 18, 19]
 
 
-def test_padding_below_an_image_is_no_neighbour():
+def test_padding_below_an_image_is_no_neighbor():
     encoded = _encoded([((4, 5),), ((12, 12),)])
     encoded.extras["middle_attention"][:, 0] = 1
     _check(encoded, 1 / 2, alpha=1.0)

@@ -47,7 +47,7 @@ def test_the_region_comes_first_in_its_own_order():
     assert _kept(encoded, 4) == [3, 7, 8, 13]
 
 
-def test_the_rest_is_spread_from_the_centre_to_the_corners():
+def test_the_rest_is_spread_from_the_center_to_the_corners():
     assert _kept(_toy({7: 1.0, 8: 0.5}), 5) == [0, 4, 7, 8, 12]
     assert _kept(_toy({12: 1.0}), 4) == [0, 4, 12, 20]  # a spread token that is on the region is not counted twice
 

@@ -31,7 +31,7 @@ def test_grids_equal_the_naive_loop_and_adaptive_average_pooling(side, down, acr
     torch.testing.assert_close(selection.extra, pooled.transpose(1, 2))
 
 
-def test_two_images_are_pooled_apart_and_stand_at_their_windows_centres():
+def test_two_images_are_pooled_apart_and_stand_at_their_windows_centers():
     encoded = toy_encoded([((2, 2), (4, 4)), ((4, 4),)])
     selection = PoolingPruner().select(encoded, 5 / 16)  # 1 of 4 and 5 of 16; 5 of 16
     extra = selection.extra
@@ -55,12 +55,12 @@ def test_two_images_are_pooled_apart_and_stand_at_their_windows_centres():
     assert selection.extra_at[1, :5].tolist() == [5, 7, 12, 14, 15]
 
 
-def test_pooled_tokens_take_their_centres_positions():
+def test_pooled_tokens_take_their_centers_positions():
     encoded = toy_encoded([((12, 12),)])
     prompt = splice(encoded, PoolingPruner().select(encoded, 1 / 9))
     at = encoded.positions[0, 0].gather(0, encoded.visual_at[0])
-    centre = [r * 12 + c for r in (1, 4, 7, 10) for c in (1, 4, 7, 10)]
-    assert prompt.positions[0, 0, prompt.visual[0]].tolist() == at[centre].tolist()
+    center = [r * 12 + c for r in (1, 4, 7, 10) for c in (1, 4, 7, 10)]
+    assert prompt.positions[0, 0, prompt.visual[0]].tolist() == at[center].tolist()
 
 
 def test_dtype_of_the_model_is_kept():

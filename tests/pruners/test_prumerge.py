@@ -123,10 +123,10 @@ def _hand_made(rows: int, columns: int, attention: torch.Tensor) -> Encoded:
     return replace(encoded, project=lambda features: features)
 
 
-def test_weights_are_the_attention_itself_and_kept_tokens_are_neighbours_too():
+def test_weights_are_the_attention_itself_and_kept_tokens_are_neighbors_too():
     c = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.02, 0.03])  # sums to 0.9: the rest of it is on the CLS token
     merged, extra, extra_at, _ = _values(PruMergePruner().select(_hand_made(2, 3, c), 0.5))
-    for i in (1, 3):  # fewer than 33 tokens: all others are neighbours
+    for i in (1, 3):  # fewer than 33 tokens: all others are neighbors
         expected = c.clone()
         expected[i] = 1
         torch.testing.assert_close(merged[0, i], expected)
@@ -135,7 +135,7 @@ def test_weights_are_the_attention_itself_and_kept_tokens_are_neighbours_too():
 
 
 @pytest.mark.parametrize("equal", [False, True])
-def test_thirty_two_neighbours_by_the_angle_of_keys_and_the_first_of_equals(equal):
+def test_thirty_two_neighbors_by_the_angle_of_keys_and_the_first_of_equals(equal):
     c = torch.full((40,), 0.01)
     c[20] = 0.5
     encoded = _hand_made(5, 8, c)

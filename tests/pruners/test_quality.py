@@ -8,7 +8,7 @@ from tests.helpers import toy_encoded
 from tests.pruners.test_cdpruner import _greedy
 
 from tprl.budget import budget, image_rows
-from tprl.pruners.quality import diverse, log_attention, standardise
+from tprl.pruners.quality import diverse, log_attention, standardize
 from tprl.types import Encoded
 
 RATIOS = [1.0, 1 / 3, 1 / 9, 1 / 18]
@@ -48,10 +48,10 @@ def check(pruner, encoded: Encoded, ratio: float, log_q_of) -> None:
 def test_scores_of_rows_with_padding():
     x = torch.tensor([[1.0, 2.0, 3.0, 99.0], [5.0, 5.0, 5.0, 5.0], [7.0, -1.0, -1.0, -1.0]])
     mask = torch.tensor([[True, True, True, False], [True] * 4, [True, False, False, False]])
-    found = standardise(x, mask)
+    found = standardize(x, mask)
     assert found[0].tolist() == pytest.approx([-(1.5**0.5), 0.0, 1.5**0.5, 0.0])
     assert found[1:].tolist() == [[0.0] * 4] * 2
-    assert standardise(torch.full((1, 3), 0.1).double(), torch.ones(1, 3, dtype=torch.bool)).tolist() == [[0.0] * 3]
+    assert standardize(torch.full((1, 3), 0.1).double(), torch.ones(1, 3, dtype=torch.bool)).tolist() == [[0.0] * 3]
 
 
 def test_quality_far_below_the_best_still_fills_the_budget():

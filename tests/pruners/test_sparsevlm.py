@@ -192,7 +192,7 @@ def naive_scores(look: Look, row: int, raters: list[int], plus: bool) -> dict[in
 
 
 def naive_density_peaks(x: Tensor, count: int) -> tuple[list[int], Tensor]:
-    """Centres, in order, and the centroid of each."""
+    """Centers, in order, and the centroid of each."""
     n, width = x.shape
     distance = [[float((x[i] - x[j]).norm()) / width**0.5 for j in range(n)] for i in range(n)]
     density = [math.exp(-sum(sorted(d * d for d in distance[i])[:count]) / count) for i in range(n)]
@@ -200,12 +200,12 @@ def naive_density_peaks(x: Tensor, count: int) -> tuple[list[int], Tensor]:
     for i in range(n):
         denser = [j for j in range(n) if (density[j], -j) > (density[i], -i)]
         value.append(density[i] * min((distance[i][j] for j in denser), default=widest))
-    centres = sorted(sorted(range(n), key=lambda i: -value[i])[:count])
-    groups: dict[int, list[int]] = {centre: [centre] for centre in centres}
+    centers = sorted(sorted(range(n), key=lambda i: -value[i])[:count])
+    groups: dict[int, list[int]] = {center: [center] for center in centers}
     for i in range(n):
-        if i not in centres:
-            groups[min(centres, key=lambda c: distance[i][c])].append(i)
-    return centres, torch.stack([x[groups[centre]].mean(0) for centre in centres])
+        if i not in centers:
+            groups[min(centers, key=lambda c: distance[i][c])].append(i)
+    return centers, torch.stack([x[groups[center]].mean(0) for center in centers])
 
 
 def naive_survivors(
@@ -218,8 +218,8 @@ def naive_survivors(
     if not recycled:
         return keep, [], hidden[:0]
     pool = sorted(order[len(keep) : len(keep) + 3 * (len(mine) - len(keep)) // 10 + 1])
-    centres, centroids = naive_density_peaks(hidden[pool], recycled)
-    columns = [pool[centre] for centre in centres]
+    centers, centroids = naive_density_peaks(hidden[pool], recycled)
+    columns = [pool[center] for center in centers]
     return keep + columns, columns, centroids
 
 
@@ -279,18 +279,18 @@ def test_density_peaks_are_those_of_loops() -> None:
     sizes, counts = [17, 30, 1, 9, 0], [3, 5, 1, 2, 0]
     x = torch.randn(5, 30, 6) * 1.5
     real = torch.arange(30) < torch.tensor(sizes).unsqueeze(1)
-    centre, centroid = density_peaks(x, real, torch.tensor(counts))
+    center, centroid = density_peaks(x, real, torch.tensor(counts))
     for row, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-        assert int(centre[row].sum()) == count
+        assert int(center[row].sum()) == count
         if count:
-            centres, expected = naive_density_peaks(x[row, :size], count)
-            assert centre[row].nonzero().flatten().tolist() == centres
-            assert torch.allclose(centroid[row, centres], expected, atol=1e-6)
+            centers, expected = naive_density_peaks(x[row, :size], count)
+            assert center[row].nonzero().flatten().tolist() == centers
+            assert torch.allclose(centroid[row, centers], expected, atol=1e-6)
 
 
 def test_points_that_are_all_the_same_are_clustered_too() -> None:
-    centre, centroid = density_peaks(torch.ones(1, 12, 4), torch.ones(1, 12, dtype=torch.bool), torch.tensor([2]))
-    assert centre[0].nonzero().flatten().tolist() == [0, 1]  # ties go to the lower index
+    center, centroid = density_peaks(torch.ones(1, 12, 4), torch.ones(1, 12, dtype=torch.bool), torch.tensor([2]))
+    assert center[0].nonzero().flatten().tolist() == [0, 1]  # ties go to the lower index
     assert torch.equal(centroid[0, :2], torch.ones(2, 4))
 
 

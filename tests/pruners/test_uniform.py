@@ -14,7 +14,7 @@ def _picture(keep: torch.Tensor, rows: int, columns: int) -> list[str]:
 @pytest.mark.parametrize(
     ("side", "down", "across"), [(12, 8, 6), (12, 8, 4), (12, 4, 4), (24, 16, 12), (24, 16, 8), (24, 8, 8)]
 )
-def test_a_grid_is_the_cells_under_its_windows_centres(side, down, across):
+def test_a_grid_is_the_cells_under_its_windows_centers(side, down, across):
     expected = []
     for i in range(down):
         for j in range(across):

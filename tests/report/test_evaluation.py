@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 
 def picture(seed: int, side: int = 128) -> Image.Image:
-    """A few coloured blocks on noise: about the worst that PNG meets in this project."""
+    """A few colored blocks on noise: about the worst that PNG meets in this project."""
     rng = np.random.default_rng(seed)
     pixels = rng.normal(128, 25, size=(side, side, 3))
     for _ in range(4):
@@ -114,7 +114,7 @@ def gallery(items: int, panels: int = 4) -> list[GalleryItem]:
 
 def guided() -> Guided:
     keeps = tuple(np.random.default_rng(i).random((12, 16)) < 0.11 for i in range(2))
-    pair = GuidedPair(picture(7), ("What colour is the circle?", "How many squares?"), keeps, ("red", "2"), 0.31)  # type: ignore[arg-type]
+    pair = GuidedPair(picture(7), ("What color is the circle?", "How many squares?"), keeps, ("red", "2"), 0.31)  # type: ignore[arg-type]
     accuracy, shuffled = Interval(0.87, 0.84, 0.9), Interval(0.7, 0.66, 0.73)
     return Guided("tprl", 1 / 9, 0.35, 1 / 9, accuracy, shuffled, [pair], 523, 200)
 
@@ -275,7 +275,7 @@ def test_long_curves_are_thinned_to_means() -> None:
     assert figures._thinned([(1.0, 2.0), (3.0, 5.0)]) == [(1.0, 2.0), (3.0, 5.0)]
 
 
-def test_pruners_differ_in_colour_or_marker_however_many() -> None:
+def test_pruners_differ_in_color_or_marker_however_many() -> None:
     looks = [style[:4] for style in figures.styles([f"new{i}" for i in range(20)]).values()]
     assert len(set(looks)) == len(looks)
 
@@ -314,7 +314,7 @@ def test_the_hint_goes_by_what_the_entries_hold() -> None:
     assert not hinted(4, TableEntry("87.3", bold=True))
 
 
-def test_both_colour_schemes_define_every_colour(text: str) -> None:
+def test_both_color_schemes_define_every_color(text: str) -> None:
     style = text[text.index("<style>") : text.index("</style>")]
     schemes = re.findall(r"(@media screen and \(prefers-color-scheme: dark\) \{\s*)?:root \{(.*?)\}", style, re.DOTALL)
     used = set(re.findall(r"var\((--[a-z0-9]+)\)", text))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tprl.rl.ppo import PPOLoss, explained_variance, normalise, ppo_loss
+from tprl.rl.ppo import PPOLoss, explained_variance, normalize, ppo_loss
 
 
 def logs(*rows: list[float]) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_token_ratios_of_a_table() -> None:
     assert got.kl.item() == pytest.approx(kl, abs=1e-6)
 
 
-def test_the_joint_ratio_is_length_normalised() -> None:
+def test_the_joint_ratio_is_length_normalized() -> None:
     s = table()
     s["new"] = logs([0.8, 0.4, 0.5], [0.55, 1.0, 1.0])
     got = loss_of(s, ratio="joint", value_coef=0.0, entropy_coef=0.0)
@@ -154,18 +154,18 @@ def test_without_a_critic_there_is_no_value_term() -> None:
         loss_of(s | {"advantage": s["new"]}, ratio="joint")
 
 
-def test_normalised_advantages_have_mean_zero_and_deviation_one() -> None:
+def test_normalized_advantages_have_mean_zero_and_deviation_one() -> None:
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)) * 9 + 4
     mask = torch.rand(7, 5, generator=torch.Generator().manual_seed(1)) < 0.5
-    for got in (normalise(x), normalise(x, mask)[mask]):
+    for got in (normalize(x), normalize(x, mask)[mask]):
         assert got.mean().item() == pytest.approx(0, abs=1e-6)
         assert got.std(correction=0).item() == pytest.approx(1, abs=1e-5)
     changed = x.masked_fill(~mask, 1e6)
-    assert torch.equal(normalise(changed, mask), normalise(x, mask))
-    assert not bool(normalise(x, mask)[~mask].any())
-    assert normalise(torch.tensor([3.0])).tolist() == [0.0]
-    assert normalise(torch.tensor([3.0, 3.0])).tolist() == [0.0, 0.0]
-    assert normalise(torch.tensor([3.0]), torch.tensor([False])).tolist() == [0.0]
+    assert torch.equal(normalize(changed, mask), normalize(x, mask))
+    assert not bool(normalize(x, mask)[~mask].any())
+    assert normalize(torch.tensor([3.0])).tolist() == [0.0]
+    assert normalize(torch.tensor([3.0, 3.0])).tolist() == [0.0, 0.0]
+    assert normalize(torch.tensor([3.0]), torch.tensor([False])).tolist() == [0.0]
 
 
 def test_explained_variance_of_literals() -> None:

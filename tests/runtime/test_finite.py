@@ -1,4 +1,4 @@
-"""What is not finite is named with its sample, before an optimiser steps on it."""
+"""What is not finite is named with its sample, before an optimizer steps on it."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ class TestTheSentence:
         fine, bad = torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 1.0], [0.0, torch.inf, 0.0]])
         check_finite({"a": fine, "b": fine}, ["x", "y", "z"], "iteration 3")
         with pytest.raises(
-            UserError, match=r"^iteration 3: reward/b is infinite for sample y; .* before the optimiser"
+            UserError, match=r"^iteration 3: reward/b is infinite for sample y; .* before the optimizer"
         ):
             check_finite({"reward/a": fine, "reward/b": bad}, ["x", "y", "z"], "iteration 3", axis=1)
         with pytest.raises(UserError, match=r"b is infinite for sample y;"):

@@ -80,7 +80,7 @@ STAGES: dict[str, Callable[[], Any]] = {
 
 
 class Report(pl.Callback):
-    """The first gradient that an optimiser sees, the weights and metrics at the end, and what the stage counted."""
+    """The first gradient that an optimizer sees, the weights and metrics at the end, and what the stage counted."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Learning from demonstrations: what is imitated, and that it is learnt."""
+"""Learning from demonstrations: what is imitated, and that it is learned."""
 
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class TestSetLoss:
 
     def test_a_stage_that_learns_nothing_says_so(self, caplog: pytest.LogCaptureFixture) -> None:
         fit(lfd(policy(select="dpp"), lr=0.0, epochs=1))
-        assert "lfd: the policy has learnt nothing from cls_attention" in caplog.text
+        assert "lfd: the policy has learned nothing from cls_attention" in caplog.text
         assert "that of constant logits" in caplog.text
 
     @pytest.mark.parametrize(

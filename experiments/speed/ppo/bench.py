@@ -38,7 +38,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 class Row(NamedTuple):
-    """Medians over the rounds; the ratio's range is over the pairs of neighbours in time."""
+    """Medians over the rounds; the ratio's range is over the pairs of neighbors in time."""
 
     what: str
     lvlm: str

@@ -31,7 +31,7 @@ from tprl.runtime.quoting import in_short, quoted
 from tprl.runtime.run_directory import DONE, FAILED, STARTED
 from tprl.runtime.signals import Stopped, listening
 
-Work = Callable[[DictConfig, Path], float | None]  # what it returns, a sweeper may optimise
+Work = Callable[[DictConfig, Path], float | None]  # what it returns, a sweeper may optimize
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
 COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")  # groups whose yamls describe one object
 LONGEST_NAME = 128  # of a run in W&B

@@ -25,7 +25,7 @@ from tprl.evaluation.compare import compare_runs, write_comparison
 from tprl.evaluation.entries import (
     variants,
 )
-from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, check_entries, summarise
+from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, check_entries, summarize
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.official import Published
 from tprl.evaluation.pictures import looked_at
@@ -125,7 +125,7 @@ def evaluate_entries(
     before = len({one["row"]["uid"] for batch in record.known.values() for one in batch}) // distributed.count()
     with Progress("evaluate", before=before) as tick:
         answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], tick, record)
-    rows = summarise(answered, lvlm.name, dataset)
+    rows = summarize(answered, lvlm.name, dataset)
     measured = about(dataset, answered)
     if distributed.rank():
         return rows

@@ -57,7 +57,7 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
     """Run `cfg.stage` and leave what it makes (for stage=all also the evaluation) in `directory`.
 
     Returns:
-        The number that a sweeper maximises: what the stage calls its `result`; for a chain the mean accuracy of the
+        The number that a sweeper maximizes: what the stage calls its `result`; for a chain the mean accuracy of the
         trained pruner over the keep ratios of the evaluation.
 
     Raises:

@@ -59,7 +59,7 @@ class Benchmark(ABC):
     hub: str
     subset: str | None = None
     splits: ClassVar[Mapping[str, str]] = {}
-    protocol: str  # one line: prompt, normalisation, and what the headline number is
+    protocol: str  # one line: prompt, normalization, and what the headline number is
     headline: str = "accuracy"  # the official number that tables show
     answer_tokens: int = 16  # that an answer usually needs, see `evaluation.lengths`
     answer_columns: ClassVar[tuple[str, ...]] = ()  # where rows have free text as answers, for `answers_in`

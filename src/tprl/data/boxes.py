@@ -94,6 +94,6 @@ def box_text(box: Box, coordinates: str, pixels: tuple[float, float]) -> str:
 
 
 def inside(place: Sequence[float], box: Box) -> bool:
-    """Whether a point, or the centre of a box, is in a box; its edges belong to it."""
+    """Whether a point, or the center of a box, is in a box; its edges belong to it."""
     x, y = place if len(place) == 2 else ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]

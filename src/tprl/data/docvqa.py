@@ -15,7 +15,7 @@ THRESHOLD = 0.5
 
 
 class DocVQA(Benchmark):
-    """Average normalised Levenshtein similarity (ANLS), percent.
+    """Average normalized Levenshtein similarity (ANLS), percent.
 
     Source: "Scene Text Visual Question Answering" (Biten et al., arXiv 1905.13648) defines it, "DocVQA" (Mathew et al.,
     arXiv 2007.00398) uses it. Answers of the test set are not public: "test" is the validation split.

@@ -2,11 +2,11 @@
 
 - An EXIF orientation (all eight) is applied: width, height and boxes are of the upright picture.
 - Of several frames (GIF, TIFF, WebP, APNG) the first is read; an object keeps the frame it is at.
-- Transparent pixels are composited over white: alpha channels, palettes and colour keys.
+- Transparent pixels are composited over white: alpha channels, palettes and color keys.
 - 16 bits a channel are scaled to 8, other depths of TIFF by their number of bits, never clipped.
 - Modes I and F say nothing about their range: values within 0..1 (F alone) are read as fractions,
   within 0..255 as 8 bits, within 0..65535 as 16 bits. Other values are refused.
-- Colour profiles are not applied, as in `transformers` and `datasets`.
+- Color profiles are not applied, as in `transformers` and `datasets`.
 """
 
 import base64
@@ -42,7 +42,7 @@ UPRIGHT = {
 SIDEWAYS = range(5, 9)  # orientations that swap width and height
 WIDTH, HEIGHT, BITS, PHOTOMETRIC = 256, 257, 258, 262  # TIFF tags
 WHITE_IS_ZERO = 0  # a value of the last
-KEYS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies grey values of so few bits by, but not colour keys
+KEYS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies gray values of so few bits by, but not color keys
 BASE64 = re.compile(r"data:|iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK")  # how images begin as text
 KINDS = (  # what is no image for Pillow, by its first bytes
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer; fetch the file with `git lfs pull`"),
@@ -294,7 +294,7 @@ def _over_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def _with_key(picture: Image.Image, rawmode: str) -> Image.Image:
-    """The picture with its transparent colour in units of the loaded pixels: Pillow has it in those of the file."""
+    """The picture with its transparent color in units of the loaded pixels: Pillow has it in those of the file."""
     key = picture.info.get("transparency")
     if rawmode in KEYS and picture.mode != "P" and isinstance(key, int):
         key *= KEYS[rawmode]
@@ -308,13 +308,13 @@ def _with_key(picture: Image.Image, rawmode: str) -> Image.Image:
 
 
 def _from_numbers(picture: Image.Image, stored: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, or of no known depth."""
+    """Gray of more than 8 bits, or of no known depth."""
     values: NDArray[Any] = np.asarray(picture)  # in the mode's byte order
     tags: Mapping[int, Any] = getattr(stored, "tag_v2", {}) or {}
-    grey = _grey(values, _depth(picture.mode, stored, tags))
+    gray = _gray(values, _depth(picture.mode, stored, tags))
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        grey = 255 - grey
-    opened = Image.fromarray(grey, "L").convert("RGB")
+        gray = 255 - gray
+    opened = Image.fromarray(gray, "L").convert("RGB")
     key = stored.info.get("transparency")
     if not isinstance(key, int) or picture.mode == "F":
         return opened
@@ -331,7 +331,7 @@ def _depth(mode: str, stored: Image.Image, tags: Mapping[int, Any]) -> int | Non
     return 65535 if mode == "I" and stored.format in ("PNG", "PPM") else None
 
 
-def _grey(values: NDArray[Any], white: int | None) -> NDArray[np.uint8]:
+def _gray(values: NDArray[Any], white: int | None) -> NDArray[np.uint8]:
     """[H W] of numbers up to `white` -> 0..255."""
     low, high = float(values.min()), float(values.max())  # nan where one is
     if not (np.isfinite(low) and np.isfinite(high)):

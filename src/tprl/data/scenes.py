@@ -1,4 +1,4 @@
-"""`scenes`: CLEVR-style questions about coloured shapes on a noisy background, drawn from a seed and an index.
+"""`scenes`: CLEVR-style questions about colored shapes on a noisy background, drawn from a seed and an index.
 
 Every image shows 3-6 objects. Each image is asked five questions, one per family: attribute, existence (hard
 negatives), count, relation, grounding. Only integer and IEEE-exact operations touch the pixels, so the same
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Thing(NamedTuple):
-    """One object of a scene: centre and half-side in pixels."""
+    """One object of a scene: center and half-side in pixels."""
 
     color: str
     shape: str
@@ -102,10 +102,10 @@ class Scene(NamedTuple):
 
 
 def draw_scene(*key: object) -> Scene:
-    """Objects of the scene with this key: 3-6, no two alike in (colour, shape), at least 3 pixels apart."""
+    """Objects of the scene with this key: 3-6, no two alike in (color, shape), at least 3 pixels apart."""
     stream = Stream("things", *key)
     wanted = stream.integer(3, 6)
-    palette = stream.shuffled(list(COLORS))[: stream.integer(3, 4)]  # few colours, so that counts exceed one
+    palette = stream.shuffled(list(COLORS))[: stream.integer(3, 4)]  # few colors, so that counts exceed one
     looks = stream.shuffled([(color, shape) for color in palette for shape in SHAPES])
     things: list[Thing] = []
     while len(things) < wanted:
@@ -121,7 +121,7 @@ def draw_scene(*key: object) -> Scene:
 
 
 def pixels_inside(thing: Thing) -> np.ndarray:
-    """[SIDE SIDE] True on the pixels of an object; doubled integer coordinates, pixel centres."""
+    """[SIDE SIDE] True on the pixels of an object; doubled integer coordinates, pixel centers."""
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     dx, dy, h = np.abs(2 * x + 1 - 2 * thing.x), 2 * y + 1 - 2 * thing.y, 2 * thing.half
     match thing.shape:
@@ -164,7 +164,7 @@ def pose_question(scene: Scene, family: str, stream: Stream) -> Question:
 
 
 def describe(scene: Scene) -> str:
-    """Every object with its box, in raster order of the centres: the caption that teaches to read visual tokens."""
+    """Every object with its box, in raster order of the centers: the caption that teaches to read visual tokens."""
     ordered = sorted(scene.things, key=lambda t: (t.y, t.x))
     return " , ".join(f"{t.size} {t.color} {t.shape} {corners_text(t.box)}" for t in ordered)
 
@@ -204,7 +204,7 @@ def _attribute(things: Sequence[Thing], stream: Stream) -> Question:
 
 def _existence(things: Sequence[Thing], stream: Stream) -> Question:
     looks = {(o.color, o.shape) for o in things}
-    # Hard negatives: the colour is there and the shape is there, but not together.
+    # Hard negatives: the color is there and the shape is there, but not together.
     absent = [(o.color, p.shape) for o in things for p in things if (o.color, p.shape) not in looks]
     if absent and stream.integer(0, 1):
         color, shape = stream.choice(sorted(set(absent)))

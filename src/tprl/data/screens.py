@@ -36,7 +36,7 @@ READ = "{instruction}\nAnswer with one or two words from the screen, a number, y
 class Screens(Grounding):
     """Accuracy over all questions, per family, of clicks and of reading; and mean IoU of the boxes; percent.
 
-    A click is right if the point of an answer, or the centre of its box, is in the true box, edges
+    A click is right if the point of an answer, or the center of its box, is in the true box, edges
     included (as in ScreenSpot). A read answer is right if it is the true one, up to case, outer
     spaces, quotes and a final period. Pictures are 320 x 320 pixels; questions about one share the
     image part of their uid.
@@ -62,7 +62,7 @@ class Screens(Grounding):
     hub = ""
     splits: ClassVar = {name: name for name in ("train", "val", "test", "final", "real")}
     protocol = (
-        "screens: clicks (the centre of the box, or the point, must be in the true box) and exact short answers (case, "
+        "screens: clicks (the center of the box, or the point, must be in the true box) and exact short answers (case, "
         "outer spaces, quotes and a final period ignored)"
     )
     answer_tokens = 64

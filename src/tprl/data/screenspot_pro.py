@@ -25,7 +25,7 @@ class ScreenSpotPro(Grounding):
     """Click accuracy, over all questions, per type of element and per group of programs; and mean IoU; percent.
 
     Source: "ScreenSpot-Pro: GUI Grounding for Professional High-Resolution Computer Use" (Li et al., arXiv 2504.07981)
-    and its released evaluation: an answer is right if its point, or the centre of its box, is in the true box, edges
+    and its released evaluation: an answer is right if its point, or the center of its box, is in the true box, edges
     included. We ask for a box, since the reward and the mean IoU need one; a point has an IoU of 0. The released
     evaluation asks every model in its own words, some for points, so its numbers are not those of this prompt.
 
@@ -37,7 +37,7 @@ class ScreenSpotPro(Grounding):
     hub = "lmms-lab/ScreenSpot-Pro"
     splits: ClassVar = {"test": "train"}  # the only split there
     protocol = (
-        "ScreenSpot-Pro click accuracy, asked for one box: its centre, or the answer's point, must be in the true box"
+        "ScreenSpot-Pro click accuracy, asked for one box: its center, or the answer's point, must be in the true box"
     )
 
     def read(self, source: str, split: str) -> Table:

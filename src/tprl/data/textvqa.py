@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from tprl.data.benchmark import Benchmark, text_of, texts_of
 from tprl.data.tables import Table, column
-from tprl.data.vqa_accuracy import by_frequency, normalised_text, soft_accuracy
+from tprl.data.vqa_accuracy import by_frequency, normalized_text, soft_accuracy
 from tprl.seeding import stable_seed
 from tprl.types import Sample
 
@@ -17,8 +17,8 @@ HELD_OUT = 20  # one in so many training images is for validation
 class TextVQA(Benchmark):
     """VQA accuracy, percent, with or without the words that an OCR system has read in the prompt.
 
-    Source: "Towards VQA Models That Can Read" (Singh et al., arXiv 1904.08920), normalised as LLaVA does (see
-    `vqa_accuracy.normalised_text`). LLaVA-1.5's published number is with hints, most later papers' without: the two
+    Source: "Towards VQA Models That Can Read" (Singh et al., arXiv 1904.08920), normalized as LLaVA does (see
+    `vqa_accuracy.normalized_text`). LLaVA-1.5's published number is with hints, most later papers' without: the two
     differ by ten points. "test" is the validation split, as usual; "val" is one in twenty training images.
 
     Args:
@@ -64,4 +64,4 @@ class TextVQA(Benchmark):
         return by_frequency(texts_of(row["answers"]))
 
     def score(self, sample: Sample, prediction: str) -> float:
-        return soft_accuracy(normalised_text(prediction), [normalised_text(answer) for answer in sample.answers])
+        return soft_accuracy(normalized_text(prediction), [normalized_text(answer) for answer in sample.answers])

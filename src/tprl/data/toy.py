@@ -17,12 +17,12 @@ from tprl.types import Box, Sample
 KINDS = ("apple", "book", "chair", "drum", "eagle", "flute")
 VALUES = ("one", "two", "three", "four")
 ROWS, COLUMNS, CELL = 4, 6, 8
-STEP = 40  # between neighbouring kinds and values in a colour channel
+STEP = 40  # between neighboring kinds and values in a color channel
 SPLITS = {"train": 60_000, "val": 600, "test": 1_200}  # questions
 
 
 class ToyCell(NamedTuple):
-    """What a colour says: index of the kind and of its value, -1 where the cell is noise; `shade` only varies."""
+    """What a color says: index of the kind and of its value, -1 where the cell is noise; `shade` only varies."""
 
     kind: int
     value: int
@@ -83,8 +83,8 @@ def cell_box(index: int) -> Box:
 
 def read_cells(image: Image.Image) -> list[ToyCell]:
     """The cells of a picture in raster order, from its pixels."""
-    colours = np.asarray(image)[CELL // 2 :: CELL, CELL // 2 :: CELL].reshape(-1, 3).tolist()
-    return [ToyCell(r // STEP - 1, g // STEP - 1, b) for r, g, b in colours]
+    colors = np.asarray(image)[CELL // 2 :: CELL, CELL // 2 :: CELL].reshape(-1, 3).tolist()
+    return [ToyCell(r // STEP - 1, g // STEP - 1, b) for r, g, b in colors]
 
 
 @lru_cache(maxsize=256)
@@ -93,6 +93,6 @@ def _picture(key: str) -> tuple[Image.Image, list[ToyCell]]:
     cells = [ToyCell(kind, draw.randrange(len(VALUES)), draw.randrange(256)) for kind in range(len(KINDS))]
     cells += [ToyCell(-1, -1, draw.randrange(256)) for _ in range(ROWS * COLUMNS - len(KINDS))]
     draw.shuffle(cells)
-    colours = [((c.kind + 1) * STEP, (c.value + 1) * STEP, c.shade) for c in cells]
-    grid = np.array(colours, dtype=np.uint8).reshape(ROWS, COLUMNS, 3)
+    colors = [((c.kind + 1) * STEP, (c.value + 1) * STEP, c.shade) for c in cells]
+    grid = np.array(colors, dtype=np.uint8).reshape(ROWS, COLUMNS, 3)
     return Image.fromarray(grid.repeat(CELL, 0).repeat(CELL, 1)), cells

@@ -1,4 +1,4 @@
-"""Soft accuracy of VQA, where ten people answered every question, and the normalisation before comparing."""
+"""Soft accuracy of VQA, where ten people answered every question, and the normalization before comparing."""
 
 import re
 from collections import Counter
@@ -29,7 +29,7 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 
 
-def normalised(answer: str) -> str:
+def normalized(answer: str) -> str:
     """An answer as VQA compares it.
 
     Source: the released evaluation of "VQA: Visual Question Answering" (Antol et al., arXiv 1505.00468), with its
@@ -47,13 +47,13 @@ def normalised(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def normalised_text(answer: str) -> str:
+def normalized_text(answer: str) -> str:
     """An answer as TextVQA compares it: commas and question marks go first, and 's is a word.
 
     Source: the evaluation of "Iterative Answer Prediction with Pointer-Augmented Multimodal Transformers for TextVQA"
     (Hu et al., arXiv 1911.06258), which LLaVA uses.
     """
-    return normalised(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
+    return normalized(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 
 def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tprl.data.benchmark import BadRow, Benchmark, text_of, texts_of
 from tprl.data.values import several
-from tprl.data.vqa_accuracy import by_frequency, normalised, soft_accuracy
+from tprl.data.vqa_accuracy import by_frequency, normalized, soft_accuracy
 from tprl.types import Sample
 
 PROMPT = "{question}\nAnswer the question using a single word or phrase."
@@ -20,7 +20,7 @@ class VQAv2(Benchmark):
 
     Source: "Making the V in VQA Matter" (Goyal et al., arXiv 1612.00837) and its released evaluation. That script
     compares unchanged text where all ten people agree, and where they do not it takes only punctuation from their
-    answers (numbers and articles from the given one alone). Here both sides are normalised in full always, so an
+    answers (numbers and articles from the given one alone). Here both sides are normalized in full always, so an
     answer "the cat" that people gave with its article counts here and not there. Answers of the test sets are not
     public: "test" is the validation split, and the numbers of papers on test-dev are others.
     """
@@ -29,7 +29,7 @@ class VQAv2(Benchmark):
     hub = "lmms-lab/VQAv2"
     splits: ClassVar = {"test": "validation"}
     answer_columns = ("answers",)
-    protocol = "VQAv2 accuracy on validation: min(1, matches/3) over 10 leave-one-out subsets, official normalisation"
+    protocol = "VQAv2 accuracy on validation: min(1, matches/3) over 10 leave-one-out subsets, official normalization"
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         if row["answer_type"] not in TYPES:
@@ -46,7 +46,7 @@ class VQAv2(Benchmark):
         return by_frequency([text for person in people for text in texts_of("" if person is None else person)])
 
     def score(self, sample: Sample, prediction: str) -> float:
-        return soft_accuracy(normalised(prediction), [normalised(answer) for answer in sample.answers])
+        return soft_accuracy(normalized(prediction), [normalized(answer) for answer in sample.answers])
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each type of answer: score, asked."""

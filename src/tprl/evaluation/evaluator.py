@@ -267,7 +267,7 @@ def _answer(
     return out
 
 
-def summarise(answered: Sequence[Answered], model: str, dataset: Dataset) -> list[Row]:
+def summarize(answered: Sequence[Answered], model: str, dataset: Dataset) -> list[Row]:
     """Tidy rows: accuracy (the mean score), accuracy per family, mean IoU, and the numbers that the benchmark publishes
     as <dataset>/<name>, each with a 95 % bootstrap interval over images."""
     groups: dict[tuple[str, int, float | None], list[Answered]] = defaultdict(list)

@@ -263,7 +263,7 @@ def accuracy_table(
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None, metric: str = "accuracy") -> None:
-    """Print the table and, under it, what the FLOPs count; ASCII without colours or wrapping when not on a terminal."""
+    """Print the table and, under it, what the FLOPs count; ASCII without colors or wrapping when not on a terminal."""
     console = console or Console()
     plain = not console.is_terminal
     make = functools.partial(accuracy_table, rows, metric, plain)
@@ -275,7 +275,7 @@ def print_in_parts(
     make: Callable[[Sequence[float | None]], Table], columns: Sequence[float | None], console: Console
 ) -> None:
     """Print the table that `make` gives for some columns, in parts where the terminal is too narrow for all of them.
-    What is no terminal has room for everything, and gets neither colours nor wrapped lines."""
+    What is no terminal has room for everything, and gets neither colors nor wrapped lines."""
     if not console.is_terminal:
         console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
     unbound = console.options.update_width(10_000)

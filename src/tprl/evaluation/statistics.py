@@ -40,7 +40,7 @@ def interval(
 ) -> Interval:
     """Mean of `values` with a cluster-bootstrap percentile interval, or with that of `over_seeds` for several seeds.
 
-    Whole clusters are drawn with replacement, as many as there are (Field and Welsh 2007, "randomised cluster
+    Whole clusters are drawn with replacement, as many as there are (Field and Welsh 2007, "randomized cluster
     bootstrap"); the mean is over samples, so large clusters weigh more. The result depends on the pairs (value,
     cluster) and the seed only, not on their order. Where all values agree the interval has no width: that is what
     the bootstrap knows, not certainty; for 0/1 scores see `open_side`.
@@ -121,7 +121,7 @@ def paired_interval(
 def over_seeds(arms: Sequence[Floats], clusters: Sequence[str], level: float = 0.95) -> PairedInterval:
     """Mean of an arm, or of the first minus the second, with an interval that speaks of training again.
 
-    Seeds and images are crossed random effects: the variance of the mean is that of images (linearised for clusters of
+    Seeds and images are crossed random effects: the variance of the mean is that of images (linearized for clusters of
     unequal sizes), plus for each arm that of its seeds' means over S, less what of it is the noise of questions and
     already counted with the images (never below 0). Searle, Casella and McCulloch 1992, "Variance components", chapter
     4. The quantile is the mean of Student's t of these parts' degrees of freedom, weighted by their variances (Cochran

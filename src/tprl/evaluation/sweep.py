@@ -148,7 +148,7 @@ def _differs(jobs: Sequence[Job], key: str) -> bool:
     return len({job.settings.get(key) for job in jobs}) > 1
 
 
-def summarise_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
+def summarize_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
     """Every metric of a table over training seeds."""
     groups: dict[tuple[str, float | None, str], list[Row]] = defaultdict(list)
     for row in rows:

@@ -22,7 +22,7 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("FLOPs relative to all tokens", axis=RATIO, regex=r"^eval/[^/]+/(seed\d+/)?flops_ratio$"),
         Chart("tokens kept", axis=RATIO, regex=r"^eval/[^/]+/(seed\d+/)?kept_tokens$"),
     ),
-    "PPO: what is learnt": (
+    "PPO: what is learned": (
         Chart("accuracy: served on validation, sampled in training", ("ppo/served", "ppo/sampled")),
         Chart("log-probability of the answer", ("ppo/served/log_prob", "ppo/sampled_log_prob")),
         Chart("reward: the terms and their sum", regex="^reward/"),
@@ -70,7 +70,7 @@ def dashboard_report(entity: str, project: str) -> Any:
     _, wr = _library()
     about = {
         "Frontier": "Every pruner over the kept fraction of the visual tokens; the table eval/results holds intervals.",
-        "PPO: what is learnt": "What inference would score, beside what the sampled episodes score.",
+        "PPO: what is learned": "What inference would score, beside what the sampled episodes score.",
         "PPO: is it healthy?": "Healthy ranges of every number are in docs/metrics.md.",
         "Speed": "Of PPO's iterations; validation is left out.",
         "Before PPO": "Stages count their own samples, from 0.",

@@ -30,7 +30,7 @@ class QuestionFinder:
     """Finds the user's words of the last user turn of a prompt with an image: before, between or
     after its images, template words and placeholders excluded.
 
-    What the template writes around a question is learnt by rendering it with different questions,
+    What the template writes around a question is learned by rendering it with different questions,
     answers and system texts, and looking at which token ids stay the same; any chat template that
     can be rendered will do. A warning says once where a prompt is not written as the template
     does, and once where it has no question.

@@ -17,8 +17,8 @@ def region_rank(
     """How central each visual token is to its sample's region; 0 off the region.
 
     A token is a cell of the grid (rows, columns) stretched over the original image. It lies on a box if the box covers
-    at least a quarter of the cell, or if the cell holds the box's centre. The tokens on a box are ranked by the
-    distance of their cell's centre to the box's centre, in pixels (ties by lower index), and score 1 / (1 + rank); on
+    at least a quarter of the cell, or if the cell holds the box's center. The tokens on a box are ranked by the
+    distance of their cell's center to the box's center, in pixels (ties by lower index), and score 1 / (1 + rank); on
     several boxes the best of the scores counts. So the top tokens alternate among the boxes, however large these are.
 
     Args:
@@ -43,9 +43,9 @@ def _box_rank(box: Box, size: tuple[int, int], rows: int, columns: int) -> Float
     """1 / (1 + rank) on the cells that lie on one box; `size` is (width, height) of the image in pixels."""
     x, y = _edges(size[0], columns), _edges(size[1], rows)
     on = (_covered(y, box[1], box[3]).unsqueeze(1) * _covered(x, box[0], box[2])).flatten() >= MEANINGFUL_SHARE
-    centre_x, centre_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    on |= (_holds(y, centre_y).unsqueeze(1) & _holds(x, centre_x)).flatten()
-    off_x, off_y = (x[:-1] + x[1:]) / 2 - centre_x, (y[:-1] + y[1:]) / 2 - centre_y
+    center_x, center_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    on |= (_holds(y, center_y).unsqueeze(1) & _holds(x, center_x)).flatten()
+    off_x, off_y = (x[:-1] + x[1:]) / 2 - center_x, (y[:-1] + y[1:]) / 2 - center_y
     distance = (off_y.square().unsqueeze(1) + off_x.square()).flatten().masked_fill(~on, torch.inf)
     rank = distance.argsort(stable=True).argsort()
     return torch.where(on, 1 / (1 + rank), 0.0)

@@ -105,7 +105,7 @@ def act(
         features: what two tokens are alike in, kinds "dpp" and "sequential" only (see `dpp.unit_features`).
         action: the action to evaluate: a mask, or for "sequential" the place of every token in the order of drawing,
             from 1 on, 0 where it was not drawn. With an axis G: several actions of the same state, which share one
-            normaliser (for a DPP: one eigendecomposition).
+            normalizer (for a DPP: one eigendecomposition).
         noise: uniforms in [0, 1) to sample with, at least `noise_width` of them; the same axis G.
 
     Returns:
@@ -215,8 +215,8 @@ def _subset(
         action = dpp.sample_subset(law, noise)
     _check_count(action, alive, k)
     chosen = (_like(scores.double(), action) * action).sum(-1)
-    normaliser = dpp.log_normaliser(law).reshape(-1, *[1] * (chosen.ndim - 1))
-    return action, chosen - normaliser, dpp.subset_entropy(law) / k.clamp(min=1)
+    normalizer = dpp.log_normalizer(law).reshape(-1, *[1] * (chosen.ndim - 1))
+    return action, chosen - normalizer, dpp.subset_entropy(law) / k.clamp(min=1)
 
 
 def _kdpp(

@@ -12,7 +12,7 @@ from tprl.errors import UserError
 class Autoencoder(nn.Module):
     """in_width -> hidden -> LayerNorm, GELU -> code_width, and mirrored back. Codes feed the policy only.
 
-    Inputs are standardised per feature by stored statistics, because projected tokens have a few features of huge
+    Inputs are standardized per feature by stored statistics, because projected tokens have a few features of huge
     variance that would own a plain MSE. `relative_mse` is therefore the fraction of variance that is lost: 1 for a
     decoder that always answers the mean.
 
@@ -48,7 +48,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, tokens: Float[Tensor, "*N D"]) -> Float[Tensor, "*N Z"]:
         """Codes of raw tokens."""
-        return self.encoder(self._standardise(tokens))
+        return self.encoder(self._standardize(tokens))
 
     def decode(self, codes: Float[Tensor, "*N Z"]) -> Float[Tensor, "*N D"]:
         """Tokens in their original scale."""
@@ -59,11 +59,11 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(tokens))
 
     def relative_mse(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-        """Mean squared error of the standardised features: the training loss. Pass valid tokens only."""
-        target = self._standardise(tokens)
+        """Mean squared error of the standardized features: the training loss. Pass valid tokens only."""
+        target = self._standardize(tokens)
         return cast(Tensor, (self.decoder(self.encoder(target)) - target).square().mean())
 
-    def _standardise(self, tokens: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+    def _standardize(self, tokens: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         return (tokens.to(self.mean.dtype) - self.mean) / self.std
 
 

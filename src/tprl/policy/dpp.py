@@ -4,7 +4,7 @@ gradient ever divided by another.
 Both need e_k(w), the elementary symmetric polynomial: the sum over all k-subsets of the product of their weights.
 With p_i = w_i c / (1 + w_i c) for any c > 0, e_k(w) = P(S = k) * prod(1 + w_i c) / c^k, where S is the number of
 successes of independent Bernoulli(p_i). Choosing c so that E[S] is about k makes P(S = k) large, every number stays
-in [0, 1], and all terms are positive: nothing overflows and nothing cancels. P(S = .) of neighbouring groups of
+in [0, 1], and all terms are positive: nothing overflows and nothing cancels. P(S = .) of neighboring groups of
 items is merged in a binary tree (log2 V steps), and walking down the same tree samples a subset exactly.
 
 `*G` in a shape: optional axes of several subsets drawn from the same weights (one decomposition serves them all).
@@ -29,7 +29,7 @@ class SubsetLaw(NamedTuple):
     log_odds: Float64[Tensor, "B V"]  # log w + log c
     tilt: Float64[Tensor, " B"]  # log c
     k: Int[Tensor, " B"]
-    levels: list[Tensor]  # levels[l]: [B, ceil(V / 2^l), .], law of the number of successes in 2^l neighbours
+    levels: list[Tensor]  # levels[l]: [B, ceil(V / 2^l), .], law of the number of successes in 2^l neighbors
 
 
 def subset_law(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> SubsetLaw:
@@ -55,10 +55,10 @@ def log_elementary(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> Float[T
 
     Differentiable: the gradient is each item's inclusion probability.
     """
-    return log_normaliser(subset_law(log_w, k)).to(log_w.dtype)
+    return log_normalizer(subset_law(log_w, k)).to(log_w.dtype)
 
 
-def log_normaliser(law: SubsetLaw) -> Float64[Tensor, " B"]:
+def log_normalizer(law: SubsetLaw) -> Float64[Tensor, " B"]:
     """log e_k of the (untilted) weights."""
     return _at_k(law.levels[-1], law.k).log() - _log_q(law).sum(1) - law.k * law.tilt
 
@@ -148,7 +148,7 @@ def kdpp_log_prob(law: KDPP, action: Bool[Tensor, "B *G V"]) -> Float64[Tensor, 
     eye = torch.eye(order.shape[2], dtype=minor.dtype, device=minor.device)
     minor = torch.where(used.unsqueeze(2) & used.unsqueeze(3), minor, eye)
     log_det = torch.linalg.slogdet(minor).logabsdet + 2 * (flat * law.log_q.unsqueeze(1)).sum(-1)
-    return (log_det - log_normaliser(law.spectrum).unsqueeze(1)).reshape(action.shape[:-1])
+    return (log_det - log_normalizer(law.spectrum).unsqueeze(1)).reshape(action.shape[:-1])
 
 
 def sample_kdpp(law: KDPP, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor, "B *G V"]:
@@ -198,7 +198,7 @@ def log_quality(
 
 
 def greedy_map(kernel: Float[Tensor, "B V V"], alive: Bool[Tensor, "B V"], k: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-    """k items that greedily maximise det(L_Y), exactly min(k, alive); ties go to the lower index.
+    """k items that greedily maximize det(L_Y), exactly min(k, alive); ties go to the lower index.
 
     The incremental Cholesky of Chen et al. 2018 (Fast greedy MAP inference for DPPs, algorithm 1), batched: a loop
     over steps, none over samples. Where the kernel's rank is exhausted, the largest diagonal entries fill up.
@@ -258,7 +258,7 @@ def _tilt(log_w: Tensor, dead: Tensor, k: Tensor) -> Tensor:
 
 
 def _pairs(table: Tensor, neutral: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Left and right halves of neighbouring groups; a missing last one has no items, so never a success."""
+    """Left and right halves of neighboring groups; a missing last one has no items, so never a success."""
     if table.shape[1] % 2:
         empty = torch.zeros_like(table[:, :1])
         empty[..., 0] = neutral

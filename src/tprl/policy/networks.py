@@ -16,7 +16,7 @@ class PolicyInput(NamedTuple):
     """All that the policy sees of a batch; it stays the same over the pruning steps of an episode."""
 
     codes: Float[Tensor, "B V Z"]
-    xy: Float[Tensor, "B V 2"]  # centre of each token in its image, (x, y) as fractions in [0, 1]
+    xy: Float[Tensor, "B V 2"]  # center of each token in its image, (x, y) as fractions in [0, 1]
     mask: Bool[Tensor, "B V"]  # False on padded visual tokens
     query: Float[Tensor, "B Q D"]
     query_mask: Bool[Tensor, "B Q"]
@@ -51,7 +51,7 @@ class PolicyNet(nn.Module):
     A pre-norm GELU transformer encoder without dropout (rollout and update must see the same network), a residual
     MLP per token for the logit, and a residual MLP on the mean over alive tokens for the value. Step and keep ratio
     are added to every token, because the horizon is finite and one policy serves all ratios. Codes and query are
-    layer-normalised first: their scale depends on the LVLM. Dead tokens are left out, not only masked, so that later
+    layer-normalized first: their scale depends on the LVLM. Dead tokens are left out, not only masked, so that later
     steps cost less.
 
     Args:
@@ -99,7 +99,7 @@ class PolicyNet(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
         self.policy_head = Head(width)
         self.value_head = Head(width)
-        self._initialise()
+        self._initialize()
         self.budget_head: nn.Module | None = None
         if budgets:
             self.add_budget_head(budgets)
@@ -183,7 +183,7 @@ class PolicyNet(nn.Module):
             return words + order_code((mask.cumsum(1) - 1).clamp(min=0), self.width).to(words.dtype), mask
         return _mean(words, mask).unsqueeze(1), mask.new_ones(len(mask), 1)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.orthogonal_(module.weight, math.sqrt(2))

@@ -1,7 +1,7 @@
 """Where the embedded LVLM is told to look while stage `pretrain` teaches it.
 
 The matching of words with tokens is found late when only the answer rewards it. Without any of this the families of
-questions stayed at chance for 1,300 steps; without the words colours were still confused after 6,000; without the way
+questions stayed at chance for 1,300 steps; without the words colors were still confused after 6,000; without the way
 to count, the share of object tokens was taken for the number of objects, which deceives the model under every pruner
 that keeps objects.
 """
@@ -23,7 +23,7 @@ SINK = 3.0  # weight of the start of the sequence while counting, in objects; 1 
 class Looking:
     """Aims for half of the heads of two layers of the language model; the other half is free.
 
-    Lower layer: a visual token looks at the first kept token of its own object. Upper layer: a word for a colour, a
+    Lower layer: a visual token looks at the first kept token of its own object. Upper layer: a word for a color, a
     shape or a size looks at the tokens that have it, and whatever predicts a word of an answer at the objects that
     decide it. To count n objects it looks at the first token of each with weight 1 / (n + SINK), and with the rest at
     the start of the sequence: n can be read off linearly.

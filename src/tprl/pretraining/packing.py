@@ -29,7 +29,7 @@ class Pack(NamedTuple):
     shape: Int[Tensor, "B N"]
     size: Int[Tensor, "B N"]
     box: Int[Tensor, "B N 4"]  # pixels; IGNORE on background
-    present: Float[Tensor, "B L"]  # which (colour, shape) looks are in the image
+    present: Float[Tensor, "B L"]  # which (color, shape) looks are in the image
     caption: Int[Tensor, "B W"]  # for the contrastive text tower, right-padded
     text: Int[Tensor, "B C"]
     segment: Int[Tensor, "B C"]  # 0 = padding

@@ -35,7 +35,7 @@ class Pretrain(Stage):
 
     Args:
         parts: freshly built models.
-        vision_steps, language_steps: optimiser steps of the two phases.
+        vision_steps, language_steps: optimizer steps of the two phases.
         vision_batch, language_batch: images per step.
         caption_steps: the first steps of the language phase, in which every image is also described.
         lr_vision, lr_language: peak learning rates (AdamW, warm-up then cosine, per phase).
@@ -147,7 +147,7 @@ class Pretrain(Stage):
         workers = {"num_workers": h["workers"], "worker_init_fn": signals.ignore}
         return DataLoader(stream, batch_size=None, prefetch_factor=4 if h["workers"] else None, **workers)
 
-    # --- optimisation -----------------------------------------------------------------------------------------
+    # --- optimization -----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
@@ -167,7 +167,7 @@ class Pretrain(Stage):
             {"params": bridge, "lr": h["lr_vision"]},
             {"params": language, "lr": h["lr_language"]},
         ]
-        optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
         first, second = h["vision_steps"], h["language_steps"]
 
         def vision(step: int) -> float:
@@ -177,9 +177,9 @@ class Pretrain(Stage):
             return ramp(step - first, second)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, [vision, lambda step: vision(step) if step < first else reading(step), reading]
+            optimizer, [vision, lambda step: vision(step) if step < first else reading(step), reading]
         )
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
     def samples_seen(self) -> int:
@@ -364,7 +364,7 @@ def packed_mask(segment: Int[Tensor, "B C"], prefix: int) -> Bool[Tensor, "B 1 S
 def soft_cross_entropy(
     logits: Float[Tensor, "... bins"], target: Int[Tensor, "..."], sigma: float = 1.0, reduction: str = "mean"
 ) -> Tensor:
-    """Cross-entropy against a Gaussian over neighbouring pixels: a coordinate one pixel off is nearly right."""
+    """Cross-entropy against a Gaussian over neighboring pixels: a coordinate one pixel off is nearly right."""
     bins = torch.arange(logits.shape[-1], device=logits.device)
     soft = torch.softmax(-((bins - target.unsqueeze(-1)) ** 2) / (2 * sigma**2), -1)
     loss = -(soft * logits.log_softmax(-1)).sum(-1)

@@ -139,7 +139,7 @@ def build(
 
 def _sincos_2d(side: int, width: int) -> Float[Tensor, "N C"]:
     """Sines and cosines of row and column: where a patch is, known from the first step. With CLIP's own start (noise
-    of 0.02) the tower had not learnt where anything is after 250 steps."""
+    of 0.02) the tower had not learned where anything is after 250 steps."""
     angles = torch.arange(side).unsqueeze(1) * 100 ** (-torch.arange(width // 4) / (width // 4))
     axis = torch.cat([angles.sin(), angles.cos()], 1)
     return torch.cat([axis.repeat_interleave(side, 0), axis.repeat(side, 1)], 1)

@@ -93,7 +93,7 @@ def load_adaptive(pretrained: str | Path) -> Adaptive:
     """The adaptive mode of a trained pruner: a folder, a run directory, or one that ships.
 
     Raises:
-        UserError: nothing there, or it has learnt no budgets.
+        UserError: nothing there, or it has learned no budgets.
     """
     pruner = load_pruner(pretrained)
     if not isinstance(pruner, TPRL):

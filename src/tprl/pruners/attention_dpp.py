@@ -1,8 +1,8 @@
-"""Attention x DPP: TPRL's way of choosing a set, with CLS attention in the place of what TPRL has learnt."""
+"""Attention x DPP: TPRL's way of choosing a set, with CLS attention in the place of what TPRL has learned."""
 
 from tprl.budget import image_rows, need_ratio
 from tprl.cost import LVLMShape, dpp_flops
-from tprl.pruners.quality import diverse, log_attention, standardise
+from tprl.pruners.quality import diverse, log_attention, standardize
 from tprl.types import Encoded, TokenSelection
 
 
@@ -34,7 +34,7 @@ class AttentionDPPPruner:
         ratio = need_ratio(self.name, keep_ratio)
         images = image_rows(encoded.visual_mask, encoded.image_of)
         attention = log_attention(images.split(encoded.extras["cls_attention"]))
-        log_q = self.alpha * standardise(attention, images.mask)
+        log_q = self.alpha * standardize(attention, images.mask)
         keep = diverse(log_q, images, encoded, images.budgets(ratio))
         return TokenSelection(keep=images.join(keep, encoded.visual_mask))
 

@@ -11,7 +11,7 @@ LICENSE = "apache-2.0"
 
 
 def model_card(name: str, about: Mapping[str, Any], folder: str) -> str:
-    """README.md of a pruner's folder: what it was trained on, what it scored, how it is used, its licence.
+    """README.md of a pruner's folder: what it was trained on, what it scored, how it is used, its license.
 
     Args:
         name: of the pruner.
@@ -34,7 +34,7 @@ def model_card(name: str, about: Mapping[str, Any], folder: str) -> str:
         f"- LVLM: {about.get('model', 'unknown')} ({base or 'weights unknown'}, family "
         f"{about.get('family', 'unknown')}); it prunes this one only.",
         f"- Trained on {about.get('dataset', 'unknown')} by the stages {stages}; seed {about.get('seed', 'unknown')}.",
-        f"- Licence: {LICENSE}. The LVLM and the data have their own.", "",
+        f"- License: {LICENSE}. The LVLM and the data have their own.", "",
         "## Results", "", *_table(about.get("results", [])), "",
         "## Use", "",
         "```python", "import tprl", "",

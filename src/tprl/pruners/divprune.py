@@ -14,7 +14,7 @@ class DivPrunePruner:
     """Greedy max-min diversity: each next token is the one farthest from all chosen before.
 
     Source: DivPrune (Alvar et al., arXiv 2503.02175), the rule of docs/baselines.md#divprune, written from its
-    description: cosine distance between projected tokens; the first is the token farthest from its nearest neighbour.
+    description: cosine distance between projected tokens; the first is the token farthest from its nearest neighbor.
     Complexity O(n^2 D + k n) per image, k steps in sequence; reads the projected tokens only, neither attention nor
     question. Ours differs in fp32 distances (the reference computes in the model's dtype), in the rounding of the
     budget, in ties (lower index), and in never choosing a token twice where tokens coincide.

@@ -41,8 +41,8 @@ def _stretch(rows: int, columns: int, m: int, k: int) -> float:
 
 
 @lru_cache(maxsize=512)
-def centres(rows: int, columns: int, k: int) -> Int[Tensor, " K"]:
-    """The cell that holds the centre of each of the k windows: distinct and ascending."""
+def centers(rows: int, columns: int, k: int) -> Int[Tensor, " K"]:
+    """The cell that holds the center of each of the k windows: distinct and ascending."""
     bands = layout(rows, columns, k)
     cells = [
         (2 * i + 1) * rows // (2 * len(bands)) * columns + (2 * j + 1) * columns // (2 * count)
@@ -56,7 +56,7 @@ def centres(rows: int, columns: int, k: int) -> Int[Tensor, " K"]:
 def windows(rows: int, columns: int, k: int) -> Float[Tensor, "K N"]:
     """Averaging weights of k windows over the N = rows * columns cells; every line sums to 1.
 
-    Window j of n along an axis of length L spans [floor(j L / n), ceil((j + 1) L / n)), so neighbours overlap where
+    Window j of n along an axis of length L spans [floor(j L / n), ceil((j + 1) L / n)), so neighbors overlap where
     n does not divide L: the windows of `adaptive_avg_pool2d`.
     """
     bands = layout(rows, columns, k)
@@ -75,7 +75,7 @@ def _spans(length: int, n: int) -> Float[Tensor, "n length"]:
 def spread_order(rows: int, columns: int) -> Int[Tensor, " N"]:
     """Rank of every cell in farthest-point order: the first j cells are spread over the grid, for every j at once.
 
-    Starts at the centre; each next cell is the one farthest from all before it (ties by lower index).
+    Starts at the center; each next cell is the one farthest from all before it (ties by lower index).
     """
     cell = torch.arange(rows * columns)
     xy = torch.stack([cell // columns, cell % columns], 1)

@@ -11,7 +11,7 @@ from tprl.types import Encoded, TokenSelection
 
 
 class HiPrunePruner:
-    """Anchors that a middle layer attends to, with their neighbours; the rest by the attention of the last layer.
+    """Anchors that a middle layer attends to, with their neighbors; the rest by the attention of the last layer.
 
     Source: HiPrune (arXiv 2508.00553), the rule of docs/baselines.md#hiprune, written from its description. Of a budget
     k, the floor(k * alpha / 5) tokens that receive most attention in the "object" layer (the 10th of 24) are anchors;
@@ -21,11 +21,11 @@ class HiPrunePruner:
 
     With alpha = 0.1 there is no anchor below k = 50, and the rule is then that of the last layer alone. Where anchors
     touch, or lie at a border, they bring fewer tokens, and the last layer fills up: exactly k tokens stay. Anchors are
-    the best of the whole image, neighbours do not cross from one view (crop) of it into another. Ours differs in
+    the best of the whole image, neighbors do not cross from one view (crop) of it into another. Ours differs in
     the rounding of the budget and in ties (lower index).
 
     Args:
-        alpha: share of the budget that anchors and their neighbours may take.
+        alpha: share of the budget that anchors and their neighbors may take.
     """
 
     name = "hiprune"
@@ -49,7 +49,7 @@ class HiPrunePruner:
         views, shapes = view_rows(encoded, keep_ratio)
         columns = torch.tensor([c for _, c, _ in shapes], dtype=torch.long, device=count.device)
         anchors = views.split(images.join(anchors, encoded.visual_mask))
-        objects = views.join(_with_neighbours(anchors, views, columns), encoded.visual_mask)
+        objects = views.join(_with_neighbors(anchors, views, columns), encoded.visual_mask)
         score = encoded.extras["last_attention"].float().masked_fill(objects, torch.inf)
         return TokenSelection(keep=keep_top_per_image(score, encoded, keep_ratio))
 
@@ -58,7 +58,7 @@ class HiPrunePruner:
         return 0
 
 
-def _with_neighbours(anchors: Bool[Tensor, "N W"], views: Rows, columns: Tensor) -> Bool[Tensor, "N W"]:
+def _with_neighbors(anchors: Bool[Tensor, "N W"], views: Rows, columns: Tensor) -> Bool[Tensor, "N W"]:
     """Anchors and the tokens above, below, left and right of one; view i has columns[i] tokens per line.
 
     A valid token never looks at padding; what padding becomes means nothing.

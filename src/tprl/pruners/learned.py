@@ -265,7 +265,7 @@ def check_family(pruner: Any, lvlm: Any) -> None:
 
 
 def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
-    """Centre (x, y) of every visual token in its image, fractions of width and height; 0 where padded."""
+    """Center (x, y) of every visual token in its image, fractions of width and height; 0 where padded."""
     out = torch.zeros(*encoded.visual_mask.shape, 2)
     tables: dict[tuple[int, int], Tensor] = {}
     for b, images in enumerate(encoded.grids):

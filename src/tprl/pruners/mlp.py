@@ -1,4 +1,4 @@
-"""The plain learned baseline: a per-token MLP without question, neighbours or positions."""
+"""The plain learned baseline: a per-token MLP without question, neighbors or positions."""
 
 from typing import Any
 

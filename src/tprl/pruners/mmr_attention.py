@@ -7,7 +7,7 @@ from torch import Tensor
 from tprl.budget import image_rows, need_ratio
 from tprl.cost import LVLMShape, similarity_flops
 from tprl.policy.dpp import cosine_kernel
-from tprl.pruners.quality import log_attention, standardise
+from tprl.pruners.quality import log_attention, standardize
 from tprl.types import Encoded, TokenSelection
 
 
@@ -16,7 +16,7 @@ class MMRAttentionPruner:
 
     Source: maximal marginal relevance (Carbonell and Goldstein 1998, "The use of MMR, diversity-based reranking",
     section 2), its lambda divided out: redundancy = (1 - lambda) / lambda. Ours: relevance is the z-score of log CLS
-    attention within the image (as in `attention_dpp`), similarity the cosine of projected tokens, centred over the
+    attention within the image (as in `attention_dpp`), similarity the cosine of projected tokens, centered over the
     image. The first token is the one of most attention; ties go to the lower index. Not trained, blind to the question.
     Complexity O(n^2 D + k n) per image, k steps in sequence. Needs extras["cls_attention"].
 
@@ -39,7 +39,7 @@ class MMRAttentionPruner:
         """
         ratio = need_ratio(self.name, keep_ratio)
         images = image_rows(encoded.visual_mask, encoded.image_of)
-        relevance = standardise(log_attention(images.split(encoded.extras["cls_attention"])), images.mask)
+        relevance = standardize(log_attention(images.split(encoded.extras["cls_attention"])), images.mask)
         cosine = cosine_kernel(images.tokens(encoded), images.mask, jitter=0.0).double()
         keep = marginal_relevance(relevance, self.redundancy * cosine, images.mask, images.budgets(ratio))
         return TokenSelection(keep=images.join(keep, encoded.visual_mask))

@@ -14,7 +14,7 @@ REGION_FIRST = 4.0
 
 
 class OraclePruner:
-    """Tokens on the answer's region first, nearest to the centres of its boxes; then tokens spread over the image.
+    """Tokens on the answer's region first, nearest to the centers of its boxes; then tokens spread over the image.
 
     Ours: it reads `Sample.region`, which no pruner that is compared and no reward may read, and is never trained on.
     Needs extras["region"] (`tprl.lvlm.regions.region_rank`, > 0 on the region). What the region leaves of the budget

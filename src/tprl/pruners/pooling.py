@@ -4,7 +4,7 @@ import torch
 
 from tprl.budget import need_ratio, view_rows
 from tprl.cost import LVLMShape
-from tprl.pruners.grid import centres, grid_table, windows
+from tprl.pruners.grid import centers, grid_table, windows
 from tprl.pruners.merging import with_extra
 from tprl.types import Encoded, TokenSelection
 
@@ -16,7 +16,7 @@ class PoolingPruner:
     We Solving the Right Problem?" (Wen et al., arXiv 2502.11501), the rule of docs/baselines.md#spatial-pooling. There
     k must be a grid; here any k is met exactly by bands with different numbers of windows (`tprl.pruners.grid.layout`),
     and wherever k has a grid with windows no longer than twice their width the result is that of `adaptive_avg_pool2d`.
-    A pooled token stands at the position of the token nearest to its window's centre. Complexity O(k n D) per image,
+    A pooled token stands at the position of the token nearest to its window's center. Complexity O(k n D) per image,
     nothing of the model beyond the projected tokens is read. At keep_ratio = 1 it is the identity.
     """
 
@@ -33,7 +33,7 @@ class PoolingPruner:
         most = max((k for _, _, k in shapes), default=0)
         tokens = views.split(encoded.visual).float()
         weights = grid_table(shapes, windows, tokens.new_zeros(len(shapes), most, views.mask.shape[1]))
-        cell = grid_table(shapes, centres, views.at.new_zeros(len(shapes), most))
+        cell = grid_table(shapes, centers, views.at.new_zeros(len(shapes), most))
         count = torch.tensor([k for _, _, k in shapes], dtype=torch.long, device=cell.device)
         live = torch.arange(most, device=cell.device) < count.unsqueeze(1)
         pooled = (weights @ tokens).to(encoded.embeds.dtype)

@@ -1,4 +1,4 @@
-"""PruMerge and PruMerge+: tokens that the CLS token attends to, each merged with its nearest neighbours."""
+"""PruMerge and PruMerge+: tokens that the CLS token attends to, each merged with its nearest neighbors."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,14 +9,14 @@ from tprl.cost import LVLMShape, mlp_flops
 from tprl.pruners.merging import merged_selection, outliers, similarity
 from tprl.types import Encoded, TokenSelection, columns_of
 
-NEIGHBOURS = 32
+NEIGHBORS = 32
 
 
 class PruMergePruner:
     """The tokens with the highest CLS attention c in the tower's last layer, and one that sums up all the others.
 
     Source: LLaVA-PruMerge (Shang et al., arXiv 2403.15388), the rule of docs/baselines.md#prumerge, written from its
-    description. With h the features before the projector and c not normalised over what is summed,
+    description. With h the features before the projector and c not normalized over what is summed,
 
         out_i = h_i + sum of c_j h_j over the 32 other tokens, kept or not, whose last-layer keys are nearest (cosine)
         extra = sum of c_j h_j over the tokens that are not kept,
@@ -108,5 +108,5 @@ def nearest(keys: Float[Tensor, "I W d"], mask: Bool[Tensor, "I W"], at: Int[Ten
     the lower index."""
     off = ~mask.unsqueeze(1) | (at.unsqueeze(2) == torch.arange(mask.shape[1], device=at.device))
     live = similarity(keys, at).masked_fill(off, -torch.inf)
-    order = live.argsort(dim=2, descending=True, stable=True)[..., :NEIGHBOURS]
+    order = live.argsort(dim=2, descending=True, stable=True)[..., :NEIGHBORS]
     return torch.zeros_like(off).scatter(2, order, True) & ~off

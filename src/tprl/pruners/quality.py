@@ -9,7 +9,7 @@ from tprl.policy.dpp import cosine_kernel, greedy_map
 from tprl.types import Encoded
 
 
-def standardise(x: Shaped[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
+def standardize(x: Shaped[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
     """z-scores of the valid entries of each row (spread over n, not n - 1); 0 on padding and where all agree."""
     x, count = x.double().masked_fill(~mask, 0.0), mask.sum(1, keepdim=True).clamp(min=1)
     away = (x - x.sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
@@ -27,7 +27,7 @@ def log_attention(attention: Float[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
 def diverse(log_q: Float[Tensor, "I W"], images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
     """k[i] tokens of each image by greedy MAP of L = diag(q) S diag(q); ties go to the lower index.
 
-    S is TPRL's kernel: cosines of the projected tokens, centred over the image, plus 0.01 I. A common factor of q
+    S is TPRL's kernel: cosines of the projected tokens, centered over the image, plus 0.01 I. A common factor of q
     changes nothing, so each image's largest q is 1.
     """
     if not log_q.numel():

@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 from tprl.budget import image_rows, need_ratio
 from tprl.cost import LVLMShape, dpp_flops
-from tprl.pruners.quality import diverse, standardise
+from tprl.pruners.quality import diverse, standardize
 from tprl.types import Encoded, TokenSelection
 
 
@@ -39,7 +39,7 @@ class QuestionDPPPruner:
         """
         ratio = need_ratio(self.name, keep_ratio)
         images = image_rows(encoded.visual_mask, encoded.image_of)
-        log_q = self.alpha * standardise(images.split(_relevance(encoded)), images.mask)
+        log_q = self.alpha * standardize(images.split(_relevance(encoded)), images.mask)
         keep = diverse(log_q, images, encoded, images.budgets(ratio))
         return TokenSelection(keep=images.join(keep, encoded.visual_mask))
 

@@ -11,7 +11,7 @@ from tprl.types import columns_of
 
 
 def recycle(look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]) -> tuple[Look, Float[Tensor, "B S"]]:
-    """v1.5: centroids written into the columns of centres, and scores that keep those columns."""
+    """v1.5: centroids written into the columns of centers, and scores that keep those columns."""
     at, mask = columns_of(look.visual)
     images = image_rows(mask, look.image.gather(1, at))
     sample = images.sample.unsqueeze(1)
@@ -27,8 +27,8 @@ def recycle(look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]) -> 
     size = torch.where(clusters > 0, 3 * (n - count + clusters) // 10 + 1, 0)
     place, real = columns_of(keep_top(pool, images.mask & ~keep, size))
     states = look.hidden[sample, columns.gather(1, place)].float()
-    centre, centroid = density_peaks(states, real, clusters)
-    row, token = centre.nonzero(as_tuple=True)
+    center, centroid = density_peaks(states, real, clusters)
+    row, token = center.nonzero(as_tuple=True)
     keep[row, place[row, token]] = True
     hidden, best = look.hidden.clone(), torch.zeros_like(scores)
     hidden[images.sample[row], columns[row, place[row, token]]] = centroid[row, token].to(hidden.dtype)
@@ -40,8 +40,8 @@ def recycle(look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]) -> 
 def density_peaks(
     x: Float[Tensor, "I T D"], real: Bool[Tensor, "I T"], count: Int[Tensor, " I"]
 ) -> tuple[Bool[Tensor, "I T"], Float[Tensor, "I T D"]]:
-    """DPC-kNN with k = `count` neighbours (a point is its own first): the centres of `count` clusters, and at each
-    centre the mean of its cluster. Of equally dense points the one with the lower index is the denser."""
+    """DPC-kNN with k = `count` neighbors (a point is its own first): the centers of `count` clusters, and at each
+    center the mean of its cluster. Of equally dense points the one with the lower index is the denser."""
     both, order = real.unsqueeze(1) & real.unsqueeze(2), torch.arange(x.shape[1], device=x.device)
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[2] ** 0.5
     near = distance.square().masked_fill(~both, torch.inf).sort(dim=2).values.cumsum(2)
@@ -50,8 +50,8 @@ def density_peaks(
     rows, other = density.unsqueeze(2), density.unsqueeze(1)
     denser = both & ((other > rows) | ((other == rows) & (order < order.unsqueeze(1))))
     widest = distance.masked_fill(~both, 0.0).amax((1, 2), keepdim=True)
-    centre = keep_top(density * torch.where(denser, distance, widest).amin(2), real, count)
-    nearest = distance.masked_fill(~centre.unsqueeze(1), torch.inf).argmin(2)
-    nearest = torch.where(centre, order, nearest)
-    member = (one_hot(nearest, x.shape[1]) * real.unsqueeze(2)).mT.to(x.dtype)  # [I centre point]
-    return centre, member @ x / member.sum(2, keepdim=True).clamp(min=1)
+    center = keep_top(density * torch.where(denser, distance, widest).amin(2), real, count)
+    nearest = distance.masked_fill(~center.unsqueeze(1), torch.inf).argmin(2)
+    nearest = torch.where(center, order, nearest)
+    member = (one_hot(nearest, x.shape[1]) * real.unsqueeze(2)).mT.to(x.dtype)  # [I center point]
+    return center, member @ x / member.sum(2, keepdim=True).clamp(min=1)

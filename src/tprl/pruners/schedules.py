@@ -40,7 +40,7 @@ def solve(
 
 
 def point(path: Sequence[Sequence[float]], x: float) -> list[float]:
-    """Fractions on a path through lists of them: scaled down below the first one, log-linear between neighbours, which
+    """Fractions on a path through lists of them: scaled down below the first one, log-linear between neighbors, which
     stand at x = 1, 2, ... Their mean grows along it: each piece is a sum of exponentials, so convex, and grows at its
     start."""
     if x < 1:

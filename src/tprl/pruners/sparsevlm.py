@@ -35,7 +35,7 @@ class SparseVLMPruner:
     Args:
         plus: SparseVLM+: only the heads (14 of 32, in proportion) in which raters attend most to visual tokens count.
             False is v1.5: the best 3 of 10 pruned tokens are clustered by density peaks and their centroids live on,
-            within the budget (at least one token is not a centroid), each in the column of its cluster's centre
+            within the budget (at least one token is not a centroid), each in the column of its cluster's center
             (reference: behind the visual tokens) and without noise on densities.
         published: see above.
     """

@@ -251,7 +251,7 @@ def _paired_section(paired: Sequence[Paired], names: Sequence[str]) -> Section |
     for ours in dict.fromkeys(pair.pruner for pair in paired):
         tables.append(_paired_table(ours, [pair for pair in paired if pair.pruner == ours], names))
     note = (
-        "Same questions, same images: positive numbers favour the method named in the heading. Bold where the 95 % "
+        "Same questions, same images: positive numbers favor the method named in the heading. Bold where the 95 % "
         "interval excludes zero; p is two-sided and not corrected for the number of comparisons."
     )
     if any(pair.identical for pair in paired):

@@ -1,4 +1,4 @@
-"""Plots and pictures of the report: inline SVG that follows the page's colours, and PNG data URIs."""
+"""Plots and pictures of the report: inline SVG that follows the page's colors, and PNG data URIs."""
 
 import base64
 import html
@@ -20,7 +20,7 @@ from tprl.bench.latency import Line
 from tprl.evaluation.pictures import Mask
 from tprl.evaluation.results import BOUNDS, FULL, Cell, pruner_order
 
-# name: (on light, on dark, line style, marker). Ours are loud, the others are muted; every colour is legible as text
+# name: (on light, on dark, line style, marker). Ours are loud, the others are muted; every color is legible as text
 # (4.5 to 1) on the page's background.
 STYLES: dict[str, tuple[str, str, str, str]] = {
     "tprl": ("#c2410c", "#fb923c", "-", "o"),
@@ -42,7 +42,7 @@ SPARE = (
     ("#4a6f86", "#8dbad3"),
     ("#5f7148", "#a9c08a"),
 )
-SPARE_MARKERS = "hXp1*s24"  # with five colours: forty pruners before a pair repeats
+SPARE_MARKERS = "hXp1*s24"  # with five colors: forty pruners before a pair repeats
 INK, MUTED, GRID, PAGE = "#fe00ff", "#fe00fe", "#fe00fd", "#fe00fc"  # stand-ins that `_themed` turns into CSS variables
 OURS = "tprl"  # the series that stands out
 WIDTH, PANEL = 5.2, 3.9  # inches of a plot, and of one of several: legible on a phone and on a desk
@@ -51,19 +51,19 @@ PICTURE_BYTES = 1_700_000  # PNG bytes of all pictures together, before base64 a
 
 
 def styles(names: Sequence[str]) -> dict[str, tuple[str, str, str, str]]:
-    """The known styles, and spare colours for the other names (in alphabetical order)."""
+    """The known styles, and spare colors for the other names (in alphabetical order)."""
     unknown = sorted(set(names) - set(STYLES) - {FULL})
     extra = {n: (*SPARE[i % len(SPARE)], "-", SPARE_MARKERS[i % len(SPARE_MARKERS)]) for i, n in enumerate(unknown)}
     return STYLES | extra
 
 
-def colour_variables(names: Sequence[str], dark: bool) -> str:
+def color_variables(names: Sequence[str], dark: bool) -> str:
     """CSS declarations `--s0: ...;` of every series, in the order of `styles`."""
     return " ".join(f"--s{i}: {style[dark]};" for i, style in enumerate(styles(names).values()))
 
 
-def series_colour(names: Sequence[str], name: str) -> str:
-    """The CSS value of a series' colour."""
+def series_color(names: Sequence[str], name: str) -> str:
+    """The CSS value of a series' color."""
     return f"var(--s{list(styles(names)).index(name)})"
 
 
@@ -71,14 +71,14 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     """Accuracy against FLOPs, both in percent, with intervals: an `<svg>`.
 
     Series are labelled at their cheapest point; a broad line joins the points that no cheaper one equals. `all_names`
-    are the pruners of the whole report: they decide the colours of the unknown ones.
+    are the pruners of the whole report: they decide the colors of the unknown ones.
     """
     table = {name: dict(row) for name, row in cells.items()}
     names = [name for name in pruner_order(table) if name != FULL]
     height = max(4.4, 0.8 + 0.2 * len(names))
     figure, axes = _axes("FLOPs, % of the model with all tokens", "accuracy, %", WIDTH, height)
     known = styles(all_names)
-    colours = {name: stand_in(place) for place, name in enumerate(known)}
+    colors = {name: stand_in(place) for place, name in enumerate(known)}
     points = {}
     for name in names:
         points[name] = sorted((100 * cell.flops_ratio, 100 * cell.value, cell) for cell in table[name].values())
@@ -89,12 +89,12 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     x, y = zip(*best, strict=True) if best else ((), ())
     axes.plot(x, y, color=MUTED, zorder=1, **broad)
     for name in reversed(names):  # the best lie on top
-        _series(axes, points[name], known[name], colours[name], bold=name == OURS)
+        _series(axes, points[name], known[name], colors[name], bold=name == OURS)
     flops = [x for series in points.values() for x, *_ in series] or [100.0]
     span = max(max(flops) - min(flops), 1.0)
     axes.set_xlim(min(flops) - 0.55 * span, max(flops) + 0.04 * span)
     ends = [(series[0][1], series[0][0], name) for name, series in points.items()]
-    _label_ends(axes, ends, colours, min(flops) - 0.06 * span, height)
+    _label_ends(axes, ends, colors, min(flops) - 0.06 * span, height)
     axes.set_xticks([x for x in axes.get_xticks() if min(flops) - 0.06 * span <= x <= axes.get_xlim()[1]])
     axes.set_yticks([y for y in axes.get_yticks() if y <= 100 and y >= axes.get_ylim()[0]])
     return as_svg(figure, "pareto", "Accuracy against FLOPs for every pruner; the numbers are in the tables.")
@@ -126,7 +126,7 @@ def _curve(place: int, title: str, lines: Sequence[tuple[str, Sequence[tuple[flo
 
 
 def _thinned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:
-    """At most that many points: means of neighbours."""
+    """At most that many points: means of neighbors."""
     size = math.ceil(len(points) / most)
     means = []
     for start in range(0, len(points), size):
@@ -174,10 +174,10 @@ def speedups(lines: Sequence[Line]) -> str:
         axes.plot([1, end], [1, end], color=MUTED, lw=1.2, ls=(0, (6, 3)))
         axes.axhline(1, color=MUTED, lw=0.8)
         for line in lines:
-            colour = stand_in(list(known).index(line.pruner))
+            color = stand_in(list(known).index(line.pruner))
             middle, low, high = line.speedup(stage)
-            axes.plot([line.predicted(stage)] * 2, [low, high], color=colour, lw=1, alpha=0.55)
-            style = {"color": colour, "marker": known[line.pruner][3], "ms": 5 + 2 * batches.index(line.batch)}
+            axes.plot([line.predicted(stage)] * 2, [low, high], color=color, lw=1, alpha=0.55)
+            style = {"color": color, "marker": known[line.pruner][3], "ms": 5 + 2 * batches.index(line.batch)}
             label = line.pruner if line is next(other for other in lines if other.pruner == line.pruner) else None
             axes.plot([line.predicted(stage)], [middle], ls="", label=label, **style)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -194,7 +194,7 @@ def _axes(x: str, y: str, width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def dress(axes: Axes, x: str, y: str) -> None:
-    """Labels, grid and colours of every plot here."""
+    """Labels, grid and colors of every plot here."""
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=9)
@@ -210,16 +210,16 @@ def _series(
     axes: Axes,
     points: Sequence[tuple[float, float, Cell]],
     style: tuple[str, str, str, str],
-    colour: str,
+    color: str,
     bold: bool,
 ) -> None:
     x = [point[0] for point in points]
     y = [point[1] for point in points]
     low = [max(100 * (c.value - c.low), 0) if c.low == c.low else 0 for *_, c in points]
     high = [max(100 * (c.high - c.value), 0) if c.high == c.high else 0 for *_, c in points]
-    axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.55, zorder=2)
+    axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=color, elinewidth=1, capsize=2, alpha=0.55, zorder=2)
     width, size = (2.6, 7) if bold else (1.1, 5)
-    axes.plot(x, y, color=colour, ls=style[2], marker=style[3], lw=width, ms=size, zorder=4 if bold else 3)
+    axes.plot(x, y, color=color, ls=style[2], marker=style[3], lw=width, ms=size, zorder=4 if bold else 3)
 
 
 def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -241,7 +241,7 @@ def _full_line(axes: Axes, cell: Cell) -> None:
 
 
 def _label_ends(
-    axes: Axes, ends: list[tuple[float, float, str]], colours: Mapping[str, str], x: float, height: float
+    axes: Axes, ends: list[tuple[float, float, str]], colors: Mapping[str, str], x: float, height: float
 ) -> None:
     """Names to the left of the cheapest points, pushed apart, each tied to its point by a thin line; the axes are about
     `height` - 0.6 inches high."""
@@ -251,9 +251,9 @@ def _label_ends(
     excess = max(places[-1] - high, 0.0) if places else 0.0
     for y, (value, at, name) in zip(places, sorted(ends), strict=True):
         y -= excess  # a few rows lower, rather than an axis that goes far beyond 100 %
-        axes.plot([x, at], [y, value], color=colours[name], lw=0.6, alpha=0.6, zorder=1)
+        axes.plot([x, at], [y, value], color=colors[name], lw=0.6, alpha=0.6, zorder=1)
         weight = "bold" if name == OURS else "normal"
-        style: dict[str, Any] = {"color": colours[name], "fontsize": 9.5, "fontweight": weight}
+        style: dict[str, Any] = {"color": colors[name], "fontsize": 9.5, "fontweight": weight}
         style["bbox"] = {"facecolor": PAGE, "edgecolor": "none", "pad": 0.5}  # no line strikes a name through
         axes.text(x, y, name + " ", ha="right", va="center", **style)
         low = min(low, y - step)
@@ -261,7 +261,7 @@ def _label_ends(
 
 
 def _spread(values: Sequence[float], step: float) -> list[float]:
-    """Ascending values moved as little as needed (least squares) for neighbours to be `step` apart."""
+    """Ascending values moved as little as needed (least squares) for neighbors to be `step` apart."""
     blocks: list[tuple[float, int]] = []  # pool adjacent violators on value - i * step
     for i, value in enumerate(values):
         block = (value - i * step, 1)
@@ -274,12 +274,12 @@ def _spread(values: Sequence[float], step: float) -> list[float]:
 
 
 def stand_in(index: int) -> str:
-    """The colour of a series by its place in `styles`, until `as_svg` makes it a CSS variable."""
+    """The color of a series by its place in `styles`, until `as_svg` makes it a CSS variable."""
     return f"#fe01{index:02x}"
 
 
 def as_svg(figure: Figure, prefix: str, description: str) -> str:
-    """The figure as an inline `<svg>`: ids made unique, colours as CSS variables, fonts of the page."""
+    """The figure as an inline `<svg>`: ids made unique, colors as CSS variables, fonts of the page."""
     out = io.StringIO()
     figure.patch.set_alpha(0)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
@@ -296,9 +296,9 @@ def as_svg(figure: Figure, prefix: str, description: str) -> str:
 
 
 def standalone(svg: str, all_names: Sequence[str]) -> str:
-    """An `<svg>` of this module as a file of its own, on white: the colours that a page would give it are inside."""
+    """An `<svg>` of this module as a file of its own, on white: the colors that a page would give it are inside."""
     ink = "--page: #ffffff; --ink: #1c1917; --muted: #6b6760; --grid: #e4e2dd;"
-    style = f"<style>svg {{ background: #ffffff; {ink} {colour_variables(all_names, dark=False)} }}</style>"
+    style = f"<style>svg {{ background: #ffffff; {ink} {color_variables(all_names, dark=False)} }}</style>"
     head, _, body = svg.partition(">")
     return f"{head}>{style}{body}\n"
 
@@ -310,7 +310,7 @@ def _themed(svg: str) -> str:
 
 
 def picture_side(pictures: int) -> int:
-    """Longest side in pixels at which that many noisy 64-colour PNGs stay within PICTURE_BYTES."""
+    """Longest side in pixels at which that many noisy 64-color PNGs stay within PICTURE_BYTES."""
     return min(256, int(math.sqrt(PICTURE_BYTES / (0.8 * max(pictures, 1)))))
 
 
@@ -325,13 +325,13 @@ def mask_picture(image: Image.Image, keep: Mask, side: int) -> Image.Image:
     """The image with its pruned patches darkened and faded; `keep` is [rows, columns] over the whole image."""
     picture = np.asarray(plain_picture(image, side), dtype=np.float32)
     kept = _over_pixels(keep.astype(np.float32), picture.shape) > 0.5
-    grey = picture.mean(2, keepdims=True)
-    dark = 0.26 * (0.45 * picture + 0.55 * grey) + 10
+    gray = picture.mean(2, keepdims=True)
+    dark = 0.26 * (0.45 * picture + 0.55 * gray) + 10
     return Image.fromarray(np.where(kept[..., None], picture, dark).astype(np.uint8))
 
 
 def probability_picture(image: Image.Image, probability: NDArray[np.floating], side: int) -> Image.Image:
-    """A keep-probability map [rows, columns], stretched to its own range, over the grey image."""
+    """A keep-probability map [rows, columns], stretched to its own range, over the gray image."""
     picture = np.asarray(plain_picture(image, side), dtype=np.float32)
     low, high = float(probability.min()), float(probability.max())
     level = _over_pixels((probability - low) / max(high - low, 1e-9), picture.shape)
@@ -340,17 +340,17 @@ def probability_picture(image: Image.Image, probability: NDArray[np.floating], s
 
 
 def _over_pixels(cells: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray[np.floating]:
-    """[rows, columns] repeated over [height, width]: each pixel reads the cell that its centre lies in."""
+    """[rows, columns] repeated over [height, width]: each pixel reads the cell that its center lies in."""
     row = (np.arange(shape[0]) + 0.5) * cells.shape[0] / shape[0]
     column = (np.arange(shape[1]) + 0.5) * cells.shape[1] / shape[1]
     return cells[row.astype(int)[:, None], column.astype(int)[None, :]]
 
 
-def data_uri(picture: Image.Image, colours: int | None = 256) -> str:
-    """A PNG as a data URI, of at most so many colours (None: all of them)."""
+def data_uri(picture: Image.Image, colors: int | None = 256) -> str:
+    """A PNG as a data URI, of at most so many colors (None: all of them)."""
     out = io.BytesIO()
-    # Median cut, the default, spends its colours on large areas: a small purple square came out grey. An octree is off
+    # Median cut, the default, spends its colors on large areas: a small purple square came out gray. An octree is off
     # by 13 of 255 at most, and its files are smaller.
-    few = picture if colours is None else picture.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    few.save(out, format="PNG", optimize=colours is not None)
+    few = picture if colors is None else picture.quantize(colors, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few.save(out, format="PNG", optimize=colors is not None)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -86,7 +86,7 @@ def render_page(title: str, headline: str, note: str, known: Sequence[str], sect
         title: of the page.
         headline: what was found, in one sentence.
         note: a line under it; none if empty.
-        known: all pruners that appear on the page, which decides their colours.
+        known: all pruners that appear on the page, which decides their colors.
         sections: from top to bottom; None is left out.
     """
     environment = Environment(
@@ -102,8 +102,8 @@ def render_page(title: str, headline: str, note: str, known: Sequence[str], sect
         note=note,
         sections=[section for section in sections if section is not None],
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
-        colors=[figures.colour_variables(known, dark) for dark in (False, True)],
-        color=lambda name: "var(--muted)" if name == FULL else figures.series_colour(known, name),
+        colors=[figures.color_variables(known, dark) for dark in (False, True)],
+        color=lambda name: "var(--muted)" if name == FULL else figures.series_color(known, name),
         ours=figures.OURS,
     )
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tprl.cost import CONVENTION
 from tprl.evaluation.results import FULL, Row, print_in_parts, ratio_label, write_atomic
-from tprl.evaluation.sweep import Summary, Sweep, summarise_sweep, why_missing
+from tprl.evaluation.sweep import Summary, Sweep, summarize_sweep, why_missing
 from tprl.report import figures
 from tprl.report.evaluation import origin_section, summary
 from tprl.report.page import PageTable, Section, TableEntry, page_table, render_page
@@ -54,7 +54,7 @@ def report_sweep(
         origin: of the numbers, for the page.
         console: where to print.
     """
-    summaries = summarise_sweep(sweep, rows)
+    summaries = summarize_sweep(sweep, rows)
     selected = [item for item in summaries if item.metric == metric]
     scale = _scale(metric)
     left_out = [why_missing(job, sweep.keys) for job in sweep.left_out]
@@ -88,7 +88,7 @@ def title(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 def finding(sweep: Sweep, rows: Sequence[Row], metric: str = "accuracy") -> str:
     """`sweep_headline` of the rows of an evaluation."""
-    selected = [item for item in summarise_sweep(sweep, rows) if item.metric == metric]
+    selected = [item for item in summarize_sweep(sweep, rows) if item.metric == metric]
     return sweep_headline(sweep, selected, _scale(metric))
 
 

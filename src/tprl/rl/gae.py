@@ -1,4 +1,4 @@
-"""Advantages: generalised advantage estimation, and the group baseline of GRPO."""
+"""Advantages: generalized advantage estimation, and the group baseline of GRPO."""
 
 import torch
 from jaxtyping import Float
@@ -33,8 +33,8 @@ def group_advantage(returns: Float[Tensor, " B"], group: int, eps: float = 1e-4)
     if group < 1 or len(returns) % group:
         raise ValueError(f"{len(returns)} returns are not whole groups of {group}.")
     rows = returns.reshape(-1, group)
-    centred = rows - rows.mean(1, keepdim=True)
-    return (centred / (rows.std(1, correction=0, keepdim=True) + eps)).reshape(-1)
+    centered = rows - rows.mean(1, keepdim=True)
+    return (centered / (rows.std(1, correction=0, keepdim=True) + eps)).reshape(-1)
 
 
 def leave_one_out(returns: Float[Tensor, " B"], group: int) -> Float[Tensor, " B"]:

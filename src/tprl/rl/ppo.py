@@ -87,7 +87,7 @@ def ppo_loss(
     return PPOLoss(policy + value_coef * value - entropy_coef * spread, policy, value, spread, kl, clipped, largest)
 
 
-def normalise(
+def normalize(
     advantage: Float[Tensor, "*N"], mask: Bool[Tensor, "*N"] | None = None, eps: float = 1e-8
 ) -> Float[Tensor, "*N"]:
     """Shift and scale to mean 0 and (population) standard deviation 1 over the True entries; the others become 0."""

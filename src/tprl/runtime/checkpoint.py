@@ -30,7 +30,7 @@ KEY = "tprl"  # under which a checkpoint holds what Lightning leaves out
 class SaveEvery(pl.Callback):
     """Writes `last.ckpt` every `every` training batches and at the end of an epoch, and stops a run that is asked to.
 
-    Lightning's own callback counts optimiser steps, whose number per iteration varies in PPO, and its checkpoints hold
+    Lightning's own callback counts optimizer steps, whose number per iteration varies in PPO, and its checkpoints hold
     no states of random number generators.
 
     Args:

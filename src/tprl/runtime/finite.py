@@ -1,4 +1,4 @@
-"""What is not finite stops a run before an optimiser steps on it."""
+"""What is not finite stops a run before an optimizer steps on it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -40,7 +40,7 @@ def check_finite(
     name = next(name for name in values if any(name in one for one in found))
     kinds, bad = zip(*(one[name] for one in found if name in one), strict=True)
     raise UserError(
-        f"{when}: {name} is {kinds[0]} for {_names(sorted(set().union(*bad)))}; stopped before the optimiser used it, "
+        f"{when}: {name} is {kinds[0]} for {_names(sorted(set().union(*bad)))}; stopped before the optimizer used it, "
         f"and the last checkpoint stays as it was. {remedy}"
     )
 

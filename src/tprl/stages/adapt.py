@@ -115,7 +115,7 @@ class Adapt(Stage):
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.budget_head.")
         gist, chance = self._score()
-        trained = len(gist) - max(1, len(gist) // HELD_OUT)  # neighbours show the same image: held out together
+        trained = len(gist) - max(1, len(gist) // HELD_OUT)  # neighbors show the same image: held out together
         self.train_data = TensorDataset(gist[:trained], chance[:trained])
         self.held_out = TensorDataset(gist[trained:], chance[trained:])
 

@@ -1,4 +1,4 @@
-"""Stage `autoencoder`: compact codes of visual tokens, learnt token by token without labels."""
+"""Stage `autoencoder`: compact codes of visual tokens, learned token by token without labels."""
 
 import hashlib
 from collections.abc import Iterator

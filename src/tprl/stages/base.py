@@ -59,7 +59,7 @@ class Stage(pl.LightningModule):
 
     epochs: int = 1
     max_steps: int = -1
-    max_grad_norm: float | None = None  # where Lightning optimises
+    max_grad_norm: float | None = None  # where Lightning optimizes
 
     # --- before anything is built ------------------------------------------------------------------------------
 

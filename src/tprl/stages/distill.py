@@ -29,7 +29,7 @@ BISECTIONS = 40
 
 
 class Distill(KeepBest):
-    """Minimises -log p(answer | gated tokens) through the frozen LVLM.
+    """Minimizes -log p(answer | gated tokens) through the frozen LVLM.
 
     What is trained is relevance, gate by gate; `policy.select` says what is served. Under dpp, diversity and the scale
     of the logits are not what the loss saw: compare with topk too.
@@ -110,10 +110,10 @@ class Distill(KeepBest):
         return DataLoader(stream, batch_size=None, collate_fn=list)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimiser = torch.optim.Adam(self.pruner.net.parameters(), lr=self.hparams["lr"], eps=1e-5)
+        optimizer = torch.optim.Adam(self.pruner.net.parameters(), lr=self.hparams["lr"], eps=1e-5)
         total = self.hparams["iterations"]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.0, 1 - step / total))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, samples: list[Sample], index: int) -> Tensor:
         h = self.hparams

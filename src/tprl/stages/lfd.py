@@ -26,7 +26,7 @@ from tprl.types import LVLM, Dataset, Pruner
 
 log = logging.getLogger(__name__)
 STEP_BY_STEP = "progressive gives the number of steps and the kept share of each"
-LEARNT = 0.02  # share of the constant's loss that must be gone
+LEARNED = 0.02  # share of the constant's loss that must be gone
 
 
 class LfD(KeepBest):
@@ -38,7 +38,7 @@ class LfD(KeepBest):
     demonstrators that judge token by token.
 
     Both are logged beside the loss of the same policy with constant logits: a stage that does not get below it has
-    learnt nothing, and says so. The checkpoint kept is that of the epoch with the best served score on validation.
+    learned nothing, and says so. The checkpoint kept is that of the epoch with the best served score on validation.
 
     Args:
         pruner: the learner.
@@ -173,9 +173,9 @@ class LfD(KeepBest):
         self._validate()
         loss, constant = torch.tensor(self.progress).mean(0).tolist() if self.progress else (0.0, 1.0)
         self.progress = []
-        if self._done()[0] >= self.epochs and loss > (1 - LEARNT) * constant:
+        if self._done()[0] >= self.epochs and loss > (1 - LEARNED) * constant:
             log.warning(
-                "%s: the policy has learnt nothing from %s: its loss %.3f is not below %.3f, that of constant logits. "
+                "%s: the policy has learned nothing from %s: its loss %.3f is not below %.3f, that of constant logits. "
                 "Use another demonstrator (pruner=...), stage.lfd.loss=set, or more demonstrations.",
                 self.hparams["log_as"],
                 self.demonstrator.name,

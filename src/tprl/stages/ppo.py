@@ -21,7 +21,7 @@ from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rewards import WeightedReward
 from tprl.rl import credit
 from tprl.rl.gae import gae, group_advantage, leave_one_out
-from tprl.rl.ppo import PPOLoss, normalise, ppo_loss
+from tprl.rl.ppo import PPOLoss, normalize, ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class PPO(RolloutLog):
-    """Proximal policy optimisation of a pruner (TPRL, stage 3; Schulman et al. 2017; GRPO: Shao et al. 2024).
+    """Proximal policy optimization of a pruner (TPRL, stage 3; Schulman et al. 2017; GRPO: Shao et al. 2024).
 
     Args:
         pruner: the policy to improve; with `PolicyNet` as its net.
@@ -185,7 +185,7 @@ class PPO(RolloutLog):
         """Largest keep ratio of the training; None where nothing holds the policy to one."""
         return None if self.hparams["budget"] == "free" else max(self.ratios)
 
-    # --- data and optimiser ------------------------------------------------------------------------------------
+    # --- data and optimizer ------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         h = self.hparams
@@ -200,7 +200,7 @@ class PPO(RolloutLog):
         return DataLoader(stream, batch_size=None, collate_fn=list)  # the default one would rebuild every Sample
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimiser, two groups: the value head has the critic's rate, everything else the actor's."""
+        """One optimizer, two groups: the value head has the critic's rate, everything else the actor's."""
         critic = [p for name, p in self.net.named_parameters() if name.startswith("value_head")]
         actor = [p for name, p in self.net.named_parameters() if not name.startswith("value_head")]
         h = self.hparams
@@ -281,11 +281,11 @@ class PPO(RolloutLog):
         self, reward: Float[Tensor, "T B"], rollout: Rollout
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"] | None]:
         if self.hparams["advantage"] == "rloo":
-            return _normalise(leave_one_out(reward.sum(0), self.hparams["group"])).expand_as(reward), None
+            return _normalize(leave_one_out(reward.sum(0), self.hparams["group"])).expand_as(reward), None
         if self.hparams["advantage"] == "grpo":
             return group_advantage(reward.sum(0), self.hparams["group"]).expand_as(reward), None
         advantage, target = gae(reward, rollout.value, self.hparams["gamma"], self.hparams["lam"])
-        return _normalise(advantage), target
+        return _normalize(advantage), target
 
     def _credit(
         self,
@@ -423,9 +423,9 @@ class PPO(RolloutLog):
         return {f"ppo, accuracy: {kind}": points for kind, points in self.curves.items()}
 
 
-def _normalise(advantage: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+def _normalize(advantage: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """By mean and spread over all ranks."""
-    return normalise(distributed.stacked(advantage))[distributed.rank()]
+    return normalize(distributed.stacked(advantage))[distributed.rank()]
 
 
 def _over_ranks(loss: PPOLoss) -> PPOLoss:
