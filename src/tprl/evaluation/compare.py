@@ -51,19 +51,19 @@ def compare_runs(a: str, b: str) -> list[Compared]:
     names_b = sorted({name for name, _ in second})
     pairs = [(name, name) for name in names_a if name in names_b]
     if arm_a or arm_b or len(names_a) == len(names_b) == 1:
-        pairs = [(asked or two, two or asked)] if asked or two else [(names_a[0], names_b[0])]
-    fastest = [
+        pairs = [(arm_a or arm_b, arm_b or arm_a)] if arm_a or arm_b else [(names_a[0], names_b[0])]
+    compared = [
         _pair(x, y, ratio, scores, second[y, ratio])
         for x, y in pairs
         for (name, ratio), scores in first.items()
         if name == x and (y, ratio) in second
     ]
-    if not fastest:
+    if not compared:
         raise UserError(
             f"{a} ({', '.join(names_a)}) and {b} ({', '.join(names_b)}) have no arm at the same keep ratio in common: "
             "name one of each, compare=[<run>:<arm>,<run>:<arm>], evaluated at the same keep_ratios."
         )
-    return fastest
+    return compared
 
 
 def _same_protocol(a: str, b: str) -> None:

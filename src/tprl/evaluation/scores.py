@@ -101,7 +101,10 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
     families, rows = dict[str, str](), dict[Arm, tuple[dict[str, Floats], Floats]]()
     for table in tables:
         if (table.model, table.dataset) != (first.model, first.dataset):
-            raise UserError(f"{table.model} on {table.dataset} is no part of {first.model} on {first.dataset}.")
+            raise UserError(
+                f"one table holds one model and one dataset, got {first.model} on {first.dataset} and "
+                f"{table.model} on {table.dataset}: merge them separately."
+            )
         at = [place[uid] for uid in table.uids.tolist()]
         families |= dict(zip(table.uids.tolist(), table.families.tolist(), strict=True))
         for i, arm in enumerate(table.arms):
