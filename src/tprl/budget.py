@@ -98,11 +98,14 @@ class Rows(NamedTuple):
 
 def image_rows(visual_mask: Bool[Tensor, "B V"], image_of: Int[Tensor, "B V"]) -> Rows:
     """The images of a batch, in the order of the samples and of the images in each (contiguous in V)."""
+    # One entry per valid token, in the order of samples and of V.
     sample, at = visual_mask.nonzero(as_tuple=True)
     image = image_of[sample, at]
+    # A new image begins where the sample or the image's number changes.
     first = torch.ones_like(sample, dtype=torch.bool)
     first[1:] = (sample[1:] != sample[:-1]) | (image[1:] != image[:-1])
     row, start = first.cumsum(0) - 1, first.nonzero().squeeze(1)
+    # Place of each token within its image: the column of its row.
     rank = torch.arange(len(row), device=row.device) - start[row]
     shape = (len(start), int(rank.max()) + 1 if len(rank) else 0)
     columns, mask = at.new_zeros(shape), visual_mask.new_zeros(shape)

@@ -27,15 +27,18 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
     _check(encoded, selection)
     at, column = encoded.visual_at, _columns(encoded, selection)
     embeds, deep = encoded.embeds, encoded.deep
+    # Merged tokens take the places of kept ones; the caller's embeddings stay as they are.
     if selection.merged is not None:
         embeds = embeds.clone()
         row, token = selection.keep.nonzero(as_tuple=True)
         embeds[row, at[row, token]] = selection.merged[row, token].to(embeds.dtype)
+    # [B S] which columns are visual, and of which image.
     visual = encoded.is_visual
     image = torch.zeros_like(encoded.input_ids)
     row, token = encoded.visual_mask.nonzero(as_tuple=True)
     image[row, at[row, token]] = encoded.image_of[row, token]
     ids, pos, alive = encoded.input_ids, encoded.positions, column
+    # Even numbers leave room for an extra token right after its anchor.
     order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) * 2
     if selection.extra is not None:
         assert selection.extra_at is not None
@@ -50,11 +53,13 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
         alive = torch.cat([alive, selection.extra_mask], 1)
         order = torch.cat([order, anchor * 2 + 1], 1)
 
+    # The longest prompt of the batch decides the width.
     length = int(alive.sum(1).max())
     # Dead columns sort to the front, survivors keep their order: left padding for free.
     index = torch.where(alive, order, order - 2 * order.shape[1]).argsort(dim=1, stable=True)[:, -length:]
     attention = alive.gather(1, index)
     pos = pos.gather(2, index.expand(pos.shape[0], -1, -1))
+    # Gaps stay unless the caller wants consecutive positions.
     if positions == "compact":
         pos = (attention.cumsum(1) - 1).clamp(min=0).expand_as(pos)
     return Prompt(

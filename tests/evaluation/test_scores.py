@@ -122,7 +122,7 @@ def test_evaluations_of_the_same_questions_are_joined() -> None:
     other = replace(parts[1], score=1 - parts[1].score)
     with pytest.raises(UserError, match=r"tprl \(seed 2, keep_ratio 0\.1.*\) scored differently in two evaluations"):
         joined([parts[0], other])
-    with pytest.raises(UserError, match="n on scenes is no part of m on scenes"):
+    with pytest.raises(UserError, match="one table holds one model and one dataset"):
         joined([parts[0], replace(parts[1], model="n")])
 
 

@@ -120,6 +120,7 @@ def act(
         ValueError: an argument the rule needs is missing, k is more than what is alive, or an action does not hold
             exactly k alive tokens.
     """
+    # One function samples and evaluates; exactly one of both is asked for.
     if (action is None) == (noise is None):
         raise ValueError("give either an action to evaluate or noise to sample with.")
     if noise is not None and noise.shape[-1] < noise_width(rule, alive.shape[1]):
@@ -131,6 +132,7 @@ def act(
         raise ValueError(f"kind {rule.kind} keeps exactly k tokens: give k.")
     if bool((k > alive.sum(1)).any()):
         raise ValueError("k is more than the tokens alive.")
+    # A set has one log-probability, a sequence one per draw.
     if rule.kind == "subset":
         action, log_prob, entropy = _subset(scores, alive, k, action, noise)
     elif features is None:
@@ -209,6 +211,7 @@ def _subset(
     scores: Tensor, alive: Tensor, k: Tensor, action: Tensor | None, noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Conditional Bernoulli: log P(Y) = sum of the scores of Y - log e_k(exp(scores))."""
+    # One law of k-subsets serves all actions of a state.
     law = dpp.subset_law(scores.masked_fill(~alive, -torch.inf), k)
     if action is None:
         assert noise is not None
@@ -229,6 +232,7 @@ def _kdpp(
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """k-DPP over the alive tokens, gathered to the front: decompositions cost the cube of the width."""
+    # [B W] the alive tokens, gathered: a decomposition costs the cube of the width.
     at = alive_first(alive)
     front, log_q = alive.gather(1, at), dpp.log_quality(scores, alive, k, quality).gather(1, at)
     rows = features.gather(1, at.unsqueeze(2).expand(-1, -1, features.shape[2]))
@@ -251,6 +255,7 @@ def _sequential(
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens one after the other (`policy.sequential`), whose log-probabilities stand where the tokens do."""
+    # 2 log q per token: quality weighs relevance against diversity.
     scores = rule.quality * logits.masked_fill(~alive, 0.0)
     if action is None:
         assert noise is not None
@@ -266,6 +271,7 @@ def _sequential(
 
 def _evenness(logits: Tensor, alive: Tensor) -> Tensor:
     """Entropy of a softmax over alive tokens, divided by its largest possible value."""
+    # Entropy = log Z - E[logit], of the softmax over alive tokens.
     probability = logits.masked_fill(~alive, -torch.inf).softmax(1).masked_fill(~alive, 0.0)
     log_total = logits.masked_fill(~alive, -torch.inf).logsumexp(1).nan_to_num(neginf=0.0)
     spread = log_total - (probability * logits).sum(1)

@@ -37,10 +37,12 @@ def subset_law(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> SubsetLaw:
 
     Differentiable with respect to `log_w`; the tilt is a constant, because no result depends on it.
     """
+    # The tilt centers the law of the count on k, so no number underflows.
     dead = torch.isneginf(log_w)
     log_w = log_w.double().masked_fill(dead, DEAD)
     tilt = _tilt(log_w.detach(), dead, k)
     log_odds = (log_w + tilt.unsqueeze(1)).masked_fill(dead, DEAD)
+    # Each item alone: the probabilities of 0 and of 1 successes, [B V 2].
     leaves = torch.stack([torch.sigmoid(-log_odds), torch.sigmoid(log_odds)], -1)
     cap = max(int(k.max()), 1) if len(k) else 1
     levels = [leaves]
@@ -120,6 +122,7 @@ def kdpp(
     exact to first order, also for equal eigenvalues, and costs V^2. 1e-6 I is added to S, so that a subset larger
     than the rank of S has a finite log-probability.
     """
+    # L = diag(q) S diag(q), dead items apart.
     log_q = log_q.double().masked_fill(~alive, 0.0)
     eye = torch.eye(alive.shape[1], dtype=torch.float64, device=alive.device)
     pairs = alive.unsqueeze(1) & alive.unsqueeze(2)
@@ -129,6 +132,7 @@ def kdpp(
     kernel = torch.where(pairs, q.unsqueeze(1) * similarity * q.unsqueeze(2), -eye)
     values, vectors = torch.linalg.eigh(kernel)
     values, vectors = values.flip(1), vectors.flip(2)
+    # Gradients enter through the eigenvalues alone, to first order.
     log_values = values.clamp(min=1e-15 * values[:, :1].abs()).log()
     log_values = log_values + 2 * torch.einsum("bij,bi->bj", vectors.square(), log_q - log_q.detach())
     rank = torch.arange(alive.shape[1], device=alive.device)
@@ -139,12 +143,14 @@ def kdpp(
 def kdpp_log_prob(law: KDPP, action: Bool[Tensor, "B *G V"]) -> Float64[Tensor, "B *G"]:
     """log P(Y) = log det L_Y - log e_k(eigenvalues of L); every action must hold exactly k alive items."""
     b, v = law.alive.shape
+    # [B G K] the items of every action, in order.
     flat = action.reshape(b, -1, v)
     order = (~flat).to(torch.int8).argsort(dim=-1, stable=True)[..., : max(int(law.k.max()), 1)]
     used = flat.gather(2, order)
     rows = law.similarity.unsqueeze(1).expand(-1, order.shape[1], -1, -1)
     rows = rows.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, v))
     minor = rows.gather(3, order.unsqueeze(2).expand(-1, -1, order.shape[2], -1))
+    # Actions with fewer items get a 1 on the diagonal, which changes no determinant.
     eye = torch.eye(order.shape[2], dtype=minor.dtype, device=minor.device)
     minor = torch.where(used.unsqueeze(2) & used.unsqueeze(3), minor, eye)
     log_det = torch.linalg.slogdet(minor).logabsdet + 2 * (flat * law.log_q.unsqueeze(1)).sum(-1)
@@ -160,9 +166,11 @@ def sample_kdpp(law: KDPP, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor, "B *G
     b, v = law.alive.shape
     groups = noise.shape[1:-1]
     noise = noise.double().reshape(b, -1, noise.shape[-1])
+    # First k eigenvectors, each set in proportion to the product of its eigenvalues.
     chosen = sample_subset(law.spectrum, noise[..., 0::2])
     steps = int(law.k.max()) if b else 0
     column = (~chosen).to(torch.int8).argsort(dim=-1, stable=True)[..., :steps]
+    # [B G V K] the eigenspace that was chosen; items are drawn by their share of it.
     basis = law.vectors.unsqueeze(1).expand(-1, chosen.shape[1], -1, -1)
     basis = basis.gather(3, column.unsqueeze(2).expand(-1, -1, v, -1)) * chosen.gather(2, column).unsqueeze(2)
     basis = basis.masked_fill(~law.alive[:, None, :, None], 0.0)
@@ -210,12 +218,14 @@ def greedy_map(kernel: Float[Tensor, "B V V"], alive: Bool[Tensor, "B V"], k: In
     steps = min(int(k.max()), alive.shape[1]) if len(k) else 0
     factors = kernel.new_zeros(len(kernel), steps, alive.shape[1])
     for step in range(steps):
+        # Beyond the kernel's rank gains are rounding errors: the diagonal decides instead.
         free = alive & ~taken
         useful = free & (gain > tolerance * diagonal)
         score = torch.where(useful.any(1, keepdim=True), gain.masked_fill(~useful, -torch.inf), diagonal)
         item = score.masked_fill(~free, -torch.inf).argmax(1)  # argmax returns the first maximum
         at = item[:, None, None]
         before = factors[:, :step]
+        # The new row of the Cholesky factor (algorithm 1, line 6).
         row_factors = before.gather(2, at.expand(-1, step, 1))
         row = kernel.gather(1, at.expand(-1, 1, kernel.shape[2])).squeeze(1) - (row_factors * before).sum(1)
         pivot = gain.gather(1, item.unsqueeze(1))

@@ -136,13 +136,16 @@ class PolicyNet(nn.Module):
             valid, at = alive, torch.arange(alive.shape[1], device=alive.device).expand_as(alive)
             tokens = self._embedded(x.codes, x.xy, valid)
         else:
+            # Dead tokens are left out, so later steps cost less: [B N W].
             at = alive_first(alive)
             valid = alive.gather(1, at)
             index = at.unsqueeze(2)
             codes, xy = (part.gather(1, index.expand(-1, -1, part.shape[2])) for part in (x.codes, x.xy))
             tokens = self._embedded(codes, xy, valid)
         words, word_mask = self._words(x)
+        # One sequence of visual tokens and words, [B N + Q W].
         everything, keys = torch.cat([tokens, words], 1), torch.cat([valid, word_mask], 1)
+        # Budget and step are added to every token: one policy serves all of them.
         ratio = keep_ratio.to(tokens.dtype).unsqueeze(1)
         condition = self.ratio(torch.cat([ratio, ratio.log()], 1)) + self.step.weight[step]
         everything = everything + condition.unsqueeze(1)

@@ -33,6 +33,7 @@ def log_gains(scores: Float[Tensor, "I V"], alive: Bool[Tensor, "I V"], k: Int[T
 
     The offset changes no probability; the clamp keeps the gains of one image within float64.
     """
+    # The k-th largest score is the threshold around which gains must be exact.
     ranked = scores.detach().masked_fill(~alive, -torch.inf).sort(1, descending=True).values
     anchor = ranked.gather(1, (k - 1).clamp(min=0).unsqueeze(1)).nan_to_num(neginf=0.0)
     centered = (scores - anchor).double().clamp(-GAIN_RANGE, GAIN_RANGE)
@@ -250,6 +251,7 @@ class _Gains:
         c, _, z = features.shape
         q = ((0.5 * log_gain).exp() * alive).to(features.dtype)
         self.scaled = features * q.unsqueeze(2)
+        # Gains before anything is drawn: the kernel's diagonal.
         diagonal = self.scaled.square().sum(2) + JITTER * q.square()
         self.value = diagonal.unsqueeze(1).repeat(1, groups, 1)  # [C G V]; not positive once drawn, 0 where dead
         self.factors = features.new_empty(c * groups, steps, 2, z)

@@ -72,17 +72,20 @@ def merge(tokens: Tokens, keys: Float[Tensor, "I M c"], r: Int[Tensor, " I"]) ->
     """The r[i] tokens of even index with the largest cosine to one of odd index join it: size-weighted means, at the
     place of the odd one. First come the even tokens that stay, then the odd ones, both in order; ties go to the lower
     index."""
+    # Even tokens look for their most similar odd one.
     unit = normalize(keys.double(), dim=-1)
     even = Tokens(*(part[:, 0::2] for part in tokens))
     odd = Tokens(*(part[:, 1::2] for part in tokens))
     likeness = (unit[:, ::2] @ unit[:, 1::2].mT).float().masked_fill(odd.size.unsqueeze(1) == 0, -torch.inf)
     best, joined = likeness.max(2)  # the first of equals
     gone = keep_top(best, (even.size > 0) & (even.place >= 0), r)
+    # [I M/2] patches that move, and the weighted means of where they go.
     moved = even.size * gone
     size = odd.size.scatter_add(1, joined, moved)
     at = joined.unsqueeze(2).expand_as(even.x)
     sums = (odd.x * odd.size.unsqueeze(2)).scatter_add(1, at, even.x * moved.unsqueeze(2))
     x = torch.where((size > odd.size).unsqueeze(2), sums / size.unsqueeze(2), odd.x).to(odd.x.dtype)
+    # Survivors to the front; size 0 marks what has merged.
     size, place = torch.cat([even.size * ~gone, size], 1), torch.cat([even.place, odd.place], 1)
     order, real = columns_of(size > 0)
     x = torch.cat([even.x, x], 1).gather(1, order.unsqueeze(2).expand(-1, -1, x.shape[2]))

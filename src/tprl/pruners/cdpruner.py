@@ -53,13 +53,16 @@ class CDPruner:
         if not len(images.sample):
             return TokenSelection(keep=torch.zeros_like(encoded.visual_mask))
         k = images.budgets(keep_ratio)
+        # Relevance to the question, rescaled within each image.
         relevance = images.split(encoded.extras["clip_relevance"]).double()
         relevance = -relevance if self.negative_relevance else relevance
         q = self._quality(relevance, images.mask)
+        # L = diag(q) S diag(q) over projected tokens.
         unit = normalize(images.tokens(encoded).double(), dim=-1)
         cosine = unit @ unit.mT
         cosine.diagonal(dim1=1, dim2=2).round_()  # equal q must give exactly equal first gains
         kernel = q.unsqueeze(2) * cosine * q.unsqueeze(1)
+        # No more than D items can add to the determinant; relevance fills the rest.
         taken = greedy_map(kernel, images.mask, k.clamp(max=unit.shape[2]))
         keep = keep_top(relevance.masked_fill(taken, torch.inf), images.mask, k)
         return TokenSelection(keep=images.join(keep, encoded.visual_mask))

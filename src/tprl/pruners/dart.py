@@ -42,11 +42,13 @@ class DARTPruner(FastVPruner):
         at, mask = columns_of(look.visual)
         images = image_rows(mask, look.image.gather(1, at))
         columns = at[images.sample.unsqueeze(1), images.at]  # [I W] where each image's tokens stand in the sequence
+        # Pivots: the largest keys among image tokens, and among words.
         of_image = _largest(norm.gather(1, at)[images.sample.unsqueeze(1), images.at], images.mask, self.image_pivots)
         of_text = _largest(norm, look.after, self.text_pivots)
         image_pivots = columns.gather(1, of_image[0])
         pivots = torch.cat([image_pivots, of_text[0][images.sample]], 1)
         real = torch.cat([of_image[1], of_text[1][images.sample]], 1)
+        # [I P W] how much each token repeats a pivot; the least similar live.
         tokens = states[images.sample.unsqueeze(1), columns]
         likeness = states[images.sample.unsqueeze(1), pivots] @ tokens.mT  # [I P+Q W]
         count = k.gather(1, at)[images.sample, images.at[:, 0]]
@@ -77,11 +79,13 @@ def _take(
     """Scores whose largest k are what lives: image pivots by strength, then what the pivots take, turn by turn."""
     at, there = pivots
     scores = torch.zeros_like(likeness[:, 0])
+    # Image pivots come first, so a budget below their number keeps the strongest.
     strength = torch.arange(at.shape[1], 0, -1, device=k.device, dtype=scores.dtype).expand_as(at) + 1
     scores.scatter_(1, at, torch.where(there, strength, 0.0))
     pool = mask & (scores == 0)
     left = (k - there.sum(1)).clamp(min=0)
     turns = real.sum(1)
+    # Pivots take turns, each as many of the least similar as any other.
     share, more = left // turns.clamp(min=1), left % turns.clamp(min=1)
     place = real.cumsum(1) - 1
     for pivot in range(likeness.shape[1]):

@@ -42,10 +42,12 @@ class DivPrunePruner:
 
 def max_min(distance: Float[Tensor, "I W W"], mask: Bool[Tensor, "I W"], k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
     """Greedy max-min subsets of k[i] valid points each; all rows advance together, one point per step."""
+    # First comes the token that is farthest from its nearest neighbor.
     off = ~mask.unsqueeze(1) | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
     gap = distance.masked_fill(off, torch.inf).amin(2) if mask.numel() else distance.sum(2)
     row, keep = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask)
     for step in range(int(k.max()) if len(k) else 0):
+        # Then always the one whose nearest chosen token is farthest.
         gap = gap.masked_fill(keep | ~mask, -torch.inf)
         pick = gap.argmax(1)
         keep[row, pick] |= step < k

@@ -44,12 +44,15 @@ class HiPrunePruner:
         """
         keep_ratio = need_ratio(self.name, keep_ratio)
         images = image_rows(encoded.visual_mask, encoded.image_of)
+        # Anchors by the middle layer, at most a fifth of their share of the budget.
         count = (images.budgets(keep_ratio).double() * self.alpha / 5).floor().long()
         anchors = keep_top(images.split(encoded.extras["middle_attention"]), images.mask, count)
+        # Neighbors on each view's own grid.
         views, shapes = view_rows(encoded, keep_ratio)
         columns = torch.tensor([c for _, c, _ in shapes], dtype=torch.long, device=count.device)
         anchors = views.split(images.join(anchors, encoded.visual_mask))
         objects = views.join(_with_neighbors(anchors, views, columns), encoded.visual_mask)
+        # Objects first, then what the last layer attends to.
         score = encoded.extras["last_attention"].float().masked_fill(objects, torch.inf)
         return TokenSelection(keep=keep_top_per_image(score, encoded, keep_ratio))
 

@@ -53,12 +53,14 @@ class HoloVPruner:
         keep_ratio = need_ratio(self.name, keep_ratio)
         images = image_rows(encoded.visual_mask, encoded.image_of)
         n, k = images.mask.sum(1, keepdim=True), images.budgets(keep_ratio)
+        # [J C] chunks of the raster, as rows of their own.
         place = torch.arange(images.mask.shape[1], device=n.device)
         chunk_of = ((place + 1) * self.chunks - 1) // n  # the last chunk that starts at or before the token
         parts = image_rows(images.mask, chunk_of)
         attention = parts.split(images.split(encoded.extras["cls_attention"])).double()
         features = parts.split(images.tokens(encoded)).double()
         score = self._score(attention, features, parts.mask)
+        # Quotas by the chunks' mean scores; inside a chunk attention alone decides.
         number = chunk_of[parts.sample, parts.at[:, :1].squeeze(1)] if len(parts.sample) else parts.sample
         quota = self._quotas(_mean(score, parts.mask).squeeze(1), parts.sample, number, k)
         keep = parts.join(keep_top(attention, parts.mask, quota), images.mask)
@@ -72,6 +74,7 @@ class HoloVPruner:
     ) -> Float64[Tensor, "J C"]:
         """scale * a + alpha * v of the tokens of each chunk; 0 on padding."""
         attention = (self.scale * attention).masked_fill(~mask, 0.0)
+        # Variance of a token's cosines within its chunk; its own does not count.
         unit = normalize(features, dim=-1)
         cosine, pairs = unit @ unit.mT, mask.unsqueeze(1) & mask.unsqueeze(2)
         cosine.diagonal(dim1=1, dim2=2).zero_()
@@ -93,6 +96,7 @@ class HoloVPruner:
         # Without the last digits: rounding errors must not order equal chunks, nor floor 12 to 11.
         weight = (table / total).round(decimals=12)
         quota = (weight.clamp(min=0.0) * k.unsqueeze(1) + 1e-9).floor().long()
+        # What flooring has left goes to the heaviest chunks.
         rank = weight.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         quota = quota + (rank < (k - quota.sum(1)).unsqueeze(1)).long()
         return quota[image, number]

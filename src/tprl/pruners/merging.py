@@ -32,12 +32,14 @@ def merged_selection(
     have it: one token, at the first (or last) place that is not kept."""
     if encoded.project is None:
         raise UserError("These prompts have no projector (Encoded.project), so merge no vision features: use divprune.")
+    # Sums in float32, before the projector, as the methods define them.
     image, slot = real.nonzero(as_tuple=True)
     row, token = images.sample[image], images.at[image, at[image, slot]]
     features, merged = encoded.extras["vision_features"], encoded.visual
     sums = torch.cat([features[row, token].float() + added[image, slot], extra[has_extra]])
     new = encoded.project(sums.to(features.dtype)).to(merged.dtype)
     merged[row, token] = new[: len(image)]
+    # The extra token stands where no kept patch does.
     free, place = images.mask & ~keep, torch.arange(keep.shape[1], device=keep.device)
     anchor = torch.where(free, place + 1 if last else place.flip(0) + 1, 0).argmax(1, keepdim=True)
     tokens = new.new_zeros(len(keep), 1, new.shape[1])
@@ -60,6 +62,7 @@ def with_extra(
     of its sample; images of a sample follow each other."""
     image, new = live.nonzero(as_tuple=True)
     row = sample[image]
+    # Extra tokens of a sample's images, one after the other: [B E D].
     total = row.bincount(minlength=len(encoded))
     place = torch.arange(len(row), device=row.device) - (total.cumsum(0) - total)[row]
     shape = (len(encoded), int(total.max()))

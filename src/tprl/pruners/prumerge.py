@@ -52,6 +52,7 @@ class PruMergePruner:
         if not len(k):
             return TokenSelection(keep=encoded.visual_mask)
         c = images.split(encoded.extras["last_cls_attention"]).float()
+        # How many tokens stand out in attention decides how many an image keeps.
         share = outliers(c, images.mask).clamp(min=1) / n.double()
         above = (n * share).long().clamp(min=1)
         if self.published:
@@ -63,6 +64,7 @@ class PruMergePruner:
             keep = keep_top(c, images.mask, torch.minimum(above, count) if self.spread else count)
             keep = keep | spread(images.mask & ~keep, count - keep.sum(1))
             merge, extra = keep & (k < n).unsqueeze(1), keep.sum(1) < k
+        # Each kept token takes in its nearest neighbors; one more sums up what is not kept.
         at, real = columns_of(merge)
         near = nearest(images.split(encoded.extras["last_keys"]), images.mask, at)
         weights = torch.cat([near, (images.mask & ~keep).unsqueeze(1)], 1) * c.unsqueeze(1)

@@ -32,6 +32,7 @@ def diverse(log_q: Float[Tensor, "I W"], images: Rows, encoded: Encoded, k: Int[
     """
     if not log_q.numel():
         return torch.zeros_like(images.mask)
+    # S over projected tokens, shared by every control of this kind.
     kernel = cosine_kernel(images.tokens(encoded), images.mask).double()
     diagonal = kernel.diagonal(dim1=1, dim2=2)
     diagonal.copy_(diagonal.round(decimals=4))  # equal q must give exactly equal first gains

@@ -23,10 +23,12 @@ def recycle(look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]) -> 
     clusters = torch.where(count < n, clusters, 0)
     if not bool(clusters.any()):
         return look, scores
+    # The kept, and the best of the pruned, which are clustered.
     keep = keep_top(pool, images.mask, count - clusters)
     size = torch.where(clusters > 0, 3 * (n - count + clusters) // 10 + 1, 0)
     place, real = columns_of(keep_top(pool, images.mask & ~keep, size))
     states = look.hidden[sample, columns.gather(1, place)].float()
+    # Centroids live on in the columns of their centers.
     center, centroid = density_peaks(states, real, clusters)
     row, token = center.nonzero(as_tuple=True)
     keep[row, place[row, token]] = True
@@ -43,14 +45,17 @@ def density_peaks(
     """DPC-kNN with k = `count` neighbors (a point is its own first): the centers of `count` clusters, and at each
     center the mean of its cluster. Of equally dense points the one with the lower index is the denser."""
     both, order = real.unsqueeze(1) & real.unsqueeze(2), torch.arange(x.shape[1], device=x.device)
+    # Density from the distances to the nearest neighbors, [I T].
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[2] ** 0.5
     near = distance.square().masked_fill(~both, torch.inf).sort(dim=2).values.cumsum(2)
     last = (count - 1).clamp(min=0)[:, None, None].expand(-1, x.shape[1], 1)
     density = (-near.gather(2, last).squeeze(2) / count.clamp(min=1).unsqueeze(1)).exp()
     rows, other = density.unsqueeze(2), density.unsqueeze(1)
+    # A center is dense, and far from anything denser.
     denser = both & ((other > rows) | ((other == rows) & (order < order.unsqueeze(1))))
     widest = distance.masked_fill(~both, 0.0).amax((1, 2), keepdim=True)
     center = keep_top(density * torch.where(denser, distance, widest).amin(2), real, count)
+    # Every point joins its nearest center.
     nearest = distance.masked_fill(~center.unsqueeze(1), torch.inf).argmin(2)
     nearest = torch.where(center, order, nearest)
     member = (one_hot(nearest, x.shape[1]) * real.unsqueeze(2)).mT.to(x.dtype)  # [I center point]

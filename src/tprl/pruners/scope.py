@@ -62,6 +62,7 @@ def _cover(
     row, keep = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask)
     covered = torch.zeros_like(saliency)
     for step in range(int(k.max()) if len(k) else 0):
+        # What a token would cover that nothing covers yet, summed over the image.
         gain = (cosine - covered.unsqueeze(2)).clamp(min=0.0).sum(1)
         free = mask & ~keep & (gain > 1e-9)
         pick = (gain * saliency).masked_fill(~free, -torch.inf).argmax(1)

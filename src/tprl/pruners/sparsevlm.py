@@ -78,6 +78,7 @@ class SparseVLMPruner:
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         at, real = columns_of(raters_of(look))
+        # [B H R S] attention of the raters, averaged over them.
         rows = look.attention(at) * real[:, None, :, None]
         heads = rows.sum(2) / real.sum(1).clamp(min=1)[:, None, None]
         if self.plus:
@@ -105,6 +106,7 @@ def raters_of(look: Look) -> Bool[Tensor, "B S"]:
     raters = look.marked & look.real
     if not bool(raters.any()):
         after, seen = look.after, look.take(*columns_of(look.visual))
+        # How much visual tokens look at each word; words above the mean rate.
         logits = seen.first.float() @ look.first.float().mT
         share = logits.masked_fill(~after.unsqueeze(1), torch.finfo(logits.dtype).min).softmax(-1)
         share = (share * seen.visual.unsqueeze(2)).sum(1) / seen.visual.sum(1, keepdim=True).clamp(min=1)

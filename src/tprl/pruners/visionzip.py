@@ -47,10 +47,13 @@ class VisionZipPruner:
         k = images.budgets(need_ratio(self.name, keep_ratio))
         if not len(k):
             return TokenSelection(keep=encoded.visual_mask)
+        # Of the budget one place is CLS, t are contextual; at k = n nothing is pruned.
         cls = torch.ones_like(k, dtype=torch.bool) if self.published else k < images.mask.sum(1)
         t = torch.where(cls, contextual(k), 0)
+        # The patches that CLS looks at most.
         dominant = keep_top(images.split(encoded.extras["cls_attention"]), images.mask, k - t - cls.long())
         others = images.mask & ~dominant
+        # Evenly placed targets take in the patches whose keys are nearest.
         targets = evenly(others, t)
         at, real = columns_of(targets)
         features = images.split(encoded.extras["vision_features"]).float()

@@ -41,8 +41,10 @@ class VisPruner:
         """
         images = image_rows(encoded.visual_mask, encoded.image_of)
         k = images.budgets(need_ratio(self.name, keep_ratio))
+        # The order of attention matters later: rounds split it into even and odd places.
         attention = images.split(encoded.extras["cls_attention"]).float().masked_fill(~images.mask, -torch.inf)
         order = attention.argsort(dim=1, descending=True, stable=True)
+        # float64: one flipped comparison changes all later rounds.
         unit = normalize(images.split(encoded.extras["vision_features"]).double(), dim=-1)
         keep = self._choose(order, unit @ unit.mT, images.mask.sum(1), k)
         return TokenSelection(keep=images.join(keep, encoded.visual_mask))
@@ -50,6 +52,7 @@ class VisPruner:
     def _choose(
         self, order: Int[Tensor, "I W"], cosine: Float[Tensor, "I W W"], n: Int[Tensor, " I"], k: Int[Tensor, " I"]
     ) -> Bool[Tensor, "I W"]:
+        # Half of the budget by attention; the other half from the rest, by diversity.
         important = (k.double() * self.important).floor().long()
         place = torch.arange(order.shape[1], device=order.device).expand_as(order)
         pool = order.gather(1, (place + important.unsqueeze(1)).clamp(max=order.shape[1] - 1))
@@ -80,13 +83,16 @@ def _thin_out(
     """
     flat = cosine.flatten(1)
     while bool((goal < left).any()):
+        # [I R] what is left, in the present order; padded at the end.
         pool = pool[:, : int(left.max())]
         place = torch.arange(pool.shape[1], device=pool.device)
         even, odd = pool[:, 0::2], pool[:, 1::2]
         live_even, live_odd = (place[i::2] < left.unsqueeze(1) for i in (0, 1))
         others = torch.where(live_odd, odd, odd[:, :1])  # a padded one stands for the first: no maximum changes
         pairs = even.unsqueeze(2) * cosine.shape[2] + others.unsqueeze(1)
+        # Each even-placed token's largest similarity to an odd-placed one.
         near = flat.gather(1, pairs.flatten(1)).view(pairs.shape).amax(2)
+        # The most similar ones go; survivors, most similar first, precede the odd ones.
         rank = near.masked_fill(~live_even, -torch.inf).argsort(dim=1, descending=True, stable=True)
         dropped = torch.minimum((left - goal).clamp(max=drop), live_even.sum(1))
         survives = live_even & (place[: even.shape[1]] >= dropped.unsqueeze(1))

@@ -33,9 +33,11 @@ def without_blocks(block: Int[Tensor, "P V"], blocks: int, image: Int[Tensor, "P
 
     An image that would be left without any token keeps them all: every image keeps one at least.
     """
+    # [P M V] the kept sets, each without one block.
     number = torch.arange(blocks, device=block.device).view(1, -1, 1)
     kept = (block >= 0).unsqueeze(1).expand(-1, blocks, -1)
     less = kept & (block.unsqueeze(1) != number)
+    # How many tokens every image would keep.
     of_image = image.unsqueeze(1).expand_as(less)
     left = torch.zeros_like(less, dtype=torch.long).scatter_add(2, of_image, less.long())
     return (less | (kept & (left.gather(2, of_image) == 0))).flatten(0, 1)
@@ -52,8 +54,10 @@ def shared_out(
             anything, all tokens have the episode's advantage.
         block: see `blocks_of`; tokens in none get 0.
     """
+    # [P M] what the absence of a block costs; a block whose absence helps gets nothing.
     cost = loss.clamp(min=0)
     total = cost.sum(1, keepdim=True)
+    # [P M] how many tokens a block holds: credit is per token.
     members = torch.stack([(block == number).sum(1) for number in range(loss.shape[1])], 1)
     # Weights whose mean over the episode's tokens is 1.
     weight = cost * members.sum(1, keepdim=True) / (cost * members).sum(1, keepdim=True).clamp(min=1e-12)

@@ -13,6 +13,7 @@ def gae(
     A_t = delta_t + gamma * lam * A_{t+1}, delta_t = r_t + gamma * V_{t+1} - V_t, with V and A zero after the end
     (Schulman et al. 2016, equation 16). The target is A_t + V_t. Columns are separate episodes.
     """
+    # Backwards through the episode: each step needs the advantage of the next.
     value = value.detach()
     advantage, running = torch.zeros_like(reward), torch.zeros_like(reward[0])
     following = torch.zeros_like(reward[0])

@@ -67,19 +67,24 @@ def ppo_loss(
         raise ValueError("give both new_value and target, or neither.")
     if ratio not in ("token", "joint") or (ratio == "joint" and advantage.ndim == 2):
         raise ValueError(f"ratio={ratio} is unknown, or joint with per-token advantages.")
+    # A set has one log-probability: it counts where anything was decided.
     mask = decisions if new_log_prob.shape[1] == decisions.shape[1] else decisions.any(1, keepdim=True)
     difference = new_log_prob - old_log_prob.detach()
     counted = mask
     if ratio == "joint":
         difference, counted = _per_sample(difference, mask).unsqueeze(1), mask.any(1, keepdim=True)
+    # [B A] ratio of the new policy to the one that sampled; exactly 1 before the first step.
     log_ratio = difference.masked_fill(~counted, 0.0).clamp(-LOG_RATIO_RANGE, LOG_RATIO_RANGE)
     r = log_ratio.exp()
+    # The smaller of both surrogates: no reward for leaving the clip range.
     weight = (advantage.unsqueeze(1) if advantage.ndim == 1 else advantage).detach()
     policy = -_mean(torch.minimum(r * weight, r.clamp(1 - clip, 1 + clip) * weight), counted)
+    # The critic's error; GRPO and leave-one-out have no critic.
     value = policy.new_zeros(())
     if new_value is not None and target is not None:
         value = _mean((new_value - target.detach()).square().unsqueeze(1), mask.any(1, keepdim=True))
     spread = _mean(entropy, mask)
+    # What is only logged: Schulman's KL estimate is never negative.
     with torch.no_grad():
         kl = _mean(r - 1 - log_ratio, counted)
         clipped = _mean(((r - 1).abs() > clip).float(), counted)

@@ -82,6 +82,7 @@ def collect(
     """
     training = policy.training
     policy.eval()
+    # Every episode of a question begins with all of its tokens.
     alive, parts = x.mask.repeat_interleave(group, 0), []
     for t in range(steps):
         action, log_prob, _, value = _step(policy, x, rule, alive, t, steps, keep_ratio, group, noise=noise[t])
@@ -127,11 +128,13 @@ def _step(
     """One pruning step, sampled or evaluated: (action, log-probability, entropy, value)."""
     if len(keep_ratio) != len(x.mask) * group:
         raise ValueError(f"{len(keep_ratio)} episodes of {len(x.mask)} prompts are not groups of {group}.")
+    # At step 0 all episodes of a question are in the same state: one network pass serves them.
     shared = group if t == 0 else 1
     if t == 0:
         alive, keep_ratio = alive[::group], keep_ratio[::group]
     elif group > 1:  # only now a copy per episode: kernels are large
         x = x.rows(torch.arange(len(x.mask), device=alive.device).repeat_interleave(group))
+    # Budgets are per image, so actions are drawn per image, too.
     logits, value = policy(x, alive, t, keep_ratio)
     images = x.images
     action, log_prob, entropy = act(
@@ -144,6 +147,7 @@ def _step(
         action=None if action is None else _split(images, action.unflatten(0, (-1, shared))) * images.mask.unsqueeze(1),
         noise=None if noise is None else _split_noise(images, noise.unflatten(0, (-1, shared)), rule, alive.shape[1]),
     )
+    # Back to one row per episode.
     action = _join(images, action, alive)
     if rule.per_set:
         log_prob, entropy = _over_images(images, log_prob, entropy, len(alive))

@@ -25,14 +25,17 @@ def measure_episodes(
 ) -> Outcome:
     """The fields `needs` of an Outcome. Episode i is about question `rows[i]`; its state 0 has all tokens."""
     needs, fields = set(needs), dict[str, Tensor]()
+    # [T + 1 B]: row 0 has all tokens, row t what step t has left.
     kept = torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.keep)])
     steps, keep = len(rollout.action), rollout.keep.flatten(0, 1)
     asked, states = [*rows] * steps, (steps, len(rows))
+    # Scores against answers; those with all tokens are measured once per question.
     if needs & LABELS:
         full, scored = scorer.full(samples, encoded), scorer.selections(samples, encoded, asked, keep)
         fields["log_prob"] = torch.cat([full.log_prob[rows].unsqueeze(0), scored.log_prob.view(states)])
         if "score" in needs:
             fields["score"] = torch.cat([full.score[rows].unsqueeze(0), scored.score.view(states)])
+    # Agreement with the model's own answers needs no label; row 0 agrees by definition.
     if needs & FIDELITY:
         kl, same = scorer.fidelities(encoded, asked, keep)
         fields["answer_kl"] = torch.cat([torch.zeros_like(kl[: len(rows)]), kl]).view(-1, len(rows))

@@ -72,6 +72,7 @@ class Scorer:
         if not self.needs & LABELS:
             return Scored(unknown, unknown, texts)
         self.evaluations += len(samples)
+        # One teacher-forced forward decides where an exact match counts; the others generate.
         written = [i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)]
         read = [i for i in range(len(samples)) if "log_prob" in self.needs or i not in set(written)]
         log_prob, score = unknown.clone(), unknown.clone()
@@ -106,6 +107,7 @@ class Scorer:
 
     def full(self, samples: Sequence[Sample], encoded: Encoded) -> Scored:
         """The same with all visual tokens, from memory where this scorer has seen the sample."""
+        # Scores with all tokens do not change while a policy learns: measured once.
         fresh = [i for i, sample in enumerate(samples) if sample.uid not in self._full.known]
         if fresh:
             part, asked = encoded.rows(fresh), [samples[i] for i in fresh]
