@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Kept", "Pruner", "Pruning", "TokenSelection", "UserError", "prune"]
 _HOMES = {
-    "Kept": "tprl.api", "Pruner": "tprl.pruners.learned", "Pruning": "tprl.api", "TokenSelection": "tprl.types",
-    "UserError": "tprl.errors", "prune": "tprl.api",
-}  # fmt: skip
+    "Kept": "tprl.api",
+    "Pruner": "tprl.pruners.learned",
+    "Pruning": "tprl.api",
+    "TokenSelection": "tprl.types",
+    "UserError": "tprl.errors",
+    "prune": "tprl.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -69,7 +69,8 @@ class Pruning:
         positions: str,
     ) -> None:
         self.lvlm, self.pruner, self.keep_ratio = lvlm, pruner, keep_ratio
-        self.positions: Literal["keep", "compact"] = positions  # type: ignore[assignment]  # prune has checked it
+        # prune has checked it
+        self.positions: Literal["keep", "compact"] = positions  # type: ignore[assignment]
         self.kept: list[list[Kept]] = []
         self._question = question
         self._stock: Callable[..., Any] = lvlm.model.generate

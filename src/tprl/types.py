@@ -2,9 +2,9 @@
 
 Dimension letters, used in every annotation of the package:
 
-    B samples · V visual tokens before pruning, padded · E extra tokens a method adds · S sequence length
-    D width of the language model · Z width of the policy's codes · Q question tokens, padded
-    T pruning steps · P position axes (1 for RoPE, 3 for M-RoPE)
+    B samples · V visual tokens before pruning, padded · E extra tokens a method adds
+    S sequence length · D width of the language model · Z width of the policy's codes
+    Q question tokens, padded · T pruning steps · P position axes (1 for RoPE, 3 for M-RoPE)
 
 Boxes are (x1, y1, x2, y2) in pixels of the original image, x2 and y2 exclusive.
 """

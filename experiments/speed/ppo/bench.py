@@ -34,7 +34,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "reward": "score_change", "prompts": 64, "group": 1, "steps": 3, "advantage": "gae", "minibatch": 16,
         "update_epochs": 4, "keep_ratio": 1 / 3,
     },
-}  # fmt: skip
+}
 
 
 class Row(NamedTuple):
@@ -56,7 +56,7 @@ def row(what: str, lvlm: str, evaluations: int, batched: list[float], loop: list
     ratios = [a / b for a, b in zip(batched, loop, strict=True)]
     rates = statistics.median(batched), statistics.median(loop)
     entry = Row(what, lvlm, torch.get_num_threads(), len(ratios), evaluations, *rates, statistics.median(ratios),
-                min(ratios), max(ratios))  # fmt: skip
+                min(ratios), max(ratios))
     print(
         f"{what:22} {lvlm:9} {entry.threads} threads: {rates[0]:7.1f} against {rates[1]:6.1f} evaluations/s, "
         f"ratio {entry.ratio:5.1f} ({entry.ratio_low:.1f} to {entry.ratio_high:.1f})",
@@ -211,7 +211,7 @@ def ablation(threads: list[int], rounds: int) -> list[dict[str, Any]]:
             torch.set_num_threads(arm["threads"])
             rates.append(rate(lambda arm=arm: work(arm)))
     return [arm | {"evaluations_per_second": round(statistics.median(r[1:]), 1)}
-            for arm, r in zip(arms, speeds, strict=True)]  # fmt: skip
+            for arm, r in zip(arms, speeds, strict=True)]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -62,7 +62,7 @@ class Synthetic:
             uids=tuple(sample.uid for sample in samples), input_ids=tiny, embeds=torch.zeros(b, 1, 1),
             attention=tiny.bool(), positions=tiny[None], visual_at=at, visual_mask=mask, image_of=torch.zeros_like(at),
             grids=((((24, 24),),),) * b, question=tiny.bool(),
-        )  # fmt: skip
+        )
 
     def observe(self, encoded: Encoded) -> PolicyInput:
         numbers = torch.tensor([int(uid.rpartition("/")[2]) for uid in encoded.uids])
@@ -140,7 +140,7 @@ def main() -> None:
             "files": len(stored.paths), "disk_gb": size / 1e9, "disk_kb_per_question": size / arguments.questions / 1e3,
             "write_s": wrote, "write_mb_per_s": size / 1e6 * missing / arguments.questions / wrote,
             "peak_extra_rss_mb_writing": memory()["VmHWM"] - before["VmHWM"],
-        }  # fmt: skip
+        }
         start = time.monotonic()
         stored = store(arguments.folder, arguments.questions)
         numbers["open_s"] = time.monotonic() - start

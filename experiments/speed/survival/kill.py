@@ -27,10 +27,12 @@ SMALL = shlex.split("""stage=all trainer=cpu logger=csv
 stage.autoencoder.images=60 stage.autoencoder.epochs=1
 stage.lfd.demonstrations=320 stage.lfd.batch_size=16 stage.lfd.epochs=3 stage.lfd.save_every=4
 stage.lfd.served.limit=24 stage.lfd.calibrate=null
-stage.ppo.iterations=30 stage.ppo.prompts=6 stage.ppo.group=4 stage.ppo.minibatch=24 stage.ppo.save_every=3
+stage.ppo.iterations=30 stage.ppo.prompts=6 stage.ppo.group=4 stage.ppo.minibatch=24
+stage.ppo.save_every=3
 stage.ppo.validate_every=10 stage.ppo.served.limit=24 stage.ppo.calibrate=null
 stage.adapt.questions=100 +stage.adapt.epochs=2 stage.adapt.served.limit=24
-stage.evaluation.limit=30 stage.evaluation.pruners=[random,divprune] stage.evaluation.keep_ratios=[0.1111]""")
+stage.evaluation.limit=30 stage.evaluation.pruners=[random,divprune]
+stage.evaluation.keep_ratios=[0.1111]""")
 LOGGED = {"autoencoder": "autoencoder/", "mlp": "lfd/mlp/", "lfd": "lfd/", "ppo": "ppo/", "adapt": "adapt/"}
 WEIGHTS = ("autoencoder", "lfd", "mlp", "pruner")
 # Stages by the folders before and after them. Adapt, which follows PPO, trains the budget head alone.
@@ -239,12 +241,12 @@ def plan(reference: Reference, quick: bool, seed: int) -> list[list[Kill]]:
     draw.shuffle(kinds)
     if quick:
         return [sorted((planned(0, "SIGKILL", *kind) for kind in (("row", "lfd"), ("write", "ppo"), ("row", "ppo"))),
-                       key=lambda kill: kill.row)]  # fmt: skip
+                       key=lambda kill: kill.row)]
     runs = [[planned(run, "SIGKILL", *kind) for kind in kinds[run::5]] for run in range(5)]
     for run, signs in enumerate((("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM")), len(runs)):
         first, second = signs
         runs.append([planned(run, first, "row", "lfd"), planned(run, second, "row", "ppo"), planned(run, first, "row", "ppo"),
-                     planned(run, second, "start", "ppo")])  # fmt: skip
+                     planned(run, second, "start", "ppo")])
     return [sorted(kills, key=lambda kill: kill.row) for kills in runs]
 
 
@@ -274,7 +276,7 @@ def main() -> None:
         some = [kill for kill in kills if kill.signal == sign]
         good = len({kill.run for kill in some if kill.same == "yes"})
         print(f"{sign}: {len(some)} in {len({kill.run for kill in some})} runs; {good} of these runs ended with the "
-              "weights, metrics and results of the untouched one, bit for bit")  # fmt: skip
+              "weights, metrics and results of the untouched one, bit for bit")
     if arguments.keep is None:
         shutil.rmtree(folder)
     sys.exit(any(kill.same != "yes" for kill in kills))

@@ -52,8 +52,20 @@ KINDS = (  # what is no image for Pillow, by its first bytes
     (re.compile(rb"%PDF"), "PDF; convert its page to PNG"),
 )
 # What Pillow raises on files that are damaged or that it does not know.
-UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, TypeError, EOFError, IndexError, KeyError, OverflowError,
-              MemoryError, struct.error, Image.DecompressionBombError)  # fmt: skip
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    TypeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 _BOMB_LIMIT = Lock()
 
 

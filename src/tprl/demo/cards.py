@@ -20,18 +20,22 @@ STYLE = """
 .answers { --quiet: color-mix(in srgb, var(--body-text-color) 72%, transparent) }
 .answers .cards { display: grid; gap: 1rem; align-items: start }
 .answers .cards { grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)) }
-.answers .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .9rem; min-width: 0 }
+.answers .card { border: 1px solid var(--border-color-primary); border-radius: 8px;
+  padding: .9rem; min-width: 0 }
 .answers h2 { margin: 0 0 .8rem; font-size: 1.15rem; font-weight: 600; overflow-wrap: anywhere }
 .answers h3 { margin: 0 0 .6rem; font-size: 1rem; font-weight: 600 }
 .answers figure { margin: 0 }
-.answers img { width: 100%; max-height: 24rem; object-fit: contain; display: block; border-radius: 4px; margin: 0 }
+.answers img { width: 100%; max-height: 24rem; object-fit: contain;
+  display: block; border-radius: 4px; margin: 0 }
 .answers p { margin: .3rem 0 }
 .answers .said { font-size: 1.3rem; font-weight: 600; margin: .7rem 0 0; overflow-wrap: anywhere }
 .answers .same, .answers .other { font-size: .9rem; margin-bottom: .6rem }
 .answers .same { color: var(--quiet) }
 .answers .other { color: light-dark(#b45309, #fbbf24) }
-.answers.answers table, .answers.answers tr, .answers.answers th, .answers.answers td { border: 0; background: none }
-.answers.answers table { width: 100%; margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums }
+.answers.answers table, .answers.answers tr, .answers.answers th, .answers.answers td { border: 0;
+  background: none }
+.answers.answers table { width: 100%; margin: 0;
+  border-collapse: collapse; font-variant-numeric: tabular-nums }
 .answers.answers th { text-align: left; font-weight: 400; padding: .15rem 0; white-space: nowrap }
 .answers.answers td { text-align: right; padding: .15rem 0 .15rem .6rem; white-space: nowrap }
 .answers.answers .part th { padding-left: .8rem }
@@ -44,9 +48,10 @@ STYLE = """
 def cards(comparison: Comparison) -> str:
     """A sentence, the answer with all tokens, then one card per pruner."""
     panels = "".join(_card(comparison, result) for result in (comparison.full, *comparison.pruned))
+    sentences = "<br>".join(escape(_sentence(comparison, result)) for result in comparison.pruned)
     return (
         f'<div class="answers"><h2>{escape(comparison.question)}</h2>'
-        f'<p role="status">{"<br>".join(escape(_sentence(comparison, result)) for result in comparison.pruned)}</p>'
+        f'<p role="status">{sentences}</p>'
         f'<div class="cards">{panels}</div><p class="fine">{NOTE}{CONVENTION}</p></div>'
     )
 

@@ -116,7 +116,7 @@ def check_question(lvlm: FrozenLVLM, question: str) -> str:
     if len(question) > MAX_CHARACTERS:
         raise UserError(f"The question has {len(question)} characters: use at most {MAX_CHARACTERS}.")
     if lvlm.placeholder in question:  # before the tokenizer's own word for it
-        raise UserError(f'{lvlm.name} does not know "{lvlm.placeholder}": ask in words like those of the suggestions.')
+        raise UserError(f'{lvlm.name} does not know "{lvlm.placeholder}": ask in words of the suggestions.')
     if (refused := lvlm.refusal(Sample("", (), question, ()))) is not None:
         raise UserError(f"{lvlm.name} cannot be asked this, {refused[0]}: {refused[1]}.")
     read = lvlm.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)

@@ -23,9 +23,14 @@ LOOK: Mapping[str, Any] = {
 UPLOAD: Mapping[str, Any] = {"sources": ["upload", "clipboard"], "format": "png", "image_mode": None}  # without loss
 
 THUMBNAILS: Mapping[str, Any] = {
-    "label": "Examples", "show_label": False, "columns": 3, "height": 238, "allow_preview": False, "format": "png",
+    "label": "Examples",
+    "show_label": False,
+    "columns": 3,
+    "height": 238,
+    "allow_preview": False,
+    "format": "png",
     "buttons": [],
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ def evaluate(
 
 def _answered(row: Mapping[str, Any], facts: Sequence[float] | None, **numbers: float | None) -> Answered:
     """As a record has it in plain values."""
-    return Answered(SampleRow(**row), facts=None if facts is None else tuple(facts), **numbers)  # type: ignore[arg-type]
+    measured = None if facts is None else tuple(facts)
+    return Answered(SampleRow(**row), facts=measured, **numbers)  # type: ignore[arg-type]
 
 
 def _of_all_ranks(dataset: Dataset, answered: list[Answered], place: Mapping[str, int]) -> list[Answered]:
@@ -256,7 +257,9 @@ def _answer(
     out = []
     for i, sample in enumerate(samples):
         text = scored.predictions[i]
-        overlap = None if sample.box is None or text is None else scorer.dataset.iou(sample, text)  # type: ignore[attr-defined]
+        overlap = None
+        if sample.box is not None and text is not None:
+            overlap = scorer.dataset.iou(sample, text)  # type: ignore[attr-defined]
         row = SampleRow(sample.uid, sample.family, entry.name, entry.seed, ratio, text, scores[i], counts[i])
         facts = None
         if isinstance(scorer.dataset, Published):

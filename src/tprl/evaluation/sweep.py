@@ -176,8 +176,10 @@ def _state(folder: Path) -> str:
     if (folder / "done.json").is_file():
         return ""
     if (folder / "FAILED").is_file():
-        lines = [line.strip() for line in (folder / "FAILED").read_text(errors="replace").splitlines() if line.strip()]
-        return f"failed: {lines[-1].removeprefix('tprl.errors.UserError: ') if lines else 'for an unknown reason'}"
+        lines = (folder / "FAILED").read_text(errors="replace").split("\n")
+        stripped = [line.strip() for line in lines if line.strip()]
+        reason = stripped[-1] if stripped else "for an unknown reason"
+        return f"failed: {reason.removeprefix('tprl.errors.UserError: ')}"
     return "unfinished: it still runs, or was killed"
 
 

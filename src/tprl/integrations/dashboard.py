@@ -70,11 +70,11 @@ def dashboard_report(entity: str, project: str) -> Any:
     _, wr = _library()
     about = {
         "Frontier": "Every pruner over the kept fraction of the visual tokens; the table eval/results holds intervals.",
-        "PPO: what is learned": "What inference would score, beside what the sampled episodes score.",
+        "PPO: what is learned": "What inference would score, beside the sampled episodes.",
         "PPO: is it healthy?": "Healthy ranges of every number are in docs/metrics.md.",
         "Speed": "Of PPO's iterations; validation is left out.",
         "Before PPO": "Stages count their own samples, from 0.",
-        "Instead of PPO: distillation": "The stage distill, the control of what reinforcement learning adds.",
+        "Instead of PPO: distillation": "The stage distill: what reinforcement learning adds.",
         "How many tokens a question needs": "The stage adapt, on the policy that PPO left.",
     }
     blocks: list[Any] = [wr.TableOfContents()]

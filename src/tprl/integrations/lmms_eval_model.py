@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]  # tprl[lmms]: an environment of its own
+from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from lmms_eval.utils import Collator  # pyright: ignore[reportMissingImports]
 from loguru import logger  # pyright: ignore[reportMissingImports]  # comes with lmms-eval
 from omegaconf import OmegaConf

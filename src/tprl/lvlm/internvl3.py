@@ -61,9 +61,16 @@ class InternVL3(FrozenLVLM):
             )
         (rows, columns), layers = self._patches, v.num_hidden_layers
         vision = VisionShape(
-            layers, v.hidden_size, v.intermediate_size, v.num_attention_heads, rows * columns, v.patch_size[0],
-            v.num_channels, unused=layers - 1 - layer_of(config.vision_feature_layer, layers), merge=merge,
-        )  # fmt: skip
+            layers,
+            v.hidden_size,
+            v.intermediate_size,
+            v.num_attention_heads,
+            rows * columns,
+            v.patch_size[0],
+            v.num_channels,
+            unused=layers - 1 - layer_of(config.vision_feature_layer, layers),
+            merge=merge,
+        )
         return LVLMShape(vision, (v.hidden_size * merge**2, text.width, text.width), text)
 
     @property
@@ -78,16 +85,26 @@ class InternVL3(FrozenLVLM):
         (context,) = token_ids(tokenizer, ROLES["context_image_token"])
         config = InternVLConfig(
             vision_config={
-                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                "image_size": [24, 24], "patch_size": [4, 4],
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "image_size": [24, 24],
+                "patch_size": [4, 4],
             },
             text_config={
-                "model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64,
-                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "model_type": "qwen2",
+                "vocab_size": len(tokenizer),
+                "hidden_size": 48,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
                 "max_position_embeddings": 4096,
             },
-            image_token_id=context, image_seq_length=9,
-        )  # fmt: skip
+            image_token_id=context,
+            image_seq_length=9,
+        )
         images = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=4)
         model = random_weights(InternVLForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, image_seq_length=9, chat_template=CHAT)

@@ -77,18 +77,27 @@ class Llava(FrozenLVLM):
             patch_size=8,
         )
         text = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=4096,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+        )
         (image_token,) = token_ids(tokenizer, "<image>")
         model = LlavaForConditionalGeneration(
             LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, vision_feature_layer=-2)
         )
         images = CLIPImageProcessorPil(size={"height": 48, "width": 48}, crop_size={"height": 48, "width": 48})
         processor = LlavaProcessor(
-            images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+            images,
+            tokenizer,
+            patch_size=8,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
             chat_template=USER_ASSISTANT,
-        )  # fmt: skip
+        )
         return random_weights(model, tokenizer), processor
 
     @classmethod

@@ -57,13 +57,22 @@ class LlavaNext(FrozenLVLM):
         tokenizer = byte_tokenizer([], image_token="<image>")
         (image_token,) = token_ids(tokenizer, "<image>")
         vision = CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=24,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=24,
             patch_size=8,
-        )  # fmt: skip
+        )
         text = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=4096,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+        )
         pinpoints = [[24, 48], [48, 24], [48, 48]]
         config = LlavaNextConfig(
             vision_config=vision, text_config=text, image_token_index=image_token, image_grid_pinpoints=pinpoints
@@ -72,9 +81,13 @@ class LlavaNext(FrozenLVLM):
             size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=pinpoints
         )
         processor = LlavaNextProcessor(
-            images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+            images,
+            tokenizer,
+            patch_size=8,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
             chat_template=USER_ASSISTANT,
-        )  # fmt: skip
+        )
         return random_weights(LlavaNextForConditionalGeneration(config), tokenizer), processor
 
     @classmethod

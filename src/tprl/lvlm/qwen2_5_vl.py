@@ -35,14 +35,22 @@ def small_text() -> tuple[Any, dict[str, Any]]:
     tokenizer = byte_tokenizer(MARKS, image_token=IMAGE, video_token=VIDEO)
     image, video, start, end = token_ids(tokenizer, IMAGE, VIDEO, *MARKS[2:])
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+        "vocab_size": len(tokenizer),
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e4},
-    }  # fmt: skip
+    }
     return tokenizer, {
-        "text_config": text, "image_token_id": image, "video_token_id": video, "vision_start_token_id": start,
+        "text_config": text,
+        "image_token_id": image,
+        "video_token_id": video,
+        "vision_start_token_id": start,
         "vision_end_token_id": end,
-    }  # fmt: skip
+    }
 
 
 class ImageOnly(WithoutVideo, Qwen2_5_VLProcessor):
@@ -81,9 +89,19 @@ class Qwen25VL(FrozenLVLM):
         config = self.model.config
         v, text = config.vision_config, LMShape.of(config.text_config)
         vision = VisionShape(
-            v.depth, width, mlp, v.num_heads, patches=0, patch_size=v.patch_size, channels=v.in_channels, cls=False,
-            unused=0, frames=v.temporal_patch_size, merge=v.spatial_merge_size, **differs,
-        )  # fmt: skip
+            v.depth,
+            width,
+            mlp,
+            v.num_heads,
+            patches=0,
+            patch_size=v.patch_size,
+            channels=v.in_channels,
+            cls=False,
+            unused=0,
+            frames=v.temporal_patch_size,
+            merge=v.spatial_merge_size,
+            **differs,
+        )
         side_by_side = width * v.spatial_merge_size**2
         return LVLMShape(vision, (side_by_side, side_by_side, text.width), text, projectors)
 
@@ -92,11 +110,16 @@ class Qwen25VL(FrozenLVLM):
         tokenizer, text = small_text()
         config = Qwen2_5_VLConfig(
             vision_config={
-                "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 48,
-                "window_size": 56, "fullatt_block_indexes": [1],
+                "depth": 3,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 4,
+                "out_hidden_size": 48,
+                "window_size": 56,
+                "fullatt_block_indexes": [1],
             },
             **text,
-        )  # fmt: skip
+        )
         images = Qwen2VLImageProcessorPil(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 64)
         model = random_weights(Qwen2_5_VLForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)

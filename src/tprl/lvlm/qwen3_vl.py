@@ -49,11 +49,16 @@ class Qwen3VL(Qwen25VL):
         text["text_config"] |= {"num_hidden_layers": 3, "head_dim": 12}
         config = Qwen3VLConfig(
             vision_config={
-                "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 48,
-                "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+                "depth": 3,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 4,
+                "out_hidden_size": 48,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0, 1],
             },
             **text,
-        )  # fmt: skip
+        )
         images = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32 * 4, max_pixels=32 * 32 * 64)
         model = random_weights(Qwen3VLForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)

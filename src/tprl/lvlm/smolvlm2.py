@@ -61,9 +61,17 @@ class SmolVLM2(FrozenLVLM):
         config = self.model.config
         v, text, side = config.vision_config, LMShape.of(config.text_config), _side(config) * config.scale_factor
         vision = VisionShape(
-            v.num_hidden_layers, v.hidden_size, v.intermediate_size, v.num_attention_heads, side**2, v.patch_size,
-            v.num_channels, cls=False, unused=0, merge=config.scale_factor,
-        )  # fmt: skip
+            v.num_hidden_layers,
+            v.hidden_size,
+            v.intermediate_size,
+            v.num_attention_heads,
+            side**2,
+            v.patch_size,
+            v.num_channels,
+            cls=False,
+            unused=0,
+            merge=config.scale_factor,
+        )
         return LVLMShape(vision, (v.hidden_size * config.scale_factor**2, text.width), text)
 
     @staticmethod
@@ -73,16 +81,27 @@ class SmolVLM2(FrozenLVLM):
         (image,) = token_ids(tokenizer, "<image>")
         config = SmolVLMConfig(
             vision_config={
-                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                "image_size": 24, "patch_size": 4,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "image_size": 24,
+                "patch_size": 4,
             },
             text_config={
-                "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64,
-                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-                "max_position_embeddings": 4096, "pad_token_id": tokenizer.pad_token_id,
+                "model_type": "llama",
+                "vocab_size": len(tokenizer),
+                "hidden_size": 48,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 4096,
+                "pad_token_id": tokenizer.pad_token_id,
             },
-            image_token_id=image, scale_factor=2,
-        )  # fmt: skip
+            image_token_id=image,
+            scale_factor=2,
+        )
         images = SmolVLMImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 24})
         model = random_weights(SmolVLMForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, image_seq_len=9, chat_template=CHAT)

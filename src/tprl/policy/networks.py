@@ -25,7 +25,8 @@ class PolicyInput(NamedTuple):
 
     def rows(self, index: Tensor | slice) -> "PolicyInput":
         """The same batch restricted to (or repeated at) the given rows."""
-        return PolicyInput(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+        parts = [None if part is None else part[index] for part in self]
+        return PolicyInput(*parts)  # type: ignore[arg-type]
 
     @property
     def images(self) -> Rows:

@@ -131,9 +131,13 @@ def build(
         size={"height": SIDE, "width": SIDE}, crop_size={"height": SIDE, "width": SIDE}, do_convert_rgb=True
     )
     processor = LlavaProcessor(
-        images, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        images,
+        tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=USER_ASSISTANT,
-    )  # fmt: skip
+    )
     return TinyLlava(llava, clip, processor)
 
 

@@ -14,7 +14,7 @@ from tprl.report.page import PageTable, Section, TableEntry, number, page_table,
 from tprl.report.spread import TokenSpread, spread_section
 
 NOTES = {  # how a name ends: what it says
-    "_adaptive": "“_adaptive” gives every question its own number of tokens; the ratio is their mean.",
+    "_adaptive": "“_adaptive”: each question has its own number of tokens, the ratio is their mean.",
     "_lfd": "“_lfd” is the policy before PPO.",
     "oracle": "The oracle knows where the answer is and does not compete.",
 }
