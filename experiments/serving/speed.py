@@ -21,7 +21,7 @@ import torch
 from vllm import SamplingParams
 
 from tests_vllm.engines import engine, export
-from tprl.bench.serving import Step, measure, rows, table
+from tprl.bench.serving import Step, measure, rows, serving_table
 from tprl.budget import budget
 from tprl.build import load_component
 
@@ -91,8 +91,8 @@ def main(rounds: int) -> None:
     here = Path(__file__)
     result = {"language_model_parameters": size, "rounds": rounds, "rows": [line._asdict() for line in lines]}
     here.with_name("speed.json").write_text(json.dumps(result, indent=1) + "\n")
-    here.with_name("speed.md").write_text(table(lines) + "\n")
-    print(size, table(lines), sep="\n")
+    here.with_name("speed.md").write_text(serving_table(lines) + "\n")
+    print(size, serving_table(lines), sep="\n")
 
 
 if __name__ == "__main__":

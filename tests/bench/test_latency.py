@@ -12,7 +12,7 @@ from tests.lvlm.small import families
 from tests.test_cost import counter
 
 from tprl import cost
-from tprl.bench.latency import STAGES, Bench, Line, Reading, Setting, Spread, measure, prompts, untrained
+from tprl.bench.latency import STAGES, Bench, Line, Reading, Setting, Spread, measure_latency, prompts, untrained
 from tprl.bench.parity import stock_inputs
 from tprl.build import load_component
 from tprl.commands.evaluate import evaluate
@@ -47,7 +47,7 @@ def entries(width: int, *names: str) -> list[Entry]:
 
 @pytest.fixture(scope="module")
 def lines(lvlm: FrozenLVLM) -> list[Line]:
-    return measure(lvlm, entries(lvlm.width, *NAMES), SETTING, ticks())
+    return measure_latency(lvlm, entries(lvlm.width, *NAMES), SETTING, ticks())
 
 
 def test_a_line_per_pruner_ratio_and_batch(lines: list[Line]) -> None:
@@ -72,7 +72,7 @@ def test_stages_are_timed_apart(lines: list[Line]) -> None:
 def test_methods_inside_the_model_have_no_selector(lvlm: FrozenLVLM) -> None:
     setting = Setting(batch_sizes=(2,), repeats=1, warmup=0, new_tokens=3)
     fastv = Entry("fastv", load_component("pruner", "fastv"), (0.75,))
-    _, line = measure(lvlm, [*entries(lvlm.width), fastv], setting, ticks())
+    _, line = measure_latency(lvlm, [*entries(lvlm.width), fastv], setting, ticks())
     assert line.readings == [Reading(1.0, 0.0, 1.0, 1.0)]
     assert line.flops["selector"] == 0
     assert line.kept_tokens == 0.75 * line.visual_tokens == 27
@@ -101,7 +101,7 @@ def test_predicted_flops_are_those_of_the_pass(lvlm: FrozenLVLM, name: str, rati
 def test_tokens_that_methods_add_are_counted(lvlm: FrozenLVLM) -> None:
     setting = Setting(batch_sizes=(2,), repeats=1, warmup=0, new_tokens=3)
     trim = Entry("visionzip", load_component("pruner", "visionzip"), (0.5,))
-    _, line = measure(lvlm, [*entries(lvlm.width), trim], setting, ticks())
+    _, line = measure_latency(lvlm, [*entries(lvlm.width), trim], setting, ticks())
     assert line.kept_tokens == 18
     assert line.kv_bytes == 2 * cost.kv_bytes(lvlm.shape.lm, 64 + 18 + 2, 4)
 
@@ -126,7 +126,7 @@ def test_every_round_runs_all_of_them_and_starts_with_another(lvlm: FrozenLVLM) 
     heard: list[str] = []
     setting, seen = Setting(batch_sizes=(1,), repeats=2, warmup=1, new_tokens=1), list[tuple[int, int]]()
     asked = [*entries(lvlm.width), *(Entry(name, Listener(name, heard), (0.5,)) for name in "ab")]
-    measure(lvlm, asked, setting, ticks(), lambda done, total: seen.append((done, total)))
+    measure_latency(lvlm, asked, setting, ticks(), lambda done, total: seen.append((done, total)))
     assert heard == ["a", "b", "a", "b", "b", "a"]
     assert seen == [(1, 3), (2, 3), (3, 3)]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tprl.bench.serving import Point, Step, drive, measure, quantile, rows, table, verdict
+from tprl.bench.serving import Point, Step, drive, measure, quantile, rows, serving_table, verdict
 
 
 class Paper:
@@ -59,7 +59,7 @@ def test_loads_take_turns_and_say_where_pruning_pays() -> None:
     assert lines["few", 4].pays == "yes"
     assert lines["same", 4].pays == "no difference"
     assert all(len(rounds) == 2 for rounds in points.values())
-    assert table(list(lines.values())).count("\n") == 7
+    assert serving_table(list(lines.values())).count("\n") == 7
 
 
 def test_a_verdict_needs_more_than_noise() -> None:

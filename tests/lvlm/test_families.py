@@ -10,7 +10,7 @@ from tests.lvlm.small import families, half_on_disk, save_folder
 from torch import Tensor
 from torch.nn import functional as F
 
-from tprl.bench.parity import forward, masked, parity, stock_inputs, table, varied
+from tprl.bench.parity import forward, masked, parity, parity_table, stock_inputs, varied
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
@@ -235,7 +235,7 @@ class TestParity:
         assert max(found.pruned, found.decode, found.batch) <= 1e-5
         assert found.std > 0.3
         assert found.same_ids
-        assert table({lvlm.name: found}).splitlines()[2].startswith(f"| `{lvlm.name}` | 0 | ")
+        assert parity_table({lvlm.name: found}).splitlines()[2].startswith(f"| `{lvlm.name}` | 0 | ")
 
     def test_positions_that_close_the_gaps_would_be_seen(
         self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ from tprl.cost import LMShape
 from tprl.errors import UserError
 from tprl.lvlm.batching import answer_ids, axes
 from tprl.lvlm.frozen import FrozenLVLM
-from tprl.lvlm.layer_drop import LayerPlan, Look, Stage, dropping
+from tprl.lvlm.layer_drop import LayerPlan, LayerStage, Look, dropping
 from tprl.splice import keep_all, splice
 from tprl.types import Prompt
 
@@ -32,16 +32,16 @@ class LastRow:
     name = "last_row"
     extras: frozenset[str] = frozenset()
 
-    def __init__(self, *stages: Stage) -> None:
+    def __init__(self, *stages: LayerStage) -> None:
         self.given = stages
 
-    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+    def stages(self, keep_ratio: float, layers: int) -> tuple[LayerStage, ...]:
         return self.given
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         return look.last_row()
 
-    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+    def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
         return 0
 
 
@@ -50,7 +50,7 @@ def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
     return load_component("model", request.param, pretrained=None, dtype="float32", max_new_tokens=STEPS)
 
 
-def plan(lvlm: FrozenLVLM, *stages: Stage) -> LayerPlan:
+def plan(lvlm: FrozenLVLM, *stages: LayerStage) -> LayerPlan:
     return LayerPlan.of(LastRow(*stages), 0.5, lvlm.layers)
 
 
@@ -59,7 +59,9 @@ def language(lvlm: FrozenLVLM) -> Any:
     return parts.language_model if hasattr(parts, "language_model") else parts.text_model
 
 
-def naive(lvlm: FrozenLVLM, prompt: Prompt, ids: Tensor, stages: Sequence[Stage]) -> tuple[Tensor, list[list[int]]]:
+def naive(
+    lvlm: FrozenLVLM, prompt: Prompt, ids: Tensor, stages: Sequence[LayerStage]
+) -> tuple[Tensor, list[list[int]]]:
     """Logits [A N] that predict each of `ids` after a single prompt: no token leaves, layers mask what is dropped.
 
     Attention is written out, head by head, from the layers' own projections; also the columns that live at the end.
@@ -115,14 +117,14 @@ def _row(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, last: int, alive: list
 
 
 SCHEDULES = {
-    "as FastV": (Stage(1, 0, 0.3),),
-    "as PyramidDrop": (Stage(1, 1, 0.4),),
-    "before the first layer": (Stage(0, 0, 0.6), Stage(1, 1, 0.2)),
+    "as FastV": (LayerStage(1, 0, 0.3),),
+    "as PyramidDrop": (LayerStage(1, 1, 0.4),),
+    "before the first layer": (LayerStage(0, 0, 0.6), LayerStage(1, 1, 0.2)),
 }
 
 
 @pytest.mark.parametrize("stages", SCHEDULES.values(), ids=list(SCHEDULES))
-def test_dropping_is_masking_in_later_layers_at_every_step(lvlm: FrozenLVLM, stages: tuple[Stage, ...]) -> None:
+def test_dropping_is_masking_in_later_layers_at_every_step(lvlm: FrozenLVLM, stages: tuple[LayerStage, ...]) -> None:
     sample = TWO
     encoded = lvlm.encode([sample])
     prompt = splice(encoded, keep_all(encoded))
@@ -143,7 +145,7 @@ def test_dropping_is_masking_in_later_layers_at_every_step(lvlm: FrozenLVLM, sta
 
 
 @pytest.mark.parametrize("stages", SCHEDULES.values(), ids=list(SCHEDULES))
-def test_a_ragged_batch_is_its_samples_alone(lvlm: FrozenLVLM, stages: tuple[Stage, ...]) -> None:
+def test_a_ragged_batch_is_its_samples_alone(lvlm: FrozenLVLM, stages: tuple[LayerStage, ...]) -> None:
     found, answers = plan(lvlm, *stages), ["yes it is", "no", "red", "two of them"]
     encoded = lvlm.encode(MIXED)
     prompt = splice(encoded, keep_all(encoded))
@@ -159,7 +161,7 @@ def test_a_ragged_batch_is_its_samples_alone(lvlm: FrozenLVLM, stages: tuple[Sta
 
 def test_the_cache_really_shrinks_from_the_first_drop_on(lvlm: FrozenLVLM) -> None:
     encoded = lvlm.encode([TWO])
-    prompt, found = splice(encoded, keep_all(encoded)), plan(lvlm, Stage(1, 0, 0.3))
+    prompt, found = splice(encoded, keep_all(encoded)), plan(lvlm, LayerStage(1, 0, 0.3))
     with lvlm.deepstack(prompt.deep, prompt.visual), dropping(lvlm.model, prompt, found):
         out = lvlm.model.generate(
             inputs_embeds=prompt.embeds,
@@ -187,7 +189,7 @@ def test_eager_attention_gives_the_same() -> None:
     for lvlm in both:
         encoded = lvlm.encode(MIXED)
         prompt = splice(encoded, keep_all(encoded))
-        found.append(lvlm.score(prompt, ["yes it is", "no", "red", "two"], plan(lvlm, Stage(1, 0, 0.3)))[0])
+        found.append(lvlm.score(prompt, ["yes it is", "no", "red", "two"], plan(lvlm, LayerStage(1, 0, 0.3)))[0])
     assert torch.allclose(*found, atol=1e-5)
 
 
@@ -195,11 +197,11 @@ def test_layers_that_add_deepstack_features_are_not_dropped_before() -> None:
     lvlm = load_component("model", "qwen3_vl", pretrained=None, dtype="float32", max_new_tokens=2)
     encoded = lvlm.encode(SAMPLES[:1])
     with pytest.raises(UserError, match="drops tokens before layer 1, where this LVLM still adds deepstack features"):
-        lvlm.answer(splice(encoded, keep_all(encoded)), plan(lvlm, Stage(1, 0, 0.3)))
-    text = lvlm.answer(splice(encoded, keep_all(encoded)), plan(lvlm, Stage(2, 1, 0.3)))
+        lvlm.answer(splice(encoded, keep_all(encoded)), plan(lvlm, LayerStage(1, 0, 0.3)))
+    text = lvlm.answer(splice(encoded, keep_all(encoded)), plan(lvlm, LayerStage(2, 1, 0.3)))
     assert len(text) == 1
 
 
 def test_what_layers_compute_is_counted() -> None:
-    found = LayerPlan(LastRow(), (Stage(1, 0, 0.5), Stage(3, 3, 0.25)), 5)
+    found = LayerPlan(LastRow(), (LayerStage(1, 0, 0.5), LayerStage(3, 3, 0.25)), 5)
     assert found.counts(36) == [36, 18, 18, 9, 9]

@@ -14,7 +14,7 @@ from tprl.build import choices, load_component, target_of
 from tprl.cost import LMShape
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
-from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, Look, Stage, dropping
+from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, LayerStage, Look, dropping
 from tprl.pruners.dart import DARTPruner
 from tprl.pruners.fastv import FastVPruner
 from tprl.pruners.pyramiddrop import PyramidDropPruner
@@ -51,11 +51,11 @@ def test_an_infeasible_mean_is_refused(pruner: Any, ratio: float, layers: int, b
 
 
 def test_published_schedules() -> None:
-    assert FastVPruner(published=True).stages(0.5, 32) == (Stage(2, 1, 0.5),)
+    assert FastVPruner(published=True).stages(0.5, 32) == (LayerStage(2, 1, 0.5),)
     assert PyramidDropPruner(published=True).stages(0.3, 32) == (
-        Stage(8, 8, 0.5),
-        Stage(16, 16, 0.25),
-        Stage(24, 24, 0.125),
+        LayerStage(8, 8, 0.5),
+        LayerStage(16, 16, 0.25),
+        LayerStage(24, 24, 0.125),
     )
     assert sum(LayerPlan.of(PyramidDropPruner(published=True), 0.3, 32).counts(576)) / 32 == 270
     assert FastVPruner().stages(192 / 576, 32)[0].keep * 576 == pytest.approx(166.4)  # docs/baselines.md#fastv: 166
@@ -69,7 +69,7 @@ class Spy:
     def __init__(self, inner: Any) -> None:
         self.inner, self.name, self.seen = inner, inner.name, []
 
-    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+    def stages(self, keep_ratio: float, layers: int) -> tuple[LayerStage, ...]:
         return self.inner.stages(keep_ratio, layers)
 
     def rank(self, look: Look, k: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Spy:
         self.seen.append((look, k, scores))
         return scores
 
-    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+    def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
         return self.inner.flops(lm, stage, text, alive)
 
 

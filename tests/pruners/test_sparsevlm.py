@@ -16,7 +16,7 @@ from tprl.build import choices, load_component, target_of
 from tprl.cost import LMShape
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
-from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, Look, Rewriter, Stage
+from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, LayerStage, Look, Rewriter
 from tprl.pruners.recycling import density_peaks
 from tprl.pruners.sparsevlm import SparseVLMPruner
 from tprl.splice import keep_all, splice
@@ -29,9 +29,9 @@ MIXED = [SAMPLES[0], TWO, SAMPLES[3]._replace(images=()), SAMPLES[4]]
 ANSWERS = ["yes it is", "no", "two of them", "red"]
 # 36 tokens an image; v1.5 makes two clusters, one or none.
 SCHEDULES = {
-    "reads the layer": (Stage(0, 0, 0.6), Stage(1, 1, 0.17)),
-    "reads the layer before": (Stage(1, 0, 0.17),),
-    "keeps one": (Stage(0, 0, 0.9), Stage(1, 1, 0.01)),
+    "reads the layer": (LayerStage(0, 0, 0.6), LayerStage(1, 1, 0.17)),
+    "reads the layer before": (LayerStage(1, 0, 0.17),),
+    "keeps one": (LayerStage(0, 0, 0.9), LayerStage(1, 1, 0.01)),
 }
 schedules = pytest.mark.parametrize("stages", SCHEDULES.values(), ids=list(SCHEDULES))
 
@@ -125,7 +125,7 @@ class Spy:
     def __init__(self, inner: SparseVLMPruner) -> None:
         self.inner, self.name, self.seen = inner, inner.name, []
 
-    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+    def stages(self, keep_ratio: float, layers: int) -> tuple[LayerStage, ...]:
         return self.inner.stages(keep_ratio, layers)
 
     def rank(self, look: Look, k: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class Spy:
         self.seen.append((look, read, k, after, scores))
         return after, scores
 
-    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+    def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
         return self.inner.flops(lm, stage, text, alive)
 
 
@@ -145,7 +145,7 @@ def lvlm() -> FrozenLVLM:
     return load_component("model", "llava", pretrained=None, dtype="float32", max_new_tokens=3)
 
 
-def seen(lvlm: FrozenLVLM, pruner: SparseVLMPruner, stages: Sequence[Stage]) -> Any:
+def seen(lvlm: FrozenLVLM, pruner: SparseVLMPruner, stages: Sequence[LayerStage]) -> Any:
     spy = Spy(pruner)
     encoded = lvlm.encode(MIXED)
     prompt = splice(encoded, keep_all(encoded))
@@ -243,7 +243,7 @@ def test_random_states(pruner: SparseVLMPruner, n: int, k: int) -> None:
 @both
 @schedules
 def test_raters_scores_and_what_lives_are_those_of_loops(
-    lvlm: FrozenLVLM, pruner: SparseVLMPruner, stages: tuple[Stage, ...]
+    lvlm: FrozenLVLM, pruner: SparseVLMPruner, stages: tuple[LayerStage, ...]
 ) -> None:
     found = seen(lvlm, pruner, stages)
     made = []
@@ -297,7 +297,7 @@ def test_points_that_are_all_the_same_are_clustered_too() -> None:
 @both
 @schedules
 def test_a_ragged_batch_is_its_samples_alone(
-    lvlm: FrozenLVLM, pruner: SparseVLMPruner, stages: tuple[Stage, ...]
+    lvlm: FrozenLVLM, pruner: SparseVLMPruner, stages: tuple[LayerStage, ...]
 ) -> None:
     plan = LayerPlan(pruner, stages, lvlm.layers)
     encoded = lvlm.encode(MIXED)

@@ -56,7 +56,7 @@ class TestShares:
     def test_alone_nothing_changes(self) -> None:
         values = torch.randn(4)
         assert torch.equal(distributed.stacked(values)[0], values)
-        assert torch.equal(distributed.rows(values), values)
+        assert torch.equal(distributed.gathered_rows(values), values)
         assert (distributed.rank(), distributed.count(), distributed.gathered("a"), distributed.weight(7)) == (
             0,
             1,
@@ -69,10 +69,10 @@ class TestLaunch:
     def test_ranks_that_cannot_be_had(self, monkeypatch: pytest.MonkeyPatch) -> None:
         if not torch.cuda.is_available():
             with pytest.raises(UserError, match=r"no ranks with trainer.accelerator=gpu, trainer.devices=-1 .*=cpu"):
-                distributed.launch({"strategy": "ddp", "accelerator": "gpu", "devices": -1})
+                distributed.launch_ranks({"strategy": "ddp", "accelerator": "gpu", "devices": -1})
         as_rank(0, 2, monkeypatch)
         with pytest.raises(UserError, match="2 processes were started, and this trainer is for one: set trainer=ddp"):
-            distributed.launch({"accelerator": "cpu", "devices": 1})
+            distributed.launch_ranks({"accelerator": "cpu", "devices": 1})
 
 
 def told(**more: object) -> dict[str, str]:

@@ -105,13 +105,13 @@ class Line:
 
     def milliseconds(self, stage: str) -> Spread:
         """Of a stage, or the total."""
-        return Spread.of([getattr(one, stage) for one in self.readings])
+        return Spread.of([getattr(reading, stage) for reading in self.readings])
 
     def speedup(self, stage: str = "total") -> Spread:
         """How many times faster than not pruning; rounds are compared with themselves, so what slows a whole round down
         does not count."""
         pairs = zip(self.full, self.readings, strict=True)
-        return Spread.of([getattr(all_, stage) / getattr(one, stage) for all_, one in pairs])
+        return Spread.of([getattr(all_, stage) / getattr(reading, stage) for all_, reading in pairs])
 
     def predicted(self, stage: str = "total") -> float:
         """The ratio of FLOPs: the speed-up on a machine whose time is proportional to them."""
@@ -124,8 +124,8 @@ class Line:
     @property
     def peak(self) -> int | None:
         """Bytes of device memory at most."""
-        found = [one.peak for one in self.readings if one.peak is not None]
-        return max(found, default=None)
+        peaks = [reading.peak for reading in self.readings if reading.peak is not None]
+        return max(peaks, default=None)
 
 
 def stopwatch(device: torch.device) -> Clock:
@@ -192,7 +192,7 @@ def _generate(
 
 
 @torch.no_grad()
-def measure(
+def measure_latency(
     lvlm: FrozenLVLM,
     entries: Sequence[Entry],
     setting: Setting,
@@ -249,10 +249,10 @@ class Bench:
             return self.lvlm.encode_inputs(self.inputs, pruner.extras, self.question)
 
         count = self.setting.new_tokens  # generation never ends early
-        found = ask(self.lvlm, encode, pruner, ratio, self.now, max_new_tokens=count, min_new_tokens=count)
+        asked = ask(self.lvlm, encode, pruner, ratio, self.now, max_new_tokens=count, min_new_tokens=count)
         peak = torch.cuda.max_memory_allocated(self.lvlm.device) if self.lvlm.device.type == "cuda" else None
-        kept = found.selection.per_image(found.encoded)
-        return found.reading._replace(peak=peak), self._cost(pruner, found.encoded, kept, found.plan)
+        kept = asked.selection.per_image(asked.encoded)
+        return asked.reading._replace(peak=peak), self._cost(pruner, asked.encoded, kept, asked.plan)
 
     def _cost(
         self, pruner: Any, encoded: Encoded, kept: Sequence[Sequence[int]], plan: LayerPlan | None
@@ -261,14 +261,14 @@ class Bench:
         pairs = [question_parts(self.lvlm, encoded, i, count, pruner, kept[i], plan) for i in range(len(kept))]
         text = encoded.attention.sum(1) - encoded.visual_mask.sum(1)
         layers = [plan.counts(*images) if plan else [sum(images)] * lm.layers for images in kept]
-        width = self.lvlm.model.dtype.itemsize
+        width, kv_bytes = self.lvlm.model.dtype.itemsize, 0
+        for words, counts in zip(text.tolist(), layers, strict=True):
+            # The last token is never read.
+            kv_bytes += cost.kv_bytes(lm, [words + n + count - 1 for n in counts], width)
         return {
             "visual_tokens": float(encoded.visual_mask.sum(1).double().mean()),
             "kept_tokens": float(np.mean([cost.layer_mean(counts) for counts in layers])),
-            "kv_bytes": sum(
-                cost.kv_bytes(lm, [int(t) + n + count - 1 for n in counts], width)  # the last token is never read
-                for t, counts in zip(text, layers, strict=True)
-            ),
+            "kv_bytes": kv_bytes,
             "flops": _by_stage([pruned for pruned, _ in pairs], count, plan is not None),
             "full_flops": _by_stage([full for _, full in pairs], count, False),
         }
@@ -276,15 +276,18 @@ class Bench:
 
 def _by_stage(parts: Sequence[Mapping[str, int]], new_tokens: int, inside: bool) -> dict[str, int]:
     """FLOPs of a batch by what a `Reading` times; rankings `inside` the model are part of its prefill."""
-    total = {name: sum(one.get(name, 0) for one in parts) for name in (*parts[0], "selector")}
+    total = dict.fromkeys((*parts[0], "selector"), 0)
+    for part in parts:
+        for name in total:
+            total[name] += part.get(name, 0)
     head = total["lm_head"] // new_tokens
-    found = {
+    stages = {
         "vision": total["vision"] + total["projector"],
         "selector": 0 if inside else total["selector"],
         "prefill": total["prefill"] + head + (total["selector"] if inside else 0),
         "decode": total["decode"] + head * (new_tokens - 1),
     }
-    return {**found, "total": sum(found.values())}
+    return {**stages, "total": sum(stages.values())}
 
 
 def prompts(lvlm: FrozenLVLM, setting: Setting, batch: int) -> list[Sample]:
@@ -316,5 +319,5 @@ def _question(lvlm: FrozenLVLM, shortest: Sample, wanted: int) -> str:
 
 def untrained(pruner: LearnedPruner, width: int) -> LearnedPruner:
     """The same sizes with random weights for tokens of another width: what choosing takes does not depend on them."""
-    made = type(pruner)(**{**pruner.config, "token_width": width}, **asdict(pruner.serving))
-    return made.eval()
+    fresh = type(pruner)(**{**pruner.config, "token_width": width}, **asdict(pruner.serving))
+    return fresh.eval()

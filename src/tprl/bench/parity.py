@@ -53,9 +53,9 @@ def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4,
     same.append(bool(((uncached.argmax(-1) == ids) | ~real).all()))
     alone = []
     for row in range(len(samples)):
-        one = lvlm.encode(samples[row : row + 1])
-        own = TokenSelection(selection.keep[row : row + 1, : one.visual_mask.shape[1]])
-        own_ids, own_logits = _generate(lvlm, splice(one, own), steps)
+        single = lvlm.encode(samples[row : row + 1])
+        selected = TokenSelection(selection.keep[row : row + 1, : single.visual_mask.shape[1]])
+        own_ids, own_logits = _generate(lvlm, splice(single, selected), steps)
         same.append(_agree(own_ids, ids[row : row + 1]))
         alone.append(own_logits[:, 0])
     return Parity(
@@ -70,19 +70,21 @@ def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4,
 
 def varied(samples: Sequence[Sample]) -> list[Sample]:
     """The same questions about images of three shapes."""
-    return [
-        sample._replace(images=tuple(image.resize(SIZES[i % 3], Image.Resampling.BILINEAR) for image in sample.images))
-        for i, sample in enumerate(samples)
-    ]
+    out = []
+    for i, sample in enumerate(samples):
+        images = (image.resize(SIZES[i % 3], Image.Resampling.BILINEAR) for image in sample.images)
+        out.append(sample._replace(images=tuple(images)))
+    return out
 
 
 def stock_inputs(lvlm: FrozenLVLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
     """What the stock processor makes of the same prompts."""
-    images = [list(sample.images) for sample in samples] if any(sample.images for sample in samples) else None
+    nested = [list(sample.images) for sample in samples]
+    images = nested if any(nested) else None
     texts = [lvlm.render(sample) for sample in samples]
-    made = lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt")
+    inputs = lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt")
     dtypes = {"pixel_values": lvlm.model.dtype}
-    return {name: value.to(lvlm.device, dtypes.get(name, value.dtype)) for name, value in made.items()}
+    return {name: value.to(lvlm.device, dtypes.get(name, value.dtype)) for name, value in inputs.items()}
 
 
 def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:
@@ -127,24 +129,24 @@ def _real(ids: Int[Tensor, "B A"], end: int) -> Tensor:
     return (ids == end).cumsum(1) - (ids == end).long() == 0
 
 
-def _agree(one: Tensor, other: Tensor) -> bool:
+def _agree(first: Tensor, other: Tensor) -> bool:
     """Equal up to the padding after the longer of the two."""
-    width = min(one.shape[1], other.shape[1])
-    return torch.equal(one[:, :width], other[:, :width])
+    width = min(first.shape[1], other.shape[1])
+    return torch.equal(first[:, :width], other[:, :width])
 
 
-def _gap(one: Tensor, other: Tensor, where: Tensor | None = None) -> float:
-    gap = (one - other).abs().amax(-1)
+def _gap(first: Tensor, other: Tensor, where: Tensor | None = None) -> float:
+    gap = (first - other).abs().amax(-1)
     return float((gap if where is None else gap[where]).max())
 
 
-def table(found: dict[str, Parity]) -> str:
+def parity_table(results: dict[str, Parity]) -> str:
     """Markdown, a line per LVLM."""
     lines = [
         "| LVLM | all kept | pruned = masked | decoding | batch = alone | logits' std | same ids |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, one in found.items():
-        numbers = " | ".join(f"{value:.1e}" if value else "0" for value in one[:4])
-        lines.append(f"| `{name}` | {numbers} | {one.std:.2f} | {'yes' if one.same_ids else '**no**'} |")
+    for name, result in results.items():
+        numbers = " | ".join(f"{value:.1e}" if value else "0" for value in result[:4])
+        lines.append(f"| `{name}` | {numbers} | {result.std:.2f} | {'yes' if result.same_ids else '**no**'} |")
     return "\n".join(lines)

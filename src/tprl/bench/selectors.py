@@ -32,9 +32,9 @@ def synthetic(batch: int, extras: Sequence[str], side: int = SIDE, width: int = 
     draw, n = torch.Generator().manual_seed(0), side * side
     attentions = ("cls_attention", "last_cls_attention", "middle_attention", "last_attention")
     sizes = {"vision_features": vision, "cls_feature": vision, "vision_keys": KEY, "last_keys": vision}
-    found = {name: torch.randn(batch, n, generator=draw).softmax(1) for name in attentions}
-    found |= {name: torch.randn(batch, n, size, generator=draw) for name, size in sizes.items()}
-    found |= {name: torch.rand(batch, n, generator=draw) for name in ("clip_relevance", "region")}
+    tensors = {name: torch.randn(batch, n, generator=draw).softmax(1) for name in attentions}
+    tensors |= {name: torch.randn(batch, n, size, generator=draw) for name, size in sizes.items()}
+    tensors |= {name: torch.rand(batch, n, generator=draw) for name in ("clip_relevance", "region")}
     columns = torch.arange(n + 33)
     projector = torch.randn(vision, width, generator=draw) / vision**0.5
     return Encoded(
@@ -48,39 +48,46 @@ def synthetic(batch: int, extras: Sequence[str], side: int = SIDE, width: int = 
         image_of=torch.zeros(batch, n, dtype=torch.long),
         grids=((((side, side),),),) * batch,
         question=(columns > n).expand(batch, -1),
-        extras={name: found[name] for name in extras},
+        extras={name: tensors[name] for name in extras},
         project=lambda features: features @ projector,
     )
 
 
 @torch.no_grad()
-def measure(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list[Selector]:
+def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list[Selector]:
     """Every training-free pruner of conf/pruner, timed in turns on this machine at a ninth of the tokens, except those
     whose work is the model's own."""
-    made = [load_component("pruner", name) for name in choices("pruner") if inspect.isclass(target_of("pruner", name))]
-    inside = [one for one in made if isinstance(one, LayerPruner)]
-    towers = [one for one in made if "patch_embeds" in one.extras]
-    before = [one for one in made if one not in inside and one not in towers and one.name != FULL]
-    times: dict[tuple[str, int], list[float]] = {(one.name, b): [] for one in before for b in batches}
-    exact = dict.fromkeys((one.name for one in before), True)
+    pruners = [
+        load_component("pruner", name) for name in choices("pruner") if inspect.isclass(target_of("pruner", name))
+    ]
+    inside = [pruner for pruner in pruners if isinstance(pruner, LayerPruner)]
+    towers = [pruner for pruner in pruners if "patch_embeds" in pruner.extras]
+    before = [pruner for pruner in pruners if pruner not in inside and pruner not in towers and pruner.name != FULL]
+    times: dict[tuple[str, int], list[float]] = {(pruner.name, b): [] for pruner in before for b in batches}
+    exact = dict.fromkeys((pruner.name for pruner in before), True)
     for b in batches:
-        encoded = synthetic(b, sorted(frozenset().union(*(one.extras for one in before))))
+        encoded = synthetic(b, sorted(frozenset().union(*(pruner.extras for pruner in before))))
         for turn in range(repeats + 1):  # the first warms up
-            for one in before:
+            for pruner in before:
                 start = time.perf_counter()
-                count = one.select(encoded, 1 / 9).count
+                count = pruner.select(encoded, 1 / 9).count
                 if turn:
-                    times[one.name, b].append(1e3 * (time.perf_counter() - start))
-                exact[one.name] &= count.tolist() == [SIDE * SIDE // 9] * b
+                    times[pruner.name, b].append(1e3 * (time.perf_counter() - start))
+                exact[pruner.name] &= count.tolist() == [SIDE * SIDE // 9] * b
     lines = [
         Selector(
-            one.name, _needs(one), "yes" if exact[one.name] else "no", _spread(times, one.name, batches), _test(one)
+            pruner.name,
+            _needs(pruner),
+            "yes" if exact[pruner.name] else "no",
+            _spread(times, pruner.name, batches),
+            _test(pruner),
         )
-        for one in before
+        for pruner in before
     ]
-    lines += [Selector(one.name, _needs(one), "yes", "runs the tower again", _test(one)) for one in towers]
+    lines += [Selector(pruner.name, _needs(pruner), "yes", "runs the tower again", _test(pruner)) for pruner in towers]
     return lines + [
-        Selector(one.name, "one layer's q, k", "mean over layers", "in the model", _test(one)) for one in inside
+        Selector(pruner.name, "one layer's q, k", "mean over layers", "in the model", _test(pruner))
+        for pruner in inside
     ]
 
 
@@ -92,27 +99,28 @@ def _needs(pruner: Any) -> str:
 def _spread(
     times: dict[tuple[str, int], list[float]], name: str, batches: Sequence[int]
 ) -> tuple[tuple[float, float, float], ...]:
-    return tuple((float(np.median(t)), min(t), max(t)) for t in (times[name, b] for b in batches))
+    turns = [times[name, b] for b in batches]
+    return tuple((float(np.median(t)), min(t), max(t)) for t in turns)
 
 
 def _test(pruner: Any) -> str:
     """The test file of this checkout that compares it with plain loops or another library."""
     folder = Path(__file__).resolve().parents[3] / "tests" / "pruners"
-    own = f"test_{type(pruner).__module__.rpartition('.')[2]}.py"
-    name = own if (folder / own).is_file() else "test_layer_pruners.py"
+    file = f"test_{type(pruner).__module__.rpartition('.')[2]}.py"
+    name = file if (folder / file).is_file() else "test_layer_pruners.py"
     return f"`tests/pruners/{name}`" if (folder / name).is_file() else ""
 
 
-def table(lines: Sequence[Selector]) -> str:
+def selector_table(lines: Sequence[Selector]) -> str:
     """Markdown."""
     out = [
         "| pruner | needs beside projected tokens | exact budget | ms, B = 1 | ms, B = 8 | compared in |",
         "|---|---|---|---|---|---|",
     ]
-    for one in lines:
-        if isinstance(one.milliseconds, str):
-            cells = [one.milliseconds] * 2
+    for line in lines:
+        if isinstance(line.milliseconds, str):
+            cells = [line.milliseconds] * 2
         else:
-            cells = [f"{middle:.1f} [{low:.1f}, {high:.1f}]" for middle, low, high in one.milliseconds]
-        out.append(f"| `{one.name}` | {one.needs} | {one.exact} | {' | '.join(cells)} | {one.evidence} |")
+            cells = [f"{middle:.1f} [{low:.1f}, {high:.1f}]" for middle, low, high in line.milliseconds]
+        out.append(f"| `{line.name}` | {line.needs} | {line.exact} | {' | '.join(cells)} | {line.evidence} |")
     return "\n".join(out)

@@ -103,7 +103,7 @@ def measure(
     return points
 
 
-class Row(NamedTuple):
+class ServingRow(NamedTuple):
     """A line of the table."""
 
     load: str
@@ -117,7 +117,7 @@ class Row(NamedTuple):
     pays: str
 
 
-def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[Row]:
+def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[ServingRow]:
     """One line per load and concurrency; `full` names the load with all visual tokens."""
     lines = []
     for (name, concurrency), rounds in points.items():
@@ -125,7 +125,7 @@ def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[R
         gain = median(point.requests / base.requests for point, base in pairs)
         latency = [seconds for point in rounds for seconds in point.latency]
         lines.append(
-            Row(
+            ServingRow(
                 name,
                 concurrency,
                 median(point.requests for point in rounds),
@@ -151,7 +151,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def table(lines: Sequence[Row]) -> str:
+def serving_table(lines: Sequence[ServingRow]) -> str:
     """Markdown."""
     head = "| load | at a time | requests/s | first token, s | p50, s | p95, s | KV blocks | against all | pays |"
     rule = "|" + " --- |" * 9

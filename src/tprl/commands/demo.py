@@ -81,7 +81,7 @@ def make_pruners(cfg: DictConfig, lvlm: FrozenLVLM) -> dict[str, AnyPruner]:
     """The pruner of `run`, or `pruner`; then those of `pruners` that can read what this LVLM has."""
     first = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
     lvlm.check_extras(first.extras, lvlm.known_extras)
-    found: dict[str, AnyPruner] = {first.name: first}
+    pruners: dict[str, AnyPruner] = {first.name: first}
     for name in cfg.pruners:
         pruner = load_component("pruner", name)
         try:
@@ -89,8 +89,8 @@ def make_pruners(cfg: DictConfig, lvlm: FrozenLVLM) -> dict[str, AnyPruner]:
         except UserError as error:
             log.info("left out: %s (%s)", name, error)
         else:
-            found.setdefault(name, pruner)
-    return found
+            pruners.setdefault(name, pruner)
+    return pruners
 
 
 def serve(page: Any, host: str, port: int | None, share: bool = False) -> None:

@@ -51,9 +51,9 @@ def launch(name: str, work: "Work | str") -> None:
         from tprl.runtime.distributed import join  # late: see src/train.py
 
         join()
-    given = [addable(word) for word in sys.argv[1:]]
+    words = [addable(word) for word in sys.argv[1:]]
     try:
-        sys.argv[1:] = _in_its_directory(given)
+        sys.argv[1:] = _in_its_directory(words)
     except UserError as error:
         _exit(str(error))
     full = os.environ.get("HYDRA_FULL_ERROR") == "1" and _main_process()  # ranks inherit it from the line below
@@ -64,7 +64,7 @@ def launch(name: str, work: "Work | str") -> None:
 
     def task(config: DictConfig) -> float | None:
         try:
-            result = job(work, config, given)
+            result = job(work, config, words)
         except UserError as error:
             if full or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
@@ -135,7 +135,7 @@ def job(work: Work | str, config: DictConfig, words: Sequence[str] = ()) -> floa
         check_read(settings.job.name, config, [_key(text) for text in settings.overrides.task])
     try:
         with run_directory.locked(directory) if _main_process() else nullcontext():  # the other ranks are the same run
-            given, before = _before(config, words, directory, sweep)
+            overrides, before = _before(config, words, directory, sweep)
             if before is None:
                 return run_directory.result_of(directory)
             started = time.monotonic()
@@ -147,7 +147,7 @@ def job(work: Work | str, config: DictConfig, words: Sequence[str] = ()) -> floa
                 _finish_wandb(1)
                 raise
             if _main_process():
-                run_directory.finish(directory, given, time.monotonic() - started, result)
+                run_directory.finish(directory, overrides, time.monotonic() - started, result)
             _finish_wandb(0)
             return result
     except OSError as error:
@@ -169,23 +169,23 @@ def _before(
 ) -> tuple[list[str], DictConfig | None]:
     """What was typed, and the config to work with: None where the job has been finished, and that of before where it
     was interrupted. The directory is marked as that of a run."""
-    given = [in_short(text) for text in HydraConfig.get().overrides.task if _key(text) != "resume"]
+    overrides = [in_short(text) for text in HydraConfig.get().overrides.task if _key(text) != "resume"]
     explicit = config.get("resume")
     if explicit and sweep:
         raise UserError("resume goes on with one run; start a sweep again with its hydra.sweep.dir, and it goes on.")
     if explicit and _main_process() and Path(explicit).resolve() != directory.resolve():
         run_directory.copy(Path(explicit), directory)
-    if (sweep or explicit) and _finished(directory, given):
+    if (sweep or explicit) and _finished(directory, overrides):
         log.info("skipped, finished before: %s", directory)
-        return given, None
-    if explicit or _goes_on(config, directory, given):
+        return overrides, None
+    if explicit or _goes_on(config, directory, overrides):
         config = _as_before(config, directory, words if explicit else ())
         log.info("going on with the run in %s", directory)
     elif _main_process():
         run_directory.forget(directory)
     if _main_process():
-        run_directory.begin(directory, given)
-    return given, config
+        run_directory.begin(directory, overrides)
+    return overrides, config
 
 
 def _in_its_directory(words: list[str]) -> list[str]:
@@ -225,7 +225,7 @@ def _go_on(config: DictConfig, directory: Path) -> str:
     return f"`{line}`"
 
 
-def _goes_on(config: DictConfig, directory: Path, given: list[str]) -> bool:
+def _goes_on(config: DictConfig, directory: Path, overrides: list[str]) -> bool:
     """Whether the directory holds an interrupted run of the same settings.
 
     Raises:
@@ -234,7 +234,7 @@ def _goes_on(config: DictConfig, directory: Path, given: list[str]) -> bool:
     if not run_directory.interrupted(directory):
         return False
     before = run_directory.settings_of(directory)
-    if before == given:
+    if before == overrides:
         return True
     raise UserError(
         f"{directory} holds an interrupted run with other settings ({' '.join(before or ())}): go on with it by "
@@ -269,9 +269,9 @@ def run_names(directory: Path) -> tuple[str, str | None]:
         return directory.name, None
     sweep = Path(settings.sweep.dir)
     planned = sweep / "multirun.yaml"
-    given = run_directory.read_yaml(planned, "copy it again").hydra.overrides.task if planned.is_file() else []
-    parsed = OverridesParser.create().parse_overrides([str(word) for word in given])
-    swept = {one.key_or_group for one in parsed if one.is_sweep_override()}
+    overrides = run_directory.read_yaml(planned, "copy it again").hydra.overrides.task if planned.is_file() else []
+    parsed = OverridesParser.create().parse_overrides([str(word) for word in overrides])
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     words = [word for word in settings.overrides.task if word.lstrip("+").partition("=")[0] in swept]
     return ",".join(map(in_short, words))[:LONGEST_NAME] or directory.name, sweep.name
 
@@ -288,9 +288,9 @@ def command_line() -> str:
     return command(settings.job.name, *map(in_short, words))
 
 
-def _finished(directory: Path, given: list[str]) -> bool:
+def _finished(directory: Path, overrides: list[str]) -> bool:
     before = run_directory.settings_of(directory, DONE)
-    if before not in (None, given):
+    if before not in (None, overrides):
         raise UserError(
             f"{directory} holds a finished job with other settings ({' '.join(before or ())}); "
             "choose another folder with hydra.sweep.dir=<folder>, or train on from it with stage.init_from."

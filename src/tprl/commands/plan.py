@@ -64,13 +64,13 @@ def check_demonstrator(pruner: Plain | None) -> None:
     """Refuse what cannot demonstrate."""
     if not pruner:
         raise UserError("stage=lfd needs a demonstrator: set pruner=<name>, e.g. pruner=divprune.")
-    made: Any = build(pruner)
-    if "region" in made.extras:
-        raise UserError(f"pruner={made.name} knows where the answer is and cannot demonstrate: use another.")
-    if not hasattr(made, "select"):
+    demonstrator: Any = build(pruner)
+    if "region" in demonstrator.extras:
+        raise UserError(f"pruner={demonstrator.name} knows where the answer is and cannot demonstrate: use another.")
+    if not hasattr(demonstrator, "select"):
         raise UserError(
-            f"pruner={made.name} drops tokens between the layers of the language model and cannot demonstrate which "
-            "to keep before it: use another, e.g. pruner=divprune."
+            f"pruner={demonstrator.name} drops tokens between the layers of the language model and cannot demonstrate "
+            "which to keep before it: use another, e.g. pruner=divprune."
         )
 
 

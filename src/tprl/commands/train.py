@@ -38,7 +38,7 @@ from tprl.pruners.learned import (
 )
 from tprl.report.overlays import Overlays
 from tprl.runtime import distributed
-from tprl.runtime.checkpoint import Finished, SaveEvery, checkpoint_of, draw_from, draws, keep_rows, rows
+from tprl.runtime.checkpoint import Finished, SaveEvery, checkpoint_of, csv_position, draw_from, draws, keep_rows
 from tprl.runtime.curves import Curves, write_curves
 from tprl.runtime.progress import FitProgress
 from tprl.runtime.store import Cache
@@ -156,8 +156,8 @@ class Run:
         kind = class_of(config)
         use_threads(self.cfg, self.directory)
         self.logger = make_logger(self.cfg, self.directory)
-        own = kind.own_arguments(plain(config), self.cfg.seed)
-        return build(config.module, seed=self.cfg.seed, **own)
+        arguments = kind.own_arguments(plain(config), self.cfg.seed)
+        return build(config.module, seed=self.cfg.seed, **arguments)
 
     def after(self, module: Stage, config: Any, folder: Path | None) -> None:
         """What the stage leaves behind."""
@@ -231,12 +231,12 @@ class Training(Run):
         """Where an earlier process got to: what `note` wrote."""
         self.pruner = pruner_from(state["pruner"])
         self.pruner.load_state_dict(state["weights"])
-        self.curves = {name: [(x, y) for x, y in points] for name, points in state["curves"].items()}
+        self.curves = {name: list(map(tuple, points)) for name, points in state["curves"].items()}
         draw_from(state["draws"])
 
     def note(self, part: str) -> None:
         weights = {name: value.cpu() for name, value in self.pruner.state_dict().items()}
-        where = {"curves": self.curves, "draws": draws(), "rows": rows([self.logger])}
+        where = {"curves": self.curves, "draws": draws(), "rows": csv_position([self.logger])}
         self.finished.add(part, {"pruner": self.pruner.about, "weights": weights, **where}, self.writes)
 
     def prepare(self) -> None:
@@ -265,8 +265,8 @@ class Training(Run):
         """The stage; the pruner loses what stages before this one calibrated, unless it keeps that."""
         kind = class_of(config)
         live = {name: make(config) for name, make in self._makers.items() if name in needs(kind)}
-        own = kind.own_arguments(plain(config), self.cfg.seed)
-        module: Stage = build(config.module, seed=self.cfg.seed, **live, **own)
+        arguments = kind.own_arguments(plain(config), self.cfg.seed)
+        module: Stage = build(config.module, seed=self.cfg.seed, **live, **arguments)
         if not kind.keeps_serving:
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
         for name, value in self._shared.get(kind, {}).items():
@@ -314,7 +314,7 @@ class Training(Run):
         """The pruner, by rank 0; when it returns the folder is there for all."""
         if distributed.rank() == 0:
             self.pruner.save_pretrained(folder)
-        distributed.wait()
+        distributed.barrier()
 
     def keep_curves(self) -> None:
         """All curves of this run, those of an earlier process included, for the reports of later evaluations."""

@@ -57,7 +57,7 @@ def difference(ours: Scores, baseline: Scores, uids: Sequence[str]) -> PairedInt
     return paired_interval(_by_seed(ours, uids), _by_seed(baseline, uids), images, same_seeds=same)
 
 
-def _by_seed(side: Scores, uids: Sequence[str]) -> NDArray[np.floating[Any]]:
+def _by_seed(side: Scores, uids: Sequence[str]) -> np.ndarray:
     """[S n] scores of the seeds, in their order."""
     lines = []
     for seed in sorted(side):

@@ -190,17 +190,13 @@ def gallery(
     part = scorer.lvlm.encode(picked, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
     columns = [panels(scorer, picked, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
-    return [
-        GalleryItem(
-            sample.images[-1],
-            sample.question,
-            sample.answers[0],
-            answers[i],
-            [column[i] for column in columns],
-            scorer.dataset.score(sample, answers[i]) > 0.5,
-        )
-        for i, sample in enumerate(picked)
-    ]
+    rows = zip(*columns, strict=True) if columns else [()] * len(picked)
+    out = []
+    for sample, answer, row in zip(picked, answers, rows, strict=True):
+        right = scorer.dataset.score(sample, answer) > 0.5
+        image, reference = sample.images[-1], sample.answers[0]
+        out.append(GalleryItem(image, sample.question, reference, answer, list(row), right))
+    return out
 
 
 def _by_image(dataset: Dataset, limit: int | None, images: int) -> list[list[Sample]]:

@@ -20,7 +20,7 @@ from tprl.errors import UserError
 from tprl.types import Prompt, columns_of
 
 
-class Stage(NamedTuple):
+class LayerStage(NamedTuple):
     """One drop. Layers are counted from 0."""
 
     before: int  # the first layer that works on fewer tokens
@@ -93,7 +93,7 @@ class LayerPruner(Protocol):
     name: str
     extras: frozenset[str]  # always empty: there only because evaluations ask every method
 
-    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+    def stages(self, keep_ratio: float, layers: int) -> tuple[LayerStage, ...]:
         """The schedule that has this mean.
 
         Raises:
@@ -106,7 +106,7 @@ class LayerPruner(Protocol):
         to the lower index."""
         ...
 
-    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+    def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
         """What ranking `alive` visual tokens in a prompt with `text` other ones costs (see `tprl.cost`)."""
         ...
 
@@ -136,7 +136,7 @@ class LayerPlan(NamedTuple):
     """A method's schedule on a language model of so many layers."""
 
     pruner: LayerPruner
-    stages: tuple[Stage, ...]
+    stages: tuple[LayerStage, ...]
     layers: int
 
     @classmethod
@@ -260,7 +260,7 @@ class _Dropping:
         marks = real, visual, image, (column >= width).expand_as(real), torch.zeros_like(real)
         return Look(None, self.language.norm, hidden, hidden, *marks, cos, sin)
 
-    def _drop(self, stage: Stage) -> Look:
+    def _drop(self, stage: LayerStage) -> Look:
         look = self.look
         assert look is not None
         at, mask = columns_of(look.visual)

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from tprl.budget import image_rows, keep_top
 from tprl.cost import LMShape
-from tprl.lvlm.layer_drop import Look, Stage
+from tprl.lvlm.layer_drop import LayerStage, Look
 from tprl.pruners.fastv import FastVPruner
 from tprl.types import columns_of
 
@@ -56,7 +56,7 @@ class DARTPruner(FastVPruner):
         joined = images.join(order, mask)
         return torch.zeros_like(norm).scatter(1, at, joined.to(norm.dtype))
 
-    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+    def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
         keys = 2 * (text + alive) * lm.width * lm.kv_heads * lm.head_dim
         return keys + 2 * (self.image_pivots + self.text_pivots) * alive * lm.width
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
-from tprl.lvlm.layer_drop import Look, Stage, last_row_flops
+from tprl.lvlm.layer_drop import LayerStage, Look, last_row_flops
 from tprl.pruners.schedules import solve
 
 
@@ -27,7 +27,7 @@ class FastVPruner:
     def __init__(self, published: bool = False) -> None:
         self.published = published
 
-    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+    def stages(self, keep_ratio: float, layers: int) -> tuple[LayerStage, ...]:
         """One drop before layer K.
 
         Raises:
@@ -35,10 +35,10 @@ class FastVPruner:
         """
         ratio, first = check_keep_ratio(keep_ratio), max(1, round(2 * layers / 32))
         keep = ratio if self.published else solve(self.name, ratio, [first], layers, lambda x: [x], 1.0)
-        return (Stage(first, first - 1, keep),) if keep < 1 else ()
+        return (LayerStage(first, first - 1, keep),) if keep < 1 else ()
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         return look.last_row()
 
-    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+    def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
         return last_row_flops(lm, text + alive)

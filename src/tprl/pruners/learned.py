@@ -175,7 +175,7 @@ class LearnedPruner(nn.Module, ABC):
         for batch in encoded:
             x = self.observe(batch)
             scores.append(self.logits(x, keep_ratio)[x.mask].sigmoid())
-        tau = float(distributed.rows(torch.cat(scores)).quantile(1 - keep_ratio))
+        tau = float(distributed.gathered_rows(torch.cat(scores)).quantile(1 - keep_ratio))
         self.serving = replace(self.serving, tau=tau)
         self.trained_on["threshold_ratio"] = keep_ratio
         return tau

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
-from tprl.lvlm.layer_drop import Look, Stage, last_row_flops
+from tprl.lvlm.layer_drop import LayerStage, Look, last_row_flops
 from tprl.pruners.schedules import solve
 
 
@@ -26,7 +26,7 @@ class PyramidDropPruner:
     def __init__(self, published: bool = False) -> None:
         self.published = published
 
-    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+    def stages(self, keep_ratio: float, layers: int) -> tuple[LayerStage, ...]:
         """Drops before the second, third and last quarter.
 
         Raises:
@@ -38,10 +38,10 @@ class PyramidDropPruner:
         f = 0.5
         if not self.published:
             f = solve(self.name, ratio, [*powers], layers, lambda x: [x**power for power in powers.values()], 1.0)
-        return tuple(Stage(start, start, f**power) for start, power in powers.items()) if f < 1 else ()
+        return tuple(LayerStage(start, start, f**power) for start, power in powers.items()) if f < 1 else ()
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         return look.last_row()
 
-    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+    def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
         return last_row_flops(lm, text + alive)

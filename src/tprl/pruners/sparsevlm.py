@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
-from tprl.lvlm.layer_drop import Look, Stage
+from tprl.lvlm.layer_drop import LayerStage, Look
 from tprl.pruners.recycling import recycle
 from tprl.pruners.schedules import point, solve
 from tprl.types import columns_of
@@ -46,7 +46,7 @@ class SparseVLMPruner:
     def __init__(self, plus: bool = True, published: bool = False) -> None:
         self.plus, self.published = plus, published
 
-    def stages(self, keep_ratio: float, layers: int) -> tuple[Stage, ...]:
+    def stages(self, keep_ratio: float, layers: int) -> tuple[LayerStage, ...]:
         """Drops after layers 2, 6 and 15 of 32; where a shallow model has two of them in one place, the later counts.
 
         Raises:
@@ -67,7 +67,7 @@ class SparseVLMPruner:
                 return [point(path, x)[place] for place in drops.values()]
 
             keep = point(path, solve(self.name, ratio, [*drops], layers, alive, float(len(path))))
-        return tuple(Stage(before, before - 1, keep[place]) for before, place in drops.items())
+        return tuple(LayerStage(before, before - 1, keep[place]) for before, place in drops.items())
 
     def _alive(self, chosen: tuple[int, ...]) -> list[float]:
         """Fractions that live, recycled ones included."""
@@ -92,7 +92,7 @@ class SparseVLMPruner:
         look, scores = look._replace(marked=raters), self.rank(read._replace(marked=raters), k)
         return (look, scores) if self.plus else recycle(look, scores, k)
 
-    def flops(self, lm: LMShape, stage: Stage, text: int, alive: int) -> int:
+    def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
         """At most: as if all of the text rated."""
         q, kv, tokens = lm.heads * lm.head_dim, lm.kv_heads * lm.head_dim, text + alive
         total = 2 * tokens * lm.width * kv + 2 * text * lm.width * q + 2 * text * tokens * q

@@ -107,7 +107,7 @@ class SaveEvery(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        where = {"draws": draws(), "between_epochs": ended, "rows": rows(trainer.loggers), "row": _row(trainer)}
+        where = {"draws": draws(), "between_epochs": ended, "rows": csv_position(trainer.loggers), "row": _row(trainer)}
         checkpoint[KEY] = {"part": self.part, **where}
 
     def on_load_checkpoint(
@@ -135,7 +135,7 @@ def _row(trainer: pl.Trainer) -> dict[str, Any] | None:
     return {"step": step, "metrics": {**metrics, "epoch": trainer.current_epoch}}
 
 
-def rows(loggers: Sequence[Any]) -> dict[str, Any]:
+def csv_position(loggers: Sequence[Any]) -> dict[str, Any]:
     """How far `metrics.csv` has got: the number of its rows and their checksum."""
     marks = [logger.mark() for logger in loggers if isinstance(logger, MetricsCSV)]
     return marks[0] if marks else {"count": 0}
@@ -230,9 +230,9 @@ def load(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
 
 def draws() -> dict[str, Any]:
     """The states of all random number generators, as tensors and plain values."""
-    name, keys, *rest = np.random.get_state()
+    name, keys, *numbers = np.random.get_state()
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    return states | {"numpy": [name, keys.tolist(), *rest], "cuda": torch.cuda.get_rng_state_all()}  # type: ignore[union-attr]
+    return states | {"numpy": [name, keys.tolist(), *numbers], "cuda": torch.cuda.get_rng_state_all()}  # type: ignore[union-attr]
 
 
 def draw_from(states: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Learning curves of the report, followed while a stage trains and kept beside its config."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,13 @@ def read_curves(run: Path) -> dict[str, Points]:
         return {}
     try:
         curves = json.loads(read_sealed(path))
-        return {name: [(float(x), float(y)) for x, y in points] for name, points in curves.items()}
+        return {name: _points(points) for name, points in curves.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it, and the report leaves the curves out.") from error
+
+
+def _points(pairs: Sequence[Sequence[float]]) -> Points:
+    return [(float(x), float(y)) for x, y in pairs]
 
 
 class Curves(pl.Callback):

@@ -63,7 +63,7 @@ def join() -> None:
     os.environ[STARTED] = gathered(os.environ.get(STARTED) or time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
 
 
-def launch(trainer: Mapping[str, Any]) -> None:
+def launch_ranks(trainer: Mapping[str, Any]) -> None:
     """Have the ranks that `trainer` (options of Lightning's Trainer) asks for, before anything heavy is loaded.
 
     With strategy=ddp Lightning starts this command once more per further device, unless torchrun or srun did.
@@ -108,16 +108,16 @@ def share(batch: Any) -> Any:
 
     Where none is left for it, the first one, whose `weight` is 0: a rank that left a step out would stop all others.
     """
-    mine = batch[rank() :: count()]
-    return mine if len(mine) else batch[:1]
+    local = batch[rank() :: count()]
+    return local if len(local) else batch[:1]
 
 
-def own(part: Int[Tensor, " M"]) -> tuple[Int[Tensor, " m"], float]:
+def local_part(part: Int[Tensor, " M"]) -> tuple[Int[Tensor, " m"], float]:
     """(where this rank has the prompts of a minibatch, the weight of their mean); of a part that is all others', the
     first prompt without weight (see `share`)."""
-    mine = part[part % count() == rank()] // count()
-    weight = len(mine) * count() / len(part)
-    return (mine if len(mine) else torch.zeros(1, dtype=torch.long)), weight
+    local = part[part % count() == rank()] // count()
+    weight = len(local) * count() / len(part)
+    return (local if len(local) else torch.zeros(1, dtype=torch.long)), weight
 
 
 def weight(size: int) -> float:
@@ -150,7 +150,7 @@ def stacked(value: Float[Tensor, "*S"]) -> Float[Tensor, "R *S"]:
     return torch.stack(out)
 
 
-def rows(value: Shaped[Tensor, "n *S"]) -> Shaped[Tensor, "N *S"]:
+def gathered_rows(value: Shaped[Tensor, "n *S"]) -> Shaped[Tensor, "N *S"]:
     """The rows of all ranks, which may have different numbers of them, one rank after another."""
     return torch.cat(gathered(value.cpu())).to(value.device)
 
@@ -164,7 +164,7 @@ def gathered(value: T) -> list[T]:
     return out
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all ranks are here."""
     if count() > 1:
         dist.barrier()

@@ -174,7 +174,7 @@ def _noted(path: Path) -> list[str] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     noted = [line.partition(" ")[0] for line in lines]
-    if not noted or not all(re.fullmatch("[0-9a-f]{64}", one) for one in noted):
+    if not noted or not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in noted):
         raise Damaged(f"its checksum in {sums} is unreadable; without that file it loads unchecked")
     return noted
 

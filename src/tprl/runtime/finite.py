@@ -35,10 +35,11 @@ def check_finite(
     finite = torch.stack([value.detach().isfinite().all() for value in values.values()]).all()
     if bool(finite if alone else distributed.stacked(finite.float()).all()):
         return
-    own = _not_finite(values, uids, axis)
-    found = [own] if alone else distributed.gathered(own)
-    name = next(name for name in values if any(name in one for one in found))
-    kinds, bad = zip(*(one[name] for one in found if name in one), strict=True)
+    local = _not_finite(values, uids, axis)
+    reports = [local] if alone else distributed.gathered(local)
+    broken = set().union(*reports)
+    name = next(name for name in values if name in broken)
+    kinds, bad = zip(*(report[name] for report in reports if name in report), strict=True)
     raise UserError(
         f"{when}: {name} is {kinds[0]} for {_names(sorted(set().union(*bad)))}; stopped before the optimizer used it, "
         f"and the last checkpoint stays as it was. {remedy}"
@@ -70,13 +71,13 @@ def compact(values: Tensor) -> Tensor:
 
 def _not_finite(values: Mapping[str, Tensor], uids: Sequence[str], axis: int) -> dict[str, tuple[str, list[str]]]:
     """(what it is, the samples) of every value that is not finite."""
-    found = {}
+    problems = {}
     for name, value in values.items():
         bad = ~value.detach().isfinite()
         if bool(bad.any()):
             rows = bad.movedim(axis, 0).flatten(1).any(1).tolist() if bad.ndim else [True] * len(uids)
-            found[name] = _kind(value), [uid for uid, wrong in zip(uids, rows, strict=True) if wrong]
-    return found
+            problems[name] = _kind(value), [uid for uid, wrong in zip(uids, rows, strict=True) if wrong]
+    return problems
 
 
 def _kind(value: Tensor) -> str:

@@ -109,7 +109,9 @@ class _Adding(ExperimentWriter):
 
 def _checksum(rows: Sequence[dict[str, str]]) -> str:
     """Of the values, whatever columns the file has got meanwhile."""
-    values = [sorted((str(name), value) for name, value in row.items() if value != "") for row in rows]
+    values = []
+    for row in rows:
+        values.append(sorted((str(name), value) for name, value in row.items() if value != ""))
     return files.checksum(json.dumps(values))
 
 

@@ -67,15 +67,15 @@ class Progress:
             self.bar = _bar()
             self.bar.add_task(self.label, total=total, completed=self.before, rest="", note="")
             self.bar.start()
-        rest = self._rest(time.monotonic() - self.start, done, total) if done > self.before else ""
-        self.bar.update(self.bar.task_ids[0], completed=done, total=total, rest=rest, note=note)
+        left = self._rest(time.monotonic() - self.start, done, total) if done > self.before else ""
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total, rest=left, note=note)
         if done >= total:
             self.close()
 
     def _line(self, done: int, total: int, note: str) -> str:
         spent, bar = time.monotonic() - self.start, "#" * (20 * done // total)
-        rest = self._rest(spent, done, total)
-        return f"{self.label:12} [{bar:20}] {done}/{total}  {clock(spent)}<{rest}  {note}".rstrip()
+        left = self._rest(spent, done, total)
+        return f"{self.label:12} [{bar:20}] {done}/{total}  {clock(spent)}<{left}  {note}".rstrip()
 
     def _rest(self, spent: float, done: int, total: int) -> str:
         """Time to go at the rate until now, and that rate."""
@@ -118,8 +118,8 @@ class FitProgress(pl.Callback):
     ) -> None:
         assert self.total is not None
         self.done += 1
-        shown = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
-        self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in shown.items()))
+        metrics = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
+        self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in metrics.items()))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.close()

@@ -38,13 +38,13 @@ def provenance() -> dict[str, Any]:
 
 def origin() -> dict[str, str]:
     """`date`, `commit` (where this code is a git clone), `hardware` and `versions`, in words."""
-    git, here = provenance().values()
+    git, machine = provenance().values()
     changed = " with local changes" if git.get("dirty") else ""
     known = {"commit": git["commit"][:10] + changed} if git else {}
-    hardware = f"{here['cpu']}, {here['cores']} cores, {here['threads']} threads"
+    hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     if torch.cuda.is_available():
-        hardware = f"{here['devices']} × {here['device']}; {hardware}"
-    versions = ", ".join([f"Python {here['python']}", *(f"{name} {here[name]}" for name in LIBRARIES)])
+        hardware = f"{machine['devices']} × {machine['device']}; {hardware}"
+    versions = ", ".join([f"Python {machine['python']}", *(f"{name} {machine[name]}" for name in LIBRARIES)])
     return {"date": time.strftime("%Y-%m-%d %H:%M %Z"), **known, "hardware": hardware, "versions": versions}
 
 

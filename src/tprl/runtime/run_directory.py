@@ -181,5 +181,5 @@ def _unfinished(directory: Path) -> list[Path]:
 
 def copy(run: Path, directory: Path) -> None:
     """A run that is to go on elsewhere: everything it has written so far."""
-    own = shutil.ignore_patterns(LOCK, ".hydra", "*.log", "*.part")
-    shutil.copytree(run, directory, dirs_exist_ok=True, ignore=own)
+    ignored = shutil.ignore_patterns(LOCK, ".hydra", "*.log", "*.part")
+    shutil.copytree(run, directory, dirs_exist_ok=True, ignore=ignored)

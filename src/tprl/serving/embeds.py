@@ -62,11 +62,11 @@ def pruned_embeds(
     if COST not in _said:
         _said.add(COST)
         log.warning(COST)
-    images = [len(grids) for grids in encoded.grids]
-    return [
-        [prompt.embeds[row, prompt.visual[row] & (prompt.image[row] == image)] for image in range(count)]
-        for row, count in enumerate(images)
-    ]
+    embeds = []
+    for row, grids in enumerate(encoded.grids):
+        visual, image_of = prompt.visual[row], prompt.image[row]
+        embeds.append([prompt.embeds[row, visual & (image_of == image)] for image in range(len(grids))])
+    return embeds
 
 
 def content(embeds: Float[Tensor, "K D"]) -> dict[str, Any]:

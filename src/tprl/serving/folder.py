@@ -124,14 +124,14 @@ def check_wording(lvlm: FrozenLVLM, template: str) -> None:
         return
     ours = lvlm.render(sample)
     content = [{"type": "image"}, {"type": "text", "text": sample.question}]
-    theirs = lvlm.tokenizer.apply_chat_template(
+    stock = lvlm.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
         chat_template=template,
         add_generation_prompt=True,
         tokenize=False,
     )
-    if theirs.removeprefix(lvlm.tokenizer.bos_token or "").strip() != ours.strip():
-        log.warning("the server words prompts by the chat template, not by model.prompt: %r, not %r", theirs, ours)
+    if stock.removeprefix(lvlm.tokenizer.bos_token or "").strip() != ours.strip():
+        log.warning("the server words prompts by the chat template, not by model.prompt: %r, not %r", stock, ours)
 
 
 def settings_for(pruner: Any, node: Mapping[str, Any], keep_ratio: float, positions: str) -> Settings:

@@ -181,7 +181,7 @@ class Adapt(Stage):
             forecasts.append(
                 self.pruner.net.budget_logits(self.pruner.survey(self.pruner.observe(encoded))[1]).sigmoid()
             )
-        chance = distributed.rows(torch.cat(forecasts))
+        chance = distributed.gathered_rows(torch.cat(forecasts))
         prices = calibrated_prices(chance, self.pruner.config["budgets"], self.hparams["keep_ratios"])
         self.pruner.serving = replace(self.pruner.serving, prices=prices)
 

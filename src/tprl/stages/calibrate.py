@@ -26,8 +26,8 @@ def calibrate_fade(pruner: LearnedPruner, served: ServedScore, trained_to: float
     beyond = [ratio for ratio in keep_ratios if ratio > trained_to]
     if pruner.serving.select != "dpp" or not beyond:
         return
-    found: dict[float, float] = {}
+    merits: dict[float, float] = {}
     for fade in FADES:
         pruner.serving = replace(pruner.serving, trained_to=trained_to, fade=fade)
-        found[fade] = sum(served.log_prob(pruner, ratio) for ratio in beyond)
-    pruner.serving = replace(pruner.serving, fade=max(found, key=found.__getitem__))
+        merits[fade] = sum(served.log_prob(pruner, ratio) for ratio in beyond)
+    pruner.serving = replace(pruner.serving, fade=max(merits, key=merits.__getitem__))

@@ -80,14 +80,14 @@ class StoredDemonstrations:
             UserError: a file is gone or damaged.
         """
         rows = [_Row(*row) for row in self._rows[index].tolist()]
-        found = self._empty(rows)
+        batch = self._empty(rows)
         order = sorted(range(len(rows)), key=lambda b: rows[b].shard)
         for shard, members in groupby(order, key=lambda b: rows[b].shard):
             with opened(self.paths[shard]) as file:
                 parts = _Contents(*(file.get_tensor(name) for name in _Contents._fields))
                 for b in members:
-                    _fill(found, b, rows[b], parts)
-        return found
+                    _fill(batch, b, rows[b], parts)
+        return batch
 
     def _read(self, number: int) -> Int[Tensor, "N 8"]:
         """A `_Row` for every question of a file."""
@@ -154,27 +154,27 @@ def demonstrate(
         assert temporary is not None
         folder = Path(temporary.name)
 
-    def made(first: int, stop: int) -> dict[str, Tensor]:
-        shown: list[_Shown] = []
+    def make_shard(first: int, stop: int) -> dict[str, Tensor]:
+        records: list[_Shown] = []
         for samples in batches(dataset, stop, batch_size, first):
-            shown += _shown(demonstrator, pruner, lvlm.encode(samples, demonstrator.extras), schedules)
-        return _packed(shown)
+            records += _shown(demonstrator, pruner, lvlm.encode(samples, demonstrator.extras), schedules)
+        return _packed(records)
 
     shards = Shards(folder, min(count or len(dataset), len(dataset)), SHARD * batch_size)
     if cache:
         log.info("%s has %d of %d demonstrations", folder, shards.done, shards.rows)
     with Progress("demonstrate", before=shards.done) as tick:
-        shards.fill(made, None if quiet else tick)
-    found = StoredDemonstrations(shards.paths, [s[-1] for s in schedules], len(schedules[0]), seed, temporary)
-    if not len(found):
+        shards.fill(make_shard, None if quiet else tick)
+    stored = StoredDemonstrations(shards.paths, [s[-1] for s in schedules], len(schedules[0]), seed, temporary)
+    if not len(stored):
         raise nothing_left(dataset, shards.rows, "to demonstrate")
-    return found
+    return stored
 
 
 def _episodes(demonstrator: Pruner, encoded: Encoded, schedules: Sequence[Sequence[float]]) -> Bool[Tensor, "R T B V"]:
     """Nested masks for each schedule. A heuristic's choices at two budgets need not nest, so we go backwards: a longer
     list starts from the shorter one and is filled from the choice at its own budget."""
-    found = []
+    episodes = []
     for schedule in schedules:
         masks: list[Tensor] = []
         for ratio in reversed(schedule):
@@ -182,9 +182,9 @@ def _episodes(demonstrator: Pruner, encoded: Encoded, schedules: Sequence[Sequen
             if masks:
                 mask = keep_top_per_image(masks[-1].float() * 2 + mask, encoded, ratio)
             masks.append(mask)
-        found.append(torch.stack(masks[::-1]))
-        assert all(bool((~later | earlier).all()) for earlier, later in pairwise(found[-1]))
-    return torch.stack(found)
+        episodes.append(torch.stack(masks[::-1]))
+        assert all(bool((~later | earlier).all()) for earlier, later in pairwise(episodes[-1]))
+    return torch.stack(episodes)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -238,25 +238,25 @@ def _shown(
         remedy="Demonstrations are stored in float16, up to 65504: use policy.code_width above 0, so that codes are "
         "small, or look at these samples.",
     )
-    found = []
+    records = []
     for b, (n, q) in enumerate(zip(x.mask.sum(1).tolist(), x.query_mask.sum(1).tolist(), strict=True)):
         bits = np.packbits(keep[:, :, b, :n].reshape(len(keep), -1), axis=1)
-        found.append(_Shown(encoded.uids[b], codes[b, :n], xy[b, :n], query[b, :q], torch.from_numpy(bits)))
-    return found
+        records.append(_Shown(encoded.uids[b], codes[b, :n], xy[b, :n], query[b, :q], torch.from_numpy(bits)))
+    return records
 
 
-def _packed(shown: Sequence[_Shown]) -> dict[str, Tensor]:
+def _packed(records: Sequence[_Shown]) -> dict[str, Tensor]:
     """The contents of a file."""
-    codes, codes_at = _distinct([one.codes for one in shown])
-    places, places_at = _distinct([one.places for one in shown])
-    vectors, spoken = _distinct([word for one in shown for word in one.words.split(1)])
-    columns = [[len(one.codes), len(one.words)] for one in shown]
+    codes, codes_at = _distinct([record.codes for record in records])
+    places, places_at = _distinct([record.places for record in records])
+    vectors, spoken = _distinct([word for record in records for word in record.words.split(1)])
+    columns = [[len(record.codes), len(record.words)] for record in records]
     counts = torch.tensor(columns, dtype=torch.long).reshape(-1, 2)
-    size = torch.tensor([one.bits.numel() for one in shown], dtype=torch.long)
+    size = torch.tensor([record.bits.numel() for record in records], dtype=torch.long)
     starts = [codes_at, places_at, counts[:, 1].cumsum(0) - counts[:, 1], size.cumsum(0) - size]
-    bits = [one.bits.flatten() for one in shown] or [torch.zeros(0, dtype=torch.uint8)]
+    bits = [record.bits.flatten() for record in records] or [torch.zeros(0, dtype=torch.uint8)]
     return {
-        "uids": torch.tensor(list(json.dumps([one.uid for one in shown]).encode()), dtype=torch.uint8),
+        "uids": torch.tensor(list(json.dumps([record.uid for record in records]).encode()), dtype=torch.uint8),
         "rows": torch.cat([counts, torch.stack(starts, 1)], 1),
         **_Contents(codes, places, vectors, spoken, torch.cat(bits))._asdict(),
     }
@@ -278,16 +278,16 @@ def _distinct(pieces: Sequence[Tensor]) -> tuple[Tensor, Int[Tensor, " N"]]:
     return torch.cat(kept) if kept else torch.zeros(0, 0), torch.tensor(at, dtype=torch.long)
 
 
-def _fill(found: Demonstrations, b: int, row: _Row, parts: _Contents) -> None:
+def _fill(batch: Demonstrations, b: int, row: _Row, parts: _Contents) -> None:
     """Copy a question into row b of a batch."""
-    x, n, q = found.x, row.tokens, row.words
+    x, n, q = batch.x, row.tokens, row.words
     x.codes[b, :n] = parts.codes[row.codes : row.codes + n]
     x.xy[b, :n] = parts.places[row.places : row.places + n]
     x.query[b, :q] = parts.vectors[parts.spoken[row.spoken : row.spoken + q]]
     x.mask[b, :n] = True
     x.query_mask[b, :q] = True
-    steps = len(found.keep)
+    steps = len(batch.keep)
     size = -(-steps * n // 8)
     start = row.bits + row.drawn * size
     bits = np.unpackbits(parts.bits[start : start + size].numpy(), count=steps * n)
-    found.keep[:, b, :n] = torch.from_numpy(bits.reshape(steps, n)).bool()
+    batch.keep[:, b, :n] = torch.from_numpy(bits.reshape(steps, n)).bool()

@@ -135,8 +135,8 @@ class Distill(KeepBest):
         loss = -log_prob.mean()
         # How far the gates are from a decision: 0 when all are 0 or 1.
         softness = (4 * gate * (1 - gate) * x.mask).sum() / x.mask.sum()
-        found = {"distill/loss": loss, "distill/softness": softness, "distill/temperature": temperature}
-        self.log_dict(found, sync_dist=True)
+        metrics = {"distill/loss": loss, "distill/softness": softness, "distill/temperature": temperature}
+        self.log_dict(metrics, sync_dist=True)
         self.iteration += 1
         self.log("samples_seen", float(self.samples_seen))
         return loss
@@ -155,8 +155,8 @@ class Distill(KeepBest):
         parts = []
         for rows in torch.arange(len(answers)).split(size):
             some = encoded.rows(rows.tolist()), gate[rows.to(gate.device)], [answers[i] for i in rows.tolist()]
-            found = checkpoint(self.lvlm.gated_log_prob, *some, use_reentrant=False)
-            parts.append(cast(Tensor, found))
+            log_prob = checkpoint(self.lvlm.gated_log_prob, *some, use_reentrant=False)
+            parts.append(cast(Tensor, log_prob))
         return torch.cat(parts)
 
     def on_train_epoch_end(self) -> None:

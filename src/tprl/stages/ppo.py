@@ -360,7 +360,7 @@ class PPO(RolloutLog):
     ) -> tuple[PPOLoss, list[str]]:
         """This rank's share of a minibatch of prompts: its loss, weighted by the share, and its questions."""
         group = self.hparams["group"]
-        prompts, weight = distributed.own(part)
+        prompts, weight = distributed.local_part(part)
         i = (prompts.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
         part_target = None if target is None else target[:, i]
         questions = x.rows(prompts.to(keep_ratio.device))

@@ -64,7 +64,7 @@ class PromptStream(IterableDataset[list[Sample]]):
     def _sample(self, order: Tensor, at: int) -> Sample:
         """Entry `at` of the order; in place of a damaged row the next one that is not."""
         following = (int(order[(at + step) % len(order)]) for step in range(len(order)))
-        found = next(taken(self.dataset, following), None)
-        if found is None:
+        sample = next(taken(self.dataset, following), None)
+        if sample is None:
             raise nothing_left(self.dataset, len(order), "to train on")
-        return found
+        return sample

@@ -90,7 +90,7 @@ def graphs(lvlm: FrozenLVLM, pruner: LearnedPruner) -> dict[str, ov.Model]:
     tokens = Eyes(lvlm)(pixels)
     words = torch.zeros(1, 5, width)
     places = torch.rand(1, tokens.shape[1], 2)
-    found = {
+    parts = {
         "eyes": _traced(Eyes(lvlm), (pixels,), [[1, 3, side, side]]),
         "words": _traced(Words(lvlm), (torch.zeros(1, 5, dtype=torch.long),), [[1, -1]]),
         "policy": _traced(
@@ -99,7 +99,7 @@ def graphs(lvlm: FrozenLVLM, pruner: LearnedPruner) -> dict[str, ov.Model]:
             [[1, -1, width], [1, -1, 2], [1, -1, width], [1]],
         ),
     }
-    return found | {"language": _language(lvlm)}
+    return parts | {"language": _language(lvlm)}
 
 
 def _language(lvlm: FrozenLVLM) -> ov.Model:
@@ -187,8 +187,8 @@ def wording(lvlm: FrozenLVLM) -> list[str]:
     """
     picture: Any = object()  # prompts count images, they do not look at them
     text = lvlm.render(Sample("wording", (picture,), MARK, ()))
-    before, found, after = text.partition(MARK)
-    if not found or MARK in after or before.count(lvlm.placeholder) != 1:
+    before, mark, after = text.partition(MARK)
+    if not mark or MARK in after or before.count(lvlm.placeholder) != 1:
         raise UserError(
             f"{lvlm.name} words a prompt as {text!r}, which does not hold one image before one question: set "
             "model.prompt."

@@ -100,5 +100,5 @@ class Answerer:
 
 
 if __name__ == "__main__":
-    picture, asked, *rest = sys.argv[1:]
-    print(Answerer(Path(__file__).parent).text(Image.open(picture), asked, *map(float, rest)))
+    picture, asked, *numbers = sys.argv[1:]
+    print(Answerer(Path(__file__).parent).text(Image.open(picture), asked, *map(float, numbers)))

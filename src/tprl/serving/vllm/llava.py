@@ -31,10 +31,10 @@ class Info(PrunedInfo, LlavaProcessingInfo):
 class Processor(PrunedProcessor, LlavaMultiModalProcessor):
     """The question with every image."""
 
-    def unpruned_length(self, made: Mapping[str, Any]) -> int:
-        images = made["mm_placeholders"].get("image", ())
+    def unpruned_length(self, processed: Mapping[str, Any]) -> int:
+        images = processed["mm_placeholders"].get("image", ())
         kept = sum(placeholder.length for placeholder in images)
-        return len(made["prompt_token_ids"]) - kept + self.info.unpruned() * len(images)
+        return len(processed["prompt_token_ids"]) - kept + self.info.unpruned() * len(images)
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)

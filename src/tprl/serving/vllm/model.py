@@ -55,7 +55,7 @@ class Pruned:
         self.pruner_calls += len(images)
         with _float32():
             kept = choose(self.pruner, images, self.settings.keep_ratio)
-        return [self.packed(one) for one in kept]
+        return [self.packed(image) for image in kept]
 
     def packed(self, kept: Kept) -> Float[Tensor, "K F"]:
         """A kept image as one tensor."""

@@ -65,15 +65,15 @@ class PrunedProcessor:
         options = {name: value for name, value in inputs.hf_processor_mm_kwargs.items() if name != QUESTION}
         if self._questions is not None:
             options[QUESTION] = self._questions(inputs.prompt)
-        made = super().apply(replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)  # type: ignore[misc]
-        self._check(made)
-        return made
+        processed = super().apply(replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)  # type: ignore[misc]
+        self._check(processed)
+        return processed
 
-    def _check(self, made: Mapping[str, Any]) -> None:
+    def _check(self, processed: Mapping[str, Any]) -> None:
         config = self.info.ctx.model_config.hf_config
         image_token = getattr(config, "image_token_id", None) or config.image_token_index
-        ids = made["prompt_token_ids"]
-        kept = sum(range_.get_num_embeds() for range_ in made["mm_placeholders"].get("image", ()))
+        ids = processed["prompt_token_ids"]
+        kept = sum(range_.get_num_embeds() for range_ in processed["mm_placeholders"].get("image", ()))
         if ids.count(image_token) != kept:
             raise UserError(
                 f"the prompt has {ids.count(image_token) - kept} image placeholders more than images: write one for "
@@ -82,13 +82,13 @@ class PrunedProcessor:
         if self.info.settings.positions == "compact":
             return
         longest = self.info.longest
-        if (length := self.unpruned_length(made)) > longest:
+        if (length := self.unpruned_length(processed)) > longest:
             raise UserError(
                 f"the prompt reaches position {length} before pruning, and the language model knows {longest}: "
                 "send fewer or smaller images, or serve with positions=compact."
             )
 
-    def unpruned_length(self, made: Mapping[str, Any]) -> int:
+    def unpruned_length(self, processed: Mapping[str, Any]) -> int:
         """Positions that a prompt takes with all its visual tokens."""
         raise NotImplementedError
 

@@ -27,7 +27,7 @@ class QwenProcessor(PrunedProcessor):
     def images_in(self, data: Any) -> int:
         return len(data.get("image_grid_thw", ()))
 
-    def unpruned_length(self, made: Mapping[str, Any]) -> int:
+    def unpruned_length(self, processed: Mapping[str, Any]) -> int:
         # An image takes as many positions as its longer side, fewer than the tokens kept of it at any usual ratio.
         return 0
 

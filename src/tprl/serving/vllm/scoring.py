@@ -99,8 +99,8 @@ class EngineReading:
         for output, target in zip(outputs, targets, strict=True):
             places = output.prompt_logprobs[-len(target) :]
             read = [place[token] for place, token in zip(places, target, strict=True)]
-            log_probs.append(sum(one.logprob for one in read) / len(read))
-            exact.append(all(one.rank == 1 for one in read))
+            log_probs.append(sum(entry.logprob for entry in read) / len(read))
+            exact.append(all(entry.rank == 1 for entry in read))
         device = self.lvlm.device
         return torch.tensor(log_probs, device=device), torch.tensor(exact, device=device)
 
@@ -116,11 +116,11 @@ class EngineReading:
             if not visual[column]:
                 short.append(token)
                 continue
-            mine = visual & (number == number[column])
-            if column == int(mine.nonzero()[0]):
+            tokens_of_image = visual & (number == number[column])
+            if column == int(tokens_of_image.nonzero()[0]):
                 begin = int(positions[0, column - 1]) + 1 if column else 0
-                images.append(with_places(embeds[mine], positions[:, mine] - begin).cpu())
-                lengths.append(Span(column, int(mine.sum())))
+                images.append(with_places(embeds[tokens_of_image], positions[:, tokens_of_image] - begin).cpu())
+                lengths.append(Span(column, int(tokens_of_image.sum())))
                 short.append(token)
         self._check(positions.cpu(), lengths, [without_places(image, 1)[1] for image in images])
         return {"prompt_token_ids": [*short, *target], "multi_modal_data": {"image": images}}
