@@ -63,12 +63,12 @@ def loads(width: int, image: int) -> dict[str, Callable[[int], Sequence[Any]]]:
 
     def fresh(kept: int) -> Callable[[int], Sequence[Any]]:
         def prompts(concurrency: int) -> Sequence[Any]:
-            made = []
+            prompts_made = []
             for _ in range(REQUESTS[concurrency]):
                 words = torch.randint(10, 250, (WORDS,), generator=draw).tolist()
                 embeds = torch.randn(1, kept, width, generator=draw)
-                made.append({"prompt_token_ids": [image, *words], "multi_modal_data": {"image": embeds}})
-            return made
+                prompts_made.append({"prompt_token_ids": [image, *words], "multi_modal_data": {"image": embeds}})
+            return prompts_made
 
         return prompts
 
@@ -84,14 +84,14 @@ def main(rounds: int) -> None:
         options = {"max_model_len": 1024, "max_num_batched_tokens": 2048, "enable_mm_embeds": True}
         stock = {"architectures": ["LlavaForConditionalGeneration"]}
         with engine(Path(folder), hf_overrides=stock, **options) as llm:
-            run, made = InProcess(llm), loads(lvlm.width, lvlm.image_token)
-            measure(run, {name: made[name] for name in ("all", "1/9")}, (1,), 1)  # warm
-            points = measure(run, made, CONCURRENCIES, rounds)
+            run, requests = InProcess(llm), loads(lvlm.width, lvlm.image_token)
+            measure(run, {name: requests[name] for name in ("all", "1/9")}, (1,), 1)  # warm
+            points = measure(run, requests, CONCURRENCIES, rounds)
     lines = rows(points, "all")
-    here = Path(__file__)
+    script = Path(__file__)
     result = {"language_model_parameters": size, "rounds": rounds, "rows": [line._asdict() for line in lines]}
-    here.with_name("speed.json").write_text(json.dumps(result, indent=1) + "\n")
-    here.with_name("speed.md").write_text(serving_table(lines) + "\n")
+    script.with_name("speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    script.with_name("speed.md").write_text(serving_table(lines) + "\n")
     print(size, serving_table(lines), sep="\n")
 
 

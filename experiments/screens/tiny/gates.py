@@ -33,7 +33,7 @@ def ways(lvlm: Any) -> dict[str, Select]:
     random, oracle = load_component("pruner", "random"), load_component("pruner", "oracle")
 
     def other(encoded: Encoded, samples: Sequence[Sample]) -> TokenSelection:
-        swapped = [one._replace(region=next_region(at, samples)) for at, one in enumerate(samples)]
+        swapped = [sample._replace(region=next_region(at, samples)) for at, sample in enumerate(samples)]
         return oracle.select(lvlm.encode(swapped, oracle.extras), NARROW)
 
     return {
@@ -47,7 +47,7 @@ def ways(lvlm: Any) -> dict[str, Select]:
 def next_region(at: int, samples: Sequence[Sample]) -> Any:
     """The region of the next question about the same page, in a circle."""
     page = image_key(samples[at].uid)
-    same = [number for number, one in enumerate(samples) if image_key(one.uid) == page]
+    same = [number for number, sample in enumerate(samples) if image_key(sample.uid) == page]
     return samples[same[(same.index(at) + 1) % len(same)]].region
 
 

@@ -87,7 +87,7 @@ class Packer:
     def pack(self, items: Sequence[Item], seed: int, step: int) -> Pack:
         batch = views(items)
         rng = np.random.default_rng([2, seed, step])
-        asked = [self.chosen(one.questions, rng) for one in items]
+        asked = [self.chosen(item.questions, rng) for item in items]
         rows = [self._segments(questions, rng) for questions in asked]
         flat = _collate(rows)
         regions = [
@@ -147,17 +147,17 @@ class Packer:
 
     def _named(self, flat: dict[str, Tensor], batch: Views) -> Bool[Tensor, "B C N"]:
         text, target = flat["text"].unsqueeze(-1), flat["target"]
-        shown = (batch.word.unsqueeze(1) == text) | (
+        visible = (batch.word.unsqueeze(1) == text) | (
             batch.name.unsqueeze(1) == text.unsqueeze(-1)
         ).any(-1)
         icons = torch.zeros(len(self.words), dtype=torch.long)
         for token, number in self.icons.items():
             icons[token] = number
         number = icons[flat["text"]].unsqueeze(-1)
-        shown |= (number > 0) & (batch.icon.unsqueeze(1) == number)
+        visible |= (number > 0) & (batch.icon.unsqueeze(1) == number)
         loose = torch.isin(flat["text"], torch.tensor(sorted(self.loose)))
         asking = (target == IGNORE) & (flat["segment"] > 0) & ~loose
-        return shown & asking.unsqueeze(-1)
+        return visible & asking.unsqueeze(-1)
 
 
 def region(row: dict[str, Any]) -> Bool[np.ndarray, " N"]:

@@ -83,10 +83,10 @@ class Folder:
         number, start = (self.held if held else self.places)[at]
         with (self.path / "elements.jsonl").open("rb") as stream:
             stream.seek(start)
-            shown = json.loads(stream.readline())
+            record = json.loads(stream.readline())
         name = f"{number:08d}"
         with Image.open(self.path / f"images/{name[:5]}/{name}.png") as picture:
-            return np.asarray(picture.convert("RGB")), shown, self.questions.get(number, [])
+            return np.asarray(picture.convert("RGB")), record, self.questions.get(number, [])
 
 
 class Item(NamedTuple):
@@ -99,7 +99,7 @@ class Item(NamedTuple):
 
 def item(
     picture: UInt8[np.ndarray, "H W 3"],
-    shown: dict[str, Any],
+    record: dict[str, Any],
     asked: Sequence[dict[str, Any]],
     dx: int,
     dy: int,
@@ -117,7 +117,7 @@ def item(
         for row in asked
     ]
     seen = [row for row in moved if all(whole(box) for box in (row["bbox"], *row["region"]))]
-    return Item(padded[top : top + SIDE, left : left + SIDE], labels(shown, dx, dy), seen)
+    return Item(padded[top : top + SIDE, left : left + SIDE], labels(record, dx, dy), seen)
 
 
 def draw(folder: Folder | None, count: int, share: float, seed: int, step: int, index: int) -> Item:
@@ -153,7 +153,7 @@ class Views(NamedTuple):
 
 
 def views(items: Sequence[Item]) -> Views:
-    pictures = torch.from_numpy(np.stack([one.picture for one in items])).permute(0, 3, 1, 2)
+    pictures = torch.from_numpy(np.stack([item.picture for item in items])).permute(0, 3, 1, 2)
     pixels = (
         pictures.float()
         .div_(255)
@@ -161,7 +161,7 @@ def views(items: Sequence[Item]) -> Views:
         .div_(torch.tensor(SPREAD).view(3, 1, 1))
     )
     stacked = {
-        name: torch.from_numpy(np.stack([getattr(one.labels, name) for one in items]))
+        name: torch.from_numpy(np.stack([getattr(item.labels, name) for item in items]))
         for name in Labels._fields
     }
     stacked["box"] = stacked["box"].float()

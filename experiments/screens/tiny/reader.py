@@ -58,7 +58,7 @@ class Reader:
         for number in (self.asking, self.answering):  # fast attention does not give its weights
             self.model.layers[number].self_attn.config = _eager(self.model.config)
 
-    def kept_tokens(self, shown: Bool[Tensor, "B N"], done: float, *key: int) -> Int[Tensor, "B K"]:
+    def kept_tokens(self, visible: Bool[Tensor, "B N"], done: float, *key: int) -> Int[Tensor, "B K"]:
         """Indices of the visual tokens of a step, in raster order.
 
         Args:
@@ -71,10 +71,10 @@ class Reader:
         low = 0.4 + (self.keep_low - 0.4) * min(1.0, 3 * done)
         full = torch.rand((), generator=generator) < self.full_share
         share = low ** float(torch.rand((), generator=generator))  # log-uniform
-        count = shown.shape[1] if full else max(1, round(share * shown.shape[1]))
-        chance = torch.rand(shown.shape, generator=generator)
-        strength, prefers = torch.rand(2, len(shown), 1, generator=generator)
-        chance = chance - strength * (prefers < self.shown_share) * shown
+        count = visible.shape[1] if full else max(1, round(share * visible.shape[1]))
+        chance = torch.rand(visible.shape, generator=generator)
+        strength, prefers = torch.rand(2, len(visible), 1, generator=generator)
+        chance = chance - strength * (prefers < self.shown_share) * visible
         return chance.argsort(1)[:, :count].sort(1).values
 
     def terms(

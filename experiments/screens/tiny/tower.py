@@ -145,15 +145,15 @@ def _words(
         chosen = _some(target, target > 0)
         logits = heads.word_logits(which, tokens[chosen], embedding).float()
         terms[f"loss/{which}"] = F.cross_entropy(logits, heads.places(target[chosen]))
-        here = target[chosen] > 0
+        labeled = target[chosen] > 0
         terms[f"{which}_accuracy"] = (
-            (logits.argmax(-1) == heads.places(target[chosen]))[here].float().mean()
+            (logits.argmax(-1) == heads.places(target[chosen]))[labeled].float().mean()
         )
     chosen = views.name[..., 0] >= 0
     logits = heads.word_logits("name", tokens[chosen], embedding).float()
     names = heads.places(views.name[chosen])
-    here = names >= 0
-    share = here / here.sum(-1, keepdim=True)
+    labeled = names >= 0
+    share = labeled / labeled.sum(-1, keepdim=True)
     picked = logits.log_softmax(-1).gather(-1, names.clamp(min=0))
     terms["loss/name"] = -(picked * share).sum(-1).mean()
     terms["name_accuracy"] = (logits.argmax(-1, keepdim=True) == names).any(-1).float().mean()
@@ -174,8 +174,8 @@ def _classes(terms: dict[str, Tensor], heads: DenseHeads, tokens: Tensor, views:
             continue
         logits = head(tokens[chosen]).float()
         terms[f"loss/{name}"] = F.cross_entropy(logits, target[chosen])
-        here = target[chosen] > 0 if name in ("icon", "role") else target[chosen] >= 0
-        terms[f"{name}_accuracy"] = (logits.argmax(-1) == target[chosen])[here].float().mean()
+        labeled = target[chosen] > 0 if name in ("icon", "role") else target[chosen] >= 0
+        terms[f"{name}_accuracy"] = (logits.argmax(-1) == target[chosen])[labeled].float().mean()
     chosen = views.number[..., 0] >= 0
     if bool(chosen.any()):
         logits = heads.number(tokens[chosen]).float().unflatten(-1, (NUMBER, -1))

@@ -182,10 +182,10 @@ class Training:
         tokenizer = self.parts.processor.tokenizer
         rows = []
         for page in names:
-            found = page[page >= 0].unique()
-            order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.done))
+            present = page[page >= 0].unique()
+            order = torch.randperm(len(present), generator=torch.Generator().manual_seed(self.done))
             rows.append(
-                [tokenizer.bos_token_id, *found[order[:12]].tolist(), tokenizer.eos_token_id]
+                [tokenizer.bos_token_id, *present[order[:12]].tolist(), tokenizer.eos_token_id]
             )
         width = max(map(len, rows))
         return torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
@@ -194,8 +194,8 @@ class Training:
         plan = self.plan
         at = self.done - plan.tower_steps
         pack = self.packer.pack(self.items(plan.reader_batch, 1.0), plan.seed, self.done)
-        shown = (pack.views.owner > 0) | (pack.views.word > 0)
-        kept = self.reader.kept_tokens(shown, at / plan.reader_steps, plan.seed, self.done)
+        visible = (pack.views.owner > 0) | (pack.views.word > 0)
+        kept = self.reader.kept_tokens(visible, at / plan.reader_steps, plan.seed, self.done)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with torch.no_grad():
                 features = self.features(pack.views.pixels)
@@ -278,13 +278,13 @@ def checkpoint(training: Training) -> None:
 
 
 def _say(training: Training, row: dict[str, float], left: float | None) -> None:
-    shown = {
+    metrics = {
         name: value
         for name, value in row.items()
         if "accuracy" in name or ("/" in name and "loss/" not in name)
     }
     words = " ".join(
-        f"{name.replace('_accuracy', '')} {value:.3f}" for name, value in shown.items()
+        f"{name.replace('_accuracy', '')} {value:.3f}" for name, value in metrics.items()
     )
     hours = (
         ""
