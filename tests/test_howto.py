@@ -132,21 +132,21 @@ def test_a_stage_is_one_file_and_one_yaml_and_runs_to_its_end(tmp_path: Path) ->
     for folder in ("src", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     before = files_below(tmp_path)
-    (tmp_path / "src/tprl/stages/centre.py").write_text(block("stage", "python"))
-    (tmp_path / "conf/stage/centre.yaml").write_text(block("stage", "yaml"))
-    assert files_below(tmp_path) - before == {"src/tprl/stages/centre.py", "conf/stage/centre.yaml"}
+    (tmp_path / "src/tprl/stages/center.py").write_text(block("stage", "python"))
+    (tmp_path / "conf/stage/center.yaml").write_text(block("stage", "yaml"))
+    assert files_below(tmp_path) - before == {"src/tprl/stages/center.py", "conf/stage/center.yaml"}
     (command,) = re.findall(r"^    (python -m .*)$", (DOCS / "howto-stage.md").read_text(), re.MULTILINE)
     words = [*shlex.split(command)[1:], "model=toy", "dataset=toy", "policy.code_width=0", "logger=csv"]
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
-    run = tmp_path / "runs/centre"
+    run = tmp_path / "runs/center"
     assert f"next: python -m src.eval run={run} 'pruners=[random]'" in done.stdout
-    assert json.loads((run / "done.json").read_text())["overrides"][:2] == ["stage=centre", "stage.lr=3e-3"]
-    assert load_pruner(run).trained_on["stages"] == ["centre"]
+    assert json.loads((run / "done.json").read_text())["overrides"][:2] == ["stage=center", "stage.lr=3e-3"]
+    assert load_pruner(run).trained_on["stages"] == ["center"]
     (curve,) = json.loads((run / "curves.json").read_text()).values()
     assert len(curve) == 20
     assert curve[-1][1] < curve[0][1]
     refused = subprocess.run([sys.executable, *words, "reward=fidelity"], cwd=tmp_path, capture_output=True, text=True)
-    assert refused.stderr == "error: reward is not read: stage=centre reads dataset, policy; leave it out.\n"
+    assert refused.stderr == "error: reward is not read: stage=center reads dataset, policy; leave it out.\n"
 
 
 def files_below(folder: Path) -> set[str]:

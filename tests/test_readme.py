@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 
 from tprl.build import choices, conf_dir
 from tprl.commands.entry import addable
+from tprl.commands.stages import in_full
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/options.md", "docs/api.md")}
-COMMANDS = re.findall(r"python -m src\.(train|eval|bench|demo)([^#\n`]*)", "\n".join(PAGES.values()))
+COMMANDS = re.findall(r"python -m src\.(train|eval|bench|demo|export)([^#\n`]*)", "\n".join(PAGES.values()))
 CONTROLS = {"attention_dpp", "question_dpp", "mmr_attention", "keyword_budget"}
 LEARNED, ORACLES = {"mlp", "tprl", "tprl_adaptive"}, {"oracle", "oracle_dpp"}
 EMBEDDED = {"scenes", "screens", "toy", "custom"}
@@ -51,7 +52,7 @@ def test_its_commands_compose(entry: str, options: str) -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         config = compose(entry, overrides=[addable(word) for word in words], return_hydra_config=True)
     for key, _, value in (word.partition("=") for word in words):
-        landed = config.hydra.runtime.choices.get(key), OmegaConf.select(config, key)
+        landed = config.hydra.runtime.choices.get(key), OmegaConf.select(config, in_full(key))
         assert value in landed or landed[1] is not None, key
 
 

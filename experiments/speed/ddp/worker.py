@@ -16,7 +16,6 @@ from tprl.data.scenes import Scenes
 from tprl.scoring.validation import ServedScore
 from tprl.lvlm.llava import Llava
 from tprl.pruners.learned import load_pruner
-from tprl.commands.train import OURS
 
 
 class Clock(pl.Callback):

@@ -10,8 +10,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tprl.bench import selectors
-from tprl.bench.latency import Setting, measure, untrained
-from tprl.bench.parity import parity, table, varied
+from tprl.bench.latency import Setting, measure_latency, untrained
+from tprl.bench.parity import parity, parity_table, varied
 from tprl.build import build, load_component
 from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
@@ -59,20 +59,22 @@ def _latency(cfg: DictConfig, directory: Path) -> None:
         raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
     if cfg.model.get("pretrained", "") is None:  # sizes are timed, not weights
         entries = [
-            replace(one, pruner=untrained(one.pruner, lvlm.width)) if isinstance(one.pruner, LearnedPruner) else one
-            for one in entries
+            replace(entry, pruner=untrained(entry.pruner, lvlm.width))
+            if isinstance(entry.pruner, LearnedPruner)
+            else entry
+            for entry in entries
         ]
     check_entries(entries, lvlm)
     with Progress("latency") as tick:
-        found = measure(lvlm, entries, setting, tick=tick)
-    latency.write_latency(found, lvlm, setting, directory)
+        lines = measure_latency(lvlm, entries, setting, tick=tick)
+    latency.write_latency(lines, lvlm, setting, directory)
 
 
 def _parity(cfg: DictConfig, directory: Path) -> None:
     """Compare the model, or small random builds of `models`, with its stock class; prints and writes a table."""
     start(cfg, directory)
     lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
-    found = {}
+    results = {}
     lvlms = lvlms or [build(cfg.model)]
     use_threads(cfg, directory, lvlms[0])  # the others are as small
     for lvlm in lvlms:
@@ -83,17 +85,17 @@ def _parity(cfg: DictConfig, directory: Path) -> None:
             raise nothing_left(questions, len(asked), "to compare")
         if not isinstance(lvlm, FrozenLVLM):
             raise UserError(f"model={lvlm.name} has no stock class to compare with.")
-        found[lvlm.name] = parity(lvlm, samples)
-        log.info("%s: %s", lvlm.name, found[lvlm.name])
-    write_atomically(directory / "parity.md", table(found) + "\n")
-    print(table(found))
+        results[lvlm.name] = parity(lvlm, samples)
+        log.info("%s: %s", lvlm.name, results[lvlm.name])
+    write_atomically(directory / "parity.md", parity_table(results) + "\n")
+    print(parity_table(results))
 
 
 def _selectors(cfg: DictConfig, directory: Path) -> None:
     """The table of docs/baselines.md."""
     start(cfg, directory)
     use_threads(cfg, directory)
-    text = selectors.table(selectors.measure())
+    text = selectors.selector_table(selectors.measure_selectors())
     write_atomically(directory / "selectors.md", text + "\n")
     print(text)
 

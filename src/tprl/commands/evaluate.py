@@ -101,9 +101,9 @@ def _compare(runs: Any, cfg: DictConfig, directory: Path) -> None:
         raise UserError(
             f"compare={runs} is not two runs: write compare=[<run>,<run>] or compare=[<run>:<arm>,<run>:<arm>]."
         )
-    found = compare_runs(*pair)
+    compared = compare_runs(*pair)
     start(cfg, directory)
-    write_comparison(found, directory)
+    write_comparison(compared, directory)
 
 
 def evaluate_entries(
@@ -122,7 +122,7 @@ def evaluate_entries(
     check_answers(lvlm, dataset, settings["limit"])
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
     record = _record(lvlm, dataset, entries, settings, cfg, directory)
-    before = len({one["row"]["uid"] for batch in record.known.values() for one in batch}) // distributed.count()
+    before = len({item["row"]["uid"] for batch in record.known.values() for item in batch}) // distributed.count()
     with Progress("evaluate", before=before) as tick:
         answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], tick, record)
     rows = summarize(answered, lvlm.name, dataset)
@@ -132,7 +132,7 @@ def evaluate_entries(
     write_sealed(directory / "evaluation.json", json.dumps(measured, indent=1) + "\n")
     log_results(logger, rows)
     main = main_entry(entries)
-    sample_rows = [one.row for one in answered]
+    sample_rows = [item.row for item in answered]
     write_samples(directory / "samples.jsonl", sample_rows)
     write_scores(directory / study.SCORES, score_table(answered, rows, main.name))
     numbers = study.write_numbers(directory, rows, sample_rows, main.name)
@@ -140,7 +140,7 @@ def evaluate_entries(
     pruners = _pictured(entries, main, ratio, sample_rows)
     guided, pictures = looked_at(scorer, dataset, main, pruners, ratio, settings)
     facts = {"model": lvlm.name, **measured, "split": cfg.get("split", "test"), **origin()}
-    made = Origin(facts, _commands(cfg), OmegaConf.to_yaml(cfg, resolve=True))
+    source = Origin(facts, _commands(cfg), OmegaConf.to_yaml(cfg, resolve=True))
     metric = _headline_metric(dataset)
     title = sweep.title(swept, rows) if swept else f"{main.name} on {dataset.name} with {lvlm.name}"
     sentence = analysis.evaluation_headline(rows, numbers.differences, main.name)
@@ -154,9 +154,9 @@ def evaluate_entries(
         guided=guided,
         spreads=numbers.token_spreads,
         learning_curves=curves,
-        facts=made.facts,
-        commands=made.commands,
-        config_yaml=made.config_yaml,
+        facts=source.facts,
+        commands=source.commands,
+        config_yaml=source.config_yaml,
         protocol=measured.get("protocol", ""),
     )
     print_table(numbers.rows, metric=metric)
@@ -165,7 +165,7 @@ def evaluate_entries(
         print(sentence)
     print(f"report: {directory / 'report.html'}")
     if swept is not None:
-        sweep.report_sweep(swept, rows, directory, metric, made)
+        sweep.report_sweep(swept, rows, directory, metric, source)
     return rows
 
 
@@ -199,8 +199,8 @@ def _told(pruner: Any) -> dict[str, str]:
 def _pictured(entries: Sequence[Entry], main: Entry, ratio: float, rows: Sequence[SampleRow]) -> dict[str, Pruner]:
     """The main pruner and two baselines for the gallery; layer pruners have no map to show."""
     ran = {(row.pruner, row.keep_ratio, row.seed) for row in rows}
-    own = {*BOUNDS, *variants(main.name)}
-    others = [e for e in entries if (e.name, ratio, e.seed) in ran and e.name not in own]
+    excluded = {*BOUNDS, *variants(main.name)}
+    others = [e for e in entries if (e.name, ratio, e.seed) in ran and e.name not in excluded]
     others = list({e.name: e for e in others[::-1] if isinstance(e.pruner, Pruner)}.values())[::-1]  # one seed of each
     others.sort(key=lambda e: e.name not in ("divprune", "random"))  # where they are there
     return {e.name: e.pruner for e in (main, *others[:2]) if isinstance(e.pruner, Pruner)}

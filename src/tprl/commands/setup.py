@@ -66,13 +66,13 @@ def asked_entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictCon
 def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
     """A split of the questions, which reads boxes as this LVLM writes them, and counts what it cannot read; the LVLM
     writes answers as long as its questions usually need, unless its settings say otherwise."""
-    made = build(config, split=split)
-    if hasattr(made, "read_by"):
-        made.read_by(lvlm)
-    if hasattr(made, "reads_boxes_as"):
-        made.reads_boxes_as(lvlm)
-    fit_length(lvlm, made)
-    return made
+    dataset = build(config, split=split)
+    if hasattr(dataset, "read_by"):
+        dataset.read_by(lvlm)
+    if hasattr(dataset, "reads_boxes_as"):
+        dataset.reads_boxes_as(lvlm)
+    fit_length(lvlm, dataset)
+    return dataset
 
 
 def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
@@ -96,7 +96,7 @@ def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
 def start(cfg: DictConfig, directory: Path) -> None:
     """What every run begins with: its ranks, its directory, its resolved config, its seed."""
     if "trainer" in cfg:
-        distributed.launch(plain(cfg.trainer))
+        distributed.launch_ranks(plain(cfg.trainer))
     if distributed.rank():
         logging.getLogger().setLevel(logging.WARNING)
     else:
