@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 PAYS = 1.05  # a gain below it is within what a busy machine does
 
@@ -18,6 +18,7 @@ class Step(NamedTuple):
     finished: bool
 
 
+@runtime_checkable
 class Engine(Protocol):
     """As much of an engine as is measured."""
 
