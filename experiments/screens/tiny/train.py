@@ -33,6 +33,7 @@ PLENTY = 2000  # with fewer, their share is smaller than planned: they would be 
 TESTED = 32  # pages of a validation
 CONTRAST = 8  # steps between two in which CLIP's text tower learns
 REPORT = 20  # steps between two lines of the log
+VALIDATE = 200  # steps between two validations
 LIMIT = 9_000_000  # parameters
 
 
@@ -247,32 +248,32 @@ def work(training: Training, minutes: float, until: int) -> None:
     stop: list[int] = []
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: stop.append(number))
-    meter, saved, first, begin = Meter(), time.monotonic(), training.done, time.monotonic()
+    meter, saved = Meter(), time.monotonic()
     while training.done < until and not stop:
         meter.add(training.advance())
         if training.done % REPORT == 0:
             row = meter.take()
             training.cpu += row["cpu"]
             training.run.write({"step": training.done, "pages": training.count, **row})
-            left = (
-                (until - training.done)
-                * (time.monotonic() - begin)
-                / (training.done - first)
-                / 3600
-            )
+            left = (until - training.done) * row["cpu"] / REPORT / 3600
             _say(training, row, left)
+        if training.done % VALIDATE == 0:
+            validated(training)
         if time.monotonic() - saved > 60 * minutes:
             checkpoint(training)
             saved = time.monotonic()
     checkpoint(training)
 
 
-def checkpoint(training: Training) -> None:
-    """Validate, look for new pages, save."""
+def validated(training: Training) -> None:
     row = training.validate()
     if row:
         training.run.write({"step": training.done, **row})
         _say(training, row, None)
+
+
+def checkpoint(training: Training) -> None:
+    """Look for new pages and save."""
     training.grow()
     training.save()
 
@@ -289,7 +290,7 @@ def _say(training: Training, row: dict[str, float], left: float | None) -> None:
     hours = (
         ""
         if left is None
-        else f", {left:.1f} h left, loss {row['loss']:.3f}, {row['cpu'] / REPORT:.2f} s/step"
+        else f", {left:.1f} CPU h left, loss {row['loss']:.3f}, {row['cpu'] / REPORT:.2f} s/step"
     )
     print(
         f"step {training.done} of {training.plan.steps}{hours}: {words}",
