@@ -21,6 +21,11 @@ from torch import Tensor
 Box = tuple[float, float, float, float]
 
 
+class Utterance(str):
+    """What a model wrote, white space at its beginning included. A reference answer is words: what
+    the chat template writes before an answer is still to come."""
+
+
 class Sample(NamedTuple):
     """One question about zero or more images.
 

@@ -103,7 +103,9 @@ def test_distributions_are_those_that_score_reads(lvlm: FrozenLVLM, encoded: Enc
     found = lvlm.distributions(prompt, answers)
     assert torch.allclose(found.exp().sum(-1).nan_to_num(nan=1.0), torch.ones(found.shape[:2]), atol=1e-5)
     for i, answer in enumerate(answers):
-        ids = [*lvlm.tokenizer(answer, add_special_tokens=False)["input_ids"], lvlm.tokenizer.eos_token_id]
+        ids = lvlm.answer_ids([answer])[0].tolist()
+        assert lvlm.tokenizer.decode(ids[:-1]).strip() == answer
+        assert ids[-1] == lvlm.tokenizer.eos_token_id
         assert found[i, len(ids) :].isnan().all()
         assert found[i, range(len(ids)), ids].mean() == pytest.approx(float(log_prob[i]), abs=1e-5)
         assert (found[i, : len(ids)].argmax(-1).tolist() == ids) == bool(exact[i])

@@ -14,7 +14,7 @@ from tprl.budget import budget
 from tprl.build import load_component
 from tprl.cost import LMShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import answer_ids, axes
+from tprl.lvlm.batching import axes
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerStage, Look, dropping
 from tprl.splice import keep_all, splice
@@ -137,7 +137,7 @@ def test_dropping_is_masking_in_later_layers_at_every_step(lvlm: FrozenLVLM, sta
     end = lvlm.tokenizer.eos_token_id
     ids = ids[: ids.index(end)] if end in ids else ids
     assert text == lvlm.tokenizer.decode(ids, skip_special_tokens=True)
-    answer = answer_ids(lvlm.tokenizer, ["yes it is"], lvlm.device)
+    answer = lvlm.answer_ids(["yes it is"])
     logits, _ = naive(lvlm, prompt, answer[0], stages)
     expected = logits.log_softmax(-1).gather(1, answer.T).mean()
     assert float(lvlm.score(prompt, ["yes it is"], found)[0]) == pytest.approx(float(expected), abs=1e-5)

@@ -33,11 +33,10 @@ def axes(positions: Int[Tensor, "P B S"]) -> Int[Tensor, "..."]:
     return positions[0] if len(positions) == 1 else positions
 
 
-def answer_ids(tokenizer: Any, answers: Sequence[str], device: torch.device) -> Int[Tensor, "B A"]:
-    """Token ids of the answers with the end token, right-padded with -1."""
-    rows = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in answers]
+def padded_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "B A"]:
+    """Token ids of answers, right-padded with -1."""
     width = max(map(len, rows))
-    return torch.tensor([row + [-1] * (width - len(row)) for row in rows], device=device)
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], device=device)
 
 
 def micro_batches(prompt: Prompt, size: int) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:

@@ -31,7 +31,7 @@ ROLES = {
 CHAT = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}"
     "{% if part.type == 'image' %}<IMG_CONTEXT>\n{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% endfor %}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
 )
 
 

@@ -24,7 +24,7 @@ from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, rota
 CHAT = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% endfor %}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
 )
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")

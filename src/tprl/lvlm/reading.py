@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tprl.lvlm.answers import AnswerTurn
 from tprl.lvlm.batching import (
-    answer_ids,
     axes,
     divergence,
     gate_bias,
     mean_log_prob,
     micro_batches,
+    padded_ids,
     retry_smaller,
 )
 from tprl.lvlm.layer_drop import LayerPlan, dropping
@@ -27,7 +29,9 @@ class AnswerReading:
 
     name: str
     model: Any
+    processor: Any
     tokenizer: Any
+    prompt: str | None
     device: torch.device
     micro_batch: int
     deepstack: Callable[..., AbstractContextManager[None]]
@@ -77,7 +81,7 @@ class AnswerReading:
         """
         finite = torch.ones(len(answers), dtype=torch.bool, device=self.device)
         for rows, part in micro_batches(prompt, self.micro_batch):
-            ids = answer_ids(self.tokenizer, [answers[int(row)] for row in rows], self.device)
+            ids = self.answer_ids([answers[row] for row in rows.tolist()])
             logits = self._teach(part, ids, plan)
             written = logits.gather(2, ids.clamp(min=0).unsqueeze(2)).squeeze(2).isfinite()
             finite[rows] = ((written & finite_logits(logits)) | (ids < 0)).all(1)
@@ -86,7 +90,7 @@ class AnswerReading:
         def again(row: int) -> None:
             index = torch.tensor([row], device=prompt.attention.device)
             part = prompt.rows(index, int(prompt.attention[row].sum()))
-            self._teach(part, answer_ids(self.tokenizer, [answers[row]], self.device), plan)
+            self._teach(part, self.answer_ids([answers[row]]), plan)
 
         check_rows(self, finite, prompt.uids, again, "language model")
 
@@ -140,7 +144,7 @@ class AnswerReading:
 
         Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is one graph.
         """
-        ids = answer_ids(self.tokenizer, answers, self.device)
+        ids = self.answer_ids(answers)
         real, width = ids >= 0, ids.shape[1]
         after = encoded.positions.amax((0, 2), keepdim=True) + 1 + torch.arange(width, device=gate.device)
         parts = self.model.model
@@ -156,7 +160,18 @@ class AnswerReading:
 
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer, end token included."""
-        return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
+        return len(self._turn.row(answer))
+
+    def answer_ids(self, answers: Sequence[str]) -> Int[Tensor, "B A"]:
+        """Token ids of the answers with the end token as the model would write them, right-padded with -1."""
+        return padded_ids([self._turn.row(answer) for answer in answers], self.device)
+
+    @cached_property
+    def _turn(self) -> AnswerTurn:
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        return AnswerTurn(self.tokenizer, template, known, self.prompt)
 
     def _with_answer(self, embeds: Float[Tensor, "B S D"], ids: Int[Tensor, "B A"]) -> Float[Tensor, "B S1 D"]:
         return torch.cat([embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1)

@@ -12,7 +12,7 @@ from tprl.errors import UserError
 from tprl.runtime import distributed
 from tprl.runtime.store import Record
 from tprl.splice import keep_all, splice
-from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample, TokenSelection
+from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample, TokenSelection, Utterance
 
 LIKELIHOOD = frozenset({"log_prob"})
 LABELS = frozenset({"score", "log_prob"})  # measurements that read the reference answers
@@ -34,7 +34,7 @@ class Scored(NamedTuple):
 class Reference(NamedTuple):
     """The model's own greedy answers with all tokens, and its distributions at each of their tokens."""
 
-    answers: list[str]
+    answers: list[Utterance]
     log_probs: Float[Tensor, "B A N"]  # nan where an answer is shorter
 
 
@@ -134,7 +134,7 @@ class Scorer:
                     targets[i] = text
         return targets
 
-    def texts(self, encoded: Encoded) -> list[str]:
+    def texts(self, encoded: Encoded) -> list[Utterance]:
         """What the model answers with all visual tokens, from memory where this scorer has asked before."""
         fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said.known]
         if fresh:
@@ -142,7 +142,7 @@ class Scorer:
             answers = self.lvlm.answer(splice(part, keep_all(part)))
             self._said.add(dict(zip((encoded.uids[i] for i in fresh), answers, strict=True)))
             self.evaluations += len(fresh)
-        return [self._said.known[uid] for uid in encoded.uids]
+        return [Utterance(self._said.known[uid]) for uid in encoded.uids]
 
     def reference(self, encoded: Encoded) -> Reference:
         """What the model answers with all visual tokens; texts from memory where this scorer has asked before.
