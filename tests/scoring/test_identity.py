@@ -33,6 +33,21 @@ class TestWeights:
         assert before["weights"] != after["weights"]
         assert {**before, "weights": 0} == {**after, "weights": 0}
 
+    def test_of_an_image_processor_of_the_same_settings_and_another_class(
+        self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With and without torchvision a processor has the same settings and makes other pixels."""
+        before, images = of_lvlm(lvlm, {}), lvlm.processor.image_processor
+        other = type("Other", (type(images),), {})
+        monkeypatch.setattr(images, "__class__", other)
+        assert of_lvlm(lvlm, {}) != before
+
+    def test_of_torchvision(self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = of_lvlm(lvlm, {})
+        monkeypatch.setattr("tprl.data.identity.version", lambda package: f"{package} of tomorrow")
+        after = of_lvlm(lvlm, {})
+        assert after["torchvision"] == "torchvision of tomorrow" != before["torchvision"]
+
     def test_of_half_precision_and_of_scalars(self) -> None:
         module = torch.nn.BatchNorm1d(3)
         assert of_weights(module) != of_weights(module.to(torch.bfloat16))

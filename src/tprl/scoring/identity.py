@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ def of_lvlm(lvlm: LVLM, config: Mapping[str, Any]) -> dict[str, Any]:
         "processor": of_processor(getattr(lvlm, "processor", None)),
         "code": of_code(lvlm),
         "libraries": {name: version(name) for name in LIBRARIES},
+        # With torchvision transformers resizes by another algorithm: about one pixel in a hundred differs.
+        "torchvision": _installed("torchvision"),
+        "pixels": _class_of(getattr(getattr(lvlm, "processor", None), "image_processor", None)),
     }
 
 
@@ -86,6 +89,19 @@ def of_processor(processor: Any) -> str | None:
     templates = [getattr(part, "chat_template", None) for part in (processor, tokenizer)]
     settings = processor.to_json_string() if hasattr(processor, "to_json_string") else ""
     return _digest(json.dumps([settings, templates, vocabulary]).encode())
+
+
+def _installed(package: str) -> str | None:
+    """Its version; None where it is missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _class_of(owner: Any) -> str | None:
+    """Full name of an object's class: its settings may be equal where its code is not."""
+    return None if owner is None else f"{type(owner).__module__}.{type(owner).__qualname__}"
 
 
 def of_path(path: str) -> str:
