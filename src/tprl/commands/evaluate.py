@@ -23,6 +23,7 @@ from tprl.errors import UserError
 from tprl.evaluation import analysis
 from tprl.evaluation.compare import compare_runs, write_comparison
 from tprl.evaluation.entries import (
+    check_regions,
     variants,
 )
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, check_entries, summarize
@@ -79,6 +80,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     check_entries(entries, lvlm)
     logger = make_logger(cfg, directory)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
+    check_regions(entries, dataset)
     curves = read_curves(Path(cfg.run)) if cfg.run else {}
     rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves, swept)
     return mean_accuracy(rows, main_entry(entries).name)

@@ -24,7 +24,7 @@ from tprl.commands.stages import class_of, needs
 from tprl.commands.threads import use_threads
 from tprl.data.benchmark import passed_over
 from tprl.errors import UserError
-from tprl.evaluation.entries import check_names, named_entries, trained_entries
+from tprl.evaluation.entries import check_names, named_entries, trained_entries, with_regions
 from tprl.evaluation.evaluator import check_answers, check_cost, check_entries
 from tprl.evaluation.results import card_results, mean_accuracy
 from tprl.pruners.learned import (
@@ -101,7 +101,7 @@ def _train_chain(run: "Training") -> float | None:
     run.keep_curves()
     ours, others = trained_entries(directory, settings), named_entries(settings["pruners"], settings)
     check_names(ours, others)
-    entries = ours + others
+    entries = with_regions(ours + others, test_set)
     rows = evaluate_entries(run.lvlm, test_set, entries, settings, run.cfg, directory, run.logger, run.curves)
     questions = min(settings["limit"] or len(test_set), len(test_set))
     results = card_results(rows, entries[0].name, questions)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tprl.build import choices, load_component
+from tprl.data.benchmark import taken
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry
@@ -14,9 +15,10 @@ from tprl.evaluation.results import FULL
 from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.pruners.tprl import TPRL
-from tprl.types import Pruner
+from tprl.types import Dataset, Pruner
 
 log = logging.getLogger(__name__)
+LOOKED_AT = 64  # questions that tell whether a dataset has regions: some have them for a kind of question only
 ADAPTIVE, LFD, THRESHOLD = "adaptive", "lfd", "threshold"  # modes of a trained pruner, and its state before PPO
 
 
@@ -117,6 +119,37 @@ def seeded_entries(make: Any, settings: Mapping[str, Any]) -> list[Entry]:
     if not hasattr(first, "seed"):
         return [Entry(first.name, first, ratios)]
     return [Entry(first.name, make(seed=seed), ratios, seed) for seed in settings["seeds"]]
+
+
+def check_regions(entries: Sequence[Entry], dataset: Dataset) -> None:
+    """Refuse bounds that read the answer's region on questions that have none: they would be the order in which they
+    fill up, under another name.
+
+    Raises:
+        UserError: there is one.
+    """
+    for entry in _blind(entries, dataset):
+        raise UserError(
+            f"pruner={entry.name} keeps the region that decides the answer, and the questions of {dataset.name} have "
+            "none: leave it out, or use a dataset with regions, e.g. dataset=scenes."
+        )
+
+
+def with_regions(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
+    """The entries that the questions of a dataset can serve; says which are left out."""
+    blind = _blind(entries, dataset)
+    if blind:
+        names = ", ".join(dict.fromkeys(entry.name for entry in blind))
+        log.warning("%s left out of the table: the questions of %s have no regions", names, dataset.name)
+    return [entry for entry in entries if entry not in blind]
+
+
+def _blind(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
+    """Those of the entries that read regions, where none of the first questions has one."""
+    readers = [entry for entry in entries if "region" in entry.pruner.extras]
+    if not readers or any(sample.region for sample in taken(dataset, range(min(LOOKED_AT, len(dataset))))):
+        return []
+    return readers
 
 
 def _reached(adaptive: Adaptive, ratios: tuple[float, ...]) -> tuple[float, ...]:
