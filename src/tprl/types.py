@@ -92,6 +92,9 @@ class Encoded:
     # always told by `grids`: LLaVA-NeXT drops the padding of its crops after the tower.
     tiles: tuple[tuple[tuple[tuple[int, int], ...], ...], ...] = ()
     questions: tuple[str, ...] = ()  # per sample the question as text, for rules that look for words; () if unknown
+    # Per sample and image: the part of the original image, in its pixels, that the grid of the last view lies over. A
+    # processor that crops shows the model no more. () where the size of images is not known.
+    seen: tuple[tuple[Box, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -126,6 +129,7 @@ class Encoded:
             grids=tuple(self.grids[j] for j in index),
             tiles=tuple(self.tiles[j] for j in index) if self.tiles else (),
             questions=tuple(self.questions[j] for j in index) if self.questions else (),
+            seen=tuple(self.seen[j] for j in index) if self.seen else (),
             positions=self.positions[:, i],
             extras={name: value[i] for name, value in self.extras.items()},
             deep=None if self.deep is None else self.deep[i],

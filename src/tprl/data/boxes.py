@@ -71,8 +71,9 @@ def iou(a: Box, b: Box) -> float:
     return width * height / area
 
 
-def unit(coordinates: str, size: Size, seen: Size) -> tuple[float, float]:
-    """Pixels of an image of `size` in one unit of x and of y; `seen` is its size after the processor's resize."""
+def unit(coordinates: str, size: Size | tuple[float, float], seen: Size) -> tuple[float, float]:
+    """Pixels of an image, or of the part of it that is seen, of `size` in one unit of x and of y; `seen` is its size
+    after the processor's resize."""
     width, height = size
     return {
         "absolute": (1.0, 1.0),
@@ -82,14 +83,16 @@ def unit(coordinates: str, size: Size, seen: Size) -> tuple[float, float]:
     }[coordinates]
 
 
-def in_pixels(place: Sequence[float], pixels: tuple[float, float]) -> tuple[float, ...]:
-    """A box or point in units of `pixels` (see `unit`), in pixels."""
-    return tuple(value * pixels[i % 2] for i, value in enumerate(place))
+def in_pixels(
+    place: Sequence[float], pixels: tuple[float, float], origin: tuple[float, float] = (0.0, 0.0)
+) -> tuple[float, ...]:
+    """A box or point in units of `pixels` (see `unit`) from `origin` on, in pixels."""
+    return tuple(value * pixels[i % 2] + origin[i % 2] for i, value in enumerate(place))
 
 
-def box_text(box: Box, coordinates: str, pixels: tuple[float, float]) -> str:
+def box_text(box: Box, coordinates: str, pixels: tuple[float, float], origin: tuple[float, float] = (0.0, 0.0)) -> str:
     """A box in pixels as a model would write it: three decimals of a fraction, whole numbers of anything else."""
-    values = [value / pixels[i % 2] for i, value in enumerate(box)]
+    values = [(value - origin[i % 2]) / pixels[i % 2] for i, value in enumerate(box)]
     return f"[{', '.join(f'{v:.3f}' if coordinates == 'relative' else str(round(v)) for v in values)}]"
 
 

@@ -1,5 +1,6 @@
 """What benchmarks share whose answers are boxes."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from tprl.errors import UserError
 from tprl.types import Box, Sample
 
 CLIPPED = "boxes clipped to their image"
+USUAL = 640, 480  # width and height of the photographs of most benchmarks
+log = logging.getLogger(__name__)
 
 
 class Grounding(Benchmark):
@@ -61,6 +64,21 @@ class Grounding(Benchmark):
         if self._coordinates is None:
             self._coordinates = getattr(lvlm, "coordinates", None)
         self._say()
+        self._warn_of_crops(lvlm)
+
+    def _warn_of_crops(self, lvlm: Any) -> None:
+        """Say so where the LVLM sees a part of its images only."""
+        if self._coordinates == "absolute" or not hasattr(lvlm, "seen_box"):
+            return
+        width, height = USUAL
+        x1, y1, x2, y2 = lvlm.seen_box(width, height)
+        share = (min(x2, width) - max(x1, 0)) * (min(y2, height) - max(y1, 0)) / (width * height)
+        if share < 1:
+            log.warning(
+                "the processor of %s crops images (of %d x %d pixels it shows %.0f %%): boxes of %s are read within "
+                "what it shows, and those beyond it cannot be answered",
+                *(lvlm.name, width, height, 100 * share, self.name),
+            )
 
     def _say(self) -> None:
         if self._coordinates is not None:
@@ -86,7 +104,10 @@ class Grounding(Benchmark):
 
     def written(self, box: Box, image: Image.Image) -> str:
         """A box in pixels as the LVLM would write it."""
-        return box_text(box, self.coordinates, self._unit(image))
+        x1, y1, x2, y2 = self._shown(image)
+        # What a processor crops away the model cannot point at: its nearest answer ends at the edge of what it sees.
+        seen = (min(max(box[0], x1), x2), min(max(box[1], y1), y2), min(max(box[2], x1), x2), min(max(box[3], y1), y2))
+        return box_text(seen, self.coordinates, *self._unit(image))
 
     def longest_box(self) -> str:
         """A box as long as any that the LVLM would write, of a screen of four digits; "" where nothing says how boxes
@@ -104,13 +125,13 @@ class Grounding(Benchmark):
         box = first_box(prediction)
         if box is None:
             return None
-        x1, y1, x2, y2 = in_pixels(box, self._unit(image))
+        x1, y1, x2, y2 = in_pixels(box, *self._unit(image))
         return (x1, y1, x2, y2)
 
     def place_in(self, prediction: str, image: Image.Image) -> tuple[float, ...] | None:
         """The first box or point of an answer in pixels; None if there is none."""
         place = first_place(prediction)
-        return None if place is None else in_pixels(place, self._unit(image))
+        return None if place is None else in_pixels(place, *self._unit(image))
 
     def iou(self, sample: Sample, prediction: str) -> float:
         """Overlap of the answer's first box and the true one; 0 where the answer has none."""
@@ -134,7 +155,15 @@ class Grounding(Benchmark):
         """What was changed in rows that were read, and in how many."""
         return {CLIPPED: len(self._clipped)} if self._clipped else {}
 
-    def _unit(self, image: Image.Image) -> tuple[float, float]:
+    def _shown(self, image: Image.Image) -> Box:
+        """The part of an image that the answer's coordinates are of: what the LVLM sees, within the image."""
+        width, height = image.size
+        if self.coordinates == "absolute" or not hasattr(self._lvlm, "seen_box"):
+            return 0.0, 0.0, float(width), float(height)
+        return self._lvlm.seen_box(width, height)
+
+    def _unit(self, image: Image.Image) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Pixels in one unit of x and of y, and where they count from."""
         seen: Size = image.size
         if self.coordinates == "resized":
             if not hasattr(self._lvlm, "seen_size"):
@@ -143,4 +172,5 @@ class Grounding(Benchmark):
                     "sees an image in; use absolute, relative or thousand."
                 )
             seen = self._lvlm.seen_size(*image.size)  # type: ignore[union-attr]
-        return unit(self.coordinates, image.size, seen)
+        x1, y1, x2, y2 = self._shown(image)
+        return unit(self.coordinates, (x2 - x1, y2 - y1), seen), (x1, y1)

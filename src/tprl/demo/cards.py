@@ -101,7 +101,7 @@ def _kept(comparison: Comparison, result: Result) -> str:
         alt = "The whole image: tokens are merged, or dropped between layers"
         return _figure(figures.plain_picture(comparison.image, SIDE), alt)
     return _figure(
-        figures.mask_picture(comparison.image, result.keep, SIDE),
+        figures.mask_picture(comparison.image, result.keep, SIDE, comparison.seen),
         f"{int(result.keep.sum())} of {result.keep.size} patches kept",
     )
 
@@ -109,7 +109,7 @@ def _kept(comparison: Comparison, result: Result) -> str:
 def _probability(comparison: Comparison, result: Result) -> str:
     if result.probability is None:
         return ""
-    heat = figures.probability_picture(comparison.image, result.probability, SIDE)
+    heat = figures.probability_picture(comparison.image, result.probability, SIDE, comparison.seen)
     span = f"{result.probability.min():.2g} (dark) to {result.probability.max():.2g} (bright)"
     return (
         f"<details><summary>keep probability: {span}</summary>{_figure(heat, 'Keep probability per patch')}</details>"

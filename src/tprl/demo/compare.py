@@ -15,7 +15,7 @@ from tprl.bench.latency import Asked, Reading, ask, stopwatch
 from tprl.budget import check_keep_ratio
 from tprl.data.images import BadImage, read_picture
 from tprl.errors import UserError
-from tprl.evaluation.pictures import on_grid
+from tprl.evaluation.pictures import last_seen, on_grid
 from tprl.evaluation.results import FULL
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPruner
@@ -23,7 +23,7 @@ from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.learned import LearnedPruner, check_family
 from tprl.report.figures import Mask
 from tprl.scoring.flops import question_parts
-from tprl.types import Pruner, Sample
+from tprl.types import Box, Pruner, Sample
 
 TURNS = 2  # of every pruner; its fastest one counts
 MAX_CHARACTERS = 2000  # of a question
@@ -36,8 +36,8 @@ class Result:
 
     `kept` is the number of visual tokens that the language model reads, the mean over its layers where a method drops
     some between them. `flops` are those of the question (`cost.CONVENTION`) for an answer as long as that with all
-    tokens. `keep` and `probability` are [rows, columns] over the image: None where tokens are no longer patches, and
-    where there is no policy.
+    tokens. `keep` and `probability` are [rows, columns] over what the model sees of the image: None where tokens
+    are no longer patches, and where there is no policy.
     """
 
     pruner: str
@@ -57,6 +57,7 @@ class Comparison:
     question: str
     full: Result
     pruned: tuple[Result, ...]
+    seen: Box | None = None  # the part of the image that the model sees, in pixels; None: all of it
 
 
 def compare_pruners(
@@ -87,7 +88,7 @@ def compare_pruners(
     fastest = _fastest(lvlm, everyone, sample, ratio)
     length = lvlm.answer_length(_text(lvlm, fastest[FULL]))
     full, *pruned = (_result(lvlm, name, everyone[name], asked, ratio, length) for name, asked in fastest.items())
-    return Comparison(image, question, full, tuple(pruned))
+    return Comparison(image, question, full, tuple(pruned), last_seen(fastest[FULL].encoded, 0))
 
 
 def open_image(source: str | Path | Image.Image | None) -> Image.Image:

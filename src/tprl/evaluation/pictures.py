@@ -19,14 +19,15 @@ from tprl.pruners.learned import LearnedPruner
 from tprl.runtime.progress import Progress
 from tprl.scoring.scorer import Scorer
 from tprl.splice import keep_all, splice
-from tprl.types import Dataset, Encoded, Pruner, Sample, TokenSelection
+from tprl.types import Box, Dataset, Encoded, Pruner, Sample, TokenSelection
 
-Mask = NDArray[np.bool_]  # [rows columns] over the whole image
+Mask = NDArray[np.bool_]  # [rows columns] over what the model sees of the image
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What one pruner kept of one image: `keep` and `probability` are [rows, columns] over the whole image.
+    """What one pruner kept of one image: `keep` and `probability` are [rows, columns] over what the
+    model sees of it.
 
     `keep` is None for methods whose tokens are no longer patches (pooling). `right` is None where unknown.
     """
@@ -48,6 +49,7 @@ class GalleryItem:
     full_answer: str
     panels: Sequence[Panel]
     full_right: bool | None = None
+    seen: Box | None = None  # the part of the image that the model sees, in pixels; None: all of it
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class GuidedPair:
     keeps: tuple[Mask, Mask]
     answers: tuple[str, str]
     overlap: float
+    seen: Box | None = None  # as above
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,11 @@ def gallery(
     columns = [panels(scorer, picked, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
     rows = zip(*columns, strict=True) if columns else [()] * len(picked)
     out = []
-    for sample, answer, row in zip(picked, answers, rows, strict=True):
+    for i, (sample, answer, row) in enumerate(zip(picked, answers, rows, strict=True)):
         right = scorer.dataset.score(sample, answer) > 0.5
         image, reference = sample.images[-1], sample.answers[0]
-        out.append(GalleryItem(image, sample.question, reference, answer, list(row), right))
+        seen = last_seen(part, i)
+        out.append(GalleryItem(image, sample.question, reference, answer, list(row), right, seen))
     return out
 
 
@@ -243,7 +247,8 @@ def _pair(
     share, i, j = min(couples)
     answers = scorer.lvlm.answer(splice(encoded, TokenSelection(keep)))
     questions = (samples[i].question, samples[j].question)
-    return GuidedPair(samples[i].images[-1], questions, (masks[i], masks[j]), (answers[i], answers[j]), share)
+    seen = last_seen(encoded, i)
+    return GuidedPair(samples[i].images[-1], questions, (masks[i], masks[j]), (answers[i], answers[j]), share, seen)
 
 
 def panels(
@@ -268,6 +273,11 @@ def on_grid(encoded: Encoded, i: int, values: Tensor) -> NDArray:
     *others, (rows, columns) = [view for views in encoded.grids[i] for view in views]
     start = sum(r * c for r, c in others)
     return values[start : start + rows * columns].reshape(rows, columns).cpu().numpy()
+
+
+def last_seen(encoded: Encoded, i: int) -> Box | None:
+    """What the model sees of the sample's last image, in its pixels; None where that is not known."""
+    return encoded.seen[i][-1] if encoded.seen and encoded.seen[i] else None
 
 
 def _mixed(samples: Sequence[Sample], failed: Sequence[bool], items: int) -> list[int]:

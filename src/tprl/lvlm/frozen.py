@@ -36,7 +36,7 @@ from tprl.lvlm.reading import AnswerReading
 from tprl.lvlm.regions import region_rank
 from tprl.lvlm.shapes import REFUSALS, ReadsShapes
 from tprl.lvlm.texts import question_mask
-from tprl.types import Encoded, Prompt, Sample, columns_of
+from tprl.types import Box, Encoded, Prompt, Sample, columns_of
 
 # Checkpoints come with settings of their own, such as a repetition penalty, and `score` knows of none.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -155,6 +155,11 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
         it."""
         return width, height
 
+    def seen_box(self, width: int, height: int) -> Box:
+        """The part of an image of that size that the model sees, in its pixels: all of it, unless the processor crops.
+        Where the processor pads, the box reaches outside of the image."""
+        return 0.0, 0.0, float(width), float(height)
+
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         """How many rows of `pixel_values` are each image's."""
         return [1] * len(pixels["pixel_values"])
@@ -206,9 +211,14 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
             self.tokenizer, inputs["offset_mapping"], is_image, prompts, per_image, self.placeholder
         )
         encoded = self._assemble(inputs, seen, occurrences, uids, question & inputs["attention_mask"].bool())
-        encoded = replace(encoded, questions=tuple(sample.question for sample in samples))
+        encoded = replace(
+            encoded,
+            questions=tuple(sample.question for sample in samples),
+            seen=tuple(tuple(self.seen_box(*image.size) for image in sample.images) for sample in samples),
+        )
         if "region" in extras:
-            encoded.extras["region"] = region_rank(samples, encoded.grids, encoded.visual_at.shape[1]).to(self.device)
+            width = encoded.visual_at.shape[1]
+            encoded.extras["region"] = region_rank(samples, encoded.grids, width, encoded.seen).to(self.device)
         if extras & self.related:
             self.relate(encoded)
         return encoded

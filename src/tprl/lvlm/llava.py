@@ -18,8 +18,9 @@ from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, 
 from tprl.lvlm.clip_text import ClipText
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import clip_settings, completed
+from tprl.lvlm.shapes import crop_box
 from tprl.lvlm.towers import StockBlock, cls_attention, layer_of, query_key, received_attention
-from tprl.types import Encoded, Tower
+from tprl.types import Box, Encoded, Tower
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -106,6 +107,9 @@ class Llava(FrozenLVLM):
 
     def processor_settings(self) -> dict[str, Any]:
         return clip_settings(self.model.config)
+
+    def seen_box(self, width: int, height: int) -> Box:
+        return crop_box(self.processor.image_processor, width, height)
 
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:

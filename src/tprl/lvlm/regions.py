@@ -12,36 +12,44 @@ MEANINGFUL_SHARE = 0.25  # of a cell's area that a box must cover for the token 
 
 
 def region_rank(
-    samples: Sequence[Sample], grids: Sequence[Sequence[Sequence[tuple[int, int]]]], width: int
+    samples: Sequence[Sample],
+    grids: Sequence[Sequence[Sequence[tuple[int, int]]]],
+    width: int,
+    seen: Sequence[Sequence[Box]] = (),
 ) -> Float[Tensor, "B V"]:
     """How central each visual token is to its sample's region; 0 off the region.
 
-    A token is a cell of the grid (rows, columns) stretched over the original image. It lies on a box if the box covers
-    at least a quarter of the cell, or if the cell holds the box's center. The tokens on a box are ranked by the
-    distance of their cell's center to the box's center, in pixels (ties by lower index), and score 1 / (1 + rank); on
-    several boxes the best of the scores counts. So the top tokens alternate among the boxes, however large these are.
+    A token is a cell of the grid (rows, columns) over the part of the original image that the model sees. It lies on
+    a box if the box covers at least a quarter of the cell, or if the cell holds the box's center. The tokens on a box
+    are ranked by the distance of their cell's center to the box's center, in pixels (ties by lower index), and score
+    1 / (1 + rank); on several boxes the best of the scores counts. So the top tokens alternate among the
+    boxes, however large these are. No token lies on a box of which the model sees nothing.
 
     Args:
         samples: the boxes of `region` belong to the last image when there are several; None scores 0 everywhere.
         grids: per sample, image and view, (rows, columns) of its visual tokens; the last view shows the whole image.
         width: V, the padded number of visual tokens.
+        seen: see `Encoded.seen`; () where every image is seen whole.
     """
     scores = torch.zeros(len(samples), width)
-    for row, sample, images in zip(scores, samples, grids, strict=True):
+    frames = seen or [[(0.0, 0.0, float(x), float(y)) for x, y in (i.size for i in s.images)] for s in samples]
+    for row, sample, images, shown in zip(scores, samples, grids, frames, strict=True):
         sizes = [view for views in images for view in views]
         if not sample.region or not sizes:
             continue
         end = sum(rows * columns for rows, columns in sizes)
         rows, columns = sizes[-1]
         row[end - rows * columns : end] = torch.stack(
-            [_box_rank(box, sample.images[-1].size, rows, columns) for box in sample.region]
+            [_box_rank(box, shown[-1], rows, columns) for box in sample.region]
         ).amax(0)
     return scores
 
 
-def _box_rank(box: Box, size: tuple[int, int], rows: int, columns: int) -> Float[Tensor, " N"]:
-    """1 / (1 + rank) on the cells that lie on one box; `size` is (width, height) of the image in pixels."""
-    x, y = _edges(size[0], columns), _edges(size[1], rows)
+def _box_rank(box: Box, seen: Box, rows: int, columns: int) -> Float[Tensor, " N"]:
+    """1 / (1 + rank) on the cells that lie on one box; the grid lies over `seen`."""
+    x, y = _edges(seen[0], seen[2], columns), _edges(seen[1], seen[3], rows)
+    if not _meets(box, seen):
+        return torch.zeros(rows * columns)
     on = (_covered(y, box[1], box[3]).unsqueeze(1) * _covered(x, box[0], box[2])).flatten() >= MEANINGFUL_SHARE
     center_x, center_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     on |= (_holds(y, center_y).unsqueeze(1) & _holds(x, center_x)).flatten()
@@ -51,9 +59,17 @@ def _box_rank(box: Box, size: tuple[int, int], rows: int, columns: int) -> Float
     return torch.where(on, 1 / (1 + rank), 0.0)
 
 
-def _edges(length: int, n: int) -> Float[Tensor, " n1"]:
-    """Borders of n equal cells over `length` pixels; float64, so that symmetric cells tie."""
-    return torch.arange(n + 1, dtype=torch.float64) * length / n
+def _meets(box: Box, seen: Box) -> bool:
+    """Whether a box lies on what is seen with more than an edge; one without area does where it stands."""
+    across, down = (
+        box[axis] < seen[axis + 2] and (box[axis + 2] > seen[axis] or box[axis] >= seen[axis]) for axis in (0, 1)
+    )
+    return across and down
+
+
+def _edges(low: float, high: float, n: int) -> Float[Tensor, " n1"]:
+    """Borders of n equal cells over [low, high]; float64, so that symmetric cells tie."""
+    return low + torch.arange(n + 1, dtype=torch.float64) * (high - low) / n
 
 
 def _covered(edge: Float[Tensor, " n1"], low: float, high: float) -> Float[Tensor, " n"]:
@@ -63,6 +79,6 @@ def _covered(edge: Float[Tensor, " n1"], low: float, high: float) -> Float[Tenso
 
 
 def _holds(edge: Float[Tensor, " n1"], at: float) -> Bool[Tensor, " n"]:
-    """The one cell that holds a coordinate; the nearest one where it lies outside the image."""
-    inside = min(max(at, 0.0), float(edge[-1]) - 1e-6)
+    """The one cell that holds a coordinate; the nearest one where it lies outside of all."""
+    inside = min(max(at, float(edge[0])), float(edge[-1]) - 1e-6)
     return (edge[:-1] <= inside) & (inside < edge[1:])

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from tprl.errors import UserError
-from tprl.types import Sample
+from tprl.types import Box, Sample
 
 REASON = "image shape that the model refuses"
 # Only these are tried beforehand; any other shape is one that processors are made for.
@@ -54,6 +54,24 @@ class ReadsShapes:
                         f"{self.name} cannot read the image of sample {sample.uid}, {width} x {height} pixels ({why}): "
                         "crop or pad it."
                     ) from error
+
+
+def crop_box(images: Any, width: int, height: int) -> Box:
+    """The part of an image that an image processor shows which scales the shorter side and crops the centre, in pixels
+    of the image; it reaches outside where the crop is larger than what it is cut from, and is padded."""
+    size, crop = dict(getattr(images, "size", None) or {}), dict(getattr(images, "crop_size", None) or {})
+    if not getattr(images, "do_center_crop", False) or not crop:
+        return 0.0, 0.0, float(width), float(height)
+    scaled = width, height
+    if getattr(images, "do_resize", True):
+        shortest = size.get("shortest_edge")
+        short = min(width, height)
+        keeping_shape = (shortest * width // short, shortest * height // short) if shortest else None
+        scaled = keeping_shape or (size["width"], size["height"])
+    # Whole pixels are left out on the left and above, as the stock processor rounds.
+    left, top = (scaled[0] - crop["width"]) // 2, (scaled[1] - crop["height"]) // 2
+    x, y = width / scaled[0], height / scaled[1]  # pixels of the image in one of the scaled image
+    return left * x, top * y, (left + crop["width"]) * x, (top + crop["height"]) * y
 
 
 def _unusual(size: tuple[int, int]) -> bool:

@@ -11,6 +11,7 @@ from tprl.evaluation.results import FULL, ratio_label
 from tprl.evaluation.statistics import Interval
 from tprl.report import figures
 from tprl.report.page import Section
+from tprl.types import Box
 
 
 def count_pictures(gallery: Sequence[GalleryItem], guided: Guided | None) -> int:
@@ -49,12 +50,19 @@ def gallery_section(gallery: Sequence[GalleryItem], side: int) -> Section | None
     if not gallery:
         return None
     first = next((item.panels[0].pruner for item in gallery if item.panels), FULL)
+    cropped = any(item.seen is not None and not _whole(item.seen, item.image) for item in gallery)
+    black = " What is black the processor crops away: no pruner could keep it." if cropped else ""
     note = (
-        "Patches that were pruned are darkened; the language model saw only what is bright. No random sample: the "
-        f"kinds of question take turns, and every third picture is a failure of {first}, as long as there are some."
+        f"Patches that were pruned are darkened; the language model saw only what is bright.{black} No random sample: "
+        f"the kinds of question take turns, and every third picture is a failure of {first}, as long as there are some."
     )
     articles = [_article(item, side) for item in gallery]
     return Section("What was kept", "gallery.html", {"note": note, "articles": articles})
+
+
+def _whole(seen: Box, image: Image.Image) -> bool:
+    width, height = image.size
+    return seen[0] <= 0 and seen[1] <= 0 and seen[2] >= width and seen[3] >= height
 
 
 def _article(item: GalleryItem, side: int) -> dict[str, Any]:
@@ -62,7 +70,7 @@ def _article(item: GalleryItem, side: int) -> dict[str, Any]:
     answer = {"answer": item.full_answer, "right": item.full_right}
     views = [_picture(whole, "The whole image", "all tokens", **answer)]
     for panel in item.panels:
-        views += _panel(item.image, panel, side)
+        views += _panel(item, panel, side)
     texts = {"question": item.question, "reference": item.reference, "badge": _badge(item)}
     return texts | {"pictures": views}
 
@@ -75,19 +83,19 @@ def _badge(item: GalleryItem) -> str:
     return f"Failure: {item.panels[0].pruner} is wrong{cause}"
 
 
-def _panel(image: Image.Image, panel: Panel, side: int) -> list[CaptionedPicture]:
-    name = panel.pruner
+def _panel(item: GalleryItem, panel: Panel, side: int) -> list[CaptionedPicture]:
+    image, name = item.image, panel.pruner
     if panel.keep is None:
         count, picture = "tokens merged", figures.plain_picture(image, side)
         alt = "merged tokens, the image is whole"
     else:
         kept, size = int(panel.keep.sum()), panel.keep.size
-        count, picture = f"{kept}/{size}", figures.mask_picture(image, panel.keep, side)
+        count, picture = f"{kept}/{size}", figures.mask_picture(image, panel.keep, side, item.seen)
         alt = f"{kept} of {size} patches kept"
     caption = {"detail": count, "pruner": name, "answer": panel.answer, "right": panel.right}
     views = [_picture(picture, f"{name}: {alt}", name, **caption)]
     if panel.probability is not None:
-        heat = figures.probability_picture(image, panel.probability, side)
+        heat = figures.probability_picture(image, panel.probability, side, item.seen)
         limits = f"{panel.probability.min():.2g} (dark) to {panel.probability.max():.2g} (bright)"
         caption = {"detail": "probability", "pruner": name, "below": limits}
         views.append(_picture(heat, f"{name}: keep probability per patch", name, **caption))
@@ -120,5 +128,6 @@ def _guided_pair(pair: GuidedPair, pruner: str, side: int) -> dict[str, Any]:
     views = [_picture(figures.plain_picture(pair.image, side), "The whole image", "the image")]
     for question, keep, answer in zip(pair.questions, pair.keeps, pair.answers, strict=True):
         alt = f"{pruner} kept {int(keep.sum())} of {keep.size} patches for the question: {question}"
-        views.append(_picture(figures.mask_picture(pair.image, keep, side), alt, question, answer=answer))
+        picture = figures.mask_picture(pair.image, keep, side, pair.seen)
+        views.append(_picture(picture, alt, question, answer=answer))
     return {"pictures": views, "note": f"{100 * pair.overlap:.0f} % of the kept tokens are the same."}

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from PIL import Image
 
-from tprl.evaluation.pictures import panels
+from tprl.evaluation.pictures import last_seen, panels
 from tprl.evaluation.statistics import image_key
 from tprl.report import figures
 from tprl.runtime.tracking import SEEN, Tracker
@@ -58,9 +58,11 @@ def pictures(served: ServedScore, pruner: Pruner, count: int) -> list[tuple[Imag
     full = served.scorer.lvlm.answer(splice(part, keep_all(part)))
     out = []
     ratio = min(served.keep_ratios)
-    for sample, answer, panel in zip(picked, full, panels(served.scorer, picked, part, "", pruner, ratio), strict=True):
+    drawn = panels(served.scorer, picked, part, "", pruner, ratio)
+    for i, (sample, answer, panel) in enumerate(zip(picked, full, drawn, strict=True)):
         if panel.keep is None:
             continue
         note = f"all tokens: {answer!r}, {panel.keep.sum()} of {panel.keep.size}: {panel.answer!r}"
-        out.append((figures.mask_picture(sample.images[-1], panel.keep, SIDE), f"{sample.question} ({note})"))
+        picture = figures.mask_picture(sample.images[-1], panel.keep, SIDE, last_seen(part, i))
+        out.append((picture, f"{sample.question} ({note})"))
     return out
