@@ -142,7 +142,7 @@ class TestBuild:
 
     def test_a_user_error_inside_a_nested_component_stays_one(self) -> None:
         inner = {"_target_": "tprl.budget.check_keep_ratio", "keep_ratio": 1.7}
-        with pytest.raises(UserError, match=r"keep_ratio=1\.7"):
+        with pytest.raises(UserError, match=r"keep_ratio must be .*, got 1\.7"):
             build({"_target_": "tprl.types.Sample", "uid": inner})
 
     @pytest.mark.parametrize(("old", "new"), MOVED.items())
@@ -170,7 +170,7 @@ class TestCommandLine:
             ("model.placement=shard", "++model.placement=shard"),
             ("pruner.published=true", "++pruner.published=true"),
             ("model=llava", "model=llava"),
-            ("stage.keep_ratio=0.3", "stage.keep_ratio=0.3"),
+            ("stage.keep_ratio=0.3", "stage.module.keep_ratio=0.3"),
             ("+model.attention=sdpa", "+model.attention=sdpa"),
             ("--help", "--help"),
         ],
@@ -193,7 +193,10 @@ class TestCommandLine:
             ),
             ("pruner=foo", "pruner=foo does not exist; choose one of: attention_dpp, cdpruner, "),
             ("experiment=foo", "experiment=foo does not exist; choose one of: demo, paper."),
-            ("stage.foo=1", "stage.foo is not a key here; "),
+            (
+                "stage.foo=1",
+                "stage.foo is not a key here, because stage=all runs several stages: name the stage, as in ",
+            ),
             ("foo=1", "foo is not a key here; there are: cache, dataset, "),
             ("seed", "the option 'seed' cannot be read ("),
             ("hydra.run.dir=/proc/tprl", "cannot write to /proc/tprl ("),

@@ -11,10 +11,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from tprl.build import load_component
 from tprl.data.boxes import box_text, in_pixels
 from tprl.data.grounding import Grounding
-from tprl.evaluation.figures import mask_picture, probability_picture
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.regions import region_rank
 from tprl.lvlm.shapes import crop_box
+from tprl.report.figures import mask_picture, probability_picture
 from tprl.types import Box, Sample
 
 WIDE = (640, 480)

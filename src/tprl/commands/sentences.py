@@ -1,5 +1,7 @@
 """One sentence for what went wrong before the work began, or with the disk."""
 
+import re
+from collections.abc import Sequence
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from tprl.build import choices
 from tprl.errors import UserError
 from tprl.runtime import run_directory
-from tprl.runtime.quoting import in_short
+from tprl.runtime.quoting import MODULE, in_short
+
+OVERRIDDEN = re.compile(r"Could not override '([^']+)'")  # how Hydra names the option
 
 
 def explain(error: BaseException) -> str | None:
@@ -27,7 +31,7 @@ def explain(error: BaseException) -> str | None:
     chain = _chain(error)
     for cause in chain:
         if isinstance(cause, OmegaConfBaseException) and OmegaConf.is_dict(cause.parent_node):
-            return _unknown_key(cause)
+            return _unknown_stage_option(chain) if cause.key == MODULE else _unknown_key(cause)
         if isinstance(cause, OSError):
             return unwritable(cause)
     hydra_made = (HydraException, OmegaConfBaseException)
@@ -39,6 +43,16 @@ def _missing(error: MissingConfigException) -> str:
     if not group:
         return _line(str(error))
     return f"{group}={name} does not exist; choose one of: {', '.join(choices(group)) or '(an empty group)'}."
+
+
+def _unknown_stage_option(chain: Sequence[BaseException]) -> str:
+    """A hyper-parameter was given to a stage that has none of its own, because it is a chain of stages."""
+    option = next(match[1] for cause in chain if (match := OVERRIDDEN.search(str(cause))))
+    name = in_short(option).removeprefix("stage.")
+    return (
+        f"stage.{name} is not a key here, because stage=all runs several stages: name the stage, as in "
+        f"stage.ppo.{name}=..., or choose one of them, as in stage=ppo."
+    )
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
