@@ -34,9 +34,9 @@ def sloped(size: tuple[int, int]) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def lvlm() -> FrozenLVLM:
-    made = load_component("model", "llava", pretrained=None, dtype="float32")
-    made.processor.image_processor = cropping()
-    return made
+    cropped = load_component("model", "llava", pretrained=None, dtype="float32")
+    cropped.processor.image_processor = cropping()
+    return cropped
 
 
 @pytest.mark.parametrize("size", [WIDE, (480, 640), (96, 96), (333, 1000), (50, 37)])

@@ -27,6 +27,7 @@ from tprl.commands.terminal import next_command, register_resolvers
 from tprl.commands.unread import check_read
 from tprl.errors import UserError
 from tprl.runtime import run_directory
+from tprl.runtime.packages import check_torchvision
 from tprl.runtime.quoting import in_short, quoted
 from tprl.runtime.run_directory import DONE, FAILED, STARTED
 from tprl.runtime.signals import Stopped, listening
@@ -140,6 +141,7 @@ def job(work: Work | str, config: DictConfig, words: Sequence[str] = ()) -> floa
                 return run_directory.result_of(directory)
             started = time.monotonic()
             try:
+                check_torchvision()
                 result = _main(work)(before, directory)
             except BaseException as error:
                 if isinstance(error, Exception):

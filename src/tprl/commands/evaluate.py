@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import tprl
-from tprl.build import build
+from tprl.build import build, conf_dir
 from tprl.commands.bench import bench
 from tprl.commands.entry import command_line
 from tprl.commands.options import checked
@@ -25,6 +25,7 @@ from tprl.evaluation.compare import compare_runs, write_comparison
 from tprl.evaluation.entries import (
     check_regions,
     variants,
+    with_regions,
 )
 from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, check_entries, summarize
 from tprl.evaluation.evaluator import evaluate as answer_all
@@ -94,6 +95,41 @@ def main_entry(entries: Sequence[Entry]) -> Entry:
 def _headline_metric(dataset: Dataset) -> str:
     """The number that tables show."""
     return f"{dataset.name}/{dataset.headline}" if isinstance(dataset, Published) else "accuracy"
+
+
+def open_datasets(names: Sequence[str], lvlm: LVLM, limit: int | None) -> dict[str, tuple[DictConfig, Dataset]]:
+    """Test splits of datasets by name with their configs, opened before a training that ends with them.
+
+    Raises:
+        UserError: one cannot be opened, or its answers cannot be scored.
+    """
+    opened = {}
+    for name in names:
+        config = OmegaConf.load(conf_dir() / "dataset" / f"{name}.yaml")
+        assert isinstance(config, DictConfig)
+        dataset = make_dataset(config, lvlm, "test")
+        check_answers(lvlm, dataset, limit)
+        opened[name] = (config, dataset)
+    return opened
+
+
+def evaluate_elsewhere(
+    opened: Mapping[str, tuple[DictConfig, Dataset]],
+    lvlm: LVLM,
+    entries: Sequence[Entry],
+    settings: Mapping[str, Any],
+    cfg: DictConfig,
+    directory: Path,
+) -> None:
+    """The table of every further dataset, in a folder of its name inside `directory`; curves belong to the run's own
+    dataset."""
+    for name, (config, dataset) in opened.items():
+        folder = directory / name
+        folder.mkdir(exist_ok=True)
+        elsewhere = OmegaConf.merge(cfg)
+        assert isinstance(elsewhere, DictConfig)
+        OmegaConf.update(elsewhere, "dataset", config, merge=False)
+        evaluate_entries(lvlm, dataset, with_regions(entries, dataset), settings, elsewhere, folder, None)
 
 
 def _compare(runs: Any, cfg: DictConfig, directory: Path) -> None:

@@ -79,6 +79,7 @@ KINDS: dict[str, Kind] = {
     "models": Listed(component("model"), least=0, null=True, distinct=True),
     "pruners": PRUNERS,
     "baselines": Listed(component("policy"), least=0, distinct=True),
+    "evaluation.datasets": Listed(component("dataset"), least=0, distinct=True),
     "keep_ratios": Listed(RATIO, distinct=True, purpose="evaluate"),
     "keep_ratio": Listed(RATIO, single=True, purpose="keep"),
     "limit": LIMIT,
@@ -161,6 +162,8 @@ KINDS: dict[str, Kind] = {
     # models
     "max_new_tokens": Number(1, LARGEST, whole=True, null="what answers of the dataset need", example="16"),
     "micro_batch": Number(1, LARGEST, whole=True, example="16"),
+    "model.max_pixels": Number(1, LARGEST, whole=True, null="the processor's own", example="1003520"),
+    "max_tiles": Number(1, LARGEST, whole=True, null="the processor's own", example="4"),
     "model.prompt": template,
     "model.sharpness": POSITIVE,
     "model.dtype": OneOf(("float32", "bfloat16", "float16", "float64")),
@@ -191,7 +194,7 @@ KINDS: dict[str, Kind] = {
 }
 FIXED = {  # options that no class names
     "served": {"keep_ratios", "limit", "first"},
-    "evaluation": {"pruners", "keep_ratios", "limit", "batch_size", "seeds"},
+    "evaluation": {"pruners", "datasets", "keep_ratios", "limit", "batch_size", "seeds"},
     "latency": {"batch_sizes", "repeats", "warmup", "text_tokens", "new_tokens", "image"},
 }
 SET_BY = {  # arguments of a class that are no options: something else decides them

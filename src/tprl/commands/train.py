@@ -15,8 +15,9 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import build, conf_dir, load_component
+from tprl.commands.check import check_first
 from tprl.commands.entry import chosen
-from tprl.commands.evaluate import evaluate_entries
+from tprl.commands.evaluate import evaluate_elsewhere, evaluate_entries, open_datasets
 from tprl.commands.options import checked
 from tprl.commands.plan import check_plan, no_answers
 from tprl.commands.setup import make_dataset, make_logger, plain, start
@@ -67,6 +68,7 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
     check_plan(plain(cfg))
     start(cfg, directory)
     if "chain" in cfg.stage:
+        check_first(cfg)
         return _train_chain(Training(cfg, directory))
     if "pruner" not in needs(class_of(cfg.stage)):
         return Run(cfg, directory).part(cfg.stage, None)
@@ -88,6 +90,7 @@ def _train_chain(run: "Training") -> float | None:
     test_set = make_dataset(run.cfg.dataset, run.lvlm, "test")
     check_answers(run.lvlm, test_set, settings["limit"])
     check_entries(named_entries(settings["pruners"], settings), run.lvlm)
+    further = open_datasets(settings["datasets"], run.lvlm, settings["limit"])
     for name in stage.chain:
         run.check_labels(stage[name])
     for name in stage.chain:
@@ -102,6 +105,7 @@ def _train_chain(run: "Training") -> float | None:
     ours, others = trained_entries(directory, settings), named_entries(settings["pruners"], settings)
     check_names(ours, others)
     entries = with_regions(ours + others, test_set)
+    evaluate_elsewhere(further, run.lvlm, ours + others, settings, run.cfg, directory)
     rows = evaluate_entries(run.lvlm, test_set, entries, settings, run.cfg, directory, run.logger, run.curves)
     questions = min(settings["limit"] or len(test_set), len(test_set))
     results = card_results(rows, entries[0].name, questions)

@@ -29,24 +29,25 @@ from tprl.lvlm.batching import (
 )
 from tprl.lvlm.blueprint import random_model
 from tprl.lvlm.layer_drop import LayerPlan, dropping
+from tprl.lvlm.limits import Limits
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.overflow import check_seen, watched
 from tprl.lvlm.prompting import Prompting
 from tprl.lvlm.reading import AnswerReading
 from tprl.lvlm.regions import region_rank
 from tprl.lvlm.shapes import REFUSALS, ReadsShapes
-from tprl.lvlm.texts import question_mask
+from tprl.lvlm.texts import Placed, question_mask
 from tprl.types import Box, Encoded, Prompt, Sample, columns_of
 
 # Checkpoints come with settings of their own, such as a repetition penalty, and `score` knows of none.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
-class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
+class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
 
     It sees and writes here, words its prompts in `Prompting` and reads answers in `Reading`; `ReadsShapes` says which
-    images it refuses.
+    images it refuses, and `Limits` how large it sees them.
 
     Subclasses name their `model_type` (of the stock config), say how they see (`see`, `project`), which extras they
     know, their `shape`, and how a small random model of their architecture is built (`blueprint`).
@@ -60,6 +61,7 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
             chat template, one user turn with the images before the question.
         max_new_tokens: bound of a generated answer; None is what answers of the dataset in use usually need.
         micro_batch: prompts per forward; results do not depend on it.
+        max_pixels, max_tiles: bounds of what the processor makes of an image, see `Limits`; None: its own.
         dtype: of weights and activations.
         device: where the model lives; "auto" is this process's GPU where there is one, else the CPU.
         placement, attention, load_in, max_memory, offload_folder: see `loading.Placement`.
@@ -91,6 +93,8 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
         max_memory: dict[int | str, str] | None = None,
         offload_folder: str | None = None,
         geometry: Mapping[str, Any] | None = None,
+        max_pixels: int | None = None,
+        max_tiles: int | None = None,
     ) -> None:
         where = Placement(dtype, device, placement, attention, load_in, max_memory, offload_folder)
         if pretrained is None:
@@ -103,6 +107,7 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
             model, processor = load(source, name, self.model_type, where, self.load_processor)
         processor.tokenizer.padding_side = "left"
         self._hold(model.requires_grad_(False).eval(), processor, name)
+        self.limit(max_pixels, max_tiles)
         self.prompt, self.micro_batch = check_template(prompt), micro_batch
         self.max_new_tokens: int = 16 if max_new_tokens is None else max_new_tokens  # see evaluation.lengths
         self.length_is_set = max_new_tokens is not None
@@ -165,6 +170,10 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
         return [1] * len(pixels["pixel_values"])
 
     @abstractmethod
+    def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
+        """How many features the vision side makes of each image, line ends included; no weights are needed."""
+
+    @abstractmethod
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         """Vision tower and projector on what `pixels_of` returns; `extras` are known ones, "region" excepted."""
 
@@ -188,16 +197,8 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
                 finite.
         """
         self.check_extras(extras, self.known_extras | {"region"})
-        prompts = self.prompts_of(samples)
-        images = [list(sample.images) for sample in samples]
-        texts = [prompt.text for prompt in prompts]
+        inputs, prompts = self.processed(samples)
         uids = [sample.uid for sample in samples]
-        how = {"padding": True, "return_tensors": "pt", "text_kwargs": {"return_offsets_mapping": True}}
-        try:
-            inputs = self.processor(text=texts, images=images if any(images) else None, **how)
-        except REFUSALS as error:  # rows of datasets do not get here: `refusal` says so before
-            self.check_shapes(samples, error)
-            raise
         seen, (first, occurrences) = Seen([], [], [], {}), unique_images(samples)
         if first:
             pixels = self.pixels_of(inputs)
@@ -222,6 +223,21 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, ABC):
         if extras & self.related:
             self.relate(encoded)
         return encoded
+
+    def processed(self, samples: Sequence[Sample]) -> tuple[Any, list[Placed]]:
+        """What the stock processor makes of samples, with the place of every token in its text; and their prompts.
+
+        Raises:
+            UserError: `prompts_of`'s reasons, or an image that the processor refuses.
+        """
+        prompts = self.prompts_of(samples)
+        nested = [list(sample.images) for sample in samples] if any(s.images for s in samples) else None
+        how = {"padding": True, "return_tensors": "pt", "text_kwargs": {"return_offsets_mapping": True}}
+        try:
+            return self.processor(text=[prompt.text for prompt in prompts], images=nested, **how), prompts
+        except REFUSALS as error:  # rows of datasets do not get here: `refusal` says so before
+            self.check_shapes(samples, error)
+            raise
 
     @torch.no_grad()
     def encode_inputs(

@@ -40,6 +40,7 @@ class InternVL3(FrozenLVLM):
 
     model_type = "internvl"
     coordinates = "thousand"
+    bounds = frozenset({"max_tiles"})
     known_extras = frozenset(
         {
             "cls_attention",  # [B V] CLS -> patch in the layer that makes the features: mean over heads and its patches
@@ -118,6 +119,10 @@ class InternVL3(FrozenLVLM):
         merged = round(rows * columns * self.model.config.downsample_ratio**2)
         return {"image_seq_length": merged}
 
+    def limit_tiles(self, most: int) -> None:
+        images = self.processor.image_processor
+        images.max_patches, images.min_patches = most, min(most, images.min_patches)
+
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The stock processor does not say how many tiles an image has: as many as its run of tokens is long."""
         values, each = inputs["pixel_values"], self.processor_settings()["image_seq_length"]
@@ -132,6 +137,9 @@ class InternVL3(FrozenLVLM):
 
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         return [int(count) for count in pixels["num_patches"]]
+
+    def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
+        return [count * self.processor_settings()["image_seq_length"] for count in self.rows_per_image(pixels)]
 
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:

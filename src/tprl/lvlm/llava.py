@@ -25,6 +25,12 @@ from tprl.types import Box, Encoded, Tower
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
+def feature_layers(config: Any) -> list[int]:
+    """The layers of the vision tower whose hidden states, side by side, the projector reads."""
+    layer = config.vision_feature_layer
+    return [layer] if isinstance(layer, int) else list(layer)
+
+
 class Llava(FrozenLVLM):
     """A frozen LLaVA-1.5; other arguments as of `FrozenLVLM`.
 
@@ -108,6 +114,13 @@ class Llava(FrozenLVLM):
     def processor_settings(self) -> dict[str, Any]:
         return clip_settings(self.model.config)
 
+    def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
+        config = self.model.config
+        vision, has_cls = config.vision_config, config.vision_config.model_type == "clip_vision_model"
+        dropped = config.vision_feature_select_strategy == "default"  # the first token, CLS or not
+        count = (vision.image_size // vision.patch_size) ** 2 + has_cls - dropped
+        return [count] * len(pixels["pixel_values"])
+
     def seen_box(self, width: int, height: int) -> Box:
         return crop_box(self.processor.image_processor, width, height)
 
@@ -117,13 +130,14 @@ class Llava(FrozenLVLM):
         side = self.model.config.vision_config.image_size
         check_size(self.name, "images", values.shape[-2:], (side, side), "give its image processor that size")
         out = self.model.model.vision_tower(values, output_hidden_states=True)
-        layer = self.model.config.vision_feature_layer
+        layers = feature_layers(self.model.config)
         skip = int(self.model.config.vision_feature_select_strategy == "default")
-        features = out.hidden_states[layer][:, skip:]
+        features = torch.cat([out.hidden_states[layer][:, skip:] for layer in layers], -1)
         if not skip and extras - {"vision_features", "patch_embeds"}:
             raise UserError(f"{self.name}'s vision tower has no CLS token, so there is no CLS attention to read.")
-        extra_features = {name: list(self._extra(name, out.hidden_states, layer)) for name in sorted(extras)}
-        tower = self._tower(out.hidden_states[0], layer) if "patch_embeds" in extras else None
+        states = out.hidden_states
+        extra_features = {name: list(self._extra(name, states, layers[-1], features)) for name in sorted(extras)}
+        tower = self._tower(states[0], layers) if "patch_embeds" in extras else None
         side = round(features.shape[1] ** 0.5)
         views = [((side, side),)] * len(features)
         return Seen(list(self.project(features)), views, views, extra_features, tower=tower)
@@ -132,11 +146,11 @@ class Llava(FrozenLVLM):
         return self.model.model.multi_modal_projector(vision_features)
 
     def _hold(self, model: Any, processor: Any, name: str) -> None:
-        tower, layer = model.config.vision_config.model_type, model.config.vision_feature_layer
-        if tower not in TOWERS or not isinstance(layer, int):
+        tower = model.config.vision_config.model_type
+        if tower not in TOWERS:
             raise UserError(
-                f"this LLaVA has a vision tower of type {tower} and features of layer {layer}: known are one layer of "
-                f"{' or '.join(TOWERS)}."
+                f"this LLaVA has a vision tower of type {tower}, and known are {' and '.join(TOWERS)}: use a "
+                "checkpoint with one of those, e.g. model.pretrained=llava-hf/llava-1.5-7b-hf."
             )
         super()._hold(model, processor, name)
 
@@ -150,7 +164,7 @@ class Llava(FrozenLVLM):
         beside = Path(source) / "clip" if source and (Path(source) / "clip").is_dir() else None
         return ClipText(self.clip or beside, self.device)
 
-    def _tower(self, start: Float[Tensor, "I M C"], layer: int) -> Tower:
+    def _tower(self, start: Float[Tensor, "I M C"], layers: Sequence[int]) -> Tower:
         """The blocks that make the features, and the first block's CLS token, the same for every image."""
         kind, strategy = self.model.config.vision_config.model_type, self.model.config.vision_feature_select_strategy
         has_cls = kind == "clip_vision_model"
@@ -159,12 +173,20 @@ class Llava(FrozenLVLM):
                 f"{self.name} selects the features of its {kind} by {strategy!r}, so its visual tokens are not all "
                 "patches and only those, and none can merge inside the tower: use divprune."
             )
-        layers = self.model.model.vision_tower.encoder.layers
-        blocks = [StockBlock(block) for block in layers[: layer_of(layer, len(layers)) + 1]]
+        if len(layers) > 1:
+            raise UserError(
+                f"{self.name} puts the features of layers {list(layers)} side by side, and tokens that merge inside "
+                "the tower have those of the last one only: use divprune."
+            )
+        stack = self.model.model.vision_tower.encoder.layers
+        blocks = [StockBlock(block) for block in stack[: layer_of(layers[0], len(stack)) + 1]]
         return Tower(start[0, 0] if has_cls else None, blocks)
 
-    def _extra(self, name: str, hidden: Sequence[Tensor], layer: int) -> Float[Tensor, "I N ..."]:
-        """One of `known_extras`, per image; clip_relevance is finished by `relate`."""
+    def _extra(
+        self, name: str, hidden: Sequence[Tensor], layer: int, features: Float[Tensor, "I N C"]
+    ) -> Float[Tensor, "I N ..."]:
+        """One of `known_extras`, per image, of the last `layer` that makes the features; clip_relevance is finished by
+        `relate`."""
         layers = self.model.model.vision_tower.encoder.layers
         feature, last = layer_of(layer, len(layers)), len(layers) - 1
         skip = int(self.model.config.vision_feature_select_strategy == "default")
@@ -175,7 +197,9 @@ class Llava(FrozenLVLM):
 
         cls, everyone = slice(0, 1), slice(None)
         match name:
-            case "vision_features" | "clip_relevance":
+            case "vision_features":
+                return features
+            case "clip_relevance":
                 return hidden[layer][:, skip:]
             case "patch_embeds":
                 return hidden[0][:, skip:]

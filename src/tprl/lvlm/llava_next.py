@@ -39,6 +39,7 @@ class LlavaNext(FrozenLVLM):
         }
     )
     pixel_inputs = ("pixel_values", "image_sizes")
+    bounds = frozenset({"max_tiles"})
 
     def __init__(
         self,
@@ -97,6 +98,27 @@ class LlavaNext(FrozenLVLM):
     def processor_settings(self) -> dict[str, Any]:
         pinpoints = self.model.config.image_grid_pinpoints
         return clip_settings(self.model.config) | {"image_grid_pinpoints": pinpoints}
+
+    def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
+        config = self.model.config
+        vision = config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        blank = [torch.zeros(count, patches, 1) for count in self._crops(pixels["image_sizes"])]
+        packed, _ = self.model.model.pack_image_features(
+            blank, pixels["image_sizes"], config.vision_feature_select_strategy, image_newline=torch.zeros(1)
+        )
+        return [len(tokens) for tokens in packed]
+
+    def limit_tiles(self, most: int) -> None:
+        side, config = self.model.config.vision_config.image_size, self.model.config
+        within = [[high, wide] for high, wide in config.image_grid_pinpoints if high * wide <= most * side**2]
+        if not within:
+            least = min(high * wide for high, wide in config.image_grid_pinpoints) // side**2
+            raise UserError(
+                f"model.max_tiles={most} is less than the {least} tiles of the smallest layout of {self.name}: give "
+                f"{least} or more."
+            )
+        config.image_grid_pinpoints = self.processor.image_processor.image_grid_pinpoints = within
 
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from tprl.errors import UserError
+from tprl.lvlm.layouts import check_layout
 from tprl.runtime.hub import within_reach
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,9 @@ class Placement:
                 "quantization_config": BitsAndBytesConfig(**kind[self.load_in]),
                 "device_map": {"": self.device},
             }
+        elif self.device.type == "cuda" and find_spec("accelerate") is not None:
+            # Straight to the GPU: n processes of a machine would otherwise hold n copies in its memory first.
+            arguments |= {"device_map": {"": self.device}}
         if self.shard:
             memory = None if self.max_memory is None else dict(self.max_memory)  # accelerate writes into it
             arguments |= {"device_map": "auto", "max_memory": memory, "offload_folder": self.offload_folder}
@@ -127,26 +132,17 @@ def find_model(pretrained: str) -> Path:
     return next((place for place in places if (place / "config.json").is_file()), Path(pretrained))
 
 
-def load(
-    source: str, name: str, model_type: str, where: Placement, load_processor: Callable[[str], Any]
-) -> tuple[Any, Any]:
-    """Model and processor of `model=<name>`.
+@contextmanager
+def explained(source: str, name: str) -> Generator[None, None, None]:
+    """What is raised while `model=<name>` is loaded from a folder or hub id, as one sentence.
 
     Raises:
-        UserError: nothing there or within reach, weights of another family than `model_type`, or damaged ones.
+        UserError: whatever was raised.
     """
     try:
         if not within_reach(source):
             raise OSError(f"{source} is neither a folder nor cached, and the hub does not answer")
-        kind = AutoConfig.from_pretrained(source).model_type
-        if kind != model_type:
-            raise UserError(
-                f"the weights '{source}' are a {kind}, and model={name} reads a {model_type}: choose the model that "
-                "fits them."
-            )
-        processor = load_processor(source)
-        arguments = where.arguments()
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **arguments)
+        yield
     except UserError:
         raise
     except ImportError as error:  # before OSError: a package that is missing, such as flash_attn
@@ -165,6 +161,21 @@ def load(
         if "mismatch" in str(error).lower():
             raise _damaged(source, name, "their shapes do not fit") from error
         raise UserError(f"model={name} cannot be loaded with these options: {lines[0]}") from error
+
+
+def load(
+    source: str, name: str, model_type: str, where: Placement, load_processor: Callable[[str], Any]
+) -> tuple[Any, Any]:
+    """Model and processor of `model=<name>`.
+
+    Raises:
+        UserError: nothing there or within reach, weights of another family than `model_type`, or damaged ones.
+    """
+    with explained(source, name):
+        check_layout(source, name, model_type)
+        processor = load_processor(source)
+        arguments = where.arguments()
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **arguments)
     model, info = loaded
     if info["missing_keys"]:  # transformers would go on with random weights in their place
         raise _damaged(source, name, f"{min(info['missing_keys'])} is not there")
@@ -199,6 +210,10 @@ def _damaged(source: str, name: str, reason: str) -> UserError:
 class WithoutVideo(ProcessorMixin):
     """Before a stock processor among the bases: it then accepts None for its video half, which cannot be built where
     torchvision is missing."""
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **options: Any) -> Any:
+        # SmolVLM's own asks the video half for its settings first, whatever the conversation shows.
+        return ProcessorMixin.apply_chat_template(self, conversation, chat_template, **options)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         if argument_name == "video_processor" and argument is None:

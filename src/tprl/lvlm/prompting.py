@@ -34,7 +34,20 @@ class Prompting:
         for sample in samples:
             if (bad := self._misreader.fault(sample.question, "question")) is not None:
                 raise UserError(f"{self.name} cannot be asked {sample.uid}, {bad[0]}: {bad[1]}.")
-        return [placed(self.render, sample, self.name) for sample in samples]
+        prompts = [placed(self.render, sample, self.name) for sample in samples]
+        for sample, prompt in zip(samples, prompts, strict=True):
+            self._check_written(sample, prompt.text)
+        return prompts
+
+    def _check_written(self, sample: Sample, text: str) -> None:
+        """Refuse prompts that do not show their images: a model would answer as if there were none."""
+        count = text.count(self.placeholder)
+        if count != len(sample.images):
+            raise UserError(
+                f"the chat template of {self.name} writes {count} image placeholders {self.placeholder} for sample "
+                f"{sample.uid}, which has {len(sample.images)} images: set model.prompt, e.g. "
+                "'USER: <image> {question} ASSISTANT:', or mend the template."
+            )
 
     def refusal(self, sample: Sample) -> tuple[str, str] | None:
         """Why the texts of a sample cannot be read, as (reason, detail); None where they can."""

@@ -69,6 +69,7 @@ class Qwen25VL(FrozenLVLM):
         }
     )
     substitutes = RECEIVED
+    bounds = frozenset({"max_pixels"})
     windows = True  # all blocks of the tower but a few see windows, and its tokens are in window order
     pixel_inputs = ("pixel_values", "image_grid_thw")
     coordinates = "resized"
@@ -147,6 +148,10 @@ class Qwen25VL(FrozenLVLM):
 
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         return pixels["image_grid_thw"].prod(1).tolist()
+
+    def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
+        merge = self.model.config.vision_config.spatial_merge_size
+        return [patches // merge**2 for patches in self.rows_per_image(pixels)]
 
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:

@@ -160,7 +160,11 @@ class AnswerReading:
 
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer, end token included."""
-        return len(self._turn.row(answer))
+        return len(self.answer_row(answer))
+
+    def answer_row(self, answer: str) -> list[int]:
+        """Token ids of an answer as the model would write it, end token included."""
+        return self._turn.row(answer)
 
     def answer_ids(self, answers: Sequence[str]) -> Int[Tensor, "B A"]:
         """Token ids of the answers with the end token as the model would write them, right-padded with -1."""

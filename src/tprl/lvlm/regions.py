@@ -33,14 +33,14 @@ def region_rank(
     """
     scores = torch.zeros(len(samples), width)
     frames = seen or [[(0.0, 0.0, float(x), float(y)) for x, y in (i.size for i in s.images)] for s in samples]
-    for row, sample, images, shown in zip(scores, samples, grids, frames, strict=True):
+    for row, sample, images, views in zip(scores, samples, grids, frames, strict=True):
         sizes = [view for views in images for view in views]
         if not sample.region or not sizes:
             continue
         end = sum(rows * columns for rows, columns in sizes)
         rows, columns = sizes[-1]
         row[end - rows * columns : end] = torch.stack(
-            [_box_rank(box, shown[-1], rows, columns) for box in sample.region]
+            [_box_rank(box, views[-1], rows, columns) for box in sample.region]
         ).amax(0)
     return scores
 

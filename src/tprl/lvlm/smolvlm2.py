@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from math import isqrt
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class SmolVLM2(FrozenLVLM):
         }
     )
     substitutes = RECEIVED
+    bounds = frozenset({"max_tiles"})
     one_run = False  # every tile is announced
     pixel_inputs = ("pixel_values", "pixel_attention_mask")
 
@@ -113,6 +115,12 @@ class SmolVLM2(FrozenLVLM):
     def processor_settings(self) -> dict[str, Any]:
         return {"image_seq_len": _side(self.model.config) ** 2}
 
+    def limit_tiles(self, most: int) -> None:
+        images = self.processor.image_processor
+        # The longer side is scaled first: a square of tiles that is within the bound holds every shape.
+        longest = isqrt(most) * dict(images.max_image_size)["longest_edge"]
+        images.size = {"longest_edge": min(longest, dict(images.size)["longest_edge"])}
+
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The stock processor lists tiles per prompt. An image ends with its thumbnail, which the same token announces
         everywhere, also before the prompt's last run of image tokens."""
@@ -133,6 +141,10 @@ class SmolVLM2(FrozenLVLM):
                     f"complete, and {self.remedy}."
                 )
         return {name: pad_sequence(tiles, batch_first=True) for name, tiles in parts.items()}
+
+    def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
+        tiles = pixels["pixel_attention_mask"].flatten(2).any(2).sum(1).tolist()  # those that are no padding
+        return [count * _side(self.model.config) ** 2 for count in tiles]
 
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:

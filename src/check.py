@@ -1,0 +1,8 @@
+"""Does a model fit, and does it read what is meant? python -m src.check model=llava dataset=gqa stage=all."""
+
+import sys
+
+if __name__ == "__main__":
+    from tprl.commands.check import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,259 @@
+"""What a composed training will take, stage by stage: passes, FLOPs, hours and bytes, from shapes alone.
+
+FLOPs are those of `tprl.cost`. Hours divide them by a share of the device's peak, and add the memory traffic of writing
+answers token by token. Bytes are weights and the largest of the things that a stage holds at once; they are formulas of
+the code as it is, and a test holds them against what is measured.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tprl import cost
+from tprl.bench.devices import GIB, Device
+from tprl.cost import LVLMShape
+from tprl.scoring.scorer import AT_ONCE, TOKENS_AT_ONCE
+
+UTILIZATION = 0.4  # of a GPU's peak; prefills of hundreds of tokens reach 0.3 to 0.6 in practice
+CPU_UTILIZATION = 0.8  # of the speed of a matrix product (measured: 0.83 to 0.93, docs/latency.md)
+ALLOCATOR = 1.05  # of blocks that are not used whole
+CHAIN = ("autoencoder", "lfd", "ppo", "adapt")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A typical prompt: tokens, and the patches of the passes of the tower."""
+
+    text: int
+    visual: int
+    answer: int
+    tiles: tuple[cost.Grid, ...]
+    words: int = 12  # of the question, which the policy reads
+
+    @property
+    def length(self) -> int:
+        return self.text + self.visual
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of a frozen model and of the policy that is trained for it."""
+
+    shape: LVLMShape
+    weights: int  # bytes, as loaded
+    number: int  # bytes of one activation
+    micro_batch: int
+    policy: int  # parameters
+    policy_width: int
+    policy_layers: int
+    code_width: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one stage takes."""
+
+    name: str
+    encodes: int  # images through the tower
+    reads: int  # prompts through the language model
+    written: int  # of them, answers that are generated
+    flops: float
+    device_bytes: float
+    host_bytes: float
+    largest: str  # what holds most of the device's memory beside the weights
+
+    def hours(self, device: Device, model: Model, question: Question) -> float:
+        """On a device: FLOPs at a share of its peak, and for every token written the weights through its memory."""
+        share = CPU_UTILIZATION if device.name == "CPU" else UTILIZATION
+        batches = self.written / model.micro_batch * max(question.answer - 1, 0)
+        return (
+            self.flops / (device.tflops * 1e12 * share) + batches * model.weights / (device.bandwidth * 1e12)
+        ) / 3600
+
+
+def needs(stage: Mapping[str, Any], model: Model, question: Question, open_ended: bool, questions: int) -> list[Need]:
+    """Of every part of a composed `stage`, in order.
+
+    Args:
+        stage: the plain config of `stage`.
+        model, question: see there.
+        open_ended: answers are generated and judged, not read.
+        questions: of the evaluation, where its limit does not say.
+    """
+    parts = [stage[name] for name in CHAIN] if stage["name"] == "all" else [stage]
+    rows = [_part(part, model, question, open_ended) for part in parts if part["name"] in _COUNTS]
+    if stage["name"] == "all":
+        rows.append(_evaluation(stage, model, question, open_ended, questions))
+    return rows
+
+
+# --- passes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Of one stage: (prompts, kept fraction) of reads, and further sums."""
+
+    encodes: int
+    reads: tuple[tuple[int, float], ...]
+    written: int = 0
+    policy: int = 0  # forward passes of the policy over one image; with gradient they count three times
+    batch: int = 1  # questions encoded at once
+    held: int = 0  # questions whose encodings stay in memory
+    gradient: bool = False  # through the language model
+
+
+def _served(part: Mapping[str, Any], times: int, open_ended: bool) -> tuple[tuple[tuple[int, float], ...], int, int]:
+    """Reads, written answers and held questions of the validation of a stage."""
+    served = part.get("served") or {}
+    limit, ratios = served.get("limit") or 0, served.get("keep_ratios") or []
+    reads = tuple((limit * times, ratio) for ratio in ratios)
+    written = limit * (1 + times * len(ratios)) if open_ended else 0
+    return (*reads, (limit if open_ended else 0, 1.0)), written, limit
+
+
+def _autoencoder(part: Mapping[str, Any], open_ended: bool) -> _Passes:
+    return _Passes(part["images"], (), batch=64)
+
+
+def _lfd(part: Mapping[str, Any], open_ended: bool) -> _Passes:
+    reads, written, held = _served(part, part["epochs"] + 1, open_ended)
+    count = part["demonstrations"]
+    ratios = part["keep_ratio"] if isinstance(part["keep_ratio"], list) else [part["keep_ratio"]]
+    steps = part["epochs"] * len(ratios) * 3
+    return _Passes(count + held, reads, written, policy=count * steps, batch=50, held=held)
+
+
+def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
+    rounds, prompts, group = part["iterations"], part["prompts"], part["group"]
+    ratios = part["keep_ratio"] if isinstance(part["keep_ratio"], list) else [part["keep_ratio"]]
+    blocks = 4 if part.get("credit_blocks") is None and group > 1 else part.get("credit_blocks") or 0
+    mean = sum(ratios) / len(ratios)
+    episodes = rounds * prompts
+    drawn = (episodes * (group * part["steps"] + blocks), mean)
+    validations = 1 + -(-rounds // part["validate_every"])
+    served, written, held = _served(part, validations, open_ended)
+    written += episodes if open_ended else 0  # the model's own answers with all tokens
+    policy = episodes * part["steps"] * (1 + 3 * part["update_epochs"])
+    reads = (drawn, (episodes * (2 if open_ended else 1), 1.0), *served)
+    return _Passes(episodes + held, reads, written, policy, prompts, held)
+
+
+def _distill(part: Mapping[str, Any], open_ended: bool) -> _Passes:
+    count = part["iterations"] * part["prompts"]
+    served, written, held = _served(part, 1 + -(-part["iterations"] // part["validate_every"]), open_ended)
+    return _Passes(count + held, ((3 * count, 1.0), *served), written, 4 * count, part["prompts"], held, gradient=True)
+
+
+def _adapt(part: Mapping[str, Any], open_ended: bool) -> _Passes:
+    _, written, held = _served(part, 0, open_ended)
+    count = part["questions"]
+    reads = (*((count + held, ratio) for ratio in part["budgets"]), (count, 1.0))
+    return _Passes(count + held, reads, written + (count if open_ended else 0), count, 100, held)
+
+
+_COUNTS = {"autoencoder": _autoencoder, "lfd": _lfd, "ppo": _ppo, "distill": _distill, "adapt": _adapt}
+
+
+def _part(part: Mapping[str, Any], model: Model, question: Question, open_ended: bool) -> Need:
+    passes = _COUNTS[part["name"]](part, open_ended)
+    stage_bytes = _bytes_of(part, passes, model, question)
+    host = 0.0
+    if part["name"] == "autoencoder":  # halves, joined once, and in single precision for the statistics
+        host = part["images"] * question.visual * model.shape.lm.width * (2 + 2 + 4)
+    return _need(part["name"], passes, model, question, stage_bytes, host)
+
+
+def _evaluation(stage: Mapping[str, Any], model: Model, question: Question, open_ended: bool, questions: int) -> Need:
+    settings = stage["evaluation"]
+    count = settings.get("limit") or questions
+    ratios, ours = settings["keep_ratios"], 3 + len(stage.get("baselines") or [])
+    lines = len(settings["pruners"]) + ours
+    reads = ((count, 1.0), *((count * lines, ratio) for ratio in ratios))
+    written = count * (1 + lines * len(ratios)) if open_ended else 0
+    passes = _Passes(count, reads, written, ours * len(ratios) * count, settings["batch_size"])
+    return _need("evaluation", passes, model, question, _bytes_of({}, passes, model, question), 0.0)
+
+
+def _need(name: str, passes: _Passes, model: Model, question: Question, held: Mapping[str, float], host: float) -> Need:
+    see = cost.vision_flops(model.shape, question.tiles) + cost.projector_flops(model.shape, question.tiles)
+    flops = float(passes.encodes * see)
+    for count, ratio in passes.reads:
+        kept = max(1, round(ratio * question.visual))
+        flops += count * cost.prefill_flops(model.shape, question.text + question.answer, kept)
+        flops += count * cost.lm_head_flops(model.shape, question.answer)
+    flops += passes.written * cost.decode_flops(model.shape, question.text, question.visual // 3, question.answer - 1)
+    sequence = question.visual + question.words
+    layer = cost.encoder_layer_flops(model.policy_width, 4 * model.policy_width, sequence)
+    flops += passes.policy * model.policy_layers * layer
+    largest = max(held, key=lambda key: held[key])
+    total = model.weights + max(held.values()) + held.get("encodings of validation questions", 0.0)
+    reads = sum(count for count, _ in passes.reads)
+    return Need(name, passes.encodes, reads, passes.written, flops, ALLOCATOR * total, host, largest)
+
+
+# --- bytes -------------------------------------------------------------------------------------------------------
+
+
+def _bytes_of(part: Mapping[str, Any], passes: _Passes, model: Model, question: Question) -> dict[str, float]:
+    """Bytes of the device that each activity of a stage holds beside the weights."""
+    lm, number = model.shape.lm, model.number
+    batch = max(1, passes.batch)
+    encoding = question.length * lm.width * number
+    held = {
+        "encoding images": batch * (seeing_bytes(model, question) + 2 * encoding),
+        "observing tokens": batch * question.visual * (lm.width * (number + 4) + 4 * model.code_width + 2048),
+        "encodings of validation questions": float(passes.held * encoding),
+    }
+    if passes.reads:
+        at_once = max(1, min(AT_ONCE, TOKENS_AT_ONCE // question.length))
+        held["reading prompts"] = reading_bytes(model, question) + batch * encoding
+        if part.get("name") == "ppo":
+            held["selecting prompts"] = 2 * at_once * encoding + batch * encoding
+            rows = max(1, part["minibatch"] // part["group"])
+            held["updating the policy"] = policy_bytes(model, question, rows) + batch * encoding
+    if passes.gradient:
+        held["gradients through the language model"] = lm.layers * reading_bytes(model, question) / 2
+    if part.get("name") == "lfd":
+        held["updating the policy"] = policy_bytes(model, question, part["batch_size"])
+    return held
+
+
+def seeing_bytes(model: Model, question: Question) -> float:
+    """Of one image in the tower: hidden states of every layer, which stay, and the widest layer's work."""
+    v = model.shape.vision
+    tokens = sum(rows * columns + v.cls for rows, columns in question.tiles)
+    pixels = tokens * v.channels * v.frames * v.patch_size**2 * (4 + model.number)
+    return float(pixels + tokens * model.number * (v.width * (v.layers + 1) + 2 * v.mlp + 4 * v.width))
+
+
+def reading_bytes(model: Model, question: Question) -> float:
+    """Of a micro-batch in the language model, with all visual tokens: the widest layer's work, logits of the answers
+    in three precisions, and the cache of an answer that is written."""
+    lm, count = model.shape.lm, model.micro_batch
+    tokens = question.length + question.answer
+    layer = tokens * model.number * (2 * lm.width + 3 * lm.ffn + 2 * (lm.heads + lm.kv_heads) * lm.head_dim)
+    logits = (question.answer + 1) * lm.vocab * (model.number + 4 + 4)
+    return float(count * (layer + logits + cost.kv_bytes(lm, tokens, model.number) + tokens * lm.width * model.number))
+
+
+def policy_bytes(model: Model, question: Question, rows: int) -> float:
+    """Weights, gradients and two moments of the policy, and what its backward pass keeps of `rows` questions."""
+    sequence = question.visual + question.words
+    kept = sequence * model.policy_width * 14 * model.policy_layers * 4
+    return float(4 * 4 * model.policy + rows * kept)
+
+
+# --- advice ------------------------------------------------------------------------------------------------------
+
+
+def remedies(need: Need, model: Model, options: Mapping[str, Any]) -> Sequence[str]:
+    """Options that make a stage smaller, the least change first; `options` are those of the model."""
+    helpful = []
+    if need.largest in ("encoding images", "selecting prompts", "updating the policy") and need.name == "ppo":
+        helpful.append("fewer stage.ppo.prompts")
+    if options.get("dtype") in (None, "float32"):
+        helpful.append("model.dtype=bfloat16")
+    if options.get("load_in") is None:
+        helpful.append("model.load_in=4bit")
+    return [*helpful, "model.placement=shard over several GPUs"]

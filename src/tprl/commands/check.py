@@ -1,0 +1,329 @@
+"""`python -m src.check`: does this model, with this data, do what the run expects of it, and does it fit?"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from tprl.bench import checkup, forecast
+from tprl.bench.devices import GIB, STATED, Device, at_hand, named
+from tprl.build import build, conf_dir, target_at
+from tprl.data.benchmark import take
+from tprl.data.boxes import COORDINATES
+from tprl.commands.entry import addable, explain
+from tprl.errors import UserError
+from tprl.scoring.lengths import fit_length
+from tprl.bench.parity import parity
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.loading import ASSETS, find_model
+from tprl.lvlm.weightless import weightless
+from tprl.commands.options import checked
+from tprl.commands.plan import check_plan
+from tprl.runtime import distributed
+from tprl.runtime.files import write_atomically
+from tprl.runtime.packages import check_torchvision
+from tprl.types import Dataset, Sample
+
+USAGE = """python -m src.check model=... dataset=... [stage=...] [any option of src.train] [weights=true]
+
+Without weights, in seconds: the prompt with the question and the answer's tokens marked, visual tokens of three shapes
+of images, what the processor crops, and what every stage takes in memory, FLOPs and hours. With weights=true the model is
+loaded and two questions are compared with the stock class in the run's dtype."""
+PLAIN = Sample("example", (), "what is in the picture?", ("a red square",))
+QUESTIONS = 5000  # of an evaluation, where the dataset cannot be opened
+POLICY_OPTIONS = ("width", "layers", "code_width")
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the report; 2 if something is wrong, with one sentence on stderr."""
+    if {"-h", "--help"} & {*words}:
+        print(USAGE)
+        return 0
+    try:
+        check_torchvision()
+        with_weights = "weights=true" in words
+        config = composed([word for word in words if not word.startswith("weights=")])
+        print(report(config))
+        if with_weights:
+            print(compared(config))
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        print(sentence, file=sys.stderr)
+        return 2
+    return 0
+
+
+def composed(words: Sequence[str]) -> DictConfig:
+    """The config that `python -m src.train` would run with the same options."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("train", overrides=[addable(word) for word in words])
+    config = checked(config, "train")
+    check_plan(_plain(config))
+    return config
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def report(config: DictConfig, device: Device | None = None) -> str:
+    """The whole report as text.
+
+    Raises:
+        UserError: what would go wrong in the run, and what would help.
+    """
+    lvlm = model_of(config)
+    dataset, trouble = _dataset(config, lvlm)
+    sample = _sample(dataset)
+    parts = [_about(lvlm, config, dataset, trouble), _prompt(lvlm, sample), _shapes(lvlm, sample)]
+    parts.append(costs(config, lvlm, dataset, sample, device))
+    try:
+        refuse_what_cannot_fit(config, lvlm, sample, device)
+    except UserError:
+        print("\n\n".join(parts), flush=True)
+        raise
+    return "\n\n".join(parts)
+
+
+def model_of(config: DictConfig) -> FrozenLVLM:
+    """The model of a config without its weights.
+
+    Raises:
+        UserError: it is none of a stock class, or cannot be read.
+    """
+    family = target_at(config.model["_target_"])
+    options = {key: value for key, value in _plain(config.model).items() if not key.startswith("_")}
+    if not (isinstance(family, type) and issubclass(family, FrozenLVLM)):
+        raise UserError(f"model={config.model.get('name')} has neither prompt nor weights to check: use model=llava.")
+    return weightless(family, options)
+
+
+def _dataset(config: DictConfig, lvlm: FrozenLVLM) -> tuple[Dataset | None, str]:
+    """The training split as the run opens it, or why it cannot be opened."""
+    try:
+        split = build(config.dataset, split="train")
+        if hasattr(split, "read_by"):
+            split.read_by(lvlm)
+        if hasattr(split, "reads_boxes_as"):
+            split.reads_boxes_as(lvlm)
+        fit_length(lvlm, split)
+        return split, ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _sample(dataset: Dataset | None) -> Sample:
+    """The first question that has an image, or one of our own about a photograph's blank."""
+    from PIL import Image
+
+    for sample in take(dataset, range(min(8, len(dataset)))) if dataset is not None else ():
+        if sample.images:
+            return sample
+    return PLAIN._replace(images=(Image.new("RGB", checkup.SHAPES[0]),))
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, trouble: str) -> str:
+    source = config.model.get("pretrained") or "random weights"
+    kinds = f"{type(lvlm.processor).__name__}, {type(lvlm.processor.image_processor).__name__}"
+    versions = ", ".join(f"{name} {number}" for name, number in checkup.packages().items())
+    lines = [
+        f"model      {lvlm.name}: {type(lvlm.model).__name__} of {source}, {_parameters(lvlm) / 1e9:.2f} billion "
+        "weights",
+        f"processor  {kinds}; tokenizer {type(lvlm.tokenizer).__name__} of {len(lvlm.tokenizer)} tokens",
+        f"packages   {versions}",
+        f"boxes      written {COORDINATES[lvlm.coordinates]}",
+    ]
+    if dataset is None:
+        lines.append(f"dataset    cannot be opened: {trouble}")
+    else:
+        example = take(dataset, range(1))
+        pictures = example[0].images if example else ()
+        size = f", the first image is {pictures[0].width} x {pictures[0].height}" if pictures else ""
+        lines.append(f"dataset    {dataset.name}: {len(dataset)} training questions{size}")
+        lines += _warnings(lvlm, dataset)
+    return "\n".join(lines)
+
+
+def _warnings(lvlm: FrozenLVLM, dataset: Dataset) -> list[str]:
+    """What is allowed and seldom meant."""
+    if dataset.name in ("scenes", "toy") and _parameters(lvlm) > 10**8:
+        return [
+            f"           note: {dataset.name} are drawings of 96 pixels, made for the embedded model; for {lvlm.name} "
+            "set dataset=gqa or textvqa, or an experiment of its own (experiment=llava)"
+        ]
+    return []
+
+
+def _prompt(lvlm: FrozenLVLM, sample: Sample) -> str:
+    reading = checkup.read(lvlm, sample)
+    answer = " ".join(map(repr, reading.answer))
+    lines = [
+        f"prompt     {reading.prompt!r}",
+        f"question   {reading.question!r}, between «» above",
+        f"answer     {sample.answers[0] if sample.answers else '(none)'!r} is scored as {answer or '(no reference)'}",
+        f"tokens     {reading.text} of text, {reading.visual} visual: as many placeholders as features",
+    ]
+    return "\n".join(lines)
+
+
+def _shapes(lvlm: FrozenLVLM, sample: Sample) -> str:
+    lines = ["image          visual tokens  passes of the tower  seen"]
+    for size in checkup.SHAPES:
+        shape = checkup.shape_of(lvlm, size, sample.question)
+        seen = "all of it" if shape.seen >= 1 else f"{100 * shape.seen:.0f} %, the rest is cropped away"
+        lines.append(f"{size[0]:>5} x {size[1]:<5}  {shape.tokens:>13}  {shape.tiles:>19}  {seen}")
+    if lvlm.bounds:
+        options = " or ".join(f"model.{bound}" for bound in sorted(lvlm.bounds))
+        lines.append(f"fewer tokens: {options}")
+    return "\n".join(lines)
+
+
+def costs(
+    config: DictConfig, lvlm: FrozenLVLM, dataset: Dataset | None, sample: Sample, device: Device | None = None
+) -> str:
+    """The table of stages."""
+    place = device or at_hand(config.trainer.accelerator == "cpu")
+    model, question = sizes(config, lvlm), typical(lvlm, sample)
+    stage, open_ended = _plain(config.stage), _open_ended(dataset, sample)
+    needs = forecast.needs(stage, model, question, open_ended, QUESTIONS)
+    places = [place, *(named(name) for name in STATED if name not in place.name)]
+    titles = "".join(f"{place.name[:12]:>13}" for place in places)
+    lines = [
+        f"{'stage':12} {'images':>9} {'prompts read':>13} {'written':>9} {'PFLOPs':>9} {'GiB':>6}   hours:{titles}",
+    ]
+    for need in needs:
+        hours = "".join(f"{need.hours(place, model, question):>13.2f}" for place in places)
+        lines.append(
+            f"{need.name:12} {need.encodes:>9} {need.reads:>13} {need.written:>9} {need.flops / 1e15:>9.1f} "
+            f"{need.device_bytes / GIB:>6.1f}         {hours}"
+        )
+    totals = "".join(f"{sum(need.hours(place, model, question) for need in needs):>13.2f}" for place in places)
+    lines.append(f"{'all':54}  {sum(need.flops for need in needs) / 1e15:>9.1f} {'':6}         {totals}")
+    lines += _footnotes(needs, model, question, place, dataset is None)
+    return "\n".join(lines)
+
+
+def _footnotes(
+    needs: Sequence[forecast.Need], model: forecast.Model, question: forecast.Question, place: Device, guessed: bool
+) -> list[str]:
+    most = max(needs, key=lambda need: need.device_bytes)
+    host = max(needs, key=lambda need: need.host_bytes)
+    utilization = f"{100 * forecast.UTILIZATION:.0f} % of a GPU's peak"
+    lines = [
+        f"memory: {model.weights / GIB:.1f} GiB of weights; most is stage {most.name} ({most.largest}); "
+        f"{place.name} has {place.memory:.0f} GiB",
+        f"hours: at {utilization}, prompts of {question.text} + {question.visual} tokens, answers of "
+        f"{question.answer}; images are prepared in time, validation is included",
+    ]
+    if most.device_bytes / GIB > place.memory:
+        lines.append("micro-batches are halved until they fit; a smaller model.micro_batch saves the tries")
+    if host.host_bytes > GIB:
+        lines.append(f"host memory: stage {host.name} holds {host.host_bytes / GIB:.1f} GiB of visual tokens")
+    if guessed:
+        lines.append(f"the dataset could not be opened: {QUESTIONS} questions of an evaluation are assumed")
+    return lines
+
+
+def _open_ended(dataset: Dataset | None, sample: Sample) -> bool:
+    return dataset is None or not dataset.teacher_forced(sample)
+
+
+def _parameters(lvlm: FrozenLVLM) -> int:
+    return sum(weight.numel() for weight in lvlm.model.parameters())
+
+
+def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
+    """What the forecast needs of model and policy."""
+    from torch import device
+
+    number = next(lvlm.model.parameters()).dtype.itemsize
+    inner = sum(w.numel() for name, w in lvlm.model.named_parameters() if w.ndim > 1 and ".layers." in name)
+    each = {"4bit": 0.55, "8bit": 1.05}.get(config.model.get("load_in") or "", float(number))  # scales included
+    weights = (_parameters(lvlm) - inner) * number + inner * each
+    with device("meta"):
+        policy = build(config.policy, token_width=lvlm.width)
+    options = {name: getattr(policy, "config", {}).get(name, config.policy.get(name, 0)) for name in POLICY_OPTIONS}
+    return forecast.Model(
+        lvlm.shape, int(weights), number, lvlm.micro_batch, sum(w.numel() for w in policy.parameters()),
+        options["width"] or 64, options["layers"] or 1, options["code_width"] or lvlm.width,
+    )  # fmt: skip
+
+
+def typical(lvlm: FrozenLVLM, sample: Sample) -> forecast.Question:
+    """The question that stands for all: as long as the first one, about an image of its shape."""
+    reading = checkup.read(lvlm, sample)
+    answer = len(reading.answer) or lvlm.max_new_tokens
+    words = len(lvlm.tokenizer(sample.question, add_special_tokens=False)["input_ids"])
+    return forecast.Question(reading.text, reading.visual, answer, checkup.tiles_of(lvlm, sample), words)
+
+
+def refuse_what_cannot_fit(config: DictConfig, lvlm: FrozenLVLM, sample: Sample, device: Device | None = None) -> None:
+    """Refuse a run of which a stage does not fit into the device's memory even with one prompt at a time: micro-batches
+    are halved by themselves.
+
+    Raises:
+        UserError: with the option that would make it fit.
+    """
+    place = device or at_hand(config.trainer.accelerator == "cpu")
+    model = replace(sizes(config, lvlm), micro_batch=1)
+    if config.model.get("placement") == "shard":
+        return
+    for need in forecast.needs(_plain(config.stage), model, typical(lvlm, sample), False, QUESTIONS):
+        required = need.device_bytes / GIB
+        if required > place.memory:
+            options = forecast.remedies(need, model, _plain(config.model))
+            raise UserError(
+                f"stage {need.name} needs about {required:.1f} GiB ({need.largest} on top of "
+                f"{model.weights / GIB:.1f} GiB of weights), and {place.name} has {place.memory:.1f}: set "
+                f"{', or '.join(options)}."
+            )
+
+
+def check_first(config: DictConfig) -> None:
+    """Print the report before the first training on a model and dataset, and remember in the run's cache that it was
+    printed. Models that ship with TPRL, and small random ones, need none.
+
+    Raises:
+        UserError: the report's reasons.
+    """
+    family, pretrained = target_at(config.model["_target_"]), config.model.get("pretrained")
+    known = not (isinstance(family, type) and issubclass(family, FrozenLVLM)) or pretrained is None
+    if known or ASSETS in find_model(pretrained).parents or distributed.rank():
+        return
+    asked = {name: _plain(config[name]) for name in ("model", "dataset", "stage", "policy")}
+    digest = hashlib.blake2b(json.dumps(asked, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    record = Path(config.cache) / "checked" / f"{digest}.txt" if config.get("cache") else None
+    if record is not None and record.is_file():
+        return
+    text = report(config)
+    print(text, flush=True)
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, text + "\n")
+
+
+def compared(config: DictConfig) -> str:
+    """Two questions on the loaded model, everything kept, against the stock class in the run's dtype."""
+    on_cpu: Mapping[str, Any] = {"device": "cpu"} if config.trainer.accelerator == "cpu" else {}
+    lvlm = build(config.model, **on_cpu)
+    dataset, trouble = _dataset(config, lvlm)
+    if dataset is None:
+        raise UserError(f"two questions are needed to compare with the stock class: {trouble}")
+    samples = [sample for sample in take(dataset, range(min(8, len(dataset)))) if sample.images][:2]
+    gaps = parity(lvlm, samples, steps=2)
+    verdict = "the same tokens" if gaps.same_ids else "DIFFERENT TOKENS: do not train on this"
+    return (
+        f"weights    with everything kept logits differ from the stock class's by {gaps.keep_all:.1e} (their spread "
+        f"is {gaps.std:.2f}), pruned from masked by {gaps.pruned:.1e}: {verdict}"
+    )

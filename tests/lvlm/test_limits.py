@@ -1,0 +1,49 @@
+"""Bounds of what a processor makes of an image."""
+
+import pytest
+from PIL import Image
+
+from tprl.build import load_component
+from tprl.errors import UserError
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.types import Sample
+
+LARGE = Sample("large", (Image.new("RGB", (400, 300)),), "what is it?", ("red",))
+
+
+def small(name: str, **options: int) -> FrozenLVLM:
+    return load_component("model", name, pretrained=None, dtype="float32", **options)
+
+
+def count(lvlm: FrozenLVLM) -> int:
+    return int(lvlm.encode([LARGE]).visual_mask.sum())
+
+
+@pytest.mark.parametrize(("name", "side"), [("qwen2_vl", 28), ("qwen2_5_vl", 28), ("qwen3_vl", 32)])
+def test_pixels(name: str, side: int) -> None:
+    bounded = small(name, max_pixels=20 * side**2)
+    assert count(bounded) <= 20 < count(small(name))
+    width, height = bounded.seen_size(400, 300)
+    assert width * height <= 20 * side**2
+
+
+def test_tiles() -> None:
+    assert count(small("internvl3")) == 9 * (4 + 1)  # four tiles and the thumbnail
+    assert count(small("internvl3", max_tiles=2)) == 9  # two beside each other are too far from its shape
+    wide = LARGE._replace(images=(Image.new("RGB", (400, 200)),))
+    assert small("internvl3", max_tiles=2).encode([wide]).visual_mask.sum() == 9 * (2 + 1)
+    assert count(small("internvl3", max_tiles=1)) == 9
+    assert count(small("smolvlm2")) == 9 * (4 + 1)
+    assert count(small("smolvlm2", max_tiles=3)) == 9  # no square of more than one tile is within
+    assert count(small("llava_next", max_tiles=2)) < count(small("llava_next"))
+
+
+def test_what_a_family_does_not_have_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.max_tiles .* qwen2_5_vl has no such bound: set model\.max_pixels"):
+        small("qwen2_5_vl", max_tiles=4)
+    with pytest.raises(UserError, match=r"model\.max_pixels .* llava has no such bound: leave it out"):
+        small("llava", max_pixels=1000)
+    with pytest.raises(UserError, match=r"max_pixels=9 is less than the 3136 pixels .* give 3136 or more"):
+        small("qwen2_5_vl", max_pixels=9)
+    with pytest.raises(UserError, match=r"max_tiles=1 is less than the 2 tiles of the smallest layout"):
+        small("llava_next", max_tiles=1)
