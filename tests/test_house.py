@@ -192,7 +192,7 @@ class TestCommandLine:
                 "stage=foo does not exist; choose one of: adapt, all, autoencoder, distill, lfd, ppo, pretrain.",
             ),
             ("pruner=foo", "pruner=foo does not exist; choose one of: attention_dpp, cdpruner, "),
-            ("experiment=foo", "experiment=foo does not exist; choose one of: demo, paper."),
+            ("experiment=foo", "experiment=foo does not exist; choose one of: demo, internvl3, "),
             (
                 "stage.foo=1",
                 "stage.foo is not a key here, because stage=all runs several stages: name the stage, as in ",

@@ -28,14 +28,14 @@ class Device:
 
 # Data sheets; of a family the commonest form (SXM).
 KNOWN = (
-    Device("H200", 989, 4.8, 131),
-    Device("H100", 989, 3.35, 80),
-    Device("A100", 312, 2.0, 80),
-    Device("L40", 181, 0.86, 48),
-    Device("A10", 125, 0.6, 24),
-    Device("4090", 165, 1.0, 24),
-    Device("V100", 125, 0.9, 32),
-    Device("T4", 65, 0.32, 16),
+    Device("H200", 989.0, 4.8, 131.0),
+    Device("H100", 989.0, 3.35, 80.0),
+    Device("A100", 312.0, 2.0, 80.0),
+    Device("L40", 181.0, 0.86, 48.0),
+    Device("A10", 125.0, 0.6, 24.0),
+    Device("4090", 165.0, 1.0, 24.0),
+    Device("V100", 125.0, 0.9, 32.0),
+    Device("T4", 65.0, 0.32, 16.0),
 )
 STATED = ("H200", "A100")  # what recipes are stated for, whatever is at hand
 

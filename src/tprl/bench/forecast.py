@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tprl import cost
-from tprl.bench.devices import GIB, Device
+from tprl.bench.devices import Device
 from tprl.cost import LVLMShape
 from tprl.scoring.scorer import AT_ONCE, TOKENS_AT_ONCE
 

@@ -13,28 +13,28 @@ from omegaconf import DictConfig, OmegaConf
 
 from tprl.bench import checkup, forecast
 from tprl.bench.devices import GIB, STATED, Device, at_hand, named
+from tprl.bench.parity import parity
 from tprl.build import build, conf_dir, target_at
+from tprl.commands.entry import addable, explain
+from tprl.commands.options import checked
+from tprl.commands.plan import check_plan
 from tprl.data.benchmark import take
 from tprl.data.boxes import COORDINATES
-from tprl.commands.entry import addable, explain
 from tprl.errors import UserError
-from tprl.scoring.lengths import fit_length
-from tprl.bench.parity import parity
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import ASSETS, find_model
 from tprl.lvlm.weightless import weightless
-from tprl.commands.options import checked
-from tprl.commands.plan import check_plan
 from tprl.runtime import distributed
 from tprl.runtime.files import write_atomically
 from tprl.runtime.packages import check_torchvision
+from tprl.scoring.lengths import fit_length
 from tprl.types import Dataset, Sample
 
 USAGE = """python -m src.check model=... dataset=... [stage=...] [any option of src.train] [weights=true]
 
-Without weights, in seconds: the prompt with the question and the answer's tokens marked, visual tokens of three shapes
-of images, what the processor crops, and what every stage takes in memory, FLOPs and hours. With weights=true the model is
-loaded and two questions are compared with the stock class in the run's dtype."""
+Without weights, in seconds: the prompt with the question and the tokens of the answer marked, visual tokens of three
+shapes of images, what the processor crops, and what every stage takes in memory, FLOPs and hours. With weights=true
+the model is loaded and two questions are compared with the stock class in the run's dtype."""
 PLAIN = Sample("example", (), "what is in the picture?", ("a red square",))
 QUESTIONS = 5000  # of an evaluation, where the dataset cannot be opened
 POLICY_OPTIONS = ("width", "layers", "code_width")

@@ -39,11 +39,23 @@ def padded_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Int[Tenso
     return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], device=device)
 
 
-def micro_batches(prompt: Prompt, size: int) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
-    """Rows of like length together, so that little is padded, and which rows they are."""
+class MicroBatch(NamedTuple):
+    """Some prompts of a batch, and which they are: on the prompts' device, and as plain numbers."""
+
+    rows: Int[Tensor, " R"]
+    numbers: list[int]
+    prompt: Prompt
+
+
+def micro_batches(prompt: Prompt, size: int) -> Iterator[MicroBatch]:
+    """Rows of like length together, so that little is padded. The host waits for the device once, however many prompts
+    there are."""
     lengths = prompt.attention.sum(1)
-    for rows in lengths.argsort(dim=0, stable=True).split(size):
-        yield rows, prompt.rows(rows, int(lengths[rows].max()))
+    order = lengths.argsort(dim=0, stable=True)
+    numbers, sorted_lengths = torch.stack([order, lengths[order]]).tolist()
+    for start in range(0, len(numbers), size):
+        some = slice(start, start + size)
+        yield MicroBatch(order[some], numbers[some], prompt.rows(order[some], max(sorted_lengths[some])))
 
 
 def retry_smaller(method: Callable[..., Any]) -> Callable[..., Any]:

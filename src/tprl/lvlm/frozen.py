@@ -315,10 +315,8 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, ABC):
             deep = embeds.new_zeros(*ids.shape, seen.deep[0].shape[-1])
             deep[b, at[b, v]] = spread(seen.deep)[b, v].to(embeds)
         visual_at, visual_mask = columns_of(visual)
-        counts = [int((~kind).sum()) for kind in kinds]
-        image_of = []
-        for row in _of_images(counts, occurrences):
-            image_of.append(torch.arange(len(row)).repeat_interleave(torch.tensor(row).long()))
+        counts = _real_tokens(seen, kinds)
+        image_of = [torch.arange(len(row)).repeat_interleave(counts[row]) for row in occurrences]
         return Encoded(
             uids=tuple(uids),
             input_ids=ids,
@@ -356,11 +354,11 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, ABC):
     def answer(self, prompt: Prompt, plan: LayerPlan | None = None) -> list[str]:
         """Greedy answers; with a plan, layers of the language model drop tokens of the unpruned prompt."""
         texts = [""] * len(prompt.uids)
-        for rows, part in micro_batches(prompt, self.micro_batch):
+        for _, numbers, part in micro_batches(prompt, self.micro_batch):
             out = self.generate(part, plan, max_new_tokens=self.max_new_tokens)
             decoded = self.tokenizer.batch_decode(out, skip_special_tokens=True)
-            for row, text in zip(rows.tolist(), decoded, strict=True):
-                texts[row] = text
+            for number, text in zip(numbers, decoded, strict=True):
+                texts[number] = text
         return texts
 
     @torch.no_grad()
@@ -382,3 +380,10 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, ABC):
 def _of_images(values: Sequence[Any], occurrences: Sequence[Sequence[int]]) -> list[list[Any]]:
     """Per prompt, what `values` holds of each of its images."""
     return [list(map(values.__getitem__, row)) for row in occurrences]
+
+
+def _real_tokens(seen: Seen, kinds: Sequence[Bool[Tensor, " N"]]) -> Int[Tensor, " I"]:
+    """Tokens of each image that are no separators, on the host; it waits for the device once at most."""
+    if seen.separators is None:
+        return torch.tensor([len(tokens) for tokens in seen.tokens], dtype=torch.long)
+    return torch.stack([(~kind).sum() for kind in kinds]).cpu()

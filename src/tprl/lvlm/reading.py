@@ -80,8 +80,8 @@ class AnswerReading:
             UserError: after the last of them, logits or the likelihood of an answer are not finite.
         """
         finite = torch.ones(len(answers), dtype=torch.bool, device=self.device)
-        for rows, part in micro_batches(prompt, self.micro_batch):
-            ids = self.answer_ids([answers[row] for row in rows.tolist()])
+        for rows, numbers, part in micro_batches(prompt, self.micro_batch):
+            ids = self.answer_ids([answers[number] for number in numbers])
             logits = self._teach(part, ids, plan)
             written = logits.gather(2, ids.clamp(min=0).unsqueeze(2)).squeeze(2).isfinite()
             finite[rows] = ((written & finite_logits(logits)) | (ids < 0)).all(1)

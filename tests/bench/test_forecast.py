@@ -1,0 +1,59 @@
+"""Forecasts of passes, FLOPs and bytes against numbers worked out by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tprl import cost
+from tprl.bench.devices import Device
+from tprl.bench.forecast import ALLOCATOR, Model, Question, needs, reading_bytes
+from tprl.cost import LMShape, LVLMShape, VisionShape
+
+SHAPE = LVLMShape(
+    VisionShape(layers=24, width=1024, mlp=4096, heads=16, patches=576, patch_size=14),
+    (1024, 4096, 4096),
+    LMShape(layers=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064),
+)
+LLAVA = Model(SHAPE, weights=14 * 10**9, number=2, micro_batch=16, policy=10**6, policy_width=64, policy_layers=2,
+              code_width=64)  # fmt: skip
+QUESTION = Question(text=40, visual=576, answer=2, tiles=((1, 576),))
+PPO: dict[str, Any] = {
+    "name": "ppo", "iterations": 10, "prompts": 4, "group": 8, "steps": 1, "keep_ratio": 0.5, "credit_blocks": 0,
+    "validate_every": 5, "update_epochs": 2, "minibatch": 32, "served": {"keep_ratios": [0.5], "limit": 20, "first": 0},
+}  # fmt: skip
+
+
+def test_passes_of_ppo() -> None:
+    (need,) = needs(PPO, LLAVA, QUESTION, open_ended=False, questions=0)
+    assert need.encodes == 10 * 4 + 20
+    assert need.reads == 10 * 4 * (8 + 1) + 3 * 20  # validated before, in the middle and at the end
+    assert need.written == 0
+    (open_ended,) = needs(PPO, LLAVA, QUESTION, open_ended=True, questions=0)
+    assert open_ended.written == 10 * 4 + 20 * (1 + 3)
+
+
+def test_flops_are_those_of_the_cost_model() -> None:
+    (need,) = needs({**PPO, "served": {}}, replace(LLAVA, policy_layers=0), QUESTION, open_ended=False, questions=0)
+    see = cost.vision_flops(SHAPE, 1) + cost.projector_flops(SHAPE, 1)
+    half = cost.prefill_flops(SHAPE, 42, 288) + cost.lm_head_flops(SHAPE, 2)
+    whole = cost.prefill_flops(SHAPE, 42, 576) + cost.lm_head_flops(SHAPE, 2)
+    assert need.flops == 40 * see + 320 * half + 40 * whole
+
+
+def test_hours() -> None:
+    (need,) = needs(PPO, LLAVA, QUESTION, open_ended=True, questions=0)
+    device = Device("GPU", tflops=1000.0, bandwidth=2.0, memory=80.0)
+    computing = need.flops / 0.4e15
+    writing = need.written / 16 * 14e9 / 2e12  # a further token of 16 answers is one pass of the weights
+    assert need.hours(device, LLAVA, QUESTION) == pytest.approx((computing + writing) / 3600)
+
+
+def test_bytes_are_weights_and_the_largest_activity() -> None:
+    (need,) = needs(PPO, LLAVA, QUESTION, open_ended=False, questions=0)
+    kept = 20 * 616 * 4096 * 2
+    assert need.device_bytes > ALLOCATOR * (14e9 + kept + reading_bytes(LLAVA, QUESTION))
+    less = needs(PPO, replace(LLAVA, micro_batch=1), QUESTION, open_ended=False, questions=0)[0]
+    assert less.device_bytes < need.device_bytes
+    cache = cost.kv_bytes(SHAPE.lm, 618, 2)
+    assert reading_bytes(replace(LLAVA, micro_batch=1), QUESTION) > cache

@@ -1,0 +1,91 @@
+"""`python -m src.check`: what a run would do, before it does it."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.lvlm.real import CHECKPOINTS, described, real
+from tests.lvlm.small import save_folder
+
+from tprl.bench.devices import named
+from tprl.build import load_component
+from tprl.commands.check import check_first, composed, main, model_of, report
+from tprl.errors import UserError
+from tprl.lvlm.frozen import FrozenLVLM
+
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl3", "smolvlm2")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_forecast_of_tokens_is_what_encoding_makes(name: str) -> None:
+    text = report(composed([f"model={name}", "model.pretrained=null", "trainer=cpu"]))
+    lvlm: FrozenLVLM = load_component("model", name, pretrained=None, dtype="float32")
+    sample = load_component("dataset", "scenes", split="train")[0]
+    encoded = lvlm.encode([sample])
+    assert f"«{sample.question}»" in text
+    columns = int((encoded.input_ids == lvlm.image_token).sum())
+    assert f"tokens     {int(encoded.attention.sum()) - columns} of text, {columns} visual" in text
+    assert "note: scenes are drawings" not in text  # a model of this size was made for them
+    assert [line.split()[0] for line in text.splitlines() if line.startswith(("ppo", "evaluation"))]
+
+
+def test_no_weight_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    lvlm = model_of(composed([]))
+    assert {weight.device.type for weight in lvlm.model.parameters()} == {"meta"}
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert "'large' is scored as 'large' '</s>'" in printed
+    assert "all of it" in printed
+
+
+def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model=llava", "model.pretrained=/nowhere/at/all"]) == 2
+    assert main(["model=toy"]) == 2
+    assert main(["model.mikro_batch=3"]) == 2
+    first, second, third = capsys.readouterr().err.strip().splitlines()
+    assert "needs the weights '/nowhere/at/all'" in first
+    assert "neither prompt nor weights" in second
+    assert "mikro_batch" in third
+
+
+def test_what_cannot_fit_is_refused_with_an_option() -> None:
+    config = composed(["model=llava", "model.pretrained=null", "trainer=cpu", "stage=ppo"])
+    tiny = replace(named("H200"), memory=0.001)
+    with pytest.raises(UserError, match=r"stage ppo needs about .* H200 has 0\.0: set .*model\.load_in=4bit"):
+        report(config, tiny)
+    report(config, named("H200"))
+
+
+def test_it_is_printed_before_the_first_run_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_folder(load_component("model", "llava", pretrained=None, dtype="float32"), folder)
+    words = ["model=llava", f"model.pretrained={folder}", "trainer=cpu", f"cache={tmp_path / 'cache'}"]
+    check_first(composed(words))
+    assert "prompts read" in capsys.readouterr().out
+    check_first(composed(words))
+    check_first(composed([f"cache={tmp_path / 'cache'}"]))  # ships with TPRL
+    assert not capsys.readouterr().out
+    shutil.rmtree(tmp_path / "cache")
+    check_first(composed(words))
+    assert "prompts read" in capsys.readouterr().out
+
+
+def test_weights_are_compared_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights=true", "trainer=cpu"]) == 0
+    assert "differ from the stock class's by 0" in capsys.readouterr().out
+
+
+@real
+@pytest.mark.parametrize(("folder", "name"), CHECKPOINTS.items())
+def test_published_settings(folder: str, name: str, tmp_path: Path) -> None:
+    """The real sizes, templates and processors, without weights."""
+    described(folder, tmp_path / folder)
+    text = report(composed([f"experiment={name}", f"model.pretrained={tmp_path / folder}"]), named("H200"))
+    shapes = {line.split("x")[0].strip(): line for line in text.splitlines() if line[:5].strip().isdigit()}
+    seen, tokens = shapes["640"], int(shapes["640"].split()[3])
+    bounds = {"llava": 576, "llava_next": 2304 + 24 * 2, "qwen2_5_vl": 391, "internvl3": 5 * 256, "smolvlm2": 5 * 81}
+    assert tokens == bounds.get(name, tokens)
+    assert ("75 %" in seen) == (name == "llava")
+    assert "datasets" not in text
