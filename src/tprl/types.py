@@ -191,13 +191,15 @@ class Prompt:
     image: Int[Tensor, "B S"]  # of visual tokens: the index of their image; 0 elsewhere
     deep: Float[Tensor, "B S F"] | None = None  # see `Encoded.deep`
 
-    def rows(self, index: Int[Tensor, " R"], width: int | None = None) -> "Prompt":
-        """The prompts at `index`, their last `width` columns."""
+    def rows(
+        self, index: Int[Tensor, " R"], width: int | None = None, numbers: Sequence[int] | None = None
+    ) -> "Prompt":
+        """The prompts at `index`, their last `width` columns; `numbers` are the same where the host knows them."""
         start = 0 if width is None else self.visual.shape[1] - width
         fields = ("input_ids", "embeds", "attention", "visual", "image")
         return replace(
             self,
-            uids=tuple(self.uids[row] for row in index.tolist()),
+            uids=tuple(self.uids[row] for row in (index.tolist() if numbers is None else numbers)),
             positions=self.positions[:, index, start:],
             deep=None if self.deep is None else self.deep[index, start:],
             **{name: getattr(self, name)[index, start:] for name in fields},

@@ -17,6 +17,7 @@ from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import Row, SampleRow
 from tprl.evaluation.statistics import Interval, image_key, interval
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
+from tprl.pruners.chunks import select_in_chunks
 from tprl.pruners.learned import check_family
 from tprl.runtime import distributed
 from tprl.runtime.store import Record
@@ -249,7 +250,7 @@ def _answer(
         plan, selection = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers), keep_all(encoded)
         scored = scorer(samples, splice(encoded, selection), plan=plan)
     else:
-        selection = pruner.select(encoded, ratio)
+        selection = select_in_chunks(pruner, encoded, ratio)
         scored = scorer(samples, splice(encoded, selection))
     kept = selection.per_image(encoded)
     counts = [cost.layer_mean(plan.counts(*images)) if plan else sum(images) for images in kept]

@@ -55,7 +55,8 @@ def micro_batches(prompt: Prompt, size: int) -> Iterator[MicroBatch]:
     numbers, sorted_lengths = torch.stack([order, lengths[order]]).tolist()
     for start in range(0, len(numbers), size):
         some = slice(start, start + size)
-        yield MicroBatch(order[some], numbers[some], prompt.rows(order[some], max(sorted_lengths[some])))
+        part = prompt.rows(order[some], max(sorted_lengths[some]), numbers[some])
+        yield MicroBatch(order[some], numbers[some], part)
 
 
 def retry_smaller(method: Callable[..., Any]) -> Callable[..., Any]:

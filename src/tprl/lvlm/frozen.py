@@ -35,6 +35,7 @@ from tprl.lvlm.overflow import check_seen, watched
 from tprl.lvlm.prompting import Prompting
 from tprl.lvlm.reading import AnswerReading
 from tprl.lvlm.regions import region_rank
+from tprl.lvlm.seeing import Seeing
 from tprl.lvlm.shapes import REFUSALS, ReadsShapes
 from tprl.lvlm.texts import Placed, question_mask
 from tprl.types import Box, Encoded, Prompt, Sample, columns_of
@@ -43,7 +44,7 @@ from tprl.types import Box, Encoded, Prompt, Sample, columns_of
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
-class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, ABC):
+class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
 
     It sees and writes here, words its prompts in `Prompting` and reads answers in `Reading`; `ReadsShapes` says which
@@ -203,7 +204,7 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, ABC):
         if first:
             pixels = self.pixels_of(inputs)
             pixels = pick_images(pixels, self.rows_per_image(pixels), first)
-            seen = self.see(pixels, extras - {"region"})
+            seen = self.look(pixels, extras - {"region"})
             self._check_seen(seen, pixels, extras - {"region"}, occurrences, uids)
         is_image, lengths = inputs["input_ids"] == self.image_token, [len(tokens) for tokens in seen.tokens]
         check_placeholders(is_image, occurrences, lengths, uids, self.one_run, self.remedy)
@@ -249,7 +250,7 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, ABC):
             UserError: an extra that is not known here, or images that do not fit the prompts.
         """
         self.check_extras(extras, self.known_extras)
-        seen = self.see(pixels := self.pixels_of(inputs), extras)
+        seen = self.look(pixels := self.pixels_of(inputs), extras)
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
         is_image, lengths = ids == self.image_token, [len(tokens) for tokens in seen.tokens]
         occurrences = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
@@ -304,7 +305,7 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, ABC):
             joined = [torch.cat(row) if row else values[0][:0] for row in _of_images(values, occurrences)]
             return pad_sequence(joined, batch_first=True).to(self.device)  # a sharded tower may be elsewhere
 
-        embeds = self.model.get_input_embeddings()(ids)
+        embeds = self.words(ids)
         b, v = real.nonzero(as_tuple=True)
         visual, deep = torch.zeros_like(attention), None
         kinds = seen.separators or [tokens.new_zeros(len(tokens), dtype=torch.bool) for tokens in seen.tokens]

@@ -75,6 +75,10 @@ class Look(NamedTuple):
         last = self.real.shape[1] - 1 - int(self.answer[0].sum())
         return self.attention(torch.full_like(self.image[:, :1], last)).mean(1)[:, 0]
 
+    def to(self, device: torch.device) -> "Look":
+        """The same on another device: a model that is cut has layers on several."""
+        return self._replace(**{name: getattr(self, name).to(device) for name in self._fields[2:]})
+
     def take(self, at: Int[Tensor, "B N"], valid: Bool[Tensor, "B N"]) -> "Look":
         """The columns `at` only, of which `valid` ones are real."""
 
@@ -195,6 +199,12 @@ def dropping(model: Any, prompt: Prompt, plan: LayerPlan | None) -> Generator[No
             handle.remove()
 
 
+def _home(layer: Any, hidden: Tensor) -> torch.device:
+    """Where a layer computes: accelerate moves what it gets there."""
+    device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    return hidden.device if device is None else torch.device(device)
+
+
 class _Dropping:
     """One prompt on its way through the layers."""
 
@@ -228,15 +238,16 @@ class _Dropping:
     def _prefill(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         look = self._begin(hidden, kwargs) if number == 0 else self.look
         assert look is not None
-        self.look = look._replace(layer=self.language.layers[number], hidden=hidden)
+        layer = self.language.layers[number]
+        self.look = look.to(hidden.device)._replace(layer=layer, hidden=hidden)
         if number in self.readers:  # of no other layer: this holds hidden states
-            self.read[number] = self.look
+            self.read[number] = self.look.to(_home(layer, hidden))
         for stage in self.plan.stages:
             if stage.before == number:
                 self.look = self._drop(stage)
                 self.read.clear()
                 if number in self.readers:
-                    self.read[number] = self.look
+                    self.read[number] = self.look.to(_home(layer, hidden))
         if number >= self.first:
             self.real[number] = self.look.real
             kwargs["position_embeddings"] = (self.look.cos, self.look.sin)
@@ -250,27 +261,29 @@ class _Dropping:
         copies, answer = len(hidden) // len(self.prompt.visual), hidden.shape[1] - width
 
         def grown(x: Tensor, value: bool | int) -> Tensor:
-            return pad(x.repeat_interleave(copies, 0), (0, answer), value=value)
+            return pad(x.repeat_interleave(copies, 0), (0, answer), value=value).to(hidden.device)
 
         real, visual = grown(self.prompt.attention, True), grown(self.prompt.visual, False)
         image = grown(self.prompt.image, 0)
         self.originals = (one_hot(image) * visual.unsqueeze(-1)).sum(1)
         column = torch.arange(hidden.shape[1], device=hidden.device)
-        cos, sin = (part.expand(len(hidden), -1, -1) for part in kwargs["position_embeddings"])
+        turns = kwargs["position_embeddings"]
+        cos, sin = (part.expand(len(hidden), -1, -1).to(hidden.device) for part in turns)
         marks = real, visual, image, (column >= width).expand_as(real), torch.zeros_like(real)
         return Look(None, self.language.norm, hidden, hidden, *marks, cos, sin)
 
     def _drop(self, stage: LayerStage) -> Look:
-        look = self.look
-        assert look is not None
+        read = self.read[stage.reads]
+        assert self.look is not None
+        look = self.look.to(read.hidden.device)  # where the layer is that decides
         at, mask = columns_of(look.visual)
         image = look.image.gather(1, at)
         images = image_rows(mask, image)
-        counts = self.originals[images.sample, images.split(image)[:, 0]].tolist()
+        counts = self.originals.to(at.device)[images.sample, images.split(image)[:, 0]].tolist()
         k = torch.tensor([budget(stage.keep, n) for n in counts], device=at.device)
         wide = torch.zeros_like(look.image)
         wide.scatter_add_(1, at, images.join(k.unsqueeze(1).expand_as(images.at), mask))
-        pruner, read = self.plan.pruner, self.read[stage.reads]
+        pruner = self.plan.pruner
         rewrites = isinstance(pruner, Rewriter)
         look, scores = pruner.rewrite(look, read, wide) if rewrites else (look, pruner.rank(read, wide))
         keep = images.join(keep_top(images.split(scores.gather(1, at)), images.mask, k), mask)

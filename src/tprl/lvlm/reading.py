@@ -155,7 +155,8 @@ class AnswerReading:
                 position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),
                 use_cache=False,
             )
-        logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).float()
+        # Called past the outermost hook of a model that is cut, it answers where its last layer is.
+        logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).to(self.device).float()
         return mean_log_prob(logits, ids)
 
     def answer_length(self, answer: str) -> int:
@@ -178,4 +179,8 @@ class AnswerReading:
         return AnswerTurn(self.tokenizer, template, known, self.prompt)
 
     def _with_answer(self, embeds: Float[Tensor, "B S D"], ids: Int[Tensor, "B A"]) -> Float[Tensor, "B S1 D"]:
-        return torch.cat([embeds, self.model.get_input_embeddings()(ids.clamp(min=0))], 1)
+        return torch.cat([embeds, self.words(ids.clamp(min=0))], 1)
+
+    def words(self, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
+        """Embeddings of tokens, on the device of the prompts: those of a model that is cut may be elsewhere."""
+        return self.model.get_input_embeddings()(ids).to(self.device)

@@ -7,6 +7,7 @@ import torch
 
 from tprl.data.benchmark import nothing_left, numbered_batches
 from tprl.errors import UserError
+from tprl.pruners.chunks import select_in_chunks
 from tprl.runtime import distributed
 from tprl.scoring.scorer import Agreement, Scorer
 from tprl.splice import keep_all, splice
@@ -67,7 +68,7 @@ class ServedScore:
         for ratio in self.keep_ratios:
             right = 0.0
             for (samples, encoded), targets in zip(self.batches, self.targets, strict=True):
-                scored = self.scorer(samples, splice(encoded, pruner.select(encoded, ratio)), targets)
+                scored = self.scorer(samples, splice(encoded, select_in_chunks(pruner, encoded, ratio)), targets)
                 right += float(scored.score.sum())
                 total += float(scored.log_prob.sum())
             out[f"accuracy@{ratio:.3f}"] = self._mean(right)
@@ -79,7 +80,7 @@ class ServedScore:
         """Mean log-likelihood of the answers at one keep ratio, nats per token; nothing is generated."""
         total = 0.0
         for (_, encoded), targets in zip(self.batches, self.targets, strict=True):
-            prompt = splice(encoded, pruner.select(encoded, keep_ratio))
+            prompt = splice(encoded, select_in_chunks(pruner, encoded, keep_ratio))
             total += float(self.scorer.lvlm.score(prompt, targets)[0].sum())
         return self._mean(total)
 

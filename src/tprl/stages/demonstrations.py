@@ -18,6 +18,7 @@ from tprl.budget import keep_top_per_image
 from tprl.data.benchmark import batches, nothing_left
 from tprl.errors import UserError
 from tprl.policy.networks import PolicyInput
+from tprl.pruners.chunks import select_in_chunks
 from tprl.pruners.learned import LearnedPruner
 from tprl.rl.rollout import step_ratios
 from tprl.runtime import distributed
@@ -178,7 +179,7 @@ def _episodes(demonstrator: Pruner, encoded: Encoded, schedules: Sequence[Sequen
     for schedule in schedules:
         masks: list[Tensor] = []
         for ratio in reversed(schedule):
-            mask = demonstrator.select(encoded, ratio).keep
+            mask = select_in_chunks(demonstrator, encoded, ratio).keep
             if masks:
                 mask = keep_top_per_image(masks[-1].float() * 2 + mask, encoded, ratio)
             masks.append(mask)

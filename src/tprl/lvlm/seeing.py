@@ -1,0 +1,83 @@
+"""The vision side, a few images at a time: memory does not grow with the batch."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tprl.errors import UserError
+from tprl.lvlm.batching import Seen, pick_images
+
+log = logging.getLogger(__name__)
+# Pixel values that the vision side gets at once: 99 images of LLaVA-1.5, 55 tiles of InternVL3 (four images). Their
+# hidden states are a gigabyte or two.
+SEEN_AT_ONCE = 1 << 25
+
+
+class Seeing:
+    """The half of `FrozenLVLM` that looks at images.
+
+    Attributes:
+        see: the tower and the projector on some images, of the family.
+        rows_per_image: how many rows of the pixels are each image's, of the family.
+        values_at_once: pixel values in one pass.
+    """
+
+    name: str
+    see: Callable[..., Seen]
+    rows_per_image: Callable[[Mapping[str, Any]], list[int]]
+    values_at_once: int = SEEN_AT_ONCE
+
+    def look(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        """`see`, a few images at a time: memory does not grow with the batch. Where GPU memory ends it starts again
+        with half as many, and goes on so.
+
+        Raises:
+            UserError: there is not enough for one image.
+        """
+        rows = self.rows_per_image(pixels)
+        while True:
+            chunks = image_chunks(pixels, rows, self.values_at_once)
+            try:
+                return join_seen([self.see(pick_images(pixels, rows, chunk), extras) for chunk in chunks])
+            except torch.OutOfMemoryError as error:
+                largest = max(map(len, chunks))
+                if largest == 1:
+                    raise UserError(
+                        f"{self.name} has no memory to see a single image: use model.max_pixels or model.max_tiles, "
+                        "model.load_in=4bit, model.placement=shard or a GPU with more memory."
+                    ) from error
+            # Here and not above: while an error is handled, its frames hold on to what filled the memory.
+            self.values_at_once = self.values_at_once // 2
+            torch.cuda.empty_cache()
+            log.warning("out of memory with %d images: from here on about half as many at a time", largest)
+
+
+def image_chunks(pixels: Mapping[str, Any], rows: Sequence[int], most: int) -> list[list[int]]:
+    """Consecutive images, as many together as have `most` pixel values; a larger image is alone."""
+    each = pixels["pixel_values"][0].numel()
+    chunks: list[list[int]] = [[]]
+    values = 0
+    for image, count in enumerate(rows):
+        if chunks[-1] and values + count * each > most:
+            chunks.append([])
+            values = 0
+        chunks[-1].append(image)
+        values += count * each
+    return chunks
+
+
+def join_seen(parts: Sequence[Seen]) -> Seen:
+    """What was seen of consecutive images, as one."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def together(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else [item for value in values for item in value]
+
+    extras = {name: [item for part in parts for item in part.extras[name]] for name in first.extras}
+    lists = (together(name) for name in ("tokens", "views", "tiles"))
+    return Seen(*lists, extras, together("deep"), together("separators"), first.tower)

@@ -1,0 +1,55 @@
+"""Images go through the vision side a few at a time."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from tests.lvlm.small import families
+
+from tprl.bench.parity import varied
+from tprl.build import load_component
+from tprl.data.scenes import Scenes
+from tprl.errors import UserError
+from tprl.lvlm.batching import Seen
+from tprl.lvlm.frozen import FrozenLVLM
+
+SAMPLES = varied([Scenes("val")[i] for i in range(6)])
+
+
+@pytest.mark.parametrize("name", families())
+def test_what_is_seen_does_not_depend_on_how_many_at_a_time(name: str) -> None:
+    lvlm: FrozenLVLM = load_component("model", name, pretrained=None, dtype="float32")
+    extras = frozenset({"vision_features", "cls_attention"})
+    together = lvlm.encode(SAMPLES, extras)
+    lvlm.values_at_once = 1
+    alone = lvlm.encode(SAMPLES, extras)
+    assert torch.allclose(alone.embeds, together.embeds, atol=1e-5)
+    assert alone.grids == together.grids
+    assert torch.equal(alone.image_of, together.image_of)
+    for extra in extras:
+        assert torch.allclose(alone.extras[extra], together.extras[extra], atol=1e-5)
+
+
+def test_out_of_memory_halves_the_images(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    lvlm: FrozenLVLM = load_component("model", "llava", pretrained=None, dtype="float32")
+    expected, stock, sizes = lvlm.encode(SAMPLES), lvlm.see, list[int]()
+    images = len({id(image) for sample in SAMPLES for image in sample.images})
+    lvlm.values_at_once = images * 3 * 48 * 48
+
+    def small(pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        sizes.append(len(pixels["pixel_values"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError
+        return stock(pixels, extras)
+
+    monkeypatch.setattr(lvlm, "see", small)
+    assert torch.allclose(lvlm.encode(SAMPLES).embeds, expected.embeds, atol=1e-5)
+    assert sizes[0] == images
+    assert max(sizes[-images // 2 :]) <= 2
+    assert "out of memory with" in caplog.text
+    lvlm.encode(SAMPLES)
+    assert max(sizes[-2:]) <= 2  # it stays so
+    monkeypatch.setattr(lvlm, "see", lambda pixels, extras: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(UserError, match=r"no memory to see a single image: use .*model\.max_tiles"):
+        lvlm.encode(SAMPLES)
