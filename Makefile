@@ -24,7 +24,7 @@ SERVING := 'hydra-core>=1.3.5,<1.5' 'omegaconf>=2.3,<2.4' jaxtyping==0.3.11 bear
 QUIET := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-page dashboard test test-all test-browser test-demo test-lmms test-vllm test-openvino lint format typecheck clean
+.PHONY: help install demo demo-page dashboard test test-all test-browser test-demo test-lmms test-vllm test-openvino gpu-checks lint format typecheck clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ test: install  ## the suite without the slow tests
 
 test-all: install  ## every test
 	$(PYTEST) -m ""
+
+gpu-checks: install  ## all that has to be looked at on a GPU: one table, goes on where it was cut off
+	$(BIN)/python experiments/gpu_checks/run.py
 
 test-browser: install  ## in a headless chromium: report.html, and the renderer of screens (node, npm install there)
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) --no-build-isolation --editable '.[browser]'

@@ -159,8 +159,8 @@ def _part(part: Mapping[str, Any], model: Model, question: Question, open_ended:
     passes = _COUNTS[part["name"]](part, open_ended)
     stage_bytes = _bytes_of(part, passes, model, question)
     host = 0.0
-    if part["name"] == "autoencoder":  # halves, joined once, and in single precision for the statistics
-        host = float(part["images"] * question.visual * model.shape.lm.width * (2 + 2 + 4))
+    if part["name"] == "autoencoder":  # in half precision, and joined once
+        host = float(part["images"] * question.visual * model.shape.lm.width * (2 + 2))
     return _need(part["name"], passes, model, question, stage_bytes, host)
 
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from tprl.errors import UserError
 
 
+AT_ONCE = 1 << 14  # tokens of which a copy in double precision is made
+
+
 class Autoencoder(nn.Module):
     """in_width -> hidden -> LayerNorm, GELU -> code_width, and mirrored back. Codes feed the policy only.
 
@@ -39,11 +42,14 @@ class Autoencoder(nn.Module):
         Raises:
             UserError: fewer than two tokens.
         """
-        flat = tokens.detach().reshape(-1, self.in_width).double()
+        flat = tokens.detach().reshape(-1, self.in_width)
         if len(flat) < 2:
             raise UserError(f"the autoencoder's statistics need at least 2 tokens, not {len(flat)}: give it more data.")
-        std = flat.std(0)
-        self.mean.copy_(flat.mean(0))
+        # Some tokens at a time: a copy of all in double precision would be four times as large as they are.
+        mean = sum(part.double().sum(0) for part in flat.split(AT_ONCE)) / len(flat)
+        squares = sum((part.double() - mean).square().sum(0) for part in flat.split(AT_ONCE))
+        std = (squares / (len(flat) - 1)).sqrt()
+        self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def encode(self, tokens: Float[Tensor, "*N D"]) -> Float[Tensor, "*N Z"]:

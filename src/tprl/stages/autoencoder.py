@@ -69,7 +69,7 @@ class AutoencoderStage(Stage):
         tokens = self._tokens()
         held_out = max(1, len(tokens) // 10)
         self.held_out, self.tokens = torch.cat(tokens[:held_out]), torch.cat(tokens[held_out:])
-        self.pruner.autoencoder.fit_statistics(self.tokens.float())
+        self.pruner.autoencoder.fit_statistics(self.tokens)
 
     def _tokens(self) -> list[Float[Tensor, "N D"]]:
         """Projected tokens of each of the first `images` questions about distinct images, in fp16 where they fit.
