@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from tprl.errors import UserError
 
-
 AT_ONCE = 1 << 14  # tokens of which a copy in double precision is made
 
 
