@@ -46,7 +46,8 @@ def test_hours() -> None:
     device = Device("GPU", tflops=1000.0, bandwidth=2.0, memory=80.0)
     computing = need.flops / 0.4e15
     writing = need.written / 16 * 14e9 / 2e12  # a further token of 16 answers is one pass of the weights
-    assert need.hours(device, LLAVA, QUESTION) == pytest.approx((computing + writing) / 3600)
+    assert need.hours(device, LLAVA, QUESTION) == pytest.approx((computing + writing + 0.2 * need.encodes) / 3600)
+    assert Question(40, 4, 2, ((2, 2),)).preparation(14) == pytest.approx(0.2 * 4 * 196 / 1e5)  # a small picture
 
 
 def test_bytes_are_weights_and_the_largest_activity() -> None:

@@ -9,7 +9,7 @@ from tests.lvlm.real import CHECKPOINTS, described, real
 from tests.lvlm.small import save_folder
 
 from tprl.bench.devices import named
-from tprl.build import load_component
+from tprl.build import choices, load_component
 from tprl.commands.check import check_first, composed, main, model_of, report
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
@@ -82,10 +82,17 @@ def test_weights_are_compared_when_asked_for(capsys: pytest.CaptureFixture[str])
 def test_published_settings(folder: str, name: str, tmp_path: Path) -> None:
     """The real sizes, templates and processors, without weights."""
     described(folder, tmp_path / folder)
-    text = report(composed([f"experiment={name}", f"model.pretrained={tmp_path / folder}"]), named("H200"))
+    recipe = [f"experiment={name}"] if name in choices("experiment") else ["experiment=large", f"model={name}"]
+    text = report(composed([*recipe, f"model.pretrained={tmp_path / folder}"]), named("H200"))
     shapes = {line.split("x")[0].strip(): line for line in text.splitlines() if line[:5].strip().isdigit()}
     seen, tokens = shapes["640"], int(shapes["640"].split()[3])
-    bounds = {"llava": 576, "llava_next": 2304 + 24 * 2, "qwen2_5_vl": 391, "internvl3": 5 * 256, "smolvlm2": 5 * 81}
+    bounds = {
+        "llava": 576,
+        "llava_next": 576 + 36 * 48 + 36,
+        "qwen2_5_vl": 391,
+        "internvl3": 7 * 256,
+        "smolvlm2": 5 * 81,
+    }
     assert tokens == bounds.get(name, tokens)
     assert ("75 %" in seen) == (name == "llava")
     assert "datasets" not in text

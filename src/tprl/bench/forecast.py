@@ -16,6 +16,7 @@ from tprl.scoring.scorer import AT_ONCE, TOKENS_AT_ONCE
 
 UTILIZATION = 0.4  # of a GPU's peak; prefills of hundreds of tokens reach 0.3 to 0.6 in practice
 CPU_UTILIZATION = 0.8  # of the speed of a matrix product (measured: 0.83 to 0.93, docs/latency.md)
+PREPARATION, PHOTOGRAPH = 0.2, 1e5  # seconds (0.15 to 0.26 were measured) of an image of so many pixels or more
 ALLOCATOR = 1.05  # of blocks that are not used whole
 CHAIN = ("autoencoder", "lfd", "ppo", "adapt")
 
@@ -33,6 +34,11 @@ class Question:
     @property
     def length(self) -> int:
         return self.text + self.visual
+
+    def preparation(self, patch: int) -> float:
+        """Seconds of one core until an image is pixel values; `patch` is the side of a patch in pixels."""
+        pixels = sum(rows * columns for rows, columns in self.tiles) * patch**2
+        return PREPARATION * min(1.0, pixels / PHOTOGRAPH)
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,13 @@ class Need:
     largest: str  # what holds most of the device's memory beside the weights
 
     def hours(self, device: Device, model: Model, question: Question) -> float:
-        """On a device: FLOPs at a share of its peak, and for every token written the weights through its memory."""
+        """On a device: FLOPs at a share of its peak, for every token written the weights through its memory, and
+        images prepared one after the other."""
         share = CPU_UTILIZATION if device.name == "CPU" else UTILIZATION
-        batches = self.written / model.micro_batch * max(question.answer - 1, 0)
-        return (
-            self.flops / (device.tflops * 1e12 * share) + batches * model.weights / (device.bandwidth * 1e12)
-        ) / 3600
+        steps = self.written / model.micro_batch * max(question.answer - 1, 0)
+        computing = self.flops / (device.tflops * 1e12 * share)
+        writing = steps * model.weights / (device.bandwidth * 1e12)
+        return (computing + writing + self.encodes * question.preparation(model.shape.vision.patch_size)) / 3600
 
 
 def needs(stage: Mapping[str, Any], model: Model, question: Question, open_ended: bool, questions: int) -> list[Need]:
@@ -141,7 +148,7 @@ def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
 
 def _distill(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     count = part["iterations"] * part["prompts"]
-    served, written, held = _served(part, 1 + -(-part["iterations"] // part["validate_every"]), open_ended)
+    served, written, held = _served(part, 1 + -(-part["iterations"] // part.get("validate_every", 100)), open_ended)
     return _Passes(count + held, ((3 * count, 1.0), *served), written, 4 * count, part["prompts"], held, gradient=True)
 
 

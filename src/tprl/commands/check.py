@@ -224,7 +224,7 @@ def _footnotes(
         f"memory: {model.weights / GIB:.1f} GiB of weights; most is stage {most.name} ({most.largest}); "
         f"{place.name} has {place.memory:.0f} GiB",
         f"hours: at {utilization}, prompts of {question.text} + {question.visual} tokens, answers of "
-        f"{question.answer}; images are prepared in time, validation is included",
+        f"{question.answer}; of it {_preparing(needs, model, question):.1f} h prepare images on one core",
     ]
     if most.device_bytes / GIB > place.memory:
         lines.append("micro-batches are halved until they fit; a smaller model.micro_batch saves the tries")
@@ -233,6 +233,11 @@ def _footnotes(
     if guessed:
         lines.append(f"the dataset could not be opened: {QUESTIONS} questions of an evaluation are assumed")
     return lines
+
+
+def _preparing(needs: Sequence[forecast.Need], model: forecast.Model, question: forecast.Question) -> float:
+    """Hours."""
+    return sum(need.encodes for need in needs) * question.preparation(model.shape.vision.patch_size) / 3600
 
 
 def _open_ended(dataset: Dataset | None, sample: Sample) -> bool:

@@ -383,7 +383,7 @@ def _of_images(values: Sequence[Any], occurrences: Sequence[Sequence[int]]) -> l
     return [list(map(values.__getitem__, row)) for row in occurrences]
 
 
-def _real_tokens(seen: Seen, kinds: Sequence[Bool[Tensor, " N"]]) -> Int[Tensor, " I"]:
+def _real_tokens(seen: Seen, kinds: Sequence[Tensor]) -> Int[Tensor, " _"]:
     """Tokens of each image that are no separators, on the host; it waits for the device once at most."""
     if seen.separators is None:
         return torch.tensor([len(tokens) for tokens in seen.tokens], dtype=torch.long)
