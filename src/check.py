@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from tprl.commands.check import main
+    from tprl.commands.check import check
 
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(check(sys.argv[1:]))

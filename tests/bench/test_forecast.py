@@ -7,7 +7,7 @@ import pytest
 
 from tprl import cost
 from tprl.bench.devices import Device
-from tprl.bench.forecast import ALLOCATOR, Model, Question, needs, reading_bytes
+from tprl.bench.forecast import ALLOCATOR, Model, TypicalQuestion, needs, reading_bytes
 from tprl.cost import LMShape, LVLMShape, VisionShape
 
 SHAPE = LVLMShape(
@@ -17,7 +17,7 @@ SHAPE = LVLMShape(
 )
 LLAVA = Model(SHAPE, weights=14 * 10**9, number=2, micro_batch=16, policy=10**6, policy_width=64, policy_layers=2,
               code_width=64)  # fmt: skip
-QUESTION = Question(text=40, visual=576, answer=2, tiles=((1, 576),))
+QUESTION = TypicalQuestion(text=40, visual=576, answer=2, tiles=((1, 576),))
 PPO: dict[str, Any] = {
     "name": "ppo", "iterations": 10, "prompts": 4, "group": 8, "steps": 1, "keep_ratio": 0.5, "credit_blocks": 0,
     "validate_every": 5, "update_epochs": 2, "minibatch": 32, "served": {"keep_ratios": [0.5], "limit": 20, "first": 0},
@@ -47,7 +47,7 @@ def test_hours() -> None:
     computing = need.flops / 0.4e15
     writing = need.written / 16 * 14e9 / 2e12  # a further token of 16 answers is one pass of the weights
     assert need.hours(device, LLAVA, QUESTION) == pytest.approx((computing + writing + 0.2 * need.encodes) / 3600)
-    assert Question(40, 4, 2, ((2, 2),)).preparation(14) == pytest.approx(0.2 * 4 * 196 / 1e5)  # a small picture
+    assert TypicalQuestion(40, 4, 2, ((2, 2),)).preparation(14) == pytest.approx(0.2 * 4 * 196 / 1e5)  # a small picture
 
 
 def test_bytes_are_weights_and_the_largest_activity() -> None:

@@ -17,7 +17,7 @@ LONGEST_RUN = 3  # equal tokens in a row that are shown one by one
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptReading:
     """A prompt as the model will read it.
 
     Args:
@@ -44,7 +44,7 @@ class Shape:
     seen: float
 
 
-def read(lvlm: FrozenLVLM, sample: Sample) -> Reading:
+def read(lvlm: FrozenLVLM, sample: Sample) -> PromptReading:
     """What the model reads of a question with images.
 
     Raises:
@@ -65,7 +65,7 @@ def read(lvlm: FrozenLVLM, sample: Sample) -> Reading:
     answer = lvlm.answer_row(sample.answers[0]) if sample.answers else []
     tokens = lvlm.tokenizer.convert_ids_to_tokens(answer)
     marked = _marked(lvlm, ids.tolist(), mask.tolist())
-    return Reading(marked, asked, tuple(tokens), len(ids) - sum(counts), sum(counts))
+    return PromptReading(marked, asked, tuple(tokens), len(ids) - sum(counts), sum(counts))
 
 
 def _squeezed(text: str) -> str:

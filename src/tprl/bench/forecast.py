@@ -22,7 +22,7 @@ CHAIN = ("autoencoder", "lfd", "ppo", "adapt")
 
 
 @dataclass(frozen=True)
-class Question:
+class TypicalQuestion:
     """A typical prompt: tokens, and the patches of the passes of the tower."""
 
     text: int
@@ -68,7 +68,7 @@ class Need:
     host_bytes: float
     largest: str  # what holds most of the device's memory beside the weights
 
-    def hours(self, device: Device, model: Model, question: Question) -> float:
+    def hours(self, device: Device, model: Model, question: TypicalQuestion) -> float:
         """On a device: FLOPs at a share of its peak, for every token written the weights through its memory, and
         images prepared one after the other."""
         share = CPU_UTILIZATION if device.name == "CPU" else UTILIZATION
@@ -78,7 +78,9 @@ class Need:
         return (computing + writing + self.encodes * question.preparation(model.shape.vision.patch_size)) / 3600
 
 
-def needs(stage: Mapping[str, Any], model: Model, question: Question, open_ended: bool, questions: int) -> list[Need]:
+def needs(
+    stage: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool, questions: int
+) -> list[Need]:
     """Of every part of a composed `stage`, in order.
 
     Args:
@@ -148,7 +150,7 @@ def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
 
 def _distill(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     count = part["iterations"] * part["prompts"]
-    served, written, held = _served(part, 1 + -(-part["iterations"] // part.get("validate_every", 100)), open_ended)
+    served, written, held = _served(part, 1 + -(-part["iterations"] // part.get("validate_every", 50)), open_ended)
     return _Passes(count + held, ((3 * count, 1.0), *served), written, 4 * count, part["prompts"], held, gradient=True)
 
 
@@ -162,7 +164,7 @@ def _adapt(part: Mapping[str, Any], open_ended: bool) -> _Passes:
 _COUNTS = {"autoencoder": _autoencoder, "lfd": _lfd, "ppo": _ppo, "distill": _distill, "adapt": _adapt}
 
 
-def _part(part: Mapping[str, Any], model: Model, question: Question, open_ended: bool) -> Need:
+def _part(part: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool) -> Need:
     passes = _COUNTS[part["name"]](part, open_ended)
     stage_bytes = _bytes_of(part, passes, model, question)
     host = 0.0
@@ -171,7 +173,9 @@ def _part(part: Mapping[str, Any], model: Model, question: Question, open_ended:
     return _need(part["name"], passes, model, question, stage_bytes, host)
 
 
-def _evaluation(stage: Mapping[str, Any], model: Model, question: Question, open_ended: bool, questions: int) -> Need:
+def _evaluation(
+    stage: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool, questions: int
+) -> Need:
     settings = stage["evaluation"]
     count = settings.get("limit") or questions
     ratios, ours = settings["keep_ratios"], 3 + len(stage.get("baselines") or [])
@@ -182,7 +186,9 @@ def _evaluation(stage: Mapping[str, Any], model: Model, question: Question, open
     return _need("evaluation", passes, model, question, _bytes_of({}, passes, model, question), 0.0)
 
 
-def _need(name: str, passes: _Passes, model: Model, question: Question, held: Mapping[str, float], host: float) -> Need:
+def _need(
+    name: str, passes: _Passes, model: Model, question: TypicalQuestion, held: Mapping[str, float], host: float
+) -> Need:
     see = cost.vision_flops(model.shape, question.tiles) + cost.projector_flops(model.shape, question.tiles)
     flops = float(passes.encodes * see)
     for count, ratio in passes.reads:
@@ -202,7 +208,7 @@ def _need(name: str, passes: _Passes, model: Model, question: Question, held: Ma
 # --- bytes -------------------------------------------------------------------------------------------------------
 
 
-def _bytes_of(part: Mapping[str, Any], passes: _Passes, model: Model, question: Question) -> dict[str, float]:
+def _bytes_of(part: Mapping[str, Any], passes: _Passes, model: Model, question: TypicalQuestion) -> dict[str, float]:
     """Bytes of the device that each activity of a stage holds beside the weights."""
     lm, number = model.shape.lm, model.number
     batch = max(1, passes.batch)
@@ -226,7 +232,7 @@ def _bytes_of(part: Mapping[str, Any], passes: _Passes, model: Model, question: 
     return held
 
 
-def seeing_bytes(model: Model, question: Question) -> float:
+def seeing_bytes(model: Model, question: TypicalQuestion) -> float:
     """Of one image in the tower: hidden states of every layer, which stay, and the widest layer's work."""
     v = model.shape.vision
     tokens = sum(rows * columns + v.cls for rows, columns in question.tiles)
@@ -234,7 +240,7 @@ def seeing_bytes(model: Model, question: Question) -> float:
     return float(pixels + tokens * model.number * (v.width * (v.layers + 1) + 2 * v.mlp + 4 * v.width))
 
 
-def reading_bytes(model: Model, question: Question) -> float:
+def reading_bytes(model: Model, question: TypicalQuestion) -> float:
     """Of a micro-batch in the language model, with all visual tokens: the widest layer's work, logits of the answers
     in three precisions, and the cache of an answer that is written."""
     lm, count = model.shape.lm, model.micro_batch
@@ -244,7 +250,7 @@ def reading_bytes(model: Model, question: Question) -> float:
     return float(count * (layer + logits + cost.kv_bytes(lm, tokens, model.number) + tokens * lm.width * model.number))
 
 
-def policy_bytes(model: Model, question: Question, rows: int) -> float:
+def policy_bytes(model: Model, question: TypicalQuestion, rows: int) -> float:
     """Weights, gradients and two moments of the policy, and what its backward pass keeps of `rows` questions."""
     sequence = question.visual + question.words
     kept = sequence * model.policy_width * 14 * model.policy_layers * 4

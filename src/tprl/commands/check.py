@@ -40,7 +40,7 @@ QUESTIONS = 5000  # of an evaluation, where the dataset cannot be opened
 POLICY_OPTIONS = ("width", "layers", "code_width")
 
 
-def main(words: Sequence[str]) -> int:
+def check(words: Sequence[str]) -> int:
     """Print the report; 2 if something is wrong, with one sentence on stderr."""
     if {"-h", "--help"} & {*words}:
         print(USAGE)
@@ -208,14 +208,25 @@ def costs(
             f"{need.name:12} {need.encodes:>9} {need.reads:>13} {need.written:>9} {need.flops / 1e15:>9.1f} "
             f"{need.device_bytes / GIB:>6.1f}         {hours}"
         )
-    totals = "".join(f"{sum(need.hours(place, model, question) for need in needs):>13.2f}" for place in places)
+    sums = [_total_hours(needs, place, model, question) for place in places]
+    totals = "".join(f"{hours:>13.2f}" for hours in sums)
     lines.append(f"{'all':54}  {sum(need.flops for need in needs) / 1e15:>9.1f} {'':6}         {totals}")
     lines += _footnotes(needs, model, question, place, dataset is None)
     return "\n".join(lines)
 
 
+def _total_hours(
+    needs: Sequence[forecast.Need], place: Device, model: forecast.Model, question: forecast.TypicalQuestion
+) -> float:
+    return sum(need.hours(place, model, question) for need in needs)
+
+
 def _footnotes(
-    needs: Sequence[forecast.Need], model: forecast.Model, question: forecast.Question, place: Device, guessed: bool
+    needs: Sequence[forecast.Need],
+    model: forecast.Model,
+    question: forecast.TypicalQuestion,
+    place: Device,
+    guessed: bool,
 ) -> list[str]:
     most = max(needs, key=lambda need: need.device_bytes)
     host = max(needs, key=lambda need: need.host_bytes)
@@ -235,7 +246,7 @@ def _footnotes(
     return lines
 
 
-def _preparing(needs: Sequence[forecast.Need], model: forecast.Model, question: forecast.Question) -> float:
+def _preparing(needs: Sequence[forecast.Need], model: forecast.Model, question: forecast.TypicalQuestion) -> float:
     """Hours."""
     return sum(need.encodes for need in needs) * question.preparation(model.shape.vision.patch_size) / 3600
 
@@ -265,12 +276,12 @@ def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
     )  # fmt: skip
 
 
-def typical(lvlm: FrozenLVLM, sample: Sample) -> forecast.Question:
+def typical(lvlm: FrozenLVLM, sample: Sample) -> forecast.TypicalQuestion:
     """The question that stands for all: as long as the first one, about an image of its shape."""
     reading = checkup.read(lvlm, sample)
     answer = len(reading.answer) or lvlm.max_new_tokens
     words = len(lvlm.tokenizer(sample.question, add_special_tokens=False)["input_ids"])
-    return forecast.Question(reading.text, reading.visual, answer, checkup.tiles_of(lvlm, sample), words)
+    return forecast.TypicalQuestion(reading.text, reading.visual, answer, checkup.tiles_of(lvlm, sample), words)
 
 
 def refuse_what_cannot_fit(config: DictConfig, lvlm: FrozenLVLM, sample: Sample, device: Device | None = None) -> None:

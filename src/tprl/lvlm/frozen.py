@@ -166,6 +166,10 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
         Where the processor pads, the box reaches outside of the image."""
         return 0.0, 0.0, float(width), float(height)
 
+    def seen_boxes(self, sample: Sample) -> tuple[Box, ...]:
+        """`seen_box` of every image of a sample."""
+        return tuple(self.seen_box(*image.size) for image in sample.images)
+
     def rows_per_image(self, pixels: Mapping[str, Any]) -> list[int]:
         """How many rows of `pixel_values` are each image's."""
         return [1] * len(pixels["pixel_values"])
@@ -216,7 +220,7 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
         encoded = replace(
             encoded,
             questions=tuple(sample.question for sample in samples),
-            seen=tuple(tuple(self.seen_box(*image.size) for image in sample.images) for sample in samples),
+            seen=tuple(self.seen_boxes(sample) for sample in samples),
         )
         if "region" in extras:
             width = encoded.visual_at.shape[1]

@@ -32,7 +32,7 @@ def region_rank(
         seen: see `Encoded.seen`; () where every image is seen whole.
     """
     scores = torch.zeros(len(samples), width)
-    frames = seen or [[(0.0, 0.0, float(x), float(y)) for x, y in (i.size for i in s.images)] for s in samples]
+    frames = seen or [_frames(sample) for sample in samples]
     for row, sample, images, views in zip(scores, samples, grids, frames, strict=True):
         sizes = [view for views in images for view in views]
         if not sample.region or not sizes:
@@ -57,6 +57,15 @@ def _box_rank(box: Box, seen: Box, rows: int, columns: int) -> Float[Tensor, " N
     distance = (off_y.square().unsqueeze(1) + off_x.square()).flatten().masked_fill(~on, torch.inf)
     rank = distance.argsort(stable=True).argsort()
     return torch.where(on, 1 / (1 + rank), 0.0)
+
+
+def _frames(sample: Sample) -> list[Box]:
+    """Every image of a sample whole."""
+    return [_whole(image.size) for image in sample.images]
+
+
+def _whole(size: tuple[int, int]) -> Box:
+    return 0.0, 0.0, float(size[0]), float(size[1])
 
 
 def _meets(box: Box, seen: Box) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -76,8 +77,10 @@ def join_seen(parts: Sequence[Seen]) -> Seen:
 
     def together(name: str) -> Any:
         values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else [item for value in values for item in value]
+        return None if values[0] is None else list(chain.from_iterable(values))
 
-    extras = {name: [item for part in parts for item in part.extras[name]] for name in first.extras}
+    extras: dict[str, list[torch.Tensor]] = {}
+    for name in first.extras:
+        extras[name] = list(chain.from_iterable(part.extras[name] for part in parts))
     lists = (together(name) for name in ("tokens", "views", "tiles"))
     return Seen(*lists, extras, together("deep"), together("separators"), first.tower)
