@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from tprl.commands.check import check
+    from tprl.commands.check import check_run
 
-    sys.exit(check(sys.argv[1:]))
+    sys.exit(check_run(sys.argv[1:]))

@@ -10,7 +10,7 @@ from tests.lvlm.small import save_folder
 
 from tprl.bench.devices import named
 from tprl.build import choices, load_component
-from tprl.commands.check import check, check_first, composed, model_of, report
+from tprl.commands.check import check_first, check_run, composed, model_of, report
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 
@@ -33,16 +33,16 @@ def test_the_forecast_of_tokens_is_what_encoding_makes(name: str) -> None:
 def test_no_weight_is_made(capsys: pytest.CaptureFixture[str]) -> None:
     lvlm = model_of(composed([]))
     assert {weight.device.type for weight in lvlm.model.parameters()} == {"meta"}
-    assert check([]) == 0
+    assert check_run([]) == 0
     printed = capsys.readouterr().out
     assert "'large' is scored as 'large' '</s>'" in printed
     assert "all of it" in printed
 
 
 def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(["model=llava", "model.pretrained=/nowhere/at/all"]) == 2
-    assert check(["model=toy"]) == 2
-    assert check(["model.mikro_batch=3"]) == 2
+    assert check_run(["model=llava", "model.pretrained=/nowhere/at/all"]) == 2
+    assert check_run(["model=toy"]) == 2
+    assert check_run(["model.mikro_batch=3"]) == 2
     first, second, third = capsys.readouterr().err.strip().splitlines()
     assert "needs the weights '/nowhere/at/all'" in first
     assert "neither prompt nor weights" in second
@@ -73,7 +73,7 @@ def test_it_is_printed_before_the_first_run_only(tmp_path: Path, capsys: pytest.
 
 
 def test_weights_are_compared_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(["weights=true", "trainer=cpu"]) == 0
+    assert check_run(["weights=true", "trainer=cpu"]) == 0
     assert "differ from the stock class's by 0" in capsys.readouterr().out
 
 

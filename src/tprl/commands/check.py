@@ -40,7 +40,7 @@ QUESTIONS = 5000  # of an evaluation, where the dataset cannot be opened
 POLICY_OPTIONS = ("width", "layers", "code_width")
 
 
-def check(words: Sequence[str]) -> int:
+def check_run(words: Sequence[str]) -> int:
     """Print the report; 2 if something is wrong, with one sentence on stderr."""
     if {"-h", "--help"} & {*words}:
         print(USAGE)
