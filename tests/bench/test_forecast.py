@@ -7,7 +7,7 @@ import pytest
 
 from tprl import cost
 from tprl.bench.devices import Device
-from tprl.bench.forecast import ALLOCATOR, Model, TypicalQuestion, needs, reading_bytes
+from tprl.bench.forecast import ALLOCATOR, Model, TypicalQuestion, reading_bytes, stage_needs
 from tprl.cost import LMShape, LVLMShape, VisionShape
 
 SHAPE = LVLMShape(
@@ -25,16 +25,18 @@ PPO: dict[str, Any] = {
 
 
 def test_passes_of_ppo() -> None:
-    (need,) = needs(PPO, LLAVA, QUESTION, open_ended=False, questions=0)
+    (need,) = stage_needs(PPO, LLAVA, QUESTION, open_ended=False, questions=0)
     assert need.encodes == 10 * 4 + 20
     assert need.reads == 10 * 4 * (8 + 1) + 3 * 20  # validated before, in the middle and at the end
     assert need.written == 0
-    (open_ended,) = needs(PPO, LLAVA, QUESTION, open_ended=True, questions=0)
+    (open_ended,) = stage_needs(PPO, LLAVA, QUESTION, open_ended=True, questions=0)
     assert open_ended.written == 10 * 4 + 20 * (1 + 3)
 
 
 def test_flops_are_those_of_the_cost_model() -> None:
-    (need,) = needs({**PPO, "served": {}}, replace(LLAVA, policy_layers=0), QUESTION, open_ended=False, questions=0)
+    (need,) = stage_needs(
+        {**PPO, "served": {}}, replace(LLAVA, policy_layers=0), QUESTION, open_ended=False, questions=0
+    )
     see = cost.vision_flops(SHAPE, 1) + cost.projector_flops(SHAPE, 1)
     half = cost.prefill_flops(SHAPE, 42, 288) + cost.lm_head_flops(SHAPE, 2)
     whole = cost.prefill_flops(SHAPE, 42, 576) + cost.lm_head_flops(SHAPE, 2)
@@ -42,7 +44,7 @@ def test_flops_are_those_of_the_cost_model() -> None:
 
 
 def test_hours() -> None:
-    (need,) = needs(PPO, LLAVA, QUESTION, open_ended=True, questions=0)
+    (need,) = stage_needs(PPO, LLAVA, QUESTION, open_ended=True, questions=0)
     device = Device("GPU", tflops=1000.0, bandwidth=2.0, memory=80.0)
     computing = need.flops / 0.4e15
     writing = need.written / 16 * 14e9 / 2e12  # a further token of 16 answers is one pass of the weights
@@ -51,10 +53,10 @@ def test_hours() -> None:
 
 
 def test_bytes_are_weights_and_the_largest_activity() -> None:
-    (need,) = needs(PPO, LLAVA, QUESTION, open_ended=False, questions=0)
+    (need,) = stage_needs(PPO, LLAVA, QUESTION, open_ended=False, questions=0)
     kept = 20 * 616 * 4096 * 2
     assert need.device_bytes > ALLOCATOR * (14e9 + kept + reading_bytes(LLAVA, QUESTION))
-    less = needs(PPO, replace(LLAVA, micro_batch=1), QUESTION, open_ended=False, questions=0)[0]
+    less = stage_needs(PPO, replace(LLAVA, micro_batch=1), QUESTION, open_ended=False, questions=0)[0]
     assert less.device_bytes < need.device_bytes
     cache = cost.kv_bytes(SHAPE.lm, 618, 2)
     assert reading_bytes(replace(LLAVA, micro_batch=1), QUESTION) > cache

@@ -18,7 +18,6 @@ UTILIZATION = 0.4  # of a GPU's peak; prefills of hundreds of tokens reach 0.3 t
 CPU_UTILIZATION = 0.8  # of the speed of a matrix product (measured: 0.83 to 0.93, docs/latency.md)
 PREPARATION, PHOTOGRAPH = 0.2, 1e5  # seconds (0.15 to 0.26 were measured) of an image of so many pixels or more
 ALLOCATOR = 1.05  # of blocks that are not used whole
-CHAIN = ("autoencoder", "lfd", "ppo", "adapt")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Need:
         return (computing + writing + self.encodes * question.preparation(model.shape.vision.patch_size)) / 3600
 
 
-def needs(
+def stage_needs(
     stage: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool, questions: int
 ) -> list[Need]:
     """Of every part of a composed `stage`, in order.
@@ -89,9 +88,10 @@ def needs(
         open_ended: answers are generated and judged, not read.
         questions: of the evaluation, where its limit does not say.
     """
-    parts = [stage[name] for name in CHAIN] if stage["name"] == "all" else [stage]
+    parts = [stage[name] for name in stage["chain"]] if "chain" in stage else [stage]
+    parts = [{**part, **part.get("module", {})} for part in parts]  # hyper-parameters stand in a block of their own
     rows = [_part(part, model, question, open_ended) for part in parts if part["name"] in _COUNTS]
-    if stage["name"] == "all":
+    if "chain" in stage:
         rows.append(_evaluation(stage, model, question, open_ended, questions))
     return rows
 

@@ -196,7 +196,7 @@ def costs(
     place = device or at_hand(config.trainer.accelerator == "cpu")
     model, question = sizes(config, lvlm), typical(lvlm, sample)
     stage, open_ended = _plain(config.stage), _open_ended(dataset, sample)
-    needs = forecast.needs(stage, model, question, open_ended, QUESTIONS)
+    needs = forecast.stage_needs(stage, model, question, open_ended, QUESTIONS)
     places = [place, *(named(name) for name in STATED if name not in place.name)]
     titles = "".join(f"{place.name[:12]:>13}" for place in places)
     lines = [
@@ -295,7 +295,7 @@ def refuse_what_cannot_fit(config: DictConfig, lvlm: FrozenLVLM, sample: Sample,
     model = replace(sizes(config, lvlm), micro_batch=1)
     if config.model.get("placement") == "shard":
         return
-    for need in forecast.needs(_plain(config.stage), model, typical(lvlm, sample), False, QUESTIONS):
+    for need in forecast.stage_needs(_plain(config.stage), model, typical(lvlm, sample), False, QUESTIONS):
         required = need.device_bytes / GIB
         if required > place.memory:
             options = forecast.remedies(need, model, _plain(config.model))

@@ -236,10 +236,11 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
             UserError: `prompts_of`'s reasons, or an image that the processor refuses.
         """
         prompts = self.prompts_of(samples)
-        nested = [list(sample.images) for sample in samples] if any(s.images for s in samples) else None
+        images = [list(sample.images) for sample in samples]
+        texts = [prompt.text for prompt in prompts]
         how = {"padding": True, "return_tensors": "pt", "text_kwargs": {"return_offsets_mapping": True}}
         try:
-            return self.processor(text=[prompt.text for prompt in prompts], images=nested, **how), prompts
+            return self.processor(text=texts, images=images if any(images) else None, **how), prompts
         except REFUSALS as error:  # rows of datasets do not get here: `refusal` says so before
             self.check_shapes(samples, error)
             raise
