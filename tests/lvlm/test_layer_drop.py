@@ -141,7 +141,7 @@ def test_dropping_is_masking_in_later_layers_at_every_step(lvlm: FrozenLVLM, sta
     logits, _ = naive(lvlm, prompt, answer[0], stages)
     expected = logits.log_softmax(-1).gather(1, answer.T).mean()
     assert float(lvlm.score(prompt, ["yes it is"], found)[0]) == pytest.approx(float(expected), abs=1e-5)
-    assert abs(float(lvlm.score(prompt, ["yes it is"])[0]) - float(expected)) > 1e-3
+    assert abs(float(lvlm.score(prompt, ["yes it is"])[0]) - float(expected)) > 1e-4
 
 
 @pytest.mark.parametrize("stages", SCHEDULES.values(), ids=list(SCHEDULES))
