@@ -18,9 +18,13 @@ TEXT = {
     "intermediate_size": 128,
     "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4},
 }
+INTERLEAVED = {**TEXT["rope_parameters"], "mrope_interleaved": True}  # type: ignore[dict-item]
 GEOMETRY: Mapping[str, Mapping[str, Any]] = {
     "qwen2_5_vl": {"text_config": TEXT, "vision_config": {"out_hidden_size": 128}},
-    "qwen3_vl": {"text_config": {**TEXT, "head_dim": 32}, "vision_config": {"out_hidden_size": 128}},
+    "qwen3_vl": {
+        "text_config": {**TEXT, "rope_parameters": INTERLEAVED, "head_dim": 32},
+        "vision_config": {"out_hidden_size": 128},
+    },
 }
 
 

@@ -1,6 +1,6 @@
 """Requests a second with all visual tokens and with fewer, in turns in one engine; writes speed.json and speed.md.
 
-    .venv-vllm/bin/python experiments/serving/speed.py [rounds]
+    .venv-vllm/bin/python experiments/serving/speed.py [rounds [concurrencies]]      e.g. 3 1,4,8,16
 
 A random LLaVA whose language model dominates (78 M parameters; 576 tokens an image). Prompts bring embeddings, so that
 one engine serves every ratio; vision tower and pruner, which pruning does not make cheaper, are left out.
@@ -27,7 +27,7 @@ from tprl.build import load_component
 
 TOKENS, WORDS, LENGTH = 576, 64, 8  # visual tokens, words of a prompt, new tokens
 RATIOS = {"all": 1.0, "1/3": 1 / 3, "1/9": 1 / 9, "1/18": 1 / 18}
-CONCURRENCIES = (1, 4, 8, 16)
+CONCURRENCIES = "1,4,8,16"
 REQUESTS = {1: 2, 4: 4, 8: 8, 16: 16}
 GEOMETRY = {
     "text_config": {
@@ -75,8 +75,8 @@ def loads(width: int, image: int) -> dict[str, Callable[[int], Sequence[Any]]]:
     return {name: fresh(budget(ratio, TOKENS)) for name, ratio in RATIOS.items()}
 
 
-def main(rounds: int) -> None:
-    """All points, `rounds` times."""
+def main(rounds: int, concurrencies: Sequence[int]) -> None:
+    """All ratios at these concurrencies, `rounds` times."""
     lvlm = load_component("model", "llava", pretrained=None, dtype="float32", geometry=GEOMETRY)
     size = sum(weight.numel() for weight in lvlm.model.model.language_model.parameters())
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def main(rounds: int) -> None:
         with engine(Path(folder), hf_overrides=stock, **options) as llm:
             run, requests = InProcess(llm), loads(lvlm.width, lvlm.image_token)
             measure(run, {name: requests[name] for name in ("all", "1/9")}, (1,), 1)  # warm
-            points = measure(run, requests, CONCURRENCIES, rounds)
+            points = measure(run, requests, concurrencies, rounds)
     lines = rows(points, "all")
     script = Path(__file__)
     result = {"language_model_parameters": size, "rounds": rounds, "rows": [line._asdict() for line in lines]}
@@ -96,4 +96,5 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 3)
+    how_often, *at_a_time = sys.argv[1:] or ["3"]
+    main(int(how_often), [int(number) for number in (at_a_time or [CONCURRENCIES])[0].split(",")])

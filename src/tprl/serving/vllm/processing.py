@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
-from tprl.errors import UserError
 from tprl.serving.question import Questions
 from tprl.serving.settings import Settings, reads_question, sees_other_images
 from tprl.types import Pruner
@@ -75,17 +75,19 @@ class PrunedProcessor:
         ids = processed["prompt_token_ids"]
         kept = sum(range_.get_num_embeds() for range_ in processed["mm_placeholders"].get("image", ()))
         if ids.count(image_token) != kept:
-            raise UserError(
+            raise VLLMValidationError(  # status 400
                 f"the prompt has {ids.count(image_token) - kept} image placeholders more than images: write one for "
-                "each image, and none in the text of a question."
+                "each image, and none in the text of a question.",
+                parameter="image",
             )
         if self.info.settings.positions == "compact":
             return
         longest = self.info.longest
         if (length := self.unpruned_length(processed)) > longest:
-            raise UserError(
+            raise VLLMValidationError(
                 f"the prompt reaches position {length} before pruning, and the language model knows {longest}: "
-                "send fewer or smaller images, or serve with positions=compact."
+                "send fewer or smaller images, or serve with positions=compact.",
+                parameter="image",
             )
 
     def unpruned_length(self, processed: Mapping[str, Any]) -> int:

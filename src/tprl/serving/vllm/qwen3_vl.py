@@ -1,5 +1,6 @@
 """Qwen3-VL in vLLM, pruned: a token that goes takes what deeper layers would read of it along."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.model_executor.models.qwen3_vl import (
@@ -15,6 +16,10 @@ from tprl.serving.vllm.qwen import QwenInfo, QwenProcessor, QwenPruned
 
 class Info(QwenInfo, Qwen3VLProcessingInfo):
     """Counts of kept tokens."""
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        # None is served, but the stock class looks for options of videos among those of known modalities.
+        return {**super().get_supported_mm_limits(), "video": 0}
 
 
 class Processor(QwenProcessor, Qwen3VLMultiModalProcessor):
