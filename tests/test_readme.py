@@ -50,9 +50,10 @@ def test_its_commands_compose(entry: str, options: str) -> None:
     words = [w.replace("<", "").replace(">", "").replace(" ", "_") for w in shlex.split(options) if "=" in w]
     words = [re.sub(r"^([^\[,]+),.*", r"\1", word) for word in words]  # the first job of a sweep
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose(entry, overrides=[addable(word) for word in words], return_hydra_config=True)
-    for key, _, value in (word.partition("=") for word in words):
-        landed = config.hydra.runtime.choices.get(key), OmegaConf.select(config, in_full(key))
+        name = "eval" if entry == "bench" else entry
+        config = compose(name, overrides=[addable(word) for word in words], return_hydra_config=True)
+    for key, _, value in (in_full(word).partition("=") for word in words):
+        landed = config.hydra.runtime.choices.get(key), OmegaConf.select(config, key)
         assert value in landed or landed[1] is not None, key
 
 

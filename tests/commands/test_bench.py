@@ -27,8 +27,8 @@ def test_what_it_does_not_measure_is_one_sentence(
     assert line.startswith("error: limit is not read: mode=latency reads ")
 
 
-def test_selectors_as_they_were_typed_before(
+def test_a_mode_as_src_eval_spells_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     line = said(monkeypatch, capsys, "mode=parity", "model=toy", "dataset=toy", "limit=1", f"hydra.run.dir={tmp_path}")
-    assert line == "error: model=toy has no stock class to compare with.\n"
+    assert line.endswith("error: model=toy has no stock class to compare with.\n")

@@ -4,7 +4,6 @@ One PPO iteration is one `training_step`: encode fresh prompts, sample pruning e
 is left, turn that into advantages, and take a few clipped steps.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -21,7 +20,7 @@ from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rewards import WeightedReward
 from tprl.rl import credit
 from tprl.rl.gae import gae, group_advantage, leave_one_out
-from tprl.rl.ppo import PPOLoss, normalize, ppo_loss
+from tprl.rl.ppo import PPOLoss, ppo_loss
 from tprl.rl.rollout import Rollout, collect, evaluate_actions
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
@@ -31,11 +30,10 @@ from tprl.scoring.episodes import measure_episodes
 from tprl.scoring.scorer import LABELS, Scorer
 from tprl.scoring.validation import ServedScore, merit
 from tprl.stages.base import Next, Points, Settings, Unread
+from tprl.stages.ppo_settings import check_choices, check_groups
 from tprl.stages.prompts import PromptStream, drawn_ratios
-from tprl.stages.rollout_log import RolloutLog
+from tprl.stages.rollout_log import RolloutLog, normalize_over_ranks, over_ranks
 from tprl.types import LVLM, Dataset, Encoded, Sample
-
-log = logging.getLogger(__name__)
 
 
 class PPO(RolloutLog):
@@ -126,14 +124,7 @@ class PPO(RolloutLog):
         self.pruner, self.lvlm, self.dataset, self.reward, self.served = pruner, lvlm, dataset, reward, served
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
-        if budget not in ("free", "lagrange", "exact_k"):
-            raise UserError(f"stage.budget must be free, lagrange or exact_k, got {budget}.")
-        if advantage not in ("gae", "grpo", "rloo"):
-            raise UserError(f"stage.advantage must be gae, grpo or rloo, got {advantage}.")
-        if advantage != "gae" and group < 2:
-            raise UserError(
-                f"stage.advantage={advantage} compares episodes of one question: set stage.group above {group}."
-            )
+        check_choices(budget, advantage, group)
         self.kind = action_kind(budget, law, pruner.serving.select)
         if budget == "free" and not reward.limits_tokens:
             raise UserError(
@@ -159,22 +150,7 @@ class PPO(RolloutLog):
 
     @classmethod
     def check(cls, key: str, settings: Settings, plain: Settings) -> None:
-        """Episodes of one question are compared with one another, and stay together in minibatches."""
-        group, minibatch, advantage = (settings.get(name) for name in ("group", "minibatch", "advantage"))
-        if advantage not in (None, "gae") and group is not None and group < 2:
-            raise UserError(
-                f"{key}.advantage={advantage} compares episodes of one question: set {key}.group above {group}."
-            )
-        if group is None or minibatch is None:
-            return
-        if minibatch < group:
-            raise UserError(
-                f"{key}.minibatch={minibatch} is smaller than {key}.group={group}, whose episodes stay together: set "
-                f"{key}.minibatch={group} or a multiple of it."
-            )
-        if minibatch % group:
-            whole = minibatch // group
-            log.info("%s.minibatch=%d holds %d whole groups: %d episodes", key, minibatch, whole, whole * group)
+        check_groups(key, settings)
 
     @property
     def net(self) -> PolicyNet:
@@ -281,11 +257,11 @@ class PPO(RolloutLog):
         self, reward: Float[Tensor, "T B"], rollout: Rollout
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"] | None]:
         if self.hparams["advantage"] == "rloo":
-            return _normalize(leave_one_out(reward.sum(0), self.hparams["group"])).expand_as(reward), None
+            return normalize_over_ranks(leave_one_out(reward.sum(0), self.hparams["group"])).expand_as(reward), None
         if self.hparams["advantage"] == "grpo":
             return group_advantage(reward.sum(0), self.hparams["group"]).expand_as(reward), None
         advantage, target = gae(reward, rollout.value, self.hparams["gamma"], self.hparams["lam"])
-        return _normalize(advantage), target
+        return normalize_over_ranks(advantage), target
 
     def _credit(
         self,
@@ -336,7 +312,7 @@ class PPO(RolloutLog):
         for epoch in range(1, h["update_epochs"] + 1):
             for part in torch.randperm(len(x.mask) * distributed.count(), generator=order).split(batch):
                 loss, asked = self._minibatch(part, x, rule, rollout, keep_ratio, advantage, target, uids)
-                losses.append(_over_ranks(loss))
+                losses.append(over_ranks(loss))
                 # Before the step, and on the KL of all ranks, so that all of them stop alike.
                 if len(losses) > 1 and float(losses[-1].kl) > h["kl_stop"]:
                     return losses, epoch
@@ -421,14 +397,3 @@ class PPO(RolloutLog):
     @property
     def curves_of_report(self) -> dict[str, Points]:
         return {f"ppo, accuracy: {kind}": points for kind, points in self.curves.items()}
-
-
-def _normalize(advantage: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """By mean and spread over all ranks."""
-    return normalize(distributed.stacked(advantage))[distributed.rank()]
-
-
-def _over_ranks(loss: PPOLoss) -> PPOLoss:
-    """What is logged of a minibatch: means over ranks, and the largest of the largest ratios."""
-    values = distributed.stacked(torch.stack(loss).detach())
-    return PPOLoss(*values.mean(0))._replace(ratio_max=values[:, -1].amax())

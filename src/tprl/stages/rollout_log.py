@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tprl.pruners.learned import LearnedPruner
-from tprl.rl.ppo import PPOLoss, explained_variance
+from tprl.rl.ppo import PPOLoss, explained_variance, normalize
 from tprl.rl.rollout import Rollout
 from tprl.runtime import distributed
 from tprl.runtime.progress import Stopwatch
@@ -70,3 +71,14 @@ class RolloutLog(KeepBest):
         self.log_dict({f"time/{phase}": seconds for phase, seconds in watch.seconds.items()})
         rate = evaluations / sum(watch.seconds.values())
         self.log("ppo/evaluations_per_second", float(distributed.stacked(torch.tensor(rate)).sum()))
+
+
+def over_ranks(loss: PPOLoss) -> PPOLoss:
+    """What is logged of a minibatch: means over ranks, and the largest of the largest ratios."""
+    values = distributed.stacked(torch.stack(loss).detach())
+    return PPOLoss(*values.mean(0))._replace(ratio_max=values[:, -1].amax())
+
+
+def normalize_over_ranks(advantage: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """By mean and spread over all ranks."""
+    return normalize(distributed.stacked(advantage))[distributed.rank()]
