@@ -47,6 +47,8 @@ class Qwen3VL(Qwen25VL):
     def blueprint() -> tuple[Any, Any]:
         tokenizer, text = small_text()
         text["text_config"] |= {"num_hidden_layers": 3, "head_dim": 12}
+        # The stock class does so anyway; engines ask the config, as those that are published say it.
+        text["text_config"]["rope_parameters"]["mrope_interleaved"] = True
         config = Qwen3VLConfig(
             vision_config={
                 "depth": 3,
