@@ -20,7 +20,6 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from tprl.errors import UserError
-from tprl.lvlm.batching import answer_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.serving.places import Span, rewritten, spans, text_positions, with_places, without_places
 from tprl.serving.settings import Settings
@@ -91,8 +90,7 @@ class EngineReading:
         from vllm import SamplingParams
 
         how = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-        ids = answer_ids(self.lvlm.tokenizer, answers, torch.device("cpu"))
-        targets = [line[line >= 0].tolist() for line in ids]
+        targets = [self.lvlm.answer_row(answer) for answer in answers]
         requests = [self.request(prompt, row, target) for row, target in enumerate(targets)]
         outputs = self.llm.generate(requests, how, use_tqdm=False)
         log_probs, exact = [], []
