@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Every pruner on 5,000 test questions at five keep ratios; needs bases.sh.
+# Every pruner on 5,000 test questions at six keep ratios; needs bases.sh.
 source "$(dirname "$0")/../common.sh"
 R=runs/study/main_table
-evaluate main_table "tprl: [$B/0, $B/1, $B/2], tprl_lfd: [$B/0/lfd, $B/1/lfd, $B/2/lfd], mlp: $B/0/mlp" limit=5000 \
-    keep_ratios=[0.5,0.3333,0.2222,0.1111,0.0556] \
-    pruners=[random,uniform,pooling,cls_attention,vispruner,divprune,attention_dpp,mmr_attention,question_dpp,keyword_budget,oracle,oracle_dpp]
+evaluate main_table "tprl: [$B/0, $B/1, $B/2, $B/3, $B/4], tprl_lfd: [$B/0/lfd, $B/1/lfd, $B/2/lfd, $B/3/lfd, $B/4/lfd], mlp: $B/0/mlp" limit=5000 \
+    keep_ratios=[0.5,0.3333,0.2222,0.1111,0.0556,0.0278] \
+    pruners=[random,uniform,pooling,cls_attention,vispruner,divprune,attention_dpp,mmr_attention,scope,question_dpp,keyword_budget,oracle,oracle_dpp]
 more() {
     .venv/bin/python -m src.eval logger=none split=final limit=5000 pruner=divprune "pruners=[$2]" "keep_ratios=[$3]" "hydra.run.dir=${R}_$1"
 }
-BEFORE=visionzip,cdpruner,prumerge,prumerge_plus,trim,holov,hiprune,scope
+BEFORE=visionzip,cdpruner,prumerge,prumerge_plus,trim,holov,hiprune
 more low $BEFORE 0.1111,0.0556
 more mid $BEFORE 0.3333,0.2222
 more high $BEFORE,fastv,pyramiddrop,dart 0.5
