@@ -63,7 +63,7 @@ def test_loads_take_turns_and_say_where_pruning_pays() -> None:
 
 
 def test_a_verdict_needs_more_than_noise() -> None:
-    assert [verdict(gain) for gain in (0.9, 0.97, 1.04, 1.05, 3)] == [
+    assert [verdict(gain) for gain in (0.9, 0.97, 1.04, 1.05, 3.0)] == [
         "no",
         "no difference",
         "no difference",

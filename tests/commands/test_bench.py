@@ -22,7 +22,7 @@ def test_what_it_does_not_measure_is_one_sentence(
 ) -> None:
     place = f"hydra.run.dir={tmp_path}"
     assert said(monkeypatch, capsys, place).startswith("error: mode=accuracy is no benchmark: use latency, parity, sel")
-    assert said(monkeypatch, capsys, "speed", place).startswith("error: mode=speed is unknown: use ")
+    assert said(monkeypatch, capsys, "speed", place).startswith("error: mode must be ")
     line = said(monkeypatch, capsys, "latency", "limit=3", place)
     assert line.startswith("error: limit is not read: mode=latency reads ")
 

@@ -29,8 +29,8 @@ def config(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["keep_ratio=1.5"], "keep_ratio=1.5"),
-        (["keep_ratio=0"], "keep_ratio=0"),
+        (["keep_ratio=1.5"], "keep_ratio must be a number in (0, 1], got 1.5"),
+        (["keep_ratio=0"], "keep_ratio must be a number in (0, 1], got 0"),
         (["examples=0"], "examples must be a whole number of at least 1, got 0"),
         (["port=70000"], "port must be a whole number from 1 to 65535, got 70000"),
         (["host=256.1.1.1"], "host=256.1.1.1 is no address"),

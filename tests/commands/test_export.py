@@ -35,9 +35,9 @@ def test_a_folder_and_the_command_that_serves_it(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["target=tensorrt"], "target=tensorrt is unknown: use vllm or openvino."),
-        (["positions=some"], "positions=some is unknown: use keep or compact."),
-        (["keep_ratio=1.7"], "keep_ratio=1.7 is not a kept fraction of the visual tokens"),
+        (["target=tensorrt"], "target must be vllm or openvino, got tensorrt."),
+        (["positions=some"], "positions must be keep or compact, got some."),
+        (["keep_ratio=1.7"], "keep_ratio must be a number in (0, 1], got 1.7"),
         (["weights=int8"], "weights is not read: target=vllm writes them in model.dtype; leave it out."),
         (["run=/nowhere"], "run=/nowhere does not exist: give the directory that src.train printed as `run:`."),
         (["run=/nowhere", "pruner=random"], "run and pruner both name the pruner: leave one out."),

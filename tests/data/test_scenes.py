@@ -217,8 +217,8 @@ class TestSplits:
             ({"families": ["count", "color"]}, ["color", *FAMILIES]),
             ({"families": []}, ["[]", *FAMILIES]),
             ({"families": ["count", "count"]}, ["count", "once"]),
-            ({"limit": 0}, ["limit=0", "at least 1"]),
-            ({"limit": -4}, ["limit=-4", "at least 1"]),
+            ({"limit": 0}, ["limit", "at least 1", "got 0"]),
+            ({"limit": -4}, ["limit", "at least 1", "got -4"]),
         ],
     )
     def test_bad_input_is_one_sentence(self, arguments: dict[str, object], words: list[str]) -> None:

@@ -169,7 +169,7 @@ class TestBadInput:
         with pytest.raises(UserError, match="choose a pruner"):
             compare_pruners(lvlm, {}, image, question, 0.5)
         for ratio in (0.0, 1.5):
-            with pytest.raises(UserError, match=f"keep_ratio={ratio}"):
+            with pytest.raises(UserError, match=f"keep_ratio must be .*got {ratio}"):
                 compare_pruners(lvlm, {"tprl": pruners["tprl"]}, image, question, ratio)
         with pytest.raises(UserError, match="is infeasible"):
             compare_pruners(lvlm, {"fastv": pruners["fastv"]}, image, question, 0.1)

@@ -54,7 +54,7 @@ def test_every_job_is_found_with_its_reason(sweep: Path) -> None:
     assert "keep_ratio must be a number in (0, 1], got 7" in jobs[4].reason
     assert (jobs[5].settings["stage.keep_ratio"], jobs[5].settings["seed"]) == ("7", "1")
     lines = [why_missing(job, ["seed"]) for job in jobs[4:]]
-    assert lines[0].startswith(f"{sweep}/4: seed=0: failed: stage.keep_ratio=7")
+    assert lines[0].startswith(f"{sweep}/4: seed=0: failed: stage.keep_ratio must be a number in (0, 1], got 7")
     assert lines[1] == "seed=1: never started"
 
 
@@ -169,7 +169,7 @@ def test_what_is_no_sweep(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "does not exist" in refused(capsys, "eval", tmp_path / "a", "sweep=/no/such/sweep")
     assert f"is one run, not a sweep: use run={sweep}/0" in refused(capsys, "eval", tmp_path, f"sweep={sweep}/0")
     shutil.copytree(sweep / "4", tmp_path / "sweep" / "4")
-    with pytest.raises(UserError, match=r"has no finished run: .*/4: .*: failed: stage.keep_ratio=7"):
+    with pytest.raises(UserError, match=r"has no finished run: .*/4: .*: failed: stage.keep_ratio must be"):
         read_sweep(tmp_path / "sweep", [0.1])
 
 

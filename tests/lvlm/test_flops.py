@@ -43,7 +43,7 @@ PARTS = {
     "qwen2_5_vl": ("visual", ["visual.merger"]),
     "qwen3_vl": ("visual", ["visual.merger", "visual.deepstack_merger_list.0", "visual.deepstack_merger_list.1"]),
 }
-ANSWER = "red"  # 3 bytes, so 3 tokens and the end token
+ANSWER = "red"  # 3 bytes, so 3 tokens and the end token, and a space where the template writes one
 
 
 class WithSiglip(Llava):
@@ -72,11 +72,12 @@ class WithSiglip(Llava):
 
 @pytest.fixture(scope="module", params=[*families(), "siglip"])
 def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
-    options = {"pretrained": None, "dtype": "float32", "prompt": None, "max_new_tokens": len(ANSWER) + 1}
+    options = {"pretrained": None, "dtype": "float32", "prompt": None}
     if request.param == "siglip":
         made: FrozenLVLM = WithSiglip(name="siglip", **options)
     else:
         made = load_component("model", request.param, **options)
+    made.max_new_tokens = made.answer_length(ANSWER)
     made.model.generation_config.eos_token_id = None  # every answer has its full length
     return made
 
@@ -111,11 +112,11 @@ def test_the_stock_model_part_by_part(lvlm: FrozenLVLM, sizes: list[tuple[int, i
         lvlm.shape,
         text_tokens=int(encoded.attention.sum()) - visual,
         visual_tokens=visual,
-        answer_tokens=len(ANSWER) + 1,
+        answer_tokens=lvlm.max_new_tokens,
         images=sum(encoded.tiles[0], ()),
     )
     with counter() as fc:
-        lvlm.model.generate(**stock_inputs(lvlm, [asked]), max_new_tokens=len(ANSWER) + 1, **GREEDY)
+        lvlm.model.generate(**stock_inputs(lvlm, [asked]), max_new_tokens=lvlm.max_new_tokens, **GREEDY)
     tower, projectors = PARTS[lvlm.model_type]
     language = "text_model" if lvlm.model_type == "smolvlm" else "language_model"
     projector = sum(spent(fc, lvlm, name) for name in projectors)
@@ -166,7 +167,7 @@ def generated(lvlm: FrozenLVLM, prompt: Prompt, plan: LayerPlan | None = None) -
             inputs_embeds=prompt.embeds,
             attention_mask=prompt.attention.long(),
             position_ids=axes(prompt.positions),
-            max_new_tokens=len(ANSWER) + 1,
+            max_new_tokens=lvlm.max_new_tokens,
             return_dict_in_generate=True,
             **GREEDY,
         ).past_key_values
@@ -177,7 +178,7 @@ def test_bytes_of_the_cache_are_those_that_it_holds(lvlm: FrozenLVLM) -> None:
     text = int(encoded.attention.sum() - encoded.visual_mask.sum())
     for ratio in (1.0, 1 / 3):
         selection = load_component("pruner", "random").select(encoded, ratio)
-        tokens = text + int(selection.count) + len(ANSWER)  # the last answer token is never read
+        tokens = text + int(selection.count) + lvlm.max_new_tokens - 1  # the last answer token is never read
         assert held(generated(lvlm, splice(encoded, selection))) == cost.kv_bytes(lvlm.shape.lm, tokens, 4)
 
 
@@ -198,7 +199,7 @@ def test_a_method_between_layers(lvlm: FrozenLVLM) -> None:
     assert found == fc.get_total_flops()
     assert found < full
     counts = plan.counts(*images)
-    tokens = [text + count + len(ANSWER) for count in counts]
+    tokens = [text + count + lvlm.max_new_tokens - 1 for count in counts]
     assert held(generated(lvlm, prompt, plan)) == cost.kv_bytes(lvlm.shape.lm, tokens, 4)
     assert cost.layer_mean(counts) == pytest.approx(0.7 * sum(images), abs=len(images))
 

@@ -192,7 +192,7 @@ def test_prompts_without_images(pruner, ratio):
     ],
 )
 def test_bad_ratio_is_a_user_error(pruner, bad):
-    with pytest.raises(UserError, match=f"keep_ratio={bad}"):
+    with pytest.raises(UserError, match=rf"keep_ratio .*got {bad}"):
         pruner.select(_batch(), bad)
 
 

@@ -121,5 +121,5 @@ def test_ties_go_to_the_lower_index():
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1])
 def test_bad_alpha(bad):
-    with pytest.raises(UserError, match="alpha="):
+    with pytest.raises(UserError, match=r"alpha must be .*got"):
         HiPrunePruner(bad)

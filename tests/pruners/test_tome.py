@@ -235,7 +235,7 @@ def test_what_cannot_be_is_refused() -> None:
         ToMePruner().select(encoded, 1 / 9)
     with pytest.raises(UserError, match=r"no vision tower \(Encoded.tower\)"):
         ToMePruner().select(replace(encoded, tower=None), 1 / 2)
-    with pytest.raises(UserError, match="r=-1"):
+    with pytest.raises(UserError, match="r must be at least 0, got -1"):
         ToMePruner(published=True, r=-1)
 
 

@@ -157,7 +157,7 @@ def test_step_ratios_shrink_geometrically_to_the_keep_ratio() -> None:
     assert step_ratios(0.125, 3) == pytest.approx([0.5, 0.25, 0.125])
     assert step_ratios(1 / 9, 1) == [1 / 9]
     assert step_ratios(1 / 3, 3)[-1] == 1 / 3
-    with pytest.raises(UserError, match="0 pruning steps"):
+    with pytest.raises(UserError, match="steps must be at least 1, got 0"):
         step_ratios(0.5, 0)
 
 

@@ -26,7 +26,7 @@ from tprl.runtime.run_directory import (
 HOLD = """
 import sys, time
 from pathlib import Path
-from tprl.rundir import locked
+from tprl.runtime.run_directory import locked
 with locked(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(60)

@@ -44,7 +44,7 @@ class TestWeights:
 
     def test_of_torchvision(self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> None:
         before = of_lvlm(lvlm, {})
-        monkeypatch.setattr("tprl.data.identity.version", lambda package: f"{package} of tomorrow")
+        monkeypatch.setattr("tprl.scoring.identity.version", lambda package: f"{package} of tomorrow")
         after = of_lvlm(lvlm, {})
         assert after["torchvision"] == "torchvision of tomorrow" != before["torchvision"]
 

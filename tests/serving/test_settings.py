@@ -26,7 +26,7 @@ class TestSettings:
 
     @pytest.mark.parametrize(
         ("ratio", "positions", "sentence"),
-        [(1.7, "keep", "keep_ratio=1.7 is not a kept fraction"), (0.5, "some", "positions=some is unknown: use keep")],
+        [(1.7, "keep", "keep_ratio must be a number in"), (0.5, "some", "positions=some is unknown: use keep")],
     )
     def test_values_that_cannot_be(self, ratio: float, positions: str, sentence: str) -> None:
         with pytest.raises(UserError, match=sentence):

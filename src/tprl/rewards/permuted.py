@@ -1,7 +1,7 @@
 """The control of RL: the right rewards, given to the wrong episodes of the same question."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -27,7 +27,7 @@ class Permuted(WeightedReward):
         seed: of the permutations.
     """
 
-    def __init__(self, terms: Sequence[Term], seed: int = 0) -> None:
+    def __init__(self, terms: Mapping[str, Term] | Sequence[Term], seed: int = 0) -> None:
         super().__init__(terms)
         self.seed = seed
 
