@@ -88,8 +88,8 @@ def check_names(*groups: Sequence[Entry]) -> None:
     for (name, seed), count in seen.items():
         if count > 1:
             raise UserError(
-                f"{name} with seed {seed} occurs {count} times: give each arm of runs a name of its own, "
-                "and within an arm runs of different training seeds."
+                f"{name} with seed {seed} occurs {count} times: name a pruner once, in pruner or in pruners; "
+                "give each arm of runs a name of its own, and within an arm runs of different training seeds."
             )
     names: Counter[str] = Counter()
     for group in groups:
