@@ -53,9 +53,7 @@ class TestBlueprint:
         assert tokens("Save") == [f"{SPACE}save"]
         assert tokens("Zq7") == [f"{SPACE}z", "q", "7"]
 
-    @pytest.mark.parametrize(
-        "text", ["learn more", "12 40 80 6", "482", "zanzibar's 4", "are you sure?"]
-    )
+    @pytest.mark.parametrize("text", ["learn more", "12 40 80 6", "482", "zanzibar's 4", "are you sure?"])
     def test_decoding_gives_the_text_again(self, text: str) -> None:
         tokenizer = build_tokenizer()
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
@@ -65,9 +63,7 @@ class TestBlueprint:
         for split in ("val", "test"):
             data = Screens(split, bare=True)
             for sample in (data[at] for at in range(0, len(data), 7)):
-                ids = tokenizer(
-                    sample.question + sample.answers[0], add_special_tokens=False
-                ).input_ids
+                ids = tokenizer(sample.question + sample.answers[0], add_special_tokens=False).input_ids
                 assert tokenizer.unk_token_id not in ids
                 answer = tokenizer(sample.answers[0], add_special_tokens=False).input_ids
                 assert tokenizer.decode(answer) == sample.answers[0].lower()
@@ -82,9 +78,7 @@ class TestBlueprint:
         tower = build().llava.model.vision_tower
         tower.set_attn_implementation("eager")
         weights: list[torch.Tensor] = []
-        tower.encoder.layers[0].self_attn.register_forward_hook(
-            lambda m, i, out: weights.append(out[1])
-        )
+        tower.encoder.layers[0].self_attn.register_forward_hook(lambda m, i, out: weights.append(out[1]))
         picture = np.asarray(Screens("val")[0].images[0].convert("RGB"))
         shown = {"runs": [], "elements": [], "containers": []}
         with torch.no_grad():
@@ -141,6 +135,21 @@ class TestLabels:
         asked = [{"bbox": [2, 2, 20, 20], "region": []}, {"bbox": [50, 2, 70, 20], "region": []}]
         moved = pages.item(picture, PAGE, asked, -8, 0)
         assert [row["bbox"] for row in moved.questions] == [(42, 2, 62, 20)]
+
+
+class TestSheets:
+    def test_lines_of_an_aligned_sheet_are_in_the_middle_of_rows(self) -> None:
+        _, shown = sheets.draw(np.random.default_rng(0), aligned=True)
+        middles = {(run["y1"] + run["y2"]) / 2 % 16 for run in shown["runs"]}
+        assert middles == {8.0}
+        _, loose = sheets.draw(np.random.default_rng(0))
+        assert len({(run["y1"] + run["y2"]) / 2 % 16 for run in loose["runs"]}) > 4
+
+    def test_a_step_has_a_picture_of_its_own_and_always_the_same(self) -> None:
+        first, again, other = (pages.draw(None, 0, 0, 1.0, 0, step, 0) for step in (5, 5, 6))
+        assert np.array_equal(first.picture, again.picture)
+        assert not np.array_equal(first.picture, other.picture)
+        assert np.array_equal(first.labels.word, again.labels.word)
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +224,7 @@ class TestTraining:
         second = Training(Run(tmp_path / "cut", plan()), rendered)
         assert start + losses(second, 8 - cut) == whole
 
-    def test_pages_rendered_since_are_used_after_a_checkpoint_only(
-        self, tmp_path: Path, rendered: Path
-    ) -> None:
+    def test_pages_rendered_since_are_used_after_a_checkpoint_only(self, tmp_path: Path, rendered: Path) -> None:
         training = Training(Run(tmp_path, plan()), rendered)
         before = training.count
         number = 1000 + before
@@ -265,16 +272,12 @@ class TestPrompt:
         with torch.no_grad():
             logits = model(input_ids=ids, pixel_values=inputs.pixel_values).logits
         picked = logits[0, len(prompt) - 1 : -1]
-        ours = training.reader._answer_loss(
-            picked, answer[0], torch.tensor(row["place"], dtype=torch.float32)
-        )
+        ours = training.reader._answer_loss(picked, answer[0], torch.tensor(row["place"], dtype=torch.float32))
         assert float(ours.mean()) == pytest.approx(float(terms["loss/answer"]), rel=2e-2)
 
     def test_where_the_answer_is(self) -> None:
         box = [33.0, 33.0, 47.0, 47.0]
-        assert np.flatnonzero(
-            region({"family": "text", "bbox": box, "region": [box]})
-        ).tolist() == [2 * CELLS + 2]
+        assert np.flatnonzero(region({"family": "text", "bbox": box, "region": [box]})).tolist() == [2 * CELLS + 2]
 
     def test_questions_of_different_families_come_first(self) -> None:
         packer = Packer(build(**SMALL).processor, questions=2)

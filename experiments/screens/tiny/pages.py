@@ -120,19 +120,25 @@ def item(
     return Item(padded[top : top + SIDE, left : left + SIDE], labels(record, dx, dy), seen)
 
 
-def draw(folder: Folder | None, count: int, share: float, seed: int, step: int, index: int) -> Item:
-    """A page of the first `count` of the folder, or with probability 1 - `share` a sheet."""
+def draw(
+    folder: Folder | None, count: int, share: float, loose: float, seed: int, step: int, index: int
+) -> Item:
+    """A page of the first `count` of the folder, or with probability 1 - `share` a sheet.
+
+    Below 1, `loose` is the share of the usual shift that lines of a sheet are off the rows of patches.
+    """
     rng = np.random.default_rng([seed, step, index])
     dx, dy = (int(at) for at in rng.integers(-SHIFT, SHIFT + 1, 2))
     if folder is not None and count and rng.random() < share:
         return item(*folder.page(int(rng.integers(count))), dx, dy)
-    return item(*sheet(seed, step // SHEET_STEPS, index), [], dx, dy)
+    aligned = loose < 1
+    return item(*sheet(aligned, seed, step // SHEET_STEPS, index), [], dx, round(loose * dy))
 
 
 @lru_cache(maxsize=64)
-def sheet(*key: int) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
+def sheet(aligned: bool, *key: int) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
     """Drawing one takes a fifth of the time of a step, so that some steps share them, shifted."""
-    return sheets.draw(np.random.default_rng([1, *key]))
+    return sheets.draw(np.random.default_rng([1, *key]), aligned)
 
 
 class Views(NamedTuple):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tprl.data.screens import FAMILIES
 from tprl.errors import UserError
-from tprl.pretraining.tiny_llava import TinyLlava
 from tprl.pretraining.looking import half_of_heads, mean
 from tprl.pretraining.stage import outside_loss, packed_mask
+from tprl.pretraining.tiny_llava import TinyLlava
 
 from .blueprint import number_ids
 from .labels import IGNORE

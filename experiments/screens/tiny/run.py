@@ -27,6 +27,8 @@ class Plan:
         tower_steps, reader_steps: optimizer steps of the two phases.
         tower_batch, reader_batch: pages of a step.
         sheets: share of sheets among the pages of the first phase at its start; a tenth of it at its end.
+        aligned: share of the first phase in which lines of sheets are moved off the rows of patches,
+            a little further with every step; then they are anywhere.
         lr, muon: learning rates of AdamW and of Muon in the first phase.
         reader_lr, reader_muon: in the second.
         questions: at most so many of a page.
@@ -39,6 +41,7 @@ class Plan:
     tower_batch: int = 8
     reader_batch: int = 8
     sheets: float = 0.9
+    aligned: float = 0.15
     lr: float = 1e-3
     muon: float = 2e-3
     reader_lr: float = 1e-3

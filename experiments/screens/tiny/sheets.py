@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tprl.errors import UserError
 
-from .blueprint import LETTERS, SIDE, words
+from .blueprint import LETTERS, PATCH, SIDE, words
 from .labels import ICONS
 
 MODULES = Path(__file__).parents[1] / "node_modules"
@@ -69,9 +69,10 @@ class Sheet:
 
     Args:
         rng: decides everything.
+        aligned: every line lies in the middle of a row of patches; else anywhere.
     """
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, aligned: bool = False) -> None:
         self.rng = rng
         self.dark = bool(rng.random() < 0.3)
         self.image = Image.new("RGB", (SIDE, SIDE), self.ground())
@@ -80,23 +81,40 @@ class Sheet:
         self.elements: list[dict[str, Any]] = []
         self.name = FONTS[rng.integers(len(FONTS))]
         self.size = float(rng.integers(22, 30)) / 2
-        y = float(rng.integers(0, 12))
+        y = 0.0 if aligned else float(rng.integers(0, 12))
         while y < SIDE - 8:
-            y = self.line(y)
+            y = self.aligned_line(y) if aligned else self.line(y)
 
     # --- layout ---------------------------------------------------------------------------------
 
+    def aligned_line(self, y: float) -> float:
+        """Words alone take one row of patches, other things two, with the text in the second."""
+        plain = self.rng.random() < 0.5
+        high = PATCH * (1 if plain else 2)
+        self.things(y + high - PATCH / 2, self.panel(y, high), plain)
+        return y + high
+
     def line(self, y: float) -> float:
-        """A line of things from left to right; the y of the next one."""
+        """A line of things from left to right, anywhere; the y of the next one."""
         rng = self.rng
-        panel = rng.random() < 0.3
-        height = self.size * 1.4 + float(rng.integers(0, 6)) + (8 if panel else 0)
-        ground = self.ground() if panel else self.image.getpixel((0, min(SIDE - 1, int(y) + 3)))
-        if panel:
-            self.draw.rectangle((0, y, SIDE, y + height), fill=ground)
+        height = self.size * 1.4 + float(rng.integers(0, 14))
+        self.things(y + height / 2, self.panel(y, height), False)
+        return y + height + float(rng.integers(0, 7))
+
+    def panel(self, y: float, height: float) -> Color:
+        """The ground of a line, painted anew for some lines."""
+        if self.rng.random() < 0.7:
+            return self.image.getpixel((0, min(SIDE - 1, int(y) + 3)))
+        ground = self.ground()
+        self.draw.rectangle((0, y, SIDE, y + height), fill=ground)
+        return ground
+
+    def things(self, y: float, ground: Color, plain: bool) -> None:
+        """Words, and other things if not `plain`, around the height y."""
+        rng = self.rng
         x = float(rng.integers(1, 30)) + float(rng.random())
         while x < SIDE - 12:
-            kind = rng.random()
+            kind = 0.0 if plain else rng.random()
             thing = (
                 self.word
                 if kind < 0.6
@@ -106,8 +124,7 @@ class Sheet:
                 if kind < 0.9
                 else self.icon
             )
-            x = thing(x, y + height / 2, ground) + float(rng.integers(3, 26))
-        return y + height + float(rng.integers(0, 7))
+            x = thing(x, y, ground) + float(rng.integers(3, 26))
 
     def word(self, x: float, y: float, ground: Color) -> float:
         return self.text(self.phrase(), x, y, self.ink(ground), -1)
@@ -234,11 +251,10 @@ class Sheet:
         return int(values[0]), int(values[1]), int(values[2])
 
 
-def draw(rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
+def draw(
+    rng: np.random.Generator, aligned: bool = False
+) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
     """A picture, and what it shows."""
-    sheet = Sheet(rng)
-    return np.asarray(sheet.image), {
-        "runs": sheet.runs,
-        "elements": sheet.elements,
-        "containers": [],
-    }
+    sheet = Sheet(rng, aligned)
+    shown = {"runs": sheet.runs, "elements": sheet.elements, "containers": []}
+    return np.asarray(sheet.image), shown

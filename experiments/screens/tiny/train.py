@@ -129,8 +129,10 @@ class Training:
     def items(self, batch: int, share: float) -> list[Item]:
         """Pages of this step."""
         used = self.count if self.count >= FEW else 0
+        loose = min(1.0, self.done / max(1.0, self.plan.aligned * self.plan.tower_steps))
         return [
-            draw(self.folder, used, share, self.plan.seed, self.done, at) for at in range(batch)
+            draw(self.folder, used, share, loose, self.plan.seed, self.done, at)
+            for at in range(batch)
         ]
 
     def _tower_step(self) -> dict[str, Tensor]:
