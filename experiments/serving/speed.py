@@ -1,6 +1,9 @@
 """Requests a second with all visual tokens and with fewer, in turns in one engine; writes speed.json and speed.md.
 
-    .venv-vllm/bin/python experiments/serving/speed.py [rounds [concurrencies]]      e.g. 3 1,4,8,16
+    .venv-vllm/bin/python experiments/serving/speed.py [rounds [concurrencies [cpu]]]      e.g. 3 1,4,8,16
+
+With `cpu` the clock counts this process's seconds of computing, on one thread: on a machine that others load, too, those
+of the wall say nothing.
 
 A random LLaVA whose language model dominates (78 M parameters; 576 tokens an image). Prompts bring embeddings, so that
 one engine serves every ratio; vision tower and pruner, which pruning does not make cheaper, are left out.
@@ -9,6 +12,7 @@ one engine serves every ratio; vision tower and pruner, which pruning does not m
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +79,7 @@ def loads(width: int, image: int) -> dict[str, Callable[[int], Sequence[Any]]]:
     return {name: fresh(budget(ratio, TOKENS)) for name, ratio in RATIOS.items()}
 
 
-def main(rounds: int, concurrencies: Sequence[int]) -> None:
+def main(rounds: int, concurrencies: Sequence[int], clock: Callable[[], float]) -> None:
     """All ratios at these concurrencies, `rounds` times."""
     lvlm = load_component("model", "llava", pretrained=None, dtype="float32", geometry=GEOMETRY)
     size = sum(weight.numel() for weight in lvlm.model.model.language_model.parameters())
@@ -86,7 +90,7 @@ def main(rounds: int, concurrencies: Sequence[int]) -> None:
         with engine(Path(folder), hf_overrides=stock, **options) as llm:
             run, requests = InProcess(llm), loads(lvlm.width, lvlm.image_token)
             measure(run, {name: requests[name] for name in ("all", "1/9")}, (1,), 1)  # warm
-            points = measure(run, requests, concurrencies, rounds)
+            points = measure(run, requests, concurrencies, rounds, clock)
     lines = rows(points, "all")
     script = Path(__file__)
     result = {"language_model_parameters": size, "rounds": rounds, "rows": [line._asdict() for line in lines]}
@@ -96,5 +100,6 @@ def main(rounds: int, concurrencies: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    how_often, *at_a_time = sys.argv[1:] or ["3"]
-    main(int(how_often), [int(number) for number in (at_a_time or [CONCURRENCIES])[0].split(",")])
+    how_often, at_a_time, kind = [*sys.argv[1:], *["3", CONCURRENCIES, "wall"][len(sys.argv) - 1 :]]
+    clock = time.process_time if kind == "cpu" else time.perf_counter
+    main(int(how_often), [int(number) for number in at_a_time.split(",")], clock)
