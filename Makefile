@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $(STAMP)
 
-demo: install  ## teach a pruner, improve it by PPO and compare it: at most 10 minutes on 2 cores
+demo: install  ## teach a pruner, improve it by PPO and compare it
 	$(BIN)/python -m src.train experiment=demo
 
 demo-page: install  ## ask the embedded model in a browser, with all tokens and with few (installs gradio)
