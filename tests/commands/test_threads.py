@@ -12,11 +12,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import load_component
+from tprl.commands import threads
 from tprl.commands.options import KINDS
 from tprl.commands.threads import SET, parameters, use_threads
 from tprl.errors import UserError
 from tprl.kinds import typed
-from tprl.runtime import threads
 from tprl.runtime.run_directory import SETTINGS, read_yaml
 
 
