@@ -36,7 +36,7 @@ SPOILED = """
 import sys
 from pathlib import Path
 from tests.stages.toy_runs import fit, ppo
-from tprl import ranks
+from tprl.runtime import distributed
 from tprl.errors import UserError
 from tprl.rewards import WeightedReward
 from tprl.rewards.score_change import ScoreChange
@@ -48,7 +48,7 @@ def note(name, text):
 class Spoiled(WeightedReward):
     def __call__(self, outcome):
         terms = super().__call__(outcome)
-        if ranks.rank() == 1:
+        if distributed.rank() == 1:
             next(iter(terms.values()))[0, 2] = float("nan")
             note("uid", outcome.uids[2])
         return terms
@@ -58,7 +58,7 @@ class Telling(PPO):
         try:
             super().training_step(*given)
         except UserError as error:
-            note(ranks.rank(), str(error))
+            note(distributed.rank(), str(error))
             raise
 
 if __name__ == "__main__":
