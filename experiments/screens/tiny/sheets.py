@@ -256,5 +256,5 @@ def draw(
 ) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
     """A picture, and what it shows."""
     sheet = Sheet(rng, aligned)
-    shown = {"runs": sheet.runs, "elements": sheet.elements, "containers": []}
-    return np.asarray(sheet.image), shown
+    visible = {"runs": sheet.runs, "elements": sheet.elements, "containers": []}
+    return np.asarray(sheet.image), visible
