@@ -1,12 +1,16 @@
 """Attention x DPP: TPRL's way of choosing a set, with CLS attention in the place of what TPRL has learned."""
 
-from tprl.budget import image_rows, need_ratio
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tprl.budget import Rows
 from tprl.cost import LVLMShape, dpp_flops
+from tprl.pruners.per_image import PerImage
 from tprl.pruners.quality import diverse, log_attention, standardize
-from tprl.types import Encoded, TokenSelection
+from tprl.types import Encoded
 
 
-class AttentionDPPPruner:
+class AttentionDPPPruner(PerImage):
     """Greedy MAP of a DPP whose quality is CLS attention: the control that says what learning adds.
 
     log q = alpha * z, where z is the z-score of log CLS attention within the image; kernel and greedy MAP are TPRL's
@@ -25,18 +29,10 @@ class AttentionDPPPruner:
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
 
-    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep `budget(keep_ratio, n)` tokens of each image.
-
-        Raises:
-            UserError: `keep_ratio` is None or not in (0, 1].
-        """
-        ratio = need_ratio(self.name, keep_ratio)
-        images = image_rows(encoded.visual_mask, encoded.image_of)
+    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
         attention = log_attention(images.split(encoded.extras["cls_attention"]))
         log_q = self.alpha * standardize(attention, images.mask)
-        keep = diverse(log_q, images, encoded, images.budgets(ratio))
-        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+        return diverse(log_q, images, encoded, k)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """The kernel of projected tokens and greedy MAP on it."""

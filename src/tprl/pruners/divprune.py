@@ -5,12 +5,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tprl.budget import image_rows, need_ratio
+from tprl.budget import Rows
 from tprl.cost import LVLMShape, similarity_flops
-from tprl.types import Encoded, TokenSelection
+from tprl.pruners.per_image import PerImage
+from tprl.types import Encoded
 
 
-class DivPrunePruner:
+class DivPrunePruner(PerImage):
     """Greedy max-min diversity: each next token is the one farthest from all chosen before.
 
     Source: DivPrune (Alvar et al., arXiv 2503.02175), the rule of docs/baselines.md#divprune, written from its
@@ -23,17 +24,9 @@ class DivPrunePruner:
     name = "divprune"
     extras: frozenset[str] = frozenset()
 
-    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep `budget(keep_ratio, n)` mutually distant tokens of each image.
-
-        Raises:
-            UserError: `keep_ratio` is None or not in (0, 1].
-        """
-        images = image_rows(encoded.visual_mask, encoded.image_of)
-        k = images.budgets(need_ratio(self.name, keep_ratio))
+    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
         unit = normalize(images.tokens(encoded).float(), dim=-1)
-        keep = max_min(1 - unit @ unit.mT, images.mask, k)
-        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+        return max_min(1 - unit @ unit.mT, images.mask, k)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """All cosines between projected tokens."""

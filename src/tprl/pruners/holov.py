@@ -5,12 +5,13 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tprl.budget import image_rows, keep_top, need_ratio
+from tprl.budget import Rows, image_rows, keep_top
 from tprl.cost import LVLMShape
-from tprl.types import Encoded, TokenSelection
+from tprl.pruners.per_image import PerImage
+from tprl.types import Encoded
 
 
-class HoloVPruner:
+class HoloVPruner(PerImage):
     """CLS attention within chunks of the image; quotas by the chunks' mean scores.
 
     Source: HoloV (its LLaVA release), the rule of docs/baselines.md#holov, written from its description. Tokens in
@@ -44,15 +45,8 @@ class HoloVPruner:
         self.scale = scale
         self.published = published
 
-    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep `budget(keep_ratio, n)` tokens of each image, or fewer if `published`.
-
-        Raises:
-            UserError: `keep_ratio` is None or not in (0, 1].
-        """
-        keep_ratio = need_ratio(self.name, keep_ratio)
-        images = image_rows(encoded.visual_mask, encoded.image_of)
-        n, k = images.mask.sum(1, keepdim=True), images.budgets(keep_ratio)
+    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+        n = images.mask.sum(1, keepdim=True)
         # [J C] chunks of the raster, as rows of their own.
         place = torch.arange(images.mask.shape[1], device=n.device)
         chunk_of = ((place + 1) * self.chunks - 1) // n  # the last chunk that starts at or before the token
@@ -67,7 +61,7 @@ class HoloVPruner:
         if not self.published:
             everywhere = parts.join(score, images.mask.double())
             keep = keep_top(everywhere.masked_fill(keep, torch.inf), images.mask, k)
-        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+        return keep
 
     def _score(
         self, attention: Float64[Tensor, "J C"], features: Float64[Tensor, "J C F"], mask: Bool[Tensor, "J C"]

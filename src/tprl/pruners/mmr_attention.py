@@ -4,14 +4,15 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from tprl.budget import image_rows, need_ratio
+from tprl.budget import Rows
 from tprl.cost import LVLMShape, similarity_flops
 from tprl.policy.dpp import cosine_kernel
+from tprl.pruners.per_image import PerImage
 from tprl.pruners.quality import log_attention, standardize
-from tprl.types import Encoded, TokenSelection
+from tprl.types import Encoded
 
 
-class MMRAttentionPruner:
+class MMRAttentionPruner(PerImage):
     """Each next token has the largest relevance - redundancy * (largest similarity to a token chosen before).
 
     Source: maximal marginal relevance (Carbonell and Goldstein 1998, "The use of MMR, diversity-based reranking",
@@ -31,18 +32,10 @@ class MMRAttentionPruner:
     def __init__(self, redundancy: float = 2.0) -> None:
         self.redundancy = redundancy
 
-    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep `budget(keep_ratio, n)` tokens of each image.
-
-        Raises:
-            UserError: `keep_ratio` is None or not in (0, 1].
-        """
-        ratio = need_ratio(self.name, keep_ratio)
-        images = image_rows(encoded.visual_mask, encoded.image_of)
+    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
         relevance = standardize(log_attention(images.split(encoded.extras["cls_attention"])), images.mask)
         cosine = cosine_kernel(images.tokens(encoded), images.mask, jitter=0.0).double()
-        keep = marginal_relevance(relevance, self.redundancy * cosine, images.mask, images.budgets(ratio))
-        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+        return marginal_relevance(relevance, self.redundancy * cosine, images.mask, k)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """All cosines between projected tokens."""

@@ -1,16 +1,17 @@
 """Question x DPP: TPRL's way of choosing a set, with a similarity to the question's words as quality, untrained."""
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tprl.budget import image_rows, need_ratio
+from tprl.budget import Rows
 from tprl.cost import LVLMShape, dpp_flops
+from tprl.pruners.per_image import PerImage
 from tprl.pruners.quality import diverse, standardize
-from tprl.types import Encoded, TokenSelection
+from tprl.types import Encoded
 
 
-class QuestionDPPPruner:
+class QuestionDPPPruner(PerImage):
     """Greedy MAP of a DPP whose quality is the similarity to the question: what the question gives for nothing.
 
     log q = alpha * z, where z is the z-score within the image of the *mean* over the question's words of the cosine
@@ -31,17 +32,9 @@ class QuestionDPPPruner:
     def __init__(self, alpha: float = 0.1) -> None:
         self.alpha = alpha
 
-    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep `budget(keep_ratio, n)` tokens of each image.
-
-        Raises:
-            UserError: `keep_ratio` is None or not in (0, 1].
-        """
-        ratio = need_ratio(self.name, keep_ratio)
-        images = image_rows(encoded.visual_mask, encoded.image_of)
+    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
         log_q = self.alpha * standardize(images.split(_relevance(encoded)), images.mask)
-        keep = diverse(log_q, images, encoded, images.budgets(ratio))
-        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+        return diverse(log_q, images, encoded, k)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """One product of every token with the mean of the words, the kernel, and greedy MAP on it."""

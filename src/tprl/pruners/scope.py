@@ -5,12 +5,13 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tprl.budget import image_rows, keep_top, need_ratio
+from tprl.budget import Rows, keep_top
 from tprl.cost import LVLMShape, similarity_flops
-from tprl.types import Encoded, TokenSelection
+from tprl.pruners.per_image import PerImage
+from tprl.types import Encoded
 
 
-class ScopePruner:
+class ScopePruner(PerImage):
     """Greedy coverage gain x saliency.
 
     Source: SCOPE (Deng et al., arXiv 2510.24214, its "SCOPE score": token-coverage gain times saliency^alpha; the
@@ -34,21 +35,12 @@ class ScopePruner:
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
 
-    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep `budget(keep_ratio, n)` tokens of each image.
-
-        Raises:
-            UserError: `keep_ratio` is None or not in (0, 1].
-        """
-        ratio = need_ratio(self.name, keep_ratio)
-        images = image_rows(encoded.visual_mask, encoded.image_of)
-        k = images.budgets(ratio)
+    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
         attention = images.split(encoded.extras["cls_attention"]).double()
         unit = normalize(images.split(encoded.extras["vision_features"]).double(), dim=-1)
         unit = unit.masked_fill(~images.mask.unsqueeze(2), 0.0)
         taken = _cover(unit @ unit.mT, attention.clamp(min=0.0) ** self.alpha, images.mask, k)
-        keep = keep_top(attention.masked_fill(taken, torch.inf), images.mask, k)
-        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+        return keep_top(attention.masked_fill(taken, torch.inf), images.mask, k)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """All cosines between vision features; gains are sums of them."""

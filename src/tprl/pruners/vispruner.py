@@ -5,12 +5,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tprl.budget import image_rows, need_ratio
+from tprl.budget import Rows
 from tprl.cost import LVLMShape, similarity_flops
-from tprl.types import Encoded, TokenSelection
+from tprl.pruners.per_image import PerImage
+from tprl.types import Encoded
 
 
-class VisPruner:
+class VisPruner(PerImage):
     """Important tokens by CLS attention, then diverse ones by repeatedly dropping the most redundant of the rest.
 
     Source: VisPruner (Zhang et al., arXiv 2412.01818), the rule of docs/baselines.md#vispruner, written from its
@@ -33,21 +34,13 @@ class VisPruner:
         self.important = important
         self.drop = drop
 
-    def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep `budget(keep_ratio, n)` tokens of each image.
-
-        Raises:
-            UserError: `keep_ratio` is None or not in (0, 1].
-        """
-        images = image_rows(encoded.visual_mask, encoded.image_of)
-        k = images.budgets(need_ratio(self.name, keep_ratio))
+    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
         # The order of attention matters later: rounds split it into even and odd places.
         attention = images.split(encoded.extras["cls_attention"]).float().masked_fill(~images.mask, -torch.inf)
         order = attention.argsort(dim=1, descending=True, stable=True)
         # float64: one flipped comparison changes all later rounds.
         unit = normalize(images.split(encoded.extras["vision_features"]).double(), dim=-1)
-        keep = self._choose(order, unit @ unit.mT, images.mask.sum(1), k)
-        return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+        return self._choose(order, unit @ unit.mT, images.mask.sum(1), k)
 
     def _choose(
         self, order: Int[Tensor, "I W"], cosine: Float[Tensor, "I W W"], n: Int[Tensor, " I"], k: Int[Tensor, " I"]
