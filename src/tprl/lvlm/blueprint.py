@@ -11,6 +11,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tprl.errors import UserError
 from tprl.lvlm.loading import Placement
 
+# The language model of every small build, as the arguments that all stock configs share: wide enough for four heads,
+# of which two share keys, so that grouped attention is exercised.
+SMALL_TEXT: Mapping[str, int] = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
+SMALL_CLIP: Mapping[str, int] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 SCALE = 6.0  # at the usual 0.02 logits are near uniform, and a wrong position or mask goes unnoticed
 USER_ASSISTANT = (
     "{% for turn in messages %}{{ turn.role | upper }}: {% for part in turn.content %}"

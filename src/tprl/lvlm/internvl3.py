@@ -17,7 +17,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from tprl.cost import LMShape, LVLMShape, VisionShape, unknown
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, check_size, runs
-from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import Call, cls_attention, joined_tiles, layer_of, overheard, split_heads
@@ -96,12 +96,7 @@ class InternVL3(FrozenLVLM):
             text_config={
                 "model_type": "qwen2",
                 "vocab_size": len(tokenizer),
-                "hidden_size": 48,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 4096,
+                **SMALL_TEXT,
             },
             image_token_id=context,
             image_seq_length=9,

@@ -14,7 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, check_size
-from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import SMALL_CLIP, SMALL_TEXT, USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.clip_text import ClipText
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import clip_settings, completed
@@ -75,23 +75,8 @@ class Llava(FrozenLVLM):
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
         tokenizer = byte_tokenizer([], image_token="<image>")
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=48,
-            patch_size=8,
-        )
-        text = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=48,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-        )
+        vision = CLIPVisionConfig(**SMALL_CLIP, image_size=48, patch_size=8)
+        text = LlamaConfig(vocab_size=len(tokenizer), **SMALL_TEXT)
         (image_token,) = token_ids(tokenizer, "<image>")
         model = LlavaForConditionalGeneration(
             LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, vision_feature_layer=-2)

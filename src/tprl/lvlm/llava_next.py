@@ -19,7 +19,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, check_size
-from tprl.lvlm.blueprint import USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import SMALL_CLIP, SMALL_TEXT, USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import clip_settings, completed
 from tprl.lvlm.towers import cls_attention, in_place, layer_of, overheard, query_key
@@ -57,23 +57,8 @@ class LlavaNext(FrozenLVLM):
     def blueprint() -> tuple[Any, Any]:
         tokenizer = byte_tokenizer([], image_token="<image>")
         (image_token,) = token_ids(tokenizer, "<image>")
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=24,
-            patch_size=8,
-        )
-        text = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=48,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-        )
+        vision = CLIPVisionConfig(**SMALL_CLIP, image_size=24, patch_size=8)
+        text = LlamaConfig(vocab_size=len(tokenizer), **SMALL_TEXT)
         pinpoints = [[24, 48], [48, 24], [48, 48]]
         config = LlavaNextConfig(
             vision_config=vision, text_config=text, image_token_index=image_token, image_grid_pinpoints=pinpoints

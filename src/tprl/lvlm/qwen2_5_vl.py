@@ -16,7 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, check_size
-from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, rotated, window_order
@@ -36,12 +36,7 @@ def small_text() -> tuple[Any, dict[str, Any]]:
     image, video, start, end = token_ids(tokenizer, IMAGE, VIDEO, *MARKS[2:])
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
+        **SMALL_TEXT,
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e4},
     }
     return tokenizer, {

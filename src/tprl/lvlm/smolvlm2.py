@@ -21,7 +21,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, runs
-from tprl.lvlm.blueprint import byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import RECEIVED, Call, joined_tiles, overheard, query_key, received_attention
@@ -93,12 +93,7 @@ class SmolVLM2(FrozenLVLM):
             text_config={
                 "model_type": "llama",
                 "vocab_size": len(tokenizer),
-                "hidden_size": 48,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 4096,
+                **SMALL_TEXT,
                 "pad_token_id": tokenizer.pad_token_id,
             },
             image_token_id=image,
