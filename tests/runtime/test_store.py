@@ -186,7 +186,9 @@ class TestFullDisk:
         large = {"x": torch.zeros(100, 1000, dtype=torch.uint8)}
         Shards(tmp_path, 800, 100).fill(lambda first, stop: large)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=250_000))
-        Shards(tmp_path, 1000, 100).fill(lambda first, stop: large)
+        filled = list[int]()
+        Shards(tmp_path, 1000, 100).fill(lambda first, stop: filled.append(first) or large)
+        assert filled == [800, 900]
 
     def test_half_way_leaves_what_is_complete(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         shards, sync = Shards(tmp_path, 30, 10), os.fsync

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,39 +54,27 @@ def tiny() -> tuple[TPRL, Llava]:
     return TPRL(lvlm.width, code_width=0, width=32, heads=4, select="topk"), lvlm
 
 
+def distill(questions: int = 5, **options: Any) -> Distill:
+    """The stage over a small policy and the embedded LVLM, served on so many validation questions."""
+    pruner, lvlm = tiny()
+    served = ServedScore(lvlm, Scenes("val"), [0.1111], questions)
+    usual = {"pruner": pruner, "lvlm": lvlm, "dataset": Scenes(), "served": served, "prompts": 3, "keep_ratio": 0.1111}
+    return build_stage(Distill, **(usual | options))
+
+
 class TestStage:
     def test_a_step_moves_the_policy_and_nothing_else(self) -> None:
-        pruner, lvlm = tiny()
+        module = distill(iterations=2, validate_every=9)
+        pruner, lvlm = module.pruner, module.lvlm
         before = {name: value.clone() for name, value in pruner.state_dict().items()}
         model = [weight.clone() for weight in lvlm.model.parameters()]
-        served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
-        module = build_stage(
-            Distill,
-            pruner=pruner,
-            lvlm=lvlm,
-            dataset=Scenes(),
-            served=served,
-            iterations=2,
-            prompts=3,
-            keep_ratio=0.1111,
-            validate_every=9,
-        )
         module.best = float("inf")  # no score beats it: what is restored at the end is what was there before
         fit(module)
         assert all(torch.equal(value, before[name]) for name, value in pruner.state_dict().items())
         assert module.iteration == 2
         assert all(torch.equal(a, b) for a, b in zip(model, lvlm.model.parameters(), strict=True))
-        module = build_stage(
-            Distill,
-            pruner=pruner,
-            lvlm=lvlm,
-            dataset=Scenes(),
-            served=served,
-            iterations=2,
-            prompts=3,
-            keep_ratio=0.1111,
-            validate_every=9,
-        )
+        module = distill(iterations=2, validate_every=9)
+        pruner = module.pruner
         module._validate = lambda: setattr(module, "best_state", pruner.state_dict())  # the last weights are the best
         fit(module)
         moved = [name for name, value in pruner.state_dict().items() if not torch.equal(value, before[name])]
@@ -93,18 +82,8 @@ class TestStage:
         assert not any("value_head" in name for name in moved)
 
     def test_micro_batches_change_neither_loss_nor_gradient(self) -> None:
-        pruner, lvlm = tiny()
-        served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
-        module = build_stage(
-            Distill,
-            pruner=pruner,
-            lvlm=lvlm,
-            dataset=Scenes(),
-            served=served,
-            iterations=1,
-            prompts=5,
-            keep_ratio=0.1111,
-        )
+        module = distill(iterations=1, prompts=5)
+        lvlm: Any = module.lvlm
         samples, parts, read = [Scenes()[i] for i in range(5)], [], list[int]()
         encoded, plain = lvlm.encode(samples), lvlm.gated_log_prob
 
@@ -123,22 +102,7 @@ class TestStage:
         torch.testing.assert_close(parts[0], parts[1], atol=1e-5, rtol=1e-4)
 
     def test_a_resumed_run_is_the_run(self, tmp_path: Path) -> None:
-        def stage() -> Distill:
-            pruner, lvlm = tiny()
-            served = ServedScore(lvlm, Scenes("val"), [0.1111], 5)
-            return build_stage(
-                Distill,
-                pruner=pruner,
-                lvlm=lvlm,
-                dataset=Scenes(),
-                served=served,
-                iterations=4,
-                prompts=3,
-                keep_ratio=[0.2222, 0.1111],
-                validate_every=2,
-            )
-
-        whole, second = stage(), stage()
+        whole, second = (distill(iterations=4, keep_ratio=[0.2222, 0.1111], validate_every=2) for _ in range(2))
         fit(whole, SaveAt(2, tmp_path / "two.ckpt"))
         fit(second, ckpt_path=tmp_path / "two.ckpt")
         assert second.iteration == whole.iteration == 4
@@ -169,20 +133,7 @@ class TestStage:
 @pytest.mark.slow
 def test_it_learns_what_the_language_model_needs() -> None:
     """From nothing, on the embedded LVLM: the served log-likelihood rises."""
-    pruner, lvlm = tiny()
-    served = ServedScore(lvlm, Scenes("val"), [0.1111], 60)
-    before = served(pruner)["log_prob"]
-    fit(
-        build_stage(
-            Distill,
-            pruner=pruner,
-            lvlm=lvlm,
-            dataset=Scenes(),
-            served=served,
-            iterations=60,
-            prompts=16,
-            keep_ratio=0.1111,
-            validate_every=60,
-        )
-    )
-    assert served(pruner)["log_prob"] > before + 0.1
+    module = distill(60, iterations=60, prompts=16, validate_every=60)
+    before = module.served(module.pruner)["log_prob"]
+    fit(module)
+    assert module.served(module.pruner)["log_prob"] > before + 0.1

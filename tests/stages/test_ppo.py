@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,15 +11,13 @@ from tests.stages.toy_runs import (
     SMALL,
     LastWeights,
     Metrics,
-    SaveAt,
     fit,
     lvlm,
     policy,
     ppo,
-    same,
     weights,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from tprl.data.toy import KINDS, ToyDataset
 from tprl.errors import UserError
@@ -39,7 +35,6 @@ from tprl.scoring.scorer import Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
 from tprl.stages.ppo import PPO
-from tprl.stages.prompts import PromptStream
 from tprl.types import Outcome, Prompt, Sample, TokenSelection
 
 BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]
@@ -184,10 +179,11 @@ class TestReward:
     def test_states_are_scored_as_one_by_one(self) -> None:
         """Three steps at once give the rewards of a pass per step."""
         stage = probed(steps=3, prompts=6, group=2, reward=WeightedReward([ScoreChange(), LogLikelihood()]))
+        questions = ToyDataset()
+        every = {sample.uid: sample for sample in (questions[i] for i in range(len(questions)))}
         for uids, rollout, outcome in zip(stage.uids, stage.rollouts, stage.outcomes, strict=True):
             assert outcome.score is not None
             assert outcome.log_prob is not None
-            every = {sample.uid: sample for sample in (ToyDataset()[i] for i in range(len(ToyDataset())))}
             samples = [every[uid] for uid in uids for _ in range(2)]
             encoded = lvlm().encode(samples)
             states = [encoded.visual_mask, *rollout.action]
@@ -241,40 +237,6 @@ class TestReward:
 
         with pytest.raises(ValueError, match=r"outcome\.score"):
             fit(ppo(reward=WeightedReward([Forgetful()])))
-
-
-class TestPromptStream:
-    def read(self, start: int = 0, stop: int = 6, prompts: int = 5, size: int = 60) -> list[list[str]]:
-        stream = PromptStream(ToyDataset(limit=size), prompts, start, stop, 3)
-        return [[sample.uid for sample in batch] for batch in stream]
-
-    def test_a_pass_shows_every_question_once_before_any_twice(self) -> None:
-        uids = [uid for batch in self.read(stop=24) for uid in batch]
-        assert sorted(uids[:60]) == sorted(uids[60:]) == sorted(sample.uid for sample in ToyDataset(limit=60))
-        assert uids[:60] != uids[60:]
-
-    def test_ranks_share_out_the_questions_of_an_iteration(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        alone = self.read(prompts=6)
-        monkeypatch.setattr("tprl.runtime.distributed.count", lambda: 3)
-        parts = []
-        for rank in range(3):
-            monkeypatch.setattr("tprl.runtime.distributed.rank", lambda rank=rank: rank)
-            parts.append(self.read(prompts=6))
-        assert [
-            [uid for pair in zip(*batches, strict=True) for uid in pair] for batches in zip(*parts, strict=True)
-        ] == alone
-        with pytest.raises(UserError, match=r"stage.prompts=5 .* 3 ranks cannot share them equally"):
-            self.read(prompts=5)
-
-    def test_a_later_start_continues_where_the_first_run_was(self) -> None:
-        assert self.read(start=4, stop=20) == self.read(stop=20)[4:]
-
-    def test_batches_may_be_larger_than_the_data(self) -> None:
-        assert [len(batch) for batch in self.read(size=3)] == [5] * 6
-
-    def test_the_loader_hands_samples_through_unchanged(self) -> None:
-        first = next(iter(ppo().train_dataloader()))
-        assert all(type(sample) is Sample and type(sample.images) is tuple for sample in first)
 
 
 class TestSpeed:
@@ -397,120 +359,3 @@ class TestUpdate:
         before = weights(stage.pruner)
         fit(stage, last)
         assert all(torch.equal(before[n], last.weights[n]) == n.startswith("net.value_head") for n in before)
-
-
-class TestBudget:
-    def test_lagrange_holds_the_mean_count_and_free_does_not(self) -> None:
-        kept = {}
-        for budget in ("lagrange", "free"):
-            metrics = Metrics()
-            options = {"lr_lagrange": 0.5, "minibatch": 32, "update_epochs": 3, "anneal": False, "prompts": 32}
-            fit(ppo(budget=budget, keep_ratio=0.2, iterations=45 if budget == "lagrange" else 20, **options), metrics)
-            kept[budget] = metrics["ppo/keep_ratio"]
-            assert kept[budget][0] == pytest.approx(0.5, abs=0.1)
-        assert sum(kept["lagrange"][-20:]) / 20 == pytest.approx(0.2, abs=0.05)
-        assert min(kept["lagrange"]) > 0.08  # never near the single forced token, from where nothing is explored
-        assert kept["free"][-1] > 0.6
-
-    @pytest.mark.parametrize(
-        ("budget", "select", "kind"),
-        [
-            ("free", "threshold", "bernoulli"),
-            ("lagrange", "topk", "bernoulli"),
-            ("exact_k", "topk", "subset"),
-            ("exact_k", "gumbel", "subset"),
-            ("exact_k", "dpp", "sequential"),
-        ],
-    )
-    def test_sampling_is_of_the_kind_that_is_served(self, budget: str, select: str, kind: str) -> None:
-        rule = ppo(policy(select=select, quality=3.0), budget=budget, discount=0.7).rule()
-        assert (rule.kind, rule.quality, rule.discount) == (kind, 3.0, 0.7)
-
-    def test_the_kdpp_is_an_option(self) -> None:
-        assert ppo(policy(select="dpp"), law="kdpp").rule().kind == "dpp"
-
-    def test_a_free_budget_without_a_price_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"budget=free keeps every token unless the reward charges for them"):
-            ppo(budget="free", reward=WeightedReward([ScoreChange()]))
-
-    @pytest.mark.parametrize("budget", ["free", "lagrange"])
-    def test_a_training_that_dpp_does_not_serve_is_refused(self, budget: str) -> None:
-        with pytest.raises(UserError, match=r"trains tokens one by one, which policy\.select=dpp does not serve"):
-            ppo(policy(select="dpp"), budget=budget)
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"law": "dpp"}, r"stage\.law must be sequential or kdpp, got dpp\."),
-            ({"budget": "some"}, r"stage\.budget must be free, lagrange or exact_k, got some\."),
-            ({"advantage": "td"}, r"stage\.advantage must be gae, grpo or rloo, got td\."),
-            ({"advantage": "grpo", "group": 1}, r"set stage\.group above 1\."),
-            ({"keep_ratio": [0.5, 1.7]}, r"keep_ratio must be .*got 1\.7"),
-        ],
-    )
-    def test_bad_settings_are_refused_in_a_sentence(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            ppo(**options)
-
-
-class Scripted(ServedScore):
-    """Answers from a list and remembers the weights it was shown."""
-
-    def __init__(self, script: list[tuple[float, float]]) -> None:
-        self.script, self.seen = script, []
-
-    def __call__(self, pruner: Any) -> dict[str, float]:
-        self.seen.append(weights(pruner))
-        accuracy, log_prob = self.script[len(self.seen) - 1]
-        return {"accuracy": accuracy, "log_prob": log_prob}
-
-
-class TestCheckpoints:
-    @pytest.mark.parametrize(
-        ("script", "best"),
-        [
-            ([(0.1, -1.0), (0.9, -1.0), (0.3, -1.0), (0.2, -1.0)], 1),
-            ([(0.5, -1.0), (0.5, -0.8), (0.5, -0.9), (0.5, -1.0)], 1),  # equal accuracy: the likelier answers
-            ([(0.9, -9.0), (0.1, -1.0), (0.1, -1.0), (0.1, -1.0)], 0),  # training only harmed
-        ],
-    )
-    def test_the_best_served_weights_are_put_back(self, script: list[tuple[float, float]], best: int) -> None:
-        scripted = Scripted(script)
-        stage = ppo(served=scripted, iterations=3, validate_every=1)
-        fit(stage)
-        assert not any(same(one, other) for one, other in pairwise(scripted.seen))
-        assert same(weights(stage.pruner), scripted.seen[best])
-        assert [accuracy for _, accuracy in stage.curves["served"]] == [accuracy for accuracy, _ in script]
-        assert [seen for seen, _ in stage.curves["served"]] == [0, 8, 16, 24]
-
-    def test_holds_the_pruner_and_nothing_else(self) -> None:
-        class WithModule(ToyLVLM):
-            model = nn.Linear(3, 3)
-
-        stage = ppo(lvlm=WithModule(width=lvlm().width))
-        assert set(stage.state_dict()) == {f"pruner.{name}" for name in stage.pruner.state_dict()}
-
-    def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(self) -> None:
-        runs = []
-        for seed in (0, 0, 1):
-            last = LastWeights()
-            fit(ppo(seed=seed, steps=3, budget="free"), last)
-            runs.append(last.weights)
-        assert same(runs[0], runs[1])
-        assert not same(runs[0], runs[2])
-
-    @pytest.mark.parametrize("budget", ["lagrange", "exact_k"])
-    def test_three_and_three_resumed_equal_six(self, budget: str, tmp_path: Path) -> None:
-        def stage(seed: int) -> PPO:
-            return ppo(policy(seed), iterations=6, validate_every=2, budget=budget, steps=2, keep_ratio=[0.2, 0.4])
-
-        whole, resumed = stage(0), stage(7)  # the second one's own initial weights must not matter
-        ends = LastWeights(), LastWeights()
-        fit(whole, ends[0], SaveAt(3, tmp_path / "half.ckpt"))
-        trainer = fit(resumed, ends[1], ckpt_path=tmp_path / "half.ckpt")
-        assert trainer.fit_loop.epoch_loop.batch_progress.total.completed == 6
-        assert resumed.iteration == 6
-        assert same(ends[0].weights, ends[1].weights)
-        assert same(weights(whole.pruner), weights(resumed.pruner))
-        for name in ("lagrange", "samples_seen", "best", "curves"):
-            assert getattr(whole, name) == getattr(resumed, name)
