@@ -7,7 +7,7 @@ import pytest
 
 from tprl import cost
 from tprl.bench.devices import Device
-from tprl.bench.forecast import ALLOCATOR, Model, TypicalQuestion, reading_bytes, stage_needs
+from tprl.bench.forecast import ALLOCATOR, Model, TypicalQuestion, reading_bytes, stage_needs, uncounted
 from tprl.cost import LMShape, LVLMShape, VisionShape
 
 SHAPE = LVLMShape(
@@ -31,6 +31,27 @@ def test_passes_of_ppo() -> None:
     assert need.written == 0
     (open_ended,) = stage_needs(PPO, LLAVA, QUESTION, open_ended=True, questions=0)
     assert open_ended.written == 10 * 4 + 20 * (1 + 3)
+
+
+def test_what_null_means() -> None:
+    stage = {**PPO, "credit_blocks": None, "budget": "exact_k", "law": "sequential", "ratio": "token"}
+
+    def reads(model: Model = LLAVA, **options: Any) -> int:
+        return stage_needs({**stage, **options}, model, QUESTION, open_ended=False, questions=100)[0].reads
+
+    whole = 10 * 4 * (8 + 1) + 3 * 20
+    assert reads() == whole + 10 * 4 * 4
+    for others in ({"law": "kdpp"}, {"ratio": "joint"}, {"budget": "lagrange"}):
+        assert reads(**others) == whole
+    assert reads(replace(LLAVA, select="topk")) == whole
+    assert reads(credit_blocks=2) == whole + 10 * 4 * 2
+    assert reads(credit_blocks=0, served={**PPO["served"], "limit": None}) == whole + 3 * 80
+
+
+def test_stages_that_nobody_has_counted() -> None:
+    assert stage_needs({"name": "center"}, LLAVA, QUESTION, open_ended=False, questions=0) == []
+    chain = {"chain": ["ppo", "center"], "ppo": PPO, "center": {"name": "center"}}
+    assert (uncounted(chain), uncounted(PPO)) == (["center"], [])
 
 
 def test_flops_are_those_of_the_cost_model() -> None:

@@ -125,6 +125,35 @@ def test_every_stage_and_mode_has_its_table() -> None:
         ("train", ["stage.ppo.threshold_ratio=0.3"], "stage.ppo.threshold_ratio is not read"),
         ("train", ["stage=ppo", "stage.lr_critic=0.1"], "stage.lr_critic is not read: only advantage=gae"),
         ("train", ["stage=ppo", "stage.lr_critic=0.1", "stage.advantage=gae"], None),
+        *(
+            ("train", ["stage=ppo", f"stage.{name}=0.5"], f"stage.{name} is not read: only advantage=gae has a critic")
+            for name in ("gamma", "lam", "value_coef")
+        ),
+        ("train", ["stage=ppo", "stage.gamma=0.5", "stage.advantage=gae"], None),
+        ("train", ["stage=ppo", "stage.lagrange_gain=3"], "stage.lagrange_gain is not read: only budget=lagrange has"),
+        ("train", ["stage=ppo", "stage.lr_lagrange=3", "stage.budget=lagrange"], None),
+        ("train", ["stage=ppo", "stage.discount=0.9"], "stage.discount is not read: budget=exact_k draws sets"),
+        ("train", ["stage=ppo", "stage.discount=0.9", "stage.budget=lagrange"], None),
+        ("train", ["stage=ppo", "stage.law=kdpp"], None),
+        ("train", ["stage=ppo", "stage.law=kdpp", "stage.budget=free"], "stage.law is not read: only budget=exact_k"),
+        (
+            "train",
+            ["stage=ppo", "stage.law=kdpp", "policy.select=topk"],
+            "stage.law is not read: only sets that policy",
+        ),
+        ("train", ["stage=ppo", "stage.calibrate=[0.5]", "stage.budget=free"], "stage.calibrate is not read: budget=f"),
+        (
+            "train",
+            ["stage=lfd", "stage.calibrate=[0.5]", "policy.select=topk"],
+            "stage.calibrate is not read: only what",
+        ),
+        ("train", ["stage=lfd", "stage.calibrate=[0.5]"], None),
+        (
+            "train",
+            ["policy.code_width=0", "stage.autoencoder.images=50"],
+            "stage.autoencoder.images is not read: policy.code_width=0 has no autoencoder; leave it out.",
+        ),
+        ("train", ["policy.code_width=0", "stage=autoencoder"], None),
         ("train", ["stage=lfd", "stage.steps=2", "stage.progressive=[0.5]"], "stage.steps is not read: progressive"),
         ("train", ["stage=lfd", "stage.steps=2"], None),
         ("train", ["stage=ppo", "stage.init_from=runs/a"], None),
@@ -145,6 +174,11 @@ def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert line.startswith("error: models is not read: mode=accuracy reads batch_size, dataset, keep_ratios, limit,")
     assert line.endswith("; leave it out.")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_an_option_is_named_as_it_is_typed() -> None:
+    sentence = said_of("train", composed("train", "stage=ppo", "stage.gamma=0.5"), ["stage.module.gamma"])
+    assert sentence == "stage.gamma is not read: only advantage=gae has a critic; leave it out."
 
 
 def test_groups_are_typed_as_groups() -> None:

@@ -128,11 +128,12 @@ class TestSetLoss:
         fit(lfd(policy(select="dpp"), lr=0.0, epochs=1))
         assert "lfd: the policy has learned nothing from cls_attention" in caplog.text
         assert "that of constant logits" in caplog.text
+        assert "Use another demonstrator (pruner=...), or more demonstrations." in caplog.text  # the loss is set
 
     @pytest.mark.parametrize(
         ("options", "select", "message"),
         [
-            ({"loss": "sets"}, "dpp", r"stage\.loss must be set or token, got sets\."),
+            ({"loss": "sets"}, "dpp", r"stage\.loss must be set or token, got sets; null takes"),
             ({"loss": "set"}, "topk", r"use stage\.loss=token\."),
         ],
     )

@@ -34,7 +34,7 @@ from tprl.scoring.flops import question_flops
 from tprl.scoring.scorer import Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
-from tprl.stages.ppo import PPO
+from tprl.stages.ppo import PPO, Episodes
 from tprl.types import Outcome, Prompt, Sample, TokenSelection
 
 BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]
@@ -75,24 +75,16 @@ class Probe(PPO):
         self.rewards.append(reward)
         return super()._advantage(reward, rollout)
 
-    def _update(
-        self,
-        x: Any,
-        rule: Any,
-        rollout: Rollout,
-        keep_ratio: Tensor,
-        advantage: Tensor,
-        target: Tensor | None,
-        uids: Sequence[str],
-    ) -> tuple[list[PPOLoss], int]:
+    def _update(self, episodes: Episodes) -> tuple[list[PPOLoss], int]:
+        x, rule, rollout, keep_ratio = episodes[:4]
         self.rollouts.append(rollout)
         with torch.no_grad():
-            self.before.append(self._loss(x, rule, rollout, keep_ratio, advantage, target))
+            self.before.append(self._loss(episodes))
             for t in range(len(rollout.alive)):
                 group = self.hparams["group"]
                 again = evaluate_actions(self.net, x, rule, rollout, keep_ratio, t, group)[0]
                 self.drift.append(float((again - rollout.log_prob[t]).abs().max()))
-        losses, epochs = super()._update(x, rule, rollout, keep_ratio, advantage, target, uids)
+        losses, epochs = super()._update(episodes)
         self.first.append(losses[0])
         return losses, epochs
 
@@ -278,6 +270,10 @@ class TestCredit:
                     decisive += 1
                     assert advantage[kept].count_nonzero() == 1  # six blocks of one token
         assert decisive >= 4
+
+    def test_one_block_is_no_silent_zero(self) -> None:
+        with pytest.raises(UserError, match=r"stage\.credit_blocks=1 has no other block .* use 2 or more, or 0"):
+            ppo(policy(select="dpp"), credit_blocks=1)
 
     def test_is_refused_where_a_set_has_one_advantage(self) -> None:
         for options in ({"law": "kdpp"}, {"ratio": "joint"}, {"steps": 2}):

@@ -13,6 +13,7 @@ from tprl import cost
 from tprl.bench.devices import Device
 from tprl.cost import LVLMShape
 from tprl.scoring.scorer import AT_ONCE, TOKENS_AT_ONCE
+from tprl.stages.ppo_settings import blocks_read
 
 UTILIZATION = 0.4  # of a GPU's peak; prefills of hundreds of tokens reach 0.3 to 0.6 in practice
 CPU_UTILIZATION = 0.8  # of the speed of a matrix product (measured: 0.83 to 0.93, docs/latency.md)
@@ -52,6 +53,7 @@ class Model:
     policy_width: int
     policy_layers: int
     code_width: int
+    select: str = "dpp"  # what the policy serves by
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,34 @@ def stage_needs(
         stage: the plain config of `stage`.
         model, question: see there.
         open_ended: answers are generated and judged, not read.
-        questions: of the evaluation, where its limit does not say.
+        questions: of validation and evaluation, where a limit does not say.
     """
-    parts = [stage[name] for name in stage["chain"]] if "chain" in stage else [stage]
-    parts = [{**part, **part.get("module", {})} for part in parts]  # hyper-parameters stand in a block of their own
-    rows = [_part(part, model, question, open_ended) for part in parts if part["name"] in _COUNTS]
+    known = [_settled(part, model, questions) for part in _parts(stage) if part["name"] in _COUNTS]
+    rows = [_part(part, model, question, open_ended) for part in known]
     if "chain" in stage:
         rows.append(_evaluation(stage, model, question, open_ended, questions))
     return rows
+
+
+def uncounted(stage: Mapping[str, Any]) -> list[str]:
+    """Names of the parts of a composed `stage` that `stage_needs` leaves out: nobody has counted what they take."""
+    return [part["name"] for part in _parts(stage) if part["name"] not in _COUNTS]
+
+
+def _parts(stage: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings of every stage that runs, both blocks of each in one table."""
+    parts = [stage[name] for name in stage["chain"]] if "chain" in stage else [stage]
+    return [{**part, **part.get("module", {})} for part in parts]
+
+
+def _settled(part: Mapping[str, Any], model: Model, questions: int) -> dict[str, Any]:
+    """The settings of a stage, with what null means in them."""
+    settings = dict(part)
+    if part["name"] == "ppo":
+        settings["credit_blocks"] = blocks_read(part, model.select)
+    if served := part.get("served"):
+        settings["served"] = {**served, "limit": served.get("limit") or questions}
+    return settings
 
 
 # --- passes ------------------------------------------------------------------------------------------------------
@@ -136,10 +158,9 @@ def _lfd(part: Mapping[str, Any], open_ended: bool) -> _Passes:
 def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     rounds, prompts, group = part["iterations"], part["prompts"], part["group"]
     ratios = part["keep_ratio"] if isinstance(part["keep_ratio"], list) else [part["keep_ratio"]]
-    blocks = 4 if part.get("credit_blocks") is None and group > 1 else part.get("credit_blocks") or 0
     mean = sum(ratios) / len(ratios)
     episodes = rounds * prompts
-    drawn = (episodes * (group * part["steps"] + blocks), mean)
+    drawn = (episodes * (group * part["steps"] + part["credit_blocks"]), mean)
     validations = 1 + -(-rounds // part["validate_every"])
     served, written, held = _served(part, validations, open_ended)
     written += episodes if open_ended else 0  # the model's own answers with all tokens

@@ -60,12 +60,14 @@ def _of_stages(config: DictConfig) -> list[Rule]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     rules = []
-    policy = (plain.get("policy") or {}).get("_target_")
+    policy = plain.get("policy") or {}
     for key, settings in stages_of(plain).items():
         kind = class_of(settings)
-        unread = [entry for entry in kind.unread if entry.when(settings)]
-        rules += [Rule(f"{key}.{entry.option}", lambda _: True, entry.why) for entry in unread]
-        if "chain" in plain["stage"] and policy and not kind.applies_to(target_at(policy)):
+        together = {**settings, "policy": policy}
+        unread = [entry for entry in kind.unread if entry.when(together) and (entry.option or key != "stage")]
+        rules += [Rule(f"{key}.{entry.option}".rstrip("."), lambda _: True, entry.why) for entry in unread]
+        maker = policy.get("_target_")
+        if "chain" in plain["stage"] and maker and not kind.applies_to(target_at(maker)):
             why = f"stage={settings['name']} needs another policy and is left out"
             rules.append(Rule(key, lambda _: True, why))
     return rules
@@ -85,7 +87,7 @@ def check_read(command: str, config: DictConfig, typed: Iterable[str]) -> None:
     for key in typed:
         reason = _unread(command, config, key)
         if reason:
-            raise UserError(f"{key} is not read: {reason}; leave it out.")
+            raise UserError(f"{in_short(key)} is not read: {reason}; leave it out.")
 
 
 def _unread(command: str, config: DictConfig, key: str) -> str | None:

@@ -15,7 +15,7 @@ from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite, compact
-from tprl.stages.base import Next, Stage
+from tprl.stages.base import Next, Stage, Unread
 from tprl.types import LVLM, Dataset, Sample
 
 
@@ -34,6 +34,7 @@ class AutoencoderStage(Stage):
     needs_codes = False
     curve_titles: ClassVar = {"autoencoder/mse": "autoencoder, share of variance lost: training"}
     held_out_titles: ClassVar = {"autoencoder/val_mse": "autoencoder, share of variance lost: held out"}
+    unread = (Unread("", lambda s: s["policy"].get("code_width") == 0, "policy.code_width=0 has no autoencoder"),)
     next = Next("train", "stage.init_from", words=("stage=lfd",), carries=True)
 
     def __init__(

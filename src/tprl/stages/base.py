@@ -15,11 +15,21 @@ Points = list[tuple[float, float]]  # (samples seen, value)
 
 
 class Unread(NamedTuple):
-    """An option that changes nothing while `when` holds of the stage's settings; `why` ends the sentence."""
+    """An option that changes nothing while `when` holds of the stage's settings, among which those of the policy stand
+    under `policy`; an option "" is the whole stage in a chain. `why` ends the sentence."""
 
     option: str
     when: Callable[[Settings], bool]
     why: str
+
+
+def serves_otherwise(settings: Settings) -> bool:
+    """Whether the policy serves by anything but a DPP, with which alone calibration and the law of the draws have to
+    do."""
+    return settings["policy"].get("select", "dpp") != "dpp"
+
+
+UNCALIBRATED = Unread("calibrate", serves_otherwise, "only what policy.select=dpp serves is calibrated")
 
 
 class Next(NamedTuple):
@@ -39,7 +49,8 @@ class Stage(pl.LightningModule):
     `module:` holds every argument of the constructor that is a plain value. The others are named after what the
     runner builds: `pruner`, `lvlm`, `dataset`, `seed`, `served` (the validation score), `reward`, `demonstrator`,
     `cache`. What the constructor does not name is not built, and its group of the command line is refused. The rest of
-    the yaml is the runner's: `name`, `init_from`, `served`, `calibrate`, `save_every`, `log_every`, `trainer`.
+    the yaml is the runner's: `name`, `init_from`, `served`, `calibrate`, `save_every`, `log_every`, `trainer`, and
+    `blueprint`, of what `own_arguments` builds. A stage with `curve_titles` counts its questions in `samples_seen`.
     """
 
     # The folder of the run in which stage=all keeps the pruner after this stage; a stage alone writes `pruner`.
@@ -88,7 +99,7 @@ class Stage(pl.LightningModule):
 
     @classmethod
     def own_arguments(cls, settings: Settings, seed: int) -> dict[str, Any]:
-        """Arguments of the constructor that the stage builds itself."""
+        """Arguments of the constructor that the stage builds itself, from its settings in one table."""
         return {}
 
     # --- around the fit ----------------------------------------------------------------------------------------

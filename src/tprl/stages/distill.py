@@ -21,7 +21,7 @@ from tprl.rl.rollout import step_budgets
 from tprl.runtime.finite import check_finite
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore, merit
-from tprl.stages.base import KeepBest, Next
+from tprl.stages.base import UNCALIBRATED, KeepBest, Next
 from tprl.stages.prompts import PromptStream, drawn_ratios
 from tprl.types import LVLM, Dataset, Encoded, GatedLVLM, Sample
 
@@ -54,6 +54,7 @@ class Distill(KeepBest):
 
     overlays = True
     curve_titles: ClassVar = {"distill/loss": "distill, nats per answer token"}
+    unread = (UNCALIBRATED,)
     next = Next("eval", "run", words=("pruners=[random,divprune]",))
     remembers = ("iteration", "best", "best_state")
 

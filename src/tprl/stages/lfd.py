@@ -20,7 +20,7 @@ from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
 from tprl.runtime.store import Cache
 from tprl.scoring.validation import ServedScore
-from tprl.stages.base import KeepBest, Next, Points, Unread
+from tprl.stages.base import UNCALIBRATED, KeepBest, Next, Points, Unread
 from tprl.stages.demonstrations import Demonstrations, StoredDemonstrations, demonstrate
 from tprl.types import LVLM, Dataset, Pruner
 
@@ -63,8 +63,9 @@ class LfD(KeepBest):
     teaches_baselines = True
     curve_titles: ClassVar = {"lfd/loss": "lfd, nats per decision"}
     unread = (
-        Unread("steps", lambda s: bool(s["progressive"]), STEP_BY_STEP),
-        Unread("keep_ratio", lambda s: bool(s["progressive"]), STEP_BY_STEP),
+        UNCALIBRATED,
+        Unread("steps", lambda s: bool(s.get("progressive")), STEP_BY_STEP),
+        Unread("keep_ratio", lambda s: bool(s.get("progressive")), STEP_BY_STEP),
     )
     next = Next("train", "stage.init_from", words=("stage=ppo",), carries=True)
     remembers = ("samples_seen", "best", "best_state", "curve")
@@ -174,13 +175,15 @@ class LfD(KeepBest):
         loss, constant = torch.tensor(self.progress).mean(0).tolist() if self.progress else (0.0, 1.0)
         self.progress = []
         if self._done()[0] >= self.epochs and loss > (1 - LEARNED) * constant:
+            by_sets = "" if self.loss is set_loss else ", the option loss=set (with policy.select=dpp)"
             log.warning(
                 "%s: the policy has learned nothing from %s: its loss %.3f is not below %.3f, that of constant logits. "
-                "Use another demonstrator (pruner=...), stage.lfd.loss=set, or more demonstrations.",
+                "Use another demonstrator (pruner=...)%s, or more demonstrations.",
                 self.hparams["log_as"],
                 self.demonstrator.name,
                 loss,
                 constant,
+                by_sets,
             )
 
     def _validate(self) -> None:
@@ -260,7 +263,7 @@ def _loss(name: str | None, pruner: LearnedPruner) -> Callable[..., Imitation]:
     """
     dpp = pruner.serving.select == "dpp"
     if name not in (None, "set", "token"):
-        raise UserError(f"stage.loss must be set or token, got {name}.")
+        raise UserError(f"stage.loss must be set or token, got {name}; null takes what policy.select serves.")
     if name == "set" and not (dpp and pruner.serving.kernel == "codes"):
         raise UserError(
             "stage.loss=set trains what policy.select=dpp serves with policy.kernel=codes; "

@@ -5,7 +5,7 @@ is left, turn that into advantages, and take a few clipped steps.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -29,11 +29,36 @@ from tprl.runtime.store import Cache
 from tprl.scoring.episodes import measure_episodes
 from tprl.scoring.scorer import LABELS, Scorer
 from tprl.scoring.validation import ServedScore, merit
-from tprl.stages.base import Next, Points, Settings, Unread
-from tprl.stages.ppo_settings import check_choices, check_groups
+from tprl.stages.base import Next, Points, Settings
+from tprl.stages.ppo_settings import UNREAD, blocks_read, check_choices, check_credit, check_groups
 from tprl.stages.prompts import PromptStream, drawn_ratios
 from tprl.stages.rollout_log import RolloutLog, normalize_over_ranks, over_ranks
 from tprl.types import LVLM, Dataset, Encoded, Sample
+
+
+class Episodes(NamedTuple):
+    """What an iteration, or a minibatch of it, learns from: `group` episodes of each question, one after another."""
+
+    x: PolicyInput  # of the questions; everything below is of the episodes
+    rule: ActionRule
+    rollout: Rollout
+    keep_ratio: Float[Tensor, " B"]
+    advantage: Float[Tensor, "T B"] | Float[Tensor, "T B V"]
+    target: Float[Tensor, "T B"] | None
+    uids: Sequence[str]
+
+    def about(self, questions: Int[Tensor, " M"], group: int) -> "Episodes":
+        """Those of some questions; `uids` holds each of them once."""
+        device = self.keep_ratio.device
+        rows = (questions.unsqueeze(1) * group + torch.arange(group)).flatten().to(device)
+        return self._replace(
+            x=self.x.rows(questions.to(device)),
+            rollout=self.rollout.rows(rows),
+            keep_ratio=self.keep_ratio[rows],
+            advantage=self.advantage[:, rows],
+            target=None if self.target is None else self.target[:, rows],
+            uids=[self.uids[int(question) * group] for question in questions],
+        )
 
 
 class PPO(RolloutLog):
@@ -57,7 +82,8 @@ class PPO(RolloutLog):
         advantage: "gae" (critic), "grpo" (group mean and spread, no critic), or "rloo" (leave-one-out baseline).
         credit_blocks: read the best episode of each question that many more times, each time without one block of its
             tokens, and share its advantage out among them (`rl.credit`); 0: every token of a set has the same
-            advantage. Law "sequential" and one pruning step only; None: 4 there, 0 elsewhere.
+            advantage. Budget "exact_k", law "sequential", one pruning step and ratio "token" only; None: 4 there if
+            `group` is above 1, else 0.
         temperature: (first, last) of the sampling distribution, annealed linearly; only under law "sequential" does it
             approach what is served as it falls.
         discount: lambda_disc of Bernoulli sampling.
@@ -73,10 +99,7 @@ class PPO(RolloutLog):
 
     overlays = True
     curve_titles: ClassVar = {"reward/return": "ppo, return of an episode"}
-    unread = (
-        Unread("threshold_ratio", lambda s: s["budget"] == "exact_k", "budget=exact_k serves no threshold"),
-        Unread("lr_critic", lambda s: s["advantage"] in ("grpo", "rloo"), "only advantage=gae has a critic"),
-    )
+    unread = UNREAD
     next = Next("eval", "run", words=("pruners=[random,divprune]",))
     remembers = ("iteration", "lagrange", "samples_seen", "best", "best_state", "score", "curves")
 
@@ -131,13 +154,8 @@ class PPO(RolloutLog):
                 "stage.budget=free keeps every token unless the reward charges for them: use reward=score_change, "
                 "reward=flops_saved, or stage.budget=exact_k."
             )
-        draws = self.kind == "sequential" and steps == 1 and ratio == "token"
-        if credit_blocks and not draws:
-            raise UserError(
-                f"stage.credit_blocks={credit_blocks} needs stage.law=sequential, stage.steps=1, stage.ratio=token "
-                f"and a policy served by dpp; got {self.kind}, {steps} and {ratio}. Use stage.credit_blocks=0."
-            )
-        self.credit_blocks = (4 if draws and group > 1 else 0) if credit_blocks is None else credit_blocks
+        check_credit("stage", self.hparams, pruner.serving.select)
+        self.credit_blocks = blocks_read(self.hparams, pruner.serving.select)
         self.epochs, self.scorer = 1, Scorer(lvlm, dataset, reward.needs)
         self.iteration, self.lagrange, self.samples_seen = 0, 0.0, 0
         self.begin_best()
@@ -151,6 +169,7 @@ class PPO(RolloutLog):
     @classmethod
     def check(cls, key: str, settings: Settings, plain: Settings) -> None:
         check_groups(key, settings)
+        check_credit(key, settings, plain["policy"].get("select", "dpp"))
 
     @property
     def net(self) -> PolicyNet:
@@ -218,7 +237,7 @@ class PPO(RolloutLog):
         if self.credit_blocks:
             advantage = self._credit(advantage, reward, samples, encoded, rollout)
             watch.lap("credit")
-        losses, epochs = self._update(x, rule, rollout, keep_ratio, advantage, target, outcome.uids)
+        losses, epochs = self._update(Episodes(x, rule, rollout, keep_ratio, advantage, target, outcome.uids))
         watch.lap("update")
         self._log_speed(watch, self.scorer.evaluations - before)
         self.iteration += 1
@@ -286,16 +305,7 @@ class PPO(RolloutLog):
         each[best] = credit.shared_out(advantage[0, best], reward[0, best].unsqueeze(1) - without, block)
         return each.unsqueeze(0)
 
-    def _update(
-        self,
-        x: PolicyInput,
-        rule: ActionRule,
-        rollout: Rollout,
-        keep_ratio: Tensor,
-        advantage: Tensor,
-        target: Tensor | None,
-        uids: Sequence[str],
-    ) -> tuple[list[PPOLoss], int]:
+    def _update(self, episodes: Episodes) -> tuple[list[PPOLoss], int]:
         """Epochs of minibatches; whole groups stay together, because they share one network pass at t = 0.
 
         A minibatch is drawn from the prompts of all ranks, and each rank computes the part that it has rolled out.
@@ -310,8 +320,10 @@ class PPO(RolloutLog):
             param_group["lr"] = rate * (1 - self.iteration / h["iterations"] if h["anneal"] else 1)
         losses: list[PPOLoss] = []
         for epoch in range(1, h["update_epochs"] + 1):
-            for part in torch.randperm(len(x.mask) * distributed.count(), generator=order).split(batch):
-                loss, asked = self._minibatch(part, x, rule, rollout, keep_ratio, advantage, target, uids)
+            for part in torch.randperm(len(episodes.x.mask) * distributed.count(), generator=order).split(batch):
+                prompts, weight = distributed.local_part(part)
+                minibatch = episodes.about(prompts, h["group"])
+                loss = self._share_of_loss(minibatch, weight)
                 losses.append(over_ranks(loss))
                 # Before the step, and on the KL of all ranks, so that all of them stop alike.
                 if len(losses) > 1 and float(losses[-1].kl) > h["kl_stop"]:
@@ -319,55 +331,32 @@ class PPO(RolloutLog):
                 optimizer.zero_grad()
                 self.manual_backward(loss.total)
                 norm = nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
-                self._check(loss, norm, asked)
+                self._check(loss, norm, minibatch.uids)
                 optimizer.step()
         return losses, h["update_epochs"]
 
-    def _minibatch(
-        self,
-        part: Int[Tensor, " M"],
-        x: PolicyInput,
-        rule: ActionRule,
-        rollout: Rollout,
-        keep_ratio: Tensor,
-        advantage: Tensor,
-        target: Tensor | None,
-        uids: Sequence[str],
-    ) -> tuple[PPOLoss, list[str]]:
-        """This rank's share of a minibatch of prompts: its loss, weighted by the share, and its questions."""
-        group = self.hparams["group"]
-        prompts, weight = distributed.local_part(part)
-        i = (prompts.unsqueeze(1) * group + torch.arange(group)).flatten().to(keep_ratio.device)
-        part_target = None if target is None else target[:, i]
-        questions = x.rows(prompts.to(keep_ratio.device))
-        loss = self._loss(questions, rule, rollout.rows(i), keep_ratio[i], advantage[:, i], part_target)
+    def _share_of_loss(self, minibatch: Episodes, weight: float) -> PPOLoss:
+        """The loss of this rank's share of a minibatch, weighted by the share."""
+        loss = self._loss(minibatch)
         largest = loss.ratio_max * (weight > 0)
-        loss = PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
-        return loss, [uids[int(question) * group] for question in prompts]
+        return PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
 
     def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
         """Stop before a step that is not finite; `uids` are this rank's."""
         parts = {f"ppo/{name}": value for name, value in loss._asdict().items()} | {"ppo/grad_norm": norm}
         check_finite(parts, uids, f"iteration {self.iteration}")
 
-    def _loss(
-        self,
-        x: PolicyInput,
-        rule: ActionRule,
-        rollout: Rollout,
-        keep_ratio: Tensor,
-        advantage: Tensor,
-        target: Tensor | None,
-    ) -> PPOLoss:
+    def _loss(self, episodes: Episodes) -> PPOLoss:
         """The mean of the losses of the T steps."""
         h, parts = self.hparams, []
+        x, rule, rollout, target = episodes.x, episodes.rule, episodes.rollout, episodes.target
         for t in range(len(rollout.alive)):
-            log_prob, entropy, value = evaluate_actions(self.net, x, rule, rollout, keep_ratio, t, h["group"])
+            log_prob, entropy, value = evaluate_actions(self.net, x, rule, rollout, episodes.keep_ratio, t, h["group"])
             parts.append(
                 ppo_loss(
                     log_prob,
                     rollout.log_prob[t],
-                    advantage[t],
+                    episodes.advantage[t],
                     entropy,
                     None if target is None else value,
                     None if target is None else target[t],

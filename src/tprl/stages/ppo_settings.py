@@ -1,11 +1,43 @@
-"""Settings of stage `ppo` that do not go together."""
+"""Settings of stage `ppo` that do not go together, and those that others leave without effect."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from tprl.errors import UserError
-from tprl.stages.base import Settings
+from tprl.stages.base import UNCALIBRATED, Settings, Unread, serves_otherwise
 
+CREDIT_BLOCKS = 4  # where credit is shared out and the settings do not say in how many blocks
 log = logging.getLogger(__name__)
+
+
+def _without_critic(settings: Settings) -> bool:
+    return settings.get("advantage") in ("grpo", "rloo")
+
+
+def _without_multiplier(settings: Settings) -> bool:
+    return settings.get("budget") in ("free", "exact_k")
+
+
+def _token_by_token(settings: Settings) -> bool:
+    return settings.get("budget") in ("free", "lagrange")
+
+
+def _by_sets(settings: Settings) -> bool:
+    return settings.get("budget") == "exact_k"
+
+
+CRITIC, MULTIPLIER = ("lr_critic", "gamma", "lam", "value_coef"), ("lr_lagrange", "lagrange_gain")
+UNREAD = (
+    UNCALIBRATED,
+    *(Unread(option, _without_critic, "only advantage=gae has a critic") for option in CRITIC),
+    *(Unread(option, _without_multiplier, "only budget=lagrange has a multiplier") for option in MULTIPLIER),
+    Unread("threshold_ratio", _by_sets, "budget=exact_k serves no threshold"),
+    Unread("discount", _by_sets, "budget=exact_k draws sets, not token by token"),
+    Unread("law", _token_by_token, "only budget=exact_k draws sets"),
+    Unread("law", serves_otherwise, "only sets that policy.select=dpp serves are drawn by a law"),
+    Unread("calibrate", lambda s: s.get("budget") == "free", "budget=free holds the policy to no keep ratio"),
+)
 
 
 def check_choices(budget: str, advantage: str, group: int) -> None:
@@ -14,20 +46,16 @@ def check_choices(budget: str, advantage: str, group: int) -> None:
         raise UserError(f"stage.budget must be free, lagrange or exact_k, got {budget}.")
     if advantage not in ("gae", "grpo", "rloo"):
         raise UserError(f"stage.advantage must be gae, grpo or rloo, got {advantage}.")
-    if advantage != "gae" and group < 2:
-        raise UserError(
-            f"stage.advantage={advantage} compares episodes of one question: set stage.group above {group}."
-        )
+    _check_comparison("stage", advantage, group)
 
 
 def check_groups(key: str, settings: Settings) -> None:
     """Episodes of one question are compared with one another, and stay together in minibatches."""
     group, minibatch, advantage = (settings.get(name) for name in ("group", "minibatch", "advantage"))
-    if advantage not in (None, "gae") and group is not None and group < 2:
-        raise UserError(
-            f"{key}.advantage={advantage} compares episodes of one question: set {key}.group above {group}."
-        )
-    if group is None or minibatch is None:
+    if group is None:
+        return
+    _check_comparison(key, advantage, group)
+    if minibatch is None:
         return
     if minibatch < group:
         raise UserError(
@@ -37,3 +65,44 @@ def check_groups(key: str, settings: Settings) -> None:
     if minibatch % group:
         whole = minibatch // group
         log.info("%s.minibatch=%d holds %d whole groups: %d episodes", key, minibatch, whole, whole * group)
+
+
+def _check_comparison(key: str, advantage: str | None, group: int) -> None:
+    if advantage not in (None, "gae") and group < 2:
+        raise UserError(
+            f"{key}.advantage={advantage} compares episodes of one question: set {key}.group above {group}."
+        )
+
+
+def check_credit(key: str, settings: Mapping[str, Any], select: str) -> None:
+    """Refuse blocks of credit where nothing can be shared out among them; `select` is what the policy serves by."""
+    count = settings.get("credit_blocks")
+    if count == 1:
+        raise UserError(
+            f"{key}.credit_blocks=1 has no other block to share the credit with: use 2 or more, or 0 for one "
+            "advantage per set."
+        )
+    if count and not _draws_one_by_one(settings, select):
+        listed = ", ".join(f"{option}={settings.get(option)}" for option in ("budget", "law", "steps", "ratio"))
+        raise UserError(
+            f"{key}.credit_blocks={count} needs {key}.law=sequential, {key}.budget=exact_k, {key}.steps=1, "
+            f"{key}.ratio=token and policy.select=dpp; got {listed} and select={select}. Use {key}.credit_blocks=0."
+        )
+
+
+def blocks_read(settings: Mapping[str, Any], select: str) -> int:
+    """In how many blocks the best episode of a question is read again, one block less each time; 0: it is not.
+
+    Args:
+        settings: of the stage.
+        select: what the policy serves by.
+    """
+    if settings.get("credit_blocks") is not None:
+        return settings["credit_blocks"]
+    return CREDIT_BLOCKS if _draws_one_by_one(settings, select) and settings["group"] > 1 else 0
+
+
+def _draws_one_by_one(settings: Mapping[str, Any], select: str) -> bool:
+    """Whether an episode is one set that is drawn token by token: then every token can have an advantage of its own."""
+    required = {"budget": "exact_k", "law": "sequential", "steps": 1, "ratio": "token"}
+    return select == "dpp" and all(settings.get(option) == value for option, value in required.items())
