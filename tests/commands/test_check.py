@@ -13,6 +13,7 @@ from tprl.build import choices, load_component
 from tprl.commands.check import check_first, check_run, composed, model_of, report
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.runtime import distributed
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl3", "smolvlm2")
 
@@ -49,6 +50,50 @@ def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mikro_batch" in third
 
 
+def test_options_are_those_of_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_run(["stage=ppo", "stage.gamma=0.5"]) == 2
+    assert check_run(["weights=yes"]) == 2
+    assert check_run(["model=toy", "weights=True"]) == 2
+    first, second, third = capsys.readouterr().err.strip().splitlines()
+    assert first == "stage.gamma is not read: only advantage=gae has a critic; leave it out."
+    assert second == "weights must be true or false, got yes."
+    assert "neither prompt nor weights" in third
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "a.json"),
+            "cannot read a.json (No such file or directory)",
+        ),
+        (OSError("Can't load the processor\nof a.\n"), "Can't load the processor of a: check the paths and names of "),
+    ],
+)
+def test_a_file_that_is_not_there(
+    error: OSError, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(words: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("tprl.commands.check.composed", opened)
+    assert check_run([]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(sentence)
+
+
+def test_a_stage_that_nobody_has_counted() -> None:
+    text = report(composed(["stage=pretrain", "trainer=cpu"]))
+    assert text.endswith("costs      nobody has counted what stage pretrain takes")
+
+
+def test_another_rank_is_refused_for_the_first_ones_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "gathered", lambda reason: ["it does not fit.", reason])
+    with pytest.raises(UserError, match=r"^it does not fit\.$"):
+        check_first(composed(["model=llava", "model.pretrained=/nowhere/at/all", "trainer=cpu"]))
+
+
 def test_what_cannot_fit_is_refused_with_an_option() -> None:
     config = composed(["model=llava", "model.pretrained=null", "trainer=cpu", "stage=ppo"])
     tiny = replace(named("H200"), memory=0.001)
@@ -57,7 +102,9 @@ def test_what_cannot_fit_is_refused_with_an_option() -> None:
     report(config, named("H200"))
 
 
-def test_it_is_printed_before_the_first_run_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_printed_before_the_first_run_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
     save_folder(load_component("model", "llava", pretrained=None, dtype="float32"), folder)
@@ -67,6 +114,9 @@ def test_it_is_printed_before_the_first_run_only(tmp_path: Path, capsys: pytest.
     check_first(composed(words))
     check_first(composed([f"cache={tmp_path / 'cache'}"]))  # ships with TPRL
     assert not capsys.readouterr().out
+    monkeypatch.setattr("tprl.commands.check.at_hand", lambda on_cpu: named("H200"))
+    check_first(composed(words))  # what fits there may not fit here
+    assert "H200 has 131 GiB" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "cache")
     check_first(composed(words))
     assert "prompts read" in capsys.readouterr().out

@@ -9,25 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tprl.bench import checkup, forecast
 from tprl.bench.devices import GIB, STATED, Device, at_hand, named
 from tprl.bench.parity import parity
 from tprl.build import build, conf_dir, target_at
-from tprl.commands.entry import addable, explain
+from tprl.commands.entry import addable, option_of
 from tprl.commands.options import checked
 from tprl.commands.plan import check_plan
+from tprl.commands.sentences import explain, unreadable
+from tprl.commands.setup import make_dataset, plain
+from tprl.commands.shell import value_of
+from tprl.commands.unread import check_read
 from tprl.data.benchmark import take
 from tprl.data.boxes import COORDINATES
 from tprl.errors import UserError
+from tprl.kinds import flag
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import ASSETS, find_model
 from tprl.lvlm.weightless import weightless
 from tprl.runtime import distributed
 from tprl.runtime.files import write_atomically
 from tprl.runtime.packages import check_torchvision
-from tprl.scoring.lengths import fit_length
 from tprl.types import Dataset, Sample
 
 USAGE = """python -m src.check model=... dataset=... [stage=...] [any option of src.train] [weights=true]
@@ -37,6 +41,7 @@ shapes of images, what the processor crops, and what every stage takes in memory
 the model is loaded and two questions are compared with the stock class in the run's dtype."""
 PLAIN = Sample("example", (), "what is in the picture?", ("a red square",))
 QUESTIONS = 5000  # of an evaluation, where the dataset cannot be opened
+WEIGHTS = "weights="
 POLICY_OPTIONS = ("width", "layers", "code_width")
 
 
@@ -47,13 +52,13 @@ def check_run(words: Sequence[str]) -> int:
         return 0
     try:
         check_torchvision()
-        with_weights = "weights=true" in words
-        config = composed([word for word in words if not word.startswith("weights=")])
+        with_weights = _with_weights(words)
+        config = composed([word for word in words if not word.startswith(WEIGHTS)])
         print(report(config))
         if with_weights:
             print(compared(config))
     except Exception as error:
-        sentence = explain(error)
+        sentence = explain(error, unreadable)
         if sentence is None:
             raise
         print(sentence, file=sys.stderr)
@@ -61,17 +66,21 @@ def check_run(words: Sequence[str]) -> int:
     return 0
 
 
+def _with_weights(words: Sequence[str]) -> bool:
+    """What the last `weights=` says, as Hydra reads it."""
+    values = [value_of(word) for word in words if word.startswith(WEIGHTS)]
+    return flag("weights", values[-1]) if values else False
+
+
 def composed(words: Sequence[str]) -> DictConfig:
     """The config that `python -m src.train` would run with the same options."""
+    overrides = [addable(word) for word in words]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose("train", overrides=[addable(word) for word in words])
+        config = compose("train", overrides=overrides)
+    check_read("train", config, [option_of(word) for word in overrides])
     config = checked(config, "train")
-    check_plan(_plain(config))
+    check_plan(plain(config))
     return config
-
-
-def _plain(config: Any) -> Any:
-    return OmegaConf.to_container(config, resolve=True)
 
 
 def report(config: DictConfig, device: Device | None = None) -> str:
@@ -100,7 +109,7 @@ def model_of(config: DictConfig) -> FrozenLVLM:
         UserError: it is none of a stock class, or cannot be read.
     """
     family = target_at(config.model["_target_"])
-    options = {key: value for key, value in _plain(config.model).items() if not key.startswith("_")}
+    options = {key: value for key, value in plain(config.model).items() if not key.startswith("_")}
     if not (isinstance(family, type) and issubclass(family, FrozenLVLM)):
         raise UserError(f"model={config.model.get('name')} has neither prompt nor weights to check: use model=llava.")
     return weightless(family, options)
@@ -109,13 +118,7 @@ def model_of(config: DictConfig) -> FrozenLVLM:
 def _dataset(config: DictConfig, lvlm: FrozenLVLM) -> tuple[Dataset | None, str]:
     """The training split as the run opens it, or why it cannot be opened."""
     try:
-        split = build(config.dataset, split="train")
-        if hasattr(split, "read_by"):
-            split.read_by(lvlm)
-        if hasattr(split, "reads_boxes_as"):
-            split.reads_boxes_as(lvlm)
-        fit_length(lvlm, split)
-        return split, ""
+        return make_dataset(config.dataset, lvlm, "train"), ""
     except UserError as error:
         return None, str(error)
 
@@ -195,8 +198,11 @@ def costs(
     """The table of stages."""
     place = device or at_hand(config.trainer.accelerator == "cpu")
     model, question = sizes(config, lvlm), typical(lvlm, sample)
-    stage, open_ended = _plain(config.stage), _open_ended(dataset, sample)
+    stage, open_ended = plain(config.stage), _open_ended(dataset, sample)
+    uncounted = forecast.uncounted(stage)
     needs = forecast.stage_needs(stage, model, question, open_ended, QUESTIONS)
+    if not needs:
+        return f"costs      nobody has counted what stage {', '.join(uncounted)} takes"
     places = [place, *(named(name) for name in STATED if name not in place.name)]
     titles = "".join(f"{place.name[:12]:>13}" for place in places)
     lines = [
@@ -212,7 +218,17 @@ def costs(
     totals = "".join(f"{hours:>13.2f}" for hours in sums)
     lines.append(f"{'all':54}  {sum(need.flops for need in needs) / 1e15:>9.1f} {'':6}         {totals}")
     lines += _footnotes(needs, model, question, place, dataset is None)
+    if uncounted:
+        lines.append(f"not counted: stage {', '.join(uncounted)}")
+    if dataset is not None and _unlimited(stage):
+        lines.append(f"{QUESTIONS} questions are assumed where limit=null takes a whole split")
     return "\n".join(lines)
+
+
+def _unlimited(stage: Mapping[str, Any]) -> bool:
+    """Whether a limit of a stage, or of one of its chain, is null."""
+    tables = [value for value in stage.values() if isinstance(value, Mapping)]
+    return any(table.get("limit", 0) is None or _unlimited(table) for table in tables)
 
 
 def _total_hours(
@@ -272,7 +288,7 @@ def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
     options = {name: getattr(policy, "config", {}).get(name, config.policy.get(name, 0)) for name in POLICY_OPTIONS}
     return forecast.Model(
         lvlm.shape, int(weights), number, lvlm.micro_batch, sum(w.numel() for w in policy.parameters()),
-        options["width"] or 64, options["layers"] or 1, options["code_width"] or lvlm.width,
+        options["width"] or 64, options["layers"] or 1, options["code_width"] or lvlm.width, policy.serving.select,
     )  # fmt: skip
 
 
@@ -295,10 +311,10 @@ def refuse_what_cannot_fit(config: DictConfig, lvlm: FrozenLVLM, sample: Sample,
     model = replace(sizes(config, lvlm), micro_batch=1)
     if config.model.get("placement") == "shard":
         return
-    for need in forecast.stage_needs(_plain(config.stage), model, typical(lvlm, sample), False, QUESTIONS):
+    for need in forecast.stage_needs(plain(config.stage), model, typical(lvlm, sample), False, QUESTIONS):
         required = need.device_bytes / GIB
         if required > place.memory:
-            options = forecast.remedies(need, model, _plain(config.model))
+            options = forecast.remedies(need, model, plain(config.model))
             raise UserError(
                 f"stage {need.name} needs about {required:.1f} GiB ({need.largest} on top of "
                 f"{model.weights / GIB:.1f} GiB of weights), and {place.name} has {place.memory:.1f}: set "
@@ -307,26 +323,49 @@ def refuse_what_cannot_fit(config: DictConfig, lvlm: FrozenLVLM, sample: Sample,
 
 
 def check_first(config: DictConfig) -> None:
-    """Print the report before the first training on a model and dataset, and remember in the run's cache that it was
-    printed. Models that ship with TPRL, and small random ones, need none.
+    """Print the report before the first training with these model, dataset, stages and policy on this device, and
+    remember in the run's cache that it was printed. Models that ship with TPRL, and small random ones, need none.
+
+    Rank 0 reads, prints and remembers; every rank is refused for its reasons.
 
     Raises:
         UserError: the report's reasons.
     """
     family, pretrained = target_at(config.model["_target_"]), config.model.get("pretrained")
-    known = not (isinstance(family, type) and issubclass(family, FrozenLVLM)) or pretrained is None
-    if known or ASSETS in find_model(pretrained).parents or distributed.rank():
+    if not (isinstance(family, type) and issubclass(family, FrozenLVLM)) or pretrained is None:
         return
-    asked = {name: _plain(config[name]) for name in ("model", "dataset", "stage", "policy")}
-    digest = hashlib.blake2b(json.dumps(asked, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-    record = Path(config.cache) / "checked" / f"{digest}.txt" if config.get("cache") else None
-    if record is not None and record.is_file():
-        return
-    text = report(config)
+    reason = distributed.gathered("" if distributed.rank() else _first_report(config))[0]
+    if reason:
+        raise UserError(reason)
+
+
+def _first_report(config: DictConfig) -> str:
+    """Print the report unless the run's cache remembers it; returns why the run is refused, or nothing."""
+    try:
+        if ASSETS in find_model(config.model.pretrained).parents:
+            return ""
+        device = at_hand(config.trainer.accelerator == "cpu")
+        record = _record(config, device)
+        if record is not None and record.is_file():
+            return ""
+        text = report(config, device)
+    except UserError as error:
+        return str(error)
     print(text, flush=True)
     if record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(record, text + "\n")
+    return ""
+
+
+def _record(config: DictConfig, device: Device) -> Path | None:
+    """Where the cache remembers a report: named after what it says, and the device on which a run must fit."""
+    if not config.get("cache"):
+        return None
+    about = {name: plain(config[name]) for name in ("model", "dataset", "stage", "policy")}
+    about["device"] = {"name": device.name, "memory": round(device.memory)}
+    digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    return Path(config.cache) / "checked" / f"{digest}.txt"
 
 
 def compared(config: DictConfig) -> str:

@@ -133,7 +133,7 @@ def job(work: Work | str, config: DictConfig, words: Sequence[str] = ()) -> floa
     if sweep:
         _refuse_ddp(config)
     if not config.get("resume"):  # the settings of an interrupted run are not judged again
-        check_read(settings.job.name, config, [_key(text) for text in settings.overrides.task])
+        check_read(settings.job.name, config, [option_of(text) for text in settings.overrides.task])
     try:
         with run_directory.locked(directory) if _main_process() else nullcontext():  # the other ranks are the same run
             overrides, before = _before(config, words, directory, sweep)
@@ -171,7 +171,7 @@ def _before(
 ) -> tuple[list[str], DictConfig | None]:
     """What was typed, and the config to work with: None where the job has been finished, and that of before where it
     was interrupted. The directory is marked as that of a run."""
-    overrides = [in_short(text) for text in HydraConfig.get().overrides.task if _key(text) != "resume"]
+    overrides = [in_short(text) for text in HydraConfig.get().overrides.task if option_of(text) != "resume"]
     explicit = config.get("resume")
     if explicit and sweep:
         raise UserError("resume goes on with one run; start a sweep again with its hydra.sweep.dir, and it goes on.")
@@ -204,15 +204,15 @@ def _in_its_directory(words: list[str]) -> list[str]:
         why = f"holds no {STARTED}" if run.is_dir() else "does not exist"
         raise UserError(f"resume={run} {why}: give the directory of a run that was interrupted.")
     before = [in_full(word) for word in before]
-    new = [word for word in words if _key(word) != "resume" and word not in before]
-    place = [] if any(_key(word) == "hydra.run.dir" for word in words) else [option("hydra.run.dir", str(run))]
+    new = [word for word in words if option_of(word) != "resume" and word not in before]
+    place = [] if any(option_of(word) == "hydra.run.dir" for word in words) else [option("hydra.run.dir", str(run))]
     return [*before, *new, option("resume", str(run)), *place]
 
 
 def _resumed(words: Sequence[str]) -> Path | None:
     """The directory that the last `resume=` names, if one does."""
     for word in reversed(words):
-        if _key(word) == "resume":
+        if option_of(word) == "resume":
             try:
                 value = value_of(word)
             except HydraException:
@@ -247,7 +247,7 @@ def _goes_on(config: DictConfig, directory: Path, overrides: list[str]) -> bool:
 def _as_before(config: DictConfig, directory: Path, words: Sequence[str]) -> DictConfig:
     """The config that a run was started with, and what `words` set anew: defaults may have changed meanwhile."""
     path = directory / run_directory.SETTINGS
-    new = {_key(word) for word in words if "=" in word and not _key(word).startswith("hydra")} - {"resume"}
+    new = {option_of(word) for word in words if "=" in word and not option_of(word).startswith("hydra")} - {"resume"}
     if path.is_file() and not new & {"experiment", "debug"}:  # these set keys that they do not name
         remedy = "copy it again, or move it away to compose the settings of its command line anew"
         now, config = config, in_two_blocks(run_directory.read_yaml(path, remedy))
@@ -259,7 +259,7 @@ def _as_before(config: DictConfig, directory: Path, words: Sequence[str]) -> Dic
 
 def chosen(key: str) -> bool:
     """Whether the command line of this job sets `key` (a group or a value) or something below it."""
-    names = [_key(text) for text in HydraConfig.get().overrides.task]
+    names = [option_of(text) for text in HydraConfig.get().overrides.task]
     return any(name == key or name.startswith((f"{key}.", f"{key}/")) for name in names)
 
 
@@ -284,7 +284,7 @@ def command_line() -> str:
         return ""
     settings = HydraConfig.get()
     words = [
-        *(word for word in settings.overrides.task if _key(word) != "resume"),
+        *(word for word in settings.overrides.task if option_of(word) != "resume"),
         *(text for text in settings.overrides.hydra if text.startswith("hydra.run.")),
     ]
     return command(settings.job.name, *map(in_short, words))
@@ -347,7 +347,7 @@ def _main_process() -> bool:
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
-def _key(text: str) -> str:
+def option_of(text: str) -> str:
     """The key or group of an override."""
     return text.partition("=")[0].lstrip("+~").partition("@")[0]
 

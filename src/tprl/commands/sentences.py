@@ -1,7 +1,7 @@
 """One sentence for what went wrong before the work began, or with the disk."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
@@ -17,8 +17,14 @@ from tprl.runtime.quoting import MODULE, in_short
 OVERRIDDEN = re.compile(r"Could not override '([^']+)'")  # how Hydra names the option
 
 
-def explain(error: BaseException) -> str | None:
-    """One sentence for what went wrong before the work began, or for a UserError; None for anything else."""
+def explain(error: BaseException, of_system: Callable[[OSError], str] | None = None) -> str | None:
+    """One sentence for what went wrong before the work began, or for a UserError; None for anything else.
+
+    Args:
+        error: what was raised.
+        of_system: the sentence for a file or folder that the system refuses; None: for one that
+            cannot be written, which is what a command does before its work.
+    """
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MissingConfigException):
@@ -33,7 +39,7 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, OmegaConfBaseException) and OmegaConf.is_dict(cause.parent_node):
             return _unknown_stage_option(chain) if cause.key == MODULE else _unknown_key(cause)
         if isinstance(cause, OSError):
-            return unwritable(cause)
+            return (of_system or _of_system)(cause)
     hydra_made = (HydraException, OmegaConfBaseException)
     return next((_line(str(e)) for e in chain if isinstance(e, hydra_made)), None)
 
@@ -63,6 +69,17 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
         f"{where} is not a key here; {f'{parent} has' if parent else 'there are'}: {', '.join(keys) or 'none'}"
         f" (+{where}=... adds an argument that the yaml does not list)."
     )
+
+
+def _of_system(error: OSError) -> str:
+    return unreadable(error) if error.errno is None else unwritable(error)
+
+
+def unreadable(error: OSError) -> str:
+    """A file that is not there or may not be read; libraries raise OSErrors of their own words, too."""
+    if error.filename is None:
+        return f"{_line(str(error)).rstrip('.') or type(error).__name__}: check the paths and names of this command."
+    return f"cannot read {error.filename} ({error.strerror}): check the path, and that you may read it."
 
 
 def unwritable(error: OSError, directory: Path | None = None, again: str = "") -> str:
