@@ -40,7 +40,8 @@ def _points(pairs: Sequence[Sequence[float]]) -> Points:
 
 
 class Curves(pl.Callback):
-    """Collects (samples seen, value) of the metrics that a stage names; checkpoints hold it, for resumed runs.
+    """Collects (samples seen, value) of the metrics that a stage names; checkpoints hold it, for resumed runs. A
+    stage that names any has `samples_seen`.
 
     Args:
         training, held_out: metric logged after a batch, or a validation -> how the report calls its curve.
@@ -49,12 +50,10 @@ class Curves(pl.Callback):
     def __init__(self, training: Mapping[str, str], held_out: Mapping[str, str]) -> None:
         self.training, self.held_out = training, held_out
         self.points: dict[str, Points] = {}
-        self.batches = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.batches += 1
         self._note(trainer, pl_module, self.training)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,13 +61,13 @@ class Curves(pl.Callback):
             self._note(trainer, pl_module, self.held_out)
 
     def _note(self, trainer: pl.Trainer, module: Any, names: Mapping[str, str]) -> None:
-        seen = module.samples_seen if hasattr(module, "samples_seen") else self.batches * module.hparams["batch_size"]
         for name, title in names.items():
             if name in trainer.callback_metrics:
-                self.points.setdefault(title, []).append((float(seen), float(trainer.callback_metrics[name])))
+                point = float(module.samples_seen), float(trainer.callback_metrics[name])
+                self.points.setdefault(title, []).append(point)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"points": self.points, "batches": self.batches}
+        return {"points": self.points}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.points, self.batches = state_dict["points"], state_dict["batches"]
+        self.points = state_dict["points"]

@@ -29,8 +29,7 @@ class Tracker(WandbLogger):
     Args:
         save_dir: W&B's files go to `<save_dir>/wandb`.
         project: in W&B.
-        overlay_every: PPO iterations between pictures of what is kept (see `evaluation.overlays`); 0 draws
-            none.
+        overlay_every: PPO iterations between pictures of what is kept (see `report.overlays`); 0 draws none.
         overlays: pictures each time; 0 draws none.
         artifacts: whether the weights are uploaded at the end.
         init_timeout: seconds to wait for W&B at the start before the run goes on offline.
