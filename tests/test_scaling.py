@@ -21,7 +21,8 @@ def test_its_commands_compose(entry: str, options: str) -> None:
     # Hydra's Optuna sweeper is not installed here; its search spaces are overrides of the grammar all the same.
     words = [word for word in words if "sweeper" not in word and "interval(" not in word and "choice(" not in word]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        compose(entry, overrides=[addable(word) for word in words], return_hydra_config=True)
+        config = compose(entry, overrides=[addable(word) for word in words], return_hydra_config=True)
+    assert len(config.hydra.overrides.task) + len(config.hydra.overrides.hydra) == len(words)
 
 
 def test_there_is_one_for_every_launcher() -> None:

@@ -12,14 +12,16 @@ from tprl.commands.plan import check_plan
 from tprl.errors import UserError
 
 
-def planned(*words: str, **values: Any) -> None:
+def planned(*words: str, **values: Any) -> Any:
+    """The settings of a training that is allowed."""
     plain = OmegaConf.to_container(checked(config("train", *words, **values), "train"), resolve=True)
     check_plan(plain)  # type: ignore[arg-type]
+    return plain
 
 
 @pytest.mark.parametrize("words", [(), ("experiment=paper",), ("debug=fast",), ("stage=lfd",), ("stage=pretrain",)])
 def test_what_ships_fits(words: tuple[str, ...]) -> None:
-    planned(*words)
+    assert planned(*words) == OmegaConf.to_container(config("train", *words), resolve=True)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,29 @@ def test_what_ships_fits(words: tuple[str, ...]) -> None:
             "stage=ppo reads answers, and dataset custom was said to have none: use stage=lfd, and stage=ppo with rew",
         ),
         (
+            "stage=adapt",
+            {"stage__calibrate": [0.5]},
+            "stage.calibrate=[0.5] is not read: stage=adapt holds the policy to ",
+        ),
+        ("stage=autoencoder", {"stage__served__limit": 3}, "stage.served={limit:3} is not read: stage=autoencoder is "),
+        (
+            "stage=ppo",
+            {"stage__blueprint": {"_target_": "tprl.pretraining.tiny_llava.build"}},
+            "stage.blueprint={_target_:tprl.pretraining.tiny_llava.build} is not read: stage=ppo builds no model",
+        ),
+        ("stage=ppo", {"stage__served": {}}, "stage.served={} names no keep ratios to score on validation questions: "),
+        ("stage=ppo", {"stage__credit_blocks": 1}, "stage.credit_blocks=1 has no other block to share the credit with"),
+        (
+            "stage=all",
+            {"stage__ppo__credit_blocks": 3, "stage__ppo__ratio": "joint"},
+            "stage.ppo.credit_blocks=3 needs",
+        ),
+        (
+            "stage=all +stage@stage.pretrain=pretrain",
+            {"stage__chain": ["lfd", "pretrain"]},
+            "stage.chain names pretrain, which trains no policy: leave it out, and run stage=pretrain alone.",
+        ),
+        (
             "stage=distill dataset=custom reward=fidelity",
             {"dataset__labelled": False},
             "stage=distill reads answers, and dataset custom was said to have none",
@@ -74,15 +99,15 @@ def test_one_sentence(words: str, values: dict[str, Any], sentence: str) -> None
 
 
 def test_without_labels_fidelity_will_do() -> None:
-    planned("stage=ppo", "dataset=custom", "reward=fidelity", dataset__labelled=False)
-    planned("stage=lfd", "dataset=custom", dataset__labelled=False)
+    for words in (("stage=ppo", "reward=fidelity"), ("stage=lfd",)):
+        assert planned(*words, "dataset=custom", dataset__labelled=False)["dataset"]["labelled"] is False
 
 
 def test_a_mode_that_wandb_does_not_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "off")
     with pytest.raises(UserError, match="WANDB_MODE=off is unknown to W&B: set it to online, offline, disabled or sha"):
         planned("stage=lfd")
-    planned("stage=lfd", "logger=csv")
+    assert planned("stage=lfd", "logger=csv")["stage"]["name"] == "lfd"
 
 
 def test_groups_that_a_minibatch_cannot_hold_whole_are_counted(caplog: pytest.LogCaptureFixture) -> None:

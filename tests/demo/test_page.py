@@ -129,6 +129,7 @@ def test_bad_questions_end_in_a_sentence_and_the_next_one_is_answered(page: Any)
         page.get_by_role("button", name="Ask").click()
         page.get_by_text(sentence).wait_for()
     ask(page, "where is the purple square?")
+    assert len(said(page)) == 2
 
 
 def test_a_keyboard_is_enough(page: Any) -> None:

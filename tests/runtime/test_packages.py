@@ -20,5 +20,7 @@ def test_a_torchvision_for_another_torch(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_none_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tprl.runtime.packages.find_spec", lambda name: None)
+    looked_for: list[str] = []
+    monkeypatch.setattr("tprl.runtime.packages.find_spec", looked_for.append)
     check_torchvision()
+    assert looked_for == ["torchvision"]

@@ -109,8 +109,11 @@ class TestEvaluations:
         assert "eval/random/seed1/accuracy" in found.axes
         assert found.rows[-1]["eval/results"]["nrows"] == len(rows)
 
-    def test_other_loggers_get_nothing(self) -> None:
+    def test_other_loggers_get_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[Any] = []
+        monkeypatch.setattr(wandb, "init", lambda **options: started.append(options))
         log_results(False, [row("tprl", 0.5, 8.0, "accuracy", 0.75)])
+        assert not started
 
 
 class TestFailures:

@@ -73,6 +73,8 @@ class TestVersions:
     def test_tried_ones_pass_however_they_were_built(self) -> None:
         check_vllm(VLLM[0])
         check_vllm(f"{VLLM[0]}+cpu")
+        with pytest.raises(UserError, match="was not tried"):
+            check_vllm(f"{VLLM[0]}1")  # a tried one is no beginning of others
 
     def test_others_are_refused_with_those_tried(self) -> None:
         with pytest.raises(UserError, match=r"vLLM 0\.9\.1 was not tried with this plugin: use 0\.32\.0, or"):

@@ -17,8 +17,8 @@ from tprl.kinds import typed
 from tprl.pruners.learned import find_pruner
 from tprl.stages.base import Stage
 
-WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 ANY_WIDTH = 16  # of tokens: a policy that is built to see whether its options go together needs one
+WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 log = logging.getLogger(__name__)
 Plain = Mapping[str, Any]
 
@@ -38,6 +38,7 @@ def check_plan(plain: Plain) -> None:
     for key, (kind, settings) in stages.items():
         kind.check(key, settings, plain)
         _check_steps(key, settings, plain["policy"])
+        _check_runner(key, kind, settings)
     if not any("pruner" in needs(kind) for kind, _ in stages.values()):
         return
     _check_policy(plain)
@@ -97,6 +98,27 @@ def _check_steps(key: str, stage: Plain, policy: Plain) -> None:
         raise UserError(f"{key}.{cause} more steps than policy.max_steps={most}: set policy.max_steps={steps}.")
 
 
+def _check_runner(key: str, kind: type[Stage], stage: Plain) -> None:
+    """The runner's block: a stage has a use for what stands there, and one that is scored says on which questions."""
+    builds = kind.own_arguments.__func__ is not Stage.own_arguments.__func__
+    for option, used, why in (
+        ("calibrate", kind.trained_to is not Stage.trained_to, "holds the policy to no keep ratio"),
+        ("served", "served" in needs(kind) or stage.get("calibrate"), "is not scored on validation questions"),
+        ("blueprint", builds, "builds no model"),
+        ("init_from", builds or "pruner" in needs(kind), "starts from nothing"),
+    ):
+        if not used and stage.get(option):
+            raise UserError(
+                f"{key}.{option}={typed(stage[option])} is not read: stage={stage['name']} {why}; leave it out."
+            )
+    served = stage.get("served") or {}
+    if ("served" in needs(kind) or stage.get("calibrate")) and "keep_ratios" not in served:
+        raise UserError(
+            f"{key}.served={typed(served)} names no keep ratios to score on validation questions: write e.g. "
+            "served: {keep_ratios: [0.3333], limit: 300, first: 0} in its yaml."
+        )
+
+
 def _check_policy(plain: Plain) -> None:
     """Whether the options of the policies go together; weights are neither made nor loaded."""
     policy = plain["policy"]
@@ -131,6 +153,11 @@ def _check_chain(plain: Plain) -> None:
     """What only stage=all has: stages that hand weights on by themselves, baselines, an evaluation at the end."""
     stage = plain["stage"]
     for key, part in stages_of(plain).items():
+        if "pruner" not in needs(class_of(part)):
+            raise UserError(
+                f"stage.chain names {part['name']}, which trains no policy: leave it out, and run "
+                f"stage={part['name']} alone."
+            )
         if part.get("init_from") is not None:
             raise UserError(
                 f"{key}.init_from={part['init_from']} would not be read: in stage=all every stage goes on from the one "
