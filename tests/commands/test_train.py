@@ -325,14 +325,16 @@ class TestFamilies:
         options = (f"model.pretrained={tmp_path / 'weights'}", "model.dtype=float32", "logger=none")
         given = (
             "stage=lfd",
-            "stage.demonstrations=8",
+            "stage.demonstrations=4",
             "stage.epochs=1",
-            "stage.calibrate=null",
-            "stage.served.limit=4",
+            "dataset.limit=4",  # of every split
+            "stage.served.limit=null",  # the whole split, after which the calibration begins again
         )
         run = call("train", train, tmp_path / "lfd", *given, "model=qwen2_5_vl", "policy.code_width=0", *options)
-        about = json.loads((run / "pruner" / CONFIG).read_text())["trained_on"]
+        config = json.loads((run / "pruner" / CONFIG).read_text())
+        about = config["trained_on"]
         assert (about["family"], about["pretrained"]) == ("qwen2_5_vl", str(tmp_path / "weights"))
+        assert config["trained_to"] == pytest.approx(0.3333)  # it was calibrated
 
     @pytest.mark.parametrize(
         "model",

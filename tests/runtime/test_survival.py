@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.stages import toy_runs
 from tests.stages.toy_runs import same
 
-from tprl.commands.evaluate import _record
+from tprl.commands.evaluate import Evaluation, _record
 from tprl.data.toy import ToyDataset
 from tprl.evaluation.evaluator import Entry
 from tprl.runtime.run_directory import LAST
@@ -174,7 +174,7 @@ def test_answers_belong_to_the_weights_that_gave_them(tmp_path: Path) -> None:
 
     def place(limit: int = 10) -> Path | None:
         settings, entries = {"batch_size": 4, "limit": limit}, [Entry("tprl", pruner, (0.5,))]
-        return _record(lvlm, ToyDataset(), entries, settings, OmegaConf.create({}), tmp_path).path
+        return _record(Evaluation(lvlm, ToyDataset(), entries, settings, OmegaConf.create({}), tmp_path)).path
 
     before = place()
     assert place() == before

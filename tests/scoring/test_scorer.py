@@ -14,7 +14,7 @@ from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.oracle import OraclePruner
 from tprl.pruners.random import RandomPruner
 from tprl.scoring.scorer import Scorer, selected
-from tprl.scoring.validation import ServedScore
+from tprl.scoring.validation import ServedScore, after_these
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
@@ -269,6 +269,12 @@ class TestServedScore:
         one, other = (self.served(limit=40, batch_size=size)(RandomPruner()) for size in (40, 9))
         assert one.keys() == other.keys()
         assert list(one.values()) == pytest.approx(list(other.values()), abs=1e-6)
+
+    def test_what_comes_after_its_questions(self) -> None:
+        data = ToyDataset("val")
+        settings = {"keep_ratios": [0.5], "limit": 30, "first": 5}
+        assert after_these(data, **settings) == 35
+        assert [after_these(data, limit=limit, first=0) for limit in (None, 10_000)] == [600, 600]
 
     def test_uses_what_there_is(self) -> None:
         assert sum(len(samples) for samples, _ in self.served(limit=10_000).batches) == 600

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from tests.stages.plain import build_stage
 from tests.stages.toy_runs import fit, lvlm, policy, ppo, served, weights
 
-from tprl.commands.evaluate import evaluate_entries
+from tprl.commands.evaluate import Evaluation, evaluate_entries
 from tprl.data.benchmark import BadRow
 from tprl.data.scenes import Scenes
 from tprl.data.toy import ToyDataset
@@ -123,7 +123,8 @@ def evaluation(directory: Path) -> None:
     ]
     directory.mkdir(exist_ok=True)
     settings = {"batch_size": 4, "limit": 11}
-    evaluate_entries(tiny, Scratched("test"), entries, settings, OmegaConf.create({}), directory, False)
+    table = Evaluation(tiny, Scratched("test"), entries, settings, OmegaConf.create({}), directory)
+    evaluate_entries(table, False)
 
 
 def everything(folder: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -52,6 +52,17 @@ from tprl.types import LVLM, Dataset, Pruner
 log = logging.getLogger(__name__)
 
 
+class Evaluation(NamedTuple):
+    """What one table is made of."""
+
+    lvlm: LVLM
+    dataset: Dataset
+    entries: Sequence[Entry]
+    settings: Mapping[str, Any]  # the block of the config that says what to evaluate, and how
+    cfg: DictConfig
+    directory: Path
+
+
 def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     """Evaluate a run (`run=<directory>`), a sweep, or named pruners (`pruner=<name>`, `pruners=[...]`), into
     `directory`.
@@ -83,7 +94,8 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
     check_regions(entries, dataset)
     curves = read_curves(Path(cfg.run)) if cfg.run else {}
-    rows = evaluate_entries(lvlm, dataset, entries, settings, cfg, directory, logger, curves, swept)
+    table = Evaluation(lvlm, dataset, entries, settings, cfg, directory)
+    rows = evaluate_entries(table, logger, curves, swept)
     return mean_accuracy(rows, main_entry(entries).name)
 
 
@@ -113,23 +125,17 @@ def open_datasets(names: Sequence[str], lvlm: LVLM, limit: int | None) -> dict[s
     return opened
 
 
-def evaluate_elsewhere(
-    opened: Mapping[str, tuple[DictConfig, Dataset]],
-    lvlm: LVLM,
-    entries: Sequence[Entry],
-    settings: Mapping[str, Any],
-    cfg: DictConfig,
-    directory: Path,
-) -> None:
-    """The table of every further dataset, in a folder of its name inside `directory`; curves belong to the run's own
-    dataset."""
+def evaluate_elsewhere(opened: Mapping[str, tuple[DictConfig, Dataset]], table: Evaluation) -> None:
+    """The same table on every further dataset, in a folder of its name inside the table's; curves belong to the run's
+    own dataset."""
     for name, (config, dataset) in opened.items():
-        folder = directory / name
+        folder = table.directory / name
         folder.mkdir(exist_ok=True)
-        elsewhere = OmegaConf.merge(cfg)
-        assert isinstance(elsewhere, DictConfig)
-        OmegaConf.update(elsewhere, "dataset", config, merge=False)
-        evaluate_entries(lvlm, dataset, with_regions(entries, dataset), settings, elsewhere, folder, None)
+        cfg = OmegaConf.merge(table.cfg)
+        assert isinstance(cfg, DictConfig)
+        OmegaConf.update(cfg, "dataset", config, merge=False)
+        entries = with_regions(table.entries, dataset)
+        evaluate_entries(table._replace(dataset=dataset, entries=entries, cfg=cfg, directory=folder), None)
 
 
 def _compare(runs: Any, cfg: DictConfig, directory: Path) -> None:
@@ -145,21 +151,17 @@ def _compare(runs: Any, cfg: DictConfig, directory: Path) -> None:
 
 
 def evaluate_entries(
-    lvlm: LVLM,
-    dataset: Dataset,
-    entries: Sequence[Entry],
-    settings: Mapping[str, Any],
-    cfg: DictConfig,
-    directory: Path,
+    table: Evaluation,
     logger: Any,
     curves: Mapping[str, list[tuple[float, float]]] | None = None,
     swept: Sweep | None = None,
 ) -> list[Row]:
     """Answer everything, then (on rank 0) table, files and report, and those of a sweep; returns the rows of
     `results.csv`."""
+    lvlm, dataset, entries, settings, cfg, directory = table
     check_answers(lvlm, dataset, settings["limit"])
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
-    record = _record(lvlm, dataset, entries, settings, cfg, directory)
+    record = _record(table)
     before = len({item["row"]["uid"] for batch in record.known.values() for item in batch}) // distributed.count()
     with Progress("evaluate", before=before) as tick:
         answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], tick, record)
@@ -207,29 +209,22 @@ def evaluate_entries(
     return rows
 
 
-def _record(
-    lvlm: LVLM,
-    dataset: Dataset,
-    entries: Sequence[Entry],
-    settings: Mapping[str, Any],
-    cfg: DictConfig,
-    directory: Path,
-) -> Record:
+def _record(table: Evaluation) -> Record:
     """Where an evaluation keeps its answers until it is finished; named after all that they depend on, so that one that
     was killed goes on only if nothing has changed."""
-    config = plain(cfg)
+    config = plain(table.cfg)
     about = {
         "version": tprl.__version__,
-        "lvlm": of_lvlm(lvlm, config.get("model", {})),
-        "data": of_dataset(dataset, config.get("dataset", {}), config.get("split", "test")),
-        "entries": [[e.name, e.seed, e.keep_ratios, of_pruner(e.pruner, _told(e.pruner))] for e in entries],
-        "batches": [settings["batch_size"], settings["limit"], distributed.count()],
+        "lvlm": of_lvlm(table.lvlm, config.get("model", {})),
+        "data": of_dataset(table.dataset, config.get("dataset", {}), config.get("split", "test")),
+        "entries": [[e.name, e.seed, e.keep_ratios, of_pruner(e.pruner, _constants(e.pruner))] for e in table.entries],
+        "batches": [table.settings["batch_size"], table.settings["limit"], distributed.count()],
     }
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
-    return Record(directory / ANSWERS.replace("*", digest))
+    return Record(table.directory / ANSWERS.replace("*", digest))
 
 
-def _told(pruner: Any) -> dict[str, str]:
+def _constants(pruner: Any) -> dict[str, str]:
     """The plain values that a pruner was made with."""
     return {name: repr(value) for name, value in vars(pruner).items() if isinstance(value, str | float | int | tuple)}
 

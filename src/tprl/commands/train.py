@@ -5,7 +5,7 @@ The runner builds what the constructor of a stage names, trains it, and does aro
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from tprl.build import build, conf_dir, load_component
 from tprl.commands.check import check_first
 from tprl.commands.entry import chosen
-from tprl.commands.evaluate import evaluate_elsewhere, evaluate_entries, open_datasets
+from tprl.commands.evaluate import Evaluation, evaluate_elsewhere, evaluate_entries, open_datasets
 from tprl.commands.options import checked
 from tprl.commands.plan import check_plan, no_answers
 from tprl.commands.setup import make_dataset, make_logger, plain, start
-from tprl.commands.stages import class_of, needs
+from tprl.commands.stages import class_of, in_one_table, needs
 from tprl.commands.threads import use_threads
 from tprl.data.benchmark import passed_over
 from tprl.errors import UserError
@@ -46,7 +46,7 @@ from tprl.runtime.store import Cache
 from tprl.runtime.tracking import Tracker, log_weights
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.lengths import check_lengths
-from tprl.scoring.validation import ServedScore
+from tprl.scoring.validation import ServedScore, after_these
 from tprl.stages.base import Stage
 from tprl.stages.calibrate import calibrate_fade
 from tprl.types import LVLM, Dataset, Pruner
@@ -105,8 +105,9 @@ def _train_chain(run: "Training") -> float | None:
     ours, others = trained_entries(directory, settings), named_entries(settings["pruners"], settings)
     check_names(ours, others)
     entries = with_regions(ours + others, test_set)
-    evaluate_elsewhere(further, run.lvlm, ours + others, settings, run.cfg, directory)
-    rows = evaluate_entries(run.lvlm, test_set, entries, settings, run.cfg, directory, run.logger, run.curves)
+    table = Evaluation(run.lvlm, test_set, entries, settings, run.cfg, directory)
+    evaluate_elsewhere(further, table._replace(entries=ours + others))
+    rows = evaluate_entries(table, run.logger, run.curves)
     questions = min(settings["limit"] or len(test_set), len(test_set))
     results = card_results(rows, entries[0].name, questions)
     run.pruner.trained_on["results"] = results
@@ -157,11 +158,21 @@ class Run:
 
     def built(self, config: Any) -> Stage:
         """The stage, with all that its constructor names."""
-        kind = class_of(config)
         use_threads(self.cfg, self.directory)
         self.logger = make_logger(self.cfg, self.directory)
-        arguments = kind.own_arguments(plain(config), self.cfg.seed)
-        return build(config.module, seed=self.cfg.seed, **arguments)
+        return self.module_of(config)
+
+    def module_of(self, config: Any) -> Stage:
+        """The stage, with what its constructor names of `makers`, and what the stage builds itself."""
+        kind = class_of(config)
+        live = {name: make(config) for name, make in self.makers.items() if name in needs(kind)}
+        arguments = kind.own_arguments(in_one_table("stage", plain(config)), self.cfg.seed)
+        return build(config.module, **live, **arguments)
+
+    @property
+    def makers(self) -> Mapping[str, Callable[[Any], Any]]:
+        """What makes arguments of constructors from the settings of their stage, by the arguments' names."""
+        return {"seed": lambda config: self.cfg.seed}
 
     def after(self, module: Stage, config: Any, folder: Path | None) -> None:
         """What the stage leaves behind."""
@@ -267,10 +278,7 @@ class Training(Run):
 
     def built(self, config: Any) -> Stage:
         """The stage; the pruner loses what stages before this one calibrated, unless it keeps that."""
-        kind = class_of(config)
-        live = {name: make(config) for name, make in self._makers.items() if name in needs(kind)}
-        arguments = kind.own_arguments(plain(config), self.cfg.seed)
-        module: Stage = build(config.module, seed=self.cfg.seed, **live, **arguments)
+        kind, module = class_of(config), self.module_of(config)
         if not kind.keeps_serving:
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
         for name, value in self._shared.get(kind, {}).items():
@@ -278,9 +286,9 @@ class Training(Run):
         return module
 
     @property
-    def _makers(self) -> Mapping[str, Any]:
-        """What arguments of constructors are, by their names."""
+    def makers(self) -> Mapping[str, Callable[[Any], Any]]:
         return {
+            **super().makers,
             "pruner": lambda config: self.pruner,
             "lvlm": lambda config: self.lvlm,
             "dataset": lambda config: self.train_set,
@@ -300,8 +308,8 @@ class Training(Run):
             if damage := passed_over(data):
                 log.warning("stage=%s: %s", config.name, damage)
         if config.get("calibrate") and module.trained_to is not None:
-            held_out = self._served(config, first=config.served.first + config.served.limit)
-            calibrate_fade(self.pruner, held_out, module.trained_to, config.calibrate)
+            beyond = after_these(self.val_set, **plain(config.served))
+            calibrate_fade(self.pruner, self._served(config, first=beyond), module.trained_to, config.calibrate)
         self.curves |= {title: list(points) for title, points in module.curves_of_report.items()}
         self.pruner.trained_on.pop("results", None)  # they were another state's
         self.pruner.trained_on |= {

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -12,6 +13,8 @@ from tprl.runtime import distributed
 from tprl.scoring.scorer import Agreement, Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
+
+LIMIT = 400  # questions, where the settings do not say
 
 
 def merit(score: Mapping[str, float]) -> float:
@@ -25,7 +28,7 @@ class ServedScore:
     Args:
         lvlm, dataset: the frozen model and the validation split.
         keep_ratios: kept fractions to serve; their mean score selects checkpoints.
-        limit: questions used.
+        limit: questions used; None: the whole split.
         batch_size: questions per encoding.
         labels: False scores agreement with the LVLM's own answers and reads no reference answer.
         first: number of the first question, so that what one choice was made on does not judge the next; questions are
@@ -37,7 +40,7 @@ class ServedScore:
         lvlm: LVLM,
         dataset: Dataset,
         keep_ratios: Sequence[float],
-        limit: int = 400,
+        limit: int | None = LIMIT,
         batch_size: int = 100,
         labels: bool = True,
         first: int = 0,
@@ -45,7 +48,7 @@ class ServedScore:
         self.keep_ratios = tuple(keep_ratios)
         self.scorer = Scorer(lvlm, dataset)
         self.batches: list[tuple[list[Sample], Encoded]] = []
-        numbers = [(first + i) % len(dataset) for i in range(min(limit or len(dataset), len(dataset)))]
+        numbers = [(first + i) % len(dataset) for i in range(_size(dataset, limit))]
         share = distributed.share(numbers)
         for batch in numbered_batches(dataset, share, batch_size):
             samples = [sample for _, sample in batch]
@@ -91,14 +94,25 @@ class ServedScore:
         return whole / count
 
 
-def _nothing_left(dataset: Dataset, limit: int) -> UserError:
+def after_these(dataset: Dataset, limit: int | None = LIMIT, first: int = 0, **others: Any) -> int:
+    """Number of the question after those that a `ServedScore` with these settings uses."""
+    return first + _size(dataset, limit)
+
+
+def _size(dataset: Dataset, limit: int | None) -> int:
+    """How many questions there are of the split and a limit."""
+    return min(limit or len(dataset), len(dataset))
+
+
+def _nothing_left(dataset: Dataset, limit: int | None) -> UserError:
     """The same sentence on every rank."""
     damage = sum((Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))), Counter[str]())
-    asked = min(limit or len(dataset), len(dataset))
+    asked = _size(dataset, limit)
     if damage.total() == asked:
         return nothing_left(dataset, asked, "to validate on", damage)
     listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
+    remedy = "use fewer ranks" if asked == len(dataset) else f"raise stage.served.limit={limit}, or use fewer ranks"
     return UserError(
         f"one of {distributed.count()} ranks has no undamaged row of {dataset.name} to validate on "
-        f"(damaged: {listed or 0}): raise stage.served.limit={limit}."
+        f"(damaged: {listed or 0}): {remedy}."
     )
