@@ -146,17 +146,30 @@ def _allowed(target: Any) -> Any:
     raise UserError(f"_target_ {target} is not allowed; a target is a class or function of {', '.join(ALLOWED)}.")
 
 
-def _check_arguments(target: Any, node: dict[Any, Any]) -> None:
-    names: set[str] = set()
+def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
+    """The arguments that a class or function takes by name, with those of our bases that its **options go to."""
+    return _arguments(target)[0]
+
+
+def _arguments(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The arguments, and whether these are all of them."""
+    arguments: dict[str, inspect.Parameter] = {}
     # **options of our classes go to their base, so the base's arguments count too; where others' go is not known.
     for maker in target.__mro__ if inspect.isclass(target) else (target,):
         if maker is not target and not maker.__module__.startswith("tprl."):
-            return
-        taken = inspect.signature(maker).parameters.values()
-        names |= {p.name for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        if not any(p.kind is p.VAR_KEYWORD for p in taken):
-            break
-    else:
+            return arguments, False
+        parameters = inspect.signature(maker).parameters.values()
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                arguments.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return arguments, True
+    return arguments, False
+
+
+def _check_arguments(target: Any, node: dict[Any, Any]) -> None:
+    names, complete = _arguments(target)
+    if not complete:
         return
     for key in node:
         if key not in names and key not in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_"):

@@ -11,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import build, choices, conf_dir
 from tprl.commands.options import KINDS, SET_BY, _annotations, _kind, _options, checked, kind_of
-from tprl.commands.stages import RUNNER, in_full, in_two_blocks
+from tprl.commands.stages import RUNNER, in_full, in_two_blocks, needs, stages_of
 from tprl.errors import UserError
 from tprl.kinds import Number, typed
 from tprl.runtime.quoting import in_short
+from tprl.stages.base import Stage
+from tprl.stages.ppo import PPO
 
 NAN, INF = float("nan"), float("inf")
 SIGNED = ("floor", "weight", "agreement", "devices")  # may be below 0
@@ -199,6 +201,45 @@ def test_a_single_value_where_a_list_is_meant(command: str, key: str, value: Any
             "stage.evaluation.limit must be a whole number of ",
         ),
         ("train stage=ppo", "stage.seed", 3, "stage.seed=3 would change nothing: it is set by seed. Leave it out."),
+        ("train stage=ppo", "stage.reward", 3, "stage.reward=3 would change nothing: it is set by the group reward. "),
+        (
+            "train stage=ppo",
+            "stage.cache",
+            "a",
+            "stage.cache=a would change nothing: it is set by cache. Leave it out.",
+        ),
+        ("train stage=lfd", "stage.pruner", 3, "stage.pruner=3 would change nothing: it is set by the group policy. "),
+        (
+            "train stage=lfd",
+            "stage.demonstrator",
+            3,
+            "stage.demonstrator=3 would change nothing: it is set by the group ",
+        ),
+        ("train stage=ppo", "stage.trainer.max_steps", 3, "stage.trainer.max_steps=3 would change nothing: it is set "),
+        ("train stage=all", "stage.ppo.trainer.max_epochs", 3, "stage.ppo.trainer.max_epochs=3 would change nothing: "),
+        ("train stage=ppo", "stage.trainer.devices", 2, "stage.trainer.devices=2 would change nothing: it is set by "),
+        (
+            "train stage=ppo",
+            "stage.trainer.foo",
+            2,
+            "stage.trainer: lightning.pytorch.Trainer has no argument foo; it ",
+        ),
+        (
+            "train stage=lfd",
+            "stage.trainer.gradient_clip_val",
+            2,
+            "stage.trainer.gradient_clip_val=2 would stand against stage.clip=1.0: leave it out, and set stage.clip.",
+        ),
+        ("train stage=all", "stage.chain", ["lfd", "distill"], "stage.chain names distill, of which stage=all has no "),
+        (
+            "train stage=all",
+            "stage.chain",
+            ["lfd", "all"],
+            "stage.chain=all is no stage to run in a chain; choose one ",
+        ),
+        ("train stage=ppo", "stage.name", None, "stage has no name: write `name: <its name>` at the top of its yaml."),
+        ("train stage=all", "stage.name", None, "stage has no name: write `name: <its name>` at the top of its yaml."),
+        ("train stage=ppo", "stage.module", None, "stage (ppo) has no block `module` with its class and hyper-para"),
         ("train stage=ppo", "stage.gamma", 1.5, "stage.gamma must be a number in [0, 1], got 1.5; use e.g. 0.5."),
         (
             "train stage=ppo",
@@ -266,6 +307,20 @@ def test_reward_terms_compose_on_the_command_line() -> None:
     assert refused("train", *bad).startswith("reward.terms.0")
 
 
+def test_a_stage_that_hands_options_on_needs_what_its_base_needs() -> None:
+    class Later(PPO):
+        def __init__(self, later: int, **options: Any) -> None:
+            super().__init__(**options)
+
+    assert needs(Later) == needs(PPO) | {"later"}
+
+
+def test_what_the_runner_reads_is_listed_where_stages_are_described() -> None:
+    page = (conf_dir().parent / "docs" / "howto-stage.md").read_text()
+    for text in (page, Stage.__doc__ or ""):
+        assert [name for name in RUNNER if f"`{name}`" not in text] == []
+
+
 @pytest.mark.parametrize(
     ("typed_word", "full"),
     [
@@ -290,6 +345,24 @@ def test_a_hyper_parameter_beside_its_block_is_one_sentence() -> None:
         "stage.iterations=3 stands beside the block `module` of stage, where hyper-parameters are: write "
         "{module: {iterations: 3}} in a yaml, or stage.iterations=3 on the command line."
     )
+
+
+@pytest.mark.parametrize(("stage", "option"), [("ppo", "law"), ("ppo", "credit_blocks"), ("lfd", "loss")])
+def test_settings_of_before_an_option_was_there_are_one_sentence(stage: str, option: str) -> None:
+    before = copy.deepcopy(composed("train", f"stage={stage}"))
+    OmegaConf.set_struct(before, False)
+    today = before.stage.module.pop(option)
+    assert sentence_of(checked, before, "train").endswith(
+        f" has no default for it: give stage.{option}=<value>; conf/stage/{stage}.yaml has {typed(today)}."
+    )
+    OmegaConf.update(before, f"stage.module.{option}", today, force_add=True)
+    assert checked(before, "train").stage.name == stage
+
+
+def test_a_stage_may_join_the_chain() -> None:
+    joined = composed("train", "+stage@stage.distill=distill", "stage.chain=[lfd,distill]")
+    assert list(stages_of(OmegaConf.to_container(joined, resolve=True))) == ["stage.lfd", "stage.distill"]  # type: ignore[arg-type]
+    assert checked(copy.deepcopy(joined), "train") == joined
 
 
 @pytest.mark.parametrize("stage", ["ppo", "all"])

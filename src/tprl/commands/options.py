@@ -5,12 +5,13 @@ import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 
-from tprl.build import check_arguments, choices, conf_dir, target_at
-from tprl.commands.stages import RUNNER, in_full, stages_of
+from tprl.build import arguments_of, check_arguments, choices, conf_dir, target_at
+from tprl.commands.stages import BUILT_FROM, RUNNER, class_of, in_full, stages_of
 from tprl.errors import UserError
 from tprl.kinds import (
     LARGEST,
@@ -197,11 +198,11 @@ FIXED = {  # options that no class names
     "evaluation": {"pruners", "datasets", "keep_ratios", "limit", "batch_size", "seeds"},
     "latency": {"batch_sizes", "repeats", "warmup", "text_tokens", "new_tokens", "image"},
 }
+OPTIONS = ("cache",)  # what stages are built from that is no group of yamls
 SET_BY = {  # arguments of a class that are no options: something else decides them
     "stage.seed": "seed",
-    **{f"stage.{name}": f"the group {name}" for name in ("reward", "pruner", "dataset")},
-    **{f"stage.{name}": "the command" for name in ("lvlm", "parts", "demonstrator")},
-    "stage.cache": "cache",
+    **{f"stage.{name}": f"{'' if group in OPTIONS else 'the group '}{group}" for name, group in BUILT_FROM.items()},
+    **dict.fromkeys(("stage.lvlm", "stage.parts"), "the command"),
     "policy.token_width": "the model",
     "dataset.split": "the stage in training, and by split in an evaluation",
     "trainer.max_epochs": "the stage, e.g. stage.epochs",
@@ -210,7 +211,10 @@ SET_BY = {  # arguments of a class that are no options: something else decides t
     "trainer.gradient_clip_val": "the stage, e.g. stage.clip",
     **dict.fromkeys(("trainer.callbacks", "trainer.enable_progress_bar", "trainer.log_every_n_steps"), "the stage"),
     **dict.fromkeys(("trainer.default_root_dir", "logger.save_dir"), "hydra.run.dir"),
+    # A stage has a trainer of its own on the ranks and devices of the run, which are there before it.
+    **{f"stage.trainer.{name}": f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy")},
 }
+CLIPS = ("grad_clip", "clip")  # options of stages that say what Lightning calls gradient_clip_val
 
 
 def checked(config: DictConfig, entry: str) -> DictConfig:
@@ -228,11 +232,13 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
     _refuse_strangers(plain, entry)
     for name, node in stages_of(plain).items():
         check_arguments({key: value for key, value in node.items() if key not in RUNNER}, name)
+        _check_complete(name, node)
+        _check_trainer(name, node, plain)
     for group, node in plain.items():
         if group != "stage" and isinstance(node, Mapping):
             check_arguments(node, str(group))
     for key, place, value, annotation in _options(plain, entry):
-        if (decides := SET_BY.get(_in_its_group(key))) is not None:
+        if (decides := _set_by(key)) is not None:
             raise UserError(f"{key}={typed(value)} would change nothing: it is set by {decides}. Leave it out.")
         checked_value = _kind(key, place, annotation)(key, value)
         if checked_value != value or type(checked_value) is not type(value):
@@ -240,10 +246,52 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
     return config
 
 
-def _in_its_group(key: str) -> str:
-    """The name of an option without the stage of a chain."""
-    first, last = key.partition(".")[0], key.rpartition(".")[2]
-    return f"stage.{last}" if first == "stage" else key
+def _check_complete(key: str, stage: Mapping[str, Any]) -> None:
+    """Refuse a stage without a value for one of its hyper-parameters; `seed` is the command's.
+
+    The settings of a run of an earlier version know nothing of options that have come since.
+    """
+    kind = class_of(stage)
+    hints = _annotations(stage["_target_"])
+    for name, parameter in arguments_of(kind).items():
+        is_option = kind_of(hints.get(name, Any)) is not anything and name != "seed"
+        if is_option and parameter.default is parameter.empty and name not in stage:
+            raise UserError(
+                f"{key}.{name} is missing, and {kind.__name__} has no default for it: give {key}.{name}=<value>"
+                f"{_packaged(stage['name'], name)}."
+            )
+
+
+def _packaged(stage: str, option: str) -> str:
+    """What the yaml of a stage that ships with TPRL says of an option, for a sentence about where it is missing."""
+    if stage not in choices("stage"):
+        return ""
+    module = OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml").get("module") or {}
+    return f"; conf/stage/{stage}.yaml has {typed(module[option])}" if option in module else ""
+
+
+def _check_trainer(key: str, stage: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Refuse arguments in a stage's `trainer` that Lightning's Trainer does not have, or that the stage has itself."""
+    options = stage.get("trainer") or {}
+    check_arguments({**options, "_target_": plain["trainer"]["_target_"]}, f"{key}.trainer")
+    clip = next((name for name in CLIPS if name in stage), None)
+    if clip and options.get("gradient_clip_val") is not None:
+        raise UserError(
+            f"{key}.trainer.gradient_clip_val={typed(options['gradient_clip_val'])} would stand against "
+            f"{key}.{clip}={typed(stage[clip])}: leave it out, and set {key}.{clip}."
+        )
+
+
+def _set_by(key: str) -> str | None:
+    """What decides an option that is none, if something does; of a stage of a chain as of the stage alone."""
+    above, _, last = key.rpartition(".")
+    if above.partition(".")[0] != "stage":
+        return SET_BY.get(key)
+    if not above.endswith(".trainer"):
+        return SET_BY.get(f"stage.{last}")
+    if last == "gradient_clip_val":  # here it is an option: see `_check_trainer`
+        return None
+    return SET_BY.get(f"stage.trainer.{last}", SET_BY.get(f"trainer.{last}"))
 
 
 def _refuse_strangers(plain: Mapping[str, Any], entry: str) -> None:
@@ -306,6 +354,7 @@ def _are_components(table: Mapping[Any, Any]) -> bool:
     return any(isinstance(child, Mapping) and "_target_" in child for child in table.values())
 
 
+@lru_cache
 def _annotations(target: str) -> dict[str, Any]:
     """What the constructor of a class, and of our classes that it hands options to, says of its arguments."""
     maker = target_at(target)
@@ -345,7 +394,8 @@ def kind_of(annotation: Any) -> Kind:
     if origin is Annotated:  # bounds beside the argument: Annotated[float, Number(0, 1)]
         return next((part for part in parts[1:] if callable(part)), kind_of(parts[0]))
     if origin in (Union, types.UnionType):
-        return _any_of([kind_of(part) for part in parts if part is not type(None)], type(None) in parts)
+        kinds = [kind_of(part) for part in parts if part is not type(None)]
+        return anything if anything in kinds else _any_of(kinds, type(None) in parts)
     if origin is Literal and all(isinstance(part, str) for part in parts):
         return OneOf(parts)
     if origin is Sequence:

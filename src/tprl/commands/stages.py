@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tprl.build import choices, target_at
+from tprl.build import arguments_of, choices, target_at
 from tprl.errors import UserError
 from tprl.runtime.quoting import MODULE
 
@@ -49,16 +49,47 @@ def stages_of(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     blocks of each are one table, with the `_target_` of its class.
 
     Raises:
-        UserError: a hyper-parameter stands beside the block `module`.
+        UserError: a stage has no settings, no name or no block `module`, or a hyper-parameter stands beside that block.
     """
     stage = plain.get("stage")
-    if not stage or "name" not in stage:
+    if not stage:
         return {}
-    parts = {f"stage.{name}": stage[name] for name in stage["chain"]} if "chain" in stage else {"stage": stage}
-    return {key: _flat(key, part) for key, part in parts.items()}
+    if "chain" not in stage:
+        return {"stage": in_one_table("stage", stage)}
+    _check_name("stage", stage)
+    return {f"stage.{name}": in_one_table(f"stage.{name}", _part(stage, name)) for name in stage["chain"]}
 
 
-def _flat(key: str, stage: Mapping[str, Any]) -> dict[str, Any]:
+def _part(chain: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The settings of a stage of the chain."""
+    if name not in choices("stage") or name == chain["name"]:
+        known = ", ".join(choice for choice in choices("stage") if choice != chain["name"])
+        raise UserError(f"stage.chain={name} is no stage to run in a chain; choose one of: {known}.")
+    if not isinstance(part := chain.get(name), Mapping):
+        raise UserError(
+            f"stage.chain names {name}, of which stage=all has no settings: add +stage@stage.{name}={name} before it, "
+            f"or leave {name} out."
+        )
+    return part
+
+
+def _check_name(key: str, stage: Mapping[str, Any]) -> None:
+    if not stage.get("name"):
+        raise UserError(f"{key} has no name: write `name: <its name>` at the top of its yaml.")
+
+
+def in_one_table(key: str, stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Both blocks of a stage's yaml as one table; `key` is how its options are typed.
+
+    Raises:
+        UserError: it has no name or no block `module`, or a hyper-parameter stands beside that block.
+    """
+    _check_name(key, stage)
+    if not isinstance(stage.get(MODULE), Mapping):
+        raise UserError(
+            f"{key} ({stage['name']}) has no block `module` with its class and hyper-parameters: write one in its "
+            "yaml, or choose another stage."
+        )
     for name, value in stage.items():
         if name not in (MODULE, *RUNNER):
             raise UserError(
@@ -87,7 +118,7 @@ def class_of(settings: Mapping[str, Any]) -> type["Stage"]:
 @lru_cache
 def needs(kind: type["Stage"]) -> frozenset[str]:
     """The arguments of a stage's constructor: what is built for it is among them."""
-    return frozenset(inspect.signature(kind).parameters)
+    return frozenset(arguments_of(kind))
 
 
 def groups_of(kind: type["Stage"]) -> frozenset[str]:
