@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import build, choices, conf_dir
-from tprl.commands.options import KINDS, SET_BY, _annotations, _kind, _options, checked, kind_of
+from tprl.commands.annotated import annotations_of, kind_of
+from tprl.commands.options import KINDS, SET_BY, _kind, _options, checked
 from tprl.commands.stages import RUNNER, in_full, in_two_blocks, needs, stages_of
 from tprl.errors import UserError
 from tprl.kinds import Number, typed
@@ -106,7 +107,7 @@ class TestEveryOption:
             for name in choices(group):
                 node = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
                 for target in targets(node):
-                    for argument, annotation in _annotations(target).items():
+                    for argument, annotation in annotations_of(target).items():
                         numeric = {int, float} & {annotation, *getattr(annotation, "__args__", ())}
                         live = f"{group}.{argument}" in SET_BY
                         if numeric and not live and argument not in RUNNER:
@@ -140,6 +141,7 @@ def targets(node: Any) -> Iterator[str]:
         ("train stage=all", "stage.adapt.keep_ratios", 0.2, [0.2]),
         ("train stage=ppo", "stage.served.keep_ratios", 0.2, [0.2]),
         ("train stage=ppo", "stage.temperature", 0.5, [0.5, 0.5]),
+        ("train stage=all", "stage.chain", "lfd", ["lfd"]),
         ("train stage=ppo", "stage.keep_ratio", 0.2, 0.2),
         ("train stage=lfd", "stage.progressive", 0.8, [0.8]),
         ("train stage=lfd", "stage.calibrate", 0.5, [0.5]),

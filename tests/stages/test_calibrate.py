@@ -38,11 +38,13 @@ def test_it_measures_what_is_served() -> None:
 
 
 @pytest.mark.parametrize(("select", "ratios"), [("topk", [0.5]), ("dpp", [0.1, 0.2])])
-def test_nothing_to_choose(select: str, ratios: list[float]) -> None:
+def test_nothing_to_choose(select: str, ratios: list[float], caplog: pytest.LogCaptureFixture) -> None:
     pruner = policy(select=select)
     before = pruner.serving
-    calibrate_fade(pruner, served(limit=4), 0.2, ratios)
+    with caplog.at_level("INFO"):
+        calibrate_fade(pruner, served(limit=4), 0.2, ratios)
     assert pruner.serving == before
+    assert f"nothing to calibrate: no DPP serves, or none of {ratios} is above 0.2" in caplog.text
 
 
 def test_quality_is_constant_up_to_the_trained_ratio_and_falls_by_a_power_above() -> None:

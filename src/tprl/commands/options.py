@@ -1,16 +1,14 @@
 """Every option of train, eval, demo and export is checked against this table, and against the annotations of the class
 that its yaml builds, before anything is loaded or computed."""
 
-import inspect
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
-from functools import lru_cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tprl.build import arguments_of, check_arguments, choices, conf_dir, target_at
+from tprl.build import arguments_of, check_arguments, choices, conf_dir
+from tprl.commands.annotated import FINITE, annotations_of, kind_of
 from tprl.commands.stages import BUILT_FROM, RUNNER, class_of, in_full, stages_of
 from tprl.errors import UserError
 from tprl.kinds import (
@@ -21,7 +19,6 @@ from tprl.kinds import (
     OneOf,
     anything,
     flag,
-    table,
     text,
     text_or_null,
     typed,
@@ -41,7 +38,6 @@ SEED = Number(0, 2**32 - 1, whole=True, example="0")
 POSITIVE = Number(0, above=True, example="0.001")
 NOT_NEGATIVE = Number(0, example="0.1")
 SHARE = Number(0, 1, example="0.5")
-FINITE = Number(example="0.1")
 LIMIT = Number(
     1,
     LARGEST,
@@ -252,7 +248,7 @@ def _check_complete(key: str, stage: Mapping[str, Any]) -> None:
     The settings of a run of an earlier version know nothing of options that have come since.
     """
     kind = class_of(stage)
-    hints = _annotations(stage["_target_"])
+    hints = annotations_of(stage["_target_"])
     for name, parameter in arguments_of(kind).items():
         is_option = kind_of(hints.get(name, Any)) is not anything and name != "seed"
         if is_option and parameter.default is parameter.empty and name not in stage:
@@ -335,7 +331,7 @@ def _below(key: str, place: str, value: Any, annotation: Any) -> Iterator[tuple[
     """An option, or those below it. Lists of numbers are one option, lists of components are several."""
     last = place.rpartition(".")[2]
     if isinstance(value, Mapping) and ("_target_" in value or (value and last in {*FIXED, "trainer"})):
-        hints = _annotations(value["_target_"]) if "_target_" in value else {}
+        hints = annotations_of(value["_target_"]) if "_target_" in value else {}
         for name, child in value.items():
             if not str(name).startswith("_"):
                 yield from _below(f"{key}.{name}", f"{place}.{name}", child, hints.get(str(name)))
@@ -354,20 +350,6 @@ def _are_components(table: Mapping[Any, Any]) -> bool:
     return any(isinstance(child, Mapping) and "_target_" in child for child in table.values())
 
 
-@lru_cache
-def _annotations(target: str) -> dict[str, Any]:
-    """What the constructor of a class, and of our classes that it hands options to, says of its arguments."""
-    maker = target_at(target)
-    hints: dict[str, Any] = {}
-    for part in maker.__mro__ if inspect.isclass(maker) else (maker,):
-        if part is not maker and not part.__module__.startswith("tprl."):
-            break
-        for parameter in inspect.signature(part, eval_str=True).parameters.values():
-            if parameter.annotation is not parameter.empty:
-                hints.setdefault(parameter.name, parameter.annotation)
-    return hints
-
-
 def _kind(key: str, place: str, annotation: Any) -> Kind:
     """What an option may hold: by the longest end of its full name, else by its annotation."""
     parts = place.split(".")
@@ -383,40 +365,3 @@ def _kind(key: str, place: str, annotation: Any) -> Kind:
     if place.startswith(("logger.", "trainer.")) or ".trainer." in place:
         return anything  # their own classes check what is handed on to them
     raise UserError(f"{key} is no option: nothing reads it. Leave it out.")
-
-
-def kind_of(annotation: Any) -> Kind:
-    """What an argument may hold by its annotation; what we do not know is left to its class."""
-    simple: dict[Any, Kind] = {bool: flag, int: Number(whole=True), float: FINITE, str: text}
-    if annotation in simple:
-        return simple[annotation]
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:  # bounds beside the argument: Annotated[float, Number(0, 1)]
-        return next((part for part in parts[1:] if callable(part)), kind_of(parts[0]))
-    if origin in (Union, types.UnionType):
-        kinds = [kind_of(part) for part in parts if part is not type(None)]
-        return anything if anything in kinds else _any_of(kinds, type(None) in parts)
-    if origin is Literal and all(isinstance(part, str) for part in parts):
-        return OneOf(parts)
-    if origin is Sequence:
-        return Listed(kind_of(parts[0]), least=0)
-    return table if origin in (dict, Mapping) else anything
-
-
-def _any_of(kinds: Sequence[Kind], null: bool) -> Kind:
-    """The first kind that a value is of; the sentence is the first one's."""
-
-    def check(key: str, value: Any) -> Any:
-        if value is None and null:
-            return None
-        for kind in kinds[1:]:
-            try:
-                return kinds[0](key, value)
-            except UserError:
-                try:
-                    return kind(key, value)
-                except UserError:
-                    continue
-        return kinds[0](key, value)
-
-    return check

@@ -57,7 +57,9 @@ def stages_of(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if "chain" not in stage:
         return {"stage": in_one_table("stage", stage)}
     _check_name("stage", stage)
-    return {f"stage.{name}": in_one_table(f"stage.{name}", _part(stage, name)) for name in stage["chain"]}
+    chain = stage["chain"] or ()
+    names = [chain] if isinstance(chain, str) else chain
+    return {f"stage.{name}": in_one_table(f"stage.{name}", _part(stage, name)) for name in names}
 
 
 def _part(chain: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -49,7 +49,7 @@ from tprl.scoring.lengths import check_lengths
 from tprl.scoring.validation import ServedScore, after_these
 from tprl.stages.base import Stage
 from tprl.stages.calibrate import calibrate_fade
-from tprl.types import LVLM, Dataset, Pruner
+from tprl.types import LVLM, Dataset
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def _train_chain(run: "Training") -> float | None:
     for name in stage.chain:
         kind = class_of(stage[name])
         if not kind.applies_to(run.pruner):
+            log.info("stage=%s is left out: it has no use for this %s", name, run.pruner.name)
             continue
         run.part(stage[name], directory / kind.folder)
         if kind.teaches_baselines:
@@ -109,8 +110,7 @@ def _train_chain(run: "Training") -> float | None:
     evaluate_elsewhere(further, table._replace(entries=ours + others))
     rows = evaluate_entries(table, run.logger, run.curves)
     questions = min(settings["limit"] or len(test_set), len(test_set))
-    results = card_results(rows, entries[0].name, questions)
-    run.pruner.trained_on["results"] = results
+    run.pruner.trained_on["results"] = card_results(rows, entries[0].name, questions)
     run.save(directory / "pruner")
     log_weights(run.logger, directory)
     return mean_accuracy(rows, entries[0].name)
@@ -187,10 +187,8 @@ class Run:
         if checkpoint is None and self.logger:  # the part begins; rows of an attempt at it go
             keep_rows([self.logger], 0 if self.finished.state is None else self.finished.state["rows"])
         self.following = Curves(module.curve_titles, module.held_out_titles)
-        steps = module.max_steps if module.max_steps > 0 else None
-        callbacks: list[pl.Callback] = [FitProgress(config.name, steps), self.following]
-        callbacks.append(SaveEvery(self.directory, config.get("save_every"), part))
-        callbacks += self._pictures(module, config.name)
+        callbacks: list[pl.Callback] = [FitProgress(config.name, max(0, module.max_steps) or None), self.following]
+        callbacks += [SaveEvery(self.directory, config.get("save_every"), part), *self._pictures(module, config.name)]
         trainer = build(
             self.cfg.trainer,
             **self.device(),
@@ -393,8 +391,7 @@ class Training(Run):
         """The cache of a stage; what a demonstrator shows depends on that, too."""
         if self.cache is None or "demonstrator" not in needs(class_of(config)):
             return self.cache
-        demonstrator: Pruner = build(self.cfg.pruner)
-        about = of_pruner(demonstrator, plain(self.cfg.pruner))
+        about = of_pruner(build(self.cfg.pruner), plain(self.cfg.pruner))
         return replace(self.cache, about={**self.cache.about, "demonstrator": about})
 
     def device(self) -> dict[str, Any]:

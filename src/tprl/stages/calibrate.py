@@ -1,11 +1,13 @@
 """How to serve a policy more tokens than it was trained with, chosen on validation questions."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
 from tprl.pruners.learned import LearnedPruner
 from tprl.scoring.validation import ServedScore
 
+log = logging.getLogger(__name__)
 FADES = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
@@ -25,6 +27,7 @@ def calibrate_fade(pruner: LearnedPruner, served: ServedScore, trained_to: float
     """
     beyond = [ratio for ratio in keep_ratios if ratio > trained_to]
     if pruner.serving.select != "dpp" or not beyond:
+        log.info("nothing to calibrate: no DPP serves, or none of %s is above %g", list(keep_ratios), trained_to)
         return
     merits: dict[float, float] = {}
     for fade in FADES:
