@@ -11,10 +11,10 @@ import pytest
 from tprl.data.scenes import (
     COLORS,
     FAMILIES,
+    SCENES,
     SHAPES,
     SIDE,
     SIZES,
-    SPLITS,
     Question,
     Scene,
     Scenes,
@@ -24,7 +24,6 @@ from tprl.data.scenes import (
     draw_scene,
     parse_box,
     pixels_inside,
-    pose_question,
     scene_pixels,
 )
 from tprl.errors import UserError
@@ -37,7 +36,7 @@ def drawn(count: int) -> tuple[Scene, ...]:
 
 @cache
 def asked(family: str, count: int = 800) -> tuple[tuple[Scene, Question], ...]:
-    return tuple((scene, pose_question(scene, family, Stream("asked", i))) for i, scene in enumerate(drawn(count)))
+    return tuple((scene, SCENES.ask[family](scene.things, Stream("asked", i))) for i, scene in enumerate(drawn(count)))
 
 
 class TestStream:
@@ -170,7 +169,7 @@ class TestInside:
 
 class TestSplits:
     def test_sizes_and_uids(self) -> None:
-        assert {split: len(Scenes(split)) for split in SPLITS} == {
+        assert {split: len(Scenes(split)) for split in SCENES.splits} == {
             "train": 1_000_000,
             "val": 2_000,
             "test": 6_000,
@@ -187,7 +186,7 @@ class TestSplits:
 
     def test_pretraining_never_sees_a_scene_of_a_split(self) -> None:
         pretrain = {draw_scene("pretrain", 0, step, i).things for step in range(30) for i in range(4)}
-        assert not pretrain & {draw_scene("scenes", split, 0, i).things for split in SPLITS for i in range(120)}
+        assert not pretrain & {draw_scene("scenes", split, 0, i).things for split in SCENES.splits for i in range(120)}
 
     def test_the_seed_moves_the_training_images_only(self) -> None:
         for split in ("val", "test"):

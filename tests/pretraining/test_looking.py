@@ -129,3 +129,21 @@ class TestCounting:
         assert float(loss) == pytest.approx(nothing(), abs=1e-5)
         worse, _ = look(HOME, upper(1, self.aim([0])), KEPT, asked)
         assert float(worse) > 0.1
+
+
+class TestConjunction:
+    def test_a_word_looks_at_what_the_name_up_to_it_describes(self) -> None:
+        """Patches 0 and 1 are the red circle, 4 is red and small: "red circle" leaves 0 and 1, "small red" 4."""
+        plain, joined = (Looking(build_tokenizer(), conjunction=value) for value in (False, True))
+        assert plain.named(pack(("red", "circle")))[0, 1].tolist() == [True, True, False, False, False]
+        assert plain.named(pack(("small", "red")))[0, 1].tolist() == [True, True, False, False, True]
+        assert joined.named(pack(("small", "red")))[0].tolist() == [
+            [False, False, True, False, True],
+            [False, False, False, False, True],
+        ]
+        assert joined.named(pack(("the", "red")))[0, 1].tolist() == [True, True, False, False, True]
+
+    def test_names_of_two_questions_do_not_mix(self) -> None:
+        joined = Looking(build_tokenizer(), conjunction=True)
+        apart = pack(("small", "red"))._replace(segment=torch.tensor([[1, 2]]))
+        assert joined.named(apart)[0, 1].tolist() == [True, True, False, False, True]

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.stages.plain import build_stage
 
 from tprl.data import scenes
+from tprl.data.crowd import CROWD, neighbors
 from tprl.pretraining.packing import IGNORE, Pack, PackStream
 from tprl.pretraining.stage import Pretrain, packed_mask
 from tprl.pretraining.tiny_llava import DESCRIBE, PROMPT, TinyLlava, build
@@ -255,3 +256,21 @@ class TestPatchLabels:
                     pixels = [int(m[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].sum()) for m in masks]
                     best = int(np.argmax(pixels))
                     assert int(owner[i, j]) == (best + 1 if pixels[best] >= 64 / 6 else 0)
+
+
+class TestCrowd:
+    def test_labels_regions_and_captions_of_a_crowd(self) -> None:
+        crowd = build("crowd", vision_width=32, vision_layers=2, width=48, layers=2, heads=4, ffn=64, clip_width=16)
+        packs = PackStream(crowd.processor, 0, 9, 8, 0, 0, 3, 2, 1, world=CROWD, caption_every=0)
+        pack = packs.pack(8)
+        assert pack.pixels.shape[2:] == (128, 128)
+        assert pack.owner.shape == (2, 256)
+        assert int(pack.owner.max()) >= 24
+        assert pack.caption.shape[1] <= 77
+        assert int(pack.segment.max()) == len(CROWD.families)
+        for row in range(2):
+            scene = CROWD.draw("pretrain", 0, 8, row)
+            for number, (other, _) in enumerate(neighbors(scene.things), 1):
+                patches = pack.owner[row] == number
+                assert set(pack.next_color[row][patches].tolist()) <= {[*scenes.COLORS].index(other.color) + 1}
+                assert set(pack.next_shape[row][patches].tolist()) <= {scenes.SHAPES.index(other.shape) + 1}

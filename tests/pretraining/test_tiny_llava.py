@@ -9,7 +9,17 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPModel
 
 from tprl.data import scenes
-from tprl.pretraining.tiny_llava import DESCRIBE, PROMPT, TinyLlava, build, build_tokenizer, save, vocabulary
+from tprl.data.crowd import CROWD
+from tprl.pretraining.tiny_llava import (
+    DESCRIBE,
+    PROMPT,
+    TinyLlava,
+    build,
+    build_tokenizer,
+    carried_over,
+    save,
+    vocabulary,
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +127,49 @@ class TestFolder:
         assert not torch.allclose(more[0], more[1], atol=1e-4)
 
 
+class TestAnotherWorld:
+    """The embedded model goes on in a world with larger pictures and more words."""
+
+    def test_weights_are_carried_over(self) -> None:
+        sizes: dict[str, Any] = {
+            "vision_width": 32,
+            "vision_layers": 2,
+            "width": 32,
+            "layers": 2,
+            "heads": 2,
+            "ffn": 48,
+        }
+        old, new = build(**sizes, clip_width=16), build("crowd", **sizes, clip_width=16, seed=1)
+        drawn = new.llava.lm_head.weight.detach().clone()
+        carried = carried_over(old, new)
+        ids, before = carried.processor.tokenizer.get_vocab(), old.processor.tokenizer.get_vocab()
+        for word in ("<s>", "red", "96", "."):
+            assert torch.equal(carried.llava.lm_head.weight[ids[word]], old.llava.lm_head.weight[before[word]])
+        for word in ("next", "97", "128"):
+            assert word not in before
+            assert torch.equal(carried.llava.lm_head.weight[ids[word]], drawn[ids[word]])
+        layers = [parts.llava.model.language_model.layers[1].mlp.up_proj.weight for parts in (old, carried)]
+        assert torch.equal(*layers)
+        tables = [p.llava.model.vision_tower.embeddings.position_embedding.weight for p in (old, carried)]
+        assert tables[1].shape[0] == 257
+        # Corners stay where they were: the first and the last patch of a row.
+        assert torch.allclose(tables[1][[0, 1, 16, 256]], tables[0][[0, 1, 12, 144]], atol=1e-5)
+
+    def test_every_word_of_the_crowd_is_known(self) -> None:
+        tokenizer, texts = build_tokenizer(CROWD), []
+        for i in range(20):
+            things = CROWD.draw("words", i).things
+            asked = [ask(things, scenes.Stream("words", i)) for ask in CROWD.ask.values()]
+            texts += [text for question in asked for text in (question.text, question.answer)]
+        assert not any(tokenizer.unk_token_id in row for row in tokenizer(texts)["input_ids"])
+
+
 class TestTokenizer:
     def test_every_word_of_2000_questions_captions_and_answers_is_known(self) -> None:
         texts = [DESCRIBE]
         for i in range(400):
             scene = scenes.draw_scene("words", i)
-            asked = [scenes.pose_question(scene, family, scenes.Stream("words", i)) for family in scenes.FAMILIES]
+            asked = [ask(scene.things, scenes.Stream("words", i)) for ask in scenes.SCENES.ask.values()]
             texts += [text for question in asked for text in (question.text, question.answer)]
             texts.append(scenes.describe(scene))
             texts.append("a photo with " + " and ".join(f"a {t.size} {t.color} {t.shape}" for t in scene.things))

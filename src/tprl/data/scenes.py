@@ -6,7 +6,8 @@ negatives), count, relation, grounding. Only integer and IEEE-exact operations t
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeVar
 
@@ -29,8 +30,6 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": (5, 7), "large": (10, 13)}  # half of the side, pixels, inclusive
-FAMILIES = ("attribute", "existence", "count", "relation", "grounding")
-SPLITS = {"train": 1_000_000, "val": 2_000, "test": 6_000, "final": 6_000}  # questions
 Split = Literal["train", "val", "test", "final"]
 T = TypeVar("T")
 
@@ -91,10 +90,11 @@ class Stream:
 
 
 class Scene(NamedTuple):
-    """A drawn scene: its key, its objects (drawing order) and how to render it."""
+    """A drawn scene: its key, its objects (drawing order), its side in pixels, and how to render it."""
 
     key: tuple[object, ...]
     things: tuple[Thing, ...]
+    side: int = SIDE
 
     @property
     def pixels(self) -> np.ndarray:
@@ -120,9 +120,9 @@ def draw_scene(*key: object) -> Scene:
     return Scene(key, tuple(things))
 
 
-def pixels_inside(thing: Thing) -> np.ndarray:
-    """[SIDE SIDE] True on the pixels of an object; doubled integer coordinates, pixel centers."""
-    y, x = np.mgrid[0:SIDE, 0:SIDE]
+def pixels_inside(thing: Thing, side: int = SIDE) -> np.ndarray:
+    """[side side] True on the pixels of an object; doubled integer coordinates, pixel centers."""
+    y, x = np.mgrid[0:side, 0:side]
     dx, dy, h = np.abs(2 * x + 1 - 2 * thing.x), 2 * y + 1 - 2 * thing.y, 2 * thing.half
     match thing.shape:
         case "circle":
@@ -137,12 +137,12 @@ def pixels_inside(thing: Thing) -> np.ndarray:
 
 
 def scene_pixels(scene: Scene) -> np.ndarray:
-    """[SIDE SIDE 3] uint8 pixels: tinted value noise, stripes, shaded objects, then sensor noise over everything."""
+    """[side side 3] uint8 pixels: tinted value noise, stripes, shaded objects, then sensor noise over everything."""
     stream = Stream("pixels", *scene.key)
     base = stream.integer(95, 150) + stream.integers(-14, 14, (1, 1, 3))
     coarse = stream.integers(-28, 28, (9, 9, 1))
-    y, x = np.mgrid[0:SIDE, 0:SIDE]
-    cell = SIDE // 8
+    y, x = np.mgrid[0 : scene.side, 0 : scene.side]
+    cell = scene.side // 8
     cy, cx, fy, fx = y // cell, x // cell, (y % cell)[..., None], (x % cell)[..., None]
     top = coarse[cy, cx] * (cell - fx) + coarse[cy, cx + 1] * fx
     bottom = coarse[cy + 1, cx] * (cell - fx) + coarse[cy + 1, cx + 1] * fx
@@ -153,14 +153,9 @@ def scene_pixels(scene: Scene) -> np.ndarray:
     for thing in scene.things:
         tint = np.array(COLORS[thing.color]) + stream.integers(-16, 16, (3,))
         shade = (stream.integer(-2, 2) * (x - thing.x) + stream.integer(-2, 2) * (y - thing.y))[..., None]
-        image = np.where(pixels_inside(thing)[..., None], tint + shade, image)
-    image = image + stream.integers(-13, 13, (SIDE, SIDE, 3))
+        image = np.where(pixels_inside(thing, scene.side)[..., None], tint + shade, image)
+    image = image + stream.integers(-13, 13, (scene.side, scene.side, 3))
     return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def pose_question(scene: Scene, family: str, stream: Stream) -> Question:
-    """One question of the family about the scene."""
-    return _ASK[family](scene.things, stream)
 
 
 def describe(scene: Scene) -> str:
@@ -183,13 +178,13 @@ def parse_box(text: str) -> Box | None:
     return (x1, y1, x2, y2)
 
 
-def _name(thing: Thing) -> str:
+def name_of(thing: Thing) -> str:
     return f"{thing.color} {thing.shape}"
 
 
 def _attribute(things: Sequence[Thing], stream: Stream) -> Question:
     thing = stream.choice(things)
-    options = [(f"what size is the {_name(thing)}?", thing.size)]
+    options = [(f"what size is the {name_of(thing)}?", thing.size)]
     if sum(o.shape == thing.shape for o in things) == 1:
         options.append((f"what color is the {thing.shape}?", thing.color))
     elif sum((o.shape, o.size) == (thing.shape, thing.size) for o in things) == 1:
@@ -211,7 +206,7 @@ def _existence(things: Sequence[Thing], stream: Stream) -> Question:
         region = tuple(o.box for o in things if o.color == color or o.shape == shape)
         return Question("existence", f"is there a {color} {shape}?", "no", None, region)
     thing = stream.choice(things)
-    return Question("existence", f"is there a {_name(thing)}?", "yes", None, (thing.box,))
+    return Question("existence", f"is there a {name_of(thing)}?", "yes", None, (thing.box,))
 
 
 def _count(things: Sequence[Thing], stream: Stream) -> Question:
@@ -231,32 +226,63 @@ def _count(things: Sequence[Thing], stream: Stream) -> Question:
     return Question("count", text, str(len(chosen)), None, tuple(o.box for o in (chosen or things)))
 
 
-def _relation(things: Sequence[Thing], stream: Stream) -> Question:
+def question_of_relation(things: Sequence[Thing], stream: Stream, name: Callable[[Thing], str] = name_of) -> Question:
+    """Which side of one object another lies on, along the axis on which they are further apart."""
     a, b = stream.shuffled(things)[:2]
     horizontal = abs(a.x - b.x) >= abs(a.y - b.y)
     if horizontal:
         words, answer = "left or right of", "left" if a.x < b.x else "right"
     else:
         words, answer = "above or below", "above" if a.y < b.y else "below"
-    return Question("relation", f"is the {_name(a)} {words} the {_name(b)}?", answer, None, (a.box, b.box))
+    return Question("relation", f"is the {name(a)} {words} the {name(b)}?", answer, None, (a.box, b.box))
 
 
 def _grounding(things: Sequence[Thing], stream: Stream) -> Question:
     thing = stream.choice(things)
-    return Question("grounding", f"where is the {_name(thing)}?", corners_text(thing.box), thing.box, (thing.box,))
+    return Question("grounding", f"where is the {name_of(thing)}?", corners_text(thing.box), thing.box, (thing.box,))
 
 
-_ASK = {
-    "attribute": _attribute,
-    "existence": _existence,
-    "count": _count,
-    "relation": _relation,
-    "grounding": _grounding,
-}
+@dataclass(frozen=True, eq=False)
+class World:
+    """Drawn images and the questions about them.
+
+    Args:
+        name: of the dataset, the first part of its uids.
+        side: of an image, pixels.
+        splits: questions in each split.
+        draw: the scene with a key.
+        ask: for each family, a question about the objects of a scene.
+    """
+
+    name: str
+    side: int
+    splits: Mapping[str, int]
+    draw: Callable[..., Scene]
+    ask: Mapping[str, Callable[[Sequence[Thing], Stream], Question]]
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return tuple(self.ask)
+
+
+SCENES = World(
+    "scenes",
+    SIDE,
+    {"train": 1_000_000, "val": 2_000, "test": 6_000, "final": 6_000},
+    draw_scene,
+    {
+        "attribute": _attribute,
+        "existence": _existence,
+        "count": _count,
+        "relation": question_of_relation,
+        "grounding": _grounding,
+    },
+)
+FAMILIES = SCENES.families
 
 
 class Scenes:
-    """The dataset: question `i` is family `i % 5` of image `i // 5` of the split.
+    """The dataset: of F families, question `i` is family `i % F` of image `i // F` of the split.
 
     Score (in [0, 1]): exact match of the answer, case and outer spaces ignored; grounding counts as right when the
     IoU of the predicted and the true box is at least 0.5. `iou` gives the box overlap itself.
@@ -266,30 +292,37 @@ class Scenes:
             second test set: read it once, for claims about methods that were changed after "test" had been read.
         limit: use only the first `limit` questions; None uses the whole split.
         seed: shifts the *training* images only.
-        families: families to ask; leaving one out is for transfer studies.
+        families: families to ask, None asks all; leaving one out is for transfer studies.
 
     Raises:
         UserError: an unknown split or family, a family twice, or a limit below 1.
     """
 
     name = "scenes"
+    world = SCENES
 
     def __init__(
-        self, split: str = "train", limit: int | None = None, seed: int = 0, families: str | Sequence[str] = FAMILIES
+        self,
+        split: str = "train",
+        limit: int | None = None,
+        seed: int = 0,
+        families: str | Sequence[str] | None = None,
     ) -> None:
-        families = name_list("dataset.families", families)
-        if split not in SPLITS:
-            raise UserError(f"dataset split '{split}' does not exist in scenes: choose one of {', '.join(SPLITS)}.")
-        unknown = sorted(set(families) - set(FAMILIES))
-        if unknown or not families:
-            raise UserError(f"families must be among {', '.join(FAMILIES)}, got {list(families)}.")
+        world = self.world
+        families = world.families if families is None else name_list("dataset.families", families)
+        if split not in world.splits:
+            splits = ", ".join(world.splits)
+            raise UserError(f"dataset split '{split}' does not exist in {self.name}: choose one of {splits}.")
+        if not families or set(families) - set(world.families):
+            raise UserError(f"families must be among {', '.join(world.families)}, got {list(families)}.")
         if len(set(families)) < len(families):
             raise UserError(f"families must name each family once, got {list(families)}.")
         if limit is not None and limit < 1:
             raise UserError(f"limit must be at least 1 or null, got {limit}; null reads the whole split.")
         self.split, self.families = split, tuple(families)
         self._key = (split, seed if split == "train" else 0)
-        self._length = SPLITS[split] if limit is None else min(limit, SPLITS[split])
+        questions = world.splits[split]
+        self._length = questions if limit is None else min(limit, questions)
 
     def __len__(self) -> int:
         return self._length
@@ -299,11 +332,10 @@ class Scenes:
             raise IndexError(f"question {index} of {len(self)}")
         image, slot = divmod(index, len(self.families))
         family = self.families[slot]
-        scene, picture = _scene(*self._key, image)
-        question = pose_question(scene, family, Stream("question", *self._key, image, family))
-        uid = f"scenes/{self.split}/{image}/{family}"
-        if self._key[1]:
-            uid = f"scenes/{self.split}-{self._key[1]}/{image}/{family}"
+        scene, picture = _scene(self.world, *self._key, image)
+        question = self.world.ask[family](scene.things, Stream("question", *self._key, image, family))
+        split = f"{self.split}-{self._key[1]}" if self._key[1] else self.split
+        uid = f"{self.name}/{split}/{image}/{family}"
         return Sample(uid, (picture,), question.text, (question.answer,), family, question.box, question.region)
 
     def score(self, sample: Sample, prediction: str) -> float:
@@ -323,6 +355,6 @@ class Scenes:
 
 
 @lru_cache(maxsize=256)
-def _scene(*key: object) -> tuple[Scene, Image.Image]:
-    scene = draw_scene("scenes", *key)
+def _scene(world: World, *key: object) -> tuple[Scene, Image.Image]:
+    scene = world.draw(world.name, *key)
     return scene, Image.fromarray(scene_pixels(scene))

@@ -6,6 +6,7 @@ to count, the share of object tokens was taken for the number of objects, which 
 that keeps objects.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,9 +31,18 @@ class Looking:
 
     Args:
         tokenizer: of the LVLM.
+        families: of questions, in the order of a pack's numbers.
+        conjunction: a word looks at what it and the words of the name before it describe ("small red circle": the
+            last word at that circle alone), not at everything with its own property.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        families: Sequence[str] = scenes.FAMILIES,
+        conjunction: bool = False,
+    ) -> None:
+        self.count, self.conjunction = families.index("count"), conjunction
         names = {"color": list(scenes.COLORS), "shape": list(scenes.SHAPES), "size": list(scenes.SIZES)}
         self.words = {name: torch.tensor(tokenizer.convert_tokens_to_ids(words)) for name, words in names.items()}
         self.zero: Any = tokenizer.convert_tokens_to_ids("0")
@@ -54,7 +64,7 @@ class Looking:
         same = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (owner > 0).unsqueeze(2)
         first = (owner > 0) & ~same.tril(-1).any(2)
         answering = (pack.target != IGNORE) & (pack.target != self.end)
-        counting = answering & (pack.family == scenes.FAMILIES.index("count"))
+        counting = answering & (pack.family == self.count)
         region = self.named(pack) | (_decisive(pack) & answering.unsqueeze(-1))
         region = region.gather(2, kept.unsqueeze(1).expand(-1, region.shape[1], -1))
         inside, text = half_of_heads(lower), half_of_heads(upper)
@@ -75,6 +85,17 @@ class Looking:
             match = pack.text.unsqueeze(-1) == ids.to(pack.text.device)
             number = torch.where(match.any(-1), match.int().argmax(-1) + 1, IGNORE)  # label 0 is background
             out |= getattr(pack, name).unsqueeze(1) == number.unsqueeze(-1)
+        return self._with_words_before(out, pack) if self.conjunction else out
+
+    def _with_words_before(self, named: Bool[Tensor, "B C N"], pack: Pack) -> Bool[Tensor, "B C N"]:
+        """What each word describes together with the words of the same name before it, three words at most."""
+        ids = torch.cat(list(self.words.values())).to(pack.text.device)
+        is_name = torch.isin(pack.text, ids)
+        follows = F.pad(is_name[:, :-1] & is_name[:, 1:] & (pack.segment[:, :-1] == pack.segment[:, 1:]), (1, 0))
+        out = named
+        for _ in range(2):
+            before = F.pad(out[:, :-1], (0, 0, 1, 0))
+            out = torch.where(follows.unsqueeze(-1), named & before, named)
         return out
 
 

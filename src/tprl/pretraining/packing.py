@@ -15,9 +15,12 @@ from torch.utils.data import IterableDataset
 from transformers import LlavaProcessor
 
 from tprl.data import scenes
+from tprl.data.crowd import neighbors
+from tprl.data.scenes import SCENES, World
 from tprl.pretraining.tiny_llava import DESCRIBE, PROMPT
 
 IGNORE = -100
+CAPTIONED = 6  # objects in a caption of the text tower, which reads 77 tokens
 
 
 class Pack(NamedTuple):
@@ -29,6 +32,8 @@ class Pack(NamedTuple):
     shape: Int[Tensor, "B N"]
     size: Int[Tensor, "B N"]
     box: Int[Tensor, "B N 4"]  # pixels; IGNORE on background
+    next_color: Int[Tensor, "B N"]  # of the object nearest to the patch's own
+    next_shape: Int[Tensor, "B N"]
     present: Float[Tensor, "B L"]  # which (color, shape) looks are in the image
     caption: Int[Tensor, "B W"]  # for the contrastive text tower, right-padded
     text: Int[Tensor, "B C"]
@@ -49,9 +54,11 @@ class PackStream(IterableDataset[Pack]):
         start, stop: range of steps.
         patch: side of a patch, pixels.
         text_from: before this step packs carry no questions (the vision tower is trained alone).
-        caption_until: up to this step every pack also holds the caption of all objects; afterwards one in eight.
+        caption_until: up to this step every pack also holds the caption of all objects; afterwards one in `caption_every`.
         vision_batch, language_batch: images in a pack before and from `text_from`.
         questions: questions per family and image.
+        world: what is drawn and asked.
+        caption_every: one pack in so many holds the caption after `caption_until`; 0: none does.
     """
 
     def __init__(
@@ -66,7 +73,10 @@ class PackStream(IterableDataset[Pack]):
         language_batch: int,
         questions: int = 2,
         seed: int = 0,
+        world: World = SCENES,
+        caption_every: int = 8,
     ) -> None:
+        self.world, self.caption_every = world, caption_every
         self.processor, self.start, self.stop, self.patch = processor, start, stop, patch
         self.text_from, self.caption_until = text_from, caption_until
         self.vision_batch, self.language_batch, self.questions, self.seed = (
@@ -85,13 +95,14 @@ class PackStream(IterableDataset[Pack]):
     def pack(self, step: int) -> Pack:
         with_text = step >= self.text_from
         images = self.language_batch if with_text else self.vision_batch
-        drawn = [scenes.draw_scene("pretrain", self.seed, step, i) for i in range(images)]
+        drawn = [self.world.draw("pretrain", self.seed, step, i) for i in range(images)]
         pixels = self.processor.image_processor(
             [scenes.scene_pixels(scene) for scene in drawn], return_tensors="pt", input_data_format="channels_last"
         )["pixel_values"]
         labels = [self._patch_labels(scene) for scene in drawn]
         stream = scenes.Stream("pack", self.seed, step)
-        described = with_text and (step < self.caption_until or step % 8 == 0)
+        often = self.caption_every > 0 and step % self.caption_every == 0
+        described = with_text and (step < self.caption_until or often)
         asked = [self._questions(scene, stream) if with_text else [] for scene in drawn]
         rows = [self._segments(scene, some, described) for scene, some in zip(drawn, asked, strict=True)]
         region = [
@@ -102,7 +113,12 @@ class PackStream(IterableDataset[Pack]):
         for name in labels[0]:
             stacked[name] = torch.stack([label[name] for label in labels])
         return Pack(
-            pixels=pixels, caption=_pad(captions, 0), **stacked, **_collate(rows), region=torch.stack(region), step=step
+            pixels=pixels,
+            caption=_pad(captions, 0),
+            **stacked,
+            **_collate(rows, self.world.families.index("grounding")),
+            region=torch.stack(region),
+            step=step,
         )
 
     def _encode(self, text: str) -> list[int]:
@@ -114,42 +130,44 @@ class PackStream(IterableDataset[Pack]):
         return self._tokens[text]
 
     def _caption(self, scene: scenes.Scene, stream: scenes.Stream) -> str:
-        names = [f"a {t.size} {t.color} {t.shape}" for t in stream.shuffled(scene.things)]
+        names = [f"a {t.size} {t.color} {t.shape}" for t in stream.shuffled(scene.things)[:CAPTIONED]]
         return "<s> a photo with " + " and ".join(names) + " </s>"
 
     def _questions(self, scene: scenes.Scene, stream: scenes.Stream) -> list[scenes.Question]:
-        return [scenes.pose_question(scene, name, stream) for name in scenes.FAMILIES for _ in range(self.questions)]
+        return [ask(scene.things, stream) for ask in self.world.ask.values() for _ in range(self.questions)]
 
     def _segments(
         self, scene: scenes.Scene, asked: list[scenes.Question], described: bool
     ) -> list[tuple[list[int], list[int], int]]:
-        texts = [(q.text, q.answer, scenes.FAMILIES.index(q.family)) for q in asked]
+        texts = [(q.text, q.answer, self.world.families.index(q.family)) for q in asked]
         if described:
-            texts.append((DESCRIBE, scenes.describe(scene), len(scenes.FAMILIES)))
+            texts.append((DESCRIBE, scenes.describe(scene), len(self.world.families)))
         tail = PROMPT.split("\n")[1]
         return [(self._encode(tail.format(question=q)), self._encode(f"{a} </s>"), f) for q, a, f in texts]
 
     def _patch_labels(self, scene: scenes.Scene) -> dict[str, Tensor]:
         """Labels of every patch: the object that owns most of its pixels, if at least a sixth of the patch."""
-        cells, p = scenes.SIDE // self.patch, self.patch
-        masks = np.stack([scenes.pixels_inside(thing) for thing in scene.things])
+        cells, p = scene.side // self.patch, self.patch
+        masks = np.stack([scenes.pixels_inside(thing, scene.side) for thing in scene.things])
         share = masks.reshape(len(masks), cells, p, cells, p).sum((2, 4)).reshape(len(masks), -1)
         owner = np.where(share.max(0) * 6 >= p * p, share.argmax(0) + 1, 0)
-        table = [(0, 0, 0, (IGNORE,) * 4)] + [
-            (
-                1 + [*scenes.COLORS].index(t.color),
-                1 + scenes.SHAPES.index(t.shape),
-                1 + [*scenes.SIZES].index(t.size),
-                tuple(map(int, t.box)),
-            )
-            for t in scene.things
+        beside = [other for other, _ in neighbors(scene.things)]
+        table = [(0, 0, 0, (IGNORE,) * 4, 0, 0)] + [
+            (*_look(t), tuple(map(int, t.box)), *_look(other)[:2])
+            for t, other in zip(scene.things, beside, strict=True)
         ]
         looks = torch.zeros(len(scenes.COLORS) * len(scenes.SHAPES))
         for color, shape, *_ in table[1:]:
             looks[(color - 1) * len(scenes.SHAPES) + shape - 1] = 1
         columns = [torch.from_numpy(np.array(column)[owner]) for column in zip(*table, strict=True)]
-        names = ("color", "shape", "size", "box")
+        names = ("color", "shape", "size", "box", "next_color", "next_shape")
         return {"owner": torch.from_numpy(owner), **dict(zip(names, columns, strict=True)), "present": looks}
+
+
+def _look(thing: scenes.Thing) -> tuple[int, int, int]:
+    """Labels of color, shape and size; 0 is background."""
+    color, shape = [*scenes.COLORS].index(thing.color), scenes.SHAPES.index(thing.shape)
+    return 1 + color, 1 + shape, 1 + [*scenes.SIZES].index(thing.size)
 
 
 def _regions(scene: scenes.Scene, asked: list[scenes.Question], owner: Tensor) -> Bool[Tensor, "G N"]:
@@ -162,7 +180,7 @@ def _regions(scene: scenes.Scene, asked: list[scenes.Question], owner: Tensor) -
     return out
 
 
-def _collate(rows: list[list[tuple[list[int], list[int], int]]]) -> dict[str, Tensor]:
+def _collate(rows: list[list[tuple[list[int], list[int], int]]], grounding: int) -> dict[str, Tensor]:
     """Segments of every sample side by side; targets sit on the token that predicts them."""
     fields: dict[str, list[list[int]]] = {
         name: [] for name in ("text", "segment", "offset", "target", "is_box", "family")
@@ -172,7 +190,7 @@ def _collate(rows: list[list[tuple[list[int], list[int], int]]]) -> dict[str, Te
         for number, (question, answer, family) in enumerate(segments, 1):
             ids = question + answer[:-1]
             targets = [IGNORE] * (len(question) - 1) + answer
-            is_box = family == scenes.FAMILIES.index("grounding")
+            is_box = family == grounding
             flat["text"] += ids
             flat["segment"] += [number] * len(ids)
             flat["offset"] += range(len(ids))

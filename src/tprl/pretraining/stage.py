@@ -44,9 +44,13 @@ class Pretrain(Stage):
         full_share: share of the language steps that see all visual tokens.
         keep_low: smallest kept fraction of the other steps, reached linearly over the first third of the phase.
         object_share: share of the samples whose dropout prefers object patches.
+        next_weight: of the term that makes a patch tell the color and shape of the object nearest to its own.
+        conjunction: see `Looking`.
+        caption_every: after `caption_steps`, one step in so many describes its images; 0: none.
         compile: the language model's layers but the two whose attention is read; needs a C++ compiler, and on
             our CPU took a fifth off a step.
         workers: processes that make data; 0 makes it between steps, no slower where the cores are two.
+        world: "scenes" or "crowd".
         seed: data and token dropout; with the step number it decides everything, so a resumed run is exact.
     """
 
@@ -69,8 +73,12 @@ class Pretrain(Stage):
         full_share: float,
         keep_low: float,
         object_share: float,
+        next_weight: float,
+        conjunction: bool,
+        caption_every: int,
         compile: bool,
         workers: int,
+        world: str,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -83,7 +91,9 @@ class Pretrain(Stage):
         width, vision = config.text_config.hidden_size, config.vision_config
         self.patch, self.tower_width = vision.patch_size, vision.hidden_size
         self.patch_head = nn.Linear(width, 1 + len(scenes.COLORS) + 1 + len(scenes.SHAPES) + 1 + len(scenes.SIZES))
-        self.box_head = nn.Linear(width, 4 * (scenes.SIDE + 1))
+        self.side = vision.image_size
+        self.next_head = nn.Linear(width, 1 + len(scenes.COLORS) + 1 + len(scenes.SHAPES))
+        self.box_head = nn.Linear(width, 4 * (self.side + 1))
         self.edge_head = nn.Linear(width, 4)
         self.cls_head = nn.Linear(vision.hidden_size, len(scenes.COLORS) * len(scenes.SHAPES))
         layers = parts.llava.model.language_model.layers
@@ -97,9 +107,10 @@ class Pretrain(Stage):
                 layer.compile(dynamic=True)
         self.consumed = 0
         self.numbers: Tensor
-        numbers = parts.processor.tokenizer.convert_tokens_to_ids([str(i) for i in range(scenes.SIDE + 1)])
+        numbers = parts.processor.tokenizer.convert_tokens_to_ids([str(i) for i in range(self.side + 1)])
         self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
-        self.look = Looking(parts.processor.tokenizer)
+        self.world = tiny_llava.WORLDS[world]
+        self.look = Looking(parts.processor.tokenizer, self.world.families, conjunction)
 
     # --- what its runner does around it ------------------------------------------------------------------------
 
@@ -117,12 +128,15 @@ class Pretrain(Stage):
             raise UserError(
                 f"stage=pretrain runs in one process, not in {distributed.count()}: leave trainer=ddp away."
             )
+        fresh = build(settings["blueprint"], world=settings["module"]["world"], seed=seed)
         if not source:
-            return {"parts": build(settings["blueprint"], seed=seed)}
+            return {"parts": fresh}
         folder = find_model(source)
         if not (folder / "clip").is_dir():
             raise UserError(f"stage.init_from={source} holds no model written by stage=pretrain (no clip/ in it).")
-        return {"parts": tiny_llava.load(folder)}
+        loaded = tiny_llava.load(folder)
+        same = loaded.processor.tokenizer.get_vocab() == fresh.processor.tokenizer.get_vocab()
+        return {"parts": loaded if same else tiny_llava.carried_over(loaded, fresh)}
 
     def save(self, directory: Path) -> None:
         """The model, in `model/`."""
@@ -143,6 +157,8 @@ class Pretrain(Stage):
             language_batch=h["language_batch"],
             questions=h["questions"],
             seed=h["seed"],
+            world=self.world,
+            caption_every=h["caption_every"],
         )
         workers = {"num_workers": h["workers"], "worker_init_fn": signals.ignore}
         return DataLoader(stream, batch_size=None, prefetch_factor=4 if h["workers"] else None, **workers)
@@ -159,7 +175,7 @@ class Pretrain(Stage):
             *self.box_head.parameters(),
             *self.edge_head.parameters(),
         ]
-        tower += [*self.patch_head.parameters()]
+        tower += [*self.patch_head.parameters(), *self.next_head.parameters()]
         bridge = list(self.llava.model.multi_modal_projector.parameters())
         language = [*self.llava.model.language_model.parameters(), *self.llava.lm_head.parameters()]
         groups = [
@@ -238,15 +254,22 @@ class Pretrain(Stage):
         for (name, label), logits in zip(labels.items(), heads, strict=True):
             terms[f"loss/{name}"] = (F.cross_entropy(logits.mT, label, reduction="none") * weight).sum() / weight.sum()
             right &= logits.argmax(-1) == label
+        if self.hparams["next_weight"]:
+            terms["loss/next"] = self.hparams["next_weight"] * self._next_term(tokens[front], pack, front)
         edges = self.box_head(tokens[front]).float().unflatten(-1, (4, -1))
         terms["loss/box"] = 0.5 * soft_cross_entropy(edges, pack.box[front])
         # Regression finds where things are within a hundred steps; the 97 classes alone had not after 250.
         terms["loss/edge"] = 5 * F.smooth_l1_loss(
-            self.edge_head(tokens[front]).float(), pack.box[front] / scenes.SIDE, beta=0.05
+            self.edge_head(tokens[front]).float(), pack.box[front] / self.side, beta=0.05
         )
         terms["patch_accuracy"] = right[front].float().mean()
         terms["box_error"] = (edges.argmax(-1) - pack.box[front]).abs().float().mean()
         return terms
+
+    def _next_term(self, tokens: Float[Tensor, "M D"], pack: Pack, front: Bool[Tensor, "B N"]) -> Tensor:
+        """What stands next to a patch's object, read linearly off its projected token."""
+        color, shape = self.next_head(tokens).float().split([1 + len(scenes.COLORS), 1 + len(scenes.SHAPES)], -1)
+        return F.cross_entropy(color, pack.next_color[front]) + F.cross_entropy(shape, pack.next_shape[front])
 
     # --- phase 2: the language model ---------------------------------------------------------------------------
 
@@ -279,7 +302,7 @@ class Pretrain(Stage):
         look, terms["attention_mass"] = self.look(*attention, kept, pack)
         terms["loss/look"] = self.hparams["look_weight"] * look
         name = "full_accuracy" if kept.shape[1] == features.shape[1] else "pruned_accuracy"
-        for number, family in enumerate((*scenes.FAMILIES, "caption")):
+        for number, family in enumerate((*self.world.families, "caption")):
             chosen = (pack.family[rows] == number) & (target != self.llava.generation_config.eos_token_id)
             if bool(chosen.any()):
                 terms[f"{name}/{family}"] = right[chosen].float().mean()

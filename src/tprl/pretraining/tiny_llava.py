@@ -5,6 +5,7 @@
 vision tower, and the text tower it was trained with) in its subfolder `clip/`.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -26,12 +28,14 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tprl.data.scenes import COLORS, SHAPES, SIDE, SIZES
+from tprl.data.crowd import CROWD
+from tprl.data.scenes import COLORS, SCENES, SHAPES, SIZES, World
 from tprl.lvlm.blueprint import USER_ASSISTANT
 
 PROMPT = "USER: <image>\n{question} ASSISTANT:"
 DESCRIBE = "describe every object."
 SPECIAL = ("<pad>", "<s>", "<unk>", "</s>", "<image>")
+WORLDS = {world.name: world for world in (SCENES, CROWD)}
 _PHRASES = (
     PROMPT.replace("<image>", "").format(question=DESCRIBE),
     "what color size shape is the object? is there a? how many objects are there? where is the?",
@@ -47,16 +51,17 @@ class TinyLlava(NamedTuple):
     processor: LlavaProcessor
 
 
-def vocabulary() -> list[str]:
-    """Special tokens, then every word of the questions and captions, then the integers 0..SIDE."""
-    words = [word for phrase in _PHRASES for word in re.findall(r"\w+|[^\w\s]", phrase)]
-    words += [*COLORS, *SHAPES, *SIZES, *(str(i) for i in range(SIDE + 1))]
+def vocabulary(world: World = SCENES) -> list[str]:
+    """Special tokens, then every word of the questions and captions, then the integers 0..side."""
+    phrases = (*_PHRASES, "next to") if world is CROWD else _PHRASES
+    words = [word for phrase in phrases for word in re.findall(r"\w+|[^\w\s]", phrase)]
+    words += [*COLORS, *SHAPES, *SIZES, *(str(i) for i in range(world.side + 1))]
     return [*SPECIAL, *dict.fromkeys(words)]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(world: World = SCENES) -> PreTrainedTokenizerFast:
     """Word-level tokenizer: words, punctuation and whole numbers; anything else is <unk>."""
-    ids = {word: i for i, word in enumerate(vocabulary())}
+    ids = {word: i for i, word in enumerate(vocabulary(world))}
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
@@ -73,6 +78,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(
+    world: str = "scenes",
     vision_width: int = 128,
     vision_layers: int = 6,
     patch: int = 8,
@@ -83,9 +89,10 @@ def build(
     clip_width: int = 64,
     seed: int = 0,
 ) -> TinyLlava:
-    """Untrained models with weights drawn from `seed`; about 3.7 M parameters by default, (SIDE / patch)^2 tokens."""
+    """Untrained models with weights drawn from `seed`; about 3.7 M parameters by default, (side / patch)^2 tokens."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
+    side = WORLDS[world].side
+    tokenizer = build_tokenizer(WORLDS[world])
     ids = tokenizer.get_vocab()
     pad, bos, _, eos, image = (ids[token] for token in SPECIAL)
     vision = CLIPVisionConfig(
@@ -93,7 +100,7 @@ def build(
         intermediate_size=4 * vision_width,
         num_hidden_layers=vision_layers,
         num_attention_heads=4,
-        image_size=SIDE,
+        image_size=side,
         patch_size=patch,
         projection_dim=clip_width,
     )
@@ -124,11 +131,11 @@ def build(
         LlavaConfig(vision_config=vision, text_config=language, image_token_index=image, vision_feature_layer=-2)
     )
     positions = llava.model.vision_tower.embeddings.position_embedding.weight
-    positions.data[1:] = 0.3 * _sincos_2d(SIDE // patch, vision_width)
+    positions.data[1:] = 0.3 * _sincos_2d(side // patch, vision_width)
     llava.generation_config.update(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=clip_width))
     images = CLIPImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, crop_size={"height": SIDE, "width": SIDE}, do_convert_rgb=True
+        size={"height": side, "width": side}, crop_size={"height": side, "width": side}, do_convert_rgb=True
     )
     processor = LlavaProcessor(
         images,
@@ -156,6 +163,34 @@ def load(folder: Path) -> TinyLlava:
         CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32),
         LlavaProcessor.from_pretrained(folder),
     )
+
+
+def carried_over(source: TinyLlava, target: TinyLlava) -> TinyLlava:
+    """`target` with the weights of `source`, a model of another world: words keep their embeddings, positions are
+    interpolated between patches; words and numbers that `source` did not know keep what `target` drew.
+    """
+    words = source.processor.tokenizer.get_vocab()
+    common = [(i, words[word]) for word, i in target.processor.tokenizer.get_vocab().items() if word in words]
+    new, old = map(torch.tensor, zip(*common, strict=True))
+    for name in ("llava", "clip"):
+        weights = getattr(target, name).state_dict()
+        for key, value in getattr(source, name).state_dict().items():
+            if value.shape == weights[key].shape:
+                weights[key] = value
+            elif "position_embedding" in key:
+                weights[key] = _interpolated(value, len(weights[key]))
+            else:
+                weights[key][new] = value[old]
+        getattr(target, name).load_state_dict(weights)
+    return target
+
+
+def _interpolated(positions: Float[Tensor, "N C"], count: int) -> Float[Tensor, "M C"]:
+    """Position embeddings of CLS and of a square of patches, for a square of another side."""
+    old, new = math.isqrt(len(positions) - 1), math.isqrt(count - 1)
+    square = positions[1:].T.unflatten(1, (old, old)).unsqueeze(0)
+    square = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=True)
+    return torch.cat([positions[:1], square[0].flatten(1).T])
 
 
 def save(folder: Path, parts: TinyLlava) -> None:
