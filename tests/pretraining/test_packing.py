@@ -272,5 +272,6 @@ class TestCrowd:
             scene = CROWD.draw("pretrain", 0, 8, row)
             for number, (other, _) in enumerate(neighbors(scene.things), 1):
                 patches = pack.owner[row] == number
+                assert {scene.things[i - 1] for i in pack.next[row][patches].tolist()} <= {other}
                 assert set(pack.next_color[row][patches].tolist()) <= {[*scenes.COLORS].index(other.color) + 1}
                 assert set(pack.next_shape[row][patches].tolist()) <= {scenes.SHAPES.index(other.shape) + 1}

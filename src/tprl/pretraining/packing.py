@@ -32,7 +32,8 @@ class Pack(NamedTuple):
     shape: Int[Tensor, "B N"]
     size: Int[Tensor, "B N"]
     box: Int[Tensor, "B N 4"]  # pixels; IGNORE on background
-    next_color: Int[Tensor, "B N"]  # of the object nearest to the patch's own
+    next: Int[Tensor, "B N"]  # the owner of the patches of the object nearest to the patch's own
+    next_color: Int[Tensor, "B N"]
     next_shape: Int[Tensor, "B N"]
     present: Float[Tensor, "B L"]  # which (color, shape) looks are in the image
     caption: Int[Tensor, "B W"]  # for the contrastive text tower, right-padded
@@ -54,7 +55,7 @@ class PackStream(IterableDataset[Pack]):
         start, stop: range of steps.
         patch: side of a patch, pixels.
         text_from: before this step packs carry no questions (the vision tower is trained alone).
-        caption_until: up to this step every pack also holds the caption of all objects; afterwards one in `caption_every`.
+        caption_until: up to this step every pack also holds the caption of all objects; then one in `caption_every`.
         vision_batch, language_batch: images in a pack before and from `text_from`.
         questions: questions per family and image.
         world: what is drawn and asked.
@@ -152,15 +153,15 @@ class PackStream(IterableDataset[Pack]):
         share = masks.reshape(len(masks), cells, p, cells, p).sum((2, 4)).reshape(len(masks), -1)
         owner = np.where(share.max(0) * 6 >= p * p, share.argmax(0) + 1, 0)
         beside = [other for other, _ in neighbors(scene.things)]
-        table = [(0, 0, 0, (IGNORE,) * 4, 0, 0)] + [
-            (*_look(t), tuple(map(int, t.box)), *_look(other)[:2])
-            for t, other in zip(scene.things, beside, strict=True)
-        ]
+        table = [(0, 0, 0, (IGNORE,) * 4, 0, 0, 0)]
+        for thing, other in zip(scene.things, beside, strict=True):
+            corners, number = tuple(map(int, thing.box)), 1 + scene.things.index(other)
+            table.append((*_look(thing), corners, number, *_look(other)[:2]))
         looks = torch.zeros(len(scenes.COLORS) * len(scenes.SHAPES))
         for color, shape, *_ in table[1:]:
             looks[(color - 1) * len(scenes.SHAPES) + shape - 1] = 1
         columns = [torch.from_numpy(np.array(column)[owner]) for column in zip(*table, strict=True)]
-        names = ("color", "shape", "size", "box", "next_color", "next_shape")
+        names = ("color", "shape", "size", "box", "next", "next_color", "next_shape")
         return {"owner": torch.from_numpy(owner), **dict(zip(names, columns, strict=True)), "present": looks}
 
 

@@ -23,7 +23,7 @@ from tprl.data import scenes
 from tprl.errors import UserError
 from tprl.lvlm.loading import find_model
 from tprl.pretraining import tiny_llava
-from tprl.pretraining.looking import Looking, cls_look
+from tprl.pretraining.looking import Looking, cls_look, next_look
 from tprl.pretraining.packing import IGNORE, Pack, PackStream
 from tprl.pretraining.tiny_llava import TinyLlava
 from tprl.runtime import distributed, signals
@@ -44,7 +44,7 @@ class Pretrain(Stage):
         full_share: share of the language steps that see all visual tokens.
         keep_low: smallest kept fraction of the other steps, reached linearly over the first third of the phase.
         object_share: share of the samples whose dropout prefers object patches.
-        next_weight: of the term that makes a patch tell the color and shape of the object nearest to its own.
+        next_weight: of the term that makes a patch look at the object nearest to its own, and tell its color and shape.
         conjunction: see `Looking`.
         caption_every: after `caption_steps`, one step in so many describes its images; 0: none.
         compile: the language model's layers but the two whose attention is read; needs a C++ compiler, and on
@@ -232,6 +232,9 @@ class Pretrain(Stage):
         terms = self._patch_terms(tokens.float(), pack)
         present = self.cls_head(features[:, 0]).float()
         terms["loss/cls_look"] = self.hparams["cls_look_weight"] * cls_look(weights[0], pack.owner)
+        if self.hparams["next_weight"]:
+            look, terms["next_mass"] = next_look(weights[0], pack.owner, pack.next)
+            terms["loss/next_look"] = self.hparams["next_weight"] * look
         terms["loss/cls"] = F.binary_cross_entropy_with_logits(present, pack.present)
         image = F.normalize(self.clip.visual_projection(out.pooler_output).float(), dim=-1)
         text = self.clip.text_model(input_ids=pack.caption, attention_mask=pack.caption > 0).pooler_output
