@@ -18,7 +18,7 @@ PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/options
 COMMANDS = re.findall(r"python -m src\.(train|eval|bench|demo|export)([^#\n`]*)", "\n".join(PAGES.values()))
 CONTROLS = {"attention_dpp", "question_dpp", "mmr_attention", "keyword_budget"}
 LEARNED, ORACLES = {"mlp", "tprl", "tprl_adaptive"}, {"oracle", "oracle_dpp"}
-EMBEDDED = {"scenes", "screens", "toy", "custom"}
+EMBEDDED = {"scenes", "crowd", "screens", "toy", "custom"}
 
 
 def prose(page: str) -> list[str]:

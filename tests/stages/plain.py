@@ -76,6 +76,7 @@ SETTINGS: dict[type[Stage], dict[str, Any]] = {
         "full_share": 0.2,
         "keep_low": 0.08,
         "object_share": 0.5,
+        "prefer": "objects",
         "next_weight": 0.0,
         "conjunction": False,
         "caption_every": 8,

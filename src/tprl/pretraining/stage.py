@@ -44,6 +44,8 @@ class Pretrain(Stage):
         full_share: share of the language steps that see all visual tokens.
         keep_low: smallest kept fraction of the other steps, reached linearly over the first third of the phase.
         object_share: share of the samples whose dropout prefers object patches.
+        prefer: what these samples keep rather: "objects", all of them, or "regions", those that decide a question of
+            theirs. With 40 objects and 8 tokens hardly any question could be answered otherwise.
         next_weight: of the term that makes a patch look at the object nearest to its own, and tell its color and shape.
         conjunction: see `Looking`.
         caption_every: after `caption_steps`, one step in so many describes its images; 0: none.
@@ -73,6 +75,7 @@ class Pretrain(Stage):
         full_share: float,
         keep_low: float,
         object_share: float,
+        prefer: str,
         next_weight: float,
         conjunction: bool,
         caption_every: int,
@@ -279,7 +282,8 @@ class Pretrain(Stage):
     def _language_terms(self, pack: Pack) -> dict[str, Tensor]:
         with torch.no_grad():
             features = self.llava.model.vision_tower(pack.pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-        kept = self.kept_tokens(pack.step, pack.owner > 0)
+        front = pack.region.any(1) if self.hparams["prefer"] == "regions" else pack.owner > 0
+        kept = self.kept_tokens(pack.step, front)
         tokens = self.llava.model.multi_modal_projector(
             features.gather(1, kept.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
         )
