@@ -131,7 +131,7 @@ class Pretrain(Stage):
             raise UserError(
                 f"stage=pretrain runs in one process, not in {distributed.count()}: leave trainer=ddp away."
             )
-        fresh = build(settings["blueprint"], world=settings["module"]["world"], seed=seed)
+        fresh = build(settings["blueprint"], world=settings["world"], seed=seed)
         if not source:
             return {"parts": fresh}
         folder = find_model(source)
