@@ -55,7 +55,7 @@ class TestRefusals:
             tprl.prune(model, "random", keep_ratio=0.3)
 
     def test_a_pruner_for_another_width_or_family(self, llava: FrozenLVLM) -> None:
-        with pytest.raises(UserError, match="reads tokens of width 192, this LVLM's have 48: train one for it"):
+        with pytest.raises(UserError, match="tokens of width 192, and those of this LVLM have 48: train one for it"):
             tprl.prune(llava.model, "tprl", keep_ratio=0.3)
         made = untrained_policy(llava.width)
         made.trained_on |= {"family": "qwen2_5_vl", "model": "Qwen"}

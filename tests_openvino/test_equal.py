@@ -92,6 +92,15 @@ def test_the_program_runs_without_torch(folder: Path, answerer: Answerer, tmp_pa
     assert done.stdout.strip() == answerer.text(SAMPLES[0].images[0], SAMPLES[0].question)
 
 
+def test_a_ratio_that_cannot_be(answerer: Answerer) -> None:
+    with pytest.raises(ValueError, match=r"keep_ratio must be a number in \(0, 1\], got 1\.7"):
+        answerer(SAMPLES[0].images[0], SAMPLES[0].question, 1.7)
+    with pytest.raises(ValueError, match="words without an image placeholder, got '<image> what'"):
+        answerer(SAMPLES[0].images[0], "<image> what")
+    with pytest.raises(ValueError, match="words without an image placeholder, got ' '"):
+        answerer(SAMPLES[0].images[0], " ")
+
+
 class TestInt8:
     def test_rows_are_within_half_a_step(self) -> None:
         from openvino import opset13 as operators

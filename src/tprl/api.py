@@ -19,7 +19,7 @@ from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
 from tprl.lvlm.overflow import Watch, watched
 from tprl.lvlm.questions import QuestionFinder
 from tprl.lvlm.wrappers import stock_model
-from tprl.pruners.learned import LearnedPruner, check_family
+from tprl.pruners.learned import LearnedPruner, check_family, check_width
 from tprl.runtime.hub import within_reach
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Pruner, TokenSelection
@@ -324,12 +324,7 @@ def _with_threshold(pruner: Any, keep_ratio: float | None, threshold: float) -> 
 def _check_fit(pruner: Any, lvlm: FrozenLVLM) -> None:
     lvlm.check_extras(frozenset(pruner.extras), lvlm.known_extras)
     check_family(pruner, lvlm)
-    width = getattr(getattr(pruner, "pruner", pruner), "token_width", lvlm.width)
-    if width != lvlm.width:
-        raise UserError(
-            f"pruner {pruner.name} reads tokens of width {width}, this LVLM's have {lvlm.width}: train one for it with "
-            "`python -m src.train stage=all model=...`."
-        )
+    check_width(pruner, lvlm.width)
 
 
 def _processor(lvlm: FrozenLVLM, name: str) -> Any:

@@ -118,7 +118,7 @@ class TestSelect:
 
     def test_tokens_of_another_width_are_refused_in_a_sentence(self) -> None:
         with pytest.raises(
-            UserError, match=r"^pruner tprl reads tokens of width 16, this LVLM's have 24: train one .*\.$"
+            UserError, match=r"^pruner tprl reads tokens of width 16, and those of this LVLM have 24: train one .*\.$"
         ):
             pruner().select(toy_encoded(width=24), 0.5)
 

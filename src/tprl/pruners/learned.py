@@ -87,11 +87,7 @@ class LearnedPruner(nn.Module, ABC):
             UserError: the LVLM's tokens are not as wide as those this pruner was trained on.
         """
         self.to(encoded.embeds.device)  # a pruner goes where its LVLM is
-        if encoded.embeds.shape[-1] != self.token_width:
-            raise UserError(
-                f"pruner {self.name} reads tokens of width {self.token_width}, this LVLM's have "
-                f"{encoded.embeds.shape[-1]}: train one for it with `python -m src.train stage=all model=...`."
-            )
+        check_width(self, encoded.embeds.shape[-1])
         tokens = encoded.visual.float()
         codes = tokens if self.autoencoder is None else self.autoencoder.encode(tokens)
         query, query_mask = encoded.words
@@ -261,6 +257,25 @@ def check_family(pruner: Any, lvlm: Any) -> None:
             f"pruner {pruner.name} was trained for a {family} ({about.get('model')}), "
             f"and this model is a {model_family}: train one for it with "
             "`python -m src.train stage=all model=...`."
+        )
+
+
+def check_width(pruner: Any, width: int, lvlm: str = "this LVLM") -> None:
+    """Refuse a pruner that was trained on tokens of another width; one without weights reads any.
+
+    Args:
+        pruner: a policy, what wraps one, or a method without weights.
+        width: D, of the LVLM's projected tokens.
+        lvlm: how the LVLM is called.
+
+    Raises:
+        UserError: it was.
+    """
+    read = getattr(getattr(pruner, "pruner", pruner), "token_width", width)
+    if read != width:
+        raise UserError(
+            f"pruner {pruner.name} reads tokens of width {read}, and those of {lvlm} have {width}: train one for it "
+            "with `python -m src.train stage=all model=...`."
         )
 
 

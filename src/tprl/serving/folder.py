@@ -10,10 +10,10 @@ from typing import Any
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import find_model
-from tprl.pruners.learned import LearnedPruner, check_family
+from tprl.pruners.learned import LearnedPruner, check_family, check_width
 from tprl.runtime.files import write_atomically
 from tprl.serving.names import rename_weights, with_vision_model
-from tprl.serving.settings import FOLDER, Settings, check_servable
+from tprl.serving.settings import FOLDER, Settings, check_servable, check_weights
 from tprl.serving.template import with_bos
 from tprl.types import Sample
 
@@ -41,17 +41,8 @@ def check_export(lvlm: Any, pruner: Any, settings: Settings) -> None:
             "choose a model of these families."
         )
     check_family(pruner, lvlm)
-    width = getattr(pruner, "token_width", lvlm.width)
-    if width != lvlm.width:
-        raise UserError(
-            f"pruner {pruner.name} reads tokens of width {width}, and those of {lvlm.name} have {lvlm.width}: "
-            "train one for it with `python -m src.train stage=all model=...`."
-        )
-    if getattr(lvlm.model, "is_quantized", False) or hasattr(lvlm.model, "hf_device_map"):
-        raise UserError(
-            "model.load_in and model.placement change weights on the way in, and the engine reads them itself: leave "
-            "both out, and give the engine its own options."
-        )
+    check_width(pruner, lvlm.width, lvlm.name)
+    check_weights(lvlm)
     rope = getattr(lvlm.model.config.text_config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", "default")
     if settings.positions == "keep" and kind != "default":

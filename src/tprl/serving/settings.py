@@ -119,6 +119,22 @@ def check_servable(pruner: Any) -> None:
         )
 
 
+def check_weights(lvlm: Any) -> None:
+    """Refuse weights that were changed or spread on the way in: an export writes those of the checkpoint.
+
+    Raises:
+        UserError: they were.
+    """
+    # A GPU is a map of its own where accelerate loads straight onto it: only several places are a spread.
+    places = {str(place) for place in getattr(lvlm.model, "hf_device_map", {}).values()}
+    away = any(weight.is_meta for weight in lvlm.model.parameters())
+    if getattr(lvlm.model, "is_quantized", False) or len(places) > 1 or away:
+        raise UserError(
+            f"the weights of {lvlm.name} are quantized or spread over devices, and an export writes them whole: leave "
+            "model.load_in and model.placement out, and take a checkpoint that is not quantized."
+        )
+
+
 def reads_question(pruner: Any) -> bool:
     """Whether its choice depends on the question."""
     return bool(getattr(pruner, "reads_question", False))

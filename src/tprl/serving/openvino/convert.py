@@ -16,11 +16,12 @@ from torch import nn
 
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
-from tprl.pruners.learned import LearnedPruner, check_family
+from tprl.pruners.learned import LearnedPruner
 from tprl.runtime.files import write_atomically
 from tprl.serving.openvino import runtime
-from tprl.serving.openvino.parts import Eyes, Language, Policy, Words
-from tprl.serving.settings import Settings, check_servable
+from tprl.serving.openvino.checks import check_convert, ends, sides
+from tprl.serving.openvino.parts import Eyes, Language, Policy, Words, on_cpu
+from tprl.serving.settings import Settings
 from tprl.types import Sample
 
 log = logging.getLogger(__name__)
@@ -29,55 +30,30 @@ FACTS = "serving.json"
 PROGRAM = "answer.py"
 
 
-def check_convert(lvlm: FrozenLVLM, pruner: Any) -> None:
-    """Refuse what has no graph here.
-
-    Raises:
-        UserError: another family than LLaVA-1.5, or a pruner that is no policy.
-    """
-    check_servable(pruner)
-    if lvlm.model_type != "llava":
-        raise UserError(
-            f"model={lvlm.name} is a {lvlm.model_type}, and target=openvino converts llava alone: use target=vllm, or "
-            "a LLaVA-1.5."
-        )
-    if not isinstance(pruner, LearnedPruner) or pruner.serving.select not in ("dpp", "topk"):
-        how = f" with select={pruner.serving.select}" if isinstance(pruner, LearnedPruner) else ""
-        raise UserError(
-            f"pruner {pruner.name}{how} has no graph for OpenVINO: use a policy that selects by dpp or topk, such as "
-            "pruner=tprl."
-        )
-    check_family(pruner, lvlm)
-    if pruner.token_width != lvlm.width:
-        raise UserError(
-            f"pruner {pruner.name} reads tokens of width {pruner.token_width}, and those of {lvlm.name} have "
-            f"{lvlm.width}: train one for it with `python -m src.train stage=all model=...`."
-        )
-
-
 def convert(lvlm: FrozenLVLM, pruner: Any, settings: Settings, folder: Path, weights: str = "f32") -> None:
     """Write graphs, tokenizer, facts and program.
 
     Args:
-        lvlm: converted in float32, whatever its dtype.
+        lvlm: converted in float32 on the CPU, whatever its dtype and device; it stays so.
         pruner: a policy.
         settings: the keep ratio is a default that callers may change; positions are fixed.
         folder: made if it does not exist.
         weights: "f32", or "int8" with a scale per row.
 
     Raises:
-        UserError: see `check_convert`.
+        UserError: see `check_convert` and `wording`.
     """
     check_convert(lvlm, pruner)
+    about = facts(lvlm, pruner, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    lvlm.model.float()
+    on_cpu(lvlm, pruner)
     lvlm.model.set_attn_implementation("sdpa")
     for name, graph in graphs(lvlm, pruner).items():
         if weights == "int8":
             log.info("%s: %d matrices as int8", name, compress(graph))
         ov.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
     lvlm.processor.tokenizer.save_pretrained(folder)
-    write_atomically(folder / FACTS, json.dumps(facts(lvlm, pruner, settings), indent=1) + "\n")
+    write_atomically(folder / FACTS, json.dumps(about, indent=1) + "\n")
     shutil.copy(runtime.__file__, folder / PROGRAM)
 
 
@@ -94,7 +70,7 @@ def graphs(lvlm: FrozenLVLM, pruner: LearnedPruner) -> dict[str, ov.Model]:
         "eyes": _traced(Eyes(lvlm), (pixels,), [[1, 3, side, side]]),
         "words": _traced(Words(lvlm), (torch.zeros(1, 5, dtype=torch.long),), [[1, -1]]),
         "policy": _traced(
-            Policy(pruner.cpu().eval()),
+            Policy(pruner),
             (tokens, places, words, torch.tensor([0.5])),
             [[1, -1, width], [1, -1, 2], [1, -1, width], [1]],
         ),
@@ -172,8 +148,8 @@ def facts(lvlm: FrozenLVLM, pruner: LearnedPruner, settings: Settings) -> dict[s
         "image_token": lvlm.image_token,
         "prompt": wording(lvlm),
         "ends": ends(lvlm),
-        "size": dict(images.size),
-        "crop": dict(images.crop_size),
+        "size": sides(images.size),
+        "crop": sides(images.crop_size),
         "mean": list(images.image_mean),
         "std": list(images.image_std),
     }
@@ -194,9 +170,3 @@ def wording(lvlm: FrozenLVLM) -> list[str]:
             "model.prompt."
         )
     return [before, after]
-
-
-def ends(lvlm: FrozenLVLM) -> list[int]:
-    """Tokens that end an answer."""
-    end = lvlm.model.generation_config.eos_token_id
-    return [end] if isinstance(end, int) else list(end)

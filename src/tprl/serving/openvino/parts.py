@@ -13,6 +13,13 @@ from tprl.policy.networks import PolicyInput
 from tprl.pruners.learned import LearnedPruner
 
 
+def on_cpu(lvlm: Any, pruner: nn.Module) -> None:
+    """Bring both to where graphs are traced, in float32: example inputs are made there."""
+    lvlm.model.cpu().float()
+    lvlm.device = torch.device("cpu")
+    pruner.cpu().float().eval()
+
+
 class Eyes(nn.Module):
     """Pixels [1 3 H W] -> visual tokens [1 N D]: vision tower and projector of a LLaVA."""
 

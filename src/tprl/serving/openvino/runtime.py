@@ -30,6 +30,30 @@ def greedy(scores: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
     return np.sort(taken)
 
 
+def resized(image: tuple[int, int], size: dict[str, int]) -> tuple[int, int]:
+    """(width, height) of an image after the resize, the longer side rounded down as transformers does it."""
+    if (short := size.get("shortest_edge")) is None:
+        return size["width"], size["height"]
+    width, height = image
+    longer = int(short * max(image) / min(image))  # multiplied first: 1 / 3 of 3 would be less than 1
+    return (short, longer) if width <= height else (longer, short)
+
+
+def checked_ratio(ratio: float | str) -> float:
+    """A keep ratio that can be.
+
+    Raises:
+        ValueError: it is no number in (0, 1].
+    """
+    try:
+        number = float(ratio)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= 1:
+        raise ValueError(f"keep_ratio must be a number in (0, 1], got {ratio}; use e.g. 0.333.")
+    return number
+
+
 class Answerer:
     """A folder that `python -m src.export target=openvino` wrote. `precision` "f32" is exact, "bf16" faster."""
 
@@ -48,9 +72,7 @@ class Answerer:
         """[1 3 H W] as the model's image processor makes them."""
         size, crop = self.facts["size"], self.facts["crop"]
         image = image.convert("RGB")
-        scale = size.get("shortest_edge", 0) / min(image.size)
-        to = (int(image.width * scale), int(image.height * scale)) if scale else (size["width"], size["height"])
-        image = image.resize(to, Image.Resampling.BICUBIC)
+        image = image.resize(resized(image.size, size), Image.Resampling.BICUBIC)
         left, top = (image.width - crop["width"]) // 2, (image.height - crop["height"]) // 2
         image = image.crop((left, top, left + crop["width"], top + crop["height"]))
         values = (np.asarray(image, np.float32) / 255 - np.float32(self.facts["mean"])) / np.float32(self.facts["std"])
@@ -69,13 +91,20 @@ class Answerer:
         return greedy(np.float32(quality) * logits[0], features[0], k)
 
     def __call__(self, image: Image.Image, question: str, ratio: float | None = None, length: int = 16) -> list[int]:
-        """Greedy token ids of the answer, its end included; `kept` are the places of the visual tokens it read."""
+        """Greedy token ids of the answer, its end included; `kept` are the places of the visual tokens it read.
+
+        Raises:
+            ValueError: a keep ratio outside (0, 1], or a question without words or with an image placeholder.
+        """
+        ratio = checked_ratio(self.facts["keep_ratio"] if ratio is None else ratio)
         before, after = self.facts["prompt"]
         line = self.tokenizer.encode(before + question + after)
         ids, span = np.array(line.ids), (len(before), len(before) + len(question))
         asked = [n for n, (a, b) in enumerate(line.offsets) if a < span[1] and b > span[0] and b > a]
+        if not question.strip() or (ids == self.facts["image_token"]).sum() != 1:
+            raise ValueError(f"a question must be words without an image placeholder, got {question!r}.")
         tokens, words = self.eyes(self.pixels(image))[0], self.words(ids[None])[0]
-        self.kept = self.select(tokens, words[:, asked], self.facts["keep_ratio"] if ratio is None else ratio)
+        self.kept = self.select(tokens, words[:, asked], ratio)
         at = int(np.flatnonzero(ids == self.facts["image_token"])[0])
         embeds = np.concatenate([words[:, :at], tokens[:, self.kept], words[:, at + 1 :]], 1)
         behind = at + tokens.shape[1] + np.arange(len(ids) - at - 1)
@@ -99,6 +128,17 @@ class Answerer:
         return self.tokenizer.decode(self(image, question, ratio, length))
 
 
+def print_answer(arguments: list[str]) -> None:
+    """Print the answer, or one sentence on what is wrong with the arguments."""
+    if len(arguments) not in (2, 3):
+        sys.exit("error: give an image, a question and, if you like, a keep ratio: answer.py photo.png 'how many?' 0.2")
+    path, question, *ratio = arguments
+    try:
+        image = Image.open(path).convert("RGB")
+        print(Answerer(Path(__file__).parent).text(image, question, *map(checked_ratio, ratio)))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    picture, asked, *numbers = sys.argv[1:]
-    print(Answerer(Path(__file__).parent).text(Image.open(picture), asked, *map(float, numbers)))
+    print_answer(sys.argv[1:])
