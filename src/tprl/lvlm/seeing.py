@@ -32,32 +32,43 @@ class Seeing:
 
     def look(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         """`see`, a few images at a time: memory does not grow with the batch. Where GPU memory ends it starts again
-        with half as many, and goes on so.
+        with half as many pixel values as did not fit, and goes on so.
 
         Raises:
             UserError: there is not enough for one image.
         """
         rows = self.rows_per_image(pixels)
         while True:
+            parts: list[Seen] = []
             chunks = image_chunks(pixels, rows, self.values_at_once)
             try:
-                return join_seen([self.see(pick_images(pixels, rows, chunk), extras) for chunk in chunks])
+                for chunk in chunks:
+                    parts.append(self.see(pick_images(pixels, rows, chunk), extras))
+                return join_seen(parts)
             except torch.OutOfMemoryError as error:
-                largest = max(map(len, chunks))
-                if largest == 1:
+                failed = chunks[min(len(parts), len(chunks) - 1)]
+                if len(failed) == 1:
                     raise UserError(
                         f"{self.name} has no memory to see a single image: use model.max_pixels or model.max_tiles, "
                         "model.load_in=4bit, model.placement=shard or a GPU with more memory."
                     ) from error
             # Here and not above: while an error is handled, its frames hold on to what filled the memory.
-            self.values_at_once = self.values_at_once // 2
+            parts.clear()
+            # Half of what was tried, which may be far below the bound: else the same images would be tried again.
+            values = sum(rows[image] for image in failed) * values_per_row(pixels)
+            self.values_at_once = min(self.values_at_once, values) // 2
             torch.cuda.empty_cache()
-            log.warning("out of memory with %d images: from here on about half as many at a time", largest)
+            log.warning("out of memory with %d images: from here on about half as many at a time", len(failed))
+
+
+def values_per_row(pixels: Mapping[str, Any]) -> int:
+    """Pixel values in a row of `pixel_values`."""
+    return pixels["pixel_values"][0].numel()
 
 
 def image_chunks(pixels: Mapping[str, Any], rows: Sequence[int], most: int) -> list[list[int]]:
     """Consecutive images, as many together as have `most` pixel values; a larger image is alone."""
-    each = pixels["pixel_values"][0].numel()
+    each = values_per_row(pixels)
     chunks: list[list[int]] = [[]]
     values = 0
     for image, count in enumerate(rows):
