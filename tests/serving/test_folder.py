@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tprl.build import load_component
+from tprl.data.scenes import Scenes
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.tprl import TPRL
@@ -93,6 +94,13 @@ class TestFolder:
         ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids.count(processor.tokenizer.bos_token_id) == 1
         assert ids == lvlm.tokenizer("USER: <image>\nis there a circle? ASSISTANT:")["input_ids"]
+
+    def test_our_own_view_of_it_reads_one_bos(self, lvlm: FrozenLVLM, folder: Path) -> None:
+        """Its chat template writes the BOS, which our tokenizer adds to every text."""
+        sample = Scenes("test")[0]
+        exported = load_component("model", "tiny_llava", pretrained=str(folder))
+        assert exported.render(sample) == lvlm.render(sample)
+        assert torch.equal(exported.encode([sample]).input_ids, lvlm.encode([sample]).input_ids)
 
 
 class TestRefusals:

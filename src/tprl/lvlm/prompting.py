@@ -10,6 +10,12 @@ from tprl.lvlm.texts import Misreader, Placed, placed
 from tprl.types import Sample
 
 
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer begins every text with its BOS."""
+    begin = tokenizer("a")["input_ids"][:1]
+    return tokenizer.bos_token_id is not None and list(begin) == [tokenizer.bos_token_id]
+
+
 class Prompting:
     """The text side of an LVLM with a stock processor.
 
@@ -87,6 +93,12 @@ class Prompting:
         if template is None:
             raise UserError(f"{self.name} has no chat template: set model.prompt, e.g. 'USER: <image> {{question}}'.")
         # The tokenizer renders: some processors ask their video half for settings first.
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             turns, chat_template=template, add_generation_prompt=True, tokenize=False
         )
+        # Of a folder that was exported for an engine the template writes the BOS, and the tokenizer would add another.
+        return text.removeprefix(self.tokenizer.bos_token) if self._adds_bos else text
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return adds_bos(self.tokenizer)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tprl.lvlm.prompting import adds_bos
+
 BOS = "{{- bos_token -}}"
 
 
@@ -12,10 +14,8 @@ def with_bos(processor: Any) -> str | None:
     template = getattr(processor, "chat_template", None) or tokenizer.chat_template
     if template is None:
         return None
-    begin = tokenizer("a")["input_ids"][:1]
-    adds = tokenizer.bos_token_id is not None and begin == [tokenizer.bos_token_id]
     turns = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     text = tokenizer.apply_chat_template(turns, chat_template=template, add_generation_prompt=True, tokenize=False)
-    if not adds or text.startswith(tokenizer.bos_token):
+    if not adds_bos(tokenizer) or text.startswith(tokenizer.bos_token):
         return template
     return BOS + template
