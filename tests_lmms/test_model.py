@@ -102,9 +102,14 @@ class TestGenerate:
         )
 
     @pytest.mark.parametrize("name", ["loglikelihood", "generate_until_multi_round"])
-    def test_other_requests_are_refused(self, name: str) -> None:
-        with pytest.raises(NotImplementedError, match=r"^tprl answers generate_until only: .*\.$"):
-            getattr(made(), name)([])
+    def test_other_requests_are_refused(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        request = SimpleNamespace(args=("text", dict(GREEDY), None, 0, "mmstar", "test"))
+        with pytest.raises(SystemExit) as stop:
+            getattr(made(), name)([request])
+        assert stop.value.code == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: mmstar ")
+        assert line.endswith("leave it out of --tasks, or take a task with output_type: generate_until.")
 
     def test_clean_frees_the_model(self) -> None:
         model = made()

@@ -85,8 +85,8 @@ class PrunedModel(lmms):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "PrunedModel":
-        """What the command line calls; see `_told`."""
-        with _told():
+        """What the command line calls; see `_in_one_sentence`."""
+        with _in_one_sentence():
             return super().create_from_arg_string(arg_string, additional_config)
 
     # --- requests -----------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class PrunedModel(lmms):
         order = Collator([request.args for request in requests], lambda a: (-len(a[0]), a[0]), grouping=True)
         answers: list[str] = []
         read = total = 0
-        with _told(), tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
+        with _in_one_sentence(), tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
             for batch in order.get_batched(n=self.batch_size):
                 answers += self._answer(batch)
                 for image in (image for prompt in self.pruning.kept for image in prompt):
@@ -148,12 +148,14 @@ class PrunedModel(lmms):
             logger.warning("tprl does not read {} of gen_kwargs; it reads {}", name, ", ".join(READ))
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Refused."""
-        raise NotImplementedError("tprl answers generate_until only: loglikelihood would read the unpruned prompt.")
+        """Refused: it would read the unpruned prompt."""
+        with _in_one_sentence():
+            raise _refusal(requests, "ranks given answers by their likelihood")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Refused."""
-        raise NotImplementedError("tprl answers generate_until only: it holds no conversation of several rounds.")
+        with _in_one_sentence():
+            raise _refusal(requests, "holds a conversation of several rounds")
 
     def clean(self) -> None:
         """Free the model's memory; lmms-eval asks for it after the last answer, before a judge is loaded."""
@@ -246,8 +248,17 @@ def cut(text: str, until: Any) -> str:
     return min((text.split(stop)[0] for stop in stops if stop), key=len, default=text)
 
 
+def _refusal(requests: Sequence[Any], deed: str) -> UserError:
+    """What to do with the tasks that ask so."""
+    tasks = sorted({str(request.args[-2]) for request in requests})  # arguments end with task and split
+    return UserError(
+        f"{', '.join(tasks)} {deed}, and tprl answers prompts of one turn in words: leave it out of --tasks, or take a "
+        "task with output_type: generate_until."
+    )
+
+
 @contextmanager
-def _told() -> Generator[None, None, None]:
+def _in_one_sentence() -> Generator[None, None, None]:
     """A UserError ends the process as in our own commands, in one line and with status 2: lmms-eval would print a
     traceback and exit with 0."""
     try:
