@@ -52,3 +52,20 @@ def test_ids_are_equal(name: str, positions: str, tmp_path: Path) -> None:
     assert not match.wrong, match.line
     unpruned = reference(lvlm, samples, "keep_all", 1.0)
     assert len(compare(unpruned, [answer.ids for answer in answers]).wrong) > 6  # pruning changes what is written
+
+
+def test_positions_beyond_what_the_language_model_knows(tmp_path: Path) -> None:
+    """An image of 1120 x 1120 pixels takes 40 positions or 80, of whatever few tokens are kept."""
+    name = "qwen2_5_vl"
+    lvlm: FrozenLVLM = load_component("model", name, pretrained=None, dtype="float32", geometry=GEOMETRY[name])
+    sample = questions(1)[0]
+    sample = sample._replace(images=(sample.images[0].resize((1120, 1120)),))
+    ids = lvlm.processed([sample])[0]["input_ids"]
+    words = int((ids != lvlm.image_token).sum())
+    lvlm.model.config.text_config.max_position_embeddings = words + 20
+    export(tmp_path, lvlm, "divprune", 0.001)
+    with (
+        engine(tmp_path, max_model_len=words + 20) as llm,
+        pytest.raises(ValueError, match=rf"position \d+ before pruning, and the language model knows {words + 20}"),
+    ):
+        ask(llm, [sample])

@@ -1,10 +1,9 @@
 """LLaVA-1.5 in vLLM, pruned."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
@@ -31,10 +30,8 @@ class Info(PrunedInfo, LlavaProcessingInfo):
 class Processor(PrunedProcessor, LlavaMultiModalProcessor):
     """The question with every image."""
 
-    def unpruned_length(self, processed: Mapping[str, Any]) -> int:
-        images = processed["mm_placeholders"].get("image", ())
-        kept = sum(placeholder.length for placeholder in images)
-        return len(processed["prompt_token_ids"]) - kept + self.info.unpruned() * len(images)
+    def extent(self, number: int, placeholder: Any, inputs: Any) -> int:
+        return self.info.unpruned()
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
@@ -69,5 +66,5 @@ class TPRLLlavaForConditionalGeneration(Pruned, LlavaForConditionalGeneration):
     def extent(self, feature: Any) -> int:
         return self._count
 
-    def extents_in(self, positions: Tensor, images: Sequence[Span]) -> list[int]:
+    def extents_in(self, images: Sequence[Span]) -> list[int]:
         return [self._count] * len(images)

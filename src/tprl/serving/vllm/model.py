@@ -1,5 +1,6 @@
 """What all our model classes share: the pruner beside the weights, and survivors at their places."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from tprl.serving.vllm.cpu import answer_for_pruning
 from tprl.serving.vllm.processing import QUESTION
 
 
-class Pruned:
+class Pruned(ABC):
     """Before a stock model class among the bases.
 
     vLLM calls `embed_multimodal` for images that are in no cache, `get_mrope_input_positions` for a
@@ -79,9 +80,9 @@ class Pruned:
 
     # --- positions ------------------------------------------------------------------------------
 
+    @abstractmethod
     def layout(self, ids: Any) -> list[Span]:
         """The images of a prompt."""
-        raise NotImplementedError
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: Sequence[Any]
@@ -97,9 +98,9 @@ class Pruned:
             positions = torch.arange(len(input_tokens)).expand(3, -1).contiguous()
         return positions, delta(positions)
 
+    @abstractmethod
     def extent(self, feature: Any) -> int:
         """Positions that an image takes before pruning."""
-        raise NotImplementedError
 
     def recompute_mrope_positions(
         self,
@@ -113,14 +114,14 @@ class Pruned:
             return [], mrope_positions, delta(mrope_positions)
         parts = [without_places(part, self.axes) for part in multimodal_embeddings]
         images = self.layout(input_ids)
-        extents = self.extents_in(mrope_positions, images)
+        extents = self.extents_in(images)
         places = [place.expand(3, -1) for _, place in parts]
         new = rewritten(mrope_positions, images, extents, places, num_computed_tokens)
         return [tokens for tokens, _ in parts], new, delta(new)
 
-    def extents_in(self, positions: Tensor, images: Sequence[Span]) -> list[int]:
+    @abstractmethod
+    def extents_in(self, images: Sequence[Span]) -> list[int]:
         """Positions that each image takes before pruning, where images can follow each other."""
-        raise NotImplementedError
 
 
 class _float32:

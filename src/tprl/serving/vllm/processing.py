@@ -1,5 +1,6 @@
 """What vLLM does with a request before the model runs: counts of kept tokens, and the question."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -46,7 +47,7 @@ class PrunedInfo:
         return super().get_hf_processor(**options)  # type: ignore[misc]
 
 
-class PrunedProcessor:
+class PrunedProcessor(ABC):
     """Before a stock `...MultiModalProcessor` among the bases: the question goes with every image."""
 
     info: Any
@@ -66,10 +67,10 @@ class PrunedProcessor:
         if self._questions is not None:
             options[QUESTION] = self._questions(inputs.prompt)
         processed = super().apply(replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)  # type: ignore[misc]
-        self._check(processed)
+        self._check(processed, inputs)
         return processed
 
-    def _check(self, processed: Mapping[str, Any]) -> None:
+    def _check(self, processed: Mapping[str, Any], inputs: Any) -> None:
         config = self.info.ctx.model_config.hf_config
         image_token = getattr(config, "image_token_id", None) or config.image_token_index
         ids = processed["prompt_token_ids"]
@@ -83,16 +84,29 @@ class PrunedProcessor:
         if self.info.settings.positions == "compact":
             return
         longest = self.info.longest
-        if (length := self.unpruned_length(processed)) > longest:
+        if (length := self.unpruned_length(processed, inputs)) > longest:
             raise VLLMValidationError(
                 f"the prompt reaches position {length} before pruning, and the language model knows {longest}: "
                 "send fewer or smaller images, or serve with positions=compact.",
                 parameter="image",
             )
 
-    def unpruned_length(self, processed: Mapping[str, Any]) -> int:
+    def unpruned_length(self, processed: Mapping[str, Any], inputs: Any) -> int:
         """Positions that a prompt takes with all its visual tokens."""
-        raise NotImplementedError
+        ranges = processed["mm_placeholders"].get("image", ())
+        kept = sum(placeholder.length for placeholder in ranges)
+        extents = (self.extent(number, placeholder, inputs) for number, placeholder in enumerate(ranges))
+        return len(processed["prompt_token_ids"]) - kept + sum(extents)
+
+    @abstractmethod
+    def extent(self, number: int, placeholder: Any, inputs: Any) -> int:
+        """Positions that an image takes before pruning.
+
+        Args:
+            number: of the image in its prompt.
+            placeholder: where its kept tokens are.
+            inputs: what vLLM made of the request.
+        """
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> Any:
         options = {name: value for name, value in hf_kwargs.items() if name != QUESTION}

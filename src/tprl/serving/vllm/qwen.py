@@ -27,9 +27,20 @@ class QwenProcessor(PrunedProcessor):
     def images_in(self, data: Any) -> int:
         return len(data.get("image_grid_thw", ()))
 
-    def unpruned_length(self, processed: Mapping[str, Any]) -> int:
-        # An image takes as many positions as its longer side, fewer than the tokens kept of it at any usual ratio.
-        return 0
+    def extent(self, number: int, placeholder: Any, inputs: Any) -> int:
+        """As many positions as the longer side has tokens."""
+        images, options = inputs.mm_data_items["image"], inputs.hf_processor_mm_kwargs
+        if images.get(number) is None:
+            # Named by its hash alone, so that its size is not known here: at least what is kept of it.
+            return placeholder.length
+        vision, size = self.info.get_hf_config().vision_config, images.get_image_size(number)
+        seen, _ = self.info._get_vision_info(
+            image_width=size.width,
+            image_height=size.height,
+            image_processor=self.info.get_image_processor(**options),
+            mm_kwargs=options,
+        )
+        return max(seen.width, seen.height) // (vision.patch_size * vision.spatial_merge_size)
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
@@ -83,7 +94,7 @@ class QwenPruned(Pruned):
         _, h, w = feature.data["image_grid_thw"].data.tolist()
         return max(h, w) // self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
 
-    def extents_in(self, positions: Tensor, images: Sequence[Span]) -> list[int]:
+    def extents_in(self, images: Sequence[Span]) -> list[int]:
         # A word stands between two images always, so that none begins where another one ends.
         return [0] * len(images)
 

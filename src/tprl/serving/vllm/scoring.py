@@ -21,7 +21,8 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
-from tprl.serving.places import Span, rewritten, spans, text_positions, with_places, without_places
+from tprl.serving.places import Span, spans
+from tprl.serving.reading import engine_prompt
 from tprl.serving.settings import Settings
 from tprl.serving.vllm.model import Pruned
 from tprl.types import Prompt
@@ -52,7 +53,7 @@ class TPRLLlavaForScoring(Pruned, LlavaForConditionalGeneration):
     def extent(self, feature: Any) -> int:
         return self._count
 
-    def extents_in(self, positions: Tensor, images: Sequence[Span]) -> list[int]:
+    def extents_in(self, images: Sequence[Span]) -> list[int]:
         return [self._count] * len(images)
 
 
@@ -76,7 +77,7 @@ class EngineReading:
                 f"an engine scores llava alone, and {lvlm.name} is a {lvlm.model_type}: leave the scorer out."
             )
         self.lvlm = lvlm
-        self.count = (lvlm.model.config.vision_config.image_size // lvlm.model.config.vision_config.patch_size) ** 2
+        (self.count,) = lvlm.feature_counts({"pixel_values": torch.zeros(1)})
         keys = Settings(1.0, "keep", NOTHING).keys
         overrides = {"architectures": [ARCHITECTURE], **keys}
         self.llm = LLM(model=str(folder), enable_mm_embeds=True, hf_overrides=overrides, **options)
@@ -85,7 +86,7 @@ class EngineReading:
         """See `FrozenLVLM.score`.
 
         Raises:
-            UserError: positions that are not those of an unpruned prompt with gaps.
+            UserError: see `engine_prompt`.
         """
         from vllm import SamplingParams
 
@@ -104,27 +105,5 @@ class EngineReading:
 
     def request(self, prompt: Prompt, row: int, target: Sequence[int]) -> Mapping[str, Any]:
         """A prompt and its answer as vLLM reads them: a placeholder per image, and what is kept of it."""
-        real = prompt.attention[row]
-        ids, visual = prompt.input_ids[row, real], prompt.visual[row, real]
-        number, positions = prompt.image[row, real], prompt.positions[:, row, real]
-        embeds = prompt.embeds[row, real]
-        short: list[int] = []
-        images, lengths = [], []
-        for column, token in enumerate(ids.tolist()):
-            if not visual[column]:
-                short.append(token)
-                continue
-            tokens_of_image = visual & (number == number[column])
-            if column == int(tokens_of_image.nonzero()[0]):
-                begin = int(positions[0, column - 1]) + 1 if column else 0
-                images.append(with_places(embeds[tokens_of_image], positions[:, tokens_of_image] - begin).cpu())
-                lengths.append(Span(column, int(tokens_of_image.sum())))
-                short.append(token)
-        self._check(positions.cpu(), lengths, [without_places(image, 1)[1] for image in images])
-        return {"prompt_token_ids": [*short, *target], "multi_modal_data": {"image": images}}
-
-    def _check(self, positions: Tensor, images: Sequence[Span], places: Sequence[Tensor]) -> None:
-        extents = [self.count] * len(images)
-        start = text_positions(positions.shape[1], images, extents).unsqueeze(0)
-        if not torch.equal(rewritten(start, images, extents, places, 0), positions):
-            raise UserError("an engine scores prompts whose survivors keep their places: use positions=keep.")
+        ids, images = engine_prompt(prompt, row, self.count)
+        return {"prompt_token_ids": [*ids, *target], "multi_modal_data": {"image": images}}
