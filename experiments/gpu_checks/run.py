@@ -1,7 +1,8 @@
 """All that has to be looked at on a GPU, in one go: python experiments/gpu_checks/run.py (make gpu-checks).
 
-Every check is a command of its own. What is finished is not run again, so a run that was cut off goes on;
-`results.json` and `table.md` are written after each check. `--small` runs what a CPU can run, on small models.
+Every check is a command of its own. What went well is not run again, so a run that was cut off goes on;
+`results.json` and `table.md` are written after each check. `--small` runs what a CPU can run, on small models, and
+writes into a folder `small/` of its own: what it says is not what a GPU would.
 """
 
 import argparse
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = "[llava,llava_next,qwen2_vl,qwen2_5_vl,qwen3_vl,internvl3,smolvlm2]"
 LLAVA_7B = ("model=llava", "model.pretrained=null", "geometry=llava_1_5_7b", "model.dtype=bfloat16")
 QUIET = ("logger=none",)
+OUT = "{out}"  # in the words of a command: the check's own folder
 TAIL = 4000  # letters of a check's output that are kept
 
 
@@ -86,12 +88,13 @@ CHECKS = (
     ),
     Check(
         "selectors", "at least 3 times the published form at batch 8",
-        ("experiments/speed/selectors/bench.py", "20", "cuda"), pattern=r".*dpp.*",
+        ("experiments/speed/selectors/bench.py", "20", f"{OUT}/selectors.csv", "cuda"), pattern=r"least gain: .*",
     ),
     Check(
         "ppo", "at least 20 times the evaluations per second of a loop",
-        ("experiments/speed/ppo/bench.py", "--device", "cuda", "--lvlm", "float32,bfloat16", "--threads", "2"),
-        pattern=r".*evaluations.*",
+        ("experiments/speed/ppo/bench.py", "--device", "cuda", "--lvlm", "float32,bfloat16", "--threads", "2",
+         "--out", OUT),
+        pattern=r".*evaluations/s.*",
     ),
     Check(
         "forecast", "GiB and hours; compare them with nvidia-smi and the clock of a real run",
@@ -102,12 +105,13 @@ CHECKS = (
 
 
 def run(checks: Sequence[Check], folder: Path, small: bool = False, again: bool = False) -> list[dict[str, Any]]:
-    """Run what is not finished, and return the results of all, in order."""
+    """Run what did not go well before, by the same command, and return the results of all, in order."""
+    folder = folder / "small" if small else folder
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.json"
     known = {} if again or not file.is_file() else {row["name"]: row for row in json.loads(file.read_text())}
     for check in checks:
-        if known.get(check.name, {}).get("state") in ("ok", "skipped"):
+        if finished(known.get(check.name, {}), check, small):
             continue
         print(f"{check.name}: {check.look}", flush=True)
         known[check.name] = one_check(check, folder, small)
@@ -118,6 +122,12 @@ def run(checks: Sequence[Check], folder: Path, small: bool = False, again: bool 
     return [known[check.name] for check in checks]
 
 
+def finished(row: dict[str, Any], check: Check, small: bool) -> bool:
+    """Whether a row says of this command that it went well; what was skipped may be possible by now."""
+    words = check.small if small else check.words
+    return row.get("state") == "ok" and words is not None and row["command"] == list(words)
+
+
 def one_check(check: Check, folder: Path, small: bool) -> dict[str, Any]:
     """Run a check; its state is ok, failed, timeout or skipped."""
     words = check.small if small else check.words
@@ -126,9 +136,11 @@ def one_check(check: Check, folder: Path, small: bool) -> dict[str, Any]:
         return row | {"state": "skipped", "result": "needs a GPU"}
     if check.package is not None and find_spec(check.package) is None:
         return row | {"state": "skipped", "result": f"{check.package} is not installed"}
-    command = [sys.executable, *words]
+    out = folder / check.name
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, *(word.replace(OUT, str(out)) for word in words)]
     if words[:2] in (("-m", "src.train"), ("-m", "src.eval")):
-        command.append(f"hydra.run.dir={folder / check.name}")
+        command.append(f"hydra.run.dir={out}")
     started = time.monotonic()
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 * check.minutes)
@@ -136,13 +148,15 @@ def one_check(check: Check, folder: Path, small: bool) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         state, output = "timeout", str(error)
     matches = re.findall(check.pattern, output) if check.pattern else []
+    if state == "ok" and check.pattern and not matches:
+        state, output = "failed", f"{output}\nthe output holds nothing like {check.pattern}"
     result = matches[-1] if state == "ok" and matches else (output.strip().splitlines() or [""])[-1]
     seconds = round(time.monotonic() - started, 1)
     return row | {
         "state": state,
         "seconds": seconds,
         "result": result.strip(),
-        "command": words,
+        "command": list(words),
         "tail": output[-TAIL:],
     }
 

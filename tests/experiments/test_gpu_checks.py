@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -17,15 +19,51 @@ from tprl.commands.unread import check_read
 FILE = Path(__file__).parents[2] / "experiments" / "gpu_checks" / "run.py"
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_checks", FILE)
+def loaded(file: Path, name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_checks"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return loaded(FILE, "gpu_checks")
+
+
+def bench(script: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """The script behind a check, and the arguments that it reads."""
+    (check,) = (check for check in script.CHECKS if check.name == name)
+    file = FILE.parents[2] / check.words[0]
+    monkeypatch.syspath_prepend(str(file.parent))
+    module = loaded(file, f"bench_of_{name}")
+    return module, module.options([word.replace(script.OUT, "/out") for word in check.words[1:]])
+
+
+def test_the_selectors_bench_reads_its_words_and_prints_the_line(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, options = bench(script, "selectors", monkeypatch)
+    assert vars(options) == {"rounds": 20, "path": Path("/out/selectors.csv"), "device": "cuda"}
+    rows = [{"pruner": "divprune", "kept_tokens": 64, "tokens": 576, "ratio_x": gain} for gain in (4.0, 3.25)]
+    pattern = next(check.pattern for check in script.CHECKS if check.name == "selectors")
+    assert re.findall(pattern, module.least(rows)) == [
+        "least gain: 3.2 times the published form (divprune, 64 of 576 tokens)"
+    ]
+
+
+def test_the_ppo_bench_reads_its_words_and_prints_the_line(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, options = bench(script, "ppo", monkeypatch)
+    assert (options.device, options.out) == ("cuda", Path("/out"))  # not over the committed tables
+    module.row("scoring", "float32", 24, [40.0], [2.0])
+    pattern = next(check.pattern for check in script.CHECKS if check.name == "ppo")
+    assert "40.0 against    2.0 evaluations/s, ratio  20.0" in re.findall(pattern, capsys.readouterr().out)[-1]
 
 
 def test_its_commands_are_ones(script: ModuleType) -> None:
@@ -73,8 +111,31 @@ def test_without_a_gpu_what_says_nothing_there_is_skipped(script: ModuleType, tm
     assert rows[0]["result"] == "needs a GPU"
 
 
+def test_a_dry_run_does_not_count_as_the_run(script: ModuleType, tmp_path: Path) -> None:
+    check = script.Check("gpu", "speed", python("print('whole')"), python("print('small')"))
+    assert script.run([check], tmp_path, small=True)[0]["result"] == "small"
+    assert script.run([check], tmp_path)[0]["result"] == "whole"
+    same = script.Check("chain", "runs", python("print(1)"), python("print(1)"))
+    script.run([same], tmp_path, small=True)
+    assert not (tmp_path / "chain").exists()
+
+
+def test_what_was_skipped_or_changed_is_run(script: ModuleType, tmp_path: Path) -> None:
+    skipped = script.Check("flash", "speed", python("print(1)"), package="no_such_package")
+    assert script.run([skipped], tmp_path)[0]["state"] == "skipped"
+    installed = script.Check("flash", "speed", python("print(1)"), package="json")
+    assert script.run([installed], tmp_path)[0]["state"] == "ok"
+    changed = script.Check("flash", "speed", python("print(2)"))
+    assert script.run([changed], tmp_path)[0]["result"] == "2"
+
+
+def test_an_output_without_the_line_is_a_failure(script: ModuleType, tmp_path: Path) -> None:
+    (row,) = script.run([script.Check("chain", "a run", python("print('nothing')"), pattern="run: .*")], tmp_path)
+    assert (row["state"], row["result"]) == ("failed", "the output holds nothing like run: .*")
+
+
 @pytest.mark.slow
 def test_the_dry_run_on_a_cpu(script: ModuleType, tmp_path: Path) -> None:
     assert script.main(["--small", "--out", str(tmp_path)]) == 0
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = json.loads((tmp_path / "small" / "results.json").read_text())
     assert {row["name"] for row in rows if row["state"] == "ok"} == {"chain", "parity", "latency", "forecast"}

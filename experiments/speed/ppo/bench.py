@@ -10,7 +10,7 @@ import csv
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -222,16 +222,21 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     print(f"wrote {path}")
 
 
-def main() -> None:
+def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="two rounds of the float32 LVLM")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--lvlm", default=",".join(LINEARS))
     parser.add_argument("--device", default="cpu", help="cuda: with --lvlm float32,bfloat16 --threads 2")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=HERE, help="the folder that tables are written into")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    arguments = options()
     threads, kinds = [int(n) for n in arguments.threads.split(",")], arguments.lvlm.split(",")
-    folder, rounds = HERE, arguments.rounds
+    folder, rounds = arguments.out, arguments.rounds
     if arguments.quick:
         folder, rounds, threads, kinds = Path(tempfile.mkdtemp()), 2, threads[-1:], kinds[:1]
     torch.manual_seed(0)

@@ -1,10 +1,11 @@
 """Milliseconds of our batched selectors and of the published form, in turns: bench.py ROUNDS CSV DEVICE."""
 
+import argparse
 import csv
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,13 +52,21 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
 
 
 @torch.no_grad()
-def main(rounds: int, path: str, device: str) -> None:
+def main(rounds: int, path: Path, device: str) -> None:
     measurement = [row for name, sizes in GEOMETRIES.items() for row in compared(name, sizes, rounds, device)]
-    with open(path, "w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, measurement[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(measurement)
-    plot(measurement, path.replace(".csv", ".svg"))
+    plot(measurement, path.with_suffix(".svg"))
+    print(least(measurement))
+
+
+def least(rows: Sequence[dict[str, Any]]) -> str:
+    """The row in which ours gain least."""
+    row = min(rows, key=lambda row: row["ratio_x"])
+    where = f"{row['pruner']}, {row['kept_tokens']} of {row['tokens']} tokens"
+    return f"least gain: {row['ratio_x']:.1f} times the published form ({where})"
 
 
 def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: str) -> Iterator[dict[str, object]]:
@@ -96,7 +105,7 @@ def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: st
             yield row
 
 
-def plot(rows: list[dict[str, Any]], path: str) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """How many times faster ours are, with the 10 and 90 % quantiles of the rounds."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -114,5 +123,13 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rounds", type=int, help="after one that warms up")
+    parser.add_argument("path", type=Path, metavar="csv", help="where rows are written; a figure goes beside them")
+    parser.add_argument("device", choices=("cpu", "cuda"))
+    return parser.parse_args(words)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(**vars(options()))
