@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from tprl.errors import UserError
 from tprl.lvlm.batching import axes
 from tprl.lvlm.frozen import GREEDY, FrozenLVLM
 from tprl.pruners.random import RandomPruner
@@ -36,7 +37,16 @@ class Parity(NamedTuple):
 
 @torch.no_grad()
 def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4, steps: int = 6) -> Parity:
-    """Compare on questions about images; `steps` tokens are decoded."""
+    """Compare on questions about images; `steps` tokens are decoded.
+
+    Raises:
+        UserError: there is no question with an image.
+    """
+    if not any(sample.images for sample in samples):
+        raise UserError(
+            f"pruning is compared with the stock class on questions about images, and none of the {len(samples)} "
+            "questions at hand has one: use a dataset with images, e.g. dataset=scenes."
+        )
     encoded = lvlm.encode(samples)
     everything = splice(encoded, keep_all(encoded))
     inputs = stock_inputs(lvlm, samples)
@@ -49,7 +59,7 @@ def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4,
     selection = RandomPruner().select(encoded, keep_ratio)
     prompt, reference = splice(encoded, selection), masked(encoded, selection)
     ids, logits = _generate(lvlm, prompt, steps)
-    uncached, real = forward(lvlm, reference, ids), _real(ids, lvlm.tokenizer.eos_token_id)
+    uncached, real = forward(lvlm, reference, ids), _real(ids, lvlm.ends)
     same.append(bool(((uncached.argmax(-1) == ids) | ~real).all()))
     alone = []
     for row in range(len(samples)):
@@ -124,9 +134,10 @@ def _generate(lvlm: FrozenLVLM, prompt: Prompt, steps: int) -> tuple[Int[Tensor,
     return out.sequences, torch.stack(out.logits, 1).float()
 
 
-def _real(ids: Int[Tensor, "B A"], end: int) -> Tensor:
-    """Up to the end token; what follows is padding."""
-    return (ids == end).cumsum(1) - (ids == end).long() == 0
+def _real(ids: Int[Tensor, "B A"], ends: Sequence[int]) -> Tensor:
+    """Up to the first of the end tokens; what follows is padding."""
+    is_end = torch.isin(ids, torch.tensor(ends, device=ids.device))
+    return is_end.cumsum(1) - is_end.long() == 0
 
 
 def _agree(first: Tensor, other: Tensor) -> bool:

@@ -174,9 +174,13 @@ class AnswerReading:
     @cached_property
     def _turn(self) -> AnswerTurn:
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        return AnswerTurn(self.tokenizer, template, self.ends, self.prompt)
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer which is generated; none where the checkpoint names none."""
         ends = getattr(self.model.generation_config, "eos_token_id", None)
-        known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        return AnswerTurn(self.tokenizer, template, known, self.prompt)
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
     def _with_answer(self, embeds: Float[Tensor, "B S D"], ids: Int[Tensor, "B A"]) -> Float[Tensor, "B S1 D"]:
         return torch.cat([embeds, self.words(ids.clamp(min=0))], 1)

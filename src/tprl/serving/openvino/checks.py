@@ -39,7 +39,11 @@ def check_convert(lvlm: FrozenLVLM, pruner: Any) -> None:
     check_weights(lvlm)
     check_tower(lvlm)
     check_processor(lvlm)
-    ends(lvlm)
+    if not lvlm.ends:
+        raise UserError(
+            f"the generation config of {lvlm.name} has no eos_token_id, so no answer would end: write it into the "
+            "checkpoint's generation_config.json."
+        )
 
 
 def check_tower(lvlm: FrozenLVLM) -> None:
@@ -97,18 +101,3 @@ def check_processor(lvlm: FrozenLVLM) -> None:
 def sides(size: Any) -> dict[str, int]:
     """The sides that a size of an image processor names; of a mapping or of transformers' SizeDict."""
     return {name: value for name, value in dict(size or {}).items() if value is not None}
-
-
-def ends(lvlm: FrozenLVLM) -> list[int]:
-    """Tokens that end an answer.
-
-    Raises:
-        UserError: the checkpoint names none, so that no answer would end.
-    """
-    end = lvlm.model.generation_config.eos_token_id
-    if end is None:
-        raise UserError(
-            f"the generation config of {lvlm.name} has no eos_token_id, so no answer would end: write it into the "
-            "checkpoint's generation_config.json."
-        )
-    return [end] if isinstance(end, int) else list(end)

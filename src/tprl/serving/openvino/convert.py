@@ -19,7 +19,7 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import LearnedPruner
 from tprl.runtime.files import write_atomically
 from tprl.serving.openvino import runtime
-from tprl.serving.openvino.checks import check_convert, ends, sides
+from tprl.serving.openvino.checks import check_convert, sides
 from tprl.serving.openvino.parts import Eyes, Language, Policy, Words, on_cpu
 from tprl.serving.settings import Settings
 from tprl.types import Sample
@@ -147,7 +147,7 @@ def facts(lvlm: FrozenLVLM, pruner: LearnedPruner, settings: Settings) -> dict[s
         "grid": [side, side],
         "image_token": lvlm.image_token,
         "prompt": wording(lvlm),
-        "ends": ends(lvlm),
+        "ends": lvlm.ends,
         "size": sides(images.size),
         "crop": sides(images.crop_size),
         "mean": list(images.image_mean),
