@@ -6,6 +6,7 @@ from PIL import Image
 from tprl.build import load_component
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.llava import Llava
 from tprl.types import Sample
 
 LARGE = Sample("large", (Image.new("RGB", (400, 300)),), "what is it?", ("red",))
@@ -47,3 +48,10 @@ def test_what_a_family_does_not_have_is_refused() -> None:
         small("qwen2_5_vl", max_pixels=9)
     with pytest.raises(UserError, match=r"max_tiles=1 is less than the 2 tiles of the smallest layout"):
         small("llava_next", max_tiles=1)
+
+
+def test_a_family_that_forgets_what_it_promises_is_refused_when_its_class_is_made() -> None:
+    with pytest.raises(TypeError, match=r"Forgetful has the bound max_tiles and no limit_tiles\(most\)"):
+        type("Forgetful", (Llava,), {"bounds": frozenset({"max_tiles"})})
+    with pytest.raises(TypeError, match=r"Forgetful has extras related to the question and no relate\(encoded\)"):
+        type("Forgetful", (FrozenLVLM,), {"related": frozenset({"clip_relevance"})})

@@ -50,8 +50,7 @@ def test_another_count_of_tokens_is_another_prompt() -> None:
 
 def test_images_without_text_between_them() -> None:
     """An engine would take them for one image, and give the second one the places of the first."""
-    neighbors = replace(
-        prompt(), visual=torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 0]]).bool(), image=torch.tensor([[0] * 4 + [1] * 4 + [0]])
-    )
-    with pytest.raises(UserError, match=r"two images of this prompt follow each other: write a space .*model\.prompt\.$"):
+    visual, image = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 0]]), torch.tensor([[0] * 4 + [1] * 4 + [0]])
+    neighbors = replace(prompt(), visual=visual.bool(), image=image)
+    with pytest.raises(UserError, match=r"images of this prompt follow each other: write a space .*model\.prompt\.$"):
         engine_prompt(neighbors, 0, COUNT)

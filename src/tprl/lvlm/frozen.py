@@ -1,7 +1,7 @@
 """What every frozen LVLM on a stock Hugging Face class shares: encoding, answers, and their likelihood."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -47,8 +47,8 @@ GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalt
 class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
 
-    It sees and writes here, words its prompts in `Prompting` and reads answers in `Reading`; `ReadsShapes` says which
-    images it refuses, and `Limits` how large it sees them.
+    It sees and writes here, words its prompts in `Prompting` and reads answers in `AnswerReading`; `ReadsShapes` says
+    which images it refuses, and `Limits` how large it sees them.
 
     Subclasses name their `model_type` (of the stock config), say how they see (`see`, `project`), which extras they
     know, their `shape`, and how a small random model of their architecture is built (`blueprint`).
@@ -78,6 +78,12 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
     one_run = True  # whether the placeholders of an image follow each other
     coordinates: str = "relative"  # how it writes boxes, a key of `data.boxes.COORDINATES`
+    relate: Callable[[Encoded], None]  # finishes the extras that are `related`; of families that have some
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.related and not hasattr(cls, "relate"):
+            raise TypeError(f"{cls.__name__} has extras related to the question and no relate(encoded) for them.")
 
     def __init__(
         self,
@@ -283,10 +289,6 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
             return self.see(pick_images(pixels, self.rows_per_image(pixels), [image]), extras)
 
         check_seen(self, seen, occurrences, names, again)
-
-    def relate(self, encoded: Encoded) -> None:
-        """Finish the extras that are `related` to the question."""
-        raise NotImplementedError
 
     def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
         """Refuse extras that are not among `known` ones."""

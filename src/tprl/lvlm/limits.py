@@ -14,13 +14,19 @@ class Limits:
     """The half of `FrozenLVLM` that bounds visual tokens. A large photograph is 3,328 tokens for InternVL3 and up to
     16,384 for Qwen2.5-VL, and a policy, its demonstrations and every selector pay for all of them.
 
-    Families override the `limit_...` that their processor can follow.
+    Families say in `bounds` which of them their processor can follow; one that cuts images into tiles has a
+    `limit_tiles(most)`, the thumbnail not counted.
     """
 
     name: str
     model: Any
     processor: Any
     bounds: ClassVar[frozenset[str]] = frozenset()  # those of `MEANINGS` that this family has
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "max_tiles" in cls.bounds and not hasattr(cls, "limit_tiles"):
+            raise TypeError(f"{cls.__name__} has the bound max_tiles and no limit_tiles(most) that sets it.")
 
     def limit(self, max_pixels: int | None, max_tiles: int | None) -> None:
         """Set the bounds that are given.
@@ -50,7 +56,3 @@ class Limits:
                 f"small images to: give {least} or more."
             )
         images.size = {**sizes, "longest_edge": most}
-
-    def limit_tiles(self, most: int) -> None:
-        """Cut images into at most so many tiles, the thumbnail not counted."""
-        raise NotImplementedError
