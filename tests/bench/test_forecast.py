@@ -9,6 +9,7 @@ from tprl import cost
 from tprl.bench.devices import Device
 from tprl.bench.forecast import ALLOCATOR, Model, TypicalQuestion, reading_bytes, stage_needs, uncounted
 from tprl.cost import LMShape, LVLMShape, VisionShape
+from tprl.stages import autoencoder
 
 SHAPE = LVLMShape(
     VisionShape(layers=24, width=1024, mlp=4096, heads=16, patches=576, patch_size=14),
@@ -81,3 +82,16 @@ def test_bytes_are_weights_and_the_largest_activity() -> None:
     assert less.device_bytes < need.device_bytes
     cache = cost.kv_bytes(SHAPE.lm, 618, 2)
     assert reading_bytes(replace(LLAVA, micro_batch=1), QUESTION) > cache
+
+
+def test_batches_are_those_that_the_stages_encode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as many images at a time, and the weights beside them stay."""
+    part = {"name": "autoencoder", "images": 1000}
+
+    def held() -> float:
+        (need,) = stage_needs(part, LLAVA, QUESTION, open_ended=False, questions=0)
+        return need.device_bytes / ALLOCATOR - LLAVA.weights
+
+    usual = held()
+    monkeypatch.setattr(autoencoder, "AT_ONCE", 2 * autoencoder.AT_ONCE)
+    assert held() == pytest.approx(2 * usual)

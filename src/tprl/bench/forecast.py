@@ -13,6 +13,7 @@ from tprl import cost
 from tprl.bench.devices import Device
 from tprl.cost import LVLMShape
 from tprl.scoring.scorer import AT_ONCE, TOKENS_AT_ONCE
+from tprl.stages import adapt, autoencoder, demonstrations
 from tprl.stages.ppo_settings import blocks_read
 
 UTILIZATION = 0.4  # of a GPU's peak; prefills of hundreds of tokens reach 0.3 to 0.6 in practice
@@ -144,7 +145,7 @@ def _served(part: Mapping[str, Any], times: int, open_ended: bool) -> tuple[tupl
 
 
 def _autoencoder(part: Mapping[str, Any], open_ended: bool) -> _Passes:
-    return _Passes(part["images"], (), batch=64)
+    return _Passes(part["images"], (), batch=autoencoder.AT_ONCE)
 
 
 def _lfd(part: Mapping[str, Any], open_ended: bool) -> _Passes:
@@ -152,7 +153,7 @@ def _lfd(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     count = part["demonstrations"]
     ratios = part["keep_ratio"] if isinstance(part["keep_ratio"], list) else [part["keep_ratio"]]
     steps = part["epochs"] * len(ratios) * 3
-    return _Passes(count + held, reads, written, policy=count * steps, batch=50, held=held)
+    return _Passes(count + held, reads, written, policy=count * steps, batch=demonstrations.AT_ONCE, held=held)
 
 
 def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
@@ -171,7 +172,7 @@ def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
 
 def _distill(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     count = part["iterations"] * part["prompts"]
-    served, written, held = _served(part, 1 + -(-part["iterations"] // part.get("validate_every", 50)), open_ended)
+    served, written, held = _served(part, 1 + -(-part["iterations"] // part["validate_every"]), open_ended)
     return _Passes(count + held, ((3 * count, 1.0), *served), written, 4 * count, part["prompts"], held, gradient=True)
 
 
@@ -179,7 +180,7 @@ def _adapt(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     _, written, held = _served(part, 0, open_ended)
     count = part["questions"]
     reads = (*((count + held, ratio) for ratio in part["budgets"]), (count, 1.0))
-    return _Passes(count + held, reads, written + (count if open_ended else 0), count, 100, held)
+    return _Passes(count + held, reads, written + (count if open_ended else 0), count, adapt.AT_ONCE, held)
 
 
 _COUNTS = {"autoencoder": _autoencoder, "lfd": _lfd, "ppo": _ppo, "distill": _distill, "adapt": _adapt}

@@ -25,6 +25,7 @@ from tprl.splice import splice
 from tprl.stages.base import Next, Settings, Stage, Unread
 from tprl.types import LVLM, Dataset, TokenSelection
 
+AT_ONCE = 100  # questions that are encoded together
 BISECTIONS = 40
 HELD_OUT = 10  # the last one in that many questions is not trained on
 
@@ -124,7 +125,7 @@ class Adapt(Stage):
         """What the head will read of each training question, and what it is to forecast."""
         scorer = Scorer(self.lvlm, self.dataset, LIKELIHOOD)
         gists, chances = [], []
-        for samples in batches(self.dataset, self.hparams["questions"], 100):
+        for samples in batches(self.dataset, self.hparams["questions"], AT_ONCE):
             encoded = self.lvlm.encode(samples, self.pruner.extras)
             x = self.pruner.observe(encoded)
             logits, gist = self.pruner.survey(x)

@@ -18,6 +18,8 @@ from tprl.runtime.finite import check_finite, compact
 from tprl.stages.base import Next, Stage, Unread
 from tprl.types import LVLM, Dataset, Sample
 
+AT_ONCE = 64  # images that are encoded together
+
 
 class AutoencoderStage(Stage):
     """Trains `pruner.autoencoder` on the projected tokens of training images (TPRL, stage 1).
@@ -84,8 +86,8 @@ class AutoencoderStage(Stage):
         if len(samples) < 2:
             raise UserError(f"dataset {self.dataset.name} shows {len(samples)} images: stage=autoencoder needs 2.")
         tokens = []
-        for start in range(0, len(samples), 64):
-            encoded = self.lvlm.encode(samples[start : start + 64])
+        for start in range(0, len(samples), AT_ONCE):
+            encoded = self.lvlm.encode(samples[start : start + AT_ONCE])
             visual = compact(encoded.visual)
             check_finite({"visual tokens": visual}, encoded.uids, "stage=autoencoder")
             pairs = zip(visual.cpu(), encoded.visual_mask.cpu(), strict=True)

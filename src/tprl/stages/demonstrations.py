@@ -30,6 +30,7 @@ from tprl.seeding import stable_seed
 from tprl.types import LVLM, Dataset, Encoded, Pruner
 
 log = logging.getLogger(__name__)
+AT_ONCE = 50  # questions that are encoded together
 SHARD = 10  # batches in a file: 500 questions, of LLaVA-1.5 about 40 MB
 
 
@@ -122,7 +123,7 @@ def demonstrate(
     steps: int,
     progressive: Sequence[float] | None = None,
     seed: int = 0,
-    batch_size: int = 50,
+    batch_size: int = AT_ONCE,
     cache: Cache | None = None,
     quiet: bool = True,
 ) -> StoredDemonstrations:
