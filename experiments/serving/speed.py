@@ -1,14 +1,15 @@
 """Requests a second with all visual tokens and with fewer, in turns in one engine; writes speed.json and speed.md.
 
-    .venv-vllm/bin/python experiments/serving/speed.py [rounds [concurrencies [cpu]]]      e.g. 3 1,4,8,16
+    .venv-vllm/bin/python experiments/serving/speed.py --rounds 3 --concurrencies 1,4,8,16 --clock cpu
 
-With `cpu` the clock counts this process's seconds of computing, on one thread: on a machine that others load, too, those
+With `--clock cpu` seconds are those that this process computes, on one thread; where others use the machine too, those
 of the wall say nothing.
 
 A random LLaVA whose language model dominates (78 M parameters; 576 tokens an image). Prompts bring embeddings, so that
 one engine serves every ratio; vision tower and pruner, which pruning does not make cheaper, are left out.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -31,8 +32,8 @@ from tprl.build import load_component
 
 TOKENS, WORDS, LENGTH = 576, 64, 8  # visual tokens, words of a prompt, new tokens
 RATIOS = {"all": 1.0, "1/3": 1 / 3, "1/9": 1 / 9, "1/18": 1 / 18}
-CONCURRENCIES = "1,4,8,16"
-REQUESTS = {1: 2, 4: 4, 8: 8, 16: 16}
+LEAST = 2  # requests of a measurement; else as many as are in the engine at a time
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 GEOMETRY = {
     "text_config": {
         "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 11, "num_attention_heads": 12,
@@ -67,12 +68,12 @@ def loads(width: int, image: int) -> dict[str, Callable[[int], Sequence[Any]]]:
 
     def fresh(kept: int) -> Callable[[int], Sequence[Any]]:
         def prompts(concurrency: int) -> Sequence[Any]:
-            prompts_made = []
-            for _ in range(REQUESTS[concurrency]):
+            requests = []
+            for _ in range(max(LEAST, concurrency)):
                 words = torch.randint(10, 250, (WORDS,), generator=draw).tolist()
                 embeds = torch.randn(1, kept, width, generator=draw)
-                prompts_made.append({"prompt_token_ids": [image, *words], "multi_modal_data": {"image": embeds}})
-            return prompts_made
+                requests.append({"prompt_token_ids": [image, *words], "multi_modal_data": {"image": embeds}})
+            return requests
 
         return prompts
 
@@ -99,7 +100,23 @@ def main(rounds: int, concurrencies: Sequence[int], clock: Callable[[], float]) 
     print(size, serving_table(lines), sep="\n")
 
 
+def positive(text: str) -> int:
+    """A count, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def counts(text: str) -> list[int]:
+    """Counts between commas."""
+    return [positive(part) for part in text.split(",")]
+
+
 if __name__ == "__main__":
-    how_often, at_a_time, kind = [*sys.argv[1:], *["3", CONCURRENCIES, "wall"][len(sys.argv) - 1 :]]
-    clock = time.process_time if kind == "cpu" else time.perf_counter
-    main(int(how_often), [int(number) for number in at_a_time.split(",")], clock)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, default=3, help="measurements of every point")
+    parser.add_argument("--concurrencies", type=counts, default=[1, 4, 8, 16], help="requests at a time, e.g. 1,4,8,16")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    options = parser.parse_args()
+    main(options.rounds, options.concurrencies, CLOCKS[options.clock])

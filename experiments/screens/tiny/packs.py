@@ -16,33 +16,16 @@ from transformers import LlavaProcessor
 
 from tprl.data.screens import FAMILIES, POINTING
 
-from .blueprint import CELLS, PATCH, SPACE
+from .blueprint import CELLS, PATCH, SIDE, SPACE
 from .labels import ICONS, IGNORE, coverage
 from .pages import Item, Views, views
 
 PROMPT = "USER: <image>\n{question} ASSISTANT:"
-BEFORE, AFTER = PROMPT.split("<image>")
+BEFORE, ASKED = PROMPT.split("<image>")
+BETWEEN, AFTER = ASKED.split("{question}")
 SPELLED = 0.1  # share of questions in which words of the list are spelled, as unknown ones are
 MEANT = 0.25  # share of a patch that a box covers if the patch is to be looked at
-LOOSE = frozenset(
-    [
-        "the",
-        "is",
-        "of",
-        "in",
-        "for",
-        "on",
-        "a",
-        "what",
-        "which",
-        "how",
-        "many",
-        "there",
-        "does",
-        "say",
-        "has",
-    ]
-)  # name nothing
+LOOSE = frozenset("the is of in for on a what which how many there does say has".split())  # name nothing
 
 
 class Pack(NamedTuple):
@@ -70,12 +53,7 @@ class Packer:
     def __init__(self, processor: LlavaProcessor, questions: int = 8) -> None:
         self.tokenizer, self.questions = processor.tokenizer, questions
         self.end = self.tokenizer.eos_token_id
-        self.after = (
-            BEFORE
-            and self.tokenizer(
-                AFTER.split("{")[1].split("}")[1], add_special_tokens=False
-            ).input_ids
-        )
+        self.after = self._encoded(AFTER)
         self.words = self.tokenizer.get_vocab()
         self.icons = {self.words[SPACE + name]: number for number, name in enumerate(ICONS, 1)}
         self.loose = {self.words[SPACE + word] for word in LOOSE if SPACE + word in self.words}
@@ -118,10 +96,10 @@ class Packer:
     def segment(self, row: dict[str, Any], spelled: bool = False) -> dict[str, Any]:
         """Tokens of a question and of its answer, and the coordinates among the latter."""
         point = row["family"] in POINTING
-        box = [min(320, max(0, round(value))) for value in row["bbox"]] if point else []
+        box = [min(SIDE, max(0, round(value))) for value in row["bbox"]] if point else []
         answer = " ".join(map(str, box)) if point else row["answer"]
         question = (
-            self.spell(row["instruction"]) if spelled else self._encoded("\n" + row["instruction"])
+            self.spell(row["instruction"]) if spelled else self._encoded(BETWEEN + row["instruction"])
         )
         ids = [*self._encoded(answer), self.end]
         return {

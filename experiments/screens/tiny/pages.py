@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tprl.errors import UserError
 
@@ -24,8 +25,6 @@ from .labels import Labels, labels, shifted, whole
 
 SHIFT = 8  # pixels, each way
 SHEET_STEPS = 4
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's image processor
-SPREAD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Folder:
@@ -159,12 +158,13 @@ class Views(NamedTuple):
 
 
 def views(items: Sequence[Item]) -> Views:
+    """Pixels as CLIP's image processor scales them, and the labels of every patch."""
     pictures = torch.from_numpy(np.stack([item.picture for item in items])).permute(0, 3, 1, 2)
     pixels = (
         pictures.float()
         .div_(255)
-        .sub_(torch.tensor(MEAN).view(3, 1, 1))
-        .div_(torch.tensor(SPREAD).view(3, 1, 1))
+        .sub_(torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1))
+        .div_(torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1))
     )
     stacked = {
         name: torch.from_numpy(np.stack([getattr(item.labels, name) for item in items]))

@@ -28,7 +28,7 @@ from .reader import Reader
 from .run import Meter, Plan, Run
 from .tower import DenseHeads, cls_look, dense_terms, present_loss, see, total
 
-FEW = 50  # rendered pages; with fewer only sheets are shown
+FEW = 50  # rendered pages; with fewer only sheets are shown, and no questions can be asked
 PLENTY = 2000  # with fewer, their share is smaller than planned: they would be learned by heart
 TESTED = 32  # pages of a validation
 CONTRAST = 8  # steps between two in which CLIP's text tower learns
@@ -120,11 +120,29 @@ class Training:
 
     def advance(self) -> dict[str, Tensor]:
         """One step; its losses and rates."""
+        if not self.in_tower:
+            self._check_pages()
         terms = self._tower_step() if self.in_tower else self._reader_step()
         self.done += 1
         if self.done == self.plan.tower_steps:
             self._enter()
         return terms
+
+    def _check_pages(self) -> None:
+        """Questions are about rendered pages: sheets have none.
+
+        Raises:
+            UserError: there are too few; the first phase is saved.
+        """
+        if self.count >= FEW:
+            return
+        self.grow()
+        self.save()
+        if self.count < FEW:
+            raise UserError(
+                f"the second phase asks about {FEW} rendered pages or more, and --pages holds {self.count}: render "
+                "more (experiments/screens) and give the same command, or set --reader-steps 0."
+            )
 
     def items(self, batch: int, share: float) -> list[Item]:
         """Pages of this step."""
