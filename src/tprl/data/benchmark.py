@@ -61,7 +61,7 @@ class Benchmark(ABC):
     splits: ClassVar[Mapping[str, str]] = {}
     protocol: str  # one line: prompt, normalization, and what the headline number is
     headline: str = "accuracy"  # the official number that tables show
-    answer_tokens: int = 16  # that an answer usually needs, see `evaluation.lengths`
+    answer_tokens: int = 16  # that an answer usually needs, see `scoring.lengths`
     answer_columns: ClassVar[tuple[str, ...]] = ()  # where rows have free text as answers, for `answers_in`
     labelled: bool = True  # whether rows must have answers
     divides_files: bool = False  # whether one file can hold several splits

@@ -116,7 +116,7 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
         self._hold(model.requires_grad_(False).eval(), processor, name)
         self.limit(max_pixels, max_tiles)
         self.prompt, self.micro_batch = check_template(prompt), micro_batch
-        self.max_new_tokens: int = 16 if max_new_tokens is None else max_new_tokens  # see evaluation.lengths
+        self.max_new_tokens: int = 16 if max_new_tokens is None else max_new_tokens  # see scoring.lengths
         self.length_is_set = max_new_tokens is not None
 
     @classmethod

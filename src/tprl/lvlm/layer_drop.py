@@ -123,8 +123,8 @@ class Rewriter(LayerPruner, Protocol):
         """The sequence that goes on, and scores as from `rank`.
 
         Args:
-            look: the sequence as layer `Stage.before` would get it; only `hidden` and `marked` may change.
-            read: as layer `Stage.reads` got it, the same columns; what `rank` is given.
+            look: the sequence as layer `LayerStage.before` would get it; only `hidden` and `marked` may change.
+            read: as layer `LayerStage.reads` got it, the same columns; what `rank` is given.
             k: see `rank`.
         """
         ...
