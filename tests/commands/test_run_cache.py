@@ -26,36 +26,53 @@ def logged(run: Path) -> list[tuple[str, str]]:
         return [(row["reward/return"], row["ppo/kl"]) for row in csv.DictReader(file) if row["ppo/kl"]]
 
 
-def test_seeds_and_learning_rates_share_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_run_again_reads_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = f"cache={tmp_path}/cache"
     runs = [call("train", train, tmp_path / "cold", *LFD, cache)]
     assert "demonstrate  [####################] 12/12  0:00<0:00" in capsys.readouterr().out
     before = kept(tmp_path / "cache")
-    runs += [call("train", train, tmp_path / "warm", *LFD, cache), call("train", train, tmp_path / "none", *LFD)]
+    runs.append(call("train", train, tmp_path / "warm", *LFD, cache))
+    assert len({(run / "pruner" / WEIGHTS).read_bytes() for run in runs}) == 1
+    assert kept(tmp_path / "cache") == before
+
+
+@pytest.mark.slow
+def test_seeds_and_learning_rates_share_demonstrations(tmp_path: Path) -> None:
+    cache = f"cache={tmp_path}/cache"
+    runs = [call("train", train, tmp_path / "cold", *LFD, cache), call("train", train, tmp_path / "none", *LFD)]
+    before = kept(tmp_path / "cache")
     assert len({(run / "pruner" / WEIGHTS).read_bytes() for run in runs}) == 1
     call("train", train, tmp_path / "seed", *LFD, cache, "seed=1", "stage.lr=1e-3")
     assert kept(tmp_path / "cache") == before
     call("train", train, tmp_path / "other", *LFD, cache, "pruner=uniform")
     call("train", train, tmp_path / "wider", *LFD, cache, "model.width=40")
-    found = {path.parent: json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*/meta.json")}
-    assert len(found) == 3
-    about = found[tmp_path / "cache" / next(iter(before)).parent]
+    folders = {path.parent: json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*/meta.json")}
+    assert len(folders) == 3
+    about = folders[tmp_path / "cache" / next(iter(before)).parent]
     assert (about["model"]["config"]["name"], about["data"]["split"]) == ("toy", "train")
     assert about["demonstrator"]["config"]["_target_"].endswith("ClsAttentionPruner")
 
 
+def test_the_same_prompts_again_read_scores(tmp_path: Path) -> None:
+    cache = f"cache={tmp_path}/cache"
+    ppo = tuple(word.replace("logger=none", "logger=csv") for word in PPO)
+    cold = call("train", train, tmp_path / "cold", *ppo, cache)
+    before = kept(tmp_path / "cache")
+    assert {path.name for path in before} == {"meta.json", "full.0.jsonl"}
+    warm = call("train", train, tmp_path / "warm", *ppo, cache)
+    # What PPO keeps may be its start: what it logged tells whether it went the same way.
+    assert len(logged(cold)) == 2
+    assert logged(warm) == logged(cold)
+    assert (cold / "pruner" / WEIGHTS).read_bytes() == (warm / "pruner" / WEIGHTS).read_bytes()
+    assert kept(tmp_path / "cache") == before
+
+
+@pytest.mark.slow
 def test_runs_of_the_same_prompts_share_scores(tmp_path: Path) -> None:
     cache = f"cache={tmp_path}/cache"
     ppo = tuple(word.replace("logger=none", "logger=csv") for word in PPO)
-    runs = [call("train", train, tmp_path / "cold", *ppo, cache)]
+    cold = call("train", train, tmp_path / "cold", *ppo, cache)
     before = kept(tmp_path / "cache")
-    assert {path.name for path in before} == {"meta.json", "full.0.jsonl"}
-    runs += [call("train", train, tmp_path / "warm", *ppo, cache), call("train", train, tmp_path / "none", *ppo)]
-    assert len({(run / "pruner" / WEIGHTS).read_bytes() for run in runs}) == 1
-    other = call("train", train, tmp_path / "rate", *ppo, cache, "stage.lr_actor=1e-2")
-    # What PPO keeps may be its start: what it logged tells whether it went the same way.
-    whole, *rows = [logged(run) for run in (*runs, other)]
-    assert len(whole) == 2
-    assert rows[:2] == [whole, whole]
-    assert rows[2] != whole
+    assert logged(call("train", train, tmp_path / "none", *ppo)) == logged(cold)
+    assert logged(call("train", train, tmp_path / "rate", *ppo, cache, "stage.lr_actor=1e-2")) != logged(cold)
     assert kept(tmp_path / "cache") == before

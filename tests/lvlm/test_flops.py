@@ -33,6 +33,15 @@ from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
 # (width, height) of the images of a prompt. 672 x 340 is a 2 x 2 canvas of LLaVA-NeXT whose rest is mostly padding.
 PROMPTS = [[(100, 100)], [(200, 60)], [(672, 340)], [(150, 150), (60, 200)], [(50, 40), (340, 672), (56, 56)], []]
+TWO, THREE = PROMPTS[3], PROMPTS[4]
+
+
+def prompts(*quick: list[tuple[int, int]]) -> list[Any]:
+    """All prompts as parameters; those that are not `quick` repeat a kind and are slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(sizes, id=str(sizes), marks=[] if sizes in quick else slow) for sizes in PROMPTS]
+
+
 # Where in the stock class images become tokens: the tower (in which Qwen's projectors are), and the projectors.
 PARTS = {
     "llava": ("vision_tower", ["multi_modal_projector"]),
@@ -102,7 +111,7 @@ def flops(lvlm: FrozenLVLM, encoded: Encoded, asked: Sample, pruner: Any, kept: 
     return question_flops(Scorer(lvlm, Scenes("val")), encoded, 0, asked, pruner, kept, plan)
 
 
-@pytest.mark.parametrize("sizes", PROMPTS, ids=str)
+@pytest.mark.parametrize("sizes", prompts([(672, 340)], THREE, []))
 @torch.no_grad()
 def test_the_stock_model_part_by_part(lvlm: FrozenLVLM, sizes: list[tuple[int, int]]) -> None:
     asked = sample(sizes)
@@ -129,7 +138,7 @@ def test_the_stock_model_part_by_part(lvlm: FrozenLVLM, sizes: list[tuple[int, i
     assert (parts["vision"] > 0) == bool(sizes)
 
 
-@pytest.mark.parametrize("sizes", PROMPTS, ids=str)
+@pytest.mark.parametrize("sizes", prompts([(200, 60)], TWO))
 @torch.no_grad()
 def test_a_pruned_question_from_pixels_to_its_last_token(lvlm: FrozenLVLM, sizes: list[tuple[int, int]]) -> None:
     # DivPrune pads the images of a prompt to the largest, which is not its cost.
