@@ -339,7 +339,7 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
             question=question.to(self.device),
             extras={name: spread(value) for name, value in seen.extras.items()},
             deep=deep,
-            project=self.project,
+            project=lambda features: self.project(features).to(features.device),  # a sharded one may be elsewhere
             tower=seen.tower,
         )
 

@@ -66,7 +66,9 @@ class Qwen3VL(Qwen25VL):
         return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
 
     def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
-        return [torch.cat(list(features), -1) for features in zip(*out.deepstack_features, strict=True)]
+        home = out.deepstack_features[0][0].device  # the mergers of a model that is cut may be on several
+        images = zip(*out.deepstack_features, strict=True)
+        return [torch.cat([layer.to(home) for layer in features], -1) for features in images]
 
     @contextmanager
     def deepstack(

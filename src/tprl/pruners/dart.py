@@ -38,7 +38,8 @@ class DARTPruner(FastVPruner):
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         norm = look.heads("k").abs().sum((1, 3))
-        states = normalize(look.norm(look.hidden).float(), dim=-1)
+        # The final norm of a model that is cut over devices may be on another one than the layer.
+        states = normalize(look.norm(look.hidden).to(look.hidden.device).float(), dim=-1)
         at, mask = columns_of(look.visual)
         images = image_rows(mask, look.image.gather(1, at))
         columns = at[images.sample.unsqueeze(1), images.at]  # [I W] where each image's tokens stand in the sequence
