@@ -7,7 +7,7 @@ refused with its words, and what makes it wait for a GPU is counted.
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import dispatch_model
@@ -70,6 +70,18 @@ class Machine(TorchFunctionMode):
         super().__init__()
         self.waits = Counter[str]()
 
+    def __enter__(self) -> Self:
+        self.synchronize = torch.accelerator.synchronize
+        torch.accelerator.synchronize = lambda *_: self._wait()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.accelerator.synchronize = self.synchronize
+        super().__exit__(*error)
+
+    def _wait(self) -> None:
+        self.waits[line_of_tprl()] += 1
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
@@ -107,7 +119,7 @@ class Machine(TorchFunctionMode):
         match attribute, func.__name__:
             case "device", _:
                 return place(tensor)
-            case ("is_cuda" | "is_cpu"), _:
+            case (("is_cuda" | "is_cpu"), _):
                 return place(tensor).type == attribute.removeprefix("is_")
             case "data", "__set__":
                 func(*args)
@@ -136,7 +148,7 @@ class Machine(TorchFunctionMode):
         if before != after:
             how["copy"] = True
         if before != HOST and after == HOST:
-            self.waits[line_of_tprl()] += 1
+            self._wait()
         return self._settle(tensor.to(HOST, **how), after, [tensor])
 
     def _together(self, name: str, operands: list[Tensor]) -> torch.device:
@@ -159,9 +171,7 @@ class Machine(TorchFunctionMode):
 
     def _refused(self, name: str, places: Any) -> RuntimeError:
         names = ", ".join(sorted(map(str, places)))
-        return RuntimeError(
-            f"Expected all tensors to be on the same device, got {names} in {name} at {line_of_tprl()}"
-        )
+        return RuntimeError(f"Expected all tensors to be on the same device, got {names} in {name} at {line_of_tprl()}")
 
     def _note_wait(self, name: str, args: Any, kwargs: dict[str, Any], operands: list[Tensor]) -> None:
         if all(place(x) == HOST for x in operands):
@@ -169,7 +179,7 @@ class Machine(TorchFunctionMode):
         masks = [x for x in tensors_in(args[1:2]) if x.dtype == torch.bool] if name in INDEXING else []
         lengths = name == "repeat_interleave" and len(operands) > 1 and "output_size" not in kwargs
         if name in WAITING or lengths or any(place(x) != HOST for x in masks):
-            self.waits[line_of_tprl()] += 1
+            self._wait()
 
 
 def parts_of(model: nn.Module) -> Iterator[tuple[str, list[Tensor], bool]]:
@@ -189,8 +199,8 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, list[Tensor], bool]]:
 
 
 def cut(lvlm: FrozenLVLM, count: int) -> None:
-    """Spread a model over so many emulated GPUs by accelerate's hooks, as `placement=shard` does: every block on another
-    one than the block before, what lies between with the block before, and word embeddings never on the first."""
+    """Spread a model over so many emulated GPUs by accelerate's hooks, as `placement=shard` does: every block on
+    another one than the block before, what follows a block with it, and word embeddings on the last."""
     model, where, block = lvlm.model, dict[str, int](), 0
     homes: dict[int, int] = {}  # of weights, which modules may share
     for name, tensors, is_block in parts_of(model):
