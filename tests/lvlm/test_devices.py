@@ -89,10 +89,10 @@ class TestMachine:
     def test_tensors_of_two_devices_do_not_mix(self) -> None:
         with Machine():
             host, first, second = (torch.ones(3, device=name) for name in ("cpu", 0, "cuda:1"))
-            for one, two in ((host, first), (first, second)):
+            for left, right in ((host, first), (first, second)):
                 for mix in (torch.add, torch.maximum, lambda a, b: torch.cat([a, b]), lambda a, b: a * b):
                     with pytest.raises(RuntimeError, match=r"on the same device, got (cpu|cuda:0), cuda:[01] in"):
-                        mix(one, two)
+                        mix(left, right)
             assert (first * torch.tensor(2.0)).device == first.device == device_of("cuda")
 
     def test_results_stay_and_copies_move(self) -> None:
