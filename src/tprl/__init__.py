@@ -24,7 +24,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first used: `import tprl` alone does not load transformers."""
+    """The public names, imported when first used: `import tprl` alone does not load
+    transformers."""
     if name not in _HOMES:
         raise AttributeError(f"module 'tprl' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), "LearnedPruner" if name == "Pruner" else name)

@@ -1,4 +1,5 @@
-"""Pruning on a stock Hugging Face model: `tprl.prune(model, pruner, keep_ratio=1/3)`, then `model.generate` as ever."""
+"""Pruning on a stock Hugging Face model: `tprl.prune(model, pruner, keep_ratio=1/3)`, then
+`model.generate` as ever."""
 
 import copy
 import functools
@@ -30,20 +31,25 @@ TEXT_INPUTS = ("attention_mask", "position_ids", "mm_token_type_ids", "token_typ
 REFUSED = {
     "pixel_values_videos": "videos are not pruned yet: give images, or call undo() first",
     "inputs_embeds": "there is nothing to prune in embeddings: give input_ids and pixel_values",
-    "past_key_values": "a cache of an earlier call cannot be continued: give the whole conversation with its images",
+    "past_key_values": (
+        "a cache of an earlier call cannot be continued: "
+        "give the whole conversation with its images"
+    ),
     "assistant_model": "assisted decoding reads the unpruned prompt: leave it out",
     "prompt_lookup_num_tokens": "prompt lookup reads the unpruned prompt: leave it out",
     "prefill_chunk_size": "a pruned prompt is prefilled in one piece: leave it out",
     "mm_encoder_outputs": "images are encoded here: give pixel_values",
 }
 
-MARK = "holds_pruned_prompt"  # on caches that are returned: positions and lengths are not those of the prompt's ids
+# on caches that are returned: positions and lengths are not those of the prompt's ids
+MARK = "holds_pruned_prompt"
 
 
 class Kept(NamedTuple):
     """What is left of one image."""
 
-    indices: Int[Tensor, " K"]  # in raster order, view by view; of a new token, the place where it stands
+    # in raster order, view by view; of a new token, the place where it stands
+    indices: Int[Tensor, " K"]
     grid: tuple[tuple[int, int], ...]  # (rows, columns) of each view (crop) of the image
 
     @property
@@ -56,8 +62,8 @@ class Pruning:
     """A model whose `generate` prunes; made by `prune`.
 
     Attributes:
-        kept: of the latest call, for each prompt a list with a `Kept` per image: what the language model's first layer
-            reads. Empty before the first call.
+        kept: of the latest call, for each prompt a list with a `Kept` per image: what the language
+            model's first layer reads. Empty before the first call.
     """
 
     def __init__(
@@ -97,12 +103,13 @@ class Pruning:
     def __call__(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """The stock `generate`, of a prompt without the visual tokens that the pruner drops.
 
-        The stock method gets the pruned prompt as embeddings, which the first forward reads, and the original ids,
-        which everything else reads: the output, streamers, processors of logits, stopping criteria.
+        The stock method gets the pruned prompt as embeddings, which the first forward reads, and
+        the original ids, which everything else reads: the output, streamers, processors of logits,
+        stopping criteria.
 
         Raises:
-            UserError: an argument that cannot be honored, inputs that do not belong together, or numbers that the
-                model's dtype cannot hold.
+            UserError: an argument that cannot be honored, inputs that do not belong together, or
+                numbers that the model's dtype cannot hold.
         """
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if kwargs.get("pixel_values") is None:
@@ -156,20 +163,30 @@ class Pruning:
         inputs = {name: kwargs[name] for name in self.lvlm.pixel_inputs if name in kwargs}
         missing = [name for name in self.lvlm.pixel_inputs if name not in inputs]
         if missing:
-            raise UserError(f"generate was not given {', '.join(missing)}: pass all that the processor returns.")
+            raise UserError(
+                f"generate was not given {', '.join(missing)}: pass all that the processor returns."
+            )
         inputs |= {"input_ids": ids, "attention_mask": attention}
         return self.lvlm.encode_inputs(inputs, self.pruner.extras, question)
 
     def _remaining(self, length: int, config: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the stock `generate` still needs. `max_length` and `min_length` count the original prompt, and the
-        stock code would count the pruned one: both become numbers of new tokens."""
+        """What the stock `generate` still needs. `max_length` and `min_length` count the original
+        prompt, and the stock code would count the pruned one: both become numbers of new tokens."""
         handled = {*TEXT_INPUTS, *self.lvlm.pixel_inputs}
         remaining = {name: value for name, value in kwargs.items() if name not in handled}
         for bound in ("max", "min"):
             limit = remaining.pop(f"{bound}_length", None)
-            limit = _setting(f"{bound}_length", config, self.lvlm.model.generation_config) if limit is None else limit
+            limit = (
+                _setting(f"{bound}_length", config, self.lvlm.model.generation_config)
+                if limit is None
+                else limit
+            )
             new = remaining.get(f"{bound}_new_tokens")
-            new = _setting(f"{bound}_new_tokens", config, self.lvlm.model.generation_config) if new is None else new
+            new = (
+                _setting(f"{bound}_new_tokens", config, self.lvlm.model.generation_config)
+                if new is None
+                else new
+            )
             if limit and new is None:
                 remaining[f"{bound}_new_tokens"] = max(limit - length, 0)
         return remaining
@@ -179,26 +196,50 @@ class Pruning:
             if kwargs.get(name) is not None or getattr(config, name, None) is not None:
                 raise UserError(f"generate got {name}, and this model is pruned: {why}.")
         if ids is None:
-            raise UserError("generate got pixel_values without input_ids: pass all that the processor returns.")
+            raise UserError(
+                "generate got pixel_values without input_ids: pass all that the processor returns."
+            )
         pad = self.lvlm.model.generation_config.pad_token_id
-        if kwargs.get("attention_mask") is None and len(ids) > 1 and pad is not None and bool((ids == pad).any()):
-            raise UserError("generate got a padded batch without attention_mask: pass all that the processor returns.")
+        if (
+            kwargs.get("attention_mask") is None
+            and len(ids) > 1
+            and pad is not None
+            and bool((ids == pad).any())
+        ):
+            raise UserError(
+                "generate got a padded batch without attention_mask: "
+                "pass all that the processor returns."
+            )
         cache = kwargs.get("use_cache")
-        cache = _setting("use_cache", config, self.lvlm.model.generation_config) if cache is None else cache
+        cache = (
+            _setting("use_cache", config, self.lvlm.model.generation_config)
+            if cache is None
+            else cache
+        )
         if cache is False:
             raise UserError(
-                "generate got use_cache=False, and this model is pruned: without a cache transformers takes the gaps "
-                "between pruned tokens for packed sequences: leave the cache on."
+                "generate got use_cache=False, and this model is pruned: "
+                "without a cache transformers takes the gaps between "
+                "pruned tokens for packed sequences: leave the cache on."
             )
 
     def _check_text_only(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> None:
-        """What would go unpruned without a word, or wrong: images that come some other way, a pruned prompt's cache."""
-        for name in ("pixel_values_videos", "mm_encoder_outputs", "inputs_embeds", "past_key_values"):
+        """What would go unpruned without a word, or wrong: images that come some other way, a
+        pruned prompt's cache."""
+        for name in (
+            "pixel_values_videos",
+            "mm_encoder_outputs",
+            "inputs_embeds",
+            "past_key_values",
+        ):
             value = kwargs.get(name)
             if value is not None and (name != "past_key_values" or hasattr(value, MARK)):
                 raise UserError(f"generate got {name}, and this model is pruned: {REFUSED[name]}.")
         if ids is not None and bool((ids == self.lvlm.image_token).any()):
-            raise UserError("generate got image tokens without pixel_values: pass all that the processor returns.")
+            raise UserError(
+                "generate got image tokens without pixel_values: "
+                "pass all that the processor returns."
+            )
 
 
 def prune(
@@ -210,29 +251,33 @@ def prune(
     processor: Any = None,
     positions: str = "keep",
 ) -> Pruning:
-    """Make a stock model's own `generate(**processor(...))` prune visual tokens: same inputs, same outputs.
+    """Make a stock model's own `generate(**processor(...))` prune visual tokens: same inputs, same
+    outputs.
 
-    Vision tower and projector run as ever; the language model reads the kept tokens only, in prefill and in every
-    decoding step. Prompts without images pass through untouched. `model(...)` itself is not changed.
+    Vision tower and projector run as ever; the language model reads the kept tokens only, in
+    prefill and in every decoding step. Prompts without images pass through untouched. `model(...)`
+    itself is not changed.
 
     Args:
-        model: a LLaVA, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL or SmolVLM of transformers, or a wrapper
-            around one (peft with LoRA, `torch.compile`, DistributedDataParallel): then the model inside is pruned.
+        model: a LLaVA, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL or SmolVLM of
+            transformers, or a wrapper around one (peft with LoRA, `torch.compile`,
+            DistributedDataParallel): then the model inside is pruned.
         pruner: a `Pruner`, or the name of one (`conf/pruner/*.yaml`), such as "random".
-        keep_ratio: fraction of each image's visual tokens to keep, in (0, 1]; for "tprl_adaptive" the mean over
-            questions.
-        threshold: instead of a keep_ratio, keep every token whose keep probability is above it; for policies that were
-            trained with free budgets.
-        processor: the model's processor or tokenizer, for pruners that read the question; by default the one that
-            belongs to the weights that the model was loaded from.
+        keep_ratio: fraction of each image's visual tokens to keep, in (0, 1]; for "tprl_adaptive"
+            the mean over questions.
+        threshold: instead of a keep_ratio, keep every token whose keep probability is above it; for
+            policies that were trained with free budgets.
+        processor: the model's processor or tokenizer, for pruners that read the question; by
+            default the one that belongs to the weights that the model was loaded from.
         positions: "keep" leaves survivors at their places, "compact" closes the gaps.
 
     Returns:
-        A handle: `undo()` restores the model exactly, as does leaving a `with` block; `kept` says what was kept.
+        A handle: `undo()` restores the model exactly, as does leaving a `with` block; `kept` says
+        what was kept.
 
     Raises:
-        UserError: a model without image tokens that we know, a wrapper whose model inside cannot be pruned, a pruner
-            made for another one, or a ratio outside (0, 1].
+        UserError: a model without image tokens that we know, a wrapper whose model inside cannot be
+            pruned, a pruner made for another one, or a ratio outside (0, 1].
     """
     if positions not in ("keep", "compact"):
         raise UserError(f"positions must be keep or compact, got {positions}.")
@@ -242,8 +287,8 @@ def prune(
     if isinstance(pruner, str):
         if pruner not in choices("pruner"):
             raise UserError(
-                f"pruner={pruner} does not exist; choose one of: {', '.join(choices('pruner'))}, or give what "
-                "tprl.Pruner.from_pretrained(folder or hub id) returns."
+                f"pruner={pruner} does not exist; choose one of: {', '.join(choices('pruner'))}, "
+                "or give what tprl.Pruner.from_pretrained(folder or hub id) returns."
             )
         built = load_component("pruner", pruner)
     if keep_ratio is not None:
@@ -252,24 +297,30 @@ def prune(
         built = _with_threshold(built, keep_ratio, threshold)
     elif keep_ratio is None and not getattr(built, "decides_alone", False):
         raise UserError(
-            f"{built.name} needs a kept fraction of the visual tokens: give keep_ratio in (0, 1], e.g. 1/3."
+            f"{built.name} needs a kept fraction of the visual "
+            "tokens: give keep_ratio in (0, 1], e.g. 1/3."
         )
     _check_fit(built, lvlm)
     if isinstance(built, LayerPruner) and keep_ratio is not None:
         built.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean
     if isinstance(model.generate, Pruning):
-        raise UserError("this model is pruned already: call undo() on the handle that prune returned first.")
+        raise UserError(
+            "this model is pruned already: call undo() on the handle that prune returned first."
+        )
     finder = None
     if getattr(built, "reads_question", False):
         if lvlm.processor is None:
             lvlm = type(lvlm).around(model, _processor(lvlm, built.name))
         finder = QuestionFinder(lvlm.processor, lvlm.image_token)
     pruning = Pruning(lvlm, built, keep_ratio, finder, positions)
-    if wrapper is not model and getattr(getattr(wrapper, "generate", None), "__self__", None) is model:
+    if (
+        wrapper is not model
+        and getattr(getattr(wrapper, "generate", None), "__self__", None) is model
+    ):
         pruning.undo()
         raise UserError(
-            f"{type(wrapper).__name__} has kept the generate of the model inside as it was before prune, so it would "
-            "not be pruned: give prune the stock model, and wrap it after that."
+            f"{type(wrapper).__name__} has kept the generate of the model inside as it was before "
+            "prune, so it would not be pruned: give prune the stock model, and wrap it after that."
         )
     return pruning
 
@@ -285,8 +336,8 @@ def family_of(model: Any) -> type[FrozenLVLM]:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in known:
         raise UserError(
-            f"{type(model).__name__} (model_type {kind}) has no image tokens that TPRL knows how to prune: "
-            f"it knows {', '.join(sorted(known))}."
+            f"{type(model).__name__} (model_type {kind}) has no image tokens "
+            f"that TPRL knows how to prune: it knows {', '.join(sorted(known))}."
         )
     return known[kind]
 
@@ -301,21 +352,29 @@ def kept(encoded: Encoded, selection: TokenSelection) -> list[list[Kept]]:
     kept_images: list[list[Kept]] = [[] for _ in encoded.uids]
     lines = (images.split(standing) & images.mask).cpu()
     for sample, line in zip(images.sample.tolist(), lines, strict=True):
-        kept_images[sample].append(Kept(line.nonzero().squeeze(1), encoded.grids[sample][len(kept_images[sample])]))
+        kept_images[sample].append(
+            Kept(line.nonzero().squeeze(1), encoded.grids[sample][len(kept_images[sample])])
+        )
     return kept_images
 
 
 def _with_threshold(pruner: Any, keep_ratio: float | None, threshold: float) -> LearnedPruner:
     """The same pruner with another threshold; the given one keeps its own."""
     if keep_ratio is not None:
-        raise UserError(f"keep_ratio={keep_ratio} and threshold={threshold} contradict each other: give one of them.")
+        raise UserError(
+            f"keep_ratio={keep_ratio} and threshold={threshold} "
+            "contradict each other: give one of them."
+        )
     if not isinstance(pruner, LearnedPruner) or "threshold_ratio" not in pruner.trained_on:
         raise UserError(
-            f"threshold={threshold} means nothing to {pruner.name}, which was not trained with free budgets: give "
-            "keep_ratio; budgets per question are pruner='tprl_adaptive' with keep_ratio as their mean."
+            f"threshold={threshold} means nothing to {pruner.name}, which was "
+            "not trained with free budgets: give keep_ratio; budgets per "
+            "question are pruner='tprl_adaptive' with keep_ratio as their mean."
         )
     if not 0 <= threshold < 1:
-        raise UserError(f"threshold must be a keep probability in [0, 1), got {threshold}; use e.g. 0.5.")
+        raise UserError(
+            f"threshold must be a keep probability in [0, 1), got {threshold}; use e.g. 0.5."
+        )
     other = copy.copy(pruner)
     other.serving = replace(pruner.serving, tau=float(threshold))
     return other
@@ -336,7 +395,10 @@ def _processor(lvlm: FrozenLVLM, name: str) -> Any:
             return lvlm.load_processor(source)
         except (OSError, ValueError) as error:
             why = str(error).strip().splitlines()[0]
-    raise UserError(f"{name} reads the question, and this model's processor is not there ({why}): give processor=...")
+    raise UserError(
+        f"{name} reads the question, and this model's "
+        f"processor is not there ({why}): give processor=..."
+    )
 
 
 def _setting(name: str, config: Any, default: Any) -> Any:

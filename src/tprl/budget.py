@@ -28,14 +28,17 @@ def check_keep_ratio(keep_ratio: object) -> float:
 
 
 def budget(keep_ratio: float, n: int) -> int:
-    """Tokens kept out of `n` visual tokens: max(1, floor(keep_ratio * n + 0.5)); 0 where there are none."""
+    """Tokens kept out of `n` visual tokens: max(1, floor(keep_ratio * n + 0.5)); 0 where there are
+    none."""
     return max(1, math.floor(check_keep_ratio(keep_ratio) * n + 0.5)) if n else 0
 
 
 def budgets(keep_ratio: float, visual_mask: Bool[Tensor, "B V"]) -> Int[Tensor, " B"]:
     """`budget` of every sample, counting its unpadded visual tokens."""
     counts = visual_mask.sum(1).tolist()
-    return torch.tensor([budget(keep_ratio, n) for n in counts], dtype=torch.long, device=visual_mask.device)
+    return torch.tensor(
+        [budget(keep_ratio, n) for n in counts], dtype=torch.long, device=visual_mask.device
+    )
 
 
 def need_ratio(name: str, keep_ratio: float | None) -> float:
@@ -49,7 +52,9 @@ def need_ratio(name: str, keep_ratio: float | None) -> float:
     return check_keep_ratio(keep_ratio)
 
 
-def keep_top(scores: Shaped[Tensor, "B V"], mask: Bool[Tensor, "B V"], k: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+def keep_top(
+    scores: Shaped[Tensor, "B V"], mask: Bool[Tensor, "B V"], k: Int[Tensor, " B"]
+) -> Bool[Tensor, "B V"]:
     """The `k[b]` highest-scored valid tokens of each sample; ties go to the lower index.
 
     A stable sort, because `topk` breaks ties arbitrarily on CPU (docs/baselines.md#what-surprises).
@@ -62,10 +67,11 @@ def keep_top(scores: Shaped[Tensor, "B V"], mask: Bool[Tensor, "B V"], k: Int[Te
 
 
 class Rows(NamedTuple):
-    """A batch seen as one row per image (I rows, W tokens of the largest image), because budgets are per image; or as
-    one row per view, for methods that work on grids.
+    """A batch seen as one row per image (I rows, W tokens of the largest image), because budgets
+    are per image; or as one row per view, for methods that work on grids.
 
-    A selector that works on [I, W] needs to know nothing of samples; `join` brings its decision back to [B, V].
+    A selector that works on [I, W] needs to know nothing of samples; `join` brings its decision
+    back to [B, V].
     """
 
     sample: Int[Tensor, " I"]  # the row of the batch that each image belongs to
@@ -73,19 +79,24 @@ class Rows(NamedTuple):
     mask: Bool[Tensor, "I W"]
 
     def split(self, x: Shaped[Tensor, "B V ..."]) -> Shaped[Tensor, "I W ..."]:
-        """Per-token values of the batch as rows of images; padded entries hold an arbitrary token's value."""
+        """Per-token values of the batch as rows of images; padded entries hold an arbitrary token's
+        value."""
         return x[self.sample.unsqueeze(1), self.at]
 
     def tokens(self, encoded: Encoded) -> Float[Tensor, "I W D"]:
-        """`split(encoded.visual)`, copied once; padded entries hold an arbitrary token's values too."""
+        """`split(encoded.visual)`, copied once; padded entries hold an arbitrary token's values
+        too."""
         return encoded.embeds[self.sample.unsqueeze(1), self.split(encoded.visual_at)]
 
     def pairs(self, x: Shaped[Tensor, "B V V"]) -> Shaped[Tensor, "I W W"]:
         """Values per pair of tokens, for the pairs within each image."""
         return x[self.sample[:, None, None], self.at.unsqueeze(2), self.at.unsqueeze(1)]
 
-    def join(self, values: Shaped[Tensor, "I W"], like: Shaped[Tensor, "B V"]) -> Shaped[Tensor, "B V"]:
-        """Per-token values [I, W] as one tensor shaped as `like` [B, V]; 0 (or False) on padding."""
+    def join(
+        self, values: Shaped[Tensor, "I W"], like: Shaped[Tensor, "B V"]
+    ) -> Shaped[Tensor, "B V"]:
+        """Per-token values [I, W] as one tensor shaped as `like` [B, V]; 0 (or False) on
+        padding."""
         joined = values.new_zeros(like.shape)
         image, token = self.mask.nonzero(as_tuple=True)
         joined[self.sample[image], self.at[image, token]] = values[image, token]
@@ -97,7 +108,8 @@ class Rows(NamedTuple):
 
 
 def image_rows(visual_mask: Bool[Tensor, "B V"], image_of: Int[Tensor, "B V"]) -> Rows:
-    """The images of a batch, in the order of the samples and of the images in each (contiguous in V)."""
+    """The images of a batch, in the order of the samples and of the images in each (contiguous in
+    V)."""
     # One entry per valid token, in the order of samples and of V.
     sample, at = visual_mask.nonzero(as_tuple=True)
     image = image_of[sample, at]
@@ -116,7 +128,8 @@ def image_rows(visual_mask: Bool[Tensor, "B V"], image_of: Int[Tensor, "B V"]) -
 def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[int, int, int], ...]]:
     """One row per view (an image, or each of its crops), and (rows, columns, budget) of each.
 
-    The budget is the image's, divided among its views by their tokens (largest remainders, ties to the earlier view).
+    The budget is the image's, divided among its views by their tokens (largest remainders, ties to
+    the earlier view).
 
     Raises:
         ValueError: an image has more or fewer tokens than its grids have cells.
@@ -129,12 +142,18 @@ def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[in
         cells = [rows * columns for rows, columns in views]
         if n != sum(cells):
             sizes = " and ".join(f"{rows} x {columns}" for rows, columns in views)
-            raise ValueError(f"an image has {n} visual tokens on a grid of {sizes}: they must be equal.")
+            raise ValueError(
+                f"an image has {n} visual tokens on a grid of {sizes}: they must be equal."
+            )
         shares = _shares(budget(keep_ratio, n), cells)
         shapes += [(*grid, share) for grid, share in zip(views, shares, strict=True)]
-    cells = torch.tensor([rows * columns for rows, columns, _ in shapes], dtype=torch.long, device=view_of.device)
+    cells = torch.tensor(
+        [rows * columns for rows, columns, _ in shapes], dtype=torch.long, device=view_of.device
+    )
     # A mask is filled in the order of samples, images, views and tokens, which is that of `shapes`.
-    view_of[encoded.visual_mask] = torch.arange(len(shapes), device=view_of.device).repeat_interleave(cells)
+    view_of[encoded.visual_mask] = torch.arange(
+        len(shapes), device=view_of.device
+    ).repeat_interleave(cells)
     return image_rows(encoded.visual_mask, view_of), tuple(shapes)
 
 
@@ -148,8 +167,11 @@ def _shares(k: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-def keep_top_per_image(scores: Shaped[Tensor, "B V"], encoded: Encoded, keep_ratio: float) -> Bool[Tensor, "B V"]:
-    """The `budget(keep_ratio, n)` highest-scored of the n tokens of each image; ties go to the lower index."""
+def keep_top_per_image(
+    scores: Shaped[Tensor, "B V"], encoded: Encoded, keep_ratio: float
+) -> Bool[Tensor, "B V"]:
+    """The `budget(keep_ratio, n)` highest-scored of the n tokens of each image; ties go to the
+    lower index."""
     rows = image_rows(encoded.visual_mask, encoded.image_of)
     keep = keep_top(rows.split(scores), rows.mask, rows.budgets(keep_ratio))
     return rows.join(keep, encoded.visual_mask)

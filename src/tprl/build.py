@@ -1,4 +1,5 @@
-"""From yaml to objects: the only call of `hydra.utils.instantiate`, and only for targets on the allow-list."""
+"""From yaml to objects: the only call of `hydra.utils.instantiate`, and only for targets on the
+allow-list."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from tprl.errors import UserError
 
 ALLOWED = ("tprl.", "torch.optim.", "lightning.pytorch.")
-# Modules that have moved: settings that earlier runs saved, and folders of theirs, name the old ones.
+# Modules that have moved: settings that earlier runs saved, and folders of theirs, name the old
+# ones.
 MOVED = {
     "tprl.metrics_csv": "tprl.runtime.metrics_csv",
     "tprl.tracking": "tprl.runtime.tracking",
@@ -22,7 +24,8 @@ MOVED = {
 
 
 def conf_dir() -> Path:
-    """The config directory, absolute: `tprl/conf` inside a wheel, the repository's `conf` otherwise."""
+    """The config directory, absolute: `tprl/conf` inside a wheel, the repository's `conf`
+    otherwise."""
     packaged = Path(__file__).resolve().parent / "conf"
     return packaged if packaged.is_dir() else packaged.parents[2] / "conf"
 
@@ -38,7 +41,8 @@ def build(config: DictConfig | Mapping[str, Any], /, **live: Any) -> Any:
     Nested nodes with a `_target_` are built too; containers arrive as plain lists and dicts.
 
     Args:
-        config: a node with `_target_`. With `_partial_: true` and no `live`, the result is a partial.
+        config: a node with `_target_`. With `_partial_: true` and no `live`, the result is a
+            partial.
         live: arguments that are objects (a model, a path). They never pass through OmegaConf.
 
     Raises:
@@ -65,7 +69,9 @@ def load_component(group: str, name: str, **live: Any) -> Any:
         UserError: the group has no such name.
     """
     if name not in choices(group):
-        raise UserError(f"{group}={name} does not exist; choose one of: {', '.join(choices(group))}.")
+        raise UserError(
+            f"{group}={name} does not exist; choose one of: {', '.join(choices(group))}."
+        )
     config = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
     assert isinstance(config, DictConfig)
     return build(config, **live)
@@ -94,7 +100,8 @@ def current(target: str) -> str:
 
 
 def check_arguments(node: Mapping[str, Any], name: str) -> None:
-    """Refuse targets that are not allowed and arguments that they do not have, in plain containers of config `name`.
+    """Refuse targets that are not allowed and arguments that they do not have, in plain containers
+    of config `name`.
 
     Raises:
         UserError: there is one.
@@ -126,14 +133,17 @@ def _today(node: Any) -> Any:
 
 def _check(node: Any) -> None:
     """Walk plain containers and check every `_target_` and its arguments."""
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+    for child in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    ):
         _check(child)
     if isinstance(node, dict) and "_target_" in node:
         _check_arguments(_allowed(node["_target_"]), node)
 
 
 def _allowed(target: Any) -> Any:
-    """The object behind `target`. Where it was *defined* counts too: `tprl.x.os.system` reaches out of tprl."""
+    """The object behind `target`. Where it was *defined* counts too: `tprl.x.os.system` reaches out
+    of tprl."""
     if isinstance(target, str) and target.startswith(ALLOWED):
         try:
             loaded = get_object(current(target))
@@ -143,18 +153,23 @@ def _allowed(target: Any) -> Any:
         home = getattr(loaded, "__module__", None) or ""
         if callable(loaded) and f"{home}.".startswith(ALLOWED):
             return loaded
-    raise UserError(f"_target_ {target} is not allowed; a target is a class or function of {', '.join(ALLOWED)}.")
+    raise UserError(
+        f"_target_ {target} is not allowed; a target is "
+        f"a class or function of {', '.join(ALLOWED)}."
+    )
 
 
 def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
-    """The arguments that a class or function takes by name, with those of our bases that its **options go to."""
+    """The arguments that a class or function takes by name, with those of our bases that its
+    **options go to."""
     return _arguments(target)[0]
 
 
 def _arguments(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     """The arguments, and whether these are all of them."""
     arguments: dict[str, inspect.Parameter] = {}
-    # **options of our classes go to their base, so the base's arguments count too; where others' go is not known.
+    # **options of our classes go to their base, so the base's arguments count too; where others' go
+    # is not known.
     for maker in target.__mro__ if inspect.isclass(target) else (target,):
         if maker is not target and not maker.__module__.startswith("tprl."):
             return arguments, False
@@ -172,5 +187,13 @@ def _check_arguments(target: Any, node: dict[Any, Any]) -> None:
     if not complete:
         return
     for key in node:
-        if key not in names and key not in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_"):
-            raise UserError(f"{node['_target_']} has no argument {key}; it takes: {', '.join(sorted(names))}.")
+        if key not in names and key not in (
+            "_target_",
+            "_partial_",
+            "_convert_",
+            "_recursive_",
+            "_args_",
+        ):
+            raise UserError(
+                f"{node['_target_']} has no argument {key}; it takes: {', '.join(sorted(names))}."
+            )

@@ -1,5 +1,5 @@
-"""What an option may hold. A kind checks a value, puts a single one into a list where a list is meant, and refuses
-anything else in one sentence that names the option, the value and the remedy."""
+"""What an option may hold. A kind checks a value, puts a single one into a list where a list is
+meant, and refuses anything else in one sentence that names the option, the value and the remedy."""
 
 import json
 import math
@@ -20,7 +20,8 @@ class Number:
     """A finite number.
 
     Args:
-        low, high: bounds; the number itself is allowed, except with `above` (low) or `below` (high).
+        low, high: bounds; the number itself is allowed, except with `above` (low) or `below`
+            (high).
         whole: no fractions.
         null: what null means, where it is allowed.
         example: a good value.
@@ -38,12 +39,18 @@ class Number:
         if value is None and self.null:
             return None
         if not self.holds(value):
-            raise UserError(f"{key} must be {self.in_words(value)}, got {typed(value)}; {self._remedy()}.")
+            raise UserError(
+                f"{key} must be {self.in_words(value)}, got {typed(value)}; {self._remedy()}."
+            )
         return value
 
     def holds(self, value: Any) -> bool:
         """Whether a value is such a number. True and False are none, and neither is text."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -FINITE <= value <= FINITE:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not -FINITE <= value <= FINITE
+        ):
             return False
         if self.whole and not isinstance(value, int):
             return False
@@ -51,16 +58,22 @@ class Number:
         return low and (high or (value == self.high and not self.below))
 
     def in_words(self, value: Any = None) -> str:
-        """What such a number is; a bound that is there for machines only where `value` breaks it."""
+        """What such a number is; a bound that is there for machines only where `value` breaks
+        it."""
         noun = "a whole number" if self.whole else "a number"
         if math.isinf(self.low):
             return noun
         broken = isinstance(value, int) and value > self.high
         if self.high >= LARGEST and not broken:
-            return f"{noun} above {self.low:g}" if self.above else f"{noun} of at least {self.low:g}"
+            return (
+                f"{noun} above {self.low:g}" if self.above else f"{noun} of at least {self.low:g}"
+            )
         if self.whole:
             return f"{noun} from {self.low} to {self.high}"
-        return f"{noun} in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+        return (
+            f"{noun} in {'(' if self.above else '['}{self.low:g}, "
+            f"{self.high:g}{')' if self.below else ']'}"
+        )
 
     def _remedy(self) -> str:
         null = f", or null for {self.null}" if self.null else ""
@@ -81,14 +94,17 @@ class OneOf:
             return value
         known = [*words, "null"] if self.null else [*words]
         if self.group:
-            raise UserError(f"{key}={typed(value)} does not exist; choose one of: {', '.join(known)}.")
+            raise UserError(
+                f"{key}={typed(value)} does not exist; choose one of: {', '.join(known)}."
+            )
         listed = f"{', '.join(known[:-1])} or {known[-1]}" if known[1:] else known[0]
         raise UserError(f"{key} must be {listed}, got {typed(value)}.")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A list of one kind; a single value is a list of one, or stands for all items where their number is fixed.
+    """A list of one kind; a single value is a list of one, or stands for all items where their
+    number is fixed.
 
     Args:
         item: what it holds.
@@ -142,7 +158,8 @@ def text(key: str, value: Any) -> str:
         return str(value)
     if not isinstance(value, str) or not value:
         raise UserError(
-            f"{key} must be a text, got {typed(value)}; put quotes around one that looks like something else."
+            f"{key} must be a text, got {typed(value)}; put "
+            "quotes around one that looks like something else."
         )
     return value
 
@@ -155,7 +172,9 @@ def text_or_null(key: str, value: Any) -> str | None:
 def table(key: str, value: Any) -> Mapping[Any, Any]:
     """A table of names and values."""
     if not isinstance(value, Mapping):
-        raise UserError(f"{key} must be a table, got {typed(value)}; write {key}={{name: value, ...}}.")
+        raise UserError(
+            f"{key} must be a table, got {typed(value)}; write {key}={{name: value, ...}}."
+        )
     return value
 
 
@@ -172,7 +191,9 @@ def typed(value: Any) -> str:
         return f"[{','.join(map(typed, value))}]"
     if isinstance(value, str):
         return f"'{value}'" if not value.strip() or _looks_otherwise(value) else value
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _looks_otherwise(value: str) -> bool:

@@ -1,4 +1,5 @@
-"""Where tokens disappear: the only function that removes, replaces or adds visual tokens of a prompt."""
+"""Where tokens disappear: the only function that removes, replaces or adds visual tokens of a
+prompt."""
 
 from typing import Literal
 
@@ -8,21 +9,25 @@ from torch import Tensor
 from tprl.types import Encoded, Prompt, TokenSelection
 
 
-def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep", "compact"] = "keep") -> Prompt:
+def splice(
+    encoded: Encoded, selection: TokenSelection, positions: Literal["keep", "compact"] = "keep"
+) -> Prompt:
     """Apply a selection to a batch; pure and model-agnostic.
 
     Args:
         encoded: the unpruned batch.
-        selection: kept tokens in raster order, with `merged` embeddings and `extra` tokens if a method makes them.
-            An extra token enters the sequence right after the place of the visual token it is anchored to, and has its
-            deepstack features.
-        positions: "keep" leaves every survivor at its original position (gaps appear), "compact" renumbers 0..n-1.
+        selection: kept tokens in raster order, with `merged` embeddings and `extra` tokens if a
+            method makes them. An extra token enters the sequence right after the place of the
+            visual token it is anchored to, and has its deepstack features.
+        positions: "keep" leaves every survivor at its original position (gaps appear), "compact"
+            renumbers 0..n-1.
 
     Returns:
         A left-padded prompt. Keeping everything returns the input's own tensors' values unchanged.
 
     Raises:
-        ValueError: a padded visual token is kept or anchors an extra token, or a sample with an image keeps none.
+        ValueError: a padded visual token is kept or anchors an extra token, or a sample with an
+            image keeps none.
     """
     _check(encoded, selection)
     at, column = encoded.visual_at, _columns(encoded, selection)
@@ -56,7 +61,9 @@ def splice(encoded: Encoded, selection: TokenSelection, positions: Literal["keep
     # The longest prompt of the batch decides the width.
     length = int(alive.sum(1).max())
     # Dead columns sort to the front, survivors keep their order: left padding for free.
-    index = torch.where(alive, order, order - 2 * order.shape[1]).argsort(dim=1, stable=True)[:, -length:]
+    index = torch.where(alive, order, order - 2 * order.shape[1]).argsort(dim=1, stable=True)[
+        :, -length:
+    ]
     attention = alive.gather(1, index)
     pos = pos.gather(2, index.expand(pos.shape[0], -1, -1))
     # Gaps stay unless the caller wants consecutive positions.
@@ -94,12 +101,18 @@ def _columns(encoded: Encoded, selection: TokenSelection) -> Tensor:
 
 def _check(encoded: Encoded, selection: TokenSelection) -> None:
     if bool((selection.keep & ~encoded.visual_mask).any()):
-        raise ValueError("the selection keeps a padded visual token: mask the scores with encoded.visual_mask.")
+        raise ValueError(
+            "the selection keeps a padded visual token: mask the scores with encoded.visual_mask."
+        )
     if selection.extra_at is not None and selection.extra_mask is not None:
         anchored = encoded.visual_mask.gather(1, selection.extra_at)
         if bool((selection.extra_mask & ~anchored).any()):
-            raise ValueError("an extra token stands on a padded visual token: extra_at must name a valid one.")
+            raise ValueError(
+                "an extra token stands on a padded visual token: extra_at must name a valid one."
+            )
     empty = encoded.visual_mask.any(1) & (selection.count == 0)
     if bool(empty.any()):
         uid = encoded.uids[int(empty.nonzero()[0])]
-        raise ValueError(f"sample {uid} keeps none of its visual tokens; keep at least one per image.")
+        raise ValueError(
+            f"sample {uid} keeps none of its visual tokens; keep at least one per image."
+        )

@@ -29,8 +29,8 @@ class Utterance(str):
 class Sample(NamedTuple):
     """One question about zero or more images.
 
-    `region` holds the boxes of the objects that decide the answer. It serves analysis and the oracle only: no
-    pruner that is compared, and no reward, may read it.
+    `region` holds the boxes of the objects that decide the answer. It serves analysis and the
+    oracle only: no pruner that is compared, and no reward, may read it.
     """
 
     uid: str
@@ -44,12 +44,14 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class TowerBlock(Protocol):
-    """A block of a vision tower in two halves, because tokens may merge between them; of I images with M tokens."""
+    """A block of a vision tower in two halves, because tokens may merge between them; of I images
+    with M tokens."""
 
     def attend(
         self, x: Float[Tensor, "I M C"], bias: Float[Tensor, "I 1 1 M"]
     ) -> tuple[Float[Tensor, "I M C"], Float[Tensor, "I M c"]]:
-        """`x` plus its attention, of which the logits have `bias` added per key, and the keys' mean over heads."""
+        """`x` plus its attention, of which the logits have `bias` added per key, and the keys' mean
+        over heads."""
         ...
 
     def feed(self, x: Float[Tensor, "I M C"]) -> Float[Tensor, "I M C"]:
@@ -60,16 +62,19 @@ class TowerBlock(Protocol):
 class Tower(NamedTuple):
     """The part of a vision tower between extras["patch_embeds"] and the features."""
 
-    cls: Float[Tensor, " C"] | None  # the CLS token as it enters the first block, before the patches, if there is one
+    # the CLS token as it enters the first block, before the patches, if there is one
+    cls: Float[Tensor, " C"] | None
     blocks: Sequence[TowerBlock]  # those that make the features, later ones left out
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch of prompts after the vision tower and the projector, before the language model. Left-padded.
+    """A batch of prompts after the vision tower and the projector, before the language model.
+    Left-padded.
 
-    Made once per sample by `LVLM.encode` and shared by every pruner, keep ratio and rollout that follows.
-    `extras` holds only what the pruner in use asked for (see `Pruner.extras`), each with leading axes [B, V] or [B].
+    Made once per sample by `LVLM.encode` and shared by every pruner, keep ratio and rollout that
+    follows. `extras` holds only what the pruner in use asked for (see `Pruner.extras`), each with
+    leading axes [B, V] or [B].
     """
 
     uids: tuple[str, ...]
@@ -80,20 +85,27 @@ class Encoded:
     visual_at: Int[Tensor, "B V"]  # column in S of each visual token, raster order; 0 where padded
     visual_mask: Bool[Tensor, "B V"]
     image_of: Int[Tensor, "B V"]  # index of the image each visual token belongs to
-    grids: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]  # per sample and image: (rows, columns) of each view
-    # True on the question: the user's words of the last user turn of a prompt with an image, before, between or after
-    # images; template words and image tokens are never among them. `encode` marks it in prompts of text alone, too.
+    # per sample and image: (rows, columns) of each view
+    grids: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
+    # True on the question: the user's words of the last user turn of a prompt with an image,
+    # before, between or after images; template words and image tokens are never among them.
+    # `encode` marks it in prompts of text alone, too.
     question: Bool[Tensor, "B S"]
     extras: dict[str, Tensor] = field(default_factory=dict)
-    deep: Float[Tensor, "B S F"] | None = None  # what deeper layers add to visual columns (deepstack), layer by layer
-    project: Callable[[Tensor], Tensor] | None = None  # the LVLM's projector, for methods that merge vision features
+    # what deeper layers add to visual columns (deepstack), layer by layer
+    deep: Float[Tensor, "B S F"] | None = None
+    # the LVLM's projector, for methods that merge vision features
+    project: Callable[[Tensor], Tensor] | None = None
     tower: Tower | None = None  # set with extras["patch_embeds"], for methods that merge inside it
-    # Per sample and image: (rows, columns) of the patches of each pass of the vision tower, which is what it costs. Not
-    # always told by `grids`: LLaVA-NeXT drops the padding of its crops after the tower.
+    # Per sample and image: (rows, columns) of the patches of each pass of the vision tower, which
+    # is what it costs. Not always told by `grids`: LLaVA-NeXT drops the padding of its crops after
+    # the tower.
     tiles: tuple[tuple[tuple[tuple[int, int], ...], ...], ...] = ()
-    questions: tuple[str, ...] = ()  # per sample the question as text, for rules that look for words; () if unknown
-    # Per sample and image: the part of the original image, in its pixels, that the grid of the last view lies over. A
-    # processor that crops shows the model no more. () where the size of images is not known.
+    # per sample the question as text, for rules that look for words; () if unknown
+    questions: tuple[str, ...] = ()
+    # Per sample and image: the part of the original image, in its pixels, that the grid of the last
+    # view lies over. A processor that crops shows the model no more. () where the size of images is
+    # not known.
     seen: tuple[tuple[Box, ...], ...] = ()
 
     def __len__(self) -> int:
@@ -135,13 +147,22 @@ class Encoded:
             deep=None if self.deep is None else self.deep[i],
             **{
                 name: getattr(self, name)[i]
-                for name in ("input_ids", "embeds", "attention", "visual_at", "visual_mask", "image_of", "question")
+                for name in (
+                    "input_ids",
+                    "embeds",
+                    "attention",
+                    "visual_at",
+                    "visual_mask",
+                    "image_of",
+                    "question",
+                )
             },
         )
 
 
 def columns_of(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B W"], Bool[Tensor, "B W"]]:
-    """Columns where each row is True, in order and right-padded with 0, and which entries are real."""
+    """Columns where each row is True, in order and right-padded with 0, and which entries are
+    real."""
     width = int(mask.sum(1).max()) if len(mask) else 0
     order = (~mask).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
     real = mask.gather(1, order)
@@ -152,8 +173,9 @@ def columns_of(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B W"], Bool[Tens
 class TokenSelection:
     """What a pruner decided: which visual tokens live, and what replaces or joins them.
 
-    `merged` replaces the embeddings of kept tokens; `extra` are new tokens, each standing at the position of the
-    visual token `extra_at` names (entries with `extra_mask` False are padding). Kept tokens stay in raster order.
+    `merged` replaces the embeddings of kept tokens; `extra` are new tokens, each standing at the
+    position of the visual token `extra_at` names (entries with `extra_mask` False are padding).
+    Kept tokens stay in raster order.
     """
 
     keep: Bool[Tensor, "B V"]
@@ -174,13 +196,18 @@ class TokenSelection:
         counts = torch.zeros(len(encoded), width, dtype=torch.long, device=self.keep.device)
         counts.scatter_add_(1, encoded.image_of, self.keep.long())
         if self.extra_mask is not None and self.extra_at is not None:
-            counts.scatter_add_(1, encoded.image_of.gather(1, self.extra_at), self.extra_mask.long())
-        return [row[: len(images)] for row, images in zip(counts.tolist(), encoded.grids, strict=True)]
+            counts.scatter_add_(
+                1, encoded.image_of.gather(1, self.extra_at), self.extra_mask.long()
+            )
+        return [
+            row[: len(images)] for row, images in zip(counts.tolist(), encoded.grids, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the language model reads after pruning. Left-padded; `visual` is True on visual tokens."""
+    """What the language model reads after pruning. Left-padded; `visual` is True on visual
+    tokens."""
 
     uids: tuple[str, ...]
     input_ids: Int[Tensor, "B S"]
@@ -192,9 +219,13 @@ class Prompt:
     deep: Float[Tensor, "B S F"] | None = None  # see `Encoded.deep`
 
     def rows(
-        self, index: Int[Tensor, " R"], width: int | None = None, numbers: Sequence[int] | None = None
+        self,
+        index: Int[Tensor, " R"],
+        width: int | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> "Prompt":
-        """The prompts at `index`, their last `width` columns; `numbers` are the same where the host knows them."""
+        """The prompts at `index`, their last `width` columns; `numbers` are the same where the host
+        knows them."""
         start = 0 if width is None else self.visual.shape[1] - width
         fields = ("input_ids", "embeds", "attention", "visual", "image")
         return replace(
@@ -208,32 +239,42 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a reward may look at. Row 0 of every [T+1, B] field is the prompt with all visual tokens."""
+    """All that a reward may look at. Row 0 of every [T+1, B] field is the prompt with all visual
+    tokens."""
 
     uids: tuple[str, ...]
     kept: Int[Tensor, "T1 B"]
     score: Float[Tensor, "T1 B"] | None = None  # the task's own score in [0, 1]
-    log_prob: Float[Tensor, "T1 B"] | None = None  # mean nats per reference-answer token, teacher-forced
-    flops: Float[Tensor, "T1 B"] | None = None  # of the whole question, selector included in rows 1 on
-    answer_kl: Float[Tensor, "T1 B"] | None = None  # nats per token, from the answer with all tokens; row 0 is 0
-    agreement: Float[Tensor, "T1 B"] | None = None  # 1 where the answer is the one with all tokens; row 0 is 1
+    # mean nats per reference-answer token, teacher-forced
+    log_prob: Float[Tensor, "T1 B"] | None = None
+    # of the whole question, selector included in rows 1 on
+    flops: Float[Tensor, "T1 B"] | None = None
+    # nats per token, from the answer with all tokens; row 0 is 0
+    answer_kl: Float[Tensor, "T1 B"] | None = None
+    # 1 where the answer is the one with all tokens; row 0 is 1
+    agreement: Float[Tensor, "T1 B"] | None = None
 
 
 @runtime_checkable
 class LVLM(Protocol):
-    """A frozen vision-language model. A plain object, never a registered submodule of a LightningModule."""
+    """A frozen vision-language model. A plain object, never a registered submodule of a
+    LightningModule."""
 
     name: str
     width: int
     device: torch.device
 
-    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded: ...
+    def encode(
+        self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()
+    ) -> Encoded: ...
 
     def answer(self, prompt: Prompt) -> list[str]: ...
 
-    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
-        """Teacher-forced mean log-probability (nats per token, end token included) of each answer, and whether
-        greedy decoding would produce exactly that answer."""
+    def score(
+        self, prompt: Prompt, answers: Sequence[str]
+    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """Teacher-forced mean log-probability (nats per token, end token included) of each answer,
+        and whether greedy decoding would produce exactly that answer."""
         ...
 
 
@@ -242,15 +283,19 @@ class OpenLVLM(LVLM, Protocol):
     """An LVLM that shows its output distribution."""
 
     def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
-        """Log-probabilities of all N vocabulary entries at every answer token, teacher-forced; nan where an answer is
-        shorter."""
+        """Log-probabilities of all N vocabulary entries at every answer token, teacher-forced; nan
+        where an answer is shorter."""
         ...
 
     def divergence(
-        self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
+        self,
+        prompt: Prompt,
+        answers: Sequence[str],
+        reference: Float[Tensor, "R A N"],
+        index: Int[Tensor, " B"],
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """KL(reference[index[i]] || distributions of prompt i), mean over the answer's tokens in nats, and 1.0 where
-        every token has the same arg-max; `reference` is of `distributions`."""
+        """KL(reference[index[i]] || distributions of prompt i), mean over the answer's tokens in
+        nats, and 1.0 where every token has the same arg-max; `reference` is of `distributions`."""
         ...
 
 
@@ -269,17 +314,19 @@ class GatedLVLM(LVLM, Protocol):
 class Pruner(Protocol):
     """Decides which visual tokens live. `extras` names what it needs beyond the projected tokens.
 
-    One that reads `Encoded.question` says so by an attribute `reads_question`, one that can choose how many tokens to
-    keep (keep_ratio None) by `decides_alone`; one that cannot have every ratio refuses the others, before anything is
-    encoded, by `check_reach(keep_ratio, shape)`. What choosing costs, in FLOPs per image, is
-    `flops(shape, tokens, kept)`; a policy says it per prompt, by `flops_by_part(tokens, words, kept)`.
+    One that reads `Encoded.question` says so by an attribute `reads_question`, one that can choose
+    how many tokens to keep (keep_ratio None) by `decides_alone`; one that cannot have every ratio
+    refuses the others, before anything is encoded, by `check_reach(keep_ratio, shape)`. What
+    choosing costs, in FLOPs per image, is `flops(shape, tokens, kept)`; a policy says it per
+    prompt, by `flops_by_part(tokens, words, kept)`.
     """
 
     name: str
     extras: frozenset[str]
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep exactly `budget(keep_ratio, n)` tokens per image; with None the pruner decides how many."""
+        """Keep exactly `budget(keep_ratio, n)` tokens per image; with None the pruner decides how
+        many."""
         ...
 
 
@@ -303,6 +350,6 @@ class Dataset(Protocol):
     def score(self, sample: Sample, prediction: str) -> float: ...
 
     def teacher_forced(self, sample: Sample) -> bool:
-        """Whether this sample's score equals "the greedy answer is exactly answers[0]" (then one teacher-forced
-        forward replaces a generation)."""
+        """Whether this sample's score equals "the greedy answer is exactly answers[0]" (then one
+        teacher-forced forward replaces a generation)."""
         ...

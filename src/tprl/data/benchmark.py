@@ -1,4 +1,5 @@
-"""What every public benchmark shares: rows become samples, damaged rows are counted, images are bounded."""
+"""What every public benchmark shares: rows become samples, damaged rows are counted, images are
+bounded."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -17,7 +18,8 @@ from tprl.data.values import several, shortened
 from tprl.errors import UserError
 from tprl.types import Box, Dataset, Sample
 
-NOT_A_TEXT = "value is not a text"  # the reason of rows with a list, a dict or a truth value in place of a text
+# the reason of rows with a list, a dict or a truth value in place of a text
+NOT_A_TEXT = "value is not a text"
 
 
 class BadRow(Exception):
@@ -36,13 +38,14 @@ class BadRow(Exception):
 class Benchmark(ABC):
     """Questions of one split, with the score that the benchmark publishes.
 
-    A subclass names its `hub` repository, `splits` and `protocol`, makes a `Sample` of a row (`sample`), scores an
-    answer (`score`), and says how the official numbers come from it (`facts`, `per_image`, `official`). The uid of a
-    sample is `<name>/<split>/<image>/<question>`: questions about one image share all but the last part.
+    A subclass names its `hub` repository, `splits` and `protocol`, makes a `Sample` of a row
+    (`sample`), scores an answer (`score`), and says how the official numbers come from it (`facts`,
+    `per_image`, `official`). The uid of a sample is `<name>/<split>/<image>/<question>`: questions
+    about one image share all but the last part.
 
-    A row with a broken image, no answer, no box, an empty question, or texts or an image that the LVLM in use cannot
-    read (`read_by`) raises `BadRow` and is counted in `damage`; the last one that `max_bad_rows` allows for is passed
-    over, the next is an error. Read rows by `take`.
+    A row with a broken image, no answer, no box, an empty question, or texts or an image that the
+    LVLM in use cannot read (`read_by`) raises `BadRow` and is counted in `damage`; the last one
+    that `max_bad_rows` allows for is passed over, the next is an error. Read rows by `take`.
 
     Args:
         split: "train", "val" or "test", or a split of the repository by its own name.
@@ -52,7 +55,8 @@ class Benchmark(ABC):
         max_pixels: larger images are scaled down to so many pixels.
 
     Raises:
-        UserError: no such split, no rows, a bound that bounds nothing, or `tables.read_table`'s reasons.
+        UserError: no such split, no rows, a bound that bounds nothing, or `tables.read_table`'s
+            reasons.
     """
 
     name: str
@@ -62,7 +66,8 @@ class Benchmark(ABC):
     protocol: str  # one line: prompt, normalization, and what the headline number is
     headline: str = "accuracy"  # the official number that tables show
     answer_tokens: int = 16  # that an answer usually needs, see `scoring.lengths`
-    answer_columns: ClassVar[tuple[str, ...]] = ()  # where rows have free text as answers, for `answers_in`
+    # where rows have free text as answers, for `answers_in`
+    answer_columns: ClassVar[tuple[str, ...]] = ()
     labelled: bool = True  # whether rows must have answers
     divides_files: bool = False  # whether one file can hold several splits
 
@@ -75,21 +80,32 @@ class Benchmark(ABC):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if limit is not None and limit < 1:
-            raise UserError(f"limit must be at least 1 or null, got {limit}; null reads all questions of {self.name}.")
+            raise UserError(
+                f"limit must be at least 1 or null, got {limit}; "
+                f"null reads all questions of {self.name}."
+            )
         if not 0 <= max_bad_rows <= 1:
-            raise UserError(f"max_bad_rows must be a share in [0, 1], got {max_bad_rows}; use e.g. 0.01.")
+            raise UserError(
+                f"max_bad_rows must be a share in [0, 1], got {max_bad_rows}; use e.g. 0.01."
+            )
         if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
             raise UserError(
-                f"dataset.max_pixels={max_pixels} is no number of pixels: use a whole number from 1 on, "
-                f"e.g. {MAX_PIXELS}."
+                f"dataset.max_pixels={max_pixels} is no number of pixels: "
+                f"use a whole number from 1 on, e.g. {MAX_PIXELS}."
             )
         self.split, self.max_bad_rows, self.max_pixels = split, max_bad_rows, max_pixels
         self.source = source or self.hub
         path = Path(self.source)
-        if path.is_file() and not self.divides_files and split in ("train", "val") and len(self.splits) > 1:
+        if (
+            path.is_file()
+            and not self.divides_files
+            and split in ("train", "val")
+            and len(self.splits) > 1
+        ):
             raise UserError(
-                f"{path} is one file, which {self.name} would read as {split} and as every other split: give "
-                f"dataset.source=<a folder with {self.split_name(split)}{path.suffix} and the like>."
+                f"{path} is one file, which {self.name} would read as {split} "
+                "and as every other split: give dataset.source=<a folder with "
+                f"{self.split_name(split)}{path.suffix} and the like>."
             )
         self.rows = self.read(self.source, self.split_name(split))
         self._length = self.count() if limit is None else min(limit, self.count())
@@ -99,7 +115,7 @@ class Benchmark(ABC):
         self._latest: tuple[str, Picture] | None = None
         self._reader: Any = None
 
-    # --- what a subclass says -----------------------------------------------------------------------------------
+    # --- what a subclass says ---------------------------------------------------------------------
 
     @abstractmethod
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
@@ -118,11 +134,13 @@ class Benchmark(ABC):
         return (self.score(sample, prediction), 1.0)
 
     def per_image(self, facts: Float[Tensor, "N F"]) -> Float[Tensor, " G"]:
-        """The facts of an image, from those of its questions; a sum unless the benchmark counts whole images."""
+        """The facts of an image, from those of its questions; a sum unless the benchmark counts
+        whole images."""
         return facts.sum(0)
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
-        """The published numbers in their published unit (percent, points), from facts summed over images."""
+        """The published numbers in their published unit (percent, points), from facts summed over
+        images."""
         return {"accuracy": 100 * total[..., 0] / total[..., 1]}
 
     def teacher_forced(self, sample: Sample) -> bool:
@@ -138,21 +156,28 @@ class Benchmark(ABC):
         return ()
 
     def references(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
-        """The reference answers of each of the first `limit` questions, from `answer_columns` alone: no image is
-        opened. Rows without an answer, and datasets whose answers are a word or a letter, have none."""
+        """The reference answers of each of the first `limit` questions, from `answer_columns`
+        alone: no image is opened. Rows without an answer, and datasets whose answers are a word or
+        a letter, have none."""
         rows: Any = self.rows
-        names = [] if isinstance(rows, list) else [name for name in self.answer_columns if name in rows.column_names]
+        names = (
+            []
+            if isinstance(rows, list)
+            else [name for name in self.answer_columns if name in rows.column_names]
+        )
         table = rows.select_columns(names) if names else rows if isinstance(rows, list) else []
         count = min(limit or len(self), len(self)) if self.answer_columns and len(table) else 0
         for index in range(count):
             try:
-                answers = tuple(text for text in self.answers_in(table[self.at(index)]) if text.strip())
+                answers = tuple(
+                    text for text in self.answers_in(table[self.at(index)]) if text.strip()
+                )
             except (BadRow, KeyError):  # counted when the row is taken
                 continue
             if answers:
                 yield answers
 
-    # --- rows ---------------------------------------------------------------------------------------------------
+    # --- rows -------------------------------------------------------------------------------------
 
     def read(self, source: str, split: str) -> Table:
         """The rows of a split."""
@@ -184,7 +209,10 @@ class Benchmark(ABC):
             return self.splits[split]
         if split in ("train", "val", "test"):
             there = ", ".join(self.splits)
-            raise UserError(f"{self.name} has no labelled split '{split}', only {there}: train on another dataset.")
+            raise UserError(
+                f"{self.name} has no labelled split '{split}', "
+                f"only {there}: train on another dataset."
+            )
         return split
 
     def __len__(self) -> int:
@@ -208,16 +236,18 @@ class Benchmark(ABC):
         return sample
 
     def read_by(self, lvlm: Any) -> None:
-        """Count rows as damaged that this LVLM cannot read (see its `refusal`); call it before a question is taken."""
+        """Count rows as damaged that this LVLM cannot read (see its `refusal`); call it before a
+        question is taken."""
         self._reader = lvlm if hasattr(lvlm, "refusal") else None
 
     def _count(self, index: int, bad: BadRow) -> None:
         self._bad[index] = bad.reason
         if len(self._bad) > self.max_bad_rows * len(self):
             raise UserError(
-                f"{self.name}: {self.where(index)} has a fault ({bad}), and with it {len(self._bad)} of {len(self)} "
-                f"rows ({self._listed()}), more than max_bad_rows={self.max_bad_rows:g} allows: mend {self.source}, "
-                "or raise dataset.max_bad_rows."
+                f"{self.name}: {self.where(index)} has a fault ({bad}), and with "
+                f"it {len(self._bad)} of {len(self)} rows ({self._listed()}), "
+                f"more than max_bad_rows={self.max_bad_rows:g} allows: mend "
+                f"{self.source}, or raise dataset.max_bad_rows."
             ) from bad
 
     def _sampled(self, index: int) -> Sample:
@@ -236,7 +266,7 @@ class Benchmark(ABC):
     def _listed(self) -> str:
         return ", ".join(f"{reason}: {count}" for reason, count in self.damage.items())
 
-    # --- helpers for subclasses ---------------------------------------------------------------------------------
+    # --- helpers for subclasses -------------------------------------------------------------------
 
     @property
     def folder(self) -> Path:
@@ -248,11 +278,12 @@ class Benchmark(ABC):
         return writable(f"{self.name}/{self.split}/{image}/{question}")
 
     def image(self, value: Any, key: object, folder: Path | None = None) -> Image.Image:
-        """A picture as `images.read_picture` reads it; questions in a row about the image `key` share one object.
+        """A picture as `images.read_picture` reads it; questions in a row about the image `key`
+        share one object.
 
         Args:
-            value: {"bytes", "path"} as stored by `datasets`, bytes, base64 text, a path (within `folder`), a picture,
-                or a list of one of these.
+            value: {"bytes", "path"} as stored by `datasets`, bytes, base64 text, a path (within
+                `folder`), a picture, or a list of one of these.
             key: names the image.
             folder: of relative paths; None is that of the source.
 
@@ -271,7 +302,8 @@ class Benchmark(ABC):
 
     @property
     def original_size(self) -> tuple[int, int]:
-        """(width, height) of the latest `image`, upright, before it was scaled down; see `scaled`."""
+        """(width, height) of the latest `image`, upright, before it was scaled down; see
+        `scaled`."""
         assert self._latest is not None
         return self._latest[1].size
 
@@ -282,10 +314,12 @@ def writable(name: str) -> str:
 
 
 def text_of(value: Any, reason: str) -> str:
-    """A text or a number as text, without surrounding white space; a list of one stands for that one.
+    """A text or a number as text, without surrounding white space; a list of one stands for that
+    one.
 
     Raises:
-        BadRow: nothing is left, and the row has a fault for `reason`; or several values, or one that is no text.
+        BadRow: nothing is left, and the row has a fault for `reason`; or several values, or one
+            that is no text.
     """
     values = texts_of(value)
     if len(values) > 1:
@@ -296,23 +330,31 @@ def text_of(value: Any, reason: str) -> str:
 
 
 def texts_of(value: Any) -> list[str]:
-    """A list of texts; one text is a list of one. White space stays, and so do empty texts and gaps, as "".
+    """A list of texts; one text is a list of one. White space stays, and so do empty texts and
+    gaps, as "".
 
     Raises:
         BadRow: a value that is neither text nor number.
     """
     values = several(value)
-    if any(isinstance(item, bool | bytes) or not isinstance(item, str | int | float | None) for item in values):
+    if any(
+        isinstance(item, bool | bytes) or not isinstance(item, str | int | float | None)
+        for item in values
+    ):
         raise BadRow(NOT_A_TEXT, f"got {shortened(value)}, write a text or a list of texts")
     return [plain_text(item) for item in values]
 
 
 def plain_text(value: Any) -> str:
     """A text, or a number as text; "" for anything else."""
-    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    return (
+        str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    )
 
 
-def nothing_left(dataset: Dataset, asked: int, purpose: str, counts: Mapping[str, int] | None = None) -> UserError:
+def nothing_left(
+    dataset: Dataset, asked: int, purpose: str, counts: Mapping[str, int] | None = None
+) -> UserError:
     """The error where not one of the `asked` rows makes a question.
 
     Args:
@@ -320,12 +362,16 @@ def nothing_left(dataset: Dataset, asked: int, purpose: str, counts: Mapping[str
         counts: damaged rows by reason; None takes those that the dataset has counted.
     """
     damage = getattr(dataset, "damage", {}) if counts is None else counts
-    listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items())) or "no reason counted"
+    listed = (
+        ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
+        or "no reason counted"
+    )
     source = getattr(dataset, "source", dataset.name)
     rows = f"all {asked} rows" if asked > 1 else "the only row"
     were_read = "that were read are" if asked > 1 else "that was read is"
     return UserError(
-        f"{rows} of {dataset.name} {were_read} damaged ({listed}), so there is nothing {purpose}: mend {source}."
+        f"{rows} of {dataset.name} {were_read} damaged ({listed}), "
+        f"so there is nothing {purpose}: mend {source}."
     )
 
 
@@ -338,7 +384,9 @@ def passed_over(dataset: Dataset) -> str:
     split = getattr(dataset, "split", "")
     name = f"{dataset.name}/{split}" if split else dataset.name
     count = sum(damage.values())
-    return f"{count} damaged row{'s were' if count > 1 else ' was'} passed over in {name} ({listed})"
+    return (
+        f"{count} damaged row{'s were' if count > 1 else ' was'} passed over in {name} ({listed})"
+    )
 
 
 def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:
@@ -351,7 +399,8 @@ def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sa
 
 
 def taken(dataset: Dataset, indices: Iterable[int]) -> Iterator[Sample]:
-    """The samples at `indices` one by one, less those of damaged rows, which the dataset has counted."""
+    """The samples at `indices` one by one, less those of damaged rows, which the dataset has
+    counted."""
     return (sample for _, sample in numbered(dataset, indices))
 
 
@@ -360,13 +409,19 @@ def take(dataset: Dataset, indices: Iterable[int]) -> list[Sample]:
     return list(taken(dataset, indices))
 
 
-def batches(dataset: Dataset, limit: int | None, size: int, first: int = 0) -> Iterator[list[Sample]]:
+def batches(
+    dataset: Dataset, limit: int | None, size: int, first: int = 0
+) -> Iterator[list[Sample]]:
     """The samples of rows `first` .. `limit` (None: all), `size` at a time."""
-    for batch in numbered_batches(dataset, range(first, min(limit or len(dataset), len(dataset))), size):
+    for batch in numbered_batches(
+        dataset, range(first, min(limit or len(dataset), len(dataset))), size
+    ):
         yield [sample for _, sample in batch]
 
 
-def numbered_batches(dataset: Dataset, indices: Iterable[int], size: int) -> Iterator[list[tuple[int, Sample]]]:
+def numbered_batches(
+    dataset: Dataset, indices: Iterable[int], size: int
+) -> Iterator[list[tuple[int, Sample]]]:
     """`numbered`, `size` at a time."""
     stream = numbered(dataset, indices)
     while batch := list(islice(stream, size)):
@@ -374,7 +429,8 @@ def numbered_batches(dataset: Dataset, indices: Iterable[int], size: int) -> Ite
 
 
 def scaled(box: Sequence[float], size: tuple[int, int], image: Image.Image) -> Box:
-    """A box of an image that was `size` (width, height) large, on `image`, which may have been scaled down."""
+    """A box of an image that was `size` (width, height) large, on `image`, which may have been
+    scaled down."""
     fx, fy = image.width / size[0], image.height / size[1]
     x1, y1, x2, y2 = box
     return (x1 * fx, y1 * fy, x2 * fx, y2 * fy)

@@ -34,11 +34,13 @@ _PLACE = re.compile(
 
 
 def first_place(text: str) -> tuple[float, ...] | None:
-    """The first box (x1, y1, x2, y2) or point (x, y) in a text, corners in order; None if there is none.
+    """The first box (x1, y1, x2, y2) or point (x, y) in a text, corners in order; None if there is
+    none.
 
-    Boxes are [x1, y1, x2, y2] or (x1, y1, x2, y2), as in {"bbox_2d": [...]}; (x1,y1),(x2,y2); <box>...</box>; or four
-    numbers that are the whole text. Points are (x, y) or [x, y], <point>...</point>, or two numbers that are the whole
-    text. Numbers in other company, and boxes that are not complete, are none.
+    Boxes are [x1, y1, x2, y2] or (x1, y1, x2, y2), as in {"bbox_2d": [...]}; (x1,y1),(x2,y2);
+    <box>...</box>; or four numbers that are the whole text. Points are (x, y) or [x, y],
+    <point>...</point>, or two numbers that are the whole text. Numbers in other company, and boxes
+    that are not complete, are none.
     """
     return next(_places(text), None)
 
@@ -72,8 +74,8 @@ def iou(a: Box, b: Box) -> float:
 
 
 def unit(coordinates: str, size: Size | tuple[float, float], seen: Size) -> tuple[float, float]:
-    """Pixels of an image, or of the part of it that is seen, of `size` in one unit of x and of y; `seen` is its size
-    after the processor's resize."""
+    """Pixels of an image, or of the part of it that is seen, of `size` in one unit of x and of y;
+    `seen` is its size after the processor's resize."""
     width, height = size
     return {
         "absolute": (1.0, 1.0),
@@ -90,10 +92,18 @@ def in_pixels(
     return tuple(value * pixels[i % 2] + origin[i % 2] for i, value in enumerate(place))
 
 
-def box_text(box: Box, coordinates: str, pixels: tuple[float, float], origin: tuple[float, float] = (0.0, 0.0)) -> str:
-    """A box in pixels as a model would write it: three decimals of a fraction, whole numbers of anything else."""
+def box_text(
+    box: Box,
+    coordinates: str,
+    pixels: tuple[float, float],
+    origin: tuple[float, float] = (0.0, 0.0),
+) -> str:
+    """A box in pixels as a model would write it: three decimals of a fraction, whole numbers of
+    anything else."""
     values = [(value - origin[i % 2]) / pixels[i % 2] for i, value in enumerate(box)]
-    return f"[{', '.join(f'{v:.3f}' if coordinates == 'relative' else str(round(v)) for v in values)}]"
+    return (
+        f"[{', '.join(f'{v:.3f}' if coordinates == 'relative' else str(round(v)) for v in values)}]"
+    )
 
 
 def inside(place: Sequence[float], box: Box) -> bool:

@@ -19,24 +19,36 @@ _AT_START = re.compile(r"\(([a-z])\)|([a-z])(?=[.:),]?\s*(?:\n|$)|[.:)]\s)", re.
 
 
 class MultipleChoice(Benchmark):
-    """A benchmark of questions with options "A. ..., B. ...", in LLaVA-1.5's prompt (see `means` for answers).
+    """A benchmark of questions with options "A. ..., B. ...", in LLaVA-1.5's prompt (see `means`
+    for answers).
 
-    Evaluations elsewhere differ for answers that name no option: VLMEvalKit asks a language model and then draws an
-    option at random, lmms-eval compares the first letter, SEED-Bench's own ranks the options by likelihood.
+    Evaluations elsewhere differ for answers that name no option: VLMEvalKit asks a language model
+    and then draws an option at random, lmms-eval compares the first letter, SEED-Bench's own ranks
+    the options by likelihood.
     """
 
     def posed(
-        self, uid: str, image: Image.Image, question: Any, options: Sequence[Any], right: Any, family: str = ""
+        self,
+        uid: str,
+        image: Image.Image,
+        question: Any,
+        options: Sequence[Any],
+        right: Any,
+        family: str = "",
     ) -> Sample:
-        """The question with its options; the answers are the letter and the text of option number `right`.
+        """The question with its options; the answers are the letter and the text of option number
+        `right`.
 
         Raises:
-            BadRow: empty question, fewer than two options, an empty option, or `right` is none of them.
+            BadRow: empty question, fewer than two options, an empty option, or `right` is none of
+                them.
         """
         if len(options) < 2:
             raise BadRow("no options", f"got {shortened(options)}, write a list of two or more")
         if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(options):
-            raise BadRow("no answer", f"got {shortened(right)}, and there are {len(options)} options")
+            raise BadRow(
+                "no answer", f"got {shortened(right)}, and there are {len(options)} options"
+            )
         texts = [text_of(option, "empty option") for option in options]
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
         prompt = "\n".join([text_of(question, "empty question"), *lines, INSTRUCTION])
@@ -55,26 +67,32 @@ def number_of(value: Any) -> int:
     """
     letter = value.strip() if isinstance(value, str) else ""
     if len(letter) != 1 or letter not in LETTERS:
-        raise BadRow("no answer", f"got {shortened(value)}, write the letter of an option" if value else "")
+        raise BadRow(
+            "no answer", f"got {shortened(value)}, write the letter of an option" if value else ""
+        )
     return LETTERS.index(letter)
 
 
 def means(prediction: str, letter: str, text: str) -> bool:
     """Whether an answer chooses the option with this letter and text.
 
-    1. What follows the last "answer is" or "answer:" counts, if the answer has one of these, and else all of it.
-    2. If that is the option's full text, but for case, white space and a full stop at the end, it is chosen. An option
-       that is a single character can only be chosen by its letter.
-    3. A letter is named by an answer that is one, or starts with one in brackets ("(B) dog"), with one before a full
-       stop, colon or bracket ("B. dog", "b: dog", "B) dog"), or with one on a line of its own. After "answer is" or
-       "answer:" a capital that is a word will do ("The answer is B because ..."). Case does not count otherwise. What
-       follows the letter does not count: "B. cat" chooses B where A is the cat.
+    1. What follows the last "answer is" or "answer:" counts, if the answer has one of these, and
+        else all of it.
+    2. If that is the option's full text, but for case, white space and a full stop at the end, it
+       is chosen. An option that is a single character can only be chosen by its letter.
+    3. A letter is named by an answer that is one, or starts with one in brackets ("(B) dog"), with
+       one before a full stop, colon or bracket ("B. dog", "b: dog", "B) dog"), or with one on a
+       line of its own. After "answer is" or "answer:" a capital that is a word will do ("The answer
+       is B because ..."). Case does not count otherwise. What follows the letter does not count:
+       "B. cat" chooses B where A is the cat.
     4. Any other answer chooses nothing, "A dog and a cat" or "I think B" for example.
     """
     reply = _LEAD.split(prediction)[-1].strip()
     if len(text) > 1 and _plain(text) in (_plain(reply), _plain(prediction)):
         return True
-    match = (_AFTER_LEAD.match(reply) if _LEAD.search(prediction) else None) or _AT_START.match(reply)
+    match = (_AFTER_LEAD.match(reply) if _LEAD.search(prediction) else None) or _AT_START.match(
+        reply
+    )
     return match is not None and next(group for group in match.groups() if group).upper() == letter
 
 

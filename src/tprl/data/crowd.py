@@ -1,7 +1,9 @@
-"""`crowd`: 24 to 40 small objects in one image, far more than a small budget of visual tokens can show.
+"""`crowd`: 24 to 40 small objects in one image, far more than a small budget of visual tokens can
+show.
 
-The same drawn objects as in `scenes`, on 128 x 128 pixels. No two objects agree in size, color and shape, so these
-three words name one of them. A pruner that does not read the question cannot know which.
+The same drawn objects as in `scenes`, on 128 x 128 pixels. No two objects agree in size, color and
+shape, so these three words name one of them. A pruner that does not read the question cannot know
+which.
 """
 
 from collections.abc import Sequence
@@ -25,15 +27,20 @@ SIDE = 128  # pixels
 SIZES = {"small": (4, 4), "large": (6, 7)}  # half of the side, pixels, inclusive
 GAP = 2  # pixels between two objects, at least
 FAR = 2 * SIDE**2
-NEARER = 25, 16  # the neighbor that is asked for is at most 4/5 as far as the next one (squares of distances)
+# the neighbor that is asked for is at most 4/5 as far as the next one (squares of distances)
+NEARER = 25, 16
 
 
 def draw_crowd(*key: object) -> Scene:
-    """Objects of the scene with this key: up to 40, at least 24 unless fewer fit, no two of one look."""
+    """Objects of the scene with this key: up to 40, at least 24 unless fewer fit, no two of one
+    look."""
     stream = Stream("things", *key)
     wanted = stream.integer(24, 40)
-    looks = stream.shuffled([(size, color, shape) for size in SIZES for color in COLORS for shape in SHAPES])
-    # The twin of the first in the other size comes last, and so never: the size of one object at least can be asked.
+    looks = stream.shuffled(
+        [(size, color, shape) for size in SIZES for color in COLORS for shape in SHAPES]
+    )
+    # The twin of the first in the other size comes last, and so never: the size of one object at
+    # least can be asked.
     first = looks[0]
     looks.sort(key=lambda look: look[1:] == first[1:] and look != first)
     things: list[Thing] = []
@@ -53,7 +60,8 @@ def full_name(thing: Thing) -> str:
 
 
 def neighbors(things: Sequence[Thing]) -> list[tuple[Thing, bool]]:
-    """For each object the one whose center is nearest, and whether it is clearly nearer than the next one.
+    """For each object the one whose center is nearest, and whether it is clearly nearer than the
+    next one.
 
     Alone, an object is its own neighbor, and not a clear one.
     """
@@ -71,7 +79,13 @@ def neighbors(things: Sequence[Thing]) -> list[tuple[Thing, bool]]:
 def _attribute(things: Sequence[Thing], stream: Stream) -> Question:
     looks = [(o.color, o.shape) for o in things]
     thing = stream.choice([o for o in things if looks.count((o.color, o.shape)) == 1])
-    return Question("attribute", f"what size is the {thing.color} {thing.shape}?", thing.size, None, (thing.box,))
+    return Question(
+        "attribute",
+        f"what size is the {thing.color} {thing.shape}?",
+        thing.size,
+        None,
+        (thing.box,),
+    )
 
 
 def _existence(things: Sequence[Thing], stream: Stream) -> Question:
@@ -89,14 +103,24 @@ def _existence(things: Sequence[Thing], stream: Stream) -> Question:
 
 
 def _count(things: Sequence[Thing], stream: Stream) -> Question:
-    size, color, shape = stream.choice(list(SIZES)), stream.choice(list(COLORS)), stream.choice(SHAPES)
+    size, color, shape = (
+        stream.choice(list(SIZES)),
+        stream.choice(list(COLORS)),
+        stream.choice(SHAPES),
+    )
     match stream.choice(("size and color", "color", "color and shape")):
         case "size and color":
-            words, chosen = f"{size} {color}", [o for o in things if (o.size, o.color) == (size, color)]
+            words, chosen = (
+                f"{size} {color}",
+                [o for o in things if (o.size, o.color) == (size, color)],
+            )
         case "color":
             words, chosen = color, [o for o in things if o.color == color]
         case _:
-            words, chosen = f"{color} {shape}", [o for o in things if (o.color, o.shape) == (color, shape)]
+            words, chosen = (
+                f"{color} {shape}",
+                [o for o in things if (o.color, o.shape) == (color, shape)],
+            )
     # Nothing to count means that every object of the color had to be looked at.
     seen = chosen or [o for o in things if o.color == color] or things
     text = f"how many {words} objects are there?"
@@ -113,12 +137,24 @@ def _neighbor(things: Sequence[Thing], stream: Stream) -> Question:
     thing, other = stream.choice(clear or [(thing, other) for thing, (other, _) in pairs])
     kind = stream.choice(("color", "shape"))
     answer = other.color if kind == "color" else other.shape
-    return Question("neighbor", f"what {kind} is next to the {full_name(thing)}?", answer, None, (thing.box, other.box))
+    return Question(
+        "neighbor",
+        f"what {kind} is next to the {full_name(thing)}?",
+        answer,
+        None,
+        (thing.box, other.box),
+    )
 
 
 def _grounding(things: Sequence[Thing], stream: Stream) -> Question:
     thing = stream.choice(things)
-    return Question("grounding", f"where is the {full_name(thing)}?", corners_text(thing.box), thing.box, (thing.box,))
+    return Question(
+        "grounding",
+        f"where is the {full_name(thing)}?",
+        corners_text(thing.box),
+        thing.box,
+        (thing.box,),
+    )
 
 
 CROWD = World(

@@ -28,18 +28,20 @@ PARTS = ("train",) * 8 + ("val", "test")  # of a file without a column `split`
 
 
 class Custom(Grounding):
-    """Accuracy, percent: exact match with one of the answers, case and outer spaces ignored, or an IoU of at least 0.5
-    with the box; and the mean IoU where there are boxes. Questions reach the model as they are.
+    """Accuracy, percent: exact match with one of the answers, case and outer spaces ignored, or an
+    IoU of at least 0.5 with the box; and the mean IoU where there are boxes. Questions reach the
+    model as they are.
 
     Rows are JSON lines, a JSON list, CSV, TSV, parquet or arrow, with these columns:
 
         image     a path, an image as `datasets` stores it, or a list of either
         question  text
         answers   text or a list of texts; the first is the one that rewards teach; or
-        box       [x1, y1, x2, y2] in pixels of the image, x2 and y2 exclusive; `box_unit` and `box_form` name others
+        box       [x1, y1, x2, y2] in pixels of the image, x2 and y2 exclusive; `box_unit` and
+                  `box_form` name others
         id        optional, different in every row
-        split     optional; without it 8 of 10 images are for training and one each for validation and test, drawn from
-                  the image's name, and split=all is all of them
+        split     optional; without it 8 of 10 images are for training and one each for validation
+                  and test, drawn from the image's name, and split=all is all of them
 
     Args:
         images: folder that relative paths start from; None is the folder of the file.
@@ -47,7 +49,8 @@ class Custom(Grounding):
         split, source, options: see `Grounding`; `source` is the file.
 
     Raises:
-        UserError: no file, columns that are not there, an id twice, no rows in the split, or `Grounding`'s reasons.
+        UserError: no file, columns that are not there, an id twice, no rows in the split, or
+            `Grounding`'s reasons.
     """
 
     name = "custom"
@@ -68,11 +71,14 @@ class Custom(Grounding):
         self.labelled = labelled
         if not source or not Path(source).is_file():
             problem = f"{source} is no file" if source else "dataset=custom needs your data"
-            raise UserError(f"{problem}: set dataset.source=<a {', '.join(FILES[:-1])} or {FILES[-1]} file>.")
+            raise UserError(
+                f"{problem}: set dataset.source=<a {', '.join(FILES[:-1])} or {FILES[-1]} file>."
+            )
         self.file, self._images_from = Path(source), images
         if not self.folder.is_dir():
             raise UserError(
-                f"dataset.images must be a folder, got {images}; use the one that the paths in {source} start from."
+                f"dataset.images must be a folder, got {images}; use "
+                f"the one that the paths in {source} start from."
             )
         super().__init__(split, source=source, **options)
 
@@ -80,7 +86,7 @@ class Custom(Grounding):
     def folder(self) -> Path:
         return Path(self._images_from or self.file.parent)
 
-    # --- rows ---------------------------------------------------------------------------------------------------
+    # --- rows -------------------------------------------------------------------------------------
 
     def read(self, source: str, split: str) -> Table:
         rows = read_table(source, None, split)
@@ -91,13 +97,20 @@ class Custom(Grounding):
         parts = [entry.part for entry in entries]
         if all(part is None for part in parts):
             parts = [PARTS[stable_seed(entry.image, 0) % len(PARTS)] for entry in entries]
-            log.info("%s has no column split: %s, by the names of the images", source, _counted(parts))
+            log.info(
+                "%s has no column split: %s, by the names of the images", source, _counted(parts)
+            )
         elif None in parts:
-            raise UserError(f"{self._line(parts.index(None))}: split is missing; give every row one, or none.")
+            raise UserError(
+                f"{self._line(parts.index(None))}: split is missing; give every row one, or none."
+            )
         self._keys = [entry.key for entry in entries]
         self._places = [place for place, part in enumerate(parts) if split in ("all", part)]
         if entries and not self._places:
-            raise UserError(f"{source} has no rows in split {split} ({_counted(parts)}): use split=all or another one.")
+            raise UserError(
+                f"{source} has no rows in split {split} "
+                f"({_counted(parts)}): use split=all or another one."
+            )
         return rows
 
     def count(self) -> int:
@@ -111,7 +124,11 @@ class Custom(Grounding):
 
     def _line(self, place: int) -> str:
         """Where a row is, for errors."""
-        return f"{self.file}, row {place + 1}" if self._lines is None else f"{self.file}, line {self._lines[place]}"
+        return (
+            f"{self.file}, row {place + 1}"
+            if self._lines is None
+            else f"{self.file}, line {self._lines[place]}"
+        )
 
     def _check(self, entries: Sequence["_Entry"]) -> None:
         """Refuse a file without the columns, and an id that two rows have."""
@@ -124,12 +141,17 @@ class Custom(Grounding):
         missing = [name for name, either in wanted.items() if not either & filled]
         if entries and missing:
             there = ", ".join(sorted(filled))
-            raise UserError(f"{self.file} has no column {', '.join(missing)}, only {there}: rename or add it.")
+            raise UserError(
+                f"{self.file} has no column {', '.join(missing)}, only {there}: rename or add it."
+            )
         first: dict[str, int] = {}
         for place, entry in enumerate(entries):
             if first.setdefault(entry.key, place) != place:
                 other = self._line(first[entry.key])
-                raise UserError(f"{self._line(place)}: id={entry.key} is also that of {other}; give each row its own.")
+                raise UserError(
+                    f"{self._line(place)}: id={entry.key} is also "
+                    f"that of {other}; give each row its own."
+                )
 
     def _check_boxes(self, rows: Table, entries: Sequence["_Entry"]) -> None:
         """Refuse a file whose boxes cannot be in the unit or the form that they are read in."""
@@ -147,7 +169,7 @@ class Custom(Grounding):
         if reason and self.max_bad_rows < 1:
             raise UserError(f"{self.file}: {reason}.")
 
-    # --- samples ------------------------------------------------------------------------------------------------
+    # --- samples ----------------------------------------------------------------------------------
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         question, name = row.get("question"), _image_name(row.get("image"), self.folder)
@@ -160,11 +182,18 @@ class Custom(Grounding):
         if row.get("box") is None:
             return Sample(uid, images, question, tuple(self.answers_in(row)))
         if row.get("answers"):
-            raise BadRow("answers and a box", f"answers={row['answers']!r}, box={row['box']!r}; leave one of them out")
+            raise BadRow(
+                "answers and a box",
+                f"answers={row['answers']!r}, box={row['box']!r}; leave one of them out",
+            )
         if len(images) != 1:
             raise BadRow("no box", f"box={row['box']!r} with {len(images)} images; give one image")
-        box = scaled(self.true_box(row["box"], self.original_size, index), self.original_size, images[0])
-        return Sample(uid, images, question, (self.written(box, images[0]),), box=box, region=(box,))
+        box = scaled(
+            self.true_box(row["box"], self.original_size, index), self.original_size, images[0]
+        )
+        return Sample(
+            uid, images, question, (self.written(box, images[0]),), box=box, region=(box,)
+        )
 
     def _images(self, value: Any) -> tuple[Image.Image, ...]:
         images = []
@@ -185,17 +214,24 @@ class Custom(Grounding):
     def references(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
         return Benchmark.references(self, limit) if self.labelled else iter(())
 
-    # --- score --------------------------------------------------------------------------------------------------
+    # --- score ------------------------------------------------------------------------------------
 
     def score(self, sample: Sample, prediction: str) -> float:
         if sample.box is not None:
             return float(self.iou(sample, prediction) >= 0.5)
-        return float(prediction.strip().lower() in {answer.strip().lower() for answer in sample.answers})
+        return float(
+            prediction.strip().lower() in {answer.strip().lower() for answer in sample.answers}
+        )
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """Right, asked; IoU, boxes asked for."""
         boxes = float(sample.box is not None)
-        return (self.score(sample, prediction), 1.0, self.iou(sample, prediction) if boxes else 0.0, boxes)
+        return (
+            self.score(sample, prediction),
+            1.0,
+            self.iou(sample, prediction) if boxes else 0.0,
+            boxes,
+        )
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         right, asked, overlap, boxes = total.unbind(-1)
@@ -219,13 +255,14 @@ def _entry(row: Mapping[str, Any], place: int, folder: Path) -> _Entry:
 
 
 def _image_name(value: Any, folder: Path) -> str:
-    """What an image is called in uids, and what decides its part: the same for every spelling of its path; several
-    images go by the first."""
+    """What an image is called in uids, and what decides its part: the same for every spelling of
+    its path; several images go by the first."""
     if isinstance(value, list):
         return _image_name(value[0], folder) if value else ""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes) or (isinstance(value, str) and embedded(value)):  # the image itself, not its name
+    # the image itself, not its name
+    if isinstance(value, bytes) or (isinstance(value, str) and embedded(value)):
         content = value if isinstance(value, bytes) else value.encode("utf-8", "backslashreplace")
         return hashlib.blake2b(content, digest_size=8).hexdigest()
     if value is None or not str(value):
@@ -241,5 +278,7 @@ def _counted(parts: Sequence[Any]) -> str:
 def _answers(value: Any) -> tuple[str, ...]:
     kept = tuple(text for text in texts_of(value) if text.strip())
     if not kept:
-        raise BadRow("no answer", f"answers={shortened(value)}; give a text or a list of texts, or a box")
+        raise BadRow(
+            "no answer", f"answers={shortened(value)}; give a text or a list of texts, or a box"
+        )
     return kept

@@ -17,8 +17,9 @@ THRESHOLD = 0.5
 class DocVQA(Benchmark):
     """Average normalized Levenshtein similarity (ANLS), percent.
 
-    Source: "Scene Text Visual Question Answering" (Biten et al., arXiv 1905.13648) defines it, "DocVQA" (Mathew et al.,
-    arXiv 2007.00398) uses it. Answers of the test set are not public: "test" is the validation split.
+    Source: "Scene Text Visual Question Answering" (Biten et al., arXiv 1905.13648) defines it,
+    "DocVQA" (Mathew et al., arXiv 2007.00398) uses it. Answers of the test set are not public:
+    "test" is the validation split.
     """
 
     name = "docvqa"
@@ -34,7 +35,9 @@ class DocVQA(Benchmark):
         page = f"{row['ucsf_document_id']}-{row['ucsf_document_page_no']}"
         question = PROMPT.format(question=text_of(row["question"], "empty question"))
         answers = tuple(self.answers_in(row))
-        return Sample(self.uid(page, row["questionId"]), (self.image(row["image"], page),), question, answers)
+        return Sample(
+            self.uid(page, row["questionId"]), (self.image(row["image"], page),), question, answers
+        )
 
     def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
         return [text for text in texts_of(row["answers"]) if text.strip()]
@@ -47,9 +50,11 @@ class DocVQA(Benchmark):
 
 
 def anls(prediction: str, answers: Sequence[str]) -> float:
-    """The best answer's 1 - edits / length of the longer text, and 0 where that is below the threshold.
+    """The best answer's 1 - edits / length of the longer text, and 0 where that is below the
+    threshold.
 
-    As in the released evaluation exactly the threshold counts, and lengths are those before white space is merged.
+    As in the released evaluation exactly the threshold counts, and lengths are those before white
+    space is merged.
     """
     reply = _plain(prediction)
     best = 0.0

@@ -16,19 +16,23 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 class GQA(Benchmark):
     """Accuracy, percent, over the balanced questions.
 
-    Source: "GQA: A New Dataset for Real-World Visual Reasoning and Compositional Question Answering" (Hudson and
-    Manning, arXiv 1902.09506). The released evaluation compares strings; as in lmms-eval, case and punctuation are
-    ignored on both sides first (LLaVA's script ignores case and a full stop at the end of the answer).
+    Source: "GQA: A New Dataset for Real-World Visual Reasoning and Compositional Question
+    Answering" (Hudson and Manning, arXiv 1902.09506). The released evaluation compares strings; as
+    in lmms-eval, case and punctuation are ignored on both sides first (LLaVA's script ignores case
+    and a full stop at the end of the answer).
 
-    Questions and images are tables of their own, `<split>_balanced_instructions` and `<split>_balanced_images`, joined
-    by the image's id; the test split is testdev. A single file as `source` holds questions with their `image`.
+    Questions and images are tables of their own, `<split>_balanced_instructions` and
+    `<split>_balanced_images`, joined by the image's id; the test split is testdev. A single file as
+    `source` holds questions with their `image`.
     """
 
     name = "gqa"
     hub = "lmms-lab/GQA"
     splits: ClassVar = {"train": "train", "val": "val", "test": "testdev"}
     answer_columns = ("answer",)
-    protocol = "GQA accuracy on balanced questions (testdev); exact match but for case and punctuation"
+    protocol = (
+        "GQA accuracy on balanced questions (testdev); exact match but for case and punctuation"
+    )
 
     def read(self, source: str, split: str) -> Table:
         self._images: Table | None = None
@@ -50,7 +54,9 @@ class GQA(Benchmark):
         key = row["imageId"]
         question = PROMPT.format(question=text_of(row["question"], "empty question"))
         (answer,) = self.answers_in(row)
-        return Sample(self.uid(key, row["id"]), (self.image(row["image"], key),), question, (answer,))
+        return Sample(
+            self.uid(key, row["id"]), (self.image(row["image"], key),), question, (answer,)
+        )
 
     def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
         return (text_of(row["answer"], "no answer"),)

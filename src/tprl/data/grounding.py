@@ -7,7 +7,16 @@ from typing import Any
 from PIL import Image
 
 from tprl.data.benchmark import Benchmark
-from tprl.data.boxes import COORDINATES, Size, box_text, first_box, first_place, in_pixels, iou, unit
+from tprl.data.boxes import (
+    COORDINATES,
+    Size,
+    box_text,
+    first_box,
+    first_place,
+    in_pixels,
+    iou,
+    unit,
+)
 from tprl.data.images import MAX_PIXELS
 from tprl.data.true_boxes import BoxReader
 from tprl.errors import UserError
@@ -21,12 +30,15 @@ log = logging.getLogger(__name__)
 class Grounding(Benchmark):
     """Questions about where something is; `Sample.box` is in pixels of the sample's image.
 
-    Numbers in an answer are read by one convention (`boxes.COORDINATES`), whatever their size: 0.5 is half a pixel
-    where pixels are agreed on. It is that of the LVLM in use, see `reads_boxes_as`, unless `coordinates` names another.
+    Numbers in an answer are read by one convention (`boxes.COORDINATES`), whatever their size: 0.5
+    is half a pixel where pixels are agreed on. It is that of the LVLM in use, see `reads_boxes_as`,
+    unless `coordinates` names another.
 
     Args:
-        coordinates: "absolute", "relative", "thousand" or "resized"; None is how the LVLM writes them.
-        box_unit, box_form: how rows write the true boxes, see `true_boxes`; None is how this dataset publishes them.
+        coordinates: "absolute", "relative", "thousand" or "resized"; None is how the LVLM writes
+            them.
+        box_unit, box_form: how rows write the true boxes, see `true_boxes`; None is how this
+            dataset publishes them.
         split, limit, source, max_bad_rows, max_pixels: see `Benchmark`.
 
     Raises:
@@ -49,8 +61,8 @@ class Grounding(Benchmark):
     ) -> None:
         if coordinates is not None and coordinates not in COORDINATES:
             raise UserError(
-                f"dataset.coordinates must be one of {', '.join(COORDINATES)}, got {coordinates}; use null for "
-                "those of the model."
+                f"dataset.coordinates must be one of {', '.join(COORDINATES)}, "
+                f"got {coordinates}; use null for those of the model."
             )
         self._coordinates, self._lvlm, self._rule = coordinates, None, self.protocol
         self.reader = BoxReader(box_unit or "absolute", box_form or self.form)
@@ -59,7 +71,8 @@ class Grounding(Benchmark):
         super().__init__(split, limit, source, max_bad_rows, max_pixels)
 
     def reads_boxes_as(self, lvlm: Any) -> None:
-        """Ask for boxes, and read them, as this LVLM writes them. To be called before the first question is taken."""
+        """Ask for boxes, and read them, as this LVLM writes them. To be called before the first
+        question is taken."""
         self._lvlm = lvlm
         if self._coordinates is None:
             self._coordinates = getattr(lvlm, "coordinates", None)
@@ -75,8 +88,10 @@ class Grounding(Benchmark):
         share = (min(x2, width) - max(x1, 0)) * (min(y2, height) - max(y1, 0)) / (width * height)
         if share < 1:
             log.warning(
-                "the processor of %s crops images (of %d x %d pixels it shows %.0f %%): boxes of %s are read within "
-                "what it shows, and those beyond it cannot be answered",
+                (
+                    "the processor of %s crops images (of %d x %d pixels it shows %.0f %%): boxes "
+                    "of %s are read within what it shows, and those beyond it cannot be answered"
+                ),
                 *(lvlm.name, width, height, 100 * share, self.name),
             )
 
@@ -93,8 +108,8 @@ class Grounding(Benchmark):
         """
         if self._coordinates is None:
             raise UserError(
-                f"in which coordinates boxes of {self.name} are written is not known: set dataset.coordinates to one "
-                f"of {', '.join(COORDINATES)}."
+                f"in which coordinates boxes of {self.name} are written is not "
+                f"known: set dataset.coordinates to one of {', '.join(COORDINATES)}."
             )
         return self._coordinates
 
@@ -105,13 +120,19 @@ class Grounding(Benchmark):
     def written(self, box: Box, image: Image.Image) -> str:
         """A box in pixels as the LVLM would write it."""
         x1, y1, x2, y2 = self._shown(image)
-        # What a processor crops away the model cannot point at: its nearest answer ends at the edge of what it sees.
-        seen = (min(max(box[0], x1), x2), min(max(box[1], y1), y2), min(max(box[2], x1), x2), min(max(box[3], y1), y2))
+        # What a processor crops away the model cannot point at: its nearest answer ends at the edge
+        # of what it sees.
+        seen = (
+            min(max(box[0], x1), x2),
+            min(max(box[1], y1), y2),
+            min(max(box[2], x1), x2),
+            min(max(box[3], y1), y2),
+        )
         return box_text(seen, self.coordinates, *self._unit(image))
 
     def longest_box(self) -> str:
-        """A box as long as any that the LVLM would write, of a screen of four digits; "" where nothing says how boxes
-        are written."""
+        """A box as long as any that the LVLM would write, of a screen of four digits; "" where
+        nothing says how boxes are written."""
         value = {"relative": 0.888, "thousand": 888.0, None: 0.0}.get(self._coordinates, 8888.0)
         return box_text((value,) * 4, self._coordinates, (1.0, 1.0)) if self._coordinates else ""
 
@@ -139,8 +160,8 @@ class Grounding(Benchmark):
         return 0.0 if box is None or sample.box is None else iou(box, sample.box)
 
     def true_box(self, value: Any, size: Size, index: int, column: str = "box") -> Box:
-        """The box of question `index` as its row has it, in pixels of an image of `size`; what reaches outside of the
-        image is clipped and counted in `notes`.
+        """The box of question `index` as its row has it, in pixels of an image of `size`; what
+        reaches outside of the image is clipped and counted in `notes`.
 
         Raises:
             BadRow: `BoxReader.read`'s reasons.
@@ -156,7 +177,8 @@ class Grounding(Benchmark):
         return {CLIPPED: len(self._clipped)} if self._clipped else {}
 
     def _shown(self, image: Image.Image) -> Box:
-        """The part of an image that the answer's coordinates are of: what the LVLM sees, within the image."""
+        """The part of an image that the answer's coordinates are of: what the LVLM sees, within the
+        image."""
         width, height = image.size
         if self.coordinates == "absolute" or not hasattr(self._lvlm, "seen_box"):
             return 0.0, 0.0, float(width), float(height)
@@ -168,8 +190,8 @@ class Grounding(Benchmark):
         if self.coordinates == "resized":
             if not hasattr(self._lvlm, "seen_size"):
                 raise UserError(
-                    f"dataset.coordinates=resized: {getattr(self._lvlm, 'name', 'no model')} does not say what size it "
-                    "sees an image in; use absolute, relative or thousand."
+                    f"dataset.coordinates=resized: {getattr(self._lvlm, 'name', 'no model')} does "
+                    "not say what size it sees an image in; use absolute, relative or thousand."
                 )
             seen = self._lvlm.seen_size(*image.size)  # type: ignore[union-attr]
         x1, y1, x2, y2 = self._shown(image)

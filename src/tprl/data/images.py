@@ -27,7 +27,8 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 4096 * 4096  # of an image; larger ones are scaled down
 TOO_MANY = "too many pixels"
-OPENED = 178_956_970  # pixels that are decoded without being asked for: Pillow's own limit against bombs
+# pixels that are decoded without being asked for: Pillow's own limit against bombs
+OPENED = 178_956_970
 
 ORIENTATION = 0x0112  # EXIF tag, 1 to 8; what makes a picture upright
 UPRIGHT = {
@@ -42,13 +43,20 @@ UPRIGHT = {
 SIDEWAYS = range(5, 9)  # orientations that swap width and height
 WIDTH, HEIGHT, BITS, PHOTOMETRIC = 256, 257, 258, 262  # TIFF tags
 WHITE_IS_ZERO = 0  # a value of the last
-KEYS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies gray values of so few bits by, but not color keys
+# what Pillow multiplies gray values of so few bits by, but not color keys
+KEYS = {"1": 255, "L;2": 85, "L;4": 17}
 BASE64 = re.compile(r"data:|iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK")  # how images begin as text
 KINDS = (  # what is no image for Pillow, by its first bytes
-    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer; fetch the file with `git lfs pull`"),
+    (
+        re.compile(rb"version https://git-lfs"),
+        "a Git LFS pointer; fetch the file with `git lfs pull`",
+    ),
     (re.compile(rb".{4}ftyp(?:hei|hev|mif|msf)", re.DOTALL), "HEIC; convert it to JPEG or PNG"),
     (re.compile(rb"\s*(?:<\?xml.*)?<svg", re.DOTALL), "SVG; convert it to PNG"),
-    (re.compile(rb"\s*<(?:!doctype html|html)", re.IGNORECASE), "a web page; download the image itself"),
+    (
+        re.compile(rb"\s*<(?:!doctype html|html)", re.IGNORECASE),
+        "a web page; download the image itself",
+    ),
     (re.compile(rb"%PDF"), "PDF; convert its page to PNG"),
 )
 # What Pillow raises on files that are damaged or that it does not know.
@@ -89,11 +97,14 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
-def read_picture(value: Any, folder: Path | None = None, max_pixels: int | None = MAX_PIXELS) -> Picture:
+def read_picture(
+    value: Any, folder: Path | None = None, max_pixels: int | None = MAX_PIXELS
+) -> Picture:
     """The picture that viewers show of an image.
 
     Args:
-        value: bytes, {"bytes", "path"} as stored by `datasets`, base64 text, a path, or a picture object of Pillow.
+        value: bytes, {"bytes", "path"} as stored by `datasets`, base64 text, a path, or a picture
+            object of Pillow.
         folder: of relative paths.
         max_pixels: larger pictures are scaled down to so many; None: any size.
 
@@ -112,14 +123,15 @@ def read_picture(value: Any, folder: Path | None = None, max_pixels: int | None 
             picture = _scaled(picture, max_pixels)
     except UNREADABLE as error:
         raise BadImage("broken image", _message(error)) from error
-    # What is left of the file's facts (orientation, transparency) was applied: it must not be applied again.
+    # What is left of the file's facts (orientation, transparency) was applied: it must not be
+    # applied again.
     picture.info = {}
     return Picture(picture, size)
 
 
 def shown_size(value: Any, folder: Path | None = None) -> tuple[int, int] | None:
-    """(width, height) of the picture that `read_picture` reads without a bound, from the header of a file alone; None
-    where there is none.
+    """(width, height) of the picture that `read_picture` reads without a bound, from the header of
+    a file alone; None where there is none.
 
     Args:
         value, folder: see `read_picture`.
@@ -130,7 +142,8 @@ def shown_size(value: Any, folder: Path | None = None) -> tuple[int, int] | None
             _check_pixels(stored.size, None)
             if _orientation(stored, decode=stored_here) not in SIDEWAYS:
                 return stored.size
-            # Of TIFF files, some versions of Pillow say the size as it is stored and some as it is shown.
+            # Of TIFF files, some versions of Pillow say the size as it is stored and some as it is
+            # shown.
             tags: Mapping[int, Any] = getattr(stored, "tag_v2", {}) or {}
             width, height = (tags[WIDTH], tags[HEIGHT]) if WIDTH in tags else stored.size
             return height, width
@@ -143,7 +156,7 @@ def embedded(value: str) -> bool:
     return len(value) > 1000 or BASE64.match(value) is not None
 
 
-# --- opening ---------------------------------------------------------------------------------------
+# --- opening --------------------------------------------------------------------------------------
 
 
 def _source(value: Any, folder: Path | None) -> Path | io.BytesIO:
@@ -169,7 +182,9 @@ def _source(value: Any, folder: Path | None) -> Path | io.BytesIO:
     if embedded(text):
         return _filled(_decoded(text))
     if re.match(r"https?://", text):
-        raise BadImage("missing image file", f"{_short(text)} is an address; download it and give its path")
+        raise BadImage(
+            "missing image file", f"{_short(text)} is an address; download it and give its path"
+        )
     raise BadImage("missing image file", f"{path} does not exist")
 
 
@@ -184,11 +199,15 @@ def _decoded(text: str) -> bytes:
     if text.startswith("data:"):
         head, _, content = text.partition(",")
         if not head.endswith(";base64"):
-            raise BadImage("broken image", f"its text begins with {_short(head)}, which is not base64")
+            raise BadImage(
+                "broken image", f"its text begins with {_short(head)}, which is not base64"
+            )
     try:
         return base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadImage("broken image", f"its text is neither a path nor base64 ({error})") from error
+        raise BadImage(
+            "broken image", f"its text is neither a path nor base64 ({error})"
+        ) from error
 
 
 def _short(text: str) -> str:
@@ -197,7 +216,8 @@ def _short(text: str) -> str:
 
 @contextmanager
 def _opened(value: Image.Image | Path | io.BytesIO) -> Generator[Image.Image, None, None]:
-    """The stored picture; its file is closed afterwards, but for an object that belongs to the caller."""
+    """The stored picture; its file is closed afterwards, but for an object that belongs to the
+    caller."""
     if isinstance(value, Image.Image):
         yield value
         return
@@ -206,8 +226,8 @@ def _opened(value: Image.Image | Path | io.BytesIO) -> Generator[Image.Image, No
 
 
 def _open(source: Path | io.BytesIO) -> Image.Image:
-    """Pillow's own limit is off for the moment: it names no option, and `_check_pixels` follows before any pixel is
-    decoded."""
+    """Pillow's own limit is off for the moment: it names no option, and `_check_pixels` follows
+    before any pixel is decoded."""
     with _BOMB_LIMIT:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -227,7 +247,11 @@ def _kind(source: Path | io.BytesIO) -> str:
     else:
         start = source.getvalue()[:64]
     kind = next((kind for pattern, kind in KINDS if pattern.match(start)), None)
-    return f"{name} is {kind}" if kind else f"{name} begins with {start[:12]!r}; give PNG, JPEG, WebP or the like"
+    return (
+        f"{name} is {kind}"
+        if kind
+        else f"{name} begins with {start[:12]!r}; give PNG, JPEG, WebP or the like"
+    )
 
 
 def _rawmode(picture: Image.Image) -> str:
@@ -265,7 +289,7 @@ def _message(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-# --- upright, eight bits, three channels ------------------------------------------------------------
+# --- upright, eight bits, three channels ----------------------------------------------------------
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -274,17 +298,20 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _orientation(picture: Image.Image, decode: bool = True) -> int:
-    """The EXIF orientation, 1 where none is said; without `decode` what a PNG file says after its pixels is left."""
+    """The EXIF orientation, 1 where none is said; without `decode` what a PNG file says after its
+    pixels is left."""
     try:
         exif = picture.getexif() if decode else Image.Image.getexif(picture)
         orientation = exif.get(ORIENTATION)
-    except (*UNREADABLE, AttributeError):  # damaged facts about a whole picture: viewers show it as it is stored
+    # damaged facts about a whole picture: viewers show it as it is stored
+    except (*UNREADABLE, AttributeError):
         return 1
     return orientation if isinstance(orientation, int) else 1
 
 
 def _rgb(picture: Image.Image, stored: Image.Image, rawmode: str) -> Image.Image:
-    """Three channels of 8 bits; `stored` is the picture as it was loaded, with all that the file says."""
+    """Three channels of 8 bits; `stored` is the picture as it was loaded, with all that the file
+    says."""
     if picture.mode == "I" or picture.mode == "F" or picture.mode.startswith("I;16"):
         return _from_numbers(picture, stored)
     if picture.mode == "LAB":
@@ -306,7 +333,8 @@ def _over_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def _with_key(picture: Image.Image, rawmode: str) -> Image.Image:
-    """The picture with its transparent color in units of the loaded pixels: Pillow has it in those of the file."""
+    """The picture with its transparent color in units of the loaded pixels: Pillow has it in those
+    of the file."""
     key = picture.info.get("transparency")
     if rawmode in KEYS and picture.mode != "P" and isinstance(key, int):
         key *= KEYS[rawmode]
@@ -330,7 +358,9 @@ def _from_numbers(picture: Image.Image, stored: Image.Image) -> Image.Image:
     key = stored.info.get("transparency")
     if not isinstance(key, int) or picture.mode == "F":
         return opened
-    return _over_white(opened, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8), "L"))
+    return _over_white(
+        opened, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8), "L")
+    )
 
 
 def _depth(mode: str, stored: Image.Image, tags: Mapping[int, Any]) -> int | None:
@@ -354,7 +384,10 @@ def _gray(values: NDArray[Any], white: int | None) -> NDArray[np.uint8]:
     if white is None or low < 0 or high > white:
         raise BadImage(
             "values out of range",
-            f"pixels from {low:g} to {high:g} with no depth to go by; save them as 8 or 16 bits a channel",
+            (
+                f"pixels from {low:g} to {high:g} with no depth "
+                "to go by; save them as 8 or 16 bits a channel"
+            ),
         )
     return np.rint(values.astype(np.float32) * (255 / white)).astype(np.uint8)
 
@@ -363,7 +396,9 @@ def _from_lab(picture: Image.Image) -> Image.Image:
     try:
         from PIL import ImageCms
     except ImportError as error:  # a build of Pillow without Little CMS
-        raise BadImage("broken image", "CIELAB needs a Pillow with littlecms2; save the image as RGB") from error
+        raise BadImage(
+            "broken image", "CIELAB needs a Pillow with littlecms2; save the image as RGB"
+        ) from error
     try:
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(picture, lab, rgb, outputMode="RGB")

@@ -17,17 +17,19 @@ CIRCULAR = 1_000_000  # rows with a larger index repeat a question with its opti
 
 
 class MMBench(MultipleChoice):
-    """Accuracy by circular evaluation, also per L2 category, and plain ("vanilla") accuracy, percent.
+    """Accuracy by circular evaluation, also per L2 category, and plain ("vanilla") accuracy,
+    percent.
 
-    Source: "MMBench: Is Your Multi-modal Model an All-around Player?" (Liu et al., arXiv 2307.06281): a question with
-    n options is asked n times, each time with the options moved on by one, and is right only if all n answers are.
-    "vanilla" counts the unrotated pass alone. The hub's rows hold the rotations already, under an index that is larger
-    by 1,000,000, 2,000,000, ...; these are left out and made here from the first pass, so that a question's passes
-    follow each other, and files with the first pass alone serve as well. `limit` counts passes. A question of which
-    not all passes were answered counts in "vanilla" only.
+    Source: "MMBench: Is Your Multi-modal Model an All-around Player?" (Liu et al., arXiv
+    2307.06281): a question with n options is asked n times, each time with the options moved on by
+    one, and is right only if all n answers are. "vanilla" counts the unrotated pass alone. The
+    hub's rows hold the rotations already, under an index that is larger by 1,000,000, 2,000,000,
+    ...; these are left out and made here from the first pass, so that a question's passes follow
+    each other, and files with the first pass alone serve as well. `limit` counts passes. A question
+    of which not all passes were answered counts in "vanilla" only.
 
-    The answers of "test" are not public: "test" is the repository's dev split here, as in most papers. Hints stand
-    before the question, as in LLaVA-1.5.
+    The answers of "test" are not public: "test" is the repository's dev split here, as in most
+    papers. Hints stand before the question, as in LLaVA-1.5.
     """
 
     name = "mmbench"
@@ -40,7 +42,9 @@ class MMBench(MultipleChoice):
         rows = super().read(source, split)
         options = zip(*(column(rows, letter) for letter in OPTIONS), strict=True)
         passes = enumerate(zip(column(rows, "index"), map(_present, options), strict=True))
-        first = [(at, max(len(there), 1)) for at, (index, there) in passes if int(index or 0) < CIRCULAR]
+        first = [
+            (at, max(len(there), 1)) for at, (index, there) in passes if int(index or 0) < CIRCULAR
+        ]
         self._passes = [(at, turn, turns) for at, turns in first for turn in range(turns)]
         self.categories = sorted({str(name) for name in column(rows, "L2-category")})
         return rows
@@ -71,7 +75,8 @@ class MMBench(MultipleChoice):
         )
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
-        """For each category: right, asked, passes that the question has, right and asked in the unrotated pass."""
+        """For each category: right, asked, passes that the question has, right and asked in the
+        unrotated pass."""
         turn, turns = map(float, sample.uid.rpartition("/")[2].split("of"))
         right, first = self.score(sample, prediction), float(turn == 1)
         counts = [0.0] * 5 * len(self.categories)
@@ -80,11 +85,14 @@ class MMBench(MultipleChoice):
         return counts
 
     def per_image(self, facts: Float[Tensor, "N F"]) -> Float[Tensor, " G"]:
-        """For each category: all passes right, all passes asked, right and asked in the unrotated pass."""
+        """For each category: all passes right, all passes asked, right and asked in the unrotated
+        pass."""
         blocks = facts.unflatten(-1, (len(self.categories), 5))
         right, asked, _, first_right, first = blocks.sum(0).unbind(-1)
         complete = (asked > 0) & (asked == blocks[..., 2].amax(0))
-        return torch.stack([complete & (right == asked), complete, first_right, first], -1).flatten()
+        return torch.stack(
+            [complete & (right == asked), complete, first_right, first], -1
+        ).flatten()
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         """Percent; nan where no question was asked."""

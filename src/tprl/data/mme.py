@@ -30,13 +30,15 @@ _OWN_INSTRUCTION = re.compile(r"\s*Please answer yes or no\.")
 
 
 class MME(Benchmark):
-    """Perception (at most 2,000), cognition (800) and total; per subtask accuracy, accuracy+ and their sum.
+    """Perception (at most 2,000), cognition (800) and total; per subtask accuracy, accuracy+ and
+    their sum.
 
-    Source: "MME: A Comprehensive Evaluation Benchmark for Multimodal Large Language Models" (Fu et al., arXiv
-    2306.13394) and its released evaluation tool. Accuracy is over questions, accuracy+ over images, of which both
-    answers must be right; a subtask scores the sum of both percentages, and perception and cognition sum their
-    subtasks. Either is nan unless all its subtasks were asked, as a partial sum would be another number. An image of
-    which one question was lost or cut off by `limit` does not count in accuracy+.
+    Source: "MME: A Comprehensive Evaluation Benchmark for Multimodal Large Language Models" (Fu et
+    al., arXiv 2306.13394) and its released evaluation tool. Accuracy is over questions, accuracy+
+    over images, of which both answers must be right; a subtask scores the sum of both percentages,
+    and perception and cognition sum their subtasks. Either is nan unless all its subtasks were
+    asked, as a partial sum would be another number. An image of which one question was lost or cut
+    off by `limit` does not count in accuracy+.
 
     The prompt is that of LLaVA-1.5: its instruction stands in place of "Please answer yes or no."
     """
@@ -45,8 +47,8 @@ class MME(Benchmark):
     hub = "lmms-lab/MME"
     splits: ClassVar = {"test": "test"}
     protocol = (
-        "MME perception: accuracy + accuracy+ summed over its 10 subtasks (cognition and total apart); "
-        "'yes' or 'no' in the first four characters, any other answer is wrong"
+        "MME perception: accuracy + accuracy+ summed over its 10 subtasks (cognition and "
+        "total apart); 'yes' or 'no' in the first four characters, any other answer is wrong"
     )
     headline = "perception"
 
@@ -59,7 +61,9 @@ class MME(Benchmark):
         question = text_of(_OWN_INSTRUCTION.sub("", row["question"] or ""), "empty question")
         key = row["question_id"]  # of both questions about an image
         image = self.image(row["image"], key)
-        return Sample(self.uid(key, index), (image,), f"{question}\n{INSTRUCTION}", (answer,), row["category"])
+        return Sample(
+            self.uid(key, index), (image,), f"{question}\n{INSTRUCTION}", (answer,), row["category"]
+        )
 
     def score(self, sample: Sample, prediction: str) -> float:
         return float(read(prediction) == sample.answers[0])
@@ -72,7 +76,8 @@ class MME(Benchmark):
         return counts
 
     def per_image(self, facts: Float[Tensor, "N F"]) -> Float[Tensor, " G"]:
-        """For each subtask: right, asked, images with both questions right, images with both asked."""
+        """For each subtask: right, asked, images with both questions right, images with both
+        asked."""
         right, asked = facts.sum(0).unflatten(-1, (len(SUBTASKS), 2)).unbind(-1)
         return torch.stack([right, asked, (asked == 2) & (right == 2), asked == 2], -1).flatten()
 
@@ -80,10 +85,18 @@ class MME(Benchmark):
         right, asked, both, images = total.unflatten(-1, (len(SUBTASKS), 4)).unbind(-1)
         accuracy, plus = 100 * right / asked, 100 * both / images
         score = accuracy + plus
-        perception, cognition = (part.sum(-1) for part in score.split([len(PERCEPTION), len(COGNITION)], -1))
-        numbers = {"perception": perception, "cognition": cognition, "total": perception + cognition}
+        perception, cognition = (
+            part.sum(-1) for part in score.split([len(PERCEPTION), len(COGNITION)], -1)
+        )
+        numbers = {
+            "perception": perception,
+            "cognition": cognition,
+            "total": perception + cognition,
+        }
         for name, values in {"score": score, "accuracy": accuracy, "accuracy_plus": plus}.items():
-            numbers |= {f"{name}/{subtask}": values[..., place] for place, subtask in enumerate(SUBTASKS)}
+            numbers |= {
+                f"{name}/{subtask}": values[..., place] for place, subtask in enumerate(SUBTASKS)
+            }
         return numbers
 
 

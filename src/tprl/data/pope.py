@@ -1,4 +1,5 @@
-"""POPE: is an object in the image? Negatives are random, popular, or adversarial (co-occurring) objects."""
+"""POPE: is an object in the image? Negatives are random, popular, or adversarial (co-occurring)
+objects."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,16 +18,19 @@ PROMPT = "{question}\nAnswer the question using a single word or phrase."
 class Pope(Benchmark):
     """Accuracy, precision, recall, F1 and yes-rate, percent; positive is "yes".
 
-    Source: "Evaluating Object Hallucination in Large Vision-Language Models" (Li et al., arXiv 2305.10355). As in its
-    released evaluation an answer is "no" if its first sentence has the word "No", "no" or "not", and else "yes" (see
-    `read`). The headline is F1 over all 9,000 questions; each number is also there per category, as some papers print
-    it.
+    Source: "Evaluating Object Hallucination in Large Vision-Language Models" (Li et al., arXiv
+    2305.10355). As in its released evaluation an answer is "no" if its first sentence has the word
+    "No", "no" or "not", and else "yes" (see `read`). The headline is F1 over all 9,000 questions;
+    each number is also there per category, as some papers print it.
     """
 
     name = "pope"
     hub = "lmms-lab/POPE"
     splits: ClassVar = {"test": "test"}
-    protocol = "POPE F1 over all three categories; 'No', 'no' or 'not' in the first sentence is no, anything else yes"
+    protocol = (
+        "POPE F1 over all three categories; 'No', 'no' or "
+        "'not' in the first sentence is no, anything else yes"
+    )
     headline = "f1"
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
@@ -54,14 +58,17 @@ class Pope(Benchmark):
         blocks = total.unflatten(-1, (len(CATEGORIES), 4))
         numbers = _numbers(blocks.sum(-2))
         for place, category in enumerate(CATEGORIES):
-            numbers |= {f"{name}/{category}": value for name, value in _numbers(blocks[..., place, :]).items()}
+            numbers |= {
+                f"{name}/{category}": value
+                for name, value in _numbers(blocks[..., place, :]).items()
+            }
         return numbers
 
 
 def read(prediction: str) -> str:
-    """ "yes" or "no", by the rule of the released evaluation, to the letter: what stands before the first full stop,
-    commas removed, is split at blanks, and case counts ("NO", "Not sure" and "no!" are yes). White space around the
-    answer is removed before."""
+    """ "yes" or "no", by the rule of the released evaluation, to the letter: what stands before the
+    first full stop, commas removed, is split at blanks, and case counts ("NO", "Not sure" and "no!"
+    are yes). White space around the answer is removed before."""
     words = prediction.strip().split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 

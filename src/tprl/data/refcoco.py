@@ -14,7 +14,9 @@ from tprl.data.values import several
 from tprl.errors import UserError
 from tprl.types import Sample
 
-QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
+QUESTION = (
+    "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
+)
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {  # hub repository, splits
     "refcoco": ("lmms-lab/RefCOCO", {"val": "val", "test": "testA"}),
     "refcoco_plus": ("lmms-lab/RefCOCOplus", {"val": "val", "test": "testA"}),
@@ -23,14 +25,17 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {  # hub repository, splits
 
 
 class RefCOCO(Grounding):
-    """Acc@0.5 (the answer's box overlaps the true one by an IoU of at least 0.5) and mean IoU, percent.
+    """Acc@0.5 (the answer's box overlaps the true one by an IoU of at least 0.5) and mean IoU,
+    percent.
 
-    Source: "ReferItGame" (Kazemzadeh et al., EMNLP 2014), "Modeling Context in Referring Expressions" (Yu et al., arXiv
-    1608.00272), "Generation and Comprehension of Unambiguous Object Descriptions" (Mao et al., arXiv 1511.02283).
+    Source: "ReferItGame" (Kazemzadeh et al., EMNLP 2014), "Modeling Context in Referring
+    Expressions" (Yu et al., arXiv 1608.00272), "Generation and Comprehension of Unambiguous Object
+    Descriptions" (Mao et al., arXiv 1511.02283).
 
-    A row is a region with its expressions in `answer`; each of them is a question. "test" is testA (people) where there
-    are two; split=testB is the other. In the hub's RefCOCO, `val` has 5,000 regions more than the 3,811 of the usual
-    split, and `test` is another division of the same images: report testA and testB.
+    A row is a region with its expressions in `answer`; each of them is a question. "test" is testA
+    (people) where there are two; split=testB is the other. In the hub's RefCOCO, `val` has 5,000
+    regions more than the 3,811 of the usual split, and `test` is another division of the same
+    images: report testA and testB.
 
     Args:
         variant: "refcoco", "refcoco_plus" or "refcocog".
@@ -46,14 +51,21 @@ class RefCOCO(Grounding):
         if variant not in VARIANTS:
             raise UserError(f"dataset.variant must be one of {', '.join(VARIANTS)}, got {variant}.")
         self.name = variant
-        self.protocol = f"{variant} Acc@0.5 of the answer's first box, asked for one per expression; no box is wrong"
+        self.protocol = (
+            f"{variant} Acc@0.5 of the answer's first box, "
+            "asked for one per expression; no box is wrong"
+        )
         self.hub, self.splits = VARIANTS[variant]  # type: ignore[misc]
         super().__init__(split, **options)
 
     def read(self, source: str, split: str) -> Table:
         rows = super().read(source, split)
         expressions = column(rows, "answer")
-        self._places = [(place, i) for place, some in enumerate(expressions) for i in range(len(several(some) or [""]))]
+        self._places = [
+            (place, i)
+            for place, some in enumerate(expressions)
+            for i in range(len(several(some) or [""]))
+        ]
         return rows
 
     def count(self) -> int:
@@ -65,12 +77,20 @@ class RefCOCO(Grounding):
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         place, number = self._places[index]
         expression = text_of((several(row["answer"]) or [""])[number], "empty question")
-        key = re.sub(r"(_\d{12})_\d+", r"\1", row["file_name"])  # of the image; the last number is the region's
+        # of the image; the last number is the region's
+        key = re.sub(r"(_\d{12})_\d+", r"\1", row["file_name"])
         image = self.image(row["image"], key)
-        box = scaled(self.true_box(row["bbox"], self.original_size, index, "bbox"), self.original_size, image)
+        box = scaled(
+            self.true_box(row["bbox"], self.original_size, index, "bbox"), self.original_size, image
+        )
         question = self.asked(QUESTION.format(expression=expression))
         return Sample(
-            self.uid(key, f"{place}-{number}"), (image,), question, (self.written(box, image),), box=box, region=(box,)
+            self.uid(key, f"{place}-{number}"),
+            (image,),
+            question,
+            (self.written(box, image),),
+            box=box,
+            region=(box,),
         )
 
     def score(self, sample: Sample, prediction: str) -> float:

@@ -1,8 +1,9 @@
-"""`scenes`: CLEVR-style questions about colored shapes on a noisy background, drawn from a seed and an index.
+"""`scenes`: CLEVR-style questions about colored shapes on a noisy background, drawn from a seed and
+an index.
 
-Every image shows 3-6 objects. Each image is asked five questions, one per family: attribute, existence (hard
-negatives), count, relation, grounding. Only integer and IEEE-exact operations touch the pixels, so the same
-(split, index) gives the same bytes on every machine.
+Every image shows 3-6 objects. Each image is asked five questions, one per family: attribute,
+existence (hard negatives), count, relation, grounding. Only integer and IEEE-exact operations touch
+the pixels, so the same (split, index) gives the same bytes on every machine.
 """
 
 import hashlib
@@ -46,7 +47,12 @@ class Thing(NamedTuple):
 
     @property
     def box(self) -> Box:
-        x1, y1, x2, y2 = self.x - self.half, self.y - self.half, self.x + self.half, self.y + self.half
+        x1, y1, x2, y2 = (
+            self.x - self.half,
+            self.y - self.half,
+            self.x + self.half,
+            self.y + self.half,
+        )
         return (float(x1), float(y1), float(x2), float(y2))
 
 
@@ -61,7 +67,8 @@ class Question(NamedTuple):
 class Stream:
     """Random draws from the raw 64-bit outputs of a counter-based generator.
 
-    NumPy promises stable raw streams across versions, but not stable `Generator` methods; hence our own few draws.
+    NumPy promises stable raw streams across versions, but not stable `Generator` methods; hence our
+    own few draws.
     """
 
     def __init__(self, *key: object) -> None:
@@ -90,7 +97,8 @@ class Stream:
 
 
 class Scene(NamedTuple):
-    """A drawn scene: its key, its objects (drawing order), its side in pixels, and how to render it."""
+    """A drawn scene: its key, its objects (drawing order), its side in pixels, and how to render
+    it."""
 
     key: tuple[object, ...]
     things: tuple[Thing, ...]
@@ -102,10 +110,12 @@ class Scene(NamedTuple):
 
 
 def draw_scene(*key: object) -> Scene:
-    """Objects of the scene with this key: 3-6, no two alike in (color, shape), at least 3 pixels apart."""
+    """Objects of the scene with this key: 3-6, no two alike in (color, shape), at least 3 pixels
+    apart."""
     stream = Stream("things", *key)
     wanted = stream.integer(3, 6)
-    palette = stream.shuffled(list(COLORS))[: stream.integer(3, 4)]  # few colors, so that counts exceed one
+    # few colors, so that counts exceed one
+    palette = stream.shuffled(list(COLORS))[: stream.integer(3, 4)]
     looks = stream.shuffled([(color, shape) for color in palette for shape in SHAPES])
     things: list[Thing] = []
     while len(things) < wanted:
@@ -137,7 +147,8 @@ def pixels_inside(thing: Thing, side: int = SIDE) -> np.ndarray:
 
 
 def scene_pixels(scene: Scene) -> np.ndarray:
-    """[side side 3] uint8 pixels: tinted value noise, stripes, shaded objects, then sensor noise over everything."""
+    """[side side 3] uint8 pixels: tinted value noise, stripes, shaded objects, then sensor noise
+    over everything."""
     stream = Stream("pixels", *scene.key)
     base = stream.integer(95, 150) + stream.integers(-14, 14, (1, 1, 3))
     coarse = stream.integers(-28, 28, (9, 9, 1))
@@ -152,14 +163,17 @@ def scene_pixels(scene: Scene) -> np.ndarray:
     image = base + texture + stripes
     for thing in scene.things:
         tint = np.array(COLORS[thing.color]) + stream.integers(-16, 16, (3,))
-        shade = (stream.integer(-2, 2) * (x - thing.x) + stream.integer(-2, 2) * (y - thing.y))[..., None]
+        shade = (stream.integer(-2, 2) * (x - thing.x) + stream.integer(-2, 2) * (y - thing.y))[
+            ..., None
+        ]
         image = np.where(pixels_inside(thing, scene.side)[..., None], tint + shade, image)
     image = image + stream.integers(-13, 13, (scene.side, scene.side, 3))
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def describe(scene: Scene) -> str:
-    """Every object with its box, in raster order of the centers: the caption that teaches to read visual tokens."""
+    """Every object with its box, in raster order of the centers: the caption that teaches to read
+    visual tokens."""
     ordered = sorted(scene.things, key=lambda t: (t.y, t.x))
     return " , ".join(f"{t.size} {t.color} {t.shape} {corners_text(t.box)}" for t in ordered)
 
@@ -215,18 +229,26 @@ def _count(things: Sequence[Thing], stream: Stream) -> Question:
         text, chosen = "how many objects are there?", list(things)
     elif kind == "shape":
         shape = stream.choice(SHAPES)
-        text, chosen = f"how many {shape} objects are there?", [o for o in things if o.shape == shape]
+        text, chosen = (
+            f"how many {shape} objects are there?",
+            [o for o in things if o.shape == shape],
+        )
     elif kind == "size":
         size = stream.choice(list(SIZES))
         text, chosen = f"how many {size} objects are there?", [o for o in things if o.size == size]
     else:
         color = stream.choice([o.color for o in things])
-        text, chosen = f"how many {color} objects are there?", [o for o in things if o.color == color]
+        text, chosen = (
+            f"how many {color} objects are there?",
+            [o for o in things if o.color == color],
+        )
     # Nothing to count means that every object had to be looked at.
     return Question("count", text, str(len(chosen)), None, tuple(o.box for o in (chosen or things)))
 
 
-def question_of_relation(things: Sequence[Thing], stream: Stream, name: Callable[[Thing], str] = name_of) -> Question:
+def question_of_relation(
+    things: Sequence[Thing], stream: Stream, name: Callable[[Thing], str] = name_of
+) -> Question:
     """Which side of one object another lies on, along the axis on which they are further apart."""
     a, b = stream.shuffled(things)[:2]
     horizontal = abs(a.x - b.x) >= abs(a.y - b.y)
@@ -234,12 +256,20 @@ def question_of_relation(things: Sequence[Thing], stream: Stream, name: Callable
         words, answer = "left or right of", "left" if a.x < b.x else "right"
     else:
         words, answer = "above or below", "above" if a.y < b.y else "below"
-    return Question("relation", f"is the {name(a)} {words} the {name(b)}?", answer, None, (a.box, b.box))
+    return Question(
+        "relation", f"is the {name(a)} {words} the {name(b)}?", answer, None, (a.box, b.box)
+    )
 
 
 def _grounding(things: Sequence[Thing], stream: Stream) -> Question:
     thing = stream.choice(things)
-    return Question("grounding", f"where is the {name_of(thing)}?", corners_text(thing.box), thing.box, (thing.box,))
+    return Question(
+        "grounding",
+        f"where is the {name_of(thing)}?",
+        corners_text(thing.box),
+        thing.box,
+        (thing.box,),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,12 +314,14 @@ FAMILIES = SCENES.families
 class Scenes:
     """The dataset: of F families, question `i` is family `i % F` of image `i // F` of the split.
 
-    Score (in [0, 1]): exact match of the answer, case and outer spaces ignored; grounding counts as right when the
-    IoU of the predicted and the true box is at least 0.5. `iou` gives the box overlap itself.
+    Score (in [0, 1]): exact match of the answer, case and outer spaces ignored; grounding counts as
+    right when the IoU of the predicted and the true box is at least 0.5. `iou` gives the box
+    overlap itself.
 
     Args:
-        split: "train", "val", "test" or "final"; their seeds are disjoint and the test sets never change. "final" is a
-            second test set: read it once, for claims about methods that were changed after "test" had been read.
+        split: "train", "val", "test" or "final"; their seeds are disjoint and the test sets never
+            change. "final" is a second test set: read it once, for claims about methods that were
+            changed after "test" had been read.
         limit: use only the first `limit` questions; None uses the whole split.
         seed: shifts the *training* images only.
         families: families to ask, None asks all; leaving one out is for transfer studies.
@@ -312,13 +344,19 @@ class Scenes:
         families = world.families if families is None else name_list("dataset.families", families)
         if split not in world.splits:
             splits = ", ".join(world.splits)
-            raise UserError(f"dataset split '{split}' does not exist in {self.name}: choose one of {splits}.")
+            raise UserError(
+                f"dataset split '{split}' does not exist in {self.name}: choose one of {splits}."
+            )
         if not families or set(families) - set(world.families):
-            raise UserError(f"families must be among {', '.join(world.families)}, got {list(families)}.")
+            raise UserError(
+                f"families must be among {', '.join(world.families)}, got {list(families)}."
+            )
         if len(set(families)) < len(families):
             raise UserError(f"families must name each family once, got {list(families)}.")
         if limit is not None and limit < 1:
-            raise UserError(f"limit must be at least 1 or null, got {limit}; null reads the whole split.")
+            raise UserError(
+                f"limit must be at least 1 or null, got {limit}; null reads the whole split."
+            )
         self.split, self.families = split, tuple(families)
         self._key = (split, seed if split == "train" else 0)
         questions = world.splits[split]
@@ -333,10 +371,20 @@ class Scenes:
         image, slot = divmod(index, len(self.families))
         family = self.families[slot]
         scene, picture = _scene(self.world, *self._key, image)
-        question = self.world.ask[family](scene.things, Stream("question", *self._key, image, family))
+        question = self.world.ask[family](
+            scene.things, Stream("question", *self._key, image, family)
+        )
         split = f"{self.split}-{self._key[1]}" if self._key[1] else self.split
         uid = f"{self.name}/{split}/{image}/{family}"
-        return Sample(uid, (picture,), question.text, (question.answer,), family, question.box, question.region)
+        return Sample(
+            uid,
+            (picture,),
+            question.text,
+            (question.answer,),
+            family,
+            question.box,
+            question.region,
+        )
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1.0 if the prediction counts as right, else 0.0."""
@@ -345,12 +393,14 @@ class Scenes:
         return float(prediction.strip().lower() in {answer.lower() for answer in sample.answers})
 
     def iou(self, sample: Sample, prediction: str) -> float:
-        """Overlap of a grounding answer with the true box; 0 where no box can be read from the answer."""
+        """Overlap of a grounding answer with the true box; 0 where no box can be read from the
+        answer."""
         predicted = parse_box(prediction)
         return iou(predicted, sample.box) if predicted and sample.box else 0.0
 
     def teacher_forced(self, sample: Sample) -> bool:
-        """Exact-match answers can be scored by one teacher-forced forward; boxes need the generated text."""
+        """Exact-match answers can be scored by one teacher-forced forward; boxes need the generated
+        text."""
         return sample.box is None
 
 

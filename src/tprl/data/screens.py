@@ -1,4 +1,5 @@
-"""`screens`: pages drawn by a real browser; an instruction names one element, or a question asks what is shown.
+"""`screens`: pages drawn by a real browser; an instruction names one element, or a question asks
+what is shown.
 
 Validation, test, final and real pages ship with TPRL, one zip per split of WebP pictures and JSON
 lines: the core reads these without the extra `data`, which parquet would need. Training pages come
@@ -24,7 +25,8 @@ from tprl.errors import UserError
 from tprl.types import Box, Sample
 
 POINTING = ("text", "icon", "field", "relation")  # families whose answer is a box
-READING = ("value", "state", "count", "neighbor")  # families whose answer is a word or two, or a number
+# families whose answer is a word or two, or a number
+READING = ("value", "state", "count", "neighbor")
 FAMILIES = POINTING + READING
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "screens"
 RENDERED = Path("runs/cache/screens")
@@ -34,7 +36,8 @@ READ = "{instruction}\nAnswer with one or two words from the screen, a number, y
 
 
 class Screens(Grounding):
-    """Accuracy over all questions, per family, of clicks and of reading; and mean IoU of the boxes; percent.
+    """Accuracy over all questions, per family, of clicks and of reading; and mean IoU of the boxes;
+    percent.
 
     A click is right if the point of an answer, or the center of its box, is in the true box, edges
     included (as in ScreenSpot). A read answer is right if it is the true one, up to case, outer
@@ -62,8 +65,8 @@ class Screens(Grounding):
     hub = ""
     splits: ClassVar = {name: name for name in ("train", "val", "test", "final", "real")}
     protocol = (
-        "screens: clicks (the center of the box, or the point, must be in the true box) and exact short answers (case, "
-        "outer spaces, quotes and a final period ignored)"
+        "screens: clicks (the center of the box, or the point, must be in the true box) "
+        "and exact short answers (case, outer spaces, quotes and a final period ignored)"
     )
     answer_tokens = 64
 
@@ -81,15 +84,19 @@ class Screens(Grounding):
         unknown = sorted(set(families) - set(FAMILIES))
         if unknown or not families or len(set(families)) < len(families):
             raise UserError(
-                f"dataset.families={list(families)} is not valid for screens: choose each at most once from "
-                f"{', '.join(FAMILIES)}."
+                f"dataset.families={list(families)} is not valid for screens: "
+                f"choose each at most once from {', '.join(FAMILIES)}."
             )
         if split not in self.splits:
             raise UserError(
-                f"dataset split '{split}' does not exist in screens: choose one of {', '.join(self.splits)}."
+                f"dataset split '{split}' does not exist in "
+                f"screens: choose one of {', '.join(self.splits)}."
             )
         if bare and coordinates not in (None, "absolute"):
-            raise UserError(f"dataset.bare=true writes pixels, not coordinates={coordinates}: leave one of them out.")
+            raise UserError(
+                "dataset.bare=true writes pixels, not "
+                f"coordinates={coordinates}: leave one of them out."
+            )
         self.seed, self.families, self.bare = seed, tuple(families), bare
         self._pictures: dict[str, bytes] = {}
         place = Path(source) if source else RENDERED if split == "train" else SHIPPED
@@ -97,7 +104,7 @@ class Screens(Grounding):
             coordinates, self.answer_tokens = "absolute", 16
         super().__init__(split, limit, str(place), max_bad_rows, coordinates)
 
-    # --- files --------------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
 
     def read(self, source: str, split: str) -> Table:
         archive, folder = Path(source) / f"{split}.zip", Path(source) / f"{split}-{self.seed}"
@@ -106,23 +113,29 @@ class Screens(Grounding):
             rows = list(_parsed(text, f"{archive}/questions.jsonl"))
         elif (folder / "questions.jsonl").is_file():
             text = (folder / "questions.jsonl").read_text(encoding="utf-8")
-            # The last line may be one that is being written; pages are in the order of their numbers, not of rendering.
+            # The last line may be one that is being written; pages are in the order of their
+            # numbers, not of rendering.
             rows = list(_parsed(text[: text.rfind("\n") + 1], f"{folder}/questions.jsonl"))
             rows.sort(key=lambda row: row.get("page", 0))
             self._pages = folder
         else:
             command = RENDER.format(split=split, seed=self.seed)
             raise UserError(
-                f"there are no pages of screens for split {split} in {source} ({archive.name} or "
-                f"{folder.name}): render them with `{command}`, or give dataset.source=<a folder with them>."
+                f"there are no pages of screens for split {split} in {source} "
+                f"({archive.name} or {folder.name}): render them with "
+                f"`{command}`, or give dataset.source=<a folder with them>."
             )
-        return [row for row in rows if row.get("family") in self.families or row.get("family") not in FAMILIES]
+        return [
+            row
+            for row in rows
+            if row.get("family") in self.families or row.get("family") not in FAMILIES
+        ]
 
     @property
     def folder(self) -> Path:
         return getattr(self, "_pages", super().folder)
 
-    # --- questions ----------------------------------------------------------------------------------------------
+    # --- questions --------------------------------------------------------------------------------
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         family, name = row["family"], row["img_filename"]
@@ -134,8 +147,12 @@ class Screens(Grounding):
         box, *others = [self._box(numbers, row, image) for numbers in (row["bbox"], *row["region"])]
         uid = self.uid(f"{row['application']}-{row['page']}", row["id"])
         if family in POINTING:
-            question = instruction if self.bare else self.asked(POINT.format(instruction=instruction))
-            return Sample(uid, (image,), question, (self.written(box, image),), family, box, tuple(others))
+            question = (
+                instruction if self.bare else self.asked(POINT.format(instruction=instruction))
+            )
+            return Sample(
+                uid, (image,), question, (self.written(box, image),), family, box, tuple(others)
+            )
         question = instruction if self.bare else READ.format(instruction=instruction)
         answer = text_of(row["answer"], "no answer")
         return Sample(uid, (image,), question, (answer,), family, None, tuple(others))
@@ -145,12 +162,16 @@ class Screens(Grounding):
 
     def score(self, sample: Sample, prediction: str) -> float:
         if sample.box is None:
-            return float(comparable_answer(prediction) in {comparable_answer(answer) for answer in sample.answers})
+            return float(
+                comparable_answer(prediction)
+                in {comparable_answer(answer) for answer in sample.answers}
+            )
         place = self.place_in(prediction, sample.images[0])
         return float(place is not None and inside(place, sample.box))
 
     def teacher_forced(self, sample: Sample) -> bool:
-        """Only `bare`, where the LVLM writes nothing but the answer; a click needs the generated box."""
+        """Only `bare`, where the LVLM writes nothing but the answer; a click needs the generated
+        box."""
         return self.bare and sample.box is None
 
     def _box(self, numbers: Any, row: Mapping[str, Any], image: Image.Image) -> Box:
@@ -161,7 +182,7 @@ class Screens(Grounding):
             raise BadRow("no box")
         return scaled((x1, y1, x2, y2), tuple(row["img_size"]), image)
 
-    # --- official numbers ---------------------------------------------------------------------------------------
+    # --- official numbers -------------------------------------------------------------------------
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each family: right, asked; then the sum of IoUs."""
@@ -171,8 +192,8 @@ class Screens(Grounding):
         return (*counts, self.iou(sample, prediction))
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
-        """Percent; nan for what was not asked. `click` is over the families of POINTING, `read` over those of READING,
-        `mean_iou` over the boxes."""
+        """Percent; nan for what was not asked. `click` is over the families of POINTING, `read`
+        over those of READING, `mean_iou` over the boxes."""
         right, asked = total[..., :-1].unflatten(-1, (len(FAMILIES), 2)).unbind(-1)
         pointing = slice(0, len(POINTING))
         reading = slice(len(POINTING), None)
@@ -196,11 +217,14 @@ def _unpacked(archive: Path) -> tuple[str, dict[str, bytes]]:
     """The lines and the pictures of a zip."""
     try:
         with zipfile.ZipFile(archive) as file:
-            pictures = {name: file.read(name) for name in file.namelist() if name.startswith("images/")}
+            pictures = {
+                name: file.read(name) for name in file.namelist() if name.startswith("images/")
+            }
             return file.read("questions.jsonl").decode("utf-8"), pictures
     except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, EOFError, OSError) as error:
         raise UserError(
-            f"{archive} is damaged ({error}): install tprl again, or pack it with experiments/screens/pack.py."
+            f"{archive} is damaged ({error}): install tprl "
+            "again, or pack it with experiments/screens/pack.py."
         ) from error
 
 
@@ -209,7 +233,9 @@ def _parsed(text: str, name: str) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{name}, line {number}, is not JSON ({error.msg}): render its page again.") from error
+            raise UserError(
+                f"{name}, line {number}, is not JSON ({error.msg}): render its page again."
+            ) from error
         if not isinstance(row, dict):
             raise UserError(f"{name}, line {number}, is not an object: render its page again.")
         yield row

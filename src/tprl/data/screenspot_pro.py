@@ -15,29 +15,35 @@ from tprl.data.text_tables import read_text_table
 from tprl.data.values import shortened
 from tprl.types import Sample
 
-QUESTION = "Find the element of this screen that the instruction is about.\nInstruction: {instruction}"
+QUESTION = (
+    "Find the element of this screen that the instruction is about.\nInstruction: {instruction}"
+)
 GROUPS = ("Dev", "Creative", "CAD", "Scientific", "Office", "OS")
 TYPES = ("text", "icon")
 FAMILIES = tuple(f"{group}-{kind}" for group in GROUPS for kind in TYPES)
 
 
 class ScreenSpotPro(Grounding):
-    """Click accuracy, over all questions, per type of element and per group of programs; and mean IoU; percent.
+    """Click accuracy, over all questions, per type of element and per group of programs; and mean
+    IoU; percent.
 
-    Source: "ScreenSpot-Pro: GUI Grounding for Professional High-Resolution Computer Use" (Li et al., arXiv 2504.07981)
-    and its released evaluation: an answer is right if its point, or the center of its box, is in the true box, edges
-    included. We ask for a box, since the reward and the mean IoU need one; a point has an IoU of 0. The released
-    evaluation asks every model in its own words, some for points, so its numbers are not those of this prompt.
+    Source: "ScreenSpot-Pro: GUI Grounding for Professional High-Resolution Computer Use" (Li et
+    al., arXiv 2504.07981) and its released evaluation: an answer is right if its point, or the
+    center of its box, is in the true box, edges included. We ask for a box, since the reward and
+    the mean IoU need one; a point has an IoU of 0. The released evaluation asks every model in its
+    own words, some for points, so its numbers are not those of this prompt.
 
-    `source` may also be a clone of likaixin/ScreenSpot-Pro, with its folders `annotations` and `images`. Screens have
-    up to 20 megapixels, above `MAX_PIXELS`: those are scaled down, with their boxes.
+    `source` may also be a clone of likaixin/ScreenSpot-Pro, with its folders `annotations` and
+    `images`. Screens have up to 20 megapixels, above `MAX_PIXELS`: those are scaled down, with
+    their boxes.
     """
 
     name = "screenspot_pro"
     hub = "lmms-lab/ScreenSpot-Pro"
     splits: ClassVar = {"test": "train"}  # the only split there
     protocol = (
-        "ScreenSpot-Pro click accuracy, asked for one box: its center, or the answer's point, must be in the true box"
+        "ScreenSpot-Pro click accuracy, asked for one box: its "
+        "center, or the answer's point, must be in the true box"
     )
 
     def read(self, source: str, split: str) -> Table:
@@ -74,27 +80,39 @@ class ScreenSpotPro(Grounding):
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         """Percent; nan for what was not asked."""
-        blocks, overlap = total[..., :-1].unflatten(-1, (len(GROUPS), len(TYPES), 2)), total[..., -1]
+        blocks, overlap = (
+            total[..., :-1].unflatten(-1, (len(GROUPS), len(TYPES), 2)),
+            total[..., -1],
+        )
         right, asked = blocks.unbind(-1)
         every = asked.sum((-1, -2))
         numbers = {"accuracy": 100 * right.sum((-1, -2)) / every, "mean_iou": 100 * overlap / every}
         for at, kind in enumerate(TYPES):
             numbers[f"accuracy/{kind}"] = 100 * right[..., at].sum(-1) / asked[..., at].sum(-1)
         for at, group in enumerate(GROUPS):
-            numbers[f"accuracy/{group}"] = 100 * right[..., at, :].sum(-1) / asked[..., at, :].sum(-1)
+            numbers[f"accuracy/{group}"] = (
+                100 * right[..., at, :].sum(-1) / asked[..., at, :].sum(-1)
+            )
         return numbers
 
 
 def _size(value: Any, stored: Size) -> Size:
-    """The size of the screen that boxes were drawn on; the stored image may be a smaller copy of it.
+    """The size of the screen that boxes were drawn on; the stored image may be a smaller copy of
+    it.
 
     Raises:
         BadRow: no size, or one of another shape than the image's.
     """
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int | float) for v in value):
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 2
+        or not all(isinstance(v, int | float) for v in value)
+    ):
         raise BadRow("no size of the screen", f"img_size={shortened(value)}; give [width, height]")
     width, height = map(int, value)
     # Rounding of a smaller copy changes either side by less than a pixel.
     if min(width, height) < 1 or abs(width * stored[1] - height * stored[0]) > max(width, height):
-        raise BadRow("img_size is not that of the image", f"img_size={value}, and the image has {stored}")
+        raise BadRow(
+            "img_size is not that of the image", f"img_size={value}, and the image has {stored}"
+        )
     return width, height

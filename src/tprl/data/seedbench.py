@@ -28,9 +28,10 @@ TYPES = (
 class SeedBench(MultipleChoice):
     """Accuracy over all questions about images, and per type of question, percent.
 
-    Source: "SEED-Bench: Benchmarking Multimodal LLMs with Generative Comprehension" (Li et al., arXiv 2307.16125);
-    the names of the types are those of its repository's DATASET.md. Rows whose `data_type` is "video" are no questions
-    of this dataset: they are left out before anything is counted, `limit` included.
+    Source: "SEED-Bench: Benchmarking Multimodal LLMs with Generative Comprehension" (Li et al.,
+    arXiv 2307.16125); the names of the types are those of its repository's DATASET.md. Rows whose
+    `data_type` is "video" are no questions of this dataset: they are left out before anything is
+    counted, `limit` included.
     """
 
     name = "seedbench"
@@ -40,7 +41,9 @@ class SeedBench(MultipleChoice):
 
     def read(self, source: str, split: str) -> Table:
         rows = super().read(source, split)
-        self._images = [place for place, kind in enumerate(column(rows, "data_type")) if kind != "video"]
+        self._images = [
+            place for place, kind in enumerate(column(rows, "data_type")) if kind != "video"
+        ]
         return rows
 
     def count(self) -> int:
@@ -59,7 +62,12 @@ class SeedBench(MultipleChoice):
         right = number_of(row["answer"])
         image = self.image(images[0], row["data_id"])
         return self.posed(
-            self.uid(row["data_id"], row["question_id"]), image, row["question"], options, right, TYPES[kind - 1]
+            self.uid(row["data_id"], row["question_id"]),
+            image,
+            row["question"],
+            options,
+            right,
+            TYPES[kind - 1],
         )
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
@@ -73,4 +81,6 @@ class SeedBench(MultipleChoice):
         """Percent; nan for a type that was not asked."""
         right, asked = total.unflatten(-1, (len(TYPES), 2)).unbind(-1)
         numbers = {"accuracy": 100 * right.sum(-1) / asked.sum(-1)}
-        return numbers | {f"accuracy/{name}": 100 * right[..., i] / asked[..., i] for i, name in enumerate(TYPES)}
+        return numbers | {
+            f"accuracy/{name}": 100 * right[..., i] / asked[..., i] for i, name in enumerate(TYPES)
+        }

@@ -27,15 +27,16 @@ def read_table(source: str, subset: str | None, split: str) -> Table:
     """The rows of one split; images arrive undecoded, as {"bytes", "path"}.
 
     Args:
-        source: a .jsonl, .json (a list), .csv, .tsv, .parquet or .arrow file, whose rows are the split; a folder of
-            such files, `<split>.jsonl`, or `<subset>/<split>.jsonl` where there are subsets; a folder written by
-            `save_to_disk`; a local clone of a hub repository; or a hub id.
+        source: a .jsonl, .json (a list), .csv, .tsv, .parquet or .arrow file, whose rows are the
+            split; a folder of such files, `<split>.jsonl`, or `<subset>/<split>.jsonl` where there
+            are subsets; a folder written by `save_to_disk`; a local clone of a hub repository; or a
+            hub id.
         subset: the repository's configuration.
         split: the repository's own name of the split.
 
     Raises:
-        UserError: nothing there, a damaged file, no such split, files of two kinds for one split, or `datasets` is not
-            installed.
+        UserError: nothing there, a damaged file, no such split, files of two kinds for one split,
+            or `datasets` is not installed.
     """
     path = Path(source)
     if path.is_dir():
@@ -45,7 +46,9 @@ def read_table(source: str, subset: str | None, split: str) -> Table:
         path = shards[0] if len(shards) == 1 else path
     if path.is_file():
         return _file(path)
-    if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if path.is_dir() and any(
+        (path / name).is_file() for name in ("dataset_dict.json", "state.json")
+    ):
         return _saved(path, split)
     if _kind(path) or (source.startswith((".", "/")) and not path.exists()):
         raise UserError(f"{source} does not exist: give a file, a folder, or a hub id.")
@@ -58,7 +61,9 @@ def _file(path: Path) -> Table:
     """The rows of one file, whatever the split is called."""
     kind = _kind(path)
     if kind is None:
-        raise UserError(f"{path} is none of {', '.join(FILES)}: convert it, or give a folder or a hub id.")
+        raise UserError(
+            f"{path} is none of {', '.join(FILES)}: convert it, or give a folder or a hub id."
+        )
     if kind in SUFFIXES:
         return read_text_table(path)
     _library()
@@ -68,20 +73,30 @@ def _file(path: Path) -> Table:
 
 def _kind(path: Path) -> str | None:
     """The suffix in `FILES` that a file's name ends with, a .gz after that of a text aside."""
-    return text_suffix(path) or next((suffix for suffix in BINARY if path.suffix.lower() == suffix), None)
+    return text_suffix(path) or next(
+        (suffix for suffix in BINARY if path.suffix.lower() == suffix), None
+    )
 
 
 def _shards(folder: Path, split: str) -> list[Path]:
-    """The files of a folder that hold a split: `<split>.jsonl`, or `<split>-00000-of-00002.parquet` and the like.
+    """The files of a folder that hold a split: `<split>.jsonl`, or `<split>-00000-of-00002.parquet`
+    and the like.
 
     Raises:
         UserError: they are of two kinds, of which one would be ignored.
     """
     name = re.compile(rf"{re.escape(split)}(?:[-_.]\d[\w-]*)?\.\w+(?:\.gz)?", re.IGNORECASE)
-    files = sorted(file for file in folder.glob("*") if name.fullmatch(file.name) and file.is_file() and _kind(file))
+    files = sorted(
+        file
+        for file in folder.glob("*")
+        if name.fullmatch(file.name) and file.is_file() and _kind(file)
+    )
     if len({_kind(file) for file in files}) > 1:
         listed = ", ".join(file.name for file in files)
-        raise UserError(f"{folder} holds split {split} in files of two kinds ({listed}): keep those of one kind.")
+        raise UserError(
+            f"{folder} holds split {split} in files of two "
+            f"kinds ({listed}): keep those of one kind."
+        )
     return files
 
 
@@ -95,7 +110,8 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} is empty (0 bytes): fetch or write it again.")
     if reason := _fault(path, whole=False):
         raise UserError(
-            f"{path} is not a {path.suffix.lower()} file, or it is damaged ({reason}): fetch or write it again."
+            f"{path} is not a {path.suffix.lower()} file, or it "
+            f"is damaged ({reason}): fetch or write it again."
         )
 
 
@@ -133,9 +149,16 @@ def column(table: Table, name: str) -> list[Any]:
         UserError: no row has it.
     """
     stored: Any = table
-    there = {key for row in table for key in row} if isinstance(table, list) else set(stored.column_names)
+    there = (
+        {key for row in table for key in row}
+        if isinstance(table, list)
+        else set(stored.column_names)
+    )
     if name not in there:
-        raise UserError(f"the rows have no column {name}, only {', '.join(sorted(there))}: is it the right dataset?")
+        raise UserError(
+            f"the rows have no column {name}, only "
+            f"{', '.join(sorted(there))}: is it the right dataset?"
+        )
     return [row.get(name) for row in table] if isinstance(table, list) else list(stored[name])
 
 
@@ -143,23 +166,34 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("this dataset needs the library `datasets`: pip install 'tprl[data]'.") from error
+        raise UserError(
+            "this dataset needs the library `datasets`: pip install 'tprl[data]'."
+        ) from error
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it would say before it fails is in our sentence
+    # what it would say before it fails is in our sentence
+    datasets.logging.set_verbosity(logging.CRITICAL)
     return datasets
 
 
-def _loaded(source: str, subset: str | None, split: str, file: Path | None = None, **options: Any) -> Any:
+def _loaded(
+    source: str, subset: str | None, split: str, file: Path | None = None, **options: Any
+) -> Any:
     library = _library()
     try:
         table = library.load_dataset(source, subset, split=split, **options)
     except (ValueError, OSError, library.exceptions.DatasetsError) as error:
         where = file or Path(source)
-        for path in [where] if where.is_file() else sorted(where.rglob("*")) if where.is_dir() else []:
+        for path in (
+            [where] if where.is_file() else sorted(where.rglob("*")) if where.is_dir() else []
+        ):
             if reason := _fault(path, whole=True):
-                raise UserError(f"{path} is damaged ({reason}): fetch or write it again.") from error
+                raise UserError(
+                    f"{path} is damaged ({reason}): fetch or write it again."
+                ) from error
         name = "" if subset is None else f", subset {subset}"
-        raise UserError(f"{where} has no rows of split {split}{name} that can be read ({_line(error)}).") from error
+        raise UserError(
+            f"{where} has no rows of split {split}{name} that can be read ({_line(error)})."
+        ) from error
     return _undecoded(library, table)
 
 
@@ -192,8 +226,12 @@ def _saved(path: Path, split: str) -> Any:
     try:
         dataset = library.load_from_disk(str(path))
     except (ValueError, OSError, KeyError, TypeError, library.exceptions.DatasetsError) as error:
-        damaged = next((file for file in sorted(path.rglob("*.arrow")) if _fault(file, whole=True)), path)
-        raise UserError(f"{damaged} is damaged ({_line(error)}): write it again by save_to_disk.") from error
+        damaged = next(
+            (file for file in sorted(path.rglob("*.arrow")) if _fault(file, whole=True)), path
+        )
+        raise UserError(
+            f"{damaged} is damaged ({_line(error)}): write it again by save_to_disk."
+        ) from error
     if isinstance(dataset, library.DatasetDict):
         if split not in dataset:
             raise UserError(f"{path} has no split {split}: it holds {', '.join(dataset)}.")

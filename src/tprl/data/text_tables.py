@@ -1,4 +1,5 @@
-"""Rows of text files: JSON lines, a JSON list, CSV and TSV, in any encoding that says which one it is."""
+"""Rows of text files: JSON lines, a JSON list, CSV and TSV, in any encoding that says which one it
+is."""
 
 import codecs
 import csv
@@ -28,7 +29,8 @@ SAVE = "save the file as UTF-8"
 
 
 class TextRows(list[dict[str, Any]]):
-    """Rows of a text file; `lines[i]` is the line (from 1) on which row i begins, where the format has lines."""
+    """Rows of a text file; `lines[i]` is the line (from 1) on which row i begins, where the format
+    has lines."""
 
     def __init__(self, rows: list[dict[str, Any]], lines: list[int] | None = None) -> None:
         super().__init__(rows)
@@ -44,9 +46,9 @@ def text_suffix(path: Path) -> str | None:
 def read_text_table(path: Path) -> TextRows:
     """The rows of a .jsonl, .json, .csv or .tsv file, or of one of these packed as .gz.
 
-    A byte order mark decides the encoding (UTF-8, UTF-16 or UTF-32), without one the file is UTF-8. Lines end in LF,
-    CRLF or CR. In CSV and TSV the first line names the columns, an empty cell is a missing value, and a cell that holds
-    a JSON list or object is one.
+    A byte order mark decides the encoding (UTF-8, UTF-16 or UTF-32), without one the file is UTF-8.
+    Lines end in LF, CRLF or CR. In CSV and TSV the first line names the columns, an empty cell is a
+    missing value, and a cell that holds a JSON list or object is one.
 
     Raises:
         UserError: the file cannot be read, is empty, or is damaged; the error names the line.
@@ -71,20 +73,23 @@ def read_text(path: Path) -> str:
         UserError: the file cannot be read or unpacked, or its bytes are no text in that encoding.
     """
     content = _content(path)
-    mark, encoding = next(((mark, name) for mark, name in MARKS if content.startswith(mark)), (b"", "utf-8"))
+    mark, encoding = next(
+        ((mark, name) for mark, name in MARKS if content.startswith(mark)), (b"", "utf-8")
+    )
     content = content[len(mark) :]
     if encoding == "utf-8" and b"\0" in content:
         line = content[: content.index(b"\0")].count(b"\n") + 1
         raise UserError(
-            f"{path}, line {line}, holds zero bytes, as UTF-16 text without a byte order mark does: {SAVE}."
+            f"{path}, line {line}, holds zero bytes, as UTF-16 "
+            f"text without a byte order mark does: {SAVE}."
         )
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(
-            f"{path}, line {line}, is not {encoding.upper()} text ({error.reason} at byte {error.start + len(mark)}): "
-            f"{SAVE}."
+            f"{path}, line {line}, is not {encoding.upper()} text "
+            f"({error.reason} at byte {error.start + len(mark)}): {SAVE}."
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -94,7 +99,9 @@ def _content(path: Path) -> bytes:
         content = path.read_bytes()
         return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged ({error}): it cannot be unpacked; fetch or pack it again.") from error
+        raise UserError(
+            f"{path} is damaged ({error}): it cannot be unpacked; fetch or pack it again."
+        ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
 
@@ -105,9 +112,13 @@ def _json_list(path: Path, text: str) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
         more = error.msg == "Extra data"
         remedy = "name a file of JSON lines .jsonl" if more else "mend the file"
-        raise UserError(f"{path}, line {error.lineno}, is not JSON ({error.msg}): {remedy}.") from error
+        raise UserError(
+            f"{path}, line {error.lineno}, is not JSON ({error.msg}): {remedy}."
+        ) from error
     except RecursionError as error:
-        raise UserError(f"{path} is nested too deep: write a list of one object per row.") from error
+        raise UserError(
+            f"{path} is nested too deep: write a list of one object per row."
+        ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} must be a list of objects: write one object per row.")
     if not rows:
@@ -118,9 +129,14 @@ def _json_list(path: Path, text: str) -> list[dict[str, Any]]:
 def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
     where = f"{path}, line {number},"
     try:
-        row = json.loads(line.lstrip("\ufeff"))  # a file that was put together from several has marks inside
+        # a file that was put together from several has marks inside
+        row = json.loads(line.lstrip("\ufeff"))
     except json.JSONDecodeError as error:
-        remedy = "name a file with a JSON list .json" if line.strip() in "[{" else "mend or remove the line"
+        remedy = (
+            "name a file with a JSON list .json"
+            if line.strip() in "[{"
+            else "mend or remove the line"
+        )
         raise UserError(f"{where} is not JSON ({error.msg}): {remedy}.") from error
     except RecursionError as error:
         raise UserError(f"{where} is nested too deep: write one object per line.") from error
@@ -137,9 +153,13 @@ def _cells(path: Path, text: str, delimiter: str) -> TextRows:
         columns = [name.strip() for name in next(reader)]
         rows, lines = _records(path, reader, columns)
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}, is damaged ({error}): repair the file.") from error
+        raise UserError(
+            f"{path}, line {reader.line_num}, is damaged ({error}): repair the file."
+        ) from error
     if len(set(columns)) < len(columns):
-        raise UserError(f"{path} names a column twice ({', '.join(columns)}): give each its own name.")
+        raise UserError(
+            f"{path} names a column twice ({', '.join(columns)}): give each its own name."
+        )
     if not rows:
         raise UserError(f"{path} is empty: below its line of column names there is no row.")
     return TextRows(rows, lines)
@@ -150,8 +170,8 @@ def _records(path: Path, reader: Any, columns: list[str]) -> tuple[list[dict[str
     for number, cells in _numbered(reader):
         if len(cells) != len(columns):
             raise UserError(
-                f"{path}, line {number}, has {len(cells)} cells, and there are {len(columns)} columns: put texts with "
-                f"the delimiter in quotes."
+                f"{path}, line {number}, has {len(cells)} cells, and there are "
+                f"{len(columns)} columns: put texts with the delimiter in quotes."
             )
         rows.append({name: _value(cell) for name, cell in zip(columns, cells, strict=True)})
         lines.append(number)
@@ -159,7 +179,8 @@ def _records(path: Path, reader: Any, columns: list[str]) -> tuple[list[dict[str
 
 
 def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Records that are not blank, and the line on which each begins: quoted cells may go over several."""
+    """Records that are not blank, and the line on which each begins: quoted cells may go over
+    several."""
     start = reader.line_num + 1
     for cells in reader:
         if any(cell.strip() for cell in cells):

@@ -17,9 +17,10 @@ HELD_OUT = 20  # one in so many training images is for validation
 class TextVQA(Benchmark):
     """VQA accuracy, percent, with or without the words that an OCR system has read in the prompt.
 
-    Source: "Towards VQA Models That Can Read" (Singh et al., arXiv 1904.08920), normalized as LLaVA does (see
-    `vqa_accuracy.normalized_text`). LLaVA-1.5's published number is with hints, most later papers' without: the two
-    differ by ten points. "test" is the validation split, as usual; "val" is one in twenty training images.
+    Source: "Towards VQA Models That Can Read" (Singh et al., arXiv 1904.08920), normalized as LLaVA
+    does (see `vqa_accuracy.normalized_text`). LLaVA-1.5's published number is with hints, most
+    later papers' without: the two differ by ten points. "test" is the validation split, as usual;
+    "val" is one in twenty training images.
 
     Args:
         ocr_hints: put the OCR words into the prompt, in LLaVA's form.
@@ -35,7 +36,10 @@ class TextVQA(Benchmark):
     def __init__(self, split: str = "test", ocr_hints: bool = False, **options: Any) -> None:
         self.ocr_hints = ocr_hints
         hints = "with OCR words in the prompt" if ocr_hints else "without OCR words"
-        self.protocol = f"TextVQA accuracy on validation, {hints}: min(1, matches/3) over 10 leave-one-out subsets"
+        self.protocol = (
+            f"TextVQA accuracy on validation, {hints}: "
+            "min(1, matches/3) over 10 leave-one-out subsets"
+        )
         super().__init__(split, **options)
 
     def read(self, source: str, split: str) -> Table:
@@ -58,10 +62,14 @@ class TextVQA(Benchmark):
             question += HINT.format(tokens=", ".join(texts_of(row["ocr_tokens"])))
         answers = tuple(self.answers_in(row))
         image = self.image(row["image"], row["image_id"])
-        return Sample(self.uid(row["image_id"], row["question_id"]), (image,), question + INSTRUCTION, answers)
+        return Sample(
+            self.uid(row["image_id"], row["question_id"]), (image,), question + INSTRUCTION, answers
+        )
 
     def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
         return by_frequency(texts_of(row["answers"]))
 
     def score(self, sample: Sample, prediction: str) -> float:
-        return soft_accuracy(normalized_text(prediction), [normalized_text(answer) for answer in sample.answers])
+        return soft_accuracy(
+            normalized_text(prediction), [normalized_text(answer) for answer in sample.answers]
+        )

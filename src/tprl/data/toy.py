@@ -1,7 +1,9 @@
-"""`toy`: pictures of 24 cells in which one cell answers the question, for tests and demonstrations in seconds.
+"""`toy`: pictures of 24 cells in which one cell answers the question, for tests and demonstrations
+in seconds.
 
-A picture is 8 x 8 pixels per cell. A cell is an object of one kind (red channel) with one value (green channel), or
-noise (red 0). Every kind occurs once, at a random place, and each picture is asked for every kind's value.
+A picture is 8 x 8 pixels per cell. A cell is an object of one kind (red channel) with one value
+(green channel), or noise (red 0). Every kind occurs once, at a random place, and each picture is
+asked for every kind's value.
 """
 
 import random
@@ -22,7 +24,8 @@ SPLITS = {"train": 60_000, "val": 600, "test": 1_200}  # questions
 
 
 class ToyCell(NamedTuple):
-    """What a color says: index of the kind and of its value, -1 where the cell is noise; `shade` only varies."""
+    """What a color says: index of the kind and of its value, -1 where the cell is noise; `shade`
+    only varies."""
 
     kind: int
     value: int
@@ -47,7 +50,9 @@ class ToyDataset:
 
     def __init__(self, split: str = "train", limit: int | None = None, seed: int = 0) -> None:
         if split not in SPLITS:
-            raise UserError(f"dataset split '{split}' does not exist in toy: choose one of {', '.join(SPLITS)}.")
+            raise UserError(
+                f"dataset split '{split}' does not exist in toy: choose one of {', '.join(SPLITS)}."
+            )
         self.split, self._key = split, f"{split}-{seed}" if split == "train" and seed else split
         self._length = SPLITS[split] if limit is None else min(limit, SPLITS[split])
 
@@ -61,9 +66,15 @@ class ToyDataset:
         image, cells = _picture(f"{self._key}/{picture}")
         at = next(i for i, cell in enumerate(cells) if cell.kind == kind)
         # Two wordings of unequal length, so that batches are really padded.
-        question = f"what is the value of the {KINDS[kind]} ?" if picture % 2 else f"value of {KINDS[kind]} ?"
+        question = (
+            f"what is the value of the {KINDS[kind]} ?"
+            if picture % 2
+            else f"value of {KINDS[kind]} ?"
+        )
         uid = f"toy/{self._key}/{picture}/{KINDS[kind]}"
-        return Sample(uid, (image,), question, (VALUES[cells[at].value],), KINDS[kind], region=(cell_box(at),))
+        return Sample(
+            uid, (image,), question, (VALUES[cells[at].value],), KINDS[kind], region=(cell_box(at),)
+        )
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1.0 if the prediction is the value, else 0.0."""
@@ -90,7 +101,10 @@ def read_cells(image: Image.Image) -> list[ToyCell]:
 @lru_cache(maxsize=256)
 def _picture(key: str) -> tuple[Image.Image, list[ToyCell]]:
     draw = random.Random(f"toy/{key}")
-    cells = [ToyCell(kind, draw.randrange(len(VALUES)), draw.randrange(256)) for kind in range(len(KINDS))]
+    cells = [
+        ToyCell(kind, draw.randrange(len(VALUES)), draw.randrange(256))
+        for kind in range(len(KINDS))
+    ]
     cells += [ToyCell(-1, -1, draw.randrange(256)) for _ in range(ROWS * COLUMNS - len(KINDS))]
     draw.shuffle(cells)
     colors = [((c.kind + 1) * STEP, (c.value + 1) * STEP, c.shade) for c in cells]

@@ -1,4 +1,5 @@
-"""Boxes that rows give as the right answer: in which unit and form they are written, and which cannot be right."""
+"""Boxes that rows give as the right answer: in which unit and form they are written, and which
+cannot be right."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +12,18 @@ from tprl.data.values import shortened
 from tprl.errors import UserError
 from tprl.types import Box
 
-UNITS = {"absolute": "pixels", "relative": "fractions between 0 and 1", "thousand": "numbers from 0 to 1000"}
+UNITS = {
+    "absolute": "pixels",
+    "relative": "fractions between 0 and 1",
+    "thousand": "numbers from 0 to 1000",
+}
 FORMS = {"corners": "[x1, y1, x2, y2]", "size": "[x, y, width, height]"}
 HIGHEST = {"relative": 1.0, "thousand": 1000.0}
 ROUNDING = 1.02  # by which a value may exceed its unit's highest
 SMALL = 8  # pixels of an image in which a box may be a single pixel
 INSIDE = 0.5  # share of a box that must lie in its image; what is outside is clipped
-COUNT, SHARE = 3, 0.2  # boxes, and their share of all, that tell a wrong unit from single damaged rows
+# boxes, and their share of all, that tell a wrong unit from single damaged rows
+COUNT, SHARE = 3, 0.2
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,12 @@ class BoxReader:
                 raise UserError(f"dataset.{key} must be one of {listed}, got {value}.")
 
     def read(self, value: Any, size: Size, column: str = "box") -> tuple[Box, bool]:
-        """A box in pixels of an image of `size`, and whether something outside of the image was clipped.
+        """A box in pixels of an image of `size`, and whether something outside of the image was
+        clipped.
 
         Raises:
-            BadRow: no four numbers, corners that are not in order, another unit, or less than half of it in the image.
+            BadRow: no four numbers, corners that are not in order, another unit, or less than half
+                of it in the image.
         """
         source = f"{column}={shortened(value)}"
         values = four_numbers(value)
@@ -58,19 +66,30 @@ class BoxReader:
         box = (x1, y1, x2, y2)
         clipped = clip(box, size)
         if clipped is None:
-            raise BadRow("box outside of the image", f"{source}, and the image is {size[0]} x {size[1]} pixels")
+            raise BadRow(
+                "box outside of the image",
+                f"{source}, and the image is {size[0]} x {size[1]} pixels",
+            )
         if area(clipped) < INSIDE * area(box):
-            raise BadRow("box mostly outside of the image", f"{source}, and the image is {size[0]} x {size[1]} pixels")
+            raise BadRow(
+                "box mostly outside of the image",
+                f"{source}, and the image is {size[0]} x {size[1]} pixels",
+            )
         return clipped, max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > 0.5
 
     def wrong_for_all(self, values: Sequence[Any], sizes: Sequence[Size]) -> str | None:
-        """Why the unit or form cannot be that of a whole file, with the option to set; None where it may be.
+        """Why the unit or form cannot be that of a whole file, with the option to set; None where
+        it may be.
 
         Args:
             values: boxes of some rows, as the file has them.
             sizes: of the images that they belong to.
         """
-        pairs = [(box, size) for box, size in zip(map(four_numbers, values), sizes, strict=True) if box is not None]
+        pairs = [
+            (box, size)
+            for box, size in zip(map(four_numbers, values), sizes, strict=True)
+            if box is not None
+        ]
         if len(pairs) < COUNT:
             return None
         tests = (self._fractions(pairs), self._sizes(pairs), self._thousandths(pairs))
@@ -83,20 +102,31 @@ class BoxReader:
     def _order(self) -> str:
         if self.form == "size":
             return "give [x, y, width, height] with a width and a height above 0"
-        return "give [x1, y1, x2, y2] with x1 < x2 and y1 < y2, or set dataset.box_form=size for [x, y, width, height]"
+        return (
+            "give [x1, y1, x2, y2] with x1 < x2 and y1 < y2, or "
+            "set dataset.box_form=size for [x, y, width, height]"
+        )
 
     def _check_unit(self, values: Sequence[float], size: Size, source: str) -> None:
         highest = HIGHEST.get(self.unit)
         if highest is not None and max(values) > ROUNDING * highest:
-            raise BadRow("box in another unit", f"{source}; dataset.box_unit={self.unit} is {UNITS[self.unit]}")
+            raise BadRow(
+                "box in another unit",
+                f"{source}; dataset.box_unit={self.unit} is {UNITS[self.unit]}",
+            )
         if self.unit != "relative" and max(values) <= 1 and max(size) > SMALL:
-            raise BadRow("box in another unit", f"{source} holds fractions; set dataset.box_unit=relative")
+            raise BadRow(
+                "box in another unit", f"{source} holds fractions; set dataset.box_unit=relative"
+            )
 
     def _fractions(self, pairs: Sequence[tuple[Box, Size]]) -> str | None:
         small = sum(max(box) <= 1 and max(size) > SMALL for box, size in pairs)
         if self.unit == "relative" or not _many(small, len(pairs)):
             return None
-        return f"{small} of {len(pairs)} boxes hold numbers between 0 and 1: set dataset.box_unit=relative"
+        return (
+            f"{small} of {len(pairs)} boxes hold numbers "
+            "between 0 and 1: set dataset.box_unit=relative"
+        )
 
     def _sizes(self, pairs: Sequence[tuple[Box, Size]]) -> str | None:
         if self.form == "size":
@@ -105,8 +135,8 @@ class BoxReader:
         if not _many(swapped, len(pairs)):
             return None
         return (
-            f"in {swapped} of {len(pairs)} boxes the second corner is not right of and below the first, as in "
-            f"[x, y, width, height]: set dataset.box_form=size, or mend the boxes"
+            f"in {swapped} of {len(pairs)} boxes the second corner is not right of and below the "
+            "first, as in [x, y, width, height]: set dataset.box_form=size, or mend the boxes"
         )
 
     def _thousandths(self, pairs: Sequence[tuple[Box, Size]]) -> str | None:
@@ -115,9 +145,15 @@ class BoxReader:
         if self.unit != "absolute" or not _many(outside, len(pairs)):
             return None
         if highest <= ROUNDING * HIGHEST["thousand"]:
-            remedy = "and none reaches beyond 1000: set dataset.box_unit=thousand if they are numbers from 0 to 1000"
+            remedy = (
+                "and none reaches beyond 1000: set dataset.box_unit=thousand "
+                "if they are numbers from 0 to 1000"
+            )
         else:
-            remedy = "so they belong to images of another size: mend the boxes, or give the images they were drawn on"
+            remedy = (
+                "so they belong to images of another size: mend "
+                "the boxes, or give the images they were drawn on"
+            )
         return f"{outside} of {len(pairs)} boxes reach outside of their images {remedy}"
 
 
@@ -126,7 +162,8 @@ def four_numbers(value: Any) -> Box | None:
     if not isinstance(value, list | tuple) or len(value) != 4:
         return None
     if not all(
-        isinstance(number, int | float) and not isinstance(number, bool) and isfinite(number) for number in value
+        isinstance(number, int | float) and not isinstance(number, bool) and isfinite(number)
+        for number in value
     ):
         return None
     a, b, c, d = map(float, value)

@@ -1,4 +1,5 @@
-"""Values of options and columns: one value where a list may stand, and texts that name something."""
+"""Values of options and columns: one value where a list may stand, and texts that name
+something."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +34,8 @@ def name_list(key: str, value: Any) -> list[str]:
     for name in values:
         if not isinstance(name, str) or not name.strip():
             raise UserError(
-                f"{key}={value!r} holds {name!r}, which is not a name: write {key}=<name>, or {key}=[<name>,<name>]."
+                f"{key}={value!r} holds {name!r}, which is not a "
+                f"name: write {key}=<name>, or {key}=[<name>,<name>]."
             )
     return values
 

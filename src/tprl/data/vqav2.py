@@ -18,10 +18,11 @@ TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
 class VQAv2(Benchmark):
     """VQA accuracy, percent, over all questions and per type of answer.
 
-    Source: "Making the V in VQA Matter" (Goyal et al., arXiv 1612.00837) and its released evaluation. That script
-    compares unchanged text where all ten people agree, and where they do not it takes only punctuation from their
-    answers (numbers and articles from the given one alone). Here both sides are normalized in full always, so an
-    answer "the cat" that people gave with its article counts here and not there. Answers of the test sets are not
+    Source: "Making the V in VQA Matter" (Goyal et al., arXiv 1612.00837) and its released
+    evaluation. That script compares unchanged text where all ten people agree, and where they do
+    not it takes only punctuation from their answers (numbers and articles from the given one
+    alone). Here both sides are normalized in full always, so an answer "the cat" that people gave
+    with its article counts here and not there. Answers of the test sets are not
     public: "test" is the validation split, and the numbers of papers on test-dev are others.
     """
 
@@ -29,7 +30,10 @@ class VQAv2(Benchmark):
     hub = "lmms-lab/VQAv2"
     splits: ClassVar = {"test": "validation"}
     answer_columns = ("answers",)
-    protocol = "VQAv2 accuracy on validation: min(1, matches/3) over 10 leave-one-out subsets, official normalization"
+    protocol = (
+        "VQAv2 accuracy on validation: min(1, matches/3) over "
+        "10 leave-one-out subsets, official normalization"
+    )
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         if row["answer_type"] not in TYPES:
@@ -41,12 +45,20 @@ class VQAv2(Benchmark):
         return Sample(uid, (image,), question, answers, TYPES[row["answer_type"]])
 
     def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
-        """As the repository stores them, {"answer": ...} of each of ten people, or as texts; most frequent first."""
-        people = [person.get("answer") if isinstance(person, Mapping) else person for person in several(row["answers"])]
-        return by_frequency([text for person in people for text in texts_of("" if person is None else person)])
+        """As the repository stores them, {"answer": ...} of each of ten people, or as texts; most
+        frequent first."""
+        people = [
+            person.get("answer") if isinstance(person, Mapping) else person
+            for person in several(row["answers"])
+        ]
+        return by_frequency(
+            [text for person in people for text in texts_of("" if person is None else person)]
+        )
 
     def score(self, sample: Sample, prediction: str) -> float:
-        return soft_accuracy(normalized(prediction), [normalized(answer) for answer in sample.answers])
+        return soft_accuracy(
+            normalized(prediction), [normalized(answer) for answer in sample.answers]
+        )
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each type of answer: score, asked."""
@@ -60,4 +72,6 @@ class VQAv2(Benchmark):
         score, asked = total.unflatten(-1, (len(TYPES), 2)).unbind(-1)
         numbers = {"accuracy": 100 * score.sum(-1) / asked.sum(-1)}
         names = enumerate(TYPES.values())
-        return numbers | {f"accuracy/{name}": 100 * score[..., i] / asked[..., i] for i, name in names}
+        return numbers | {
+            f"accuracy/{name}": 100 * score[..., i] / asked[..., i] for i, name in names
+        }

@@ -11,10 +11,11 @@ from tprl.report import figures
 
 SIDE = 360  # pixels of the longer side of a picture
 NOTE = (
-    "Bright patches are what the language model saw. Milliseconds on this machine, one question at a time, the faster "
-    "of two runs: vision is preprocessing, tower and projector; selector is the pruner, with the removal of tokens; "
-    "prefill goes up to the first token of the answer, and holds what a pruner between layers does; decode is the "
-    "rest. FLOPs are of an answer as long as that with all tokens. "
+    "Bright patches are what the language model saw. Milliseconds on this machine, one "
+    "question at a time, the faster of two runs: vision is preprocessing, tower and "
+    "projector; selector is the pruner, with the removal of tokens; prefill goes up to "
+    "the first token of the answer, and holds what a pruner between layers does; "
+    "decode is the rest. FLOPs are of an answer as long as that with all tokens. "
 )
 STYLE = """
 .answers { --quiet: color-mix(in srgb, var(--body-text-color) 72%, transparent) }
@@ -57,9 +58,16 @@ def cards(comparison: Comparison) -> str:
 
 
 def _sentence(comparison: Comparison, result: Result) -> str:
-    same = "gives the same answer" if result.answer == comparison.full.answer else "gives another answer"
+    same = (
+        "gives the same answer"
+        if result.answer == comparison.full.answer
+        else "gives another answer"
+    )
     share = f"{100 * result.flops / comparison.full.flops:.0f} % of the FLOPs"
-    return f"With {result.kept:.4g} of {comparison.full.kept:.0f} visual tokens and {share}, {result.pruner} {same}."
+    return (
+        f"With {result.kept:.4g} of {comparison.full.kept:.0f} "
+        f"visual tokens and {share}, {result.pruner} {same}."
+    )
 
 
 def _card(comparison: Comparison, result: Result) -> str:
@@ -91,7 +99,9 @@ def _numbers(comparison: Comparison, result: Result) -> str:
         share = "" if result is full else f"{100 * ratio:.0f} %"
         body += f'<tr><th scope="row">{name}</th><td>{value}</td><td>{share}</td></tr>'
     for stage in STAGES:
-        taken = "–" if result is full and stage == "selector" else f"{getattr(reading, stage):.3g} ms"
+        taken = (
+            "–" if result is full and stage == "selector" else f"{getattr(reading, stage):.3g} ms"
+        )
         body += f'<tr class="part"><th scope="row">{stage}</th><td>{taken}</td><td></td></tr>'
     return f"<table><tbody>{body}</tbody></table>"
 
@@ -112,7 +122,8 @@ def _probability(comparison: Comparison, result: Result) -> str:
     heat = figures.probability_picture(comparison.image, result.probability, SIDE, comparison.seen)
     span = f"{result.probability.min():.2g} (dark) to {result.probability.max():.2g} (bright)"
     return (
-        f"<details><summary>keep probability: {span}</summary>{_figure(heat, 'Keep probability per patch')}</details>"
+        "<details><summary>keep probability: "
+        f"{span}</summary>{_figure(heat, 'Keep probability per patch')}</details>"
     )
 
 

@@ -1,5 +1,5 @@
-"""One question about one image, answered with all visual tokens and with those that pruners keep: the work behind the
-page."""
+"""One question about one image, answered with all visual tokens and with those that pruners keep:
+the work behind the page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,10 +34,11 @@ AnyPruner = Pruner | LayerPruner
 class Result:
     """An answer and what it took.
 
-    `kept` is the number of visual tokens that the language model reads, the mean over its layers where a method drops
-    some between them. `flops` are those of the question (`cost.CONVENTION`) for an answer as long as that with all
-    tokens. `keep` and `probability` are [rows, columns] over what the model sees of the image: None where tokens
-    are no longer patches, and where there is no policy.
+    `kept` is the number of visual tokens that the language model reads, the mean over its layers
+    where a method drops some between them. `flops` are those of the question (`cost.CONVENTION`)
+    for an answer as long as that with all tokens. `keep` and `probability` are [rows, columns] over
+    what the model sees of the image: None where tokens are no longer patches, and where there is no
+    policy.
     """
 
     pruner: str
@@ -77,7 +78,8 @@ def compare_pruners(
         keep_ratio: kept fraction of the visual tokens.
 
     Raises:
-        UserError: no image or question that the model can read, no pruner, or one that does not fit model or ratio.
+        UserError: no image or question that the model can read, no pruner, or one that does not fit
+            model or ratio.
     """
     image, question = open_image(source), check_question(lvlm, question)
     if not pruners:
@@ -87,7 +89,9 @@ def compare_pruners(
     everyone: dict[str, AnyPruner] = {FULL: KeepAll(), **pruners}
     fastest = _fastest(lvlm, everyone, sample, ratio)
     length = lvlm.answer_length(_text(lvlm, fastest[FULL]))
-    full, *pruned = (_result(lvlm, name, everyone[name], asked, ratio, length) for name, asked in fastest.items())
+    full, *pruned = (
+        _result(lvlm, name, everyone[name], asked, ratio, length) for name, asked in fastest.items()
+    )
     return Comparison(image, question, full, tuple(pruned), last_seen(fastest[FULL].encoded, 0))
 
 
@@ -102,36 +106,51 @@ def open_image(source: str | Path | Image.Image | None) -> Image.Image:
     try:
         return read_picture(source).image
     except BadImage as bad:
-        raise UserError(f"The image cannot be read ({bad}): give a complete PNG, JPEG or WebP file.") from bad
+        raise UserError(
+            f"The image cannot be read ({bad}): give a complete PNG, JPEG or WebP file."
+        ) from bad
 
 
 def check_question(lvlm: FrozenLVLM, question: str) -> str:
     """The question without surrounding white space.
 
     Raises:
-        UserError: there is none, it is too long, or it has words that the model's tokenizer does not know.
+        UserError: there is none, it is too long, or it has words that the model's tokenizer does
+            not know.
     """
     question = question.strip()
     if not question:
         raise UserError("There is no question: type one, or pick a suggestion.")
     if len(question) > MAX_CHARACTERS:
-        raise UserError(f"The question has {len(question)} characters: use at most {MAX_CHARACTERS}.")
+        raise UserError(
+            f"The question has {len(question)} characters: use at most {MAX_CHARACTERS}."
+        )
     if lvlm.placeholder in question:  # before the tokenizer's own word for it
-        raise UserError(f'{lvlm.name} does not know "{lvlm.placeholder}": ask in words of the suggestions.')
+        raise UserError(
+            f'{lvlm.name} does not know "{lvlm.placeholder}": ask in words of the suggestions.'
+        )
     if (refused := lvlm.refusal(Sample("", (), question, ()))) is not None:
         raise UserError(f"{lvlm.name} cannot be asked this, {refused[0]}: {refused[1]}.")
     read = lvlm.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
     unread = {lvlm.tokenizer.unk_token_id}
     pairs = zip(read["input_ids"], read["offset_mapping"], strict=True)
-    unknown = dict.fromkeys(f'"{question[start:end]}"' for token, (start, end) in pairs if token in unread)
+    unknown = dict.fromkeys(
+        f'"{question[start:end]}"' for token, (start, end) in pairs if token in unread
+    )
     if unknown:
-        raise UserError(f"{lvlm.name} does not know {', '.join(unknown)}: ask in words like those of the suggestions.")
+        raise UserError(
+            f"{lvlm.name} does not know {', '.join(unknown)}: "
+            "ask in words like those of the suggestions."
+        )
     return question
 
 
-def _fastest(lvlm: FrozenLVLM, pruners: Mapping[str, AnyPruner], sample: Sample, ratio: float) -> dict[str, Asked]:
-    """Of `TURNS` identical passes of every pruner. They take turns, and a pass before them does not count: what runs
-    first after a while is slow, and the same work should show the same time, whoever does it."""
+def _fastest(
+    lvlm: FrozenLVLM, pruners: Mapping[str, AnyPruner], sample: Sample, ratio: float
+) -> dict[str, Asked]:
+    """Of `TURNS` identical passes of every pruner. They take turns, and a pass before them does not
+    count: what runs first after a while is slow, and the same work should show the same time,
+    whoever does it."""
     for pruner in pruners.values():
         check_family(pruner, lvlm)
         chooser: Any = pruner
@@ -156,14 +175,22 @@ def _text(lvlm: FrozenLVLM, asked: Asked) -> str:
     return lvlm.tokenizer.batch_decode(asked.ids, skip_special_tokens=True)[0].strip()
 
 
-def _result(lvlm: FrozenLVLM, name: str, pruner: AnyPruner, asked: Asked, ratio: float, length: int) -> Result:
+def _result(
+    lvlm: FrozenLVLM, name: str, pruner: AnyPruner, asked: Asked, ratio: float, length: int
+) -> Result:
     (images,) = asked.selection.per_image(asked.encoded)
     flops, _ = question_parts(lvlm, asked.encoded, 0, length, pruner, images, asked.plan)
     kept = cost.layer_mean(asked.plan.counts(*images)) if asked.plan else float(sum(images))
     patches = asked.plan is None and asked.selection.extra is None
     keep = on_grid(asked.encoded, 0, asked.selection.keep[0]) if patches else None
     return Result(
-        name, _text(lvlm, asked), kept, float(flops["total"]), asked.reading, keep, _map(pruner, asked, ratio)
+        name,
+        _text(lvlm, asked),
+        kept,
+        float(flops["total"]),
+        asked.reading,
+        keep,
+        _map(pruner, asked, ratio),
     )
 
 

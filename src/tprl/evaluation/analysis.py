@@ -1,4 +1,5 @@
-"""What the table does not say: paired differences, intervals over training seeds, and the finding in a sentence."""
+"""What the table does not say: paired differences, intervals over training seeds, and the finding
+in a sentence."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,13 +46,16 @@ def by_arm(rows: Sequence[SampleRow]) -> dict[tuple[str, float | None], Scores]:
     """The scores of every pruner at every keep ratio."""
     arms: dict[tuple[str, float | None], Scores] = {}
     for row in rows:
-        arms.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.seed, {})[row.uid] = row.score
+        arms.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.seed, {})[row.uid] = (
+            row.score
+        )
     return arms
 
 
 def difference(ours: Scores, baseline: Scores, uids: Sequence[str]) -> PairedInterval:
-    """Mean score of ours minus theirs on `uids`. With the same training seeds on both sides they are compared seed by
-    seed, by the seeds' numbers; otherwise the seeds of either side widen the interval by themselves (`over_seeds`)."""
+    """Mean score of ours minus theirs on `uids`. With the same training seeds on both sides they
+    are compared seed by seed, by the seeds' numbers; otherwise the seeds of either side widen the
+    interval by themselves (`over_seeds`)."""
     same = ours.keys() == baseline.keys()
     images = [image_key(uid) for uid in uids]
     return paired_interval(_by_seed(ours, uids), _by_seed(baseline, uids), images, same_seeds=same)
@@ -73,7 +77,8 @@ def common(*sides: Scores) -> list[str]:
 
 
 def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
-    """Accuracy of `pruner` minus that of every other entry at the same keep ratio, on the same questions.
+    """Accuracy of `pruner` minus that of every other entry at the same keep ratio, on the same
+    questions.
 
     See `difference` for how training seeds enter.
     """
@@ -91,17 +96,19 @@ def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
 
 
 def with_open_sides(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[Row]:
-    """The rows as tables show them; `results.csv` keeps what the bootstrap over images gave each seed.
+    """The rows as tables show them; `results.csv` keeps what the bootstrap over images gave each
+    seed.
 
-    The accuracies of an arm of several seeds get, in all its rows, the one interval over images and seeds (around the
-    mean, see `over_seeds`), cut at 0 and 1. Where all scores agree, the interval is that of `open_side`.
+    The accuracies of an arm of several seeds get, in all its rows, the one interval over images and
+    seeds (around the mean, see `over_seeds`), cut at 0 and 1. Where all scores agree, the interval
+    is that of `open_side`.
     """
     arms: dict[tuple[str, float | None, str], Scores] = {}
     for sample in samples:
         for metric in ("accuracy", f"accuracy/{sample.family}"):
-            arms.setdefault((sample.pruner, sample.keep_ratio, metric), {}).setdefault(sample.seed, {})[sample.uid] = (
-                sample.score
-            )
+            arms.setdefault((sample.pruner, sample.keep_ratio, metric), {}).setdefault(
+                sample.seed, {}
+            )[sample.uid] = sample.score
     pooled = {key: _over_seeds(arm) for key, arm in arms.items()}
     out = []
     for row in rows:
@@ -135,9 +142,9 @@ def evaluation_headline(rows: Sequence[Row], differences: Sequence[Paired], prun
         return f"{pruner} on {rows[0].dataset} with {rows[0].model}."
     cell = main_row[lowest]
     sentence = (
-        f"With {cell.kept_tokens:.0f} of {full.kept_tokens:.0f} visual tokens ({ratio_label(lowest)}) and "
-        f"{cell.flops_ratio:.2f} of the FLOPs, {pruner} scores {100 * cell.value:.1f} %; all tokens score "
-        f"{100 * full.value:.1f} %"
+        f"With {cell.kept_tokens:.0f} of {full.kept_tokens:.0f} visual tokens "
+        f"({ratio_label(lowest)}) and {cell.flops_ratio:.2f} of the FLOPs, {pruner} "
+        f"scores {100 * cell.value:.1f} %; all tokens score {100 * full.value:.1f} %"
     )
     rivals = [d for d in differences if d.keep_ratio == lowest and d.other not in variants(pruner)]
     if rivals:
@@ -149,11 +156,18 @@ def evaluation_headline(rows: Sequence[Row], differences: Sequence[Paired], prun
 def _distance(pair: Paired) -> str:
     """How far the other pruner is from ours, in words."""
     points = f"{abs(pair.difference) * 100:.1f}"
-    where = "level" if points == "0.0" else f"{points} points {'below' if pair.difference > 0 else 'above'}"
+    where = (
+        "level"
+        if points == "0.0"
+        else f"{points} points {'below' if pair.difference > 0 else 'above'}"
+    )
     if pair.identical or math.isnan(pair.low):
         return where
     sure = "" if pair.low > 0 or pair.high < 0 else ", which includes zero"
-    return f"{where} (95 % interval of the difference {pair.low * 100:+.1f} to {pair.high * 100:+.1f}{sure})"
+    return (
+        f"{where} (95 % interval of the difference "
+        f"{pair.low * 100:+.1f} to {pair.high * 100:+.1f}{sure})"
+    )
 
 
 def say(measured: Mapping[str, Any], differences: Sequence[Paired], guided: Guided | None) -> None:
@@ -166,7 +180,9 @@ def say(measured: Mapping[str, Any], differences: Sequence[Paired], guided: Guid
         where = f"{d.pruner} - {d.other} at {ratio_label(d.keep_ratio)}"
         bounds = f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
         print(
-            f"{where}: level on every image" if d.identical else f"{where}: {d.difference * 100:+.1f} points {bounds}"
+            f"{where}: level on every image"
+            if d.identical
+            else f"{where}: {d.difference * 100:+.1f} points {bounds}"
         )
     if guided is not None:
         print(guided_line(guided))

@@ -20,9 +20,9 @@ Arms = dict[tuple[str, float | None], Scores]
 
 @dataclass(frozen=True)
 class Compared:
-    """Mean scores of two arms at one keep ratio on the `questions` that both answered; `difference` is a - b with its
-    95 % interval and the two-sided p-value, by a paired bootstrap over images; with several training seeds, by
-    Student's t over images and seeds (`statistics.over_seeds`)."""
+    """Mean scores of two arms at one keep ratio on the `questions` that both answered; `difference`
+    is a - b with its 95 % interval and the two-sided p-value, by a paired bootstrap over images;
+    with several training seeds, by Student's t over images and seeds (`statistics.over_seeds`)."""
 
     a: str
     b: str
@@ -39,8 +39,8 @@ class Compared:
 def compare_runs(a: str, b: str) -> list[Compared]:
     """Compare runs that hold a `samples.jsonl`; `<run>:<arm>` names one of its pruners.
 
-    Without arms, those of one name in both are compared; two runs of one arm each are compared whatever these are
-    called.
+    Without arms, those of one name in both are compared; two runs of one arm each are compared
+    whatever these are called.
 
     Raises:
         UserError: no such run or arm, no arm in both, no question in both, or other rows or rules.
@@ -60,14 +60,16 @@ def compare_runs(a: str, b: str) -> list[Compared]:
     ]
     if not compared:
         raise UserError(
-            f"{a} ({', '.join(names_a)}) and {b} ({', '.join(names_b)}) have no arm at the same keep ratio in common: "
-            "name one of each, compare=[<run>:<arm>,<run>:<arm>], evaluated at the same keep_ratios."
+            f"{a} ({', '.join(names_a)}) and {b} ({', '.join(names_b)}) have no "
+            "arm at the same keep ratio in common: name one of each, "
+            "compare=[<run>:<arm>,<run>:<arm>], evaluated at the same keep_ratios."
         )
     return compared
 
 
 def _same_protocol(a: str, b: str) -> None:
-    """Refuse runs that were scored by different rules, or on different rows that go by the same ids."""
+    """Refuse runs that were scored by different rules, or on different rows that go by the same
+    ids."""
     paths = [_folder(run)[0] / "evaluation.json" for run in (a, b)]
     if not all(path.is_file() for path in paths):
         return  # written before evaluations said what they were about
@@ -75,7 +77,8 @@ def _same_protocol(a: str, b: str) -> None:
     for name in ("dataset", "source", "protocol"):
         if first.get(name) != second.get(name):
             raise UserError(
-                f"compare: {a} and {b} differ in {name} ({first.get(name)}; {second.get(name)}): evaluate both alike."
+                f"compare: {a} and {b} differ in {name} ({first.get(name)}; "
+                f"{second.get(name)}): evaluate both alike."
             )
 
 
@@ -89,7 +92,10 @@ def _arms(run: str) -> tuple[Arms, str]:
     folder, arm = _folder(run)
     path = folder / "samples.jsonl"
     if not path.is_file():
-        raise UserError(f"compare: {path} does not exist: give a directory that src.eval (or stage=all) has written.")
+        raise UserError(
+            f"compare: {path} does not exist: give a directory "
+            "that src.eval (or stage=all) has written."
+        )
     arms = by_arm(read_samples(path))
     names = sorted({name for name, _ in arms})
     if arm and arm not in names:
@@ -100,7 +106,9 @@ def _arms(run: str) -> tuple[Arms, str]:
 def _pair(x: str, y: str, ratio: float | None, ours: Scores, baseline: Scores) -> Compared:
     uids = common(ours, baseline)
     if not uids:
-        raise UserError(f"compare: {x} and {y} share no question: evaluate both on the same dataset and split.")
+        raise UserError(
+            f"compare: {x} and {y} share no question: evaluate both on the same dataset and split."
+        )
     means = []
     for side in (ours, baseline):
         total = sum(seed[uid] for seed in side.values() for uid in uids)
@@ -111,14 +119,33 @@ def _pair(x: str, y: str, ratio: float | None, ours: Scores, baseline: Scores) -
 def comparison_table(compared: Sequence[Compared]) -> Table:
     """Percent; the difference is in points."""
     out = Table(title="a - b, score (%)", box=box.ASCII2, title_justify="left")
-    for heading in ("a", "b", "keep ratio", "questions", "score a", "score b", "difference [95 %]", "p"):
+    for heading in (
+        "a",
+        "b",
+        "keep ratio",
+        "questions",
+        "score a",
+        "score b",
+        "difference [95 %]",
+        "p",
+    ):
         out.add_column(heading, justify="left" if heading in ("a", "b") else "right")
     for row in compared:
         level = identical(row.difference, row.low, row.high)
-        change = "level" if level else f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+        change = (
+            "level"
+            if level
+            else f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+        )
         scores = (f"{100 * row.score_a:.1f}", f"{100 * row.score_b:.1f}")
         out.add_row(
-            row.a, row.b, ratio_label(row.keep_ratio), str(row.questions), *scores, change, f"{row.p_value:.4f}"
+            row.a,
+            row.b,
+            ratio_label(row.keep_ratio),
+            str(row.questions),
+            *scores,
+            change,
+            f"{row.p_value:.4f}",
         )
     return out
 

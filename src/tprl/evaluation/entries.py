@@ -1,4 +1,5 @@
-"""Which lines a table gets: trained pruners with their modes, arms of a study, and pruners by name."""
+"""Which lines a table gets: trained pruners with their modes, arms of a study, and pruners by
+name."""
 
 import logging
 from collections import Counter
@@ -18,8 +19,10 @@ from tprl.pruners.tprl import TPRL
 from tprl.types import Dataset, Pruner
 
 log = logging.getLogger(__name__)
-LOOKED_AT = 64  # questions that tell whether a dataset has regions: some have them for a kind of question only
-ADAPTIVE, LFD, THRESHOLD = "adaptive", "lfd", "threshold"  # modes of a trained pruner, and its state before PPO
+# questions that tell whether a dataset has regions: some have them for a kind of question only
+LOOKED_AT = 64
+# modes of a trained pruner, and its state before PPO
+ADAPTIVE, LFD, THRESHOLD = "adaptive", "lfd", "threshold"
 
 
 def variants(name: str) -> frozenset[str]:
@@ -28,13 +31,18 @@ def variants(name: str) -> frozenset[str]:
 
 
 def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
-    """The pruner of a run, its other modes, its state after lfd, and the policies taught beside it (`baselines`)."""
+    """The pruner of a run, its other modes, its state after lfd, and the policies taught beside it
+    (`baselines`)."""
     if not run.is_dir():
-        raise UserError(f"run={run} does not exist: give the directory that src.train printed as `run:`.")
+        raise UserError(
+            f"run={run} does not exist: give the directory that src.train printed as `run:`."
+        )
     ratios = tuple(settings["keep_ratios"])
     final = load_pruner(run)
     entries = with_modes(final.name, final, ratios, seed_of(final))
-    folders = {f"{final.name}_{LFD}": run / "lfd"} | {name: run / name for name in choices("policy")}
+    folders = {f"{final.name}_{LFD}": run / "lfd"} | {
+        name: run / name for name in choices("policy")
+    }
     for name, folder in folders.items():
         if folder.is_dir():
             pruner = load_pruner(folder)
@@ -54,7 +62,9 @@ def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
         UserError: not a mapping of names to runs.
     """
     if not isinstance(runs, Mapping):
-        raise UserError(f"runs={runs} names no arms: write runs={{name: <run>, other: [<run>, <run>]}}.")
+        raise UserError(
+            f"runs={runs} names no arms: write runs={{name: <run>, other: [<run>, <run>]}}."
+        )
     entries = []
     for name, spec in runs.items():
         if not spec:
@@ -65,8 +75,11 @@ def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
     return entries
 
 
-def with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed: int = 0) -> list[Entry]:
-    """A trained pruner with exact budgets, and the adaptive and threshold modes that it was calibrated for."""
+def with_modes(
+    name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed: int = 0
+) -> list[Entry]:
+    """A trained pruner with exact budgets, and the adaptive and threshold modes that it was
+    calibrated for."""
     entries = [Entry(name, pruner, ratios, seed)]
     if pruner.serving.prices:
         adaptive = Adaptive(cast(TPRL, pruner))
@@ -78,8 +91,8 @@ def with_modes(name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed
 
 
 def check_names(*groups: Sequence[Entry]) -> None:
-    """Rows of one name and seed would be counted as one, and those of one name as training seeds of one arm. Each group
-    comes from one option of the command line.
+    """Rows of one name and seed would be counted as one, and those of one name as training seeds of
+    one arm. Each group comes from one option of the command line.
 
     Raises:
         UserError: a name and seed is there twice, or a name in two groups.
@@ -88,15 +101,19 @@ def check_names(*groups: Sequence[Entry]) -> None:
     for (name, seed), count in seen.items():
         if count > 1:
             raise UserError(
-                f"{name} with seed {seed} occurs {count} times: name a pruner once, in pruner or in pruners; "
-                "give each arm of runs a name of its own, and within an arm runs of different training seeds."
+                f"{name} with seed {seed} occurs {count} times: name a pruner "
+                "once, in pruner or in pruners; give each arm of runs a name of "
+                "its own, and within an arm runs of different training seeds."
             )
     names: Counter[str] = Counter()
     for group in groups:
         names.update({entry.name for entry in group})
     for name, count in names.items():
         if count > 1:
-            raise UserError(f"{name} occurs {count} times: give the run a name of its own, runs={{<name>: <run>}}.")
+            raise UserError(
+                f"{name} occurs {count} times: give the run "
+                f"a name of its own, runs={{<name>: <run>}}."
+            )
 
 
 def named_entries(pruners: str | Sequence[str] | None, settings: Mapping[str, Any]) -> list[Entry]:
@@ -104,7 +121,9 @@ def named_entries(pruners: str | Sequence[str] | None, settings: Mapping[str, An
     entries = [Entry(FULL, load_component("pruner", FULL), (1.0,))]
     for name in name_list("pruners", pruners):
         if name != FULL:
-            entries += seeded_entries(lambda name=name, **live: load_component("pruner", name, **live), settings)
+            entries += seeded_entries(
+                lambda name=name, **live: load_component("pruner", name, **live), settings
+            )
     return entries
 
 
@@ -115,23 +134,25 @@ def seeded_entries(make: Any, settings: Mapping[str, Any]) -> list[Entry]:
     if first.name == FULL:
         return [Entry(FULL, first, (1.0,))]
     if isinstance(first, Adaptive):
-        ratios = _reached(first, ratios) or ratios  # with none left, its own sentence says what it can reach
+        # with none left, its own sentence says what it can reach
+        ratios = _reached(first, ratios) or ratios
     if not hasattr(first, "seed"):
         return [Entry(first.name, first, ratios)]
     return [Entry(first.name, make(seed=seed), ratios, seed) for seed in settings["seeds"]]
 
 
 def check_regions(entries: Sequence[Entry], dataset: Dataset) -> None:
-    """Refuse bounds that read the answer's region on questions that have none: they would be the order in which they
-    fill up, under another name.
+    """Refuse bounds that read the answer's region on questions that have none: they would be the
+    order in which they fill up, under another name.
 
     Raises:
         UserError: there is one.
     """
     for entry in _blind(entries, dataset):
         raise UserError(
-            f"pruner={entry.name} keeps the region that decides the answer, and the questions of {dataset.name} have "
-            "none: leave it out, or use a dataset with regions, e.g. dataset=scenes."
+            f"pruner={entry.name} keeps the region that decides the "
+            f"answer, and the questions of {dataset.name} have none: leave "
+            "it out, or use a dataset with regions, e.g. dataset=scenes."
         )
 
 
@@ -140,21 +161,28 @@ def with_regions(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
     blind = _blind(entries, dataset)
     if blind:
         names = ", ".join(dict.fromkeys(entry.name for entry in blind))
-        log.warning("%s left out of the table: the questions of %s have no regions", names, dataset.name)
+        log.warning(
+            "%s left out of the table: the questions of %s have no regions", names, dataset.name
+        )
     return [entry for entry in entries if entry not in blind]
 
 
 def _blind(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
     """Those of the entries that read regions, where none of the first questions has one."""
     readers = [entry for entry in entries if "region" in entry.pruner.extras]
-    if not readers or any(sample.region for sample in taken(dataset, range(min(LOOKED_AT, len(dataset))))):
+    if not readers or any(
+        sample.region for sample in taken(dataset, range(min(LOOKED_AT, len(dataset))))
+    ):
         return []
     return readers
 
 
 def _reached(adaptive: Adaptive, ratios: tuple[float, ...]) -> tuple[float, ...]:
-    """Those of the mean keep ratios that the adaptive mode is calibrated for; says which are left out."""
+    """Those of the mean keep ratios that the adaptive mode is calibrated for; says which are left
+    out."""
     for ratio in ratios:
         if not adaptive.reaches(ratio):
-            log.info("%s is not calibrated for a mean keep ratio of %.3g: left out", adaptive.name, ratio)
+            log.info(
+                "%s is not calibrated for a mean keep ratio of %.3g: left out", adaptive.name, ratio
+            )
     return tuple(ratio for ratio in ratios if adaptive.reaches(ratio))

@@ -1,4 +1,5 @@
-"""Run pruners over a dataset: every batch is encoded once, every pruner and keep ratio answers from it."""
+"""Run pruners over a dataset: every batch is encoded once, every pruner and keep ratio answers from
+it."""
 
 import logging
 from collections import Counter, defaultdict
@@ -46,7 +47,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Answered:
-    """A SampleRow, what the question cost, and what the official numbers are made of (see `OfficialScore`)."""
+    """A SampleRow, what the question cost, and what the official numbers are made of (see
+    `OfficialScore`)."""
 
     row: SampleRow
     iou: float | None
@@ -64,11 +66,12 @@ def evaluate(
     tick: Tick = lambda done, total: None,
     record: Record | None = None,
 ) -> list[Answered]:
-    """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows each batch.
+    """Answer the first `limit` questions once per entry and keep ratio. `tick(done, total)` follows
+    each batch.
 
-    Each rank answers its share of them, and all return the answers to all of them, question by question. `record`
-    remembers the answers to every batch, and what it has is not answered again: give one that belongs to this
-    evaluation alone.
+    Each rank answers its share of them, and all return the answers to all of them, question by
+    question. `record` remembers the answers to every batch, and what it has is not answered again:
+    give one that belongs to this evaluation alone.
 
     Raises:
         UserError: no question is left, since every row is damaged.
@@ -77,7 +80,9 @@ def evaluate(
     for entry in entries:
         check_family(entry.pruner, scorer.lvlm)
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
-    indices = range(min(limit or len(dataset), len(dataset)))[distributed.rank() :: distributed.count()]
+    indices = range(min(limit or len(dataset), len(dataset)))[
+        distributed.rank() :: distributed.count()
+    ]
     answered: list[Answered] = []
     done, total, place = 0, len(indices), dict[str, int]()
     for batch in numbered_batches(dataset, indices, batch_size):
@@ -104,14 +109,19 @@ def evaluate(
     return everything
 
 
-def _answered(row: Mapping[str, Any], facts: Sequence[float] | None, **numbers: float | None) -> Answered:
+def _answered(
+    row: Mapping[str, Any], facts: Sequence[float] | None, **numbers: float | None
+) -> Answered:
     """As a record has it in plain values."""
     measured = None if facts is None else tuple(facts)
     return Answered(SampleRow(**row), facts=measured, **numbers)  # type: ignore[arg-type]
 
 
-def _of_all_ranks(dataset: Dataset, answered: list[Answered], place: Mapping[str, int]) -> list[Answered]:
-    """The answers that all ranks gave, sorted by the place that the question of a uid has in the dataset."""
+def _of_all_ranks(
+    dataset: Dataset, answered: list[Answered], place: Mapping[str, int]
+) -> list[Answered]:
+    """The answers that all ranks gave, sorted by the place that the question of a uid has in the
+    dataset."""
     everywhere = dict[str, int]()
     for item in distributed.gathered(place):
         _add_places(dataset, everywhere, item.items())
@@ -123,7 +133,9 @@ def _add_places(dataset: Dataset, place: dict[str, int], more: Iterable[tuple[st
     """Scores are kept by uid: two questions of one uid would be counted as one."""
     for uid, index in more:
         if uid in place:
-            raise UserError(f"{dataset.name} has two questions of uid {uid}: give every row an id of its own.")
+            raise UserError(
+                f"{dataset.name} has two questions of uid {uid}: give every row an id of its own."
+            )
         place[uid] = index
 
 
@@ -134,7 +146,9 @@ def check_cost(lvlm: Any) -> None:
         UserError: it has no cost model, or the cost model does not know its config.
     """
     if not hasattr(lvlm, "shape"):
-        raise UserError(f"{lvlm.name} has no cost model (tprl.cost), so it can be trained on but not evaluated.")
+        raise UserError(
+            f"{lvlm.name} has no cost model (tprl.cost), so it can be trained on but not evaluated."
+        )
 
 
 def check_answers(lvlm: Any, dataset: Dataset, limit: int | None = None) -> None:
@@ -152,8 +166,8 @@ def check_answers(lvlm: Any, dataset: Dataset, limit: int | None = None) -> None
 
 
 def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
-    """What the numbers are about: where the questions are from, how many were answered, rows that were passed over by
-    reason, what was changed in others, and the protocol."""
+    """What the numbers are about: where the questions are from, how many were answered, rows that
+    were passed over by reason, what was changed in others, and the protocol."""
     facts: dict[str, Any] = {"dataset": dataset.name}
     if source := getattr(dataset, "source", None):
         facts["source"] = source
@@ -161,7 +175,10 @@ def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
     damage = _damage(dataset)
     facts["damaged rows"] = damage.total()
     facts |= {f"damaged: {reason}": count for reason, count in sorted(damage.items())}
-    notes = sum((Counter(part) for part in distributed.gathered(getattr(dataset, "notes", {}))), Counter[str]())
+    notes = sum(
+        (Counter(part) for part in distributed.gathered(getattr(dataset, "notes", {}))),
+        Counter[str](),
+    )
     facts |= dict(sorted(notes.items()))
     if isinstance(dataset, Published):
         facts["protocol"] = dataset.protocol
@@ -169,22 +186,29 @@ def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
 
 
 def _damage(dataset: Dataset) -> Counter[str]:
-    """Rows that all ranks passed over, by reason; each rank has only seen that its own were not too many."""
-    damage = sum((Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))), Counter[str]())
+    """Rows that all ranks passed over, by reason; each rank has only seen that its own were not too
+    many."""
+    damage = sum(
+        (Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))),
+        Counter[str](),
+    )
     allowed = getattr(dataset, "max_bad_rows", 1.0)
     if damage.total() > allowed * len(dataset):
         raise UserError(
-            f"{damage.total()} of {len(dataset)} rows of {dataset.name} are damaged ({dict(damage)}), more than "
-            f"max_bad_rows={allowed:g} allows: mend them, or raise dataset.max_bad_rows."
+            f"{damage.total()} of {len(dataset)} rows of {dataset.name} are "
+            f"damaged ({dict(damage)}), more than max_bad_rows={allowed:g} "
+            "allows: mend them, or raise dataset.max_bad_rows."
         )
     return damage
 
 
 def check_entries(entries: Sequence[Entry], lvlm: Any) -> None:
-    """Refuse pruners that this LVLM cannot serve at any of their keep ratios before anything is answered.
+    """Refuse pruners that this LVLM cannot serve at any of their keep ratios before anything is
+    answered.
 
     Raises:
-        UserError: a pruner of another family, one that reads what this LVLM does not have, or no ratio that is left.
+        UserError: a pruner of another family, one that reads what this LVLM does not have, or no
+            ratio that is left.
     """
     for entry in entries:
         check_family(entry.pruner, lvlm)
@@ -196,8 +220,8 @@ def check_entries(entries: Sequence[Entry], lvlm: Any) -> None:
 
 
 def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
-    """The entries without the keep ratios that a method inside this LVLM's layers or tower cannot have; says which they
-    are, and marks methods that read a substitute.
+    """The entries without the keep ratios that a method inside this LVLM's layers or tower cannot
+    have; says which they are, and marks methods that read a substitute.
 
     Raises:
         UserError: the LVLM has no layers that could be reached into.
@@ -205,7 +229,9 @@ def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
     reachable = []
     for entry in entries:
         if isinstance(entry.pruner, LayerPruner) and not hasattr(lvlm, "layers"):
-            raise UserError(f"{entry.name} drops tokens between layers, and {lvlm.name} has none: leave it out.")
+            raise UserError(
+                f"{entry.name} drops tokens between layers, and {lvlm.name} has none: leave it out."
+            )
         ratios = tuple(ratio for ratio in entry.keep_ratios if _possible(entry.pruner, ratio, lvlm))
         if ratios:
             reachable.append(replace(entry, keep_ratios=ratios, name=_named(entry, lvlm)))
@@ -213,10 +239,15 @@ def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
 
 
 def _named(entry: Entry, lvlm: Any) -> str:
-    """The entry's name, with a star where its method reads something that stands in for what this encoder lacks."""
-    instead = {k: v for k, v in getattr(lvlm, "substitutes", {}).items() if k in entry.pruner.extras}
+    """The entry's name, with a star where its method reads something that stands in for what this
+    encoder lacks."""
+    instead = {
+        k: v for k, v in getattr(lvlm, "substitutes", {}).items() if k in entry.pruner.extras
+    }
     for extra, what in instead.items():
-        log.info("%s*: %s has no %s of its own; in its place: %s", entry.name, lvlm.name, extra, what)
+        log.info(
+            "%s*: %s has no %s of its own; in its place: %s", entry.name, lvlm.name, extra, what
+        )
     return f"{entry.name}*" if instead else entry.name
 
 
@@ -228,11 +259,15 @@ def _possible(pruner: Any, ratio: float | None, lvlm: Any) -> bool:
 
 
 def _infeasible(pruner: Any, ratio: float | None, lvlm: Any) -> str:
-    """Why a method inside this LVLM's layers or tower cannot have a keep ratio; empty where it can."""
+    """Why a method inside this LVLM's layers or tower cannot have a keep ratio; empty where it
+    can."""
     try:
         if isinstance(pruner, LayerPruner):
             if not hasattr(lvlm, "layers"):
-                return f"{pruner.name} drops tokens between layers, and {lvlm.name} has none: leave it out."
+                return (
+                    f"{pruner.name} drops tokens between layers, "
+                    f"and {lvlm.name} has none: leave it out."
+                )
             pruner.stages(need_ratio(pruner.name, ratio), lvlm.layers)
         elif hasattr(pruner, "check_reach"):
             pruner.check_reach(ratio, lvlm.shape)
@@ -247,7 +282,10 @@ def _answer(
     pruner, plan = entry.pruner, None
     if isinstance(pruner, LayerPruner):
         lvlm: Any = scorer.lvlm
-        plan, selection = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers), keep_all(encoded)
+        plan, selection = (
+            LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers),
+            keep_all(encoded),
+        )
         scored = scorer(samples, splice(encoded, selection), plan=plan)
     else:
         selection = select_in_chunks(pruner, encoded, ratio)
@@ -261,26 +299,38 @@ def _answer(
         overlap = None
         if sample.box is not None and text is not None:
             overlap = scorer.dataset.iou(sample, text)  # type: ignore[attr-defined]
-        row = SampleRow(sample.uid, sample.family, entry.name, entry.seed, ratio, text, scores[i], counts[i])
+        row = SampleRow(
+            sample.uid, sample.family, entry.name, entry.seed, ratio, text, scores[i], counts[i]
+        )
         facts = None
         if isinstance(scorer.dataset, Published):
-            # A teacher-forced score says only whether the answer is the reference; any other answer has the same facts.
+            # A teacher-forced score says only whether the answer is the reference; any other answer
+            # has the same facts.
             forced = sample.answers[0] if scores[i] else ""
             facts = tuple(scorer.dataset.facts(sample, forced if text is None else text))
-        out.append(Answered(row, overlap, *question_flops(scorer, encoded, i, sample, pruner, kept[i], plan), facts))
+        out.append(
+            Answered(
+                row,
+                overlap,
+                *question_flops(scorer, encoded, i, sample, pruner, kept[i], plan),
+                facts,
+            )
+        )
     return out
 
 
 def summarize(answered: Sequence[Answered], model: str, dataset: Dataset) -> list[Row]:
-    """Tidy rows: accuracy (the mean score), accuracy per family, mean IoU, and the numbers that the benchmark publishes
-    as <dataset>/<name>, each with a 95 % bootstrap interval over images."""
+    """Tidy rows: accuracy (the mean score), accuracy per family, mean IoU, and the numbers that the
+    benchmark publishes as <dataset>/<name>, each with a 95 % bootstrap interval over images."""
     groups: dict[tuple[str, int, float | None], list[Answered]] = defaultdict(list)
     for item in answered:
         groups[item.row.pruner, item.row.seed, item.row.keep_ratio].append(item)
     return [row for key, group in groups.items() for row in _rows(model, dataset, key, group)]
 
 
-def _rows(model: str, dataset: Dataset, key: tuple[str, int, float | None], group: Sequence[Answered]) -> list[Row]:
+def _rows(
+    model: str, dataset: Dataset, key: tuple[str, int, float | None], group: Sequence[Answered]
+) -> list[Row]:
     pruner, seed, ratio = key
     kept = float(np.mean([item.row.kept_tokens for item in group]))
     flops = float(np.mean([item.flops for item in group]))
@@ -289,9 +339,24 @@ def _rows(model: str, dataset: Dataset, key: tuple[str, int, float | None], grou
     ious = np.array([np.nan if item.iou is None else item.iou for item in group])
     metrics = metrics_of(names, np.array([item.row.score for item in group], dtype=float), ious)
     if isinstance(dataset, Published):
-        metrics |= {f"{dataset.name}/{name}": value for name, value in _official(dataset, group).items()}
+        metrics |= {
+            f"{dataset.name}/{name}": value for name, value in _official(dataset, group).items()
+        }
     return [
-        Row(model, dataset.name, pruner, seed, ratio, kept, metric, item.mean, item.low, item.high, flops, relative)
+        Row(
+            model,
+            dataset.name,
+            pruner,
+            seed,
+            ratio,
+            kept,
+            metric,
+            item.mean,
+            item.low,
+            item.high,
+            flops,
+            relative,
+        )
         for metric, item in metrics.items()
     ]
 
@@ -306,7 +371,8 @@ def _official(dataset: Published, group: Sequence[Answered]) -> dict[str, Interv
 def metrics_of(
     questions: Sequence[tuple[str, str]], scores: NDArray[np.float64], ious: NDArray[np.float64]
 ) -> dict[str, Interval]:
-    """Accuracy (the mean score), that of each family, and the mean IoU where there are boxes, with their intervals.
+    """Accuracy (the mean score), that of each family, and the mean IoU where there are boxes, with
+    their intervals.
 
     Args:
         questions: (uid, family) of each.
@@ -320,4 +386,7 @@ def metrics_of(
         values[f"accuracy/{family}"] = (scores, families == family)
     if not np.isnan(ious).all():
         values["mean_iou"] = (ious, ~np.isnan(ious))
-    return {name: interval(x[present], images[present].tolist()) for name, (x, present) in values.items()}
+    return {
+        name: interval(x[present], images[present].tolist())
+        for name, (x, present) in values.items()
+    }

@@ -14,7 +14,8 @@ from tprl.errors import UserError
 from tprl.evaluation.statistics import Interval, image_key, percentiles, resampled_sums
 from tprl.types import Sample
 
-DTYPES = {"question": torch.int64, "image": torch.int64, "values": torch.float64}  # the states of the metric
+# the states of the metric
+DTYPES = {"question": torch.int64, "image": torch.int64, "values": torch.float64}
 
 
 @runtime_checkable
@@ -35,9 +36,9 @@ class Published(Protocol):
 class OfficialScore(Metric):
     """The official numbers of answers given so far.
 
-    Distributed-safe: answers are gathered from all processes, and one that several processes gave (samplers repeat
-    samples to fill the last batch) counts once. Facts stay per question, so numbers of whole images (MME's accuracy+)
-    do not depend on which process answered.
+    Distributed-safe: answers are gathered from all processes, and one that several processes gave
+    (samplers repeat samples to fill the last batch) counts once. Facts stay per question, so
+    numbers of whole images (MME's accuracy+) do not depend on which process answered.
 
     Args:
         dataset: says what the facts of an answer are and which numbers they make.
@@ -58,14 +59,17 @@ class OfficialScore(Metric):
     def update(self, uids: Sequence[str], facts: Sequence[Sequence[float]]) -> None:
         """Answers to the questions `uids`; `facts` are what `dataset.facts` made of them."""
         if len(uids) != len(facts):
-            raise ValueError(f"{len(uids)} questions with facts of {len(facts)} answers: give one each.")
+            raise ValueError(
+                f"{len(uids)} questions with facts of {len(facts)} answers: give one each."
+            )
         self.question.append(_keys(uids).to(self.device))
         self.image.append(_keys([image_key(uid) for uid in uids]).to(self.device))
         flat = [value for row in facts for value in row]
         self.values.append(torch.tensor(flat, dtype=torch.float64, device=self.device))
 
     def sync(self, *args: Any, **options: Any) -> None:
-        """As of torchmetrics; a process without any answer takes part, which its empty lists would not."""
+        """As of torchmetrics; a process without any answer takes part, which its empty lists would
+        not."""
         for name, dtype in DTYPES.items():
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 getattr(self, name).append(torch.zeros(0, dtype=dtype, device=self.device))
@@ -75,19 +79,31 @@ class OfficialScore(Metric):
         """The official numbers, in their published unit."""
         return self.dataset.official(self._images().sum(0))
 
-    def intervals(self, level: float = 0.95, resamples: int = 4000, seed: int = 0) -> dict[str, Interval]:
-        """The same with cluster-bootstrap percentile intervals: images are drawn with replacement."""
+    def intervals(
+        self, level: float = 0.95, resamples: int = 4000, seed: int = 0
+    ) -> dict[str, Interval]:
+        """The same with cluster-bootstrap percentile intervals: images are drawn with
+        replacement."""
         images = self._images()
         point = self.dataset.official(images.sum(0))
         if len(images) < 2:
-            return {name: Interval(float(value), float("nan"), float("nan")) for name, value in point.items()}
-        drawn = self.dataset.official(torch.from_numpy(resampled_sums(images.cpu().numpy(), resamples, seed)))
-        return {name: Interval(float(point[name]), *percentiles(drawn[name].numpy(), level)) for name in point}
+            return {
+                name: Interval(float(value), float("nan"), float("nan"))
+                for name, value in point.items()
+            }
+        drawn = self.dataset.official(
+            torch.from_numpy(resampled_sums(images.cpu().numpy(), resamples, seed))
+        )
+        return {
+            name: Interval(float(point[name]), *percentiles(drawn[name].numpy(), level))
+            for name in point
+        }
 
     def _images(self) -> Float[Tensor, "C G"]:
         """Facts of every image, in an order that depends on the answers alone."""
         question, image, values = (
-            dim_zero_cat(state) if len(state := getattr(self, name)) else torch.zeros(0) for name in DTYPES
+            dim_zero_cat(state) if len(state := getattr(self, name)) else torch.zeros(0)
+            for name in DTYPES
         )
         if not len(question):
             raise UserError("no question was answered, so there is no official score.")
@@ -99,10 +115,14 @@ class OfficialScore(Metric):
         image, values = image[kept], values[kept]
         by_image = image.argsort(stable=True)
         counts = image[by_image].unique_consecutive(return_counts=True)[1]
-        return torch.stack([self.dataset.per_image(part) for part in values[by_image].split(counts.tolist())])
+        return torch.stack(
+            [self.dataset.per_image(part) for part in values[by_image].split(counts.tolist())]
+        )
 
 
 def _keys(texts: Sequence[str]) -> Int[Tensor, " N"]:
     """A number of 63 bits for each text, the same on every machine."""
     digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
-    return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
+    return torch.tensor(
+        [int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64
+    )

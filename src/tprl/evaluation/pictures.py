@@ -1,4 +1,5 @@
-"""What pruners kept of single questions, and whether a pruner listens to the question: material for the report."""
+"""What pruners kept of single questions, and whether a pruner listens to the question: material for
+the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class Panel:
     """What one pruner kept of one image: `keep` and `probability` are [rows, columns] over what the
     model sees of it.
 
-    `keep` is None for methods whose tokens are no longer patches (pooling). `right` is None where unknown.
+    `keep` is None for methods whose tokens are no longer patches (pooling). `right` is None where
+    unknown.
     """
 
     pruner: str
@@ -41,7 +43,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One question, the reference answer, the answer with all tokens, and what each pruner made of it."""
+    """One question, the reference answer, the answer with all tokens, and what each pruner made of
+    it."""
 
     image: Image.Image
     question: str
@@ -54,7 +57,8 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class GuidedPair:
-    """One image, two questions, and what the same pruner kept for each; `overlap` as in `Guided`."""
+    """One image, two questions, and what the same pruner kept for each; `overlap` as in
+    `Guided`."""
 
     image: Image.Image
     questions: tuple[str, str]
@@ -68,10 +72,10 @@ class GuidedPair:
 class Guided:
     """Evidence that a pruner listens to the question.
 
-    `overlap` is the mean share of kept tokens that two questions about one image have in common (1: the question
-    changes nothing), `chance` the same for two random choices (the keep ratio). `shuffled` is the accuracy when the
-    pruner reads another sample's question while the model answers the right one. All of it over `questions` about
-    `images`.
+    `overlap` is the mean share of kept tokens that two questions about one image have in common (1:
+    the question changes nothing), `chance` the same for two random choices (the keep ratio).
+    `shuffled` is the accuracy when the pruner reads another sample's question while the model
+    answers the right one. All of it over `questions` about `images`.
     """
 
     pruner: str
@@ -86,7 +90,8 @@ class Guided:
 
 
 def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Share of kept tokens that two selections have in common: |A and B| over the mean of |A| and |B|."""
+    """Share of kept tokens that two selections have in common: |A and B| over the mean of |A| and
+    |B|."""
     return float((a & b).sum() / (0.5 * (a.sum() + b.sum())))
 
 
@@ -102,11 +107,12 @@ def guided(
 ) -> Guided | None:
     """Does the pruner listen to the question?
 
-    Every question is paired with the next one about the same image: how much of what is kept do they share? Then the
-    pruner is given the question of another image while the model answers the right one. Reads the questions of the
-    first `images` images, at most `limit`; None where these show one image, since then there is nothing to swap, and
-    where no image is asked twice. Up to `batch_size` questions are encoded at a time, those of an image together.
-    `tick(done, total)` counts images.
+    Every question is paired with the next one about the same image: how much of what is kept do
+    they share? Then the pruner is given the question of another image while the model answers the
+    right one. Reads the questions of the first `images` images, at most `limit`; None where these
+    show one image, since then there is nothing to swap, and where no image is asked twice. Up to
+    `batch_size` questions are encoded at a time, those of an image together. `tick(done, total)`
+    counts images.
     """
     groups = _by_image(dataset, limit, images)
     if len(groups) < 2:
@@ -120,7 +126,9 @@ def guided(
         keep = pruner.select(encoded, keep_ratio).keep
         wrong = pruner.select(scorer.lvlm.encode(swapped, pruner.extras), keep_ratio).keep
         # Both choices of every question are prompts of one pass.
-        scores = scorer.selections(samples, encoded, [*range(len(samples))] * 2, torch.cat([keep, wrong])).score
+        scores = scorer.selections(
+            samples, encoded, [*range(len(samples))] * 2, torch.cat([keep, wrong])
+        ).score
         right += scores[: len(samples)].tolist()
         shuffled += scores[len(samples) :].tolist()
         clusters += [image_key(sample.uid) for sample in samples]
@@ -136,9 +144,13 @@ def guided(
     tick(len(groups), len(groups))
     if not shares:
         return None
-    accuracy, other = (open_side(interval(scores, clusters), len(groups)) for scores in (right, shuffled))
+    accuracy, other = (
+        open_side(interval(scores, clusters), len(groups)) for scores in (right, shuffled)
+    )
     share = float(np.mean(shares))
-    return Guided(pruner.name, keep_ratio, share, keep_ratio, accuracy, other, pairs, len(right), len(groups))
+    return Guided(
+        pruner.name, keep_ratio, share, keep_ratio, accuracy, other, pairs, len(right), len(groups)
+    )
 
 
 def looked_at(
@@ -149,15 +161,24 @@ def looked_at(
     ratio: float,
     settings: Mapping[str, Any],
 ) -> tuple[Guided | None, list[GalleryItem]]:
-    """Whether the main pruner listens to the question, where it was taught to, and the pictures of the report."""
+    """Whether the main pruner listens to the question, where it was taught to, and the pictures of
+    the report."""
     listens, pictures = None, list[GalleryItem]()
     if isinstance(main.pruner, LearnedPruner):
         with Progress("questions") as tick:
-            options = {"limit": settings["limit"], "batch_size": settings["batch_size"], "tick": tick}
+            options = {
+                "limit": settings["limit"],
+                "batch_size": settings["batch_size"],
+                "tick": tick,
+            }
             listens = guided(scorer, dataset, main.pruner, ratio, **options)
     if pruners:
         with Progress("pictures") as tick:
-            options = {"batch_size": settings["batch_size"], "limit": settings["limit"], "tick": tick}
+            options = {
+                "batch_size": settings["batch_size"],
+                "limit": settings["limit"],
+                "tick": tick,
+            }
             pictures = gallery(scorer, dataset, pruners, ratio, **options)
     return listens, pictures
 
@@ -173,9 +194,10 @@ def gallery(
     pool: int = 100,
     tick: Tick = lambda done, total: None,
 ) -> list[GalleryItem]:
-    """What each pruner kept of a few questions: a question of every family in turn, failures of the first pruner as
-    often as there are some (every third picture). They are among the first `pool` questions, and of an evaluation with
-    a `limit` among those that it answered; `tick(done, total)` counts these."""
+    """What each pruner kept of a few questions: a question of every family in turn, failures of the
+    first pruner as often as there are some (every third picture). They are among the first `pool`
+    questions, and of an evaluation with a `limit` among those that it answered; `tick(done, total)`
+    counts these."""
     extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
     pool = min(pool, limit or pool, len(dataset))
     samples, failed = list[Sample](), list[bool]()
@@ -192,7 +214,9 @@ def gallery(
     picked = [samples[i] for i in _mixed(samples, failed, items)]
     part = scorer.lvlm.encode(picked, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
-    columns = [panels(scorer, picked, part, name, pruner, keep_ratio) for name, pruner in pruners.items()]
+    columns = [
+        panels(scorer, picked, part, name, pruner, keep_ratio) for name, pruner in pruners.items()
+    ]
     rows = zip(*columns, strict=True) if columns else [()] * len(picked)
     out = []
     for i, (sample, answer, row) in enumerate(zip(picked, answers, rows, strict=True)):
@@ -215,7 +239,8 @@ def _by_image(dataset: Dataset, limit: int | None, images: int) -> list[list[Sam
 
 
 def _together(groups: Sequence[Sequence[Sample]], size: int) -> list[list[int]]:
-    """The numbers of the groups, those of up to `size` samples together; a larger group is alone."""
+    """The numbers of the groups, those of up to `size` samples together; a larger group is
+    alone."""
     batched: list[list[int]] = []
     count = size
     for number, group in enumerate(groups):
@@ -230,9 +255,12 @@ def _together(groups: Sequence[Sequence[Sample]], size: int) -> list[list[int]]:
 def _swapped(groups: Sequence[Sequence[Sample]], number: int) -> list[Sample]:
     """The samples of a group with the questions of the next one."""
     foreign = groups[(number + 1) % len(groups)]
-    # Any family may meet any other: shuffled within families, a question would keep half of what it says.
+    # Any family may meet any other: shuffled within families, a question would keep half of what it
+    # says.
     questions = [foreign[(i + number) % len(foreign)].question for i in range(len(groups[number]))]
-    return [s._replace(question=question) for s, question in zip(groups[number], questions, strict=True)]
+    return [
+        s._replace(question=question) for s, question in zip(groups[number], questions, strict=True)
+    ]
 
 
 def _pair(
@@ -248,23 +276,39 @@ def _pair(
     answers = scorer.lvlm.answer(splice(encoded, TokenSelection(keep)))
     questions = (samples[i].question, samples[j].question)
     seen = last_seen(encoded, i)
-    return GuidedPair(samples[i].images[-1], questions, (masks[i], masks[j]), (answers[i], answers[j]), share, seen)
+    return GuidedPair(
+        samples[i].images[-1],
+        questions,
+        (masks[i], masks[j]),
+        (answers[i], answers[j]),
+        share,
+        seen,
+    )
 
 
 def panels(
-    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, name: str, pruner: Pruner, keep_ratio: float
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    encoded: Encoded,
+    name: str,
+    pruner: Pruner,
+    keep_ratio: float,
 ) -> list[Panel]:
     """What one pruner keeps of each sample, and what the model then answers."""
     selection = pruner.select(encoded, keep_ratio)
     answers = scorer.lvlm.answer(splice(encoded, selection))
     chances = (
-        pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid() if isinstance(pruner, LearnedPruner) else None
+        pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid()
+        if isinstance(pruner, LearnedPruner)
+        else None
     )
     out = []
     for i, sample in enumerate(samples):
         keep = None if selection.extra is not None else on_grid(encoded, i, selection.keep[i])
         chance = None if chances is None else on_grid(encoded, i, chances[i]).astype(float)
-        out.append(Panel(name, keep, answers[i], scorer.dataset.score(sample, answers[i]) > 0.5, chance))
+        out.append(
+            Panel(name, keep, answers[i], scorer.dataset.score(sample, answers[i]) > 0.5, chance)
+        )
     return out
 
 
@@ -276,7 +320,8 @@ def on_grid(encoded: Encoded, i: int, values: Tensor) -> NDArray:
 
 
 def last_seen(encoded: Encoded, i: int) -> Box | None:
-    """What the model sees of the sample's last image, in its pixels; None where that is not known."""
+    """What the model sees of the sample's last image, in its pixels; None where that is not
+    known."""
     return encoded.seen[i][-1] if encoded.seen and encoded.seen[i] else None
 
 
@@ -298,7 +343,8 @@ def _mixed(samples: Sequence[Sample], failed: Sequence[bool], items: int) -> lis
 def guided_line(guided: Guided) -> str:
     """`Guided` in one sentence."""
     return (
-        f"guided by the question at {ratio_label(guided.keep_ratio)}: two questions about one image share "
-        f"{guided.overlap:.0%} of the kept tokens (chance {guided.chance:.0%}); accuracy {guided.accuracy.mean:.1%}, "
-        f"with the questions shuffled {guided.shuffled.mean:.1%} ({guided.questions} questions)"
+        f"guided by the question at {ratio_label(guided.keep_ratio)}: two questions "
+        f"about one image share {guided.overlap:.0%} of the kept tokens (chance "
+        f"{guided.chance:.0%}); accuracy {guided.accuracy.mean:.1%}, with the "
+        f"questions shuffled {guided.shuffled.mean:.1%} ({guided.questions} questions)"
     )

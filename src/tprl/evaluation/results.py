@@ -22,16 +22,17 @@ from tprl.errors import UserError
 from tprl.runtime.files import read_sealed, write_atomically, write_sealed
 
 FULL = "keep_all"  # the pruner whose row is the reference of all others
-BOUNDS = frozenset({FULL, "oracle", "oracle_dpp"})  # not competitors: one does not prune, two know the answer's region
+# not competitors: one does not prune, two know the answer's region
+BOUNDS = frozenset({FULL, "oracle", "oracle_dpp"})
 
 
 @dataclass(frozen=True)
 class Row:
     """One number of `results.csv`.
 
-    `keep_ratio` is None where the pruner decides how many tokens live; `kept_tokens` and `flops` are means per
-    question; `flops_ratio` is relative to the same model with all tokens; bounds are nan where unknown.
-    `metric` is `accuracy` (overall), `accuracy/<family>`, `mean_iou`, ...
+    `keep_ratio` is None where the pruner decides how many tokens live; `kept_tokens` and `flops`
+    are means per question; `flops_ratio` is relative to the same model with all tokens; bounds are
+    nan where unknown. `metric` is `accuracy` (overall), `accuracy/<family>`, `mean_iou`, ...
     """
 
     model: str
@@ -50,7 +51,8 @@ class Row:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One answered question of `samples.jsonl`; `prediction` is None where a teacher-forced forward decided."""
+    """One answered question of `samples.jsonl`; `prediction` is None where a teacher-forced forward
+    decided."""
 
     uid: str
     family: str
@@ -78,7 +80,9 @@ COLUMNS = tuple(field.name for field in fields(Row))
 _TEXT = ("model", "dataset", "pruner", "metric")
 
 
-def write_atomic(path: Path, text: str, write: Callable[[Path, str], None] = write_atomically) -> None:
+def write_atomic(
+    path: Path, text: str, write: Callable[[Path, str], None] = write_atomically
+) -> None:
     """`files.write_atomically` (or `write`), in a folder that is made if need be.
 
     Raises:
@@ -89,7 +93,8 @@ def write_atomic(path: Path, text: str, write: Callable[[Path, str], None] = wri
         write(path, text)
     except OSError as error:
         raise UserError(
-            f"Cannot write {path} ({error.strerror}): choose a writable folder with hydra.run.dir=<folder>."
+            f"Cannot write {path} ({error.strerror}): choose "
+            "a writable folder with hydra.run.dir=<folder>."
         ) from error
 
 
@@ -123,9 +128,13 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _row(line: dict[str, str]) -> Row:
-    numbers = {name: float(line[name]) for name in COLUMNS if name not in (*_TEXT, "seed", "keep_ratio")}
+    numbers = {
+        name: float(line[name]) for name in COLUMNS if name not in (*_TEXT, "seed", "keep_ratio")
+    }
     ratio = float(line["keep_ratio"]) if line["keep_ratio"] else None
-    return Row(**{name: line[name] for name in _TEXT}, seed=int(line["seed"]), keep_ratio=ratio, **numbers)  # type: ignore[arg-type]
+    return Row(
+        **{name: line[name] for name in _TEXT}, seed=int(line["seed"]), keep_ratio=ratio, **numbers
+    )  # type: ignore[arg-type]
 
 
 def write_samples(path: Path, samples: Iterable[SampleRow]) -> None:
@@ -156,7 +165,8 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def grid(rows: Iterable[Row], metric: str = "accuracy") -> dict[str, dict[float | None, Cell]]:
-    """pruner -> keep ratio -> cell. Several seeds are averaged, bounds too: the interval stays that of one seed.
+    """pruner -> keep ratio -> cell. Several seeds are averaged, bounds too: the interval stays that
+    of one seed.
 
     Raises:
         ValueError: rows of several models or datasets, which would be averaged into nonsense.
@@ -168,7 +178,9 @@ def grid(rows: Iterable[Row], metric: str = "accuracy") -> dict[str, dict[float 
         if row.metric == metric:
             groups[row.pruner, row.keep_ratio].append(row)
     if len(sources) > 1:
-        raise ValueError(f"one table cannot show {sorted(sources)}: pass the rows of one model on one dataset.")
+        raise ValueError(
+            f"one table cannot show {sorted(sources)}: pass the rows of one model on one dataset."
+        )
     cells: dict[str, dict[float | None, Cell]] = {}
     for (pruner, ratio), same in groups.items():
         cells.setdefault(pruner, {})[ratio] = Cell(
@@ -187,13 +199,17 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def ratios(cells: dict[str, dict[float | None, Cell]]) -> list[float | None]:
-    """Columns of a table: keep ratios from large to small, then the pruner's own choice if anybody made one."""
+    """Columns of a table: keep ratios from large to small, then the pruner's own choice if anybody
+    made one."""
     seen = {ratio for row in cells.values() for ratio in row}
-    return sorted((r for r in seen if r is not None), reverse=True) + ([None] if None in seen else [])
+    return sorted((r for r in seen if r is not None), reverse=True) + (
+        [None] if None in seen else []
+    )
 
 
 def pruner_order(cells: dict[str, dict[float | None, Cell]]) -> list[str]:
-    """Rows of a table: all tokens first, then best first at the smallest shared ratio; names break ties."""
+    """Rows of a table: all tokens first, then best first at the smallest shared ratio; names break
+    ties."""
     last = next((r for r in reversed(ratios(cells)) if r is not None), None)
 
     def key(name: str) -> tuple[bool, float, str]:
@@ -229,13 +245,16 @@ def accuracy_table(
     plain: bool = False,
     columns: Sequence[float | None] | None = None,
 ) -> Table:
-    """A metric with 95 % intervals, pruners by keep ratio (all, or those of `columns`), best rival of each column bold:
-    shares as percent, the numbers of a benchmark (<dataset>/<name>) in their own unit."""
+    """A metric with 95 % intervals, pruners by keep ratio (all, or those of `columns`), best rival
+    of each column bold: shares as percent, the numbers of a benchmark (<dataset>/<name>) in their
+    own unit."""
     cells = grid(rows, metric)
     published = any(metric.startswith(f"{row.dataset}/") for row in rows)
     scale = 1.0 if published else 100.0
     table = Table(
-        title=metric if published else f"{metric} (%)", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left"
+        title=metric if published else f"{metric} (%)",
+        box=box.ASCII2 if plain else box.ROUNDED,
+        title_justify="left",
     )
     table.add_column("pruner", no_wrap=True)
     columns = ratios(cells) if columns is None else columns
@@ -246,9 +265,12 @@ def accuracy_table(
         flops = [cell.flops_ratio for cell in column.values()]
         heading = f"{ratio_label(ratio)}\n{span(kept, '.0f')} tokens\nFLOPs x {span(flops, '.2f')}"
         table.add_column(heading, justify="right", no_wrap=True)
-        best[ratio] = max((c.value for name, c in column.items() if name not in BOUNDS), default=math.inf)
+        best[ratio] = max(
+            (c.value for name, c in column.items() if name not in BOUNDS), default=math.inf
+        )
     for name in pruner_order(cells):
-        if cells[name].keys().isdisjoint(columns):  # of a part of a table that is too wide for the terminal
+        # of a part of a table that is too wide for the terminal
+        if cells[name].keys().isdisjoint(columns):
             continue
         texts = [
             _cell_text(
@@ -262,8 +284,11 @@ def accuracy_table(
     return table
 
 
-def print_table(rows: Sequence[Row], console: Console | None = None, metric: str = "accuracy") -> None:
-    """Print the table and, under it, what the FLOPs count; ASCII without colors or wrapping when not on a terminal."""
+def print_table(
+    rows: Sequence[Row], console: Console | None = None, metric: str = "accuracy"
+) -> None:
+    """Print the table and, under it, what the FLOPs count; ASCII without colors or wrapping when
+    not on a terminal."""
     console = console or Console()
     plain = not console.is_terminal
     make = functools.partial(accuracy_table, rows, metric, plain)
@@ -272,16 +297,25 @@ def print_table(rows: Sequence[Row], console: Console | None = None, metric: str
 
 
 def print_in_parts(
-    make: Callable[[Sequence[float | None]], Table], columns: Sequence[float | None], console: Console
+    make: Callable[[Sequence[float | None]], Table],
+    columns: Sequence[float | None],
+    console: Console,
 ) -> None:
-    """Print the table that `make` gives for some columns, in parts where the terminal is too narrow for all of them.
-    What is no terminal has room for everything, and gets neither colors nor wrapped lines."""
+    """Print the table that `make` gives for some columns, in parts where the terminal is too narrow
+    for all of them. What is no terminal has room for everything, and gets neither colors nor
+    wrapped lines."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
+        console = Console(
+            file=console.file, width=240, color_system=None, highlight=False, emoji=False
+        )
     unbound = console.options.update_width(10_000)
     while columns:
         tables = (make(columns[:count]) for count in range(len(columns), 0, -1))
-        fits = (t for t in tables if console.measure(t, options=unbound).maximum <= console.width or len(t.columns) < 3)
+        fits = (
+            t
+            for t in tables
+            if console.measure(t, options=unbound).maximum <= console.width or len(t.columns) < 3
+        )
         table = next(fits)
         console.print(table)
         columns = columns[len(table.columns) - 1 :]
@@ -294,7 +328,8 @@ def mean_accuracy(rows: Sequence[Row], pruner: str) -> float | None:
 
 
 def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[str, Any]]:
-    """The accuracies of a model card: all tokens, then the pruner and its adaptive mode at every keep ratio."""
+    """The accuracies of a model card: all tokens, then the pruner and its adaptive mode at every
+    keep ratio."""
     names = (FULL, pruner, f"{pruner}_adaptive")
     return [
         {

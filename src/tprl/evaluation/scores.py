@@ -1,4 +1,5 @@
-"""`scores.npz`: the score of every question, small enough to be kept, from which every interval is computed again."""
+"""`scores.npz`: the score of every question, small enough to be kept, from which every interval is
+computed again."""
 
 import io
 import zipfile
@@ -23,10 +24,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A row per arm, a column per question; nan where an arm did not answer (or, of `iou`, where no box was asked for).
+    """A row per arm, a column per question; nan where an arm did not answer (or, of `iou`, where no
+    box was asked for).
 
-    `cost` is, per arm, what `results.csv` says of it: kept tokens, FLOPs, FLOPs relative to all tokens. `main` is the
-    arm that others are compared with.
+    `cost` is, per arm, what `results.csv` says of it: kept tokens, FLOPs, FLOPs relative to all
+    tokens. `main` is the arm that others are compared with.
     """
 
     model: str
@@ -45,11 +47,17 @@ class ScoreTable:
         rows = []
         for i, (pruner, seed, ratio) in enumerate(self.arms):
             present = ~np.isnan(self.score[i])
-            questions = list(zip(self.uids[present].tolist(), self.families[present].tolist(), strict=True))
+            questions = list(
+                zip(self.uids[present].tolist(), self.families[present].tolist(), strict=True)
+            )
             kept, flops, relative = self.cost[i].tolist()
-            for metric, interval in metrics_of(questions, self.score[i, present], self.iou[i, present]).items():
+            for metric, interval in metrics_of(
+                questions, self.score[i, present], self.iou[i, present]
+            ).items():
                 place = (self.model, self.dataset, pruner, seed, ratio, kept, metric)
-                rows.append(Row(*place, interval.mean, interval.low, interval.high, flops, relative))
+                rows.append(
+                    Row(*place, interval.mean, interval.low, interval.high, flops, relative)
+                )
         return rows
 
     def samples(self) -> list[SampleRow]:
@@ -96,14 +104,16 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
         UserError: other models or datasets, or an arm that scored differently.
     """
     first = tables[0]
-    uids = np.array(list(dict.fromkeys(uid for table in tables for uid in table.uids.tolist())), dtype=np.str_)
+    uids = np.array(
+        list(dict.fromkeys(uid for table in tables for uid in table.uids.tolist())), dtype=np.str_
+    )
     place = {uid: j for j, uid in enumerate(uids.tolist())}
     families, rows = dict[str, str](), dict[Arm, tuple[dict[str, Floats], Floats]]()
     for table in tables:
         if (table.model, table.dataset) != (first.model, first.dataset):
             raise UserError(
-                f"one table holds one model and one dataset, got {first.model} on {first.dataset} and "
-                f"{table.model} on {table.dataset}: merge them separately."
+                f"one table holds one model and one dataset, got {first.model} on "
+                f"{first.dataset} and {table.model} on {table.dataset}: merge them separately."
             )
         at = [place[uid] for uid in table.uids.tolist()]
         families |= dict(zip(table.uids.tolist(), table.families.tolist(), strict=True))
@@ -113,13 +123,18 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
                 values[at] = getattr(table, name)[i]
             before = rows.setdefault(arm, (spread, table.cost[i]))
             if not np.array_equal(before[0]["score"], spread["score"], equal_nan=True):
-                raise UserError(f"{arm[0]} (seed {arm[1]}, keep_ratio {arm[2]}) scored differently in two evaluations.")
+                raise UserError(
+                    f"{arm[0]} (seed {arm[1]}, keep_ratio {arm[2]}) "
+                    "scored differently in two evaluations."
+                )
     fields = []
     for name in FIELDS:
         fields.append(np.stack([values[name] for values, _ in rows.values()]))
     cost = np.stack([cost for _, cost in rows.values()])
     kinds = np.array([families[uid] for uid in place], dtype=np.str_)
-    return ScoreTable(first.model, first.dataset, first.main, uids, kinds, tuple(rows), *fields, cost)
+    return ScoreTable(
+        first.model, first.dataset, first.main, uids, kinds, tuple(rows), *fields, cost
+    )
 
 
 def write_scores(path: Path, table: ScoreTable) -> None:
@@ -134,7 +149,9 @@ def write_scores(path: Path, table: ScoreTable) -> None:
         families=table.families.astype(np.str_),
         pruner=np.array(pruners, dtype=np.str_),
         seed=np.array(seeds, dtype=np.int64),
-        keep_ratio=np.array([np.nan if ratio is None else ratio for ratio in ratios], dtype=np.float64),
+        keep_ratio=np.array(
+            [np.nan if ratio is None else ratio for ratio in ratios], dtype=np.float64
+        ),
         cost=table.cost,
         **{name: _narrow(getattr(table, name)) for name in FIELDS},
     )
@@ -151,19 +168,26 @@ def read_scores(path: Path) -> ScoreTable:
         with np.load(path, allow_pickle=False) as file:
             parts = {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give a folder with the scores.npz of an evaluation.") from None
+        raise UserError(
+            f"{path} does not exist: give a folder with the scores.npz of an evaluation."
+        ) from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}): copy it again.") from error
     if int(parts.get("format", 0)) != FORMAT:
-        raise UserError(f"{path} has format {parts.get('format', 'none')}, and this version reads {FORMAT}.")
+        raise UserError(
+            f"{path} has format {parts.get('format', 'none')}, and this version reads {FORMAT}."
+        )
     ratios = [None if np.isnan(ratio) else float(ratio) for ratio in parts["keep_ratio"]]
     arms = tuple(zip(parts["pruner"].tolist(), parts["seed"].tolist(), ratios, strict=True))
     fields = [_wide(parts[name]) for name in FIELDS]
-    return ScoreTable(*parts["about"].tolist(), parts["uids"], parts["families"], arms, *fields, parts["cost"])
+    return ScoreTable(
+        *parts["about"].tolist(), parts["uids"], parts["families"], arms, *fields, parts["cost"]
+    )
 
 
 def _narrow(x: Floats) -> NDArray:
-    """The same numbers in one or two bytes where they are whole and small (the largest code is nan), else as given."""
+    """The same numbers in one or two bytes where they are whole and small (the largest code is
+    nan), else as given."""
     known = x[~np.isnan(x)]
     for kind in (np.uint8, np.uint16):
         nan = np.iinfo(kind).max

@@ -1,4 +1,5 @@
-"""All runs of a sweep (`python -m src.train -m ...`): what was swept, what finished, and the numbers over seeds."""
+"""All runs of a sweep (`python -m src.train -m ...`): what was swept, what finished, and the
+numbers over seeds."""
 
 import statistics
 from collections import defaultdict
@@ -24,8 +25,8 @@ SEED = "seed"
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a sweep: its folder (None if it never started), its settings on the command line, and why it cannot be
-    evaluated (empty if it can)."""
+    """A job of a sweep: its folder (None if it never started), its settings on the command line,
+    and why it cannot be evaluated (empty if it can)."""
 
     folder: Path | None
     settings: Mapping[str, str]
@@ -34,8 +35,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Arm:
-    """Jobs that differ in their training seed only: `swept` is what this arm has of its own, `trained_at` the kept
-    fractions that it was trained for."""
+    """Jobs that differ in their training seed only: `swept` is what this arm has of its own,
+    `trained_at` the kept fractions that it was trained for."""
 
     name: str
     swept: Mapping[str, str]
@@ -44,7 +45,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `read_sweep` found. `entries` are the lines of a table, `config` that of a job, which stands for all."""
+    """What `read_sweep` found. `entries` are the lines of a table, `config` that of a job, which
+    stands for all."""
 
     directory: Path
     keys: tuple[str, ...]  # of the settings that differ between jobs
@@ -56,8 +58,9 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric of an arm (or another pruner of the same table) at one keep ratio, over `n` training seeds: mean,
-    standard deviation (nan for one seed) and extremes. `trained` is whether the arm was trained for this ratio."""
+    """A metric of an arm (or another pruner of the same table) at one keep ratio, over `n` training
+    seeds: mean, standard deviation (nan for one seed) and extremes. `trained` is whether the arm
+    was trained for this ratio."""
 
     arm: str
     keep_ratio: float | None
@@ -72,9 +75,11 @@ class Summary:
     trained: bool
 
 
-def read_sweep(directory: Path, keep_ratios: Sequence[float], same: Sequence[str] = ("model", "dataset")) -> Sweep:
-    """Load every finished run below `directory`, to be evaluated at `keep_ratios` and where it was trained; `same` are
-    the groups that they need to have in common.
+def read_sweep(
+    directory: Path, keep_ratios: Sequence[float], same: Sequence[str] = ("model", "dataset")
+) -> Sweep:
+    """Load every finished run below `directory`, to be evaluated at `keep_ratios` and where it was
+    trained; `same` are the groups that they need to have in common.
 
     Raises:
         UserError: no sweep there, nothing finished, or runs of several models or datasets.
@@ -90,7 +95,8 @@ def read_sweep(directory: Path, keep_ratios: Sequence[float], same: Sequence[str
             left_out.append(Job(job.folder, job.settings, str(error)))
     if not pruners:
         raise UserError(
-            f"sweep={directory} has no finished run: {'; '.join(why_missing(job, keys) for job in left_out)}"
+            f"sweep={directory} has no finished run: "
+            f"{'; '.join(why_missing(job, keys) for job in left_out)}"
         )
     _check_same(directory, list(pruners), same)
     arms: dict[str, Arm] = {}
@@ -114,16 +120,29 @@ def find_jobs(directory: Path) -> list[Job]:
     runs = [path.parent.parent for path in directory.glob("**/.hydra/overrides.yaml")]
     if not directory.is_dir() or not runs:
         why = "holds no jobs" if directory.is_dir() else "does not exist"
-        raise UserError(f"sweep={directory} {why}: give the directory of a `python -m src.train -m ...`.")
-    if directory in runs and (directory / "evaluation.json").is_file() and not (directory / "pruner").is_dir():
-        raise UserError(f"sweep={directory} is an evaluation, not a sweep: its numbers are in its results.csv.")
+        raise UserError(
+            f"sweep={directory} {why}: give the directory of a `python -m src.train -m ...`."
+        )
+    if (
+        directory in runs
+        and (directory / "evaluation.json").is_file()
+        and not (directory / "pruner").is_dir()
+    ):
+        raise UserError(
+            f"sweep={directory} is an evaluation, not a sweep: its numbers are in its results.csv."
+        )
     if directory in runs:
         raise UserError(f"sweep={directory} is one run, not a sweep: use run={directory}.")
-    runs.sort(key=lambda path: [(not part.isdigit(), part.zfill(9)) for part in path.relative_to(directory).parts])
+    runs.sort(
+        key=lambda path: [
+            (not part.isdigit(), part.zfill(9)) for part in path.relative_to(directory).parts
+        ]
+    )
     words = {path: _words(_left(path / ".hydra" / "overrides.yaml", ListConfig)) for path in runs}
     jobs = [Job(path, _settings(words[path]), _state(path)) for path in runs]
     planned = _planned(directory / "multirun.yaml")
-    if all(started in planned for started in words.values()):  # otherwise the file is another sweep's
+    # otherwise the file is another sweep's
+    if all(started in planned for started in words.values()):
         never = [settings for settings in planned if settings not in words.values()]
         jobs += [Job(None, _settings(settings), "never started") for settings in never]
     return jobs
@@ -137,8 +156,8 @@ def why_missing(job: Job, keys: Sequence[str]) -> str:
 
 
 def ratios_of(arm: Arm, keep_ratios: Sequence[float]) -> tuple[float, ...]:
-    """The kept fractions to evaluate an arm at: the common ones, and its own where they read differently (0.333 beside
-    0.3333 would be a column of its own)."""
+    """The kept fractions to evaluate an arm at: the common ones, and its own where they read
+    differently (0.333 beside 0.3333 would be a column of its own)."""
     known = {ratio_label(ratio) for ratio in keep_ratios}
     return (*keep_ratios, *(ratio for ratio in arm.trained_at if ratio_label(ratio) not in known))
 
@@ -161,7 +180,18 @@ def summarize_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
         kept = statistics.fmean(row.kept_tokens for row in same)
         flops = statistics.fmean(row.flops_ratio for row in same)
         spread = statistics.fmean(values), deviation, min(values), max(values)
-        out.append(Summary(arm, ratio, metric, len(same), *spread, kept, flops, (arm, ratio_label(ratio)) in trained))
+        out.append(
+            Summary(
+                arm,
+                ratio,
+                metric,
+                len(same),
+                *spread,
+                kept,
+                flops,
+                (arm, ratio_label(ratio)) in trained,
+            )
+        )
     return out
 
 
@@ -191,8 +221,9 @@ def _check_same(directory: Path, folders: Sequence[Path], same: Sequence[str]) -
         other = next((i for i, node in enumerate(nodes) if node != nodes[0]), None)
         if other is not None:
             raise UserError(
-                f"sweep={directory}: {folders[0]} and {folders[other]} differ in {name}, and one table is about one: "
-                f"evaluate each by runs={{name: [<run>, ...]}}, or give {name}=<name> for all."
+                f"sweep={directory}: {folders[0]} and {folders[other]} differ "
+                f"in {name}, and one table is about one: evaluate each by "
+                f"runs={{name: [<run>, ...]}}, or give {name}=<name> for all."
             )
 
 
@@ -208,7 +239,13 @@ def _arm(job: Job, keys: Sequence[str], pruner: str) -> Arm:
     stage = _left(_finished(job) / "config.yaml").get("stage", {})
     part = stage.get("ppo", stage)
     trained_ratio = part.get("module", part).get("keep_ratio")
-    ratios = [] if trained_ratio is None else trained_ratio if OmegaConf.is_list(trained_ratio) else [trained_ratio]
+    ratios = (
+        []
+        if trained_ratio is None
+        else trained_ratio
+        if OmegaConf.is_list(trained_ratio)
+        else [trained_ratio]
+    )
     return Arm(name or pruner, swept, tuple(float(ratio) for ratio in ratios))
 
 
@@ -230,7 +267,9 @@ def _planned(path: Path) -> list[frozenset[str]]:
     """The jobs that Hydra wrote down before it started the first."""
     if not path.is_file():
         return []
-    overrides = OverridesParser.create().parse_overrides([str(w) for w in _left(path).hydra.overrides.task])
+    overrides = OverridesParser.create().parse_overrides(
+        [str(w) for w in _left(path).hydra.overrides.task]
+    )
     parts = []
     for override in overrides:
         key = override.get_key_element()

@@ -10,9 +10,10 @@ from tprl.runtime.tracking import RATIO, Tracker
 
 
 def log_results(logger: object, rows: Sequence[Row]) -> None:
-    """Put an evaluation's rows beside the curves of its training: every metric, `flops_ratio` and `kept_tokens` of
-    every pruner over `keep_ratio`, and the table `eval/results`. Other loggers than W&B get nothing: `results.csv`
-    holds the same. A pruner that decides alone stands at the fraction that it kept."""
+    """Put an evaluation's rows beside the curves of its training: every metric, `flops_ratio` and
+    `kept_tokens` of every pruner over `keep_ratio`, and the table `eval/results`. Other loggers
+    than W&B get nothing: `results.csv` holds the same. A pruner that decides alone stands at the
+    fraction that it kept."""
     if not isinstance(logger, Tracker):
         return
     import wandb
@@ -21,10 +22,22 @@ def log_results(logger: object, rows: Sequence[Row]) -> None:
     points: dict[tuple[str, int, float], dict[str, float]] = defaultdict(dict)
     for row in rows:
         name = f"eval/{row.pruner}" + (f"/seed{row.seed}" if row.seed else "")
-        ratio = row.keep_ratio if row.keep_ratio is not None else row.kept_tokens / visual if visual else None
+        ratio = (
+            row.keep_ratio
+            if row.keep_ratio is not None
+            else row.kept_tokens / visual
+            if visual
+            else None
+        )
         if ratio is not None:
-            values = {row.metric: row.value, "flops_ratio": row.flops_ratio, "kept_tokens": row.kept_tokens}
-            points[row.pruner, row.seed, ratio] |= {f"{name}/{key}": value for key, value in values.items()}
+            values = {
+                row.metric: row.value,
+                "flops_ratio": row.flops_ratio,
+                "kept_tokens": row.kept_tokens,
+            }
+            points[row.pruner, row.seed, ratio] |= {
+                f"{name}/{key}": value for key, value in values.items()
+            }
     for (_, _, ratio), point in sorted(points.items()):
         logger.log_row({RATIO: ratio, **point}, axis=RATIO)
     table: list[Any] = [list(astuple(row)) for row in rows]

@@ -1,1 +1,2 @@
-"""The learned pruner: token autoencoder, actor-critic, and the action distributions it samples from."""
+"""The learned pruner: token autoencoder, actor-critic, and the action distributions it samples
+from."""

@@ -1,4 +1,5 @@
-"""From logits to a kept set: what training samples and scores (`act`), and what inference does (`serve`)."""
+"""From logits to a kept set: what training samples and scores (`act`), and what inference does
+(`serve`)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,15 +22,17 @@ class ActionRule:
     """How an action is drawn from the logits at pruning step t (0-based).
 
     Args:
-        kind: "bernoulli": each alive token on its own, keep probability discount^t * sigmoid(logit / temperature),
-            any count. "subset": exactly k tokens, P(Y) proportional to exp(sum over Y of logit / temperature)
-            (conditional Bernoulli: free of order, with an exact log-probability). "dpp": exactly k tokens, a k-DPP
-            with L = diag(q) S diag(q), log q = quality / 2 * logit / temperature: relevance times diversity.
-            "sequential": exactly k tokens one after the other, each in proportion to the 1 / temperature-th power of
-            its marginal gain of det L, log q = quality / 2 * logit (`policy.sequential`). Temperature 0 is greedy MAP.
+        kind: "bernoulli": each alive token on its own, keep probability discount^t * sigmoid(logit
+            / temperature), any count. "subset": exactly k tokens, P(Y) proportional to exp(sum over
+            Y of logit / temperature) (conditional Bernoulli: free of order, with an exact
+            log-probability). "dpp": exactly k tokens, a k-DPP with L = diag(q) S diag(q), log q =
+            quality / 2 * logit / temperature: relevance times diversity. "sequential": exactly k
+            tokens one after the other, each in proportion to the 1 / temperature-th power of its
+            marginal gain of det L, log q = quality / 2 * logit (`policy.sequential`). Temperature 0
+            is greedy MAP.
         discount: the paper's lambda_disc, Bernoulli only.
-        temperature: divides the logits, or the log gains of "sequential"; only there does sampling approach what a DPP
-            serves as it falls.
+        temperature: divides the logits, or the log gains of "sequential"; only there does sampling
+            approach what a DPP serves as it falls.
         quality: weight of relevance against diversity, "dpp" and "sequential" only.
 
     Raises:
@@ -43,9 +46,14 @@ class ActionRule:
 
     def __post_init__(self) -> None:
         if self.kind not in ("bernoulli", "subset", "dpp", "sequential"):
-            raise UserError(f"action kind must be bernoulli, subset, dpp or sequential, got {self.kind}.")
+            raise UserError(
+                f"action kind must be bernoulli, subset, dpp or sequential, got {self.kind}."
+            )
         if not (self.temperature > 0 and self.quality > 0):
-            raise UserError(f"temperature and quality must be above 0, got {self.temperature} and {self.quality}.")
+            raise UserError(
+                "temperature and quality must be above 0, "
+                f"got {self.temperature} and {self.quality}."
+            )
         if not 0 < self.discount <= 1:
             raise UserError(f"discount must be in (0, 1], got {self.discount}; use e.g. 0.5.")
 
@@ -61,7 +69,8 @@ class ActionRule:
 
 
 def action_kind(budget: str, law: str, select: str) -> str:
-    """The kind of `ActionRule` that a stage's budget, its law and what the pruner serves by ask for.
+    """The kind of `ActionRule` that a stage's budget, its law and what the pruner serves by ask
+    for.
 
     Raises:
         UserError: an unknown law, or a training that is not what is served.
@@ -72,8 +81,8 @@ def action_kind(budget: str, law: str, select: str) -> str:
         return "subset" if select != "dpp" else "sequential" if law == "sequential" else "dpp"
     if select == "dpp":
         raise UserError(
-            f"stage.budget={budget} trains tokens one by one, which policy.select=dpp does not serve: "
-            "use policy.select=topk or threshold, or stage.budget=exact_k."
+            f"stage.budget={budget} trains tokens one by one, which policy.select=dpp does "
+            "not serve: use policy.select=topk or threshold, or stage.budget=exact_k."
         )
     return "bernoulli"
 
@@ -94,7 +103,8 @@ def act(
     action: Shaped[Tensor, "B *G V"] | None = None,
     noise: Float[Tensor, "B *G N"] | None = None,
 ) -> tuple[Shaped[Tensor, "B *G V"], Float[Tensor, "B *G A"], Float[Tensor, "B *G A"]]:
-    """Sample an action (`action` None) or evaluate a given one; the same code, so the two cannot drift apart.
+    """Sample an action (`action` None) or evaluate a given one; the same code, so the two cannot
+    drift apart.
 
     Args:
         logits: one per token; entries of dead tokens are ignored.
@@ -102,29 +112,34 @@ def act(
         rule: the distribution.
         t: pruning step, 0-based.
         k: tokens to keep, exact kinds only.
-        features: what two tokens are alike in, kinds "dpp" and "sequential" only (see `dpp.unit_features`).
-        action: the action to evaluate: a mask, or for "sequential" the place of every token in the order of drawing,
-            from 1 on, 0 where it was not drawn. With an axis G: several actions of the same state, which share one
-            normalizer (for a DPP: one eigendecomposition).
+        features: what two tokens are alike in, kinds "dpp" and "sequential" only (see
+            `dpp.unit_features`).
+        action: the action to evaluate: a mask, or for "sequential" the place of every token in the
+            order of drawing, from 1 on, 0 where it was not drawn. With an axis G: several actions
+            of the same state, which share one normalizer (for a DPP: one eigendecomposition).
         noise: uniforms in [0, 1) to sample with, at least `noise_width` of them; the same axis G.
 
     Returns:
-        The action (what is positive is executed), its log-probability and the entropy, in nats. Bernoulli: A = V, per
-        token, 0 where not alive; if nothing was drawn the likeliest token is forced, and the log-probability is that
-        of the resulting mask. "sequential": A = V, that of each draw given those before it, 0 where not drawn. Sets:
-        A = 1. A common offset of the logits changes no exact kind. Entropy of "subset" is exact, divided by k; those of
-        "dpp" and "sequential" have no closed form: they are the entropy of softmax(quality * logit / temperature) over
-        alive tokens divided by log(alive), a differentiable stand-in in [0, 1].
+        The action (what is positive is executed), its log-probability and the entropy, in nats.
+        Bernoulli: A = V, per token, 0 where not alive; if nothing was drawn the likeliest token is
+        forced, and the log-probability is that of the resulting mask. "sequential": A = V, that of
+        each draw given those before it, 0 where not drawn. Sets: A = 1. A common offset of the
+        logits changes no exact kind. Entropy of "subset" is exact, divided by k; those of "dpp" and
+        "sequential" have no closed form: they are the entropy of softmax(quality * logit /
+        temperature) over alive tokens divided by log(alive), a differentiable stand-in in [0, 1].
 
     Raises:
-        ValueError: an argument the rule needs is missing, k is more than what is alive, or an action does not hold
-            exactly k alive tokens.
+        ValueError: an argument the rule needs is missing, k is more than what is alive, or an
+            action does not hold exactly k alive tokens.
     """
     # One function samples and evaluates; exactly one of both is asked for.
     if (action is None) == (noise is None):
         raise ValueError("give either an action to evaluate or noise to sample with.")
     if noise is not None and noise.shape[-1] < noise_width(rule, alive.shape[1]):
-        raise ValueError(f"{noise.shape[-1]} uniforms per sample, {noise_width(rule, alive.shape[1])} are needed.")
+        raise ValueError(
+            f"{noise.shape[-1]} uniforms per sample, "
+            f"{noise_width(rule, alive.shape[1])} are needed."
+        )
     scores = logits.float().masked_fill(~alive, 0.0) / rule.temperature
     if rule.kind == "bernoulli":
         return _bernoulli(scores, alive, rule.discount**t, action, noise)
@@ -159,9 +174,9 @@ def serve(
 ) -> Bool[Tensor, "B V"]:
     """The kept set at inference; one True per row at least where anything is alive.
 
-    "topk": the k largest logits. "gumbel": top-k of logit / temperature + Gumbel noise, N >= V uniforms. "dpp":
-    greedy MAP of the kernel that kinds "dpp" and "sequential" sample from. "threshold": every token with
-    sigmoid(logit) > tau, or the likeliest one; k is not used.
+    "topk": the k largest logits. "gumbel": top-k of logit / temperature + Gumbel noise, N >= V
+    uniforms. "dpp": greedy MAP of the kernel that kinds "dpp" and "sequential" sample from.
+    "threshold": every token with sigmoid(logit) > tau, or the likeliest one; k is not used.
 
     Raises:
         ValueError: an argument the mode needs is missing, or the mode is unknown.
@@ -194,7 +209,8 @@ def _bernoulli(
     """Independent tokens with keep probability p = discount * sigmoid(x)."""
     log_discount = x.new_tensor(discount).log()
     log_p = F.logsigmoid(x) + log_discount
-    # 1 - p = sigmoid(-x) * (1 + (1 - discount) e^x): no difference of nearly equal numbers, whatever x is.
+    # 1 - p = sigmoid(-x) * (1 + (1 - discount) e^x): no difference of nearly equal numbers,
+    # whatever x is.
     log_q = F.logsigmoid(-x) + F.softplus(x + x.new_tensor(1 - discount).log())
     if action is None:
         assert noise is not None
@@ -202,7 +218,9 @@ def _bernoulli(
         valid, p = _like(alive, noise), _like(log_p.detach().exp(), noise)
         action = _at_least_one((noise < p) & valid, p, valid)
     valid = _like(alive, action)
-    log_prob = torch.where(action, _like(log_p, action), _like(log_q, action)).masked_fill(~valid, 0.0)
+    log_prob = torch.where(action, _like(log_p, action), _like(log_q, action)).masked_fill(
+        ~valid, 0.0
+    )
     entropy = -(log_p.exp() * log_p + log_q.exp() * log_q)
     return action, log_prob, _like(entropy, action).masked_fill(~valid, 0.0)
 
@@ -231,7 +249,8 @@ def _kdpp(
     action: Tensor | None,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """k-DPP over the alive tokens, gathered to the front: decompositions cost the cube of the width."""
+    """k-DPP over the alive tokens, gathered to the front: decompositions cost the cube of the
+    width."""
     # [B W] the alive tokens, gathered: a decomposition costs the cube of the width.
     at = alive_first(alive)
     front, log_q = alive.gather(1, at), dpp.log_quality(scores, alive, k, quality).gather(1, at)
@@ -242,7 +261,11 @@ def _kdpp(
         drawn = dpp.sample_kdpp(law, noise)
         action = _like(torch.zeros_like(alive), drawn).scatter(-1, _like(at, drawn), drawn)
     _check_count(action, alive, k)
-    return action, dpp.kdpp_log_prob(law, action.gather(-1, _like(at, action))), _evenness(quality * scores, alive)
+    return (
+        action,
+        dpp.kdpp_log_prob(law, action.gather(-1, _like(at, action))),
+        _evenness(quality * scores, alive),
+    )
 
 
 def _sequential(
@@ -254,7 +277,8 @@ def _sequential(
     action: Tensor | None,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens one after the other (`policy.sequential`), whose log-probabilities stand where the tokens do."""
+    """Tokens one after the other (`policy.sequential`), whose log-probabilities stand where the
+    tokens do."""
     # 2 log q per token: quality weighs relevance against diversity.
     scores = rule.quality * logits.masked_fill(~alive, 0.0)
     if action is None:
@@ -264,8 +288,12 @@ def _sequential(
         action = drawn.reshape(*noise.shape[:-1], alive.shape[1])
     _check_count(action > 0, alive, k)
     flat = action.reshape(len(action), -1, action.shape[-1])
-    log_prob = sequential.log_prob(scores, features, alive, k, rule.temperature, flat).reshape(action.shape)
-    evenness = _evenness(scores / rule.temperature, alive).float().reshape(-1, *[1] * (action.ndim - 1))
+    log_prob = sequential.log_prob(scores, features, alive, k, rule.temperature, flat).reshape(
+        action.shape
+    )
+    evenness = (
+        _evenness(scores / rule.temperature, alive).float().reshape(-1, *[1] * (action.ndim - 1))
+    )
     return action, log_prob, evenness * (action > 0)
 
 

@@ -1,4 +1,5 @@
-"""Token-wise autoencoder: compact codes that make the policy's input small and demonstrations storable."""
+"""Token-wise autoencoder: compact codes that make the policy's input small and demonstrations
+storable."""
 
 from typing import cast
 
@@ -12,11 +13,12 @@ AT_ONCE = 1 << 14  # tokens of which a copy in double precision is made
 
 
 class Autoencoder(nn.Module):
-    """in_width -> hidden -> LayerNorm, GELU -> code_width, and mirrored back. Codes feed the policy only.
+    """in_width -> hidden -> LayerNorm, GELU -> code_width, and mirrored back. Codes feed the policy
+    only.
 
-    Inputs are standardized per feature by stored statistics, because projected tokens have a few features of huge
-    variance that would own a plain MSE. `relative_mse` is therefore the fraction of variance that is lost: 1 for a
-    decoder that always answers the mean.
+    Inputs are standardized per feature by stored statistics, because projected tokens have a few
+    features of huge variance that would own a plain MSE. `relative_mse` is therefore the fraction
+    of variance that is lost: 1 for a decoder that always answers the mean.
 
     Args:
         in_width: width of the tokens (projected, or of the vision tower).
@@ -36,15 +38,20 @@ class Autoencoder(nn.Module):
         self.decoder = _mlp(code_width, hidden, in_width)
 
     def fit_statistics(self, tokens: Float[Tensor, "*N D"]) -> None:
-        """Store each feature's mean and standard deviation over all leading axes; constant features get std 1.
+        """Store each feature's mean and standard deviation over all leading axes; constant features
+        get std 1.
 
         Raises:
             UserError: fewer than two tokens.
         """
         flat = tokens.detach().reshape(-1, self.in_width)
         if len(flat) < 2:
-            raise UserError(f"the autoencoder's statistics need at least 2 tokens, not {len(flat)}: give it more data.")
-        # Some tokens at a time: a copy of all in double precision would be four times as large as they are.
+            raise UserError(
+                "the autoencoder's statistics need at least 2 "
+                f"tokens, not {len(flat)}: give it more data."
+            )
+        # Some tokens at a time: a copy of all in double precision would be four times as large as
+        # they are.
         mean = sum(part.double().sum(0) for part in flat.split(AT_ONCE)) / len(flat)
         squares = sum((part.double() - mean).square().sum(0) for part in flat.split(AT_ONCE))
         std = (squares / (len(flat) - 1)).sqrt()
@@ -64,7 +71,8 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(tokens))
 
     def relative_mse(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-        """Mean squared error of the standardized features: the training loss. Pass valid tokens only."""
+        """Mean squared error of the standardized features: the training loss. Pass valid tokens
+        only."""
         target = self._standardize(tokens)
         return cast(Tensor, (self.decoder(self.encoder(target)) - target).square().mean())
 
@@ -73,4 +81,6 @@ class Autoencoder(nn.Module):
 
 
 def _mlp(n_in: int, hidden: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(n_in, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, n_out))
+    return nn.Sequential(
+        nn.Linear(n_in, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, n_out)
+    )

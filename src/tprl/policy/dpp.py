@@ -1,13 +1,15 @@
-"""Distributions over exact k-subsets: conditional Bernoulli and k-DPP. All in float64, batched, no eigenvalue of a
-gradient ever divided by another.
+"""Distributions over exact k-subsets: conditional Bernoulli and k-DPP. All in float64, batched, no
+eigenvalue of a gradient ever divided by another.
 
-Both need e_k(w), the elementary symmetric polynomial: the sum over all k-subsets of the product of their weights.
-With p_i = w_i c / (1 + w_i c) for any c > 0, e_k(w) = P(S = k) * prod(1 + w_i c) / c^k, where S is the number of
-successes of independent Bernoulli(p_i). Choosing c so that E[S] is about k makes P(S = k) large, every number stays
-in [0, 1], and all terms are positive: nothing overflows and nothing cancels. P(S = .) of neighboring groups of
-items is merged in a binary tree (log2 V steps), and walking down the same tree samples a subset exactly.
+Both need e_k(w), the elementary symmetric polynomial: the sum over all k-subsets of the product of
+their weights. With p_i = w_i c / (1 + w_i c) for any c > 0, e_k(w) = P(S = k) * prod(1 + w_i c) /
+c^k, where S is the number of successes of independent Bernoulli(p_i). Choosing c so that E[S] is
+about k makes P(S = k) large, every number stays in [0, 1], and all terms are positive: nothing
+overflows and nothing cancels. P(S = .) of neighboring groups of items is merged in a binary tree
+(log2 V steps), and walking down the same tree samples a subset exactly.
 
-`*G` in a shape: optional axes of several subsets drawn from the same weights (one decomposition serves them all).
+`*G` in a shape: optional axes of several subsets drawn from the same weights (one decomposition
+serves them all).
 """
 
 from typing import NamedTuple
@@ -19,7 +21,8 @@ from torch.nn import functional as F
 
 DEAD = -1e4  # log-odds of an item that cannot be drawn: its probability underflows to exactly 0
 BISECTIONS = 16  # the tilt c may be rough, any c is exact
-JITTER = 0.01  # of the kernel: the variance that every token keeps, however similar it is to those drawn
+# of the kernel: the variance that every token keeps, however similar it is to those drawn
+JITTER = 0.01
 QUALITY_RANGE = 6.0  # half-width of log q around the k-th largest; see `log_quality`
 
 
@@ -29,7 +32,8 @@ class SubsetLaw(NamedTuple):
     log_odds: Float64[Tensor, "B V"]  # log w + log c
     tilt: Float64[Tensor, " B"]  # log c
     k: Int[Tensor, " B"]
-    levels: list[Tensor]  # levels[l]: [B, ceil(V / 2^l), .], law of the number of successes in 2^l neighbors
+    # levels[l]: [B, ceil(V / 2^l), .], law of the number of successes in 2^l neighbors
+    levels: list[Tensor]
 
 
 def subset_law(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> SubsetLaw:
@@ -53,7 +57,8 @@ def subset_law(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> SubsetLaw:
 
 
 def log_elementary(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """log e_k(exp(log_w)) per row; -inf where k exceeds the number of items with a finite log-weight.
+    """log e_k(exp(log_w)) per row; -inf where k exceeds the number of items with a finite
+    log-weight.
 
     Differentiable: the gradient is each item's inclusion probability.
     """
@@ -68,15 +73,18 @@ def log_normalizer(law: SubsetLaw) -> Float64[Tensor, " B"]:
 def subset_entropy(law: SubsetLaw) -> Float64[Tensor, " B"]:
     """Entropy in nats: -E[log P(Y)], exact and differentiable.
 
-    The mean of sum_{i in Y} log-odds is carried up the tree beside the probabilities (an expectation semiring,
-    Eisner 2002), so that one backward pass suffices.
+    The mean of sum_{i in Y} log-odds is carried up the tree beside the probabilities (an
+    expectation semiring, Eisner 2002), so that one backward pass suffices.
     """
     table = law.levels[0]
     moment = table * torch.stack([torch.zeros_like(law.log_odds), law.log_odds], -1)
     for level in law.levels[1:]:
         cap = level.shape[-1] - 1
         (left, right), (left_moment, right_moment) = _pairs(table), _pairs(moment, neutral=0.0)
-        table, moment = level, _convolve(left_moment, right, cap) + _convolve(left, right_moment, cap)
+        table, moment = (
+            level,
+            _convolve(left_moment, right, cap) + _convolve(left, right_moment, cap),
+        )
     probability = _at_k(table, law.k)
     return probability.log() - _log_q(law).sum(1) - _at_k(moment, law.k) / probability
 
@@ -84,8 +92,9 @@ def subset_entropy(law: SubsetLaw) -> Float64[Tensor, " B"]:
 def sample_subset(law: SubsetLaw, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor, "B *G V"]:
     """Draw subsets from uniform noise in [0, 1), N >= V; exact.
 
-    Walks down the tree: given how many successes a group has, split them over its halves. Each split reads the
-    noise at the index of its first right-hand item, so padding on the right changes no draw.
+    Walks down the tree: given how many successes a group has, split them over its halves. Each
+    split reads the noise at the index of its first right-hand item, so padding on the right changes
+    no draw.
     """
     b, v = law.log_odds.shape
     groups = noise.shape[1:-1]
@@ -95,7 +104,9 @@ def sample_subset(law: SubsetLaw, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor
         left, right = (half.detach() for half in _pairs(law.levels[depth]))
         middle = torch.arange(left.shape[1], device=noise.device) * 2 ** (depth + 1) + 2**depth
         chosen = _split(left, right, count, noise[..., middle.clamp(max=v - 1)])
-        count = torch.stack([chosen, count - chosen], -1).flatten(2)[..., : law.levels[depth].shape[1]]
+        count = torch.stack([chosen, count - chosen], -1).flatten(2)[
+            ..., : law.levels[depth].shape[1]
+        ]
     return (count > 0).reshape(b, *groups, v)
 
 
@@ -107,7 +118,8 @@ class KDPP(NamedTuple):
     alive: Bool[Tensor, "B V"]
     k: Int[Tensor, " B"]
     vectors: Float64[Tensor, "B V V"]  # eigenvectors of L in columns, eigenvalues descending
-    spectrum: SubsetLaw  # a k-DPP picks k eigenvectors with P proportional to the product of their eigenvalues
+    # a k-DPP picks k eigenvectors with P proportional to the product of their eigenvalues
+    spectrum: SubsetLaw
 
 
 def kdpp(
@@ -116,11 +128,12 @@ def kdpp(
     alive: Bool[Tensor, "B V"],
     k: Int[Tensor, " B"],
 ) -> KDPP:
-    """Decompose the kernel, once for any number of draws and log-probabilities. Differentiable in `log_q` only.
+    """Decompose the kernel, once for any number of draws and log-probabilities. Differentiable in
+    `log_q` only.
 
-    d log lambda_j / d log q_i = 2 U_ij^2 gives the gradient without differentiating an eigendecomposition. It is
-    exact to first order, also for equal eigenvalues, and costs V^2. 1e-6 I is added to S, so that a subset larger
-    than the rank of S has a finite log-probability.
+    d log lambda_j / d log q_i = 2 U_ij^2 gives the gradient without differentiating an
+    eigendecomposition. It is exact to first order, also for equal eigenvalues, and costs V^2. 1e-6
+    I is added to S, so that a subset larger than the rank of S has a finite log-probability.
     """
     # L = diag(q) S diag(q), dead items apart.
     log_q = log_q.double().masked_fill(~alive, 0.0)
@@ -128,20 +141,24 @@ def kdpp(
     pairs = alive.unsqueeze(1) & alive.unsqueeze(2)
     similarity = similarity.double().detach().masked_fill(~pairs, 0.0) + 1e-6 * eye
     q = log_q.detach().exp()
-    # Dead items get eigenvalue -1: they sort last and never mix with a null space of the alive ones.
+    # Dead items get eigenvalue -1: they sort last and never mix with a null space of the alive
+    # ones.
     kernel = torch.where(pairs, q.unsqueeze(1) * similarity * q.unsqueeze(2), -eye)
     values, vectors = torch.linalg.eigh(kernel)
     values, vectors = values.flip(1), vectors.flip(2)
     # Gradients enter through the eigenvalues alone, to first order.
     log_values = values.clamp(min=1e-15 * values[:, :1].abs()).log()
-    log_values = log_values + 2 * torch.einsum("bij,bi->bj", vectors.square(), log_q - log_q.detach())
+    log_values = log_values + 2 * torch.einsum(
+        "bij,bi->bj", vectors.square(), log_q - log_q.detach()
+    )
     rank = torch.arange(alive.shape[1], device=alive.device)
     log_values = log_values.masked_fill(rank >= alive.sum(1, keepdim=True), -torch.inf)
     return KDPP(log_q, similarity, alive, k, vectors, subset_law(log_values, k))
 
 
 def kdpp_log_prob(law: KDPP, action: Bool[Tensor, "B *G V"]) -> Float64[Tensor, "B *G"]:
-    """log P(Y) = log det L_Y - log e_k(eigenvalues of L); every action must hold exactly k alive items."""
+    """log P(Y) = log det L_Y - log e_k(eigenvalues of L); every action must hold exactly k alive
+    items."""
     b, v = law.alive.shape
     # [B G K] the items of every action, in order.
     flat = action.reshape(b, -1, v)
@@ -158,10 +175,12 @@ def kdpp_log_prob(law: KDPP, action: Bool[Tensor, "B *G V"]) -> Float64[Tensor, 
 
 
 def sample_kdpp(law: KDPP, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor, "B *G V"]:
-    """Draw subsets from uniform noise in [0, 1), N >= 2 V; exact (Kulesza and Taskar 2012, algorithms 1 and 8).
+    """Draw subsets from uniform noise in [0, 1), N >= 2 V; exact (Kulesza and Taskar 2012,
+    algorithms 1 and 8).
 
-    Even columns of the noise choose k eigenvectors, odd ones the items: first of a law given by the rows' norms in
-    the chosen eigenspace, then of what is left of them after projecting out the items already drawn.
+    Even columns of the noise choose k eigenvectors, odd ones the items: first of a law given by the
+    rows' norms in the chosen eigenspace, then of what is left of them after projecting out the
+    items already drawn.
     """
     b, v = law.alive.shape
     groups = noise.shape[1:-1]
@@ -172,17 +191,22 @@ def sample_kdpp(law: KDPP, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor, "B *G
     column = (~chosen).to(torch.int8).argsort(dim=-1, stable=True)[..., :steps]
     # [B G V K] the eigenspace that was chosen; items are drawn by their share of it.
     basis = law.vectors.unsqueeze(1).expand(-1, chosen.shape[1], -1, -1)
-    basis = basis.gather(3, column.unsqueeze(2).expand(-1, -1, v, -1)) * chosen.gather(2, column).unsqueeze(2)
+    basis = basis.gather(3, column.unsqueeze(2).expand(-1, -1, v, -1)) * chosen.gather(
+        2, column
+    ).unsqueeze(2)
     basis = basis.masked_fill(~law.alive[:, None, :, None], 0.0)
     taken = torch.zeros_like(chosen)
     weight = basis.square().sum(-1)
-    drawn = basis.new_zeros(*basis.shape[:2], steps, steps)  # orthonormal directions of the drawn items, one per row
+    # orthonormal directions of the drawn items, one per row
+    drawn = basis.new_zeros(*basis.shape[:2], steps, steps)
     for step in range(steps):
         active = (step < law.k).unsqueeze(1)
         item = _pick(weight, noise[..., 2 * step + 1])
         row = basis.gather(2, item[..., None, None].expand(-1, -1, 1, steps)).squeeze(2)
         for _ in range(2):  # twice is enough (Kahan): the directions stay orthogonal to rounding
-            row = row - torch.einsum("bgt,bgts->bgs", torch.einsum("bgts,bgs->bgt", drawn, row), drawn)
+            row = row - torch.einsum(
+                "bgt,bgts->bgs", torch.einsum("bgts,bgs->bgt", drawn, row), drawn
+            )
         drawn[:, :, step] = row / row.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         weight = weight - torch.einsum("bgvs,bgs->bgv", basis, drawn[:, :, step]).square()
         taken |= F.one_hot(item, v).bool() & active.unsqueeze(-1)
@@ -195,21 +219,29 @@ def log_quality(
 ) -> Float64[Tensor, "B V"]:
     """log q = quality / 2 * logit, measured from the k-th largest and clamped to +-QUALITY_RANGE.
 
-    The offset changes no probability. The clamp is part of the policy's definition: beyond it a token is as good as
-    surely kept or surely dropped, and without it float64 cannot hold the spectrum of L (the diagonal would span more
-    than 16 decimal digits, and small eigenvalues would be noise).
+    The offset changes no probability. The clamp is part of the policy's definition: beyond it a
+    token is as good as surely kept or surely dropped, and without it float64 cannot hold the
+    spectrum of L (the diagonal would span more than 16 decimal digits, and small eigenvalues would
+    be noise).
     """
     log_q = 0.5 * quality * logits.double()
     ranked = log_q.detach().masked_fill(~alive, -torch.inf).sort(1, descending=True).values
     anchor = ranked.gather(1, (k - 1).clamp(min=0).unsqueeze(1))
-    return (log_q - anchor.nan_to_num(neginf=0.0)).clamp(-QUALITY_RANGE, QUALITY_RANGE).masked_fill(~alive, 0.0)
+    return (
+        (log_q - anchor.nan_to_num(neginf=0.0))
+        .clamp(-QUALITY_RANGE, QUALITY_RANGE)
+        .masked_fill(~alive, 0.0)
+    )
 
 
-def greedy_map(kernel: Float[Tensor, "B V V"], alive: Bool[Tensor, "B V"], k: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+def greedy_map(
+    kernel: Float[Tensor, "B V V"], alive: Bool[Tensor, "B V"], k: Int[Tensor, " B"]
+) -> Bool[Tensor, "B V"]:
     """k items that greedily maximize det(L_Y), exactly min(k, alive); ties go to the lower index.
 
-    The incremental Cholesky of Chen et al. 2018 (Fast greedy MAP inference for DPPs, algorithm 1), batched: a loop
-    over steps, none over samples. Where the kernel's rank is exhausted, the largest diagonal entries fill up.
+    The incremental Cholesky of Chen et al. 2018 (Fast greedy MAP inference for DPPs, algorithm 1),
+    batched: a loop over steps, none over samples. Where the kernel's rank is exhausted, the largest
+    diagonal entries fill up.
     """
     tolerance = kernel.shape[-1] * torch.finfo(kernel.dtype).eps
     kernel = kernel.double()
@@ -221,13 +253,17 @@ def greedy_map(kernel: Float[Tensor, "B V V"], alive: Bool[Tensor, "B V"], k: In
         # Beyond the kernel's rank gains are rounding errors: the diagonal decides instead.
         free = alive & ~taken
         useful = free & (gain > tolerance * diagonal)
-        score = torch.where(useful.any(1, keepdim=True), gain.masked_fill(~useful, -torch.inf), diagonal)
+        score = torch.where(
+            useful.any(1, keepdim=True), gain.masked_fill(~useful, -torch.inf), diagonal
+        )
         item = score.masked_fill(~free, -torch.inf).argmax(1)  # argmax returns the first maximum
         at = item[:, None, None]
         before = factors[:, :step]
         # The new row of the Cholesky factor (algorithm 1, line 6).
         row_factors = before.gather(2, at.expand(-1, step, 1))
-        row = kernel.gather(1, at.expand(-1, 1, kernel.shape[2])).squeeze(1) - (row_factors * before).sum(1)
+        row = kernel.gather(1, at.expand(-1, 1, kernel.shape[2])).squeeze(1) - (
+            row_factors * before
+        ).sum(1)
         pivot = gain.gather(1, item.unsqueeze(1))
         fresh = useful.gather(1, item.unsqueeze(1))
         factors[:, step] = torch.where(fresh, row / pivot.clamp(min=1e-300).sqrt(), 0.0)
@@ -236,10 +272,13 @@ def greedy_map(kernel: Float[Tensor, "B V V"], alive: Bool[Tensor, "B V"], k: In
     return taken
 
 
-def unit_features(features: Float[Tensor, "B V Z"], mask: Bool[Tensor, "B V"]) -> Float[Tensor, "B V Z"]:
+def unit_features(
+    features: Float[Tensor, "B V Z"], mask: Bool[Tensor, "B V"]
+) -> Float[Tensor, "B V Z"]:
     """Features centered over each sample's valid tokens and scaled to length 1; zero where padded.
 
-    Centering removes what all tokens of an image share, which otherwise makes every pair look alike.
+    Centering removes what all tokens of an image share, which otherwise makes every pair look
+    alike.
     """
     valid = mask.unsqueeze(-1)
     x = features.float().masked_fill(~valid, 0.0)
@@ -268,7 +307,8 @@ def _tilt(log_w: Tensor, dead: Tensor, k: Tensor) -> Tensor:
 
 
 def _pairs(table: Tensor, neutral: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Left and right halves of neighboring groups; a missing last one has no items, so never a success."""
+    """Left and right halves of neighboring groups; a missing last one has no items, so never a
+    success."""
     if table.shape[1] % 2:
         empty = torch.zeros_like(table[:, :1])
         empty[..., 0] = neutral
@@ -285,16 +325,22 @@ def _convolve(left: Tensor, right: Tensor, cap: int) -> Tensor:
 
 
 def _split(left: Tensor, right: Tensor, count: Tensor, noise: Tensor) -> Tensor:
-    """How many of `count` [B G M] successes fall into the left half, by inverting the distribution function."""
+    """How many of `count` [B G M] successes fall into the left half, by inverting the distribution
+    function."""
     j = torch.arange(left.shape[-1], device=left.device)
     others = count.unsqueeze(-1) - j
     inside = (others >= 0) & (others < right.shape[-1])
-    other = right.unsqueeze(1).expand(-1, count.shape[1], -1, -1).gather(3, others.clamp(0, right.shape[-1] - 1))
+    other = (
+        right.unsqueeze(1)
+        .expand(-1, count.shape[1], -1, -1)
+        .gather(3, others.clamp(0, right.shape[-1] - 1))
+    )
     return _pick((left.unsqueeze(1) * other).masked_fill(~inside, 0.0), noise)
 
 
 def _pick(weight: Tensor, noise: Tensor) -> Tensor:
-    """Index drawn in proportion to `weight` along the last axis; never one of weight 0 unless all are."""
+    """Index drawn in proportion to `weight` along the last axis; never one of weight 0 unless all
+    are."""
     cumulative = weight.cumsum(-1)
     below = cumulative <= noise.unsqueeze(-1) * cumulative[..., -1:]
     return below.sum(-1).clamp(max=weight.shape[-1] - 1)

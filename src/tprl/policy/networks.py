@@ -13,14 +13,16 @@ from tprl.errors import UserError
 
 
 class PolicyInput(NamedTuple):
-    """All that the policy sees of a batch; it stays the same over the pruning steps of an episode."""
+    """All that the policy sees of a batch; it stays the same over the pruning steps of an
+    episode."""
 
     codes: Float[Tensor, "B V Z"]
     xy: Float[Tensor, "B V 2"]  # center of each token in its image, (x, y) as fractions in [0, 1]
     mask: Bool[Tensor, "B V"]  # False on padded visual tokens
     query: Float[Tensor, "B Q D"]
     query_mask: Bool[Tensor, "B Q"]
-    features: Float[Tensor, "B V F"] | None = None  # of the diversity kernel, only where a DPP selects
+    # of the diversity kernel, only where a DPP selects
+    features: Float[Tensor, "B V F"] | None = None
     image: Int[Tensor, "B V"] | None = None  # which image a token belongs to; None: all the same
 
     def rows(self, index: Tensor | slice) -> "PolicyInput":
@@ -32,7 +34,8 @@ class PolicyInput(NamedTuple):
     def images(self) -> Rows:
         """The batch as rows of images: budgets are per image."""
         return image_rows(
-            self.mask, torch.zeros_like(self.mask, dtype=torch.long) if self.image is None else self.image
+            self.mask,
+            torch.zeros_like(self.mask, dtype=torch.long) if self.image is None else self.image,
         )
 
 
@@ -49,11 +52,11 @@ class StateFeatures(NamedTuple):
 class PolicyNet(nn.Module):
     """Per-token keep logits and a state value from X = [Z_alive ; W q].
 
-    A pre-norm GELU transformer encoder without dropout (rollout and update must see the same network), a residual
-    MLP per token for the logit, and a residual MLP on the mean over alive tokens for the value. Step and keep ratio
-    are added to every token, because the horizon is finite and one policy serves all ratios. Codes and query are
-    layer-normalized first: their scale depends on the LVLM. Dead tokens are left out, not only masked, so that later
-    steps cost less.
+    A pre-norm GELU transformer encoder without dropout (rollout and update must see the same
+    network), a residual MLP per token for the logit, and a residual MLP on the mean over alive
+    tokens for the value. Step and keep ratio are added to every token, because the horizon is
+    finite and one policy serves all ratios. Codes and query are layer-normalized first: their scale
+    depends on the LVLM. Dead tokens are left out, not only masked, so that later steps cost less.
 
     Args:
         code_width: Z, width of the visual codes.
@@ -62,7 +65,8 @@ class PolicyNet(nn.Module):
         layers: encoder blocks.
         heads: attention heads.
         max_steps: largest number of pruning steps; the step index is embedded.
-        query: "tokens" lets visual tokens attend to every word, "pooled" to their mean, "none" hides the question.
+        query: "tokens" lets visual tokens attend to every word, "pooled" to their mean, "none"
+            hides the question.
         positions: add a projection of sines and cosines of each token's place in its image.
         budgets: outputs of the budget head (see `budget_logits`); 0 for none.
 
@@ -84,14 +88,18 @@ class PolicyNet(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise UserError(f"policy.width must be a multiple of policy.heads={heads}, got {width}.")
+            raise UserError(
+                f"policy.width must be a multiple of policy.heads={heads}, got {width}."
+            )
         if query not in ("tokens", "pooled", "none"):
             raise UserError(f"policy.query must be tokens, pooled or none, got {query}.")
         self.query, self.max_steps, self.width = query, max_steps, width
         self.code_width, self.query_width = code_width, query_width
         self.code_in = nn.Sequential(nn.LayerNorm(code_width), nn.Linear(code_width, width))
         self.query_in = (
-            None if query == "none" else nn.Sequential(nn.LayerNorm(query_width), nn.Linear(query_width, width))
+            None
+            if query == "none"
+            else nn.Sequential(nn.LayerNorm(query_width), nn.Linear(query_width, width))
         )
         self.place = nn.Linear(4 * OCTAVES, width) if positions else None
         self.step = nn.Embedding(max_steps, width)
@@ -108,19 +116,27 @@ class PolicyNet(nn.Module):
     def add_budget_head(self, budgets: int) -> None:
         """A fresh head for `budget_logits`; the rest stays."""
         width = self.kind.shape[1]
-        layers = nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, budgets)
+        layers = (
+            nn.LayerNorm(2 * width),
+            nn.Linear(2 * width, width),
+            nn.GELU(),
+            nn.Linear(width, budgets),
+        )
         self.budget_head = nn.Sequential(*layers).to(self.kind.device)
 
     def forward(
         self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B V"], Float[Tensor, " B"]]:
-        """Logits [B V] (0 where not alive) and values [B] of the state at pruning step `step` (0-based).
+        """Logits [B V] (0 where not alive) and values [B] of the state at pruning step `step`
+        (0-based).
 
         Raises:
             UserError: `step` is beyond `max_steps`.
         """
         read = self.read(x, alive, step, keep_ratio)
-        return self.keep_logits(read, alive), self.value_head(_mean(read.tokens, read.valid)).float()
+        return self.keep_logits(read, alive), self.value_head(
+            _mean(read.tokens, read.valid)
+        ).float()
 
     def read(
         self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]
@@ -131,9 +147,12 @@ class PolicyNet(nn.Module):
             UserError: `step` is beyond `max_steps`.
         """
         if not 0 <= step < self.max_steps:
-            raise UserError(f"pruning step {step} is beyond policy.max_steps={self.max_steps}: raise max_steps.")
+            raise UserError(
+                f"pruning step {step} is beyond policy.max_steps={self.max_steps}: raise max_steps."
+            )
         if alive is x.mask:
-            # Nothing is pruned yet: every column as it stands. A trace then holds no count of tokens.
+            # Nothing is pruned yet: every column as it stands. A trace then holds no count of
+            # tokens.
             valid, at = alive, torch.arange(alive.shape[1], device=alive.device).expand_as(alive)
             tokens = self._embedded(x.codes, x.xy, valid)
         else:
@@ -141,7 +160,9 @@ class PolicyNet(nn.Module):
             at = alive_first(alive)
             valid = alive.gather(1, at)
             index = at.unsqueeze(2)
-            codes, xy = (part.gather(1, index.expand(-1, -1, part.shape[2])) for part in (x.codes, x.xy))
+            codes, xy = (
+                part.gather(1, index.expand(-1, -1, part.shape[2])) for part in (x.codes, x.xy)
+            )
             tokens = self._embedded(codes, xy, valid)
         words, word_mask = self._words(x)
         # One sequence of visual tokens and words, [B N + Q W].
@@ -152,7 +173,9 @@ class PolicyNet(nn.Module):
         everything = everything + condition.unsqueeze(1)
         for block in self.blocks:
             everything = block(everything, keys)
-        return StateFeatures(everything[:, : at.shape[1]], at, valid, everything[:, at.shape[1] :], word_mask)
+        return StateFeatures(
+            everything[:, : at.shape[1]], at, valid, everything[:, at.shape[1] :], word_mask
+        )
 
     def keep_logits(self, read: StateFeatures, alive: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """One logit per token, 0 where not alive."""
@@ -167,8 +190,8 @@ class PolicyNet(nn.Module):
     def _embedded(
         self, codes: Float[Tensor, "B N Z"], xy: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"]
     ) -> Float[Tensor, "B N W"]:
-        """Tokens as the encoder reads them. Contents of those that are not alive are erased, not only masked: a NaN
-        among them would survive an attention weight of zero."""
+        """Tokens as the encoder reads them. Contents of those that are not alive are erased, not
+        only masked: a NaN among them would survive an attention weight of zero."""
 
         def erased(part: Tensor) -> Tensor:
             return part.masked_fill(~valid.unsqueeze(2), 0.0).to(self.kind.dtype)
@@ -181,10 +204,15 @@ class PolicyNet(nn.Module):
         mask = x.query_mask
         if self.query_in is None:
             return x.query.new_zeros(len(mask), 0, self.width, dtype=self.kind.dtype), mask[:, :0]
-        words = self.query_in(x.query.masked_fill(~mask.unsqueeze(-1), 0.0).to(self.kind.dtype)) + self.kind[1]
+        words = (
+            self.query_in(x.query.masked_fill(~mask.unsqueeze(-1), 0.0).to(self.kind.dtype))
+            + self.kind[1]
+        )
         if self.query == "tokens":
             # Rank among the question's own words, so that left, right or no padding gives the same.
-            return words + order_code((mask.cumsum(1) - 1).clamp(min=0), self.width).to(words.dtype), mask
+            return words + order_code((mask.cumsum(1) - 1).clamp(min=0), self.width).to(
+                words.dtype
+            ), mask
         return _mean(words, mask).unsqueeze(1), mask.new_ones(len(mask), 1)
 
     def _initialize(self) -> None:
@@ -199,22 +227,34 @@ class PolicyNet(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block. Written out because `nn.TransformerEncoderLayer` switches to another kernel under
-    no_grad, and the log-probabilities of rollout and update must be the same numbers."""
+    """Pre-norm transformer block. Written out because `nn.TransformerEncoderLayer` switches to
+    another kernel under no_grad, and the log-probabilities of rollout and update must be the same
+    numbers."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
-    def forward(self, x: Float[Tensor, "B N W"], keys: Bool[Tensor, "B N"]) -> Float[Tensor, "B N W"]:
+    def forward(
+        self, x: Float[Tensor, "B N W"], keys: Bool[Tensor, "B N"]
+    ) -> Float[Tensor, "B N W"]:
         """Every token attends to the tokens where `keys` is True."""
-        q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # A sample without any key (text only, no question) attends to everything; its output is never used.
+        q, k, v = (
+            self.qkv(self.norm_attention(x))
+            .unflatten(-1, (3, self.heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
+        # A sample without any key (text only, no question) attends to everything; its output is
+        # never used.
         mask = (keys | ~keys.any(1, keepdim=True))[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        x = x + self.out(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        )
         return x + self.mlp(self.norm_mlp(x))
 
 
@@ -223,7 +263,9 @@ class Head(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        )
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, 1)
 
     def forward(self, x: Float[Tensor, "*N W"]) -> Float[Tensor, "*N"]:
@@ -241,7 +283,8 @@ def _mean(x: Float[Tensor, "B N W"], mask: Bool[Tensor, "B N"]) -> Float[Tensor,
 
 
 def alive_first(alive: Bool[Tensor, "B V"]) -> Int[Tensor, "B N"]:
-    """Indices of the alive tokens in order, then of dead ones; N is the batch's largest alive count, at least 1."""
+    """Indices of the alive tokens in order, then of dead ones; N is the batch's largest alive
+    count, at least 1."""
     width = max(int(alive.sum(1).max()), 1) if len(alive) else 1
     return (~alive).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
 
@@ -251,12 +294,15 @@ OCTAVES = 6  # finest period 1/16 of the image side: two tokens of a 32 x 32 gri
 
 def sinusoids(xy: Float[Tensor, "B V 2"]) -> Float[Tensor, "B V F"]:
     """sin and cos of pi * 2^j * (x, y), j = 0..OCTAVES-1: F = 4 * OCTAVES features per token."""
-    angles = xy.unsqueeze(-1) * (math.pi * 2.0 ** torch.arange(OCTAVES, device=xy.device, dtype=xy.dtype))
+    angles = xy.unsqueeze(-1) * (
+        math.pi * 2.0 ** torch.arange(OCTAVES, device=xy.device, dtype=xy.dtype)
+    )
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(2)
 
 
 def order_code(rank: Int[Tensor, "B Q"], width: int) -> Float[Tensor, "B Q W"]:
-    """Sine-cosine code of a word's rank (Vaswani et al. 2017, section 3.5); any length, no parameters."""
+    """Sine-cosine code of a word's rank (Vaswani et al. 2017, section 3.5); any length, no
+    parameters."""
     rate = torch.exp(-math.log(1e4) * torch.arange(0, width, 2, device=rank.device) / width)
     angles = rank.unsqueeze(-1) * rate
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(2)[..., :width]

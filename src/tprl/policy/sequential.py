@@ -1,16 +1,21 @@
-"""A set policy that draws its tokens one after the other, in proportion to what greedy MAP compares.
+"""A set policy that draws its tokens one after the other, in proportion to what greedy MAP
+compares.
 
-The kernel is L = diag(q) (F F^T + jitter I) diag(q), with unit rows F: quality times diversity. Given a set Y already
-drawn, the marginal gain of token i is the factor by which it would multiply the determinant,
+The kernel is L = diag(q) (F F^T + jitter I) diag(q), with unit rows F: quality times diversity.
+Given a set Y already drawn, the marginal gain of token i is the factor by which it would multiply
+the determinant,
 
-    gain_i(Y) = det(L_{Y + i}) / det(L_Y) = q_i^2 (F_i Sigma_Y F_i^T + jitter),   Sigma_Y = (I + F_Y^T F_Y / jitter)^-1,
+    gain_i(Y) = det(L_{Y + i}) / det(L_Y) = q_i^2 (F_i Sigma_Y F_i^T + jitter),
+    Sigma_Y   = (I + F_Y^T F_Y / jitter)^-1,
 
-and the policy is P(i | Y) proportional to gain_i(Y)^(1 / temperature) over the tokens that are left. As the
-temperature falls it becomes the greedy MAP of Chen et al. 2018 (Fast greedy MAP inference for DPPs, algorithm 1):
-training anneals towards what is served, which tempering the logits of a k-DPP does not do.
+and the policy is P(i | Y) proportional to gain_i(Y)^(1 / temperature) over the tokens that are
+left. As the temperature falls it becomes the greedy MAP of Chen et al. 2018 (Fast greedy MAP
+inference for DPPs, algorithm 1): training anneals towards what is served, which tempering the
+logits of a k-DPP does not do.
 
-Everything is in the dual form: a step costs O(V Z) for codes of width Z, and no V x V matrix exists. Quality enters
-log gain_i only by the summand 2 log q_i, so the gradient is that of a softmax per step, and no eigenvalue is needed.
+Everything is in the dual form: a step costs O(V Z) for codes of width Z, and no V x V matrix
+exists. Quality enters log gain_i only by the summand 2 log q_i, so the gradient is that of a
+softmax per step, and no eigenvalue is needed.
 
 Dimension letters: I images, G drawn sequences per image, V tokens, Z width of the features.
 """
@@ -25,11 +30,15 @@ from torch import Tensor
 from tprl.policy.dpp import JITTER
 
 GAIN_RANGE = 40.0  # half-width of log gain before the first step, around the k-th largest
-PORTION = 1 << 19  # numbers in the largest array of what is computed at once: about what a cache holds
+# numbers in the largest array of what is computed at once: about what a cache holds
+PORTION = 1 << 19
 
 
-def log_gains(scores: Float[Tensor, "I V"], alive: Bool[Tensor, "I V"], k: Int[Tensor, " I"]) -> Float64[Tensor, "I V"]:
-    """2 log q: the scores, measured from the k-th largest and clamped to +-GAIN_RANGE; 0 where not alive.
+def log_gains(
+    scores: Float[Tensor, "I V"], alive: Bool[Tensor, "I V"], k: Int[Tensor, " I"]
+) -> Float64[Tensor, "I V"]:
+    """2 log q: the scores, measured from the k-th largest and clamped to +-GAIN_RANGE; 0 where not
+    alive.
 
     The offset changes no probability; the clamp keeps the gains of one image within float64.
     """
@@ -47,7 +56,8 @@ def greedy(
     alive: Bool[Tensor, "I V"],
     k: Int[Tensor, " I"],
 ) -> Bool[Tensor, "I V"]:
-    """The k tokens that greedily maximize det(L_Y): always the largest gain, ties to the lower index.
+    """The k tokens that greedily maximize det(L_Y): always the largest gain, ties to the lower
+    index.
 
     Args:
         scores: 2 log q per token.
@@ -66,10 +76,13 @@ def greedy(
             gains.take(item, gain)
             items.append(item)
         if items:
-            # Where an image needs fewer steps than its neighbors, what it takes after them does not count.
+            # Where an image needs fewer steps than its neighbors, what it takes after them does not
+            # count.
             order, counts = torch.cat(items, 2).squeeze(1), torch.arange(steps, device=k.device)
             taken = (counts < k[rows].unsqueeze(1)).to(torch.uint8)
-            keep[rows] = torch.zeros_like(keep[rows], dtype=torch.uint8).scatter_add(1, order, taken) > 0
+            keep[rows] = (
+                torch.zeros_like(keep[rows], dtype=torch.uint8).scatter_add(1, order, taken) > 0
+            )
     return keep
 
 
@@ -110,8 +123,8 @@ def log_prob(
 ) -> Float[Tensor, "I G V"]:
     """log P(i_t | i_1 ... i_{t-1}) at the place of every token of the sequences, 0 at all others.
 
-    Their sum over the last axis is the log-probability of the sequence. Differentiable in `scores`; memory does not
-    grow with k, because the backward pass walks through the sequences again.
+    Their sum over the last axis is the log-probability of the sequence. Differentiable in `scores`;
+    memory does not grow with k, because the backward pass walks through the sequences again.
     """
     log_gain = log_gains(scores, alive, k)
     return _LogProb.apply(log_gain, features, alive, k, temperature, order, None)
@@ -127,12 +140,14 @@ def log_stay(
 ) -> Float[Tensor, "I 1 V"]:
     """How likely the policy is to draw exactly the set `members`, whose order is not known.
 
-    A sequence is drawn from the policy restricted to the set. With m_t the probability that the unrestricted policy
-    stays in the set at step t, E[prod_t m_t] over such sequences is P(the set) exactly, so that sum_t log m_t is a
-    lower bound of its log-likelihood in expectation (importance sampling and Jensen's inequality).
+    A sequence is drawn from the policy restricted to the set. With m_t the probability that the
+    unrestricted policy stays in the set at step t, E[prod_t m_t] over such sequences is P(the set)
+    exactly, so that sum_t log m_t is a lower bound of its log-likelihood in expectation (importance
+    sampling and Jensen's inequality).
 
     Returns:
-        log m_t at the place of the token drawn at step t, 0 at all others. Differentiable in `scores`.
+        log m_t at the place of the token drawn at step t, 0 at all others. Differentiable in
+        `scores`.
     """
     k = members.sum(1)
     order = draw(scores, features, members, k, temperature, noise)
@@ -141,10 +156,12 @@ def log_stay(
 
 
 class _LogProb(torch.autograd.Function):
-    """Log-probabilities along given sequences: of each token drawn, or of all `members` not yet drawn.
+    """Log-probabilities along given sequences: of each token drawn, or of all `members` not yet
+    drawn.
 
-    The gradient at a step with upstream gradient g is that of a softmax, g ([j = i] - P(j)) / temperature for token j;
-    where a set is wanted, P(j | the set) stands in for [j = i]. Both passes compute the gains anew, portion by portion.
+    The gradient at a step with upstream gradient g is that of a softmax, g ([j = i] - P(j)) /
+    temperature for token j; where a set is wanted, P(j | the set) stands in for [j = i]. Both
+    passes compute the gains anew, portion by portion.
     """
 
     @staticmethod
@@ -168,7 +185,9 @@ class _LogProb(torch.autograd.Function):
             else:
                 log_wanted = (weight * members[at[0]][:, None, :, None]).sum(2, keepdim=True).log()
             active = torch.arange(item.shape[2], device=k.device) < k[at[0]][:, None, None]
-            value = torch.where(active, (log_wanted - weight.sum(2, keepdim=True).log()).squeeze(2), 0.0)
+            value = torch.where(
+                active, (log_wanted - weight.sum(2, keepdim=True).log()).squeeze(2), 0.0
+            )
             out[at] = torch.zeros_like(out[at]).scatter_add(2, item, value)
         return out
 
@@ -190,15 +209,17 @@ class _LogProb(torch.autograd.Function):
 
 
 def _tempered(gain: Tensor, temperature: float, axis: int) -> tuple[Tensor, Tensor | float]:
-    """gain^(1 / temperature) divided by its largest value, and the logarithm of that value. At temperature 1 the gains
-    themselves: only a high power leaves the range of the numbers."""
+    """gain^(1 / temperature) divided by its largest value, and the logarithm of that value. At
+    temperature 1 the gains themselves: only a high power leaves the range of the numbers."""
     if temperature == 1:
         return gain, 0.0
     largest = gain.amax(axis, keepdim=True).clamp(min=torch.finfo(gain.dtype).tiny)
     return (gain / largest).pow(1 / temperature), largest.log() / temperature
 
 
-def _weighted(weight: Float[Tensor, "C H V K"], grad: Float[Tensor, "C H K"]) -> Float[Tensor, "C H V"]:
+def _weighted(
+    weight: Float[Tensor, "C H V K"], grad: Float[Tensor, "C H K"]
+) -> Float[Tensor, "C H V"]:
     """sum_t grad_t P_t(v), with P_t the normalized weights of step t."""
     scale = grad / weight.sum(2).clamp(min=torch.finfo(weight.dtype).tiny)
     return (weight @ scale.unsqueeze(3)).squeeze(3)
@@ -207,11 +228,12 @@ def _weighted(weight: Float[Tensor, "C H V K"], grad: Float[Tensor, "C H K"]) ->
 def _steps(
     log_gain: Tensor, features: Tensor, alive: Tensor, k: Tensor, order: Tensor
 ) -> Iterator[tuple[tuple[slice, slice], Tensor, Tensor]]:
-    """What every step of given sequences chooses from, for portions of C images and H of their sequences.
+    """What every step of given sequences chooses from, for portions of C images and H of their
+    sequences.
 
     Yields:
-        Where the portion is (images, sequences), the tokens drawn [C H K], and the gains of all tokens [C H V K] at
-        each of the K steps; 0 for tokens that are dead or drawn before.
+        Where the portion is (images, sequences), the tokens drawn [C H K], and the gains of all
+        tokens [C H V K] at each of the K steps; 0 for tokens that are dead or drawn before.
     """
     for rows, groups in _portions(features, k, order.shape[1]):
         steps = int(k[rows].max())
@@ -220,20 +242,23 @@ def _steps(
         items = torch.zeros(*place.shape[:2], place.shape[2] + 1, dtype=torch.long, device=k.device)
         items.scatter_(2, place, torch.arange(place.shape[2], device=k.device).expand_as(place))
         item = items[..., 1 : steps + 1]
-        # Cholesky directions of the tokens drawn: row t of U is what token t adds to those before it, and the gain of
-        # token i before step t is |F_i|^2 + jitter - sum_{s < t} (U_s F_i)^2.
+        # Cholesky directions of the tokens drawn: row t of U is what token t adds to those before
+        # it, and the gain of token i before step t is |F_i|^2 + jitter - sum_{s < t} (U_s F_i)^2.
         f, c = features[rows], len(features[rows])
         drawn = f[torch.arange(c, device=k.device)[:, None, None], item].double()
         kernel = drawn @ drawn.mT
         kernel.diagonal(dim1=2, dim2=3).add_(JITTER)
-        directions = torch.linalg.solve_triangular(torch.linalg.cholesky(kernel), drawn, upper=False)
+        directions = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(kernel), drawn, upper=False
+        )
         flat = directions.flatten(1, 2).to(f.dtype)
         part = (f @ flat.mT).view(c, f.shape[1], *item.shape[1:]).transpose(1, 2).square_()
         gain = part.cumsum(3).sub_(part).neg_()
         gain += (f.square().sum(2) + JITTER)[:, None, :, None]
         quality = (log_gain[rows].exp() * alive[rows]).to(f.dtype)
         gain.clamp_(min=JITTER).mul_(quality[:, None, :, None])
-        # Row t of the gains of the drawn tokens is that of token t: nothing is left of it after step t.
+        # Row t of the gains of the drawn tokens is that of token t: nothing is left of it after
+        # step t.
         at = item.unsqueeze(3).expand(*item.shape, steps)
         gain.scatter_reduce_(2, at, gain.gather(2, at).tril(), "amin")
         yield (rows, groups), item, gain
@@ -242,18 +267,22 @@ def _steps(
 class _Gains:
     """Gains of all tokens while sets grow; C images with G sets each.
 
-    A set's conditional covariance is P = I - sum_s u_s h_s^T over the tokens drawn, with u = P b the direction of a
-    token b = q F and h = u / gain(b). Drawing it lowers every gain by (b_i u)(b_i h) (Schur complement). A greedy
-    step is eight kernels, because on a GPU their launches are what a small selection costs.
+    A set's conditional covariance is P = I - sum_s u_s h_s^T over the tokens drawn, with u = P b
+    the direction of a token b = q F and h = u / gain(b). Drawing it lowers every gain by (b_i
+    u)(b_i h) (Schur complement). A greedy step is eight kernels, because on a GPU their launches
+    are what a small selection costs.
     """
 
-    def __init__(self, features: Tensor, log_gain: Tensor, alive: Tensor, steps: int, groups: int = 1) -> None:
+    def __init__(
+        self, features: Tensor, log_gain: Tensor, alive: Tensor, steps: int, groups: int = 1
+    ) -> None:
         c, _, z = features.shape
         q = ((0.5 * log_gain).exp() * alive).to(features.dtype)
         self.scaled = features * q.unsqueeze(2)
         # Gains before anything is drawn: the kernel's diagonal.
         diagonal = self.scaled.square().sum(2) + JITTER * q.square()
-        self.value = diagonal.unsqueeze(1).repeat(1, groups, 1)  # [C G V]; not positive once drawn, 0 where dead
+        # [C G V]; not positive once drawn, 0 where dead
+        self.value = diagonal.unsqueeze(1).repeat(1, groups, 1)
         self.factors = features.new_empty(c * groups, steps, 2, z)
         self.step = 0
 
@@ -282,8 +311,11 @@ class _Gains:
         self.step += 1
 
 
-def _portions(features: Tensor, k: Tensor, groups: int, each: int = 0) -> Iterator[tuple[slice, slice]]:
-    """Images and sequences in portions whose arrays fit into the cache, so that memory does not grow with the batch.
+def _portions(
+    features: Tensor, k: Tensor, groups: int, each: int = 0
+) -> Iterator[tuple[slice, slice]]:
+    """Images and sequences in portions whose arrays fit into the cache, so that memory does not
+    grow with the batch.
 
     `each` is the size of the largest array of one sequence; without it that of `_steps`.
     """

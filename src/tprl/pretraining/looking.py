@@ -1,9 +1,9 @@
 """Where the embedded LVLM is told to look while stage `pretrain` teaches it.
 
-The matching of words with tokens is found late when only the answer rewards it. Without any of this the families of
-questions stayed at chance for 1,300 steps; without the words colors were still confused after 6,000; without the way
-to count, the share of object tokens was taken for the number of objects, which deceives the model under every pruner
-that keeps objects.
+The matching of words with tokens is found late when only the answer rewards it. Without any of this
+the families of questions stayed at chance for 1,300 steps; without the words colors were still
+confused after 6,000; without the way to count, the share of object tokens was taken for the number
+of objects, which deceives the model under every pruner that keeps objects.
 """
 
 from collections.abc import Sequence
@@ -18,22 +18,25 @@ from transformers import PreTrainedTokenizerBase
 from tprl.data import scenes
 from tprl.pretraining.packing import IGNORE, Pack
 
-SINK = 3.0  # weight of the start of the sequence while counting, in objects; 1 would hardly tell 5 from 6
+# weight of the start of the sequence while counting, in objects; 1 would hardly tell 5 from 6
+SINK = 3.0
 
 
 class Looking:
     """Aims for half of the heads of two layers of the language model; the other half is free.
 
-    Lower layer: a visual token looks at the first kept token of its own object. Upper layer: a word for a color, a
-    shape or a size looks at the tokens that have it, and whatever predicts a word of an answer at the objects that
-    decide it. To count n objects it looks at the first token of each with weight 1 / (n + SINK), and with the rest at
-    the start of the sequence: n can be read off linearly.
+    Lower layer: a visual token looks at the first kept token of its own object. Upper layer: a word
+    for a color, a shape or a size looks at the tokens that have it, and whatever predicts a word of
+    an answer at the objects that decide it. To count n objects it looks at the first token of each
+    with weight 1 / (n + SINK), and with the rest at the start of the sequence: n can be read off
+    linearly.
 
     Args:
         tokenizer: of the LVLM.
         families: of questions, in the order of a pack's numbers.
-        conjunction: a word looks at what it and the words of the name before it describe ("small red circle": the
-            last word at that circle alone), not at everything with its own property.
+        conjunction: a word looks at what it and the words of the name before it describe ("small
+            red circle": the last word at that circle alone), not at everything with its own
+            property.
     """
 
     def __init__(
@@ -43,8 +46,15 @@ class Looking:
         conjunction: bool = False,
     ) -> None:
         self.count, self.conjunction = families.index("count"), conjunction
-        names = {"color": list(scenes.COLORS), "shape": list(scenes.SHAPES), "size": list(scenes.SIZES)}
-        self.words = {name: torch.tensor(tokenizer.convert_tokens_to_ids(words)) for name, words in names.items()}
+        names = {
+            "color": list(scenes.COLORS),
+            "shape": list(scenes.SHAPES),
+            "size": list(scenes.SIZES),
+        }
+        self.words = {
+            name: torch.tensor(tokenizer.convert_tokens_to_ids(words))
+            for name, words in names.items()
+        }
         self.zero: Any = tokenizer.convert_tokens_to_ids("0")
         self.end: Any = tokenizer.eos_token_id
 
@@ -55,10 +65,11 @@ class Looking:
         kept: Int[Tensor, "B K"],
         pack: Pack,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """How far attention is from its aims (-log mass, or a divergence; nats), and the mass on them; both means.
+        """How far attention is from its aims (-log mass, or a divergence; nats), and the mass on
+        them; both means.
 
-        `lower` is the attention among the kept visual tokens, `upper` that of the text columns to the start of the
-        sequence (column 0) and the kept visual tokens.
+        `lower` is the attention among the kept visual tokens, `upper` that of the text columns to
+        the start of the sequence (column 0) and the kept visual tokens.
         """
         owner = pack.owner.gather(1, kept)
         same = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (owner > 0).unsqueeze(2)
@@ -70,8 +81,13 @@ class Looking:
         inside, text = half_of_heads(lower), half_of_heads(upper)
         mass = (inside * (same & first.unsqueeze(1))).sum(-1)[owner > 0]
         seen = (text[..., 1:] * region).sum(-1)[region.any(-1) & ~counting]
-        # The region of "none" holds every object, since all of them had to be looked at; none of them counts.
-        counted = region[counting] & first[counting.nonzero()[:, 0]] & (pack.target[counting] != self.zero).unsqueeze(1)
+        # The region of "none" holds every object, since all of them had to be looked at; none of
+        # them counts.
+        counted = (
+            region[counting]
+            & first[counting.nonzero()[:, 0]]
+            & (pack.target[counting] != self.zero).unsqueeze(1)
+        )
         aim = F.pad(counted.float(), (1, 0), value=SINK)
         aim = aim / aim.sum(-1, keepdim=True)
         astray = (aim * ((aim + 1e-3) / (text[counting] + 1e-3)).log()).sum(-1)
@@ -80,18 +96,24 @@ class Looking:
 
     def named(self, pack: Pack) -> Bool[Tensor, "B C N"]:
         """The patches with the property that a text column names; none where it names none."""
-        out = torch.zeros(*pack.text.shape, pack.owner.shape[1], dtype=torch.bool, device=pack.text.device)
+        out = torch.zeros(
+            *pack.text.shape, pack.owner.shape[1], dtype=torch.bool, device=pack.text.device
+        )
         for name, ids in self.words.items():
             match = pack.text.unsqueeze(-1) == ids.to(pack.text.device)
-            number = torch.where(match.any(-1), match.int().argmax(-1) + 1, IGNORE)  # label 0 is background
+            # label 0 is background
+            number = torch.where(match.any(-1), match.int().argmax(-1) + 1, IGNORE)
             out |= getattr(pack, name).unsqueeze(1) == number.unsqueeze(-1)
         return self._with_words_before(out, pack) if self.conjunction else out
 
     def _with_words_before(self, named: Bool[Tensor, "B C N"], pack: Pack) -> Bool[Tensor, "B C N"]:
-        """What each word describes together with the words of the same name before it, three words at most."""
+        """What each word describes together with the words of the same name before it, three words
+        at most."""
         ids = torch.cat(list(self.words.values())).to(pack.text.device)
         is_name = torch.isin(pack.text, ids)
-        follows = F.pad(is_name[:, :-1] & is_name[:, 1:] & (pack.segment[:, :-1] == pack.segment[:, 1:]), (1, 0))
+        follows = F.pad(
+            is_name[:, :-1] & is_name[:, 1:] & (pack.segment[:, :-1] == pack.segment[:, 1:]), (1, 0)
+        )
         out = named
         for _ in range(2):
             before = F.pad(out[:, :-1], (0, 0, 1, 0))
@@ -110,28 +132,37 @@ def half_of_heads(attention: Float[Tensor, "B H Q K"]) -> Float[Tensor, "B Q K"]
 
 
 def mean(values: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-    """Mean; 0, with a gradient, of nothing: so few tokens may be kept that none lies on an object."""
+    """Mean; 0, with a gradient, of nothing: so few tokens may be kept that none lies on an
+    object."""
     return values.mean() if len(values) else values.sum()
 
 
 def cls_look(attention: Float[Tensor, "B H S S"], owner: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
     """-log of the CLS attention (mean over heads) that each object gets, a mean over objects.
 
-    Left alone, CLS prefers large objects, and a baseline that reads it loses small ones more often than chance does.
+    Left alone, CLS prefers large objects, and a baseline that reads it loses small ones more often
+    than chance does.
     """
     row = attention[:, :, 0, 1:].float().mean(1)
     objects = int(owner.max()) + 1
     mass = torch.zeros(len(row), objects, device=row.device).scatter_add(1, owner, row)[:, 1:]
-    there = torch.zeros(len(row), objects, device=row.device).scatter_add(1, owner, torch.ones_like(row))[:, 1:] > 0
+    there = (
+        torch.zeros(len(row), objects, device=row.device).scatter_add(
+            1, owner, torch.ones_like(row)
+        )[:, 1:]
+        > 0
+    )
     return -(mass[there] + 1e-3).log().mean()
 
 
 def next_look(
     attention: Float[Tensor, "B H S S"], owner: Int[Tensor, "B N"], neighbor: Int[Tensor, "B N"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """-log of the attention (half of the heads) of an object's patches to its nearest object, and that attention.
+    """-log of the attention (half of the heads) of an object's patches to its nearest object, and
+    that attention.
 
-    What stands next to an object cannot be told from its own patches, and was not found in 500 steps without this.
+    What stands next to an object cannot be told from its own patches, and was not found in 500
+    steps without this.
     """
     inside = half_of_heads(attention[:, :, 1:, 1:])
     mass = (inside * (neighbor.unsqueeze(2) == owner.unsqueeze(1))).sum(-1)[owner > 0]

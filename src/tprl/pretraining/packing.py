@@ -1,7 +1,9 @@
-"""Pretraining batches for the embedded LVLM: many questions about one image packed behind one visual prefix.
+"""Pretraining batches for the embedded LVLM: many questions about one image packed behind one
+visual prefix.
 
-Questions of a pack never see each other: each attends to the image and to itself, at the positions it would have
-alone. So ten questions cost little more than one, and training sees exactly the prompts of inference.
+Questions of a pack never see each other: each attends to the image and to itself, at the positions
+it would have alone. So ten questions cost little more than one, and training sees exactly the
+prompts of inference.
 """
 
 from collections.abc import Iterator
@@ -43,7 +45,8 @@ class Pack(NamedTuple):
     target: Int[Tensor, "B C"]  # next token where it is part of an answer, else IGNORE
     is_box: Bool[Tensor, "B C"]  # the target is a coordinate
     family: Int[Tensor, "B C"]  # index of the family, len(FAMILIES) for captions
-    region: Bool[Tensor, "B G N"]  # per segment number: patches of the objects that decide the answer; captions none
+    # per segment number: patches of the objects that decide the answer; captions none
+    region: Bool[Tensor, "B G N"]
     step: int
 
 
@@ -55,7 +58,8 @@ class PackStream(IterableDataset[Pack]):
         start, stop: range of steps.
         patch: side of a patch, pixels.
         text_from: before this step packs carry no questions (the vision tower is trained alone).
-        caption_until: up to this step every pack also holds the caption of all objects; then one in `caption_every`.
+        caption_until: up to this step every pack also holds the caption of all objects; then one in
+            `caption_every`.
         vision_batch, language_batch: images in a pack before and from `text_from`.
         questions: questions per family and image.
         world: what is drawn and asked.
@@ -90,7 +94,9 @@ class PackStream(IterableDataset[Pack]):
 
     def __iter__(self) -> Iterator[Pack]:
         worker = torch.utils.data.get_worker_info()
-        first, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        first, stride = (
+            (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        )
         return (self.pack(step) for step in range(first, self.stop, stride))
 
     def pack(self, step: int) -> Pack:
@@ -98,16 +104,21 @@ class PackStream(IterableDataset[Pack]):
         images = self.language_batch if with_text else self.vision_batch
         drawn = [self.world.draw("pretrain", self.seed, step, i) for i in range(images)]
         pixels = self.processor.image_processor(
-            [scenes.scene_pixels(scene) for scene in drawn], return_tensors="pt", input_data_format="channels_last"
+            [scenes.scene_pixels(scene) for scene in drawn],
+            return_tensors="pt",
+            input_data_format="channels_last",
         )["pixel_values"]
         labels = [self._patch_labels(scene) for scene in drawn]
         stream = scenes.Stream("pack", self.seed, step)
         often = self.caption_every > 0 and step % self.caption_every == 0
         described = with_text and (step < self.caption_until or often)
         asked = [self._questions(scene, stream) if with_text else [] for scene in drawn]
-        rows = [self._segments(scene, some, described) for scene, some in zip(drawn, asked, strict=True)]
+        rows = [
+            self._segments(scene, some, described) for scene, some in zip(drawn, asked, strict=True)
+        ]
         region = [
-            _regions(scene, some, label["owner"]) for scene, some, label in zip(drawn, asked, labels, strict=True)
+            _regions(scene, some, label["owner"])
+            for scene, some, label in zip(drawn, asked, labels, strict=True)
         ]
         captions = [self._encode(self._caption(scene, stream)) for scene in drawn]
         stacked = {}
@@ -131,11 +142,17 @@ class PackStream(IterableDataset[Pack]):
         return self._tokens[text]
 
     def _caption(self, scene: scenes.Scene, stream: scenes.Stream) -> str:
-        names = [f"a {t.size} {t.color} {t.shape}" for t in stream.shuffled(scene.things)[:CAPTIONED]]
+        names = [
+            f"a {t.size} {t.color} {t.shape}" for t in stream.shuffled(scene.things)[:CAPTIONED]
+        ]
         return "<s> a photo with " + " and ".join(names) + " </s>"
 
     def _questions(self, scene: scenes.Scene, stream: scenes.Stream) -> list[scenes.Question]:
-        return [ask(scene.things, stream) for ask in self.world.ask.values() for _ in range(self.questions)]
+        return [
+            ask(scene.things, stream)
+            for ask in self.world.ask.values()
+            for _ in range(self.questions)
+        ]
 
     def _segments(
         self, scene: scenes.Scene, asked: list[scenes.Question], described: bool
@@ -144,10 +161,14 @@ class PackStream(IterableDataset[Pack]):
         if described:
             texts.append((DESCRIBE, scenes.describe(scene), len(self.world.families)))
         tail = PROMPT.split("\n")[1]
-        return [(self._encode(tail.format(question=q)), self._encode(f"{a} </s>"), f) for q, a, f in texts]
+        return [
+            (self._encode(tail.format(question=q)), self._encode(f"{a} </s>"), f)
+            for q, a, f in texts
+        ]
 
     def _patch_labels(self, scene: scenes.Scene) -> dict[str, Tensor]:
-        """Labels of every patch: the object that owns most of its pixels, if at least a sixth of the patch."""
+        """Labels of every patch: the object that owns most of its pixels, if at least a sixth of
+        the patch."""
         cells, p = scene.side // self.patch, self.patch
         masks = np.stack([scenes.pixels_inside(thing, scene.side) for thing in scene.things])
         share = masks.reshape(len(masks), cells, p, cells, p).sum((2, 4)).reshape(len(masks), -1)
@@ -162,7 +183,11 @@ class PackStream(IterableDataset[Pack]):
             looks[(color - 1) * len(scenes.SHAPES) + shape - 1] = 1
         columns = [torch.from_numpy(np.array(column)[owner]) for column in zip(*table, strict=True)]
         names = ("color", "shape", "size", "box", "next", "next_color", "next_shape")
-        return {"owner": torch.from_numpy(owner), **dict(zip(names, columns, strict=True)), "present": looks}
+        return {
+            "owner": torch.from_numpy(owner),
+            **dict(zip(names, columns, strict=True)),
+            "present": looks,
+        }
 
 
 def _look(thing: scenes.Thing) -> tuple[int, int, int]:
@@ -171,8 +196,11 @@ def _look(thing: scenes.Thing) -> tuple[int, int, int]:
     return 1 + color, 1 + shape, 1 + [*scenes.SIZES].index(thing.size)
 
 
-def _regions(scene: scenes.Scene, asked: list[scenes.Question], owner: Tensor) -> Bool[Tensor, "G N"]:
-    """Patches of the objects that decide each question; row 0 (padding) and the last row (caption) are empty."""
+def _regions(
+    scene: scenes.Scene, asked: list[scenes.Question], owner: Tensor
+) -> Bool[Tensor, "G N"]:
+    """Patches of the objects that decide each question; row 0 (padding) and the last row (caption)
+    are empty."""
     out = torch.zeros(len(asked) + 2, len(owner), dtype=torch.bool)
     for number, question in enumerate(asked, 1):
         for index, thing in enumerate(scene.things, 1):
@@ -181,7 +209,9 @@ def _regions(scene: scenes.Scene, asked: list[scenes.Question], owner: Tensor) -
     return out
 
 
-def _collate(rows: list[list[tuple[list[int], list[int], int]]], grounding: int) -> dict[str, Tensor]:
+def _collate(
+    rows: list[list[tuple[list[int], list[int], int]]], grounding: int
+) -> dict[str, Tensor]:
     """Segments of every sample side by side; targets sit on the token that predicts them."""
     fields: dict[str, list[list[int]]] = {
         name: [] for name in ("text", "segment", "offset", "target", "is_box", "family")

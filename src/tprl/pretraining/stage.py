@@ -1,10 +1,11 @@
 """Stage `pretrain`: train the embedded LVLM from nothing.
 
-First the vision tower: every patch must tell, through the projector, which object it shows and where that object's
-box is, and CLS must match a caption (contrastive, as in CLIP). Then, on the frozen tower, the projector and the
-language model: captions that name every object with its box teach reading, questions follow. On most steps a random
-8-100 % of the visual tokens is all the language model gets (at their original positions), because a model that never
-saw tokens missing punishes every pruner for its own brittleness.
+First the vision tower: every patch must tell, through the projector, which object it shows and
+where that object's box is, and CLS must match a caption (contrastive, as in CLIP). Then, on the
+frozen tower, the projector and the language model: captions that name every object with its box
+teach reading, questions follow. On most steps a random 8-100 % of the visual tokens is all the
+language model gets (at their original positions), because a model that never saw tokens missing
+punishes every pruner for its own brittleness.
 """
 
 import math
@@ -37,23 +38,31 @@ class Pretrain(Stage):
         parts: freshly built models.
         vision_steps, language_steps: optimizer steps of the two phases.
         vision_batch, language_batch: images per step.
-        caption_steps: the first steps of the language phase, in which every image is also described.
+        caption_steps: the first steps of the language phase, in which every image is also
+            described.
         lr_vision, lr_language: peak learning rates (AdamW, warm-up then cosine, per phase).
-        cls_look_weight: of the term that makes CLS attention, where the features come from, see every object.
-        look_weight: of the term that tells two layers of the language model where to look (`looking`).
+        cls_look_weight: of the term that makes CLS attention, where the features come from, see
+            every object.
+        look_weight: of the term that tells two layers of the language model where to look
+            (`looking`).
         full_share: share of the language steps that see all visual tokens.
-        keep_low: smallest kept fraction of the other steps, reached linearly over the first third of the phase.
+        keep_low: smallest kept fraction of the other steps, reached linearly over the first third
+            of the phase.
         object_share: share of the samples whose dropout prefers object patches.
-        prefer: what these samples keep rather: "objects", all of them, or "regions", those that decide a question of
-            theirs. With 40 objects and 8 tokens hardly any question could be answered otherwise.
-        next_weight: of the term that makes a patch look at the object nearest to its own, and tell its color and shape.
+        prefer: what these samples keep rather: "objects", all of them, or "regions", those that
+            decide a question of theirs. With 40 objects and 8 tokens hardly any question could be
+            answered otherwise.
+        next_weight: of the term that makes a patch look at the object nearest to its own, and tell
+            its color and shape.
         conjunction: see `Looking`.
         caption_every: after `caption_steps`, one step in so many describes its images; 0: none.
-        compile: the language model's layers but the two whose attention is read; needs a C++ compiler, and on
-            our CPU took a fifth off a step.
-        workers: processes that make data; 0 makes it between steps, no slower where the cores are two.
+        compile: the language model's layers but the two whose attention is read; needs a C++
+            compiler, and on our CPU took a fifth off a step.
+        workers: processes that make data; 0 makes it between steps, no slower where the cores are
+            two.
         world: "scenes" or "crowd".
-        seed: data and token dropout; with the step number it decides everything, so a resumed run is exact.
+        seed: data and token dropout; with the step number it decides everything, so a resumed run
+            is exact.
     """
 
     epochs = -1  # as many as `max_steps` need
@@ -89,11 +98,14 @@ class Pretrain(Stage):
         self.parts, self.max_steps = parts, vision_steps + language_steps
         self.llava, self.clip = parts.llava, parts.clip
         for model in (self.llava, self.clip):
-            model.set_attn_implementation("eager")  # on CPU the backward pass of SDPA takes twice the time of eager
+            # on CPU the backward pass of SDPA takes twice the time of eager
+            model.set_attn_implementation("eager")
         config: Any = parts.llava.config
         width, vision = config.text_config.hidden_size, config.vision_config
         self.patch, self.tower_width = vision.patch_size, vision.hidden_size
-        self.patch_head = nn.Linear(width, 1 + len(scenes.COLORS) + 1 + len(scenes.SHAPES) + 1 + len(scenes.SIZES))
+        self.patch_head = nn.Linear(
+            width, 1 + len(scenes.COLORS) + 1 + len(scenes.SHAPES) + 1 + len(scenes.SIZES)
+        )
         self.side = vision.image_size
         self.next_head = nn.Linear(width, 1 + len(scenes.COLORS) + 1 + len(scenes.SHAPES))
         self.box_head = nn.Linear(width, 4 * (self.side + 1))
@@ -102,7 +114,8 @@ class Pretrain(Stage):
         layers = parts.llava.model.language_model.layers
         if len(layers) < 2 or config.text_config.num_attention_heads < 2:
             raise UserError(
-                "one layer or one head of the language model cannot be told where to look: use at least two."
+                "one layer or one head of the language model "
+                "cannot be told where to look: use at least two."
             )
         self.looking = slice(len(layers) // 2 - 1, len(layers) // 2 + 1)
         if compile:
@@ -110,18 +123,22 @@ class Pretrain(Stage):
                 layer.compile(dynamic=True)
         self.consumed = 0
         self.numbers: Tensor
-        numbers = parts.processor.tokenizer.convert_tokens_to_ids([str(i) for i in range(self.side + 1)])
+        numbers = parts.processor.tokenizer.convert_tokens_to_ids(
+            [str(i) for i in range(self.side + 1)]
+        )
         self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
         self.world = tiny_llava.WORLDS[world]
         self.look = Looking(parts.processor.tokenizer, self.world.families, conjunction)
 
-    # --- what its runner does around it ------------------------------------------------------------------------
+    # --- what its runner does around it -----------------------------------------------------------
 
     @classmethod
     def check(cls, key: str, settings: Settings, plain: Settings) -> None:
         model = plain["model"].get("name")
         if model != "tiny_llava":
-            raise UserError(f"stage=pretrain trains the embedded LVLM, not {model}: use model=tiny_llava.")
+            raise UserError(
+                f"stage=pretrain trains the embedded LVLM, not {model}: use model=tiny_llava."
+            )
 
     @classmethod
     def own_arguments(cls, settings: Settings, seed: int) -> dict[str, Any]:
@@ -129,14 +146,18 @@ class Pretrain(Stage):
         source = settings["init_from"]
         if distributed.count() > 1:
             raise UserError(
-                f"stage=pretrain runs in one process, not in {distributed.count()}: leave trainer=ddp away."
+                "stage=pretrain runs in one process, not in "
+                f"{distributed.count()}: leave trainer=ddp away."
             )
         fresh = build(settings["blueprint"], world=settings["world"], seed=seed)
         if not source:
             return {"parts": fresh}
         folder = find_model(source)
         if not (folder / "clip").is_dir():
-            raise UserError(f"stage.init_from={source} holds no model written by stage=pretrain (no clip/ in it).")
+            raise UserError(
+                f"stage.init_from={source} holds no model "
+                "written by stage=pretrain (no clip/ in it)."
+            )
         loaded = tiny_llava.load(folder)
         same = loaded.processor.tokenizer.get_vocab() == fresh.processor.tokenizer.get_vocab()
         return {"parts": loaded if same else tiny_llava.carried_over(loaded, fresh)}
@@ -145,7 +166,7 @@ class Pretrain(Stage):
         """The model, in `model/`."""
         tiny_llava.save(directory / "model", self.parts)
 
-    # --- data -------------------------------------------------------------------------------------------------
+    # --- data -------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Pack]:
         h = self.hparams
@@ -164,14 +185,19 @@ class Pretrain(Stage):
             caption_every=h["caption_every"],
         )
         workers = {"num_workers": h["workers"], "worker_init_fn": signals.ignore}
-        return DataLoader(stream, batch_size=None, prefetch_factor=4 if h["workers"] else None, **workers)
+        return DataLoader(
+            stream, batch_size=None, prefetch_factor=4 if h["workers"] else None, **workers
+        )
 
-    # --- optimization -----------------------------------------------------------------------------------------
+    # --- optimization -----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
         tower = [*self.llava.model.vision_tower.parameters(), *self.clip.text_model.parameters()]
-        tower += [*self.clip.visual_projection.parameters(), *self.clip.text_projection.parameters()]
+        tower += [
+            *self.clip.visual_projection.parameters(),
+            *self.clip.text_projection.parameters(),
+        ]
         tower += [
             self.clip.logit_scale,
             *self.cls_head.parameters(),
@@ -196,7 +222,8 @@ class Pretrain(Stage):
             return ramp(step - first, second)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, [vision, lambda step: vision(step) if step < first else reading(step), reading]
+            optimizer,
+            [vision, lambda step: vision(step) if step < first else reading(step), reading],
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -208,10 +235,17 @@ class Pretrain(Stage):
 
     def training_step(self, pack: Pack, index: int) -> Tensor:
         self.consumed = pack.step + 1
-        terms = self._vision_terms(pack) if pack.step < self.hparams["vision_steps"] else self._language_terms(pack)
-        loss = torch.stack([value for name, value in terms.items() if name.startswith("loss/")]).sum()
+        terms = (
+            self._vision_terms(pack)
+            if pack.step < self.hparams["vision_steps"]
+            else self._language_terms(pack)
+        )
+        loss = torch.stack(
+            [value for name, value in terms.items() if name.startswith("loss/")]
+        ).sum()
         self.log_dict(
-            {f"pretrain/{name}": value.detach() for name, value in terms.items()}, batch_size=len(pack.pixels)
+            {f"pretrain/{name}": value.detach() for name, value in terms.items()},
+            batch_size=len(pack.pixels),
         )
         self.log("samples_seen", float(self.samples_seen))
         return loss
@@ -222,12 +256,14 @@ class Pretrain(Stage):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.consumed = checkpoint["consumed"]
 
-    # --- phase 1: the vision tower -----------------------------------------------------------------------------
+    # --- phase 1: the vision tower ----------------------------------------------------------------
 
     def _vision_terms(self, pack: Pack) -> dict[str, Tensor]:
         tower = self.llava.model.vision_tower
         weights: list[Tensor] = []
-        hook = tower.encoder.layers[-2].self_attn.register_forward_hook(lambda m, i, output: weights.append(output[1]))
+        hook = tower.encoder.layers[-2].self_attn.register_forward_hook(
+            lambda m, i, output: weights.append(output[1])
+        )
         out = tower(pack.pixels, output_hidden_states=True)
         hook.remove()
         features = out.hidden_states[-2]
@@ -240,11 +276,15 @@ class Pretrain(Stage):
             terms["loss/next_look"] = self.hparams["next_weight"] * look
         terms["loss/cls"] = F.binary_cross_entropy_with_logits(present, pack.present)
         image = F.normalize(self.clip.visual_projection(out.pooler_output).float(), dim=-1)
-        text = self.clip.text_model(input_ids=pack.caption, attention_mask=pack.caption > 0).pooler_output
+        text = self.clip.text_model(
+            input_ids=pack.caption, attention_mask=pack.caption > 0
+        ).pooler_output
         text = F.normalize(self.clip.text_projection(text).float(), dim=-1)
         logits = self.clip.logit_scale.exp().clamp(max=100) * image @ text.T
         truth = torch.arange(len(logits), device=logits.device)
-        terms["loss/contrastive"] = 0.1 * (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+        terms["loss/contrastive"] = (
+            0.1 * (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+        )
         terms["contrastive_accuracy"] = (logits.argmax(1) == truth).float().mean()
         return terms
 
@@ -258,13 +298,18 @@ class Pretrain(Stage):
         labels = {"color": pack.color, "shape": pack.shape, "size": pack.size}
         heads = self.patch_head(tokens).float().split(widths, -1)
         for (name, label), logits in zip(labels.items(), heads, strict=True):
-            terms[f"loss/{name}"] = (F.cross_entropy(logits.mT, label, reduction="none") * weight).sum() / weight.sum()
+            terms[f"loss/{name}"] = (
+                F.cross_entropy(logits.mT, label, reduction="none") * weight
+            ).sum() / weight.sum()
             right &= logits.argmax(-1) == label
         if self.hparams["next_weight"]:
-            terms["loss/next"] = self.hparams["next_weight"] * self._next_term(tokens[front], pack, front)
+            terms["loss/next"] = self.hparams["next_weight"] * self._next_term(
+                tokens[front], pack, front
+            )
         edges = self.box_head(tokens[front]).float().unflatten(-1, (4, -1))
         terms["loss/box"] = 0.5 * soft_cross_entropy(edges, pack.box[front])
-        # Regression finds where things are within a hundred steps; the 97 classes alone had not after 250.
+        # Regression finds where things are within a hundred steps; the 97 classes alone had not
+        # after 250.
         terms["loss/edge"] = 5 * F.smooth_l1_loss(
             self.edge_head(tokens[front]).float(), pack.box[front] / self.side, beta=0.05
         )
@@ -272,16 +317,26 @@ class Pretrain(Stage):
         terms["box_error"] = (edges.argmax(-1) - pack.box[front]).abs().float().mean()
         return terms
 
-    def _next_term(self, tokens: Float[Tensor, "M D"], pack: Pack, front: Bool[Tensor, "B N"]) -> Tensor:
+    def _next_term(
+        self, tokens: Float[Tensor, "M D"], pack: Pack, front: Bool[Tensor, "B N"]
+    ) -> Tensor:
         """What stands next to a patch's object, read linearly off its projected token."""
-        color, shape = self.next_head(tokens).float().split([1 + len(scenes.COLORS), 1 + len(scenes.SHAPES)], -1)
-        return F.cross_entropy(color, pack.next_color[front]) + F.cross_entropy(shape, pack.next_shape[front])
+        color, shape = (
+            self.next_head(tokens)
+            .float()
+            .split([1 + len(scenes.COLORS), 1 + len(scenes.SHAPES)], -1)
+        )
+        return F.cross_entropy(color, pack.next_color[front]) + F.cross_entropy(
+            shape, pack.next_shape[front]
+        )
 
-    # --- phase 2: the language model ---------------------------------------------------------------------------
+    # --- phase 2: the language model --------------------------------------------------------------
 
     def _language_terms(self, pack: Pack) -> dict[str, Tensor]:
         with torch.no_grad():
-            features = self.llava.model.vision_tower(pack.pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+            features = self.llava.model.vision_tower(
+                pack.pixels, output_hidden_states=True
+            ).hidden_states[-2][:, 1:]
         front = pack.region.any(1) if self.hparams["prefer"] == "regions" else pack.owner > 0
         kept = self.kept_tokens(pack.step, front)
         tokens = self.llava.model.multi_modal_projector(
@@ -300,7 +355,9 @@ class Pretrain(Stage):
         )
         right = logits.argmax(-1) == target
         # Every question weighs the same: a box has five tokens to predict, a number two.
-        length = loss.new_zeros(pack.region.shape[:2]).scatter_add(1, pack.segment, rows.to(loss.dtype))
+        length = loss.new_zeros(pack.region.shape[:2]).scatter_add(
+            1, pack.segment, rows.to(loss.dtype)
+        )
         weight = 1 / length.gather(1, pack.segment)[rows]
         terms = {
             "loss/answer": (weight * loss).sum() / weight.sum(),
@@ -310,7 +367,9 @@ class Pretrain(Stage):
         terms["loss/look"] = self.hparams["look_weight"] * look
         name = "full_accuracy" if kept.shape[1] == features.shape[1] else "pruned_accuracy"
         for number, family in enumerate((*self.world.families, "caption")):
-            chosen = (pack.family[rows] == number) & (target != self.llava.generation_config.eos_token_id)
+            chosen = (pack.family[rows] == number) & (
+                target != self.llava.generation_config.eos_token_id
+            )
             if bool(chosen.any()):
                 terms[f"{name}/{family}"] = right[chosen].float().mean()
         return terms
@@ -318,15 +377,17 @@ class Pretrain(Stage):
     def kept_tokens(self, step: int, front: Bool[Tensor, "B N"]) -> Int[Tensor, "B K"]:
         """Raster-ordered indices of the visual tokens that this step's language model gets.
 
-        A share of `object_share` of the samples prefers object patches (`front`), each by a strength of its own: under
-        uniform dropout alone the share of object tokens tells their number, and the model learns to count by it.
+        A share of `object_share` of the samples prefers object patches (`front`), each by a
+        strength of its own: under uniform dropout alone the share of object tokens tells their
+        number, and the model learns to count by it.
         """
         h = self.hparams
         generator = torch.Generator().manual_seed(h["seed"] * 1_000_003 + step)
         done = (step - h["vision_steps"]) / max(1, h["language_steps"])
         low = 0.4 + (h["keep_low"] - 0.4) * min(1.0, 3 * done)
         full = torch.rand((), generator=generator) < h["full_share"]
-        # Log-uniform: drawn uniformly, a ninth or less came so rarely that the model miscounted objects it was shown.
+        # Log-uniform: drawn uniformly, a ninth or less came so rarely that the model miscounted
+        # objects it was shown.
         share = low ** float(torch.rand((), generator=generator))
         count = front.shape[1] if full else max(1, round(share * front.shape[1]))
         chance = torch.rand(front.shape, generator=generator)
@@ -337,12 +398,15 @@ class Pretrain(Stage):
     def _read(
         self, tokens: Float[Tensor, "B K D"], kept: Int[Tensor, "B K"], pack: Pack, total: int
     ) -> tuple[Float[Tensor, "B C D"], tuple[Float[Tensor, "B H K K"], Float[Tensor, "B H C K1"]]]:
-        """Hidden states of the text columns; attention to the visual tokens, of themselves in the layer below the
-        middle one and of the text in the middle one (with the first column of all before them).
+        """Hidden states of the text columns; attention to the visual tokens, of themselves in the
+        layer below the middle one and of the text in the middle one (with the first column of all
+        before them).
 
         [prefix ; kept tokens] is shared, segments are blind to each other."""
         model, tokenizer = self.llava.model.language_model, self.parts.processor.tokenizer
-        prefix = torch.tensor(tokenizer("USER:")["input_ids"], device=self.device).expand(len(tokens), -1)
+        prefix = torch.tensor(tokenizer("USER:")["input_ids"], device=self.device).expand(
+            len(tokens), -1
+        )
         embed = model.embed_tokens
         embeds = torch.cat([embed(prefix), tokens, embed(pack.text)], 1)
         start = prefix.shape[1]
@@ -357,13 +421,19 @@ class Pretrain(Stage):
         )
         seen = packed_mask(pack.segment, start + tokens.shape[1])
         # Additive: eager attention adds its mask, and adding a boolean one masks nothing.
-        mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)
+        mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(
+            ~seen, torch.finfo(tokens.dtype).min
+        )
         weights: list[Tensor] = []
         hooks = [
-            layer.self_attn.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))
+            layer.self_attn.register_forward_hook(
+                lambda module, inputs, output: weights.append(output[1])
+            )
             for layer in model.layers[self.looking]
         ]
-        out = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+        out = model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        )
         for hook in hooks:
             hook.remove()
         text, image = pack.text.shape[1], slice(start, start + tokens.shape[1])
@@ -383,7 +453,8 @@ def ramp(step: int, total: int, warmup: int = 200, floor: float = 0.01) -> float
 
 
 def packed_mask(segment: Int[Tensor, "B C"], prefix: int) -> Bool[Tensor, "B 1 S S"]:
-    """Who may attend to whom: everything is causal, text sees the prefix and its own segment only."""
+    """Who may attend to whom: everything is causal, text sees the prefix and its own segment
+    only."""
     full = F.pad(segment, (prefix, 0), value=-1)
     size = full.shape[1]
     causal = torch.ones(size, size, dtype=torch.bool, device=segment.device).tril()
@@ -392,15 +463,21 @@ def packed_mask(segment: Int[Tensor, "B C"], prefix: int) -> Bool[Tensor, "B 1 S
 
 
 def soft_cross_entropy(
-    logits: Float[Tensor, "... bins"], target: Int[Tensor, "..."], sigma: float = 1.0, reduction: str = "mean"
+    logits: Float[Tensor, "... bins"],
+    target: Int[Tensor, "..."],
+    sigma: float = 1.0,
+    reduction: str = "mean",
 ) -> Tensor:
-    """Cross-entropy against a Gaussian over neighboring pixels: a coordinate one pixel off is nearly right."""
+    """Cross-entropy against a Gaussian over neighboring pixels: a coordinate one pixel off is
+    nearly right."""
     bins = torch.arange(logits.shape[-1], device=logits.device)
     soft = torch.softmax(-((bins - target.unsqueeze(-1)) ** 2) / (2 * sigma**2), -1)
     loss = -(soft * logits.log_softmax(-1)).sum(-1)
     return loss.mean() if reduction == "mean" else loss
 
 
-def outside_loss(logits: Float[Tensor, "N vocab"], numbers: Int[Tensor, " M"]) -> Float[Tensor, " N"]:
+def outside_loss(
+    logits: Float[Tensor, "N vocab"], numbers: Int[Tensor, " M"]
+) -> Float[Tensor, " N"]:
     """Minus the log of the probability that goes to any number at all."""
     return logits.logsumexp(-1) - logits[:, numbers].logsumexp(-1)

@@ -1,8 +1,9 @@
-"""The embedded LVLM's blueprint: a stock LLaVA (CLIP ViT + projector + Llama) small enough to train on two cores.
+"""The embedded LVLM's blueprint: a stock LLaVA (CLIP ViT + projector + Llama) small enough to train
+on two cores.
 
 `build` makes untrained models, tokenizer and processor; `save` writes the folder that
-`AutoModelForImageTextToText.from_pretrained` and `AutoProcessor.from_pretrained` load, with the CLIP model (the same
-vision tower, and the text tower it was trained with) in its subfolder `clip/`.
+`AutoModelForImageTextToText.from_pretrained` and `AutoProcessor.from_pretrained` load, with the
+CLIP model (the same vision tower, and the text tower it was trained with) in its subfolder `clip/`.
 """
 
 import math
@@ -64,7 +65,9 @@ def build_tokenizer(world: World = SCENES) -> PreTrainedTokenizerFast:
     ids = {word: i for i, word in enumerate(vocabulary(world))}
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", ids["<s>"])]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
@@ -89,7 +92,8 @@ def build(
     clip_width: int = 64,
     seed: int = 0,
 ) -> TinyLlava:
-    """Untrained models with weights drawn from `seed`; about 3.7 M parameters by default, (side / patch)^2 tokens."""
+    """Untrained models with weights drawn from `seed`; about 3.7 M parameters by default, (side /
+    patch)^2 tokens."""
     torch.manual_seed(seed)
     side = WORLDS[world].side
     tokenizer = build_tokenizer(WORLDS[world])
@@ -128,14 +132,21 @@ def build(
         eos_token_id=eos,
     )
     llava = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=language, image_token_index=image, vision_feature_layer=-2)
+        LlavaConfig(
+            vision_config=vision,
+            text_config=language,
+            image_token_index=image,
+            vision_feature_layer=-2,
+        )
     )
     positions = llava.model.vision_tower.embeddings.position_embedding.weight
     positions.data[1:] = 0.3 * _sincos_2d(side // patch, vision_width)
     llava.generation_config.update(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=clip_width))
     images = CLIPImageProcessorPil(
-        size={"height": side, "width": side}, crop_size={"height": side, "width": side}, do_convert_rgb=True
+        size={"height": side, "width": side},
+        crop_size={"height": side, "width": side},
+        do_convert_rgb=True,
     )
     processor = LlavaProcessor(
         images,
@@ -149,8 +160,8 @@ def build(
 
 
 def _sincos_2d(side: int, width: int) -> Float[Tensor, "N C"]:
-    """Sines and cosines of row and column: where a patch is, known from the first step. With CLIP's own start (noise
-    of 0.02) the tower had not learned where anything is after 250 steps."""
+    """Sines and cosines of row and column: where a patch is, known from the first step. With CLIP's
+    own start (noise of 0.02) the tower had not learned where anything is after 250 steps."""
     angles = torch.arange(side).unsqueeze(1) * 100 ** (-torch.arange(width // 4) / (width // 4))
     axis = torch.cat([angles.sin(), angles.cos()], 1)
     return torch.cat([axis.repeat_interleave(side, 0), axis.repeat(side, 1)], 1)
@@ -166,11 +177,16 @@ def load(folder: Path) -> TinyLlava:
 
 
 def carried_over(source: TinyLlava, target: TinyLlava) -> TinyLlava:
-    """`target` with the weights of `source`, a model of another world: words keep their embeddings, positions are
-    interpolated between patches; words and numbers that `source` did not know keep what `target` drew.
+    """`target` with the weights of `source`, a model of another world: words keep their embeddings,
+    positions are interpolated between patches; words and numbers that `source` did not know keep
+    what `target` drew.
     """
     words = source.processor.tokenizer.get_vocab()
-    common = [(i, words[word]) for word, i in target.processor.tokenizer.get_vocab().items() if word in words]
+    common = [
+        (i, words[word])
+        for word, i in target.processor.tokenizer.get_vocab().items()
+        if word in words
+    ]
     new, old = map(torch.tensor, zip(*common, strict=True))
     for name in ("llava", "clip"):
         weights = getattr(target, name).state_dict()
@@ -194,7 +210,8 @@ def _interpolated(positions: Float[Tensor, "N C"], count: int) -> Float[Tensor, 
 
 
 def save(folder: Path, parts: TinyLlava) -> None:
-    """Write fp16 safetensors, configs, tokenizer and processor; `clip/` gets LLaVA's vision tower weights.
+    """Write fp16 safetensors, configs, tokenizer and processor; `clip/` gets LLaVA's vision tower
+    weights.
 
     The models themselves are fp16 afterwards.
     """

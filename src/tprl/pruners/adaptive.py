@@ -1,4 +1,5 @@
-"""The adaptive mode of a trained policy: easy questions keep fewer tokens than hard ones, at a given mean."""
+"""The adaptive mode of a trained policy: easy questions keep fewer tokens than hard ones, at a
+given mean."""
 
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from tprl.types import Encoded, TokenSelection
 class Adaptive:
     """Chooses each question's budget, then keeps what the policy keeps at that budget.
 
-    The budget head forecasts P_k, the probability of the right answer with fraction k kept. A question gets
-    argmax_k P_k - price * k: tokens are bought while they raise the forecast by more than they cost. The price at
-    which questions keep a given fraction *on average* is calibrated on validation questions. (Lagrangian relaxation of
-    one budget for all questions together: Everett 1963.)
+    The budget head forecasts P_k, the probability of the right answer with fraction k kept. A
+    question gets argmax_k P_k - price * k: tokens are bought while they raise the forecast by more
+    than they cost. The price at which questions keep a given fraction *on average* is calibrated on
+    validation questions. (Lagrangian relaxation of one budget for all questions together: Everett
+    1963.)
 
     Args:
         pruner: a policy that went through stage=adapt.
@@ -32,13 +34,21 @@ class Adaptive:
 
     def __init__(self, pruner: TPRL) -> None:
         if not pruner.serving.prices:
-            raise UserError(f"pruner {pruner.name} has learned no budgets: run stage=adapt stage.init_from=<its run>.")
+            raise UserError(
+                f"pruner {pruner.name} has learned no budgets: "
+                "run stage=adapt stage.init_from=<its run>."
+            )
         self.pruner = pruner
         self.name = f"{pruner.name}_adaptive"
-        self.extras, self.trained_on, self.reads_question = pruner.extras, pruner.trained_on, pruner.reads_question
+        self.extras, self.trained_on, self.reads_question = (
+            pruner.extras,
+            pruner.trained_on,
+            pruner.reads_question,
+        )
 
     def price(self, keep_ratio: float) -> float:
-        """Answer probability that the whole image must be worth for the mean kept fraction to be `keep_ratio`.
+        """Answer probability that the whole image must be worth for the mean kept fraction to be
+        `keep_ratio`.
 
         Raises:
             UserError: outside the calibrated range.
@@ -46,14 +56,18 @@ class Adaptive:
         ratios, prices = np.array(self.pruner.serving.prices).T
         if not self.reaches(keep_ratio):
             raise UserError(
-                f"{self.name} is calibrated for mean keep ratios from {ratios[0]:.3g} to {ratios[-1]:.3g}, "
-                f"not {keep_ratio:.3g}: name it in stage.keep_ratios of stage=adapt."
+                f"{self.name} is calibrated for mean keep ratios from "
+                f"{ratios[0]:.3g} to {ratios[-1]:.3g}, not {keep_ratio:.3g}: "
+                "name it in stage.keep_ratios of stage=adapt."
             )
         # Prices fall about geometrically with the mean; one may be 0, and its logarithm is bounded.
-        return float(np.exp(np.interp(np.log(keep_ratio), np.log(ratios), np.log(np.maximum(prices, 1e-6)))))
+        return float(
+            np.exp(np.interp(np.log(keep_ratio), np.log(ratios), np.log(np.maximum(prices, 1e-6))))
+        )
 
     def reaches(self, keep_ratio: float) -> bool:
-        """Whether that mean is within the calibrated range (to a thousandth, for ratios written with 4 digits)."""
+        """Whether that mean is within the calibrated range (to a thousandth, for ratios written
+        with 4 digits)."""
         ratios = [ratio for ratio, _ in self.pruner.serving.prices]
         return ratios[0] * 0.999 <= keep_ratio <= ratios[-1] * 1.001
 
@@ -68,7 +82,9 @@ class Adaptive:
         x = self.pruner.observe(encoded)
         logits, gist = self.pruner.survey(x)
         budgets = self.pruner.config["budgets"]
-        choice = choose(self.pruner.net.budget_logits(gist).sigmoid(), gist.new_tensor(budgets), price)
+        choice = choose(
+            self.pruner.net.budget_logits(gist).sigmoid(), gist.new_tensor(budgets), price
+        )
         keep = torch.zeros_like(x.mask)
         for number, ratio in enumerate(budgets):
             rows = (choice == number).nonzero().squeeze(1)
@@ -84,7 +100,9 @@ class Adaptive:
         return {**self.pruner.flops_by_part(tokens, words, kept), "budget": head}
 
 
-def choose(chance: Float[Tensor, "B K"], budgets: Float[Tensor, " K"], price: float) -> Int[Tensor, " B"]:
+def choose(
+    chance: Float[Tensor, "B K"], budgets: Float[Tensor, " K"], price: float
+) -> Int[Tensor, " B"]:
     """argmax_k chance_k - price * budget_k; ties go to the smaller budget (budgets ascend)."""
     return (chance - price * budgets).argmax(1)
 
@@ -97,5 +115,8 @@ def load_adaptive(pretrained: str | Path) -> Adaptive:
     """
     pruner = load_pruner(pretrained)
     if not isinstance(pruner, TPRL):
-        raise UserError(f"pruner {pruner.name} has no budget head: use a run of stage=adapt with policy=transformer.")
+        raise UserError(
+            f"pruner {pruner.name} has no budget head: use "
+            "a run of stage=adapt with policy=transformer."
+        )
     return Adaptive(pruner)

@@ -1,4 +1,5 @@
-"""Attention x DPP: TPRL's way of choosing a set, with CLS attention in the place of what TPRL has learned."""
+"""Attention x DPP: TPRL's way of choosing a set, with CLS attention in the place of what TPRL has
+learned."""
 
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -13,14 +14,15 @@ from tprl.types import Encoded
 class AttentionDPPPruner(PerImage):
     """Greedy MAP of a DPP whose quality is CLS attention: the control that says what learning adds.
 
-    log q = alpha * z, where z is the z-score of log CLS attention within the image; kernel and greedy MAP are TPRL's
-    (`quality.diverse`). Not trained, blind to the question. Source: ours, from a k-DPP's quality and diversity (Kulesza
-    and Taskar 2012, "Determinantal point processes for machine learning", section 3.1). Complexity O(n^2 D + k^2 n) per
-    image, k steps in sequence. Needs extras["cls_attention"] (received attention where the encoder has no CLS token).
+    log q = alpha * z, where z is the z-score of log CLS attention within the image; kernel and
+    greedy MAP are TPRL's (`quality.diverse`). Not trained, blind to the question. Source: ours,
+    from a k-DPP's quality and diversity (Kulesza and Taskar 2012, "Determinantal point processes
+    for machine learning", section 3.1). Complexity O(n^2 D + k^2 n) per image, k steps in sequence.
+    Needs extras["cls_attention"] (received attention where the encoder has no CLS token).
 
     Args:
-        alpha: weight of attention against diversity; 1 was chosen on 300 validation questions of `scenes`, 0 is
-            diversity alone.
+        alpha: weight of attention against diversity; 1 was chosen on 300 validation questions of
+            `scenes`, 0 is diversity alone.
     """
 
     name = "attention_dpp"

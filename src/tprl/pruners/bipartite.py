@@ -22,7 +22,8 @@ class Tokens(NamedTuple):
 
 
 def clipped(n: int, r: int, most: int, blocks: int, has_cls: bool) -> tuple[int, ...]:
-    """Merges per block when each merges r of n patches (and CLS): fewer where fewer can, and `most` in all."""
+    """Merges per block when each merges r of n patches (and CLS): fewer where fewer can, and `most`
+    in all."""
     left, merges = n + has_cls, []
     for _ in range(blocks):
         merges.append(min(r, (left - has_cls) // 2, most - sum(merges)))
@@ -32,7 +33,8 @@ def clipped(n: int, r: int, most: int, blocks: int, has_cls: bool) -> tuple[int,
 
 @lru_cache(maxsize=4096)
 def schedule(n: int, k: int, blocks: int, has_cls: bool) -> tuple[int, ...]:
-    """The smallest constant r that leaves at most k of n patches, its last blocks merging fewer so that k are left.
+    """The smallest constant r that leaves at most k of n patches, its last blocks merging fewer so
+    that k are left.
 
     Raises:
         UserError: halving in every block leaves more.
@@ -43,23 +45,31 @@ def schedule(n: int, k: int, blocks: int, has_cls: bool) -> tuple[int, ...]:
             return merges
     fewest = n - sum(clipped(n, n, n, blocks, has_cls))
     raise UserError(
-        f"tome at most halves the tokens in each of the {blocks} blocks that make the features, which leaves {fewest} "
-        f"of {n}: keeping {k} is infeasible, give a keep_ratio of at least {fewest / n:.3g}."
+        f"tome at most halves the tokens in each of the {blocks} blocks "
+        f"that make the features, which leaves {fewest} of {n}: keeping {k} "
+        f"is infeasible, give a keep_ratio of at least {fewest / n:.3g}."
     )
 
 
 def merged_tower(
-    tower: Tower, patches: Float[Tensor, "I W C"], mask: Bool[Tensor, "I W"], plan: Int[Tensor, "I L"]
+    tower: Tower,
+    patches: Float[Tensor, "I W C"],
+    mask: Bool[Tensor, "I W"],
+    plan: Int[Tensor, "I L"],
 ) -> Tokens:
-    """The tower's features of patches (those in `mask`, which come first), where `plan[i, l]` tokens of image i merge
-    in block l, between its attention and its MLP. CLS, if there is one, stays first and never merges."""
-    tokens = Tokens(patches, mask.float(), torch.arange(mask.shape[1], device=mask.device).expand_as(mask))
+    """The tower's features of patches (those in `mask`, which come first), where `plan[i, l]`
+    tokens of image i merge in block l, between its attention and its MLP. CLS, if there is one,
+    stays first and never merges."""
+    tokens = Tokens(
+        patches, mask.float(), torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    )
     if tower.cls is not None:
         cls = tower.cls.to(patches).expand(len(patches), 1, -1)
         size, place = pad(tokens.size, (1, 0), value=1.0), pad(tokens.place, (1, 0), value=-1)
         tokens = Tokens(torch.cat([cls, patches], 1), size, place)
     for block, r in zip(tower.blocks, plan.unbind(1), strict=True):
-        # A token that stands for s patches is attended to as s tokens would be: padding, of size 0, not at all.
+        # A token that stands for s patches is attended to as s tokens would be: padding, of size 0,
+        # not at all.
         x, keys = block.attend(tokens.x, tokens.size.log()[:, None, None])
         tokens = tokens._replace(x=x)
         if bool(r.any()):
@@ -69,14 +79,18 @@ def merged_tower(
 
 
 def merge(tokens: Tokens, keys: Float[Tensor, "I M c"], r: Int[Tensor, " I"]) -> Tokens:
-    """The r[i] tokens of even index with the largest cosine to one of odd index join it: size-weighted means, at the
-    place of the odd one. First come the even tokens that stay, then the odd ones, both in order; ties go to the lower
-    index."""
+    """The r[i] tokens of even index with the largest cosine to one of odd index join it:
+    size-weighted means, at the place of the odd one. First come the even tokens that stay, then the
+    odd ones, both in order; ties go to the lower index."""
     # Even tokens look for their most similar odd one.
     unit = normalize(keys.double(), dim=-1)
     even = Tokens(*(part[:, 0::2] for part in tokens))
     odd = Tokens(*(part[:, 1::2] for part in tokens))
-    likeness = (unit[:, ::2] @ unit[:, 1::2].mT).float().masked_fill(odd.size.unsqueeze(1) == 0, -torch.inf)
+    likeness = (
+        (unit[:, ::2] @ unit[:, 1::2].mT)
+        .float()
+        .masked_fill(odd.size.unsqueeze(1) == 0, -torch.inf)
+    )
     best, joined = likeness.max(2)  # the first of equals
     gone = keep_top(best, (even.size > 0) & (even.place >= 0), r)
     # [I M/2] patches that move, and the weighted means of where they go.

@@ -11,7 +11,8 @@ LICENSE = "apache-2.0"
 
 
 def model_card(name: str, about: Mapping[str, Any], folder: str) -> str:
-    """README.md of a pruner's folder: what it was trained on, what it scored, how it is used, its license.
+    """README.md of a pruner's folder: what it was trained on, what it scored, how it is used, its
+    license.
 
     Args:
         name: of the pruner.
@@ -29,11 +30,16 @@ def model_card(name: str, about: Mapping[str, Any], folder: str) -> str:
     lines = [
         "---", data.to_yaml(), "---", "",
         f"# {name}: which visual tokens to keep", "",
-        "A policy that reads the visual tokens of an image and the question and prunes the rest before the "
-        "language model reads them ([TPRL](https://arxiv.org/abs/2603.13394)).", "",
+        (
+            "A policy that reads the visual tokens of an image and the question and prunes the "
+            "rest before the language model reads them ([TPRL](https://arxiv.org/abs/2603.13394))."
+        ), "",
         f"- LVLM: {about.get('model', 'unknown')} ({base or 'weights unknown'}, family "
         f"{about.get('family', 'unknown')}); it prunes this one only.",
-        f"- Trained on {about.get('dataset', 'unknown')} by the stages {stages}; seed {about.get('seed', 'unknown')}.",
+        (
+            f"- Trained on {about.get('dataset', 'unknown')} by the "
+            f"stages {stages}; seed {about.get('seed', 'unknown')}."
+        ),
         f"- License: {LICENSE}. The LVLM and the data have their own.", "",
         "## Results", "", *_table(about.get("results", [])), "",
         "## Use", "",
@@ -51,8 +57,10 @@ def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         return ["Not evaluated."]
     first = results[0]
     lines = [
-        f"{first['dataset']}, {first['questions']} questions; accuracy with a 95 % bootstrap interval over images, "
-        "FLOPs of the whole model relative to no pruning.",
+        (
+            f"{first['dataset']}, {first['questions']} questions; accuracy with a 95 % "
+            "bootstrap interval over images, FLOPs of the whole model relative to no pruning."
+        ),
         "",
         "| pruner | keep_ratio | tokens | accuracy, % | FLOPs, % |",
         "|---|---|---|---|---|",

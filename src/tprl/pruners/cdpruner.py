@@ -13,21 +13,24 @@ from tprl.types import Encoded, TokenSelection
 
 
 class CDPruner:
-    """Greedy maximum of det(L_Y) over subsets Y, with L = diag(q) S diag(q): a DPP conditioned on the question.
+    """Greedy maximum of det(L_Y) over subsets Y, with L = diag(q) S diag(q): a DPP conditioned on
+    the question.
 
-    Source: CDPruner (Zhang et al., arXiv 2506.10967), the rule of docs/baselines.md#cdpruner, written from its
-    description. S is the cosine similarity of projected tokens, q = (r - min r + 1e-6) / (max r - min r), and r is
-    MINUS the cosine of the patch with the question in CLIP's space, where the relevance of patches is inverted.
-    Complexity O(n^2 D + k^2 n) per image, k steps in sequence. Needs extras["clip_relevance"].
+    Source: CDPruner (Zhang et al., arXiv 2506.10967), the rule of docs/baselines.md#cdpruner,
+    written from its description. S is the cosine similarity of projected tokens, q = (r - min r +
+    1e-6) / (max r - min r), and r is MINUS the cosine of the patch with the question in CLIP's
+    space, where the relevance of patches is inverted. Complexity O(n^2 D + k^2 n) per image, k
+    steps in sequence. Needs extras["clip_relevance"].
 
-    Ours differs in the range of q, which is taken over each image (the reference takes it over the batch), in an image
-    whose tokens are all equally relevant (q = 1, the reference divides by zero), in float64 throughout, in the rounding
-    of the budget, in ties (lower index), and where the kernel's rank is exhausted, as it surely is after D tokens: the
-    most relevant of the rest fill up the budget (the reference keeps too few, docs/baselines.md#what-surprises).
+    Ours differs in the range of q, which is taken over each image (the reference takes it over the
+    batch), in an image whose tokens are all equally relevant (q = 1, the reference divides by
+    zero), in float64 throughout, in the rounding of the budget, in ties (lower index), and where
+    the kernel's rank is exhausted, as it surely is after D tokens: the most relevant of the rest
+    fill up the budget (the reference keeps too few, docs/baselines.md#what-surprises).
 
     Args:
-        negative_relevance: r is minus the cosine, as released for CLIP; False: the cosine itself, as OpenVINO does
-            with embeddings of the language model.
+        negative_relevance: r is minus the cosine, as released for CLIP; False: the cosine itself,
+            as OpenVINO does with embeddings of the language model.
         theta: weight of relevance against diversity, 0 to 0.99: q becomes exp(alpha q) with
             alpha = theta / (2 (1 - theta)). None leaves q as it is; 0 is diversity alone.
     """
@@ -67,10 +70,14 @@ class CDPruner:
         keep = keep_top(relevance.masked_fill(taken, torch.inf), images.mask, k)
         return TokenSelection(keep=images.join(keep, encoded.visual_mask))
 
-    def _quality(self, relevance: Float64[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
+    def _quality(
+        self, relevance: Float64[Tensor, "I W"], mask: Bool[Tensor, "I W"]
+    ) -> Float64[Tensor, "I W"]:
         low = relevance.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
         high = relevance.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-        q = torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0).masked_fill(~mask, 0.0)
+        q = torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0).masked_fill(
+            ~mask, 0.0
+        )
         return q if self.theta is None else (self.theta / (2 * (1 - self.theta)) * q).exp()
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:

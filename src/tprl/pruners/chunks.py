@@ -10,8 +10,8 @@ from torch.nn.functional import pad
 from tprl.errors import UserError
 from tprl.types import Encoded, Pruner, TokenSelection
 
-# Numbers that a selector may hold at once: similarities of all pairs of tokens are 4 bytes each, and several of them
-# are alive. 64 questions about 576 tokens are within it, and 2 about 3,328.
+# Numbers that a selector may hold at once: similarities of all pairs of tokens are 4 bytes each,
+# and several of them are alive. 64 questions about 576 tokens are within it, and 2 about 3,328.
 AT_ONCE = 1 << 25
 log = logging.getLogger(__name__)
 
@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 def select_in_chunks(
     pruner: Pruner, encoded: Encoded, keep_ratio: float | None, at_once: int = AT_ONCE
 ) -> TokenSelection:
-    """What `pruner.select` returns for the whole batch, from as many questions at a time as `at_once` allows; where GPU
-    memory ends, from half as many. Selections do not depend on the batch (a contract of `Pruner`).
+    """What `pruner.select` returns for the whole batch, from as many questions at a time as
+    `at_once` allows; where GPU memory ends, from half as many. Selections do not depend on the
+    batch (a contract of `Pruner`).
 
     Args:
         pruner, encoded, keep_ratio: see `Pruner.select`.
@@ -35,15 +36,20 @@ def select_in_chunks(
         try:
             if size >= len(encoded):
                 return pruner.select(encoded, keep_ratio)
-            chunks = [range(start, min(start + size, len(encoded))) for start in range(0, len(encoded), size)]
+            chunks = [
+                range(start, min(start + size, len(encoded)))
+                for start in range(0, len(encoded), size)
+            ]
             return _joined([pruner.select(encoded.rows(chunk), keep_ratio) for chunk in chunks])
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise UserError(
-                    f"{pruner.name} has no memory to select among {width} visual tokens of a single question: bound "
-                    "them with model.max_pixels or model.max_tiles, or use a pruner that compares no pairs."
+                    f"{pruner.name} has no memory to select among {width} visual "
+                    "tokens of a single question: bound them with model.max_pixels "
+                    "or model.max_tiles, or use a pruner that compares no pairs."
                 ) from error
-        # Here and not above: while an error is handled, its frames hold on to what filled the memory.
+        # Here and not above: while an error is handled, its frames hold on to what filled the
+        # memory.
         size = (size + 1) // 2
         torch.cuda.empty_cache()
         log.warning("out of memory: %s selects for %d questions at a time", pruner.name, size)
@@ -58,10 +64,13 @@ def _joined(parts: Sequence[TokenSelection]) -> TokenSelection:
             return None
         if name in ("keep", "merged"):
             return torch.cat(values)
-        width = max(value.shape[1] for value in values)  # extra tokens: as many as the question with most has
+        # extra tokens: as many as the question with most has
+        width = max(value.shape[1] for value in values)
         behind = [0, 0] if name == "extra" else []
         return torch.cat([pad(value, [*behind, 0, width - value.shape[1]]) for value in values])
 
     keep = together("keep")
     assert keep is not None
-    return TokenSelection(keep, *(together(name) for name in ("merged", "extra", "extra_at", "extra_mask")))
+    return TokenSelection(
+        keep, *(together(name) for name in ("merged", "extra", "extra_at", "extra_mask"))
+    )

@@ -8,10 +8,10 @@ from tprl.types import Encoded, TokenSelection
 class ClsAttentionPruner:
     """The tokens that CLS attends to most, in raster order; the question plays no part.
 
-    Source: FasterVLM (Zhang et al., arXiv 2412.01818), the rule of docs/baselines.md#fastervlm: score = mean over heads
-    of the attention CLS -> patch in the layer that produces the features. Needs a vision tower with a CLS token.
-    Complexity O(V log V). Ours differs from the published rule in the rounding of the budget and in ties (lower index)
-    only.
+    Source: FasterVLM (Zhang et al., arXiv 2412.01818), the rule of docs/baselines.md#fastervlm:
+    score = mean over heads of the attention CLS -> patch in the layer that produces the features.
+    Needs a vision tower with a CLS token. Complexity O(V log V). Ours differs from the published
+    rule in the rounding of the budget and in ties (lower index) only.
     """
 
     name = "cls_attention"
@@ -24,7 +24,9 @@ class ClsAttentionPruner:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
         ratio = need_ratio(self.name, keep_ratio)
-        return TokenSelection(keep=keep_top_per_image(encoded.extras["cls_attention"], encoded, ratio))
+        return TokenSelection(
+            keep=keep_top_per_image(encoded.extras["cls_attention"], encoded, ratio)
+        )
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """Nothing: the tower has computed it."""

@@ -15,14 +15,16 @@ from tprl.types import columns_of
 class DARTPruner(FastVPruner):
     """Pivots live, and each pivot in turn takes the tokens that are least like it.
 
-    Source: DART (Wen et al., arXiv 2502.11494), the rule of docs/baselines.md#dart, written from its description. With
-    the keys of layer K-1 after rotary embedding, all heads together, the pivots are the visual tokens and the tokens
-    after the image with the largest L1 norm; likeness is the cosine of final-normed hidden states. Complexity O(S D)
-    for the keys and O((P + Q) n D) for likeness; no attention is needed. Schedule and infeasible ratios: `FastVPruner`.
-    Ours differs in the order of the pivots (those of the image, then those of the text, each by falling norm; the
-    reference iterates a Python set of ints) and in the count: the reference keeps (P + Q) m + P tokens, never the
-    label; ours gives the first pivots one token more, so that the budget is met exactly. With fewer tokens than image
-    pivots only the strongest pivots live. Ties go to the lower index.
+    Source: DART (Wen et al., arXiv 2502.11494), the rule of docs/baselines.md#dart, written from
+    its description. With the keys of layer K-1 after rotary embedding, all heads together, the
+    pivots are the visual tokens and the tokens after the image with the largest L1 norm; likeness
+    is the cosine of final-normed hidden states. Complexity O(S D) for the keys and O((P + Q) n D)
+    for likeness; no attention is needed. Schedule and infeasible ratios: `FastVPruner`. Ours
+    differs in the order of the pivots (those of the image, then those of the text, each by falling
+    norm; the reference iterates a Python set of ints) and in the count: the reference keeps (P + Q)
+    m + P tokens, never the label; ours gives the first pivots one token more, so that the budget is
+    met exactly. With fewer tokens than image pivots only the strongest pivots live. Ties go to the
+    lower index.
 
     Args:
         image_pivots: P, per image.
@@ -32,7 +34,9 @@ class DARTPruner(FastVPruner):
 
     name = "dart"
 
-    def __init__(self, image_pivots: int = 4, text_pivots: int = 4, published: bool = False) -> None:
+    def __init__(
+        self, image_pivots: int = 4, text_pivots: int = 4, published: bool = False
+    ) -> None:
         super().__init__(published)
         self.image_pivots, self.text_pivots = image_pivots, text_pivots
 
@@ -42,9 +46,14 @@ class DARTPruner(FastVPruner):
         states = normalize(look.norm(look.hidden).to(look.hidden.device).float(), dim=-1)
         at, mask = columns_of(look.visual)
         images = image_rows(mask, look.image.gather(1, at))
-        columns = at[images.sample.unsqueeze(1), images.at]  # [I W] where each image's tokens stand in the sequence
+        # [I W] where each image's tokens stand in the sequence
+        columns = at[images.sample.unsqueeze(1), images.at]
         # Pivots: the largest keys among image tokens, and among words.
-        of_image = _largest(norm.gather(1, at)[images.sample.unsqueeze(1), images.at], images.mask, self.image_pivots)
+        of_image = _largest(
+            norm.gather(1, at)[images.sample.unsqueeze(1), images.at],
+            images.mask,
+            self.image_pivots,
+        )
         of_text = _largest(norm, look.after, self.text_pivots)
         image_pivots = columns.gather(1, of_image[0])
         pivots = torch.cat([image_pivots, of_text[0][images.sample]], 1)
@@ -66,7 +75,9 @@ def _largest(
     norm: Float[Tensor, "B S"], mask: Bool[Tensor, "B S"], count: int
 ) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
     """Columns of the `count` largest entries, falling; which of them exist."""
-    order = norm.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :count]
+    order = norm.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)[
+        :, :count
+    ]
     return order, mask.gather(1, order)
 
 
@@ -77,11 +88,14 @@ def _take(
     mask: Bool[Tensor, "I W"],
     k: Int[Tensor, " I"],
 ) -> Float[Tensor, "I W"]:
-    """Scores whose largest k are what lives: image pivots by strength, then what the pivots take, turn by turn."""
+    """Scores whose largest k are what lives: image pivots by strength, then what the pivots take,
+    turn by turn."""
     at, there = pivots
     scores = torch.zeros_like(likeness[:, 0])
     # Image pivots come first, so a budget below their number keeps the strongest.
-    strength = torch.arange(at.shape[1], 0, -1, device=k.device, dtype=scores.dtype).expand_as(at) + 1
+    strength = (
+        torch.arange(at.shape[1], 0, -1, device=k.device, dtype=scores.dtype).expand_as(at) + 1
+    )
     scores.scatter_(1, at, torch.where(there, strength, 0.0))
     pool = mask & (scores == 0)
     left = (k - there.sum(1)).clamp(min=0)

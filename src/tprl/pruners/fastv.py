@@ -10,15 +10,17 @@ from tprl.pruners.schedules import solve
 
 
 class FastVPruner:
-    """Layers 0..K-1 run on everything; layers K.. on the visual tokens with the most attention from the last token.
+    """Layers 0..K-1 run on everything; layers K.. on the visual tokens with the most attention from
+    the last token.
 
-    Source: FastV (Chen et al., arXiv 2403.06764), the rule of docs/baselines.md#fastv, written from its description:
-    the mean over heads of layer K-1's softmax attention, row of the prompt's last token. K = 2 of 32 layers, in
-    proportion for other depths (at least 1). Complexity O(S D) for one row and the keys of one layer. Survivors keep
-    their positions, as in the reference. Ours differs in the budget: keep_ratio is the mean over all layers, so layers
-    K.. keep (keep_ratio L - K) / (L - K), and a ratio of K / L or less is refused; in ties (lower index) and in
-    recomputing that row alone instead of switching the layer to eager attention. `published=True` reads keep_ratio as
-    the fraction that layers K.. keep (1 - R of the paper).
+    Source: FastV (Chen et al., arXiv 2403.06764), the rule of docs/baselines.md#fastv, written from
+    its description: the mean over heads of layer K-1's softmax attention, row of the prompt's last
+    token. K = 2 of 32 layers, in proportion for other depths (at least 1). Complexity O(S D) for
+    one row and the keys of one layer. Survivors keep their positions, as in the reference. Ours
+    differs in the budget: keep_ratio is the mean over all layers, so layers K.. keep (keep_ratio L
+    - K) / (L - K), and a ratio of K / L or less is refused; in ties (lower index) and in
+    recomputing that row alone instead of switching the layer to eager attention. `published=True`
+    reads keep_ratio as the fraction that layers K.. keep (1 - R of the paper).
     """
 
     name = "fastv"
@@ -34,7 +36,11 @@ class FastVPruner:
             UserError: no fraction in the later layers gives this mean.
         """
         ratio, first = check_keep_ratio(keep_ratio), max(1, round(2 * layers / 32))
-        keep = ratio if self.published else solve(self.name, ratio, [first], layers, lambda x: [x], 1.0)
+        keep = (
+            ratio
+            if self.published
+            else solve(self.name, ratio, [first], layers, lambda x: [x], 1.0)
+        )
         return (LayerStage(first, first - 1, keep),) if keep < 1 else ()
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:

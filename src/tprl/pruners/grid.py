@@ -1,7 +1,8 @@
-"""Geometry of a grid of visual tokens: where k windows lie on it, and which tokens spread evenly over it.
+"""Geometry of a grid of visual tokens: where k windows lie on it, and which tokens spread evenly
+over it.
 
-Pure functions of (rows, columns, k), cached: they know nothing of a batch. A token is one cell; cells are counted
-from 0 in raster order and cell (r, c) covers [r, r + 1) x [c, c + 1).
+Pure functions of (rows, columns, k), cached: they know nothing of a batch. A token is one cell;
+cells are counted from 0 in raster order and cell (r, c) covers [r, r + 1) x [c, c + 1).
 """
 
 import math
@@ -16,10 +17,11 @@ from torch import Tensor
 def layout(rows: int, columns: int, k: int) -> tuple[int, ...]:
     """How many windows each horizontal band of the grid holds; the k windows cover the grid.
 
-    All bands are equally high. If k = m x c with windows whose sides differ by at most a factor of 2, every band has
-    c windows (the squarest such pair; of two equally square ones the one with more bands, so 24 x 24 gives 16 x 12
-    for k = 192). Else the number of bands is the one nearest to square windows, and the k windows are dealt out as
-    evenly as integers allow: band i of m gets floor((i + 1) k / m) - floor(i k / m).
+    All bands are equally high. If k = m x c with windows whose sides differ by at most a factor of
+    2, every band has c windows (the squarest such pair; of two equally square ones the one with
+    more bands, so 24 x 24 gives 16 x 12 for k = 192). Else the number of bands is the one nearest
+    to square windows, and the k windows are dealt out as evenly as integers allow: band i of m gets
+    floor((i + 1) k / m) - floor(i k / m).
 
     Raises:
         ValueError: k is not in 1..rows * columns.
@@ -36,7 +38,8 @@ def layout(rows: int, columns: int, k: int) -> tuple[int, ...]:
 
 
 def _stretch(rows: int, columns: int, m: int, k: int) -> float:
-    """|log of height / width| of a window when k windows lie in m bands; 0 is square. Rounded, so that ties tie."""
+    """|log of height / width| of a window when k windows lie in m bands; 0 is square. Rounded, so
+    that ties tie."""
     return round(abs(math.log((rows / m) / (columns * m / k))), 9)
 
 
@@ -56,12 +59,16 @@ def centers(rows: int, columns: int, k: int) -> Int[Tensor, " K"]:
 def windows(rows: int, columns: int, k: int) -> Float[Tensor, "K N"]:
     """Averaging weights of k windows over the N = rows * columns cells; every line sums to 1.
 
-    Window j of n along an axis of length L spans [floor(j L / n), ceil((j + 1) L / n)), so neighbors overlap where
-    n does not divide L: the windows of `adaptive_avg_pool2d`.
+    Window j of n along an axis of length L spans [floor(j L / n), ceil((j + 1) L / n)), so
+    neighbors overlap where n does not divide L: the windows of `adaptive_avg_pool2d`.
     """
     bands = layout(rows, columns, k)
     down = _spans(rows, len(bands))
-    lines = [torch.outer(down[i], across).flatten() for i, n in enumerate(bands) for across in _spans(columns, n)]
+    lines = [
+        torch.outer(down[i], across).flatten()
+        for i, n in enumerate(bands)
+        for across in _spans(columns, n)
+    ]
     return torch.stack(lines)
 
 
@@ -73,9 +80,11 @@ def _spans(length: int, n: int) -> Float[Tensor, "n length"]:
 
 @lru_cache(maxsize=64)
 def spread_order(rows: int, columns: int) -> Int[Tensor, " N"]:
-    """Rank of every cell in farthest-point order: the first j cells are spread over the grid, for every j at once.
+    """Rank of every cell in farthest-point order: the first j cells are spread over the grid, for
+    every j at once.
 
-    Starts at the center; each next cell is the one farthest from all before it (ties by lower index).
+    Starts at the center; each next cell is the one farthest from all before it (ties by lower
+    index).
     """
     cell = torch.arange(rows * columns)
     xy = torch.stack([cell // columns, cell % columns], 1)
@@ -88,13 +97,18 @@ def spread_order(rows: int, columns: int) -> Int[Tensor, " N"]:
     return rank
 
 
-def grid_table(shapes: Sequence[tuple[int, ...]], lines: Callable[..., Shaped[Tensor, "..."]], out: Tensor) -> Tensor:
-    """`out` with row i overwritten, from its beginning, by `lines(*shapes[i])`; one call per distinct shape.
+def grid_table(
+    shapes: Sequence[tuple[int, ...]], lines: Callable[..., Shaped[Tensor, "..."]], out: Tensor
+) -> Tensor:
+    """`out` with row i overwritten, from its beginning, by `lines(*shapes[i])`; one call per
+    distinct shape.
 
     A shape that ends in 0 (no window) has no lines.
     """
     for shape in {shape for shape in shapes if shape[-1]}:
         value = lines(*shape).to(out)
-        rows = torch.tensor([i for i, other in enumerate(shapes) if other == shape], device=out.device)
+        rows = torch.tensor(
+            [i for i, other in enumerate(shapes) if other == shape], device=out.device
+        )
         out[(rows, *(slice(n) for n in value.shape))] = value
     return out

@@ -11,18 +11,22 @@ from tprl.types import Encoded, TokenSelection
 
 
 class HiPrunePruner:
-    """Anchors that a middle layer attends to, with their neighbors; the rest by the attention of the last layer.
+    """Anchors that a middle layer attends to, with their neighbors; the rest by the attention of
+    the last layer.
 
-    Source: HiPrune (arXiv 2508.00553), the rule of docs/baselines.md#hiprune, written from its description. Of a budget
-    k, the floor(k * alpha / 5) tokens that receive most attention in the "object" layer (the 10th of 24) are anchors;
-    they and the tokens above, below, left and right of them stay, at most k * alpha together. All other places go to
-    the tokens that receive most attention in the last layer. Complexity O(n log n) per image, no matrix product; the
-    two attention maps are the tower's cost. Needs extras["middle_attention"] and extras["last_attention"].
+    Source: HiPrune (arXiv 2508.00553), the rule of docs/baselines.md#hiprune, written from its
+    description. Of a budget k, the floor(k * alpha / 5) tokens that receive most attention in the
+    "object" layer (the 10th of 24) are anchors; they and the tokens above, below, left and right of
+    them stay, at most k * alpha together. All other places go to the tokens that receive most
+    attention in the last layer. Complexity O(n log n) per image, no matrix product; the two
+    attention maps are the tower's cost. Needs extras["middle_attention"] and
+    extras["last_attention"].
 
-    With alpha = 0.1 there is no anchor below k = 50, and the rule is then that of the last layer alone. Where anchors
-    touch, or lie at a border, they bring fewer tokens, and the last layer fills up: exactly k tokens stay. Anchors are
-    the best of the whole image, neighbors do not cross from one view (crop) of it into another. Ours differs in
-    the rounding of the budget and in ties (lower index).
+    With alpha = 0.1 there is no anchor below k = 50, and the rule is then that of the last layer
+    alone. Where anchors touch, or lie at a border, they bring fewer tokens, and the last layer
+    fills up: exactly k tokens stay. Anchors are the best of the whole image, neighbors do not cross
+    from one view (crop) of it into another. Ours differs in the rounding of the budget and in ties
+    (lower index).
 
     Args:
         alpha: share of the budget that anchors and their neighbors may take.
@@ -61,8 +65,11 @@ class HiPrunePruner:
         return 0
 
 
-def _with_neighbors(anchors: Bool[Tensor, "N W"], views: Rows, columns: Tensor) -> Bool[Tensor, "N W"]:
-    """Anchors and the tokens above, below, left and right of one; view i has columns[i] tokens per line.
+def _with_neighbors(
+    anchors: Bool[Tensor, "N W"], views: Rows, columns: Tensor
+) -> Bool[Tensor, "N W"]:
+    """Anchors and the tokens above, below, left and right of one; view i has columns[i] tokens per
+    line.
 
     A valid token never looks at padding; what padding becomes means nothing.
     """

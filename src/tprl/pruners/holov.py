@@ -1,4 +1,5 @@
-"""HoloV: a quota for every part of the image, so that attention cannot spend the whole budget in one place."""
+"""HoloV: a quota for every part of the image, so that attention cannot spend the whole budget in
+one place."""
 
 import torch
 from jaxtyping import Bool, Float64, Int
@@ -14,32 +15,37 @@ from tprl.types import Encoded
 class HoloVPruner(PerImage):
     """CLS attention within chunks of the image; quotas by the chunks' mean scores.
 
-    Source: HoloV (its LLaVA release), the rule of docs/baselines.md#holov, written from its description. Tokens in
-    raster order form `chunks` chunks. A token's score is scale * a + alpha * v: a its CLS attention, v the variance of
-    its cosine similarities (projected tokens, as the released code has them; its own counts as 0, the sums are over n -
-    1 others) within the chunk, scaled to the mean of scale * a there. A chunk's weight is its mean score over the sum
-    of all; its quota is floor(weight * k), and 1 more for the heaviest chunks until the quotas sum to k. Within a chunk
-    attention alone decides. The scaling makes every mean score 1 + alpha times that of attention, so the variance
-    changes no quota (docs/baselines.md#what-surprises). Complexity O(n^2 D / chunks + n log n) per image. Needs
-    extras["cls_attention"].
+    Source: HoloV (its LLaVA release), the rule of docs/baselines.md#holov, written from its
+    description. Tokens in raster order form `chunks` chunks. A token's score is scale * a + alpha *
+    v: a its CLS attention, v the variance of its cosine similarities (projected tokens, as the
+    released code has them; its own counts as 0, the sums are over n - 1 others) within the chunk,
+    scaled to the mean of scale * a there. A chunk's weight is its mean score over the sum of all;
+    its quota is floor(weight * k), and 1 more for the heaviest chunks until the quotas sum to k.
+    Within a chunk attention alone decides. The scaling makes every mean score 1 + alpha times that
+    of attention, so the variance changes no quota (docs/baselines.md#what-surprises). Complexity
+    O(n^2 D / chunks + n log n) per image. Needs extras["cls_attention"].
 
-    By default exactly budget() tokens stay: what a quota has beyond its chunk's tokens is spent on the tokens of
-    highest score in the whole image, the one place where the variance has a say. Ours also differs in ties (lower
-    index; of chunks the earlier), in float64, in chunks where n is not a multiple (chunk c starts at floor(c n /
-    chunks); none is padded, and empty ones get nothing), and in a chunk without variance (v is the mean itself).
+    By default exactly budget() tokens stay: what a quota has beyond its chunk's tokens is spent on
+    the tokens of highest score in the whole image, the one place where the variance has a say. Ours
+    also differs in ties (lower index; of chunks the earlier), in float64, in chunks where n is not
+    a multiple (chunk c starts at floor(c n / chunks); none is padded, and empty ones get nothing),
+    and in a chunk without variance (v is the mean itself).
 
     Args:
         alpha: weight of the variance; 0.09 as released for LLaVA, 1 for Qwen2.5-VL.
         chunks: parts of the image.
         scale: factor of attention.
-        published: do not spend what a quota has beyond its chunk. The reference fills up with rows of zeros, which are
-            left out here: where attention is peaked an image keeps FEWER tokens than its budget, at least one.
+        published: do not spend what a quota has beyond its chunk. The reference fills up with rows
+            of zeros, which are left out here: where attention is peaked an image keeps FEWER tokens
+            than its budget, at least one.
     """
 
     name = "holov"
     extras: frozenset[str] = frozenset({"cls_attention"})
 
-    def __init__(self, alpha: float = 0.09, chunks: int = 16, scale: float = 1000.0, published: bool = False) -> None:
+    def __init__(
+        self, alpha: float = 0.09, chunks: int = 16, scale: float = 1000.0, published: bool = False
+    ) -> None:
         self.alpha = alpha
         self.chunks = chunks
         self.scale = scale
@@ -49,13 +55,18 @@ class HoloVPruner(PerImage):
         n = images.mask.sum(1, keepdim=True)
         # [J C] chunks of the raster, as rows of their own.
         place = torch.arange(images.mask.shape[1], device=n.device)
-        chunk_of = ((place + 1) * self.chunks - 1) // n  # the last chunk that starts at or before the token
+        # the last chunk that starts at or before the token
+        chunk_of = ((place + 1) * self.chunks - 1) // n
         parts = image_rows(images.mask, chunk_of)
         attention = parts.split(images.split(encoded.extras["cls_attention"])).double()
         features = parts.split(images.tokens(encoded)).double()
         score = self._score(attention, features, parts.mask)
         # Quotas by the chunks' mean scores; inside a chunk attention alone decides.
-        number = chunk_of[parts.sample, parts.at[:, :1].squeeze(1)] if len(parts.sample) else parts.sample
+        number = (
+            chunk_of[parts.sample, parts.at[:, :1].squeeze(1)]
+            if len(parts.sample)
+            else parts.sample
+        )
         quota = self._quotas(_mean(score, parts.mask).squeeze(1), parts.sample, number, k)
         keep = parts.join(keep_top(attention, parts.mask, quota), images.mask)
         if not self.published:
@@ -64,7 +75,10 @@ class HoloVPruner(PerImage):
         return keep
 
     def _score(
-        self, attention: Float64[Tensor, "J C"], features: Float64[Tensor, "J C F"], mask: Bool[Tensor, "J C"]
+        self,
+        attention: Float64[Tensor, "J C"],
+        features: Float64[Tensor, "J C F"],
+        mask: Bool[Tensor, "J C"],
     ) -> Float64[Tensor, "J C"]:
         """scale * a + alpha * v of the tokens of each chunk; 0 on padding."""
         attention = (self.scale * attention).masked_fill(~mask, 0.0)
@@ -77,13 +91,20 @@ class HoloVPruner(PerImage):
         # What the sum of squares is divided by cancels in the scaling below.
         variance = _mean((cosine - mean).square(), pairs).squeeze(2)
         level = _mean(variance, mask)
-        shape = torch.where(level > 1e-12, variance / level.clamp(min=1e-12), 1.0).masked_fill(~mask, 0.0)
+        shape = torch.where(level > 1e-12, variance / level.clamp(min=1e-12), 1.0).masked_fill(
+            ~mask, 0.0
+        )
         return attention + self.alpha * shape * _mean(attention, mask)
 
     def _quotas(
-        self, score: Float64[Tensor, " J"], image: Int[Tensor, " J"], number: Int[Tensor, " J"], k: Int[Tensor, " I"]
+        self,
+        score: Float64[Tensor, " J"],
+        image: Int[Tensor, " J"],
+        number: Int[Tensor, " J"],
+        k: Int[Tensor, " I"],
     ) -> Int[Tensor, " J"]:
-        """Tokens that each chunk may keep; those of an image sum to its k unless a chunk is empty."""
+        """Tokens that each chunk may keep; those of an image sum to its k unless a chunk is
+        empty."""
         table = score.new_full((len(k), self.chunks), -1.0)  # empty chunks come last
         table[image, number] = score
         total = table.clamp(min=0.0).sum(1, keepdim=True).clamp(min=1e-30)

@@ -6,7 +6,8 @@ from tprl.types import Encoded, TokenSelection
 
 
 class KeepAll:
-    """Keeps every visual token at any `keep_ratio`, which it ignores: a table's reference row, not a method."""
+    """Keeps every visual token at any `keep_ratio`, which it ignores: a table's reference row, not
+    a method."""
 
     name = "keep_all"
     extras: frozenset[str] = frozenset()

@@ -14,12 +14,13 @@ from tprl.types import Encoded, Pruner, TokenSelection
 
 
 class KeywordBudget:
-    """Gives a question `multiple * keep_ratio` of the tokens, and lets another pruner choose them: the control of
-    `tprl_adaptive`.
+    """Gives a question `multiple * keep_ratio` of the tokens, and lets another pruner choose them:
+    the control of `tprl_adaptive`.
 
-    The multiple is that of the first entry of a table whose words stand in the question, whole words in any case, else
-    `otherwise`. Source: ours. keep_ratio is kept on average only where questions are mixed as the table assumes; what
-    was kept is what results say (kept_tokens), as for `tprl_adaptive`.
+    The multiple is that of the first entry of a table whose words stand in the question, whole
+    words in any case, else `otherwise`. Source: ours. keep_ratio is kept on average only where
+    questions are mixed as the table assumes; what was kept is what results say (kept_tokens), as
+    for `tprl_adaptive`.
 
     Args:
         base: what chooses the tokens.
@@ -37,7 +38,9 @@ class KeywordBudget:
         self.otherwise = float(otherwise)
         for words, multiple in (*self.table, ("otherwise", self.otherwise)):
             if not multiple > 0:
-                raise UserError(f"the multiple of {words!r} must be above 0, got {multiple}; use e.g. 0.5.")
+                raise UserError(
+                    f"the multiple of {words!r} must be above 0, got {multiple}; use e.g. 0.5."
+                )
         self.base = base
         self.name, self.extras = f"{base.name}_keyword", base.extras
         self.trained_on: dict[str, Any] = getattr(base, "trained_on", {})
@@ -54,8 +57,8 @@ class KeywordBudget:
         most = max([self.otherwise, *(multiple for _, multiple in self.table)])
         if ratio * most > 1.001:  # ratios are written with 4 digits
             raise UserError(
-                f"{self.name} gives some questions {most:g} times keep_ratio={ratio:g}, more than all tokens: "
-                f"use keep_ratio={1 / most:.4g} or less, or smaller multiples."
+                f"{self.name} gives some questions {most:g} times keep_ratio={ratio:g}, more "
+                f"than all tokens: use keep_ratio={1 / most:.4g} or less, or smaller multiples."
             )
 
     def multiple(self, question: str) -> float:
@@ -69,22 +72,27 @@ class KeywordBudget:
         """Keep `budget(multiple * keep_ratio, n)` tokens of each image.
 
         Raises:
-            UserError: no ratio, one out of reach, prompts without the text of their question, or a base that merges.
+            UserError: no ratio, one out of reach, prompts without the text of their question, or a
+                base that merges.
         """
         self.check_reach(keep_ratio)
         ratio = need_ratio(self.name, keep_ratio)
         if len(encoded.questions) != len(encoded):
             raise UserError(
-                f"{self.name} looks for words in the question, and this model gives no text: use {self.base.name}."
+                f"{self.name} looks for words in the question, and "
+                f"this model gives no text: use {self.base.name}."
             )
         multiples = [self.multiple(question) for question in encoded.questions]
         keep = torch.zeros_like(encoded.visual_mask)
         for each in sorted(set(multiples)):  # a loop over budgets, of which there are few
             rows = [row for row, multiple in enumerate(multiples) if multiple == each]
-            selection = self.base.select(encoded.rows(rows), check_keep_ratio(min(each * ratio, 1.0)))
+            selection = self.base.select(
+                encoded.rows(rows), check_keep_ratio(min(each * ratio, 1.0))
+            )
             if selection.merged is not None or selection.extra is not None:
                 raise UserError(
-                    f"{self.base.name} merges tokens, which {self.name} cannot: use e.g. base=attention_dpp."
+                    f"{self.base.name} merges tokens, which "
+                    f"{self.name} cannot: use e.g. base=attention_dpp."
                 )
             keep[rows] = selection.keep
         return TokenSelection(keep=keep)
@@ -96,7 +104,9 @@ class KeywordBudget:
 
 
 def load_keyword_budget(
-    base: str = "attention_dpp", multiples: Mapping[str, float] | None = None, otherwise: float = 0.5
+    base: str = "attention_dpp",
+    multiples: Mapping[str, float] | None = None,
+    otherwise: float = 0.5,
 ) -> KeywordBudget:
     """The rule on top of a pruner of conf/pruner, by its name.
 
@@ -105,5 +115,7 @@ def load_keyword_budget(
     """
     chooser = load_component("pruner", base)
     if not isinstance(chooser, Pruner):
-        raise UserError(f"base={base} drops tokens inside the language model: use one that selects before it.")
+        raise UserError(
+            f"base={base} drops tokens inside the language model: use one that selects before it."
+        )
     return KeywordBudget(chooser, {"how many": 3.0} if multiples is None else multiples, otherwise)

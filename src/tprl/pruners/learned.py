@@ -1,4 +1,5 @@
-"""What every trained pruner shares: codes of the tokens, logits from a network, a way to serve them, and a folder."""
+"""What every trained pruner shares: codes of the tokens, logits from a network, a way to serve
+them, and a folder."""
 
 import inspect
 import json
@@ -41,21 +42,23 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 class LearnedPruner(nn.Module, ABC):
     """A network over token codes that prunes in one forward pass.
 
-    Subclasses set `name`, `config` (their constructor arguments, for `config.json`), `net_flops` and `net`, called as
-    net(x, alive, step, keep_ratio) -> (logits [B V], value [B]).
-    The codes feed the network only: the language model always reads the original tokens.
+    Subclasses set `name`, `config` (their constructor arguments, for `config.json`), `net_flops`
+    and `net`, called as net(x, alive, step, keep_ratio) -> (logits [B V], value [B]). The codes
+    feed the network only: the language model always reads the original tokens.
 
     Args:
         token_width: D, width of the LVLM's projected tokens.
         code_width: Z; 0 feeds the tokens themselves (no autoencoder).
         hidden: width of the autoencoder's hidden layer.
         select, tau, quality, trained_to, fade, prices, kernel: see `Serving`.
-        trained_on: what the pruner belongs to (LVLM, dataset, budgets, ...); stored with the weights.
+        trained_on: what the pruner belongs to (LVLM, dataset, budgets, ...); stored with the
+            weights.
     """
 
     name = "learned"
     extras: frozenset[str] = frozenset()
-    learns_budgets = False  # whether stage=adapt can teach it how many tokens a question needs (`TPRL.learn_budgets`)
+    # whether stage=adapt can teach it how many tokens a question needs (`TPRL.learn_budgets`)
+    learns_budgets = False
     reads_question = True  # whether its choice depends on the question
     net: Any  # a module; subclasses say which
     config: dict[str, Any]
@@ -96,7 +99,9 @@ class LearnedPruner(nn.Module, ABC):
         x = PolicyInput(codes.detach(), places(encoded), mask, *words, None, encoded.image_of)
         return x._replace(features=self._features(x, tokens))
 
-    def _features(self, x: PolicyInput, tokens: Float[Tensor, "B V D"]) -> Float[Tensor, "B V Z"] | None:
+    def _features(
+        self, x: PolicyInput, tokens: Float[Tensor, "B V D"]
+    ) -> Float[Tensor, "B V Z"] | None:
         """What the diversity kernel is made of; None where no DPP selects."""
         if self.serving.select != "dpp":
             return None
@@ -118,10 +123,12 @@ class LearnedPruner(nn.Module, ABC):
         return out
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep `budget(keep_ratio, n)` tokens of each image; with None, those above the calibrated threshold.
+        """Keep `budget(keep_ratio, n)` tokens of each image; with None, those above the calibrated
+        threshold.
 
         Raises:
-            UserError: wrong width, a ratio outside (0, 1], logits that are not finite, or no threshold calibrated.
+            UserError: wrong width, a ratio outside (0, 1], logits that are not finite, or no
+                threshold calibrated.
         """
         x = self.observe(encoded)
         if keep_ratio is None:
@@ -140,7 +147,8 @@ class LearnedPruner(nn.Module, ABC):
             noise = images.split(uniforms(uids, 0, x.mask.shape[1]).to(logits.device))
         if how.select == "threshold" and how.tau is None:
             raise UserError(
-                f"pruner {self.name} selects by a threshold it does not have: set policy.tau or another select."
+                f"pruner {self.name} selects by a threshold it "
+                "does not have: set policy.tau or another select."
             )
         select: Select = how.select  # type: ignore[assignment]
         keep = serve(
@@ -157,16 +165,22 @@ class LearnedPruner(nn.Module, ABC):
 
     def _above_threshold(self, x: PolicyInput, uids: Sequence[str]) -> Bool[Tensor, "B V"]:
         if self.serving.tau is None or "threshold_ratio" not in self.trained_on:
-            raise UserError(f"pruner {self.name} has no threshold: give a keep_ratio, or calibrate one by stage=ppo.")
+            raise UserError(
+                f"pruner {self.name} has no threshold: give a "
+                "keep_ratio, or calibrate one by stage=ppo."
+            )
         reference = float(self.trained_on["threshold_ratio"])
         images, chances = x.images, self.logits(x, reference)
         check_logits(self.name, chances, x.mask, uids)
         logits = images.split(chances)
-        return images.join(serve(logits, images.mask, None, "threshold", tau=self.serving.tau), x.mask)
+        return images.join(
+            serve(logits, images.mask, None, "threshold", tau=self.serving.tau), x.mask
+        )
 
     @torch.no_grad()
     def calibrate(self, encoded: Iterable[Encoded], keep_ratio: float) -> float:
-        """Set the threshold at which the mean kept fraction on held-out batches is `keep_ratio`; returns it."""
+        """Set the threshold at which the mean kept fraction on held-out batches is `keep_ratio`;
+        returns it."""
         scores = []
         for batch in encoded:
             x = self.observe(batch)
@@ -177,10 +191,13 @@ class LearnedPruner(nn.Module, ABC):
         return tau
 
     def flops_by_part(self, tokens: int, words: int, kept: int) -> dict[str, int]:
-        """What choosing costs on one sample: codes, one pass of the network, and the kernel where a DPP selects."""
+        """What choosing costs on one sample: codes, one pass of the network, and the kernel where a
+        DPP selects."""
         c, parts = self.config, self.net_flops(tokens, words)
         if c["code_width"]:
-            parts["autoencoder"] = cost.autoencoder_flops(c["token_width"], c["hidden"], c["code_width"], tokens)
+            parts["autoencoder"] = cost.autoencoder_flops(
+                c["token_width"], c["hidden"], c["code_width"], tokens
+            )
         if self.serving.select == "dpp":
             width = c["code_width"] or c["token_width"]
             parts["dpp"] = cost.greedy_flops(
@@ -200,7 +217,7 @@ class LearnedPruner(nn.Module, ABC):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith(part) and not name.startswith(without))
 
-    # --- folder ------------------------------------------------------------------------------------------------
+    # --- folder -----------------------------------------------------------------------------------
 
     @staticmethod
     def from_pretrained(pretrained: str | Path, revision: str | None = None) -> "LearnedPruner":
@@ -219,21 +236,27 @@ class LearnedPruner(nn.Module, ABC):
         return {**target, **self.config, **asdict(self.serving), "trained_on": self.trained_on}
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Write `model.safetensors` (fp16 if `half`), `config.json` and a model card; each complete or not at all.
+        """Write `model.safetensors` (fp16 if `half`), `config.json` and a model card; each complete
+        or not at all.
 
-        The weights come first: older settings leave out what newer weights have, the reverse could not be loaded.
+        The weights come first: older settings leave out what newer weights have, the reverse could
+        not be loaded.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().contiguous().cpu() for key, value in self.state_dict().items()}
         if half:
-            state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+            state = {
+                key: value.half() if value.is_floating_point() else value
+                for key, value in state.items()
+            }
         write_sealed(folder / WEIGHTS, save(state))
         write_sealed(folder / CONFIG, json.dumps(self.about, indent=1) + "\n")
         write_atomically(folder / CARD, model_card(self.name, self.trained_on, str(folder)))
 
     def push_to_hub(self, repo: str, private: bool = False, token: str | None = None) -> str:
-        """Write what `save_pretrained` writes to a model repository on the hub; returns its address.
+        """Write what `save_pretrained` writes to a model repository on the hub; returns its
+        address.
 
         Raises:
             UserError: the hub is out of reach, or refuses.
@@ -245,7 +268,8 @@ class LearnedPruner(nn.Module, ABC):
 
 
 def check_family(pruner: Any, lvlm: Any) -> None:
-    """Refuse a pruner that was trained for an LVLM of another family; widths may be equal by chance.
+    """Refuse a pruner that was trained for an LVLM of another family; widths may be equal by
+    chance.
 
     Raises:
         UserError: it was.
@@ -274,13 +298,14 @@ def check_width(pruner: Any, width: int, lvlm: str = "this LVLM") -> None:
     read = getattr(getattr(pruner, "pruner", pruner), "token_width", width)
     if read != width:
         raise UserError(
-            f"pruner {pruner.name} reads tokens of width {read}, and those of {lvlm} have {width}: train one for it "
-            "with `python -m src.train stage=all model=...`."
+            f"pruner {pruner.name} reads tokens of width {read}, and those of {lvlm} have "
+            f"{width}: train one for it with `python -m src.train stage=all model=...`."
         )
 
 
 def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
-    """Center (x, y) of every visual token in its image, fractions of width and height; 0 where padded."""
+    """Center (x, y) of every visual token in its image, fractions of width and height; 0 where
+    padded."""
     out = torch.zeros(*encoded.visual_mask.shape, 2)
     tables: dict[tuple[int, int], Tensor] = {}
     for b, images in enumerate(encoded.grids):
@@ -297,13 +322,16 @@ def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
 
 def uniforms(uids: Sequence[str], seed: int, width: int) -> Float[Tensor, "B N"]:
     """Uniforms in [0, 1), a row per sample that depends on (uid, seed) alone."""
-    rows = [torch.rand(width, generator=torch.Generator().manual_seed(stable_seed(uid, seed))) for uid in uids]
+    rows = [
+        torch.rand(width, generator=torch.Generator().manual_seed(stable_seed(uid, seed)))
+        for uid in uids
+    ]
     return torch.stack(rows) if rows else torch.zeros(0, width)
 
 
 def find_pruner(pretrained: str | Path, revision: str | None = None) -> Path:
-    """The folder with the weights: one that ships with TPRL, a run directory's `pruner/`, the folder itself, or what
-    the hub has under that id.
+    """The folder with the weights: one that ships with TPRL, a run directory's `pruner/`, the
+    folder itself, or what the hub has under that id.
 
     Raises:
         UserError: no such folder, or no weights in it.
@@ -313,9 +341,13 @@ def find_pruner(pretrained: str | Path, revision: str | None = None) -> Path:
     if not folder.exists() and str(pretrained).count("/") == 1:
         folder = hub.fetch(str(pretrained), (WEIGHTS, CONFIG, CARD, f"{SUMS}/*"), revision)
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: give the directory that a training run printed as `run:`.")
+        raise UserError(
+            f"{folder} does not exist: give the directory that a training run printed as `run:`."
+        )
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} holds no trained pruner ({CONFIG} and {WEIGHTS}): has its run finished?")
+        raise UserError(
+            f"{folder} holds no trained pruner ({CONFIG} and {WEIGHTS}): has its run finished?"
+        )
     return folder
 
 
@@ -328,7 +360,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return {"trained_on": {}, **json.loads(read_sealed(folder / CONFIG))}
     except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG} is damaged ({error}): {other_pruner(folder)}{EDITED}.") from error
+        raise UserError(
+            f"{folder / CONFIG} is damaged ({error}): {other_pruner(folder)}{EDITED}."
+        ) from error
 
 
 def load_weights(pruner: LearnedPruner, folder: Path) -> None:
@@ -340,21 +374,24 @@ def load_weights(pruner: LearnedPruner, folder: Path) -> None:
     try:
         state = load(read_sealed(folder / WEIGHTS))
     except (Damaged, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged ({error}): {other_pruner(folder)}.") from error
+        raise UserError(
+            f"{folder / WEIGHTS} is damaged ({error}): {other_pruner(folder)}."
+        ) from error
     expected = pruner.state_dict()
     for key, value in expected.items():
         if key not in state or state[key].shape != value.shape:
             shape = tuple(state[key].shape) if key in state else "nothing"
             raise UserError(
-                f"{folder / WEIGHTS} does not fit this policy: {key} is {shape}, {tuple(value.shape)} is needed; "
-                f"use the policy settings that it was trained with."
+                f"{folder / WEIGHTS} does not fit this policy: "
+                f"{key} is {shape}, {tuple(value.shape)} is needed; "
+                "use the policy settings that it was trained with."
             )
     pruner.load_state_dict({key: state[key].to(expected[key].dtype) for key in expected})
 
 
 def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedPruner:
-    """A trained pruner from a folder, from a run directory (its `pruner/`), from the hub, or by the name of one that
-    ships.
+    """A trained pruner from a folder, from a run directory (its `pruner/`), from the hub, or by the
+    name of one that ships.
 
     Raises:
         UserError: nothing there, damaged, or of a kind this version does not know.
@@ -368,24 +405,35 @@ def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedP
 def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint") -> LearnedPruner:
     """A pruner from what `LearnedPruner.about` says, with fresh weights; `source` is for the error.
 
-    The file may come from anywhere, so `_target_` is held against the allow-list of `build`, has to be a learned
-    pruner, and is called with plain values: nothing that they contain is interpolated or built.
+    The file may come from anywhere, so `_target_` is held against the allow-list of `build`, has to
+    be a learned pruner, and is called with plain values: nothing that they contain is interpolated
+    or built.
 
     Raises:
-        UserError: a class that is not there or is no learned pruner, or arguments that it does not take.
+        UserError: a class that is not there or is no learned pruner, or arguments that it does not
+            take.
     """
     settings = {key: value for key, value in about.items() if key not in ("pruner", "_target_")}
     target = about.get("_target_") or BEFORE_TARGETS.get(about.get("pruner", ""))
     if target is None:
         known = ", ".join(BEFORE_TARGETS)
-        raise UserError(f"{source} names the pruner {about.get('pruner')!r}, which is not one of {known}.")
+        raise UserError(
+            f"{source} names the pruner {about.get('pruner')!r}, which is not one of {known}."
+        )
     try:
         kind = target_at(target)
     except UserError as error:
-        raise UserError(f"{source}: {error} Install the code that the pruner was trained with.") from error
+        raise UserError(
+            f"{source}: {error} Install the code that the pruner was trained with."
+        ) from error
     if not (inspect.isclass(kind) and issubclass(kind, LearnedPruner)):
-        raise UserError(f"{source}: _target_ {target} is no learned pruner, so nothing is loaded from it.")
+        raise UserError(
+            f"{source}: _target_ {target} is no learned pruner, so nothing is loaded from it."
+        )
     try:
-        return kind(**{"kernel": "tokens", **settings})  # 0.1 knew no other kernel and did not say so
+        # 0.1 knew no other kernel and did not say so
+        return kind(**{"kernel": "tokens", **settings})
     except (TypeError, ValueError) as error:
-        raise UserError(f"{source} is damaged ({error}): copy it again, or train it again.") from error
+        raise UserError(
+            f"{source} is damaged ({error}): copy it again, or train it again."
+        ) from error

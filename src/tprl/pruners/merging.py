@@ -11,8 +11,8 @@ from tprl.types import Encoded, TokenSelection
 
 
 def similarity(keys: Float[Tensor, "I W d"], at: Int[Tensor, "I K"]) -> Float[Tensor, "I K W"]:
-    """Cosines of the tokens at `at` with all of their image. Computed in double, compared in single precision: what
-    one batch or another does to the last digits must not decide."""
+    """Cosines of the tokens at `at` with all of their image. Computed in double, compared in single
+    precision: what one batch or another does to the last digits must not decide."""
     unit = normalize(keys.double(), dim=-1)
     return (unit.gather(1, at.unsqueeze(2).expand(-1, -1, unit.shape[2])) @ unit.mT).float()
 
@@ -28,10 +28,13 @@ def merged_selection(
     has_extra: Bool[Tensor, " I"],
     last: bool,
 ) -> TokenSelection:
-    """Kept tokens, those at `at` with something `added` to their vision features, and `extra` for the images that
-    have it: one token, at the first (or last) place that is not kept."""
+    """Kept tokens, those at `at` with something `added` to their vision features, and `extra` for
+    the images that have it: one token, at the first (or last) place that is not kept."""
     if encoded.project is None:
-        raise UserError("These prompts have no projector (Encoded.project), so merge no vision features: use divprune.")
+        raise UserError(
+            "These prompts have no projector (Encoded.project), "
+            "so merge no vision features: use divprune."
+        )
     # Sums in float32, before the projector, as the methods define them.
     image, slot = real.nonzero(as_tuple=True)
     row, token = images.sample[image], images.at[image, at[image, slot]]
@@ -58,8 +61,8 @@ def with_extra(
     at: Int[Tensor, "I K"],
     merged: Float[Tensor, "B V D"] | None = None,
 ) -> TokenSelection:
-    """Kept tokens, and those new ones of each image (or view) that are `live`, at the places `at` in V, as extra tokens
-    of its sample; images of a sample follow each other."""
+    """Kept tokens, and those new ones of each image (or view) that are `live`, at the places `at`
+    in V, as extra tokens of its sample; images of a sample follow each other."""
     image, new = live.nonzero(as_tuple=True)
     row = sample[image]
     # Extra tokens of a sample's images, one after the other: [B E D].
@@ -73,10 +76,14 @@ def with_extra(
 
 
 def outliers(values: Float[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Int[Tensor, " I"]:
-    """How many values of each image lie above Q3 + 1.5 (Q3 - Q1), quartiles interpolated linearly."""
+    """How many values of each image lie above Q3 + 1.5 (Q3 - Q1), quartiles interpolated
+    linearly."""
     n = mask.sum(1, keepdim=True)
     ordered = values.double().masked_fill(~mask, torch.inf).sort(1).values
     place = (n - 1) * torch.tensor([0.25, 0.75], dtype=torch.double, device=values.device)
-    low, high = ordered.gather(1, place.long()), ordered.gather(1, torch.minimum(place.long() + 1, n - 1))
+    low, high = (
+        ordered.gather(1, place.long()),
+        ordered.gather(1, torch.minimum(place.long() + 1, n - 1)),
+    )
     q1, q3 = (low + (high - low) * place.frac()).split(1, dim=1)
     return ((values > q3 + 1.5 * (q3 - q1)) & mask).sum(1)

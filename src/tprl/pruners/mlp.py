@@ -11,12 +11,17 @@ from tprl.pruners.learned import LearnedPruner
 
 
 class TokenMLP(nn.Module):
-    """code -> hidden -> hidden -> logit, token by token; the value is always 0 (it is not for RL)."""
+    """code -> hidden -> hidden -> logit, token by token; the value is always 0 (it is not for
+    RL)."""
 
     def __init__(self, code_width: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.LayerNorm(code_width), nn.Linear(code_width, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
+            nn.LayerNorm(code_width),
+            nn.Linear(code_width, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
         )
         self.out = nn.Linear(width, 1)
 
@@ -48,9 +53,18 @@ class MLPPruner(LearnedPruner):
         **common: Any,
     ) -> None:
         super().__init__(token_width, code_width, hidden, select=select, **common)
-        self.config = {"token_width": token_width, "code_width": code_width, "hidden": hidden, "width": width}
+        self.config = {
+            "token_width": token_width,
+            "code_width": code_width,
+            "hidden": hidden,
+            "width": width,
+        }
         self.net = TokenMLP(code_width or token_width, width)
 
     def net_flops(self, tokens: int, words: int) -> dict[str, int]:
         c = self.config
-        return {"mlp": cost.mlp_flops((c["code_width"] or c["token_width"], c["width"], c["width"], 1), tokens)}
+        return {
+            "mlp": cost.mlp_flops(
+                (c["code_width"] or c["token_width"], c["width"], c["width"], 1), tokens
+            )
+        }

@@ -13,17 +13,20 @@ from tprl.types import Encoded
 
 
 class MMRAttentionPruner(PerImage):
-    """Each next token has the largest relevance - redundancy * (largest similarity to a token chosen before).
+    """Each next token has the largest relevance - redundancy * (largest similarity to a token
+    chosen before).
 
-    Source: maximal marginal relevance (Carbonell and Goldstein 1998, "The use of MMR, diversity-based reranking",
-    section 2), its lambda divided out: redundancy = (1 - lambda) / lambda. Ours: relevance is the z-score of log CLS
-    attention within the image (as in `attention_dpp`), similarity the cosine of projected tokens, centered over the
-    image. The first token is the one of most attention; ties go to the lower index. Not trained, blind to the question.
-    Complexity O(n^2 D + k n) per image, k steps in sequence. Needs extras["cls_attention"].
+    Source: maximal marginal relevance (Carbonell and Goldstein 1998, "The use of MMR,
+    diversity-based reranking", section 2), its lambda divided out: redundancy = (1 - lambda) /
+    lambda. Ours: relevance is the z-score of log CLS attention within the image (as in
+    `attention_dpp`), similarity the cosine of projected tokens, centered over the image. The first
+    token is the one of most attention; ties go to the lower index. Not trained, blind to the
+    question. Complexity O(n^2 D + k n) per image, k steps in sequence. Needs
+    extras["cls_attention"].
 
     Args:
-        redundancy: price of being the copy of a chosen token, in standard deviations of log attention; 2 was chosen on
-            300 validation questions of `scenes` among 0.5, 1, 2 and 4.
+        redundancy: price of being the copy of a chosen token, in standard deviations of log
+            attention; 2 was chosen on 300 validation questions of `scenes` among 0.5, 1, 2 and 4.
     """
 
     name = "mmr_attention"
@@ -33,7 +36,9 @@ class MMRAttentionPruner(PerImage):
         self.redundancy = redundancy
 
     def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
-        relevance = standardize(log_attention(images.split(encoded.extras["cls_attention"])), images.mask)
+        relevance = standardize(
+            log_attention(images.split(encoded.extras["cls_attention"])), images.mask
+        )
         cosine = cosine_kernel(images.tokens(encoded), images.mask, jitter=0.0).double()
         return marginal_relevance(relevance, self.redundancy * cosine, images.mask, k)
 
@@ -43,13 +48,18 @@ class MMRAttentionPruner(PerImage):
 
 
 def marginal_relevance(
-    relevance: Float64[Tensor, "I W"], cost: Float64[Tensor, "I W W"], mask: Bool[Tensor, "I W"], k: Int[Tensor, " I"]
+    relevance: Float64[Tensor, "I W"],
+    cost: Float64[Tensor, "I W W"],
+    mask: Bool[Tensor, "I W"],
+    k: Int[Tensor, " I"],
 ) -> Bool[Tensor, "I W"]:
-    """k[i] valid tokens of each row, greedily by relevance minus the largest cost of standing beside a chosen one."""
+    """k[i] valid tokens of each row, greedily by relevance minus the largest cost of standing
+    beside a chosen one."""
     row, keep, worst = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask), None
     for step in range(int(k.max()) if len(k) else 0):
         score = relevance if worst is None else relevance - worst
-        pick = score.masked_fill(keep | ~mask, -torch.inf).argmax(1)  # argmax returns the first maximum
+        # argmax returns the first maximum
+        pick = score.masked_fill(keep | ~mask, -torch.inf).argmax(1)
         keep[row, pick] |= step < k
         worst = cost[row, pick] if worst is None else torch.maximum(worst, cost[row, pick])
     return keep

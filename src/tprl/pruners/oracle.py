@@ -8,22 +8,25 @@ from tprl.pruners.grid import grid_table, spread_order
 from tprl.pruners.quality import diverse
 from tprl.types import Encoded, TokenSelection
 
-# A gain of the DPP is between its jitter, 0.01, and 1.01 times q^2: with this log q on the region, e^8 times the gains
-# off it, a token of the region always comes before one off it.
+# A gain of the DPP is between its jitter, 0.01, and 1.01 times q^2: with this log q on the region,
+# e^8 times the gains off it, a token of the region always comes before one off it.
 REGION_FIRST = 4.0
 
 
 class OraclePruner:
-    """Tokens on the answer's region first, nearest to the centers of its boxes; then tokens spread over the image.
+    """Tokens on the answer's region first, nearest to the centers of its boxes; then tokens spread
+    over the image.
 
-    Ours: it reads `Sample.region`, which no pruner that is compared and no reward may read, and is never trained on.
-    Needs extras["region"] (`tprl.lvlm.regions.region_rank`, > 0 on the region). What the region leaves of the budget
-    is filled in the farthest-point order of the grid (`tprl.pruners.grid.spread_order`), context that any question may
-    use; a sample without region is filled entirely that way. Complexity O(V log V), once O(V^2) per distinct grid.
+    Ours: it reads `Sample.region`, which no pruner that is compared and no reward may read, and is
+    never trained on. Needs extras["region"] (`tprl.lvlm.regions.region_rank`, > 0 on the region).
+    What the region leaves of the budget is filled in the farthest-point order of the grid
+    (`tprl.pruners.grid.spread_order`), context that any question may use; a sample without region
+    is filled entirely that way. Complexity O(V log V), once O(V^2) per distinct grid.
 
     Args:
-        diversity: order both by TPRL's kernel and greedy MAP instead of by place (`oracle_dpp`): the tokens of the
-            region that differ most first, then what differs most from them. O(n^2 D + k^2 n) per image.
+        diversity: order both by TPRL's kernel and greedy MAP instead of by place (`oracle_dpp`):
+            the tokens of the region that differ most first, then what differs most from them. O(n^2
+            D + k^2 n) per image.
     """
 
     name = "oracle"
@@ -46,9 +49,13 @@ class OraclePruner:
             keep = diverse(log_q, images, encoded, images.budgets(ratio))
             return TokenSelection(keep=images.join(keep, encoded.visual_mask))
         views, shapes = view_rows(encoded, ratio)
-        order = grid_table([shape[:2] for shape in shapes], spread_order, torch.zeros_like(views.at))
+        order = grid_table(
+            [shape[:2] for shape in shapes], spread_order, torch.zeros_like(views.at)
+        )
         region = encoded.extras["region"].float()
-        score = torch.where(region > 0, 1 + region, 1 / (2.0 + views.join(order, encoded.visual_mask)))
+        score = torch.where(
+            region > 0, 1 + region, 1 / (2.0 + views.join(order, encoded.visual_mask))
+        )
         return TokenSelection(keep=keep_top_per_image(score, encoded, ratio))
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:

@@ -1,4 +1,5 @@
-"""Pruners that choose the tokens of every image for themselves: budgets, rows and padding in one place."""
+"""Pruners that choose the tokens of every image for themselves: budgets, rows and padding in one
+place."""
 
 from abc import ABC, abstractmethod
 

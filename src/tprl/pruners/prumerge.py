@@ -1,4 +1,5 @@
-"""PruMerge and PruMerge+: tokens that the CLS token attends to, each merged with its nearest neighbors."""
+"""PruMerge and PruMerge+: tokens that the CLS token attends to, each merged with its nearest
+neighbors."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,24 +14,29 @@ NEIGHBORS = 32
 
 
 class PruMergePruner:
-    """The tokens with the highest CLS attention c in the tower's last layer, and one that sums up all the others.
+    """The tokens with the highest CLS attention c in the tower's last layer, and one that sums up
+    all the others.
 
-    Source: LLaVA-PruMerge (Shang et al., arXiv 2403.15388), the rule of docs/baselines.md#prumerge, written from its
-    description. With h the features before the projector and c not normalized over what is summed,
+    Source: LLaVA-PruMerge (Shang et al., arXiv 2403.15388), the rule of docs/baselines.md#prumerge,
+    written from its description. With h the features before the projector and c not normalized over
+    what is summed,
 
-        out_i = h_i + sum of c_j h_j over the 32 other tokens, kept or not, whose last-layer keys are nearest (cosine)
+        out_i = h_i + sum of c_j h_j over the 32 other tokens, kept or not, whose last-layer keys
+                are nearest (cosine)
         extra = sum of c_j h_j over the tokens that are not kept,
 
-    all then projected. Complexity O(k n (d + C)) per image with keys of width d and features of width C, nothing in
-    sequence. Needs extras["last_cls_attention"], ["last_keys"] and ["vision_features"], and `Encoded.project`.
+    all then projected. Complexity O(k n (d + C)) per image with keys of width d and features of
+    width C, nothing in sequence. Needs extras["last_cls_attention"], ["last_keys"] and
+    ["vision_features"], and `Encoded.project`.
 
-    Our default fills the budget exactly: k - 1 tokens and the extra one; k = 1 is the top token alone, and at k = n
-    there is nothing to prune, so nothing is merged. `published` lets each image decide: int(n * ratio) tokens, where
-    ratio is the share of outliers c > Q3 + 1.5 (Q3 - Q1) in it (the reference: in its batch), and the extra one; a
-    keep_ratio is checked, then ignored.
-    Two guards beside the rule: an image without outliers (or with int(n * ratio) = 0) keeps its top token, and there
-    is no extra token where every token is kept. Both modes keep raster order, the extra token at the last position
-    that is not kept (the reference: attention order, extra at the end); ties go to the lower index.
+    Our default fills the budget exactly: k - 1 tokens and the extra one; k = 1 is the top token
+    alone, and at k = n there is nothing to prune, so nothing is merged. `published` lets each image
+    decide: int(n * ratio) tokens, where ratio is the share of outliers c > Q3 + 1.5 (Q3 - Q1) in it
+    (the reference: in its batch), and the extra one; a keep_ratio is checked, then ignored. Two
+    guards beside the rule: an image without outliers (or with int(n * ratio) = 0) keeps its top
+    token, and there is no extra token where every token is kept. Both modes keep raster order, the
+    extra token at the last position that is not kept (the reference: attention order, extra at the
+    end); ties go to the lower index.
     """
 
     name = "prumerge"
@@ -41,10 +47,12 @@ class PruMergePruner:
         self.published = self.decides_alone = published
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """`budget(keep_ratio, n)` tokens for each image, or with `published` as many as its outliers say.
+        """`budget(keep_ratio, n)` tokens for each image, or with `published` as many as its
+        outliers say.
 
         Raises:
-            UserError: `keep_ratio` is None without `published` or not in (0, 1], or this LVLM has no projector.
+            UserError: `keep_ratio` is None without `published` or not in (0, 1], or this LVLM has
+                no projector.
         """
         ratio = 1.0 if self.published and keep_ratio is None else need_ratio(self.name, keep_ratio)
         images = image_rows(encoded.visual_mask, encoded.image_of)
@@ -69,10 +77,13 @@ class PruMergePruner:
         near = nearest(images.split(encoded.extras["last_keys"]), images.mask, at)
         weights = torch.cat([near, (images.mask & ~keep).unsqueeze(1)], 1) * c.unsqueeze(1)
         sums = weights @ images.split(encoded.extras["vision_features"]).float()
-        return merged_selection(encoded, images, keep, at, real, sums[:, :-1], sums[:, -1], extra, last=True)
+        return merged_selection(
+            encoded, images, keep, at, real, sums[:, :-1], sums[:, -1], extra, last=True
+        )
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
-        """Cosines of keys with the kept tokens', weighted sums of features, and the projector once more."""
+        """Cosines of keys with the kept tokens', weighted sums of features, and the projector once
+        more."""
         merged = 0 if kept == tokens else max(kept - 1, 1)
         width = shape.vision.width
         sums = 2 * tokens * width * (2 * merged + 1)
@@ -80,13 +91,15 @@ class PruMergePruner:
 
 
 class PruMergePlusPruner(PruMergePruner):
-    """PruMerge with further tokens taken evenly from the raster: more of the image, less of what attention likes.
+    """PruMerge with further tokens taken evenly from the raster: more of the image, less of what
+    attention likes.
 
-    Source, merging, complexity and needs as of `PruMergePruner`. `published` adds to the outliers the tokens 0, s, 2 s,
-    ... before the last one, with s = int(int(1 / ratio) / 3). Guards: ratio counts at least one outlier (none would
-    divide by zero) and s is at least 1. Outliers above a sixth of the tokens give s = 1, which keeps all but the
-    last: faithful, and the reason why our default fills the budget instead. Its k - 1 tokens are the outliers, by
-    attention, and then tokens evenly placed among those not yet kept, from the first on.
+    Source, merging, complexity and needs as of `PruMergePruner`. `published` adds to the outliers
+    the tokens 0, s, 2 s, ... before the last one, with s = int(int(1 / ratio) / 3). Guards: ratio
+    counts at least one outlier (none would divide by zero) and s is at least 1. Outliers above a
+    sixth of the tokens give s = 1, which keeps all but the last: faithful, and the reason why our
+    default fills the budget instead. Its k - 1 tokens are the outliers, by attention, and then
+    tokens evenly placed among those not yet kept, from the first on.
     """
 
     name = "prumerge_plus"
@@ -95,7 +108,10 @@ class PruMergePlusPruner(PruMergePruner):
 
 def strided(mask: Bool[Tensor, "I W"], share: Float[Tensor, " I"]) -> Bool[Tensor, "I W"]:
     """PruMerge+'s tokens of the raster: every int(int(1 / share) / 3)-th, the last token never."""
-    place, stride = torch.arange(mask.shape[1], device=mask.device), ((1 / share).long() // 3).clamp(min=1)
+    place, stride = (
+        torch.arange(mask.shape[1], device=mask.device),
+        ((1 / share).long() // 3).clamp(min=1),
+    )
     return (place % stride.unsqueeze(1) == 0) & (place < mask.sum(1, keepdim=True) - 1)
 
 
@@ -105,9 +121,11 @@ def spread(pool: Bool[Tensor, "I W"], count: Int[Tensor, " I"]) -> Bool[Tensor, 
     return pool & (rank * count % pool.sum(1, keepdim=True).clamp(min=1) < count)
 
 
-def nearest(keys: Float[Tensor, "I W d"], mask: Bool[Tensor, "I W"], at: Int[Tensor, "I K"]) -> Bool[Tensor, "I K W"]:
-    """The 32 other tokens of the image, or all, whose keys are nearest to that of each token at `at`; ties go to
-    the lower index."""
+def nearest(
+    keys: Float[Tensor, "I W d"], mask: Bool[Tensor, "I W"], at: Int[Tensor, "I K"]
+) -> Bool[Tensor, "I K W"]:
+    """The 32 other tokens of the image, or all, whose keys are nearest to that of each token at
+    `at`; ties go to the lower index."""
     off = ~mask.unsqueeze(1) | (at.unsqueeze(2) == torch.arange(mask.shape[1], device=at.device))
     live = similarity(keys, at).masked_fill(off, -torch.inf)
     order = live.argsort(dim=2, descending=True, stable=True)[..., :NEIGHBORS]

@@ -10,14 +10,17 @@ from tprl.pruners.schedules import solve
 
 
 class PyramidDropPruner:
-    """Before layers L/4, L/2 and 3L/4 the visual tokens with the least attention from the last token are dropped.
+    """Before layers L/4, L/2 and 3L/4 the visual tokens with the least attention from the last
+    token are dropped.
 
-    Source: PyramidDrop (Xing et al., arXiv 2410.17247), the rule of docs/baselines.md#pyramiddrop, written from its
-    description: queries and keys of the layer that comes next, mean over heads of the last instruction token's softmax
-    attention; f, f^2, f^3 of the tokens live, f = 0.5 in the paper (layers 8, 16, 24 of 32). Complexity O(S D) per
-    drop. Ours differs in the budget: f is solved for, so that the mean over all layers is keep_ratio, and a mean below
-    that of the first quarter alone is refused; survivors keep their positions (the reference numbers them anew); ties
-    go to the lower index. `published=True` takes f = 0.5 whatever the ratio.
+    Source: PyramidDrop (Xing et al., arXiv 2410.17247), the rule of docs/baselines.md#pyramiddrop,
+        written from its
+    description: queries and keys of the layer that comes next, mean over heads of the last
+    instruction token's softmax attention; f, f^2, f^3 of the tokens live, f = 0.5 in the paper
+    (layers 8, 16, 24 of 32). Complexity O(S D) per drop. Ours differs in the budget: f is solved
+    for, so that the mean over all layers is keep_ratio, and a mean below that of the first quarter
+    alone is refused; survivors keep their positions (the reference numbers them anew); ties go to
+    the lower index. `published=True` takes f = 0.5 whatever the ratio.
     """
 
     name = "pyramiddrop"
@@ -37,8 +40,19 @@ class PyramidDropPruner:
         powers = {start: power for start, power in powers.items() if start < layers}
         f = 0.5
         if not self.published:
-            f = solve(self.name, ratio, [*powers], layers, lambda x: [x**power for power in powers.values()], 1.0)
-        return tuple(LayerStage(start, start, f**power) for start, power in powers.items()) if f < 1 else ()
+            f = solve(
+                self.name,
+                ratio,
+                [*powers],
+                layers,
+                lambda x: [x**power for power in powers.values()],
+                1.0,
+            )
+        return (
+            tuple(LayerStage(start, start, f**power) for start, power in powers.items())
+            if f < 1
+            else ()
+        )
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         return look.last_row()

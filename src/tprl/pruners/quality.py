@@ -1,4 +1,5 @@
-"""Relevance x diversity without training: any score of the tokens as the quality of TPRL's DPP, served greedily."""
+"""Relevance x diversity without training: any score of the tokens as the quality of TPRL's DPP,
+served greedily."""
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Shaped
@@ -10,7 +11,8 @@ from tprl.types import Encoded
 
 
 def standardize(x: Shaped[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
-    """z-scores of the valid entries of each row (spread over n, not n - 1); 0 on padding and where all agree."""
+    """z-scores of the valid entries of each row (spread over n, not n - 1); 0 on padding and where
+    all agree."""
     x, count = x.double().masked_fill(~mask, 0.0), mask.sum(1, keepdim=True).clamp(min=1)
     away = (x - x.sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
     spread = (away.square().sum(1, keepdim=True) / count).sqrt()
@@ -24,11 +26,13 @@ def log_attention(attention: Float[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
     return attention.double().clamp(min=1e-8).log()
 
 
-def diverse(log_q: Float[Tensor, "I W"], images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+def diverse(
+    log_q: Float[Tensor, "I W"], images: Rows, encoded: Encoded, k: Int[Tensor, " I"]
+) -> Bool[Tensor, "I W"]:
     """k[i] tokens of each image by greedy MAP of L = diag(q) S diag(q); ties go to the lower index.
 
-    S is TPRL's kernel: cosines of the projected tokens, centered over the image, plus 0.01 I. A common factor of q
-    changes nothing, so each image's largest q is 1.
+    S is TPRL's kernel: cosines of the projected tokens, centered over the image, plus 0.01 I. A
+    common factor of q changes nothing, so each image's largest q is 1.
     """
     if not log_q.numel():
         return torch.zeros_like(images.mask)

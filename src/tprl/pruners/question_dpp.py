@@ -1,4 +1,5 @@
-"""Question x DPP: TPRL's way of choosing a set, with a similarity to the question's words as quality, untrained."""
+"""Question x DPP: TPRL's way of choosing a set, with a similarity to the question's words as
+quality, untrained."""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -12,17 +13,20 @@ from tprl.types import Encoded
 
 
 class QuestionDPPPruner(PerImage):
-    """Greedy MAP of a DPP whose quality is the similarity to the question: what the question gives for nothing.
+    """Greedy MAP of a DPP whose quality is the similarity to the question: what the question gives
+    for nothing.
 
-    log q = alpha * z, where z is the z-score within the image of the *mean* over the question's words of the cosine
-    between the projected token and the word, both as the language model's first layer reads them; kernel and greedy
-    MAP are TPRL's (`quality.diverse`). A question without words leaves diversity alone. Not trained. Source: ours,
-    after CDPruner (arXiv 2506.10967) and its OpenVINO version, which takes the language model's embeddings too.
-    Complexity O(n^2 D + k^2 n) per image, k steps in sequence.
+    log q = alpha * z, where z is the z-score within the image of the *mean* over the question's
+    words of the cosine between the projected token and the word, both as the language model's first
+    layer reads them; kernel and greedy MAP are TPRL's (`quality.diverse`). A question without words
+    leaves diversity alone. Not trained. Source: ours, after CDPruner (arXiv 2506.10967) and its
+    OpenVINO version, which takes the language model's embeddings too. Complexity O(n^2 D + k^2 n)
+    per image, k steps in sequence.
 
     Args:
-        alpha: weight of the question against diversity; 0.1 was chosen on 300 validation questions of `scenes` among
-            0.1, 0.25, 0.5, 1 and 2 (the largest cosine of any word was worse than the mean), 0 is diversity alone.
+        alpha: weight of the question against diversity; 0.1 was chosen on 300 validation questions
+            of `scenes` among 0.1, 0.25, 0.5, 1 and 2 (the largest cosine of any word was worse than
+            the mean), 0 is diversity alone.
     """
 
     name = "question_dpp"
@@ -37,14 +41,16 @@ class QuestionDPPPruner(PerImage):
         return diverse(log_q, images, encoded, k)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
-        """One product of every token with the mean of the words, the kernel, and greedy MAP on it."""
+        """One product of every token with the mean of the words, the kernel, and greedy MAP on
+        it."""
         return 2 * tokens * shape.lm.width + dpp_flops(tokens, shape.lm.width, kept)
 
 
 def _relevance(encoded: Encoded) -> Float[Tensor, "B V"]:
     """Mean over the question's words of the cosine with each visual token; 0 without words.
 
-    The mean of cosines is the product with the mean of the words' unit vectors, so words cost no products.
+    The mean of cosines is the product with the mean of the words' unit vectors, so words cost no
+    products.
     """
     words, real = encoded.words
     unit = normalize(words.double(), dim=-1) * real.unsqueeze(-1)

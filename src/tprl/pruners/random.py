@@ -13,9 +13,10 @@ from tprl.types import Encoded, TokenSelection
 class RandomPruner:
     """A uniformly random subset of each image's tokens, in raster order.
 
-    Source: folklore; the rule of docs/baselines.md#random, k of a seeded permutation. Complexity O(V log V), nothing of
-    the model is read. Ours differs in where chance comes from: token v of a sample has the score hash(seed, uid, v), so
-    batch size, order and device change nothing, and at the same seed a smaller budget keeps a subset of a larger one.
+    Source: folklore; the rule of docs/baselines.md#random, k of a seeded permutation. Complexity
+    O(V log V), nothing of the model is read. Ours differs in where chance comes from: token v of a
+    sample has the score hash(seed, uid, v), so batch size, order and device change nothing, and at
+    the same seed a smaller budget keeps a subset of a larger one.
     """
 
     name = "random"
@@ -42,7 +43,8 @@ class RandomPruner:
 
 
 def _uniform(seed: Int[Tensor, " B"], token: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-    """Uniforms in [0, 1) with 24 bits, one per (seed, token): the SplitMix64 generator (Steele et al. 2014, fig. 18).
+    """Uniforms in [0, 1) with 24 bits, one per (seed, token): the SplitMix64 generator (Steele et
+    al. 2014, fig. 18).
 
     Written in wrapping int64 arithmetic, so that every sample of the batch is drawn at once.
     """

@@ -10,7 +10,9 @@ from tprl.lvlm.layer_drop import Look
 from tprl.types import columns_of
 
 
-def recycle(look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]) -> tuple[Look, Float[Tensor, "B S"]]:
+def recycle(
+    look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]
+) -> tuple[Look, Float[Tensor, "B S"]]:
     """v1.5: centroids written into the columns of centers, and scores that keep those columns."""
     at, mask = columns_of(look.visual)
     images = image_rows(mask, look.image.gather(1, at))
@@ -18,7 +20,8 @@ def recycle(look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]) -> 
     columns, n = at[sample, images.at], images.mask.sum(1)
     pool, count = scores[sample, columns], k[sample, columns][:, 0]
     clusters = torch.zeros_like(n)
-    for _ in range(5):  # how many are clustered depends on how many are pruned first, and that on the clusters
+    # how many are clustered depends on how many are pruned first, and that on the clusters
+    for _ in range(5):
         clusters = torch.minimum((3 * (n - count + clusters) // 10 + 1) // 10 + 1, count - 1)
     clusters = torch.where(count < n, clusters, 0)
     if not bool(clusters.any()):
@@ -33,7 +36,9 @@ def recycle(look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]) -> 
     row, token = center.nonzero(as_tuple=True)
     keep[row, place[row, token]] = True
     hidden, best = look.hidden.clone(), torch.zeros_like(scores)
-    hidden[images.sample[row], columns[row, place[row, token]]] = centroid[row, token].to(hidden.dtype)
+    hidden[images.sample[row], columns[row, place[row, token]]] = centroid[row, token].to(
+        hidden.dtype
+    )
     row, token = keep.nonzero(as_tuple=True)
     best[images.sample[row], columns[row, token]] = 1.0
     return look._replace(hidden=hidden), best
@@ -42,8 +47,9 @@ def recycle(look: Look, scores: Float[Tensor, "B S"], k: Int[Tensor, "B S"]) -> 
 def density_peaks(
     x: Float[Tensor, "I T D"], real: Bool[Tensor, "I T"], count: Int[Tensor, " I"]
 ) -> tuple[Bool[Tensor, "I T"], Float[Tensor, "I T D"]]:
-    """DPC-kNN with k = `count` neighbors (a point is its own first): the centers of `count` clusters, and at each
-    center the mean of its cluster. Of equally dense points the one with the lower index is the denser."""
+    """DPC-kNN with k = `count` neighbors (a point is its own first): the centers of `count`
+    clusters, and at each center the mean of its cluster. Of equally dense points the one with the
+    lower index is the denser."""
     both, order = real.unsqueeze(1) & real.unsqueeze(2), torch.arange(x.shape[1], device=x.device)
     # Density from the distances to the nearest neighbors, [I T].
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[2] ** 0.5

@@ -7,16 +7,23 @@ from tprl.errors import UserError
 
 
 def solve(
-    name: str, ratio: float, starts: Sequence[int], layers: int, keep: Callable[[float], Sequence[float]], high: float
+    name: str,
+    ratio: float,
+    starts: Sequence[int],
+    layers: int,
+    keep: Callable[[float], Sequence[float]],
+    high: float,
 ) -> float:
     """The x in (0, high] at which the mean over layers of the fraction of visual tokens is `ratio`.
 
     Args:
         name: of the method, for the sentence.
         ratio: the mean, in (0, 1].
-        starts: the first layer after each drop, ascending; all tokens are there before the first one.
+        starts: the first layer after each drop, ascending; all tokens are there before the first
+            one.
         layers: of the language model.
-        keep: the fraction that lives from each of `starts` on; 0 at x = 0, continuous, and its mean grows with x.
+        keep: the fraction that lives from each of `starts` on; 0 at x = 0, continuous, and its mean
+            grows with x.
         high: where the mean is 1.
 
     Raises:
@@ -25,12 +32,14 @@ def solve(
     spans = [stop - start for start, stop in pairwise([0, *starts, layers])]
 
     def mean(x: float) -> float:
-        return sum(span * alive for span, alive in zip(spans, [1.0, *keep(x)], strict=True)) / layers
+        return (
+            sum(span * alive for span, alive in zip(spans, [1.0, *keep(x)], strict=True)) / layers
+        )
 
     if ratio <= spans[0] / layers:
         raise UserError(
-            f"{name} runs {spans[0]} of {layers} layers on all tokens, so their mean over layers stays above "
-            f"{spans[0] / layers:.3g}: keep_ratio={ratio:.3g} is infeasible."
+            f"{name} runs {spans[0]} of {layers} layers on all tokens, so their mean over "
+            f"layers stays above {spans[0] / layers:.3g}: keep_ratio={ratio:.3g} is infeasible."
         )
     low = 0.0
     for _ in range(60):
@@ -40,12 +49,13 @@ def solve(
 
 
 def point(path: Sequence[Sequence[float]], x: float) -> list[float]:
-    """Fractions on a path through lists of them: scaled down below the first one, log-linear between neighbors, which
-    stand at x = 1, 2, ... Their mean grows along it: each piece is a sum of exponentials, so convex, and grows at its
-    start."""
+    """Fractions on a path through lists of them: scaled down below the first one, log-linear
+    between neighbors, which stand at x = 1, 2, ... Their mean grows along it: each piece is a sum
+    of exponentials, so convex, and grows at its start."""
     if x < 1:
         return [x * value for value in path[0]]
     low = min(int(x), len(path) - 1) - 1
     return [
-        value ** (low + 2 - x) * other ** (x - low - 1) for value, other in zip(path[low], path[low + 1], strict=True)
+        value ** (low + 2 - x) * other ** (x - low - 1)
+        for value, other in zip(path[low], path[low + 1], strict=True)
     ]

@@ -1,4 +1,5 @@
-"""SCOPE: the tokens that cover most of the image's features that nothing covers yet, weighted by attention."""
+"""SCOPE: the tokens that cover most of the image's features that nothing covers yet, weighted by
+attention."""
 
 import torch
 from jaxtyping import Bool, Float64, Int
@@ -14,16 +15,19 @@ from tprl.types import Encoded
 class ScopePruner(PerImage):
     """Greedy coverage gain x saliency.
 
-    Source: SCOPE (Deng et al., arXiv 2510.24214, its "SCOPE score": token-coverage gain times saliency^alpha; the
-    function `SCOPE` of scope/clip_encoder.py in kinredon/SCOPE at a01b98f), written from its description. A token i is
-    covered by a set as well as its largest cosine to a member, 0 by an empty one; the gain of a token j is the sum over
-    all i of max(0, cos(i, j) - coverage of i); the next token has the largest gain_j * a_j^alpha. Cosines are of the
-    features before the projector, a is CLS attention in the layer that makes them. Complexity O(n^2 C + k n^2) per
-    image, k steps in sequence. Needs extras["cls_attention"] and extras["vision_features"].
+    Source: SCOPE (Deng et al., arXiv 2510.24214, its "SCOPE score": token-coverage gain times
+    saliency^alpha; the function `SCOPE` of scope/clip_encoder.py in kinredon/SCOPE at a01b98f),
+    written from its description. A token i is covered by a set as well as its largest cosine to a
+    member, 0 by an empty one; the gain of a token j is the sum over all i of max(0, cos(i, j) -
+    coverage of i); the next token has the largest gain_j * a_j^alpha. Cosines are of the features
+    before the projector, a is CLS attention in the layer that makes them. Complexity O(n^2 C + k
+    n^2) per image, k steps in sequence. Needs extras["cls_attention"] and
+    extras["vision_features"].
 
-    Ours differs in the mean over heads where the released code takes the sum (a factor that changes no choice at
-    combine by product), in float64, in the rounding of the budget, in ties (lower index), and where no token has a gain
-    left: then the most attended of the rest fill up the budget.
+    Ours differs in the mean over heads where the released code takes the sum (a factor that changes
+    no choice at combine by product), in float64, in the rounding of the budget, in ties (lower
+    index), and where no token has a gain left: then the most attended of the rest fill up the
+    budget.
 
     Args:
         alpha: power of the saliency; 1 as released, 0 is coverage alone.
@@ -48,9 +52,13 @@ class ScopePruner(PerImage):
 
 
 def _cover(
-    cosine: Float64[Tensor, "I W W"], saliency: Float64[Tensor, "I W"], mask: Bool[Tensor, "I W"], k: Int[Tensor, " I"]
+    cosine: Float64[Tensor, "I W W"],
+    saliency: Float64[Tensor, "I W"],
+    mask: Bool[Tensor, "I W"],
+    k: Int[Tensor, " I"],
 ) -> Bool[Tensor, "I W"]:
-    """Up to k[i] tokens of each row with a gain above rounding errors, greedily; all rows advance together."""
+    """Up to k[i] tokens of each row with a gain above rounding errors, greedily; all rows advance
+    together."""
     row, keep = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask)
     covered = torch.zeros_like(saliency)
     for step in range(int(k.max()) if len(k) else 0):

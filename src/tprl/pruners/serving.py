@@ -17,11 +17,13 @@ class Serving:
         tau: probability threshold of select=threshold; calibrated on validation data.
         quality: weight of relevance against diversity, select=dpp only.
         trained_to: largest keep ratio of the training.
-        fade: above it the quality served is quality * (trained_to / keep_ratio)^fade; calibrated on validation data.
-        prices: (mean keep ratio, price of the whole image in answer probability) pairs of the adaptive mode (see
-            `pruners.adaptive`), calibrated too.
-        kernel: what two tokens are alike in, select=dpp only: "codes" (the network's own input) or "tokens" (the
-            projected tokens, as pruners of 0.1 had it). Codes are narrower, so that a step costs less.
+        fade: above it the quality served is quality * (trained_to / keep_ratio)^fade; calibrated on
+            validation data.
+        prices: (mean keep ratio, price of the whole image in answer probability) pairs of the
+            adaptive mode (see `pruners.adaptive`), calibrated too.
+        kernel: what two tokens are alike in, select=dpp only: "codes" (the network's own input) or
+            "tokens" (the projected tokens, as pruners of 0.1 had it). Codes are narrower, so that a
+            step costs less.
 
     Raises:
         UserError: an unknown way to select, or an unknown kernel.
@@ -37,7 +39,9 @@ class Serving:
 
     def __post_init__(self) -> None:
         if self.select not in get_args(Select):
-            raise UserError(f"policy.select must be one of {', '.join(get_args(Select))}, got {self.select}.")
+            raise UserError(
+                f"policy.select must be one of {', '.join(get_args(Select))}, got {self.select}."
+            )
         if self.kernel not in ("codes", "tokens"):
             raise UserError(f"policy.kernel must be codes or tokens, got {self.kernel}.")
         # Lists, where they come from yaml or json.

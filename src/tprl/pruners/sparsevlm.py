@@ -1,4 +1,5 @@
-"""SparseVLM: after layers 2, 6 and 15, the visual tokens that the prompt's most visual words attend to."""
+"""SparseVLM: after layers 2, 6 and 15, the visual tokens that the prompt's most visual words attend
+to."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,25 +19,29 @@ FIRST = {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 20
 
 
 class SparseVLMPruner:
-    """Some words of the question, the raters, score the visual tokens by their attention; three times the best live.
+    """Some words of the question, the raters, score the visual tokens by their attention; three
+    times the best live.
 
-    Source: SparseVLM (Zhang et al., arXiv 2410.04417), the rule of docs/baselines.md#sparsevlm, written from its
-    description. Raters are the words after the last image whose share of a softmax over words of V Q^T, mean over
-    visual tokens, is above the mean; they are chosen at the first drop from the language model's input and marked for
-    the later ones. A score is the mean over heads and raters of softmax attention. Complexity per drop O(S D^2) for
-    keys and O(T S D) for the rows of T raters; v1.5 adds O(p^2 D) among p recycled tokens. Ours differs in the budget:
-    keep_ratio is the mean over what layers compute, solved for on a path through the published lists (log-linear
-    between them, scaled below the smallest), where the reference counts a layer after its own drop; also in ties (lower
-    index), positions (survivors keep theirs; v1.5 numbers them anew) and where no word is above the mean (all words
-    rate, or the prompt's last token). The released "+" also divides attention by that of all-ones queries and keys,
-    which ours leaves out. `published=True` takes the list with the nearest label (in v1.5 with what it recycles on top,
-    as in the reference).
+    Source: SparseVLM (Zhang et al., arXiv 2410.04417), the rule of docs/baselines.md#sparsevlm,
+    written from its description. Raters are the words after the last image whose share of a softmax
+    over words of V Q^T, mean over visual tokens, is above the mean; they are chosen at the first
+    drop from the language model's input and marked for the later ones. A score is the mean over
+    heads and raters of softmax attention. Complexity per drop O(S D^2) for keys and O(T S D) for
+    the rows of T raters; v1.5 adds O(p^2 D) among p recycled tokens. Ours differs in the budget:
+    keep_ratio is the mean over what layers compute, solved for on a path through the published
+    lists (log-linear between them, scaled below the smallest), where the reference counts a layer
+    after its own drop; also in ties (lower index), positions (survivors keep theirs; v1.5 numbers
+    them anew) and where no word is above the mean (all words rate, or the prompt's last token). The
+    released "+" also divides attention by that of all-ones queries and keys, which ours leaves out.
+    `published=True` takes the list with the nearest label (in v1.5 with what it recycles on top, as
+    in the reference).
 
     Args:
-        plus: SparseVLM+: only the heads (14 of 32, in proportion) in which raters attend most to visual tokens count.
-            False is v1.5: the best 3 of 10 pruned tokens are clustered by density peaks and their centroids live on,
-            within the budget (at least one token is not a centroid), each in the column of its cluster's center
-            (reference: behind the visual tokens) and without noise on densities.
+        plus: SparseVLM+: only the heads (14 of 32, in proportion) in which raters attend most to
+            visual tokens count. False is v1.5: the best 3 of 10 pruned tokens are clustered by
+            density peaks and their centroids live on, within the budget (at least one token is not
+            a centroid), each in the column of its cluster's center (reference: behind the visual
+            tokens) and without noise on densities.
         published: see above.
     """
 
@@ -47,7 +52,8 @@ class SparseVLMPruner:
         self.plus, self.published = plus, published
 
     def stages(self, keep_ratio: float, layers: int) -> tuple[LayerStage, ...]:
-        """Drops after layers 2, 6 and 15 of 32; where a shallow model has two of them in one place, the later counts.
+        """Drops after layers 2, 6 and 15 of 32; where a shallow model has two of them in one place,
+        the later counts.
 
         Raises:
             UserError: no point of the path has this mean.
@@ -57,7 +63,10 @@ class SparseVLMPruner:
         drops = {before: place for before, place in drops.items() if before < layers}
         if ratio == 1:
             return ()
-        lists = {label: self._alive(chosen) for label, chosen in sorted((PLUS if self.plus else FIRST).items())}
+        lists = {
+            label: self._alive(chosen)
+            for label, chosen in sorted((PLUS if self.plus else FIRST).items())
+        }
         if self.published:
             keep = lists[min(lists, key=lambda label: abs(label - ratio * 576))]
         else:
@@ -82,12 +91,18 @@ class SparseVLMPruner:
         rows = look.attention(at) * real[:, None, :, None]
         heads = rows.sum(2) / real.sum(1).clamp(min=1)[:, None, None]
         if self.plus:
-            best = (heads * look.visual.unsqueeze(1)).sum(2).argsort(dim=1, descending=True, stable=True)
+            best = (
+                (heads * look.visual.unsqueeze(1))
+                .sum(2)
+                .argsort(dim=1, descending=True, stable=True)
+            )
             best = best[:, : max(1, round(14 * heads.shape[1] / 32))]
             heads = heads.gather(1, best.unsqueeze(2).expand(-1, -1, heads.shape[2]))
         return heads.mean(1)
 
-    def rewrite(self, look: Look, read: Look, k: Int[Tensor, "B S"]) -> tuple[Look, Float[Tensor, "B S"]]:
+    def rewrite(
+        self, look: Look, read: Look, k: Int[Tensor, "B S"]
+    ) -> tuple[Look, Float[Tensor, "B S"]]:
         raters = raters_of(read)
         look, scores = look._replace(marked=raters), self.rank(read._replace(marked=raters), k)
         return (look, scores) if self.plus else recycle(look, scores, k)
@@ -102,17 +117,23 @@ class SparseVLMPruner:
 
 
 def raters_of(look: Look) -> Bool[Tensor, "B S"]:
-    """Those that the first drop marked; at the first drop, when all visual tokens are there, who they are."""
+    """Those that the first drop marked; at the first drop, when all visual tokens are there, who
+    they are."""
     raters = look.marked & look.real
     if not bool(raters.any()):
         after, seen = look.after, look.take(*columns_of(look.visual))
         # How much visual tokens look at each word; words above the mean rate.
         logits = seen.first.float() @ look.first.float().mT
         share = logits.masked_fill(~after.unsqueeze(1), torch.finfo(logits.dtype).min).softmax(-1)
-        share = (share * seen.visual.unsqueeze(2)).sum(1) / seen.visual.sum(1, keepdim=True).clamp(min=1)
+        share = (share * seen.visual.unsqueeze(2)).sum(1) / seen.visual.sum(1, keepdim=True).clamp(
+            min=1
+        )
         mean = (share * after).sum(1, keepdim=True) / after.sum(1, keepdim=True).clamp(min=1)
         raters = after & (share > mean)
         raters = torch.where(raters.any(1, keepdim=True), raters, after)
-    column, last = torch.arange(raters.shape[1], device=raters.device), raters.shape[1] - 1 - int(look.answer[0].sum())
+    column, last = (
+        torch.arange(raters.shape[1], device=raters.device),
+        raters.shape[1] - 1 - int(look.answer[0].sum()),
+    )
     raters = torch.where(raters.any(1, keepdim=True), raters, column == last)
     return raters & look.visual.any(1, keepdim=True)

@@ -10,20 +10,24 @@ from tprl.types import Encoded, TokenSelection
 
 
 class ToMePruner:
-    """In each block, between attention and MLP, the r tokens of even index that are most like one of odd index join it.
+    """In each block, between attention and MLP, the r tokens of even index that are most like one
+    of odd index join it.
 
-    Source: Token Merging (Bolya et al., arXiv 2210.09461), the rule of docs/baselines.md#tome, written from its
-    description. Likeness is the cosine of keys that were averaged over heads. A merged token is the mean of all its
-    patches, and the logits of attention to it grow by the log of their number. CLS has index 0 and never merges. What
-    is left of the tower's features is projected. `Encoded` shares no pass of the tower with merging in it, so each
-    `select` runs the blocks again on extras["patch_embeds"]; needs `Encoded.tower` and `Encoded.project`. Complexity
+    Source: Token Merging (Bolya et al., arXiv 2210.09461), the rule of docs/baselines.md#tome,
+    written from its description. Likeness is the cosine of keys that were averaged over heads. A
+    merged token is the mean of all its patches, and the logits of attention to it grow by the log
+    of their number. CLS has index 0 and never merges. What is left of the tower's features is
+    projected. `Encoded` shares no pass of the tower with merging in it, so each `select` runs the
+    blocks again on extras["patch_embeds"]; needs `Encoded.tower` and `Encoded.project`. Complexity
     O(n^2 c) per block with heads of width c, blocks in sequence.
 
-    Our default leaves exactly k = budget() tokens: the smallest constant r that can remove enough, the last blocks
-    merging fewer; a k that even halving in every block does not reach is refused. At k = n the image stays untouched.
-    `published` merges the constant r in each block used (16 x 23 leaves 208 of 576), and a keep_ratio is checked, then
-    ignored. A survivor stands at the place of the token that the others joined, in raster order (the reference leaves
-    even, then odd tokens). Likeness is computed in double, compared in single precision, ties go to the lower index.
+    Our default leaves exactly k = budget() tokens: the smallest constant r that can remove enough,
+    the last blocks merging fewer; a k that even halving in every block does not reach is refused.
+    At k = n the image stays untouched. `published` merges the constant r in each block used (16 x
+    23 leaves 208 of 576), and a keep_ratio is checked, then ignored. A survivor stands at the place
+    of the token that the others joined, in raster order (the reference leaves even, then odd
+    tokens). Likeness is computed in double, compared in single precision, ties go to the lower
+    index.
 
     Args:
         published: merge `r` tokens per block, whatever the keep_ratio.
@@ -43,27 +47,37 @@ class ToMePruner:
         """Exactly `budget(keep_ratio, n)` tokens of each image, or with `published` what r leaves.
 
         Raises:
-            UserError: `keep_ratio` is None without `published`, not in (0, 1] or out of reach, or there is no tower.
+            UserError: `keep_ratio` is None without `published`, not in (0, 1] or out of reach, or
+                there is no tower.
         """
         ratio = 1.0 if self.published and keep_ratio is None else need_ratio(self.name, keep_ratio)
         images, tower = image_rows(encoded.visual_mask, encoded.image_of), encoded.tower
         if not len(images.sample):
             return TokenSelection(keep=encoded.visual_mask)
         if tower is None or encoded.project is None:
-            raise UserError("These prompts have no vision tower (Encoded.tower) for tome to run again: use divprune.")
+            raise UserError(
+                "These prompts have no vision tower (Encoded.tower) "
+                "for tome to run again: use divprune."
+            )
         counts, k = images.mask.sum(1).tolist(), images.budgets(ratio).tolist()
         has_cls, blocks = tower.cls is not None, len(tower.blocks)
         merges = [self._merges(n, kept, blocks, has_cls) for n, kept in zip(counts, k, strict=True)]
-        plan = torch.tensor(merges, dtype=torch.long, device=images.mask.device).reshape(len(counts), blocks)
+        plan = torch.tensor(merges, dtype=torch.long, device=images.mask.device).reshape(
+            len(counts), blocks
+        )
         if not bool(plan.any()):
             return TokenSelection(keep=encoded.visual_mask)
-        tokens = merged_tower(tower, images.split(encoded.extras["patch_embeds"]), images.mask, plan)
+        tokens = merged_tower(
+            tower, images.split(encoded.extras["patch_embeds"]), images.mask, plan
+        )
         image, slot = ((tokens.size > 0) & (tokens.place >= 0)).nonzero(as_tuple=True)
         row, at = images.sample[image], images.at[image, tokens.place[image, slot]]
         keep, merged = torch.zeros_like(encoded.visual_mask), encoded.visual
         keep[row, at] = True
         new = plan.any(1)[image]
-        merged[row[new], at[new]] = encoded.project(tokens.x[image[new], slot[new]]).to(merged.dtype)
+        merged[row[new], at[new]] = encoded.project(tokens.x[image[new], slot[new]]).to(
+            merged.dtype
+        )
         return TokenSelection(keep=keep, merged=merged)
 
     def check_reach(self, keep_ratio: float | None, shape: LVLMShape) -> None:
@@ -74,11 +88,14 @@ class ToMePruner:
         """
         if not self.published:
             v = shape.vision
-            self._merges(v.patches, budget(need_ratio(self.name, keep_ratio), v.patches), v.used, v.cls)
+            self._merges(
+                v.patches, budget(need_ratio(self.name, keep_ratio), v.patches), v.used, v.cls
+            )
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
-        """What matching costs less what the tower's used blocks and the projector save, as if all ran once: negative
-        where tokens merge early. (`select` runs the blocks a second time because evaluations share encodings.)"""
+        """What matching costs less what the tower's used blocks and the projector save, as if all
+        ran once: negative where tokens merge early. (`select` runs the blocks a second time because
+        evaluations share encodings.)"""
         v, left, spent = shape.vision, tokens + shape.vision.cls, 0
         for r in self._merges(tokens, kept, v.used, v.cls):
             matching = 2 * (left // 2) * (left - left // 2) * (v.width // v.heads) if r else 0
@@ -89,4 +106,8 @@ class ToMePruner:
         return spent - full - mlp_flops(shape.projector, tokens + v.cls - left)
 
     def _merges(self, n: int, k: int, blocks: int, has_cls: bool) -> tuple[int, ...]:
-        return clipped(n, self.r, n, blocks, has_cls) if self.published else schedule(n, k, blocks, has_cls)
+        return (
+            clipped(n, self.r, n, blocks, has_cls)
+            if self.published
+            else schedule(n, k, blocks, has_cls)
+        )

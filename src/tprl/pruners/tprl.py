@@ -1,4 +1,5 @@
-"""TPRL: the policy that is taught by demonstrations, improved by PPO, and prunes in one forward pass."""
+"""TPRL: the policy that is taught by demonstrations, improved by PPO, and prunes in one forward
+pass."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +16,14 @@ from tprl.pruners.learned import LearnedPruner
 
 
 class TPRL(LearnedPruner):
-    """The method of arXiv 2603.13394: a transformer over token codes and question words gives keep logits.
+    """The method of arXiv 2603.13394: a transformer over token codes and question words gives keep
+    logits.
 
     Args:
         token_width, code_width, hidden, common: see `LearnedPruner`.
         width, layers, heads, max_steps, query, positions: see `PolicyNet`.
-        budgets: kept fractions, ascending, between which the adaptive mode chooses; empty until stage=adapt taught it.
+        budgets: kept fractions, ascending, between which the adaptive mode chooses; empty until
+            stage=adapt taught it.
     """
 
     name = "tprl"
@@ -43,7 +46,12 @@ class TPRL(LearnedPruner):
     ) -> None:
         super().__init__(token_width, code_width, hidden, **common)
         self.config = {"token_width": token_width, "code_width": code_width, "hidden": hidden}
-        net: dict[str, Any] = {"width": width, "layers": layers, "heads": heads, "max_steps": max_steps}
+        net: dict[str, Any] = {
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "max_steps": max_steps,
+        }
         net |= {"query": query, "positions": positions}
         self.config |= net | {"budgets": list(budgets)}
         self.net = PolicyNet(code_width or token_width, token_width, **net, budgets=len(budgets))
@@ -60,10 +68,12 @@ class TPRL(LearnedPruner):
 
     @torch.no_grad()
     def survey(self, x: PolicyInput) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B F"]]:
-        """Logits for every budget of the adaptive mode, and what the budget head reads: one pass for both, at the
-        geometric middle of the budgets."""
+        """Logits for every budget of the adaptive mode, and what the budget head reads: one pass
+        for both, at the geometric middle of the budgets."""
         low, *_, high = self.config["budgets"]
-        ratio = torch.full((len(x.mask),), math.sqrt(low * high), dtype=torch.float64, device=x.mask.device)
+        ratio = torch.full(
+            (len(x.mask),), math.sqrt(low * high), dtype=torch.float64, device=x.mask.device
+        )
         read = self.net.read(x, x.mask, 0, ratio)
         return self.net.keep_logits(read, x.mask), gist(read)
 

@@ -1,4 +1,5 @@
-"""TRIM: tokens chosen by CLIP's similarity with the question, and one that stands for all others."""
+"""TRIM: tokens chosen by CLIP's similarity with the question, and one that stands for all
+others."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,22 +14,25 @@ from tprl.types import Encoded, TokenSelection
 class TrimPruner:
     """The tokens of the highest CLIP score stay; the mean of the others is one extra token.
 
-    Source: TRIM ("Less is More: A Simple yet Effective Token Reduction Method", Song et al., arXiv 2409.10994), the
-    rule of docs/baselines.md#trim, written from its description. The score is softmax(-cosine) of patches with the
-    question in CLIP's space. Note the sign: the released code ranks that way, so the patches LEAST similar to the text
-    stay (as in CDPruner, and for its reason). The softmax matters only to the adaptive count below. Complexity O(n log
-    n + n D) per image, no matrix product. Needs extras["clip_relevance"]; the projected tokens for the mean.
+    Source: TRIM ("Less is More: A Simple yet Effective Token Reduction Method", Song et al., arXiv
+    2409.10994), the rule of docs/baselines.md#trim, written from its description. The score is
+    softmax(-cosine) of patches with the question in CLIP's space. Note the sign: the released code
+    ranks that way, so the patches LEAST similar to the text stay (as in CDPruner, and for its
+    reason). The softmax matters only to the adaptive count below. Complexity O(n log n + n D) per
+    image, no matrix product. Needs extras["clip_relevance"]; the projected tokens for the mean.
 
-    By default an image costs exactly k = budget() tokens: k - 1 kept and the mean; at k = 1 the best token alone, at
-    k = n all tokens and no mean. The extra token stands at the place of the last token that is not kept: the free
-    place nearest to the end, where the reference appends it. Ours also differs in averaging projected tokens, where
-    the reference averages before its projector, and in ties (lower index).
+    By default an image costs exactly k = budget() tokens: k - 1 kept and the mean; at k = 1 the
+    best token alone, at k = n all tokens and no mean. The extra token stands at the place of the
+    last token that is not kept: the free place nearest to the end, where the reference appends it.
+    Ours also differs in averaging projected tokens, where the reference averages before its
+    projector, and in ties (lower index).
 
     Args:
         negative_relevance: the score falls with the cosine, as released; False: it rises.
-        published: keep int(keep_ratio * n) tokens and the mean besides, one more than asked for. With keep_ratio=None
-            as many as have a score above Q3 + 1.5 (Q3 - Q1) of their image (quartiles interpolated linearly). Either
-            may be 0; then the mean of the image is all that is left of it.
+        published: keep int(keep_ratio * n) tokens and the mean besides, one more than asked for.
+            With keep_ratio=None as many as have a score above Q3 + 1.5 (Q3 - Q1) of their image
+            (quartiles interpolated linearly). Either may be 0; then the mean of the image is all
+            that is left of it.
     """
 
     name = "trim"
@@ -62,7 +66,9 @@ class TrimPruner:
         """Tokens kept of each image, and whether it has the mean of the others."""
         n = images.mask.sum(1)
         if keep_ratio is None:
-            kept = outliers(score.double().masked_fill(~images.mask, -torch.inf).softmax(1), images.mask)
+            kept = outliers(
+                score.double().masked_fill(~images.mask, -torch.inf).softmax(1), images.mask
+            )
             return kept, kept < n
         if self.published:
             kept = (n.double() * keep_ratio).floor().long()
@@ -79,7 +85,8 @@ class TrimPruner:
 def _selection(
     encoded: Encoded, images: Rows, keep: Bool[Tensor, "I W"], has_mean: Bool[Tensor, " I"]
 ) -> TokenSelection:
-    """`keep` as a selection, with the mean of each image's other tokens as an extra token of its sample."""
+    """`keep` as a selection, with the mean of each image's other tokens as an extra token of its
+    sample."""
     dropped = images.mask & ~keep
     tokens = images.split(encoded.visual).float().masked_fill(~dropped.unsqueeze(2), 0.0)
     mean = tokens.sum(1) / dropped.sum(1, keepdim=True).clamp(min=1)

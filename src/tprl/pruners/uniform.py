@@ -9,13 +9,15 @@ from tprl.types import Encoded, TokenSelection
 
 
 class UniformPruner:
-    """The tokens nearest to the centers of k equal windows that tile the image's grid, k = budget().
+    """The tokens nearest to the centers of k equal windows that tile the image's grid, k =
+    budget().
 
-    Source: folklore (strided sampling). The k windows are `tprl.pruners.grid.layout`: an exact m x c grid when k has
-    one with windows no longer than twice their width, else bands with different numbers of windows, so that any k is
-    met exactly. Centers of windows at least one cell high and wide fall in distinct cells. Several views of an image
-    share its budget. Complexity O(k) per distinct grid; nothing of the model is read. A published stride keeps
-    ceil(n / stride) tokens; ours keeps budget().
+    Source: folklore (strided sampling). The k windows are `tprl.pruners.grid.layout`: an exact m x
+    c grid when k has one with windows no longer than twice their width, else bands with different
+    numbers of windows, so that any k is met exactly. Centers of windows at least one cell high and
+    wide fall in distinct cells. Several views of an image share its budget. Complexity O(k) per
+    distinct grid; nothing of the model is read. A published stride keeps ceil(n / stride) tokens;
+    ours keeps budget().
     """
 
     name = "uniform"
@@ -38,4 +40,6 @@ class UniformPruner:
 
 def _chosen(rows: int, columns: int, k: int) -> torch.Tensor:
     """[rows * columns] True on the chosen cells."""
-    return torch.zeros(rows * columns, dtype=torch.bool).index_fill(0, centers(rows, columns, k), True)
+    return torch.zeros(rows * columns, dtype=torch.bool).index_fill(
+        0, centers(rows, columns, k), True
+    )

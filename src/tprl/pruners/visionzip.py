@@ -11,28 +11,34 @@ from tprl.types import Encoded, TokenSelection, columns_of
 
 
 class VisionZipPruner:
-    """The CLS token and the patches that it attends to most, then evenly placed targets that take in all the others.
+    """The CLS token and the patches that it attends to most, then evenly placed targets that take
+    in all the others.
 
-    Source: VisionZip (Yang et al., arXiv 2412.04467), the rule of docs/baselines.md#visionzip, written from its
-    description. Of a budget k, t = `contextual(k)` tokens are contextual, one is the CLS token, and k - t - 1 are the
-    patches with the highest CLS attention. Of the other patches, in raster order, every (rest // t)-th is a target
-    until there are t; each that is none joins the target with the most similar key (cosine). A contextual token is
+    Source: VisionZip (Yang et al., arXiv 2412.04467), the rule of docs/baselines.md#visionzip,
+    written from its description. Of a budget k, t = `contextual(k)` tokens are contextual, one is
+    the CLS token, and k - t - 1 are the patches with the highest CLS attention. Of the other
+    patches, in raster order, every (rest // t)-th is a target until there are t; each that is none
+    joins the target with the most similar key (cosine). A contextual token is
 
-        h_target + (sum of the h that joined it) / max(1, how many joined)       (not divided by two)
+        h_target + (sum of the h that joined it) / max(1, how many joined)    (not divided by two)
 
-    in features before the projector, then projected. Complexity O(t n (c + C)) per image with keys of width c and
-    features of width C, nothing in sequence; k = 1 leaves the CLS token alone. Needs extras["cls_attention"],
-    ["vision_features"], ["cls_feature"] and ["vision_keys"], and `Encoded.project`.
+    in features before the projector, then projected. Complexity O(t n (c + C)) per image with keys
+    of width c and features of width C, nothing in sequence; k = 1 leaves the CLS token alone. Needs
+    extras["cls_attention"], ["vision_features"], ["cls_feature"] and ["vision_keys"], and
+    `Encoded.project`.
 
-    Dominant patches keep the embeddings they had. Contextual tokens replace their targets in place; the CLS token is
-    `extra` and stands at the first position of its image that no kept patch holds, so that no two share one. Ours
-    differs in the order (raster; the reference: CLS, dominant, contextual), in ties (lower index), in fp32, and at
-    k = n, where there is nothing to prune: the image stays as it is, without CLS. `published` applies the rule there
-    too; below n both agree, since the rule never misses its label.
+    Dominant patches keep the embeddings they had. Contextual tokens replace their targets in place;
+    the CLS token is `extra` and stands at the first position of its image that no kept patch holds,
+    so that no two share one. Ours differs in the order (raster; the reference: CLS, dominant,
+    contextual), in ties (lower index), in fp32, and at k = n, where there is nothing to prune: the
+    image stays as it is, without CLS. `published` applies the rule there too; below n both agree,
+    since the rule never misses its label.
     """
 
     name = "visionzip"
-    extras: frozenset[str] = frozenset({"cls_attention", "vision_features", "cls_feature", "vision_keys"})
+    extras: frozenset[str] = frozenset(
+        {"cls_attention", "vision_features", "cls_feature", "vision_keys"}
+    )
 
     def __init__(self, published: bool = False) -> None:
         self.published = published
@@ -41,7 +47,8 @@ class VisionZipPruner:
         """`budget(keep_ratio, n)` tokens for each image, the CLS token among them.
 
         Raises:
-            UserError: `keep_ratio` is None or not in (0, 1], or this LVLM has no projector to merge before.
+            UserError: `keep_ratio` is None or not in (0, 1], or this LVLM has no projector to merge
+                before.
         """
         images = image_rows(encoded.visual_mask, encoded.image_of)
         k = images.budgets(need_ratio(self.name, keep_ratio))
@@ -51,19 +58,26 @@ class VisionZipPruner:
         cls = torch.ones_like(k, dtype=torch.bool) if self.published else k < images.mask.sum(1)
         t = torch.where(cls, contextual(k), 0)
         # The patches that CLS looks at most.
-        dominant = keep_top(images.split(encoded.extras["cls_attention"]), images.mask, k - t - cls.long())
+        dominant = keep_top(
+            images.split(encoded.extras["cls_attention"]), images.mask, k - t - cls.long()
+        )
         others = images.mask & ~dominant
         # Evenly placed targets take in the patches whose keys are nearest.
         targets = evenly(others, t)
         at, real = columns_of(targets)
         features = images.split(encoded.extras["vision_features"]).float()
-        joined = join_nearest(similarity(images.split(encoded.extras["vision_keys"]), at), others & ~targets, real)
+        joined = join_nearest(
+            similarity(images.split(encoded.extras["vision_keys"]), at), others & ~targets, real
+        )
         mean = joined @ features / joined.sum(2, keepdim=True).clamp(min=1)
         summary = images.split(encoded.extras["cls_feature"])[:, 0].float()
-        return merged_selection(encoded, images, dominant | targets, at, real, mean, summary, cls, last=False)
+        return merged_selection(
+            encoded, images, dominant | targets, at, real, mean, summary, cls, last=False
+        )
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
-        """Cosines of all keys with the contextual ones, their means, and the projector once more."""
+        """Cosines of all keys with the contextual ones, their means, and the projector once
+        more."""
         if kept == tokens and not self.published:
             return 0
         targets = max((5 * kept + 16) // 32, int(kept >= 2))
@@ -73,8 +87,8 @@ class VisionZipPruner:
 
 
 def contextual(k: Int[Tensor, " I"]) -> Int[Tensor, " I"]:
-    """Contextual tokens in a budget: k * 10 / 64, halves up, at least 1 from k = 2 on; the paper's 30 of 192, 20 of
-    128 and 10 of 64 all have this share."""
+    """Contextual tokens in a budget: k * 10 / 64, halves up, at least 1 from k = 2 on; the paper's
+    30 of 192, 20 of 128 and 10 of 64 all have this share."""
     return torch.maximum((k * 5 + 16) // 32, (k >= 2).long())
 
 
@@ -89,5 +103,8 @@ def join_nearest(
 ) -> Float[Tensor, "I K W"]:
     """1 where token w joins target k; ties go to the earlier target."""
     live = cosine.masked_fill(~real.unsqueeze(2), -torch.inf)
-    nearest = live.argmax(1, keepdim=True) if real.shape[1] else joins.unsqueeze(1).long()  # no targets: nobody joins
-    return ((nearest == torch.arange(real.shape[1], device=real.device)[:, None]) & joins.unsqueeze(1)).float()
+    # no targets: nobody joins
+    nearest = live.argmax(1, keepdim=True) if real.shape[1] else joins.unsqueeze(1).long()
+    return (
+        (nearest == torch.arange(real.shape[1], device=real.device)[:, None]) & joins.unsqueeze(1)
+    ).float()

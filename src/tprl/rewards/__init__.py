@@ -14,7 +14,8 @@ from tprl.types import Outcome
 class Term(Protocol):
     """One term of a reward. `needs` names the fields of Outcome that it reads: "score", "log_prob".
 
-    A term that charges for tokens says so by an attribute `limits_tokens`; without one, a free budget keeps everything.
+    A term that charges for tokens says so by an attribute `limits_tokens`; without one, a free
+    budget keeps everything.
     """
 
     name: str
@@ -28,7 +29,8 @@ class WeightedReward:
     """Named terms, each times its weight; their sum is the reward r_t (docs/method.md#mdp).
 
     Args:
-        terms: by any names, so that yamls of several terms merge (`reward=[log_likelihood,tokens_saved]`); or a list.
+        terms: by any names, so that yamls of several terms merge
+            (`reward=[log_likelihood,tokens_saved]`); or a list.
 
     Raises:
         UserError: no term, or two terms of one name.
@@ -41,7 +43,9 @@ class WeightedReward:
             raise UserError(f"a reward needs at least one term, each named once, got {names}.")
         self.terms = tuple(terms)
         self.needs = frozenset().union(*(term.needs for term in terms))
-        self.limits_tokens = any(getattr(term, "limits_tokens", False) and term.weight > 0 for term in terms)
+        self.limits_tokens = any(
+            getattr(term, "limits_tokens", False) and term.weight > 0 for term in terms
+        )
 
     def __call__(self, outcome: Outcome) -> dict[str, Float[Tensor, "T B"]]:
         return {term.name: term.weight * term(outcome) for term in self.terms}
@@ -51,7 +55,8 @@ def change(series: Float[Tensor, "T1 B"] | None, name: str) -> Float[Tensor, "T 
     """Difference of consecutive rows; row 0 is the prompt with all tokens.
 
     Raises:
-        ValueError: the measurement that the reward needs was not made; it must never become a reward of 0.
+        ValueError: the measurement that the reward needs was not made; it must never become a
+            reward of 0.
     """
     if series is None:
         raise ValueError(f"the reward needs outcome.{name}, which was not measured.")

@@ -8,10 +8,12 @@ from tprl.types import Outcome
 
 
 class Fidelity:
-    """Change of `agreement` * [same answer] - min(KL, `ceiling`), against the unpruned model's own greedy answer.
+    """Change of `agreement` * [same answer] - min(KL, `ceiling`), against the unpruned model's own
+    greedy answer.
 
-    Not in the paper. KL(all tokens || kept tokens) is the mean over that answer's tokens, in nats; its ceiling does
-    for it what the floor does for `LogLikelihood`. No reference answer is read, so any images and questions will do.
+    Not in the paper. KL(all tokens || kept tokens) is the mean over that answer's tokens, in nats;
+    its ceiling does for it what the floor does for `LogLikelihood`. No reference answer is read, so
+    any images and questions will do.
     """
 
     name = "fidelity"
@@ -23,4 +25,6 @@ class Fidelity:
     def __call__(self, outcome: Outcome) -> Float[Tensor, "T B"]:
         kl = outcome.answer_kl
         same = change(outcome.agreement, "agreement")
-        return self.agreement * same - change(None if kl is None else kl.clamp(max=self.ceiling), "answer_kl")
+        return self.agreement * same - change(
+            None if kl is None else kl.clamp(max=self.ceiling), "answer_kl"
+        )

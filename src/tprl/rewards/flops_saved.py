@@ -8,11 +8,13 @@ from tprl.types import Outcome
 
 
 class FlopsSaved:
-    """(FLOPs before the step - FLOPs after it) / FLOPs with all tokens, by the cost model of the LVLM in use.
+    """(FLOPs before the step - FLOPs after it) / FLOPs with all tokens, by the cost model of the
+    LVLM in use.
 
-    Not in the paper, whose `TokensSaved` counts tokens. Whole question: tower, selector, prefill, decoding (see
-    `tprl.cost.CONVENTION`). The selector runs once per question, so the first step pays for it, and may be negative.
-    Constant, and so without effect, where every action holds exactly k tokens.
+    Not in the paper, whose `TokensSaved` counts tokens. Whole question: tower, selector, prefill,
+    decoding (see `tprl.cost.CONVENTION`). The selector runs once per question, so the first step
+    pays for it, and may be negative. Constant, and so without effect, where every action holds
+    exactly k tokens.
     """
 
     name = "flops_saved"

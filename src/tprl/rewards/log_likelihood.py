@@ -10,8 +10,8 @@ from tprl.types import Outcome
 class LogLikelihood:
     """Change of the teacher-forced mean log-probability of the reference answer, nats per token.
 
-    Not in the paper. Dense where the task score is 0 or 1. Each state's value is clamped at `floor` nats, so that one
-    hopeless token does not drown the rest of the batch.
+    Not in the paper. Dense where the task score is 0 or 1. Each state's value is clamped at `floor`
+    nats, so that one hopeless token does not drown the rest of the batch.
     """
 
     name = "log_likelihood"

@@ -13,14 +13,17 @@ from tprl.types import Outcome
 
 
 class Permuted(WeightedReward):
-    """A reward whose episodes are permuted at random within each question, all terms and steps of one together.
+    """A reward whose episodes are permuted at random within each question, all terms and steps of
+    one together.
 
-    Level and spread of the rewards of every question stay, what they say about an action is gone: PPO must stay where
-    it started. What it gains all the same is the gain of choosing the best checkpoint, not of learning. Permutations
-    are uniform (an episode may get its own reward), so the expected leave-one-out advantage of every action is 0.
+    Level and spread of the rewards of every question stay, what they say about an action is gone:
+    PPO must stay where it started. What it gains all the same is the gain of choosing the best
+    checkpoint, not of learning. Permutations are uniform (an episode may get its own reward), so
+    the expected leave-one-out advantage of every action is 0.
 
-    Source: ours. The permutation depends on (seed, uid, the question's rewards in ascending order) only: nothing has to
-    be remembered when a run is resumed, and the order of the episodes plays no part.
+    Source: ours. The permutation depends on (seed, uid, the question's rewards in ascending order)
+    only: nothing has to be remembered when a run is resumed, and the order of the episodes plays no
+    part.
 
     Args:
         terms: as for `WeightedReward`.
@@ -44,8 +47,8 @@ class Permuted(WeightedReward):
         lonely = next((uid for uid, rows in episodes.items() if len(rows) < 2), None)
         if lonely is not None:
             raise UserError(
-                f"reward=permuted exchanges rewards between episodes of one question, and {lonely} has one: set "
-                "stage.group=8 or more."
+                "reward=permuted exchanges rewards between episodes of one "
+                f"question, and {lonely} has one: set stage.group=8 or more."
             )
         total = torch.stack(list(terms.values())).sum((0, 1)).double().cpu()
         order = torch.arange(len(outcome.uids))
@@ -56,4 +59,6 @@ class Permuted(WeightedReward):
     def _permutation(self, uid: str, rewards: Float[Tensor, " G"]) -> Int[Tensor, " G"]:
         values = rewards.sort().values.numpy().tobytes()
         digest = hashlib.blake2b(f"{self.seed}/{uid}/".encode() + values, digest_size=7).digest()
-        return torch.randperm(len(rewards), generator=torch.Generator().manual_seed(int.from_bytes(digest)))
+        return torch.randperm(
+            len(rewards), generator=torch.Generator().manual_seed(int.from_bytes(digest))
+        )

@@ -8,7 +8,8 @@ from tprl.types import Outcome
 
 
 class ScoreChange:
-    """alpha * (Score(Z_{t+1}, q) - Score(Z_t, q)), Score in [0, 1]; step 0 compares with the full-token score.
+    """alpha * (Score(Z_{t+1}, q) - Score(Z_t, q)), Score in [0, 1]; step 0 compares with the
+    full-token score.
 
     Source: TPRL (arXiv 2603.13394), reward; alpha is `weight`.
     """

@@ -7,7 +7,8 @@ from tprl.types import Outcome
 
 
 class TokensSaved:
-    """beta * (1 - K_{t+1} / K_t). Constant, and so without effect, where every action holds exactly k tokens.
+    """beta * (1 - K_{t+1} / K_t). Constant, and so without effect, where every action holds exactly
+    k tokens.
 
     Source: TPRL (arXiv 2603.13394), reward; beta is `weight`, 0.1 in the reference code.
     """

@@ -10,8 +10,9 @@ def gae(
 ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"]]:
     """(advantage, value target) of episodes that all end after T steps.
 
-    A_t = delta_t + gamma * lam * A_{t+1}, delta_t = r_t + gamma * V_{t+1} - V_t, with V and A zero after the end
-    (Schulman et al. 2016, equation 16). The target is A_t + V_t. Columns are separate episodes.
+    A_t = delta_t + gamma * lam * A_{t+1}, delta_t = r_t + gamma * V_{t+1} - V_t, with V and A zero
+    after the end (Schulman et al. 2016, equation 16). The target is A_t + V_t. Columns are separate
+    episodes.
     """
     # Backwards through the episode: each step needs the advantage of the next.
     value = value.detach()
@@ -23,10 +24,14 @@ def gae(
     return advantage, advantage + value
 
 
-def group_advantage(returns: Float[Tensor, " B"], group: int, eps: float = 1e-4) -> Float[Tensor, " B"]:
-    """(return - group mean) / (group standard deviation + eps); `group` consecutive rows are one prompt.
+def group_advantage(
+    returns: Float[Tensor, " B"], group: int, eps: float = 1e-4
+) -> Float[Tensor, " B"]:
+    """(return - group mean) / (group standard deviation + eps); `group` consecutive rows are one
+    prompt.
 
-    Shao et al. 2024 (GRPO, section 4.1.2), with the population standard deviation: a group of equals gets 0.
+    Shao et al. 2024 (GRPO, section 4.1.2), with the population standard deviation: a group of
+    equals gets 0.
 
     Raises:
         ValueError: the rows are not whole groups.
@@ -41,9 +46,9 @@ def group_advantage(returns: Float[Tensor, " B"], group: int, eps: float = 1e-4)
 def leave_one_out(returns: Float[Tensor, " B"], group: int) -> Float[Tensor, " B"]:
     """return - mean of the other returns of its group; `group` consecutive rows are one prompt.
 
-    Kool et al. 2019 ("Buy 4 REINFORCE samples, get a baseline for free!"). Not divided by the group's spread: with a
-    dense reward that division makes the prompts on which the selection hardly matters as loud as those on which it
-    decides.
+    Kool et al. 2019 ("Buy 4 REINFORCE samples, get a baseline for free!"). Not divided by the
+    group's spread: with a dense reward that division makes the prompts on which the selection
+    hardly matters as loud as those on which it decides.
 
     Raises:
         ValueError: the rows are not whole groups of at least two.

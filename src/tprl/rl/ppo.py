@@ -35,11 +35,13 @@ def ppo_loss(
     entropy_coef: float = 0.01,
     ratio: Literal["token", "joint"] = "token",
 ) -> PPOLoss:
-    """Clipped surrogate (Schulman et al. 2017, equation 7) + value_coef * MSE - entropy_coef * entropy.
+    """Clipped surrogate (Schulman et al. 2017, equation 7) + value_coef * MSE - entropy_coef *
+    entropy.
 
-    Every term is a mean over a sample's decisions, then over the samples: coefficients, clip range and the KL target do
-    not depend on the number of tokens, a sample counts the same alone, padded or in any batch, and losses of equal
-    minibatches average to the loss of the whole. Samples without a decision count nowhere.
+    Every term is a mean over a sample's decisions, then over the samples: coefficients, clip range
+    and the KL target do not depend on the number of tokens, a sample counts the same alone, padded
+    or in any batch, and losses of equal minibatches average to the loss of the whole. Samples
+    without a decision count nowhere.
 
     Args:
         new_log_prob: with grad; A = V per-token (0 where not alive), or A = 1 for a set.
@@ -48,27 +50,29 @@ def ppo_loss(
         entropy: of the same shape as the log-probabilities.
         new_value: critic's output; None (GRPO) drops the value term.
         target: value target.
-        decisions: entries of A = V that are decisions: all tokens that could be kept, or the tokens drawn one after the
-            other. A set (A = 1) counts where there is any.
+        decisions: entries of A = V that are decisions: all tokens that could be kept, or the tokens
+            drawn one after the other. A set (A = 1) counts where there is any.
         clip: half-width of the clip range of the ratio.
-        ratio: "token": one ratio per decision. "joint": one per sample, exp of the sum of the decisions' log-ratios
-            divided by their number (Zheng et al. 2025, GSPO, equation 7). A set (A = 1) is one decision: both are the
-            same, and nothing is divided.
+        ratio: "token": one ratio per decision. "joint": one per sample, exp of the sum of the
+            decisions' log-ratios divided by their number (Zheng et al. 2025, GSPO, equation 7). A
+            set (A = 1) is one decision: both are the same, and nothing is divided.
 
     Returns:
-        `kl` is Schulman's estimator mean((r - 1) - log r), never negative. Log-ratios are clamped to
-        +-LOG_RATIO_RANGE, so the loss stays finite.
+        `kl` is Schulman's estimator mean((r - 1) - log r), never negative. Log-ratios are clamped
+        to +-LOG_RATIO_RANGE, so the loss stays finite.
 
     Raises:
-        ValueError: one of new_value and target is missing, a per-token advantage meets a joint ratio, or `ratio` is
-            unknown.
+        ValueError: one of new_value and target is missing, a per-token advantage meets a joint
+            ratio, or `ratio` is unknown.
     """
     if (new_value is None) != (target is None):
         raise ValueError("give both new_value and target, or neither.")
     if ratio not in ("token", "joint") or (ratio == "joint" and advantage.ndim == 2):
         raise ValueError(f"ratio={ratio} is unknown, or joint with per-token advantages.")
     # A set has one log-probability: it counts where anything was decided.
-    mask = decisions if new_log_prob.shape[1] == decisions.shape[1] else decisions.any(1, keepdim=True)
+    mask = (
+        decisions if new_log_prob.shape[1] == decisions.shape[1] else decisions.any(1, keepdim=True)
+    )
     difference = new_log_prob - old_log_prob.detach()
     counted = mask
     if ratio == "joint":
@@ -82,20 +86,31 @@ def ppo_loss(
     # The critic's error; GRPO and leave-one-out have no critic.
     value = policy.new_zeros(())
     if new_value is not None and target is not None:
-        value = _mean((new_value - target.detach()).square().unsqueeze(1), mask.any(1, keepdim=True))
+        value = _mean(
+            (new_value - target.detach()).square().unsqueeze(1), mask.any(1, keepdim=True)
+        )
     spread = _mean(entropy, mask)
     # What is only logged: Schulman's KL estimate is never negative.
     with torch.no_grad():
         kl = _mean(r - 1 - log_ratio, counted)
         clipped = _mean(((r - 1).abs() > clip).float(), counted)
         largest = r.masked_fill(~counted, 0.0).max()
-    return PPOLoss(policy + value_coef * value - entropy_coef * spread, policy, value, spread, kl, clipped, largest)
+    return PPOLoss(
+        policy + value_coef * value - entropy_coef * spread,
+        policy,
+        value,
+        spread,
+        kl,
+        clipped,
+        largest,
+    )
 
 
 def normalize(
     advantage: Float[Tensor, "*N"], mask: Bool[Tensor, "*N"] | None = None, eps: float = 1e-8
 ) -> Float[Tensor, "*N"]:
-    """Shift and scale to mean 0 and (population) standard deviation 1 over the True entries; the others become 0."""
+    """Shift and scale to mean 0 and (population) standard deviation 1 over the True entries; the
+    others become 0."""
     mask = torch.ones_like(advantage, dtype=torch.bool) if mask is None else mask
     valid = advantage[mask]
     if not valid.numel():
@@ -104,9 +119,12 @@ def normalize(
 
 
 def explained_variance(value: Float[Tensor, "*N"], target: Float[Tensor, "*N"]) -> float:
-    """1 - Var(target - value) / Var(target): 1 is a perfect critic, 0 one that knows the mean; NaN without variance."""
+    """1 - Var(target - value) / Var(target): 1 is a perfect critic, 0 one that knows the mean; NaN
+    without variance."""
     variance = target.var(correction=0)
-    return float(1 - (target - value).var(correction=0) / variance) if variance > 0 else float("nan")
+    return (
+        float(1 - (target - value).var(correction=0) / variance) if variance > 0 else float("nan")
+    )
 
 
 def _per_sample(x: Tensor, mask: Tensor) -> Tensor:

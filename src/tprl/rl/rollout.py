@@ -1,4 +1,5 @@
-"""Episodes of T pruning steps: how many tokens each step keeps, sampling them, and scoring them again with grad."""
+"""Episodes of T pruning steps: how many tokens each step keeps, sampling them, and scoring them
+again with grad."""
 
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ class Rollout(NamedTuple):
     """What PPO stores of a batch of episodes. A: V for decisions token by token, 1 for sets."""
 
     alive: Bool[Tensor, "T B V"]  # before the step
-    action: Shaped[Tensor, "T B V"]  # positive where a token was kept; its place in the order, where there is one
+    # positive where a token was kept; its place in the order, where there is one
+    action: Shaped[Tensor, "T B V"]
     log_prob: Float[Tensor, "T B A"]
     value: Float[Tensor, "T B"]
 
@@ -31,8 +33,8 @@ class Rollout(NamedTuple):
 
 
 def step_ratios(keep_ratio: float, steps: int) -> list[float]:
-    """Kept fraction of the *original* tokens after each step: every step keeps the same share of what is alive, and
-    the last entry is exactly `keep_ratio`.
+    """Kept fraction of the *original* tokens after each step: every step keeps the same share of
+    what is alive, and the last entry is exactly `keep_ratio`.
 
     Raises:
         UserError: fewer than one step.
@@ -42,15 +44,21 @@ def step_ratios(keep_ratio: float, steps: int) -> list[float]:
     return [keep_ratio ** ((t + 1) / steps) for t in range(steps - 1)] + [keep_ratio]
 
 
-def step_budgets(keep_ratio: Float[Tensor, " B"], mask: Bool[Tensor, "B V"], steps: int, t: int) -> Int[Tensor, " B"]:
-    """Tokens left after step `t` (0-based) of `steps`; never rising with t, and `budget` itself at the last step.
+def step_budgets(
+    keep_ratio: Float[Tensor, " B"], mask: Bool[Tensor, "B V"], steps: int, t: int
+) -> Int[Tensor, " B"]:
+    """Tokens left after step `t` (0-based) of `steps`; never rising with t, and `budget` itself at
+    the last step.
 
-    Pass float64 ratios: in float32 a ratio such as 0.7 falls below itself, and 0.7 of 5 tokens would round to 3
-    instead of 4. A float32 ratio is therefore read to 7 significant digits.
+    Pass float64 ratios: in float32 a ratio such as 0.7 falls below itself, and 0.7 of 5 tokens
+    would round to 3 instead of 4. A float32 ratio is therefore read to 7 significant digits.
     """
     double = keep_ratio.dtype == torch.float64
     ratios = [r if double else float(f"{r:.7g}") for r in keep_ratio.tolist()]
-    counts = [budget(step_ratios(r, steps)[t], n) for r, n in zip(ratios, mask.sum(1).tolist(), strict=True)]
+    counts = [
+        budget(step_ratios(r, steps)[t], n)
+        for r, n in zip(ratios, mask.sum(1).tolist(), strict=True)
+    ]
     return torch.tensor(counts, dtype=torch.long, device=mask.device)
 
 
@@ -69,13 +77,15 @@ def collect(
     Args:
         policy: the actor-critic.
         x: the prompts.
-        rule: the action distribution; Bernoulli ignores the budget (the network still sees the ratio).
+        rule: the action distribution; Bernoulli ignores the budget (the network still sees the
+            ratio).
         steps: T.
-        keep_ratio: kept fraction of the original tokens at the end of the episode, float64 (see `step_budgets`).
+        keep_ratio: kept fraction of the original tokens at the end of the episode, float64 (see
+            `step_budgets`).
         noise: uniforms in [0, 1), N >= `noise_width`; seeded per sample by the caller.
-        group: episodes per prompt, B = group times the prompts: those of a prompt follow each other and share its
-            ratio. The first step computes network and decomposition once per prompt; later ones differ from episode
-            to episode.
+        group: episodes per prompt, B = group times the prompts: those of a prompt follow each other
+            and share its ratio. The first step computes network and decomposition once per prompt;
+            later ones differ from episode to episode.
 
     Raises:
         ValueError: the number of episodes is not `group` times that of the prompts.
@@ -85,7 +95,9 @@ def collect(
     # Every episode of a question begins with all of its tokens.
     alive, parts = x.mask.repeat_interleave(group, 0), []
     for t in range(steps):
-        action, log_prob, _, value = _step(policy, x, rule, alive, t, steps, keep_ratio, group, noise=noise[t])
+        action, log_prob, _, value = _step(
+            policy, x, rule, alive, t, steps, keep_ratio, group, noise=noise[t]
+        )
         parts.append((alive, action, log_prob, value))
         alive = action > 0
     policy.train(training)
@@ -101,10 +113,11 @@ def evaluate_actions(
     t: int,
     group: int = 1,
 ) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A"], Float[Tensor, " B"]]:
-    """(log-probability, entropy, value) of the stored actions of step `t` under the present policy, with grad.
+    """(log-probability, entropy, value) of the stored actions of step `t` under the present policy,
+    with grad.
 
-    Arguments as for `collect`. Before the first update these are the numbers that `collect` stored: the same
-    function computes both. The policy has no dropout, so its mode does not matter.
+    Arguments as for `collect`. Before the first update these are the numbers that `collect` stored:
+    the same function computes both. The policy has no dropout, so its mode does not matter.
     """
     steps = len(rollout.alive)
     _, log_prob, entropy, value = _step(
@@ -127,7 +140,9 @@ def _step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One pruning step, sampled or evaluated: (action, log-probability, entropy, value)."""
     if len(keep_ratio) != len(x.mask) * group:
-        raise ValueError(f"{len(keep_ratio)} episodes of {len(x.mask)} prompts are not groups of {group}.")
+        raise ValueError(
+            f"{len(keep_ratio)} episodes of {len(x.mask)} prompts are not groups of {group}."
+        )
     # At step 0 all episodes of a question are in the same state: one network pass serves them.
     shared = group if t == 0 else 1
     if t == 0:
@@ -142,10 +157,16 @@ def _step(
         images.split(alive) & images.mask,
         rule,
         t,
-        k=step_budgets(keep_ratio[images.sample.cpu()], images.mask, steps, t) if rule.exact else None,
+        k=step_budgets(keep_ratio[images.sample.cpu()], images.mask, steps, t)
+        if rule.exact
+        else None,
         features=None if x.features is None else images.split(x.features),
-        action=None if action is None else _split(images, action.unflatten(0, (-1, shared))) * images.mask.unsqueeze(1),
-        noise=None if noise is None else _split_noise(images, noise.unflatten(0, (-1, shared)), rule, alive.shape[1]),
+        action=None
+        if action is None
+        else _split(images, action.unflatten(0, (-1, shared))) * images.mask.unsqueeze(1),
+        noise=None
+        if noise is None
+        else _split_noise(images, noise.unflatten(0, (-1, shared)), rule, alive.shape[1]),
     )
     # Back to one row per episode.
     action = _join(images, action, alive)
@@ -161,8 +182,11 @@ def _split(images: Rows, x: Shaped[Tensor, "B G V"]) -> Shaped[Tensor, "I G W"]:
     return images.split(x.transpose(1, 2)).transpose(1, 2)
 
 
-def _split_noise(images: Rows, noise: Float[Tensor, "B G N"], rule: ActionRule, v: int) -> Float[Tensor, "I G M"]:
-    """Every token takes its own uniforms along, so that a sample with one image draws the same as it would alone."""
+def _split_noise(
+    images: Rows, noise: Float[Tensor, "B G N"], rule: ActionRule, v: int
+) -> Float[Tensor, "I G M"]:
+    """Every token takes its own uniforms along, so that a sample with one image draws the same as
+    it would alone."""
     each = noise_width(rule, 1)
     if noise.shape[-1] < v * each:
         raise ValueError(f"{noise.shape[-1]} uniforms per sample, {v * each} are needed.")
@@ -170,14 +194,17 @@ def _split_noise(images: Rows, noise: Float[Tensor, "B G N"], rule: ActionRule, 
     return images.split(tokens).transpose(1, 2).flatten(2)
 
 
-def _join(images: Rows, x: Shaped[Tensor, "I G W"], like: Shaped[Tensor, "B V"]) -> Shaped[Tensor, "B G V"]:
+def _join(
+    images: Rows, x: Shaped[Tensor, "I G W"], like: Shaped[Tensor, "B V"]
+) -> Shaped[Tensor, "B G V"]:
     return torch.stack([images.join(episode, like) for episode in x.unbind(1)], 1)
 
 
 def _over_images(
     images: Rows, log_prob: Float[Tensor, "I G 1"], entropy: Float[Tensor, "I G 1"], b: int
 ) -> tuple[Float[Tensor, "B G 1"], Float[Tensor, "B G 1"]]:
-    """A sample's images are pruned independently: log-probabilities add up, entropies (per token) are averaged."""
+    """A sample's images are pruned independently: log-probabilities add up, entropies (per token)
+    are averaged."""
     shape = (b, *log_prob.shape[1:])
     count = images.sample.bincount(minlength=b).clamp(min=1).view(-1, 1, 1)
     total = log_prob.new_zeros(shape).index_add(0, images.sample, log_prob)
