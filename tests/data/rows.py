@@ -43,8 +43,11 @@ def as_hub(rows: Sequence[Mapping[str, Any]], several: bool = False) -> datasets
     return datasets.Dataset.from_list([dict(row) for row in rows]).cast_column("image", feature)
 
 
-def official(dataset: Benchmark, predictions: Sequence[str], order: Sequence[int] = ()) -> dict[str, float]:
-    """The benchmark's own numbers for an answer to each of its questions, given in `order`, one by one."""
+def official(
+    dataset: Benchmark, predictions: Sequence[str], order: Sequence[int] = ()
+) -> dict[str, float]:
+    """The benchmark's own numbers for an answer to each of its questions, given in `order`, one by
+    one."""
     metric = OfficialScore(dataset)
     for index in order or range(len(predictions)):
         sample = dataset[index]

@@ -30,7 +30,9 @@ def row(i: int, **other: Any) -> dict[str, Any]:
     return made | other
 
 
-def pope(folder: Path, count: int = 10, bad: dict[int, dict[str, Any]] | None = None, **options: Any) -> Pope:
+def pope(
+    folder: Path, count: int = 10, bad: dict[int, dict[str, Any]] | None = None, **options: Any
+) -> Pope:
     rows = [row(i, **(bad or {}).get(i, {})) for i in range(count)]
     return Pope(source=str(write_jsonl(folder / "rows.jsonl", rows)), **options)
 
@@ -50,12 +52,17 @@ class TestDamage:
 
     def test_one_too_many_is_an_error_that_lists_them(self, tmp_path: Path) -> None:
         data = pope(tmp_path, bad=BAD, max_bad_rows=0.2)
-        with pytest.raises(UserError, match=r"pope: row 8 .*3 of 10 rows .*empty question: 1.*raise dataset\.max_bad"):
+        with pytest.raises(
+            UserError,
+            match=r"pope: row 8 .*3 of 10 rows .*empty question: 1.*raise dataset\.max_bad",
+        ):
             take(data, range(10))
 
     def test_training_reads_the_next_row_instead(self, tmp_path: Path) -> None:
         data = pope(tmp_path, bad=BAD, max_bad_rows=0.3)
-        clean = [[s.uid for s in batch] for batch in PromptStream(pope(tmp_path / ".."), 5, 0, 2, seed=1)]
+        clean = [
+            [s.uid for s in batch] for batch in PromptStream(pope(tmp_path / ".."), 5, 0, 2, seed=1)
+        ]
         found = [[s.uid for s in batch] for batch in PromptStream(data, 5, 0, 2, seed=1)]
         order = [uid for batch in clean for uid in batch]
         bad = {order[i] for i in range(10) if order[i].rpartition("-")[2] in ("2", "3", "8")}
@@ -80,39 +87,64 @@ class TestDamage:
         assert data.damage == {"value is not a text": 1}
 
     def test_nothing_but_damaged_rows_is_said(self, tmp_path: Path) -> None:
-        data = pope(tmp_path, count=2, bad={0: {"question": ""}, 1: {"question": ""}}, max_bad_rows=1.0)
+        data = pope(
+            tmp_path, count=2, bad={0: {"question": ""}, 1: {"question": ""}}, max_bad_rows=1.0
+        )
         with pytest.raises(UserError, match=r"\(empty question: 2\), so there is nothing to train"):
             next(iter(PromptStream(data, 1, 0, 1)))
-        with pytest.raises(UserError, match=r"all 2 rows of pope .* \(empty question: 2\), so .* to validate"):
+        with pytest.raises(
+            UserError, match=r"all 2 rows of pope .* \(empty question: 2\), so .* to validate"
+        ):
             ServedScore(ToyLVLM(), data, [0.5])
 
 
 class TestArguments:
     def test_one_file_is_not_all_splits(self, tmp_path: Path) -> None:
         source = str(
-            write_jsonl(tmp_path / "rows.jsonl", [{"id": "1", "imageId": "a", "question": "q", "answer": "a"}])
+            write_jsonl(
+                tmp_path / "rows.jsonl",
+                [{"id": "1", "imageId": "a", "question": "q", "answer": "a"}],
+            )
         )
-        with pytest.raises(UserError, match=r"which gqa would read as train and as every other split: give .*folder"):
+        with pytest.raises(
+            UserError,
+            match=r"which gqa would read as train and as every other split: give .*folder",
+        ):
             GQA("train", source=source)
 
     def test_line_separators_within_a_text_end_no_row(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.jsonl"
         lines = [
-            json.dumps(row(i, question=f"is it{mark}so?"), ensure_ascii=False) for i, mark in enumerate("\u2028\x85")
+            json.dumps(row(i, question=f"is it{mark}so?"), ensure_ascii=False)
+            for i, mark in enumerate("\u2028\x85")
         ]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        assert [s.question[:8] for s in take(Pope(source=str(path)), range(2))] == ["is it\u2028so", "is it\x85so"]
+        assert [s.question[:8] for s in take(Pope(source=str(path)), range(2))] == [
+            "is it\u2028so",
+            "is it\x85so",
+        ]
         path.write_bytes(b'{"question": "caf\xe9"}\n')
-        with pytest.raises(UserError, match=r"rows\.jsonl, line 1, is not UTF-8 text .*save the file as UTF-8"):
+        with pytest.raises(
+            UserError, match=r"rows\.jsonl, line 1, is not UTF-8 text .*save the file as UTF-8"
+        ):
             Pope(source=str(path))
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"limit": 0}, "limit must be at least 1 or null, got 0; null reads all questions of pope"),
+            (
+                {"limit": 0},
+                "limit must be at least 1 or null, got 0; null reads all questions of pope",
+            ),
             ({"max_bad_rows": 1.5}, r"max_bad_rows must be a share in \[0, 1\], got 1\.5"),
-            ({"max_pixels": 0}, "max_pixels=0 is no number of pixels: use a whole number from 1 on"),
-            ({"split": "train"}, "pope has no labelled split 'train', only test: train on another dataset"),
+            (
+                {"max_pixels": 0},
+                "max_pixels=0 is no number of pixels: use a whole number from 1 on",
+            ),
+            (
+                {"split": "train"},
+                "pope has no labelled split 'train', only test: train on another dataset",
+            ),
         ],
     )
     def test_bad_ones(self, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -123,10 +155,15 @@ class TestArguments:
         ("source", "message"),
         [
             ("/nowhere/rows.jsonl", "does not exist: give a file, a folder, or a hub id"),
-            ("nobody/nothing", "nobody/nothing is not a folder, and the hub does not answer; from the cache: "),
+            (
+                "nobody/nothing",
+                "nobody/nothing is not a folder, and the hub does not answer; from the cache: ",
+            ),
         ],
     )
-    def test_sources_that_are_not_there(self, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
+    def test_sources_that_are_not_there(
+        self, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+    ) -> None:
         monkeypatch.setattr("tprl.data.tables.within_reach", lambda source: False)
         with pytest.raises(UserError, match=message):
             Pope(source=source)
@@ -148,7 +185,9 @@ class TestImages:
         (sample,) = take(pope(tmp_path, max_pixels=24 * 16 // 4), [0])
         assert sample.images[0].size == (12, 8)
 
-    @pytest.mark.parametrize("value", [None, "", "nowhere.png", {"bytes": b"GIF89a, but no more", "path": None}])
+    @pytest.mark.parametrize(
+        "value", [None, "", "nowhere.png", {"bytes": b"GIF89a, but no more", "path": None}]
+    )
     def test_what_is_no_picture_is_a_bad_row(self, tmp_path: Path, value: Any) -> None:
         with pytest.raises(BadRow):
             pope(tmp_path).image(value, "key")
@@ -156,7 +195,11 @@ class TestImages:
     def test_relative_paths_start_at_the_source(self, tmp_path: Path) -> None:
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "a.png").write_bytes(encoded(1)["bytes"])
-        data = pope(tmp_path, 2, bad={0: {"image": "images/a.png"}, 1: {"image": "images/b.png", "image_source": "b"}})
+        data = pope(
+            tmp_path,
+            2,
+            bad={0: {"image": "images/a.png"}, 1: {"image": "images/b.png", "image_source": "b"}},
+        )
         assert data[0].images[0].size == (24, 16)
         with pytest.raises(UserError, match=r"missing image file.*images/b\.png does not exist"):
             take(data, [1])

@@ -39,7 +39,16 @@ class TestReading:
         assert first_place(text) == first_box(text) == BOX
 
     @pytest.mark.parametrize(
-        "text", ["(3, 4)", "[3, 4]", "<point>3 4</point>", '{"point_2d": [3, 4]}', "3, 4", "3 4\n", "click(3,4)"]
+        "text",
+        [
+            "(3, 4)",
+            "[3, 4]",
+            "<point>3 4</point>",
+            '{"point_2d": [3, 4]}',
+            "3, 4",
+            "3 4\n",
+            "click(3,4)",
+        ],
     )
     def test_a_point_is_a_place_and_no_box(self, text: str) -> None:
         assert first_box(text) is None
@@ -99,8 +108,13 @@ class TestCoordinates:
 
     def test_how_a_box_is_written(self) -> None:
         box = (1.0, 2.0, 66.6, 50.0)
-        assert box_text(box, "relative", unit("relative", (200, 50), (1, 1))) == "[0.005, 0.040, 0.333, 1.000]"
-        assert box_text(box, "thousand", unit("thousand", (200, 50), (1, 1))) == "[5, 40, 333, 1000]"
+        assert (
+            box_text(box, "relative", unit("relative", (200, 50), (1, 1)))
+            == "[0.005, 0.040, 0.333, 1.000]"
+        )
+        assert (
+            box_text(box, "thousand", unit("thousand", (200, 50), (1, 1))) == "[5, 40, 333, 1000]"
+        )
         assert box_text(box, "absolute", unit("absolute", (200, 50), (1, 1))) == "[1, 2, 67, 50]"
 
 

@@ -19,11 +19,14 @@ def drawn(count: int) -> tuple[Scene, ...]:
 @cache
 def asked(family: str) -> tuple[tuple[Scene, Question], ...]:
     ask = CROWD.ask[family]
-    return tuple((scene, ask(scene.things, Stream("asked", i))) for i, scene in enumerate(drawn(200)))
+    return tuple(
+        (scene, ask(scene.things, Stream("asked", i))) for i, scene in enumerate(drawn(200))
+    )
 
 
 def bare(text: str) -> list[set[str]]:
-    """The properties in each name of a question; names are separated by words that are no property."""
+    """The properties in each name of a question; names are separated by words that are no
+    property."""
     known = {*COLORS, *SHAPES, *SIZES}
     names: list[set[str]] = [set()]
     for word in re.findall(r"\w+", text):
@@ -36,7 +39,9 @@ def bare(text: str) -> list[set[str]]:
 
 def naive_answer(things: tuple[Thing, ...], question: Question) -> str:
     """The answer by rules written apart from those that asked."""
-    groups = [[t for t in things if name <= {t.color, t.shape, t.size}] for name in bare(question.text)]
+    groups = [
+        [t for t in things if name <= {t.color, t.shape, t.size}] for name in bare(question.text)
+    ]
     match question.family:
         case "attribute":
             return groups[0][0].size
@@ -90,7 +95,12 @@ class TestQuestions:
                     assert sum(name <= {t.color, t.shape, t.size} for t in scene.things) == 1
 
     def test_no_answer_dominates(self) -> None:
-        for family, most in (("attribute", 0.6), ("existence", 0.6), ("relation", 0.35), ("count", 0.4)):
+        for family, most in (
+            ("attribute", 0.6),
+            ("existence", 0.6),
+            ("relation", 0.35),
+            ("count", 0.4),
+        ):
             answers = Counter(question.answer for _, question in asked(family))
             assert max(answers.values()) < most * answers.total(), family
 

@@ -28,7 +28,9 @@ def rows() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number in range(10):
         image = f"photos/{number}.png"
-        found.append({"image": image, "question": f"What is {number}?", "answers": ["Big Dog", str(number)]})
+        found.append(
+            {"image": image, "question": f"What is {number}?", "answers": ["Big Dog", str(number)]}
+        )
         found.append({"image": image, "question": "Where is it?", "box": [10, 10, 30, 30]})
     return found
 
@@ -43,9 +45,12 @@ def custom(folder: Path, content: list[dict[str, Any]] | None = None, **options:
 
 class TestScore:
     @pytest.mark.parametrize(
-        ("prediction", "score"), [("big dog", 1), (" Big Dog\n", 1), ("0", 1), ("dog", 0), ("Big Dog.", 0), ("", 0)]
+        ("prediction", "score"),
+        [("big dog", 1), (" Big Dog\n", 1), ("0", 1), ("dog", 0), ("Big Dog.", 0), ("", 0)],
     )
-    def test_words_match_but_for_case_and_outer_spaces(self, folder: Path, prediction: str, score: float) -> None:
+    def test_words_match_but_for_case_and_outer_spaces(
+        self, folder: Path, prediction: str, score: float
+    ) -> None:
         data = custom(folder)
         assert data.score(data[0], prediction) == score
         assert not data.teacher_forced(data[0])
@@ -53,9 +58,13 @@ class TestScore:
     def test_the_numbers_of_both_kinds(self, folder: Path) -> None:
         """Right: two of three in words, two of three boxes with IoU 1, 0.5 and 1/3."""
         said = ["0", "[10, 10, 30, 30]", "2", "(10,10),(20,30)", "big dog", "[20, 10, 40, 30]"]
-        assert official(custom(folder), said) == pytest.approx({"accuracy": 66.666667, "mean_iou": 61.111111})
+        assert official(custom(folder), said) == pytest.approx(
+            {"accuracy": 66.666667, "mean_iou": 61.111111}
+        )
 
-    def test_without_boxes_there_is_no_iou_and_no_coordinates_are_needed(self, folder: Path) -> None:
+    def test_without_boxes_there_is_no_iou_and_no_coordinates_are_needed(
+        self, folder: Path
+    ) -> None:
         data = Custom("all", source=str(write_jsonl(folder / "words.jsonl", rows()[::2])))
         assert official(data, ["0", "1", "3"]) == pytest.approx({"accuracy": 66.666667})
         assert (data.answer_tokens, custom(folder).answer_tokens) == (16, 64)
@@ -65,7 +74,10 @@ class TestRows:
     def test_samples(self, folder: Path) -> None:
         data = custom(folder)
         words, box = data[4], data[5]
-        assert (words.uid, box.uid) == ("custom/all/photos/2.png/row5", "custom/all/photos/2.png/row6")
+        assert (words.uid, box.uid) == (
+            "custom/all/photos/2.png/row5",
+            "custom/all/photos/2.png/row6",
+        )
         assert (words.question, words.answers, words.box) == ("What is 2?", ("Big Dog", "2"), None)
         assert (box.answers, box.box, box.region) == (
             ("[10, 10, 30, 30]",),
@@ -75,11 +87,19 @@ class TestRows:
         assert words.images[0] is box.images[0]
 
     def test_several_images_one_answer_ids_and_another_folder(self, folder: Path) -> None:
-        row = {"image": ["1.png", "2.png"], "question": "Same?", "answers": 7, "id": "a/b", "box": None}
+        row = {
+            "image": ["1.png", "2.png"],
+            "question": "Same?",
+            "answers": 7,
+            "id": "a/b",
+            "box": None,
+        }
         path = write_jsonl(folder / "data.jsonl", [row])
         sample = Custom("all", source=str(path), images=str(folder / "photos"))[0]
         assert (sample.uid, sample.answers) == ("custom/all/1.png/a_b", ("7",))
-        assert [image.tobytes() for image in sample.images] == [picture(n, (100, 50)).tobytes() for n in (1, 2)]
+        assert [image.tobytes() for image in sample.images] == [
+            picture(n, (100, 50)).tobytes() for n in (1, 2)
+        ]
 
     def test_a_huge_image_is_scaled_down_with_its_box(self, folder: Path) -> None:
         sample = custom(folder, max_pixels=1250)[1]
@@ -87,17 +107,33 @@ class TestRows:
 
     def test_parquet_with_the_images_inside(self, folder: Path) -> None:
         content = [
-            {"image": encoded(number, (30, 20)), "question": "What?", "answers": [str(number)], "box": None}
+            {
+                "image": encoded(number, (30, 20)),
+                "question": "What?",
+                "answers": [str(number)],
+                "box": None,
+            }
             for number in range(3)
         ]
-        content.append({"image": encoded(0, (30, 20)), "question": "Where?", "answers": None, "box": [1, 2, 3, 4]})
+        content.append(
+            {
+                "image": encoded(0, (30, 20)),
+                "question": "Where?",
+                "answers": None,
+                "box": [1, 2, 3, 4],
+            }
+        )
         table = datasets.Dataset.from_list(content).cast_column("image", datasets.Image())
         table.to_parquet(folder / "data.parquet")
         data = Custom("all", source=str(folder / "data.parquet"), coordinates="absolute")
         samples = take(data, range(4))
         assert [sample.answers for sample in samples] == [("0",), ("1",), ("2",), ("[1, 2, 3, 4]",)]
         assert samples[1].images[0].tobytes() == picture(1, (30, 20)).tobytes()
-        assert samples[0].uid.split("/")[2] == samples[3].uid.split("/")[2] != samples[1].uid.split("/")[2]
+        assert (
+            samples[0].uid.split("/")[2]
+            == samples[3].uid.split("/")[2]
+            != samples[1].uid.split("/")[2]
+        )
 
 
 class TestSplits:
@@ -106,24 +142,44 @@ class TestSplits:
     ) -> None:
         many = [{"image": f"{n // 3}.png", "question": "?", "answers": "x"} for n in range(3000)]
         with caplog.at_level(logging.INFO):
-            parts = {split: custom(folder, many, split=split) for split in ("train", "val", "test", "all")}
+            parts = {
+                split: custom(folder, many, split=split)
+                for split in ("train", "val", "test", "all")
+            }
         lengths = {name: len(part) for name, part in parts.items()}
         assert lengths == {"train": 2466, "val": 288, "test": 246, "all": 3000}
-        assert f"{folder}/data.jsonl has no column split: test 246, train 2466, val 288" in caplog.text
-        images = [{part.at(i) // 3 for i in range(len(part))} for name, part in parts.items() if name != "all"]
+        assert (
+            f"{folder}/data.jsonl has no column split: test 246, train 2466, val 288" in caplog.text
+        )
+        images = [
+            {part.at(i) // 3 for i in range(len(part))}
+            for name, part in parts.items()
+            if name != "all"
+        ]
         assert sum(map(len, images)) == len(set.union(*images)) == 1000
 
     def test_a_column_decides_where_there_is_one(self, folder: Path) -> None:
         content = [{**row, "split": "dev" if n < 5 else "train"} for n, row in enumerate(rows())]
-        assert [len(custom(folder, content, split=name)) for name in ("dev", "train", "all")] == [5, 15, 20]
-        with pytest.raises(UserError, match=r"no rows in split val \(dev 5, train 15\): use split=all or another one"):
+        assert [len(custom(folder, content, split=name)) for name in ("dev", "train", "all")] == [
+            5,
+            15,
+            20,
+        ]
+        with pytest.raises(
+            UserError,
+            match=r"no rows in split val \(dev 5, train 15\): use split=all or another one",
+        ):
             custom(folder, content, split="val")
         del content[7]["split"]
-        with pytest.raises(UserError, match=r"data\.jsonl, line 8: split is missing; give every row one, or none"):
+        with pytest.raises(
+            UserError, match=r"data\.jsonl, line 8: split is missing; give every row one, or none"
+        ):
             custom(folder, content)
 
     def test_too_few_images_for_every_part(self, folder: Path) -> None:
-        with pytest.raises(UserError, match=r"data\.jsonl has no rows in split val \(train 2\): use split=all"):
+        with pytest.raises(
+            UserError, match=r"data\.jsonl has no rows in split val \(train 2\): use split=all"
+        ):
             custom(folder, rows()[:2], split="val")
 
 
@@ -135,14 +191,17 @@ class TestErrors:
             ({"question": 3}, "(empty question: question=3; write a text)"),
             (
                 {"image": "photos/77.png"},
-                "(missing image file: FOLDER/photos/77.png does not exist; image='photos/77.png' in FOLDER; "
-                "mend it, or dataset.images)",
+                (
+                    "(missing image file: FOLDER/photos/77.png does not exist; "
+                    "image='photos/77.png' in FOLDER; mend it, or dataset.images)"
+                ),
             ),
             ({"image": None}, "(no image: image='' in FOLDER; mend it, or dataset.images)"),
             ({"image": []}, "(no image: image='' in FOLDER; mend it, or dataset.images)"),
             (
                 {"image": "data.jsonl"},
-                '(broken image: FOLDER/data.jsonl begins with b\'{"image": "p\'; give PNG, JPEG, WebP or the like; '
+                '(broken image: FOLDER/data.jsonl begins with b\'{"image": "p\'; '
+                "give PNG, JPEG, WebP or the like; "
                 "image='data.jsonl' in FOLDER; mend it, or dataset.images)",
             ),
             ({"box": None}, "(no answer: answers=None; give a text or a list of texts, or a box)"),
@@ -150,7 +209,10 @@ class TestErrors:
                 {"box": None, "answers": ["", None]},
                 "(no answer: answers=['', None]; give a text or a list of texts, or a box)",
             ),
-            ({"answers": "x"}, "(answers and a box: answers='x', box=[10, 10, 30, 30]; leave one of them out)"),
+            (
+                {"answers": "x"},
+                "(answers and a box: answers='x', box=[10, 10, 30, 30]; leave one of them out)",
+            ),
             (
                 {"box": [10, 10, 30]},
                 "(no box: box=[10, 10, 30]; give [x1, y1, x2, y2] in pixels)",
@@ -161,12 +223,18 @@ class TestErrors:
             ),
             (
                 {"box": [30, 10, 10, 30]},
-                "(empty box: box=[30, 10, 10, 30]; give [x1, y1, x2, y2] with x1 < x2 and y1 < y2, or",
+                (
+                    "(empty box: box=[30, 10, 10, 30]; give [x1, "
+                    "y1, x2, y2] with x1 < x2 and y1 < y2, or"
+                ),
             ),
             ({"box": [1, 2, None, 3]}, "(no box: box=[1, 2, None, 3]; give"),
             (
                 {"box": [100, 0, 120, 20]},
-                "(box outside of the image: box=[100, 0, 120, 20], and the image is 100 x 50 pixels)",
+                (
+                    "(box outside of the image: box=[100, 0, "
+                    "120, 20], and the image is 100 x 50 pixels)"
+                ),
             ),
             (
                 {"image": ["photos/1.png", "photos/2.png"]},
@@ -174,13 +242,18 @@ class TestErrors:
             ),
         ],
     )
-    def test_name_line_column_value_and_remedy(self, folder: Path, change: dict[str, Any], sentence: str) -> None:
+    def test_name_line_column_value_and_remedy(
+        self, folder: Path, change: dict[str, Any], sentence: str
+    ) -> None:
         content = rows()
         content[3] |= change
         data = custom(folder, content)
         with pytest.raises(UserError) as error:
             take(data, range(20))
-        start = f"custom: {folder}/data.jsonl, line 4 has a fault {sentence.replace('FOLDER', str(folder))}"
+        start = (
+            f"custom: {folder}/data.jsonl, line 4 has a fault "
+            f"{sentence.replace('FOLDER', str(folder))}"
+        )
         assert str(error.value).startswith(start)
         assert str(error.value).endswith("or raise dataset.max_bad_rows.")
 
@@ -203,32 +276,44 @@ class TestErrors:
         both = [{"box": None, "answers": None, **row} for row in content]
         datasets.Dataset.from_list(both).to_parquet(folder / "data.parquet")
         with pytest.raises(UserError, match=r"data\.parquet, row 4 has a fault"):
-            take(Custom("all", source=str(folder / "data.parquet"), coordinates="absolute"), range(20))
+            take(
+                Custom("all", source=str(folder / "data.parquet"), coordinates="absolute"),
+                range(20),
+            )
 
     def test_a_missing_column_is_refused_at_once(self, folder: Path) -> None:
         renamed = [{"picture": row["image"], "question": "?", "label": "x"} for row in rows()]
         with pytest.raises(UserError) as error:
             custom(folder, renamed)
         assert str(error.value) == (
-            f"{folder}/data.jsonl has no column image, answers (or box), only label, picture, question: "
-            "rename or add it."
+            f"{folder}/data.jsonl has no column image, answers (or "
+            "box), only label, picture, question: rename or add it."
         )
 
     def test_an_id_twice_is_refused(self, folder: Path) -> None:
-        content = [{**row, "id": 7 if number in (2, 11) else number + 100} for number, row in enumerate(rows())]
+        content = [
+            {**row, "id": 7 if number in (2, 11) else number + 100}
+            for number, row in enumerate(rows())
+        ]
         with pytest.raises(UserError) as error:
             custom(folder, content)
         path = folder / "data.jsonl"
-        assert str(error.value) == f"{path}, line 12: id=7 is also that of {path}, line 3; give each row its own."
+        assert (
+            str(error.value)
+            == f"{path}, line 12: id=7 is also that of {path}, line 3; give each row its own."
+        )
 
     def test_no_data(self, folder: Path) -> None:
         with pytest.raises(
-            UserError, match=r"^dataset=custom needs your data: set dataset\.source=<a \.jsonl, \.json, "
+            UserError,
+            match=r"^dataset=custom needs your data: set dataset\.source=<a \.jsonl, \.json, ",
         ):
             Custom()
         with pytest.raises(UserError, match=r"^nowhere\.jsonl is no file: set dataset\.source=<"):
             Custom(source="nowhere.jsonl")
-        with pytest.raises(UserError, match=r"dataset\.images must be a folder, got /nowhere; use the one"):
+        with pytest.raises(
+            UserError, match=r"dataset\.images must be a folder, got /nowhere; use the one"
+        ):
             custom(folder, images="/nowhere")
         with pytest.raises(UserError, match=r"data\.jsonl is empty: it holds no row"):
             custom(folder, [])

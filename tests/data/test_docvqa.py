@@ -54,7 +54,9 @@ def rows() -> list[dict[str, Any]]:
 
 class TestScore:
     def test_of_each_answer(self) -> None:
-        assert [anls(said, answers) for answers, said, _ in ASKED] == pytest.approx([score for _, _, score in ASKED])
+        assert [anls(said, answers) for answers, said, _ in ASKED] == pytest.approx(
+            [score for _, _, score in ASKED]
+        )
 
     def test_the_number(self, tmp_path: Path) -> None:
         """13.361648 of 20."""
@@ -74,7 +76,10 @@ class TestRows:
         data = DocVQA(source=str(tmp_path))
         sample = data[11]
         assert sample.uid == "docvqa/test/pybv0228-83/49164"
-        assert sample.question == "What is in line 11?\nAnswer the question using a single word or phrase."
+        assert (
+            sample.question
+            == "What is in line 11?\nAnswer the question using a single word or phrase."
+        )
         assert sample.answers == ("T. Smith", "Thomas Smith")
         assert sample.images[0] is data[10].images[0]
         assert data.answer_tokens == 32

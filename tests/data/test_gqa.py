@@ -26,7 +26,9 @@ ASKED = [
 SAID = [said for _, said, _ in ASKED]
 
 
-def write(folder: Path, split: str = "testdev", questions: list[dict[str, Any]] | None = None) -> str:
+def write(
+    folder: Path, split: str = "testdev", questions: list[dict[str, Any]] | None = None
+) -> str:
     """The tables of one split; three images, of which the last is asked first."""
     images = [{"id": f"n{place}", "image": as_text(encoded(place))} for place in range(3)]
     for name, rows in (("images", images), ("instructions", questions or asked())):
@@ -59,7 +61,9 @@ def asked() -> list[dict[str, Any]]:
 class TestScore:
     def test_exact_match_but_for_case_and_punctuation(self, tmp_path: Path) -> None:
         data = GQA(source=write(tmp_path))
-        assert [data.score(data[i], said) for i, said in enumerate(SAID)] == [right for _, _, right in ASKED]
+        assert [data.score(data[i], said) for i, said in enumerate(SAID)] == [
+            right for _, _, right in ASKED
+        ]
         assert official(data, SAID) == pytest.approx({"accuracy": 40})
 
 
@@ -68,7 +72,9 @@ class TestRows:
         data = GQA(source=write(tmp_path))
         sample = data[1]
         assert sample.uid == "gqa/test/n2/201307001"
-        assert sample.question == "Is it thing 1?\nAnswer the question using a single word or phrase."
+        assert (
+            sample.question == "Is it thing 1?\nAnswer the question using a single word or phrase."
+        )
         assert sample.answers == ("yes",)
         assert sample.images[0].tobytes() == picture(2).tobytes()
         assert sample.images[0] is data[0].images[0]
@@ -84,7 +90,10 @@ class TestRows:
     def test_each_split_has_its_own_tables(self, tmp_path: Path) -> None:
         for split in ("train", "val"):
             write(tmp_path, split, asked()[: 3 if split == "val" else 5])
-        assert (len(GQA("train", source=str(tmp_path))), len(GQA("val", source=str(tmp_path)))) == (5, 3)
+        assert (len(GQA("train", source=str(tmp_path))), len(GQA("val", source=str(tmp_path)))) == (
+            5,
+            3,
+        )
 
     def test_a_single_file_has_the_images_itself(self, tmp_path: Path) -> None:
         rows = [{**row, "image": as_text(encoded(7))} for row in asked()]
@@ -102,5 +111,7 @@ class TestRows:
 
     def test_questions_without_answers_are_refused(self, tmp_path: Path) -> None:
         bad = [{key: value for key, value in row.items() if key != "answer"} for row in asked()]
-        with pytest.raises(UserError, match=r"gqa: row 0 has a fault \(no column 'answer'\), and with it 1 of 10"):
+        with pytest.raises(
+            UserError, match=r"gqa: row 0 has a fault \(no column 'answer'\), and with it 1 of 10"
+        ):
             take(GQA(source=write(tmp_path, questions=bad)), range(10))

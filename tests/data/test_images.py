@@ -44,10 +44,16 @@ def png(depth: int, color: int, rows: bytes, key: bytes = b"") -> bytes:
     """A file as Pillow cannot write it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, color, 0, 0, 0)
-    parts = [chunk(b"IHDR", head), chunk(b"tRNS", key) if key else b"", chunk(b"IDAT", zlib.compress(rows))]
+    parts = [
+        chunk(b"IHDR", head),
+        chunk(b"tRNS", key) if key else b"",
+        chunk(b"IDAT", zlib.compress(rows)),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
 
 
@@ -74,9 +80,32 @@ class TestOrientation:
     def test_all_eight_stand_as_viewers_show_them(self, kind: str) -> None:
         """The sides of the stored picture, clockwise from the top: red, green, blue, white."""
         pixels = np.zeros((48, 64, 3), np.uint8)
-        pixels[:8], pixels[8:, 56:], pixels[40:, 8:56], pixels[8:40, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255), 255
-        tops = {1: "red", 2: "red", 3: "blue", 4: "blue", 5: "white", 6: "white", 7: "green", 8: "green"}
-        lefts = {1: "white", 2: "green", 3: "green", 4: "white", 5: "red", 6: "blue", 7: "blue", 8: "red"}
+        pixels[:8], pixels[8:, 56:], pixels[40:, 8:56], pixels[8:40, :8] = (
+            (255, 0, 0),
+            (0, 255, 0),
+            (0, 0, 255),
+            255,
+        )
+        tops = {
+            1: "red",
+            2: "red",
+            3: "blue",
+            4: "blue",
+            5: "white",
+            6: "white",
+            7: "green",
+            8: "green",
+        }
+        lefts = {
+            1: "white",
+            2: "green",
+            3: "green",
+            4: "white",
+            5: "red",
+            6: "blue",
+            7: "blue",
+            8: "red",
+        }
         names = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 1): "white"}
         for orientation in range(1, 9):
             exif = Image.Exif()
@@ -86,10 +115,13 @@ class TestOrientation:
             result = read_picture(content)
             assert result.size == result.image.size == ((64, 48) if orientation < 5 else (48, 64))
             middle = result.image.width // 2, result.image.height // 2
-            top, left = result.image.getpixel((middle[0], 3)), result.image.getpixel((3, middle[1]))
-            colors = [names[tuple(int(value > 128) for value in pixel)] for pixel in (top, left)]  # type: ignore
+            places = (middle[0], 3), (3, middle[1])  # at the top, and at the left
+            edges: Any = [result.image.getpixel(place) for place in places]
+            bits = [tuple(int(value > 128) for value in pixel) for pixel in edges]
+            colors = [names[color] for color in bits]
             assert colors == [tops[orientation], lefts[orientation]]
-            # As an object, also after a conversion, which keeps the facts of the file; and never twice.
+            # As an object, also after a conversion, which keeps the facts of the file; and never
+            # twice.
             opened = Image.open(io.BytesIO(content))
             assert shown_size(content) == shown_size(Image.open(io.BytesIO(content))) == result.size
             for again in (opened, opened.convert("RGB"), result.image):
@@ -102,13 +134,17 @@ class TestOrientation:
         Image.new("RGB", (64, 32)).save(tmp_path / "a.jpg", exif=exif)
         row = {"image": "a.jpg", "question": "Where?", "box": [0, 33, 32, 63]}
         (tmp_path / "d.jsonl").write_text(json.dumps(row))
-        data = Custom("all", source=str(tmp_path / "d.jsonl"), coordinates="absolute", max_pixels=512)
+        data = Custom(
+            "all", source=str(tmp_path / "d.jsonl"), coordinates="absolute", max_pixels=512
+        )
         assert (data[0].images[0].size, data.original_size) == ((16, 32), (32, 64))
         assert data[0].box == (0.0, 16.5, 16.0, 31.5)
 
     def test_what_is_no_picture_has_no_size(self, tmp_path: Path) -> None:
         (tmp_path / "text.png").write_text("no image")
-        assert [shown_size(value, tmp_path) for value in ("text.png", "absent.png", b"", None, 3)] == [None] * 5
+        assert [
+            shown_size(value, tmp_path) for value in ("text.png", "absent.png", b"", None, 3)
+        ] == [None] * 5
 
     def test_damaged_facts_leave_the_picture(self) -> None:
         content = stored(Image.fromarray(GREY), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff junk")
@@ -141,21 +177,31 @@ class TestModes:
 
     def test_twelve_bits(self) -> None:
         pairs = (RAMP.astype(int) * 4095 // 255).reshape(-1, 2)
-        pixels = b"".join(bytes([x >> 4, (x & 15) << 4 | y >> 8, y & 255]) for x, y in pairs.tolist())
+        pixels = b"".join(
+            bytes([x >> 4, (x & 15) << 4 | y >> 8, y & 255]) for x, y in pairs.tolist()
+        )
         assert np.abs(seen(tiff(12, 1, pixels)) - GREY).max() <= 1
 
-    @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "LA", "La", "RGBa"])
+    @pytest.mark.parametrize(
+        "mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "LA", "La", "RGBa"]
+    )
     def test_colors_of_every_mode(self, mode: str) -> None:
         image = Image.new("RGB", (6, 4), (200, 40, 90))
         if mode == "LAB":
             to_lab = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
-            image = ImageCms.profileToProfile(image, *to_lab, outputMode="LAB")  # type: ignore[assignment]
+            converted = ImageCms.profileToProfile(image, *to_lab, outputMode="LAB")
+            assert converted is not None
+            image = converted
         else:
             image = image.quantize(2) if mode == "P" else image
-            for step in {"La": ("LA", "La"), "LA": ("LA",), "RGBa": ("RGBA", "RGBa")}.get(mode, (mode,)):
+            for step in {"La": ("LA", "La"), "LA": ("LA",), "RGBa": ("RGBA", "RGBa")}.get(
+                mode, (mode,)
+            ):
                 image = image.convert(step)
         assert image.mode == mode
-        wanted = {"1": (0, 0, 0), "L": (93,) * 3, "LA": (93,) * 3, "La": (93,) * 3}.get(mode, (200, 40, 90))
+        wanted = {"1": (0, 0, 0), "L": (93,) * 3, "LA": (93,) * 3, "La": (93,) * 3}.get(
+            mode, (200, 40, 90)
+        )
         if mode == "1":
             image = Image.new("1", (6, 4), 0)
         assert np.abs(seen(image) - np.array(wanted)).max() <= 6
@@ -180,7 +226,12 @@ class TestTransparency:
 
     def test_alpha_channels(self) -> None:
         layers = Image.fromarray(np.dstack([self.HIDDEN, np.where(LEFT, 0, 255).astype(np.uint8)]))
-        values = [layers, stored(layers, "PNG"), stored(layers, "WEBP", lossless=True), layers.convert("RGBa")]
+        values = [
+            layers,
+            stored(layers, "PNG"),
+            stored(layers, "WEBP", lossless=True),
+            layers.convert("RGBa"),
+        ]
         deep = np.stack([DEEP, np.where(LEFT, 0, 65535)], -1)
         for value in [*values, stored(layers, "TIFF"), png(16, 4, lines(deep))]:
             assert (seen(value) == BLANK_LEFT).all()
@@ -203,7 +254,8 @@ class TestTransparency:
         assert (seen(stored(Image.fromarray(RAMP), "PNG", transparency=0)) == black).all()
         assert (seen(stored(Image.fromarray(DEEP), "PNG", transparency=0)) == black).all()
         assert (seen(png(16, 2, lines(np.stack([DEEP] * 3, -1)), b"\0" * 6)) == black).all()
-        packed = b"".join(b"\0" + bytes([0b00011011] * 16) for _ in range(HEIGHT))  # gray of two bits: 0 1 2 3 ...
+        # gray of two bits: 0 1 2 3 ...
+        packed = b"".join(b"\0" + bytes([0b00011011] * 16) for _ in range(HEIGHT))
         assert (seen(png(2, 0, packed, b"\0\1"))[0, :4, 0] == [0, 255, 170, 255]).all()
 
     def test_the_callers_object_stays_as_it_is(self) -> None:
@@ -244,7 +296,11 @@ class TestReasons:
             (stored(picture(0, (99, 99)), "PNG")[:2000], "broken image", "truncated"),
             (stored(picture(0, (99, 99)), "JPEG")[:2000], "broken image", "truncated"),
             (stored(picture(0), "PNG")[:20], "broken image", "Truncated"),
-            (b"<!DOCTYPE html><html>", "broken image", "it is a web page; download the image itself"),
+            (
+                b"<!DOCTYPE html><html>",
+                "broken image",
+                "it is a web page; download the image itself",
+            ),
             (b"version https://git-lfs.github.com/spec/v1", "broken image", "git lfs pull"),
             (b"\0\0\0\x18ftypheic", "broken image", "HEIC; convert it"),
             (b"hello", "broken image", "begins with b'hello'"),
@@ -253,9 +309,21 @@ class TestReasons:
             ("x" * 500, "missing image file", "name too long"),
             ("data:text/plain,hi", "broken image", "not base64"),
             (Image.fromarray(RAMP.astype(np.float32) - 5), "values out of range", "from -5 to 250"),
-            (Image.fromarray(np.full((2, 2), np.nan, np.float32)), "values out of range", "not a number"),
-            (Image.fromarray(np.full((2, 2), 1 << 20, np.int32)), "values out of range", "1.04858e"),
-            (Image.new("1", (20_000_000, 1)), "too many pixels", "20000000 x 1 = 20000000 > 16777216"),
+            (
+                Image.fromarray(np.full((2, 2), np.nan, np.float32)),
+                "values out of range",
+                "not a number",
+            ),
+            (
+                Image.fromarray(np.full((2, 2), 1 << 20, np.int32)),
+                "values out of range",
+                "1.04858e",
+            ),
+            (
+                Image.new("1", (20_000_000, 1)),
+                "too many pixels",
+                "20000000 x 1 = 20000000 > 16777216",
+            ),
             (Image.new("1", (20_000, 10_000)), "too many pixels", "= 200000000 > 178956970"),
         ],
     )
@@ -271,10 +339,14 @@ class TestReasons:
         (tmp_path / "d.jsonl").write_text(json.dumps(row))
         source = str(tmp_path / "d.jsonl")
         with pytest.raises(
-            UserError, match=r"too many pixels: 20000000 x 1 = 20000000 > 16777216.*dataset\.max_pixels"
+            UserError,
+            match=r"too many pixels: 20000000 x 1 = 20000000 > 16777216.*dataset\.max_pixels",
         ):
             Custom("all", source=source, max_bad_rows=0.0)[0]
-        assert Custom("all", source=source, max_pixels=20_000_000)[0].images[0].size == (20_000_000, 1)
+        assert Custom("all", source=source, max_pixels=20_000_000)[0].images[0].size == (
+            20_000_000,
+            1,
+        )
 
     def test_what_a_model_refuses_is_damage_and_training_goes_on(self, tmp_path: Path) -> None:
         content = [{"image": f"{n}.png", "question": "q", "answers": "a"} for n in range(4)]
@@ -282,7 +354,11 @@ class TestReasons:
             picture(number, (4 + 96 * (number == 2), 4)).save(tmp_path / f"{number}.png")
         (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, content)))
         data = Custom("all", source=str(tmp_path / "d.jsonl"), max_bad_rows=0.5)
-        data.read_by(SimpleNamespace(refusal=lambda s: ("wide", "100 x 4") if s.images[0].width > 9 else None))
+        data.read_by(
+            SimpleNamespace(
+                refusal=lambda s: ("wide", "100 x 4") if s.images[0].width > 9 else None
+            )
+        )
         read = [sample.images[0].width for batch in PromptStream(data, 4, 0, 2) for sample in batch]
         assert read == [4] * 8
         assert data.damage == {"wide": 1}

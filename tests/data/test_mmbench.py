@@ -1,4 +1,5 @@
-"""MMBench: circular evaluation, vanilla accuracy, categories, and rows with and without their rotations."""
+"""MMBench: circular evaluation, vanilla accuracy, categories, and rows with and without their
+rotations."""
 
 import math
 from pathlib import Path
@@ -22,7 +23,9 @@ ASKED = [
 SAID = ["B", "A. cat", "(d)", "Cat", "A", "A", "B", "The answer is B", "a"]
 
 
-def row(index: int, options: list[str | None], answer: str, hint: str | None, category: str) -> dict[str, Any]:
+def row(
+    index: int, options: list[str | None], answer: str, hint: str | None, category: str
+) -> dict[str, Any]:
     return {
         "index": index,
         "question": f"Which is it, {index % 1000}?",
@@ -71,7 +74,11 @@ class TestScore:
     def test_a_question_with_a_pass_missing_is_vanilla_only(self, mmbench: MMBench) -> None:
         """All of question 5, the first pass of 7."""
         numbers = official(mmbench, SAID, range(5))
-        assert (numbers["accuracy"], numbers["vanilla"], numbers[f"accuracy/{COARSE}"]) == (100, 100, 100)
+        assert (numbers["accuracy"], numbers["vanilla"], numbers[f"accuracy/{COARSE}"]) == (
+            100,
+            100,
+            100,
+        )
         assert math.isnan(numbers[f"accuracy/{LOGIC}"])
 
     def test_always_the_same_letter_is_never_right(self, mmbench: MMBench) -> None:
@@ -96,15 +103,23 @@ class TestRows:
     def test_prompts(self, mmbench: MMBench) -> None:
         end = "Answer with the option's letter from the given choices directly."
         assert mmbench[1].question == f"Which is it, 5?\nA. cat\nB. cow\nC. hen\nD. dog\n{end}"
-        assert mmbench[4].question == f"Arrows show the way.\nWhich is it, 7?\nA. left\nB. right\n{end}"
-        assert mmbench[5].question == f"Arrows show the way.\nWhich is it, 7?\nA. right\nB. left\n{end}"
+        assert (
+            mmbench[4].question
+            == f"Arrows show the way.\nWhich is it, 7?\nA. left\nB. right\n{end}"
+        )
+        assert (
+            mmbench[5].question
+            == f"Arrows show the way.\nWhich is it, 7?\nA. right\nB. left\n{end}"
+        )
         assert mmbench[0].images[0] is mmbench[3].images[0]
         assert mmbench[0].family == COARSE
 
     def test_a_table_of_first_passes_asks_the_same(self, mmbench: MMBench, tmp_path: Path) -> None:
         plain = [one for one in rows() if one["index"] < 1_000_000]
         other = MMBench(source=str(write_jsonl(tmp_path / "plain.jsonl", plain)))
-        asked = [[(s.uid, s.question, s.answers) for s in take(d, range(9))] for d in (mmbench, other)]
+        asked = [
+            [(s.uid, s.question, s.answers) for s in take(d, range(9))] for d in (mmbench, other)
+        ]
         assert asked[0] == asked[1]
         assert len(asked[0]) == len(other) == 9
 
@@ -116,7 +131,12 @@ class TestRows:
         bad.append(row(11, ["one", "nan", "nan", "nan"], "A", None, LOGIC))
         mmbench = MMBench(source=str(write_jsonl(tmp_path / "dev.jsonl", bad)), max_bad_rows=1.0)
         assert take(mmbench, range(10)) == []
-        assert mmbench.damage == {"broken image": 4, "no answer": 2, "empty question": 3, "no options": 1}
+        assert mmbench.damage == {
+            "broken image": 4,
+            "no answer": 2,
+            "empty question": 3,
+            "no options": 1,
+        }
 
     def test_limit_and_splits(self, tmp_path: Path) -> None:
         path = str(write_jsonl(tmp_path / "dev.jsonl", rows()))

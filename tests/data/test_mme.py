@@ -129,8 +129,15 @@ class TestRows:
     def test_a_sample(self, mme: MME) -> None:
         sample = mme[3]
         assert sample.uid == "mme/test/existence/0001.png/3"
-        assert sample.question == "Is it otherwise?\nAnswer the question using a single word or phrase."
-        assert (sample.answers, sample.family, sample.images[0].size) == (("no",), "existence", (24, 16))
+        assert (
+            sample.question
+            == "Is it otherwise?\nAnswer the question using a single word or phrase."
+        )
+        assert (sample.answers, sample.family, sample.images[0].size) == (
+            ("no",),
+            "existence",
+            (24, 16),
+        )
         assert sample.images[0] is mme[2].images[0]
         assert len(mme) == 30
 
@@ -151,7 +158,10 @@ class TestRows:
             "empty question": 1,
             "unknown subtask": 1,
         }
-        with pytest.raises(UserError, match=r"mme: row 0 has a fault \(broken image: .*\), and with it 1 of 30 rows"):
+        with pytest.raises(
+            UserError,
+            match=r"mme: row 0 has a fault \(broken image: .*\), and with it 1 of 30 rows",
+        ):
             take(MME(source=stored(tmp_path, bad)), range(30))
 
     def test_another_table_is_refused(self, tmp_path: Path) -> None:

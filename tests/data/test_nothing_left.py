@@ -21,7 +21,10 @@ from tprl.scoring.validation import ServedScore
 from tprl.stages.adapt import Adapt
 from tprl.stages.autoencoder import AutoencoderStage
 
-COUNTS = r"rows of custom that were read are damaged \(empty question: 1, missing image file: 2\), so there is nothing"
+COUNTS = (
+    r"rows of custom that were read are damaged \(empty question: 1, missing image file: 2\), "
+    "so there is nothing"
+)
 
 
 def data(folder: Path, good: int = 0) -> Custom:
@@ -49,7 +52,10 @@ def test_the_rows_of_a_limit(tmp_path: Path) -> None:
     rows = data(tmp_path, good=5)
     with pytest.raises(UserError, match=r"all 2 rows .* \(missing image file: 2\)"):
         evaluate(Scorer(ToyLVLM(), rows), rows, entries(), limit=2)
-    with pytest.raises(UserError, match=r"the only row of custom that was read is damaged \(missing image file: 1\)"):
+    with pytest.raises(
+        UserError,
+        match=r"the only row of custom that was read is damaged \(missing image file: 1\)",
+    ):
         evaluate(Scorer(ToyLVLM(), data(tmp_path)), data(tmp_path), entries(), limit=1)
 
 
@@ -65,6 +71,8 @@ def test_stages(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"all 3 {COUNTS} to take images from"):
         build_stage(AutoencoderStage, **options, images=4).setup("fit")
     served = ServedScore(lvlm, ToyDataset("val"), [0.5], limit=4)
-    adapt = build_stage(Adapt, **options, served=served, questions=0, budgets=[0.25, 0.5], keep_ratios=[0.3])
+    adapt = build_stage(
+        Adapt, **options, served=served, questions=0, budgets=[0.25, 0.5], keep_ratios=[0.3]
+    )
     with pytest.raises(UserError, match=f"all 3 {COUNTS} to learn budgets from"):
         adapt.setup("fit")

@@ -12,9 +12,22 @@ from tprl.data.benchmark import BadRow
 from tprl.types import Sample
 
 QUESTION = {"image": "a.png", "image_id": 1, "question_id": 1, "question": "Brand?"}
-PAGE = {"image": "a.png", "ucsf_document_id": 1, "ucsf_document_page_no": 1, "questionId": 1, "question": "Year?"}
+PAGE = {
+    "image": "a.png",
+    "ucsf_document_id": 1,
+    "ucsf_document_page_no": 1,
+    "questionId": 1,
+    "question": "Year?",
+}
 REGION = {"image": "a.png", "file_name": "x.png", "bbox": [1, 1, 10, 10]}
-SCIENCE = {"image": "a.png", "question": "q", "choices": ["yes", "no"], "answer": 1, "hint": None, "subject": None}
+SCIENCE = {
+    "image": "a.png",
+    "question": "q",
+    "choices": ["yes", "no"],
+    "answer": 1,
+    "hint": None,
+    "subject": None,
+}
 SEED = {
     "image": ["a.png"],
     "data_id": "1",
@@ -61,7 +74,12 @@ def dataset(tmp_path: Path, name: str, row: dict[str, Any], **options: Any) -> A
         "textvqa": "textvqa.TextVQA",
         "vqav2": "vqav2.VQAv2",
     }[name]
-    config = {"_target_": f"tprl.data.{target}", "source": str(path), "max_bad_rows": 1.0, **options}
+    config = {
+        "_target_": f"tprl.data.{target}",
+        "source": str(path),
+        "max_bad_rows": 1.0,
+        **options,
+    }
     return build(config, split="all" if name == "custom" else "test")
 
 
@@ -90,14 +108,18 @@ def first(tmp_path: Path, name: str, row: dict[str, Any], **options: Any) -> Sam
         ("scienceqa", {**SCIENCE, "answer": 1.0}, ("B", "no")),
     ],
 )
-def test_one_value_is_one_value(tmp_path: Path, name: str, row: dict[str, Any], answers: tuple[str, ...]) -> None:
+def test_one_value_is_one_value(
+    tmp_path: Path, name: str, row: dict[str, Any], answers: tuple[str, ...]
+) -> None:
     data = dataset(tmp_path, name, row)
     assert data[0].answers == answers
     assert data.score(data[0], answers[0]) == 1
 
 
 def test_one_expression_is_one_question(tmp_path: Path) -> None:
-    data = dataset(tmp_path, "refcoco", {**REGION, "answer": "the left man"}, coordinates="absolute")
+    data = dataset(
+        tmp_path, "refcoco", {**REGION, "answer": "the left man"}, coordinates="absolute"
+    )
     assert len(data) == 1
     assert "describes: the left man\n" in data[0].question
 
@@ -110,22 +132,36 @@ def test_one_ocr_word_is_one_word(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
-        ("scienceqa", {**SCIENCE, "choices": "yes"}, r"no options: got \['yes'\], write a list of two or more"),
+        (
+            "scienceqa",
+            {**SCIENCE, "choices": "yes"},
+            r"no options: got \['yes'\], write a list of two or more",
+        ),
         ("scienceqa", {**SCIENCE, "answer": True}, "no answer: got True"),
         ("scienceqa", {**SCIENCE, "answer": [1]}, "no answer"),
         ("seedbench", {**SEED, "answer": "BC"}, "no answer"),
         ("seedbench", {**SEED, "image": ["a.png", "a.png"]}, "no single image"),
         ("mmbench", {**MMBENCH, "answer": "AB"}, "no answer"),
-        ("gqa", {**GQA, "answer": ["a", "b"]}, r"value is not a text: got \['a', 'b'\], write one text"),
+        (
+            "gqa",
+            {**GQA, "answer": ["a", "b"]},
+            r"value is not a text: got \['a', 'b'\], write one text",
+        ),
         ("gqa", {**GQA, "question": {"text": "a"}}, "value is not a text"),
-        ("docvqa", {**PAGE, "answers": {"text": ["a"]}}, "value is not a text: got .* write a text or a list of texts"),
+        (
+            "docvqa",
+            {**PAGE, "answers": {"text": ["a"]}},
+            "value is not a text: got .* write a text or a list of texts",
+        ),
         ("textvqa", {**QUESTION, "answers": [["a"]]}, "value is not a text"),
         ("vqav2", {**VQA, "answers": [True]}, "value is not a text"),
         ("custom", {**QUESTION, "answers": ["a", {"b": 1}]}, "value is not a text"),
         ("custom", {**QUESTION, "answers": True}, "value is not a text"),
     ],
 )
-def test_what_is_neither_is_damage(tmp_path: Path, name: str, row: dict[str, Any], reason: str) -> None:
+def test_what_is_neither_is_damage(
+    tmp_path: Path, name: str, row: dict[str, Any], reason: str
+) -> None:
     data = dataset(tmp_path, name, row)
     with pytest.raises(BadRow, match=reason):
         data[0]

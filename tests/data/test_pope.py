@@ -58,7 +58,8 @@ def pope(tmp_path: Path) -> Pope:
 
 class TestScore:
     def test_the_numbers_of_twenty_answers(self, pope: Pope) -> None:
-        """True positives, false positives, misses, rejections: 2 2 2 2, 3 2 0 1, 0 2 2 2; together 5 6 4 5."""
+        """True positives, false positives, misses, rejections: 2 2 2 2, 3 2 0 1, 0 2 2 2; together
+        5 6 4 5."""
         expected = {
             "accuracy": 50,
             "precision": 45.4545,
@@ -91,7 +92,12 @@ class TestScore:
     def test_nothing_found_is_zero_and_no_division(self, pope: Pope) -> None:
         numbers = official(pope, ["no"] * 20)
         assert numbers["accuracy"] == pytest.approx(55)
-        assert (numbers["precision"], numbers["recall"], numbers["f1"], numbers["yes_rate"]) == (0, 0, 0, 0)
+        assert (numbers["precision"], numbers["recall"], numbers["f1"], numbers["yes_rate"]) == (
+            0,
+            0,
+            0,
+            0,
+        )
 
     @pytest.mark.parametrize(
         ("prediction", "meaning"),
@@ -124,7 +130,11 @@ class TestRows:
         assert sample.question == (
             "Is there a thing 9 in the image?\nAnswer the question using a single word or phrase."
         )
-        assert (sample.answers, sample.family, sample.images[0].size) == (("yes",), "popular", (24, 16))
+        assert (sample.answers, sample.family, sample.images[0].size) == (
+            ("yes",),
+            "popular",
+            (24, 16),
+        )
         assert sample.images[0] is pope[10].images[0]
         assert sample.images[0].tobytes() != pope[12].images[0].tobytes()
 
@@ -138,7 +148,9 @@ class TestRows:
         bad[5]["image"] = None
         del bad[6]["question"]
         pope = Pope(source=str(write_jsonl(tmp_path / "pope.jsonl", bad)), max_bad_rows=0.35)
-        assert [sample.uid.rpartition("-")[2] for sample in take(pope, range(20))] == [str(n) for n in range(7, 20)]
+        assert [sample.uid.rpartition("-")[2] for sample in take(pope, range(20))] == [
+            str(n) for n in range(7, 20)
+        ]
         assert pope.damage == {
             "broken image": 1,
             "no answer": 2,
@@ -156,8 +168,8 @@ class TestRows:
         with pytest.raises(UserError) as error:
             take(pope, range(20))
         assert str(error.value) == (
-            "pope: row 5 has a fault (no answer), and with it 2 of 20 rows (no answer: 2), more than "
-            f"max_bad_rows=0.05 allows: mend {path}, or raise dataset.max_bad_rows."
+            "pope: row 5 has a fault (no answer), and with it 2 of 20 rows (no answer: 2), "
+            f"more than max_bad_rows=0.05 allows: mend {path}, or raise dataset.max_bad_rows."
         )
 
     def test_limit_and_splits(self, tmp_path: Path) -> None:
@@ -168,5 +180,8 @@ class TestRows:
             Pope(source=path, limit=7)[7]
         with pytest.raises(UserError, match="limit must be at least 1 or null, got 0"):
             Pope(source=path, limit=0)
-        with pytest.raises(UserError, match="pope has no labelled split 'train', only test: train on another dataset"):
+        with pytest.raises(
+            UserError,
+            match="pope has no labelled split 'train', only test: train on another dataset",
+        ):
             Pope("train", source=path)

@@ -32,7 +32,9 @@ def rows() -> list[dict[str, Any]]:
         {
             "question_id": str(1719310 + place),
             "image": as_text(encoded(image, size)),
-            "question": "Please carefully observe the area circled in the image and come up with a caption.",
+            "question": (
+                "Please carefully observe the area circled in the image and come up with a caption."
+            ),
             "answer": expressions,
             "segmentation": [0.0, 0.0, 1.0, 1.0],
             "bbox": box,
@@ -71,7 +73,11 @@ class TestScore:
                 "[0.100, 0.200, 0.300, 0.600]",
                 "as fractions of the image's width and height, between 0 and 1",
             ),
-            ("thousand", "[100, 200, 300, 600]", "on a scale from 0 to 1000 for the image's width and height"),
+            (
+                "thousand",
+                "[100, 200, 300, 600]",
+                "on a scale from 0 to 1000 for the image's width and height",
+            ),
             ("resized", "[5, 20, 15, 60]", "in pixels"),  # of 50 x 100
         ],
     )
@@ -79,19 +85,28 @@ class TestScore:
         self, path: str, coordinates: str, text: str, words: str
     ) -> None:
         """An LVLM that sees half of the width and twice the height."""
-        lvlm = SimpleNamespace(name="m", coordinates=coordinates, seen_size=lambda w, h: (w // 2, 2 * h))
+        lvlm = SimpleNamespace(
+            name="m", coordinates=coordinates, seen_size=lambda w, h: (w // 2, 2 * h)
+        )
         data = RefCOCO(source=path)
         data.reads_boxes_as(lvlm)
         sample = data[0]
         assert sample.question == (
-            "Please provide the bounding box coordinate of the region this sentence describes: left dog\n"
-            f"Answer with one box [x1, y1, x2, y2] {words}."
+            "Please provide the bounding box coordinate of the region this sentence "
+            f"describes: left dog\nAnswer with one box [x1, y1, x2, y2] {words}."
         )
         assert sample.answers == (text,)
         assert data.iou(sample, text) == pytest.approx(1)
-        assert data.protocol.startswith("refcoco Acc@0.5 of the answer's first box, asked for one per expression")
+        assert data.protocol.startswith(
+            "refcoco Acc@0.5 of the answer's first box, asked for one per expression"
+        )
         assert data.protocol.endswith(f"; boxes in {coordinates} coordinates")
-        others = {"[10, 10, 30, 30]", "[0.1, 0.2, 0.3, 0.6]", "[100, 200, 300, 600]", "[5, 20, 15, 60]"} - {text}
+        others = {
+            "[10, 10, 30, 30]",
+            "[0.1, 0.2, 0.3, 0.6]",
+            "[100, 200, 300, 600]",
+            "[5, 20, 15, 60]",
+        } - {text}
         exact = [other for other in others if data.iou(sample, other) > 0.999]
         assert exact == (["[0.1, 0.2, 0.3, 0.6]"] if coordinates == "relative" else [])
 
@@ -106,18 +121,23 @@ class TestConvention:
         data = RefCOCO(source=path)
         data.reads_boxes_as(SimpleNamespace(name="toy"))
         with pytest.raises(
-            UserError, match=r"boxes of refcoco are written is not known: set dataset\.coordinates to one"
+            UserError,
+            match=r"boxes of refcoco are written is not known: set dataset\.coordinates to one",
         ):
             data[0]
 
     def test_resized_needs_a_model_that_says_how(self, path: str) -> None:
         data = RefCOCO(source=path, coordinates="resized")
         data.reads_boxes_as(SimpleNamespace(name="toy"))
-        with pytest.raises(UserError, match="coordinates=resized: toy does not say what size it sees"):
+        with pytest.raises(
+            UserError, match="coordinates=resized: toy does not say what size it sees"
+        ):
             data[0]
 
     def test_an_unknown_one_is_refused(self, path: str) -> None:
-        with pytest.raises(UserError, match=r"dataset\.coordinates must be one of absolute, .*, got percent"):
+        with pytest.raises(
+            UserError, match=r"dataset\.coordinates must be one of absolute, .*, got percent"
+        ):
             RefCOCO(source=path, coordinates="percent")
 
 
@@ -145,7 +165,8 @@ class TestRows:
     def test_the_same_from_parquet(self, path: str, tmp_path: Path) -> None:
         sizes = {1: (100, 50), 2: (40, 80)}
         stored = [
-            {**row, "image": encoded(number, sizes[number])} for row, number in zip(rows(), (1, 1, 2), strict=True)
+            {**row, "image": encoded(number, sizes[number])}
+            for row, number in zip(rows(), (1, 1, 2), strict=True)
         ]
         as_hub(stored).to_parquet(tmp_path / "testA.parquet")
         found = RefCOCO(source=str(tmp_path), coordinates="absolute")
@@ -156,7 +177,8 @@ class TestRows:
             assert one.images[0].tobytes() == other.images[0].tobytes()
 
     def test_a_huge_image_is_scaled_down_with_its_box(self, path: str) -> None:
-        sample = RefCOCO(source=path, coordinates="absolute", max_pixels=1250)[0]  # a quarter of 100 x 50
+        # a quarter of 100 x 50
+        sample = RefCOCO(source=path, coordinates="absolute", max_pixels=1250)[0]
         assert sample.images[0].size == (50, 25)
         assert sample.box == (5.0, 5.0, 15.0, 15.0)
         assert sample.answers == ("[5, 5, 15, 15]",)
@@ -165,17 +187,23 @@ class TestRows:
         for number, split in enumerate(("testA", "testB", "test", "val")):
             write_jsonl(tmp_path / f"{split}.jsonl", rows()[: 1 + number % 3])
         source = str(tmp_path)
-        lengths = {name: len(RefCOCO(name, source=source)) for name in ("refcoco", "refcoco_plus", "refcocog")}
+        lengths = {
+            name: len(RefCOCO(name, source=source))
+            for name in ("refcoco", "refcoco_plus", "refcocog")
+        }
         assert lengths == {"refcoco": 2, "refcoco_plus": 2, "refcocog": 6}
         assert len(RefCOCO("refcoco", "testB", source=source)) == 3
         assert len(RefCOCO("refcoco", "val", source=source)) == 2
         found = RefCOCO("refcocog", source=source, coordinates="absolute")
         assert (found.hub, found[0].uid.split("/")[0]) == ("lmms-lab/RefCOCOg", "refcocog")
         with pytest.raises(
-            UserError, match=r"dataset\.variant must be one of refcoco, refcoco_plus, refcocog, got grefcoco"
+            UserError,
+            match=r"dataset\.variant must be one of refcoco, refcoco_plus, refcocog, got grefcoco",
         ):
             RefCOCO("grefcoco")
-        with pytest.raises(UserError, match="refcoco has no labelled split 'train', only val, test"):
+        with pytest.raises(
+            UserError, match="refcoco has no labelled split 'train', only val, test"
+        ):
             RefCOCO(split="train", source=source)
 
     def test_damaged_rows_are_counted_by_reason(self, tmp_path: Path) -> None:

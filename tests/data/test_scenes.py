@@ -36,7 +36,10 @@ def drawn(count: int) -> tuple[Scene, ...]:
 
 @cache
 def asked(family: str, count: int = 800) -> tuple[tuple[Scene, Question], ...]:
-    return tuple((scene, SCENES.ask[family](scene.things, Stream("asked", i))) for i, scene in enumerate(drawn(count)))
+    return tuple(
+        (scene, SCENES.ask[family](scene.things, Stream("asked", i)))
+        for i, scene in enumerate(drawn(count))
+    )
 
 
 class TestStream:
@@ -65,7 +68,8 @@ class TestStream:
 
     def test_keys_do_not_run_into_each_other(self) -> None:
         draws = {
-            tuple(Stream(*key).integers(0, 10**9, (2,)).tolist()) for key in [("a", 1, 23), ("a", 12, 3), ("a", 123)]
+            tuple(Stream(*key).integers(0, 10**9, (2,)).tolist())
+            for key in [("a", 1, 23), ("a", 12, 3), ("a", 123)]
         }
         assert len(draws) == 3
 
@@ -76,12 +80,20 @@ class TestImages:
         [
             ("train", 0, "ae8f2646a442f6a3", "what size is the purple circle?", "large"),
             ("train", 7, "a533724b3f2cb43b", "how many cross objects are there?", "0"),
-            ("val", 3, "29216f9de370454d", "is the green square above or below the yellow circle?", "above"),
+            (
+                "val",
+                3,
+                "29216f9de370454d",
+                "is the green square above or below the yellow circle?",
+                "above",
+            ),
             ("test", 4, "668439d4324db4f4", "where is the purple square?", "46 43 56 53"),
             ("test", 1001, "3310c14461e92459", "is there a red circle?", "yes"),
         ],
     )
-    def test_the_same_on_every_machine(self, split: str, index: int, digest: str, question: str, answer: str) -> None:
+    def test_the_same_on_every_machine(
+        self, split: str, index: int, digest: str, question: str, answer: str
+    ) -> None:
         sample = Scenes(split)[index]
         assert hashlib.sha256(sample.images[0].tobytes()).hexdigest()[:16] == digest
         assert (sample.question, sample.answers) == (question, (answer,))
@@ -116,9 +128,11 @@ class TestImages:
             assert len({(thing.color, thing.shape) for thing in scene.things}) == len(scene.things)
 
     def test_the_object_shows_its_color(self) -> None:
-        """The mean color of an object's pixels is nearest to its own name's, in nearly every case."""
+        """The mean color of an object's pixels is nearest to its own name's, in nearly every
+        case."""
         right = [
-            min(COLORS, key=lambda name: float(((mean - np.array(COLORS[name])) ** 2).sum())) == thing.color
+            min(COLORS, key=lambda name: float(((mean - np.array(COLORS[name])) ** 2).sum()))
+            == thing.color
             for scene in drawn(40)
             for thing in scene.things
             for mean in [scene.pixels[pixels_inside(thing)].mean(0)]
@@ -141,15 +155,45 @@ class TestInside:
             # center (4, 4): half-side 4; pixel centers within 4 of it
             (
                 "circle",
-                ["00111100", "01111110", "11111111", "11111111", "11111111", "11111111", "01111110", "00111100"],
+                [
+                    "00111100",
+                    "01111110",
+                    "11111111",
+                    "11111111",
+                    "11111111",
+                    "11111111",
+                    "01111110",
+                    "00111100",
+                ],
             ),
             # apex up: the width of a row grows by one pixel per pixel of depth
             (
                 "triangle",
-                ["00000000", "00011000", "00011000", "00111100", "00111100", "01111110", "01111110", "11111111"],
+                [
+                    "00000000",
+                    "00011000",
+                    "00011000",
+                    "00111100",
+                    "00111100",
+                    "01111110",
+                    "01111110",
+                    "11111111",
+                ],
             ),
             # arms as wide as 2/5 of the side: |2x + 1 - 8| <= 2 * 8 // 5 = 3
-            ("cross", ["00111100", "00111100", "11111111", "11111111", "11111111", "11111111", "00111100", "00111100"]),
+            (
+                "cross",
+                [
+                    "00111100",
+                    "00111100",
+                    "11111111",
+                    "11111111",
+                    "11111111",
+                    "11111111",
+                    "00111100",
+                    "00111100",
+                ],
+            ),
         ],
     )
     def test_literal_masks(self, shape: str, rows: list[str]) -> None:
@@ -164,7 +208,8 @@ class TestInside:
                 mask = pixels_inside(thing)
                 x1, y1, x2, y2 = map(int, thing.box)
                 assert mask.sum() == mask[y1:y2, x1:x2].sum() >= 0.45 * (x2 - x1) * (y2 - y1)
-                assert np.array_equal(mask[y1:y2, x1:x2], mask[y1:y2, x1:x2][:, ::-1])  # all shapes are symmetric
+                # all shapes are symmetric
+                assert np.array_equal(mask[y1:y2, x1:x2], mask[y1:y2, x1:x2][:, ::-1])
 
 
 class TestSplits:
@@ -185,14 +230,24 @@ class TestSplits:
         assert len({sample.images[0].tobytes() for sample in samples}) == len(samples)
 
     def test_pretraining_never_sees_a_scene_of_a_split(self) -> None:
-        pretrain = {draw_scene("pretrain", 0, step, i).things for step in range(30) for i in range(4)}
-        assert not pretrain & {draw_scene("scenes", split, 0, i).things for split in SCENES.splits for i in range(120)}
+        pretrain = {
+            draw_scene("pretrain", 0, step, i).things for step in range(30) for i in range(4)
+        }
+        assert not pretrain & {
+            draw_scene("scenes", split, 0, i).things for split in SCENES.splits for i in range(120)
+        }
 
     def test_the_seed_moves_the_training_images_only(self) -> None:
         for split in ("val", "test"):
-            assert Scenes(split, seed=5)[17].images[0].tobytes() == Scenes(split)[17].images[0].tobytes()
+            assert (
+                Scenes(split, seed=5)[17].images[0].tobytes()
+                == Scenes(split)[17].images[0].tobytes()
+            )
             assert Scenes(split, seed=5)[17].uid == Scenes(split)[17].uid
-        assert Scenes("train", seed=5)[17].images[0].tobytes() != Scenes("train")[17].images[0].tobytes()
+        assert (
+            Scenes("train", seed=5)[17].images[0].tobytes()
+            != Scenes("train")[17].images[0].tobytes()
+        )
 
     def test_families_take_turns(self) -> None:
         data = Scenes("val", limit=20)
@@ -201,7 +256,9 @@ class TestSplits:
 
     def test_a_family_asks_the_same_whoever_sits_beside_it(self) -> None:
         alone = Scenes("test", families=["count"])
-        assert [alone[i].question for i in range(8)] == [Scenes("test")[5 * i + 2].question for i in range(8)]
+        assert [alone[i].question for i in range(8)] == [
+            Scenes("test")[5 * i + 2].question for i in range(8)
+        ]
         assert [alone[i].uid for i in range(8)] == [Scenes("test")[5 * i + 2].uid for i in range(8)]
 
     @pytest.mark.parametrize("index", [-1, 20, 10**6])
@@ -220,7 +277,9 @@ class TestSplits:
             ({"limit": -4}, ["limit", "at least 1", "got -4"]),
         ],
     )
-    def test_bad_input_is_one_sentence(self, arguments: dict[str, object], words: list[str]) -> None:
+    def test_bad_input_is_one_sentence(
+        self, arguments: dict[str, object], words: list[str]
+    ) -> None:
         with pytest.raises(UserError) as caught:
             Scenes(**arguments)  # pyright: ignore[reportArgumentType]
         message = str(caught.value)
@@ -233,7 +292,8 @@ class TestSplits:
 
 
 def naive_answer(things: tuple[Thing, ...], text: str) -> str:
-    """The answer read off the question's words alone, by rules written apart from those that asked it."""
+    """The answer read off the question's words alone, by rules written apart from those that asked
+    it."""
     words = re.findall(r"\w+", text)
 
     def named(part: list[str]) -> list[Thing]:
@@ -251,7 +311,10 @@ def naive_answer(things: tuple[Thing, ...], text: str) -> str:
             return str(len(named(words)))
         case ["where", "is"]:
             (thing,) = named(words)
-            return f"{thing.x - thing.half} {thing.y - thing.half} {thing.x + thing.half} {thing.y + thing.half}"
+            return (
+                f"{thing.x - thing.half} {thing.y - thing.half} "
+                f"{thing.x + thing.half} {thing.y + thing.half}"
+            )
         case ["is", "the"]:
             split = words.index("or")
             ((a,), (b,)) = named(words[:split]), named(words[split:])
@@ -317,7 +380,9 @@ class TestQuestions:
     def test_a_box_is_asked_for_in_grounding_only(self) -> None:
         for family in FAMILIES:
             for _, question in asked(family)[:50]:
-                assert question.box == (parse_box(question.answer) if family == "grounding" else None)
+                assert question.box == (
+                    parse_box(question.answer) if family == "grounding" else None
+                )
 
 
 class TestRegions:
@@ -331,7 +396,12 @@ class TestRegions:
         for family in ("attribute", "grounding"):
             for scene, question in asked(family)[:200]:
                 (thing,) = [t for t in scene.things if t.box == question.region[0]]
-                assert question.answer in (thing.color, thing.shape, thing.size, corners_text(thing.box))
+                assert question.answer in (
+                    thing.color,
+                    thing.shape,
+                    thing.size,
+                    corners_text(thing.box),
+                )
                 assert len(question.region) == 1
 
     def test_existence_shows_the_object_or_all_that_could_be_it(self) -> None:
@@ -349,6 +419,13 @@ class TestRegions:
 
     def test_a_relation_shows_its_two_objects_in_the_order_named(self) -> None:
         for scene, question in asked("relation")[:200]:
-            names = [f"{t.color} {t.shape}" for box in question.region for t in scene.things if t.box == box]
-            assert [question.text.index(name) for name in names] == sorted(question.text.index(name) for name in names)
+            names = [
+                f"{t.color} {t.shape}"
+                for box in question.region
+                for t in scene.things
+                if t.box == box
+            ]
+            assert [question.text.index(name) for name in names] == sorted(
+                question.text.index(name) for name in names
+            )
             assert len(names) == 2

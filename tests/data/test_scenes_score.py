@@ -2,13 +2,28 @@
 
 import pytest
 
-from tprl.data.scenes import Scene, Scenes, Thing, corners_text, describe, draw_scene, iou, parse_box
+from tprl.data.scenes import (
+    Scene,
+    Scenes,
+    Thing,
+    corners_text,
+    describe,
+    draw_scene,
+    iou,
+    parse_box,
+)
 
 
 class TestText:
     def test_captions_name_every_object_in_raster_order(self) -> None:
-        things = (Thing("red", "cross", "small", 28, 69, 7), Thing("cyan", "circle", "large", 30, 24, 10))
-        assert describe(Scene(("k",), things)) == "large cyan circle 20 14 40 34 , small red cross 21 62 35 76"
+        things = (
+            Thing("red", "cross", "small", 28, 69, 7),
+            Thing("cyan", "circle", "large", 30, 24, 10),
+        )
+        assert (
+            describe(Scene(("k",), things))
+            == "large cyan circle 20 14 40 34 , small red cross 21 62 35 76"
+        )
 
     @pytest.mark.parametrize(
         ("text", "box"),
@@ -32,7 +47,11 @@ class TestText:
         assert parse_box(text) == box
 
     def test_a_box_survives_its_text(self) -> None:
-        assert all(parse_box(corners_text(t.box)) == t.box for i in range(50) for t in draw_scene("tests", i).things)
+        assert all(
+            parse_box(corners_text(t.box)) == t.box
+            for i in range(50)
+            for t in draw_scene("tests", i).things
+        )
 
     @pytest.mark.parametrize(
         ("a", "b", "expected"),
@@ -65,7 +84,15 @@ class TestScore:
         data, sample = Scenes("test"), Scenes("test")[4]
         assert sample.box == (46, 43, 56, 53)
         # shifted by 3 columns: 70 / 130 = 0.54; by 4: 60 / 140 = 0.43; half of it: exactly 0.5
-        predictions = ["46 43 56 53", "49 43 59 53", "50 43 60 53", "46 43 51 53", "46 43 56", "purple", "56 53 46 43"]
+        predictions = [
+            "46 43 56 53",
+            "49 43 59 53",
+            "50 43 60 53",
+            "46 43 51 53",
+            "46 43 56",
+            "purple",
+            "56 53 46 43",
+        ]
         assert [data.score(sample, p) for p in predictions] == [1, 1, 0, 1, 0, 0, 0]
         assert data.iou(sample, predictions[1]) == pytest.approx(70 / 130)
         assert data.iou(sample, "purple") == 0.0

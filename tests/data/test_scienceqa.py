@@ -78,7 +78,11 @@ def test_samples_of_every_split(tmp_path: Path) -> None:
         "Context: Look at the map.\nWhich one is number 3?\nA. solid\nB. liquid\nC. gas\n"
         "Answer with the option's letter from the given choices directly."
     )
-    assert (sample.answers, sample.family, sample.images[0].size) == (("C", "gas"), "natural science", (24, 16))
+    assert (sample.answers, sample.family, sample.images[0].size) == (
+        ("C", "gas"),
+        "natural science",
+        (24, 16),
+    )
     assert ScienceQA(source=source)[0].question.startswith("Which one is number 0?\nA. Maryland\n")
 
 

@@ -1,4 +1,5 @@
-"""screens: the questions that ship, scores of answers worked out by hand, and damaged or missing files."""
+"""screens: the questions that ship, scores of answers worked out by hand, and damaged or missing
+files."""
 
 import hashlib
 import json
@@ -53,7 +54,9 @@ def row(number: int, family: str, answer: str = "", page: int = 0) -> dict[str, 
     }
 
 
-def rendered(folder: Path, rows: list[dict[str, Any]], name: str = "train-0", tail: str = "") -> str:
+def rendered(
+    folder: Path, rows: list[dict[str, Any]], name: str = "train-0", tail: str = ""
+) -> str:
     """A folder as the renderer leaves it."""
     place = folder / name
     (place / "images").mkdir(parents=True)
@@ -89,7 +92,9 @@ class TestShipped:
 
     @pytest.mark.parametrize("split", SPLITS)
     def test_no_question_is_asked_twice_about_a_page(self, split: str) -> None:
-        asked = Counter((sample.uid.split("/")[2], sample.question.lower()) for sample in questions(split))
+        asked = Counter(
+            (sample.uid.split("/")[2], sample.question.lower()) for sample in questions(split)
+        )
         assert max(asked.values()) == 1
 
     @pytest.mark.parametrize("split", DRAWN)
@@ -120,7 +125,8 @@ class TestShipped:
 
     def test_the_real_pages_are_of_frameworks_that_no_other_split_has(self) -> None:
         names = {
-            split: {sample.uid.split("/")[2].rpartition("-")[0] for sample in questions(split)} for split in SPLITS
+            split: {sample.uid.split("/")[2].rpartition("-")[0] for sample in questions(split)}
+            for split in SPLITS
         }
         assert len(names["real"]) == 4
         assert len(names["final"]) == 13
@@ -152,18 +158,37 @@ class TestScore:
 
     @pytest.fixture
     def data(self, tmp_path: Path) -> Screens:
-        rows = [row(number, family, answer) for number, (family, answer, *_) in enumerate(self.ASKED)]
+        rows = [
+            row(number, family, answer) for number, (family, answer, *_) in enumerate(self.ASKED)
+        ]
         return Screens("train", source=rendered(tmp_path, rows), bare=True)
 
     def test_of_each_answer(self, data: Screens) -> None:
         for number, (_, _, text, right, overlap) in enumerate(self.ASKED):
-            assert (data.score(data[number], text), data.iou(data[number], text)) == (right, overlap), text
+            assert (data.score(data[number], text), data.iou(data[number], text)) == (
+                right,
+                overlap,
+            ), text
 
     def test_the_official_numbers(self, data: Screens) -> None:
         """Three of four clicks, two of four answers, IoUs of 1.5 on four boxes."""
         numbers = official(data, [text for _, _, text, _, _ in self.ASKED])
-        assert (numbers["accuracy"], numbers["click"], numbers["read"], numbers["mean_iou"]) == (62.5, 75, 50, 37.5)
-        assert [numbers[f"accuracy/{family}"] for family in FAMILIES] == [100, 100, 100, 0, 100, 0, 100, 0]
+        assert (numbers["accuracy"], numbers["click"], numbers["read"], numbers["mean_iou"]) == (
+            62.5,
+            75,
+            50,
+            37.5,
+        )
+        assert [numbers[f"accuracy/{family}"] for family in FAMILIES] == [
+            100,
+            100,
+            100,
+            0,
+            100,
+            0,
+            100,
+            0,
+        ]
 
     def test_a_family_that_was_not_asked_has_no_number(self, data: Screens) -> None:
         numbers = official(data, ["10 10 30 30"])
@@ -178,32 +203,49 @@ class TestScore:
         source = rendered(tmp_path, [row(0, "icon"), row(1, "count", "3")])
         data = Screens("train", source=source, coordinates="thousand")
         assert data[0].answers == ("[100, 200, 300, 600]",)
-        assert data[0].question.endswith("on a scale from 0 to 1000 for the image's width and height.")
+        assert data[0].question.endswith(
+            "on a scale from 0 to 1000 for the image's width and height."
+        )
         assert data.score(data[0], "(200, 400)") == 1
-        assert data[1].question == ("question 1\nAnswer with one or two words from the screen, a number, yes or no.")
+        assert data[1].question == (
+            "question 1\nAnswer with one or two words from the screen, a number, yes or no."
+        )
         assert not data.teacher_forced(data[1])
 
 
 class TestFiles:
-    def test_pages_are_in_order_and_a_line_that_is_being_written_does_not_count(self, tmp_path: Path) -> None:
+    def test_pages_are_in_order_and_a_line_that_is_being_written_does_not_count(
+        self, tmp_path: Path
+    ) -> None:
         rows = [row(0, "count", "1", page=7), row(1, "count", "2", page=3)]
-        data = Screens("train", source=rendered(tmp_path, rows, tail='{"page": 9, "inst'), bare=True)
+        data = Screens(
+            "train", source=rendered(tmp_path, rows, tail='{"page": 9, "inst'), bare=True
+        )
         assert [data[number].answers for number in range(len(data))] == [("2",), ("1",)]
 
     def test_another_seed_is_another_folder(self, tmp_path: Path) -> None:
         source = rendered(tmp_path, [row(0, "count", "5")], "train-4")
         assert Screens("train", source=source, seed=4, bare=True)[0].answers == ("5",)
-        with pytest.raises(UserError, match=r"train\.zip or train-0.*node render\.mjs --split train --seed 0"):
+        with pytest.raises(
+            UserError, match=r"train\.zip or train-0.*node render\.mjs --split train --seed 0"
+        ):
             Screens("train", source=source)
 
-    def test_no_training_pages_says_how_to_render_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_training_pages_says_how_to_render_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(UserError, match=r"in runs/cache/screens .*: render them with `cd experiments/screens &&"):
+        with pytest.raises(
+            UserError,
+            match=r"in runs/cache/screens .*: render them with `cd experiments/screens &&",
+        ):
             Screens("train")
 
     def test_a_damaged_zip_is_one_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "val.zip").write_bytes((SHIPPED / "val.zip").read_bytes()[:5000])
-        with pytest.raises(UserError, match=r"val\.zip is damaged \(.*\): install tprl again, or pack it with"):
+        with pytest.raises(
+            UserError, match=r"val\.zip is damaged \(.*\): install tprl again, or pack it with"
+        ):
             Screens("val", source=str(tmp_path))
         with zipfile.ZipFile(tmp_path / "test.zip", "w") as file:
             file.writestr("images/1.webp", b"")
@@ -212,7 +254,9 @@ class TestFiles:
 
     def test_a_damaged_line_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"questions\.jsonl, line 2, is not JSON"):
-            Screens("train", source=rendered(tmp_path / "a", [row(0, "count", "1")], tail="{broken\n"))
+            Screens(
+                "train", source=rendered(tmp_path / "a", [row(0, "count", "1")], tail="{broken\n")
+            )
         with pytest.raises(UserError, match=r"questions\.jsonl, line 2, is not an object"):
             Screens("train", source=rendered(tmp_path / "b", [row(0, "count", "1")], tail="[1]\n"))
 
@@ -222,15 +266,29 @@ class TestFiles:
         rows[4]["img_filename"] = "images/none.png"
         data = Screens("train", source=rendered(tmp_path, rows), bare=True, max_bad_rows=1.0)
         assert len(take(data, range(len(data)))) == 2
-        assert data.damage == {"no box": 1, "unknown family": 1, "no answer": 1, "missing image file": 1}
+        assert data.damage == {
+            "no box": 1,
+            "unknown family": 1,
+            "no answer": 1,
+            "missing image file": 1,
+        }
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"split": "dev"}, "split 'dev' does not exist in screens: choose one of train, val, test, final, real"),
+            (
+                {"split": "dev"},
+                (
+                    "split 'dev' does not exist in screens: "
+                    "choose one of train, val, test, final, real"
+                ),
+            ),
             ({"families": ("icon", "icon")}, "choose each at most once from text, icon"),
             ({"families": ("color",)}, r"families=\['color'\] is not valid"),
-            ({"bare": True, "coordinates": "thousand"}, "bare=true writes pixels, not coordinates=thousand"),
+            (
+                {"bare": True, "coordinates": "thousand"},
+                "bare=true writes pixels, not coordinates=thousand",
+            ),
             ({"limit": 0}, "limit must be at least 1 or null, got 0"),
         ],
     )

@@ -62,17 +62,22 @@ def rows(images: bool = True) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def screens(tmp_path: Path) -> ScreenSpotPro:
-    return ScreenSpotPro(source=str(write_jsonl(tmp_path / "screens.jsonl", rows())), coordinates="thousand")
+    return ScreenSpotPro(
+        source=str(write_jsonl(tmp_path / "screens.jsonl", rows())), coordinates="thousand"
+    )
 
 
 class TestScore:
     def test_of_each_answer(self, screens: ScreenSpotPro) -> None:
         for number, (_, _, said, hit, overlap) in enumerate(ASKED):
             sample = screens[number]
-            assert (screens.score(sample, said), screens.iou(sample, said)) == pytest.approx((hit, overlap)), said
+            assert (screens.score(sample, said), screens.iou(sample, said)) == pytest.approx(
+                (hit, overlap)
+            ), said
 
     def test_the_numbers_of_twenty_answers(self, screens: ScreenSpotPro) -> None:
-        """Eleven clicks of twenty, six of ten on text, five of ten on icons; the IoUs sum to 3.97."""
+        """Eleven clicks of twenty, six of ten on text, five of ten on icons; the IoUs sum to
+        3.97."""
         expected = {
             "accuracy": 55,
             "mean_iou": 19.85,
@@ -86,12 +91,18 @@ class TestScore:
             "accuracy/OS": 50,
         }
         assert official(screens, SAID) == pytest.approx(expected, abs=1e-4)
-        assert official(screens, SAID, [*range(19, -1, -1), 4, 4]) == pytest.approx(expected, abs=1e-4)
+        assert official(screens, SAID, [*range(19, -1, -1), 4, 4]) == pytest.approx(
+            expected, abs=1e-4
+        )
         assert screens.headline in expected
 
     def test_what_was_not_asked_has_no_number(self, screens: ScreenSpotPro) -> None:
         numbers = official(screens, SAID[:4])
-        assert (numbers["accuracy"], numbers["accuracy/Dev"], numbers["accuracy/text"]) == (75, 75, 50)
+        assert (numbers["accuracy"], numbers["accuracy/Dev"], numbers["accuracy/text"]) == (
+            75,
+            75,
+            50,
+        )
         assert numbers["accuracy/OS"] != numbers["accuracy/OS"]
 
 
@@ -100,8 +111,9 @@ class TestRows:
         sample = screens[9]
         assert sample.uid == "screenspot_pro/test/vscode_macos/screen_2.png/vscode_macos_9"
         assert sample.question == (
-            "Find the element of this screen that the instruction is about.\nInstruction: press button 9\n"
-            "Answer with one box [x1, y1, x2, y2] on a scale from 0 to 1000 for the image's width and height."
+            "Find the element of this screen that the instruction is "
+            "about.\nInstruction: press button 9\nAnswer with one box [x1, y1, "
+            "x2, y2] on a scale from 0 to 1000 for the image's width and height."
         )
         assert (sample.family, sample.box) == ("CAD-icon", (10.0, 10.0, 30.0, 30.0))
         assert sample.answers == ("[100, 200, 300, 600]",)
@@ -118,7 +130,9 @@ class TestRows:
     def test_a_box_counts_in_the_size_that_the_row_names(self, tmp_path: Path) -> None:
         """As in the released evaluation, which divides it by that size."""
         twice = [{**row, "img_size": [200, 100], "bbox": [20, 20, 60, 60]} for row in rows()]
-        data = ScreenSpotPro(source=str(write_jsonl(tmp_path / "twice.jsonl", twice)), coordinates="absolute")
+        data = ScreenSpotPro(
+            source=str(write_jsonl(tmp_path / "twice.jsonl", twice)), coordinates="absolute"
+        )
         assert data[0].box == (10.0, 10.0, 30.0, 30.0)
 
     def test_a_clone_of_the_authors_repository(self, tmp_path: Path) -> None:
@@ -158,5 +172,7 @@ class TestRows:
     def test_there_is_only_a_test_split(self, tmp_path: Path) -> None:
         write_jsonl(tmp_path / "train.jsonl", rows())
         assert len(ScreenSpotPro(source=str(tmp_path))) == 20
-        with pytest.raises(UserError, match="screenspot_pro has no labelled split 'train', only test"):
+        with pytest.raises(
+            UserError, match="screenspot_pro has no labelled split 'train', only test"
+        ):
             ScreenSpotPro("train", source=str(tmp_path))

@@ -1,4 +1,5 @@
-"""SEED-Bench: its image part alone, accuracy per type of question, and a folder written by `save_to_disk`."""
+"""SEED-Bench: its image part alone, accuracy per type of question, and a folder written by
+`save_to_disk`."""
 
 import math
 from pathlib import Path
@@ -71,7 +72,9 @@ def test_accuracy_per_type(seedbench: SeedBench) -> None:
     assert {name: value for name, value in backwards.items() if name in asked} == asked
 
 
-def test_videos_are_left_out_before_anything_is_counted(seedbench: SeedBench, tmp_path: Path) -> None:
+def test_videos_are_left_out_before_anything_is_counted(
+    seedbench: SeedBench, tmp_path: Path
+) -> None:
     assert [sample.uid for sample in take(seedbench, range(len(seedbench)))] == [
         "seedbench/test/1454426_2591111986/100",
         "seedbench/test/1454426_2591111986/102",
@@ -94,7 +97,9 @@ def test_a_sample(seedbench: SeedBench) -> None:
     assert sample.images[0].size == (24, 16)
 
 
-def test_damaged_rows_are_counted_by_reason_and_named_by_their_place_in_the_file(tmp_path: Path) -> None:
+def test_damaged_rows_are_counted_by_reason_and_named_by_their_place_in_the_file(
+    tmp_path: Path,
+) -> None:
     bad = rows()
     bad[0]["question_type_id"] = 13
     bad[2]["image"] = []
@@ -111,7 +116,9 @@ def test_damaged_rows_are_counted_by_reason_and_named_by_their_place_in_the_file
         "broken image": 1,
         "empty question": 1,
     }
-    with pytest.raises(UserError, match=r"seedbench: row 3 has a fault \(no answer\), and with it 1 of 5 rows"):
+    with pytest.raises(
+        UserError, match=r"seedbench: row 3 has a fault \(no answer\), and with it 1 of 5 rows"
+    ):
         SeedBench(source=source)[2]
 
 

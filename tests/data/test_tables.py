@@ -13,7 +13,10 @@ import pytest
 from tprl.data.tables import read_table
 from tprl.errors import UserError
 
-ROWS = [{"question": "Où?", "answers": ["a", "b"]}, {"question": 'two,\tsaid "he"', "answers": ["c"]}]
+ROWS = [
+    {"question": "Où?", "answers": ["a", "b"]},
+    {"question": 'two,\tsaid "he"', "answers": ["c"]},
+]
 CSV = 'question,answers\nOù?,"[""a"", ""b""]"\n"two,\tsaid ""he""","[""c""]"\n'
 TSV = 'question\tanswers\nOù?\t"[""a"", ""b""]"\n"two,\tsaid ""he"""\t"[""c""]"\n'
 TEXTS = {
@@ -46,7 +49,9 @@ class TestEncodings:
     @pytest.mark.parametrize("name", TEXTS)
     @pytest.mark.parametrize("encoding", MARKS)
     @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-    def test_marks_and_ends_of_lines(self, tmp_path: Path, name: str, encoding: str, end: str) -> None:
+    def test_marks_and_ends_of_lines(
+        self, tmp_path: Path, name: str, encoding: str, end: str
+    ) -> None:
         content = MARKS[encoding] + TEXTS[name].replace("\n", end).encode(encoding)
         (tmp_path / name).write_bytes(content)
         assert rows_of(tmp_path / name) == ROWS
@@ -57,9 +62,13 @@ class TestEncodings:
         assert rows_of(tmp_path / "r.jsonl") == ROWS * 2
 
     @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le", "shift_jis"])
-    def test_others_are_one_sentence_with_line_and_remedy(self, tmp_path: Path, encoding: str) -> None:
+    def test_others_are_one_sentence_with_line_and_remedy(
+        self, tmp_path: Path, encoding: str
+    ) -> None:
         text = (
-            '{"question": "a"}\n{"question": "\u00a5 \u00b4"}' if encoding != "shift_jis" else '{"a": 1}\n{"a": "日本"}'
+            '{"question": "a"}\n{"question": "\u00a5 \u00b4"}'
+            if encoding != "shift_jis"
+            else '{"a": 1}\n{"a": "日本"}'
         )
         (tmp_path / "r.jsonl").write_bytes(text.encode(encoding))
         said = refusal(tmp_path / "r.jsonl")
@@ -73,7 +82,9 @@ class TestEncodings:
 
 
 class TestCells:
-    def test_an_empty_cell_is_a_missing_value_and_a_number_stays_a_text(self, tmp_path: Path) -> None:
+    def test_an_empty_cell_is_a_missing_value_and_a_number_stays_a_text(
+        self, tmp_path: Path
+    ) -> None:
         (tmp_path / "r.csv").write_text("a,b,c\n007,,[not json\n\n\n1,2,3\n")
         assert rows_of(tmp_path / "r.csv") == [
             {"a": "007", "b": None, "c": "[not json"},
@@ -121,7 +132,9 @@ class TestDamagedFiles:
 
     @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
     @pytest.mark.parametrize("damage", ["other", "cut", "inside"])
-    def test_a_damaged_one_is_named_with_the_reason(self, tmp_path: Path, suffix: str, damage: str) -> None:
+    def test_a_damaged_one_is_named_with_the_reason(
+        self, tmp_path: Path, suffix: str, damage: str
+    ) -> None:
         path = tmp_path / f"r.{suffix}"
         table = datasets.Dataset.from_list([{"a": os.urandom(40).hex()} for _ in range(500)])
         if suffix == "parquet":
@@ -135,7 +148,9 @@ class TestDamagedFiles:
             content[1:8] = os.urandom(7)
         elif damage == "inside":
             content[20 : len(content) // 2] = os.urandom(len(content) // 2 - 20)
-        path.write_bytes({"other": b"hello\n", "cut": content[: len(content) // 2], "inside": content}[damage])
+        path.write_bytes(
+            {"other": b"hello\n", "cut": content[: len(content) // 2], "inside": content}[damage]
+        )
         said = refusal(path)
         assert said.startswith(str(path))
         assert "damaged" in said
@@ -143,7 +158,9 @@ class TestDamagedFiles:
 
     def test_the_damaged_one_of_several(self, tmp_path: Path) -> None:
         for number in range(2):
-            datasets.Dataset.from_list([{"a": number}]).to_parquet(tmp_path / f"test-0000{number}-of-00002.parquet")
+            datasets.Dataset.from_list([{"a": number}]).to_parquet(
+                tmp_path / f"test-0000{number}-of-00002.parquet"
+            )
         assert len(read_table(str(tmp_path), None, "test")) == 2
         (tmp_path / "test-00001-of-00002.parquet").write_bytes(b"PAR1")
         assert f"{tmp_path / 'test-00001-of-00002.parquet'} is damaged (" in refusal(tmp_path)

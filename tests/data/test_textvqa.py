@@ -65,7 +65,10 @@ class TestRows:
         data = TextVQA(source=path)
         sample = data[3]
         assert sample.uid == "textvqa/test/0000000000000003/34605"
-        assert sample.question == "what does sign 3 say?\nAnswer the question using a single word or phrase."
+        assert (
+            sample.question
+            == "what does sign 3 say?\nAnswer the question using a single word or phrase."
+        )
         assert sample.answers == ("mens",) * 8 + ("men's",) * 2
         assert "without OCR words" in data.protocol
 
@@ -89,7 +92,8 @@ class TestRows:
         write_jsonl(tmp_path / "validation.jsonl", rows())
         parts = {split: TextVQA(split, source=str(tmp_path)) for split in ("train", "val", "test")}
         images = {
-            name: {sample.uid.split("/")[2] for sample in take(part, range(len(part)))} for name, part in parts.items()
+            name: {sample.uid.split("/")[2] for sample in take(part, range(len(part)))}
+            for name, part in parts.items()
         }
         assert len(parts["train"]) + len(parts["val"]) == 200
         assert (len(images["train"]), len(images["val"]), len(parts["test"])) == (91, 9, 8)

@@ -9,14 +9,19 @@ from tprl.errors import UserError
 class TestSamples:
     def test_the_dataset_is_the_same_every_time_and_splits_are_disjoint(self) -> None:
         pixels = {
-            split: {ToyDataset(split)[i].images[0].tobytes() for i in range(0, 120, 6)} for split in ("train", "val")
+            split: {ToyDataset(split)[i].images[0].tobytes() for i in range(0, 120, 6)}
+            for split in ("train", "val")
         }
         assert not pixels["train"] & pixels["val"]
         assert ToyDataset("test", seed=3)[5].uid == ToyDataset("test")[5].uid == "toy/test/0/flute"
         assert ToyDataset(seed=3)[5].uid == "toy/train-3/0/flute"
         one, again = ToyDataset()[100], ToyDataset(limit=200)[100]
         assert one.images[0].tobytes() == again.images[0].tobytes()
-        assert (one.question, one.answers, one.region) == (again.question, again.answers, again.region)
+        assert (one.question, one.answers, one.region) == (
+            again.question,
+            again.answers,
+            again.region,
+        )
 
     def test_exactly_one_cell_answers_each_question(self) -> None:
         for i in range(12):
@@ -40,5 +45,7 @@ class TestSamples:
         assert (len(ToyDataset("val")), len(ToyDataset(limit=7))) == (600, 7)
         with pytest.raises(IndexError, match="question 7 of 7"):
             ToyDataset(limit=7)[7]
-        with pytest.raises(UserError, match="split 'dev' does not exist in toy: choose one of train, val, test"):
+        with pytest.raises(
+            UserError, match="split 'dev' does not exist in toy: choose one of train, val, test"
+        ):
             ToyDataset("dev")

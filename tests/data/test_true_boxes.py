@@ -45,11 +45,26 @@ def test_boxes_become_pixels_within_the_image(
 @pytest.mark.parametrize(
     ("unit", "form", "value", "reason"),
     [
-        ("absolute", "corners", [0.25, 0.25, 0.75, 0.75], "box in another unit: .*fractions; set dataset.box_unit=rel"),
+        (
+            "absolute",
+            "corners",
+            [0.25, 0.25, 0.75, 0.75],
+            "box in another unit: .*fractions; set dataset.box_unit=rel",
+        ),
         ("thousand", "corners", [0.25, 0.25, 0.75, 0.75], "box in another unit"),
-        ("relative", "corners", [10, 20, 30, 40], "box in another unit: .*box_unit=relative is fractions"),
+        (
+            "relative",
+            "corners",
+            [10, 20, 30, 40],
+            "box in another unit: .*box_unit=relative is fractions",
+        ),
         ("thousand", "corners", [10, 20, 1300, 400], "box in another unit"),
-        ("absolute", "corners", [600, 400, 900, 700], "box mostly outside of the image: .* 640 x 480"),
+        (
+            "absolute",
+            "corners",
+            [600, 400, 900, 700],
+            "box mostly outside of the image: .* 640 x 480",
+        ),
         ("absolute", "corners", [-50, -50, 50, 50], "box mostly outside"),
         ("absolute", "corners", [700, 0, 800, 100], "box outside of the image"),
         ("absolute", "corners", [-20, 0, 0, 100], "box outside of the image"),
@@ -91,9 +106,21 @@ class TestWholeFiles:
     @pytest.mark.parametrize(
         ("boxes", "reason", "remedy"),
         [
-            ([[0.1, 0.2, 0.3, 0.4]] * 5, "5 of 5 boxes hold numbers between 0 and 1", {"box_unit": "relative"}),
-            ([[300, 200, 50, 60]] * 5, "in 5 of 5 boxes the second corner is not right", {"box_form": "size"}),
-            ([[500, 500, 990, 980]] * 5, "5 of 5 boxes reach outside .* none reaches beyond", {"box_unit": "thousand"}),
+            (
+                [[0.1, 0.2, 0.3, 0.4]] * 5,
+                "5 of 5 boxes hold numbers between 0 and 1",
+                {"box_unit": "relative"},
+            ),
+            (
+                [[300, 200, 50, 60]] * 5,
+                "in 5 of 5 boxes the second corner is not right",
+                {"box_form": "size"},
+            ),
+            (
+                [[500, 500, 990, 980]] * 5,
+                "5 of 5 boxes reach outside .* none reaches beyond",
+                {"box_unit": "thousand"},
+            ),
         ],
     )
     def test_another_unit_is_said_before_anything_runs(
@@ -112,16 +139,27 @@ class TestWholeFiles:
         exif = Image.Exif()
         exif[0x0112] = 6
         (tmp_path / "d.jsonl").write_text(
-            "\n".join([json.dumps({"image": "t.jpg", "question": "Where?", "box": [10, 500, 400, 600]})] * 5)
+            "\n".join(
+                [json.dumps({"image": "t.jpg", "question": "Where?", "box": [10, 500, 400, 600]})]
+                * 5
+            )
         )
         Image.new("RGB", SIZE).save(tmp_path / "t.jpg", exif=exif)
         assert len(Custom("all", source=str(tmp_path / "d.jsonl"))) == 5
 
     def test_a_few_bad_rows_stay_damage(self, tmp_path: Path) -> None:
-        boxes = [[10, 10, 30, 30]] * 17 + [[0.1, 0.1, 0.2, 0.2], [600, 400, 900, 700], [30, 10, 10, 30]]
+        boxes = [[10, 10, 30, 30]] * 17 + [
+            [0.1, 0.1, 0.2, 0.2],
+            [600, 400, 900, 700],
+            [30, 10, 10, 30],
+        ]
         data = custom(tmp_path, boxes, max_bad_rows=0.2)
         assert len(take(data, range(20))) == 17
-        assert data.damage == {"box in another unit": 1, "box mostly outside of the image": 1, "empty box": 1}
+        assert data.damage == {
+            "box in another unit": 1,
+            "box mostly outside of the image": 1,
+            "empty box": 1,
+        }
 
 
 def test_clipped_boxes_are_counted_once_in_what_an_evaluation_says(tmp_path: Path) -> None:
@@ -138,11 +176,22 @@ def test_boxes_of_benchmarks_are_checked_alike(tmp_path: Path) -> None:
     Image.new("RGB", SIZE).save(tmp_path / "a.png")
     region = {"image": "a.png", "file_name": "x.png", "answer": ["a"]}
     boxes = [[600, 400, 50, 90], [0.1, 0.1, 0.2, 0.2], [600, 400, 300, 300], [1, 1, 5, 0]]
-    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps({**region, "bbox": box}) for box in boxes))
+    (tmp_path / "r.jsonl").write_text(
+        "\n".join(json.dumps({**region, "bbox": box}) for box in boxes)
+    )
     data = RefCOCO(source=str(tmp_path / "r.jsonl"), coordinates="absolute", max_bad_rows=1.0)
     assert [sample.box for sample in take(data, range(4))] == [(600, 400, 640, 480)]
-    assert data.damage == {"box in another unit": 1, "box mostly outside of the image": 1, "empty box": 1}
-    corners = RefCOCO(source=str(tmp_path / "r.jsonl"), coordinates="absolute", max_bad_rows=1.0, box_form="corners")
+    assert data.damage == {
+        "box in another unit": 1,
+        "box mostly outside of the image": 1,
+        "empty box": 1,
+    }
+    corners = RefCOCO(
+        source=str(tmp_path / "r.jsonl"),
+        coordinates="absolute",
+        max_bad_rows=1.0,
+        box_form="corners",
+    )
     assert take(corners, [0]) == []
 
 
@@ -159,7 +208,14 @@ def test_boxes_of_benchmarks_are_checked_alike(tmp_path: Path) -> None:
 )
 def test_screens(tmp_path: Path, size: list[int], box: list[float], reason: str | None) -> None:
     Image.new("RGB", SIZE).save(tmp_path / "a.png")
-    row = {"image": "a.png", "img_filename": "a.png", "id": 1, "instruction": "i", "group": "Dev", "ui_type": "text"}
+    row = {
+        "image": "a.png",
+        "img_filename": "a.png",
+        "id": 1,
+        "instruction": "i",
+        "group": "Dev",
+        "ui_type": "text",
+    }
     (tmp_path / "r.jsonl").write_text(json.dumps({**row, "img_size": size, "bbox": box}))
     data = ScreenSpotPro(source=str(tmp_path / "r.jsonl"), coordinates="absolute", max_bad_rows=1.0)
     boxes = [sample.box for sample in take(data, [0])]

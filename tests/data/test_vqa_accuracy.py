@@ -2,7 +2,13 @@
 
 import pytest
 
-from tprl.data.vqa_accuracy import CONTRACTIONS, by_frequency, normalized, normalized_text, soft_accuracy
+from tprl.data.vqa_accuracy import (
+    CONTRACTIONS,
+    by_frequency,
+    normalized,
+    normalized_text,
+    soft_accuracy,
+)
 
 
 class TestNormalization:
@@ -65,7 +71,8 @@ class TestNormalization:
         assert normalized_text(answer) == plain
 
     def test_the_table_of_contractions(self) -> None:
-        """Without the entries of the released table that have capitals, or change nothing: they never apply."""
+        """Without the entries of the released table that have capitals, or change nothing: they
+        never apply."""
         assert len(CONTRACTIONS) == 114
         literal = {
             "hes": "he's",
@@ -81,18 +88,23 @@ class TestNormalization:
             "oclock": "o'clock",
         }
         assert {key: CONTRACTIONS[key] for key in literal} == literal
-        assert not {"shes", "im", "ive", "lets", "its", "well", "id", "ill", "were", "shell"} & CONTRACTIONS.keys()
+        assert (
+            not {"shes", "im", "ive", "lets", "its", "well", "id", "ill", "were", "shell"}
+            & CONTRACTIONS.keys()
+        )
 
 
 class TestAccuracy:
-    @pytest.mark.parametrize(("matches", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
+    @pytest.mark.parametrize(
+        ("matches", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)]
+    )
     def test_of_ten_answers(self, matches: int, accuracy: float) -> None:
         answers = ["yes"] * matches + ["no"] * (10 - matches)
         assert soft_accuracy("yes", answers) == pytest.approx(accuracy)
 
     def test_of_fewer_answers(self) -> None:
-        """One of two matches: 0 of the other one if it is left out, and 1 of 1 if not: (0 + 1) / 2. Of three, two can
-        be left, so two matches are enough: (2 * 1/2 + 1) / 3."""
+        """One of two matches: 0 of the other one if it is left out, and 1 of 1 if not: (0 + 1) / 2.
+        Of three, two can be left, so two matches are enough: (2 * 1/2 + 1) / 3."""
         assert soft_accuracy("yes", ["yes", "no"]) == pytest.approx(1 / 2)
         assert soft_accuracy("yes", ["yes", "yes", "no"]) == pytest.approx(2 / 3)
         assert soft_accuracy("yes", ["yes"] * 3) == 1

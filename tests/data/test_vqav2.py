@@ -43,7 +43,9 @@ def rows() -> list[dict[str, Any]]:
             "multiple_choice_answer": next(iter(answers)),
             "answers": [
                 {"answer": answer, "answer_confidence": "yes", "answer_id": place + 1}
-                for place, answer in enumerate(answer for answer, count in answers.items() for _ in range(count))
+                for place, answer in enumerate(
+                    answer for answer, count in answers.items() for _ in range(count)
+                )
             ],
             "image_id": 262148 + number // 4,
             "answer_type": kind,
@@ -67,7 +69,12 @@ class TestScore:
 
     def test_the_numbers_of_twenty_answers(self, vqa: VQAv2) -> None:
         """2.9 of 5, 4.9 of 5 and 5.7 of 10: 13.5 of 20."""
-        expected = {"accuracy": 67.5, "accuracy/yes_no": 58, "accuracy/number": 98, "accuracy/other": 57}
+        expected = {
+            "accuracy": 67.5,
+            "accuracy/yes_no": 58,
+            "accuracy/number": 98,
+            "accuracy/other": 57,
+        }
         assert official(vqa, SAID) == pytest.approx(expected)
         assert official(vqa, SAID, [*range(19, -1, -1), 3]) == pytest.approx(expected)
         assert vqa.headline in expected
@@ -82,7 +89,10 @@ class TestRows:
     def test_a_sample(self, vqa: VQAv2) -> None:
         sample = vqa[10]
         assert sample.uid == "vqav2/test/262150/262148010"
-        assert sample.question == "What is thing 10?\nAnswer the question using a single word or phrase."
+        assert (
+            sample.question
+            == "What is thing 10?\nAnswer the question using a single word or phrase."
+        )
         assert sample.answers == ("cat",) * 7 + ("a dog",) * 2 + ("dog",)
         assert (sample.family, sample.images[0].size) == ("other", (24, 16))
         assert sample.images[0] is vqa[11].images[0]
@@ -118,5 +128,7 @@ class TestRows:
         (tmp_path / "data").mkdir()
         write_jsonl(tmp_path / "data/validation.jsonl", rows())
         assert len(VQAv2(source=str(tmp_path / "data"))) == 20
-        with pytest.raises(UserError, match="vqav2 has no labelled split 'train', only test: train on another"):
+        with pytest.raises(
+            UserError, match="vqav2 has no labelled split 'train', only test: train on another"
+        ):
             VQAv2("train", source=str(tmp_path / "data"))

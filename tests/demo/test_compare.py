@@ -1,4 +1,5 @@
-"""What the page shows, without the page: the same answers and numbers as everywhere else in TPRL."""
+"""What the page shows, without the page: the same answers and numbers as everywhere else in
+TPRL."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,11 +56,15 @@ class TestCompare:
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], name: str
     ) -> None:
         for sample in samples[:5]:
-            here = compare_pruners(lvlm, {name: pruners[name]}, sample.images[0], sample.question, 0.25)
+            here = compare_pruners(
+                lvlm, {name: pruners[name]}, sample.images[0], sample.question, 0.25
+            )
             inputs = stock_inputs(lvlm, [sample])
 
             def answer(inputs: Any = inputs) -> str:
-                ids = lvlm.model.generate(**inputs, max_new_tokens=16)[:, inputs["input_ids"].shape[1] :]
+                ids = lvlm.model.generate(**inputs, max_new_tokens=16)[
+                    :, inputs["input_ids"].shape[1] :
+                ]
                 return lvlm.tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip()
 
             assert here.full.answer == answer()
@@ -76,11 +81,15 @@ class TestCompare:
             Entry(name, pruners[name], (1 / 3,)),
         ]
         scorer = Scorer(lvlm, dataset, frozenset({"score"}))
-        rows = {(one.row.pruner, one.row.uid): one for one in evaluate(scorer, dataset, entries, 10, 10)}
+        rows = {
+            (one.row.pruner, one.row.uid): one for one in evaluate(scorer, dataset, entries, 10, 10)
+        }
         right = [s for s in samples if rows["keep_all", s.uid].row.score == 1.0]
         assert len(right) > 5
         for sample in right[:3]:  # the evaluation's FLOPs are of the reference answer
-            here = compare_pruners(lvlm, {name: pruners[name]}, sample.images[0], sample.question, 1 / 3)
+            here = compare_pruners(
+                lvlm, {name: pruners[name]}, sample.images[0], sample.question, 1 / 3
+            )
             theirs = rows[name, sample.uid]
             assert (here.full.answer, here.full.kept) == (sample.answers[0], TOTAL)
             assert (here.full.flops, here.pruned[0].flops) == (theirs.full_flops, theirs.flops)
@@ -102,7 +111,9 @@ class TestCompare:
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], ratio: float
     ) -> None:
         chosen = {name: pruners[name] for name in ("tprl", "divprune", "random")}
-        for one in compare_pruners(lvlm, chosen, samples[0].images[0], samples[0].question, ratio).pruned:
+        for one in compare_pruners(
+            lvlm, chosen, samples[0].images[0], samples[0].question, ratio
+        ).pruned:
             assert one.keep is not None
             assert one.keep.shape == (12, 12)
             assert one.kept == one.keep.sum() == budget(ratio, TOTAL)
@@ -110,7 +121,11 @@ class TestCompare:
     def test_only_patches_have_a_mask_and_only_policies_a_map(self, found: Comparison) -> None:
         by_name = {one.pruner: one for one in found.pruned}
         assert list(by_name) == list(NAMES)
-        assert {name for name, one in by_name.items() if one.keep is not None} == {"tprl", "divprune", "random"}
+        assert {name for name, one in by_name.items() if one.keep is not None} == {
+            "tprl",
+            "divprune",
+            "random",
+        }
         assert {name for name, one in by_name.items() if one.probability is not None} == {"tprl"}
         tprl_ = by_name["tprl"]
         assert tprl_.probability is not None
@@ -132,17 +147,23 @@ class TestCompare:
 
         def timed(lvlm: Any, encode: Any, pruner: Any, *rest: Any) -> Any:
             order.append(pruner.name)
-            return real(lvlm, encode, pruner, *rest)._replace(reading=Reading(next(times), 0.0, 0.0, 0.0))
+            return real(lvlm, encode, pruner, *rest)._replace(
+                reading=Reading(next(times), 0.0, 0.0, 0.0)
+            )
 
         monkeypatch.setattr(page_work, "ask", timed)
         random = load_component("pruner", "random")
-        here = compare_pruners(lvlm, {"random": random}, samples[0].images[0], samples[0].question, 0.5)
+        here = compare_pruners(
+            lvlm, {"random": random}, samples[0].images[0], samples[0].question, 0.5
+        )
         assert order == ["keep_all", "keep_all", "random", "keep_all", "random"]
         assert (here.full.reading.total, here.pruned[0].reading.total) == (5.0, 5.5)
 
     def test_nothing_is_left_on_the_model(self, lvlm: FrozenLVLM, found: Comparison) -> None:
         assert "generate" not in vars(lvlm.model)
-        assert not torch.is_grad_enabled() or not any(p.requires_grad for p in lvlm.model.parameters())
+        assert not torch.is_grad_enabled() or not any(
+            p.requires_grad for p in lvlm.model.parameters()
+        )
 
 
 class TestBadInput:
@@ -185,7 +206,9 @@ class TestBadInput:
             with pytest.raises(UserError, match="cannot be read"):
                 open_image(tmp_path / name)
         Image.new("1", (20000, 10000)).save(tmp_path / "bomb.png")
-        with pytest.raises(UserError, match=r"too many pixels: 20000 x 10000 = 200000000 > 178956970; scale"):
+        with pytest.raises(
+            UserError, match=r"too many pixels: 20000 x 10000 = 200000000 > 178956970; scale"
+        ):
             open_image(tmp_path / "bomb.png")
 
 
@@ -212,7 +235,10 @@ class TestCards:
         page = cards(found)
         assert page.count('<section class="card"') == 1 + len(NAMES)
         assert page.count("<details>") == 1
-        assert f"With 48 of 144 visual tokens and {100 * found.pruned[0].flops / found.full.flops:.0f} %" in page
+        assert (
+            "With 48 of 144 visual tokens and "
+            f"{100 * found.pruned[0].flops / found.full.flops:.0f} %"
+        ) in page
         assert flops_text(found.full.flops) in page
         assert "://" not in page
 
@@ -225,7 +251,8 @@ class TestCards:
         assert "&lt;i&gt;?" in page
 
     @pytest.mark.parametrize(
-        ("flops", "text"), [(5e3, "5 KFLOPs"), (1.21e9, "1.21 GFLOPs"), (8.4e12, "8.4 TFLOPs"), (2e15, "2 PFLOPs")]
+        ("flops", "text"),
+        [(5e3, "5 KFLOPs"), (1.21e9, "1.21 GFLOPs"), (8.4e12, "8.4 TFLOPs"), (2e15, "2 PFLOPs")],
     )
     def test_flops_get_a_prefix(self, flops: float, text: str) -> None:
         assert flops_text(flops) == text

@@ -40,7 +40,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     directory = tmp_path_factory.mktemp("demo")
     with (directory / "log").open("w+") as log:
-        server = subprocess.Popen(command(directory, f"port={port}"), cwd=ROOT, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            command(directory, f"port={port}"), cwd=ROOT, stdout=log, stderr=log
+        )
         end = time.monotonic() + 120
         while "open http" not in (directory / "log").read_text():
             assert server.poll() is None, (directory / "log").read_text()
@@ -50,7 +52,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
     said = (directory / "log").read_text().splitlines()
-    assert said == [f"open http://127.0.0.1:{port}/ in a browser; Ctrl-C ends it", f"run: {directory}"]
+    assert said == [
+        f"open http://127.0.0.1:{port}/ in a browser; Ctrl-C ends it",
+        f"run: {directory}",
+    ]
 
 
 @pytest.fixture
@@ -77,7 +82,9 @@ def test_it_asks_nobody_else_complains_about_nothing_and_fits(page: Any, address
     assert page.heard == []
     assert page.asked
     assert [url for url in page.asked if not url.startswith((address, "data:", "blob:"))] == []
-    wide, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    wide, room = page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
     assert wide <= room
 
 
@@ -89,7 +96,11 @@ def test_answers_are_those_of_the_function_behind_it(page: Any) -> None:
         ask(page, question)
         found = compare_pruners(lvlm, {"tprl": tprl}, sample.images[0], question, 0.3)
         assert said(page) == [found.full.answer, found.pruned[0].answer]
-        assert page.locator(".answers [role=status]").inner_text().startswith("With 43 of 144 visual tokens and ")
+        assert (
+            page.locator(".answers [role=status]")
+            .inner_text()
+            .startswith("With 43 of 144 visual tokens and ")
+        )
         numbers = page.locator("table").nth(1).inner_text()
         assert re.search(r"time\s+[\d.]+ ms", numbers)
         assert all(stage in numbers for stage in ("vision", "selector", "prefill", "decode"))
@@ -115,7 +126,9 @@ def test_an_image_is_uploaded_and_a_broken_one_refused(page: Any, tmp_path: Path
     page.get_by_label("Remove Image").wait_for()
     ask(page, "is there a red square?")
     assert len(said(page)) == 2
-    assert page.locator(".answers img").first.evaluate("i => i.naturalWidth / i.naturalHeight") == 1.5
+    assert (
+        page.locator(".answers img").first.evaluate("i => i.naturalWidth / i.naturalHeight") == 1.5
+    )
     page.get_by_label("Remove Image").click()
     page.locator("input[type=file]").first.set_input_files(tmp_path / "part.png")
     page.get_by_label("Remove Image").wait_for()
@@ -124,7 +137,10 @@ def test_an_image_is_uploaded_and_a_broken_one_refused(page: Any, tmp_path: Path
 
 
 def test_bad_questions_end_in_a_sentence_and_the_next_one_is_answered(page: Any) -> None:
-    for question, sentence in ((" ", "There is no question"), ("where is the dog?", 'does not know "dog"')):
+    for question, sentence in (
+        (" ", "There is no question"),
+        ("where is the dog?", 'does not know "dog"'),
+    ):
         page.get_by_label("Question").fill(question)
         page.get_by_role("button", name="Ask").click()
         page.get_by_text(sentence).wait_for()
@@ -139,7 +155,10 @@ def test_a_keyboard_is_enough(page: Any) -> None:
     for _ in range(20):
         page.keyboard.press("Tab")
         reached.append(
-            page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.innerText")
+            page.evaluate(
+                "document.activeElement.getAttribute('aria-label') "
+                "|| document.activeElement.innerText"
+            )
         )
         if reached[-1] == "Ask":
             page.keyboard.press("Enter")
@@ -154,6 +173,10 @@ def test_a_keyboard_is_enough(page: Any) -> None:
 
 def test_a_port_that_is_taken_ends_in_a_sentence(address: str, tmp_path: Path) -> None:
     port = address.rstrip("/").rpartition(":")[2]
-    done = subprocess.run(command(tmp_path, f"port={port}"), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command(tmp_path, f"port={port}"), cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
-    assert re.fullmatch(rf"error: the page cannot be served on host=127.0.0.1, port={port} \(.*\)\.\n", done.stderr)
+    assert re.fullmatch(
+        rf"error: the page cannot be served on host=127.0.0.1, port={port} \(.*\)\.\n", done.stderr
+    )

@@ -26,7 +26,9 @@ from tprl.types import Encoded, Sample
 
 
 def row(pruner: str, ratio: float | None, kept: float, value: float, flops: float) -> Row:
-    return Row("m", "d", pruner, 0, ratio, kept, "accuracy", value, value - 0.01, value + 0.01, 1e9, flops)
+    return Row(
+        "m", "d", pruner, 0, ratio, kept, "accuracy", value, value - 0.01, value + 0.01, 1e9, flops
+    )
 
 
 ROWS = [
@@ -44,7 +46,10 @@ def paired(other: str, difference: float, low: float, high: float, ratio: float 
 @pytest.mark.parametrize(
     ("best", "words"),
     [
-        (paired("divprune", 0.043, 0.035, 0.051), "4.3 points below (95 % interval of the difference +3.5 to +5.1)."),
+        (
+            paired("divprune", 0.043, 0.035, 0.051),
+            "4.3 points below (95 % interval of the difference +3.5 to +5.1).",
+        ),
         (
             paired("divprune", 0.01, -0.01, 0.03),
             "1.0 points below (95 % interval of the difference -1.0 to +3.0, which includes zero).",
@@ -54,8 +59,14 @@ def paired(other: str, difference: float, low: float, high: float, ratio: float 
             paired("divprune", 0.0004, -0.01, 0.01),
             "level (95 % interval of the difference -1.0 to +1.0, which includes zero).",
         ),
-        (paired("tprl_two", -0.02, -0.03, -0.01), "2.0 points above (95 % interval of the difference -3.0 to -1.0)."),
-        (paired("divprune", -0.02, -0.03, -0.01), "2.0 points above (95 % interval of the difference -3.0 to -1.0)."),
+        (
+            paired("tprl_two", -0.02, -0.03, -0.01),
+            "2.0 points above (95 % interval of the difference -3.0 to -1.0).",
+        ),
+        (
+            paired("divprune", -0.02, -0.03, -0.01),
+            "2.0 points above (95 % interval of the difference -3.0 to -1.0).",
+        ),
     ],
 )
 def test_the_smallest_ratio_against_the_best_other_pruner(best: Paired, words: str) -> None:
@@ -63,21 +74,31 @@ def test_the_smallest_ratio_against_the_best_other_pruner(best: Paired, words: s
     others = [paired("random", 0.3, 0.2, 0.4), paired("tprl_adaptive", -0.2, -0.3, -0.1), best]
     others.append(paired("tome", -0.5, -0.6, -0.4, ratio=1 / 3))
     assert evaluation_headline(ROWS, others, "tprl") == (
-        "With 8 of 144 visual tokens (5.56 %) and 0.48 of the FLOPs, tprl scores 95.4 %; all tokens score 98.0 %, "
-        f"and the best other pruner ({best.other}) is {words}"
+        "With 8 of 144 visual tokens (5.56 %) and 0.48 of the FLOPs, tprl scores 95.4 %; "
+        f"all tokens score 98.0 %, and the best other pruner ({best.other}) is {words}"
     )
 
 
 def test_without_a_reference_or_a_ratio_it_claims_nothing() -> None:
     assert evaluation_headline(ROWS[1:], [], "tprl") == "tprl on d with m."
-    assert evaluation_headline([ROWS[0], row("own", None, 20.0, 0.9, 0.5)], [], "own") == "own on d with m."
+    assert (
+        evaluation_headline([ROWS[0], row("own", None, 20.0, 0.9, 0.5)], [], "own")
+        == "own on d with m."
+    )
 
 
 def test_a_rival_may_begin_with_the_same_letters() -> None:
     names = ("keep_all", "prumerge", "prumerge_adaptive", "prumerge_plus", "divprune", "divprune")
-    entries = [Entry(name, load_component("pruner", "divprune"), (0.5,), i // 5) for i, name in enumerate(names)]
+    entries = [
+        Entry(name, load_component("pruner", "divprune"), (0.5,), i // 5)
+        for i, name in enumerate(names)
+    ]
     rows = [SampleRow("a/0", "", e.name, e.seed, 0.5, None, 1.0, 8) for e in entries]
-    assert list(_pictured(entries, entries[1], 0.5, rows)) == ["prumerge", "divprune", "prumerge_plus"]
+    assert list(_pictured(entries, entries[1], 0.5, rows)) == [
+        "prumerge",
+        "divprune",
+        "prumerge_plus",
+    ]
 
 
 def test_pictures_are_of_questions_that_were_answered() -> None:
@@ -90,13 +111,27 @@ def test_pictures_are_of_questions_that_were_answered() -> None:
 
 def test_tables_open_the_interval_of_scores_that_all_agree() -> None:
     """16 of 16 images right, three questions each: at least 16 / (16 + 1.96^2) = 80.6 %."""
-    samples = [SampleRow(f"s/{i}/{j}", "count", "tprl", 0, 0.5, None, 1.0, 8) for i in range(16) for j in range(3)]
+    samples = [
+        SampleRow(f"s/{i}/{j}", "count", "tprl", 0, 0.5, None, 1.0, 8)
+        for i in range(16)
+        for j in range(3)
+    ]
     whole = Row("m", "d", "tprl", 0, 0.5, 8.0, "accuracy", 1.0, 1.0, 1.0, 1.0, 0.5)
-    family, none = replace(whole, metric="accuracy/count"), replace(whole, value=0.0, ci_low=0.0, ci_high=0.0)
-    found = [(row.value, row.ci_low, row.ci_high) for row in with_open_sides([whole, family, none], samples)]
+    family, none = (
+        replace(whole, metric="accuracy/count"),
+        replace(whole, value=0.0, ci_low=0.0, ci_high=0.0),
+    )
+    found = [
+        (row.value, row.ci_low, row.ci_high)
+        for row in with_open_sides([whole, family, none], samples)
+    ]
     assert found[0] == found[1] == (1.0, pytest.approx(0.8064, abs=1e-4), 1.0)
     assert found[2] == (0.0, 0.0, pytest.approx(0.1936, abs=1e-4))
-    other = [replace(whole, metric="mean_iou"), replace(whole, ci_low=0.9), replace(whole, pruner="other")]
+    other = [
+        replace(whole, metric="mean_iou"),
+        replace(whole, ci_low=0.9),
+        replace(whole, pruner="other"),
+    ]
     assert with_open_sides(other, samples) == other
 
 
@@ -118,7 +153,9 @@ def test_questions_of_several_images_are_swapped_in_one_batch() -> None:
     lvlm: Any = Counting(load_component("model", "tiny_llava"))
     data = Scenes("test")
     pruner = load_pruner("tprl_tiny_llava")
-    found = [guided(Scorer(lvlm, data), data, pruner, 0.03, 24, batch_size=size) for size in (1, 24)]
+    found = [
+        guided(Scorer(lvlm, data), data, pruner, 0.03, 24, batch_size=size) for size in (1, 24)
+    ]
     alone, together = lvlm.sizes[:-2], lvlm.sizes[-2:]
     assert together == [24, 24]
     assert len(alone) > 8
@@ -140,20 +177,34 @@ def test_a_batch_holds_whole_groups() -> None:
 
 
 def scored(pruner: str, seed: int, scores: list[float]) -> list[SampleRow]:
-    return [SampleRow(f"s/{i}/0", "count", pruner, seed, 0.5, None, score, 8) for i, score in enumerate(scores)]
+    return [
+        SampleRow(f"s/{i}/0", "count", pruner, seed, 0.5, None, score, 8)
+        for i, score in enumerate(scores)
+    ]
 
 
 def test_seeds_are_paired_by_their_number_not_by_their_order() -> None:
-    """Each seed of ours is .5 better than the same seed of theirs on every second image, whatever the order."""
+    """Each seed of ours is .5 better than the same seed of theirs on every second image, whatever
+    the order."""
     theirs = {seed: [float((i * (seed + 3)) % 7 < 3) / 2 for i in range(40)] for seed in range(3)}
-    ours = {seed: [score + 0.5 * (i % 2) for i, score in enumerate(scores)] for seed, scores in theirs.items()}
+    ours = {
+        seed: [score + 0.5 * (i % 2) for i, score in enumerate(scores)]
+        for seed, scores in theirs.items()
+    }
     samples = [row for seed in (0, 1, 2) for row in scored("tprl", seed, ours[seed])]
-    others = [row for seed in (2, 0, 1) for row in scored("random", seed, theirs[seed])[:: -1 if seed else 1]]
+    others = [
+        row
+        for seed in (2, 0, 1)
+        for row in scored("random", seed, theirs[seed])[:: -1 if seed else 1]
+    ]
     (found,) = compared([*samples, *others], "tprl")
     (same,) = compared([*samples, *sorted(others, key=lambda row: (row.seed, row.uid))], "tprl")
     assert found == same
-    half = 0.25 * (40 / 39) ** 0.5 / 40**0.5 * 2.0226908  # t with 39 degrees of freedom; seeds differ in nothing
-    assert (found.difference, found.low, found.high) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
+    # t with 39 degrees of freedom; seeds differ in nothing
+    half = 0.25 * (40 / 39) ** 0.5 / 40**0.5 * 2.0226908
+    assert (found.difference, found.low, found.high) == pytest.approx(
+        (0.25, 0.25 - half, 0.25 + half)
+    )
 
 
 def test_other_seeds_are_not_paired() -> None:
@@ -168,7 +219,11 @@ def test_other_seeds_are_not_paired() -> None:
 
 
 def test_only_questions_that_all_seeds_answered_are_compared() -> None:
-    samples = [*scored("tprl", 0, [1.0] * 9), *scored("tprl", 1, [1.0] * 6), *scored("random", 0, [0.0] * 8)]
+    samples = [
+        *scored("tprl", 0, [1.0] * 9),
+        *scored("tprl", 1, [1.0] * 6),
+        *scored("random", 0, [0.0] * 8),
+    ]
     (found,) = compared(samples, "tprl")
     assert (found.difference, found.low, found.high) == (1.0, 1.0, 1.0)
 

@@ -15,7 +15,8 @@ THIRD = 1 / 3
 
 
 def run(folder: Path, arms: dict[str, Any], ratio: float | None = THIRD, first: int = 0) -> str:
-    """A run whose arms have these scores on questions `first`, `first` + 1, ...; two questions an image."""
+    """A run whose arms have these scores on questions `first`, `first` + 1, ...; two questions an
+    image."""
     rows = [
         SampleRow(f"d/{i // 2}/{i % 2}", "f", arm, seed, ratio, None, score, 10)
         for arm, scores in arms.items()
@@ -42,7 +43,9 @@ def test_arms_of_one_name_are_compared_on_the_questions_of_both(tmp_path: Path) 
 def test_arms_by_name_and_lone_arms_of_different_names(tmp_path: Path) -> None:
     a = run(tmp_path / "a", {"x": [1.0, 0.0], "y": [0.0, 0.0]})
     b = run(tmp_path / "b", {"z": [0.0, 0.0]})
-    assert [(one.a, one.b, one.difference) for one in compare_runs(f"{a}:x", b + ":z")] == [("x", "z", 0.5)]
+    assert [(one.a, one.b, one.difference) for one in compare_runs(f"{a}:x", b + ":z")] == [
+        ("x", "z", 0.5)
+    ]
     c = run(tmp_path / "c", {"w": [1.0, 1.0]})
     assert [(one.a, one.b, one.difference) for one in compare_runs(b, c)] == [("z", "w", -1.0)]
     console = Console(width=160, file=io.StringIO())
@@ -61,13 +64,19 @@ def test_seeds_are_compared_one_by_one_where_they_are_the_same(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ("{a}", "/nowhere", "/nowhere/samples.jsonl does not exist: give a directory that src.eval"),
+        (
+            "{a}",
+            "/nowhere",
+            "/nowhere/samples.jsonl does not exist: give a directory that src.eval",
+        ),
         ("{a}:q", "{b}", "has no arm q: it holds x, y"),
         ("{a}", "{b}", "no arm at the same keep ratio in common: name one of each"),
         ("{a}:x", "{c}:x", "share no question: evaluate both on the same dataset and split"),
     ],
 )
-def test_what_cannot_be_compared_is_said(tmp_path: Path, first: str, second: str, message: str) -> None:
+def test_what_cannot_be_compared_is_said(
+    tmp_path: Path, first: str, second: str, message: str
+) -> None:
     made = {
         "a": run(tmp_path / "a", {"x": [1.0], "y": [1.0]}),
         "b": run(tmp_path / "b", {"z": [1.0], "v": [1.0]}),

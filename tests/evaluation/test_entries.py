@@ -22,8 +22,13 @@ class Plain(Scenes):
 def test_an_oracle_without_regions_is_no_line(caplog: pytest.LogCaptureFixture) -> None:
     entries = named_entries(["divprune", "oracle", "oracle_dpp"], SETTINGS)
     assert [entry.name for entry in with_regions(entries, Plain("val"))] == ["keep_all", "divprune"]
-    assert "oracle, oracle_dpp left out of the table: the questions of plain have no regions" in caplog.text
-    with pytest.raises(UserError, match=r"pruner=oracle keeps .* questions of plain have none: leave"):
+    assert (
+        "oracle, oracle_dpp left out of the table: the questions of plain have no regions"
+        in caplog.text
+    )
+    with pytest.raises(
+        UserError, match=r"pruner=oracle keeps .* questions of plain have none: leave"
+    ):
         check_regions(entries, Plain("val"))
 
 

@@ -28,7 +28,10 @@ class Pairs:
         return torch.tensor([*facts.sum(0), facts[:, 0].prod(), 1.0], dtype=torch.float64)
 
     def official(self, total: Tensor) -> dict[str, Tensor]:
-        return {"accuracy": 100 * total[..., 0] / total[..., 1], "both": 100 * total[..., 2] / total[..., 3]}
+        return {
+            "accuracy": 100 * total[..., 0] / total[..., 1],
+            "both": 100 * total[..., 2] / total[..., 3],
+        }
 
 
 UIDS = ["p/a/1", "p/a/2", "p/b/1", "p/b/2", "p/c/1", "p/c/2"]
@@ -46,7 +49,9 @@ def plain(found: dict[str, Tensor]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 2, 0, 4, 1, 3], [0, 1, 2, 3, 4, 5, 0, 3, 3]])
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2, 3, 4, 5], [5, 2, 0, 4, 1, 3], [0, 1, 2, 3, 4, 5, 0, 3, 3]]
+)
 def test_neither_order_nor_repetition_changes_the_numbers(order: list[int]) -> None:
     assert plain(given(order).compute()) == {"accuracy": 50.0, "both": 33.3333}
 
@@ -63,8 +68,12 @@ def test_an_image_counts_whole_though_its_questions_come_in_different_batches() 
 
 def test_intervals_resample_images() -> None:
     found = given(range(6)).intervals()
-    assert {name: round(one.mean, 4) for name, one in found.items()} == {"accuracy": 50.0, "both": 33.3333}
-    # 1 of 27 draws shows only the wrong image, 1 of 27 only the right one: more than the 2.5 % on either side.
+    assert {name: round(one.mean, 4) for name, one in found.items()} == {
+        "accuracy": 50.0,
+        "both": 33.3333,
+    }
+    # 1 of 27 draws shows only the wrong image, 1 of 27 only the right one: more than the 2.5 % on
+    # either side.
     assert (found["accuracy"].low, found["accuracy"].high) == (0.0, 100.0)
     assert given([5, 4, 3, 2, 1, 0]).intervals() == found
     alone = given([0, 1]).intervals()["both"]
@@ -92,7 +101,9 @@ def test_a_group_that_few_images_have_keeps_its_interval() -> None:
             return facts.sum(0)
 
     metric = OfficialScore(Rare())
-    metric.update([f"p/{i}/0" for i in range(200)], [(float(i == 0), float(i < 2)) for i in range(200)])
+    metric.update(
+        [f"p/{i}/0" for i in range(200)], [(float(i == 0), float(i < 2)) for i in range(200)]
+    )
     found = metric.intervals()["rare"]
     assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
 
@@ -115,7 +126,9 @@ def test_two_processes_give_the_numbers_of_one(parts: Sequence[Sequence[int]]) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=_process, args=(rank, parts, port, queue)) for rank in (0, 1)]
+    processes = [
+        context.Process(target=_process, args=(rank, parts, port, queue)) for rank in (0, 1)
+    ]
     for process in processes:
         process.start()
     found = [queue.get(timeout=120) for _ in processes]

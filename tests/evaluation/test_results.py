@@ -13,8 +13,12 @@ from tprl.errors import UserError
 from tprl.evaluation import results
 from tprl.evaluation.results import Row, SampleRow
 
-FULL = Row("tiny_llava", "scenes", "keep_all", 0, 1.0, 144.0, "accuracy", 0.953, 0.94, 0.966, 2.5e9, 1.0)
-RANDOM = replace(FULL, pruner="random", keep_ratio=1 / 9, kept_tokens=16.0, value=0.7, ci_low=0.67, ci_high=0.73)
+FULL = Row(
+    "tiny_llava", "scenes", "keep_all", 0, 1.0, 144.0, "accuracy", 0.953, 0.94, 0.966, 2.5e9, 1.0
+)
+RANDOM = replace(
+    FULL, pruner="random", keep_ratio=1 / 9, kept_tokens=16.0, value=0.7, ci_low=0.67, ci_high=0.73
+)
 ROWS = [
     FULL,
     replace(RANDOM, flops_ratio=0.25),
@@ -22,7 +26,14 @@ ROWS = [
     replace(RANDOM, pruner="tprl", value=0.8125, ci_low=0.79, ci_high=0.83, flops_ratio=0.31),
     replace(RANDOM, pruner="tprl", keep_ratio=1 / 3, kept_tokens=48.0, value=0.9, flops_ratio=0.5),
     replace(RANDOM, pruner="tprl_threshold", keep_ratio=None, kept_tokens=21.5, value=0.85),
-    replace(RANDOM, pruner="tprl", metric="accuracy/count, hard", value=0.1, ci_low=math.nan, ci_high=math.nan),
+    replace(
+        RANDOM,
+        pruner="tprl",
+        metric="accuracy/count, hard",
+        value=0.1,
+        ci_low=math.nan,
+        ci_high=math.nan,
+    ),
 ]
 
 
@@ -31,10 +42,16 @@ def test_csv_reads_back_exactly(tmp_path: Path) -> None:
     results.write_results(path, ROWS)
     assert results.read_results(path)[:-1] == ROWS[:-1]
     assert repr(results.read_results(path)[-1]) == repr(ROWS[-1])  # nan != nan
-    header = "model,dataset,pruner,seed,keep_ratio,kept_tokens,metric,value,ci_low,ci_high,flops,flops_ratio"
+    header = (
+        "model,dataset,pruner,seed,keep_ratio,kept_tokens,"
+        "metric,value,ci_low,ci_high,flops,flops_ratio"
+    )
     lines = path.read_text().splitlines()
     assert lines[0] == header
-    assert lines[1] == "tiny_llava,scenes,keep_all,0,1.0,144.0,accuracy,0.953,0.94,0.966,2500000000.0,1.0"
+    assert (
+        lines[1]
+        == "tiny_llava,scenes,keep_all,0,1.0,144.0,accuracy,0.953,0.94,0.966,2500000000.0,1.0"
+    )
     assert len(lines) == 8
 
 
@@ -48,7 +65,9 @@ def test_samples_read_back(tmp_path: Path) -> None:
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "results.csv"
     results.write_results(path, ROWS[:1])
 
@@ -94,7 +113,9 @@ def test_plain_table_when_piped() -> None:
     assert " ".join(("FLOPs: " + convention).split()) == CONVENTION
     lines = [" ".join(line.split()) for line in table.splitlines() if "|" in line]
     assert any("keep_all (all tokens) | 95.3 [94.0, 96.6]" in line for line in lines)
-    assert any(line.startswith("| tprl | | 90.0 [67.0, 73.0] | 81.2 [79.0, 83.0] |") for line in lines)
+    assert any(
+        line.startswith("| tprl | | 90.0 [67.0, 73.0] | 81.2 [79.0, 83.0] |") for line in lines
+    )
     assert any("| 144 tokens | 48 tokens | 16 tokens | 22 tokens |" in line for line in lines)
     assert any("FLOPs x 0.25-0.31" in line for line in lines)
 
@@ -112,5 +133,10 @@ def test_a_narrow_terminal_gets_the_table_in_parts(width: int) -> None:
     assert max(map(len, lines)) <= width
     assert sum(line.startswith("╭") for line in lines) > 1
     assert "…" not in "".join(lines)
-    heads = [text for line in lines for text in ("100 %", "33.3 %", "11.1 %", "own choice") if text in line]
+    heads = [
+        text
+        for line in lines
+        for text in ("100 %", "33.3 %", "11.1 %", "own choice")
+        if text in line
+    ]
     assert heads == ["100 %", "33.3 %", "11.1 %", "own choice"]

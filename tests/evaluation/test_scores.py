@@ -17,7 +17,9 @@ from tprl.runtime.files import write_sealed
 FILES = ("results.csv", "intervals.csv", "paired.json", "spreads.json", "scores.npz", "pareto.svg")
 
 
-def answered(arms: tuple[tuple[str, int, float | None], ...], questions: int = 40) -> list[Answered]:
+def answered(
+    arms: tuple[tuple[str, int, float | None], ...], questions: int = 40
+) -> list[Answered]:
     """Ten questions an image, every fourth with a box; scores depend on arm and question."""
     rng, out = np.random.default_rng(0), []
     for i in range(questions):
@@ -25,7 +27,9 @@ def answered(arms: tuple[tuple[str, int, float | None], ...], questions: int = 4
             iou = float(rng.random()) if i % 4 == 0 else None
             score = float(rng.random() < 0.7) if iou is None else float(iou > 0.5)
             uid = f"scenes/test/{i // 10}/{i % 10}"
-            row = SampleRow(uid, ("color", "box")[iou is not None], pruner, seed, ratio, "x", score, 8 + seed)
+            row = SampleRow(
+                uid, ("color", "box")[iou is not None], pruner, seed, ratio, "x", score, 8 + seed
+            )
             out.append(Answered(row, iou, 1e9 + i / 3, 3e9 + i / 7))
     return out
 
@@ -46,7 +50,12 @@ def table_of(arms=ARMS) -> tuple[ScoreTable, list[Row]]:
 
 def test_the_rows_come_back_exactly(tmp_path: Path) -> None:
     table, rows = table_of()
-    assert {row.metric for row in rows} == {"accuracy", "accuracy/color", "accuracy/box", "mean_iou"}
+    assert {row.metric for row in rows} == {
+        "accuracy",
+        "accuracy/color",
+        "accuracy/box",
+        "mean_iou",
+    }
     write_scores(tmp_path / "scores.npz", table)
     again = read_scores(tmp_path / "scores.npz")
     assert again.rows() == rows
@@ -69,13 +78,18 @@ def test_it_holds_plain_arrays_and_is_small(tmp_path: Path) -> None:
     score[:, -7:] = np.nan  # not answered
     uids, families = (np.array(names) for names in zip(*questions, strict=True))
     nothing, kept = np.full(score.shape, np.nan), np.where(np.isnan(score), np.nan, 300.0)
-    table = ScoreTable("m", "scenes", "random", uids, families, arms, score, nothing, kept, np.ones((10, 3)))
+    table = ScoreTable(
+        "m", "scenes", "random", uids, families, arms, score, nothing, kept, np.ones((10, 3))
+    )
     write_scores(tmp_path / "scores.npz", table)
     with np.load(tmp_path / "scores.npz", allow_pickle=False) as file:
         assert {file[name].dtype.kind for name in file.files} <= set("iufU")
     assert (tmp_path / "scores.npz").stat().st_size < 60_000  # half a million numbers would be 4 MB
     again = read_scores(tmp_path / "scores.npz")
-    assert all(np.array_equal(getattr(again, n), getattr(table, n), equal_nan=True) for n in ("score", "iou", "kept"))
+    assert all(
+        np.array_equal(getattr(again, n), getattr(table, n), equal_nan=True)
+        for n in ("score", "iou", "kept")
+    )
 
 
 @pytest.mark.parametrize("value", [254.0, 255.0, 65535.0, 0.5, -1.0])
@@ -87,7 +101,9 @@ def test_numbers_of_any_size_come_back(tmp_path: Path, value: float) -> None:
     assert np.array_equal(read_scores(tmp_path / "scores.npz").kept, kept, equal_nan=True)
 
 
-def test_a_study_is_recomputed_to_the_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_is_recomputed_to_the_byte(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table, rows = table_of()
     published = replace(rows[0], metric="scenes/f1", value=71.0)
     write_all(tmp_path / "study", table, [*rows, published])
@@ -97,9 +113,11 @@ def test_a_study_is_recomputed_to_the_byte(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.count(": equal to ") == 4
     cells = (tmp_path / "again" / "intervals.csv").read_text().splitlines()
     assert cells[0] == "pruner,keep_ratio,metric,value,low,high,seeds,interval"
-    assert [line.rsplit(",", 2)[1:] for line in cells if line.startswith("tprl,0.1111111111111111,accuracy,")] == [
-        ["3", "images and seeds"]
-    ]
+    assert [
+        line.rsplit(",", 2)[1:]
+        for line in cells
+        if line.startswith("tprl,0.1111111111111111,accuracy,")
+    ] == [["3", "images and seeds"]]
     results = tmp_path / "study" / "results.csv"
     write_sealed(results, results.read_text().replace("tprl,1,", "tprl,7,"))
     recompute(tmp_path / "study", tmp_path / "third")
@@ -120,7 +138,9 @@ def test_evaluations_of_the_same_questions_are_joined() -> None:
     ]
     assert joined(parts).rows() == rows
     other = replace(parts[1], score=1 - parts[1].score)
-    with pytest.raises(UserError, match=r"tprl \(seed 2, keep_ratio 0\.1.*\) scored differently in two evaluations"):
+    with pytest.raises(
+        UserError, match=r"tprl \(seed 2, keep_ratio 0\.1.*\) scored differently in two evaluations"
+    ):
         joined([parts[0], other])
     with pytest.raises(UserError, match="one table holds one model and one dataset"):
         joined([parts[0], replace(parts[1], model="n")])

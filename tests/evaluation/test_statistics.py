@@ -97,13 +97,17 @@ def test_p_value_is_two_sided() -> None:
 
 
 def test_p_value_approximates_the_z_test() -> None:
-    """Differences +1 (60 times), -1 (40), 0 (100): z = 0.1 / (sqrt(.5 - .01) / sqrt(200)) = 2.02, p = 0.043."""
+    """Differences +1 (60 times), -1 (40), 0 (100): z = 0.1 / (sqrt(.5 - .01) / sqrt(200)) = 2.02, p
+    = 0.043."""
     d = np.repeat([1.0, -1.0, 0.0], [60, 40, 100])
-    assert paired_interval(d, np.zeros(200), singles(200), resamples=20_000).p_value == pytest.approx(0.043, abs=0.012)
+    assert paired_interval(
+        d, np.zeros(200), singles(200), resamples=20_000
+    ).p_value == pytest.approx(0.043, abs=0.012)
 
 
 def test_coverage_on_clustered_data() -> None:
-    """Intervals of 200 simulated experiments (60 images, 1-6 questions each, shared difficulty) hold the truth."""
+    """Intervals of 200 simulated experiments (60 images, 1-6 questions each, shared difficulty)
+    hold the truth."""
     rng = np.random.default_rng(6)
     hits = naive = 0
     for seed in range(200):
@@ -146,7 +150,8 @@ class TestSeeds:
         assert found.p_value == pytest.approx(test.pvalue)
 
     def test_seeds_that_disagree_on_every_image_alike_are_all_there_is(self) -> None:
-        """Images say nothing, seeds everything: Student's t with two degrees of freedom over -1, 0 and +1."""
+        """Images say nothing, seeds everything: Student's t with two degrees of freedom over -1, 0
+        and +1."""
         a = np.repeat([[-1.0], [0.0], [1.0]], 200, axis=1)
         found = paired_interval(a, np.zeros(200), singles(200))
         half = stats.t.ppf(0.975, 2) / 3**0.5
@@ -156,14 +161,20 @@ class TestSeeds:
         """Two-way layout without repetition: Var = (MS seeds + MS images - MS rest) / (S C)."""
         s, c = 4, 30
         rng = np.random.default_rng(1)
-        y = 0.3 * rng.standard_normal((s, 1)) + rng.standard_normal((1, c)) + rng.standard_normal((s, c))
+        y = (
+            0.3 * rng.standard_normal((s, 1))
+            + rng.standard_normal((1, c))
+            + rng.standard_normal((s, c))
+        )
         seeds = c * np.var(y.mean(1), ddof=1)
         images = s * np.var(y.mean(0), ddof=1)
         rest = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
         noise = np.square(rest).sum() / ((s - 1) * (c - 1))
         variance = (seeds + images - noise) / (s * c)
         share = (seeds - noise) / (seeds + images - noise)
-        half = (share * stats.t.ppf(0.975, s - 1) + (1 - share) * stats.t.ppf(0.975, c - 1)) * variance**0.5
+        half = (
+            share * stats.t.ppf(0.975, s - 1) + (1 - share) * stats.t.ppf(0.975, c - 1)
+        ) * variance**0.5
         assert seeds > noise
         # Every image asked twice, which is one observation.
         values, keys = np.repeat(y, 2, axis=1), [str(i // 2) for i in range(2 * c)]
@@ -179,13 +190,15 @@ class TestSeeds:
         middle, half = a.mean() - b.mean(), quantile * (ours + theirs) ** 0.5
         assert found[:3] == pytest.approx((middle, middle - half, middle + half))
         at_p = paired_interval(a, b, singles(50), same_seeds=False, level=1 - found.p_value)
-        assert min(abs(at_p.low), abs(at_p.high)) == pytest.approx(0.0, abs=1e-6)  # the interval that just reaches 0
+        # the interval that just reaches 0
+        assert min(abs(at_p.low), abs(at_p.high)) == pytest.approx(0.0, abs=1e-6)
 
     def test_seeds_of_the_other_side_count_too(self) -> None:
         rng = np.random.default_rng(3)
         a, b = rng.random(60), rng.random((3, 60)) + np.array([[0.0], [0.3], [-0.3]])
         ours, theirs, one = (
-            paired_interval(x, y, singles(60)) for x, y in ((a, b), (b, a), (a, b[0] - b[0].mean() + b.mean()))
+            paired_interval(x, y, singles(60))
+            for x, y in ((a, b), (b, a), (a, b[0] - b[0].mean() + b.mean()))
         )
         assert (ours.low, ours.high) == pytest.approx((-theirs.high, -theirs.low))
         assert ours.high - ours.low > 2 * (one.high - one.low)
@@ -206,12 +219,20 @@ class TestSeeds:
             (0.02, 3),  # both
             *(
                 pytest.param(spread, seeds, marks=pytest.mark.slow)
-                for spread, seeds in ((0.0, 5), (0.005, 3), (0.005, 5), (0.02, 5), (0.05, 3), (0.05, 5))
+                for spread, seeds in (
+                    (0.0, 5),
+                    (0.005, 3),
+                    (0.005, 5),
+                    (0.02, 5),
+                    (0.05, 3),
+                    (0.05, 5),
+                )
             ),
         ],
     )
     def test_coverage(self, spread: float, seeds: int) -> None:
-        """1,000 images x 5 questions of accuracy .85, in which seeds share most of their mistakes: 92 to 97 %."""
+        """1,000 images x 5 questions of accuracy .85, in which seeds share most of their mistakes:
+        92 to 97 %."""
         rng, trials, images = np.random.default_rng(seeds), 800, 1000
         # Sums of five questions: spread .36 each; .3 between images, .2 of a seed's own.
         image = 0.3 * rng.standard_normal((trials, 1, images), dtype=np.float32)

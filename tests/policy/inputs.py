@@ -1,4 +1,5 @@
-"""Synthetic policy inputs; the content of a sample depends on its seed and its counts only, never on the batch."""
+"""Synthetic policy inputs; the content of a sample depends on its seed and its counts only, never
+on the batch."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,11 +13,20 @@ Z, D = 10, 12  # widths of codes and query
 
 
 def policy_input(
-    tokens: Sequence[int], words: Sequence[int], seeds: Sequence[int] | None = None, pad_v: int = 0, pad_q: int = 0
+    tokens: Sequence[int],
+    words: Sequence[int],
+    seeds: Sequence[int] | None = None,
+    pad_v: int = 0,
+    pad_q: int = 0,
 ) -> PolicyInput:
-    """`tokens[b]` visual tokens and `words[b]` query tokens per sample, right-padded with garbage."""
+    """`tokens[b]` visual tokens and `words[b]` query tokens per sample, right-padded with
+    garbage."""
     b, v, q = len(tokens), max(tokens) + pad_v, max(words) + pad_q
-    codes, xy, query = torch.full((b, v, Z), 7e3), torch.full((b, v, 2), 0.3), torch.full((b, q, D), -5e3)
+    codes, xy, query = (
+        torch.full((b, v, Z), 7e3),
+        torch.full((b, v, 2), 0.3),
+        torch.full((b, q, D), -5e3),
+    )
     for i, seed in enumerate(seeds or range(b)):
         generator = torch.Generator().manual_seed(seed)
         codes[i, : tokens[i]] = torch.randn(tokens[i], Z, generator=generator)

@@ -32,11 +32,17 @@ def state(b: int = 4, v: int = 20, seed: int = 0, scale: float = 2.0) -> dict[st
 
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
 @pytest.mark.parametrize("t", [0, 1, 2])
-def test_evaluating_a_sampled_action_gives_the_very_same_log_probability(rule: ActionRule, t: int) -> None:
+def test_evaluating_a_sampled_action_gives_the_very_same_log_probability(
+    rule: ActionRule, t: int
+) -> None:
     s = state(seed=t)
-    action, sampled, entropy = act(s["logits"], s["alive"], rule, t, **only(s, "k", "features", "noise"))
+    action, sampled, entropy = act(
+        s["logits"], s["alive"], rule, t, **only(s, "k", "features", "noise")
+    )
     logits = s["logits"].requires_grad_()
-    again, evaluated, entropy_again = act(logits, s["alive"], rule, t, **only(s, "k", "features"), action=action)
+    again, evaluated, entropy_again = act(
+        logits, s["alive"], rule, t, **only(s, "k", "features"), action=action
+    )
     assert torch.equal(action, again)
     assert torch.equal(sampled, evaluated.detach())
     assert torch.equal(entropy, entropy_again.detach())
@@ -51,7 +57,9 @@ def test_bernoulli_log_probabilities_are_literals() -> None:
     logits = torch.tensor([[0.0, math.log(3.0), -math.log(3.0), 50.0]])
     alive = torch.tensor([[True, True, True, False]])
     action = torch.tensor([[True, False, True, False]])
-    _, log_prob, entropy = act(logits, alive, ActionRule("bernoulli", discount=0.5), 1, action=action)
+    _, log_prob, entropy = act(
+        logits, alive, ActionRule("bernoulli", discount=0.5), 1, action=action
+    )
     # p = 0.5 * (1/2, 3/4, 1/4)
     torch.testing.assert_close(log_prob.exp(), torch.tensor([[0.25, 0.625, 0.125, 1.0]]))
     expected = [-(p * math.log(p) + (1 - p) * math.log(1 - p)) for p in (0.25, 0.375, 0.125)]
@@ -76,9 +84,12 @@ def test_a_forced_token_is_in_the_stored_action_and_in_its_log_probability() -> 
     logits, alive = torch.tensor([[5.0, 1.0, 2.0, 2.0]]), torch.tensor([[False, True, True, True]])
     noise = torch.full((1, 4), 0.99999)
     action, log_prob, _ = act(logits, alive, ActionRule("bernoulli"), 1, noise=noise)
-    assert action.tolist() == [[False, False, True, False]]  # the likeliest alive one, the lower index of two
+    # the likeliest alive one, the lower index of two
+    assert action.tolist() == [[False, False, True, False]]
     p = 0.5 * logits.sigmoid()
-    expected = torch.stack([torch.zeros(1), (1 - p[:, 1]).log(), p[:, 2].log(), (1 - p[:, 3]).log()], 1)
+    expected = torch.stack(
+        [torch.zeros(1), (1 - p[:, 1]).log(), p[:, 2].log(), (1 - p[:, 3]).log()], 1
+    )
     torch.testing.assert_close(log_prob, expected)
 
 
@@ -93,10 +104,13 @@ def test_exact_kinds_keep_exactly_k(rule: ActionRule) -> None:
 @pytest.mark.parametrize("rule", EXACT, ids=IDS[1:])
 def test_a_common_offset_changes_nothing(rule: ActionRule) -> None:
     s = state()
-    action, log_prob, entropy = act(s["logits"], s["alive"], rule, 0, **only(s, "k", "features", "noise"))
+    action, log_prob, entropy = act(
+        s["logits"], s["alive"], rule, 0, **only(s, "k", "features", "noise")
+    )
     moved = act(s["logits"] + 8.0, s["alive"], rule, 0, **only(s, "k", "features", "noise"))
     assert torch.equal(action, moved[0])
-    torch.testing.assert_close((log_prob, entropy), moved[1:], atol=2e-4, rtol=1e-4)  # float32 logits
+    # float32 logits
+    torch.testing.assert_close((log_prob, entropy), moved[1:], atol=2e-4, rtol=1e-4)
     logits = s["logits"].requires_grad_()
     act(logits, s["alive"], rule, 0, **only(s, "k", "features"), action=action)[1].sum().backward()
     assert logits.grad is not None
@@ -106,10 +120,15 @@ def test_a_common_offset_changes_nothing(rule: ActionRule) -> None:
 @pytest.mark.parametrize("kind", ["subset", "dpp"])
 def test_set_probabilities_of_all_subsets_sum_to_one(kind: str) -> None:
     masks = subsets(6, 3)
-    logits, alive = torch.tensor([[1.0, -2.0, 0.5, 0.0, 3.0, -1.0]]), torch.ones(1, 6, dtype=torch.bool)
+    logits, alive = (
+        torch.tensor([[1.0, -2.0, 0.5, 0.0, 3.0, -1.0]]),
+        torch.ones(1, 6, dtype=torch.bool),
+    )
     alike = features([6])
     rule = ActionRule(kind, temperature=0.7)
-    _, log_prob, _ = act(logits, alive, rule, 0, k=torch.tensor([3]), features=alike, action=masks[None])
+    _, log_prob, _ = act(
+        logits, alive, rule, 0, k=torch.tensor([3]), features=alike, action=masks[None]
+    )
     assert log_prob.shape == (1, 20, 1)
     assert float(log_prob.exp().sum()) == pytest.approx(1.0, abs=1e-4)
 
@@ -117,7 +136,9 @@ def test_set_probabilities_of_all_subsets_sum_to_one(kind: str) -> None:
 def test_subset_entropy_is_exact_per_kept_token() -> None:
     k, alive = torch.tensor([2]), torch.tensor([[True, True, True, True, False]])
     action = torch.tensor([[True, True, False, False, False]])
-    _, log_prob, entropy = act(torch.zeros(1, 5), alive, ActionRule("subset"), 0, k=k, action=action)
+    _, log_prob, entropy = act(
+        torch.zeros(1, 5), alive, ActionRule("subset"), 0, k=k, action=action
+    )
     assert log_prob.item() == pytest.approx(-math.log(6))
     assert entropy.item() == pytest.approx(math.log(6) / 2)
 
@@ -127,7 +148,9 @@ def test_dpp_entropy_is_one_for_equal_logits_and_zero_for_one_token() -> None:
     alive = torch.tensor([[True] * 4, [True, False, False, False]])
     action = torch.tensor([[True, False, False, False]] * 2)
     k = torch.tensor([1, 1])
-    entropy = act(torch.zeros(2, 4), alive, ActionRule("dpp"), 0, k=k, features=alike, action=action)[2]
+    entropy = act(
+        torch.zeros(2, 4), alive, ActionRule("dpp"), 0, k=k, features=alike, action=action
+    )[2]
     assert entropy.flatten().tolist() == [pytest.approx(1.0), 0.0]
 
 
@@ -155,7 +178,8 @@ def test_a_policy_gradient_step_makes_the_action_likelier(rule: ActionRule) -> N
     after = act(logits + 0.01 * grad, s["alive"], rule, 1, **rest, action=action)[1].sum(1)
     full = s["k"] == s["alive"].sum(1) if rule.per_set else torch.zeros(4, dtype=torch.bool)
     assert bool((after > before)[~full].all())
-    torch.testing.assert_close(after[full], before[full])  # keeping everything is certain: nothing to learn
+    # keeping everything is certain: nothing to learn
+    torch.testing.assert_close(after[full], before[full])
 
 
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
@@ -175,11 +199,13 @@ def test_padding_and_batch_order_change_nothing(rule: ActionRule) -> None:
         torch.testing.assert_close(got[:, : expected.shape[1]], expected)
         assert not bool(got[:, expected.shape[1] :].any())
     order = torch.tensor([3, 1, 0, 2])
-    permuted = act(*(s[n][order] for n in ("logits", "alive")), rule, 1, **rows(s, order))  # type: ignore[arg-type]
+    permuted = act(s["logits"][order], s["alive"][order], rule, 1, **rows(s, order))
     for got, expected in zip(permuted, whole, strict=True):
         torch.testing.assert_close(got, expected[order])
     for i in range(4):
-        alone = act(*(s[n][i : i + 1] for n in ("logits", "alive")), rule, 1, **rows(s, slice(i, i + 1)))  # type: ignore[arg-type]
+        alone = act(
+            *(s[n][i : i + 1] for n in ("logits", "alive")), rule, 1, **rows(s, slice(i, i + 1))
+        )  # type: ignore[arg-type]
         for got, expected in zip(alone, whole, strict=True):
             torch.testing.assert_close(got, expected[i : i + 1])
 
@@ -193,7 +219,9 @@ def test_a_group_of_actions_equals_repeated_states(rule: ActionRule) -> None:
     s, group = state(), 3
     noise = torch.rand(4, group, 40, generator=torch.Generator().manual_seed(5))
     shared = act(s["logits"], s["alive"], rule, 0, **only(s, "k", "features"), noise=noise)
-    repeated = {name: s[name].repeat_interleave(group, 0) for name in ("logits", "alive", "k", "features")}
+    repeated = {
+        name: s[name].repeat_interleave(group, 0) for name in ("logits", "alive", "k", "features")
+    }
     logits, alive = repeated.pop("logits"), repeated.pop("alive")
     each = act(logits, alive, rule, 0, **repeated, noise=noise.flatten(0, 1))
     for got, expected in zip(shared, each, strict=True):
@@ -228,7 +256,11 @@ def test_impossible_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="19 uniforms per sample, 20 are needed"):
         act(logits, alive, rule, 0, k=s["k"], noise=s["noise"][:, :19])
     assert [noise_width(rule, 20) for rule in RULES] == [20, 20, 40, 20]
-    for bad in ({"kind": "beta"}, {"kind": "dpp", "temperature": 0.0}, {"kind": "bernoulli", "discount": 1.5}):
+    for bad in (
+        {"kind": "beta"},
+        {"kind": "dpp", "temperature": 0.0},
+        {"kind": "bernoulli", "discount": 1.5},
+    ):
         with pytest.raises(UserError):
             ActionRule(**bad)  # type: ignore[arg-type]
 
@@ -242,7 +274,8 @@ def test_serving_keeps_what_its_name_says() -> None:
     ]
     assert serve(logits, alive, None, "threshold", tau=0.4).tolist() == [
         [True, True, True, False, False],
-        [False, True, False, False, False],  # nothing above tau: the likeliest, the lower index of two
+        # nothing above tau: the likeliest, the lower index of two
+        [False, True, False, False, False],
     ]
 
 
@@ -259,7 +292,9 @@ def test_gumbel_serving_draws_first_tokens_in_proportion_to_exp_logit() -> None:
     noise = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0))
     k, alive = torch.ones(20_000, dtype=torch.long), torch.ones(20_000, 3, dtype=torch.bool)
     for temperature in (1.0, 0.5):
-        got = serve(logits, alive, k, "gumbel", noise=noise, temperature=temperature).float().mean(0)
+        got = (
+            serve(logits, alive, k, "gumbel", noise=noise, temperature=temperature).float().mean(0)
+        )
         torch.testing.assert_close(got, (logits[0] / temperature).softmax(0), atol=0.015, rtol=0)
 
 

@@ -9,13 +9,19 @@ def correlated(n: int, seed: int) -> torch.Tensor:
     """[n 48] tokens that live near 6 dimensions, with scales from 0.01 to 100 and an offset."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(6, 48, generator=torch.Generator().manual_seed(99))
-    tokens = torch.randn(n, 6, generator=generator) @ mix + 0.1 * torch.randn(n, 48, generator=generator)
+    tokens = torch.randn(n, 6, generator=generator) @ mix + 0.1 * torch.randn(
+        n, 48, generator=generator
+    )
     return tokens * torch.logspace(-2, 2, 48) + 5
 
 
 def test_it_learns_to_reconstruct_correlated_tokens() -> None:
     torch.manual_seed(0)
-    model, train, held_out = Autoencoder(48, code_width=8, hidden=64), correlated(2048, 0), correlated(512, 1)
+    model, train, held_out = (
+        Autoencoder(48, code_width=8, hidden=64),
+        correlated(2048, 0),
+        correlated(512, 1),
+    )
     model.fit_statistics(train)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     before = model.relative_mse(held_out).item()
@@ -42,11 +48,15 @@ def test_relative_mse_of_the_mean_is_one() -> None:
 
 def test_statistics_travel_in_the_state_dict() -> None:
     torch.manual_seed(0)
-    model, tokens = Autoencoder(3, code_width=2, hidden=4), torch.tensor([[1.0, 2.0, 7.0], [3.0, 6.0, 7.0]])
+    model, tokens = (
+        Autoencoder(3, code_width=2, hidden=4),
+        torch.tensor([[1.0, 2.0, 7.0], [3.0, 6.0, 7.0]]),
+    )
     model.fit_statistics(tokens)
     state = model.state_dict()
     assert state["mean"].tolist() == [2.0, 4.0, 7.0]
-    torch.testing.assert_close(state["std"], torch.tensor([2**0.5, 8**0.5, 1.0]))  # a constant feature is left alone
+    # a constant feature is left alone
+    torch.testing.assert_close(state["std"], torch.tensor([2**0.5, 8**0.5, 1.0]))
     other = Autoencoder(3, code_width=2, hidden=4)
     other.load_state_dict(state)
     assert torch.equal(other.encode(tokens), model.encode(tokens))

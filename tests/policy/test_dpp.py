@@ -14,29 +14,38 @@ def kernel(n: int, d: int, seed: int, jitter: float = 0.01) -> torch.Tensor:
 
 
 def agrees(masks: torch.Tensor, drawn: torch.Tensor, probability: torch.Tensor) -> bool:
-    """Chi-square of the drawn masks [R n] against the probabilities of all masks [C n], within 5 sigma."""
+    """Chi-square of the drawn masks [R n] against the probabilities of all masks [C n], within 5
+    sigma."""
     powers = 2 ** torch.arange(masks.shape[1])
     observed = ((drawn * powers).sum(1)[:, None] == (masks * powers).sum(1)[None]).sum(0).double()
     assert int(observed.sum()) == len(drawn), "a draw is none of the subsets"
     expected = probability * len(drawn)
     degrees = len(masks) - 1
-    return float(((observed - expected) ** 2 / expected).sum()) < degrees + 5 * math.sqrt(2 * degrees)
+    return float(((observed - expected) ** 2 / expected).sum()) < degrees + 5 * math.sqrt(
+        2 * degrees
+    )
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 1), (5, 3), (5, 5), (6, 0), (7, 4), (8, 7)])
 def test_log_elementary_equals_enumeration(n: int, k: int) -> None:
     log_w = torch.randn(3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) * 3
     expected = torch.stack([(log_w * mask).sum(1) for mask in subsets(n, k)]).logsumexp(0)
-    torch.testing.assert_close(dpp.log_elementary(log_w, torch.full((3,), k)), expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(
+        dpp.log_elementary(log_w, torch.full((3,), k)), expected, atol=1e-12, rtol=1e-12
+    )
 
 
 def test_log_elementary_of_a_row_of_ones_is_a_binomial_coefficient() -> None:
     got = dpp.log_elementary(torch.zeros(3, 144), torch.tensor([1, 48, 144]))
-    torch.testing.assert_close(got.double(), torch.tensor([math.log(math.comb(144, k)) for k in (1, 48, 144)]).double())
+    torch.testing.assert_close(
+        got.double(), torch.tensor([math.log(math.comb(144, k)) for k in (1, 48, 144)]).double()
+    )
 
 
 def test_log_elementary_skips_dead_items_and_is_minus_infinity_beyond_them() -> None:
-    log_w = torch.tensor([[0.5, -torch.inf, -1.0], [0.5, -torch.inf, -1.0], [-torch.inf] * 3], dtype=torch.float64)
+    log_w = torch.tensor(
+        [[0.5, -torch.inf, -1.0], [0.5, -torch.inf, -1.0], [-torch.inf] * 3], dtype=torch.float64
+    )
     got = dpp.log_elementary(log_w, torch.tensor([2, 3, 0]))
     assert got.tolist() == [pytest.approx(-0.5), -torch.inf, 0.0]
 
@@ -44,7 +53,9 @@ def test_log_elementary_skips_dead_items_and_is_minus_infinity_beyond_them() -> 
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_log_elementary_gradient(k: int) -> None:
     log_w = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) * 2
-    assert torch.autograd.gradcheck(lambda w: dpp.log_elementary(w, torch.tensor([k, k])), log_w.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda w: dpp.log_elementary(w, torch.tensor([k, k])), log_w.requires_grad_()
+    )
 
 
 def test_log_elementary_gradient_is_finite_with_dead_items() -> None:
@@ -64,7 +75,9 @@ def test_log_elementary_is_stable_for_extreme_weights(k: int) -> None:
         math.log(math.comb(high, j)) + math.log(math.comb(144 - high, k - j)) + 30.0 * (2 * j - k)
         for j in range(max(0, k - 144 + high), min(k, high) + 1)
     ]
-    assert value.item() == pytest.approx(float(torch.tensor(terms, dtype=torch.float64).logsumexp(0)), abs=1e-8)
+    assert value.item() == pytest.approx(
+        float(torch.tensor(terms, dtype=torch.float64).logsumexp(0)), abs=1e-8
+    )
     value.backward()
     assert log_w.grad is not None
     assert float(log_w.grad.sum()) == pytest.approx(k, abs=1e-9)
@@ -72,7 +85,9 @@ def test_log_elementary_is_stable_for_extreme_weights(k: int) -> None:
 
 
 def test_subset_entropy_equals_enumeration_and_its_gradient_is_right() -> None:
-    log_w = (torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2).requires_grad_()
+    log_w = (
+        torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2
+    ).requires_grad_()
     k = torch.tensor([3, 3])
     scores = torch.stack([(log_w * mask).sum(1) for mask in subsets(6, 3)], 1)
     expected = -(scores.softmax(1) * scores.log_softmax(1)).sum(1)
@@ -87,7 +102,9 @@ def test_subset_sampler_draws_with_the_stated_probabilities() -> None:
     masks = masks[~masks[:, 2]]
     alive = torch.tensor([True, True, False, True, True, True, True])
     probability = (log_w[:, alive] * masks[:, alive]).sum(1).softmax(0)
-    drawn = dpp.sample_subset(law, torch.rand(1, 40_000, 7, generator=torch.Generator().manual_seed(0)))
+    drawn = dpp.sample_subset(
+        law, torch.rand(1, 40_000, 7, generator=torch.Generator().manual_seed(0))
+    )
     assert agrees(masks, drawn[0], probability)
 
 
@@ -113,7 +130,12 @@ def test_subset_sampler_ignores_padding_on_the_right() -> None:
 
 
 def law_of(log_q: torch.Tensor, similarity: torch.Tensor, k: int) -> dpp.KDPP:
-    return dpp.kdpp(log_q[None], similarity[None], torch.ones(1, len(log_q), dtype=torch.bool), torch.tensor([k]))
+    return dpp.kdpp(
+        log_q[None],
+        similarity[None],
+        torch.ones(1, len(log_q), dtype=torch.bool),
+        torch.tensor([k]),
+    )
 
 
 @pytest.mark.parametrize("k", [1, 3, 6])
@@ -123,11 +145,14 @@ def test_kdpp_probabilities_are_determinants_and_sum_to_one(k: int) -> None:
     probability = dpp.kdpp_log_prob(law_of(log_q, similarity, k), masks[None]).exp()[0]
     full = log_q.exp()[:, None] * similarity * log_q.exp()
     minors = torch.stack([torch.linalg.det(full[mask][:, mask]) for mask in masks])
-    assert float(probability.sum()) == pytest.approx(1.0, abs=1e-4)  # the kernel holds 1e-6 I more than `full`
+    # the kernel holds 1e-6 I more than `full`
+    assert float(probability.sum()) == pytest.approx(1.0, abs=1e-4)
     torch.testing.assert_close(probability, minors / minors.sum(), atol=1e-4, rtol=1e-3)
 
 
-def test_kdpp_probabilities_sum_to_one_exactly_with_dead_items_and_a_rank_deficient_kernel() -> None:
+def test_kdpp_probabilities_sum_to_one_exactly_with_dead_items_and_a_rank_deficient_kernel() -> (
+    None
+):
     similarity = kernel(7, 2, seed=4, jitter=0.0)[None]
     alive = torch.tensor([[True, True, False, True, True, True, True]])
     masks = subsets(7, 3)
@@ -141,7 +166,9 @@ def test_kdpp_sampler_draws_with_the_stated_probabilities(k: int) -> None:
     log_q = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(6)) * 0.7
     law, masks = law_of(log_q, kernel(6, 4, seed=3), k), subsets(6, k)
     probability = dpp.kdpp_log_prob(law, masks[None]).exp()[0]
-    drawn = dpp.sample_kdpp(law, torch.rand(1, 40_000, 12, generator=torch.Generator().manual_seed(1)))[0]
+    drawn = dpp.sample_kdpp(
+        law, torch.rand(1, 40_000, 12, generator=torch.Generator().manual_seed(1))
+    )[0]
     assert agrees(masks, drawn, probability / probability.sum())
 
 
@@ -184,7 +211,9 @@ def naive_map(full: torch.Tensor, k: int) -> list[int]:
     chosen: list[int] = []
     for _ in range(k):
         gains = [
-            -torch.inf if i in chosen else float(torch.linalg.det(full[[*chosen, i]][:, [*chosen, i]]))
+            -torch.inf
+            if i in chosen
+            else float(torch.linalg.det(full[[*chosen, i]][:, [*chosen, i]]))
             for i in range(len(full))
         ]
         chosen.append(max(range(len(full)), key=lambda i: (gains[i], -i)))
@@ -204,10 +233,10 @@ def test_greedy_map_equals_a_naive_loop_over_determinants(seed: int) -> None:
 def test_greedy_map_fills_up_by_the_diagonal_when_the_rank_is_exhausted() -> None:
     x = torch.tensor([[3.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 0.0], [1.5, 0.0]])
     got = dpp.greedy_map((x @ x.T)[None], torch.ones(1, 5, dtype=torch.bool), torch.tensor([4]))
-    assert got[0].tolist() == [True, True, True, True, False]  # 0 and 1 span the plane; then 2 before 3 before 4
-    assert dpp.greedy_map((x @ x.T)[None], torch.ones(1, 5, dtype=torch.bool), torch.tensor([3]))[0].tolist() == [
-        True, True, True, False, False,
-    ]  # fmt: skip
+    # 0 and 1 span the plane; then 2 before 3 before 4
+    assert got[0].tolist() == [True, True, True, True, False]
+    three = dpp.greedy_map((x @ x.T)[None], torch.ones(1, 5, dtype=torch.bool), torch.tensor([3]))
+    assert three[0].tolist() == [True, True, True, False, False]
 
 
 def test_greedy_map_breaks_ties_by_the_lower_index_and_keeps_exactly_k_alive() -> None:
@@ -226,7 +255,9 @@ def test_cosine_kernel_of_literals() -> None:
     features = torch.tensor([[[3.0, 0.0], [-1.0, 0.0], [1.0, 2.0], [1.0, -2.0], [9.0, 9.0]]])
     mask = torch.tensor([[True, True, True, True, False]])
     # centered by (1, 0): (2, 0), (-2, 0), (0, 2), (0, -2)
-    expected = torch.tensor([[1.01, -1, 0, 0], [-1, 1.01, 0, 0], [0, 0, 1.01, -1], [0, 0, -1, 1.01]])
+    expected = torch.tensor(
+        [[1.01, -1, 0, 0], [-1, 1.01, 0, 0], [0, 0, 1.01, -1], [0, 0, -1, 1.01]]
+    )
     got = dpp.cosine_kernel(features, mask)[0]
     torch.testing.assert_close(got[:4, :4], expected)
     assert not bool(got[4].any())

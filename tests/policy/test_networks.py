@@ -46,7 +46,9 @@ def test_alive_tokens_matter_to_each_other() -> None:
     assert bool(((full[1] - part[1]).abs() > 1e-4).all())
 
 
-@pytest.mark.parametrize(("query", "matters"), [("tokens", True), ("pooled", True), ("none", False)])
+@pytest.mark.parametrize(
+    ("query", "matters"), [("tokens", True), ("pooled", True), ("none", False)]
+)
 def test_the_question_matters_unless_it_is_hidden(query: str, matters: bool) -> None:
     net, x = policy_net(sharp=100, query=query), policy_input(TOKENS, WORDS)
     other = x._replace(query=x.query.flip(0), query_mask=x.query_mask.flip(0))
@@ -69,7 +71,11 @@ def test_padding_of_tokens_and_words_does_not_matter(query: str) -> None:
     net = policy_net(sharp=100, query=query)
     batch = net(*_call(policy_input(TOKENS, WORDS, pad_v=5, pad_q=3)), 0, RATIO)
     for i in range(3):
-        alone = net(*_call(policy_input(TOKENS[i : i + 1], WORDS[i : i + 1], seeds=[i])), 0, RATIO[i : i + 1])
+        alone = net(
+            *_call(policy_input(TOKENS[i : i + 1], WORDS[i : i + 1], seeds=[i])),
+            0,
+            RATIO[i : i + 1],
+        )
         assert close((batch[0][i : i + 1, : TOKENS[i]], batch[1][i : i + 1]), alone)
 
 
@@ -120,11 +126,15 @@ def test_every_parameter_gets_a_gradient() -> None:
     net, x = policy_net(), policy_input(TOKENS, WORDS)
     logits, value = net(x, x.mask, 0, RATIO)
     (logits.square().sum() + value.square().sum()).backward()
-    assert [name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.any())] == []
+    assert [
+        name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.any())
+    ] == []
 
 
 def test_bad_sizes_are_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"policy\.width must be a multiple of policy\.heads=4, got 30"):
+    with pytest.raises(
+        UserError, match=r"policy\.width must be a multiple of policy\.heads=4, got 30"
+    ):
         PolicyNet(4, 4, width=30, heads=4)
     with pytest.raises(UserError, match=r"policy\.query must be tokens, pooled or none, got words"):
         policy_net(query="words")

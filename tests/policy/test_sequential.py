@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from tprl.policy import dpp, sequential
 from tprl.policy.dpp import JITTER
 
 
-def world(images: int = 2, tokens: int = 7, width: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def world(
+    images: int = 2, tokens: int = 7, width: int = 4, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """(scores, unit features, alive) of random images; the last image has fewer tokens."""
     draw = torch.Generator().manual_seed(seed)
     alive = torch.ones(images, tokens, dtype=torch.bool)
@@ -65,10 +68,15 @@ def test_draws_follow_the_log_probabilities() -> None:
     order = sequential.draw(scores, features, alive, k, 1.0, noise)
     counted = Counter(map(tuple, order[0].tolist()))
     wanted = [places(p, 5) for p in itertools.permutations(range(5), 2)]
-    expected = sequential.log_prob(scores, features, alive, k, 1.0, torch.tensor([wanted])).sum(-1).exp()[0]
+    expected = (
+        sequential.log_prob(scores, features, alive, k, 1.0, torch.tensor([wanted]))
+        .sum(-1)
+        .exp()[0]
+    )
     assert sum(counted.values()) == draws == sum(counted[tuple(row)] for row in wanted)
     statistic = sum(
-        (counted[tuple(row)] - draws * p) ** 2 / (draws * p) for row, p in zip(wanted, expected.tolist(), strict=True)
+        (counted[tuple(row)] - draws * p) ** 2 / (draws * p)
+        for row, p in zip(wanted, expected.tolist(), strict=True)
     )
     degrees = len(wanted) - 1
     assert statistic < degrees + 5 * math.sqrt(2 * degrees)
@@ -83,7 +91,9 @@ def test_the_gradient_is_that_of_finite_differences(temperature: float) -> None:
     weight = torch.randn(order.shape, generator=torch.Generator().manual_seed(3))
 
     def total(x: Tensor) -> Tensor:
-        return (sequential.log_prob(x, features, alive, k, temperature, order) * weight).double().sum()
+        return (
+            (sequential.log_prob(x, features, alive, k, temperature, order) * weight).double().sum()
+        )
 
     variable = scores.double().requires_grad_()
     total(variable).backward()
@@ -113,14 +123,20 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("tokens", "width", "k"), [(40, 8, 5), (40, 8, 30), (144, 64, 16), (60, 3, 60)])
+@pytest.mark.parametrize(
+    ("tokens", "width", "k"), [(40, 8, 5), (40, 8, 30), (144, 64, 16), (60, 3, 60)]
+)
 def test_greedy_equals_the_cholesky_of_the_explicit_kernel(tokens: int, width: int, k: int) -> None:
     scores, features, alive = world(images=3, tokens=tokens, width=width, seed=k)
     count = torch.minimum(torch.tensor([k, k - 1, k]), alive.sum(1))
     q = (0.5 * sequential.log_gains(scores, alive, count)).exp()
-    similarity = features.double() @ features.double().mT + JITTER * torch.eye(tokens, dtype=torch.float64)
+    similarity = features.double() @ features.double().mT + JITTER * torch.eye(
+        tokens, dtype=torch.float64
+    )
     kernel = q.unsqueeze(1) * similarity * q.unsqueeze(2)
-    assert torch.equal(sequential.greedy(scores, features, alive, count), dpp.greedy_map(kernel, alive, count))
+    assert torch.equal(
+        sequential.greedy(scores, features, alive, count), dpp.greedy_map(kernel, alive, count)
+    )
 
 
 def test_greedy_takes_the_largest_gain_by_determinants_and_the_lower_index_of_two() -> None:
@@ -130,21 +146,30 @@ def test_greedy_takes_the_largest_gain_by_determinants_and_the_lower_index_of_tw
         chosen.append(int(naive_gains(scores[0], features[0], chosen).argmax()))
     got = sequential.greedy(scores, features, alive, torch.tensor([4]))
     assert got[0].nonzero().flatten().tolist() == sorted(chosen)
-    equal = sequential.greedy(torch.zeros(1, 3), torch.eye(3)[None], torch.ones(1, 3).bool(), torch.tensor([2]))
+    equal = sequential.greedy(
+        torch.zeros(1, 3), torch.eye(3)[None], torch.ones(1, 3).bool(), torch.tensor([2])
+    )
     assert equal.tolist() == [[True, True, False]]
 
 
 def test_near_duplicates_are_not_kept_together_however_cold_the_sampling() -> None:
-    """The audit's case: two copies lead; a k-DPP whose logits are tempered draws both, this policy what is served."""
+    """The audit's case: two copies lead; a k-DPP whose logits are tempered draws both, this policy
+    what is served."""
     features = torch.eye(4)[[0, 0, 1, 2]][None]
-    scores, alive, k = torch.tensor([[4.0, 3.9, 1.0, 0.0]]), torch.ones(1, 4, dtype=torch.bool), torch.tensor([2])
+    scores, alive, k = (
+        torch.tensor([[4.0, 3.9, 1.0, 0.0]]),
+        torch.ones(1, 4, dtype=torch.bool),
+        torch.tensor([2]),
+    )
     served = sequential.greedy(scores, features, alive, k)
     assert served.tolist() == [[True, False, True, False]]
     noise = torch.rand(1, 500, 4, generator=torch.Generator().manual_seed(0))
     shares = []
     for temperature in (1.0, 0.3, 0.1):
         drawn = sequential.draw(scores, features, alive, k, temperature, noise) > 0
-        as_served = (drawn == served.unsqueeze(1)).all(2) | (drawn == torch.tensor([False, True, True, False])).all(2)
+        as_served = (drawn == served.unsqueeze(1)).all(2) | (
+            drawn == torch.tensor([False, True, True, False])
+        ).all(2)
         shares.append(float(as_served.float().mean()))
     assert shares == sorted(shares)
     assert shares[-1] > 0.99
@@ -154,7 +179,12 @@ def test_likelihood_of_a_set_is_estimated_without_bias() -> None:
     scores, features, alive = world(images=1, tokens=5)
     members = torch.tensor([[True, False, True, True, False]])
     orders = torch.tensor([[places(p, 5) for p in itertools.permutations((0, 2, 3))]])
-    exact = sequential.log_prob(scores, features, alive, torch.tensor([3]), 1.0, orders).sum(-1).exp().sum()
+    exact = (
+        sequential.log_prob(scores, features, alive, torch.tensor([3]), 1.0, orders)
+        .sum(-1)
+        .exp()
+        .sum()
+    )
     repeat = 4000
     noise = torch.rand(repeat, 1, 5, generator=torch.Generator().manual_seed(0))
     each = [x.expand(repeat, *x.shape[1:]) for x in (scores, features, alive, members)]
@@ -199,14 +229,17 @@ def test_extreme_scores_stay_finite() -> None:
 
 
 def test_a_kept_token_costs_eight_kernels() -> None:
-    """On a GPU every operation that is not a view is a launch, and launches are what a small selection costs."""
+    """On a GPU every operation that is not a view is a launch, and launches are what a small
+    selection costs."""
 
     class Count(TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
             self.kernels = 0
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             result = func(*args, **(kwargs or {}))
             self.kernels += not func.is_view and "empty" not in func.name()
             return result

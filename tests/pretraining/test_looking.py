@@ -1,6 +1,7 @@
 """Where the embedded LVLM is told to look, on a sample small enough to count by hand.
 
-Patches 0, 1 are a large red circle, 2 is a small blue square, 3 is background, 4 a small red square; 1 is dropped.
+Patches 0, 1 are a large red circle, 2 is a small blue square, 3 is background, 4 a small red
+square; 1 is dropped.
 """
 
 import math
@@ -24,7 +25,9 @@ def look() -> Looking:
     return Looking(build_tokenizer())
 
 
-def pack(words: tuple[str, str], target: str | None = None, family: str = "attribute", region: Any = ()) -> Pack:
+def pack(
+    words: tuple[str, str], target: str | None = None, family: str = "attribute", region: Any = ()
+) -> Pack:
     """One segment of two columns; the second predicts `target`."""
     ids = build_tokenizer().get_vocab()
     fields: dict[str, Any] = dict.fromkeys(Pack._fields)
@@ -52,7 +55,8 @@ def lower(rows: list[list[float]]) -> Tensor:
     return torch.tensor([[rows, rows, [[0.25] * 4] * 4, [[0.25] * 4] * 4]])
 
 
-HOME = lower([[1, 0, 0, 0], [0, 1, 0, 0], [0.25] * 4, [0, 0, 0, 1]])  # every object token at its object's first
+# every object token at its object's first
+HOME = lower([[1, 0, 0, 0], [0, 1, 0, 0], [0.25] * 4, [0, 0, 0, 1]])
 
 
 def upper(column: int, row: list[float]) -> Tensor:
@@ -71,7 +75,9 @@ class TestLower:
         rows = lower([[0.5, 0, 0, 0], [0.3, 0.7, 0, 0], [0.9, 0, 0, 0], [0, 0, 0, 1]])
         loss, mass = look(rows, FREE, KEPT, pack(("is", "the")))
         assert float(mass) == pytest.approx((0.5 + 0.7 + 1) / 3)
-        assert float(loss) == pytest.approx(-(math.log(0.501) + math.log(0.701) + math.log(1.001)) / 3)
+        assert float(loss) == pytest.approx(
+            -(math.log(0.501) + math.log(0.701) + math.log(1.001)) / 3
+        )
 
     def test_later_tokens_of_an_object_look_back(self, look: Looking) -> None:
         rows = torch.zeros(1, 2, 2, 2)
@@ -82,15 +88,21 @@ class TestLower:
 
 class TestUpper:
     @pytest.mark.parametrize(
-        ("word", "expected"), [("red", 0.1 + 0.4), ("blue", 0.2), ("square", 0.2 + 0.4), ("large", 0.1)]
+        ("word", "expected"),
+        [("red", 0.1 + 0.4), ("blue", 0.2), ("square", 0.2 + 0.4), ("large", 0.1)],
     )
-    def test_a_word_looks_at_the_tokens_that_have_its_property(self, look: Looking, word: str, expected: float) -> None:
+    def test_a_word_looks_at_the_tokens_that_have_its_property(
+        self, look: Looking, word: str, expected: float
+    ) -> None:
         loss, _ = look(HOME, upper(0, [0.05, 0.1, 0.2, 0.25, 0.4]), KEPT, pack((word, "the")))
         assert float(loss) == pytest.approx(nothing() - math.log(expected + 1e-3))
 
     def test_an_answer_looks_at_the_objects_that_decide_it(self, look: Looking) -> None:
         loss, mass = look(
-            HOME, upper(1, [0.05, 0.1, 0.2, 0.25, 0.4]), KEPT, pack(("is", "the"), "small", region=[1, 2, 4])
+            HOME,
+            upper(1, [0.05, 0.1, 0.2, 0.25, 0.4]),
+            KEPT,
+            pack(("is", "the"), "small", region=[1, 2, 4]),
         )
         assert float(loss) == pytest.approx(nothing() - math.log(0.6 + 1e-3))
         assert float(mass) == pytest.approx((3 + 0.6) / 4)
@@ -115,7 +127,8 @@ class TestCounting:
         return [value / sum(row) for value in row]
 
     def test_one_token_per_object_and_the_start(self, look: Looking) -> None:
-        """Two red things, of which three patches were drawn and two are first: kept columns 0 and 3."""
+        """Two red things, of which three patches were drawn and two are first: kept columns 0 and
+        3."""
         asked = pack(("is", "the"), "2", "count", [0, 1, 4])
         loss, _ = look(HOME, upper(1, self.aim([0, 3])), KEPT, asked)
         assert float(loss) == pytest.approx(nothing(), abs=1e-5)
@@ -133,10 +146,23 @@ class TestCounting:
 
 class TestConjunction:
     def test_a_word_looks_at_what_the_name_up_to_it_describes(self) -> None:
-        """Patches 0 and 1 are the red circle, 4 is red and small: "red circle" leaves 0 and 1, "small red" 4."""
+        """Patches 0 and 1 are the red circle, 4 is red and small: "red circle" leaves 0 and 1,
+        "small red" 4."""
         plain, joined = (Looking(build_tokenizer(), conjunction=value) for value in (False, True))
-        assert plain.named(pack(("red", "circle")))[0, 1].tolist() == [True, True, False, False, False]
-        assert plain.named(pack(("small", "red")))[0, 1].tolist() == [True, True, False, False, True]
+        assert plain.named(pack(("red", "circle")))[0, 1].tolist() == [
+            True,
+            True,
+            False,
+            False,
+            False,
+        ]
+        assert plain.named(pack(("small", "red")))[0, 1].tolist() == [
+            True,
+            True,
+            False,
+            False,
+            True,
+        ]
         assert joined.named(pack(("small", "red")))[0].tolist() == [
             [False, False, True, False, True],
             [False, False, False, False, True],

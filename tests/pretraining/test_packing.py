@@ -1,4 +1,5 @@
-"""Packed pretraining batches, and that the language model reads a pack as it reads single prompts."""
+"""Packed pretraining batches, and that the language model reads a pack as it reads single
+prompts."""
 
 from functools import cache
 from itertools import pairwise
@@ -23,20 +24,36 @@ TOKENS = (scenes.SIDE // PATCH) ** 2
 
 @cache
 def parts() -> TinyLlava:
-    """A small random model whose matrices are scaled up, so that wrong masks and positions show in the logits."""
-    made = build(vision_width=32, vision_layers=3, patch=PATCH, width=48, layers=2, heads=4, ffn=64, clip_width=16)
+    """A small random model whose matrices are scaled up, so that wrong masks and positions show in
+    the logits."""
+    made = build(
+        vision_width=32,
+        vision_layers=3,
+        patch=PATCH,
+        width=48,
+        layers=2,
+        heads=4,
+        ffn=64,
+        clip_width=16,
+    )
     with torch.no_grad():
         for weight in made.llava.parameters():
             weight.mul_(6 if weight.ndim > 1 else 1)
     return made
 
 
-def stream(start: int = 0, *, patch: int = PATCH, seed: int = 0, questions: int = 2, images: int = 2) -> PackStream:
-    return PackStream(parts().processor, start, 100, patch, TEXT_FROM, CAPTION_UNTIL, 3, images, questions, seed)
+def stream(
+    start: int = 0, *, patch: int = PATCH, seed: int = 0, questions: int = 2, images: int = 2
+) -> PackStream:
+    return PackStream(
+        parts().processor, start, 100, patch, TEXT_FROM, CAPTION_UNTIL, 3, images, questions, seed
+    )
 
 
 def equal(a: Pack, b: Pack) -> bool:
-    return all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(a, b, strict=True))
+    return all(
+        torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(a, b, strict=True)
+    )
 
 
 def words(ids: torch.Tensor) -> str:
@@ -67,8 +84,19 @@ class TestStream:
 
     def test_captions_come_with_every_early_pack_and_then_with_one_in_eight(self) -> None:
         caption = len(scenes.FAMILIES)
-        described = {s: bool((stream().pack(s).family == caption).any()) for s in (TEXT_FROM, 19, 20, 21, 24, 31, 32)}
-        assert described == {TEXT_FROM: True, 19: True, 20: False, 21: False, 24: True, 31: False, 32: True}
+        described = {
+            s: bool((stream().pack(s).family == caption).any())
+            for s in (TEXT_FROM, 19, 20, 21, 24, 31, 32)
+        }
+        assert described == {
+            TEXT_FROM: True,
+            19: True,
+            20: False,
+            21: False,
+            24: True,
+            31: False,
+            32: True,
+        }
 
     def test_pixels_are_those_of_the_processor(self) -> None:
         pack = stream().pack(12)
@@ -87,14 +115,20 @@ class TestText:
             assert last == 2 * len(scenes.FAMILIES) + 1
             for number in range(1, last + 1):
                 at = pack.segment[row] == number
-                text, answer = words(pack.text[row, at]), words(pack.target[row, at & (pack.target[row] != IGNORE)])
+                text, answer = (
+                    words(pack.text[row, at]),
+                    words(pack.target[row, at & (pack.target[row] != IGNORE)]),
+                )
                 question = text.split(" ASSISTANT")[0]
                 if number == last:
                     assert question == " ".join(DESCRIBE.replace(".", " .").split())
                     assert answer == f"{scenes.describe(scene)} </s>"
                 else:
                     things = {t.color for t in scene.things}
-                    assert not (set(question.split()) & (scenes.COLORS.keys() - things)) or answer == "0 </s>"
+                    assert (
+                        not (set(question.split()) & (scenes.COLORS.keys() - things))
+                        or answer == "0 </s>"
+                    )
                     assert text.endswith(f"ASSISTANT : {answer.removesuffix('</s>')}".strip())
                 assert pack.offset[row, at].tolist() == list(range(int(at.sum())))
                 assert tokenizer.unk_token_id not in pack.text[row, at]
@@ -108,7 +142,9 @@ class TestText:
                     assert target[now] == text[after]
                 if target[now] == end:
                     assert segment[after] != segment[now]
-            first = [i for i in columns if target[i] != IGNORE and (i == 0 or target[i - 1] == IGNORE)]
+            first = [
+                i for i in columns if target[i] != IGNORE and (i == 0 or target[i - 1] == IGNORE)
+            ]
             assert {words(text[i - 1 : i + 1]) for i in first} == {"ASSISTANT :"}
         assert (pack.target[pack.segment == 0] == IGNORE).all()
 
@@ -154,18 +190,26 @@ class TestMask:
 
 
 class TestPackedForward:
-    """The heart of packing: every question of a pack reads exactly as it does alone, through the stock model."""
+    """The heart of packing: every question of a pack reads exactly as it does alone, through the
+    stock model."""
 
     @pytest.mark.parametrize("kept", [TOKENS, 7])
     def test_logits_equal_those_of_single_prompts(self, kept: int) -> None:
         made, pack = parts(), stream().pack(12)
-        steps = {"vision_steps": TEXT_FROM, "language_steps": 90, "vision_batch": 3, "language_batch": 2}
+        steps = {
+            "vision_steps": TEXT_FROM,
+            "language_steps": 90,
+            "vision_batch": 3,
+            "language_batch": 2,
+        }
         module = build_stage(Pretrain, parts=made, **steps)
         module.eval()
         order = torch.rand(2, TOKENS, generator=torch.Generator().manual_seed(0)).argsort(1)
         at = order[:, :kept].sort(1).values
         with torch.no_grad():
-            features = made.llava.model.vision_tower(pack.pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+            features = made.llava.model.vision_tower(
+                pack.pixels, output_hidden_states=True
+            ).hidden_states[-2][:, 1:]
             tokens = made.llava.model.multi_modal_projector(features)
             seen = tokens.gather(1, at.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
             hidden, (lower, upper) = module._read(seen, at, pack, TOKENS)
@@ -177,14 +221,20 @@ class TestPackedForward:
                 columns = pack.segment[row] == number
                 expected = self.alone(pack, row, columns, at[row])
                 assert expected.std() > 0.3  # else a wrong mask would pass
-                assert torch.allclose(packed[row, columns], expected, atol=1e-4, rtol=0), (row, number)
+                assert torch.allclose(packed[row, columns], expected, atol=1e-4, rtol=0), (
+                    row,
+                    number,
+                )
 
     @staticmethod
     def alone(pack: Pack, row: int, columns: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """Logits of the segment's columns from the plain prompt and the picture; dropped tokens are masked out."""
+        """Logits of the segment's columns from the plain prompt and the picture; dropped tokens are
+        masked out."""
         made = parts()
         question, answer = words(pack.text[row, columns]).split(" ASSISTANT :")
-        picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("pretrain", 0, pack.step, row)))
+        picture = Image.fromarray(
+            scenes.scene_pixels(scenes.draw_scene("pretrain", 0, pack.step, row))
+        )
         text = PROMPT.format(question=question) + answer
         processor: Any = made.processor
         x = processor(text=text, images=picture, return_tensors="pt")
@@ -212,7 +262,9 @@ class TestRegions:
                 family = scenes.FAMILIES[int(pack.family[row, draws == number][0])]
                 if family == "grounding":
                     (thing,) = [
-                        i for i, t in enumerate(scene.things, 1) if words(ids) == f"{scenes.corners_text(t.box)} </s>"
+                        i
+                        for i, t in enumerate(scene.things, 1)
+                        if words(ids) == f"{scenes.corners_text(t.box)} </s>"
                     ]
                     assert owners <= {thing}
                     assert torch.equal(pack.region[row, number], pack.owner[row] == thing)
@@ -229,7 +281,8 @@ class TestPatchLabels:
         things = (
             scenes.Thing("red", "square", "small", 16, 16, 8),  # fills cells 1-2 of both axes
             scenes.Thing("cyan", "square", "small", 46, 46, 6),  # 40..52: a quarter of cell (6, 6)
-            scenes.Thing("blue", "square", "large", 75, 15, 5),  # 70..80 x 10..20: 12 pixels of (1, 8), 8 of (2, 8)
+            # 70..80 x 10..20: 12 pixels of (1, 8), 8 of (2, 8)
+            scenes.Thing("blue", "square", "large", 75, 15, 5),
         )
         label = stream(patch=8)._patch_labels(scenes.Scene(("k",), things))
         expected = torch.zeros(12, 12, dtype=torch.long)
@@ -260,7 +313,16 @@ class TestPatchLabels:
 
 class TestCrowd:
     def test_labels_regions_and_captions_of_a_crowd(self) -> None:
-        crowd = build("crowd", vision_width=32, vision_layers=2, width=48, layers=2, heads=4, ffn=64, clip_width=16)
+        crowd = build(
+            "crowd",
+            vision_width=32,
+            vision_layers=2,
+            width=48,
+            layers=2,
+            heads=4,
+            ffn=64,
+            clip_width=16,
+        )
         packs = PackStream(crowd.processor, 0, 9, 8, 0, 0, 3, 2, 1, world=CROWD, caption_every=0)
         pack = packs.pack(8)
         assert pack.pixels.shape[2:] == (128, 128)
@@ -273,5 +335,9 @@ class TestCrowd:
             for number, (other, _) in enumerate(neighbors(scene.things), 1):
                 patches = pack.owner[row] == number
                 assert {scene.things[i - 1] for i in pack.next[row][patches].tolist()} <= {other}
-                assert set(pack.next_color[row][patches].tolist()) <= {[*scenes.COLORS].index(other.color) + 1}
-                assert set(pack.next_shape[row][patches].tolist()) <= {scenes.SHAPES.index(other.shape) + 1}
+                assert set(pack.next_color[row][patches].tolist()) <= {
+                    [*scenes.COLORS].index(other.color) + 1
+                }
+                assert set(pack.next_shape[row][patches].tolist()) <= {
+                    scenes.SHAPES.index(other.shape) + 1
+                }

@@ -1,4 +1,5 @@
-"""Stage `pretrain`: it learns, resumes exactly, and leaves the tower alone once the language phase has begun."""
+"""Stage `pretrain`: it learns, resumes exactly, and leaves the tower alone once the language phase
+has begun."""
 
 import math
 from pathlib import Path
@@ -18,13 +19,26 @@ from tprl.pretraining.tiny_llava import TinyLlava, build
 
 
 def small() -> TinyLlava:
-    return build(vision_width=32, vision_layers=2, patch=16, width=32, layers=2, heads=2, ffn=48, clip_width=16)
+    return build(
+        vision_width=32,
+        vision_layers=2,
+        patch=16,
+        width=32,
+        layers=2,
+        heads=2,
+        ffn=48,
+        clip_width=16,
+    )
 
 
 def stage(vision_steps: int, language_steps: int, **options: Any) -> Pretrain:
     sizes: dict[str, Any] = {"vision_batch": 4, "language_batch": 2, "questions": 1, "workers": 0}
     return build_stage(
-        Pretrain, parts=small(), vision_steps=vision_steps, language_steps=language_steps, **(sizes | options)
+        Pretrain,
+        parts=small(),
+        vision_steps=vision_steps,
+        language_steps=language_steps,
+        **(sizes | options),
     )
 
 
@@ -37,7 +51,12 @@ class Diary(pl.Callback):
         self.reader: list[Tensor] = []
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Pack, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Pack,
+        batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, Pretrain)
         self.losses.append(float(outputs["loss"]))
@@ -76,15 +95,23 @@ class TestTraining:
         assert losses[vision - 5 : vision].mean() < 0.9 * losses[:5].mean()
         assert losses[-5:].mean() < 0.9 * losses[vision : vision + 5].mean()
         assert not torch.equal(diary.tower[0], diary.tower[vision - 1])
-        assert all(torch.equal(diary.tower[vision - 1], weights) for weights in diary.tower[vision:])
+        assert all(
+            torch.equal(diary.tower[vision - 1], weights) for weights in diary.tower[vision:]
+        )
         assert all(torch.equal(diary.reader[0], weights) for weights in diary.reader[:vision])
         assert not torch.equal(diary.reader[vision - 1], diary.reader[-1])
 
     @pytest.mark.parametrize("cut", [2, 4])
     def test_a_resumed_run_is_the_same_run(self, tmp_path: Path, cut: int) -> None:
-        """Six steps across the border of the phases at step 3, at once and resumed after `cut` of them: bit-equal."""
+        """Six steps across the border of the phases at step 3, at once and resumed after `cut` of
+        them: bit-equal."""
         keep = ModelCheckpoint(
-            tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1, save_on_train_epoch_end=False, save_last=False
+            tmp_path,
+            "{step}",
+            every_n_train_steps=2,
+            save_top_k=-1,
+            save_on_train_epoch_end=False,
+            save_last=False,
         )
         whole_diary, rest_diary = Diary(), Diary()
         whole = fit(stage(3, 3), keep, whole_diary)
@@ -114,19 +141,32 @@ def blank(batch: int, tokens: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [{"layers": 1}, {"heads": 1}])
 def test_a_model_too_small_to_be_told_where_to_look(size: dict[str, int]) -> None:
-    sizes = {"vision_width": 32, "vision_layers": 2, "patch": 16, "width": 32, "layers": 2, "heads": 2} | size
+    sizes = {
+        "vision_width": 32,
+        "vision_layers": 2,
+        "patch": 16,
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+    } | size
     with pytest.raises(UserError, match="use at least two"):
         build_stage(Pretrain, parts=build(**sizes))
 
 
 class TestKeptTokens:
     @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0.15, 0.25), (1.0, 0.3, 1.0)])
-    def test_a_share_of_the_samples_prefers_objects(self, share: float, low: float, high: float) -> None:
-        """A fifth of the patches are objects: without preference a fifth of what is kept, with it clearly more."""
+    def test_a_share_of_the_samples_prefers_objects(
+        self, share: float, low: float, high: float
+    ) -> None:
+        """A fifth of the patches are objects: without preference a fifth of what is kept, with it
+        clearly more."""
         module = stage(0, 400, full_share=0.0, object_share=share)
         front = blank(8, 100)
         front[:, :20] = True
-        found = [float(front.gather(1, module.kept_tokens(step, front)).float().mean()) for step in range(200, 260)]
+        found = [
+            float(front.gather(1, module.kept_tokens(step, front)).float().mean())
+            for step in range(200, 260)
+        ]
         assert low < sum(found) / len(found) < high
 
     def test_from_8_percent_to_all_in_raster_order(self) -> None:
@@ -142,13 +182,16 @@ class TestKeptTokens:
         assert late.min() >= 8
         assert late.min() <= 15
         assert float((late == 100).float().mean()) == pytest.approx(0.2, abs=0.08)
-        assert float(late[late < 100].float().quantile(0.5)) == pytest.approx(28, abs=6)  # sqrt(8 * 100)
+        # sqrt(8 * 100)
+        assert float(late[late < 100].float().quantile(0.5)) == pytest.approx(28, abs=6)
 
     def test_few_tokens_come_step_by_step(self) -> None:
-        """Least kept shares at the start, after a sixth, and from a third of the phase on: 0.4, 0.24, 0.08."""
+        """Least kept shares at the start, after a sixth, and from a third of the phase on: 0.4,
+        0.24, 0.08."""
         module = stage(0, 6000, full_share=0.0)
         lows = [
-            min(module.kept_tokens(s, blank(1, 1000)).shape[1] for s in range(at, at + 150)) for at in (0, 1000, 2000)
+            min(module.kept_tokens(s, blank(1, 1000)).shape[1] for s in range(at, at + 150))
+            for at in (0, 1000, 2000)
         ]
         assert lows == [pytest.approx(low, abs=25) for low in (400, 240, 80)]
 
@@ -192,20 +235,27 @@ class TestMathematics:
             for j in range(3):
                 weights = [math.exp(-((k - int(target[i, j])) ** 2) / 2) for k in range(7)]
                 total = math.log(sum(math.exp(float(x)) for x in logits[i, j]))
-                expected = -sum(w * (float(x) - total) for w, x in zip(weights, logits[i, j], strict=True)) / sum(
-                    weights
-                )
+                expected = -sum(
+                    w * (float(x) - total) for w, x in zip(weights, logits[i, j], strict=True)
+                ) / sum(weights)
                 assert float(losses[i, j]) == pytest.approx(expected, rel=1e-4)
         assert float(soft_cross_entropy(logits, target)) == pytest.approx(float(losses.mean()))
 
     def test_soft_cross_entropy_with_a_sharp_gaussian_is_cross_entropy(self) -> None:
-        logits, target = torch.randn(5, 9, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 8, 4, 2, 2])
+        logits, target = (
+            torch.randn(5, 9, generator=torch.Generator().manual_seed(1)),
+            torch.tensor([0, 8, 4, 2, 2]),
+        )
         expected = torch.nn.functional.cross_entropy(logits, target)
-        assert float(soft_cross_entropy(logits, target, sigma=0.05)) == pytest.approx(float(expected), rel=1e-5)
+        assert float(soft_cross_entropy(logits, target, sigma=0.05)) == pytest.approx(
+            float(expected), rel=1e-5
+        )
 
     def test_a_near_miss_costs_less_than_a_far_one(self) -> None:
         logits = torch.zeros(3, 20).scatter(1, torch.tensor([[10], [11], [16]]), 5.0)
-        exact, near, far = soft_cross_entropy(logits, torch.tensor([10, 10, 10]), reduction="none").tolist()
+        exact, near, far = soft_cross_entropy(
+            logits, torch.tensor([10, 10, 10]), reduction="none"
+        ).tolist()
         assert exact < near < far
 
     def test_outside_loss_is_the_mass_that_is_not_on_numbers(self) -> None:
@@ -216,7 +266,9 @@ class TestMathematics:
     def test_both_box_losses_together_are_a_soft_cross_entropy_over_all_words(self) -> None:
         logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(2))
         numbers, target = torch.arange(10, 30), torch.tensor([0, 3, 19, 7])
-        both = soft_cross_entropy(logits[:, numbers], target, reduction="none") + outside_loss(logits, numbers)
+        both = soft_cross_entropy(logits[:, numbers], target, reduction="none") + outside_loss(
+            logits, numbers
+        )
         weights = torch.softmax(-((torch.arange(20) - target.unsqueeze(1)) ** 2) / 2.0, -1)
         expected = -(weights * logits.log_softmax(-1)[:, numbers]).sum(-1)
         assert torch.allclose(both, expected, atol=1e-5)

@@ -1,4 +1,5 @@
-"""The embedded LVLM's blueprint: it fits its budget, loads with the stock Auto classes and knows every word."""
+"""The embedded LVLM's blueprint: it fits its budget, loads with the stock Auto classes and knows
+every word."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,14 @@ class TestBuild:
 
     def test_the_seed_decides_the_weights(self, parts: TinyLlava) -> None:
         again, other = build(), build(seed=1)
-        pairs = list(zip(parts.llava.parameters(), again.llava.parameters(), other.llava.parameters(), strict=True))
+        pairs = list(
+            zip(
+                parts.llava.parameters(),
+                again.llava.parameters(),
+                other.llava.parameters(),
+                strict=True,
+            )
+        )
         assert all(torch.equal(a, b) for a, b, _ in pairs)
         assert not all(torch.equal(a, c) for a, _, c in pairs)
 
@@ -53,13 +61,19 @@ class TestBuild:
         tokenizer, generation = parts.processor.tokenizer, parts.llava.generation_config
         assert parts.llava.config.image_token_index == tokenizer.convert_tokens_to_ids("<image>")
         ends = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-        assert ends == (generation.pad_token_id, generation.bos_token_id, generation.eos_token_id) == (0, 1, 3)
+        assert (
+            ends
+            == (generation.pad_token_id, generation.bos_token_id, generation.eos_token_id)
+            == (0, 1, 3)
+        )
         assert parts.llava.lm_head.out_features == len(tokenizer) == len(vocabulary())
 
     def test_a_patch_knows_its_place_from_the_start(self, parts: TinyLlava) -> None:
         """Position embeddings of neighbors are alike, of far patches are not; no two are equal."""
         weight = parts.llava.model.vision_tower.embeddings.position_embedding.weight[1:].detach()
-        alike = torch.nn.functional.cosine_similarity(weight.unsqueeze(1), weight.unsqueeze(0), dim=-1)
+        alike = torch.nn.functional.cosine_similarity(
+            weight.unsqueeze(1), weight.unsqueeze(0), dim=-1
+        )
         corner = alike[0].reshape(12, 12)
         assert corner[0, 1] == pytest.approx(float(corner[1, 0]))
         assert corner[0, 1] > corner[0, 4] + 0.1
@@ -80,48 +94,76 @@ class TestFolder:
         assert loaded.keys() == original.keys()
         assert all(torch.equal(loaded[name], original[name]) for name in loaded)
 
-    def test_the_processor_gives_144_image_tokens_and_normalized_pixels(self, saved: tuple[Path, TinyLlava]) -> None:
+    def test_the_processor_gives_144_image_tokens_and_normalized_pixels(
+        self, saved: tuple[Path, TinyLlava]
+    ) -> None:
         processor = AutoProcessor.from_pretrained(saved[0])
         picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("t", 0)))
-        x = processor(text=PROMPT.format(question="how many objects are there?"), images=picture, return_tensors="pt")
-        assert int((x["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).sum()) == 144
+        x = processor(
+            text=PROMPT.format(question="how many objects are there?"),
+            images=picture,
+            return_tensors="pt",
+        )
+        assert (
+            int((x["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).sum())
+            == 144
+        )
         assert x["pixel_values"].shape == (1, 3, 96, 96)
         mean, std = (
             torch.tensor(processor.image_processor.image_mean),
             torch.tensor(processor.image_processor.image_std),
         )
         back = (x["pixel_values"][0] * std.view(3, 1, 1) + mean.view(3, 1, 1)) * 255
-        expected = torch.from_numpy(scenes.scene_pixels(scenes.draw_scene("t", 0))).permute(2, 0, 1).float()
+        expected = (
+            torch.from_numpy(scenes.scene_pixels(scenes.draw_scene("t", 0)))
+            .permute(2, 0, 1)
+            .float()
+        )
         assert torch.allclose(back, expected, atol=0.01)  # no resize, no crop
 
     def test_a_saved_model_answers(self, saved: tuple[Path, TinyLlava]) -> None:
         model: Any = AutoModelForImageTextToText.from_pretrained(saved[0], dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(saved[0])
         picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("t", 0)))
-        x = processor(text=PROMPT.format(question="is there a red cross?"), images=picture, return_tensors="pt")
+        x = processor(
+            text=PROMPT.format(question="is there a red cross?"),
+            images=picture,
+            return_tensors="pt",
+        )
         out = model.generate(**x, max_new_tokens=3, do_sample=False)
         assert x["input_ids"].shape[1] < out.shape[1] <= x["input_ids"].shape[1] + 3
 
-    def test_clip_is_llavas_vision_tower_and_a_text_tower(self, saved: tuple[Path, TinyLlava]) -> None:
+    def test_clip_is_llavas_vision_tower_and_a_text_tower(
+        self, saved: tuple[Path, TinyLlava]
+    ) -> None:
         clip = CLIPModel.from_pretrained(saved[0] / "clip")
         llava = AutoModelForImageTextToText.from_pretrained(saved[0])
         mine, theirs = clip.vision_model.state_dict(), llava.model.vision_tower.state_dict()
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
         texts = clip.text_model.state_dict()
-        assert all(torch.equal(texts[name], value) for name, value in saved[1].clip.text_model.state_dict().items())
+        assert all(
+            torch.equal(texts[name], value)
+            for name, value in saved[1].clip.text_model.state_dict().items()
+        )
 
     def test_clip_reads_a_caption_at_its_end_token(self, saved: tuple[Path, TinyLlava]) -> None:
-        """Captions end in </s>, are padded on the right, and what is behind the end does not matter."""
+        """Captions end in </s>, are padded on the right, and what is behind the end does not
+        matter."""
         clip = CLIPModel.from_pretrained(saved[0] / "clip", dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(saved[0] / "clip")
-        texts = ["<s> a photo with a small red circle </s>", "<s> a photo with a small blue circle </s>"]
+        texts = [
+            "<s> a photo with a small red circle </s>",
+            "<s> a photo with a small blue circle </s>",
+        ]
         ids = tokenizer(texts, add_special_tokens=False, return_tensors="pt")["input_ids"]
         assert tokenizer.convert_tokens_to_ids("<unk>") not in ids
         padded = torch.nn.functional.pad(ids, (0, 5))
         with torch.no_grad():
             out = clip.text_model(input_ids=ids, attention_mask=torch.ones_like(ids))
-            more = clip.text_model(input_ids=padded, attention_mask=(padded > 0).long()).pooler_output
+            more = clip.text_model(
+                input_ids=padded, attention_mask=(padded > 0).long()
+            ).pooler_output
         assert torch.allclose(out.pooler_output, out.last_hidden_state[:, -1], atol=1e-5)
         assert torch.allclose(out.pooler_output, more, atol=1e-5)
         assert not torch.allclose(more[0], more[1], atol=1e-4)
@@ -144,13 +186,20 @@ class TestAnotherWorld:
         carried = carried_over(old, new)
         ids, before = carried.processor.tokenizer.get_vocab(), old.processor.tokenizer.get_vocab()
         for word in ("<s>", "red", "96", "."):
-            assert torch.equal(carried.llava.lm_head.weight[ids[word]], old.llava.lm_head.weight[before[word]])
+            assert torch.equal(
+                carried.llava.lm_head.weight[ids[word]], old.llava.lm_head.weight[before[word]]
+            )
         for word in ("next", "97", "128"):
             assert word not in before
             assert torch.equal(carried.llava.lm_head.weight[ids[word]], drawn[ids[word]])
-        layers = [parts.llava.model.language_model.layers[1].mlp.up_proj.weight for parts in (old, carried)]
+        layers = [
+            parts.llava.model.language_model.layers[1].mlp.up_proj.weight
+            for parts in (old, carried)
+        ]
         assert torch.equal(*layers)
-        tables = [p.llava.model.vision_tower.embeddings.position_embedding.weight for p in (old, carried)]
+        tables = [
+            p.llava.model.vision_tower.embeddings.position_embedding.weight for p in (old, carried)
+        ]
         assert tables[1].shape[0] == 257
         # Corners stay where they were: the first and the last patch of a row.
         assert torch.allclose(tables[1][[0, 1, 16, 256]], tables[0][[0, 1, 12, 144]], atol=1e-5)
@@ -169,10 +218,15 @@ class TestTokenizer:
         texts = [DESCRIBE]
         for i in range(400):
             scene = scenes.draw_scene("words", i)
-            asked = [ask(scene.things, scenes.Stream("words", i)) for ask in scenes.SCENES.ask.values()]
+            asked = [
+                ask(scene.things, scenes.Stream("words", i)) for ask in scenes.SCENES.ask.values()
+            ]
             texts += [text for question in asked for text in (question.text, question.answer)]
             texts.append(scenes.describe(scene))
-            texts.append("a photo with " + " and ".join(f"a {t.size} {t.color} {t.shape}" for t in scene.things))
+            texts.append(
+                "a photo with "
+                + " and ".join(f"a {t.size} {t.color} {t.shape}" for t in scene.things)
+            )
         tokenizer = build_tokenizer()
         ids = tokenizer(texts + [PROMPT.format(question=text) for text in texts])["input_ids"]
         assert len(texts) == 400 * 12 + 1
@@ -190,10 +244,15 @@ class TestTokenizer:
 
     def test_special_tokens_in_a_text_are_special(self) -> None:
         tokenizer = build_tokenizer()
-        assert tokenizer("red </s>", add_special_tokens=False)["input_ids"][-1] == tokenizer.eos_token_id
+        assert (
+            tokenizer("red </s>", add_special_tokens=False)["input_ids"][-1]
+            == tokenizer.eos_token_id
+        )
         assert tokenizer("USER: <image>\nred")["input_ids"][0] == tokenizer.bos_token_id
         assert tokenizer.image_token == "<image>"
-        assert tokenizer.convert_ids_to_tokens(tokenizer("a zebra", add_special_tokens=False)["input_ids"]) == [
+        assert tokenizer.convert_ids_to_tokens(
+            tokenizer("a zebra", add_special_tokens=False)["input_ids"]
+        ) == [
             "a",
             "<unk>",
         ]

@@ -51,7 +51,9 @@ class TestChoice:
             assert price > 0
 
     def test_where_nothing_is_gained_the_mean_is_what_is_bought_for_nothing(self) -> None:
-        assert calibrated_prices(torch.full((5, 3), 0.4), BUDGETS, (0.2, 0.3)) == [(pytest.approx(0.1), 0.0)]
+        assert calibrated_prices(torch.full((5, 3), 0.4), BUDGETS, (0.2, 0.3)) == [
+            (pytest.approx(0.1), 0.0)
+        ]
 
 
 class TestSelect:
@@ -114,5 +116,7 @@ def test_a_round_trip_is_exact(tmp_path: Path) -> None:
     made = policy()
     made.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["budgets"] == BUDGETS
-    assert torch.equal(load_adaptive(tmp_path).select(ENCODED, 0.2).keep, Adaptive(made).select(ENCODED, 0.2).keep)
+    assert torch.equal(
+        load_adaptive(tmp_path).select(ENCODED, 0.2).keep, Adaptive(made).select(ENCODED, 0.2).keep
+    )
     assert load_pruner(tmp_path).serving == made.serving

@@ -22,15 +22,24 @@ from tprl.types import Encoded, Pruner, TokenSelection
 
 
 def heuristics() -> dict[str, type[Any]]:
-    """Every class that a yaml of conf/pruner names, except those inside the language model and `keep_all`."""
+    """Every class that a yaml of conf/pruner names, except those inside the language model and
+    `keep_all`."""
     found: list[Any] = [target_of("pruner", name) for name in choices("pruner")]
-    found = [one for one in found if inspect.isclass(one) and not hasattr(one, "stages") and one is not KeepAll]
+    found = [
+        one
+        for one in found
+        if inspect.isclass(one) and not hasattr(one, "stages") and one is not KeepAll
+    ]
     return {one.name: one for one in found}
 
 
 def published() -> dict[str, Any]:
     """Every heuristic that can follow its paper to the letter, doing so."""
-    able = {name: cls for name, cls in HEURISTICS.items() if "published" in inspect.signature(cls).parameters}
+    able = {
+        name: cls
+        for name, cls in HEURISTICS.items()
+        if "published" in inspect.signature(cls).parameters
+    }
     return {f"{name} as published": cls(published=True) for name, cls in able.items()}
 
 
@@ -40,7 +49,10 @@ EXTRAS = sorted(frozenset().union(*(one.extras for one in HEURISTICS.values())))
 EMPTY = ((), ((3, 4),))  # a prompt without images beside one with
 
 OURS = {name: cls() for name, cls in HEURISTICS.items()}
-OURS |= {"hiprune with more anchors": HiPrunePruner(0.8), "oracle_dpp": OraclePruner(diversity=True)}
+OURS |= {
+    "hiprune with more anchors": HiPrunePruner(0.8),
+    "oracle_dpp": OraclePruner(diversity=True),
+}
 EXACT = OURS | {"visionzip as published": VisionZipPruner(published=True)}
 ALL = OURS | published()
 
@@ -105,7 +117,9 @@ def _assert_same(one: TokenSelection, row: int, batch: TokenSelection) -> None:
         assert torch.equal(at, other_at)
 
 
-@pytest.mark.parametrize("pruner", [*(cls() for cls in HEURISTICS.values()), KeepAll()], ids=[*HEURISTICS, "keep_all"])
+@pytest.mark.parametrize(
+    "pruner", [*(cls() for cls in HEURISTICS.values()), KeepAll()], ids=[*HEURISTICS, "keep_all"]
+)
 def test_satisfies_the_protocol_and_has_its_yaml(pruner):
     assert isinstance(pruner, Pruner)
     config = OmegaConf.load(Path(__file__).parents[2] / "conf" / "pruner" / f"{pruner.name}.yaml")
@@ -163,8 +177,12 @@ def test_values_in_the_padding_change_nothing(pruner, ratio, value):
     for each in extras.values():
         each[~encoded.visual_mask] = value
     embeds = encoded.embeds.masked_fill(~encoded.attention.unsqueeze(-1), value)
-    dirty = pruner.select(replace(encoded, extras=extras, embeds=embeds, visual_at=_moved(encoded)), ratio)
-    for one, other in zip(vars(pruner.select(encoded, ratio)).values(), vars(dirty).values(), strict=True):
+    dirty = pruner.select(
+        replace(encoded, extras=extras, embeds=embeds, visual_at=_moved(encoded)), ratio
+    )
+    for one, other in zip(
+        vars(pruner.select(encoded, ratio)).values(), vars(dirty).values(), strict=True
+    ):
         assert one is other is None or torch.equal(one, other)
 
 

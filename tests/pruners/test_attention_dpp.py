@@ -15,7 +15,10 @@ def test_attention_dpp_is_the_naive_loop(ratio, alpha):
     encoded = toy_encoded(RAGGED, width=64, extras=["cls_attention"])
 
     def log_q(b, mine):
-        return [alpha * z for z in scores_by_hand([math.log(a) for a in encoded.extras["cls_attention"][b, mine]])]
+        return [
+            alpha * z
+            for z in scores_by_hand([math.log(a) for a in encoded.extras["cls_attention"][b, mine]])
+        ]
 
     check(AttentionDPPPruner(alpha), encoded, ratio, log_q)
 
@@ -23,4 +26,8 @@ def test_attention_dpp_is_the_naive_loop(ratio, alpha):
 def test_no_attention_fills_up_in_order():
     encoded = toy_encoded([((4, 4),)], extras=["cls_attention"])
     encoded.extras["cls_attention"][0, 3:] = 0.0
-    assert AttentionDPPPruner().select(encoded, 3 / 16).keep[0].nonzero().squeeze(1).tolist() == [0, 1, 2]
+    assert AttentionDPPPruner().select(encoded, 3 / 16).keep[0].nonzero().squeeze(1).tolist() == [
+        0,
+        1,
+        2,
+    ]

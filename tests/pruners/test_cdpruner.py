@@ -19,14 +19,18 @@ from tprl.types import Encoded
 RATIOS = [1.0, 1 / 2, 1 / 3, 2 / 9, 1 / 9, 1 / 18]
 
 
-def _by_hand(relevance: list[float], tokens: Tensor, k: int, theta: float | None = None, sign: int = -1) -> list[int]:
+def _by_hand(
+    relevance: list[float], tokens: Tensor, k: int, theta: float | None = None, sign: int = -1
+) -> list[int]:
     r = [sign * x for x in relevance]
     q = [(x - min(r) + 1e-6) / (max(r) - min(r)) for x in r]
     if theta is not None:
         q = [math.exp(theta / (2 * (1 - theta)) * x) for x in q]
     x = tokens.double() / tokens.double().square().sum(1, keepdim=True).sqrt()
     s = (x @ x.T).tolist()
-    kernel = [[q[i] * (s[i][j] if i != j else 1.0) * q[j] for j in range(len(q))] for i in range(len(q))]
+    kernel = [
+        [q[i] * (s[i][j] if i != j else 1.0) * q[j] for j in range(len(q))] for i in range(len(q))
+    ]
     return _greedy(kernel, k, rank=tokens.shape[1])
 
 
@@ -41,7 +45,10 @@ def _greedy(kernel: list[list[float]], k: int, rank: int) -> list[int]:
             continue
         j = max(useful, key=lambda i: (gain[i], -i))
         chosen.append(j)
-        row = [(kernel[j][i] - sum(map(mul, factors[j], factors[i]))) / math.sqrt(gain[j]) for i in range(len(own))]
+        row = [
+            (kernel[j][i] - sum(map(mul, factors[j], factors[i]))) / math.sqrt(gain[j])
+            for i in range(len(own))
+        ]
         for i, e in enumerate(row):
             factors[i].append(e)
             gain[i] -= e * e
@@ -52,7 +59,9 @@ def _encoded(grids=RAGGED, width: int = 16, **options) -> Encoded:
     return toy_encoded(grids, width=width, extras=["clip_relevance"], **options)
 
 
-def _check(encoded: Encoded, ratio: float, theta: float | None = None, negative: bool = True) -> None:
+def _check(
+    encoded: Encoded, ratio: float, theta: float | None = None, negative: bool = True
+) -> None:
     keep = CDPruner(negative, theta).select(encoded, ratio).keep
     for b, grids in enumerate(encoded.grids):
         for i, ((rows, columns),) in enumerate(grids):
@@ -63,12 +72,16 @@ def _check(encoded: Encoded, ratio: float, theta: float | None = None, negative:
             assert keep[b, mine].nonzero().squeeze(1).tolist() == expected
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_equals_the_naive_loop(side, k):
     _check(_encoded([((side, side),)] * 2, width=256), k / side**2)
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_greedy_equals_the_naive_loop_on_the_same_float64_kernel(side, k):
     draw, n = torch.Generator().manual_seed(k), side * side
     x = normalize(torch.randn(2, n, 256, generator=draw, dtype=torch.float64), dim=2)
@@ -76,7 +89,9 @@ def test_greedy_equals_the_naive_loop_on_the_same_float64_kernel(side, k):
     kernel, budgets = q * (x @ x.mT) * q.mT, [k, k // 2]
     keep = greedy_map(kernel, torch.ones(2, n, dtype=torch.bool), torch.tensor(budgets))
     for b in range(2):
-        assert keep[b].nonzero().squeeze(1).tolist() == _greedy(kernel[b].tolist(), budgets[b], rank=256)
+        assert keep[b].nonzero().squeeze(1).tolist() == _greedy(
+            kernel[b].tolist(), budgets[b], rank=256
+        )
 
 
 @pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 144), (24, 192)])
@@ -92,7 +107,9 @@ def test_rounding_errors_are_not_a_dimension(seed):
     _check(_encoded([((3, 6),)], seed=seed), 17 / 18)
 
 
-@pytest.mark.parametrize("options", [{"theta": 0.0}, {"theta": 0.5}, {"theta": 0.99}, {"negative": False}])
+@pytest.mark.parametrize(
+    "options", [{"theta": 0.0}, {"theta": 0.5}, {"theta": 0.99}, {"negative": False}]
+)
 def test_options(options):
     _check(_encoded([((12, 12),)], width=64), 1 / 3, **options)
 
@@ -109,7 +126,11 @@ def test_the_lowest_cosine_is_the_first_choice():
     encoded = replace(encoded, embeds=embeds)
     encoded.extras["clip_relevance"][0] = torch.tensor([0.2, 0.1, 0.3])
     assert CDPruner().select(encoded, 1 / 3).keep[0].int().tolist() == [0, 1, 0]
-    assert CDPruner(negative_relevance=False).select(encoded, 1 / 3).keep[0].int().tolist() == [0, 0, 1]
+    assert CDPruner(negative_relevance=False).select(encoded, 1 / 3).keep[0].int().tolist() == [
+        0,
+        0,
+        1,
+    ]
     assert CDPruner().reads_question
 
 
@@ -137,7 +158,11 @@ def test_a_question_that_fits_all_tokens_alike_leaves_diversity():
 def test_equal_tokens_fill_the_budget_in_order(value):
     encoded = _encoded([((4, 4),)])
     encoded.extras["clip_relevance"].fill_(0.3)
-    keep = CDPruner().select(replace(encoded, embeds=torch.full_like(encoded.embeds, value)), 0.25).keep[0]
+    keep = (
+        CDPruner()
+        .select(replace(encoded, embeds=torch.full_like(encoded.embeds, value)), 0.25)
+        .keep[0]
+    )
     assert keep.nonzero().squeeze(1).tolist() == [0, 1, 2, 3]
 
 

@@ -19,15 +19,24 @@ PAIRS = ENCODED.visual_mask.shape[1] ** 2
 @pytest.mark.parametrize("name", ["divprune", "random", "visionzip", "attention_dpp", "pooling"])
 def test_the_batch_changes_nothing(name: str) -> None:
     pruner = load_component("pruner", name)
-    whole, parts = pruner.select(ENCODED, 0.3), select_in_chunks(pruner, ENCODED, 0.3, at_once=2 * PAIRS)
+    whole, parts = (
+        pruner.select(ENCODED, 0.3),
+        select_in_chunks(pruner, ENCODED, 0.3, at_once=2 * PAIRS),
+    )
     assert torch.equal(whole.keep, parts.keep)
     for field in ("merged", "extra", "extra_at", "extra_mask"):
         one, other = getattr(whole, field), getattr(parts, field)
         assert (one is None) == (other is None)
         if one is not None:
-            mask = whole.extra_mask if field == "extra" else torch.ones_like(one[..., 0] if one.ndim == 3 else one)
+            mask = (
+                whole.extra_mask
+                if field == "extra"
+                else torch.ones_like(one[..., 0] if one.ndim == 3 else one)
+            )
             shape = one.shape[1]
-            assert torch.allclose(one[mask.bool()].float(), other[:, :shape][mask.bool()].float(), atol=1e-6)
+            assert torch.allclose(
+                one[mask.bool()].float(), other[:, :shape][mask.bool()].float(), atol=1e-6
+            )
 
 
 class Hungry:
@@ -53,5 +62,8 @@ def test_one_question_that_does_not_fit() -> None:
         def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
             raise torch.OutOfMemoryError
 
-    with pytest.raises(UserError, match=r"hungry has no memory to select among 36 visual tokens of a single question"):
+    with pytest.raises(
+        UserError,
+        match=r"hungry has no memory to select among 36 visual tokens of a single question",
+    ):
         select_in_chunks(Greedy(), ENCODED, 0.5)

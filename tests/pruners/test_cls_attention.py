@@ -18,4 +18,14 @@ def test_keeps_the_most_attended(side, ratio):
 def test_ties_go_to_the_lower_index():
     encoded = toy_encoded([((3, 3),)], extras=["cls_attention"])
     encoded.extras["cls_attention"][0] = 1 / 9
-    assert ClsAttentionPruner().select(encoded, 4 / 9).keep[0].int().tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert ClsAttentionPruner().select(encoded, 4 / 9).keep[0].int().tolist() == [
+        1,
+        1,
+        1,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]

@@ -27,12 +27,16 @@ def _by_hand(distance: list[list[float]], k: int) -> list[int]:
 
 
 def _distances(side: int, seed: int) -> Tensor:
-    x = torch.randn(side * side, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.randn(
+        side * side, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     x = x / x.norm(dim=1, keepdim=True)
     return (1 - x @ x.T).fill_diagonal_(0)
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_greedy_equals_the_naive_loop_in_float64(side, k):
     distance = torch.stack([_distances(side, seed) for seed in (0, 1)])
     mask = torch.ones(2, side * side, dtype=torch.bool)
@@ -42,12 +46,15 @@ def test_greedy_equals_the_naive_loop_in_float64(side, k):
 
 
 def _signs(side: int) -> Encoded:
-    """Tokens of +-1 in 64 dimensions: unit vectors and cosines are exact in float32, and ties are many."""
+    """Tokens of +-1 in 64 dimensions: unit vectors and cosines are exact in float32, and ties are
+    many."""
     encoded = toy_encoded([((side, side),)] * 2, width=64)
     return replace(encoded, embeds=encoded.embeds.sign())
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 @pytest.mark.parametrize("exact", [True, False])
 def test_selector_equals_the_naive_loop(side, k, exact):
     # With seed 5 no choice is nearer than 9e-6, thirty times what float32 can err.
@@ -60,14 +67,18 @@ def test_selector_equals_the_naive_loop(side, k, exact):
 
 
 def test_corners_before_the_middle():
-    # Unit vectors at angles 0, 10, 90, 100, 180 degrees; the third has the farthest nearest neighbor of all but 180.
+    # Unit vectors at angles 0, 10, 90, 100, 180 degrees; the third has the farthest nearest
+    # neighbor of all but 180.
     angle = torch.deg2rad(torch.tensor([0.0, 10.0, 90.0, 100.0, 180.0]))
     encoded = toy_encoded([((1, 5),)], width=2)
     embeds = encoded.embeds.clone()
     embeds[0, encoded.visual_at[0]] = torch.stack([angle.cos(), angle.sin()], 1) * torch.tensor(
         [[1], [5], [2], [3], [9]]
     )
-    keep = [DivPrunePruner().select(replace(encoded, embeds=embeds), k / 5).keep[0].int().tolist() for k in (1, 2, 3)]
+    keep = [
+        DivPrunePruner().select(replace(encoded, embeds=embeds), k / 5).keep[0].int().tolist()
+        for k in (1, 2, 3)
+    ]
     assert keep == [[0, 0, 0, 0, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1]]
 
 

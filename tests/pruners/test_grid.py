@@ -58,7 +58,9 @@ def test_impossible_counts(bad):
         layout(2, 3, bad)
 
 
-@pytest.mark.parametrize(("k", "shape"), [(144, (12, 12)), (64, (8, 8)), (36, (6, 6)), (192, (16, 12)), (128, (16, 8))])
+@pytest.mark.parametrize(
+    ("k", "shape"), [(144, (12, 12)), (64, (8, 8)), (36, (6, 6)), (192, (16, 12)), (128, (16, 8))]
+)
 def test_exact_grids_are_adaptive_average_pooling(k, shape):
     tokens = torch.randn(576, 5, generator=torch.Generator().manual_seed(0))
     expected = adaptive_avg_pool2d(tokens.T.reshape(1, 5, 24, 24), shape).flatten(2)[0].T

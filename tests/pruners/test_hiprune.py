@@ -1,4 +1,5 @@
-"""Against a plain reading of docs/baselines.md#hiprune (HiPrune), one image and one token at a time."""
+"""Against a plain reading of docs/baselines.md#hiprune (HiPrune), one image and one token at a
+time."""
 
 from dataclasses import replace
 
@@ -14,13 +15,26 @@ from tprl.types import Encoded
 RATIOS = [1.0, 1 / 2, 1 / 3, 2 / 9, 1 / 9, 1 / 18]
 
 
-def _by_hand(middle: list[float], last: list[float], views, k: int, alpha: float = 0.1) -> list[int]:
-    cells = [(view, r, c) for view, (rows, columns) in enumerate(views) for r in range(rows) for c in range(columns)]
+def _by_hand(
+    middle: list[float], last: list[float], views, k: int, alpha: float = 0.1
+) -> list[int]:
+    cells = [
+        (view, r, c)
+        for view, (rows, columns) in enumerate(views)
+        for r in range(rows)
+        for c in range(columns)
+    ]
     order = sorted(range(len(middle)), key=lambda v: (-middle[v], v))
     chosen = set()
     for v in order[: int(k * alpha / 5)]:
         view, r, c = cells[v]
-        around = [(view, r, c), (view, r - 1, c), (view, r + 1, c), (view, r, c - 1), (view, r, c + 1)]
+        around = [
+            (view, r, c),
+            (view, r - 1, c),
+            (view, r + 1, c),
+            (view, r, c - 1),
+            (view, r, c + 1),
+        ]
         chosen |= {cells.index(cell) for cell in around if cell in cells}
     rest = sorted(set(range(len(last))) - chosen, key=lambda v: (-last[v], v))
     return sorted(chosen | set(rest[: k - len(chosen)]))
@@ -35,12 +49,18 @@ def _check(encoded: Encoded, ratio: float, **options) -> None:
     for b, grids in enumerate(encoded.grids):
         for i, views in enumerate(grids):
             mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
-            middle, last = (encoded.extras[x][b, mine].tolist() for x in ("middle_attention", "last_attention"))
+            middle, last = (
+                encoded.extras[x][b, mine].tolist() for x in ("middle_attention", "last_attention")
+            )
             k = budget(ratio, len(middle))
-            assert keep[b, mine].nonzero().squeeze(1).tolist() == _by_hand(middle, last, views, k, **options)
+            assert keep[b, mine].nonzero().squeeze(1).tolist() == _by_hand(
+                middle, last, views, k, **options
+            )
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 100), (12, 64), (12, 50), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 100), (12, 64), (12, 50), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_equals_the_naive_loop(side, k):
     _check(_encoded([((side, side),)] * 3), k / side**2)
 
@@ -51,7 +71,9 @@ def test_every_image_of_a_ragged_batch(ratio, alpha):
     encoded = _encoded([*RAGGED, ((1, 1),), ((1, 9),), ((9, 1),)])
     _check(encoded, ratio, alpha=alpha)
     counts = HiPrunePruner(alpha).select(encoded, ratio).count.tolist()
-    assert counts == [sum(budget(ratio, len(x) and x[0][0] * x[0][1]) for x in grids) for grids in encoded.grids]
+    assert counts == [
+        sum(budget(ratio, len(x) and x[0][0] * x[0][1]) for x in grids) for grids in encoded.grids
+    ]
 
 
 def _one_anchor(at: int, grid: tuple[int, int] = (4, 5)) -> Encoded:
@@ -75,7 +97,14 @@ def _one_anchor(at: int, grid: tuple[int, int] = (4, 5)) -> Encoded:
     ],
 )
 def test_neighbors_stop_at_the_borders(at, objects):
-    keep = HiPrunePruner(alpha=1.0).select(_one_anchor(at), 6 / 20).keep[0].nonzero().squeeze(1).tolist()
+    keep = (
+        HiPrunePruner(alpha=1.0)
+        .select(_one_anchor(at), 6 / 20)
+        .keep[0]
+        .nonzero()
+        .squeeze(1)
+        .tolist()
+    )
     rest = [v for v in range(19, -1, -1) if v not in objects]
     assert keep == sorted(objects + rest[: 6 - len(objects)])
 

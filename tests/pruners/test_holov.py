@@ -14,7 +14,14 @@ from tprl.types import Encoded
 RATIOS = [1.0, 1 / 2, 1 / 3, 2 / 9, 1 / 9, 1 / 18]
 
 
-def _by_hand(attention: list[float], features: list[list[float]], k: int, alpha=0.09, chunks=16, published=False):
+def _by_hand(
+    attention: list[float],
+    features: list[list[float]],
+    k: int,
+    alpha=0.09,
+    chunks=16,
+    published=False,
+):
     n = len(attention)
     parts = [list(range(c * n // chunks, (c + 1) * n // chunks)) for c in range(chunks)]
     unit = [[x / math.hypot(*row) for x in row] for row in features]
@@ -22,7 +29,10 @@ def _by_hand(attention: list[float], features: list[list[float]], k: int, alpha=
     for part in parts:
         spread = []
         for i in part:
-            cosines = [0.0 if i == j else sum(x * y for x, y in zip(unit[i], unit[j], strict=True)) for j in part]
+            cosines = [
+                0.0 if i == j else sum(x * y for x, y in zip(unit[i], unit[j], strict=True))
+                for j in part
+            ]
             others = max(len(part) - 1, 1)
             middle = sum(cosines) / others
             spread.append(sum((x - middle) ** 2 for x in cosines) / others)
@@ -35,7 +45,11 @@ def _by_hand(attention: list[float], features: list[list[float]], k: int, alpha=
     quotas = [math.floor(max(m, 0) / total * k) for m in means]
     for c in sorted(range(chunks), key=lambda c: (-means[c], c))[: k - sum(quotas)]:
         quotas[c] += 1
-    chosen = [i for c, part in enumerate(parts) for i in sorted(part, key=lambda i: (-attention[i], i))[: quotas[c]]]
+    chosen = [
+        i
+        for c, part in enumerate(parts)
+        for i in sorted(part, key=lambda i: (-attention[i], i))[: quotas[c]]
+    ]
     if not published:
         rest = sorted(set(range(n)) - set(chosen), key=lambda i: (-score[i], i))
         chosen += rest[: k - len(chosen)]
@@ -63,7 +77,9 @@ def _check(encoded: Encoded, ratio: float, **options) -> None:
 
 @pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("peak", [1, 4])
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_equals_the_naive_loop(side, k, peak, published):
     _check(_encoded([((side, side),)] * 2, peak=peak), k / side**2, published=published)
 
@@ -92,17 +108,20 @@ def test_budget_is_exact_however_peaked_attention_is(ratio):
 
 
 def test_quotas_follow_the_chunks_shares_of_attention():
-    # 64 tokens, chunks of 4 that hold 22, 10, 2, 2, ... of 60 parts; k = 20 gives floor(7.33), floor(3.33), floor(.67)
-    # each, and the 10 that are left go to the first 10 chunks by weight. The first chunk has only 4 tokens.
+    # 64 tokens, chunks of 4 that hold 22, 10, 2, 2, ... of 60 parts; k = 20 gives floor(7.33),
+    # floor(3.33), floor(.67) each, and the 10 that are left go to the first 10 chunks by weight.
+    # The first chunk has only 4 tokens.
     encoded = _encoded([((8, 8),)])
     parts = torch.tensor([22.0, 10.0] + [2.0] * 14)
     within = torch.tensor([0.1, 0.2, 0.3, 0.4])
     encoded.extras["cls_attention"][0] = (parts.unsqueeze(1) * within / 60).flatten()
     published = HoloVPruner(published=True).select(encoded, 20 / 64).keep[0].unflatten(0, (16, 4))
-    assert published.sum(1).tolist() == [4, 4] + [1] * 8 + [0] * 6  # 8 + 4 + 8 x 1 = 20: four places are lost
+    # 8 + 4 + 8 x 1 = 20: four places are lost
+    assert published.sum(1).tolist() == [4, 4] + [1] * 8 + [0] * 6
     assert published[2].tolist() == [False, False, False, True]
     full = HoloVPruner(alpha=0.0).select(encoded, 20 / 64).keep[0].unflatten(0, (16, 4))
-    assert full.sum(1).tolist() == [4, 4] + [1] * 12 + [0] * 2  # to the best of the others: the 0.4 of four more chunks
+    # to the best of the others: the 0.4 of four more chunks
+    assert full.sum(1).tolist() == [4, 4] + [1] * 12 + [0] * 2
 
 
 def _with_other_features(encoded: Encoded, seed: int) -> Encoded:
@@ -115,12 +134,16 @@ def test_the_variance_cancels_in_the_quotas(alpha):
     pruner = HoloVPruner(alpha=alpha, published=True)
     for ratio in RATIOS:
         keep = pruner.select(_encoded(peak=3), ratio).keep
-        assert torch.equal(pruner.select(_with_other_features(_encoded(peak=3), 1), ratio).keep, keep)
+        assert torch.equal(
+            pruner.select(_with_other_features(_encoded(peak=3), 1), ratio).keep, keep
+        )
 
 
 def test_the_variance_decides_what_a_full_chunk_leaves():
     pruner = HoloVPruner(alpha=1.0)
-    one, other = (pruner.select(_with_other_features(_encoded(peak=6), seed), 1 / 3).keep for seed in (1, 2))
+    one, other = (
+        pruner.select(_with_other_features(_encoded(peak=6), seed), 1 / 3).keep for seed in (1, 2)
+    )
     assert not torch.equal(one, other)
 
 
@@ -141,7 +164,10 @@ def test_ties_go_to_the_lower_index_and_the_earlier_chunk():
     ],
 )
 def test_equal_chunks_get_equal_quotas_whatever_the_features(chunks, k, quotas):
-    encoded, pruner = _encoded([((12, 12),), ((5, 7),)], peak=0), HoloVPruner(alpha=1.0, chunks=chunks, published=True)
+    encoded, pruner = (
+        _encoded([((12, 12),), ((5, 7),)], peak=0),
+        HoloVPruner(alpha=1.0, chunks=chunks, published=True),
+    )
     for seed in range(20):
         keep = pruner.select(_with_other_features(encoded, seed), k / 144).keep[0]
         assert keep.unflatten(0, (chunks, -1)).sum(1).tolist() == quotas
@@ -149,7 +175,8 @@ def test_equal_chunks_get_equal_quotas_whatever_the_features(chunks, k, quotas):
 
 def test_a_whole_share_is_not_rounded_down():
     encoded = _encoded([((12, 12),)])
-    encoded.extras["cls_attention"][0] = torch.tensor([7.0, 1.0, 1.0]).repeat_interleave(48) / 512  # exact
+    # exact
+    encoded.extras["cls_attention"][0] = torch.tensor([7.0, 1.0, 1.0]).repeat_interleave(48) / 512
     keep = HoloVPruner(chunks=3, published=True).select(encoded, 9 / 144).keep[0]
     assert keep.unflatten(0, (3, 48)).sum(1).tolist() == [7, 1, 1]
 

@@ -12,17 +12,26 @@ from tprl.pruners.attention_dpp import AttentionDPPPruner
 from tprl.pruners.keyword_budget import KeywordBudget, load_keyword_budget
 
 TABLE = {"how many": 3.0, "what color": 0.25}
-ASKED = ("How many red circles?", "what size is it?", "what color is it?", "show many", "count: HOW MANY, what color")
+ASKED = (
+    "How many red circles?",
+    "what size is it?",
+    "what color is it?",
+    "show many",
+    "count: HOW MANY, what color",
+)
 
 
 def _encoded(questions: tuple[str, ...] = ASKED):
-    return replace(toy_encoded([((12, 12),)] * len(questions), extras=["cls_attention"]), questions=questions)
+    return replace(
+        toy_encoded([((12, 12),)] * len(questions), extras=["cls_attention"]), questions=questions
+    )
 
 
 def test_each_question_keeps_what_the_base_keeps_at_its_budget():
     encoded, base = _encoded(), AttentionDPPPruner()
     keep = KeywordBudget(base, TABLE, 0.5).select(encoded, 1 / 9).keep
-    assert keep.sum(1).tolist() == [48, 8, 4, 8, 48]  # "show many" is not "how many"; the first entry decides
+    # "show many" is not "how many"; the first entry decides
+    assert keep.sum(1).tolist() == [48, 8, 4, 8, 48]
     for row, multiple in enumerate((3.0, 0.5, 0.25, 0.5, 3.0)):
         assert torch.equal(keep[row], base.select(encoded, multiple / 9).keep[row])
 
@@ -46,7 +55,9 @@ def test_the_packaged_rule_keeps_its_mean_on_scenes():
 
 def test_flops_are_the_bases():
     policy = untrained_policy(16)
-    on_policy, on_attention = (KeywordBudget(base, TABLE, 0.5) for base in (policy, AttentionDPPPruner()))
+    on_policy, on_attention = (
+        KeywordBudget(base, TABLE, 0.5) for base in (policy, AttentionDPPPruner())
+    )
     assert on_policy.flops_by_part(144, 7, 8) == policy.flops_by_part(144, 7, 8)
     assert not hasattr(on_attention, "flops_by_part")
 
@@ -60,10 +71,14 @@ def test_every_lvlm_tells_the_questions_text():
 
 
 def test_refusals():
-    with pytest.raises(UserError, match=r"3 times keep_ratio=0\.5, .* use keep_ratio=0\.3333 or less"):
+    with pytest.raises(
+        UserError, match=r"3 times keep_ratio=0\.5, .* use keep_ratio=0\.3333 or less"
+    ):
         KeywordBudget(AttentionDPPPruner(), TABLE, 0.5).select(_encoded(), 0.5)
     with pytest.raises(UserError, match="this model gives no text: use attention_dpp"):
-        KeywordBudget(AttentionDPPPruner(), TABLE, 0.5).select(replace(_encoded(), questions=()), 1 / 9)
+        KeywordBudget(AttentionDPPPruner(), TABLE, 0.5).select(
+            replace(_encoded(), questions=()), 1 / 9
+        )
     with pytest.raises(UserError, match=r"the multiple of 'otherwise' must be above 0, got 0\.0"):
         KeywordBudget(AttentionDPPPruner(), TABLE, 0.0)
     with pytest.raises(UserError, match="base=fastv drops tokens inside"):

@@ -1,4 +1,5 @@
-"""FastV, PyramidDrop and DART: schedules with the mean that was asked for, and choices against plain loops."""
+"""FastV, PyramidDrop and DART: schedules with the mean that was asked for, and choices against
+plain loops."""
 
 import math
 from typing import Any
@@ -43,7 +44,11 @@ def test_keeping_everything_drops_nothing(pruner: Any) -> None:
 
 @pytest.mark.parametrize(
     ("pruner", "ratio", "layers", "bound"),
-    [(FastVPruner(), 1 / 16, 32, "0.0625"), (FastVPruner(), 1 / 9, 5, "0.2"), (PyramidDropPruner(), 0.25, 32, "0.25")],
+    [
+        (FastVPruner(), 1 / 16, 32, "0.0625"),
+        (FastVPruner(), 1 / 9, 5, "0.2"),
+        (PyramidDropPruner(), 0.25, 32, "0.25"),
+    ],
 )
 def test_an_infeasible_mean_is_refused(pruner: Any, ratio: float, layers: int, bound: str) -> None:
     with pytest.raises(UserError, match=rf"stays above {bound}: keep_ratio=.* is infeasible\."):
@@ -58,7 +63,8 @@ def test_published_schedules() -> None:
         LayerStage(24, 24, 0.125),
     )
     assert sum(LayerPlan.of(PyramidDropPruner(published=True), 0.3, 32).counts(576)) / 32 == 270
-    assert FastVPruner().stages(192 / 576, 32)[0].keep * 576 == pytest.approx(166.4)  # docs/baselines.md#fastv: 166
+    # docs/baselines.md#fastv: 166
+    assert FastVPruner().stages(192 / 576, 32)[0].keep * 576 == pytest.approx(166.4)
 
 
 class Spy:
@@ -97,7 +103,9 @@ def looks(lvlm: FrozenLVLM, pruner: Any, ratio: float) -> Any:
     return spy.seen
 
 
-@pytest.mark.parametrize("pruner", [FastVPruner(), PyramidDropPruner()], ids=["fastv", "pyramiddrop"])
+@pytest.mark.parametrize(
+    "pruner", [FastVPruner(), PyramidDropPruner()], ids=["fastv", "pyramiddrop"]
+)
 def test_the_row_is_that_of_eager_attention(lvlm: FrozenLVLM, pruner: Any) -> None:
     """Against the attention weights that the stock model returns when it is told to."""
     eager = load_component("model", "llava", pretrained=None, dtype="float32", attention="eager")
@@ -121,13 +129,23 @@ def naive_last_row(look: Look, row: int) -> list[float]:
     total = [0.0] * len(key[0])
     for head, rows in enumerate(query):
         mine = key[head * len(key) // len(query)]
-        logits = [sum(a * b for a, b in zip(rows[-1], one, strict=True)) / len(one) ** 0.5 for one in mine]
-        weights = [math.exp(x) if real else 0.0 for x, real in zip(logits, look.real[row].tolist(), strict=True)]
-        total = [old + weight / sum(weights) / len(query) for old, weight in zip(total, weights, strict=True)]
+        logits = [
+            sum(a * b for a, b in zip(rows[-1], one, strict=True)) / len(one) ** 0.5 for one in mine
+        ]
+        weights = [
+            math.exp(x) if real else 0.0
+            for x, real in zip(logits, look.real[row].tolist(), strict=True)
+        ]
+        total = [
+            old + weight / sum(weights) / len(query)
+            for old, weight in zip(total, weights, strict=True)
+        ]
     return total
 
 
-@pytest.mark.parametrize("pruner", [FastVPruner(), PyramidDropPruner()], ids=["fastv", "pyramiddrop"])
+@pytest.mark.parametrize(
+    "pruner", [FastVPruner(), PyramidDropPruner()], ids=["fastv", "pyramiddrop"]
+)
 @pytest.mark.parametrize(("n", "k"), BUDGETS)
 def test_what_lives_is_what_the_last_token_attends_to(pruner: Any, n: int, k: int) -> None:
     look = random_look(n)
@@ -147,11 +165,17 @@ def naive_dart(look: Look, row: int, image: int, k: int, pivots: int, text_pivot
     states = look.norm(look.hidden)[row]
 
     def alike(one: int, other: int) -> float:
-        return float(torch.dot(states[one], states[other]) / states[one].norm() / states[other].norm())
+        return float(
+            torch.dot(states[one], states[other]) / states[one].norm() / states[other].norm()
+        )
 
-    mine = [c for c in range(len(strength)) if look.visual[row, c] and int(look.image[row, c]) == image]
+    mine = [
+        c for c in range(len(strength)) if look.visual[row, c] and int(look.image[row, c]) == image
+    ]
     last = max(c for c in range(len(strength)) if look.visual[row, c])
-    words = [c for c in range(last + 1, len(strength)) if look.real[row, c] and not look.answer[row, c]]
+    words = [
+        c for c in range(last + 1, len(strength)) if look.real[row, c] and not look.answer[row, c]
+    ]
     own = sorted(mine, key=lambda c: -strength[c])[:pivots]
     theirs = sorted(words, key=lambda c: -strength[c])[:text_pivots]
     if k <= len(own):
@@ -166,12 +190,16 @@ def naive_dart(look: Look, row: int, image: int, k: int, pivots: int, text_pivot
 
 @pytest.mark.parametrize("ratio", [0.9, 0.7, 0.55])
 @pytest.mark.parametrize(("pivots", "text_pivots"), [(4, 4), (3, 5), (8, 1)])
-def test_dart_keeps_what_loops_keep(lvlm: FrozenLVLM, ratio: float, pivots: int, text_pivots: int) -> None:
+def test_dart_keeps_what_loops_keep(
+    lvlm: FrozenLVLM, ratio: float, pivots: int, text_pivots: int
+) -> None:
     ((look, k, scores),) = looks(lvlm, DARTPruner(pivots, text_pivots), ratio)
     for row in range(3):
         for image in range(int(look.image[row].max()) + 1):
             columns = [
-                c for c in range(look.image.shape[1]) if look.visual[row, c] and int(look.image[row, c]) == image
+                c
+                for c in range(look.image.shape[1])
+                if look.visual[row, c] and int(look.image[row, c]) == image
             ]
             count = int(k[row, columns[0]])
             assert count == budget(DARTPruner().stages(ratio, lvlm.layers)[0].keep, len(columns))
@@ -210,10 +238,14 @@ def test_counted_flops_are_those_of_the_keys_and_one_row() -> None:
     lm = LMShape(32, 4096, 11008, 32, 32, 128, 32000)
     stage = FastVPruner().stages(1 / 3, 32)[0]
     tokens = 64 + 576
-    assert FastVPruner().flops(lm, stage, 64, 576) == 2 * tokens * 4096**2 + 2 * 4096**2 + 2 * tokens * 4096
+    assert (
+        FastVPruner().flops(lm, stage, 64, 576)
+        == 2 * tokens * 4096**2 + 2 * 4096**2 + 2 * tokens * 4096
+    )
     assert DARTPruner().flops(lm, stage, 64, 576) == 2 * tokens * 4096**2 + 2 * 8 * 576 * 4096
     assert math.isclose(
-        LayerPlan.of(FastVPruner(), 1 / 3, 32).flops(lm, 64, 576), FastVPruner().flops(lm, stage, 64, 576)
+        LayerPlan.of(FastVPruner(), 1 / 3, 32).flops(lm, 64, 576),
+        FastVPruner().flops(lm, stage, 64, 576),
     )
 
 

@@ -22,7 +22,9 @@ from tprl.types import Encoded
 WIDTH = 16  # of `toy_encoded`
 
 
-def pruner(kind: str = "tprl", select: str = "topk", sharp: float = 200.0, code_width: int = 8) -> LearnedPruner:
+def pruner(
+    kind: str = "tprl", select: str = "topk", sharp: float = 200.0, code_width: int = 8
+) -> LearnedPruner:
     """`sharp` scales the last layer, so that logits really differ."""
     torch.manual_seed(0)
     if kind == "mlp":
@@ -74,7 +76,9 @@ class TestSelect:
         for b in range(3):
             for image in range(len(RAGGED[b])):
                 valid = encoded.visual_mask[b] & (encoded.image_of[b] == image)
-                assert float(logits[b, valid & keep[b]].min()) >= float(logits[b, valid & ~keep[b]].max())
+                assert float(logits[b, valid & keep[b]].min()) >= float(
+                    logits[b, valid & ~keep[b]].max()
+                )
 
     def test_dpp_is_the_greedy_mode_of_relevance_times_diversity(self) -> None:
         made, encoded = pruner(select="dpp", sharp=20.0), toy_encoded(RAGGED[:2])
@@ -118,7 +122,11 @@ class TestSelect:
 
     def test_tokens_of_another_width_are_refused_in_a_sentence(self) -> None:
         with pytest.raises(
-            UserError, match=r"^pruner tprl reads tokens of width 16, and those of this LVLM have 24: train one .*\.$"
+            UserError,
+            match=(
+                r"^pruner tprl reads tokens of width 16, "
+                r"and those of this LVLM have 24: train one .*\.$"
+            ),
         ):
             pruner().select(toy_encoded(width=24), 0.5)
 
@@ -136,7 +144,9 @@ class TestThreshold:
         assert not (keep & ~encoded.visual_mask).any()
 
     @pytest.mark.parametrize(("tau", "counts"), [(1.0, [1, 1, 2]), (-1.0, [144, 54, 51])])
-    def test_keeps_at_least_one_token_whatever_the_threshold(self, tau: float, counts: list[int]) -> None:
+    def test_keeps_at_least_one_token_whatever_the_threshold(
+        self, tau: float, counts: list[int]
+    ) -> None:
         made = calibrated()
         made.serving = replace(made.serving, tau=tau)
         assert made.select(toy_encoded(), None).count.tolist() == counts
@@ -154,7 +164,10 @@ class TestThreshold:
             pruner(select="threshold").select(toy_encoded(), 0.5)
 
     def test_an_unknown_selection_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"policy\.select must be one of topk, gumbel, dpp, threshold, got best\."):
+        with pytest.raises(
+            UserError,
+            match=r"policy\.select must be one of topk, gumbel, dpp, threshold, got best\.",
+        ):
             Serving("best")
 
 
@@ -192,11 +205,17 @@ class TestFolder:
         made.save_pretrained(tmp_path)
         found = load_pruner(tmp_path)
         assert type(found) is type(made)
-        assert (found.serving, found.trained_on, found.config) == (made.serving, made.trained_on, made.config)
+        assert (found.serving, found.trained_on, found.config) == (
+            made.serving,
+            made.trained_on,
+            made.config,
+        )
         assert not found.training
         state = found.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
-        assert torch.equal(found.select(toy_encoded(), 0.2).keep, made.select(toy_encoded(), 0.2).keep)
+        assert torch.equal(
+            found.select(toy_encoded(), 0.2).keep, made.select(toy_encoded(), 0.2).keep
+        )
 
     def test_half_precision_is_close_and_half_the_size(self, tmp_path: Path) -> None:
         made = pruner(sharp=1.0)
@@ -206,14 +225,18 @@ class TestFolder:
         for name, value in found.state_dict().items():
             assert value.dtype == torch.float32
             torch.testing.assert_close(value, made.state_dict()[name], atol=1e-3, rtol=1e-3)
-        full, half = ((tmp_path / kind / "model.safetensors").stat().st_size for kind in ("full", "half"))
+        full, half = (
+            (tmp_path / kind / "model.safetensors").stat().st_size for kind in ("full", "half")
+        )
         assert half < 0.65 * full
 
     def test_a_calibrated_threshold_travels(self, tmp_path: Path) -> None:
         made = calibrated(0.3)
         made.save_pretrained(tmp_path)
         encoded: Encoded = toy_encoded()
-        assert torch.equal(load_pruner(tmp_path).select(encoded, None).keep, made.select(encoded, None).keep)
+        assert torch.equal(
+            load_pruner(tmp_path).select(encoded, None).keep, made.select(encoded, None).keep
+        )
 
     def test_saving_again_replaces_and_leaves_nothing_behind(self, tmp_path: Path) -> None:
         pruner(sharp=1.0).save_pretrained(tmp_path)
@@ -231,7 +254,8 @@ class TestFolder:
         pruner().save_pretrained(tmp_path)
         other = TPRL(24, 8, hidden=12, width=16, layers=1, heads=2)
         with pytest.raises(
-            UserError, match=r"does not fit this policy: .* is \(.*\), \(.*\) is needed; use the policy .*\.$"
+            UserError,
+            match=r"does not fit this policy: .* is \(.*\), \(.*\) is needed; use the policy .*\.$",
         ):
             load_weights(other, tmp_path)
 
@@ -240,7 +264,9 @@ class TestFolder:
         pruner().save_pretrained(tmp_path)
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:keep])
-        with pytest.raises(UserError, match=r"model\.safetensors is damaged .*: copy it again or train anew\.$"):
+        with pytest.raises(
+            UserError, match=r"model\.safetensors is damaged .*: copy it again or train anew\.$"
+        ):
             load_pruner(tmp_path)
 
     def test_a_damaged_config_is_refused_in_a_sentence(self, tmp_path: Path) -> None:
@@ -262,25 +288,40 @@ class TestFolder:
         self.rewrite(tmp_path, lambda about: about.pop("_target_"))
         assert type(load_pruner(tmp_path)) is TPRL
         self.rewrite(tmp_path, lambda about: about.update(_target_=None, pruner="other"))
-        with pytest.raises(UserError, match="names the pruner 'other', which is not one of tprl, mlp"):
+        with pytest.raises(
+            UserError, match="names the pruner 'other', which is not one of tprl, mlp"
+        ):
             load_pruner(tmp_path)
 
     @pytest.mark.parametrize(
         ("target", "sentence"),
         [
             ("os.getcwd", r"config\.json: _target_ os\.getcwd is not allowed"),
-            ("tprl.pruners.mine.Mine", r"cannot be imported.*Install the code that the pruner was trained with"),
-            ("tprl.runtime.files.write_atomically", "is no learned pruner, so nothing is loaded from it"),
+            (
+                "tprl.pruners.mine.Mine",
+                r"cannot be imported.*Install the code that the pruner was trained with",
+            ),
+            (
+                "tprl.runtime.files.write_atomically",
+                "is no learned pruner, so nothing is loaded from it",
+            ),
             ("tprl.pruners.random.RandomPruner", "is no learned pruner"),
         ],
     )
-    def test_a_class_that_is_no_learned_pruner_is_refused(self, target: str, sentence: str, tmp_path: Path) -> None:
+    def test_a_class_that_is_no_learned_pruner_is_refused(
+        self, target: str, sentence: str, tmp_path: Path
+    ) -> None:
         self.rewrite(tmp_path, lambda about: about.update(_target_=target))
         with pytest.raises(UserError, match=sentence):
             load_pruner(tmp_path)
 
     def test_nothing_inside_a_config_is_built_or_interpolated(self, tmp_path: Path) -> None:
-        inside = {"_target_": "tprl.budget.budget", "keep_ratio": 0.5, "n": 4, "home": "${oc.env:HOME}"}
+        inside = {
+            "_target_": "tprl.budget.budget",
+            "keep_ratio": 0.5,
+            "n": 4,
+            "home": "${oc.env:HOME}",
+        }
         self.rewrite(tmp_path, lambda about: about.update(trained_on=inside))
         assert load_pruner(tmp_path).trained_on == inside
 
@@ -304,7 +345,11 @@ class TestTrainOnly:
         made = pruner()
         made.train_only("net.", without="net.value_head")
         names = {name for name, p in made.named_parameters() if p.requires_grad}
-        assert names == {n for n, _ in made.named_parameters() if n.startswith("net.") and "value_head" not in n}
+        assert names == {
+            n for n, _ in made.named_parameters() if n.startswith("net.") and "value_head" not in n
+        }
         made.train_only("autoencoder.")
         names = {name for name, p in made.named_parameters() if p.requires_grad}
-        assert names == {name for name, _ in made.named_parameters() if name.startswith("autoencoder.")}
+        assert names == {
+            name for name, _ in made.named_parameters() if name.startswith("autoencoder.")
+        }

@@ -11,7 +11,9 @@ from tprl.budget import budget
 from tprl.pruners.mmr_attention import MMRAttentionPruner, marginal_relevance
 
 
-def _by_hand(attention: list[float], tokens: list[list[float]], k: int, redundancy: float) -> list[int]:
+def _by_hand(
+    attention: list[float], tokens: list[list[float]], k: int, redundancy: float
+) -> list[int]:
     relevance, cosine = scores_by_hand([math.log(a) for a in attention]), cosines_by_hand(tokens)
     chosen: list[int] = []
     while len(chosen) < k:
@@ -29,17 +31,31 @@ def test_every_image_of_a_ragged_batch(ratio, redundancy):
     for b, grids in enumerate(encoded.grids):
         for i, ((rows, columns),) in enumerate(grids):
             mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
-            attention, tokens = encoded.extras["cls_attention"][b, mine].tolist(), encoded.visual[b, mine].tolist()
+            attention, tokens = (
+                encoded.extras["cls_attention"][b, mine].tolist(),
+                encoded.visual[b, mine].tolist(),
+            )
             expected = _by_hand(attention, tokens, budget(ratio, rows * columns), redundancy)
             assert keep[b, mine].nonzero().squeeze(1).tolist() == expected
 
 
 def test_a_copy_waits_until_it_is_worth_its_price():
     relevance = torch.tensor([[3.0, 2.9, 1.0, 0.0]]).double()
-    cost = 2.0 * torch.tensor([[[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]]).double()
+    cost = (
+        2.0
+        * torch.tensor(
+            [[[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]]
+        ).double()
+    )
     mask = torch.ones(1, 4, dtype=torch.bool)
     for k, kept in ((1, [0]), (2, [0, 2]), (3, [0, 1, 2])):
-        assert marginal_relevance(relevance, cost, mask, torch.tensor([k]))[0].nonzero().squeeze(1).tolist() == kept
+        assert (
+            marginal_relevance(relevance, cost, mask, torch.tensor([k]))[0]
+            .nonzero()
+            .squeeze(1)
+            .tolist()
+            == kept
+        )
 
 
 def test_ties_go_to_the_lower_index():

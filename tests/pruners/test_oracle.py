@@ -17,7 +17,14 @@ def _toy(scores: dict[int, float], side: int = 5):
 
 
 def _kept(encoded, k: int) -> list[int]:
-    return OraclePruner().select(encoded, k / encoded.visual_mask.shape[1]).keep[0].nonzero().squeeze(1).tolist()
+    return (
+        OraclePruner()
+        .select(encoded, k / encoded.visual_mask.shape[1])
+        .keep[0]
+        .nonzero()
+        .squeeze(1)
+        .tolist()
+    )
 
 
 def _by_hand(region: list[float], side: int, k: int) -> list[int]:
@@ -32,7 +39,9 @@ def _by_hand(region: list[float], side: int, k: int) -> list[int]:
     return sorted((on + [v for v in spread if region[v] == 0])[:k])
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_equals_the_naive_loop(side, k):
     encoded = toy_encoded([((side, side),)] * 2, extras=["region"])
     keep = OraclePruner().select(encoded, k / side**2).keep
@@ -49,7 +58,8 @@ def test_the_region_comes_first_in_its_own_order():
 
 def test_the_rest_is_spread_from_the_center_to_the_corners():
     assert _kept(_toy({7: 1.0, 8: 0.5}), 5) == [0, 4, 7, 8, 12]
-    assert _kept(_toy({12: 1.0}), 4) == [0, 4, 12, 20]  # a spread token that is on the region is not counted twice
+    # a spread token that is on the region is not counted twice
+    assert _kept(_toy({12: 1.0}), 4) == [0, 4, 12, 20]
 
 
 def test_no_region_is_an_even_spread():
@@ -64,7 +74,12 @@ def test_low_scores_on_the_region_still_beat_everything_off_it():
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_oracle_with_diversity_takes_the_region_first(ratio):
     encoded, pruner = toy_encoded(RAGGED, width=64, extras=["region"]), OraclePruner(diversity=True)
-    check(pruner, encoded, ratio, lambda b, mine: (4.0 * (encoded.extras["region"][b, mine] > 0)).tolist())
+    check(
+        pruner,
+        encoded,
+        ratio,
+        lambda b, mine: (4.0 * (encoded.extras["region"][b, mine] > 0)).tolist(),
+    )
     keep = pruner.select(encoded, ratio).keep
     for b, grids in enumerate(RAGGED):
         for i in range(len(grids)):
@@ -74,11 +89,16 @@ def test_oracle_with_diversity_takes_the_region_first(ratio):
 
 
 def test_copies_of_the_region_still_come_before_anything_else():
-    # Eight equal tokens on the region: after the first, what a second adds is the kernel's jitter alone.
+    # Eight equal tokens on the region: after the first, what a second adds is the kernel's jitter
+    # alone.
     encoded = toy_encoded([((6, 6),)], width=64, extras=["region"])
     embeds, region = encoded.embeds.clone(), torch.zeros_like(encoded.extras["region"])
     embeds[0, encoded.visual_at[0, 10:18]] = embeds[0, encoded.visual_at[0, 10]].clone()
     region[0, 10:18] = 0.5
-    keep = OraclePruner(diversity=True).select(replace(encoded, embeds=embeds, extras={"region": region}), 10 / 36).keep
+    keep = (
+        OraclePruner(diversity=True)
+        .select(replace(encoded, embeds=embeds, extras={"region": region}), 10 / 36)
+        .keep
+    )
     assert keep[0, 10:18].all()
     assert keep.sum() == 10

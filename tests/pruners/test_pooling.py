@@ -24,10 +24,14 @@ def test_grids_equal_the_naive_loop_and_adaptive_average_pooling(side, down, acr
             for j in range(across):
                 top, left = i * side // down, j * side // across
                 bottom, right = math.ceil((i + 1) * side / down), math.ceil((j + 1) * side / across)
-                window = [tokens[r * side + c] for r in range(top, bottom) for c in range(left, right)]
+                window = [
+                    tokens[r * side + c] for r in range(top, bottom) for c in range(left, right)
+                ]
                 expected.append([sum(column) / len(window) for column in zip(*window, strict=True)])
         torch.testing.assert_close(selection.extra[b], torch.tensor(expected), rtol=1e-5, atol=1e-5)
-    pooled = adaptive_avg_pool2d(encoded.visual.transpose(1, 2).unflatten(2, (side, side)), (down, across)).flatten(2)
+    pooled = adaptive_avg_pool2d(
+        encoded.visual.transpose(1, 2).unflatten(2, (side, side)), (down, across)
+    ).flatten(2)
     torch.testing.assert_close(selection.extra, pooled.transpose(1, 2))
 
 
@@ -65,6 +69,8 @@ def test_pooled_tokens_take_their_centers_positions():
 
 def test_dtype_of_the_model_is_kept():
     encoded = toy_encoded([((4, 4),)])
-    half = PoolingPruner().select(type(encoded)(**{**vars(encoded), "embeds": encoded.embeds.bfloat16()}), 0.25)
+    half = PoolingPruner().select(
+        type(encoded)(**{**vars(encoded), "embeds": encoded.embeds.bfloat16()}), 0.25
+    )
     assert half.extra is not None
     assert half.extra.dtype == torch.bfloat16

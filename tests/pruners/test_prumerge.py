@@ -56,7 +56,9 @@ def _merged(c, keys, h, kept: list[int]) -> tuple[list[list[float]], list[float]
     return rows, [sum(c[j] * h[j][x] for j in left) for x in range(len(h[0]))]
 
 
-def _values(selection: TokenSelection) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _values(
+    selection: TokenSelection,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     assert selection.merged is not None
     assert selection.extra is not None
     assert selection.extra_at is not None
@@ -67,7 +69,10 @@ def _values(selection: TokenSelection) -> tuple[torch.Tensor, torch.Tensor, torc
 def _check(encoded: Encoded, selection: TokenSelection, b: int, kept: list[int]) -> None:
     """Sample b, of one image, with an extra token."""
     n = int(encoded.visual_mask[b].sum())
-    c, keys, h = (encoded.extras[x][b, :n].tolist() for x in ("last_cls_attention", "last_keys", "vision_features"))
+    c, keys, h = (
+        encoded.extras[x][b, :n].tolist()
+        for x in ("last_cls_attention", "last_keys", "vision_features")
+    )
     merged, extra, extra_at, extra_mask = _values(selection)
     assert selection.keep[b].nonzero().squeeze(1).tolist() == kept
     assert encoded.project is not None
@@ -83,12 +88,16 @@ def _attention(encoded: Encoded, b: int = 0) -> list[float]:
 
 
 @both
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_exact_fill_equals_the_naive_loop(cls, side, k):
     encoded = toy_encoded([((side, side),)] * 2, extras=EXTRAS)
     selection = cls().select(encoded, k / side**2)
     for b in range(2):
-        _check(encoded, selection, b, _filled(_attention(encoded, b), cls is PruMergePlusPruner, k - 1))
+        _check(
+            encoded, selection, b, _filled(_attention(encoded, b), cls is PruMergePlusPruner, k - 1)
+        )
     assert selection.count.tolist() == [k, k]
 
 
@@ -102,7 +111,9 @@ def test_published_equals_the_naive_loop_and_ignores_the_ratio(cls, side, seed):
         _check(encoded, selection, b, kept)
         assert selection.count[b] == len(kept) + 1
     again = cls(published=True).select(encoded, 1 / 3)
-    for one, other in zip((selection.keep, *_values(selection)), (again.keep, *_values(again)), strict=True):
+    for one, other in zip(
+        (selection.keep, *_values(selection)), (again.keep, *_values(again)), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -115,7 +126,8 @@ def test_small_and_large_budgets(cls, k):
 
 
 def _hand_made(rows: int, columns: int, attention: torch.Tensor) -> Encoded:
-    """Unit vectors as features and no projector in between: entry j of an embedding is the weight of token j."""
+    """Unit vectors as features and no projector in between: entry j of an embedding is the weight
+    of token j."""
     n = rows * columns
     encoded = toy_encoded([((rows, columns),)], width=n, vision_width=n, extras=EXTRAS)
     encoded.extras["last_cls_attention"][0] = attention
@@ -124,7 +136,8 @@ def _hand_made(rows: int, columns: int, attention: torch.Tensor) -> Encoded:
 
 
 def test_weights_are_the_attention_itself_and_kept_tokens_are_neighbors_too():
-    c = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.02, 0.03])  # sums to 0.9: the rest of it is on the CLS token
+    # sums to 0.9: the rest of it is on the CLS token
+    c = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.02, 0.03])
     merged, extra, extra_at, _ = _values(PruMergePruner().select(_hand_made(2, 3, c), 0.5))
     for i in (1, 3):  # fewer than 33 tokens: all others are neighbors
         expected = c.clone()
@@ -142,7 +155,9 @@ def test_thirty_two_neighbors_by_the_angle_of_keys_and_the_first_of_equals(equal
     angle = torch.zeros(40) if equal else (torch.arange(40) - 23) * 0.03
     length = 1 + torch.arange(40) % 3  # of the keys: only the angle counts
     encoded.extras["last_keys"][0] = 0
-    encoded.extras["last_keys"][0, :, :2] = torch.stack([angle.cos(), angle.sin()], 1) * length[:, None]
+    encoded.extras["last_keys"][0, :, :2] = (
+        torch.stack([angle.cos(), angle.sin()], 1) * length[:, None]
+    )
     merged, *_ = _values(PruMergePruner().select(encoded, 2 / 40))
     near = range(33) if equal else range(4, 37)  # 20 itself among them
     expected = torch.zeros(40)
@@ -161,7 +176,9 @@ def test_one_token_is_the_top_one_merged_without_an_extra(cls):
     torch.testing.assert_close(merged[0, 1], torch.tensor([0.1, 1, 0.05, 0.3, 0.02, 0.03]))
 
 
-@pytest.mark.parametrize(("cls", "kept"), [(PruMergePruner, [0]), (PruMergePlusPruner, [0, 192, 384])])
+@pytest.mark.parametrize(
+    ("cls", "kept"), [(PruMergePruner, [0]), (PruMergePlusPruner, [0, 192, 384])]
+)
 def test_no_outlier_counts_as_one(cls, kept):
     encoded = toy_encoded([((24, 24),)], extras=EXTRAS)
     encoded.extras["last_cls_attention"][0] = 1 / 576
@@ -185,7 +202,8 @@ def test_many_outliers_saturate_the_published_plus(last, kept):
     assert PruMergePruner(published=True).select(encoded, None).keep.sum() == 115 + last
     ours = PruMergePlusPruner().select(encoded, 1 / 9)
     assert ours.count.tolist() == [64]
-    assert torch.equal(ours.keep, PruMergePruner().select(encoded, 1 / 9).keep)  # outliers take all of the budget
+    # outliers take all of the budget
+    assert torch.equal(ours.keep, PruMergePruner().select(encoded, 1 / 9).keep)
 
 
 @both
@@ -202,7 +220,8 @@ def test_the_count_truncates_as_written():
     encoded = toy_encoded([((7, 7),)], extras=EXTRAS)
     c = encoded.extras["last_cls_attention"][0]
     c[:] = torch.arange(49) / 49
-    for outliers, kept in ((1, 1), (3, 3), (4, 3)):  # 49 * (4 / 49) is just below 4, and 49 * (1 / 49) below 1
+    # 49 * (4 / 49) is just below 4, and 49 * (1 / 49) below 1
+    for outliers, kept in ((1, 1), (3, 3), (4, 3)):
         c[49 - outliers :] = 9 + torch.arange(outliers)
         assert PruMergePruner(published=True).select(encoded, None).keep.sum() == kept
 
@@ -211,7 +230,8 @@ def test_spread_tokens_cover_the_raster():
     encoded = toy_encoded([((12, 12),)], extras=EXTRAS)
     encoded.extras["last_cls_attention"][0] = 0.001
     encoded.extras["last_cls_attention"][0, 100:110] = 0.5 + torch.arange(10) / 100
-    keep = PruMergePlusPruner().select(encoded, 25 / 144).keep[0]  # 10 outliers, then 14 of the 134 others
+    # 10 outliers, then 14 of the 134 others
+    keep = PruMergePlusPruner().select(encoded, 25 / 144).keep[0]
     others = [v for v in range(144) if not 100 <= v < 110]
     assert keep[100:110].all()
     assert (keep[others].nonzero().squeeze(1).diff() - 134 / 14).abs().max() < 1

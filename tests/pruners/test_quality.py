@@ -30,7 +30,10 @@ def cosines_by_hand(tokens: list[list[float]]) -> list[list[float]]:
 
 def chosen_by_hand(log_q: list[float], tokens: list[list[float]], k: int) -> list[int]:
     cosine, n = cosines_by_hand(tokens), len(tokens)
-    kernel = [[math.exp(log_q[i] + log_q[j]) * (cosine[i][j] if i != j else 1.01) for j in range(n)] for i in range(n)]
+    kernel = [
+        [math.exp(log_q[i] + log_q[j]) * (cosine[i][j] if i != j else 1.01) for j in range(n)]
+        for i in range(n)
+    ]
     return _greedy(kernel, k, rank=n)
 
 
@@ -51,7 +54,9 @@ def test_scores_of_rows_with_padding():
     found = standardize(x, mask)
     assert found[0].tolist() == pytest.approx([-(1.5**0.5), 0.0, 1.5**0.5, 0.0])
     assert found[1:].tolist() == [[0.0] * 4] * 2
-    assert standardize(torch.full((1, 3), 0.1).double(), torch.ones(1, 3, dtype=torch.bool)).tolist() == [[0.0] * 3]
+    assert standardize(
+        torch.full((1, 3), 0.1).double(), torch.ones(1, 3, dtype=torch.bool)
+    ).tolist() == [[0.0] * 3]
 
 
 def test_quality_far_below_the_best_still_fills_the_budget():
@@ -59,8 +64,16 @@ def test_quality_far_below_the_best_still_fills_the_budget():
     images = image_rows(encoded.visual_mask, encoded.image_of)
     log_q = torch.zeros(1, 16).double()
     log_q[0, 1:] = -1e4  # its exponential is 0
-    assert diverse(log_q, images, encoded, torch.tensor([5]))[0].nonzero().squeeze(1).tolist() == [0, 1, 2, 3, 4]
+    assert diverse(log_q, images, encoded, torch.tensor([5]))[0].nonzero().squeeze(1).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_no_attention_is_little_attention():
-    assert log_attention(torch.tensor([[0.0, 1.0]])).tolist() == [[pytest.approx(math.log(1e-8)), 0.0]]
+    assert log_attention(torch.tensor([[0.0, 1.0]])).tolist() == [
+        [pytest.approx(math.log(1e-8)), 0.0]
+    ]

@@ -16,7 +16,10 @@ def test_question_dpp_is_the_naive_loop(ratio):
     encoded, pruner = toy_encoded(RAGGED, width=64), QuestionDPPPruner(0.5)
 
     def log_q(b, mine):
-        words, tokens = (x.double().tolist() for x in (encoded.embeds[b, encoded.question[b]], encoded.visual[b, mine]))
+        words, tokens = (
+            x.double().tolist()
+            for x in (encoded.embeds[b, encoded.question[b]], encoded.visual[b, mine])
+        )
         assert words
 
         def cosine(x, y):
@@ -34,7 +37,9 @@ def test_other_words_choose_other_tokens_and_none_leave_diversity():
     kept = QuestionDPPPruner(1.0).select(encoded, 1 / 9).keep
     other = encoded.embeds.clone()
     other[encoded.question] *= -1
-    assert not torch.equal(QuestionDPPPruner(1.0).select(replace(encoded, embeds=other), 1 / 9).keep, kept)
+    assert not torch.equal(
+        QuestionDPPPruner(1.0).select(replace(encoded, embeds=other), 1 / 9).keep, kept
+    )
     silent = replace(encoded, question=torch.zeros_like(encoded.question))
     diversity = QuestionDPPPruner(alpha=0.0).select(encoded, 1 / 9).keep
     assert torch.equal(QuestionDPPPruner().select(silent, 1 / 9).keep, diversity)

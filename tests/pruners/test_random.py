@@ -24,7 +24,8 @@ def _draw(seed: int, token: int) -> int:
 
 
 def test_splitmix64_known_value():
-    assert _splitmix64(0) == 0xE220A8397B1DCDAF  # first output for seed 0, published with the generator
+    # first output for seed 0, published with the generator
+    assert _splitmix64(0) == 0xE220A8397B1DCDAF
     expected = 0xE220A8397B1DCDAF >> 40
     assert _uniform(torch.tensor([0]), torch.tensor([[0]])).item() * 2**24 == expected
 
@@ -36,7 +37,9 @@ def test_scores_follow_the_generator():
     assert scores.tolist() == expected
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_equals_the_naive_loop(side, k):
     encoded = toy_encoded([((side, side),)] * 2)
     keep = RandomPruner(seed=3).select(encoded, k / side**2).keep
@@ -68,6 +71,8 @@ def test_seed_and_uid_matter_and_smaller_budgets_are_nested():
 def test_same_in_another_process():
     code = "from tprl.seeding import stable_seed; print(stable_seed('scenes/test/17', 5))"
     env = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "12345"}
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
     assert int(out.stdout) == stable_seed("scenes/test/17", 5)
     assert 0 <= stable_seed("scenes/test/17", 5) < 1 << 63

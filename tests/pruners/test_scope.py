@@ -10,7 +10,9 @@ from tprl.budget import budget
 from tprl.pruners.scope import ScopePruner
 
 
-def _by_hand(attention: list[float], features: list[list[float]], k: int, alpha: float) -> list[int]:
+def _by_hand(
+    attention: list[float], features: list[list[float]], k: int, alpha: float
+) -> list[int]:
     unit = [[x / math.hypot(*row) for x in row] for row in features]
     cosine = [[sum(x * y for x, y in zip(a, b, strict=True)) for b in unit] for a in unit]
     n, chosen = len(unit), []
@@ -20,7 +22,9 @@ def _by_hand(attention: list[float], features: list[list[float]], k: int, alpha:
         gain = {j: sum(max(0.0, cosine[i][j] - covered[i]) for i in range(n)) for j in free}
         useful = [j for j in free if gain[j] > 1e-9]
         if useful:
-            chosen.append(max(useful, key=lambda j, gain=gain: (gain[j] * attention[j] ** alpha, -j)))
+            chosen.append(
+                max(useful, key=lambda j, gain=gain: (gain[j] * attention[j] ** alpha, -j))
+            )
         else:
             chosen.append(max(free, key=lambda j: (attention[j], -j)))
     return sorted(chosen)

@@ -1,4 +1,5 @@
-"""SparseVLM: schedules with the mean that was asked for; raters, scores, survivors, centroids against plain loops."""
+"""SparseVLM: schedules with the mean that was asked for; raters, scores, survivors, centroids
+against plain loops."""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +46,11 @@ def test_the_mean_over_layers_is_the_keep_ratio(pruner: Any, layers: int, ratio:
     assert found[0] == 576
     assert found == sorted(found, reverse=True)
     assert sum(found) / layers / 576 == pytest.approx(ratio, abs=1 / 576)
-    assert [stage.before for stage in plan.stages] == {5: [1, 2, 3], 28: [3, 6, 14], 32: [3, 7, 16]}[layers]
+    assert [stage.before for stage in plan.stages] == {
+        5: [1, 2, 3],
+        28: [3, 6, 14],
+        32: [3, 7, 16],
+    }[layers]
     assert all(stage.reads == stage.before - 1 for stage in plan.stages)
 
 
@@ -74,7 +79,9 @@ def test_keeping_everything_drops_nothing(pruner: Any) -> None:
 
 
 @both
-@pytest.mark.parametrize(("ratio", "layers", "bound"), [(1 / 12, 32, "0.0938"), (0.2, 5, "0.2"), (0.9, 1, "1")])
+@pytest.mark.parametrize(
+    ("ratio", "layers", "bound"), [(1 / 12, 32, "0.0938"), (0.2, 5, "0.2"), (0.9, 1, "1")]
+)
 def test_an_infeasible_mean_is_refused(pruner: Any, ratio: float, layers: int, bound: str) -> None:
     with pytest.raises(UserError, match=rf"stays above {bound}: keep_ratio=.* is infeasible\."):
         pruner.stages(ratio, layers)
@@ -92,7 +99,9 @@ def test_an_infeasible_mean_is_refused(pruner: Any, ratio: float, layers: int, b
         (False, 64, [66, 30, 17], 82.2),
     ],
 )
-def test_published_lists_and_their_true_means(plus: bool, label: int, chosen: list[int], mean: float) -> None:
+def test_published_lists_and_their_true_means(
+    plus: bool, label: int, chosen: list[int], mean: float
+) -> None:
     """docs/baselines.md#sparsevlm; the means of v1 are those with the recycled tokens."""
     pruner = SparseVLMPruner(plus, published=True)
     for ratio in (label / 576, (label + 10) / 576):
@@ -110,7 +119,8 @@ def test_published_lists_and_their_true_means(plus: bool, label: int, chosen: li
 
 
 def naive_clusters(n: int, count: int) -> int:
-    """The least c with c clusters made of what is pruned when count - c are chosen; less than `count`."""
+    """The least c with c clusters made of what is pruned when count - c are chosen; less than
+    `count`."""
     if count >= n:
         return 0
     fits = [c for c in range(1, n) if (3 * (n - count + c) // 10 + 1) // 10 + 1 == c]
@@ -164,7 +174,10 @@ def naive_raters(look: Look, row: int) -> list[int]:
     ]
     share = dict.fromkeys(words, 0.0)
     for v in visual:
-        logits = {t: float(torch.dot(look.first[row, v].double(), look.first[row, t].double())) for t in words}
+        logits = {
+            t: float(torch.dot(look.first[row, v].double(), look.first[row, t].double()))
+            for t in words
+        }
         total = sum(math.exp(value - max(logits.values())) for value in logits.values())
         for t in words:
             share[t] += math.exp(logits[t] - max(logits.values())) / total / len(visual)
@@ -181,13 +194,18 @@ def naive_scores(look: Look, row: int, raters: list[int], plus: bool) -> dict[in
         table = dict.fromkeys(visual, 0.0)
         for rater in raters:
             past = [c for c in range(rater + 1) if look.real[row, c]]
-            logits = torch.stack([query[head, rater] @ key[head // groups, c] for c in past]) / query.shape[-1] ** 0.5
+            logits = (
+                torch.stack([query[head, rater] @ key[head // groups, c] for c in past])
+                / query.shape[-1] ** 0.5
+            )
             weights = dict(zip(past, logits.double().softmax(0).tolist(), strict=True))
             for v in visual:
                 table[v] += weights[v] / len(raters)
         tables.append(table)
     if plus:
-        tables = sorted(tables, key=lambda table: -sum(table.values()))[: max(1, round(14 * heads / 32))]
+        tables = sorted(tables, key=lambda table: -sum(table.values()))[
+            : max(1, round(14 * heads / 32))
+        ]
     return {v: sum(table[v] for table in tables) / len(tables) for v in visual}
 
 
@@ -211,7 +229,8 @@ def naive_density_peaks(x: Tensor, count: int) -> tuple[list[int], Tensor]:
 def naive_survivors(
     hidden: Tensor, scores: dict[int, float], mine: list[int], count: int, plus: bool
 ) -> tuple[list[int], list[int], Tensor]:
-    """Of one image: the columns that live, and those of them that are centroids, with their states."""
+    """Of one image: the columns that live, and those of them that are centroids, with their
+    states."""
     order = sorted(mine, key=lambda c: -scores[c])
     recycled = 0 if plus else naive_clusters(len(mine), count)
     keep = order[: count - recycled]
@@ -224,7 +243,9 @@ def naive_survivors(
 
 
 @both
-@pytest.mark.parametrize(("n", "k"), [(144, 48), (144, 32), (144, 16), (576, 192), (576, 128), (576, 64)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(144, 48), (144, 32), (144, 16), (576, 192), (576, 128), (576, 64)]
+)
 def test_random_states(pruner: SparseVLMPruner, n: int, k: int) -> None:
     look = random_look(n)
     after, best = pruner.rewrite(look, look, torch.full_like(look.image, k))
@@ -233,7 +254,9 @@ def test_random_states(pruner: SparseVLMPruner, n: int, k: int) -> None:
         raters = naive_raters(look, row)
         assert after.marked[row].nonzero().flatten().tolist() == raters
         scores = naive_scores(look, row, raters, pruner.plus)
-        kept, columns, centroids = naive_survivors(look.hidden[row], scores, list(scores), k, pruner.plus)
+        kept, columns, centroids = naive_survivors(
+            look.hidden[row], scores, list(scores), k, pruner.plus
+        )
         assert keep[row].nonzero().flatten().tolist() == sorted(kept)
         expected = look.hidden[row].clone()
         expected[columns] = centroids
@@ -254,18 +277,23 @@ def test_raters_scores_and_what_lives_are_those_of_loops(
         words = int(found[0][1].after[row].sum())
         assert 0 < len(raters) < words
         for stage, (look, read, k, after, best) in zip(stages, found, strict=True):
-            gone = found[0][1].real.shape[1] - read.real.shape[1]  # text stands behind the images: it moves together
+            # text stands behind the images: it moves together
+            gone = found[0][1].real.shape[1] - read.real.shape[1]
             here = [c - gone for c in raters]
             assert after.marked[row].nonzero().flatten().tolist() == here
             expected = naive_scores(read, row, here, pruner.plus)
             scores = pruner.rank(read._replace(marked=after.marked), k)[row]
-            assert torch.allclose(scores[list(expected)], torch.tensor(list(expected.values())), atol=1e-6)
+            assert torch.allclose(
+                scores[list(expected)], torch.tensor(list(expected.values())), atol=1e-6
+            )
             hidden = look.hidden[row].clone()
             for image in range(int(look.image[row].max()) + 1):
                 mine = [c for c in expected if int(look.image[row, c]) == image]
                 count = int(k[row, mine[0]])
                 assert count == budget(stage.keep, 36)
-                keep, columns, centroids = naive_survivors(look.hidden[row], expected, mine, count, pruner.plus)
+                keep, columns, centroids = naive_survivors(
+                    look.hidden[row], expected, mine, count, pruner.plus
+                )
                 hidden[columns] = centroids
                 made.append(len(columns))
                 assert set(sorted(mine, key=lambda c: -float(best[row, c]))[:count]) == set(keep)
@@ -289,7 +317,9 @@ def test_density_peaks_are_those_of_loops() -> None:
 
 
 def test_points_that_are_all_the_same_are_clustered_too() -> None:
-    center, centroid = density_peaks(torch.ones(1, 12, 4), torch.ones(1, 12, dtype=torch.bool), torch.tensor([2]))
+    center, centroid = density_peaks(
+        torch.ones(1, 12, 4), torch.ones(1, 12, dtype=torch.bool), torch.tensor([2])
+    )
     assert center[0].nonzero().flatten().tolist() == [0, 1]  # ties go to the lower index
     assert torch.equal(centroid[0, :2], torch.ones(2, 4))
 
@@ -308,7 +338,9 @@ def test_a_ragged_batch_is_its_samples_alone(
         one = lvlm.encode([sample])
         alone = splice(one, keep_all(one))
         assert lvlm.answer(alone, plan) == texts[row : row + 1]
-        assert torch.allclose(lvlm.score(alone, ANSWERS[row : row + 1], plan)[0], log_prob[row : row + 1], atol=1e-5)
+        assert torch.allclose(
+            lvlm.score(alone, ANSWERS[row : row + 1], plan)[0], log_prob[row : row + 1], atol=1e-5
+        )
 
 
 @both
@@ -321,7 +353,9 @@ def test_nothing_reads_the_answer_that_is_scored(lvlm: FrozenLVLM, pruner: Spars
         lvlm.score(prompt, [answer], LayerPlan(spy, SCHEDULES["reads the layer"], lvlm.layers))
         (_, _, _, one, scores), (_, _, _, other, final) = spy.seen
         assert not one.marked[:, width:].any()
-        found.append((scores[0, :width] * prompt.visual[0], final[other.visual], other.hidden[other.visual]))
+        found.append(
+            (scores[0, :width] * prompt.visual[0], final[other.visual], other.hidden[other.visual])
+        )
     for first, second in zip(*found, strict=True):
         assert torch.allclose(first, second, atol=1e-5)
 

@@ -1,4 +1,5 @@
-"""Against a plain reading of docs/baselines.md#tome, one image, one block and one token at a time, in float64."""
+"""Against a plain reading of docs/baselines.md#tome, one image, one block and one token at a time,
+in float64."""
 
 import logging
 from collections.abc import Sequence
@@ -29,15 +30,19 @@ from tprl.scoring.scorer import Scorer
 from tprl.types import Encoded, Tower, TowerBlock
 
 EXTRAS = ToMePruner.extras
-Plain = dict[str, Any]  # a token: x [C], the patches in it, and the patch at whose place it stands (-1: CLS)
+# a token: x [C], the patches in it, and the patch at whose place it stands (-1: CLS)
+Plain = dict[str, Any]
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
 
 
-def _attended(tokens: list[Plain], block: Any, heads: int = 3) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Every token after attention, in which a token of size s counts s times, and its key, mean over heads."""
+def _attended(
+    tokens: list[Plain], block: Any, heads: int = 3
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Every token after attention, in which a token of size s counts s times, and its key, mean
+    over heads."""
     query, key, value = (
         [_norm(token["x"]) @ weight.double().numpy() for token in tokens]
         for weight in (block.query, block.key, block.value)
@@ -74,7 +79,9 @@ def _merged(tokens: list[Plain], keys: list[np.ndarray], r: int) -> list[Plain]:
 
 def by_hand(patches: torch.Tensor, tower: Tower, plan: Sequence[int]) -> dict[int, np.ndarray]:
     """Features of the survivors, by place."""
-    tokens: list[Plain] = [{"x": x, "patches": [p], "place": p} for p, x in enumerate(patches.double().numpy())]
+    tokens: list[Plain] = [
+        {"x": x, "patches": [p], "place": p} for p, x in enumerate(patches.double().numpy())
+    ]
     if tower.cls is not None:
         tokens.insert(0, {"x": tower.cls.double().numpy(), "patches": [-1], "place": -1})
     for block, r in zip(tower.blocks, plan, strict=True):
@@ -82,9 +89,12 @@ def by_hand(patches: torch.Tensor, tower: Tower, plan: Sequence[int]) -> dict[in
         tokens = [token | {"x": x} for token, x in zip(tokens, found, strict=True)]
         tokens = _merged(tokens, keys, r)
         for token in tokens:
-            inner = gelu(torch.from_numpy(_norm(token["x"])) @ block.up.double())  # type: ignore[attr-defined]
-            token["x"] = token["x"] + (inner @ block.down.double()).numpy()  # type: ignore[attr-defined]
-    assert sorted(p for token in tokens for p in token["patches"] if p >= 0) == list(range(len(patches)))
+            up, down = (weight.double() for weight in (block.up, block.down))  # type: ignore
+            inner = gelu(torch.from_numpy(_norm(token["x"])) @ up)
+            token["x"] = token["x"] + (inner @ down).numpy()
+    assert sorted(p for token in tokens for p in token["patches"] if p >= 0) == list(
+        range(len(patches))
+    )
     return {token["place"]: token["x"] for token in tokens if token["place"] >= 0}
 
 
@@ -100,7 +110,9 @@ def plan_by_hand(n: int, k: int, blocks: int, has_cls: bool) -> list[int]:
     raise AssertionError
 
 
-def check(encoded: Encoded, pruner: ToMePruner, ratio: float | None, b: int, plan: Sequence[int]) -> None:
+def check(
+    encoded: Encoded, pruner: ToMePruner, ratio: float | None, b: int, plan: Sequence[int]
+) -> None:
     """Sample b, of one image."""
     selection, n = pruner.select(encoded, ratio), int(encoded.visual_mask[b].sum())
     assert encoded.tower is not None
@@ -110,14 +122,19 @@ def check(encoded: Encoded, pruner: ToMePruner, ratio: float | None, b: int, pla
     assert selection.keep[b].nonzero().squeeze(1).tolist() == sorted(expected)
     for place, x in expected.items():
         torch.testing.assert_close(
-            selection.merged[b, place], encoded.project(torch.from_numpy(x).float()), atol=1e-5, rtol=1e-5
+            selection.merged[b, place],
+            encoded.project(torch.from_numpy(x).float()),
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 
 @pytest.mark.parametrize("has_cls", [True, False], ids=["cls", "no-cls"])
 @pytest.mark.parametrize("ratio", [1 / 3, 1 / 9, 1 / 18])
 @pytest.mark.parametrize("side", [12, 24])
-def test_indices_and_values_are_those_of_plain_loops(side: int, ratio: float, has_cls: bool) -> None:
+def test_indices_and_values_are_those_of_plain_loops(
+    side: int, ratio: float, has_cls: bool
+) -> None:
     encoded = toy_encoded([((side, side),)], extras=EXTRAS)
     encoded = replace(encoded, tower=toy_tower(24, has_cls=has_cls))
     n = side * side
@@ -127,11 +144,19 @@ def test_indices_and_values_are_those_of_plain_loops(side: int, ratio: float, ha
 @pytest.mark.parametrize("b", [0, 1])
 def test_images_of_other_sizes_in_the_batch_change_nothing(b: int) -> None:
     n = (144, 54)[b]
-    check(toy_encoded(RAGGED, extras=EXTRAS), ToMePruner(), 1 / 3, b, plan_by_hand(n, budget(1 / 3, n), 6, True))
+    check(
+        toy_encoded(RAGGED, extras=EXTRAS),
+        ToMePruner(),
+        1 / 3,
+        b,
+        plan_by_hand(n, budget(1 / 3, n), 6, True),
+    )
 
 
 @pytest.mark.parametrize(("r", "ratio"), [(16, None), (16, 0.9), (5, None), (200, None)])
-def test_as_published_r_tokens_merge_in_every_block_whatever_the_ratio(r: int, ratio: float | None) -> None:
+def test_as_published_r_tokens_merge_in_every_block_whatever_the_ratio(
+    r: int, ratio: float | None
+) -> None:
     plan, left = [], 145
     for _ in range(6):
         plan.append(min(r, (left - 1) // 2))
@@ -168,8 +193,8 @@ class TestSchedule:
         with pytest.raises(UserError) as error:
             schedule(144, 17, 3, has_cls)
         assert str(error.value) == (
-            "tome at most halves the tokens in each of the 3 blocks that make the features, which leaves 18 "
-            "of 144: keeping 17 is infeasible, give a keep_ratio of at least 0.125."
+            "tome at most halves the tokens in each of the 3 blocks that make the features, which "
+            "leaves 18 of 144: keeping 17 is infeasible, give a keep_ratio of at least 0.125."
         )
         assert sum(schedule(9, 1, 4, has_cls)) == 8
 
@@ -199,7 +224,8 @@ class Unweighted(ToyBlock):
 
 
 def test_a_merged_pair_of_equals_is_attended_to_as_two() -> None:
-    """Patches 2m and 2m + 1 are equal, so merging them all at once changes no feature, if sizes count."""
+    """Patches 2m and 2m + 1 are equal, so merging them all at once changes no feature, if sizes
+    count."""
     tower, draw = toy_tower(24), torch.Generator().manual_seed(5)
     patches = torch.randn(8, 24, generator=draw).repeat_interleave(2, 0)
     patches[2:4] = patches[4:6] = patches[:2]  # groups of two and of six, so that sizes differ
@@ -210,7 +236,9 @@ def test_a_merged_pair_of_equals_is_attended_to_as_two() -> None:
         torch.testing.assert_close(x, apart.x[0, place + 1], atol=1e-5, rtol=1e-5)
     for block in tower.blocks:
         block.__class__ = Unweighted
-    assert not torch.allclose(_run(tower, patches, [8, 0, 0, 0, 0, 0]).x[0, 1], apart.x[0, 1], atol=1e-3)
+    assert not torch.allclose(
+        _run(tower, patches, [8, 0, 0, 0, 0, 0]).x[0, 1], apart.x[0, 1], atol=1e-3
+    )
 
 
 def test_values_that_tie_go_to_the_lower_index() -> None:
@@ -224,14 +252,17 @@ def test_values_that_tie_go_to_the_lower_index() -> None:
             return x
 
     tokens = _run(Tower(torch.zeros(2), [Flat()]), torch.arange(16.0).reshape(8, 2), [3])
-    assert tokens.place[0].tolist() == [-1, 7, 0, 2, 4, 6]  # of tokens 2, 4, 6, 8 the first three join token 1
+    # of tokens 2, 4, 6, 8 the first three join token 1
+    assert tokens.place[0].tolist() == [-1, 7, 0, 2, 4, 6]
     assert tokens.size[0].tolist() == [1, 1, 4, 1, 1, 1]
     assert tokens.x[0, 2].tolist() == [(0 + 2 + 6 + 10) / 4, (1 + 3 + 7 + 11) / 4]
 
 
 def test_what_cannot_be_is_refused() -> None:
     encoded = replace(toy_encoded(extras=EXTRAS), tower=toy_tower(24, blocks=2))
-    with pytest.raises(UserError, match=r"which leaves 36 of 144: keeping 16 is infeasible.*at least 0\.25\."):
+    with pytest.raises(
+        UserError, match=r"which leaves 36 of 144: keeping 16 is infeasible.*at least 0\.25\."
+    ):
         ToMePruner().select(encoded, 1 / 9)
     with pytest.raises(UserError, match=r"no vision tower \(Encoded.tower\)"):
         ToMePruner().select(replace(encoded, tower=None), 1 / 2)
@@ -249,14 +280,26 @@ def tiny_llava() -> Llava:
 
 def siglip() -> Llava:
     text = LlamaConfig(
-        vocab_size=64, hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
         num_key_value_heads=2,
-    )  # fmt: skip
+    )
     vision = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=48, patch_size=8
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=48,
+        patch_size=8,
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=63, vision_feature_select_strategy="full"
+        vision_config=vision,
+        text_config=text,
+        image_token_index=63,
+        vision_feature_select_strategy="full",
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config).eval()
@@ -268,7 +311,9 @@ def siglip() -> Llava:
 
 
 class TestOnTheStockModel:
-    @pytest.mark.parametrize("make", [random_llava, tiny_llava, siglip], ids=["llava", "tiny_llava", "siglip"])
+    @pytest.mark.parametrize(
+        "make", [random_llava, tiny_llava, siglip], ids=["llava", "tiny_llava", "siglip"]
+    )
     @torch.no_grad()
     def test_without_merging_the_tower_run_again_gives_the_stock_features(self, make: Any) -> None:
         lvlm = make()
@@ -278,9 +323,13 @@ class TestOnTheStockModel:
         seen = lvlm.see({"pixel_values": pixels}, EXTRAS)
         start = torch.stack(seen.extras["patch_embeds"])
         mask = torch.ones(start.shape[:2], dtype=torch.bool)
-        tokens = merged_tower(seen.tower, start, mask, torch.zeros(2, len(seen.tower.blocks), dtype=torch.long))
+        tokens = merged_tower(
+            seen.tower, start, mask, torch.zeros(2, len(seen.tower.blocks), dtype=torch.long)
+        )
         found = lvlm.project(tokens.x[:, int(seen.tower.cls is not None) :])
-        torch.testing.assert_close(found, torch.stack(list(stock.pooler_output)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            found, torch.stack(list(stock.pooler_output)), atol=1e-5, rtol=1e-5
+        )
         assert len(seen.tower.blocks) == lvlm.model.config.vision_config.num_hidden_layers - 1
         assert all(isinstance(block, TowerBlock) for block in seen.tower.blocks)
         assert (seen.tower.cls is None) == (make is siglip)
@@ -299,7 +348,9 @@ class TestOnTheStockModel:
     def test_visual_tokens_that_are_not_the_patches_are_refused(self, strategy: str) -> None:
         lvlm = random_llava() if strategy == "full" else siglip()
         lvlm.model.config.vision_feature_select_strategy = strategy
-        with pytest.raises(UserError, match=rf"by '{strategy}', so its visual tokens are not all patches"):
+        with pytest.raises(
+            UserError, match=rf"by '{strategy}', so its visual tokens are not all patches"
+        ):
             lvlm.see({"pixel_values": torch.zeros(1, 3, 48, 48)}, EXTRAS)
 
     def test_other_families_cannot_provide_it(self) -> None:
@@ -311,7 +362,11 @@ class TestOnTheStockModel:
     def test_prune_generates(self, make: Any) -> None:
         lvlm = make()
         pair = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))
-        batch = [SAMPLES[0], pair, SAMPLES[3]._replace(images=())] if make is random_llava else SAMPLES[:2]
+        batch = (
+            [SAMPLES[0], pair, SAMPLES[3]._replace(images=())]
+            if make is random_llava
+            else SAMPLES[:2]
+        )
         inputs = stock_inputs(lvlm, batch)
         stock = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
         with tprl.prune(lvlm.model, "tome", keep_ratio=1 / 3) as pruning:
@@ -320,7 +375,9 @@ class TestOnTheStockModel:
         assert torch.equal(found[:, :width], stock[:, :width])
         assert found.shape[1] > width
         for sample, images in zip(batch, pruning.kept, strict=True):
-            assert [len(one.indices) for one in images] == [budget(1 / 3, one.total) for one in images]
+            assert [len(one.indices) for one in images] == [
+                budget(1 / 3, one.total) for one in images
+            ]
             assert len(images) == len(sample.images)
         with tprl.prune(lvlm.model, "tome", keep_ratio=1.0):
             found = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
@@ -330,14 +387,21 @@ class TestOnTheStockModel:
         lvlm = random_llava()
         encoded, shape = lvlm.encode(SAMPLES[:1], EXTRAS), lvlm.shape
 
-        def sdpa(query: Any, key: Any, value: Any, *_: object, out_shape: object = None, **__: object) -> int:
+        def sdpa(
+            query: Any, key: Any, value: Any, *_: object, out_shape: object = None, **__: object
+        ) -> int:
             return sdpa_flop_count(query, key, value)
 
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         for kept in (35, 20, 12, 9):
-            with FlopCounterMode(display=False, custom_mapping={op: sdpa}) as counter, torch.no_grad():
+            with (
+                FlopCounterMode(display=False, custom_mapping={op: sdpa}) as counter,
+                torch.no_grad(),
+            ):
                 ToMePruner().select(encoded, kept / 36)
-            full = shape.vision.used * cost.encoder_layer_flops(shape.vision.width, shape.vision.mlp, 37)
+            full = shape.vision.used * cost.encoder_layer_flops(
+                shape.vision.width, shape.vision.mlp, 37
+            )
             flops = ToMePruner().flops(shape, 36, kept)
             assert counter.get_total_flops() == full + cost.projector_flops(shape) + flops
             assert flops < 0
@@ -356,12 +420,25 @@ class TestOnTheStockModel:
         with caplog.at_level(logging.INFO):
             answered = evaluate(Scorer(lvlm, data), data, entries, limit=8)
         assert [record.message for record in caplog.records if "left out" in record.message] == [
-            "left out: tome at most halves the tokens in each of the 5 blocks that make the features, which leaves 5 "
-            "of 144: keeping 3 is infeasible, give a keep_ratio of at least 0.0347."
+            (
+                "left out: tome at most halves the tokens in each of the 5 "
+                "blocks that make the features, which leaves 5 of 144: keeping "
+                "3 is infeasible, give a keep_ratio of at least 0.0347."
+            )
         ]
-        cells: dict[tuple[str, float | None], Any] = {(one.row.pruner, one.row.keep_ratio): one for one in answered}
+        cells: dict[tuple[str, float | None], Any] = {
+            (one.row.pruner, one.row.keep_ratio): one for one in answered
+        }
         assert ("tome", 1 / 48) not in cells
         for ratio in (1 / 3, 1 / 9):
-            assert cells["tome", ratio].row.kept_tokens == cells["random", ratio].row.kept_tokens == budget(ratio, 144)
-            assert cells["tome", ratio].flops < cells["random", ratio].flops < cells["keep_all", 1.0].flops
+            assert (
+                cells["tome", ratio].row.kept_tokens
+                == cells["random", ratio].row.kept_tokens
+                == budget(ratio, 144)
+            )
+            assert (
+                cells["tome", ratio].flops
+                < cells["random", ratio].flops
+                < cells["keep_all", 1.0].flops
+            )
         assert cells["published", None].row.kept_tokens == 144 - 5 * 16

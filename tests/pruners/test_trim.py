@@ -16,7 +16,9 @@ from tprl.types import Encoded, TokenSelection
 RATIOS = [1.0, 1 / 2, 1 / 3, 2 / 9, 1 / 9, 1 / 18]
 
 
-def _by_hand(relevance: list[float], tokens: list[list[float]], kept: int, mean: bool, sign: int = -1):
+def _by_hand(
+    relevance: list[float], tokens: list[list[float]], kept: int, mean: bool, sign: int = -1
+):
     """Kept indices, and the mean of the others with the last of them (None without a mean)."""
     order = sorted(range(len(relevance)), key=lambda v: (-sign * relevance[v], v))
     rest = sorted(order[kept:])
@@ -43,18 +45,25 @@ def _images(encoded: Encoded):
             yield b, i, (encoded.visual_mask[b] & (encoded.image_of[b] == i)).nonzero().squeeze(1)
 
 
-def _check(encoded: Encoded, selection: TokenSelection, counts: list[tuple[int, bool]], sign: int = -1) -> None:
+def _check(
+    encoded: Encoded, selection: TokenSelection, counts: list[tuple[int, bool]], sign: int = -1
+) -> None:
     """`counts`: kept tokens and whether there is a mean, per image."""
     assert selection.extra is not None
     assert selection.extra_at is not None
     assert selection.extra_mask is not None
     live = [0] * len(encoded)  # means of a sample follow each other
     for (b, _, mine), (kept, mean) in zip(_images(encoded), counts, strict=True):
-        relevance, tokens = encoded.extras["clip_relevance"][b, mine].tolist(), encoded.visual[b, mine].tolist()
+        relevance, tokens = (
+            encoded.extras["clip_relevance"][b, mine].tolist(),
+            encoded.visual[b, mine].tolist(),
+        )
         expected, average, last = _by_hand(relevance, tokens, kept, mean, sign)
         assert selection.keep[b, mine].nonzero().squeeze(1).tolist() == expected
         if average is not None:
-            torch.testing.assert_close(selection.extra[b, live[b]], torch.tensor(average), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                selection.extra[b, live[b]], torch.tensor(average), atol=1e-5, rtol=0
+            )
             assert selection.extra_at[b, live[b]] == mine[last]
         live[b] += mean
     assert selection.extra_mask.sum(1).tolist() == live
@@ -69,7 +78,9 @@ def _exact(encoded: Encoded, ratio: float) -> list[tuple[int, bool]]:
     return counts
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_equals_the_naive_loop(side, k):
     encoded = _encoded([((side, side),)] * 2)
     selection = TrimPruner().select(encoded, k / side**2)
@@ -82,7 +93,9 @@ def test_every_image_of_a_ragged_batch(ratio):
     encoded = _encoded()
     selection = TrimPruner().select(encoded, ratio)
     _check(encoded, selection, _exact(encoded, ratio))
-    assert selection.count.tolist() == [sum(budget(ratio, r * c) for r, c in grids) for grids in RAGGED]
+    assert selection.count.tolist() == [
+        sum(budget(ratio, r * c) for r, c in grids) for grids in RAGGED
+    ]
 
 
 def test_one_token_is_the_best_alone_and_all_need_no_mean():
@@ -105,11 +118,14 @@ def test_one_token_is_the_best_alone_and_all_need_no_mean():
 
 def test_the_mean_enters_the_prompt_where_the_last_dropped_token_stood():
     encoded = _encoded([((2, 3),)])
-    encoded.extras["clip_relevance"][0] = torch.tensor([0.4, 0.2, 0.1, 0.3, 0.5, 0.0])  # keeps 2 and 5
+    # keeps 2 and 5
+    encoded.extras["clip_relevance"][0] = torch.tensor([0.4, 0.2, 0.1, 0.3, 0.5, 0.0])
     prompt = splice(encoded, TrimPruner().select(encoded, 0.5))
     first = int(encoded.visual_at[0, 0])
     assert prompt.positions[0, 0, prompt.visual[0]].tolist() == [first + 2, first + 4, first + 5]
-    torch.testing.assert_close(prompt.embeds[0, prompt.visual[0]][1], encoded.visual[0, [0, 1, 3, 4]].mean(0))
+    torch.testing.assert_close(
+        prompt.embeds[0, prompt.visual[0]][1], encoded.visual[0, [0, 1, 3, 4]].mean(0)
+    )
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1 / 3, 0.29, 1 / 18])
@@ -123,14 +139,23 @@ def test_published_keeps_one_more(ratio, sign):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_published_without_a_ratio_keeps_the_outliers(sign):
     encoded = _encoded([((12, 12),), ((6, 9),), ((4, 4), (5, 7)), ((1, 1), (1, 2))])
-    encoded.extras["clip_relevance"] *= 4 * encoded.extras["clip_relevance"].square() * (1 + encoded.image_of)
+    encoded.extras["clip_relevance"] *= (
+        4 * encoded.extras["clip_relevance"].square() * (1 + encoded.image_of)
+    )
     counts = [
-        _share_by_hand(encoded.extras["clip_relevance"][b, mine].tolist(), sign) if len(mine) > 1 else 0
+        _share_by_hand(encoded.extras["clip_relevance"][b, mine].tolist(), sign)
+        if len(mine) > 1
+        else 0
         for b, _, mine in _images(encoded)
     ]
     assert sum(counts) > 6
     assert 0 in counts
-    _check(encoded, TrimPruner(sign < 0, published=True).select(encoded, None), [(c, True) for c in counts], sign)
+    _check(
+        encoded,
+        TrimPruner(sign < 0, published=True).select(encoded, None),
+        [(c, True) for c in counts],
+        sign,
+    )
 
 
 def test_ties_go_to_the_lower_index():

@@ -12,14 +12,20 @@ def _picture(keep: torch.Tensor, rows: int, columns: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("side", "down", "across"), [(12, 8, 6), (12, 8, 4), (12, 4, 4), (24, 16, 12), (24, 16, 8), (24, 8, 8)]
+    ("side", "down", "across"),
+    [(12, 8, 6), (12, 8, 4), (12, 4, 4), (24, 16, 12), (24, 16, 8), (24, 8, 8)],
 )
 def test_a_grid_is_the_cells_under_its_windows_centers(side, down, across):
     expected = []
     for i in range(down):
         for j in range(across):
             y, x = side * (i + Fraction(1, 2)) / down, side * (j + Fraction(1, 2)) / across
-            expected += [r * side + c for r in range(side) for c in range(side) if r <= y < r + 1 and c <= x < c + 1]
+            expected += [
+                r * side + c
+                for r in range(side)
+                for c in range(side)
+                if r <= y < r + 1 and c <= x < c + 1
+            ]
     keep = UniformPruner().select(toy_encoded([((side, side),)] * 2), down * across / side**2).keep
     for row in keep:
         assert row.nonzero().squeeze(1).tolist() == expected

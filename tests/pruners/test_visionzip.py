@@ -30,7 +30,10 @@ def _by_hand(attention, keys, features, k: int, t: int) -> tuple[list[int], dict
             )  # max: the first of equals
     found = {}
     for target, others in joined.items():
-        mean = [sum(features[v][c] for v in others) / max(1, len(others)) for c in range(len(features[0]))]
+        mean = [
+            sum(features[v][c] for v in others) / max(1, len(others))
+            for c in range(len(features[0]))
+        ]
         found[target] = [h + m for h, m in zip(features[target], mean, strict=True)]
     return dominant, found
 
@@ -39,7 +42,9 @@ def _cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
 
-def _values(selection: TokenSelection) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _values(
+    selection: TokenSelection,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     assert selection.merged is not None
     assert selection.extra is not None
     assert selection.extra_at is not None
@@ -51,14 +56,17 @@ def _check(encoded: Encoded, selection: TokenSelection, b: int, k: int, t: int) 
     """Sample b, of one image."""
     n = int(encoded.visual_mask[b].sum())
     attention, keys, h = (
-        encoded.extras[x][b, :n].tolist() for x in ("cls_attention", "vision_keys", "vision_features")
+        encoded.extras[x][b, :n].tolist()
+        for x in ("cls_attention", "vision_keys", "vision_features")
     )
     dominant, found = _by_hand(attention, keys, h, k, t)
     merged, extra, extra_at, extra_mask = _values(selection)
     assert selection.keep[b].nonzero().squeeze(1).tolist() == sorted([*dominant, *found])
     assert torch.equal(merged[b, dominant], encoded.visual[b, dominant])
     assert encoded.project is not None
-    expected = encoded.project(torch.tensor([found[v] for v in sorted(found)]).reshape(len(found), len(h[0])))
+    expected = encoded.project(
+        torch.tensor([found[v] for v in sorted(found)]).reshape(len(found), len(h[0]))
+    )
     torch.testing.assert_close(merged[b, sorted(found)], expected, rtol=1e-5, atol=1e-5)
     assert extra_mask[b].sum() == 1
     cls = encoded.project(encoded.extras["cls_feature"][b, :1])
@@ -68,7 +76,8 @@ def _check(encoded: Encoded, selection: TokenSelection, b: int, k: int, t: int) 
 
 
 @pytest.mark.parametrize(
-    ("side", "k", "t"), [(12, 48, 8), (12, 32, 5), (12, 16, 3), (24, 192, 30), (24, 128, 20), (24, 64, 10)]
+    ("side", "k", "t"),
+    [(12, 48, 8), (12, 32, 5), (12, 16, 3), (24, 192, 30), (24, 128, 20), (24, 64, 10)],
 )
 @pytest.mark.parametrize("published", [False, True])
 def test_equals_the_naive_loop(side, k, t, published):
@@ -79,7 +88,8 @@ def test_equals_the_naive_loop(side, k, t, published):
 
 
 @pytest.mark.parametrize(
-    ("k", "t"), [(1, 0), (2, 1), (3, 1), (9, 1), (10, 2), (22, 3), (23, 4), (72, 11), (142, 22), (143, 22)]
+    ("k", "t"),
+    [(1, 0), (2, 1), (3, 1), (9, 1), (10, 2), (22, 3), (23, 4), (72, 11), (142, 22), (143, 22)],
 )
 def test_small_large_and_halved_budgets(k, t):
     encoded = toy_encoded([((12, 12),)] * 2, extras=EXTRAS)
@@ -89,16 +99,20 @@ def test_small_large_and_halved_budgets(k, t):
 
 
 def _hand_made() -> Encoded:
-    """Eight patches with the unit vectors as features; the sixth and the second matter; no projector in between."""
+    """Eight patches with the unit vectors as features; the sixth and the second matter; no
+    projector in between."""
     encoded = toy_encoded([((2, 4),)], width=24, extras=EXTRAS)
-    encoded.extras["cls_attention"][0] = torch.tensor([0.01, 0.2, 0.05, 0.02, 0.03, 0.6, 0.05, 0.04])
+    encoded.extras["cls_attention"][0] = torch.tensor(
+        [0.01, 0.2, 0.05, 0.02, 0.03, 0.6, 0.05, 0.04]
+    )
     encoded.extras["vision_features"][0] = torch.eye(24)[:8]
     return replace(encoded, project=lambda features: features)
 
 
 def test_the_cls_token_counts_and_a_target_is_added_to_the_mean_of_those_that_joined():
     encoded = _hand_made()
-    selection = VisionZipPruner().select(encoded, 0.5)  # 4 tokens: CLS, patches 1 and 5, and all others in patch 0
+    # 4 tokens: CLS, patches 1 and 5, and all others in patch 0
+    selection = VisionZipPruner().select(encoded, 0.5)
     merged, extra, extra_at, _ = _values(selection)
     assert selection.keep[0].int().tolist() == [1, 1, 0, 0, 0, 1, 0, 0]
     assert selection.count.tolist() == [4]
@@ -116,10 +130,15 @@ def test_a_patch_joins_the_target_with_the_most_similar_key_and_the_first_of_equ
     keys = torch.zeros(16, 8)
     keys[7, 0], keys[11, 1] = 1, 5
     keys[[8, 12], 0] = torch.tensor([0.1, 7.0])  # like 7, whatever their lengths
-    keys[13], keys[14] = torch.tensor([1.0, 2, 0, 0, 0, 0, 0, 0]), torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0])
+    keys[13], keys[14] = (
+        torch.tensor([1.0, 2, 0, 0, 0, 0, 0, 0]),
+        torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0]),
+    )
     keys[[9, 10, 15], 1] = -1.0  # 0 with 7, -1 with 11
     encoded.extras["vision_keys"][0] = keys
-    selection = VisionZipPruner().select(replace(encoded, project=lambda features: features), 10 / 16)
+    selection = VisionZipPruner().select(
+        replace(encoded, project=lambda features: features), 10 / 16
+    )
     merged, *_ = _values(selection)
     assert selection.keep[0].nonzero().squeeze(1).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 11]
     one, other = torch.eye(24)[7], torch.eye(24)[11]

@@ -10,11 +10,15 @@ from tprl.pruners.vispruner import VisPruner
 
 
 def _cosine(features: torch.Tensor) -> list[list[float]]:
-    unit = torch.tensor([[x / math.hypot(*row) for x in row] for row in features.tolist()], dtype=torch.float64)
+    unit = torch.tensor(
+        [[x / math.hypot(*row) for x in row] for row in features.tolist()], dtype=torch.float64
+    )
     return (unit @ unit.T).tolist()
 
 
-def _by_hand(attention: list[float], cosine: list[list[float]], k: int, important: float = 0.5, drop: int = 8):
+def _by_hand(
+    attention: list[float], cosine: list[list[float]], k: int, important: float = 0.5, drop: int = 8
+):
     order = sorted(range(len(attention)), key=lambda v: (-attention[v], v))
     first = int(k * important)
     chosen, rest, goal = order[:first], order[first:], k - first
@@ -31,7 +35,9 @@ def _by_hand(attention: list[float], cosine: list[list[float]], k: int, importan
 
 def _inputs(encoded, b: int) -> tuple[list[float], list[list[float]]]:
     n = int(encoded.visual_mask[b].sum())
-    attention, features = (encoded.extras[name][b, :n] for name in ("cls_attention", "vision_features"))
+    attention, features = (
+        encoded.extras[name][b, :n] for name in ("cls_attention", "vision_features")
+    )
     return attention.tolist(), _cosine(features)
 
 
@@ -42,13 +48,17 @@ def _check(encoded, ratio, k, **options):
         assert keep[b].nonzero().squeeze(1).tolist() == _by_hand(attention, cosine, k, **options)
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_equals_the_naive_loop(side, k):
     encoded = toy_encoded([((side, side),)] * 2, extras=["cls_attention", "vision_features"])
     _check(encoded, k / side**2, k)
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
+)
 def test_rounds_equal_the_naive_loop_on_the_same_float64_matrix(side, k):
     draw, n = torch.Generator().manual_seed(k), side * side
     attention = torch.rand(2, n, generator=draw, dtype=torch.float64)
@@ -67,13 +77,15 @@ def test_odd_rest_and_small_budgets(k):
 
 
 def test_the_published_budget_that_breaks_the_reference():
-    # T = 194 leaves 479 tokens, an odd number: IndexError in the reference (docs/baselines.md#vispruner).
+    # T = 194 leaves 479 tokens, an odd number: IndexError in the reference
+    # (docs/baselines.md#vispruner).
     encoded = toy_encoded([((24, 24),)], extras=["cls_attention", "vision_features"])
     _check(encoded, 194 / 576, 194)
 
 
 @pytest.mark.parametrize(
-    "options", [{"important": 0.0}, {"important": 0.7}, {"important": 1.0}, {"drop": 1}, {"drop": 50}]
+    "options",
+    [{"important": 0.0}, {"important": 0.7}, {"important": 1.0}, {"drop": 1}, {"drop": 50}],
 )
 def test_options(options):
     encoded = toy_encoded([((12, 12),)], extras=["cls_attention", "vision_features"])
@@ -90,7 +102,8 @@ def test_images_of_different_sizes_in_one_batch_finish_in_different_rounds():
 
 
 def test_redundant_tokens_go_first():
-    # Two tokens point the same way as the two most attended of the rest; they are what diversity drops.
+    # Two tokens point the same way as the two most attended of the rest; they are what diversity
+    # drops.
     encoded = toy_encoded([((2, 3),)], extras=["cls_attention", "vision_features"])
     encoded.extras["cls_attention"][0] = torch.tensor([0.4, 0.2, 0.15, 0.1, 0.1, 0.05])
     axes = torch.eye(24)

@@ -26,7 +26,9 @@ class TestScoreChange:
 
     def test_telescopes_to_final_minus_full(self) -> None:
         score = torch.rand(6, 50, generator=torch.Generator().manual_seed(0))
-        result = ScoreChange()(Outcome(("",) * 50, torch.ones(6, 50, dtype=torch.long), score=score))
+        result = ScoreChange()(
+            Outcome(("",) * 50, torch.ones(6, 50, dtype=torch.long), score=score)
+        )
         torch.testing.assert_close(result.sum(0), score[-1] - score[0])
 
     def test_without_a_score_it_raises(self) -> None:
@@ -57,7 +59,8 @@ class TestTokensSaved:
 class TestFidelity:
     def test_is_minus_the_rise_of_the_divergence(self) -> None:
         measured = outcome(
-            answer_kl=[[0.0, 0.0], [1.5, 9.0], [0.5, 5.0]], agreement=[[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+            answer_kl=[[0.0, 0.0], [1.5, 9.0], [0.5, 5.0]],
+            agreement=[[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]],
         )
         assert Fidelity(ceiling=4.0)(measured).tolist() == [[-1.5, -4.0], [1.0, 0.0]]
         assert Fidelity(agreement=2.0)(measured).tolist() == [[-3.5, -4.0], [3.0, -2.0]]
@@ -101,7 +104,11 @@ class TestWeightedReward:
         assert WeightedReward([TokensSaved(), LogLikelihood()]).needs == {"log_prob"}
         assert WeightedReward([ScoreChange(), LogLikelihood()]).needs == {"score", "log_prob"}
 
-    @pytest.mark.parametrize("terms", [[], [ScoreChange(), TokensSaved(), ScoreChange(0.5)]], ids=["none", "twice"])
-    def test_no_term_and_a_term_twice_are_refused(self, terms: list[ScoreChange | TokensSaved]) -> None:
+    @pytest.mark.parametrize(
+        "terms", [[], [ScoreChange(), TokensSaved(), ScoreChange(0.5)]], ids=["none", "twice"]
+    )
+    def test_no_term_and_a_term_twice_are_refused(
+        self, terms: list[ScoreChange | TokensSaved]
+    ) -> None:
         with pytest.raises(UserError, match="at least one term, each named once"):
             WeightedReward(terms)

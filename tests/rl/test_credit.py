@@ -41,4 +41,7 @@ def test_fewer_tokens_than_blocks() -> None:
 
 def test_no_image_loses_its_last_token() -> None:
     block, image = torch.tensor([[0, -1, 0, 1]]), torch.tensor([[0, 0, 1, 1]])
-    assert credit.without_blocks(block, 2, image).tolist() == [[True, False, False, True], [True, False, True, False]]
+    assert credit.without_blocks(block, 2, image).tolist() == [
+        [True, False, False, True],
+        [True, False, True, False],
+    ]

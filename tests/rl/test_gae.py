@@ -5,7 +5,8 @@ from tprl.rl.gae import gae, group_advantage, leave_one_out
 
 
 def test_gae_of_a_hand_computed_case() -> None:
-    # deltas: 2 + .99*.25 - 1 = 1.2475; 0.5 + .99*(-1) - .25 = -0.74; -1 - (-1) = 0; gamma * lambda = 0.9405
+    # deltas: 2 + .99*.25 - 1 = 1.2475; 0.5 + .99*(-1) - .25 = -0.74; -1 - (-1) = 0; gamma * lambda
+    # = 0.9405
     reward, value = torch.tensor([[2.0], [0.5], [-1.0]]), torch.tensor([[1.0], [0.25], [-1.0]])
     advantage, target = gae(reward, value, gamma=0.99, lam=0.95)
     expected = torch.tensor([[1.2475 - 0.9405 * 0.74], [-0.74], [0.0]])

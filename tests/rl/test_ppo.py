@@ -24,9 +24,19 @@ def logs(*rows: list[float]) -> torch.Tensor:
         (1.5, -2.0, 3.0, 3.0),
     ],
 )
-def test_the_clipped_surrogate_of_literals(ratio: float, advantage: float, loss: float, slope: float) -> None:
+def test_the_clipped_surrogate_of_literals(
+    ratio: float, advantage: float, loss: float, slope: float
+) -> None:
     new = logs([ratio * 0.4]).requires_grad_()
-    got = ppo_loss(new, logs([0.4]), torch.tensor([advantage]), torch.zeros(1, 1), None, None, torch.ones(1, 1).bool())
+    got = ppo_loss(
+        new,
+        logs([0.4]),
+        torch.tensor([advantage]),
+        torch.zeros(1, 1),
+        None,
+        None,
+        torch.ones(1, 1).bool(),
+    )
     got.total.backward()
     assert got.policy.item() == pytest.approx(loss, rel=1e-5)
     assert new.grad is not None
@@ -98,7 +108,9 @@ def test_every_term_reaches_the_gradient() -> None:
     loss_of(s, value_coef=0.5, entropy_coef=0.1).total.backward()
     assert all(leaf.grad is not None for leaf in leaves)
     torch.testing.assert_close(s["value"].grad, torch.tensor([0.5 * 2 * (1 - 3) / 2, 0.0]))
-    torch.testing.assert_close(s["entropy"].grad, torch.tensor([[-0.1 / 6] * 3, [-0.1 / 2, 0.0, 0.0]]))
+    torch.testing.assert_close(
+        s["entropy"].grad, torch.tensor([[-0.1 / 6] * 3, [-0.1 / 2, 0.0, 0.0]])
+    )
     assert s["new"].grad is not None
     assert not bool(s["new"].grad[~s["alive"]].any())
 
@@ -137,7 +149,15 @@ def test_a_huge_log_ratio_stays_finite() -> None:
         for advantage in (-1.0, 0.0, 1.0):
             new = torch.tensor([[jump]], requires_grad=True)
             alive = torch.ones(1, 1, dtype=torch.bool)
-            got = ppo_loss(new, torch.zeros(1, 1), torch.tensor([advantage]), torch.zeros(1, 1), None, None, alive)
+            got = ppo_loss(
+                new,
+                torch.zeros(1, 1),
+                torch.tensor([advantage]),
+                torch.zeros(1, 1),
+                None,
+                None,
+                alive,
+            )
             got.total.backward()
             assert all(bool(x.isfinite()) for x in got)
             assert new.grad is not None

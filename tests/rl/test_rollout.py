@@ -20,7 +20,9 @@ def noise(b: int = 4, v: int = 30, seed: int = 0) -> torch.Tensor:
     return torch.rand(STEPS, b, 2 * v, generator=torch.Generator().manual_seed(seed))
 
 
-def sampled(rule: ActionRule, net: PolicyNet | None = None) -> tuple[PolicyNet, PolicyInput, Rollout]:
+def sampled(
+    rule: ActionRule, net: PolicyNet | None = None
+) -> tuple[PolicyNet, PolicyInput, Rollout]:
     net, x = net or policy_net(sharp=200), policy_input(TOKENS, WORDS)
     return net, x, collect(net, x, rule, STEPS, RATIO, noise())
 
@@ -34,7 +36,9 @@ def test_the_ratio_is_one_before_the_first_update_at_every_step(rule: ActionRule
         assert (log_prob - rollout.log_prob[t]).abs().max().item() < 1e-6
         assert (value - rollout.value[t]).abs().max().item() < 1e-6
         assert bool((rollout.log_prob[t] != 0).any())
-        loss = ppo_loss(log_prob, rollout.log_prob[t], torch.ones(4), entropy, value, value, rollout.alive[t])
+        loss = ppo_loss(
+            log_prob, rollout.log_prob[t], torch.ones(4), entropy, value, value, rollout.alive[t]
+        )
         assert loss.ratio_max.item() == pytest.approx(1, abs=1e-6)
         assert loss.kl.item() == pytest.approx(0, abs=1e-6)
         assert loss.clip_fraction.item() == 0
@@ -92,7 +96,9 @@ def test_a_sample_alone_or_in_another_order_gives_the_same(rule: ActionRule) -> 
         alone = collect(net, one, rule, STEPS, RATIO[i : i + 1], noise()[:, i : i + 1])
         for got, expected in zip(alone, rollout.rows(slice(i, i + 1)), strict=True):
             width = n if expected.ndim == 3 and expected.shape[2] > 1 else None
-            torch.testing.assert_close(got, expected[:, :, :width] if width else expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                got, expected[:, :, :width] if width else expected, atol=1e-4, rtol=1e-4
+            )
         for t in range(STEPS):
             parts = evaluate_actions(net, one, rule, alone, RATIO[i : i + 1], t)
             whole = evaluate_actions(net, x, rule, rollout, RATIO, t)
@@ -206,7 +212,9 @@ def test_images_of_a_sample_are_pruned_independently(rule: ActionRule) -> None:
                 action=action[:1, part],
             )
         )
-    assert torch.allclose(log_prob[0].sum(), torch.stack([found[1].sum() for found in parts]).sum(), atol=1e-5)
+    assert torch.allclose(
+        log_prob[0].sum(), torch.stack([found[1].sum() for found in parts]).sum(), atol=1e-5
+    )
     joined = torch.cat([found[2].flatten() for found in parts])
     assert torch.allclose(entropy[0].mean(), joined.mean(), atol=1e-5)
 
