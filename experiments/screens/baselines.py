@@ -5,8 +5,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
-from tprl.data.benchmark import take
 from tprl.data.screens import FAMILIES, Screens
+from tprl.data.taking import take
 from tprl.types import Sample
 
 SPLITS = ("val", "test", "final", "real")

@@ -4,18 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tprl.api import Kept, Pruning, prune
+    from tprl.api import prune
     from tprl.errors import UserError
     from tprl.lvlm.processors import load_processor
+    from tprl.lvlm.pruned import Kept, Pruning
     from tprl.pruners.learned import LearnedPruner as Pruner
     from tprl.types import TokenSelection
 
 __version__ = "0.1.0"
 __all__ = ["Kept", "Pruner", "Pruning", "TokenSelection", "UserError", "load_processor", "prune"]
 _HOMES = {
-    "Kept": "tprl.api",
+    "Kept": "tprl.lvlm.pruned",
     "Pruner": "tprl.pruners.learned",
-    "Pruning": "tprl.api",
+    "Pruning": "tprl.lvlm.pruned",
     "TokenSelection": "tprl.types",
     "UserError": "tprl.errors",
     "load_processor": "tprl.lvlm.processors",

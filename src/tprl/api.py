@@ -2,244 +2,20 @@
 `model.generate` as ever."""
 
 import copy
-import functools
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from tprl.budget import check_keep_ratio, image_rows, need_ratio
+from tprl.budget import check_keep_ratio
 from tprl.build import choices, load_component, target_of
 from tprl.errors import UserError
-from tprl.lvlm.batching import axes
 from tprl.lvlm.frozen import FrozenLVLM
-from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
-from tprl.lvlm.overflow import Watch, watched
+from tprl.lvlm.layer_drop import LayerPruner
+from tprl.lvlm.pruned import Pruning
 from tprl.lvlm.questions import QuestionFinder
 from tprl.lvlm.wrappers import stock_model
 from tprl.pruners.learned import LearnedPruner, check_family, check_width
 from tprl.runtime.hub import within_reach
-from tprl.splice import keep_all, splice
-from tprl.types import Encoded, Pruner, TokenSelection
-
-# What the processor gives beside pixels; `generate` gets our own in their place.
-TEXT_INPUTS = ("attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids")
-# Arguments that would read the unpruned prompt behind our back.
-REFUSED = {
-    "pixel_values_videos": "videos are not pruned yet: give images, or call undo() first",
-    "inputs_embeds": "there is nothing to prune in embeddings: give input_ids and pixel_values",
-    "past_key_values": (
-        "a cache of an earlier call cannot be continued: "
-        "give the whole conversation with its images"
-    ),
-    "assistant_model": "assisted decoding reads the unpruned prompt: leave it out",
-    "prompt_lookup_num_tokens": "prompt lookup reads the unpruned prompt: leave it out",
-    "prefill_chunk_size": "a pruned prompt is prefilled in one piece: leave it out",
-    "mm_encoder_outputs": "images are encoded here: give pixel_values",
-}
-
-# on caches that are returned: positions and lengths are not those of the prompt's ids
-MARK = "holds_pruned_prompt"
-
-
-class Kept(NamedTuple):
-    """What is left of one image."""
-
-    # in raster order, view by view; of a new token, the place where it stands
-    indices: Int[Tensor, " K"]
-    grid: tuple[tuple[int, int], ...]  # (rows, columns) of each view (crop) of the image
-
-    @property
-    def total(self) -> int:
-        """Visual tokens before pruning."""
-        return sum(rows * columns for rows, columns in self.grid)
-
-
-class Pruning:
-    """A model whose `generate` prunes; made by `prune`.
-
-    Attributes:
-        kept: of the latest call, for each prompt a list with a `Kept` per image: what the language
-            model's first layer reads. Empty before the first call.
-    """
-
-    def __init__(
-        self,
-        lvlm: FrozenLVLM,
-        pruner: Pruner | LayerPruner,
-        keep_ratio: float | None,
-        question: QuestionFinder | None,
-        positions: str,
-    ) -> None:
-        self.lvlm, self.pruner, self.keep_ratio = lvlm, pruner, keep_ratio
-        # prune has checked it
-        self.positions: Literal["keep", "compact"] = positions  # type: ignore[assignment]
-        self.kept: list[list[Kept]] = []
-        self._question = question
-        self._stock: Callable[..., Any] = lvlm.model.generate
-        self._before = vars(lvlm.model).get("generate")  # almost always None: the class has it
-        functools.update_wrapper(self, self._stock)  # inspect.signature shows the stock one's
-        lvlm.model.generate = self
-
-    def undo(self) -> None:
-        """The model is again what it was. A second call does nothing."""
-        model = self.lvlm.model
-        if model.generate is not self:
-            return
-        del model.generate
-        if self._before is not None:
-            model.generate = self._before
-
-    def __enter__(self) -> "Pruning":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.undo()
-
-    @torch.no_grad()
-    def __call__(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The stock `generate`, of a prompt without the visual tokens that the pruner drops.
-
-        The stock method gets the pruned prompt as embeddings, which the first forward reads, and
-        the original ids, which everything else reads: the output, streamers, processors of logits,
-        stopping criteria.
-
-        Raises:
-            UserError: an argument that cannot be honored, inputs that do not belong together, or
-                numbers that the model's dtype cannot hold.
-        """
-        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if kwargs.get("pixel_values") is None:
-            self._check_text_only(ids, kwargs)
-            self.kept = [[] for _ in range(0 if ids is None else len(ids))]
-            return self._stock(ids, *args, **kwargs)
-        config = args[0] if args else kwargs.get("generation_config")
-        self._check(ids, config, kwargs)
-        ids = ids.to(self.lvlm.device)
-        encoded = self.encode(ids, kwargs)
-        plan = None
-        if isinstance(self.pruner, LayerPruner):
-            ratio = need_ratio(self.pruner.name, self.keep_ratio)
-            plan, selection = LayerPlan.of(self.pruner, ratio, self.lvlm.layers), keep_all(encoded)
-        else:
-            selection = self.pruner.select(encoded, self.keep_ratio)
-        self.kept = kept(encoded, selection)
-        prompt = splice(encoded, selection, self.positions)
-        names = [f"prompt {row}" for row in range(len(ids))]
-        lvlm, watch = self.lvlm, Watch()
-        out: Any = None
-        try:
-            with (
-                lvlm.deepstack(prompt.deep, prompt.visual),
-                dropping(lvlm.model, prompt, plan),
-                watched(lvlm.model, watch),
-            ):
-                out = self._stock(
-                    ids,
-                    *args,
-                    inputs_embeds=prompt.embeds,
-                    attention_mask=prompt.attention.long(),
-                    position_ids=axes(prompt.positions),
-                    **self._remaining(ids.shape[1], config, kwargs),
-                )
-        except RuntimeError:  # sampling refuses what is not finite, without saying why it is not
-            lvlm.check_written(watch.finite, prompt, plan, names)
-            raise
-        lvlm.check_written(watch.finite, prompt, plan, names)
-        if getattr(out, "past_key_values", None) is not None:
-            setattr(out.past_key_values, MARK, True)
-        return out
-
-    def encode(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Encoded:
-        """The batch before pruning, from the arguments of `generate`."""
-        attention = kwargs.get("attention_mask")
-        attention = torch.ones_like(ids) if attention is None else attention.to(ids.device)
-        question = torch.zeros_like(ids, dtype=torch.bool)
-        if self._question is not None:
-            question = self._question(ids, attention.bool())
-        inputs = {name: kwargs[name] for name in self.lvlm.pixel_inputs if name in kwargs}
-        missing = [name for name in self.lvlm.pixel_inputs if name not in inputs]
-        if missing:
-            raise UserError(
-                f"generate was not given {', '.join(missing)}: pass all that the processor returns."
-            )
-        inputs |= {"input_ids": ids, "attention_mask": attention}
-        return self.lvlm.encode_inputs(inputs, self.pruner.extras, question)
-
-    def _remaining(self, length: int, config: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the stock `generate` still needs. `max_length` and `min_length` count the original
-        prompt, and the stock code would count the pruned one: both become numbers of new tokens."""
-        handled = {*TEXT_INPUTS, *self.lvlm.pixel_inputs}
-        remaining = {name: value for name, value in kwargs.items() if name not in handled}
-        for bound in ("max", "min"):
-            limit = remaining.pop(f"{bound}_length", None)
-            limit = (
-                _setting(f"{bound}_length", config, self.lvlm.model.generation_config)
-                if limit is None
-                else limit
-            )
-            new = remaining.get(f"{bound}_new_tokens")
-            new = (
-                _setting(f"{bound}_new_tokens", config, self.lvlm.model.generation_config)
-                if new is None
-                else new
-            )
-            if limit and new is None:
-                remaining[f"{bound}_new_tokens"] = max(limit - length, 0)
-        return remaining
-
-    def _check(self, ids: Tensor | None, config: Any, kwargs: Mapping[str, Any]) -> None:
-        for name, why in REFUSED.items():
-            if kwargs.get(name) is not None or getattr(config, name, None) is not None:
-                raise UserError(f"generate got {name}, and this model is pruned: {why}.")
-        if ids is None:
-            raise UserError(
-                "generate got pixel_values without input_ids: pass all that the processor returns."
-            )
-        pad = self.lvlm.model.generation_config.pad_token_id
-        if (
-            kwargs.get("attention_mask") is None
-            and len(ids) > 1
-            and pad is not None
-            and bool((ids == pad).any())
-        ):
-            raise UserError(
-                "generate got a padded batch without attention_mask: "
-                "pass all that the processor returns."
-            )
-        cache = kwargs.get("use_cache")
-        cache = (
-            _setting("use_cache", config, self.lvlm.model.generation_config)
-            if cache is None
-            else cache
-        )
-        if cache is False:
-            raise UserError(
-                "generate got use_cache=False, and this model is pruned: "
-                "without a cache transformers takes the gaps between "
-                "pruned tokens for packed sequences: leave the cache on."
-            )
-
-    def _check_text_only(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> None:
-        """What would go unpruned without a word, or wrong: images that come some other way, a
-        pruned prompt's cache."""
-        for name in (
-            "pixel_values_videos",
-            "mm_encoder_outputs",
-            "inputs_embeds",
-            "past_key_values",
-        ):
-            value = kwargs.get(name)
-            if value is not None and (name != "past_key_values" or hasattr(value, MARK)):
-                raise UserError(f"generate got {name}, and this model is pruned: {REFUSED[name]}.")
-        if ids is not None and bool((ids == self.lvlm.image_token).any()):
-            raise UserError(
-                "generate got image tokens without pixel_values: "
-                "pass all that the processor returns."
-            )
+from tprl.types import Pruner
 
 
 def prune(
@@ -273,7 +49,7 @@ def prune(
 
     Returns:
         A handle: `undo()` restores the model exactly, as does leaving a `with` block; `kept` says
-        what was kept.
+        what was kept. See `lvlm.pruned.Pruning`.
 
     Raises:
         UserError: a model without image tokens that we know, a wrapper whose model inside cannot be
@@ -342,22 +118,6 @@ def family_of(model: Any) -> type[FrozenLVLM]:
     return known[kind]
 
 
-def kept(encoded: Encoded, selection: TokenSelection) -> list[list[Kept]]:
-    """Which tokens of each image of each prompt the language model reads."""
-    standing = selection.keep.clone()
-    if selection.extra_at is not None and selection.extra_mask is not None:
-        row, token = selection.extra_mask.nonzero(as_tuple=True)
-        standing[row, selection.extra_at[row, token]] = True
-    images = image_rows(encoded.visual_mask, encoded.image_of)
-    kept_images: list[list[Kept]] = [[] for _ in encoded.uids]
-    lines = (images.split(standing) & images.mask).cpu()
-    for sample, line in zip(images.sample.tolist(), lines, strict=True):
-        kept_images[sample].append(
-            Kept(line.nonzero().squeeze(1), encoded.grids[sample][len(kept_images[sample])])
-        )
-    return kept_images
-
-
 def _with_threshold(pruner: Any, keep_ratio: float | None, threshold: float) -> LearnedPruner:
     """The same pruner with another threshold; the given one keeps its own."""
     if keep_ratio is not None:
@@ -399,9 +159,3 @@ def _processor(lvlm: FrozenLVLM, name: str) -> Any:
         f"{name} reads the question, and this model's "
         f"processor is not there ({why}): give processor=..."
     )
-
-
-def _setting(name: str, config: Any, default: Any) -> Any:
-    """A setting of the generation config of this call, or of the model's own."""
-    value = getattr(config, name, None)
-    return getattr(default, name, None) if value is None else value

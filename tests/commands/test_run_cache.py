@@ -8,7 +8,7 @@ import pytest
 from tests.commands.test_train import call
 
 from tprl.commands.train import train
-from tprl.pruners.learned import WEIGHTS
+from tprl.pruners.folder import WEIGHTS
 
 TOY = ("model=toy", "dataset=toy", "policy.code_width=0", "logger=none", "trainer=cpu")
 SMALL = ("stage.served.limit=6", "stage.calibrate=null")

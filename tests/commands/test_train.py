@@ -18,7 +18,8 @@ from tprl.commands.evaluate import evaluate
 from tprl.commands.train import train
 from tprl.evaluation.entries import trained_entries
 from tprl.evaluation.results import COLUMNS, read_results
-from tprl.pruners.learned import CONFIG, WEIGHTS, load_pruner
+from tprl.pruners.folder import CONFIG, WEIGHTS
+from tprl.pruners.learned import load_pruner
 from tprl.runtime.files import write_sealed
 from tprl.stages.calibrate import FADES
 
@@ -313,7 +314,7 @@ class TestFamilies:
     def test_the_whole_chain_is_refused_at_once_where_its_evaluation_cannot_be(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tprl.cost.LANGUAGE_MODELS", frozenset({"llama"}))
+        monkeypatch.setattr("tprl.cost.shapes.LANGUAGE_MODELS", frozenset({"llama"}))
         options = ("model=qwen2_5_vl", "model.pretrained=null", "model.dtype=float32", "debug=fast")
         line = refused(capsys, "train", tmp_path / "run", *options)
         assert "The cost model does not know the language model 'qwen2_5_vl_text' (it knows llama): " in line

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from tests.data.rows import as_text, encoded, write_jsonl
 
-from tprl.data.benchmark import BadRow, batches, take, taken
 from tprl.data.gqa import GQA
 from tprl.data.pope import Pope
+from tprl.data.taking import BadRow, batches, take, taken
 from tprl.data.textvqa import TextVQA
 from tprl.errors import UserError
 from tprl.lvlm.toy import ToyLVLM

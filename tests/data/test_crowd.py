@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tprl.data.crowd import CROWD, SIDE, SIZES, Crowd, draw_crowd, full_name, neighbors
-from tprl.data.scenes import COLORS, SHAPES, Question, Scene, Scenes, Stream, Thing, pixels_inside
+from tprl.data.draws import Stream
+from tprl.data.scenes import COLORS, SHAPES, Question, Scene, Scenes, Thing, pixels_inside
 
 
 @cache

@@ -9,8 +9,8 @@ import datasets
 import pytest
 from tests.data.rows import encoded, official, picture, write_jsonl
 
-from tprl.data.benchmark import take
 from tprl.data.custom import Custom
+from tprl.data.taking import take
 from tprl.errors import UserError
 
 

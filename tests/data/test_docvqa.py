@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tests.data.rows import as_text, encoded, official, write_jsonl
 
-from tprl.data.benchmark import take
 from tprl.data.docvqa import DocVQA, anls
+from tprl.data.taking import take
 
 # answers, what the model says, its similarity
 ASKED: list[tuple[list[str], str, float]] = [

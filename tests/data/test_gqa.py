@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tests.data.rows import as_hub, as_text, encoded, official, picture, write_jsonl
 
-from tprl.data.benchmark import take
 from tprl.data.gqa import GQA
+from tprl.data.taking import take
 from tprl.errors import UserError
 
 # answer, what the model says, whether it is right

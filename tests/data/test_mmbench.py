@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.data.rows import as_text, encoded, official, write_jsonl
 
-from tprl.data.benchmark import take
 from tprl.data.mmbench import MMBench
+from tprl.data.taking import take
 from tprl.errors import UserError
 
 COARSE, LOGIC = "coarse_perception", "logic_reasoning"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.data.rows import as_hub, encoded, official
 
-from tprl.data.benchmark import take
 from tprl.data.mme import MME, read
+from tprl.data.taking import take
 from tprl.errors import UserError
 
 # subtask, what the model says where "Yes" is right, and where "No" is

@@ -8,7 +8,7 @@ import pytest
 from tests.data.rows import picture
 
 from tprl.build import build
-from tprl.data.benchmark import BadRow
+from tprl.data.taking import BadRow
 from tprl.types import Sample
 
 QUESTION = {"image": "a.png", "image_id": 1, "question_id": 1, "question": "Brand?"}

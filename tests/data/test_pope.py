@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tests.data.rows import as_text, encoded, official, write_jsonl
 
-from tprl.data.benchmark import take
 from tprl.data.pope import Pope, read
+from tprl.data.taking import take
 from tprl.errors import UserError
 
 # category, answer, what the model says

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.data.rows import as_hub, as_text, encoded, official, write_jsonl
 
-from tprl.data.benchmark import take
 from tprl.data.refcoco import RefCOCO
+from tprl.data.taking import take
 from tprl.errors import UserError
 
 SAID = [

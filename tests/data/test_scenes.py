@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from tprl.data.draws import Stream
 from tprl.data.scenes import (
     COLORS,
     FAMILIES,
@@ -18,7 +19,6 @@ from tprl.data.scenes import (
     Question,
     Scene,
     Scenes,
-    Stream,
     Thing,
     corners_text,
     draw_scene,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tests.data.rows import as_hub, encoded, official
 
-from tprl.data.benchmark import take
 from tprl.data.scienceqa import ScienceQA
+from tprl.data.taking import take
 from tprl.errors import UserError
 
 CARD = """---

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tests.data.rows import official, picture
 
-from tprl.data.benchmark import take
 from tprl.data.screens import FAMILIES, POINTING, READING, SHIPPED, Screens
+from tprl.data.taking import take
 from tprl.errors import UserError
 from tprl.types import Sample
 

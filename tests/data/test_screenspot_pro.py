@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.data.rows import as_text, encoded, official, picture, write_jsonl
 
-from tprl.data.benchmark import take
 from tprl.data.screenspot_pro import ScreenSpotPro
+from tprl.data.taking import take
 from tprl.errors import UserError
 
 # The box is (10, 10, 30, 30) of 100 x 50 pixels, in thousandths [100, 200, 300, 600].

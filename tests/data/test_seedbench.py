@@ -9,8 +9,8 @@ import datasets
 import pytest
 from tests.data.rows import as_hub, as_text, encoded, official, write_jsonl
 
-from tprl.data.benchmark import take
 from tprl.data.seedbench import SeedBench
+from tprl.data.taking import take
 from tprl.errors import UserError
 
 # data_id, type of question, answer, what the model says; of type 10 and above: a video

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.data.rows import as_text, encoded, official, write_jsonl
 
-from tprl.data.benchmark import take
+from tprl.data.taking import take
 from tprl.data.textvqa import TextVQA
 
 # what ten people say; what the model says; its accuracy

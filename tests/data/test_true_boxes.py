@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tprl.data.benchmark import BadRow, take
 from tprl.data.custom import Custom
 from tprl.data.refcoco import RefCOCO
 from tprl.data.screenspot_pro import ScreenSpotPro
+from tprl.data.taking import BadRow, take
 from tprl.data.toy import ToyDataset
 from tprl.data.true_boxes import BoxReader
 from tprl.errors import UserError

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.data.rows import as_hub, as_text, encoded, official, write_jsonl
 
-from tprl.data.benchmark import take
+from tprl.data.taking import take
 from tprl.data.vqav2 import VQAv2
 from tprl.errors import UserError
 

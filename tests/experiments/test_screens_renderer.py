@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tprl.data.benchmark import take
+from tprl.data.taking import take
 from tprl.data.screens import Screens
 
 pytestmark = pytest.mark.browser

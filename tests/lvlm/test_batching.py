@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tprl.data.benchmark import take
 from tprl.data.scenes import Scenes
+from tprl.data.taking import take
 from tprl.errors import UserError
 from tprl.lvlm.llava import Llava
 from tprl.splice import keep_all, splice

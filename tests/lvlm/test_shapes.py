@@ -9,8 +9,8 @@ from tests.data.rows import picture, write_jsonl
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tprl.build import load_component
-from tprl.data.benchmark import passed_over, take
 from tprl.data.custom import Custom
+from tprl.data.taking import passed_over, take
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.shapes import REASON, ReadsShapes

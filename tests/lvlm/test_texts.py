@@ -12,7 +12,7 @@ from tests.lvlm.test_questions import tokenizer
 
 from tprl.build import conf_dir, load_component
 from tprl.commands.setup import make_dataset
-from tprl.data.benchmark import take
+from tprl.data.taking import take
 from tprl.demo.compare import check_question
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM

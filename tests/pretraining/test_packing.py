@@ -14,7 +14,8 @@ from tests.stages.plain import build_stage
 from tprl.data import scenes
 from tprl.data.crowd import CROWD, neighbors
 from tprl.pretraining.packing import IGNORE, Pack, PackStream
-from tprl.pretraining.stage import Pretrain, packed_mask
+from tprl.pretraining.reading import packed_mask, read_packed
+from tprl.pretraining.stage import Pretrain
 from tprl.pretraining.tiny_llava import DESCRIBE, PROMPT, TinyLlava, build
 
 TEXT_FROM, CAPTION_UNTIL = 10, 20
@@ -212,7 +213,7 @@ class TestPackedForward:
             ).hidden_states[-2][:, 1:]
             tokens = made.llava.model.multi_modal_projector(features)
             seen = tokens.gather(1, at.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-            hidden, (lower, upper) = module._read(seen, at, pack, TOKENS)
+            hidden, (lower, upper) = read_packed(made, module.looking, seen, at, pack, TOKENS)
             packed = made.llava.lm_head(hidden)
         assert lower.shape == (2, 4, kept, kept)
         assert upper.shape == (2, 4, pack.text.shape[1], 1 + kept)

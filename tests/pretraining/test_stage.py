@@ -13,8 +13,10 @@ from tests.stages.plain import build_stage
 from torch import Tensor
 
 from tprl.errors import UserError
+from tprl.pretraining.losses import outside_loss, soft_cross_entropy
+from tprl.pretraining.optimizing import ramp
 from tprl.pretraining.packing import Pack
-from tprl.pretraining.stage import Pretrain, outside_loss, ramp, soft_cross_entropy
+from tprl.pretraining.stage import Pretrain
 from tprl.pretraining.tiny_llava import TinyLlava, build
 
 

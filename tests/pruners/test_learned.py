@@ -13,8 +13,10 @@ from tests.helpers import RAGGED, toy_encoded
 from tprl.budget import budget, image_rows
 from tprl.errors import UserError
 from tprl.policy.dpp import cosine_kernel, greedy_map
-from tprl.pruners.learned import LearnedPruner, Serving, load_pruner, load_weights, places, uniforms
+from tprl.pruners.folder import load_weights
+from tprl.pruners.learned import LearnedPruner, load_pruner, places, uniforms
 from tprl.pruners.mlp import MLPPruner
+from tprl.pruners.serving import Serving
 from tprl.pruners.tprl import TPRL
 from tprl.runtime import files
 from tprl.types import Encoded

@@ -16,8 +16,8 @@ from tests.stages.plain import build_stage
 from tests.stages.toy_runs import fit, lvlm, policy, ppo, served, weights
 
 from tprl.commands.evaluate import Evaluation, evaluate_entries
-from tprl.data.benchmark import BadRow
 from tprl.data.scenes import Scenes
+from tprl.data.taking import BadRow
 from tprl.data.toy import ToyDataset
 from tprl.evaluation.evaluator import Entry
 from tprl.lvlm.llava import Llava

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tests.stages.toy_runs import policy, served
 
-from tprl.pruners.learned import LearnedPruner, Serving
+from tprl.pruners.learned import LearnedPruner
+from tprl.pruners.serving import Serving
 from tprl.stages.calibrate import FADES, calibrate_fade
 
 

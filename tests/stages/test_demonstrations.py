@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tests.helpers import toy_encoded, untrained_policy
 from tests.stages.toy_runs import WIDTH, lvlm, policy
 
-from tprl.data.benchmark import BadRow
+from tprl.data.taking import BadRow
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
 from tprl.lvlm.toy import ToyLVLM

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from tprl.build import load_component
-from tprl.data.benchmark import take
 from tprl.data.screens import POINTING, Screens
+from tprl.data.taking import take
 from tprl.errors import UserError
 from tprl.evaluation.statistics import image_key
 from tprl.splice import keep_all, splice

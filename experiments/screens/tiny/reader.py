@@ -15,7 +15,8 @@ from torch import Tensor
 from tprl.data.screens import FAMILIES
 from tprl.errors import UserError
 from tprl.pretraining.looking import half_of_heads, mean
-from tprl.pretraining.stage import outside_loss, packed_mask
+from tprl.pretraining.losses import outside_loss
+from tprl.pretraining.reading import packed_mask
 from tprl.pretraining.tiny_llava import TinyLlava
 
 from .blueprint import number_ids

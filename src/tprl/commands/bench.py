@@ -17,7 +17,7 @@ from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
 from tprl.commands.setup import asked_entries, make_dataset, plain, start
 from tprl.commands.threads import use_threads
-from tprl.data.benchmark import nothing_left, take
+from tprl.data.taking import nothing_left, take
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import check_entries
 from tprl.lvlm.frozen import FrozenLVLM

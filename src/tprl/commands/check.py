@@ -22,8 +22,8 @@ from tprl.commands.sentences import explain, unreadable
 from tprl.commands.setup import make_dataset, plain
 from tprl.commands.shell import value_of
 from tprl.commands.unread import check_read
-from tprl.data.benchmark import take
 from tprl.data.boxes import COORDINATES
+from tprl.data.taking import take
 from tprl.errors import UserError
 from tprl.kinds import flag
 from tprl.lvlm.frozen import FrozenLVLM

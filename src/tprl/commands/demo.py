@@ -13,7 +13,7 @@ from tprl.build import build, load_component
 from tprl.commands.entry import chosen
 from tprl.commands.options import checked
 from tprl.commands.setup import make_dataset, start, with_run_config
-from tprl.data.benchmark import nothing_left, take
+from tprl.data.taking import nothing_left, take
 from tprl.demo.compare import AnyPruner, compare_pruners
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import check_cost

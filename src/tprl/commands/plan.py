@@ -14,7 +14,7 @@ from tprl.build import build, current, load_component, target_at
 from tprl.commands.stages import class_of, needs, stages_of
 from tprl.errors import UserError
 from tprl.kinds import typed
-from tprl.pruners.learned import find_pruner
+from tprl.pruners.folder import find_pruner
 from tprl.stages.base import Stage
 
 ANY_WIDTH = 16  # of tokens: a policy that is built to see whether its options go together needs one

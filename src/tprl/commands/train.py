@@ -23,20 +23,13 @@ from tprl.commands.plan import check_plan, no_answers
 from tprl.commands.setup import make_dataset, make_logger, plain, start
 from tprl.commands.stages import class_of, in_one_table, needs
 from tprl.commands.threads import use_threads
-from tprl.data.benchmark import passed_over
+from tprl.data.taking import passed_over
 from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries, with_regions
 from tprl.evaluation.evaluator import check_answers, check_cost, check_entries
 from tprl.evaluation.results import card_results, mean_accuracy
-from tprl.pruners.learned import (
-    LearnedPruner,
-    check_family,
-    find_pruner,
-    load_pruner,
-    load_weights,
-    pruner_from,
-    read_config,
-)
+from tprl.pruners.folder import find_pruner, load_weights, read_config
+from tprl.pruners.learned import LearnedPruner, check_family, load_pruner, pruner_from
 from tprl.report.overlays import Overlays
 from tprl.runtime import distributed
 from tprl.runtime.checkpoint import Finished, SaveEvery, checkpoint_of, csv_position, draw_from, draws, keep_rows

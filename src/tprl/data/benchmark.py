@@ -3,8 +3,7 @@ bounded."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,25 +13,13 @@ from torch import Tensor
 
 from tprl.data.images import MAX_PIXELS, TOO_MANY, BadImage, Picture, read_picture
 from tprl.data.tables import Table, read_table
+from tprl.data.taking import BadRow
 from tprl.data.values import several, shortened
 from tprl.errors import UserError
-from tprl.types import Box, Dataset, Sample
+from tprl.types import Box, Sample
 
 # the reason of rows with a list, a dict or a truth value in place of a text
 NOT_A_TEXT = "value is not a text"
-
-
-class BadRow(Exception):
-    """A row that makes no question.
-
-    Args:
-        reason: the same for all rows of its kind; they are counted under it.
-        detail: what is wrong with this row.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
 
 
 class Benchmark(ABC):
@@ -45,7 +32,7 @@ class Benchmark(ABC):
 
     A row with a broken image, no answer, no box, an empty question, or texts or an image that the
     LVLM in use cannot read (`read_by`) raises `BadRow` and is counted in `damage`; the last one
-    that `max_bad_rows` allows for is passed over, the next is an error. Read rows by `take`.
+    that `max_bad_rows` allows for is passed over, the next is an error. Read rows by `taking.take`.
 
     Args:
         split: "train", "val" or "test", or a split of the repository by its own name.
@@ -350,82 +337,6 @@ def plain_text(value: Any) -> str:
     return (
         str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     )
-
-
-def nothing_left(
-    dataset: Dataset, asked: int, purpose: str, counts: Mapping[str, int] | None = None
-) -> UserError:
-    """The error where not one of the `asked` rows makes a question.
-
-    Args:
-        purpose: what they were for, e.g. "to train on".
-        counts: damaged rows by reason; None takes those that the dataset has counted.
-    """
-    damage = getattr(dataset, "damage", {}) if counts is None else counts
-    listed = (
-        ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
-        or "no reason counted"
-    )
-    source = getattr(dataset, "source", dataset.name)
-    rows = f"all {asked} rows" if asked > 1 else "the only row"
-    were_read = "that were read are" if asked > 1 else "that was read is"
-    return UserError(
-        f"{rows} of {dataset.name} {were_read} damaged ({listed}), "
-        f"so there is nothing {purpose}: mend {source}."
-    )
-
-
-def passed_over(dataset: Dataset) -> str:
-    """Damaged rows of this process so far in one sentence; empty where there are none."""
-    damage: Mapping[str, int] = getattr(dataset, "damage", {})
-    if not damage:
-        return ""
-    listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
-    split = getattr(dataset, "split", "")
-    name = f"{dataset.name}/{split}" if split else dataset.name
-    count = sum(damage.values())
-    return (
-        f"{count} damaged row{'s were' if count > 1 else ' was'} passed over in {name} ({listed})"
-    )
-
-
-def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:
-    """`taken`, each sample with its index."""
-    for index in indices:
-        try:
-            yield index, dataset[index]
-        except BadRow:
-            continue
-
-
-def taken(dataset: Dataset, indices: Iterable[int]) -> Iterator[Sample]:
-    """The samples at `indices` one by one, less those of damaged rows, which the dataset has
-    counted."""
-    return (sample for _, sample in numbered(dataset, indices))
-
-
-def take(dataset: Dataset, indices: Iterable[int]) -> list[Sample]:
-    """All of `taken`."""
-    return list(taken(dataset, indices))
-
-
-def batches(
-    dataset: Dataset, limit: int | None, size: int, first: int = 0
-) -> Iterator[list[Sample]]:
-    """The samples of rows `first` .. `limit` (None: all), `size` at a time."""
-    for batch in numbered_batches(
-        dataset, range(first, min(limit or len(dataset), len(dataset))), size
-    ):
-        yield [sample for _, sample in batch]
-
-
-def numbered_batches(
-    dataset: Dataset, indices: Iterable[int], size: int
-) -> Iterator[list[tuple[int, Sample]]]:
-    """`numbered`, `size` at a time."""
-    stream = numbered(dataset, indices)
-    while batch := list(islice(stream, size)):
-        yield batch
 
 
 def scaled(box: Sequence[float], size: tuple[int, int], image: Image.Image) -> Box:

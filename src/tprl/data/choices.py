@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from tprl.data.benchmark import BadRow, Benchmark, text_of
+from tprl.data.benchmark import Benchmark, text_of
+from tprl.data.taking import BadRow
 from tprl.data.values import shortened
 from tprl.types import Sample
 

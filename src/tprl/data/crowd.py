@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tprl.data.draws import Stream
 from tprl.data.scenes import (
     COLORS,
     SHAPES,
     Question,
     Scene,
     Scenes,
-    Stream,
     Thing,
     World,
     corners_text,

@@ -12,10 +12,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, Benchmark, scaled, texts_of, writable
+from tprl.data.benchmark import Benchmark, scaled, texts_of, writable
 from tprl.data.grounding import Grounding
-from tprl.data.images import embedded, shown_size
+from tprl.data.image_files import embedded
+from tprl.data.images import shown_size
 from tprl.data.tables import FILES, Table, read_table
+from tprl.data.taking import BadRow
 from tprl.data.text_tables import TextRows
 from tprl.data.values import several, shortened
 from tprl.errors import UserError

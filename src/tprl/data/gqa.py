@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tprl.data.benchmark import BadRow, Benchmark, text_of
+from tprl.data.benchmark import Benchmark, text_of
 from tprl.data.tables import Table, column, read_table
+from tprl.data.taking import BadRow
 from tprl.types import Sample
 
 PROMPT = "{question}\nAnswer the question using a single word or phrase."

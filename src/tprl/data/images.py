@@ -9,21 +9,15 @@
 - Color profiles are not applied, as in `transformers` and `datasets`.
 """
 
-import base64
-import binascii
-import io
-import os
-import re
-import struct
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from tprl.data.image_files import UNREADABLE, BadImage, source_of, stored_picture
 
 MAX_PIXELS = 4096 * 4096  # of an image; larger ones are scaled down
 TOO_MANY = "too many pixels"
@@ -45,49 +39,6 @@ WIDTH, HEIGHT, BITS, PHOTOMETRIC = 256, 257, 258, 262  # TIFF tags
 WHITE_IS_ZERO = 0  # a value of the last
 # what Pillow multiplies gray values of so few bits by, but not color keys
 KEYS = {"1": 255, "L;2": 85, "L;4": 17}
-BASE64 = re.compile(r"data:|iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK")  # how images begin as text
-KINDS = (  # what is no image for Pillow, by its first bytes
-    (
-        re.compile(rb"version https://git-lfs"),
-        "a Git LFS pointer; fetch the file with `git lfs pull`",
-    ),
-    (re.compile(rb".{4}ftyp(?:hei|hev|mif|msf)", re.DOTALL), "HEIC; convert it to JPEG or PNG"),
-    (re.compile(rb"\s*(?:<\?xml.*)?<svg", re.DOTALL), "SVG; convert it to PNG"),
-    (
-        re.compile(rb"\s*<(?:!doctype html|html)", re.IGNORECASE),
-        "a web page; download the image itself",
-    ),
-    (re.compile(rb"%PDF"), "PDF; convert its page to PNG"),
-)
-# What Pillow raises on files that are damaged or that it does not know.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    RuntimeError,
-    TypeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-_BOMB_LIMIT = Lock()
-
-
-class BadImage(Exception):
-    """Something that is no picture.
-
-    Args:
-        reason: the same for all images of its kind.
-        detail: what is wrong with this one.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
 
 
 class Picture(NamedTuple):
@@ -112,9 +63,9 @@ def read_picture(
         BadImage: nothing there, no image, a damaged one, or one that is too large.
     """
     if not isinstance(value, Image.Image):
-        value = _source(value, folder)
+        value = source_of(value, folder)
     try:
-        with _opened(value) as stored:
+        with stored_picture(value) as stored:
             _check_pixels(stored.size, max_pixels)
             rawmode = _rawmode(stored)
             stored.load()
@@ -138,7 +89,7 @@ def shown_size(value: Any, folder: Path | None = None) -> tuple[int, int] | None
     """
     stored_here = isinstance(value, Image.Image)
     try:
-        with _opened(value if stored_here else _source(value, folder)) as stored:
+        with stored_picture(value if stored_here else source_of(value, folder)) as stored:
             _check_pixels(stored.size, None)
             if _orientation(stored, decode=stored_here) not in SIDEWAYS:
                 return stored.size
@@ -149,109 +100,6 @@ def shown_size(value: Any, folder: Path | None = None) -> tuple[int, int] | None
             return height, width
     except (BadImage, *UNREADABLE):
         return None
-
-
-def embedded(value: str) -> bool:
-    """Whether a text is an image itself and not a path."""
-    return len(value) > 1000 or BASE64.match(value) is not None
-
-
-# --- opening --------------------------------------------------------------------------------------
-
-
-def _source(value: Any, folder: Path | None) -> Path | io.BytesIO:
-    """The bytes or the file behind a value."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _filled(bytes(value))
-    if not isinstance(value, str | os.PathLike) or not str(value):
-        raise BadImage("no image")
-    text = str(value)
-    path = (folder or Path()) / text
-    try:
-        is_file = len(text) < 4096 and not text.startswith("data:") and path.is_file()
-    except OSError as error:
-        is_file = False
-        if not embedded(text):
-            raise BadImage("missing image file", f"{_short(text)} ({error.strerror})") from error
-    if is_file:
-        if not path.stat().st_size:
-            raise BadImage("broken image", f"{path} is empty (0 bytes)")
-        return path
-    if embedded(text):
-        return _filled(_decoded(text))
-    if re.match(r"https?://", text):
-        raise BadImage(
-            "missing image file", f"{_short(text)} is an address; download it and give its path"
-        )
-    raise BadImage("missing image file", f"{path} does not exist")
-
-
-def _filled(content: bytes) -> io.BytesIO:
-    if not content:
-        raise BadImage("broken image", "it is empty (0 bytes)")
-    return io.BytesIO(content)
-
-
-def _decoded(text: str) -> bytes:
-    content = text
-    if text.startswith("data:"):
-        head, _, content = text.partition(",")
-        if not head.endswith(";base64"):
-            raise BadImage(
-                "broken image", f"its text begins with {_short(head)}, which is not base64"
-            )
-    try:
-        return base64.b64decode("".join(content.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadImage(
-            "broken image", f"its text is neither a path nor base64 ({error})"
-        ) from error
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-@contextmanager
-def _opened(value: Image.Image | Path | io.BytesIO) -> Generator[Image.Image, None, None]:
-    """The stored picture; its file is closed afterwards, but for an object that belongs to the
-    caller."""
-    if isinstance(value, Image.Image):
-        yield value
-        return
-    with _open(value) as picture:
-        yield picture
-
-
-def _open(source: Path | io.BytesIO) -> Image.Image:
-    """Pillow's own limit is off for the moment: it names no option, and `_check_pixels` follows
-    before any pixel is decoded."""
-    with _BOMB_LIMIT:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(source)
-        except UnidentifiedImageError as error:
-            raise BadImage("broken image", _kind(source)) from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-def _kind(source: Path | io.BytesIO) -> str:
-    """What a file is that Pillow cannot open."""
-    name = str(source) if isinstance(source, Path) else "it"
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            start = file.read(64)
-    else:
-        start = source.getvalue()[:64]
-    kind = next((kind for pattern, kind in KINDS if pattern.match(start)), None)
-    return (
-        f"{name} is {kind}"
-        if kind
-        else f"{name} begins with {start[:12]!r}; give PNG, JPEG, WebP or the like"
-    )
 
 
 def _rawmode(picture: Image.Image) -> str:

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, Benchmark, text_of
+from tprl.data.benchmark import Benchmark, text_of
+from tprl.data.taking import BadRow
 from tprl.types import Sample
 
 CATEGORIES = ("random", "popular", "adversarial")

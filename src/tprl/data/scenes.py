@@ -6,16 +6,16 @@ existence (hard negatives), count, relation, grounding. Only integer and IEEE-ex
 the pixels, so the same (split, index) gives the same bytes on every machine.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from tprl.data.boxes import iou
+from tprl.data.draws import Stream
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.types import Box, Sample
@@ -32,7 +32,6 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": (5, 7), "large": (10, 13)}  # half of the side, pixels, inclusive
 Split = Literal["train", "val", "test", "final"]
-T = TypeVar("T")
 
 
 class Thing(NamedTuple):
@@ -62,38 +61,6 @@ class Question(NamedTuple):
     answer: str
     box: Box | None
     region: tuple[Box, ...]
-
-
-class Stream:
-    """Random draws from the raw 64-bit outputs of a counter-based generator.
-
-    NumPy promises stable raw streams across versions, but not stable `Generator` methods; hence our
-    own few draws.
-    """
-
-    def __init__(self, *key: object) -> None:
-        digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
-        self._bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8"))
-
-    def integer(self, low: int, high: int) -> int:
-        """Uniform in [low, high], both inclusive."""
-        return low + int(self._bits.random_raw()) % (high - low + 1)
-
-    def integers(self, low: int, high: int, shape: Sequence[int]) -> np.ndarray:
-        """Array of uniform int64 in [low, high]."""
-        raw = np.asarray(self._bits.random_raw(int(np.prod(shape))), dtype=np.uint64)
-        return (raw % np.uint64(high - low + 1)).astype(np.int64).reshape(shape) + low
-
-    def choice(self, items: Sequence[T]) -> T:
-        return items[self.integer(0, len(items) - 1)]
-
-    def shuffled(self, items: Sequence[T]) -> list[T]:
-        """A permutation (Fisher-Yates)."""
-        out = list(items)
-        for i in range(len(out) - 1, 0, -1):
-            j = self.integer(0, i)
-            out[i], out[j] = out[j], out[i]
-        return out
 
 
 class Scene(NamedTuple):

@@ -17,10 +17,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, scaled, text_of
+from tprl.data.benchmark import scaled, text_of
 from tprl.data.boxes import inside
 from tprl.data.grounding import Grounding
 from tprl.data.tables import Table
+from tprl.data.taking import BadRow
 from tprl.errors import UserError
 from tprl.types import Box, Sample
 

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, scaled, text_of
+from tprl.data.benchmark import scaled, text_of
 from tprl.data.boxes import Size, inside
 from tprl.data.grounding import Grounding
 from tprl.data.tables import Table
+from tprl.data.taking import BadRow
 from tprl.data.text_tables import read_text_table
 from tprl.data.values import shortened
 from tprl.types import Sample

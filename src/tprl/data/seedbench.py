@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow
 from tprl.data.choices import LETTERS, RULE, MultipleChoice, number_of
 from tprl.data.tables import Table, column
+from tprl.data.taking import BadRow
 from tprl.data.values import several
 from tprl.types import Sample
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any
 
-from tprl.data.benchmark import BadRow
 from tprl.data.boxes import Size, in_pixels, iou, unit
+from tprl.data.taking import BadRow
 from tprl.data.values import shortened
 from tprl.errors import UserError
 from tprl.types import Box

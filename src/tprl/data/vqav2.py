@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.data.benchmark import BadRow, Benchmark, text_of, texts_of
+from tprl.data.benchmark import Benchmark, text_of, texts_of
+from tprl.data.taking import BadRow
 from tprl.data.values import several
 from tprl.data.vqa_accuracy import by_frequency, normalized, soft_accuracy
 from tprl.types import Sample

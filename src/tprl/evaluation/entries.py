@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tprl.build import choices, load_component
-from tprl.data.benchmark import taken
+from tprl.data.taking import taken
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry

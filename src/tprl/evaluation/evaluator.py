@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tprl import cost
 from tprl.budget import need_ratio
-from tprl.data.benchmark import nothing_left, numbered_batches
+from tprl.data.taking import nothing_left, numbered_batches
 from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import Row, SampleRow

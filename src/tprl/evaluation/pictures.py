@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tprl.data.benchmark import batches, taken
+from tprl.data.taking import batches, taken
 from tprl.evaluation.evaluator import Entry, Tick
 from tprl.evaluation.results import ratio_label
 from tprl.evaluation.statistics import Interval, image_key, interval, open_side

@@ -24,7 +24,8 @@ from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import find_model
 from tprl.lvlm.shapes import REFUSALS
-from tprl.pruners.learned import ASSETS, LearnedPruner, load_pruner
+from tprl.pruners.folder import ASSETS
+from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.runtime.hub import within_reach
 from tprl.types import Sample
 

@@ -18,6 +18,7 @@ from transformers import LlavaProcessor
 
 from tprl.data import scenes
 from tprl.data.crowd import neighbors
+from tprl.data.draws import Stream
 from tprl.data.scenes import SCENES, World
 from tprl.pretraining.tiny_llava import DESCRIBE, PROMPT
 
@@ -109,7 +110,7 @@ class PackStream(IterableDataset[Pack]):
             input_data_format="channels_last",
         )["pixel_values"]
         labels = [self._patch_labels(scene) for scene in drawn]
-        stream = scenes.Stream("pack", self.seed, step)
+        stream = Stream("pack", self.seed, step)
         often = self.caption_every > 0 and step % self.caption_every == 0
         described = with_text and (step < self.caption_until or often)
         asked = [self._questions(scene, stream) if with_text else [] for scene in drawn]
@@ -141,13 +142,13 @@ class PackStream(IterableDataset[Pack]):
             self._tokens[text] = ids
         return self._tokens[text]
 
-    def _caption(self, scene: scenes.Scene, stream: scenes.Stream) -> str:
+    def _caption(self, scene: scenes.Scene, stream: Stream) -> str:
         names = [
             f"a {t.size} {t.color} {t.shape}" for t in stream.shuffled(scene.things)[:CAPTIONED]
         ]
         return "<s> a photo with " + " and ".join(names) + " </s>"
 
-    def _questions(self, scene: scenes.Scene, stream: scenes.Stream) -> list[scenes.Question]:
+    def _questions(self, scene: scenes.Scene, stream: Stream) -> list[scenes.Question]:
         return [
             ask(scene.things, stream)
             for ask in self.world.ask.values()

@@ -8,7 +8,6 @@ language model gets (at their original positions), because a model that never sa
 punishes every pruner for its own brittleness.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,10 @@ from tprl.errors import UserError
 from tprl.lvlm.loading import find_model
 from tprl.pretraining import tiny_llava
 from tprl.pretraining.looking import Looking, cls_look, next_look
+from tprl.pretraining.losses import outside_loss, soft_cross_entropy
+from tprl.pretraining.optimizing import two_phase_optimizer
 from tprl.pretraining.packing import IGNORE, Pack, PackStream
+from tprl.pretraining.reading import read_packed
 from tprl.pretraining.tiny_llava import TinyLlava
 from tprl.runtime import distributed, signals
 from tprl.stages.base import Next, Settings, Stage
@@ -192,40 +194,24 @@ class Pretrain(Stage):
     # --- optimization -----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        h = self.hparams
-        tower = [*self.llava.model.vision_tower.parameters(), *self.clip.text_model.parameters()]
-        tower += [
-            *self.clip.visual_projection.parameters(),
-            *self.clip.text_projection.parameters(),
+        h, llava, clip = self.hparams, self.llava, self.clip
+        first = [
+            llava.model.vision_tower,
+            clip.text_model,
+            clip.visual_projection,
+            clip.text_projection,
         ]
-        tower += [
-            self.clip.logit_scale,
-            *self.cls_head.parameters(),
-            *self.box_head.parameters(),
-            *self.edge_head.parameters(),
-        ]
-        tower += [*self.patch_head.parameters(), *self.next_head.parameters()]
-        bridge = list(self.llava.model.multi_modal_projector.parameters())
-        language = [*self.llava.model.language_model.parameters(), *self.llava.lm_head.parameters()]
-        groups = [
-            {"params": tower, "lr": h["lr_vision"]},
-            {"params": bridge, "lr": h["lr_vision"]},
-            {"params": language, "lr": h["lr_language"]},
-        ]
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
-        first, second = h["vision_steps"], h["language_steps"]
-
-        def vision(step: int) -> float:
-            return ramp(step, first)
-
-        def reading(step: int) -> float:
-            return ramp(step - first, second)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            [vision, lambda step: vision(step) if step < first else reading(step), reading],
+        tower = [parameter for module in first for parameter in module.parameters()]
+        tower.append(clip.logit_scale)
+        for head in (self.cls_head, self.box_head, self.edge_head, self.patch_head, self.next_head):
+            tower += head.parameters()
+        return two_phase_optimizer(
+            tower,
+            list(llava.model.multi_modal_projector.parameters()),
+            [*llava.model.language_model.parameters(), *llava.lm_head.parameters()],
+            (h["lr_vision"], h["lr_language"]),
+            (h["vision_steps"], h["language_steps"]),
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
     def samples_seen(self) -> int:
@@ -342,7 +328,9 @@ class Pretrain(Stage):
         tokens = self.llava.model.multi_modal_projector(
             features.gather(1, kept.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
         )
-        hidden, attention = self._read(tokens, kept, pack, features.shape[1])
+        hidden, attention = read_packed(
+            self.parts, self.looking, tokens, kept, pack, features.shape[1]
+        )
         rows = pack.target != IGNORE
         logits = self.llava.lm_head(hidden[rows]).float()
         target, boxed = pack.target[rows], pack.is_box[rows]
@@ -394,90 +382,3 @@ class Pretrain(Stage):
         strength, prefers = torch.rand(2, len(front), 1, generator=generator)
         chance = chance - strength * (prefers < h["object_share"]) * front.cpu()
         return chance.argsort(1)[:, :count].sort(1).values.to(self.device)
-
-    def _read(
-        self, tokens: Float[Tensor, "B K D"], kept: Int[Tensor, "B K"], pack: Pack, total: int
-    ) -> tuple[Float[Tensor, "B C D"], tuple[Float[Tensor, "B H K K"], Float[Tensor, "B H C K1"]]]:
-        """Hidden states of the text columns; attention to the visual tokens, of themselves in the
-        layer below the middle one and of the text in the middle one (with the first column of all
-        before them).
-
-        [prefix ; kept tokens] is shared, segments are blind to each other."""
-        model, tokenizer = self.llava.model.language_model, self.parts.processor.tokenizer
-        prefix = torch.tensor(tokenizer("USER:")["input_ids"], device=self.device).expand(
-            len(tokens), -1
-        )
-        embed = model.embed_tokens
-        embeds = torch.cat([embed(prefix), tokens, embed(pack.text)], 1)
-        start = prefix.shape[1]
-        image_positions = kept + start
-        positions = torch.cat(
-            [
-                torch.arange(start, device=self.device).expand(len(tokens), -1),
-                image_positions,
-                pack.offset + start + total,
-            ],
-            1,
-        )
-        seen = packed_mask(pack.segment, start + tokens.shape[1])
-        # Additive: eager attention adds its mask, and adding a boolean one masks nothing.
-        mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(
-            ~seen, torch.finfo(tokens.dtype).min
-        )
-        weights: list[Tensor] = []
-        hooks = [
-            layer.self_attn.register_forward_hook(
-                lambda module, inputs, output: weights.append(output[1])
-            )
-            for layer in model.layers[self.looking]
-        ]
-        out = model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        )
-        for hook in hooks:
-            hook.remove()
-        text, image = pack.text.shape[1], slice(start, start + tokens.shape[1])
-        rows = weights[1][:, :, -text:]
-        return out.last_hidden_state[:, -text:], (
-            weights[0][:, :, image, image],
-            torch.cat([rows[..., :1], rows[..., image]], -1),
-        )
-
-
-def ramp(step: int, total: int, warmup: int = 200, floor: float = 0.01) -> float:
-    """Linear warm-up, then cosine to `floor`; 0 outside [0, total]."""
-    if not 0 <= step <= total or total == 0:
-        return 0.0
-    warm = min(1.0, (step + 1) / min(warmup, max(1, total // 5)))
-    return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / total)))
-
-
-def packed_mask(segment: Int[Tensor, "B C"], prefix: int) -> Bool[Tensor, "B 1 S S"]:
-    """Who may attend to whom: everything is causal, text sees the prefix and its own segment
-    only."""
-    full = F.pad(segment, (prefix, 0), value=-1)
-    size = full.shape[1]
-    causal = torch.ones(size, size, dtype=torch.bool, device=segment.device).tril()
-    same = (full.unsqueeze(1) == full.unsqueeze(2)) | (full == -1).unsqueeze(1)
-    return (same & causal).unsqueeze(1)
-
-
-def soft_cross_entropy(
-    logits: Float[Tensor, "... bins"],
-    target: Int[Tensor, "..."],
-    sigma: float = 1.0,
-    reduction: str = "mean",
-) -> Tensor:
-    """Cross-entropy against a Gaussian over neighboring pixels: a coordinate one pixel off is
-    nearly right."""
-    bins = torch.arange(logits.shape[-1], device=logits.device)
-    soft = torch.softmax(-((bins - target.unsqueeze(-1)) ** 2) / (2 * sigma**2), -1)
-    loss = -(soft * logits.log_softmax(-1)).sum(-1)
-    return loss.mean() if reduction == "mean" else loss
-
-
-def outside_loss(
-    logits: Float[Tensor, "N vocab"], numbers: Int[Tensor, " M"]
-) -> Float[Tensor, " N"]:
-    """Minus the log of the probability that goes to any number at all."""
-    return logits.logsumexp(-1) - logits[:, numbers].logsumexp(-1)

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from tprl import cost
@@ -25,18 +24,16 @@ from tprl.policy.autoencoder import Autoencoder
 from tprl.policy.dpp import unit_features
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.card import model_card
+from tprl.pruners.folder import CARD, CONFIG, WEIGHTS, find_pruner, load_weights, read_config
 from tprl.pruners.serving import Serving
 from tprl.runtime import distributed, hub
-from tprl.runtime.files import SUMS, Damaged, read_sealed, write_atomically, write_sealed
+from tprl.runtime.files import write_atomically, write_sealed
 from tprl.runtime.finite import check_logits
-from tprl.runtime.run_directory import EDITED, other_pruner
 from tprl.seeding import stable_seed
 from tprl.types import Encoded, TokenSelection
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # What folders without `_target_` (0.1) name by `pruner`.
 BEFORE_TARGETS = {"tprl": "tprl.pruners.tprl.TPRL", "mlp": "tprl.pruners.mlp.MLPPruner"}
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 class LearnedPruner(nn.Module, ABC):
@@ -327,66 +324,6 @@ def uniforms(uids: Sequence[str], seed: int, width: int) -> Float[Tensor, "B N"]
         for uid in uids
     ]
     return torch.stack(rows) if rows else torch.zeros(0, width)
-
-
-def find_pruner(pretrained: str | Path, revision: str | None = None) -> Path:
-    """The folder with the weights: one that ships with TPRL, a run directory's `pruner/`, the
-    folder itself, or what the hub has under that id.
-
-    Raises:
-        UserError: no such folder, or no weights in it.
-    """
-    places = [ASSETS / pretrained, Path(pretrained) / "pruner", Path(pretrained)]
-    folder = next((place for place in places if (place / CONFIG).is_file()), Path(pretrained))
-    if not folder.exists() and str(pretrained).count("/") == 1:
-        folder = hub.fetch(str(pretrained), (WEIGHTS, CONFIG, CARD, f"{SUMS}/*"), revision)
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} does not exist: give the directory that a training run printed as `run:`."
-        )
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise UserError(
-            f"{folder} holds no trained pruner ({CONFIG} and {WEIGHTS}): has its run finished?"
-        )
-    return folder
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a pruner's folder.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        return {"trained_on": {}, **json.loads(read_sealed(folder / CONFIG))}
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder / CONFIG} is damaged ({error}): {other_pruner(folder)}{EDITED}."
-        ) from error
-
-
-def load_weights(pruner: LearnedPruner, folder: Path) -> None:
-    """Fill a pruner from its folder.
-
-    Raises:
-        UserError: the file is damaged, or belongs to another width.
-    """
-    try:
-        state = load(read_sealed(folder / WEIGHTS))
-    except (Damaged, SafetensorError) as error:
-        raise UserError(
-            f"{folder / WEIGHTS} is damaged ({error}): {other_pruner(folder)}."
-        ) from error
-    expected = pruner.state_dict()
-    for key, value in expected.items():
-        if key not in state or state[key].shape != value.shape:
-            shape = tuple(state[key].shape) if key in state else "nothing"
-            raise UserError(
-                f"{folder / WEIGHTS} does not fit this policy: "
-                f"{key} is {shape}, {tuple(value.shape)} is needed; "
-                "use the policy settings that it was trained with."
-            )
-    pruner.load_state_dict({key: state[key].to(expected[key].dtype) for key in expected})
 
 
 def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedPruner:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tprl.data import images
+from tprl.data import draws, image_files, images
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.types import LVLM, Dataset, Pruner
 
 LIBRARIES = ("tprl", "torch", "transformers", "pillow")  # another release may round or resize otherwise
 NAMES = ("name", "_target_")  # settings that name no file, whatever lies in the working directory
+PICTURES = (draws, image_files, images)  # how draws and files become pictures
 NUMBERS = 4096  # read of each tensor: any training changes some of them, and 14 GB need not be read
 
 
@@ -46,7 +47,7 @@ def of_dataset(dataset: Dataset, config: Mapping[str, Any], split: str) -> dict[
         "questions": len(dataset),
         "files": {name: of_path(str(config[name])) for name in config if name not in NAMES and _there(config[name])},
         "code": of_code(dataset),
-        "images": _digest(Path(images.__file__).read_bytes()),  # how files become pictures
+        "images": _of_files(module.__file__ for module in PICTURES),
     }
 
 
@@ -64,7 +65,13 @@ def of_pruner(pruner: Pruner | LayerPruner, config: Mapping[str, Any]) -> dict[s
 def of_code(owner: Any) -> str:
     """Digest of the files that define an object's class and its bases."""
     files = {getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in type(owner).__mro__}
-    return _digest(b"".join(Path(file).read_bytes() for file in sorted(filter(None, files)) if Path(file).is_file()))
+    return _of_files(files)
+
+
+def _of_files(files: Iterable[str | None]) -> str:
+    """Digest of the contents of those files that are there."""
+    paths = [Path(file) for file in sorted(filter(None, files))]
+    return _digest(b"".join(path.read_bytes() for path in paths if path.is_file()))
 
 
 def of_weights(owner: Any) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tprl.data.benchmark import nothing_left, numbered_batches
+from tprl.data.taking import nothing_left, numbered_batches
 from tprl.errors import UserError
 from tprl.pruners.chunks import select_in_chunks
 from tprl.runtime import distributed

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from tprl.budget import check_keep_ratio
-from tprl.data.benchmark import batches, nothing_left
+from tprl.data.taking import batches, nothing_left
 from tprl.errors import UserError
 from tprl.kinds import typed
 from tprl.pruners.adaptive import choose

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from tprl.data.benchmark import nothing_left, taken
+from tprl.data.taking import nothing_left, taken
 from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner
 from tprl.runtime import distributed

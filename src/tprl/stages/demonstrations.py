@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tprl.budget import keep_top_per_image
-from tprl.data.benchmark import batches, nothing_left
+from tprl.data.taking import batches, nothing_left
 from tprl.errors import UserError
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.chunks import select_in_chunks

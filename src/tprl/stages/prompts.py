@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from tprl.data.benchmark import nothing_left, taken
+from tprl.data.taking import nothing_left, taken
 from tprl.errors import UserError
 from tprl.runtime import distributed
 from tprl.types import Dataset, Sample

@@ -1,0 +1,196 @@
+"""FLOPs of the LVLM by component, from pixels to answer, and bytes of its KV cache."""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+
+from tprl.cost.shapes import LMShape, LVLMShape, VisionShape
+
+CONVENTION = (
+    "FLOPs: 2 per multiply-accumulate; matrix products, convolutions and attention only; "
+    "attention over the full S x S matrix (no causal halving); vision tower including "
+    "its last layer, projector, token selector, prefill of text and kept visual tokens, "
+    "one decoding step per further answer token, and the LM head once per answer token."
+)
+
+Grid = tuple[int, int]  # rows and columns
+# that pass the tower: so many fixed ones, or patches of each (crops and tiles are images)
+Images = int | Sequence[Grid]
+
+
+def mlp_flops(widths: Sequence[int], tokens: int) -> int:
+    """A chain of linear layers, `widths[0] -> widths[1] -> ...`, applied to every token."""
+    return sum(2 * tokens * a * b for a, b in pairwise(widths))
+
+
+def encoder_layer_flops(width: int, mlp: int, tokens: int) -> int:
+    """A plain transformer encoder layer: four projections, full attention, a two-matrix MLP."""
+    return 8 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * mlp
+
+
+def vision_flops(shape: LVLMShape, images: Images = 1) -> int:
+    """Patch embedding and every layer of the tower, the unused last one too because the model
+    computes it."""
+    return sum(tower_flops(shape.vision, grid) for grid in grids(shape.vision, images))
+
+
+def grids(v: VisionShape, images: Images) -> Sequence[Grid]:
+    """(rows, columns) of patches of each pass of the tower.
+
+    Raises:
+        ValueError: a number of images for a tower that reads any grid.
+    """
+    if not isinstance(images, int):
+        return images
+    if not v.patches:
+        raise ValueError(
+            f"{images} images of a tower that reads any grid: give (rows, columns) of each."
+        )
+    return [(1, v.patches)] * images
+
+
+def tower_flops(v: VisionShape, grid: Grid) -> int:
+    """One pass of the tower: layers as `encoder_layer_flops`, but for windows and gates; and the
+    pooling head."""
+    rows, columns = grid
+    patches, tokens = rows * columns, rows * columns + v.cls
+    patch = 2 * patches * v.width * v.channels * v.frames * v.patch_size**2
+    linear = 8 * tokens * v.width**2 + (6 if v.gated else 4) * tokens * v.width * v.mlp
+    windowed = v.layers - v.whole if v.window else 0
+    pairs = (v.layers - windowed) * tokens**2
+    if windowed:  # those at the edges may be smaller
+        pairs += windowed * _squares(rows, v.window) * _squares(columns, v.window)
+    # One query reads all tokens, through four projections of its own attention, and passes an MLP.
+    pool = (4 + 4 * tokens) * v.width**2 + 4 * tokens * v.width + 4 * v.width * v.mlp
+    return patch + v.layers * linear + 4 * v.width * pairs + v.pool * pool
+
+
+def _squares(length: int, window: int) -> int:
+    """Sum of the squared lengths of the windows along one side."""
+    return length // window * window**2 + (length % window) ** 2
+
+
+def projector_flops(shape: LVLMShape, images: Images = 1) -> int:
+    """The MLP projectors over all patches, `merge` x `merge` of them side by side (CLS is dropped
+    before)."""
+    patches = sum(rows * columns for rows, columns in grids(shape.vision, images))
+    return shape.projectors * mlp_flops(shape.projector, patches // shape.vision.merge**2)
+
+
+def lm_layer_flops(lm: LMShape, new: int, context: int) -> int:
+    """One decoder layer over `new` tokens that attend to `context` keys (docs/baselines.md#flops,
+    times 2 FLOPs per MAC)."""
+    q, kv = lm.heads * lm.head_dim, lm.kv_heads * lm.head_dim
+    linear = 2 * lm.width * (2 * q + 2 * kv) + 2 * lm.width * lm.ffn * (3 if lm.gated else 2)
+    return new * linear + 4 * new * context * q
+
+
+def per_layer(lm: LMShape, tokens: int | Sequence[int]) -> tuple[int, ...]:
+    """Tokens in each layer of the language model; one number means the same in all.
+
+    Raises:
+        ValueError: a sequence that does not have one entry per layer.
+    """
+    if isinstance(tokens, int):
+        return (tokens,) * lm.layers
+    if len(tokens) != lm.layers:
+        raise ValueError(f"{len(tokens)} token counts for {lm.layers} layers: give one per layer.")
+    return tuple(tokens)
+
+
+def layer_mean(visual_tokens: Sequence[int]) -> float:
+    """Visual tokens averaged over what each layer really computes, by which methods inside the
+    model are compared."""
+    return sum(visual_tokens) / len(visual_tokens)
+
+
+def kv_bytes(lm: LMShape, tokens: int | Sequence[int], dtype_bytes: int = 2) -> int:
+    """Bytes of the KV cache of one prompt.
+
+    Args:
+        lm: the language model; grouped heads are stored once.
+        tokens: cached tokens (text, kept visual ones, and answer tokens that were read), or one
+            count per layer.
+        dtype_bytes: bytes per number, 2 for bfloat16.
+    """
+    return 2 * lm.kv_heads * lm.head_dim * dtype_bytes * sum(per_layer(lm, tokens))
+
+
+def prefill_flops(shape: LVLMShape, text_tokens: int, visual_tokens: int | Sequence[int]) -> int:
+    """The language model over the prompt, LM head excluded.
+
+    Args:
+        shape: the model.
+        text_tokens: prompt tokens that are not visual (template, question, BOS).
+        visual_tokens: kept visual tokens; one count per layer for methods that drop tokens inside
+            the model.
+    """
+    lengths = (text_tokens + v for v in per_layer(shape.lm, visual_tokens))
+    return sum(lm_layer_flops(shape.lm, n, n) for n in lengths)
+
+
+def decode_flops(
+    shape: LVLMShape, text_tokens: int, visual_tokens: int | Sequence[int], steps: int
+) -> int:
+    """`steps` cached forward passes of one token each after the prompt, LM head excluded.
+
+    The prefill yields the first answer token, so an answer of n tokens (its end token counted)
+    takes n - 1 steps.
+    """
+    lengths = [text_tokens + v for v in per_layer(shape.lm, visual_tokens)]
+    return sum(lm_layer_flops(shape.lm, 1, n + t + 1) for t in range(steps) for n in lengths)
+
+
+def lm_head_flops(shape: LVLMShape, positions: int = 1) -> int:
+    """The vocabulary projection at `positions` positions."""
+    return 2 * positions * shape.lm.width * shape.lm.vocab
+
+
+def total(
+    shape: LVLMShape,
+    *,
+    text_tokens: int,
+    visual_tokens: int | Sequence[int],
+    answer_tokens: int = 1,
+    images: Images = 1,
+    selector: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """The cost of one question by component; `total` is the sum of the others.
+
+    Args:
+        shape: the model.
+        text_tokens: prompt tokens that are not visual.
+        visual_tokens: kept visual tokens, or one count per layer.
+        answer_tokens: generated tokens, end token included.
+        images: images (or crops, or tiles) that pass the vision tower: how many, or (rows, columns)
+            of patches of each.
+        selector: what choosing the tokens costs, by name: {"autoencoder": ..., "policy": ...} or
+            {"divprune": ...}.
+    """
+    parts = {
+        "vision": vision_flops(shape, images),
+        "projector": projector_flops(shape, images),
+        **(selector or {}),
+        "prefill": prefill_flops(shape, text_tokens, visual_tokens),
+        "decode": decode_flops(shape, text_tokens, visual_tokens, max(answer_tokens - 1, 0)),
+        "lm_head": lm_head_flops(shape, answer_tokens),
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def saved(
+    shape: LVLMShape,
+    *,
+    text_tokens: int,
+    visual_tokens: int,
+    kept: int,
+    parts: Collection[str] = ("vision", "projector", "prefill", "decode", "lm_head"),
+    answer_tokens: int = 1,
+) -> float:
+    """Share of the FLOPs of `parts` that keeping `kept` of `visual_tokens` saves on one fixed
+    image, selector apart."""
+    full, cut = (
+        total(shape, text_tokens=text_tokens, visual_tokens=count, answer_tokens=answer_tokens)
+        for count in (visual_tokens, kept)
+    )
+    whole = sum(full[part] for part in parts)
+    return 1 - sum(cut[part] for part in parts) / whole

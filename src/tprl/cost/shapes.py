@@ -1,0 +1,173 @@
+"""All that decides the cost of a model: depth, widths, patches, read off its config."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tprl.errors import UserError
+
+# Language models whose layers are attention with grouped keys and an MLP of three matrices,
+# compared with the counter.
+LANGUAGE_MODELS = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"}
+)
+
+
+def unknown(what: str) -> UserError:
+    """The refusal of a config that the cost model does not know."""
+    return UserError(
+        f"The cost model does not know {what}: such an LVLM can be trained on but not evaluated."
+    )
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """A ViT over one image, crop or tile of non-overlapping patches (`patch_size` pixels a
+    side)."""
+
+    layers: int
+    width: int
+    mlp: int
+    heads: int  # recorded for completeness: the cost of attention does not depend on it
+    patches: int  # of every image, crop or tile; 0 where images have any grid
+    patch_size: int
+    channels: int = 3
+    cls: bool = True
+    unused: int = 1  # layers after those that make the features
+    frames: int = 1  # a patch's extent in time, which an image fills with copies
+    gated: bool = False  # an MLP of three matrices
+    pool: bool = False  # SigLIP's pooling head, which is computed though nothing reads it
+    window: int = 0  # patches a side of the windows that attention stays in; 0: there are none
+    whole: int = 0  # layers that see the whole image where others see windows
+    merge: int = 1  # patches a side that the projector reads as one token
+
+    @property
+    def used(self) -> int:
+        """Layers that make the features."""
+        return self.layers - self.unused
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the encoder, CLS included."""
+        return self.patches + self.cls
+
+
+@dataclass(frozen=True)
+class LMShape:
+    """A decoder-only transformer; `gated` is True for SwiGLU-like MLPs of three matrices."""
+
+    layers: int
+    width: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    gated: bool = True
+
+    @classmethod
+    def of(cls, text: Any) -> "LMShape":
+        """The shape of a Hugging Face config of a language model.
+
+        Raises:
+            UserError: none of `LANGUAGE_MODELS`, or one that attends to a sliding window.
+        """
+        if text.model_type not in LANGUAGE_MODELS:
+            raise unknown(
+                f"the language model {text.model_type!r} (it "
+                f"knows {', '.join(sorted(LANGUAGE_MODELS))})"
+            )
+        if getattr(text, "sliding_window", None):
+            raise unknown(
+                f"sliding windows (of {text.sliding_window} tokens in this {text.model_type})"
+            )
+        return cls(
+            layers=text.num_hidden_layers,
+            width=text.hidden_size,
+            ffn=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None)
+            or text.hidden_size // text.num_attention_heads,
+            vocab=text.vocab_size,
+        )
+
+
+@dataclass(frozen=True)
+class LVLMShape:
+    """All that decides the FLOPs of an LVLM: tower, projector widths (input first), language
+    model."""
+
+    vision: VisionShape
+    projector: tuple[int, ...]
+    lm: LMShape
+    projectors: int = 1  # of these widths, over the same tokens (deepstack has further ones)
+
+    @property
+    def features(self) -> int:
+        """Width of extras["vision_features"], which the projector reads."""
+        return self.projector[0]
+
+    @classmethod
+    def from_llava(cls, config: Any) -> "LVLMShape":
+        """The shape of a Hugging Face `LlavaConfig` or `LlavaNextConfig`.
+
+        Raises:
+            UserError: a tower that is neither CLIP nor SigLIP, features that are not those of all
+                patches and only those, or an unknown language model.
+        """
+        vision, text = config.vision_config, config.text_config
+        kind, strategy = vision.model_type, config.vision_feature_select_strategy
+        if (kind, strategy) not in (
+            ("clip_vision_model", "default"),
+            ("siglip_vision_model", "full"),
+        ):
+            raise unknown(
+                f"a {kind} whose features are selected by {strategy!r} (it knows "
+                "clip_vision_model with 'default' and siglip_vision_model with 'full')"
+            )
+        layer = config.vision_feature_layer
+        taken = [layer] if isinstance(layer, int) else list(layer)
+        features = vision.hidden_size * len(taken)
+        unused = min(
+            -1 - index if index < 0 else vision.num_hidden_layers - index for index in taken
+        )
+        return cls(
+            vision=VisionShape(
+                layers=vision.num_hidden_layers,
+                width=vision.hidden_size,
+                mlp=vision.intermediate_size,
+                heads=vision.num_attention_heads,
+                patches=(vision.image_size // vision.patch_size) ** 2,
+                patch_size=vision.patch_size,
+                channels=vision.num_channels,
+                cls=kind == "clip_vision_model",
+                unused=unused,
+                pool=kind == "siglip_vision_model" and vision.vision_use_head,
+            ),
+            projector=(features, text.hidden_size, text.hidden_size),
+            lm=LMShape.of(text),
+        )
+
+
+@dataclass(frozen=True)
+class PolicyShape:
+    """What decides the FLOPs of `policy.networks.PolicyNet`; `query` is tokens, pooled or none."""
+
+    code_width: int
+    query_width: int
+    width: int
+    layers: int
+    query: str = "tokens"
+    place_features: int = 24  # sines and cosines of a token's place; 0 without positions
+
+    @classmethod
+    def from_net(cls, net: Any) -> "PolicyShape":
+        """The shape of a `PolicyNet`."""
+        return cls(
+            code_width=net.code_width,
+            query_width=net.query_width,
+            width=net.kind.shape[1],
+            layers=len(net.blocks),
+            query=net.query,
+            place_features=net.place.in_features if net.place is not None else 0,
+        )
