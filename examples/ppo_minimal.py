@@ -1,9 +1,9 @@
-"""The whole method on one page: a policy learns which 2 of 24 visual tokens a frozen model needs for a question.
+"""The whole method on one page: a policy learns which 2 of 24 visual tokens a question needs.
 
     PYTHONPATH=src python examples/ppo_minimal.py
 
-Ten seconds on one CPU core. The toy model answers right if the one token that decides the question is still in its
-prompt. Letters: B questions, G episodes per question, V visual tokens, N = B G.
+Ten seconds on one CPU core. The toy model answers right if the one token that decides the question
+is still in its prompt. Letters: B questions, G episodes per question, V visual tokens, N = B G.
 """
 
 import torch
@@ -25,12 +25,14 @@ from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Outcome, Sample, TokenSelection
 
 KEEP_RATIO, GROUP, QUESTIONS = 1 / 12, 8, 32
-RULE = ActionRule("sequential")  # tokens one after the other, in proportion to their gain of a determinant
+# tokens one after the other, in proportion to their gain of a determinant
+RULE = ActionRule("sequential")
 
 
 def observe(encoded: Encoded) -> PolicyInput:
     """What the policy sees: tokens, their places, and the words of the question."""
-    # The toy's tokens are small enough to be their own codes; a real model's go through the autoencoder first.
+    # The toy's tokens are small enough to be their own codes; a real model's go through the
+    # autoencoder first.
     query, query_mask = encoded.words
     codes, mask = encoded.visual, encoded.visual_mask
     return PolicyInput(codes, places(encoded), mask, query, query_mask, unit_features(codes, mask))
@@ -43,8 +45,10 @@ def logits_of(policy: PolicyNet, x: PolicyInput) -> Tensor:
     return logits
 
 
-def score(lvlm: ToyLVLM, samples: list[Sample], encoded: Encoded, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of the right answer, and whether the model gives it, reading only the kept tokens."""
+def score(
+    lvlm: ToyLVLM, samples: list[Sample], encoded: Encoded, keep: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of the right answer, and whether the model gives it, from the kept tokens."""
     # Tokens disappear in one pure function: the prompt really gets shorter.
     prompt = splice(encoded, TokenSelection(keep))
     return lvlm.score(prompt, [sample.answers[0] for sample in samples])
@@ -58,9 +62,12 @@ def imitate(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, steps: int) -
         samples = [dataset[step * QUESTIONS + i] for i in range(QUESTIONS)]
         encoded = lvlm.encode(samples, teacher.extras)
         x, members = observe(encoded), teacher.select(encoded, KEEP_RATIO).keep
-        # A set has no order. Draw one, and ask how likely the policy is to stay inside the set at each draw.
+        # A set has no order. Draw one, and ask how likely the policy is to stay inside the set at
+        # each draw.
         noise = torch.rand(QUESTIONS, 1, x.mask.shape[1], generator=generator)
-        stay = log_stay(RULE.quality * logits_of(policy, x), x.features, x.mask, members, 1.0, noise)
+        stay = log_stay(
+            RULE.quality * logits_of(policy, x), x.features, x.mask, members, 1.0, noise
+        )
         loss = -stay.sum(2).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -79,14 +86,18 @@ def improve(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, iterations: i
         x = observe(encoded)
         k = budgets(KEEP_RATIO, x.mask)
 
-        # Rollout: G sets per question. `action` [B G V] holds the place of each drawn token in the order of drawing.
+        # Rollout: G sets per question. `action` [B G V] holds the place of each drawn token in the
+        # order of drawing.
         with torch.no_grad():
             noise = torch.rand(QUESTIONS, GROUP, x.mask.shape[1], generator=generator)
             logits = logits_of(policy, x)
-            action, old_log_prob, _ = act(logits, x.mask, RULE, 0, k=k, features=x.features, noise=noise)
+            action, old_log_prob, _ = act(
+                logits, x.mask, RULE, 0, k=k, features=x.features, noise=noise
+            )
         keep = action.flatten(0, 1) > 0  # [N V]
 
-        # Reward: what pruning does to the answer's log-probability, against the prompt with all tokens. [N]
+        # Reward [N]: what pruning does to the answer's log-probability, against the prompt with
+        # all tokens.
         rows = [i for i in range(QUESTIONS) for _ in range(GROUP)]
         full, _ = score(lvlm, samples, encoded, keep_all(encoded).keep)
         pruned, _ = score(lvlm, [samples[i] for i in rows], encoded.rows(rows), keep)
@@ -95,13 +106,16 @@ def improve(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, iterations: i
         uids = tuple(encoded.uids[i] for i in rows)
         returns = reward(Outcome(uids, kept, log_prob=log_prob)).sum(0)
 
-        # Advantage: an episode against the others about the same question, so no critic is needed. [N]
+        # Advantage [N]: an episode against the others about the same question, so no critic is
+        # needed.
         advantage = normalize(leave_one_out(returns, GROUP))
 
         # Update: the same `act` evaluates the stored sets, so the first ratio is exactly 1.
         for _ in range(4):
             logits = logits_of(policy, x)
-            _, log_prob, entropy = act(logits, x.mask, RULE, 0, k=k, features=x.features, action=action)
+            _, log_prob, entropy = act(
+                logits, x.mask, RULE, 0, k=k, features=x.features, action=action
+            )
             new, old, entropy = (part.flatten(0, 1) for part in (log_prob, old_log_prob, entropy))
             loss = ppo_loss(new, old, advantage, entropy, None, None, keep, entropy_coef=0.0)
             optimizer.zero_grad()
@@ -112,7 +126,7 @@ def improve(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, iterations: i
 
 @torch.no_grad()
 def report(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset) -> dict[str, float]:
-    """Accuracy on test questions with all tokens, by the rule without learning, and by the policy's greedy sets."""
+    """Accuracy on test questions: all tokens, a rule without learning, the policy's greedy sets."""
     samples, rule = [dataset[i] for i in range(len(dataset))], AttentionDPPPruner()
     encoded = lvlm.encode(samples, rule.extras)
     x, k = observe(encoded), budgets(KEEP_RATIO, encoded.visual_mask)
@@ -121,7 +135,10 @@ def report(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset) -> dict[str, f
         "rule": rule.select(encoded, KEEP_RATIO).keep,
         "policy": serve(logits_of(policy, x), x.mask, k, "dpp", features=x.features),
     }
-    return {name: float(score(lvlm, samples, encoded, keep)[1].float().mean()) for name, keep in sets.items()}
+    return {
+        name: float(score(lvlm, samples, encoded, keep)[1].float().mean())
+        for name, keep in sets.items()
+    }
 
 
 def main(demonstrations: int = 20, iterations: int = 60) -> dict[str, float]:

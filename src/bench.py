@@ -1,4 +1,4 @@
-"""Measure speed and exactness: python -m src.bench latency, python -m src.bench parity model=qwen2_5_vl."""
+"""Measure speed and exactness: python -m src.bench latency, or parity model=qwen2_5_vl."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Does a model fit, and does it read what is meant? python -m src.check model=llava dataset=gqa stage=all."""
+"""Does a model fit, and does it read what is meant? python -m src.check model=llava stage=all."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Evaluate a run or a pruner: python -m src.eval run=<directory>, python -m src.eval pruner=random."""
+"""Evaluate a run or a pruner: python -m src.eval run=<directory>, or pruner=random."""
 
 from tprl.commands.entry import launch
 

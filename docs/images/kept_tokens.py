@@ -1,10 +1,10 @@
-"""The README's picture: two questions about one image, and the 4 of 144 tokens that each pruner keeps.
+"""The README's picture: two questions about one image, and the 4 of 144 tokens that pruners keep.
 
     PYTHONPATH=src python docs/images/kept_tokens.py
 
-It draws the first test image of `scenes` that shows the difference: the pruner that ships answers both questions right
-from sets that share at most half of their tokens, and the rule without learning misses one. The README's table says how
-often that happens.
+It draws the first test image of `scenes` that shows the difference: the pruner that ships answers
+both questions right from sets that share at most half of their tokens, and the rule without
+learning misses one. The README's table says how often that happens.
 """
 
 import textwrap
@@ -36,7 +36,10 @@ def main() -> None:
     for start in range(0, 1000, 5):  # five questions per image
         samples = [questions[start + i] for i in range(5)]
         encoded = lvlm.encode(samples, extras)
-        selections = [keep_all(encoded), *(pruner.select(encoded, KEEP_RATIO) for pruner in pruners)]
+        selections = [
+            keep_all(encoded),
+            *(pruner.select(encoded, KEEP_RATIO) for pruner in pruners),
+        ]
         answers = [lvlm.answer(splice(encoded, selection)) for selection in selections]
         pair = telling_pair(questions, samples, answers, selections[-1].keep)
         if pair is not None:
@@ -47,10 +50,14 @@ def main() -> None:
 def telling_pair(
     questions: Scenes, samples: list[Sample], answers: list[list[str]], keep: torch.Tensor
 ) -> tuple[int, int] | None:
-    """Two questions that all tokens and TPRL answer, of which the rule without learning misses the first."""
+    """Two questions that all tokens and TPRL answer, of which the rule without learning misses the
+    first."""
 
     def right(column: list[str]) -> list[bool]:
-        return [questions.score(sample, answer) > 0.5 for sample, answer in zip(samples, column, strict=True)]
+        return [
+            questions.score(sample, answer) > 0.5
+            for sample, answer in zip(samples, column, strict=True)
+        ]
 
     full, rule, learned = map(right, answers)
     answered = [i for i in range(len(samples)) if full[i] and learned[i]]
@@ -63,10 +70,17 @@ def telling_pair(
 
 
 def draw(
-    samples: list[Sample], selections: list[TokenSelection], answers: list[list[str]], pair: tuple[int, int]
+    samples: list[Sample],
+    selections: list[TokenSelection],
+    answers: list[list[str]],
+    pair: tuple[int, int],
 ) -> None:
     """Two rows of three pictures with their answers."""
-    titles = ["all 144 tokens", "attention_dpp, 4 tokens\n(no learning, no question)", "TPRL, 4 tokens"]
+    titles = [
+        "all 144 tokens",
+        "attention_dpp, 4 tokens\n(no learning, no question)",
+        "TPRL, 4 tokens",
+    ]
     figure, axes = plt.subplots(2, 3, figsize=(6.6, 5.4), layout="constrained")
     for row, i in enumerate(pair):
         for column, selection in enumerate(selections):
@@ -77,14 +91,21 @@ def draw(
             axis.set_yticks([])
             right = answer.strip() == samples[i].answers[0]
             axis.set_xlabel(
-                f"{'✓' if right else '✗'} {answer}", color=GOOD if right else BAD, fontsize=12, weight="bold"
+                f"{'✓' if right else '✗'} {answer}",
+                color=GOOD if right else BAD,
+                fontsize=12,
+                weight="bold",
             )
             if row == 0:
                 axis.set_title(titles[column], fontsize=11)
         axes[row, 0].set_ylabel(textwrap.fill(samples[i].question, 32), fontsize=10)
     path = Path(__file__).with_name("kept_tokens.png")
     figure.savefig(path, dpi=110)
-    colors = Image.open(path).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    colors = (
+        Image.open(path)
+        .convert("RGB")
+        .quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    )
     colors.save(path, optimize=True)
     print(path, [samples[i].uid for i in pair])
 

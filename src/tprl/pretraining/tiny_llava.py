@@ -9,7 +9,7 @@ CLIP model (the same vision tower, and the text tower it was trained with) in it
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -95,10 +95,11 @@ def build(
     """Untrained models with weights drawn from `seed`; about 3.7 M parameters by default, (side /
     patch)^2 tokens."""
     torch.manual_seed(seed)
-    side = WORLDS[world].side
-    tokenizer = build_tokenizer(WORLDS[world])
+    side, tokenizer = WORLDS[world].side, build_tokenizer(WORLDS[world])
     ids = tokenizer.get_vocab()
     pad, bos, _, eos, image = (ids[token] for token in SPECIAL)
+    marks: dict[str, Any] = {"pad_token_id": pad, "bos_token_id": bos, "eos_token_id": eos}
+
     vision = CLIPVisionConfig(
         hidden_size=vision_width,
         intermediate_size=4 * vision_width,
@@ -108,17 +109,6 @@ def build(
         patch_size=patch,
         projection_dim=clip_width,
     )
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=clip_width,
-        intermediate_size=4 * clip_width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        projection_dim=clip_width,
-        pad_token_id=pad,
-        bos_token_id=bos,
-        eos_token_id=eos,
-    )
     language = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -127,36 +117,43 @@ def build(
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=512,
-        pad_token_id=pad,
-        bos_token_id=bos,
-        eos_token_id=eos,
+        **marks,
     )
-    llava = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=language,
-            image_token_index=image,
-            vision_feature_layer=-2,
-        )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=language,
+        image_token_index=image,
+        vision_feature_layer=-2,
     )
+    llava = LlavaForConditionalGeneration(config)
     positions = llava.model.vision_tower.embeddings.position_embedding.weight
     positions.data[1:] = 0.3 * _sincos_2d(side // patch, vision_width)
-    llava.generation_config.update(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=clip_width))
-    images = CLIPImageProcessorPil(
-        size={"height": side, "width": side},
-        crop_size={"height": side, "width": side},
-        do_convert_rgb=True,
+    llava.generation_config.update(**marks)
+
+    # CLIP's encoder of captions, which teaches the tower
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=clip_width,
+        intermediate_size=4 * clip_width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=clip_width,
+        **marks,
     )
-    processor = LlavaProcessor(
-        images,
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=clip_width))
+    return TinyLlava(llava, clip, _processor(tokenizer, side, patch))
+
+
+def _processor(tokenizer: PreTrainedTokenizerFast, side: int, patch: int) -> LlavaProcessor:
+    square = {"height": side, "width": side}
+    return LlavaProcessor(
+        CLIPImageProcessorPil(size=square, crop_size=dict(square), do_convert_rgb=True),
         tokenizer,
         patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=USER_ASSISTANT,
     )
-    return TinyLlava(llava, clip, processor)
 
 
 def _sincos_2d(side: int, width: int) -> Float[Tensor, "N C"]:
