@@ -1,7 +1,9 @@
-"""One table of several evaluations of the same questions: python experiments/merge.py OUT RUN RUN...
+"""One table of several evaluations of the same questions: python experiments/merge.py OUT RUN
+RUN...
 
-OUT gets every file of a study (results.csv, intervals.csv, paired.json, spreads.json, scores.npz, pareto.svg) and equal_flops.md. An
-arm that several runs hold is taken from the first; its scores must be the same in all.
+OUT gets every file of a study (results.csv, intervals.csv, paired.json, spreads.json, scores.npz,
+pareto.svg) and equal_flops.md. An arm that several runs hold is taken from the first; its scores
+must be the same in all.
 """
 
 import sys
@@ -21,8 +23,11 @@ def main(out: Path, *runs: Path) -> None:
 
 
 def equal_flops(cells: dict, pruner: str) -> str:
-    """Accuracy (%) of every arm at the FLOPs of `pruner` at each keep ratio, linear between the arm's own points."""
-    ours = sorted((cell.flops_ratio, ratio, cell.value) for ratio, cell in cells[pruner].items())[::-1]
+    """Accuracy (%) of every arm at the FLOPs of `pruner` at each keep ratio, linear between the
+    arm's own points."""
+    ours = sorted((cell.flops_ratio, ratio, cell.value) for ratio, cell in cells[pruner].items())[
+        ::-1
+    ]
     heads = " | ".join(f"{100 * flops:.1f} % ({ratio:.3f})" for flops, ratio, _ in ours)
     lines = [f"| at the FLOPs of `{pruner}` | {heads} |", "|---" * (len(ours) + 1) + "|"]
     for name, row in cells.items():
@@ -30,7 +35,10 @@ def equal_flops(cells: dict, pruner: str) -> str:
         if len(at) > 1:
             x, y = zip(*at, strict=True)
             levels = (np.interp(flops, x, y, left=np.nan, right=np.nan) for flops, _, _ in ours)
-            lines.append(f"| `{name}` | {' | '.join('' if np.isnan(v) else f'{100 * v:.1f}' for v in levels)} |")
+            lines.append(
+                f"| `{name}` | "
+                f"{' | '.join('' if np.isnan(v) else f'{100 * v:.1f}' for v in levels)} |"
+            )
     return "\n".join(lines) + "\n"
 
 

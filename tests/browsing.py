@@ -10,7 +10,9 @@ EVERY = [(screen, scheme) for screen in SCREENS for scheme in SCHEMES]
 
 
 @contextmanager
-def opened(browser: Any, address: str, screen: str = "desk", scheme: str = "light") -> Iterator[Any]:
+def opened(
+    browser: Any, address: str, screen: str = "desk", scheme: str = "light"
+) -> Iterator[Any]:
     """A page that notes what its console said (`heard`) and what it requested (`asked`)."""
     width, height = SCREENS[screen]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)

@@ -25,7 +25,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The tests of a file share a process, and with it the runs, configs and data that they are about."""
+    """The tests of a file share a process, and with it the runs, configs and data that they are
+    about."""
     if config.getoption("dist") != "load":  # another way was asked for
         return None
     return import_module("xdist.scheduler").LoadFileScheduling(config, log)
@@ -60,8 +61,8 @@ def browser() -> Iterator[Any]:
         found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), own)
         if not Path(found).exists():
             missing(
-                f"there is no {found}: install chromium (apt install chromium, or python -m playwright install "
-                "chromium), or name one with CHROMIUM=/path/to/chromium."
+                f"there is no {found}: install chromium (apt install chromium, or python -m "
+                "playwright install chromium), or name one with CHROMIUM=/path/to/chromium."
             )
         chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield chromium

@@ -1,7 +1,8 @@
-"""GPUs that are not there: every tensor is one on the CPU with a note of the device where it would be.
+"""GPUs that are not there: every tensor is one on the CPU with a note of the device where it would
+be.
 
-Inside `Machine()` devices such as cuda:1 can be named, moved to and asked for. What a machine with GPUs refuses is
-refused with its words, and what makes it wait for a GPU is counted.
+Inside `Machine()` devices such as cuda:1 can be named, moved to and asked for. What a machine with
+GPUs refuses is refused with its words, and what makes it wait for a GPU is counted.
 """
 
 import sys
@@ -18,14 +19,34 @@ from torch.overrides import TorchFunctionMode
 from tprl.lvlm.frozen import FrozenLVLM
 
 HOST = torch.device("cpu")
-# Reading a number, or asking for a result whose size depends on numbers, waits until the GPU has computed them.
+# Reading a number, or asking for a result whose size depends on numbers, waits until the GPU has
+# computed them.
 WAITING = {
-    *("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "is_nonzero"),
-    *("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "equal", "allclose"),
+    *(
+        "item",
+        "tolist",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "__contains__",
+        "is_nonzero",
+    ),
+    *(
+        "nonzero",
+        "argwhere",
+        "masked_select",
+        "unique",
+        "unique_consecutive",
+        "bincount",
+        "equal",
+        "allclose",
+    ),
 }
 MOVING = {"to", "cpu", "cuda", "type_as"}
 INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}
-ANYWHERE = {"copy_", "set_", "_has_compatible_shallow_copy_type"}  # these take tensors of several devices
+# these take tensors of several devices
+ANYWHERE = {"copy_", "set_", "_has_compatible_shallow_copy_type"}
 JOINING = {"cat", "stack", "concat"}  # these take no lone number of the host among tensors of a GPU
 AS_THEY_ARE = {"__repr__", "__format__", "__reduce_ex__", "untyped_storage", "data_ptr"}
 
@@ -42,7 +63,11 @@ def put(tensor: Tensor, device: torch.device) -> None:
 def device_of(name: Any) -> torch.device:
     """A device by any of its names; without a number it is the first of its kind."""
     device = torch.device("cuda", name) if isinstance(name, int) else torch.device(name)
-    return torch.device(device.type, device.index or 0) if device.type == "cuda" else torch.device(device.type)
+    return (
+        torch.device(device.type, device.index or 0)
+        if device.type == "cuda"
+        else torch.device(device.type)
+    )
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -64,7 +89,8 @@ def line_of_tprl() -> str:
 
 
 class Machine(TorchFunctionMode):
-    """While it is entered, a machine with as many GPUs as are named. `waits` counts by line of the package."""
+    """While it is entered, a machine with as many GPUs as are named. `waits` counts by line of the
+    package."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +127,9 @@ class Machine(TorchFunctionMode):
         home = self._indexed(name, args) if name in INDEXING else self._together(name, operands)
         self._note_wait(name, args, kwargs, operands)
         if home != HOST and name in ("numpy", "__array__"):
-            raise TypeError(f"can't convert {home} device type tensor to numpy, at {line_of_tprl()}")
+            raise TypeError(
+                f"can't convert {home} device type tensor to numpy, at {line_of_tprl()}"
+            )
         return self._settle(func(*args, **kwargs), home, operands)
 
     def _settle(self, out: Any, home: torch.device, operands: list[Tensor]) -> Any:
@@ -134,7 +162,9 @@ class Machine(TorchFunctionMode):
 
     def _move(self, name: str, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         before = after = place(tensor)
-        words = {"cpu": [HOST], "cuda": list(args) or ["cuda"]}.get(name, [*args, kwargs.pop("device", None)])
+        words = {"cpu": [HOST], "cuda": list(args) or ["cuda"]}.get(
+            name, [*args, kwargs.pop("device", None)]
+        )
         how: dict[str, Any] = {key: kwargs[key] for key in ("dtype", "copy") if key in kwargs}
         for number, word in enumerate(words):
             if isinstance(word, Tensor):
@@ -171,19 +201,27 @@ class Machine(TorchFunctionMode):
 
     def _refused(self, name: str, places: Any) -> RuntimeError:
         names = ", ".join(sorted(map(str, places)))
-        return RuntimeError(f"Expected all tensors to be on the same device, got {names} in {name} at {line_of_tprl()}")
+        return RuntimeError(
+            "Expected all tensors to be on the same device, "
+            f"got {names} in {name} at {line_of_tprl()}"
+        )
 
-    def _note_wait(self, name: str, args: Any, kwargs: dict[str, Any], operands: list[Tensor]) -> None:
+    def _note_wait(
+        self, name: str, args: Any, kwargs: dict[str, Any], operands: list[Tensor]
+    ) -> None:
         if all(place(x) == HOST for x in operands):
             return
-        masks = [x for x in tensors_in(args[1:2]) if x.dtype == torch.bool] if name in INDEXING else []
+        masks = (
+            [x for x in tensors_in(args[1:2]) if x.dtype == torch.bool] if name in INDEXING else []
+        )
         lengths = name == "repeat_interleave" and len(operands) > 1 and "output_size" not in kwargs
         if name in WAITING or lengths or any(place(x) != HOST for x in masks):
             self._wait()
 
 
 def parts_of(model: nn.Module) -> Iterator[tuple[str, list[Tensor], bool]]:
-    """What of a model may lie on different devices, by name, in order; and whether it is a block, which is whole."""
+    """What of a model may lie on different devices, by name, in order; and whether it is a block,
+    which is whole."""
     blocks: list[str] = []
     for name, module in model.named_modules():
         if any(name.startswith(f"{block}.") for block in blocks):
@@ -195,12 +233,16 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, list[Tensor], bool]]:
         elif not list(module.children()):
             yield name, [*module.parameters(), *module.buffers()], False
         else:
-            yield from ((f"{name}.{weight}", [x], False) for weight, x in module.named_parameters(recurse=False))
+            yield from (
+                (f"{name}.{weight}", [x], False)
+                for weight, x in module.named_parameters(recurse=False)
+            )
 
 
 def cut(lvlm: FrozenLVLM, count: int) -> None:
-    """Spread a model over so many emulated GPUs by accelerate's hooks, as `placement=shard` does: every block on
-    another one than the block before, what follows a block with it, and word embeddings on the last."""
+    """Spread a model over so many emulated GPUs by accelerate's hooks, as `placement=shard` does:
+    every block on another one than the block before, what follows a block with it, and word
+    embeddings on the last."""
     model, where, block = lvlm.model, dict[str, int](), 0
     homes: dict[int, int] = {}  # of weights, which modules may share
     for name, tensors, is_block in parts_of(model):

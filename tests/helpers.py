@@ -12,7 +12,8 @@ from tprl.types import Encoded, Tower
 
 Grids = Sequence[Sequence[tuple[int, int]]]
 IMAGE_ID = 7  # the token id that stands in for every visual token
-RAGGED: Grids = (((12, 12),), ((6, 9),), ((4, 4), (5, 7)))  # three samples; the last one has two images
+# three samples; the last one has two images
+RAGGED: Grids = (((12, 12),), ((6, 9),), ((4, 4), (5, 7)))
 
 
 def toy_encoded(
@@ -25,19 +26,22 @@ def toy_encoded(
     axes: int = 1,
     seed: int = 0,
 ) -> Encoded:
-    """A batch of `len(grids)` prompts; `grids[b]` lists the (rows, columns) of each image of sample b (may be empty).
+    """A batch of `len(grids)` prompts; `grids[b]` lists the (rows, columns) of each image of sample
+    b (may be empty).
 
-    Every sample reads `before` text columns, its images with one text column between two of them, then `after` text
-    columns of which the first and the last two are template words and the rest is the question. Lengths of the text
-    differ between samples; sequences are left-padded, visual tokens right-padded. The content of a sample depends
-    on (uid, seed) and its grids only, so the same sample alone or in any batch has the same values.
+    Every sample reads `before` text columns, its images with one text column between two of them,
+    then `after` text columns of which the first and the last two are template words and the rest is
+    the question. Lengths of the text differ between samples; sequences are left-padded, visual
+    tokens right-padded. The content of a sample depends on (uid, seed) and its grids only, so the
+    same sample alone or in any batch has the same values.
 
     Args:
-        extras: names among "cls_attention" [B V] (sums to 1; as do "last_cls_attention", "middle_attention" and
-            "last_attention"), "vision_features" [B V vision_width], "cls_feature" (the same for all tokens of an
-            image), "vision_keys" [B V 8], "last_keys" [B V vision_width], "clip_relevance" [B V], "region" [B V]
-            (1/(1+rank) on about a sixth of the tokens) and "patch_embeds" [B V vision_width], with `toy_tower` for
-            them; padded entries are 0.
+        extras: names among "cls_attention" [B V] (sums to 1; as do "last_cls_attention",
+            "middle_attention" and "last_attention"), "vision_features" [B V vision_width],
+            "cls_feature" (the same for all tokens of an image), "vision_keys" [B V 8], "last_keys"
+            [B V vision_width], "clip_relevance" [B V], "region" [B V] (1/(1+rank) on about a sixth
+            of the tokens) and "patch_embeds" [B V vision_width], with `toy_tower` for them; padded
+            entries are 0.
         uids: defaults to "toy-0", "toy-1", ...
         axes: P, the number of position axes; axis p counts columns multiplied by p + 1.
     """
@@ -47,7 +51,9 @@ def toy_encoded(
         for uid, sample in zip(names, grids, strict=True)
     ]
     length = max(len(part["input_ids"]) for part in parts)
-    attention = _pad([torch.ones(len(part["input_ids"]), dtype=torch.bool) for part in parts], length, left=True)
+    attention = _pad(
+        [torch.ones(len(part["input_ids"]), dtype=torch.bool) for part in parts], length, left=True
+    )
     offset = [length - len(part["input_ids"]) for part in parts]
     visual = max(len(part["visual_at"]) for part in parts)
     mask = _pad([torch.ones(len(part["visual_at"]), dtype=torch.bool) for part in parts], visual)
@@ -58,7 +64,9 @@ def toy_encoded(
         embeds=_pad([part["embeds"] for part in parts], length, left=True),
         attention=attention,
         positions=torch.stack([column * (axis + 1) for axis in range(axes)]),
-        visual_at=_pad([part["visual_at"] + start for part, start in zip(parts, offset, strict=True)], visual),
+        visual_at=_pad(
+            [part["visual_at"] + start for part, start in zip(parts, offset, strict=True)], visual
+        ),
         visual_mask=mask,
         image_of=_pad([part["image_of"] for part in parts], visual),
         grids=tuple(tuple((grid,) for grid in sample) for sample in grids),
@@ -81,7 +89,10 @@ class ToyBlock:
 
     def attend(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         h = layer_norm(x, x.shape[-1:])
-        q, k, v = ((h @ one).unflatten(-1, (3, -1)).transpose(1, 2) for one in (self.query, self.key, self.value))
+        q, k, v = (
+            (h @ one).unflatten(-1, (3, -1)).transpose(1, 2)
+            for one in (self.query, self.key, self.value)
+        )
         mixed = (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1) @ v
         return x + mixed.transpose(1, 2).flatten(2) @ self.out, k.mean(1)
 
@@ -97,15 +108,25 @@ def toy_tower(width: int, blocks: int = 6, has_cls: bool = True) -> Tower:
 
 
 def _projector(vision_width: int, width: int) -> Tensor:
-    return torch.randn(vision_width, width, generator=torch.Generator().manual_seed(11)) / vision_width**0.5
+    return (
+        torch.randn(vision_width, width, generator=torch.Generator().manual_seed(11))
+        / vision_width**0.5
+    )
 
 
 def _sample(
-    uid: str, grids: Sequence[tuple[int, int]], width: int, vision_width: int, extras: frozenset[str], seed: int
+    uid: str,
+    grids: Sequence[tuple[int, int]],
+    width: int,
+    vision_width: int,
+    extras: frozenset[str],
+    seed: int,
 ) -> dict[str, Tensor]:
     digest = hashlib.blake2b(f"{seed}/{uid}".encode(), digest_size=7).digest()
     rng = torch.Generator().manual_seed(int.from_bytes(digest))
-    before, after = (int(torch.randint(low, high, (), generator=rng)) for low, high in ((2, 5), (5, 9)))
+    before, after = (
+        int(torch.randint(low, high, (), generator=rng)) for low, high in ((2, 5), (5, 9))
+    )
     counts = [rows * columns for rows, columns in grids]
     image_of = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], dtype=torch.long)
     visual_at = torch.arange(sum(counts)) + before + image_of
@@ -156,7 +177,8 @@ def _pad(rows: Sequence[Tensor], length: int, left: bool = False) -> Tensor:
 
 
 def untrained_policy(width: int) -> TPRL:
-    """A policy for tokens of this width, with logits that differ, and that depend on the question."""
+    """A policy for tokens of this width, with logits that differ, and that depend on the
+    question."""
     torch.manual_seed(0)
     made = TPRL(width, code_width=8, hidden=16, width=16, layers=1, heads=2, select="topk")
     with torch.no_grad():

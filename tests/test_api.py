@@ -37,7 +37,9 @@ NEW = 6
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
-    return load_component("model", request.param, pretrained=None, dtype="float32", max_new_tokens=NEW)
+    return load_component(
+        "model", request.param, pretrained=None, dtype="float32", max_new_tokens=NEW
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,8 @@ class TestEveryFamily:
         assert torch.equal(found, expected)
 
     def test_pruned_generation_is_that_of_the_masked_model(self, lvlm: FrozenLVLM) -> None:
-        """Against the definition of pruning: dropped tokens are masked out of attention, at every step."""
+        """Against the definition of pruning: dropped tokens are masked out of attention, at every
+        step."""
         made, batch = untrained_policy(lvlm.width), stock_inputs(lvlm, MIXED)
         with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
             found = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
@@ -100,11 +103,18 @@ class TestEveryFamily:
             assert len(images) == len(sample.images)
         for row, images in enumerate(pruning.kept):
             assert [one.grid for one in images] == list(encoded.grids[row])
-            assert [len(one.indices) for one in images] == [budget(0.3, one.total) for one in images]
+            assert [len(one.indices) for one in images] == [
+                budget(0.3, one.total) for one in images
+            ]
 
     def test_beams_and_several_sequences(self, lvlm: FrozenLVLM) -> None:
         made, batch = untrained_policy(lvlm.width), stock_inputs(lvlm, [TWO, SAMPLES[4]])
-        options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": NEW, "do_sample": False}
+        options: dict[str, Any] = {
+            "num_beams": 3,
+            "num_return_sequences": 2,
+            "max_new_tokens": NEW,
+            "do_sample": False,
+        }
         with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
             found = lvlm.model.generate(**batch, **options)
         prompt = pruned_prompt(lvlm, [TWO, SAMPLES[4]], made, 0.3)
@@ -120,12 +130,18 @@ class TestEveryFamily:
 
     def test_a_conversation_of_two_turns_asks_the_last_question(self, lvlm: FrozenLVLM) -> None:
         turns = [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is the color?"}]},
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": "what is the color?"}],
+            },
             {"role": "assistant", "content": [{"type": "text", "text": "red."}]},
             {"role": "user", "content": [{"type": "text", "text": "is it large?"}]},
         ]
         text = lvlm.tokenizer.apply_chat_template(
-            turns, chat_template=lvlm.processor.chat_template, add_generation_prompt=True, tokenize=False
+            turns,
+            chat_template=lvlm.processor.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
         )
         image = SAMPLES[0].images[0]
         batch = dict(lvlm.processor(text=[text], images=[[image]], return_tensors="pt"))
@@ -181,13 +197,19 @@ class TestGenerate:
     def test_streamers_get_the_prompt_and_then_the_answer(self, llava: FrozenLVLM) -> None:
         batch, streamer = stock_inputs(llava, SAMPLES[:1]), Collect()
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
-            out = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False, streamer=streamer)
+            out = llava.model.generate(
+                **batch, max_new_tokens=NEW, do_sample=False, streamer=streamer
+            )
         assert torch.equal(streamer.parts[0], batch["input_ids"])
         assert torch.equal(torch.cat([part.flatten() for part in streamer.parts]), out[0])
         assert streamer.ended
 
     def test_processors_and_criteria_read_the_original_prompt(self, llava: FrozenLVLM) -> None:
-        batch, watcher, stopper = stock_inputs(llava, SAMPLES[:2]), WatchingProcessor(), WatchingCriterion()
+        batch, watcher, stopper = (
+            stock_inputs(llava, SAMPLES[:2]),
+            WatchingProcessor(),
+            WatchingCriterion(),
+        )
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             llava.model.generate(
                 **batch,
@@ -201,7 +223,11 @@ class TestGenerate:
 
     def test_sampling_is_seeded_as_ever(self, llava: FrozenLVLM) -> None:
         batch = stock_inputs(llava, SAMPLES[:2])
-        options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "num_return_sequences": 3}
+        options: dict[str, Any] = {
+            "max_new_tokens": NEW,
+            "do_sample": True,
+            "num_return_sequences": 3,
+        }
         torch.manual_seed(3)
         expected = llava.model.generate(**batch, **options)
         with tprl.prune(llava.model, "keep_all", keep_ratio=1.0):
@@ -232,7 +258,11 @@ class TestGenerate:
         batch = stock_inputs(llava, SAMPLES[:2])
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             out = llava.model.generate(
-                **batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True
+                **batch,
+                max_new_tokens=3,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
         assert torch.equal(out.sequences[:, : batch["input_ids"].shape[1]], batch["input_ids"])
         assert len(out.logits) == out.sequences.shape[1] - batch["input_ids"].shape[1]
@@ -246,11 +276,14 @@ class TestGenerate:
         options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             expected = llava.model.generate(**batch, **options)
-            found = llava.model.generate(**batch, **options, cache_implementation="static", disable_compile=True)
+            found = llava.model.generate(
+                **batch, **options, cache_implementation="static", disable_compile=True
+            )
         assert torch.equal(found, expected)
 
     def test_right_padding_answers_as_left_padding(self, llava: FrozenLVLM) -> None:
-        """The stock method warns of right padding and reads the pad tokens; here they are moved out of the way."""
+        """The stock method warns of right padding and reads the pad tokens; here they are moved out
+        of the way."""
         two = [SAMPLES[0], SAMPLES[1]._replace(question="is it red or is it blue?")]
         left = stock_inputs(llava, two)
         right = dict(left)
@@ -261,7 +294,12 @@ class TestGenerate:
         assert not torch.equal(right["attention_mask"], left["attention_mask"])
         found = []
         for batch in (left, right):
-            with tprl.prune(llava.model, untrained_policy(llava.width), keep_ratio=0.3, processor=llava.processor):
+            with tprl.prune(
+                llava.model,
+                untrained_policy(llava.width),
+                keep_ratio=0.3,
+                processor=llava.processor,
+            ):
                 out = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
             found.append(out[:, left["input_ids"].shape[1] :])
         assert torch.equal(*found)
@@ -270,19 +308,27 @@ class TestGenerate:
         batch = stock_inputs(llava, SAMPLES[:1])
         ids = batch.pop("input_ids")
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
-            expected = llava.model.generate(input_ids=ids, **batch, max_new_tokens=3, do_sample=False)
-            assert torch.equal(llava.model.generate(ids, **batch, max_new_tokens=3, do_sample=False), expected)
+            expected = llava.model.generate(
+                input_ids=ids, **batch, max_new_tokens=3, do_sample=False
+            )
+            assert torch.equal(
+                llava.model.generate(ids, **batch, max_new_tokens=3, do_sample=False), expected
+            )
 
     def test_text_passes_untouched(self, llava: FrozenLVLM) -> None:
         batch = stock_inputs(llava, [SAMPLES[0]._replace(images=())])
         expected = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         with tprl.prune(llava.model, "random", keep_ratio=0.3) as pruning:
-            assert torch.equal(llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False), expected)
+            assert torch.equal(
+                llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False), expected
+            )
             assert pruning.kept == [[]]
 
     def test_compact_positions(self, llava: FrozenLVLM) -> None:
         made, batch = untrained_policy(llava.width), stock_inputs(llava, SAMPLES[:2])
-        with tprl.prune(llava.model, made, keep_ratio=0.3, processor=llava.processor, positions="compact"):
+        with tprl.prune(
+            llava.model, made, keep_ratio=0.3, processor=llava.processor, positions="compact"
+        ):
             found = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         encoded = llava.encode(SAMPLES[:2])
         texts = llava.answer(splice(encoded, made.select(encoded, 0.3), positions="compact"))
@@ -292,7 +338,9 @@ class TestGenerate:
     def test_half_precision(self) -> None:
         lvlm = load_component("model", "llava", pretrained=None, dtype="bfloat16")
         batch = stock_inputs(lvlm, SAMPLES[:2])
-        with tprl.prune(lvlm.model, untrained_policy(lvlm.width), keep_ratio=0.3, processor=lvlm.processor) as pruning:
+        with tprl.prune(
+            lvlm.model, untrained_policy(lvlm.width), keep_ratio=0.3, processor=lvlm.processor
+        ) as pruning:
             out = lvlm.model.generate(**batch, max_new_tokens=3, do_sample=False)
         assert torch.equal(out[:, : batch["input_ids"].shape[1]], batch["input_ids"])
         assert [len(images[0].indices) for images in pruning.kept] == [budget(0.3, 36)] * 2
@@ -302,7 +350,9 @@ class TestGenerate:
         made.calibrate([llava.encode(SAMPLES)], 0.3)
         before, counts = made.serving.tau, []
         for threshold in (0.2, 0.5, 0.8):
-            with tprl.prune(llava.model, made, threshold=threshold, processor=llava.processor) as pruning:
+            with tprl.prune(
+                llava.model, made, threshold=threshold, processor=llava.processor
+            ) as pruning:
                 llava.model.generate(**batch, max_new_tokens=1)
             counts.append([len(images[0].indices) for images in pruning.kept])
             encoded = llava.encode(SAMPLES[:4])
@@ -315,12 +365,16 @@ class TestGenerate:
     def test_budgets_per_question_on_the_embedded_model(self) -> None:
         lvlm, data = Llava("tiny_llava"), Scenes("test")
         samples = [data[i] for i in range(20)]
-        with tprl.prune(lvlm.model, "tprl_adaptive", keep_ratio=1 / 9) as pruning:  # its processor is found
+        # its processor is found
+        with tprl.prune(lvlm.model, "tprl_adaptive", keep_ratio=1 / 9) as pruning:
             lvlm.model.generate(**stock_inputs(lvlm, samples), max_new_tokens=1)
         counts = [len(images[0].indices) for images in pruning.kept]
         assert len(set(counts)) > 2
         encoded = lvlm.encode(samples)
-        assert counts == load_component("pruner", "tprl_adaptive").select(encoded, 1 / 9).count.tolist()
+        assert (
+            counts
+            == load_component("pruner", "tprl_adaptive").select(encoded, 1 / 9).count.tolist()
+        )
 
     @pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "dart"])
     def test_methods_inside_the_language_model(self, llava: FrozenLVLM, name: str) -> None:
@@ -338,10 +392,14 @@ class TestGenerate:
     def test_methods_that_make_new_tokens(self, llava: FrozenLVLM) -> None:
         with tprl.prune(llava.model, "pooling", keep_ratio=0.25) as pruning:
             llava.model.generate(**stock_inputs(llava, [TWO]), max_new_tokens=1)
-        assert [len(one.indices) for one in pruning.kept[0]] == [budget(0.25, one.total) for one in pruning.kept[0]]
+        assert [len(one.indices) for one in pruning.kept[0]] == [
+            budget(0.25, one.total) for one in pruning.kept[0]
+        ]
 
     @pytest.mark.parametrize("name", ["cdpruner", "trim"])
-    def test_a_processor_found_by_itself_also_reads_the_question_for_relevance(self, name: str) -> None:
+    def test_a_processor_found_by_itself_also_reads_the_question_for_relevance(
+        self, name: str
+    ) -> None:
         lvlm, data = Llava("tiny_llava"), Scenes("test")
         samples = [data[i] for i in (0, 5)]
         encoded = lvlm.encode(samples, frozenset({"clip_relevance"}))
@@ -365,7 +423,10 @@ class TestUndo:
         assert vars(llava.model) == before
 
     def test_also_after_an_error(self, llava: FrozenLVLM) -> None:
-        with pytest.raises(RuntimeError, match="mine"), tprl.prune(llava.model, "random", keep_ratio=0.3):
+        with (
+            pytest.raises(RuntimeError, match="mine"),
+            tprl.prune(llava.model, "random", keep_ratio=0.3),
+        ):
             raise RuntimeError("mine")
         assert "generate" not in vars(llava.model)
 

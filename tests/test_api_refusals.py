@@ -32,12 +32,18 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"keep_ratio": 1.7}, r"keep_ratio must be a number in \(0, 1\], got 1\.7; use e\.g\. 0\.333\."),
+            (
+                {"keep_ratio": 1.7},
+                r"keep_ratio must be a number in \(0, 1\], got 1\.7; use e\.g\. 0\.333\.",
+            ),
             ({"keep_ratio": 0.0}, "keep_ratio must be a number"),
             ({}, "random needs a kept fraction of the visual tokens"),
             ({"threshold": 0.5}, "threshold=0.5 means nothing to random"),
             ({"keep_ratio": 0.3, "threshold": 0.5}, "contradict each other"),
-            ({"keep_ratio": 0.3, "positions": "gapped"}, "positions must be keep or compact, got gapped"),
+            (
+                {"keep_ratio": 0.3, "positions": "gapped"},
+                "positions must be keep or compact, got gapped",
+            ),
         ],
     )
     def test_of_arguments(self, llava: FrozenLVLM, options: dict[str, Any], message: str) -> None:
@@ -46,40 +52,60 @@ class TestRefusals:
         assert "generate" not in vars(llava.model)
 
     def test_an_unknown_pruner(self, llava: FrozenLVLM) -> None:
-        with pytest.raises(UserError, match=r"pruner=magic does not exist; choose one of: .*random"):
+        with pytest.raises(
+            UserError, match=r"pruner=magic does not exist; choose one of: .*random"
+        ):
             tprl.prune(llava.model, "magic", keep_ratio=0.3)
 
     def test_a_model_without_image_tokens(self) -> None:
         model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20))
-        with pytest.raises(UserError, match=r"GPT2LMHeadModel \(model_type gpt2\) has no image tokens that TPRL knows"):
+        with pytest.raises(
+            UserError,
+            match=r"GPT2LMHeadModel \(model_type gpt2\) has no image tokens that TPRL knows",
+        ):
             tprl.prune(model, "random", keep_ratio=0.3)
 
     def test_a_pruner_for_another_width_or_family(self, llava: FrozenLVLM) -> None:
-        with pytest.raises(UserError, match="tokens of width 192, and those of this LVLM have 48: train one for it"):
+        with pytest.raises(
+            UserError, match="tokens of width 192, and those of this LVLM have 48: train one for it"
+        ):
             tprl.prune(llava.model, "tprl", keep_ratio=0.3)
         made = untrained_policy(llava.width)
         made.trained_on |= {"family": "qwen2_5_vl", "model": "Qwen"}
-        with pytest.raises(UserError, match=r"trained for a qwen2_5_vl \(Qwen\), and this model is a llava: train one"):
+        with pytest.raises(
+            UserError,
+            match=r"trained for a qwen2_5_vl \(Qwen\), and this model is a llava: train one",
+        ):
             tprl.prune(llava.model, made, keep_ratio=0.3, processor=llava.processor)
 
     def test_what_the_family_cannot_provide(self) -> None:
         lvlm = load_component("model", "smolvlm2", pretrained=None, dtype="float32")
-        with pytest.raises(UserError, match=r"smolvlm cannot provide \['cls_feature', 'vision_keys'\]"):
+        with pytest.raises(
+            UserError, match=r"smolvlm cannot provide \['cls_feature', 'vision_keys'\]"
+        ):
             tprl.prune(lvlm.model, "visionzip", keep_ratio=0.3)
         with pytest.raises(UserError, match=r"cannot provide \['region'\]"):
             tprl.prune(lvlm.model, "oracle", keep_ratio=0.3)
 
     def test_a_llava_with_a_tower_of_another_kind(self) -> None:
-        vision = PixtralVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+        vision = PixtralVisionConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        )
         text = LlamaConfig(
-            vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+            vocab_size=30,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
         )
         model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
         with pytest.raises(UserError, match="a vision tower of type pixtral"):
             tprl.prune(model, "random", keep_ratio=0.3)
 
     def test_a_policy_without_a_processor(self, llava: FrozenLVLM) -> None:
-        with pytest.raises(UserError, match="tprl reads the question, and this model's processor is not there"):
+        with pytest.raises(
+            UserError, match="tprl reads the question, and this model's processor is not there"
+        ):
             tprl.prune(llava.model, untrained_policy(llava.width), keep_ratio=0.3)
 
     def test_a_model_that_is_pruned_already(self, llava: FrozenLVLM) -> None:
@@ -93,15 +119,23 @@ class TestRefusals:
         [
             ({"use_cache": False}, "packed sequences: leave the cache on"),
             ({"mm_encoder_outputs": {"image": 1}}, "images are encoded here: give pixel_values"),
-            ({"pixel_values_videos": torch.zeros(1)}, "pixel_values_videos.*videos are not pruned yet"),
+            (
+                {"pixel_values_videos": torch.zeros(1)},
+                "pixel_values_videos.*videos are not pruned yet",
+            ),
             ({"inputs_embeds": torch.zeros(1)}, "nothing to prune in embeddings"),
             ({"past_key_values": DynamicCache()}, "give the whole conversation"),
             ({"prompt_lookup_num_tokens": 3}, "prompt lookup"),
         ],
     )
-    def test_of_what_generate_is_given(self, llava: FrozenLVLM, options: dict[str, Any], message: str) -> None:
+    def test_of_what_generate_is_given(
+        self, llava: FrozenLVLM, options: dict[str, Any], message: str
+    ) -> None:
         batch = stock_inputs(llava, SAMPLES[:1])
-        with tprl.prune(llava.model, "random", keep_ratio=0.3), pytest.raises(UserError, match=message):
+        with (
+            tprl.prune(llava.model, "random", keep_ratio=0.3),
+            pytest.raises(UserError, match=message),
+        ):
             llava.model.generate(**batch, **options)
 
     def test_videos_alone_and_the_cache_of_a_pruned_prompt(self, llava: FrozenLVLM) -> None:
@@ -123,7 +157,9 @@ class TestRefusals:
     def test_images_that_do_not_fit_the_prompt(self, llava: FrozenLVLM) -> None:
         batch = stock_inputs(llava, SAMPLES[:2])
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
-            with pytest.raises(UserError, match="prompt 1 has 36 image tokens, and its images make 0"):
+            with pytest.raises(
+                UserError, match="prompt 1 has 36 image tokens, and its images make 0"
+            ):
                 llava.model.generate(**batch | {"pixel_values": batch["pixel_values"][:1]})
             with pytest.raises(UserError, match="2 images were given, and the prompts show 1"):
                 llava.model.generate(

@@ -74,8 +74,14 @@ def test_budgets_count_valid_tokens_only():
 def test_keep_top_breaks_ties_by_lower_index_and_never_keeps_padding():
     scores = torch.tensor([[1.0, 3.0, 3.0, 9.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 1, 0, 1], [1, 1, 1, 1, 1]]).bool()
-    assert keep_top(scores, mask, torch.tensor([2, 3])).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
-    assert keep_top(scores, mask, torch.tensor([5, 0])).int().tolist() == [[1, 1, 1, 0, 1], [0, 0, 0, 0, 0]]
+    assert keep_top(scores, mask, torch.tensor([2, 3])).int().tolist() == [
+        [0, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0],
+    ]
+    assert keep_top(scores, mask, torch.tensor([5, 0])).int().tolist() == [
+        [1, 1, 1, 0, 1],
+        [0, 0, 0, 0, 0],
+    ]
 
 
 def test_image_rows_round_trip():
@@ -114,7 +120,8 @@ def test_grid_that_is_not_the_token_count_is_refused():
 
 def test_views_share_the_budget_of_their_image():
     encoded = toy_encoded([((5, 5),), ((4, 4),)])
-    encoded = replace(encoded, grids=((((2, 2), (3, 7)),), (((4, 4),),)))  # 25 tokens: a small view and a crop
+    # 25 tokens: a small view and a crop
+    encoded = replace(encoded, grids=((((2, 2), (3, 7)),), (((4, 4),),)))
     views, shapes = view_rows(encoded, 0.28)
     assert shapes == ((2, 2, 1), (3, 7, 6), (4, 4, 4))
     assert views.sample.tolist() == [0, 0, 1]

@@ -1,4 +1,5 @@
-"""Exactness of the cost model against torch's own counter, and against the published check values."""
+"""Exactness of the cost model against torch's own counter, and against the published check
+values."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,14 +35,18 @@ OURS = ("vision", "projector", "prefill", "decode", "lm_head")
 LLAVA_7B = cost.LVLMShape(
     vision=cost.VisionShape(layers=24, width=1024, mlp=4096, heads=16, patches=576, patch_size=14),
     projector=(1024, 4096, 4096),
-    lm=cost.LMShape(layers=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064),
+    lm=cost.LMShape(
+        layers=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064
+    ),
 )
 
 
 def counter(depth: int = 8) -> FlopCounterMode:
     """FlopCounterMode that also sees the CPU's SDPA kernel, which torch 2.13 leaves out."""
 
-    def sdpa(query: Shape, key: Shape, value: Shape, *_: object, out_shape: object = None, **__: object) -> int:
+    def sdpa(
+        query: Shape, key: Shape, value: Shape, *_: object, out_shape: object = None, **__: object
+    ) -> int:
         return sdpa_flop_count(query, key, value)
 
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -77,7 +82,8 @@ def config() -> LlavaConfig:
         head_dim=16,  # 6 x 16 != 48: the query width differs from the model's
         vocab_size=97,
     )
-    options: dict[str, Any] = {"image_token_id": IMAGE, "vision_feature_layer": -2}  # not in the stub of its __init__
+    # not in the stub of its __init__
+    options: dict[str, Any] = {"image_token_id": IMAGE, "vision_feature_layer": -2}
     return LlavaConfig(vision_config=vision, text_config=text, **options)
 
 
@@ -106,17 +112,25 @@ def test_pixels_to_first_token_match_the_counter(model: nn.Module, config: Llava
 
 @pytest.mark.parametrize(("text", "visual"), [(3, 1), (7, 5), (12, 16), (40, 16)])
 @torch.no_grad()
-def test_prefill_and_decode_match_the_counter(model: nn.Module, config: LlavaConfig, text: int, visual: int) -> None:
+def test_prefill_and_decode_match_the_counter(
+    model: nn.Module, config: LlavaConfig, text: int, visual: int
+) -> None:
     shape = cost.LVLMShape.from_llava(config)
     length = text + visual
     with counter() as fc:
         out = model(inputs_embeds=torch.zeros(1, length, 48), use_cache=True, logits_to_keep=1)
-    assert fc.get_total_flops() == cost.prefill_flops(shape, text, visual) + cost.lm_head_flops(shape)
+    assert fc.get_total_flops() == cost.prefill_flops(shape, text, visual) + cost.lm_head_flops(
+        shape
+    )
     steps = 0
     for step in range(1, 3):
         with counter() as fc:
             mask = torch.ones(1, length + step, dtype=torch.long)
-            out = model(input_ids=torch.tensor([[5]]), attention_mask=mask, past_key_values=out.past_key_values)
+            out = model(
+                input_ids=torch.tensor([[5]]),
+                attention_mask=mask,
+                past_key_values=out.past_key_values,
+            )
         steps += fc.get_total_flops() - cost.lm_head_flops(shape)
         assert steps == cost.decode_flops(shape, text, visual, steps=step)
 
@@ -137,17 +151,23 @@ def test_a_generated_answer_costs_what_total_says(model: nn.Module, config: Llav
             pad_token_id=0,
         )
     assert out.shape[1] == 20 + 5
-    assert fc.get_total_flops() == cost.total(shape, text_tokens=4, visual_tokens=16, answer_tokens=5)["total"]
+    assert (
+        fc.get_total_flops()
+        == cost.total(shape, text_tokens=4, visual_tokens=16, answer_tokens=5)["total"]
+    )
 
 
-@pytest.mark.parametrize(("visual", "tera_macs"), [(576, 4.252), (192, 1.675), (128, 1.253), (64, 0.833)])
+@pytest.mark.parametrize(
+    ("visual", "tera_macs"), [(576, 4.252), (192, 1.675), (128, 1.253), (64, 0.833)]
+)
 def test_prefill_of_the_7b_geometry(visual: int, tera_macs: float) -> None:
     """The check values of docs/baselines.md#flops, gated MLP, 64 text tokens."""
     assert cost.prefill_flops(LLAVA_7B, 64, visual) / 2e12 == pytest.approx(tera_macs, abs=5e-4)
 
 
 def test_real_geometry_as_counted() -> None:
-    """What FlopCounterMode counted of the 7B language model, without its head, on the meta device."""
+    """What FlopCounterMode counted of the 7B language model, without its head, on the meta
+    device."""
     for visual, tera in ((576, 8.1774), (64, 1.3527)):
         assert cost.prefill_flops(LLAVA_7B, 40, visual) / 1e12 == pytest.approx(tera, abs=5e-5)
     layer = cost.encoder_layer_flops(1024, 4096, 577)
@@ -159,8 +179,8 @@ def test_real_geometry_as_counted() -> None:
 def test_the_7b_geometry_on_the_meta_device() -> None:
     """Every part of LLaVA-1.5-7B without its weights, and its cache."""
     vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768,
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+        image_size=336, patch_size=14, projection_dim=768,
     )  # fmt: skip
     options: dict[str, Any] = {"image_token_index": 32000, "vision_feature_layer": -2}
     text = LlamaConfig(vocab_size=32064)
@@ -174,7 +194,9 @@ def test_the_7b_geometry_on_the_meta_device() -> None:
         for visual in (576, 192):
             cache = DynamicCache(config=text)
             with counter() as fc:
-                parts.language_model(inputs_embeds=torch.zeros(1, 64 + visual, 4096), past_key_values=cache)
+                parts.language_model(
+                    inputs_embeds=torch.zeros(1, 64 + visual, 4096), past_key_values=cache
+                )
             assert fc.get_total_flops() == cost.prefill_flops(LLAVA_7B, 64, visual)
             assert held(cache) == cost.kv_bytes(LLAVA_7B.lm, 64 + visual, dtype_bytes=4)
             with counter() as fc:
@@ -191,13 +213,15 @@ def test_the_cache_of_the_7b_geometry() -> None:
 
 
 def test_the_papers_54_percent() -> None:
-    """-54.2 % FLOPs at 576 -> 192: which convention and which length of text give it (see `tprl.cost`)."""
+    """-54.2 % FLOPs at 576 -> 192: which convention and which length of text give it (see
+    `tprl.cost`)."""
 
     def percent(text: int, shape: cost.LVLMShape = LLAVA_7B, parts: Sequence[str] = OURS) -> float:
         return 100 * cost.saved(shape, text_tokens=text, visual_tokens=576, kept=192, parts=parts)
 
     lm_only, with_tower = ("prefill",), ("vision", "prefill")
-    fastv = replace(LLAVA_7B, lm=replace(LLAVA_7B.lm, gated=False))  # its formula has an MLP of two matrices
+    # its formula has an MLP of two matrices
+    fastv = replace(LLAVA_7B, lm=replace(LLAVA_7B.lm, gated=False))
     used = replace(fastv, vision=replace(LLAVA_7B.vision, layers=23))
     # Ours, at the length of text that fits, at the 64 tokens of our benchmarks, and without text.
     assert percent(110) == pytest.approx(54.2, abs=0.05)
@@ -241,7 +265,9 @@ def test_a_siglip_tower_without_its_pooling_head(config: LlavaConfig) -> None:
         )
         vision.vision_use_head = head
         options: dict[str, Any] = {"vision_feature_select_strategy": "full"}
-        shape = cost.LVLMShape.from_llava(LlavaConfig(vision_config=vision, text_config=config.text_config, **options))
+        shape = cost.LVLMShape.from_llava(
+            LlavaConfig(vision_config=vision, text_config=config.text_config, **options)
+        )
         with counter() as fc:
             SiglipVisionModel(vision).eval()(torch.zeros(2, 3, 32, 32))
         assert fc.get_total_flops() == cost.vision_flops(shape, images=2)
@@ -257,9 +283,22 @@ def test_tokens_dropped_inside_the_model_are_counted_per_layer() -> None:
 
 def test_total_is_the_sum_of_its_parts() -> None:
     parts = cost.total(
-        LLAVA_7B, text_tokens=40, visual_tokens=64, answer_tokens=3, images=2, selector={"divprune": 12345}
+        LLAVA_7B,
+        text_tokens=40,
+        visual_tokens=64,
+        answer_tokens=3,
+        images=2,
+        selector={"divprune": 12345},
     )
-    assert list(parts) == ["vision", "projector", "divprune", "prefill", "decode", "lm_head", "total"]
+    assert list(parts) == [
+        "vision",
+        "projector",
+        "divprune",
+        "prefill",
+        "decode",
+        "lm_head",
+        "total",
+    ]
     assert parts.pop("total") == sum(parts.values())
     assert parts["vision"] == 2 * cost.vision_flops(LLAVA_7B)
     assert parts["lm_head"] == 3 * 2 * 4096 * 32064
@@ -283,10 +322,13 @@ def test_selectors_match_the_counter(pruner: Any, kept: int) -> None:
     shape = cost.LVLMShape(vision, (24, 16), cost.LMShape(2, 16, 32, 2, 2, 8, 100))
     with counter() as fc:
         pruner.select(encoded, kept / 64)
-    # Greedy MAP is written elementwise, so the counter does not see its products (`cost.dpp_flops`). ToMe is charged
-    # the difference to one pass of the tower and the projector, and `select` is a second one.
+    # Greedy MAP is written elementwise, so the counter does not see its products
+    # (`cost.dpp_flops`). ToMe is charged the difference to one pass of the tower and the projector,
+    # and `select` is a second one.
     second = 6 * cost.encoder_layer_flops(24, 96, 65) + cost.projector_flops(shape)
-    greedy = dict.fromkeys(("cdpruner", "attention_dpp", "question_dpp", "oracle_dpp"), 2 * kept**2 * 64)
+    greedy = dict.fromkeys(
+        ("cdpruner", "attention_dpp", "question_dpp", "oracle_dpp"), 2 * kept**2 * 64
+    )
     unseen = {**greedy, "tome": -second}.get(pruner.name, 0)
     assert fc.get_total_flops() == pruner.flops(shape, 64, kept) - unseen
 
@@ -294,14 +336,22 @@ def test_selectors_match_the_counter(pruner: Any, kept: int) -> None:
 @pytest.mark.parametrize("query", ["tokens", "pooled", "none"])
 @pytest.mark.parametrize("positions", [True, False])
 @torch.no_grad()
-def test_policy_matches_the_counter(query: Literal["tokens", "pooled", "none"], positions: bool) -> None:
-    net = PolicyNet(code_width=10, query_width=14, width=16, layers=2, heads=4, query=query, positions=positions)
+def test_policy_matches_the_counter(
+    query: Literal["tokens", "pooled", "none"], positions: bool
+) -> None:
+    net = PolicyNet(
+        code_width=10, query_width=14, width=16, layers=2, heads=4, query=query, positions=positions
+    )
     alive = torch.ones(1, 9, dtype=torch.bool)
     words = torch.ones(1, 5, dtype=torch.bool)
-    x = PolicyInput(torch.zeros(1, 9, 10), torch.zeros(1, 9, 2), alive, torch.zeros(1, 5, 14), words)
+    x = PolicyInput(
+        torch.zeros(1, 9, 10), torch.zeros(1, 9, 2), alive, torch.zeros(1, 5, 14), words
+    )
     with counter() as fc:
         net(x, alive, 0, torch.tensor([0.5]))
-    assert fc.get_total_flops() == cost.policy_flops(cost.PolicyShape.from_net(net), tokens=9, words=5)
+    assert fc.get_total_flops() == cost.policy_flops(
+        cost.PolicyShape.from_net(net), tokens=9, words=5
+    )
 
 
 @torch.no_grad()
@@ -323,7 +373,8 @@ def test_dpp_kernel_matches_the_counter() -> None:
 
 
 def test_the_policy_is_small_beside_the_model() -> None:
-    """docs/baselines.md#flops: two layers of width 512 on 576 tokens of width 4096 are about 0.005 T MAC."""
+    """docs/baselines.md#flops: two layers of width 512 on 576 tokens of width 4096 are about 0.005
+    T MAC."""
     policy = cost.PolicyShape(code_width=4096, query_width=4096, width=512, layers=2)
     assert cost.policy_flops(policy, tokens=576, words=40) / 2e12 == pytest.approx(0.0062, abs=5e-4)
 
@@ -334,9 +385,16 @@ def test_selector_of_the_7b_geometry() -> None:
 
 
 def test_other_towers_are_refused_in_one_sentence(config: LlavaConfig) -> None:
-    siglip = LlavaConfig(vision_config={"model_type": "siglip_vision_model"}, text_config=config.text_config)
-    with pytest.raises(UserError, match=r"a siglip_vision_model whose features are selected by 'default' \(it knows "):
+    siglip = LlavaConfig(
+        vision_config={"model_type": "siglip_vision_model"}, text_config=config.text_config
+    )
+    with pytest.raises(
+        UserError,
+        match=r"a siglip_vision_model whose features are selected by 'default' \(it knows ",
+    ):
         cost.LVLMShape.from_llava(siglip)
     siglip.vision_config = Dinov2Config()
-    with pytest.raises(UserError, match=r"does not know a dinov2 whose .* can be trained on but not evaluated"):
+    with pytest.raises(
+        UserError, match=r"does not know a dinov2 whose .* can be trained on but not evaluated"
+    ):
         cost.LVLMShape.from_llava(siglip)

@@ -11,12 +11,21 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = {"PIL": "pillow", "hydra": "hydra-core", "yaml": "pyyaml", "lmms_eval": "lmms-eval"}
 OURS = {"tprl", "src", "tests", "tests_lmms"}
 # What is imported only where its extra is installed, or never by name.
-NEVER_IMPORTED = {"bitsandbytes", "hydra-joblib-launcher", "hydra-submitit-launcher", "num2words", "playwright"}
+NEVER_IMPORTED = {
+    "bitsandbytes",
+    "hydra-joblib-launcher",
+    "hydra-submitit-launcher",
+    "num2words",
+    "playwright",
+}
 
 
 def names(requirements: list[str]) -> set[str]:
     """Distributions, without their versions."""
-    return {re.split(r"[<>=!~\[; ]", text, maxsplit=1)[0].lower().replace("_", "-") for text in requirements}
+    return {
+        re.split(r"[<>=!~\[; ]", text, maxsplit=1)[0].lower().replace("_", "-")
+        for text in requirements
+    }
 
 
 def extras() -> set[str]:
@@ -26,7 +35,8 @@ def extras() -> set[str]:
 
 
 def imported(folder: str) -> set[str]:
-    """Distributions that the Python files below `folder` import, ours and the standard library left out."""
+    """Distributions that the Python files below `folder` import, ours and the standard library left
+    out."""
     modules: set[str] = set()
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -40,7 +50,10 @@ def imported(folder: str) -> set[str]:
 
 def test_everything_imported_is_declared() -> None:
     extras = {
-        name for extra, group in PROJECT["optional-dependencies"].items() if extra != "dev" for name in names(group)
+        name
+        for extra, group in PROJECT["optional-dependencies"].items()
+        if extra != "dev"
+        for name in names(group)
     }
     assert imported("src") - names(PROJECT["dependencies"]) - extras == set()
 
@@ -48,7 +61,10 @@ def test_everything_imported_is_declared() -> None:
 def test_everything_declared_is_imported() -> None:
     assert names(PROJECT["dependencies"]) - imported("src") == set()
     extras = {
-        name for extra, group in PROJECT["optional-dependencies"].items() if extra != "dev" for name in names(group)
+        name
+        for extra, group in PROJECT["optional-dependencies"].items()
+        if extra != "dev"
+        for name in names(group)
     }
     assert extras - NEVER_IMPORTED - imported("src") == set()
 

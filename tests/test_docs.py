@@ -6,9 +6,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "experiments").glob("**/README.md")]
-CODE = [p for folder in ("src", "tests", "experiments", "conf", "examples") for p in (ROOT / folder).rglob("*.[py]*")]
-SOURCES = [path for path in CODE if path.suffix in (".py", ".yaml") and "node_modules" not in path.parts]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "experiments").glob("**/README.md"),
+]
+CODE = [
+    p
+    for folder in ("src", "tests", "experiments", "conf", "examples")
+    for p in (ROOT / folder).rglob("*.[py]*")
+]
+SOURCES = [
+    path for path in CODE if path.suffix in (".py", ".yaml") and "node_modules" not in path.parts
+]
 
 
 def anchors(page: Path) -> set[str]:
@@ -38,11 +48,15 @@ def test_files_that_a_page_names_exist(name: str) -> None:
 
 
 def test_comments_name_only_documents_of_the_repository() -> None:
-    """A reader of a clone can follow every reference: `docs/<page>.md`, with the heading where one is named."""
+    """A reader of a clone can follow every reference: `docs/<page>.md`, with the heading where one
+    is named."""
     lost = []
     for path in SOURCES:
         text = path.read_text()
-        lost += [f"{path.name}: {name}" for name in re.findall(r"\b(?:BASELINES|METHOD|ECOSYSTEM|DESIGN)\b", text)]
+        lost += [
+            f"{path.name}: {name}"
+            for name in re.findall(r"\b(?:BASELINES|METHOD|ECOSYSTEM|DESIGN)\b", text)
+        ]
         for page, anchor in re.findall(r"\bdocs/([\w-]+\.md)(?:#([\w-]+))?", text):
             goal = ROOT / "docs" / page
             if not goal.exists() or (anchor and anchor not in anchors(goal)):

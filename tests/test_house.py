@@ -22,7 +22,18 @@ from tprl.commands.entry import addable, command_line, launch
 from tprl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-GROUPS = ["stage", "model", "pruner", "policy", "reward", "dataset", "trainer", "logger", "experiment", "debug"]
+GROUPS = [
+    "stage",
+    "model",
+    "pruner",
+    "policy",
+    "reward",
+    "dataset",
+    "trainer",
+    "logger",
+    "experiment",
+    "debug",
+]
 EVERY = [(group, name) for group in GROUPS for name in choices(group)]
 EVAL_GROUPS = {"model", "pruner", "dataset", "logger"}
 
@@ -33,7 +44,9 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 
 def started(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
 
 
 def targets(node: object) -> list[str]:
@@ -47,14 +60,23 @@ class TestConfigs:
         assert all(choices(group) for group in GROUPS)
 
     def test_a_group_is_listed_sorted(self) -> None:
-        assert choices("stage") == ["adapt", "all", "autoencoder", "distill", "lfd", "ppo", "pretrain"]
+        assert choices("stage") == [
+            "adapt",
+            "all",
+            "autoencoder",
+            "distill",
+            "lfd",
+            "ppo",
+            "pretrain",
+        ]
 
     @pytest.mark.parametrize(("group", "name"), EVERY)
     def test_every_choice_composes_for_training(self, group: str, name: str) -> None:
         plain = OmegaConf.to_container(composed("train", f"{group}={name}"), resolve=True)
         assert isinstance(plain, dict)
         assert {"stage", "model", "dataset", "policy", "reward", "trainer", "seed"} <= plain.keys()
-        assert group in plain or group in ("experiment", "debug", "logger")  # these change others, or are nothing
+        # these change others, or are nothing
+        assert group in plain or group in ("experiment", "debug", "logger")
         allowed = ("tprl.", "torch.optim.", "lightning.pytorch.")
         assert all(target.startswith(allowed) for target in targets(plain.get(group)))
 
@@ -69,11 +91,17 @@ class TestConfigs:
     def test_debug_fast_changes_settings_that_the_stage_has(self, stage: str) -> None:
         def keys(node: Any) -> set[str]:
             below = {
-                f"{key}.{name}" for key, value in node.items() if isinstance(value, DictConfig) for name in keys(value)
+                f"{key}.{name}"
+                for key, value in node.items()
+                if isinstance(value, DictConfig)
+                for name in keys(value)
             }
             return {str(key) for key in node} | below
 
-        usual, fast = composed("train", f"stage={stage}"), composed("train", f"stage={stage}", "debug=fast")
+        usual, fast = (
+            composed("train", f"stage={stage}"),
+            composed("train", f"stage={stage}", "debug=fast"),
+        )
         assert keys(fast) == keys(usual)
         assert fast.stage != usual.stage
 
@@ -87,7 +115,9 @@ class TestConfigs:
 
 class TestBuild:
     def test_builds_an_allowed_target_with_plain_containers(self) -> None:
-        node = OmegaConf.create({"_target_": "tprl.types.Sample", "uid": "a", "images": [], "question": "?"})
+        node = OmegaConf.create(
+            {"_target_": "tprl.types.Sample", "uid": "a", "images": [], "question": "?"}
+        )
         sample = build(node, answers=("yes",))
         assert (sample.uid, sample.answers) == ("a", ("yes",))
         assert type(sample.images) is list
@@ -115,9 +145,14 @@ class TestBuild:
 
     @pytest.mark.parametrize(
         ("target", "typo", "known"),
-        [("tprl.lvlm.llava.Llava", "micro_bach", "micro_batch"), ("tprl.pruners.tprl.TPRL", "qualty", "quality")],
+        [
+            ("tprl.lvlm.llava.Llava", "micro_bach", "micro_batch"),
+            ("tprl.pruners.tprl.TPRL", "qualty", "quality"),
+        ],
     )
-    def test_options_that_go_to_a_base_class_are_checked_against_it(self, target: str, typo: str, known: str) -> None:
+    def test_options_that_go_to_a_base_class_are_checked_against_it(
+        self, target: str, typo: str, known: str
+    ) -> None:
         with pytest.raises(UserError, match=rf"has no argument {typo}; it takes: .*\b{known}\b"):
             build({"_target_": target, "_partial_": True, typo: 1})
         assert build({"_target_": target, "_partial_": True, known: 1}).keywords == {known: 1}
@@ -142,20 +177,37 @@ class TestBuild:
             build({"_target_": "tprl.types.Sample", "uid": inner})
 
     @pytest.mark.parametrize(("old", "new"), MOVED.items())
-    def test_settings_of_before_a_module_moved_name_what_is_there_now(self, old: str, new: str) -> None:
+    def test_settings_of_before_a_module_moved_name_what_is_there_now(
+        self, old: str, new: str
+    ) -> None:
         assert find_spec(new)
         with pytest.raises(ModuleNotFoundError):
             import_module(old)
 
     def test_a_moved_target_is_built_wherever_it_stands(self, tmp_path: Path) -> None:
-        old = {"_target_": "tprl.metrics_csv.MetricsCSV", "save_dir": str(tmp_path), "name": "", "version": ""}
+        old = {
+            "_target_": "tprl.metrics_csv.MetricsCSV",
+            "save_dir": str(tmp_path),
+            "name": "",
+            "version": "",
+        }
         assert type(build(old)).__module__ == "tprl.runtime.metrics_csv"
-        sample = build({"_target_": "tprl.types.Sample", "uid": "a", "images": [old], "question": "?", "answers": []})
+        sample = build(
+            {
+                "_target_": "tprl.types.Sample",
+                "uid": "a",
+                "images": [old],
+                "question": "?",
+                "answers": [],
+            }
+        )
         assert type(sample.images[0]).__module__ == "tprl.runtime.metrics_csv"
 
     def test_a_component_is_built_without_hydra(self) -> None:
         assert load_component("pruner", "random").name == "random"
-        with pytest.raises(UserError, match="pruner=rnd does not exist; choose one of: attention_dpp, cdpruner, "):
+        with pytest.raises(
+            UserError, match="pruner=rnd does not exist; choose one of: attention_dpp, cdpruner, "
+        ):
             load_component("pruner", "rnd")
 
 
@@ -178,29 +230,45 @@ class TestCommandLine:
     def test_a_process_ends_with_one_line_and_status_2(self, entry: str) -> None:
         done = started("-m", f"src.{entry}", "model=foo")
         assert done.returncode == 2
-        assert done.stderr == f"error: model=foo does not exist; choose one of: {', '.join(choices('model'))}.\n"
+        assert (
+            done.stderr
+            == f"error: model=foo does not exist; choose one of: {', '.join(choices('model'))}.\n"
+        )
 
     @pytest.mark.parametrize(
         ("option", "sentence"),
         [
             (
                 "stage=foo",
-                "stage=foo does not exist; choose one of: adapt, all, autoencoder, distill, lfd, ppo, pretrain.",
+                (
+                    "stage=foo does not exist; choose one of: adapt, "
+                    "all, autoencoder, distill, lfd, ppo, pretrain."
+                ),
             ),
             ("pruner=foo", "pruner=foo does not exist; choose one of: attention_dpp, cdpruner, "),
             ("experiment=foo", "experiment=foo does not exist; choose one of: demo, internvl3, "),
             (
                 "stage.foo=1",
-                "stage.foo is not a key here, because stage=all runs several stages: name the stage, as in ",
+                (
+                    "stage.foo is not a key here, because stage=all "
+                    "runs several stages: name the stage, as in "
+                ),
             ),
             ("foo=1", "foo is not a key here; there are: cache, dataset, "),
             ("seed", "the option 'seed' cannot be read ("),
             ("hydra.run.dir=/proc/tprl", "cannot write to /proc/tprl ("),
-            (f"hydra.run.dir={ROOT}/LICENSE/x", f"cannot write to {ROOT}/LICENSE/x (Not a directory); choose another"),
+            (
+                f"hydra.run.dir={ROOT}/LICENSE/x",
+                f"cannot write to {ROOT}/LICENSE/x (Not a directory); choose another",
+            ),
         ],
     )
     def test_bad_options_are_one_sentence(
-        self, option: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        option: str,
+        sentence: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         assert self.status(monkeypatch, option) == 2
         line = capsys.readouterr().err
@@ -218,7 +286,9 @@ class TestCommandLine:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         assert self.status(monkeypatch, f"hydra.run.dir={tmp_path}") == 0
-        assert capsys.readouterr().out == f"run: {tmp_path}\nnext: python -m src.demo run={tmp_path}\n"
+        assert (
+            capsys.readouterr().out == f"run: {tmp_path}\nnext: python -m src.demo run={tmp_path}\n"
+        )
         assert (tmp_path / "done.json").exists()
 
     def test_a_user_error_of_the_work_is_one_sentence_and_leaves_failed(
@@ -229,7 +299,9 @@ class TestCommandLine:
         assert "13 is unlucky" in (tmp_path / "FAILED").read_text()
         assert not (tmp_path / "done.json").exists()
 
-    def test_a_bug_keeps_its_traceback(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_bug_keeps_its_traceback(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         with pytest.raises(ZeroDivisionError):
             self.status(monkeypatch, "seed=99", f"hydra.run.dir={tmp_path}")
         assert "ZeroDivisionError" in (tmp_path / "FAILED").read_text()
@@ -238,19 +310,25 @@ class TestCommandLine:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         assert self.status(monkeypatch, "seed=28", f"hydra.run.dir={tmp_path}") == 2
-        assert capsys.readouterr().err.startswith("error: cannot write to /x/y (No space left on device); ")
+        assert capsys.readouterr().err.startswith(
+            "error: cannot write to /x/y (No space left on device); "
+        )
 
     def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_done(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         sweep = ("-m", "seed=1,13,2", f"hydra.sweep.dir={tmp_path}")
         assert self.status(monkeypatch, *sweep) == 2
-        assert (self.ran(tmp_path), (tmp_path / "1/FAILED").exists()) == ({"0": "1\n", "2": "2\n"}, True)
+        assert (self.ran(tmp_path), (tmp_path / "1/FAILED").exists()) == (
+            {"0": "1\n", "2": "2\n"},
+            True,
+        )
         assert capsys.readouterr().err.endswith("error: 13 is unlucky.\n")
 
         monkeypatch.setattr(self, "unlucky", 14, raising=False)
         assert self.status(monkeypatch, *sweep) == 0
-        assert self.ran(tmp_path) == {"0": "1\n", "1": "13\n", "2": "2\n"}  # one line each: none ran twice
+        # one line each: none ran twice
+        assert self.ran(tmp_path) == {"0": "1\n", "1": "13\n", "2": "2\n"}
         assert not (tmp_path / "1/FAILED").exists()
 
     def test_another_sweep_does_not_overwrite_finished_jobs(
@@ -264,7 +342,10 @@ class TestCommandLine:
     def test_a_sweep_refuses_ddp(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        assert self.status(monkeypatch, "-m", "seed=1,2", "trainer=ddp", f"hydra.sweep.dir={tmp_path}") == 2
+        assert (
+            self.status(monkeypatch, "-m", "seed=1,2", "trainer=ddp", f"hydra.sweep.dir={tmp_path}")
+            == 2
+        )
         assert "error: a sweep cannot run trainer.strategy=ddp" in capsys.readouterr().err
 
     unlucky = 13
@@ -294,7 +375,8 @@ class TestCommandLine:
 
 class TestPackage:
     def test_a_bare_clone_runs_without_installation(self) -> None:
-        drop = "import sys; sys.path = [p for p in sys.path if not p.endswith('/src')]"  # the editable install
+        # the editable install
+        drop = "import sys; sys.path = [p for p in sys.path if not p.endswith('/src')]"
         done = started("-c", f"{drop}; import src.train, tprl; print(tprl.__file__)")
         assert done.stdout.strip() == str(ROOT / "src/tprl/__init__.py")
 
@@ -303,25 +385,37 @@ class TestPackage:
         assert build_wheel.returncode == 0, build_wheel.stderr
         wheel = next(tmp_path.glob("*.whl"))
         names = zipfile.ZipFile(wheel).namelist()
-        assert {name.partition("/")[0] for name in names} == {"tprl", f"tprl-{tprl.__version__}.dist-info"}
-        configs = {f"tprl/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
+        assert {name.partition("/")[0] for name in names} == {
+            "tprl",
+            f"tprl-{tprl.__version__}.dist-info",
+        }
+        configs = {
+            f"tprl/conf/{path.relative_to(ROOT / 'conf')}"
+            for path in (ROOT / "conf").rglob("*.yaml")
+        }
         assert configs <= set(names)
         assert "tprl/py.typed" in names
-        assert {f"tprl/assets/screens/{split}.zip" for split in ("val", "test", "final", "real")} <= set(names)
+        assert {
+            f"tprl/assets/screens/{split}.zip" for split in ("val", "test", "final", "real")
+        } <= set(names)
 
         started("-m", "venv", "--without-pip", str(tmp_path / "env"))
         python = tmp_path / "env/bin/python"
         options = ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]
         assert started("-m", "pip", "--python", str(python), *options).returncode == 0
         code = "import tprl, sys; print(tprl.__version__, 'torch' in sys.modules, tprl.__file__)"
-        shown = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        shown = subprocess.run(
+            [python, "-I", "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
         assert shown[:2] == [tprl.__version__, "False"]
         assert shown[2].startswith(str(tmp_path))
 
         installed = next((tmp_path / "env").glob("lib/*/site-packages"))
         code = "from tprl.build import conf_dir, choices; print(conf_dir(), *choices('stage'))"
         env = os.environ | {"PYTHONPATH": str(installed)}
-        found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+        found = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
         assert found.stdout.split() == [str(installed / "tprl/conf"), *choices("stage")]
 
     def test_constraints_cover_every_dependency(self) -> None:
@@ -330,12 +424,16 @@ class TestPackage:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         needed = project["dependencies"] + project["optional-dependencies"]["dev"]
         names = {text.split(">")[0].lower() for text in needed}
-        pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+        pinned = {
+            line.split("==")[0].lower()
+            for line in (ROOT / "constraints.txt").read_text().splitlines()
+        }
         assert names - pinned == set()
 
 
 class TestWandbRunsEnd:
-    """A run that stays open is continued by the next job of a sweep; one that failed must not look finished."""
+    """A run that stays open is continued by the next job of a sweep; one that failed must not look
+    finished."""
 
     @pytest.mark.parametrize(("fails", "status"), [(False, 0), (True, 1)])
     def test_with_the_status_of_the_job(

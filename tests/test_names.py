@@ -5,11 +5,34 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PRONOUNS = {"found", "one", "given", "made", "said", "shown", "own", "rest", "mine", "theirs", "here", "told"}
-# Classes that every family has, entry points beside what they call, files of checkpoints and of models, and what the
-# standalone runtime of an exported folder has of its own.
+PRONOUNS = {
+    "found",
+    "one",
+    "given",
+    "made",
+    "said",
+    "shown",
+    "own",
+    "rest",
+    "mine",
+    "theirs",
+    "here",
+    "told",
+}
+# Classes that every family has, entry points beside what they call, files of checkpoints and of
+# models, and what the standalone runtime of an exported folder has of its own.
 FAMILIES = {"ImageOnly", "Info", "Processor"}
-SHARED = FAMILIES | {"evaluate", "serve", "build", "read", "save", "load", "choose", "greedy", "Kept"}
+SHARED = FAMILIES | {
+    "evaluate",
+    "serve",
+    "build",
+    "read",
+    "save",
+    "load",
+    "choose",
+    "greedy",
+    "Kept",
+}
 
 
 def bound(tree: ast.AST) -> list[tuple[int, str]]:
@@ -41,14 +64,17 @@ def test_a_public_name_has_one_meaning() -> None:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].append(str(path.relative_to(ROOT / "src/tprl")))
-    assert {name: paths for name, paths in homes.items() if len(paths) > 1 and name not in SHARED} == {}
+    assert {
+        name: paths for name, paths in homes.items() if len(paths) > 1 and name not in SHARED
+    } == {}
 
 
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def test_comprehensions_are_neither_nested_nor_crowded() -> None:
-    """One comprehension a line, and none inside another: what it does is read at once, or it is a loop."""
+    """One comprehension a line, and none inside another: what it does is read at once, or it is a
+    loop."""
     crowded = []
 
     def visit(node: ast.AST, path: Path, inside: bool, lines: set[int]) -> None:

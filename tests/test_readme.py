@@ -1,4 +1,5 @@
-"""README.md, docs/options.md and docs/api.md: their Python runs, their commands compose, their counts hold."""
+"""README.md, docs/options.md and docs/api.md: their Python runs, their commands compose, their
+counts hold."""
 
 import re
 import shlex
@@ -14,8 +15,12 @@ from tprl.commands.stages import in_full
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/options.md", "docs/api.md")}
-COMMANDS = re.findall(r"python -m src\.(train|eval|bench|demo|export)([^#\n`]*)", "\n".join(PAGES.values()))
+PAGES = {
+    name: (ROOT / name).read_text() for name in ("README.md", "docs/options.md", "docs/api.md")
+}
+COMMANDS = re.findall(
+    r"python -m src\.(train|eval|bench|demo|export)([^#\n`]*)", "\n".join(PAGES.values())
+)
 CONTROLS = {"attention_dpp", "question_dpp", "mmr_attention", "keyword_budget"}
 LEARNED, ORACLES = {"mlp", "tprl", "tprl_adaptive"}, {"oracle", "oracle_dpp"}
 EMBEDDED = {"scenes", "crowd", "screens", "toy", "custom"}
@@ -26,7 +31,9 @@ def prose(page: str) -> list[str]:
     text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
     text = re.sub(r"\]\([^)]*\)|<img[^>]*>|^\|.*$|^#.*$", "", text, flags=re.MULTILINE)
     blocks = re.split(r"\n\s*\n|\n- ", text)
-    return [s for block in blocks for s in re.split(r"(?<=[.;:!?])\s+", " ".join(block.split())) if s]
+    return [
+        s for block in blocks for s in re.split(r"(?<=[.;:!?])\s+", " ".join(block.split())) if s
+    ]
 
 
 def test_it_is_short() -> None:
@@ -47,22 +54,40 @@ def test_its_python_runs(page: str, lines: int, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(("entry", "options"), sorted(set(COMMANDS)))
 def test_its_commands_compose(entry: str, options: str) -> None:
-    words = [w.replace("<", "").replace(">", "").replace(" ", "_") for w in shlex.split(options) if "=" in w]
+    words = [
+        w.replace("<", "").replace(">", "").replace(" ", "_")
+        for w in shlex.split(options)
+        if "=" in w
+    ]
     words = [re.sub(r"^([^\[,]+),.*", r"\1", word) for word in words]  # the first job of a sweep
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         name = "eval" if entry == "bench" else entry
-        config = compose(name, overrides=[addable(word) for word in words], return_hydra_config=True)
+        config = compose(
+            name, overrides=[addable(word) for word in words], return_hydra_config=True
+        )
     for key, _, value in (in_full(word).partition("=") for word in words):
         landed = config.hydra.runtime.choices.get(key), OmegaConf.select(config, key)
         assert value in landed or landed[1] is not None, key
 
 
-GROUPS = ["stage", "model", "pruner", "policy", "reward", "dataset", "trainer", "logger", "experiment"]
+GROUPS = [
+    "stage",
+    "model",
+    "pruner",
+    "policy",
+    "reward",
+    "dataset",
+    "trainer",
+    "logger",
+    "experiment",
+]
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_table_of_options_lists_every_choice(group: str) -> None:
-    row = next(line for line in PAGES["docs/options.md"].splitlines() if line.startswith(f"| `{group}` |"))
+    row = next(
+        line for line in PAGES["docs/options.md"].splitlines() if line.startswith(f"| `{group}` |")
+    )
     assert set(choices(group)) <= set(re.findall(r"`([a-z0-9_]+)`", row))
 
 

@@ -59,7 +59,11 @@ def test_no_rooms_import_each_other() -> None:
 
 
 def test_imports_go_down() -> None:
-    wrong = {f"{a} -> {b}": imports for (a, b), imports in house.arrows(SOURCES).items() if floor_of(b) > floor_of(a)}
+    wrong = {
+        f"{a} -> {b}": imports
+        for (a, b), imports in house.arrows(SOURCES).items()
+        if floor_of(b) > floor_of(a)
+    }
     assert wrong == {}
 
 
@@ -85,12 +89,15 @@ class TestGraph:
         assert house.knots(house.arrows(sources)) == [["a", "b", "c"]]
 
     def test_a_chain_is_no_knot(self) -> None:
-        sources = {f"{a}/x.py": f"from tprl.{b} import x" for a, b in pairwise("abcd")} | {"d/x.py": "import os"}
+        sources = {f"{a}/x.py": f"from tprl.{b} import x" for a, b in pairwise("abcd")} | {
+            "d/x.py": "import os"
+        }
         assert house.knots(house.arrows(sources)) == []
         assert set(house.arrows(sources)) == set(pairwise("abcd"))
 
     def test_density_is_counted_as_the_readme_says(self) -> None:
-        text = '"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n\n    # why\n    return [[y for y in z] for z in x]  # how\n'
+        head = '"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n\n'
+        text = head + "    # why\n    return [[y for y in z] for z in x]  # how\n"
         assert house.comments(text)[:2] == (2, 2)
         assert house.nested_comprehensions(text) == 1
         assert house.function_lengths({"a.py": text}) == [3]

@@ -18,16 +18,26 @@ COMMANDS = re.findall(r"-m src\.(train|eval)([^#\n`\";]*)", PAGE)
 def test_its_commands_compose(entry: str, options: str) -> None:
     words = [word.replace("<", "").replace(">", "") for word in shlex.split(options) if "=" in word]
     words = [re.sub(r"^seed=.*", "seed=0", word) for word in words]
-    # Hydra's Optuna sweeper is not installed here; its search spaces are overrides of the grammar all the same.
-    words = [word for word in words if "sweeper" not in word and "interval(" not in word and "choice(" not in word]
+    # Hydra's Optuna sweeper is not installed here; its search spaces are overrides of the grammar
+    # all the same.
+    words = [
+        word
+        for word in words
+        if "sweeper" not in word and "interval(" not in word and "choice(" not in word
+    ]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose(entry, overrides=[addable(word) for word in words], return_hydra_config=True)
+        config = compose(
+            entry, overrides=[addable(word) for word in words], return_hydra_config=True
+        )
     assert len(config.hydra.overrides.task) + len(config.hydra.overrides.hydra) == len(words)
 
 
 def test_there_is_one_for_every_launcher() -> None:
     assert len(COMMANDS) == 11
-    assert all(f"hydra/launcher={name}" in PAGE for name in ("joblib", "submitit_local", "submitit_slurm", "ray"))
+    assert all(
+        f"hydra/launcher={name}" in PAGE
+        for name in ("joblib", "submitit_local", "submitit_slurm", "ray")
+    )
 
 
 @pytest.mark.parametrize(("width", "column"), [(192, 2), (4096, 3)])
@@ -39,7 +49,11 @@ def test_its_bytes(width: int, column: int) -> None:
         return sum(p.numel() for p in policy.parameters() if p.requires_grad)
 
     def cell(row: str) -> str:
-        return next(line for line in PAGE.splitlines() if line.startswith(f"| {row}")).split(" | ")[column].strip(" |")
+        return (
+            next(line for line in PAGE.splitlines() if line.startswith(f"| {row}"))
+            .split(" | ")[column]
+            .strip(" |")
+        )
 
     def megabytes(count: int) -> str:
         return f"{count * 4 / 1e6:.2f} MB"

@@ -15,8 +15,14 @@ def _random_keep(encoded: Encoded, share: float = 0.4) -> torch.Tensor:
 
 
 def _expected_columns(encoded: Encoded, keep: torch.Tensor, b: int) -> list[int]:
-    dropped = {int(c) for c, m, k in zip(encoded.visual_at[b], encoded.visual_mask[b], keep[b], strict=True) if m > k}
-    return [c for c in range(encoded.attention.shape[1]) if encoded.attention[b, c] and c not in dropped]
+    dropped = {
+        int(c)
+        for c, m, k in zip(encoded.visual_at[b], encoded.visual_mask[b], keep[b], strict=True)
+        if m > k
+    }
+    return [
+        c for c in range(encoded.attention.shape[1]) if encoded.attention[b, c] and c not in dropped
+    ]
 
 
 @pytest.mark.parametrize("axes", [1, 3])
@@ -70,7 +76,9 @@ def test_compact_positions_are_consecutive():
 
 def test_compact_keep_all_is_the_identity_on_rope_positions():
     encoded = toy_encoded(RAGGED)
-    assert torch.equal(splice(encoded, keep_all(encoded), positions="compact").positions, encoded.positions)
+    assert torch.equal(
+        splice(encoded, keep_all(encoded), positions="compact").positions, encoded.positions
+    )
 
 
 def test_merged_replaces_kept_tokens_only_and_leaves_the_batch_alone():
@@ -81,7 +89,10 @@ def test_merged_replaces_kept_tokens_only_and_leaves_the_batch_alone():
     for b in range(3):
         assert torch.equal(prompt.embeds[b, prompt.visual[b]], merged[b, keep[b]])
         text = prompt.attention[b] & ~prompt.visual[b]
-        assert torch.equal(prompt.embeds[b, text], before[b, encoded.attention[b] & (encoded.input_ids[b] != IMAGE_ID)])
+        assert torch.equal(
+            prompt.embeds[b, text],
+            before[b, encoded.attention[b] & (encoded.input_ids[b] != IMAGE_ID)],
+        )
     assert torch.equal(encoded.embeds, before)
 
 
@@ -104,7 +115,9 @@ def test_extra_tokens_stand_right_after_their_anchor():
     assert selection.count.tolist() == [5, 1]
     for b in range(2):  # all text is still there, in order
         text = prompt.input_ids[b, prompt.attention[b] & ~prompt.visual[b]]
-        assert torch.equal(text, encoded.input_ids[b, encoded.attention[b] & (encoded.input_ids[b] != IMAGE_ID)])
+        assert torch.equal(
+            text, encoded.input_ids[b, encoded.attention[b] & (encoded.input_ids[b] != IMAGE_ID)]
+        )
 
 
 def test_a_sample_alone_and_in_a_batch_gives_the_same_prompt():

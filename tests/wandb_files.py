@@ -8,11 +8,14 @@ from typing import Any
 
 
 class OfflineRun:
-    """The records of one `wandb/offline-run-*`; call `wandb.teardown()` before, or the file may be unflushed."""
+    """The records of one `wandb/offline-run-*`; call `wandb.teardown()` before, or the file may be
+    unflushed."""
 
     def __init__(self, path: Path) -> None:
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     @property
@@ -27,7 +30,8 @@ class OfflineRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """What was logged, one dictionary for each call; of pictures and tables a dictionary of their parts."""
+        """What was logged, one dictionary for each call; of pictures and tables a dictionary of
+        their parts."""
         return [_joined(one["item"]) for one in self._of("history")]
 
     @property
@@ -45,7 +49,10 @@ def offline_runs(folder: Path) -> list[OfflineRun]:
 
     wandb.teardown()
     return [
-        OfflineRun(path) for path in sorted((folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime)
+        OfflineRun(path)
+        for path in sorted(
+            (folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime
+        )
     ]
 
 

@@ -5,7 +5,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+    "OMP_NUM_THREADS": "1",
+}
 
 # A dependency of lmms-eval installs a package called `tests`, which would hide ours.
 sys.modules["tests"] = ModuleType("tests")

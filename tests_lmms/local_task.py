@@ -1,4 +1,5 @@
-"""A task of lmms-eval made of `scenes`, and its rows as `dataset=custom` reads them: the same JSON lines for both."""
+"""A task of lmms-eval made of `scenes`, and its rows as `dataset=custom` reads them: the same JSON
+lines for both."""
 
 import json
 from pathlib import Path
@@ -44,7 +45,8 @@ def score(doc, results):
 
 
 def write(folder: Path, scenes: int) -> Path:
-    """The task on that many images, four questions each, none of which asks for a box; returns the file of its rows."""
+    """The task on that many images, four questions each, none of which asks for a box; returns the
+    file of its rows."""
     data, rows = Scenes("test"), []
     for sample in (data[i] for i in range(5 * scenes)):
         if sample.box is None:

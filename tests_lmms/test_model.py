@@ -23,16 +23,23 @@ GREEDY = {"max_new_tokens": 8, "temperature": 0, "until": ["\n\n"]}
 
 
 def made(**arguments: Any) -> PrunedModel:
-    return PrunedModel(**{"pretrained": "tiny_llava", "pruner": "divprune", "keep_ratio": 0.33} | arguments)
+    return PrunedModel(
+        **{"pretrained": "tiny_llava", "pruner": "divprune", "keep_ratio": 0.33} | arguments
+    )
 
 
 def asked(
-    model: PrunedModel, docs: Sequence[tuple[str, list[Any]]], gen_kwargs: dict[str, Any] | None = None
+    model: PrunedModel,
+    docs: Sequence[tuple[str, list[Any]]],
+    gen_kwargs: dict[str, Any] | None = None,
 ) -> list[str]:
     """Answers to (text, images) documents."""
     model.task_dict["task"] = {"test": docs}
     look: Callable[[Any], list[Any]] = lambda doc: doc[1]  # noqa: E731
-    rows = [(text, dict(gen_kwargs or GREEDY), look, i, "task", "test") for i, (text, _) in enumerate(docs)]
+    rows = [
+        (text, dict(gen_kwargs or GREEDY), look, i, "task", "test")
+        for i, (text, _) in enumerate(docs)
+    ]
     return model.generate_until([SimpleNamespace(args=row) for row in rows])
 
 
@@ -57,15 +64,25 @@ class TestGenerate:
         model = made(batch_size=8)
         model.task_dict["task"] = {"test": documents()}
         wanted = [{"max_new_tokens": 8}, {"max_new_tokens": 8, "until": ["e", "o"]}]
-        rows = [(text, wanted[i % 2], lambda doc: doc[1], i, "task", "test") for i, (text, _) in enumerate(documents())]
+        rows = [
+            (text, wanted[i % 2], lambda doc: doc[1], i, "task", "test")
+            for i, (text, _) in enumerate(documents())
+        ]
         found = model.generate_until([SimpleNamespace(args=row) for row in rows])
-        assert found == [answer if i % 2 == 0 else cut(answer, ["e", "o"]) for i, answer in enumerate(truth())]
+        assert found == [
+            answer if i % 2 == 0 else cut(answer, ["e", "o"]) for i, answer in enumerate(truth())
+        ]
         assert wanted == [{"max_new_tokens": 8}, {"max_new_tokens": 8, "until": ["e", "o"]}]
 
     def test_max_new_tokens_bounds_the_answer(self) -> None:
-        boxes = [(DATA[i].question, list(DATA[i].images)) for i in range(10) if DATA[i].box is not None]
+        boxes = [
+            (DATA[i].question, list(DATA[i].images)) for i in range(10) if DATA[i].box is not None
+        ]
         whole, short = asked(made(), boxes), asked(made(), boxes, {"max_new_tokens": 2})
-        assert all(len(text.split()) == 2 and full.startswith(text) for text, full in zip(short, whole, strict=True))
+        assert all(
+            len(text.split()) == 2 and full.startswith(text)
+            for text, full in zip(short, whole, strict=True)
+        )
         assert asked(made(max_new_tokens=2), boxes, {"temperature": 0}) == short
 
     def test_beams_and_seeded_sampling_go_through(self) -> None:
@@ -79,10 +96,16 @@ class TestGenerate:
 
     def test_what_is_not_read_is_named_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said: list[str] = []
-        monkeypatch.setattr(lmms_eval_model.logger, "warning", lambda text, *values: said.append(text.format(*values)))
+        monkeypatch.setattr(
+            lmms_eval_model.logger,
+            "warning",
+            lambda text, *values: said.append(text.format(*values)),
+        )
         asked(made(), documents()[:2], GREEDY | {"image_aspect_ratio": "original"})
         assert len(said) == 1
-        assert said[0].startswith("tprl does not read image_aspect_ratio of gen_kwargs; it reads max_new_tokens, until")
+        assert said[0].startswith(
+            "tprl does not read image_aspect_ratio of gen_kwargs; it reads max_new_tokens, until"
+        )
 
     def test_a_marker_in_the_text_is_no_second_image(self) -> None:
         marked = [(f"<image>\n{text}", images) for text, images in documents()]
@@ -102,14 +125,18 @@ class TestGenerate:
         )
 
     @pytest.mark.parametrize("name", ["loglikelihood", "generate_until_multi_round"])
-    def test_other_requests_are_refused(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_other_requests_are_refused(
+        self, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         request = SimpleNamespace(args=("text", dict(GREEDY), None, 0, "mmstar", "test"))
         with pytest.raises(SystemExit) as stop:
             getattr(made(), name)([request])
         assert stop.value.code == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith("error: mmstar ")
-        assert line.endswith("leave it out of --tasks, or take a task with output_type: generate_until.")
+        assert line.endswith(
+            "leave it out of --tasks, or take a task with output_type: generate_until."
+        )
 
     def test_clean_frees_the_model(self) -> None:
         model = made()
@@ -121,8 +148,17 @@ class TestGenerate:
 @pytest.mark.parametrize("name", families())
 def test_every_family_answers_ragged_batches_as_it_answers_alone(name: str, tmp_path: Path) -> None:
     save_folder(load_component("model", name, pretrained=None, dtype="float32"), tmp_path)
-    images = [DATA[0].images[0], DATA[5].images[0].resize((64, 96)), Image.new("RGBA", (96, 60), (9, 99, 199, 255))]
-    docs = [("what is this ?", images[:1]), ("and these ?", images[1:]), ("who are you ?", []), ("?", images[2:])]
+    images = [
+        DATA[0].images[0],
+        DATA[5].images[0].resize((64, 96)),
+        Image.new("RGBA", (96, 60), (9, 99, 199, 255)),
+    ]
+    docs = [
+        ("what is this ?", images[:1]),
+        ("and these ?", images[1:]),
+        ("who are you ?", []),
+        ("?", images[2:]),
+    ]
     found = {}
     for size in (1, 4):
         model = made(pretrained=str(tmp_path), dtype="float32", batch_size=size, keep_ratio=0.4)
@@ -144,12 +180,21 @@ class TestArguments:
         for pruner in ("tprl", str(tmp_path)):
             model = made(pruner=pruner, keep_ratio=0.06, batch_size=8)
             asked(model, documents())
-            kept.append([image.indices.tolist() for prompt in model.pruning.kept for image in prompt])
+            kept.append(
+                [image.indices.tolist() for prompt in model.pruning.kept for image in prompt]
+            )
         assert kept[0] == kept[1]
 
     def test_model_and_dtype_can_be_given(self) -> None:
-        model = PrunedModel(model="tiny_llava", pruner="keep_all", dtype="bfloat16", device="cpu", batch_size="2")
-        assert (model.lvlm.model.dtype, model.batch_size, model.rank, model.world_size) == (torch.bfloat16, 2, 0, 1)
+        model = PrunedModel(
+            model="tiny_llava", pruner="keep_all", dtype="bfloat16", device="cpu", batch_size="2"
+        )
+        assert (model.lvlm.model.dtype, model.batch_size, model.rank, model.world_size) == (
+            torch.bfloat16,
+            2,
+            0,
+            1,
+        )
 
     @pytest.mark.parametrize(
         ("given", "sentence"),
@@ -157,14 +202,20 @@ class TestArguments:
             ("pruner=divprune,keep_ratio=1.7", "keep_ratio must be a number in (0, 1], got 1.7"),
             ("pruner=divprune,keep_ratio=1/3", "keep_ratio must be a number in (0, 1], got 1/3"),
             ("pruner=divprune", "divprune needs a kept fraction of the visual tokens"),
-            ("pruner=divprun,keep_ratio=0.3", "pruner=divprun does not exist; choose one of: cdpruner, "),
+            (
+                "pruner=divprun,keep_ratio=0.3",
+                "pruner=divprun does not exist; choose one of: cdpruner, ",
+            ),
             (
                 "pruner=./divprun,keep_ratio=0.3",
                 "./divprun does not exist as a folder, nor is it within reach on the hub",
             ),
             ("pruner=oracle,keep_ratio=0.3", "llava cannot provide ['region']"),
             ("keep_ratio=0.3", "pruner is missing: give one of cdpruner, "),
-            ("pruner=keep_all,pretrained=/nowhere/x", "pretrained=/nowhere/x is no checkpoint (it is no folder"),
+            (
+                "pruner=keep_all,pretrained=/nowhere/x",
+                "pretrained=/nowhere/x is no checkpoint (it is no folder",
+            ),
             ("pruner=keep_all,pretrained=/tmp", "pretrained=/tmp is no checkpoint ("),
             (
                 "pruner=keep_all,pretrained=tiny_llava/clip",
@@ -172,18 +223,25 @@ class TestArguments:
             ),
             ("pruner=keep_all,model=qwen2_vl", "the weights "),
             ("pruner=keep_all,model=toy", "model must be one of internvl3, "),
-            ("pruner=keep_all,prunr=divprune", "prunr is not an argument of the model tprl: use pretrained, "),
+            (
+                "pruner=keep_all,prunr=divprune",
+                "prunr is not an argument of the model tprl: use pretrained, ",
+            ),
             ("pruner=keep_all,dtype=float8", "model.dtype=float8 is unknown"),
             ("pruner=keep_all,device=cuba", "device=cuba is not there ("),
             ("pruner=keep_all,batch_size=auto", "batch_size must be a positive integer, got auto"),
         ],
     )
-    def test_a_wrong_one_is_one_sentence(self, given: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_wrong_one_is_one_sentence(
+        self, given: str, sentence: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         words = given if "pretrained" in given else f"pretrained=tiny_llava,{given}"
         with pytest.raises(SystemExit) as stop:
             PrunedModel.create_from_arg_string(words)
         assert stop.value.code == 2
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        (line,) = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")
+        ]
         assert sentence in line
 
     def test_a_mean_that_is_not_calibrated_is_refused_when_it_is_needed(self) -> None:
@@ -208,15 +266,23 @@ class TestSettings:
 
     def test_literal(self) -> None:
         assert settings({"temperature": 0, "top_p": 1.0, "num_beams": 2, "until": "."}, 5) == {
-            "num_beams": 2, "max_new_tokens": 5, "do_sample": False, "temperature": None, "top_p": None, "top_k": None,
+            "num_beams": 2, "max_new_tokens": 5, "do_sample": False, "temperature": None,
+            "top_p": None, "top_k": None,
         }  # fmt: skip
-        assert settings({"temperature": 0.5, "top_p": None, "top_k": 3, "max_new_tokens": 9}, 5) == {
+        drawn = {"temperature": 0.5, "top_p": None, "top_k": 3, "max_new_tokens": 9}
+        assert settings(drawn, 5) == {
             "num_beams": 1, "max_new_tokens": 9, "do_sample": True, "temperature": 0.5, "top_k": 3,
         }  # fmt: skip
 
     @pytest.mark.parametrize(
         ("until", "left"),
-        [(None, "a. b\n c"), (".", "a"), (["\n", "b", ""], "a. "), (["x"], "a. b\n c"), ([], "a. b\n c")],
+        [
+            (None, "a. b\n c"),
+            (".", "a"),
+            (["\n", "b", ""], "a. "),
+            (["x"], "a. b\n c"),
+            ([], "a. b\n c"),
+        ],
     )
     def test_the_answer_ends_before_the_first_stop_string(self, until: Any, left: str) -> None:
         assert cut("a. b\n c", until) == left

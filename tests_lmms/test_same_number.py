@@ -27,13 +27,28 @@ class Run(NamedTuple):
 def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | environment
     return subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 
-def lmms_eval(task: Path, out: Path, model_args: str, *options: str) -> subprocess.CompletedProcess[str]:
+def lmms_eval(
+    task: Path, out: Path, model_args: str, *options: str
+) -> subprocess.CompletedProcess[str]:
     """The command of docs/lmms-eval.md."""
-    where = ("--tasks", NAME, "--include_path", str(task.parent), "--output_path", str(out), "--log_samples")
+    where = (
+        "--tasks",
+        NAME,
+        "--include_path",
+        str(task.parent),
+        "--output_path",
+        str(out),
+        "--log_samples",
+    )
     words = ("--model", "tprl", "--model_args", model_args, *where, *options)
     return command("lmms_eval", *words, HF_HOME=str(task.parent / "cache"))
 
@@ -64,16 +79,30 @@ def test_the_rows_tell_the_arms_apart(ours: dict[str, Run]) -> None:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_number_and_every_answer_are_the_same(arm: str, rows: Path, ours: dict[str, Run], tmp_path: Path) -> None:
-    asked = f"pretrained=tiny_llava,pruner={arm}" + ("" if arm == "keep_all" else f",keep_ratio={RATIO}")
+def test_the_number_and_every_answer_are_the_same(
+    arm: str, rows: Path, ours: dict[str, Run], tmp_path: Path
+) -> None:
+    asked = f"pretrained=tiny_llava,pruner={arm}" + (
+        "" if arm == "keep_all" else f",keep_ratio={RATIO}"
+    )
     done = lmms_eval(rows, tmp_path, asked, "--batch_size", "7")
     assert done.returncode == 0, done.stderr
-    (results,), (samples,) = list(tmp_path.rglob("*_results.json")), list(tmp_path.rglob("*_samples_*.jsonl"))
-    lines = sorted((json.loads(line) for line in samples.read_text().splitlines()), key=lambda one: one["doc_id"])
-    theirs = Run(
-        json.loads(results.read_text())["results"][NAME]["exact,none"], [one["filtered_resps"].strip() for one in lines]
+    (results,), (samples,) = (
+        list(tmp_path.rglob("*_results.json")),
+        list(tmp_path.rglob("*_samples_*.jsonl")),
     )
-    print(f"{arm}: lmms-eval {theirs.accuracy:.4f}, tprl {ours[arm].accuracy:.4f}, {len(theirs.answers)} answers")
+    lines = sorted(
+        (json.loads(line) for line in samples.read_text().splitlines()),
+        key=lambda one: one["doc_id"],
+    )
+    theirs = Run(
+        json.loads(results.read_text())["results"][NAME]["exact,none"],
+        [one["filtered_resps"].strip() for one in lines],
+    )
+    print(
+        f"{arm}: lmms-eval {theirs.accuracy:.4f}, tprl "
+        f"{ours[arm].accuracy:.4f}, {len(theirs.answers)} answers"
+    )
     assert theirs.answers == [answer.strip() for answer in ours[arm].answers]
     assert theirs.accuracy == pytest.approx(ours[arm].accuracy, abs=1e-12)
 

@@ -44,18 +44,31 @@ def answerer(folder: Path) -> Answerer:
 
 
 @torch.no_grad()
-def reference(lvlm: FrozenLVLM, samples: list[Sample], ratio: float, positions: str) -> list[tuple[list[int], ...]]:
+def reference(
+    lvlm: FrozenLVLM, samples: list[Sample], ratio: float, positions: str
+) -> list[tuple[list[int], ...]]:
     """(ids, places of the kept tokens) of every question."""
     answers = []
-    with tprl.prune(lvlm.model, "tprl", ratio, processor=lvlm.processor, positions=positions) as pruning:
+    with tprl.prune(
+        lvlm.model, "tprl", ratio, processor=lvlm.processor, positions=positions
+    ) as pruning:
         for sample in samples:
-            inputs = lvlm.processor(text=lvlm.render(sample), images=list(sample.images), return_tensors="pt")
+            inputs = lvlm.processor(
+                text=lvlm.render(sample), images=list(sample.images), return_tensors="pt"
+            )
             out = lvlm.model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False)
-            answers.append((out[0, inputs["input_ids"].shape[1] :].tolist(), pruning.kept[0][0].indices.tolist()))
+            answers.append(
+                (
+                    out[0, inputs["input_ids"].shape[1] :].tolist(),
+                    pruning.kept[0][0].indices.tolist(),
+                )
+            )
     return answers
 
 
-def answered(answerer: Answerer, samples: list[Sample], ratio: float | None) -> list[tuple[list[int], ...]]:
+def answered(
+    answerer: Answerer, samples: list[Sample], ratio: float | None
+) -> list[tuple[list[int], ...]]:
     found = []
     for sample in samples:
         ids = answerer(sample.images[0], sample.question, ratio, LENGTH)
@@ -72,10 +85,15 @@ def test_the_ratio_is_an_input(lvlm: FrozenLVLM, answerer: Answerer, ratio: floa
     assert answered(answerer, SAMPLES[:8], ratio) == reference(lvlm, SAMPLES[:8], ratio, "keep")
 
 
-def test_compact_positions_answer_otherwise(lvlm: FrozenLVLM, folder: Path, answerer: Answerer) -> None:
+def test_compact_positions_answer_otherwise(
+    lvlm: FrozenLVLM, folder: Path, answerer: Answerer
+) -> None:
     compact = reference(lvlm, SAMPLES, 1 / 9, "compact")
     keep = answered(answerer, SAMPLES, None)
-    assert sum(ours[0] != theirs[0] for ours, theirs in zip(keep, compact, strict=True)) > len(SAMPLES) / 10
+    assert (
+        sum(ours[0] != theirs[0] for ours, theirs in zip(keep, compact, strict=True))
+        > len(SAMPLES) / 10
+    )
     other = Answerer(folder)
     other.facts["positions"] = "compact"
     assert answered(other, SAMPLES, None) == compact
@@ -88,7 +106,9 @@ def test_the_program_runs_without_torch(folder: Path, answerer: Answerer, tmp_pa
         f"sys.argv = ['answer.py', {str(tmp_path / 'image.png')!r}, {SAMPLES[0].question!r}]; "
         f"runpy.run_path({str(folder / 'answer.py')!r}, run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == answerer.text(SAMPLES[0].images[0], SAMPLES[0].question)
 
 
@@ -108,7 +128,9 @@ class TestInt8:
         matrix = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
         matrix[3] = 0
         given = operators.parameter([1, 5], ov.Type.f32)
-        graph = ov.Model([operators.matmul(given, operators.constant(matrix), False, True)], [given])
+        graph = ov.Model(
+            [operators.matmul(given, operators.constant(matrix), False, True)], [given]
+        )
         assert compress(graph) == 1
         how = {"INFERENCE_PRECISION_HINT": "f32"}
         out = ov.compile_model(graph, "CPU", how)(np.ones((1, 5), np.float32))[0][0]
@@ -119,9 +141,15 @@ class TestInt8:
         self, lvlm: FrozenLVLM, folder: Path, answerer: Answerer, tmp_path: Path
     ) -> None:
         convert(lvlm, load_pruner("tprl_tiny_llava"), Settings(1 / 9), tmp_path, "int8")
-        sizes = [sum(path.stat().st_size for path in place.glob("*.bin")) for place in (tmp_path, folder)]
+        sizes = [
+            sum(path.stat().st_size for path in place.glob("*.bin")) for place in (tmp_path, folder)
+        ]
         assert sizes[0] < sizes[1] / 3
-        pairs = zip(answered(Answerer(tmp_path), SAMPLES, None), answered(answerer, SAMPLES, None), strict=True)
+        pairs = zip(
+            answered(Answerer(tmp_path), SAMPLES, None),
+            answered(answerer, SAMPLES, None),
+            strict=True,
+        )
         assert sum(ours[0] == theirs[0] for ours, theirs in pairs) > 0.7 * len(SAMPLES)
 
 
@@ -134,7 +162,13 @@ class TestRefusals:
 
     def test_what_has_no_graph(self, lvlm: FrozenLVLM, tmp_path: Path) -> None:
         divprune = load_component("pruner", "divprune")
-        assert self.refused(lvlm, divprune, tmp_path).startswith("pruner divprune has no graph for OpenVINO")
+        assert self.refused(lvlm, divprune, tmp_path).startswith(
+            "pruner divprune has no graph for OpenVINO"
+        )
         qwen = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")
-        assert "target=openvino converts llava alone" in self.refused(qwen, load_pruner("tprl_tiny_llava"), tmp_path)
-        assert "its own budget" in self.refused(lvlm, load_component("pruner", "tprl_adaptive"), tmp_path)
+        assert "target=openvino converts llava alone" in self.refused(
+            qwen, load_pruner("tprl_tiny_llava"), tmp_path
+        )
+        assert "its own budget" in self.refused(
+            lvlm, load_component("pruner", "tprl_adaptive"), tmp_path
+        )

@@ -1,4 +1,5 @@
-"""Questions, the answers that `tprl.prune` gives in transformers, and engines that serve the same folder."""
+"""Questions, the answers that `tprl.prune` gives in transformers, and engines that serve the same
+folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,10 +45,13 @@ def node_of(name: str) -> Mapping[str, Any]:
 
     from tprl.build import conf_dir
 
-    return dict(OmegaConf.to_container(OmegaConf.load(conf_dir() / "pruner" / f"{name}.yaml")))  # type: ignore[arg-type]
+    config = OmegaConf.load(conf_dir() / "pruner" / f"{name}.yaml")
+    return dict(OmegaConf.to_container(config))  # type: ignore[arg-type]
 
 
-def export(folder: Path, lvlm: FrozenLVLM, pruner: str, keep_ratio: float, positions: str = "keep") -> Path:
+def export(
+    folder: Path, lvlm: FrozenLVLM, pruner: str, keep_ratio: float, positions: str = "keep"
+) -> Path:
     """A served folder."""
     loaded = load_component("pruner", pruner)
     settings = settings_for(loaded, node_of(pruner), keep_ratio, positions)
@@ -139,7 +143,8 @@ class Match(NamedTuple):
 
 
 def compare(answers: Sequence[Answer], served: Sequence[Sequence[int]], tie: float = 1e-3) -> Match:
-    """Token by token; a difference is excused where the reference's two best tokens are nearer than `tie`."""
+    """Token by token; a difference is excused where the reference's two best tokens are nearer than
+    `tie`."""
     equal, excused, wrong = 0, 0, []
     for number, (answer, ids) in enumerate(zip(answers, served, strict=True)):
         if answer.ids == list(ids):

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_vllm.engines import Answer, ask, chat, compare, engine, export, model_of, questions, reference
+from tests_vllm.engines import (
+    Answer,
+    ask,
+    chat,
+    compare,
+    engine,
+    export,
+    model_of,
+    questions,
+    reference,
+)
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
@@ -63,13 +73,18 @@ class TestBatches:
 
     def test_texts_between_images(self, lvlm: FrozenLVLM, llm: Any) -> None:
         pair = questions(2, 20)
-        texts = [Sample("t", (), "is there a circle?", ()), Sample("u", (), "how many objects are there?", ())]
+        texts = [
+            Sample("t", (), "is there a circle?", ()),
+            Sample("u", (), "how many objects are there?", ()),
+        ]
         alone = ask(llm, texts)
         mixed = ask(llm, [texts[0], pair[0], texts[1], pair[1]])
         assert mixed[0::2] == alone
         assert not compare(reference(lvlm, pair, "tprl", 1 / 9), mixed[1::2]).wrong
 
-    def test_a_second_image_is_refused_and_the_engine_lives(self, lvlm: FrozenLVLM, llm: Any) -> None:
+    def test_a_second_image_is_refused_and_the_engine_lives(
+        self, lvlm: FrozenLVLM, llm: Any
+    ) -> None:
         (first, other) = questions(6, 25)[::5]
         both = first._replace(images=(*first.images, *other.images))
         with pytest.raises(VLLMValidationError, match="At most 1 image"):
@@ -83,8 +98,12 @@ class TestBatches:
 
     def test_a_client_cannot_give_the_question_itself(self, lvlm: FrozenLVLM, llm: Any) -> None:
         (sample,) = questions(1, 31)
-        out = llm.chat(chat(sample), GREEDY, use_tqdm=False, mm_processor_kwargs={"tprl_question": [5, 6]})
-        assert not compare(reference(lvlm, [sample], "tprl", 1 / 9), [list(out[0].outputs[0].token_ids)]).wrong
+        out = llm.chat(
+            chat(sample), GREEDY, use_tqdm=False, mm_processor_kwargs={"tprl_question": [5, 6]}
+        )
+        assert not compare(
+            reference(lvlm, [sample], "tprl", 1 / 9), [list(out[0].outputs[0].token_ids)]
+        ).wrong
 
 
 class TestSeveralImages:
@@ -95,14 +114,18 @@ class TestSeveralImages:
             for number in range(0, 50, 5)
         ]
 
-    def test_each_is_pruned_alone_and_stands_at_its_place(self, lvlm: FrozenLVLM, tmp_path: Path) -> None:
+    def test_each_is_pruned_alone_and_stands_at_its_place(
+        self, lvlm: FrozenLVLM, tmp_path: Path
+    ) -> None:
         pairs = self.pairs()
         answers = two_images(lvlm, pairs, "divprune", 1 / 3)
         with engine(export(tmp_path, lvlm, "divprune", 1 / 3)) as llm:
             assert not compare(answers, ask(llm, pairs)).wrong
 
 
-def two_images(lvlm: FrozenLVLM, samples: Sequence[Sample], pruner: str, ratio: float) -> list[Answer]:
+def two_images(
+    lvlm: FrozenLVLM, samples: Sequence[Sample], pruner: str, ratio: float
+) -> list[Answer]:
     """The reference, for prompts with two images."""
     prompt = lvlm.prompt
     lvlm.prompt = "USER: <image>\n<image>\n{question} ASSISTANT:"
@@ -117,20 +140,33 @@ class TestChunks:
         samples = questions(20, 40)
         answers = reference(lvlm, samples, "tprl", HALF)
         options = {"max_num_batched_tokens": 32, "max_num_seqs": 4, "max_model_len": 256}
-        with engine(export(tmp_path, lvlm, "tprl", HALF), enable_chunked_prefill=True, **options) as llm:
+        with engine(
+            export(tmp_path, lvlm, "tprl", HALF), enable_chunked_prefill=True, **options
+        ) as llm:
             spy = Spy.on(model_of(llm))
             assert not compare(answers, ask(llm, samples)).wrong
         assert any(start > 10 for start, _ in spy.chunks)  # began within an image
         assert all(count < 72 for _, count in spy.chunks)
 
-    def test_a_prompt_that_lost_its_blocks_starts_again(self, lvlm: FrozenLVLM, tmp_path: Path) -> None:
+    def test_a_prompt_that_lost_its_blocks_starts_again(
+        self, lvlm: FrozenLVLM, tmp_path: Path
+    ) -> None:
         samples = [sample for sample in questions(60, 60) if sample.family == "grounding"]
         ratio = 78 / 144
         answers = reference(lvlm, samples, "tprl", ratio)
-        # Prompts of about 92 tokens fill three blocks of 32 while they are written, and 13 blocks are all there is.
-        options = {"num_gpu_blocks_override": 13, "block_size": 32, "max_model_len": 256, "max_num_seqs": 12}
+        # Prompts of about 92 tokens fill three blocks of 32 while they are written, and 13 blocks
+        # are all there is.
+        options = {
+            "num_gpu_blocks_override": 13,
+            "block_size": 32,
+            "max_model_len": 256,
+            "max_num_seqs": 12,
+        }
         with engine(
-            export(tmp_path, lvlm, "tprl", ratio), disable_log_stats=False, enable_prefix_caching=False, **options
+            export(tmp_path, lvlm, "tprl", ratio),
+            disable_log_stats=False,
+            enable_prefix_caching=False,
+            **options,
         ) as llm:
             assert not compare(answers, ask(llm, samples)).wrong
             counted = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
@@ -146,12 +182,22 @@ class TestRefusals:
             ({"hf_overrides": {"tprl_keep_ratio": 1.7}}, r"keep_ratio=1\.7 is not a kept fraction"),
             ({"hf_overrides": {"tprl_positions": "some"}}, "positions=some is unknown"),
             (
-                {"hf_overrides": {"tprl_pruner": {"_target_": "tprl.pruners.cls_attention.ClsAttentionPruner"}}},
+                {
+                    "hf_overrides": {
+                        "tprl_pruner": {"_target_": "tprl.pruners.cls_attention.ClsAttentionPruner"}
+                    }
+                },
                 "pruner cls_attention reads cls_attention of the vision tower",
             ),
             ({"enable_mm_embeds": True}, "would let embeddings past the pruner"),
             (
-                {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
+                {
+                    "speculative_config": {
+                        "method": "ngram",
+                        "num_speculative_tokens": 2,
+                        "prompt_lookup_max": 2,
+                    }
+                },
                 "speculative decoding drafts with positions of the unpruned prompt",
             ),
         ],

@@ -35,7 +35,9 @@ def answers(lvlm: FrozenLVLM) -> dict[str, list[Answer]]:
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
-def served(request: Any, lvlm: FrozenLVLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
+def served(
+    request: Any, lvlm: FrozenLVLM, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Any]]:
     folder: Path = tmp_path_factory.mktemp(request.param)
     export(folder, lvlm, *SETTINGS[request.param])
     with engine(folder) as llm:

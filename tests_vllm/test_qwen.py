@@ -1,4 +1,5 @@
-"""Small random Qwen2.5-VL and Qwen3-VL: three position axes, images of several sizes, features of deeper layers."""
+"""Small random Qwen2.5-VL and Qwen3-VL: three position axes, images of several sizes, features of
+deeper layers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,14 +33,18 @@ def shaped(samples: list[Sample]) -> list[Sample]:
     """The same questions about images of different shapes; the last prompt shows two of them."""
     sizes = [(224, 224), (168, 280), (280, 112)]
     images = [Image.Image.resize(s.images[0], sizes[n % 3]) for n, s in enumerate(samples)]
-    changed = [sample._replace(images=(image,)) for sample, image in zip(samples, images, strict=True)]
+    changed = [
+        sample._replace(images=(image,)) for sample, image in zip(samples, images, strict=True)
+    ]
     return [*changed[:-1], changed[-1]._replace(images=(images[-1], images[-2]))]
 
 
 @pytest.mark.parametrize("positions", ["keep", "compact"])
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_ids_are_equal(name: str, positions: str, tmp_path: Path) -> None:
-    lvlm: FrozenLVLM = load_component("model", name, pretrained=None, dtype="float32", geometry=GEOMETRY[name])
+    lvlm: FrozenLVLM = load_component(
+        "model", name, pretrained=None, dtype="float32", geometry=GEOMETRY[name]
+    )
     export(tmp_path, lvlm, "question_dpp", 1 / 4, positions)
     # The engine's own processor: its resize differs from ours by a gray level.
     lvlm.processor = AutoProcessor.from_pretrained(tmp_path)
@@ -47,17 +52,22 @@ def test_ids_are_equal(name: str, positions: str, tmp_path: Path) -> None:
     samples = shaped(questions(12))
     answers = reference(lvlm, samples, "question_dpp", 1 / 4, positions)
     options = {"max_num_batched_tokens": 128, "max_num_seqs": 8, "max_model_len": 1024}
-    with engine(tmp_path, enable_chunked_prefill=True, limit_mm_per_prompt={"image": 2}, **options) as llm:
+    with engine(
+        tmp_path, enable_chunked_prefill=True, limit_mm_per_prompt={"image": 2}, **options
+    ) as llm:
         match = compare(answers, ask(llm, samples))
     assert not match.wrong, match.line
     unpruned = reference(lvlm, samples, "keep_all", 1.0)
-    assert len(compare(unpruned, [answer.ids for answer in answers]).wrong) > 6  # pruning changes what is written
+    # pruning changes what is written
+    assert len(compare(unpruned, [answer.ids for answer in answers]).wrong) > 6
 
 
 def test_positions_beyond_what_the_language_model_knows(tmp_path: Path) -> None:
     """An image of 280 x 280 pixels takes 10 positions, however few of its tokens are kept."""
     name = "qwen2_5_vl"
-    lvlm: FrozenLVLM = load_component("model", name, pretrained=None, dtype="float32", geometry=GEOMETRY[name])
+    lvlm: FrozenLVLM = load_component(
+        "model", name, pretrained=None, dtype="float32", geometry=GEOMETRY[name]
+    )
     sample = questions(1)[0]
     sample = sample._replace(images=(sample.images[0].resize((280, 280)),))
     ids = lvlm.processed([sample])[0]["input_ids"]
@@ -66,6 +76,9 @@ def test_positions_beyond_what_the_language_model_knows(tmp_path: Path) -> None:
     export(tmp_path, lvlm, "divprune", 0.001)
     with (
         engine(tmp_path, max_model_len=words + 5) as llm,
-        pytest.raises(ValueError, match=rf"position \d+ before pruning, and the language model knows {words + 5}"),
+        pytest.raises(
+            ValueError,
+            match=rf"position \d+ before pruning, and the language model knows {words + 5}",
+        ),
     ):
         ask(llm, [sample])

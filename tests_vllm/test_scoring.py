@@ -25,6 +25,7 @@ def test_likelihoods_are_equal(tmp_path: Path) -> None:
         assert torch.allclose(ours[0], theirs[0], atol=1e-4), (ours[0] - theirs[0]).abs().max()
         assert torch.equal(ours[1], theirs[1])
     compact = splice(encoded, load_component("pruner", "random").select(encoded, 1 / 9), "compact")
-    assert (lvlm.score(compact, answers)[0] - lvlm.score(prompt, answers)[0]).abs().max() > 1e-3  # it can fail
+    # it can fail
+    assert (lvlm.score(compact, answers)[0] - lvlm.score(prompt, answers)[0]).abs().max() > 1e-3
     with pytest.raises(UserError, match="whose survivors keep their places: use positions=keep"):
         engine.score(compact, answers)

@@ -67,7 +67,9 @@ class Server:
             return error.code, json.load(error)
 
     def answer(self, sample: Sample) -> str:
-        status, reply = self.post(body(str(self.folder), sample.question, *map(url_of, sample.images)))
+        status, reply = self.post(
+            body(str(self.folder), sample.question, *map(url_of, sample.images))
+        )
         assert status == 200, reply
         return reply["choices"][0]["message"]["content"].strip()
 
@@ -96,7 +98,9 @@ def lvlm() -> FrozenLVLM:
 @pytest.fixture(scope="module")
 def texts(lvlm: FrozenLVLM) -> list[str]:
     answers = reference(lvlm, SAMPLES, "tprl", 1 / 9)
-    return [lvlm.tokenizer.decode(answer.ids, skip_special_tokens=True).strip() for answer in answers]
+    return [
+        lvlm.tokenizer.decode(answer.ids, skip_special_tokens=True).strip() for answer in answers
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,10 @@ def server(lvlm: FrozenLVLM, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with (
         log.open("w") as out,
         subprocess.Popen(
-            [*command, "--port", str(port), *OPTIONS], stdout=out, stderr=subprocess.STDOUT, env=environment
+            [*command, "--port", str(port), *OPTIONS],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
         ) as process,
     ):
         running = Server(folder, port)
@@ -132,10 +139,13 @@ def test_40_requests_on_8_threads(server: Server, texts: list[str]) -> None:
 
 
 def test_others_do_no_harm(server: Server, texts: list[str]) -> None:
-    """While good requests run: a client that leaves, no image, too many words, a placeholder too many."""
+    """While good requests run: a client that leaves, no image, too many words, a placeholder too
+    many."""
     good = url_of(SAMPLES[0].images[0])
     bad = {
-        "wrong image": body(str(server.folder), "is there a circle?", "data:image/png;base64,bm8gaW1hZ2U="),
+        "wrong image": body(
+            str(server.folder), "is there a circle?", "data:image/png;base64,bm8gaW1hZ2U="
+        ),
         "over-long": body(str(server.folder), "is there a circle? " * 200, good),
         "placeholder": body(str(server.folder), "what is <image> ?", good),
         "two images": body(str(server.folder), "is there a circle?", good, good),
@@ -147,6 +157,8 @@ def test_others_do_no_harm(server: Server, texts: list[str]) -> None:
         refused = {name: threads.submit(server.post, request) for name, request in bad.items()}
         assert [future.result() for future in running] == texts[:20]
     statuses = {name: future.result()[0] for name, future in refused.items()}
-    assert statuses == dict.fromkeys(bad, 400), {name: future.result() for name, future in refused.items()}
+    assert statuses == dict.fromkeys(bad, 400), {
+        name: future.result() for name, future in refused.items()
+    }
     assert "1 image placeholders more than images" in str(refused["placeholder"].result()[1])
     assert answers(server, SAMPLES[20:28]) == texts[20:28]

@@ -1,8 +1,9 @@
-"""PyPI's torchvision beside a CPU build of torch, which lacks two operators that it registers kernels for at import.
+"""PyPI's torchvision beside a CPU build of torch, which lacks two operators that it registers
+kernels for at import.
 
-`make test-vllm` puts this file and a `.pth` that imports it into the site-packages of `.venv-vllm`, so that every
-process there declares the operators before torchvision is imported. They stay without an implementation: nothing
-that is served calls them.
+`make test-vllm` puts this file and a `.pth` that imports it into the site-packages of `.venv-vllm`,
+so that every process there declares the operators before torchvision is imported. They stay without
+an implementation: nothing that is served calls them.
 """
 
 import sys
@@ -22,7 +23,9 @@ class BeforeTorchvision:
 
             self.library = torch.library.Library("torchvision", "DEF")
             for operator in ("nms", "qnms"):
-                self.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                self.library.define(
+                    f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                )
 
 
 sys.meta_path.insert(0, BeforeTorchvision())

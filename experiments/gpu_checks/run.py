@@ -1,8 +1,9 @@
-"""All that has to be looked at on a GPU, in one go: python experiments/gpu_checks/run.py (make gpu-checks).
+"""All that has to be looked at on a GPU, in one go: python experiments/gpu_checks/run.py (make
+gpu-checks).
 
-Every check is a command of its own. What went well is not run again, so a run that was cut off goes on;
-`results.json` and `table.md` are written after each check. `--small` runs what a CPU can run, on small models, and
-writes into a folder `small/` of its own: what it says is not what a GPU would.
+Every check is a command of its own. What went well is not run again, so a run that was cut off goes
+on; `results.json` and `table.md` are written after each check. `--small` runs what a CPU can run,
+on small models, and writes into a folder `small/` of its own: what it says is not what a GPU would.
 """
 
 import argparse
@@ -54,62 +55,128 @@ def evaluation(*words: str) -> tuple[str, ...]:
 
 CHECKS = (
     Check(
-        "chain", "the whole chain runs, policy and model on the same device",
-        ("-m", "src.train", "debug=fast", *QUIET), ("-m", "src.train", "debug=fast", *QUIET), pattern=r"run: .*",
+        "chain",
+        "the whole chain runs, policy and model on the same device",
+        ("-m", "src.train", "debug=fast", *QUIET),
+        ("-m", "src.train", "debug=fast", *QUIET),
+        pattern=r"run: .*",
     ),
     Check(
-        "parity", "all kept 0, the others near 1e-5, the same ids",
+        "parity",
+        "all kept 0, the others near 1e-5, the same ids",
         evaluation("mode=parity", f"models={FAMILIES}", "limit=3"),
-        evaluation("mode=parity", "models=[llava]", "limit=3"), pattern=r"\| `\w+` \|.*",
-    ),
-    Check(
-        "parity_bf16", "differences small against the logits' spread, the same ids",
-        evaluation("mode=parity", "model=qwen2_5_vl", "model.pretrained=null", "model.dtype=bfloat16", "limit=3"),
+        evaluation("mode=parity", "models=[llava]", "limit=3"),
         pattern=r"\| `\w+` \|.*",
     ),
     Check(
-        "flash_attention", "as parity_bf16: gapped positions above all",
-        evaluation("mode=parity", "model=llava", "model.pretrained=null", "model.dtype=bfloat16",
-                   "model.attention=flash_attention_2", "limit=3"),
-        package="flash_attn", pattern=r"\| `\w+` \|.*",
+        "parity_bf16",
+        "differences small against the logits' spread, the same ids",
+        evaluation(
+            "mode=parity",
+            "model=qwen2_5_vl",
+            "model.pretrained=null",
+            "model.dtype=bfloat16",
+            "limit=3",
+        ),
+        pattern=r"\| `\w+` \|.*",
     ),
     Check(
-        "four_bits", "it loads and runs; answers agree with those of the whole weights up to rounding",
-        evaluation("mode=parity", "model=tiny_llava", "model.load_in=4bit", "model.dtype=bfloat16", "limit=3"),
-        package="bitsandbytes", pattern=r"\| `\w+` \|.*",
+        "flash_attention",
+        "as parity_bf16: gapped positions above all",
+        evaluation(
+            "mode=parity",
+            "model=llava",
+            "model.pretrained=null",
+            "model.dtype=bfloat16",
+            "model.attention=flash_attention_2",
+            "limit=3",
+        ),
+        package="flash_attn",
+        pattern=r"\| `\w+` \|.*",
     ),
     Check(
-        "latency", "pruned prefill near what FLOPs predict; TPRL's selector at most 3 % of the unpruned prefill",
-        evaluation("mode=latency", *LLAVA_7B, "pruners=[divprune,tprl]", "keep_ratios=[0.333,0.111]",
-                   "latency.batch_sizes=[1]", "latency.repeats=5"),
-        evaluation("mode=latency", "pruners=[divprune,tprl]", "keep_ratios=[0.333]", "latency.batch_sizes=[1]",
-                   "latency.repeats=1", "latency.warmup=0"),
-        pattern=r"\|.*tprl.*\|", minutes=4,
+        "four_bits",
+        "it loads and runs; answers agree with those of the whole weights up to rounding",
+        evaluation(
+            "mode=parity",
+            "model=tiny_llava",
+            "model.load_in=4bit",
+            "model.dtype=bfloat16",
+            "limit=3",
+        ),
+        package="bitsandbytes",
+        pattern=r"\| `\w+` \|.*",
     ),
     Check(
-        "selectors", "at least 3 times the published form at batch 8",
-        ("experiments/speed/selectors/bench.py", "20", f"{OUT}/selectors.csv", "cuda"), pattern=r"least gain: .*",
+        "latency",
+        (
+            "pruned prefill near what FLOPs predict; TPRL's "
+            "selector at most 3 % of the unpruned prefill"
+        ),
+        evaluation(
+            "mode=latency",
+            *LLAVA_7B,
+            "pruners=[divprune,tprl]",
+            "keep_ratios=[0.333,0.111]",
+            "latency.batch_sizes=[1]",
+            "latency.repeats=5",
+        ),
+        evaluation(
+            "mode=latency",
+            "pruners=[divprune,tprl]",
+            "keep_ratios=[0.333]",
+            "latency.batch_sizes=[1]",
+            "latency.repeats=1",
+            "latency.warmup=0",
+        ),
+        pattern=r"\|.*tprl.*\|",
+        minutes=4,
     ),
     Check(
-        "ppo", "at least 20 times the evaluations per second of a loop",
-        ("experiments/speed/ppo/bench.py", "--device", "cuda", "--lvlm", "float32,bfloat16", "--threads", "2",
-         "--out", OUT),
+        "selectors",
+        "at least 3 times the published form at batch 8",
+        ("experiments/speed/selectors/bench.py", "20", f"{OUT}/selectors.csv", "cuda"),
+        pattern=r"least gain: .*",
+    ),
+    Check(
+        "ppo",
+        "at least 20 times the evaluations per second of a loop",
+        (
+            "experiments/speed/ppo/bench.py",
+            "--device",
+            "cuda",
+            "--lvlm",
+            "float32,bfloat16",
+            "--threads",
+            "2",
+            "--out",
+            OUT,
+        ),
         pattern=r".*evaluations/s.*",
     ),
     Check(
-        "forecast", "GiB and hours; compare them with nvidia-smi and the clock of a real run",
-        ("-m", "src.check", "model=tiny_llava"), ("-m", "src.check", "model=tiny_llava", "trainer=cpu"),
+        "forecast",
+        "GiB and hours; compare them with nvidia-smi and the clock of a real run",
+        ("-m", "src.check", "model=tiny_llava"),
+        ("-m", "src.check", "model=tiny_llava", "trainer=cpu"),
         pattern=r"ppo .*",
     ),
-)  # fmt: skip
+)
 
 
-def run(checks: Sequence[Check], folder: Path, small: bool = False, again: bool = False) -> list[dict[str, Any]]:
-    """Run what did not go well before, by the same command, and return the results of all, in order."""
+def run(
+    checks: Sequence[Check], folder: Path, small: bool = False, again: bool = False
+) -> list[dict[str, Any]]:
+    """Run what did not go well before, by the same command, and return the results of all, in
+    order."""
     folder = folder / "small" if small else folder
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.json"
-    known = {} if again or not file.is_file() else {row["name"]: row for row in json.loads(file.read_text())}
+    known = (
+        {}
+        if again or not file.is_file()
+        else {row["name"]: row for row in json.loads(file.read_text())}
+    )
     for check in checks:
         if finished(known.get(check.name, {}), check, small):
             continue
@@ -123,7 +190,8 @@ def run(checks: Sequence[Check], folder: Path, small: bool = False, again: bool 
 
 
 def finished(row: dict[str, Any], check: Check, small: bool) -> bool:
-    """Whether a row says of this command that it went well; what was skipped may be possible by now."""
+    """Whether a row says of this command that it went well; what was skipped may be possible by
+    now."""
     words = check.small if small else check.words
     return row.get("state") == "ok" and words is not None and row["command"] == list(words)
 
@@ -143,7 +211,9 @@ def one_check(check: Check, folder: Path, small: bool) -> dict[str, Any]:
         command.append(f"hydra.run.dir={out}")
     started = time.monotonic()
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 * check.minutes)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=60 * check.minutes
+        )
         state, output = ("ok" if done.returncode == 0 else "failed"), done.stdout + done.stderr
     except subprocess.TimeoutExpired as error:
         state, output = "timeout", str(error)
@@ -166,13 +236,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| check | state | s | what came out | what should |", "|---|---|---|---|---|"]
     for row in rows:
         result = row["result"].replace("|", "\\|")
-        lines.append(f"| {row['name']} | {row['state']} | {row['seconds']:.0f} | {result} | {row['look']} |")
+        lines.append(
+            f"| {row['name']} | {row['state']} | {row['seconds']:.0f} | {result} | {row['look']} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu_checks", help="where results are written")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "runs" / "gpu_checks", help="where results are written"
+    )
     parser.add_argument("--small", action="store_true", help="what a CPU can run")
     parser.add_argument("--again", action="store_true", help="run finished checks too")
     options = parser.parse_args(words)

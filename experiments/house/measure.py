@@ -1,4 +1,5 @@
-"""How the house is built: rooms, arrows between them, knots, and how dense the code is, for one or more commits.
+"""How the house is built: rooms, arrows between them, knots, and how dense the code is, for one or
+more commits.
 
     python experiments/house/measure.py 8510d02 27b800e HEAD
 
@@ -41,7 +42,7 @@ def library_here() -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.py")}
 
 
-# --- the graph of imports ----------------------------------------------------------------------------
+# --- the graph of imports -------------------------------------------------------------------------
 
 
 def room_of(module: str) -> str:
@@ -50,7 +51,8 @@ def room_of(module: str) -> str:
 
 
 def arrows(sources: Mapping[str, str]) -> Arrows:
-    """Imports between rooms, those inside functions too. The package's own `__init__` imports nothing by itself."""
+    """Imports between rooms, those inside functions too. The package's own `__init__` imports
+    nothing by itself."""
     modules = {_module(path) for path in sources}
     between: Arrows = {}
     for path, text in sources.items():
@@ -59,7 +61,9 @@ def arrows(sources: Mapping[str, str]) -> Arrows:
             continue
         for target in _imports(text, modules):
             if room_of(target) != room_of(module):
-                between.setdefault((room_of(module), room_of(target)), []).append(f"{module} -> {target}")
+                between.setdefault((room_of(module), room_of(target)), []).append(
+                    f"{module} -> {target}"
+                )
     return between
 
 
@@ -70,7 +74,11 @@ def _module(path: str) -> str:
 def _imports(text: str, modules: set[str]) -> Iterator[str]:
     """The modules of the library that a file imports."""
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith("tprl."):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and f"{node.module}.".startswith("tprl.")
+        ):
             package = node.module.removeprefix("tprl").removeprefix(".")
             for alias in node.names:
                 full = f"{package}.{alias.name}".removeprefix(".")
@@ -93,7 +101,7 @@ def knots(between: Arrows) -> list[list[str]]:
     return [list(part) for part in sorted(parts) if len(part) > 1]
 
 
-# --- how dense the code is ---------------------------------------------------------------------------
+# --- how dense the code is ------------------------------------------------------------------------
 
 
 def function_lengths(sources: Mapping[str, str]) -> list[int]:
@@ -110,7 +118,9 @@ def function_lengths(sources: Mapping[str, str]) -> list[int]:
             if ast.get_docstring(node) is not None:
                 assert node.body[0].end_lineno is not None
                 docstring = range(node.body[0].lineno, node.body[0].end_lineno + 1)
-            lengths.append(sum(number not in docstring and bool(lines[number - 1].strip()) for number in body))
+            lengths.append(
+                sum(number not in docstring and bool(lines[number - 1].strip()) for number in body)
+            )
     return lengths
 
 
@@ -138,7 +148,9 @@ def nested_comprehensions(text: str) -> int:
     count = 0
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, COMPREHENSIONS):
-            inner = any(isinstance(child, COMPREHENSIONS) for child in ast.walk(node) if child is not node)
+            inner = any(
+                isinstance(child, COMPREHENSIONS) for child in ast.walk(node) if child is not node
+            )
             count += inner or len(node.generators) > 1
     return count
 
@@ -147,7 +159,9 @@ def measure(sources: Mapping[str, str]) -> dict[str, str]:
     """Every number of the table, in words."""
     between = arrows(sources)
     modules = [_module(path) for path in sources]
-    hall = [module for module in modules if module and "." not in module and f"{module}.py" in sources]
+    hall = [
+        module for module in modules if module and "." not in module and f"{module}.py" in sources
+    ]
     rooms = {path.partition("/")[0] for path in sources if "/" in path}
     lengths = function_lengths(sources)
     lines = [line for text in sources.values() for line in text.splitlines()]
@@ -161,10 +175,11 @@ def measure(sources: Mapping[str, str]) -> dict[str, str]:
         "rooms": str(len(rooms)),
         "arrows between rooms": str(len(between)),
         "imports across rooms": str(sum(map(len, between.values()))),
-        "rooms in a knot": str(sum(map(len, tied))) + (f" ({'; '.join(', '.join(knot) for knot in tied)})" if tied else ""),
+        "rooms in a knot": str(sum(map(len, tied)))
+        + (f" ({'; '.join(', '.join(knot) for knot in tied)})" if tied else ""),
         "functions": str(len(lengths)),
         "lines of a function, median": f"{statistics.median(lengths):g}",
-        "functions of 5 to 40 lines": f"{sum(5 <= length <= 40 for length in lengths) / len(lengths):.1%}",
+        "functions of 5 to 40 lines": f"{sum(5 <= n <= 40 for n in lengths) / len(lengths):.1%}",
         "functions over 60 lines": str(sum(length > 60 for length in lengths)),
         "longest file": str(max(len(text.splitlines()) for text in sources.values())),
         "lines over 100 characters": f"{sum(len(line) > 100 for line in lines) / len(lines):.1%}",
@@ -175,10 +190,14 @@ def measure(sources: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("commits", nargs="*", help="default: the working tree")
     commits = parser.parse_args().commits
-    columns = {commit: measure(library_at(commit)) for commit in commits} or {"here": measure(library_here())}
+    columns = {commit: measure(library_at(commit)) for commit in commits} or {
+        "here": measure(library_here())
+    }
     names = list(next(iter(columns.values())))
     print("| |", " | ".join(columns), "|")
     print("|---|" + "---|" * len(columns))

@@ -17,7 +17,11 @@ import lightning.pytorch as pl
 def stop(*arguments: Any, **options: Any) -> None:
     """In the place of `Trainer.fit`."""
     source = Path.cwd() / "src"
-    frames = [frame for frame in traceback.extract_stack()[:-1] if Path(frame.filename).is_relative_to(source)]
+    frames = [
+        frame
+        for frame in traceback.extract_stack()[:-1]
+        if Path(frame.filename).is_relative_to(source)
+    ]
     for number, frame in enumerate(frames, 1):
         print(f"{number:2} {Path(frame.filename).relative_to(source)}:{frame.lineno} {frame.name}")
     print(f"{len(frames)} frames, {len({frame.filename for frame in frames})} files")

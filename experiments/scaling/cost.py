@@ -1,4 +1,5 @@
-"""What choosing tokens costs: CPU seconds of one thread, so that other processes on the machine do not count.
+"""What choosing tokens costs: CPU seconds of one thread, so that other processes on the machine do
+not count.
 
 python experiments/scaling/cost.py
 """
@@ -39,12 +40,18 @@ def select(tokens: int) -> None:
         whole, spread = seconds(lambda ratio=ratio: pruner.select(encoded, ratio))
         x = pruner.observe(encoded)
         k = torch.tensor([round(ratio * tokens)])
-        greedy, _ = seconds(lambda k=k: sequential.greedy(torch.randn(1, tokens), x.features, x.mask, k))
-        print(f"| select | {tokens} | {ratio:.3f} | {whole:.3f} +- {spread:.3f} s, of it greedy MAP {greedy:.3f} s |")
+        greedy, _ = seconds(
+            lambda k=k: sequential.greedy(torch.randn(1, tokens), x.features, x.mask, k)
+        )
+        print(
+            f"| select | {tokens} | {ratio:.3f} | {whole:.3f} +- "
+            f"{spread:.3f} s, of it greedy MAP {greedy:.3f} s |"
+        )
 
 
 def update(tokens: int) -> None:
-    """One PPO iteration's part that the set policy has: drawing, and log-probabilities with gradient in each epoch."""
+    """One PPO iteration's part that the set policy has: drawing, and log-probabilities with
+    gradient in each epoch."""
     features = torch.nn.functional.normalize(torch.randn(1, tokens, 64), dim=2)
     alive, total = torch.ones(1, tokens, dtype=torch.bool), 0.0
     for ratio in RATIOS:
@@ -52,16 +59,22 @@ def update(tokens: int) -> None:
         scores = torch.randn(1, tokens, requires_grad=True)
         noise = torch.rand(1, GROUP, tokens)
 
-        def iteration(scores: torch.Tensor = scores, k: torch.Tensor = k, noise: torch.Tensor = noise) -> None:
+        def iteration(
+            scores: torch.Tensor = scores, k: torch.Tensor = k, noise: torch.Tensor = noise
+        ) -> None:
             order = sequential.draw(scores, features, alive, k, 1.0, noise)
             sequential.log_prob(scores, features, alive, k, 1.0, order)
             for _ in range(EPOCHS):
                 sequential.log_prob(scores, features, alive, k, 1.0, order).sum().backward()
 
         total += seconds(iteration, rounds=3)[0] * PROMPTS / len(RATIOS)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of the whole process, PyTorch included
+    # of the whole process, PyTorch included
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     hours = total * 200 / 3600
-    print(f"| update | {tokens} | all | {total:.1f} s per iteration, {hours:.2f} h per 200; peak {peak:.2f} GiB |")
+    print(
+        f"| update | {tokens} | all | {total:.1f} s per "
+        f"iteration, {hours:.2f} h per 200; peak {peak:.2f} GiB |"
+    )
 
 
 if __name__ == "__main__":

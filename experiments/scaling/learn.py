@@ -1,4 +1,5 @@
-"""Does learning scale with the number of tokens? PPO on the needle world, one row per iteration that was validated.
+"""Does learning scale with the number of tokens? PPO on the needle world, one row per iteration
+that was validated.
 
 python experiments/scaling/learn.py 576 [stage option=value ...]
 """
@@ -69,7 +70,13 @@ def main(tokens: int, changes: dict[str, Any]) -> None:
     pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[log], **quiet).fit(stage)
     episodes = options["prompts"] * options["group"]
     served = {round(seen / episodes): round(score, 3) for seen, score in stage.curves["served"]}
-    row = {"tokens": tokens, "options": changes, "served": served, "clip_fraction": max(log.clipped), "kl": max(log.kl)}
+    row = {
+        "tokens": tokens,
+        "options": changes,
+        "served": served,
+        "clip_fraction": max(log.clipped),
+        "kl": max(log.kl),
+    }
     print(json.dumps(row | {"cpu_seconds": round(time.process_time() - start)}))
 
 

@@ -1,7 +1,8 @@
-"""A world in which one of N visual tokens answers: the question names a kind, and one token is of it.
+"""A world in which one of N visual tokens answers: the question names a kind, and one token is of
+it.
 
-Nothing but the match between the question's word and a token's content decides, and a rule that does not read the
-question is right as often as its keep ratio.
+Nothing but the match between the question's word and a token's content decides, and a rule that
+does not read the question is right as often as its keep ratio.
 """
 
 import random
@@ -41,7 +42,8 @@ class NeedleDataset:
 
 
 class NeedleLVLM:
-    """Answers "yes" if the one token of the named kind is in the prompt, else "no"; width 32, N tokens in a row."""
+    """Answers "yes" if the one token of the named kind is in the prompt, else "no"; width 32, N
+    tokens in a row."""
 
     def __init__(self, tokens: int, noise: float = 2 / 3) -> None:
         self.name, self.width, self.device, self.tokens, self.noise = (
@@ -53,7 +55,8 @@ class NeedleLVLM:
         )
         draw = torch.Generator().manual_seed(0)
         self.codes = (
-            torch.nn.functional.normalize(torch.randn(KINDS + WORDS, WIDTH, generator=draw), dim=1) * WIDTH**0.5
+            torch.nn.functional.normalize(torch.randn(KINDS + WORDS, WIDTH, generator=draw), dim=1)
+            * WIDTH**0.5
         )
         vision = VisionShape(1, WIDTH, 4 * WIDTH, 1, patches=tokens, patch_size=1, cls=False)
         self.shape = LVLMShape(vision, (WIDTH, WIDTH), LMShape(1, WIDTH, 4 * WIDTH, 1, 1, WIDTH, 2))
@@ -93,7 +96,9 @@ class NeedleLVLM:
     def answer(self, prompt: Prompt) -> list[str]:
         return ["yes" if right else "no" for right in self._right(prompt).tolist()]
 
-    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+    def score(
+        self, prompt: Prompt, answers: Sequence[str]
+    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         right = self._right(prompt)
         return torch.where(right, 0.0, -2.0), right
 

@@ -1,4 +1,5 @@
-"""python experiments/screens/baselines.py: what answers that never look at the page score, as rows for README.md."""
+"""python experiments/screens/baselines.py: what answers that never look at the page score, as rows
+for README.md."""
 
 import random
 import re
@@ -48,7 +49,10 @@ def guesses(family: str, seen: Sequence[Sample]) -> dict[str, Callable[[Sample],
     """Ways to answer without a look, learnt from the questions of another split."""
     if seen[0].box is not None:
         box, draw = mean_box(seen), random.Random(0)
-        point = lambda _: " ".join([str(draw.randrange(SIDE)), str(draw.randrange(SIDE))] * 2)  # noqa: E731
+
+        def point(_: Sample) -> str:
+            return " ".join([str(draw.randrange(SIDE)), str(draw.randrange(SIDE))] * 2)
+
         return {"constant": lambda _: box, "centre": lambda _: "160 160 160 160", "random": point}
     always = learned(seen, lambda sample: sample.family)
     worded = learned(seen, lambda sample: template(sample.question))
@@ -56,7 +60,9 @@ def guesses(family: str, seen: Sequence[Sample]) -> dict[str, Callable[[Sample],
     return {
         "constant": lambda _: always[family],
         "by wording": lambda sample: worded.get(template(sample.question), always[family]),
-        "by question": lambda s: exact.get(s.question.lower(), worded.get(template(s.question), always[family])),
+        "by question": lambda s: exact.get(
+            s.question.lower(), worded.get(template(s.question), always[family])
+        ),
     }
 
 
@@ -64,7 +70,10 @@ def main() -> None:
     data = {split: Screens(split, bare=True) for split in SPLITS}
     samples = {split: take(data[split], range(len(data[split]))) for split in SPLITS}
     seen = samples["val"] + samples["test"]
-    print("| split | family | questions | answers | most frequent | blind answers |\n|---|---|---|---|---|---|")
+    print(
+        "| split | family | questions | answers | most "
+        "frequent | blind answers |\n|---|---|---|---|---|---|"
+    )
     for split in ("final", "real"):
         for family in FAMILIES:
             asked = [sample for sample in samples[split] if sample.family == family]
@@ -83,7 +92,10 @@ def main() -> None:
         pages = len({sample.uid.split("/")[2] for sample in samples[split]})
         boxes = [s.box for s in samples[split] if s.box]
         area = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes) / len(boxes) / SIDE**2
-        print(f"{split}: {pages} pages, {len(samples[split])} questions, a box is {100 * area:.1f} % of the page")
+        print(
+            f"{split}: {pages} pages, {len(samples[split])} "
+            f"questions, a box is {100 * area:.1f} % of the page"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""python experiments/screens/look.py <folder> [first page] [pages]: pictures with boxes and questions."""
+"""python experiments/screens/look.py <folder> [first page] [pages]: pictures with boxes and
+questions."""
 
 import json
 import sys
@@ -27,7 +28,9 @@ def sheet(folder: Path, first: int, count: int) -> Image.Image:
 
 def _tile(folder: Path, rows: list[dict]) -> Image.Image:
     picture = Image.open(folder / rows[0]["img_filename"]).convert("RGB")
-    picture = picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST)
+    picture = picture.resize(
+        (picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST
+    )
     tile = Image.new("RGB", (picture.width + 330, picture.height + 4), "white")
     tile.paste(picture)
     draw = ImageDraw.Draw(tile)
@@ -35,7 +38,9 @@ def _tile(folder: Path, rows: list[dict]) -> Image.Image:
         color = "red" if row["kind"] == "point" else "blue"
         box = [value * SCALE for value in row["bbox"]]
         draw.rectangle(box, outline=color)
-        draw.text((box[0] + 1, box[1] - 2), str(number), fill=color, stroke_width=1, stroke_fill="white")
+        draw.text(
+            (box[0] + 1, box[1] - 2), str(number), fill=color, stroke_width=1, stroke_fill="white"
+        )
         text = f"{number} {row['family']}: {row['instruction']} {row['answer']}"
         draw.text((picture.width + 6, number * (LINE + 5)), text, fill=color)
     return tile

@@ -1,7 +1,9 @@
-"""python experiments/screens/pack.py <folder> <zip> [questions a page] [of a family]: what ships of a split.
+"""python experiments/screens/pack.py <folder> <zip> [questions a page] [of a family]: what ships of
+a split.
 
-Pictures become lossless WebP. Of the questions of a page a few stay, chosen so that families, and answers inside a
-family, come equally often; a page is visited in the order of its number, and ties go to the digest of the question.
+Pictures become lossless WebP. Of the questions of a page a few stay, chosen so that families, and
+answers inside a family, come equally often; a page is visited in the order of its number, and ties
+go to the digest of the question.
 """
 
 import hashlib
@@ -46,14 +48,17 @@ def chosen(pages: Mapping[int, Sequence[Row]], most: int, each: int = 1) -> list
 
 
 def kind_of(row: Row) -> str:
-    """What is balanced inside a family: the answer, or for names of things that hardly repeat, that it is a name."""
+    """What is balanced inside a family: the answer, or for names of things that hardly repeat, that
+    it is a name."""
     if row["family"] == "state":
         return row["answer"] if row["answer"] in ("yes", "no") else "a name"
     return row["answer"]
 
 
 def digest(row: Row) -> str:
-    return hashlib.blake2b(f"{row['page']} {row['instruction']}".encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        f"{row['page']} {row['instruction']}".encode(), digest_size=8
+    ).hexdigest()
 
 
 def pack(folder: Path, archive: Path, most: int, each: int) -> Counter[str]:
@@ -88,7 +93,9 @@ def webp(path: Path) -> bytes:
 
 if __name__ == "__main__":
     if len(sys.argv) not in (3, 4, 5) or not (Path(sys.argv[1]) / "questions.jsonl").is_file():
-        sys.exit("usage: pack.py <folder that render.mjs made> <zip> [questions a page] [of a family]")
+        sys.exit(
+            "usage: pack.py <folder that render.mjs made> <zip> [questions a page] [of a family]"
+        )
     source, target, *numbers = sys.argv[1:]
     most, each = (*map(int, numbers), *(6, 1)[len(numbers) :])
     counts = pack(Path(source), Path(target), most, each)

@@ -1,6 +1,6 @@
 """Greedy ids of vLLM against `tprl.prune` in transformers, setting by setting; writes equal.json.
 
-    .venv-vllm/bin/python experiments/serving/equal.py [questions]
+.venv-vllm/bin/python experiments/serving/equal.py [questions]
 """
 
 import json
@@ -24,7 +24,8 @@ SETTINGS = [  # name, pruner, keep ratio, positions
 
 
 def main(count: int) -> None:
-    """All settings on the first `count` test questions; every question asked twice of one engine."""
+    """All settings on the first `count` test questions; every question asked twice of one
+    engine."""
     lvlm, samples = load_component("model", "tiny_llava"), questions(count)
     images = len({id(sample.images[0]) for sample in samples})
     rows, answers = {}, {}
@@ -47,7 +48,12 @@ def main(count: int) -> None:
         print(name, rows[name], flush=True)
     pairs = zip(answers["tprl keep"], answers["tprl compact"], strict=True)
     differ = sum(keep.ids != compact.ids for keep, compact in pairs)
-    result = {"questions": count, "images": images, "settings": rows, "keep_against_compact_differ": differ}
+    result = {
+        "questions": count,
+        "images": images,
+        "settings": rows,
+        "keep_against_compact_differ": differ,
+    }
     Path(__file__).with_name("equal.json").write_text(json.dumps(result, indent=1) + "\n")
     print("keep and compact differ on", differ)
 

@@ -1,12 +1,14 @@
-"""Requests a second with all visual tokens and with fewer, in turns in one engine; writes speed.json and speed.md.
+"""Requests a second with all visual tokens and with fewer, in turns in one engine; writes
+speed.json and speed.md.
 
-    .venv-vllm/bin/python experiments/serving/speed.py --rounds 3 --concurrencies 1,4,8,16 --clock cpu
+    .venv-vllm/bin/python experiments/serving/speed.py --rounds 3 --concurrencies 1,4 --clock cpu
 
-With `--clock cpu` seconds are those that this process computes, on one thread; where others use the machine too, those
-of the wall say nothing.
+With `--clock cpu` seconds are those that this process computes, on one thread; where others use the
+machine too, those of the wall say nothing.
 
-A random LLaVA whose language model dominates (78 M parameters; 576 tokens an image). Prompts bring embeddings, so that
-one engine serves every ratio; vision tower and pruner, which pruning does not make cheaper, are left out.
+A random LLaVA whose language model dominates (78 M parameters; 576 tokens an image). Prompts bring
+embeddings, so that one engine serves every ratio; vision tower and pruner, which pruning does not
+make cheaper, are left out.
 """
 
 import argparse
@@ -36,11 +38,18 @@ LEAST = 2  # requests of a measurement; else as many as are in the engine at a t
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 GEOMETRY = {
     "text_config": {
-        "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 11, "num_attention_heads": 12,
-        "num_key_value_heads": 12, "head_dim": 64,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 11,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "head_dim": 64,
     },
     "vision_config": {"image_size": 192},
-    "image_processor": {"size": {"height": 192, "width": 192}, "crop_size": {"height": 192, "width": 192}},
+    "image_processor": {
+        "size": {"height": 192, "width": 192},
+        "crop_size": {"height": 192, "width": 192},
+    },
 }
 
 
@@ -56,7 +65,9 @@ class InProcess:
         self.engine.add_request(request, prompt, self.how)
 
     def step(self) -> Iterable[Step]:
-        return [Step(o.request_id, len(o.outputs[0].token_ids), o.finished) for o in self.engine.step()]
+        return [
+            Step(o.request_id, len(o.outputs[0].token_ids), o.finished) for o in self.engine.step()
+        ]
 
     def blocks(self) -> int:
         return self.pool.num_gpu_blocks - 1 - self.pool.get_num_free_blocks()
@@ -72,7 +83,9 @@ def loads(width: int, image: int) -> dict[str, Callable[[int], Sequence[Any]]]:
             for _ in range(max(LEAST, concurrency)):
                 words = torch.randint(10, 250, (WORDS,), generator=draw).tolist()
                 embeds = torch.randn(1, kept, width, generator=draw)
-                requests.append({"prompt_token_ids": [image, *words], "multi_modal_data": {"image": embeds}})
+                requests.append(
+                    {"prompt_token_ids": [image, *words], "multi_modal_data": {"image": embeds}}
+                )
             return requests
 
         return prompts
@@ -94,7 +107,11 @@ def main(rounds: int, concurrencies: Sequence[int], clock: Callable[[], float]) 
             points = measure(run, requests, concurrencies, rounds, clock)
     lines = rows(points, "all")
     script = Path(__file__)
-    result = {"language_model_parameters": size, "rounds": rounds, "rows": [line._asdict() for line in lines]}
+    result = {
+        "language_model_parameters": size,
+        "rounds": rounds,
+        "rows": [line._asdict() for line in lines],
+    }
     script.with_name("speed.json").write_text(json.dumps(result, indent=1) + "\n")
     script.with_name("speed.md").write_text(serving_table(lines) + "\n")
     print(size, serving_table(lines), sep="\n")
@@ -114,9 +131,16 @@ def counts(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=positive, default=3, help="measurements of every point")
-    parser.add_argument("--concurrencies", type=counts, default=[1, 4, 8, 16], help="requests at a time, e.g. 1,4,8,16")
+    parser.add_argument(
+        "--concurrencies",
+        type=counts,
+        default=[1, 4, 8, 16],
+        help="requests at a time, e.g. 1,4,8,16",
+    )
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     main(options.rounds, options.concurrencies, CLOCKS[options.clock])

@@ -7,7 +7,14 @@ import pytest
 
 from tprl import cost
 from tprl.bench.devices import Device
-from tprl.bench.forecast import ALLOCATOR, Model, TypicalQuestion, reading_bytes, stage_needs, uncounted
+from tprl.bench.forecast import (
+    ALLOCATOR,
+    Model,
+    TypicalQuestion,
+    reading_bytes,
+    stage_needs,
+    uncounted,
+)
 from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.stages import autoencoder
 
@@ -17,11 +24,12 @@ SHAPE = LVLMShape(
     LMShape(layers=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064),
 )
 LLAVA = Model(SHAPE, weights=14 * 10**9, number=2, micro_batch=16, policy=10**6, policy_width=64, policy_layers=2,
-              code_width=64)  # fmt: skip
+              code_width=64)
 QUESTION = TypicalQuestion(text=40, visual=576, answer=2, tiles=((1, 576),))
 PPO: dict[str, Any] = {
-    "name": "ppo", "iterations": 10, "prompts": 4, "group": 8, "steps": 1, "keep_ratio": 0.5, "credit_blocks": 0,
-    "validate_every": 5, "update_epochs": 2, "minibatch": 32, "served": {"keep_ratios": [0.5], "limit": 20, "first": 0},
+    "name": "ppo", "iterations": 10, "prompts": 4, "group": 8, "steps": 1, "keep_ratio": 0.5,
+    "credit_blocks": 0, "validate_every": 5, "update_epochs": 2, "minibatch": 32,
+    "served": {"keep_ratios": [0.5], "limit": 20, "first": 0},
 }  # fmt: skip
 
 
@@ -35,10 +43,18 @@ def test_passes_of_ppo() -> None:
 
 
 def test_what_null_means() -> None:
-    stage = {**PPO, "credit_blocks": None, "budget": "exact_k", "law": "sequential", "ratio": "token"}
+    stage = {
+        **PPO,
+        "credit_blocks": None,
+        "budget": "exact_k",
+        "law": "sequential",
+        "ratio": "token",
+    }
 
     def reads(model: Model = LLAVA, **options: Any) -> int:
-        return stage_needs({**stage, **options}, model, QUESTION, open_ended=False, questions=100)[0].reads
+        return stage_needs({**stage, **options}, model, QUESTION, open_ended=False, questions=100)[
+            0
+        ].reads
 
     whole = 10 * 4 * (8 + 1) + 3 * 20
     assert reads() == whole + 10 * 4 * 4
@@ -57,7 +73,11 @@ def test_stages_that_nobody_has_counted() -> None:
 
 def test_flops_are_those_of_the_cost_model() -> None:
     (need,) = stage_needs(
-        {**PPO, "served": {}}, replace(LLAVA, policy_layers=0), QUESTION, open_ended=False, questions=0
+        {**PPO, "served": {}},
+        replace(LLAVA, policy_layers=0),
+        QUESTION,
+        open_ended=False,
+        questions=0,
     )
     see = cost.vision_flops(SHAPE, 1) + cost.projector_flops(SHAPE, 1)
     half = cost.prefill_flops(SHAPE, 42, 288) + cost.lm_head_flops(SHAPE, 2)
@@ -69,16 +89,24 @@ def test_hours() -> None:
     (need,) = stage_needs(PPO, LLAVA, QUESTION, open_ended=True, questions=0)
     device = Device("GPU", tflops=1000.0, bandwidth=2.0, memory=80.0)
     computing = need.flops / 0.4e15
-    writing = need.written / 16 * 14e9 / 2e12  # a further token of 16 answers is one pass of the weights
-    assert need.hours(device, LLAVA, QUESTION) == pytest.approx((computing + writing + 0.2 * need.encodes) / 3600)
-    assert TypicalQuestion(40, 4, 2, ((2, 2),)).preparation(14) == pytest.approx(0.2 * 4 * 196 / 1e5)  # a small picture
+    # a further token of 16 answers is one pass of the weights
+    writing = need.written / 16 * 14e9 / 2e12
+    assert need.hours(device, LLAVA, QUESTION) == pytest.approx(
+        (computing + writing + 0.2 * need.encodes) / 3600
+    )
+    # a small picture
+    assert TypicalQuestion(40, 4, 2, ((2, 2),)).preparation(14) == pytest.approx(
+        0.2 * 4 * 196 / 1e5
+    )
 
 
 def test_bytes_are_weights_and_the_largest_activity() -> None:
     (need,) = stage_needs(PPO, LLAVA, QUESTION, open_ended=False, questions=0)
     kept = 20 * 616 * 4096 * 2
     assert need.device_bytes > ALLOCATOR * (14e9 + kept + reading_bytes(LLAVA, QUESTION))
-    less = stage_needs(PPO, replace(LLAVA, micro_batch=1), QUESTION, open_ended=False, questions=0)[0]
+    less = stage_needs(PPO, replace(LLAVA, micro_batch=1), QUESTION, open_ended=False, questions=0)[
+        0
+    ]
     assert less.device_bytes < need.device_bytes
     cache = cost.kv_bytes(SHAPE.lm, 618, 2)
     assert reading_bytes(replace(LLAVA, micro_batch=1), QUESTION) > cache

@@ -12,7 +12,17 @@ from tests.lvlm.small import families
 from tests.test_cost import counter
 
 from tprl import cost
-from tprl.bench.latency import STAGES, Bench, Line, Reading, Setting, Spread, measure_latency, prompts, untrained
+from tprl.bench.latency import (
+    STAGES,
+    Bench,
+    Line,
+    Reading,
+    Setting,
+    Spread,
+    measure_latency,
+    prompts,
+    untrained,
+)
 from tprl.bench.parity import stock_inputs
 from tprl.build import load_component
 from tprl.commands.evaluate import evaluate
@@ -53,14 +63,21 @@ def lines(lvlm: FrozenLVLM) -> list[Line]:
 def test_a_line_per_pruner_ratio_and_batch(lines: list[Line]) -> None:
     # FastV runs 1 of these 2 layers on everything, so its mean over layers is above a half.
     found = {(line.pruner, line.keep_ratio, line.batch) for line in lines}
-    named = {(name, ratio, batch) for name in NAMES if name != "fastv" for ratio in RATIOS for batch in (1, 3)}
+    named = {
+        (name, ratio, batch)
+        for name in NAMES
+        if name != "fastv"
+        for ratio in RATIOS
+        for batch in (1, 3)
+    }
     assert found == named | {("keep_all", 1.0, batch) for batch in (1, 3)}
     assert len(lines) == len(found)
     assert all(len(line.readings) == len(line.full) == SETTING.repeats for line in lines)
 
 
 def test_stages_are_timed_apart(lines: list[Line]) -> None:
-    """The clock moves by 1 whenever it is read: once per stage, and methods that choose nothing have no selector."""
+    """The clock moves by 1 whenever it is read: once per stage, and methods that choose nothing
+    have no selector."""
     for line in lines:
         selector = 0.0 if line.pruner == "keep_all" else 1.0
         assert set(line.readings) == {Reading(1.0, selector, 1.0, 1.0)}
@@ -81,10 +98,15 @@ def test_methods_inside_the_model_have_no_selector(lvlm: FrozenLVLM) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "ratio"), [("keep_all", 1.0), ("divprune", 0.3), ("fastv", 0.75), ("tprl", 0.3)])
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("keep_all", 1.0), ("divprune", 0.3), ("fastv", 0.75), ("tprl", 0.3)]
+)
 @pytest.mark.parametrize("batch", [1, 2])
-def test_predicted_flops_are_those_of_the_pass(lvlm: FrozenLVLM, name: str, ratio: float, batch: int) -> None:
-    """Nothing timed is left out of the prediction, and the other way round; answers have their full length."""
+def test_predicted_flops_are_those_of_the_pass(
+    lvlm: FrozenLVLM, name: str, ratio: float, batch: int
+) -> None:
+    """Nothing timed is left out of the prediction, and the other way round; answers have their full
+    length."""
     pruner = load_component("pruner", name)
     if name == "tprl":
         pruner = untrained(load_component("pruner", "tprl"), lvlm.width)
@@ -95,7 +117,9 @@ def test_predicted_flops_are_those_of_the_pass(lvlm: FrozenLVLM, name: str, rati
     assert found["flops"]["total"] == sum(found["flops"][stage] for stage in STAGES)
     everything = cost.total(lvlm.shape, text_tokens=64, visual_tokens=36, answer_tokens=3)
     assert found["full_flops"]["total"] == batch * everything["total"]
-    assert found["full_flops"]["prefill"] == batch * (everything["prefill"] + everything["lm_head"] // 3)
+    assert found["full_flops"]["prefill"] == batch * (
+        everything["prefill"] + everything["lm_head"] // 3
+    )
 
 
 def test_tokens_that_methods_add_are_counted(lvlm: FrozenLVLM) -> None:
@@ -124,7 +148,10 @@ class Listener:
 
 def test_every_round_runs_all_of_them_and_starts_with_another(lvlm: FrozenLVLM) -> None:
     heard: list[str] = []
-    setting, seen = Setting(batch_sizes=(1,), repeats=2, warmup=1, new_tokens=1), list[tuple[int, int]]()
+    setting, seen = (
+        Setting(batch_sizes=(1,), repeats=2, warmup=1, new_tokens=1),
+        list[tuple[int, int]](),
+    )
     asked = [*entries(lvlm.width), *(Entry(name, Listener(name, heard), (0.5,)) for name in "ab")]
     measure_latency(lvlm, asked, setting, ticks(), lambda done, total: seen.append((done, total)))
     assert heard == ["a", "b", "a", "b", "b", "a"]
@@ -141,16 +168,29 @@ def test_prompts_have_the_text_that_was_asked_for(name: str) -> None:
 
 
 def test_prompts_that_cannot_be_are_refused(lvlm: FrozenLVLM) -> None:
-    with pytest.raises(UserError, match=r"no prompt of latency.text_tokens=3: its template alone takes \d+"):
+    with pytest.raises(
+        UserError, match=r"no prompt of latency.text_tokens=3: its template alone takes \d+"
+    ):
         prompts(lvlm, Setting(text_tokens=3), 1)
 
 
-def line(pruner: str, full: list[float], own: list[float], predicted: int, ratio: float = 1 / 3) -> Line:
+def line(
+    pruner: str, full: list[float], own: list[float], predicted: int, ratio: float = 1 / 3
+) -> Line:
     """Rounds in milliseconds, all of them prefill."""
     readings, reference = ([Reading(0.0, 0.0, ms, 0.0) for ms in values] for values in (own, full))
     flops = {"prefill": 100, "total": 100}
     return Line(
-        pruner, ratio, 1, 576.0, 192.0, 1, flops, dict.fromkeys(flops, predicted), readings=readings, full=reference
+        pruner,
+        ratio,
+        1,
+        576.0,
+        192.0,
+        1,
+        flops,
+        dict.fromkeys(flops, predicted),
+        readings=readings,
+        full=reference,
     )
 
 
@@ -172,34 +212,52 @@ def test_a_sentence_says_faster_slower_or_neither() -> None:
     slower = line("a", [30.0] * 3, [40.0] * 3, 200, 1 / 9)
     unclear = line("a", [30.0] * 3, [20.0, 30.0, 40.0], 200)
     assert sentence([faster]) == (
-        "a is faster than not pruning: 1.50x from pixels to the last token where its FLOPs predict 2.00x, 75 % of the "
-        "ideal; the prefill alone 1.50x, 75 %."
+        "a is faster than not pruning: 1.50x from pixels to the last token where "
+        "its FLOPs predict 2.00x, 75 % of the ideal; the prefill alone 1.50x, 75 %."
     )
     assert sentence([slower]) == (
-        "a is slower than not pruning: 0.75x from pixels to the last token where its FLOPs predict 2.00x; the prefill "
-        "alone 0.75x, 38 %."
+        "a is slower than not pruning: 0.75x from pixels to the last token "
+        "where its FLOPs predict 2.00x; the prefill alone 0.75x, 38 %."
     )
     assert sentence([faster, slower, unclear]) == (
-        "a is faster than not pruning in 1 of 3 settings and slower in 1: 0.75-1.50x from pixels to the last token "
-        "where its FLOPs predict 2.00x, 38-75 % of the ideal; the prefill alone 0.75-1.50x, 38-75 %."
+        "a is faster than not pruning in 1 of 3 settings and slower in 1: "
+        "0.75-1.50x from pixels to the last token where its FLOPs predict "
+        "2.00x, 38-75 % of the ideal; the prefill alone 0.75-1.50x, 38-75 %."
     )
 
 
-def test_the_command_writes_a_table_a_plot_and_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_table_a_plot_and_sentences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["batch_sizes=[1,2]", "repeats=1", "warmup=0", "new_tokens=2"]
-    words = ["mode=latency", "logger=none", "model=llava", "model.pretrained=null", "model.dtype=float32"]
-    words += ["keep_ratios=[0.5]", "pruner=tprl", "pruners=[divprune]", *(f"latency.{one}" for one in options)]
+    words = [
+        "mode=latency",
+        "logger=none",
+        "model=llava",
+        "model.pretrained=null",
+        "model.dtype=float32",
+    ]
+    words += [
+        "keep_ratios=[0.5]",
+        "pruner=tprl",
+        "pruners=[divprune]",
+        *(f"latency.{one}" for one in options),
+    ]
     run = call("eval", evaluate, tmp_path / "run", *words)
     with (run / "latency.csv").open() as file:
         found = list(csv.DictReader(file))
     assert [(row["pruner"], row["batch_size"]) for row in found] == [
         (name, batch) for batch in "12" for name in ("tprl", "keep_all", "divprune")
     ]
-    assert all(float(row["text_tokens"]) == 64 and float(row["visual_tokens"]) == 36 for row in found)
+    assert all(
+        float(row["text_tokens"]) == 64 and float(row["visual_tokens"]) == 36 for row in found
+    )
     row = found[-1]
     shape = Llava(None).shape
     assert float(row["kv_cache_bytes"]) == 2 * cost.kv_bytes(shape.lm, 64 + 18 + 1, 4)
-    expected = {kept: cost.prefill_flops(shape, 64, kept) + cost.lm_head_flops(shape) for kept in (36, 18)}
+    expected = {
+        kept: cost.prefill_flops(shape, 64, kept) + cost.lm_head_flops(shape) for kept in (36, 18)
+    }
     assert float(row["prefill_gflops"]) == pytest.approx(2 * expected[18] / 1e9)
     assert float(row["prefill_predicted_speedup_x"]) == pytest.approx(expected[36] / expected[18])
     assert row["peak_device_memory_bytes"] == ""
@@ -217,7 +275,10 @@ def test_the_command_writes_a_table_a_plot_and_sentences(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["pruners=[random]", "model=toy"], "model=toy has no vision tower and language model to time"),
+        (
+            ["pruners=[random]", "model=toy"],
+            "model=toy has no vision tower and language model to time",
+        ),
         (
             ["pruners=[random]", "latency.repeats=0"],
             "latency.repeats must be a whole number of at least 1, got 0; use e.g. 8.",
@@ -229,5 +290,9 @@ def test_the_command_writes_a_table_a_plot_and_sentences(tmp_path: Path, capsys:
         ([], "nothing to evaluate: give run="),
     ],
 )
-def test_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], sentence: str) -> None:
-    assert sentence in refused(capsys, "eval", tmp_path / "run", "mode=latency", "logger=none", *words)
+def test_bad_input(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    assert sentence in refused(
+        capsys, "eval", tmp_path / "run", "mode=latency", "logger=none", *words
+    )

@@ -20,7 +20,8 @@ def lvlm() -> FrozenLVLM:
 
 
 def test_any_of_several_tokens_may_end_an_answer(lvlm: FrozenLVLM) -> None:
-    """Llama 3 and others name a list; what is decoded after one of them is padding, which nothing predicts."""
+    """Llama 3 and others name a list; what is decoded after one of them is padding, which nothing
+    predicts."""
     usual = lvlm.model.generation_config.eos_token_id
     encoded = lvlm.encode(SAMPLES)
     ids, _ = _generate(lvlm, splice(encoded, RandomPruner().select(encoded, 0.4)), 3)
@@ -37,12 +38,18 @@ def test_any_of_several_tokens_may_end_an_answer(lvlm: FrozenLVLM) -> None:
 
 def test_padding_begins_after_the_first_end() -> None:
     ids = torch.tensor([[5, 7, 0, 0], [5, 3, 7, 0], [5, 5, 5, 5]])
-    assert _real(ids, [7, 3]).tolist() == [[True, True, False, False], [True, True, False, False], [True] * 4]
+    assert _real(ids, [7, 3]).tolist() == [
+        [True, True, False, False],
+        [True, True, False, False],
+        [True] * 4,
+    ]
     assert _real(ids, []).all()
 
 
 def test_nothing_to_compare_is_one_sentence(lvlm: FrozenLVLM) -> None:
     with pytest.raises(UserError, match="and none of the 0 questions at hand has one"):
         parity(lvlm, [])
-    with pytest.raises(UserError, match="and none of the 1 questions at hand has one: use a dataset with images"):
+    with pytest.raises(
+        UserError, match="and none of the 1 questions at hand has one: use a dataset with images"
+    ):
         parity(lvlm, [SAMPLES[0]._replace(images=())])

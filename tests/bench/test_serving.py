@@ -8,10 +8,13 @@ from tprl.bench.serving import Point, Step, drive, measure, quantile, rows, serv
 
 
 class Paper:
-    """Reads a prompt of n tokens in n seconds, alone; then writes a token a second for all requests together."""
+    """Reads a prompt of n tokens in n seconds, alone; then writes a token a second for all requests
+    together."""
 
     def __init__(self) -> None:
-        self.now, self.reading, self.writing, self.most = 0.0, [], {}, 0  # type: ignore[var-annotated]
+        self.now, self.most = 0.0, 0
+        self.reading: list[Any] = []
+        self.writing: dict[str, Any] = {}
 
     def add(self, request: str, prompt: int) -> None:
         self.reading.append((request, prompt))
@@ -26,7 +29,9 @@ class Paper:
         self.now += 1
         self.writing = {request: written + 1 for request, written in self.writing.items()}
         steps = [Step(request, written, written == 3) for request, written in self.writing.items()]
-        self.writing = {request: written for request, written in self.writing.items() if written < 3}
+        self.writing = {
+            request: written for request, written in self.writing.items() if written < 3
+        }
         return steps
 
     def blocks(self) -> int:

@@ -1,4 +1,5 @@
-"""`python -m src.bench <what>`: the benchmarks under a name of their own, with the options of src.eval."""
+"""`python -m src.bench <what>`: the benchmarks under a name of their own, with the options of
+src.eval."""
 
 import runpy
 import sys
@@ -21,7 +22,9 @@ def test_what_it_does_not_measure_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     place = f"hydra.run.dir={tmp_path}"
-    assert said(monkeypatch, capsys, place).startswith("error: mode=accuracy is no benchmark: use latency, parity, sel")
+    assert said(monkeypatch, capsys, place).startswith(
+        "error: mode=accuracy is no benchmark: use latency, parity, sel"
+    )
     assert said(monkeypatch, capsys, "speed", place).startswith("error: mode must be ")
     line = said(monkeypatch, capsys, "latency", "limit=3", place)
     assert line.startswith("error: limit is not read: mode=latency reads ")
@@ -30,5 +33,13 @@ def test_what_it_does_not_measure_is_one_sentence(
 def test_a_mode_as_src_eval_spells_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    line = said(monkeypatch, capsys, "mode=parity", "model=toy", "dataset=toy", "limit=1", f"hydra.run.dir={tmp_path}")
+    line = said(
+        monkeypatch,
+        capsys,
+        "mode=parity",
+        "model=toy",
+        "dataset=toy",
+        "limit=1",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert line.endswith("error: model=toy has no stock class to compare with.\n")

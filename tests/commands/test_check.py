@@ -67,11 +67,17 @@ def test_options_are_those_of_training(capsys: pytest.CaptureFixture[str]) -> No
             FileNotFoundError(2, "No such file or directory", "a.json"),
             "cannot read a.json (No such file or directory)",
         ),
-        (OSError("Can't load the processor\nof a.\n"), "Can't load the processor of a: check the paths and names of "),
+        (
+            OSError("Can't load the processor\nof a.\n"),
+            "Can't load the processor of a: check the paths and names of ",
+        ),
     ],
 )
 def test_a_file_that_is_not_there(
-    error: OSError, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: OSError,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def opened(words: list[str]) -> None:
         raise error
@@ -97,7 +103,9 @@ def test_another_rank_is_refused_for_the_first_ones_reason(monkeypatch: pytest.M
 def test_what_cannot_fit_is_refused_with_an_option() -> None:
     config = composed(["model=llava", "model.pretrained=null", "trainer=cpu", "stage=ppo"])
     tiny = replace(named("H200"), memory=0.001)
-    with pytest.raises(UserError, match=r"stage ppo needs about .* H200 has 0\.0: set .*model\.load_in=4bit"):
+    with pytest.raises(
+        UserError, match=r"stage ppo needs about .* H200 has 0\.0: set .*model\.load_in=4bit"
+    ):
         report(config, tiny)
     report(config, named("H200"))
 
@@ -108,7 +116,12 @@ def test_it_is_printed_before_the_first_run_only(
     folder = tmp_path / "weights"
     folder.mkdir()
     save_folder(load_component("model", "llava", pretrained=None, dtype="float32"), folder)
-    words = ["model=llava", f"model.pretrained={folder}", "trainer=cpu", f"cache={tmp_path / 'cache'}"]
+    words = [
+        "model=llava",
+        f"model.pretrained={folder}",
+        "trainer=cpu",
+        f"cache={tmp_path / 'cache'}",
+    ]
     check_first(composed(words))
     assert "prompts read" in capsys.readouterr().out
     check_first(composed(words))
@@ -132,9 +145,15 @@ def test_weights_are_compared_when_asked_for(capsys: pytest.CaptureFixture[str])
 def test_published_settings(folder: str, name: str, tmp_path: Path) -> None:
     """The real sizes, templates and processors, without weights."""
     described(folder, tmp_path / folder)
-    recipe = [f"experiment={name}"] if name in choices("experiment") else ["experiment=large", f"model={name}"]
+    recipe = (
+        [f"experiment={name}"]
+        if name in choices("experiment")
+        else ["experiment=large", f"model={name}"]
+    )
     text = report(composed([*recipe, f"model.pretrained={tmp_path / folder}"]), named("H200"))
-    shapes = {line.split("x")[0].strip(): line for line in text.splitlines() if line[:5].strip().isdigit()}
+    shapes = {
+        line.split("x")[0].strip(): line for line in text.splitlines() if line[:5].strip().isdigit()
+    }
     seen, tokens = shapes["640"], int(shapes["640"].split()[3])
     bounds = {
         "llava": 576,

@@ -49,7 +49,9 @@ def test_without_gradio_it_says_how_to_get_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name)
+    )
     assert "needs gradio, which is not installed: `make demo-page`" in refused(capsys, tmp_path)
 
 
@@ -60,10 +62,14 @@ class TestPruners:
         found = make_pruners(config("pruner=divprune", "pruners=[random,divprune]"), lvlm)
         assert list(found) == ["divprune", "random"]
 
-    def test_those_that_the_model_cannot_serve_are_left_out(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_those_that_the_model_cannot_serve_are_left_out(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         lvlm = load_component("model", "qwen2_5_vl", pretrained=None)
         with caplog.at_level("INFO"):
-            found = make_pruners(config("pruner=random", "pruners=[divprune,visionzip,fastv]"), lvlm)
+            found = make_pruners(
+                config("pruner=random", "pruners=[divprune,visionzip,fastv]"), lvlm
+            )
         assert list(found) == ["random", "divprune", "fastv"]
         assert "left out: visionzip" in caplog.text
         with pytest.raises(UserError, match="cannot provide"):

@@ -22,7 +22,9 @@ def status(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
 def test_a_folder_and_the_command_that_serves_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert status(monkeypatch, "pruner=divprune", "keep_ratio=0.25", f"hydra.run.dir={tmp_path}") == 0
+    assert (
+        status(monkeypatch, "pruner=divprune", "keep_ratio=0.25", f"hydra.run.dir={tmp_path}") == 0
+    )
     folder = tmp_path / "vllm"
     server = "python -m vllm.entrypoints.openai.api_server --model"
     assert capsys.readouterr().out == f"run: {tmp_path}\nnext: {server} {folder} --dtype float32\n"
@@ -38,13 +40,25 @@ def test_a_folder_and_the_command_that_serves_it(
         (["target=tensorrt"], "target must be vllm or openvino, got tensorrt."),
         (["positions=some"], "positions must be keep or compact, got some."),
         (["keep_ratio=1.7"], "keep_ratio must be a number in (0, 1], got 1.7"),
-        (["weights=int8"], "weights is not read: target=vllm writes them in model.dtype; leave it out."),
-        (["run=/nowhere"], "run=/nowhere does not exist: give the directory that src.train printed as `run:`."),
+        (
+            ["weights=int8"],
+            "weights is not read: target=vllm writes them in model.dtype; leave it out.",
+        ),
+        (
+            ["run=/nowhere"],
+            "run=/nowhere does not exist: give the directory that src.train printed as `run:`.",
+        ),
         (["run=/nowhere", "pruner=random"], "run and pruner both name the pruner: leave one out."),
         (["pruner=tprl_adaptive"], "pruner tprl_adaptive gives every question its own budget"),
-        (["pruner=vispruner"], "pruner vispruner reads cls_attention, vision_features of the vision tower"),
+        (
+            ["pruner=vispruner"],
+            "pruner vispruner reads cls_attention, vision_features of the vision tower",
+        ),
         (["model=toy"], "model=toy has no weights of a stock class to export"),
-        (["model=smolvlm2", "model.pretrained=null", "pruner=divprune"], "model=smolvlm2 is a smolvlm"),
+        (
+            ["model=smolvlm2", "model.pretrained=null", "pruner=divprune"],
+            "model=smolvlm2 is a smolvlm",
+        ),
     ],
 )
 def test_one_sentence(
@@ -67,7 +81,9 @@ def test_an_engine_that_was_not_tried(
     monkeypatch.setattr("tprl.serving.versions.vllm_version", lambda: "0.9.1")
     monkeypatch.setattr(command, "vllm_version", lambda: "0.9.1")
     assert status(monkeypatch, f"hydra.run.dir={tmp_path}") == 2
-    assert capsys.readouterr().err.startswith("error: vLLM 0.9.1 was not tried with this plugin: use 0.32.0")
+    assert capsys.readouterr().err.startswith(
+        "error: vLLM 0.9.1 was not tried with this plugin: use 0.32.0"
+    )
 
 
 def test_openvino_must_be_there(
@@ -75,4 +91,6 @@ def test_openvino_must_be_there(
 ) -> None:
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert status(monkeypatch, "target=openvino", f"hydra.run.dir={tmp_path}") == 2
-    assert capsys.readouterr().err.startswith("error: target=openvino converts here, and openvino is not installed")
+    assert capsys.readouterr().err.startswith(
+        "error: target=openvino converts here, and openvino is not installed"
+    )

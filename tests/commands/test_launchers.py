@@ -9,8 +9,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOY = ("stage=lfd", "model=toy", "dataset=toy", "pruner=cls_attention", "policy.code_width=0", "policy.select=topk")
-SHORT = ("stage.demonstrations=20", "stage.epochs=1", "stage.served.limit=10", "stage.calibrate=null", "logger=wandb")
+TOY = (
+    "stage=lfd",
+    "model=toy",
+    "dataset=toy",
+    "pruner=cls_attention",
+    "policy.code_width=0",
+    "policy.select=topk",
+)
+SHORT = (
+    "stage.demonstrations=20",
+    "stage.epochs=1",
+    "stage.served.limit=10",
+    "stage.calibrate=null",
+    "logger=wandb",
+)
 
 
 @pytest.mark.slow
@@ -29,7 +42,9 @@ def test_jobs_do_not_collide_and_finished_ones_are_skipped(launcher: str, tmp_pa
     here = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(*more: str) -> None:
-        done = subprocess.run([*command, *more], cwd=tmp_path, env=here, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(
+            [*command, *more], cwd=tmp_path, env=here, capture_output=True, text=True, timeout=400
+        )
         assert done.returncode == 0, done.stderr[-3000:]
 
     start("seed=0,1")

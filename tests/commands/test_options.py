@@ -1,4 +1,5 @@
-"""What options may hold: single values become lists, and nothing else passes that its reader could not use."""
+"""What options may hold: single values become lists, and nothing else passes that its reader could
+not use."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,9 @@ def config(entry: str, *words: str, **values: Any) -> DictConfig:
     """A config with further values, `stage__lr=1` for `stage.lr=1`."""
     changed = copy.deepcopy(composed(entry, *words))
     for key, value in values.items():
-        OmegaConf.update(changed, in_full(key.replace("__", ".")), value, merge=False, force_add=True)
+        OmegaConf.update(
+            changed, in_full(key.replace("__", ".")), value, merge=False, force_add=True
+        )
     return changed
 
 
@@ -78,7 +81,9 @@ COMMANDS = [
 
 
 class TestEveryOption:
-    @pytest.mark.parametrize("command", [*COMMANDS, ("train", "experiment=paper"), ("train", "debug=fast")])
+    @pytest.mark.parametrize(
+        "command", [*COMMANDS, ("train", "experiment=paper"), ("train", "debug=fast")]
+    )
     def test_what_the_yamls_hold_passes_unchanged(self, command: tuple[str, ...]) -> None:
         before = composed(*command)
         assert checked(copy.deepcopy(before), command[0]) == before
@@ -89,19 +94,29 @@ class TestEveryOption:
         assert options
         changed = copy.deepcopy(composed(*command))
         for key, check, value in options:
-            # A whole config is checked where the way to the option matters, and the option alone for the rest.
+            # A whole config is checked where the way to the option matters, and the option alone
+            # for the rest.
             for bad in ("few", {"a": 1}, {}):
                 OmegaConf.update(changed, in_full(key), bad, merge=False, force_add=True)
                 message = sentence_of(checked, changed, command[0])
-                assert message.startswith((f"{key}={typed(bad)} ", f"{key} must be ")), (key, bad, message)
+                assert message.startswith((f"{key}={typed(bad)} ", f"{key} must be ")), (
+                    key,
+                    bad,
+                    message,
+                )
             OmegaConf.update(changed, in_full(key), value, merge=False, force_add=True)
             for bad in no_numbers(key.rpartition(".")[2]):
                 message = sentence_of(check, key, bad)
-                assert message.startswith((f"{key}={typed(bad)} ", f"{key} must be ")), (key, bad, message)
+                assert message.startswith((f"{key}={typed(bad)} ", f"{key} must be ")), (
+                    key,
+                    bad,
+                    message,
+                )
         assert checked(changed, command[0])
 
     def test_every_number_of_every_class_in_conf_has_bounds(self) -> None:
-        """A new argument needs a line in KINDS or an `Annotated`, or nobody says what is too small for it."""
+        """A new argument needs a line in KINDS or an `Annotated`, or nobody says what is too small
+        for it."""
         seen = 0
         for group in ("stage", "model", "dataset", "policy", "pruner", "reward"):
             for name in choices(group):
@@ -113,7 +128,9 @@ class TestEveryOption:
                         if numeric and not live and argument not in RUNNER:
                             place = f"{name if group == 'stage' else group}.{argument}"
                             bounded = hasattr(annotation, "__metadata__")
-                            assert bounded or _kind(place, place, annotation) in KINDS.values(), place
+                            assert bounded or _kind(place, place, annotation) in KINDS.values(), (
+                                place
+                            )
                             seen += 1
         assert seen > 100
 
@@ -121,7 +138,9 @@ class TestEveryOption:
 def targets(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping) and "_target_" in node:
         yield node["_target_"]
-    for child in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+    for child in (
+        node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    ):
         yield from targets(child)
 
 
@@ -150,7 +169,9 @@ def targets(node: Any) -> Iterator[str]:
         ("eval", "run", 2024, "2024"),
     ],
 )
-def test_a_single_value_where_a_list_is_meant(command: str, key: str, value: Any, becomes: Any) -> None:
+def test_a_single_value_where_a_list_is_meant(
+    command: str, key: str, value: Any, becomes: Any
+) -> None:
     made = checked(config(*command.split(), **{key.replace(".", "__"): value}), command.split()[0])
     assert OmegaConf.select(made, in_full(key)) == becomes
 
@@ -158,17 +179,47 @@ def test_a_single_value_where_a_list_is_meant(command: str, key: str, value: Any
 @pytest.mark.parametrize(
     ("command", "key", "value", "sentence"),
     [
-        ("eval", "batch_size", 0, "batch_size must be a whole number of at least 1, got 0; use e.g. 32."),
-        ("eval", "batch_size", 8.0, "batch_size must be a whole number of at least 1, got 8.0; use e.g. 32."),
-        ("eval", "batch_size", "8", "batch_size must be a whole number of at least 1, got '8'; use e.g. 32."),
-        ("eval", "batch_size", [8], "batch_size must be a whole number of at least 1, got [8]; use e.g. 32."),
+        (
+            "eval",
+            "batch_size",
+            0,
+            "batch_size must be a whole number of at least 1, got 0; use e.g. 32.",
+        ),
+        (
+            "eval",
+            "batch_size",
+            8.0,
+            "batch_size must be a whole number of at least 1, got 8.0; use e.g. 32.",
+        ),
+        (
+            "eval",
+            "batch_size",
+            "8",
+            "batch_size must be a whole number of at least 1, got '8'; use e.g. 32.",
+        ),
+        (
+            "eval",
+            "batch_size",
+            [8],
+            "batch_size must be a whole number of at least 1, got [8]; use e.g. 32.",
+        ),
         ("eval", "keep_ratios", [], "keep_ratios=[] leaves nothing to evaluate: name at least 1."),
-        ("eval", "keep_ratios", [0.1, 0.1], "keep_ratios=[0.1,0.1] names 0.1 twice: name each once."),
+        (
+            "eval",
+            "keep_ratios",
+            [0.1, 0.1],
+            "keep_ratios=[0.1,0.1] names 0.1 twice: name each once.",
+        ),
         ("eval", "seeds", [-1], "seeds must be a whole number of at least 0, got -1; use e.g. 0."),
         ("eval", "pruners", "u", "pruners=u does not exist; choose one of: attention_dpp, "),
         ("eval", "pruners", ["u"], "pruners=u does not exist; choose one of: attention_dpp, "),
         ("eval", "mode", "fast", "mode must be accuracy, parity, selectors or latency, got fast."),
-        ("eval", "model.max_new_tokens", 0, "model.max_new_tokens must be a whole number of at least 1, got 0; "),
+        (
+            "eval",
+            "model.max_new_tokens",
+            0,
+            "model.max_new_tokens must be a whole number of at least 1, got 0; ",
+        ),
         ("eval", "model.dtype", "int8", "model.dtype must be float32, "),
         ("eval", "latency.image", [1, 2, 3], "latency.image=[1,2,3] has 3 values: name 2 of them."),
         (
@@ -178,8 +229,18 @@ def test_a_single_value_where_a_list_is_meant(command: str, key: str, value: Any
             "dataset.limit must be a whole number of at least 1, got 0; use e.g. ",
         ),
         ("eval", "dataset.split", "val", "dataset.split=val would change nothing: it is set by "),
-        ("eval", "served", 1, "served is no option: nothing reads it. There are: batch_size, compare"),
-        ("eval", "latency.rounds", 1, "latency.rounds is no option: nothing reads it. There are: batch_sizes, "),
+        (
+            "eval",
+            "served",
+            1,
+            "served is no option: nothing reads it. There are: batch_size, compare",
+        ),
+        (
+            "eval",
+            "latency.rounds",
+            1,
+            "latency.rounds is no option: nothing reads it. There are: batch_sizes, ",
+        ),
         (
             "eval",
             "model.geometry",
@@ -193,33 +254,78 @@ def test_a_single_value_where_a_list_is_meant(command: str, key: str, value: Any
             [0.2, 0],
             "stage.adapt.keep_ratios must be a number in (0, 1], ",
         ),
-        ("train stage=all", "stage.ppo.lr_actor", 0, "stage.ppo.lr_actor must be a number above 0, got 0; use e.g. "),
-        ("train stage=all", "stage.ppo.foo", 0, "stage.ppo: tprl.stages.ppo.PPO has no argument foo; it takes: "),
-        ("train stage=all", "stage.ppo.served.batch_size", 3, "stage.ppo.served.batch_size is no option: nothing "),
+        (
+            "train stage=all",
+            "stage.ppo.lr_actor",
+            0,
+            "stage.ppo.lr_actor must be a number above 0, got 0; use e.g. ",
+        ),
+        (
+            "train stage=all",
+            "stage.ppo.foo",
+            0,
+            "stage.ppo: tprl.stages.ppo.PPO has no argument foo; it takes: ",
+        ),
+        (
+            "train stage=all",
+            "stage.ppo.served.batch_size",
+            3,
+            "stage.ppo.served.batch_size is no option: nothing ",
+        ),
         (
             "train stage=all",
             "stage.evaluation.limit",
             0,
             "stage.evaluation.limit must be a whole number of ",
         ),
-        ("train stage=ppo", "stage.seed", 3, "stage.seed=3 would change nothing: it is set by seed. Leave it out."),
-        ("train stage=ppo", "stage.reward", 3, "stage.reward=3 would change nothing: it is set by the group reward. "),
+        (
+            "train stage=ppo",
+            "stage.seed",
+            3,
+            "stage.seed=3 would change nothing: it is set by seed. Leave it out.",
+        ),
+        (
+            "train stage=ppo",
+            "stage.reward",
+            3,
+            "stage.reward=3 would change nothing: it is set by the group reward. ",
+        ),
         (
             "train stage=ppo",
             "stage.cache",
             "a",
             "stage.cache=a would change nothing: it is set by cache. Leave it out.",
         ),
-        ("train stage=lfd", "stage.pruner", 3, "stage.pruner=3 would change nothing: it is set by the group policy. "),
+        (
+            "train stage=lfd",
+            "stage.pruner",
+            3,
+            "stage.pruner=3 would change nothing: it is set by the group policy. ",
+        ),
         (
             "train stage=lfd",
             "stage.demonstrator",
             3,
             "stage.demonstrator=3 would change nothing: it is set by the group ",
         ),
-        ("train stage=ppo", "stage.trainer.max_steps", 3, "stage.trainer.max_steps=3 would change nothing: it is set "),
-        ("train stage=all", "stage.ppo.trainer.max_epochs", 3, "stage.ppo.trainer.max_epochs=3 would change nothing: "),
-        ("train stage=ppo", "stage.trainer.devices", 2, "stage.trainer.devices=2 would change nothing: it is set by "),
+        (
+            "train stage=ppo",
+            "stage.trainer.max_steps",
+            3,
+            "stage.trainer.max_steps=3 would change nothing: it is set ",
+        ),
+        (
+            "train stage=all",
+            "stage.ppo.trainer.max_epochs",
+            3,
+            "stage.ppo.trainer.max_epochs=3 would change nothing: ",
+        ),
+        (
+            "train stage=ppo",
+            "stage.trainer.devices",
+            2,
+            "stage.trainer.devices=2 would change nothing: it is set by ",
+        ),
         (
             "train stage=ppo",
             "stage.trainer.foo",
@@ -230,38 +336,101 @@ def test_a_single_value_where_a_list_is_meant(command: str, key: str, value: Any
             "train stage=lfd",
             "stage.trainer.gradient_clip_val",
             2,
-            "stage.trainer.gradient_clip_val=2 would stand against stage.clip=1.0: leave it out, and set stage.clip.",
+            (
+                "stage.trainer.gradient_clip_val=2 would stand against "
+                "stage.clip=1.0: leave it out, and set stage.clip."
+            ),
         ),
-        ("train stage=all", "stage.chain", ["lfd", "distill"], "stage.chain names distill, of which stage=all has no "),
+        (
+            "train stage=all",
+            "stage.chain",
+            ["lfd", "distill"],
+            "stage.chain names distill, of which stage=all has no ",
+        ),
         (
             "train stage=all",
             "stage.chain",
             ["lfd", "all"],
             "stage.chain=all is no stage to run in a chain; choose one ",
         ),
-        ("train stage=ppo", "stage.name", None, "stage has no name: write `name: <its name>` at the top of its yaml."),
-        ("train stage=all", "stage.name", None, "stage has no name: write `name: <its name>` at the top of its yaml."),
-        ("train stage=ppo", "stage.module", None, "stage (ppo) has no block `module` with its class and hyper-para"),
-        ("train stage=ppo", "stage.gamma", 1.5, "stage.gamma must be a number in [0, 1], got 1.5; use e.g. 0.5."),
+        (
+            "train stage=ppo",
+            "stage.name",
+            None,
+            "stage has no name: write `name: <its name>` at the top of its yaml.",
+        ),
+        (
+            "train stage=all",
+            "stage.name",
+            None,
+            "stage has no name: write `name: <its name>` at the top of its yaml.",
+        ),
+        (
+            "train stage=ppo",
+            "stage.module",
+            None,
+            "stage (ppo) has no block `module` with its class and hyper-para",
+        ),
+        (
+            "train stage=ppo",
+            "stage.gamma",
+            1.5,
+            "stage.gamma must be a number in [0, 1], got 1.5; use e.g. 0.5.",
+        ),
         (
             "train stage=ppo",
             "stage.temperature",
             [1, 0],
             "stage.temperature must be a number above 0, got 0; ",
         ),
-        ("train stage=ppo", "stage.budget", "some", "stage.budget must be free, lagrange or exact_k, got some."),
-        ("train stage=adapt", "stage.budgets", 0.5, "stage.budgets=0.5 has 1 value: name at least 2."),
-        ("train stage=pretrain", "stage.vision_steps", 1.5, "stage.vision_steps must be a whole number of at "),
-        ("train", "trainer.max_epochs", 3, "trainer.max_epochs=3 would change nothing: it is set by the stage"),
+        (
+            "train stage=ppo",
+            "stage.budget",
+            "some",
+            "stage.budget must be free, lagrange or exact_k, got some.",
+        ),
+        (
+            "train stage=adapt",
+            "stage.budgets",
+            0.5,
+            "stage.budgets=0.5 has 1 value: name at least 2.",
+        ),
+        (
+            "train stage=pretrain",
+            "stage.vision_steps",
+            1.5,
+            "stage.vision_steps must be a whole number of at ",
+        ),
+        (
+            "train",
+            "trainer.max_epochs",
+            3,
+            "trainer.max_epochs=3 would change nothing: it is set by the stage",
+        ),
         (
             "train",
             "trainer.devices",
             0,
             "trainer.devices must be a whole number of at least 1, got 0; use ",
         ),
-        ("train", "logger.overlays", -1, "logger.overlays must be a whole number of at least 0, got -1; "),
-        ("train", "policy.select", "best", "policy.select must be topk, gumbel, dpp or threshold, got best."),
-        ("train", "seed", 2**32, "seed must be a whole number from 0 to 4294967295, got 4294967296; use e.g. 0."),
+        (
+            "train",
+            "logger.overlays",
+            -1,
+            "logger.overlays must be a whole number of at least 0, got -1; ",
+        ),
+        (
+            "train",
+            "policy.select",
+            "best",
+            "policy.select must be topk, gumbel, dpp or threshold, got best.",
+        ),
+        (
+            "train",
+            "seed",
+            2**32,
+            "seed must be a whole number from 0 to 4294967295, got 4294967296; use e.g. 0.",
+        ),
         ("train", "cache", True, "cache must be a text, got true; put quotes"),
     ],
 )
@@ -271,14 +440,23 @@ def test_one_sentence(command: str, key: str, value: Any, sentence: str) -> None
 
 class TestPrompt:
     @pytest.mark.parametrize(
-        "prompt", ["{question}", 'USER: <image> {question} as {json} {"a": [1]} {{}} { ASSISTANT:', "} {0} {question}"]
+        "prompt",
+        [
+            "{question}",
+            'USER: <image> {question} as {json} {"a": [1]} {{}} { ASSISTANT:',
+            "} {0} {question}",
+        ],
     )
     def test_braces_are_text(self, prompt: str) -> None:
         assert checked(config("eval", model__prompt=prompt), "eval").model.prompt == prompt
 
-    @pytest.mark.parametrize("prompt", ["<image> {questions}", "<image> {", "{question!r}", "", 5, ["{question}"]])
+    @pytest.mark.parametrize(
+        "prompt", ["<image> {questions}", "<image> {", "{question!r}", "", 5, ["{question}"]]
+    )
     def test_a_question_needs_a_place(self, prompt: Any) -> None:
-        assert "has no {question}, so nothing would be asked: write it" in refused("eval", model__prompt=prompt)
+        assert "has no {question}, so nothing would be asked: write it" in refused(
+            "eval", model__prompt=prompt
+        )
 
 
 def test_an_annotation_can_say_the_bounds() -> None:
@@ -296,14 +474,27 @@ def test_numbers_in_words() -> None:
         Number(1, 9, whole=True),
         Number(0, above=True),
     ]
-    shown = ["a number", "a number in (0, 1]", "a number in [0, 1)", "a whole number from 1 to 9", "a number above 0"]
+    shown = [
+        "a number",
+        "a number in (0, 1]",
+        "a number in [0, 1)",
+        "a whole number from 1 to 9",
+        "a number above 0",
+    ]
     assert [kind.in_words() for kind in kinds] == shown
 
 
 def test_reward_terms_compose_on_the_command_line() -> None:
-    words = ("stage=ppo", "reward=[log_likelihood,tokens_saved]", "reward.terms.tokens_saved.weight=0.2")
+    words = (
+        "stage=ppo",
+        "reward=[log_likelihood,tokens_saved]",
+        "reward.terms.tokens_saved.weight=0.2",
+    )
     reward = build(checked(composed("train", *words), "train").reward)
-    assert [(term.name, term.weight) for term in reward.terms] == [("log_likelihood", 1.0), ("tokens_saved", 0.2)]
+    assert [(term.name, term.weight) for term in reward.terms] == [
+        ("log_likelihood", 1.0),
+        ("tokens_saved", 0.2),
+    ]
     assert reward.limits_tokens
     bad = (*words[:2], "+reward.terms.0.weight=1")
     assert refused("train", *bad).startswith("reward.terms.0")
@@ -344,18 +535,21 @@ def test_a_hyper_parameter_is_typed_without_its_block(typed_word: str, full: str
 def test_a_hyper_parameter_beside_its_block_is_one_sentence() -> None:
     changed = composed("train", "stage=ppo", "+stage.iterations=3")
     assert sentence_of(checked, changed, "train") == (
-        "stage.iterations=3 stands beside the block `module` of stage, where hyper-parameters are: write "
-        "{module: {iterations: 3}} in a yaml, or stage.iterations=3 on the command line."
+        "stage.iterations=3 stands beside the block `module` of stage, where hyper-parameters are: "
+        "write {module: {iterations: 3}} in a yaml, or stage.iterations=3 on the command line."
     )
 
 
-@pytest.mark.parametrize(("stage", "option"), [("ppo", "law"), ("ppo", "credit_blocks"), ("lfd", "loss")])
+@pytest.mark.parametrize(
+    ("stage", "option"), [("ppo", "law"), ("ppo", "credit_blocks"), ("lfd", "loss")]
+)
 def test_settings_of_before_an_option_was_there_are_one_sentence(stage: str, option: str) -> None:
     before = copy.deepcopy(composed("train", f"stage={stage}"))
     OmegaConf.set_struct(before, False)
     today = before.stage.module.pop(option)
     assert sentence_of(checked, before, "train").endswith(
-        f" has no default for it: give stage.{option}=<value>; conf/stage/{stage}.yaml has {typed(today)}."
+        f" has no default for it: give stage.{option}=<value>; "
+        f"conf/stage/{stage}.yaml has {typed(today)}."
     )
     OmegaConf.update(before, f"stage.module.{option}", today, force_add=True)
     assert checked(before, "train").stage.name == stage
@@ -363,7 +557,10 @@ def test_settings_of_before_an_option_was_there_are_one_sentence(stage: str, opt
 
 def test_a_stage_may_join_the_chain() -> None:
     joined = composed("train", "+stage@stage.distill=distill", "stage.chain=[lfd,distill]")
-    assert list(stages_of(OmegaConf.to_container(joined, resolve=True))) == ["stage.lfd", "stage.distill"]  # type: ignore[arg-type]
+    assert list(stages_of(OmegaConf.to_container(joined, resolve=True))) == [
+        "stage.lfd",
+        "stage.distill",
+    ]  # type: ignore[arg-type]
     assert checked(copy.deepcopy(joined), "train") == joined
 
 
@@ -372,7 +569,11 @@ def test_the_settings_of_a_run_of_before_there_were_blocks_are_todays(stage: str
     today = composed("train", f"stage={stage}")
     before = copy.deepcopy(today)
     OmegaConf.set_struct(before, False)
-    parts = [before.stage] if stage == "ppo" else [before.stage[name] for name in before.stage.pop("chain")]
+    parts = (
+        [before.stage]
+        if stage == "ppo"
+        else [before.stage[name] for name in before.stage.pop("chain")]
+    )
     for part in parts:
         part.update(part.pop("module"))
     assert in_two_blocks(before).stage == today.stage

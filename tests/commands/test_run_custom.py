@@ -1,4 +1,5 @@
-"""One's own rows through the commands: damaged ones counted, answers not needed, boxes read, two runs compared."""
+"""One's own rows through the commands: damaged ones counted, answers not needed, boxes read, two
+runs compared."""
 
 import json
 from pathlib import Path
@@ -15,7 +16,14 @@ from tprl.evaluation.results import read_results, read_samples
 FAST = ("logger=none", "dataset=custom", "dataset.max_bad_rows=0.1")
 SMALL = ("policy.code_width=0", "stage.served.limit=10")
 LFD = ("stage=lfd", "stage.demonstrations=20", "stage.epochs=1", *SMALL)
-PPO = ("stage=ppo", "stage.iterations=2", "stage.prompts=4", "stage.group=2", "stage.calibrate=null", *SMALL)
+PPO = (
+    "stage=ppo",
+    "stage.iterations=2",
+    "stage.prompts=4",
+    "stage.group=2",
+    "stage.calibrate=null",
+    *SMALL,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"{index // 5}.png"
         if index % 5 == 0:
             sample.images[0].save(folder / name)
-        row: dict[str, Any] = {"image": name, "question": sample.question, "split": ("train", "val", "test")[index % 3]}
+        row: dict[str, Any] = {
+            "image": name,
+            "question": sample.question,
+            "split": ("train", "val", "test")[index % 3],
+        }
         rows.append(row | ({"box": sample.box} if sample.box else {"answers": sample.answers[0]}))
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, and no more")
     rows[2]["image"], rows[5]["question"] = "broken.png", ""
@@ -44,7 +56,9 @@ def lfd(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return call("train", train, tmp_path_factory.mktemp("lfd"), *FAST, *source, *LFD)
 
 
-def test_an_evaluation_says_what_it_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_says_what_it_counted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = (
         "logger=none",
         "dataset=custom",
@@ -61,15 +75,27 @@ def test_an_evaluation_says_what_it_counted(folder: Path, tmp_path: Path, capsys
     assert about["protocol"].endswith("boxes in relative coordinates")
     rows = {(row.pruner, row.metric): row.value for row in read_results(run / "results.csv")}
     assert rows["keep_all", "custom/accuracy"] == pytest.approx(100 * rows["keep_all", "accuracy"])
-    assert 60 < rows["keep_all", "custom/accuracy"] < 90  # all but the boxes, which it writes in another form
+    # all but the boxes, which it writes in another form
+    assert 60 < rows["keep_all", "custom/accuracy"] < 90
     assert not any(metric == "accuracy/" for _, metric in rows)
     assert len(read_samples(run / "samples.jsonl")) == 3 * 24
     printed = capsys.readouterr().out
     assert "custom/accuracy" in printed
     assert "accuracy (%)" not in printed
     assert "protocol: own data" in printed
-    call("eval", evaluate, tmp_path / "compared", f"compare=[{run}:divprune,{run}:random]", "logger=none")
-    assert (tmp_path / "compared" / "compare.csv").read_text().splitlines()[1].startswith("divprune,random,0.5,24,")
+    call(
+        "eval",
+        evaluate,
+        tmp_path / "compared",
+        f"compare=[{run}:divprune,{run}:random]",
+        "logger=none",
+    )
+    assert (
+        (tmp_path / "compared" / "compare.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith("divprune,random,0.5,24,")
+    )
 
 
 def test_ppo_without_any_answer(folder: Path, lfd: Path, tmp_path: Path) -> None:
@@ -83,12 +109,20 @@ def test_ppo_without_any_answer(folder: Path, lfd: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (PPO, "stage=ppo reads answers, and dataset custom was said to have none: use stage=lfd, and"),
+        (
+            PPO,
+            "stage=ppo reads answers, and dataset custom was said to have none: use stage=lfd, and",
+        ),
         (("stage=all",), "stage=ppo reads answers, and dataset custom was said to have none"),
     ],
 )
 def test_answers_that_are_needed(
-    options: tuple[str, ...], message: str, folder: Path, lfd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...],
+    message: str,
+    folder: Path,
+    lfd: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = (f"dataset.source={folder / 'unlabelled.jsonl'}", "dataset.labelled=false")
     if options is PPO:
@@ -108,14 +142,23 @@ def long_answers(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("eval", ("pruner=random",)), ("train", LFD), ("train", ("stage=all",))], ids=str
+    ("name", "options"),
+    [("eval", ("pruner=random",)), ("train", LFD), ("train", ("stage=all",))],
+    ids=str,
 )
 def test_answers_longer_than_the_model_writes(
-    name: str, options: tuple[str, ...], long_answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    options: tuple[str, ...],
+    long_answers: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = ("dataset=custom", f"dataset.source={long_answers}", "logger=none", *options)
     said = refused(capsys, name, tmp_path / "run", *given)
-    assert "none of the 2 reference answers of custom can be written within model.max_new_tokens=16" in said
+    assert (
+        "none of the 2 reference answers of custom can be written within model.max_new_tokens=16"
+        in said
+    )
     assert said.endswith("set model.max_new_tokens=20.")
     assert not (tmp_path / "run" / "autoencoder").exists()  # nothing was trained
 
@@ -125,19 +168,40 @@ def test_some_answers_longer_than_the_model_writes(
 ) -> None:
     short = json.dumps({"image": "0.png", "question": "what?", "answers": "red", "split": "test"})
     (folder / "mixed.jsonl").write_text(long_answers.read_text() + short)
-    options = ("dataset=custom", f"dataset.source={folder / 'mixed.jsonl'}", "logger=none", "pruner=uniform")
+    options = (
+        "dataset=custom",
+        f"dataset.source={folder / 'mixed.jsonl'}",
+        "logger=none",
+        "pruner=uniform",
+    )
     call("eval", evaluate, tmp_path / "run", *options, "keep_ratios=[0.5]")
     said = " ".join("".join(capsys.readouterr()).split())
     assert "2 of 3 reference answers of custom cannot be written" in said
 
 
-def test_the_number_that_is_printed_is_the_published_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_that_is_printed_is_the_published_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scenes, rows = Scenes("val"), []
     for index in (0, 5, 10):
         scenes[index].images[0].save(tmp_path / f"{index}.png")
         rows.append(
-            {"index": index, "question": "which color is there?", "hint": None, "A": "red", "B": "green", "C": None}
-            | {"D": None, "answer": "A", "category": "c", "L2-category": "k", "image": f"{index}.png", "split": "dev"}
+            {
+                "index": index,
+                "question": "which color is there?",
+                "hint": None,
+                "A": "red",
+                "B": "green",
+                "C": None,
+            }
+            | {
+                "D": None,
+                "answer": "A",
+                "category": "c",
+                "L2-category": "k",
+                "image": f"{index}.png",
+                "split": "dev",
+            }
         )
     source = tmp_path / "dev.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -151,14 +215,24 @@ def test_the_number_that_is_printed_is_the_published_one(tmp_path: Path, capsys:
         "pruner=random",
     )
     printed = capsys.readouterr().out
-    found = {row.metric: row.value for row in read_results(run / "results.csv") if row.pruner == "keep_all"}
+    found = {
+        row.metric: row.value
+        for row in read_results(run / "results.csv")
+        if row.pruner == "keep_all"
+    }
     assert "mmbench/accuracy" in printed
-    assert "differences of the mean score over questions:" not in printed  # a single pruner beside all tokens
+    # a single pruner beside all tokens
+    assert "differences of the mean score over questions:" not in printed
     assert "accuracy (%)" not in printed
     assert {"mmbench/accuracy", "mmbench/vanilla"} <= set(found)
 
 
 def test_parity_reads_any_dataset(folder: Path, tmp_path: Path) -> None:
-    options = ("mode=parity", "dataset=custom", f"dataset.source={folder / 'rows.jsonl'}", "dataset.max_bad_rows=0.1")
+    options = (
+        "mode=parity",
+        "dataset=custom",
+        f"dataset.source={folder / 'rows.jsonl'}",
+        "dataset.max_bad_rows=0.1",
+    )
     call("eval", evaluate, tmp_path / "run", "logger=none", *options, "split=train", "limit=3")
     assert (tmp_path / "run" / "parity.md").is_file()

@@ -1,4 +1,5 @@
-"""What is printed can be pasted: through bash, then through Hydra, every value arrives as it was."""
+"""What is printed can be pasted: through bash, then through Hydra, every value arrives as it
+was."""
 
 import os
 import re
@@ -41,7 +42,8 @@ NAMES = [
     "two\nlines\tand a tab",
     "no\udcffbreak\xa0space",
 ]
-ALL = 'it\'s "a" = [1], {ü}: ~#$HOME \\ `id`'  # a run's directory cannot have ${...}: Hydra resolves it twice
+# a run's directory cannot have ${...}: Hydra resolves it twice
+ALL = 'it\'s "a" = [1], {ü}: ~#$HOME \\ `id`'
 RUNS = ["mit leer", "o'brien", ALL, "two\nlines\\", "no\udcffbreak\xa0space"]
 Paste = Callable[[str], list[str]]
 
@@ -57,7 +59,9 @@ def paste(tmp_path: Path) -> Paste:
     place = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
 
     def pasted(line: str) -> list[str]:
-        out = subprocess.run(["bash", "-c", line], env=place, capture_output=True, check=True).stdout
+        out = subprocess.run(
+            ["bash", "-c", line], env=place, capture_output=True, check=True
+        ).stdout
         return [os.fsdecode(word) for word in out.split(b"\0")[:-1]]
 
     return pasted
@@ -82,11 +86,21 @@ class TestOption:
     def test_plain_values_stay_as_one_types_them(self) -> None:
         assert option("run", "runs/2026-01-02_x") == "run=runs/2026-01-02_x"
         assert option("pruners", ["a", "b"]) == "pruners=[a,b]"
-        assert [option("x", value) for value in (None, True, 3, 0.5)] == ["x=null", "x=true", "x=3", "x=0.5"]
+        assert [option("x", value) for value in (None, True, 3, 0.5)] == [
+            "x=null",
+            "x=true",
+            "x=3",
+            "x=0.5",
+        ]
 
-    def test_what_stdout_cannot_show_is_written_in_bytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_stdout_cannot_show_is_written_in_bytes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         assert quoted("ü") == "'ü'"
-        monkeypatch.setattr("tprl.runtime.quoting.sys", type("S", (), {"stdout": type("O", (), {"encoding": "ascii"})}))
+        monkeypatch.setattr(
+            "tprl.runtime.quoting.sys",
+            type("S", (), {"stdout": type("O", (), {"encoding": "ascii"})}),
+        )
         assert quoted("ü") == r"$'\xc3\xbc'"
 
     def test_an_interpolation_in_a_text_stays_text_in_a_config(self) -> None:
@@ -104,10 +118,15 @@ class TestPrintedCommands:
             ("pretrain", "train", ("model", "pretrained"), "/model"),
         ],
     )
-    def test_next(self, stage: str, entry: str, key: tuple[str, ...], below: str, paste: Paste) -> None:
+    def test_next(
+        self, stage: str, entry: str, key: tuple[str, ...], below: str, paste: Paste
+    ) -> None:
         name = f"{ALL} ${{x}}"
         config = OmegaConf.create(
-            {"stage": OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml"), "model": {"name": "llava"}}
+            {
+                "stage": OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml"),
+                "model": {"name": "llava"},
+            }
         )
         source = f"++{option('dataset.source', name)}"
         line = next_command("train", config, [source], Path("/runs") / name)
@@ -120,7 +139,8 @@ class TestPrintedCommands:
 
     @pytest.mark.parametrize("name", RUNS)
     def test_go_on_names_the_directory(self, name: str, paste: Paste, tmp_path: Path) -> None:
-        """A second command in the directory of an interrupted run says how to go on, and that can be pasted too."""
+        """A second command in the directory of an interrupted run says how to go on, and that can
+        be pasted too."""
         run = tmp_path / name
         run.mkdir()
         (run / "last.ckpt").touch()

@@ -37,9 +37,17 @@ class TestHelp:
         assert len(text.splitlines()) < 80
         assert max(map(len, text.splitlines())) <= 120
         defaults = OmegaConf.load(conf_dir() / f"{name}.yaml")["defaults"]  # type: ignore[index]
-        groups = [key for entry in defaults if OmegaConf.is_dict(entry) for key in entry if " " not in str(key)]
+        groups = [
+            key
+            for entry in defaults
+            if OmegaConf.is_dict(entry)
+            for key in entry
+            if " " not in str(key)
+        ]
         shown = " ".join(text.split())
-        for group in groups if name == "train" else [g for g in groups if g not in ("experiment", "debug")]:
+        for group in (
+            groups if name == "train" else [g for g in groups if g not in ("experiment", "debug")]
+        ):
             assert f"{group} {', '.join(choices(str(group)))}" in shown, group
 
     def test_its_options_exist_and_have_the_values_it_says(self, name: str) -> None:
@@ -47,17 +55,31 @@ class TestHelp:
         shown = dict(re.findall(r"^  ([a-z_]+)=(\S+)", options, re.MULTILINE))
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             config = compose(name)
-        main = {"train": {"seed", "resume"}, "eval": {"run", "sweep", "keep_ratios", "mode"}, "demo": {"run", "port"}}
+        main = {
+            "train": {"seed", "resume"},
+            "eval": {"run", "sweep", "keep_ratios", "mode"},
+            "demo": {"run", "port"},
+        }
         main["export"] = {"run", "target", "keep_ratio"}
         assert main[name] <= shown.keys()
         for key, value in shown.items():
-            assert OmegaConf.create({"value": config[key]}) == OmegaConf.from_dotlist([f"value={value}"])
+            assert OmegaConf.create({"value": config[key]}) == OmegaConf.from_dotlist(
+                [f"value={value}"]
+            )
 
     def test_its_examples_compose(self, name: str) -> None:
         text = help_of(name)
         text = re.sub("<.*?>", "x", text)
-        lines = [shlex.split(line, comments=True) for line in text.splitlines() if "python -m src." in line]
-        lines = [words for words in lines if words[2] == f"src.{name}" and not {"...", "-m"} & set(words[3:])]
+        lines = [
+            shlex.split(line, comments=True)
+            for line in text.splitlines()
+            if "python -m src." in line
+        ]
+        lines = [
+            words
+            for words in lines
+            if words[2] == f"src.{name}" and not {"...", "-m"} & set(words[3:])
+        ]
         assert len(lines) > 3
         for words in lines:
             with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
@@ -74,12 +96,19 @@ def test_it_shows_what_was_chosen() -> None:
         (
             "lfd",
             ["stage=lfd", "model=toy", "++model.x=1", "pruner=random", "stage.epochs=1", "seed=3"],
-            "python -m src.train stage=ppo 'stage.init_from=/runs/my run' model=toy model.x=1 seed=3",
+            (
+                "python -m src.train stage=ppo 'stage.init_from=/runs/my "
+                "run' model=toy model.x=1 seed=3"
+            ),
         ),
         ("autoencoder", [], "python -m src.train stage=lfd 'stage.init_from=/runs/my run'"),
         ("ppo", ["model=toy"], "python -m src.eval 'run=/runs/my run' 'pruners=[random,divprune]'"),
         ("pretrain", [], "python -m src.train 'model.pretrained=/runs/my run/model'"),
-        ("lfd", ["reward=fidelity"], "python -m src.train stage=ppo 'stage.init_from=/runs/my run' reward=fidelity"),
+        (
+            "lfd",
+            ["reward=fidelity"],
+            "python -m src.train stage=ppo 'stage.init_from=/runs/my run' reward=fidelity",
+        ),
         ("lfd", ["experiment=paper"], None),
         ("all", [], "python -m src.demo 'run=/runs/my run'"),
     ],
@@ -89,7 +118,10 @@ def test_what_to_type_next(stage: str, words: list[str], command: str | None) ->
         next_command(
             "train",
             OmegaConf.create(
-                {"stage": OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml"), "model": {"name": "llava"}}
+                {
+                    "stage": OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml"),
+                    "model": {"name": "llava"},
+                }
             ),
             words,
             RUN,
@@ -103,12 +135,21 @@ def test_a_run_and_a_sweep_say_it_at_their_end(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["src.train", "stage=ppo", f"hydra.run.dir={tmp_path}/run"])
     launch("train", lambda config, directory: None)
-    end = f"run: {tmp_path}/run\nnext: python -m src.eval run={tmp_path}/run 'pruners=[random,divprune]'\n"
+    end = (
+        f"run: {tmp_path}/run\nnext: python -m src.eval "
+        f"run={tmp_path}/run 'pruners=[random,divprune]'\n"
+    )
     assert capsys.readouterr().out == end
-    monkeypatch.setattr(sys, "argv", ["src.train", "-m", "stage=ppo", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["src.train", "-m", "stage=ppo", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"],
+    )
     launch("train", lambda config, directory: None)
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith("next: ")] == [f"next: python -m src.eval sweep={tmp_path}/sweep"]
+    assert [line for line in lines if line.startswith("next: ")] == [
+        f"next: python -m src.eval sweep={tmp_path}/sweep"
+    ]
     assert lines[-1].startswith("next: ")
 
 

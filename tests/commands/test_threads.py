@@ -45,15 +45,24 @@ def used(directory: Path, lvlm: Any, **settings: Any) -> int:
 
 
 class TestChoice:
-    def test_one_for_the_embedded_model(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_one_for_the_embedded_model(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.INFO)
         assert used(tmp_path, load_component("model", "tiny_llava")) == 1
-        assert "threads: 1 (the LVLM has 3.6 M parameters, too few to share; threads=<n> sets" in caplog.text
+        assert (
+            "threads: 1 (the LVLM has 3.6 M parameters, too few to share; threads=<n> sets"
+            in caplog.text
+        )
 
     @pytest.mark.parametrize(
-        ("lvlm", "count"), [(model(49), 1), (model(51), 4), (model(3, "cuda"), 4), (None, 4)], ids=str
+        ("lvlm", "count"),
+        [(model(49), 1), (model(51), 4), (model(3, "cuda"), 4), (None, 4)],
+        ids=str,
     )
-    def test_all_where_the_work_is_worth_it_or_is_not_here(self, lvlm: Any, count: int, tmp_path: Path) -> None:
+    def test_all_where_the_work_is_worth_it_or_is_not_here(
+        self, lvlm: Any, count: int, tmp_path: Path
+    ) -> None:
         assert used(tmp_path, lvlm) == count
 
     @pytest.mark.parametrize("name", SET)
@@ -73,7 +82,9 @@ class TestChoice:
 
 @pytest.mark.parametrize("value", [0, -1, "two", 1.5, True])
 def test_a_number_that_is_none(value: Any) -> None:
-    sentence = rf"threads must be a whole number .*, got {re.escape(typed(value))}; use e\.g\. 1, or null"
+    sentence = (
+        rf"threads must be a whole number .*, got {re.escape(typed(value))}; use e\.g\. 1, or null"
+    )
     with pytest.raises(UserError, match=sentence):
         KINDS["threads"]("threads", value)
 

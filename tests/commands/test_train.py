@@ -55,9 +55,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestTheChain:
     def test_leaves_config_weights_logs_and_report(self, run: Path) -> None:
-        names = ["config.yaml", "results.csv", "samples.jsonl", "report.html", "paired.json", "done.json"]
+        names = [
+            "config.yaml",
+            "results.csv",
+            "samples.jsonl",
+            "report.html",
+            "paired.json",
+            "done.json",
+        ]
         assert all((run / name).is_file() for name in names)
-        assert all((run / stage / WEIGHTS).is_file() for stage in ("autoencoder", "lfd", "mlp", "pruner"))
+        assert all(
+            (run / stage / WEIGHTS).is_file() for stage in ("autoencoder", "lfd", "mlp", "pruner")
+        )
         assert "samples_seen" in (run / "metrics.csv").read_text().splitlines()[0]
 
     def test_the_report_follows_every_stage_and_says_how_it_was_made(self, run: Path) -> None:
@@ -78,7 +87,14 @@ class TestTheChain:
         with (run / "results.csv").open() as file:
             assert tuple(csv.DictReader(file).fieldnames or ()) == COLUMNS
         rows = read_results(run / "results.csv")
-        assert {row.pruner for row in rows} == {"keep_all", "tprl", "tprl_adaptive", "tprl_lfd", "mlp", "random"}
+        assert {row.pruner for row in rows} == {
+            "keep_all",
+            "tprl",
+            "tprl_adaptive",
+            "tprl_lfd",
+            "mlp",
+            "random",
+        }
         accuracy = [row for row in rows if row.metric == "accuracy" and row.pruner == "tprl"]
         assert [row.kept_tokens for row in accuracy] == [48, 16, 8, 4]
         assert all(row.flops_ratio < 1 for row in accuracy)
@@ -88,30 +104,67 @@ class TestTheChain:
         assert about["trained_on"]["stages"] == ["autoencoder", "lfd", "ppo", "adapt"]
         assert about["trained_to"] == 0.1111
         assert about["fade"] in FADES
-        assert all(about["budgets"][0] <= mean <= about["budgets"][-1] for mean, _ in about["prices"])
+        assert all(
+            about["budgets"][0] <= mean <= about["budgets"][-1] for mean, _ in about["prices"]
+        )
         assert about["prices"]
 
     def test_evaluating_the_run_gives_the_same_numbers(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        again = call("eval", evaluate, tmp_path, f"run={run}", "pruners=[random]", "keep_ratios=[0.1111]", "limit=25")
-        before = {(r.pruner, r.metric, r.value) for r in read_results(run / "results.csv") if r.keep_ratio == 0.1111}
-        after = {(r.pruner, r.metric, r.value) for r in read_results(again / "results.csv") if r.keep_ratio == 0.1111}
+        again = call(
+            "eval",
+            evaluate,
+            tmp_path,
+            f"run={run}",
+            "pruners=[random]",
+            "keep_ratios=[0.1111]",
+            "limit=25",
+        )
+        before = {
+            (r.pruner, r.metric, r.value)
+            for r in read_results(run / "results.csv")
+            if r.keep_ratio == 0.1111
+        }
+        after = {
+            (r.pruner, r.metric, r.value)
+            for r in read_results(again / "results.csv")
+            if r.keep_ratio == 0.1111
+        }
         assert before
         assert before == after
         said = re.findall(r"^(\w+) +\[#{20}\] (\d+)/\2 ", capsys.readouterr().out, re.MULTILINE)
-        assert [name for name, _ in said] == ["evaluate", "questions", "pictures"]  # never silent for long
-        commands = (again / "report.html").read_text().partition('<pre class="commands"><code>')[2].splitlines()[:2]
+        # never silent for long
+        assert [name for name, _ in said] == ["evaluate", "questions", "pictures"]
+        commands = (
+            (again / "report.html")
+            .read_text()
+            .partition('<pre class="commands"><code>')[2]
+            .splitlines()[:2]
+        )
         assert commands[0] == "python -m src.train debug=fast logger=csv"
         assert commands[1].startswith(f"python -m src.eval run={run} ")
-        plots = " ".join(re.findall(r'<svg role="img" aria-label="(.*?)"', (again / "report.html").read_text()))
-        assert all(part in plots for part in ("lfd, accuracy: ", "ppo, return", "adapt, divergence"))
+        plots = " ".join(
+            re.findall(r'<svg role="img" aria-label="(.*?)"', (again / "report.html").read_text())
+        )
+        assert all(
+            part in plots for part in ("lfd, accuracy: ", "ppo, return", "adapt, divergence")
+        )
 
     @pytest.mark.slow
     def test_batch_size_changes_no_selection_and_no_score(self, run: Path, tmp_path: Path) -> None:
-        options = (f"run={run}", "pruners=[random,divprune]", "keep_ratios=[0.1111]", "limit=9", "logger=csv")
+        options = (
+            f"run={run}",
+            "pruners=[random,divprune]",
+            "keep_ratios=[0.1111]",
+            "limit=9",
+            "logger=csv",
+        )
         tables = [
-            (call("eval", evaluate, tmp_path / str(size), *options, f"batch_size={size}") / "samples.jsonl").read_text()
+            (
+                call("eval", evaluate, tmp_path / str(size), *options, f"batch_size={size}")
+                / "samples.jsonl"
+            ).read_text()
             for size in (9, 4)
         ]
         assert sorted(tables[0].splitlines()) == sorted(tables[1].splitlines())
@@ -119,10 +172,15 @@ class TestTheChain:
 
     def test_arms_of_a_study_go_by_their_names(self, run: Path, tmp_path: Path) -> None:
         options = ("logger=none", "keep_ratios=[0.1111]", "limit=10")
-        table = call("eval", evaluate, tmp_path, f"runs={{best: [{run}], start: {run}/lfd}}", *options)
+        table = call(
+            "eval", evaluate, tmp_path, f"runs={{best: [{run}], start: {run}/lfd}}", *options
+        )
         names = {row.pruner for row in read_results(table / "results.csv")}
         assert names == {"best", "best_adaptive", "start", "keep_all"}
-        pairs = {(found["pruner"], found["other"]) for found in json.loads((table / "paired.json").read_text())}
+        pairs = {
+            (found["pruner"], found["other"])
+            for found in json.loads((table / "paired.json").read_text())
+        }
         assert pairs == {
             *(("best", other) for other in ("start", "best_adaptive")),
             *(("best_adaptive", other) for other in ("start", "best")),
@@ -134,7 +192,10 @@ class TestTheChain:
         options = ("pruner=tprl_adaptive", "limit=5", "logger=none")
         table = call("eval", evaluate, tmp_path / "some", *options, "keep_ratios=[0.5,0.1111]")
         assert {row.keep_ratio for row in read_results(table / "results.csv")} == {1.0, 0.1111}
-        assert "not calibrated for a mean keep ratio of 0.5: left out" in (table / "eval.log").read_text()
+        assert (
+            "not calibrated for a mean keep ratio of 0.5: left out"
+            in (table / "eval.log").read_text()
+        )
         assert "calibrated for mean keep ratios from" in refused(
             capsys, "eval", tmp_path / "none", *options, "keep_ratios=[0.9]"
         )
@@ -148,10 +209,17 @@ class TestTheChain:
         ],
     )
     def test_arms_that_cannot_be_told_apart(
-        self, arms: str, sentence: str, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+        self,
+        arms: str,
+        sentence: str,
+        run: Path,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
     ) -> None:
         given = arms.format(run=run)
-        assert sentence in refused(capsys, "eval", tmp_path, f"runs={given}", "pruners=[random]", "logger=none")
+        assert sentence in refused(
+            capsys, "eval", tmp_path, f"runs={given}", "pruners=[random]", "logger=none"
+        )
 
     def test_rows_of_a_run_carry_its_training_seed(
         self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -160,9 +228,13 @@ class TestTheChain:
         shutil.copytree(run, other)
         for about in other.glob("*/config.json"):
             write_sealed(about, about.read_text().replace('"seed": 0', '"seed": 3'))
-        seeds = {(entry.name, entry.seed) for entry in trained_entries(other, {"keep_ratios": [0.1111]})}
+        seeds = {
+            (entry.name, entry.seed) for entry in trained_entries(other, {"keep_ratios": [0.1111]})
+        }
         assert seeds == {(name, 3) for name in ("tprl", "tprl_adaptive", "tprl_lfd", "mlp")}
-        said = refused(capsys, "eval", tmp_path / "eval", f"run={other}", "pruners=[tprl]", "logger=none")
+        said = refused(
+            capsys, "eval", tmp_path / "eval", f"run={other}", "pruners=[tprl]", "logger=none"
+        )
         assert "tprl occurs 2 times" in said
 
     def test_what_was_calibrated_ends_with_the_weights_and_a_threshold_is_evaluated(
@@ -204,10 +276,18 @@ class TestTheChain:
     @pytest.mark.slow
     def test_stages_hand_weights_on(self, tmp_path: Path) -> None:
         short = "stage.epochs=1"
-        codes = call("train", train, tmp_path / "a", "stage=autoencoder", "logger=csv", "stage.images=20", short)
+        codes = call(
+            "train",
+            train,
+            tmp_path / "a",
+            "stage=autoencoder",
+            "logger=csv",
+            "stage.images=20",
+            short,
+        )
         lfd = call(
-            "train", train, tmp_path / "b", "stage=lfd", "logger=csv", f"stage.init_from={codes}", short,
-            "stage.demonstrations=50", "stage.served.limit=5",
+            "train", train, tmp_path / "b", "stage=lfd", "logger=csv", f"stage.init_from={codes}",
+            short, "stage.demonstrations=50", "stage.served.limit=5",
         )  # fmt: skip
         first, second = load_pruner(codes), load_pruner(lfd)
         assert first.autoencoder is not None
@@ -218,13 +298,21 @@ class TestTheChain:
 
 
 class TestOneSentence:
-    def test_cards_are_chosen_elsewhere(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert "CUDA_VISIBLE_DEVICES" in refused(capsys, "train", tmp_path, "trainer.devices=[1]", "logger=none")
+    def test_cards_are_chosen_elsewhere(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert "CUDA_VISIBLE_DEVICES" in refused(
+            capsys, "train", tmp_path, "trainer.devices=[1]", "logger=none"
+        )
 
     @pytest.mark.parametrize("value", ["0", "1.7", "a"])
-    def test_a_keep_ratio_that_is_none(self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_a_keep_ratio_that_is_none(
+        self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         for stage in ("lfd", "ppo"):
-            sentence = refused(capsys, "train", tmp_path, f"stage={stage}", f"stage.keep_ratio={value}")
+            sentence = refused(
+                capsys, "train", tmp_path, f"stage={stage}", f"stage.keep_ratio={value}"
+            )
             assert f"keep_ratio must be a number in (0, 1], got {value}" in sentence
         assert f"keep_ratios must be a number in (0, 1], got {value}" in refused(
             capsys, "eval", tmp_path, "pruner=random", f"keep_ratios=[{value}]"
@@ -235,19 +323,35 @@ class TestOneSentence:
         self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         bound = "a whole number of at least 1"
-        sentence = f"limit must be {bound}, got {value}; use e.g. 1000, or null for the whole split."
-        assert refused(capsys, "eval", tmp_path, "pruner=random", f"limit={value}") == f"error: {sentence}"
+        sentence = (
+            f"limit must be {bound}, got {value}; use e.g. 1000, or null for the whole split."
+        )
+        assert (
+            refused(capsys, "eval", tmp_path, "pruner=random", f"limit={value}")
+            == f"error: {sentence}"
+        )
         for key in ("stage.evaluation.", "stage.ppo.served."):
-            assert refused(capsys, "train", tmp_path, f"{key}limit={value}", *FAST) == f"error: {key}{sentence}"
+            assert (
+                refused(capsys, "train", tmp_path, f"{key}limit={value}", *FAST)
+                == f"error: {key}{sentence}"
+            )
         assert not (tmp_path / "autoencoder").exists()
 
-    def test_a_run_that_does_not_exist(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert "/no/such/run does not exist" in refused(capsys, "eval", tmp_path, "run=/no/such/run")
+    def test_a_run_that_does_not_exist(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert "/no/such/run does not exist" in refused(
+            capsys, "eval", tmp_path, "run=/no/such/run"
+        )
         sentence = refused(capsys, "train", tmp_path, "stage=ppo", "stage.init_from=/no/such/run")
         assert "/no/such/run does not exist" in sentence
 
-    def test_adaptive_budgets_of_no_policy(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert "needs a trained policy: give stage.init_from" in refused(capsys, "train", tmp_path, "stage=adapt")
+    def test_adaptive_budgets_of_no_policy(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert "needs a trained policy: give stage.init_from" in refused(
+            capsys, "train", tmp_path, "stage=adapt"
+        )
         given = ("stage=adapt", "stage.init_from=tprl_tiny_llava", "policy.select=topk")
         assert "leave policy away" in refused(capsys, "train", tmp_path / "other", *given)
 
@@ -260,25 +364,37 @@ class TestOneSentence:
         assert "must be a number in (0, 1]" in sentence
         assert not (tmp_path / "config.yaml").exists()
         for words in ("stage.calibrate=[0.5,7]", "stage.served.keep_ratios=[2]"):
-            assert "must be a number in (0, 1]" in refused(capsys, "train", tmp_path, "stage=ppo", words)
+            assert "must be a number in (0, 1]" in refused(
+                capsys, "train", tmp_path, "stage=ppo", words
+            )
 
-    def test_a_run_without_weights(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_a_run_without_weights(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         (tmp_path / "old").mkdir()
-        assert "holds no config.yaml" in refused(capsys, "eval", tmp_path / "new", f"run={tmp_path / 'old'}")
+        assert "holds no config.yaml" in refused(
+            capsys, "eval", tmp_path / "new", f"run={tmp_path / 'old'}"
+        )
         (tmp_path / "old" / "config.yaml").write_text("model: {}\ndataset: {}\n")
         sentence = refused(capsys, "eval", tmp_path / "new", f"run={tmp_path / 'old'}")
         assert "holds no trained pruner" in sentence
 
-    def test_a_pruner_of_another_width(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_a_pruner_of_another_width(
+        self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         options = ("stage=ppo", f"stage.init_from={run}", "policy.width=32")
         assert "does not fit this policy" in refused(capsys, "train", tmp_path, *options)
 
-    def test_damaged_weights(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_damaged_weights(
+        self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         broken = tmp_path / "broken"
         broken.mkdir()
         (broken / CONFIG).write_text((run / "pruner" / CONFIG).read_text())
         (broken / WEIGHTS).write_bytes((run / "pruner" / WEIGHTS).read_bytes()[:1000])
-        sentence = refused(capsys, "eval", tmp_path / "out", "pruner=tprl", f"pruner.pretrained={broken}")
+        sentence = refused(
+            capsys, "eval", tmp_path / "out", "pruner=tprl", f"pruner.pretrained={broken}"
+        )
         assert "is damaged" in sentence
 
     def test_weights_out_of_reach(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -286,12 +402,17 @@ class TestOneSentence:
         assert "model.pretrained=" in sentence
         assert "model=tiny_llava" in sentence
 
-    def test_the_oracle_teaches_nobody(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        sentence = refused(capsys, "train", tmp_path, "stage=lfd", "pruner=oracle", "policy.code_width=0", *FAST)
+    def test_the_oracle_teaches_nobody(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        sentence = refused(
+            capsys, "train", tmp_path, "stage=lfd", "pruner=oracle", "policy.code_width=0", *FAST
+        )
         assert "cannot demonstrate" in sentence
 
     def test_a_read_only_folder(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        folder = Path("/sys") if os.geteuid() == 0 else tmp_path  # root may write wherever a file system can be written
+        # root may write wherever a file system can be written
+        folder = Path("/sys") if os.geteuid() == 0 else tmp_path
         if folder == tmp_path:
             tmp_path.chmod(0o500)
         assert "cannot write" in refused(capsys, "train", folder / "run", *FAST)
@@ -304,8 +425,16 @@ class TestFamilies:
     """Training runs on every family; the rest of the chain is shared."""
 
     def test_parity_is_a_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        options = ("model.pretrained=null", "model.dtype=float32", "model.attention=eager", "logger=none", "limit=3")
-        run = call("eval", evaluate, tmp_path / "parity", "mode=parity", "model=qwen2_5_vl", *options)
+        options = (
+            "model.pretrained=null",
+            "model.dtype=float32",
+            "model.attention=eager",
+            "logger=none",
+            "limit=3",
+        )
+        run = call(
+            "eval", evaluate, tmp_path / "parity", "mode=parity", "model=qwen2_5_vl", *options
+        )
         table = (run / "parity.md").read_text()
         assert "| `qwen2_5_vl` | 0 | " in table
         assert table.rstrip().endswith("| yes |")
@@ -317,12 +446,18 @@ class TestFamilies:
         monkeypatch.setattr("tprl.cost.shapes.LANGUAGE_MODELS", frozenset({"llama"}))
         options = ("model=qwen2_5_vl", "model.pretrained=null", "model.dtype=float32", "debug=fast")
         line = refused(capsys, "train", tmp_path / "run", *options)
-        assert "The cost model does not know the language model 'qwen2_5_vl_text' (it knows llama): " in line
+        assert (
+            "The cost model does not know the language model 'qwen2_5_vl_text' (it knows llama): "
+            in line
+        )
         assert not (tmp_path / "run" / "lfd").exists()
 
     def test_weights_from_a_local_folder(self, tmp_path: Path) -> None:
         """The path that a downloaded checkpoint takes."""
-        save_folder(load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32"), tmp_path / "weights")
+        save_folder(
+            load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32"),
+            tmp_path / "weights",
+        )
         options = (f"model.pretrained={tmp_path / 'weights'}", "model.dtype=float32", "logger=none")
         given = (
             "stage=lfd",
@@ -331,7 +466,15 @@ class TestFamilies:
             "dataset.limit=4",  # of every split
             "stage.served.limit=null",  # the whole split, after which the calibration begins again
         )
-        run = call("train", train, tmp_path / "lfd", *given, "model=qwen2_5_vl", "policy.code_width=0", *options)
+        run = call(
+            "train",
+            train,
+            tmp_path / "lfd",
+            *given,
+            "model=qwen2_5_vl",
+            "policy.code_width=0",
+            *options,
+        )
         config = json.loads((run / "pruner" / CONFIG).read_text())
         about = config["trained_on"]
         assert (about["family"], about["pretrained"]) == ("qwen2_5_vl", str(tmp_path / "weights"))
@@ -342,15 +485,37 @@ class TestFamilies:
         [
             "llava",
             "qwen2_5_vl",
-            *(pytest.param(m, marks=pytest.mark.slow) for m in families() if m not in ("llava", "qwen2_5_vl")),
+            *(
+                pytest.param(m, marks=pytest.mark.slow)
+                for m in families()
+                if m not in ("llava", "qwen2_5_vl")
+            ),
         ],
     )
-    def test_demonstrations_and_ppo_on_a_small_random_model(self, model: str, tmp_path: Path) -> None:
-        model_options = (f"model={model}", "model.pretrained=null", "model.dtype=float32", "logger=csv")
-        options = (*model_options, "policy.code_width=0", "stage.calibrate=null", "stage.served.limit=4")
+    def test_demonstrations_and_ppo_on_a_small_random_model(
+        self, model: str, tmp_path: Path
+    ) -> None:
+        model_options = (
+            f"model={model}",
+            "model.pretrained=null",
+            "model.dtype=float32",
+            "logger=csv",
+        )
+        options = (
+            *model_options,
+            "policy.code_width=0",
+            "stage.calibrate=null",
+            "stage.served.limit=4",
+        )
         given = ("stage=lfd", "stage.demonstrations=8", "stage.epochs=1")
         lfd = call("train", train, tmp_path / "lfd", *given, *options)
-        given = ("stage=ppo", "stage.iterations=1", "stage.prompts=2", "stage.group=2", "stage.keep_ratio=0.3")
+        given = (
+            "stage=ppo",
+            "stage.iterations=1",
+            "stage.prompts=2",
+            "stage.group=2",
+            "stage.keep_ratio=0.3",
+        )
         ppo = call("train", train, tmp_path / "ppo", *given, *options, f"stage.init_from={lfd}")
         about = json.loads((ppo / "pruner" / CONFIG).read_text())
         assert about["trained_on"]["model"] == model

@@ -18,7 +18,19 @@ from tprl.errors import UserError
 GROUPS = ("stage", "experiment", "policy", "model", "dataset", "pruner", "reward", "logger")
 # The options of eval.yaml and of train.yaml that some mode or stage leaves alone.
 EVALUATION = {
-    *("model", "dataset", "pruner", "geometry", "models", "run", "sweep", "runs", "pruners", "keep_ratios", "split"),
+    *(
+        "model",
+        "dataset",
+        "pruner",
+        "geometry",
+        "models",
+        "run",
+        "sweep",
+        "runs",
+        "pruners",
+        "keep_ratios",
+        "split",
+    ),
     *("limit", "batch_size", "seeds", "latency", "threads"),
 }
 ABSENT = {"pruner", "geometry"}  # null in eval.yaml, so that the config has no such keys
@@ -27,7 +39,17 @@ TRAINING = {"dataset", "policy", "pruner", "reward", "cache"}
 UNREAD_BY_MODE = {
     "accuracy": {"models", "latency"},
     "latency": {"dataset", "split", "limit", "batch_size", "models"},
-    "parity": {"pruner", "run", "sweep", "runs", "pruners", "keep_ratios", "batch_size", "seeds", "latency"},
+    "parity": {
+        "pruner",
+        "run",
+        "sweep",
+        "runs",
+        "pruners",
+        "keep_ratios",
+        "batch_size",
+        "seeds",
+        "latency",
+    },
     "selectors": EVALUATION - {"threads"},
     "compare": EVALUATION,
     "study": EVALUATION,
@@ -41,7 +63,10 @@ UNREAD_BY_STAGE = {
     "adapt": {"pruner", "reward", "cache"},
     "pretrain": {"dataset", "policy", "pruner", "reward", "cache"},
 }
-EVAL_MODE = {mode: f"mode={mode}" for mode in EVAL_READS} | {"compare": "compare=[a,b]", "study": "study=folder"}
+EVAL_MODE = {mode: f"mode={mode}" for mode in EVAL_READS} | {
+    "compare": "compare=[a,b]",
+    "study": "study=folder",
+}
 
 
 @lru_cache
@@ -55,7 +80,9 @@ def composed(command: str, *words: str) -> DictConfig:
     groups = tuple(word for word in words if word.partition("=")[0] in GROUPS)
     config = copy.deepcopy(base(command, groups))
     OmegaConf.set_struct(config, False)
-    values = OmegaConf.from_dotlist([in_full(word.lstrip("+")) for word in words if word not in groups])
+    values = OmegaConf.from_dotlist(
+        [in_full(word.lstrip("+")) for word in words if word not in groups]
+    )
     merged = OmegaConf.merge(config, values)
     assert isinstance(merged, DictConfig)
     return merged
@@ -108,7 +135,11 @@ def test_every_stage_and_mode_has_its_table() -> None:
 @pytest.mark.parametrize(
     ("command", "words", "said"),
     [
-        ("eval", ["mode=parity", "models=[llava]", "model.dtype=float32"], "model.dtype is not read: models names"),
+        (
+            "eval",
+            ["mode=parity", "models=[llava]", "model.dtype=float32"],
+            "model.dtype is not read: models names",
+        ),
         ("eval", ["dataset.seed=3"], "dataset.seed is not read: it draws training questions alone"),
         ("eval", ["dataset.seed=3", "split=train"], None),
         (
@@ -120,28 +151,56 @@ def test_every_stage_and_mode_has_its_table() -> None:
         ("eval", ["compare=null", "limit=3"], None),
         ("eval", ["models=[]", "run=null"], None),  # nothing is asked for
         ("eval", ["mode=selectors", "logger=none"], None),
-        ("train", ["stage=ppo", "stage.threshold_ratio=0.3"], "stage.threshold_ratio is not read: budget=exact_k"),
+        (
+            "train",
+            ["stage=ppo", "stage.threshold_ratio=0.3"],
+            "stage.threshold_ratio is not read: budget=exact_k",
+        ),
         ("train", ["stage=ppo", "stage.threshold_ratio=0.3", "stage.budget=free"], None),
         ("train", ["stage.ppo.threshold_ratio=0.3"], "stage.ppo.threshold_ratio is not read"),
-        ("train", ["stage=ppo", "stage.lr_critic=0.1"], "stage.lr_critic is not read: only advantage=gae"),
+        (
+            "train",
+            ["stage=ppo", "stage.lr_critic=0.1"],
+            "stage.lr_critic is not read: only advantage=gae",
+        ),
         ("train", ["stage=ppo", "stage.lr_critic=0.1", "stage.advantage=gae"], None),
         *(
-            ("train", ["stage=ppo", f"stage.{name}=0.5"], f"stage.{name} is not read: only advantage=gae has a critic")
+            (
+                "train",
+                ["stage=ppo", f"stage.{name}=0.5"],
+                f"stage.{name} is not read: only advantage=gae has a critic",
+            )
             for name in ("gamma", "lam", "value_coef")
         ),
         ("train", ["stage=ppo", "stage.gamma=0.5", "stage.advantage=gae"], None),
-        ("train", ["stage=ppo", "stage.lagrange_gain=3"], "stage.lagrange_gain is not read: only budget=lagrange has"),
+        (
+            "train",
+            ["stage=ppo", "stage.lagrange_gain=3"],
+            "stage.lagrange_gain is not read: only budget=lagrange has",
+        ),
         ("train", ["stage=ppo", "stage.lr_lagrange=3", "stage.budget=lagrange"], None),
-        ("train", ["stage=ppo", "stage.discount=0.9"], "stage.discount is not read: budget=exact_k draws sets"),
+        (
+            "train",
+            ["stage=ppo", "stage.discount=0.9"],
+            "stage.discount is not read: budget=exact_k draws sets",
+        ),
         ("train", ["stage=ppo", "stage.discount=0.9", "stage.budget=lagrange"], None),
         ("train", ["stage=ppo", "stage.law=kdpp"], None),
-        ("train", ["stage=ppo", "stage.law=kdpp", "stage.budget=free"], "stage.law is not read: only budget=exact_k"),
+        (
+            "train",
+            ["stage=ppo", "stage.law=kdpp", "stage.budget=free"],
+            "stage.law is not read: only budget=exact_k",
+        ),
         (
             "train",
             ["stage=ppo", "stage.law=kdpp", "policy.select=topk"],
             "stage.law is not read: only sets that policy",
         ),
-        ("train", ["stage=ppo", "stage.calibrate=[0.5]", "stage.budget=free"], "stage.calibrate is not read: budget=f"),
+        (
+            "train",
+            ["stage=ppo", "stage.calibrate=[0.5]", "stage.budget=free"],
+            "stage.calibrate is not read: budget=f",
+        ),
         (
             "train",
             ["stage=lfd", "stage.calibrate=[0.5]", "policy.select=topk"],
@@ -151,33 +210,56 @@ def test_every_stage_and_mode_has_its_table() -> None:
         (
             "train",
             ["policy.code_width=0", "stage.autoencoder.images=50"],
-            "stage.autoencoder.images is not read: policy.code_width=0 has no autoencoder; leave it out.",
+            (
+                "stage.autoencoder.images is not read: "
+                "policy.code_width=0 has no autoencoder; leave it out."
+            ),
         ),
         ("train", ["policy.code_width=0", "stage=autoencoder"], None),
-        ("train", ["stage=lfd", "stage.steps=2", "stage.progressive=[0.5]"], "stage.steps is not read: progressive"),
+        (
+            "train",
+            ["stage=lfd", "stage.steps=2", "stage.progressive=[0.5]"],
+            "stage.steps is not read: progressive",
+        ),
         ("train", ["stage=lfd", "stage.steps=2"], None),
         ("train", ["stage=ppo", "stage.init_from=runs/a"], None),
-        ("train", ["policy=mlp", "stage.adapt.questions=9"], "stage.adapt.questions is not read: stage=adapt needs"),
+        (
+            "train",
+            ["policy=mlp", "stage.adapt.questions=9"],
+            "stage.adapt.questions is not read: stage=adapt needs",
+        ),
         ("train", ["stage.adapt.questions=9"], None),
-        ("train", ["stage=adapt", "stage.served.keep_ratios=[0.5]"], "stage.served.keep_ratios is not read: prices"),
+        (
+            "train",
+            ["stage=adapt", "stage.served.keep_ratios=[0.5]"],
+            "stage.served.keep_ratios is not read: prices",
+        ),
         ("train", ["experiment=paper", "seed=3"], None),
         ("demo", ["split=val", "pruners=uniform"], None),
     ],
 )
-def test_options_that_others_leave_without_effect(command: str, words: list[str], said: str | None) -> None:
+def test_options_that_others_leave_without_effect(
+    command: str, words: list[str], said: str | None
+) -> None:
     found = sentence(command, *words)
     assert found is None if said is None else found is not None and found.startswith(said)
 
 
 def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "eval", tmp_path / "run", "limit=8", "pruners=[uniform]", "models=[llava]")
-    assert line.startswith("error: models is not read: mode=accuracy reads batch_size, dataset, keep_ratios, limit,")
+    line = refused(
+        capsys, "eval", tmp_path / "run", "limit=8", "pruners=[uniform]", "models=[llava]"
+    )
+    assert line.startswith(
+        "error: models is not read: mode=accuracy reads batch_size, dataset, keep_ratios, limit,"
+    )
     assert line.endswith("; leave it out.")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_an_option_is_named_as_it_is_typed() -> None:
-    sentence = said_of("train", composed("train", "stage=ppo", "stage.gamma=0.5"), ["stage.module.gamma"])
+    sentence = said_of(
+        "train", composed("train", "stage=ppo", "stage.gamma=0.5"), ["stage.module.gamma"]
+    )
     assert sentence == "stage.gamma is not read: only advantage=gae has a critic; leave it out."
 
 

@@ -1,4 +1,5 @@
-"""Every metric that docs/metrics.md promises is in an offline run of stage=all, over its axis, and no other."""
+"""Every metric that docs/metrics.md promises is in an offline run of stage=all, over its axis, and
+no other."""
 
 import re
 import sys
@@ -11,7 +12,13 @@ from tprl.commands.entry import launch
 from tprl.commands.train import train
 
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
-SECTIONS = ("`stage=autoencoder`", "`stage=lfd`", "`stage=ppo`", "`stage=adapt`", "An evaluation in W&B")
+SECTIONS = (
+    "`stage=autoencoder`",
+    "`stage=lfd`",
+    "`stage=ppo`",
+    "`stage=adapt`",
+    "An evaluation in W&B",
+)
 AXES = {"samples_seen", "keep_ratio", "trainer/global_step", "epoch"}
 NOT_HERE = {  # of the sections above, what this run has no reason to log
     "eval/<pruner>/mean_iou",  # no boxes
@@ -32,8 +39,18 @@ def documented(sections: tuple[str, ...] = SECTIONS) -> list[str]:
     """Names in the first column of the tables of these sections, `{a,b}` expanded."""
     parts = re.split(r"^## ", DOCS.read_text(), flags=re.MULTILINE)
     chosen = [part for part in parts if part.startswith(sections)]
-    cells = [line.split("|")[1] for part in chosen for line in part.splitlines() if line.startswith("| `")]
-    return [name for cell in cells for written in re.findall("`(.+?)`", cell) for name in expanded(written)]
+    cells = [
+        line.split("|")[1]
+        for part in chosen
+        for line in part.splitlines()
+        if line.startswith("| `")
+    ]
+    return [
+        name
+        for cell in cells
+        for written in re.findall("`(.+?)`", cell)
+        for name in expanded(written)
+    ]
 
 
 def expanded(name: str) -> list[str]:
@@ -42,7 +59,8 @@ def expanded(name: str) -> list[str]:
 
 
 def pattern(name: str) -> re.Pattern[str]:
-    """`lfd/served/accuracy@<ratio>` as an expression for whole names; a pruner's may hold its seed."""
+    """`lfd/served/accuracy@<ratio>` as an expression for whole names; a pruner's may hold its
+    seed."""
     text = re.escape(name).replace("<pruner>", "[^/]+(/seed[0-9]+)?").replace("<dataset>", "toy")
     return re.compile(re.sub("<[a-z]+>", "[^/]+", text))
 
@@ -51,7 +69,14 @@ def pattern(name: str) -> re.Pattern[str]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
     folder = tmp_path_factory.mktemp("runs") / "all"
     before = sys.argv
-    sys.argv = ["train", "model=toy", "dataset=toy", "debug=fast", *OPTIONS, f"hydra.run.dir={folder}"]
+    sys.argv = [
+        "train",
+        "model=toy",
+        "dataset=toy",
+        "debug=fast",
+        *OPTIONS,
+        f"hydra.run.dir={folder}",
+    ]
     try:
         launch("train", train)
     finally:
@@ -70,7 +95,9 @@ def test_everything_documented_is_there(found: OfflineRun) -> None:
 def test_everything_there_is_documented(found: OfflineRun) -> None:
     logged = {name for row in found.rows for name in row}
     known = [pattern(name) for name in documented()]
-    assert {name for name in logged - AXES if not any(one.fullmatch(name) for one in known)} == set()
+    assert {
+        name for name in logged - AXES if not any(one.fullmatch(name) for one in known)
+    } == set()
 
 
 def test_every_metric_is_drawn_over_its_axis(found: OfflineRun) -> None:
@@ -83,7 +110,9 @@ def test_every_metric_is_drawn_over_its_axis(found: OfflineRun) -> None:
 
 
 def test_the_axis_counts_the_samples_of_each_stage(found: OfflineRun) -> None:
-    counts = {name: [row.get("samples_seen") for row in found.rows if name in row] for name in found.axes}
+    counts = {
+        name: [row.get("samples_seen") for row in found.rows if name in row] for name in found.axes
+    }
     assert counts["autoencoder/mse"] == [432]  # 18 of 20 images of 24 tokens
     assert counts["lfd/loss"] == counts["lfd/served"] == counts["lfd/mlp/loss"] == [50]
     assert counts["ppo/kl"] == [8, 16]
@@ -95,8 +124,11 @@ def test_the_axis_counts_the_samples_of_each_stage(found: OfflineRun) -> None:
 
 def test_pictures_say_what_was_asked_and_answered(found: OfflineRun) -> None:
     first = next(row["ppo/overlays"] for row in found.rows if "ppo/overlays" in row)
-    assert first["count"] == len(set(first["captions"])) == 2  # so many images do the ten questions show
-    assert all(re.search(r"\(all tokens: '.*', 1 of 24: '.*'\)$", caption) for caption in first["captions"])
+    # so many images do the ten questions show
+    assert first["count"] == len(set(first["captions"])) == 2
+    assert all(
+        re.search(r"\(all tokens: '.*', 1 of 24: '.*'\)$", caption) for caption in first["captions"]
+    )
 
 
 def test_the_config_is_plain_and_whole(found: OfflineRun) -> None:

@@ -1,4 +1,5 @@
-"""The example learns: it beats the policy it began with, and the rule that never reads the question."""
+"""The example learns: it beats the policy it began with, and the rule that never reads the
+question."""
 
 from examples.ppo_minimal import main
 

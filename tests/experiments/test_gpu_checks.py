@@ -1,4 +1,5 @@
-"""The script of checks for a GPU: its commands compose, it goes on where it was cut off, and says what failed."""
+"""The script of checks for a GPU: its commands compose, it goes on where it was cut off, and says
+what failed."""
 
 import importlib.util
 import json
@@ -49,7 +50,10 @@ def test_the_selectors_bench_reads_its_words_and_prints_the_line(
 ) -> None:
     module, options = bench(script, "selectors", monkeypatch)
     assert vars(options) == {"rounds": 20, "path": Path("/out/selectors.csv"), "device": "cuda"}
-    rows = [{"pruner": "divprune", "kept_tokens": 64, "tokens": 576, "ratio_x": gain} for gain in (4.0, 3.25)]
+    rows = [
+        {"pruner": "divprune", "kept_tokens": 64, "tokens": 576, "ratio_x": gain}
+        for gain in (4.0, 3.25)
+    ]
     pattern = next(check.pattern for check in script.CHECKS if check.name == "selectors")
     assert re.findall(pattern, module.least(rows)) == [
         "least gain: 3.2 times the published form (divprune, 64 of 576 tokens)"
@@ -63,7 +67,10 @@ def test_the_ppo_bench_reads_its_words_and_prints_the_line(
     assert (options.device, options.out) == ("cuda", Path("/out"))  # not over the committed tables
     module.row("scoring", "float32", 24, [40.0], [2.0])
     pattern = next(check.pattern for check in script.CHECKS if check.name == "ppo")
-    assert "40.0 against    2.0 evaluations/s, ratio  20.0" in re.findall(pattern, capsys.readouterr().out)[-1]
+    assert (
+        "40.0 against    2.0 evaluations/s, ratio  20.0"
+        in re.findall(pattern, capsys.readouterr().out)[-1]
+    )
 
 
 def test_its_commands_are_ones(script: ModuleType) -> None:
@@ -85,7 +92,9 @@ def python(code: str) -> tuple[str, ...]:
     return ("-c", code)
 
 
-def test_results_are_kept_and_what_is_finished_is_not_run_again(script: ModuleType, tmp_path: Path) -> None:
+def test_results_are_kept_and_what_is_finished_is_not_run_again(
+    script: ModuleType, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     note = f"open({str(log)!r}, 'a').write('x'); print('| value 7 |')"
     checks = [
@@ -97,7 +106,9 @@ def test_results_are_kept_and_what_is_finished_is_not_run_again(script: ModuleTy
     rows = script.run(checks, tmp_path / "out")
     assert [row["state"] for row in rows] == ["ok", "failed", "timeout", "skipped"]
     assert [row["result"] for row in rows[:2]] == ["value 7", "no device"]
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(rows))
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(
+        json.dumps(rows)
+    )
     assert "| bad | failed |" in (tmp_path / "out" / "table.md").read_text()
     script.run(checks[:1], tmp_path / "out")
     assert log.read_text() == "x"
@@ -105,8 +116,12 @@ def test_results_are_kept_and_what_is_finished_is_not_run_again(script: ModuleTy
     assert log.read_text() == "xx"
 
 
-def test_without_a_gpu_what_says_nothing_there_is_skipped(script: ModuleType, tmp_path: Path) -> None:
-    rows = script.run([script.Check("gpu", "speed", python("raise SystemExit(1)"))], tmp_path, small=True)
+def test_without_a_gpu_what_says_nothing_there_is_skipped(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    rows = script.run(
+        [script.Check("gpu", "speed", python("raise SystemExit(1)"))], tmp_path, small=True
+    )
     assert rows[0]["state"] == "skipped"
     assert rows[0]["result"] == "needs a GPU"
 
@@ -130,7 +145,9 @@ def test_what_was_skipped_or_changed_is_run(script: ModuleType, tmp_path: Path) 
 
 
 def test_an_output_without_the_line_is_a_failure(script: ModuleType, tmp_path: Path) -> None:
-    (row,) = script.run([script.Check("chain", "a run", python("print('nothing')"), pattern="run: .*")], tmp_path)
+    (row,) = script.run(
+        [script.Check("chain", "a run", python("print('nothing')"), pattern="run: .*")], tmp_path
+    )
     assert (row["state"], row["result"]) == ("failed", "the output holds nothing like run: .*")
 
 
@@ -138,4 +155,9 @@ def test_an_output_without_the_line_is_a_failure(script: ModuleType, tmp_path: P
 def test_the_dry_run_on_a_cpu(script: ModuleType, tmp_path: Path) -> None:
     assert script.main(["--small", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "small" / "results.json").read_text())
-    assert {row["name"] for row in rows if row["state"] == "ok"} == {"chain", "parity", "latency", "forecast"}
+    assert {row["name"] for row in rows if row["state"] == "ok"} == {
+        "chain",
+        "parity",
+        "latency",
+        "forecast",
+    }

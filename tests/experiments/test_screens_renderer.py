@@ -1,4 +1,5 @@
-"""The renderer of experiments/screens: node, its packages and chromium are needed, so `make test-browser` runs these."""
+"""The renderer of experiments/screens: node, its packages and chromium are needed, so `make
+test-browser` runs these."""
 
 import json
 import os
@@ -31,9 +32,16 @@ def _tools() -> None:
         missing("chromium is not installed: apt install chromium.")
 
 
-def node(*words: str, renderer: Path = RENDERER, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def node(
+    *words: str, renderer: Path = RENDERER, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["node", *words], cwd=renderer, env=os.environ | (env or {}), capture_output=True, text=True, timeout=300
+        ["node", *words],
+        cwd=renderer,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -73,7 +81,9 @@ class TestPages:
         assert {sample.images[0].size for sample in samples} == {(320, 320)}
         assert len({sample.family for sample in samples}) >= 5
 
-    def test_the_same_seed_makes_the_same_bytes_in_any_number_of_tabs(self, folder: Path, tmp_path: Path) -> None:
+    def test_the_same_seed_makes_the_same_bytes_in_any_number_of_tabs(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
         assert render(tmp_path / "train-5", "--tabs", "1").returncode == 0
         assert pictures(tmp_path / "train-5") == pictures(folder)
         for name in ("questions.jsonl", "elements.jsonl"):
@@ -81,7 +91,8 @@ class TestPages:
             assert sorted(again, key=json.dumps) == sorted(lines(folder / name), key=json.dumps)
 
     def test_what_a_page_shows_lies_where_it_is_drawn(self, folder: Path) -> None:
-        """Characters are drawn inside the boxes of their runs: there the picture is not of one color."""
+        """Characters are drawn inside the boxes of their runs: there the picture is not of one
+        color."""
         for page in lines(folder / "elements.jsonl"):
             number = f"{page['page']:08d}"
             file = folder / "images" / number[:5] / f"{number}.png"
@@ -93,7 +104,15 @@ class TestPages:
                 x1, y1, x2, y2 = (round(value) for value in run["box"])
                 assert np.ptp(picture[y1:y2, x1:x2]) > 30, run["text"]
             for element in page["elements"]:
-                assert {"role", "box", "text", "label", "value", "checked", "active"} <= element.keys()
+                assert {
+                    "role",
+                    "box",
+                    "text",
+                    "label",
+                    "value",
+                    "checked",
+                    "active",
+                } <= element.keys()
 
     def test_an_interrupted_rendering_goes_on(self, folder: Path, tmp_path: Path) -> None:
         out = tmp_path / "train-5"
@@ -101,7 +120,9 @@ class TestPages:
         questions = out / "questions.jsonl"
         whole = lines(questions)
         # As a kill leaves it: the last page lacks questions, and the last line is torn.
-        questions.write_text("".join(f"{json.dumps(row)}\n" for row in whole[:-2]) + json.dumps(whole[-2])[:20])
+        questions.write_text(
+            "".join(f"{json.dumps(row)}\n" for row in whole[:-2]) + json.dumps(whole[-2])[:20]
+        )
         kept = next((out / "images").rglob("*.png"))
         before = kept.stat().st_mtime_ns
         assert render(out).returncode == 0
@@ -118,21 +139,28 @@ class TestPages:
 
 
 class TestAsking:
-    """`ask` on a page written by hand: a row of three buttons, of which two are called the same, and a field."""
+    """`ask` on a page written by hand: a row of three buttons, of which two are called the same,
+    and a field."""
 
     CODE = """
       import {{ ask }} from './lib/ask.mjs'
-      const run = (text, x, y, owner, part) => ({{ text, xs: [x, x + 30], y1: y, y2: y + 10, part, size: 12,
+      const run = (text, x, y, owner, part) => ({{
+        text, xs: [x, x + 30], y1: y, y2: y + 10, part, size: 12,
         covered: false, cut: false, box: [x, y, x + 30, y + 10], owner }})
-      const element = (role, x, y, more) => ({{ role, box: [x, y, x + 40, y + 16], covered: false, cut: false, pieces: 1,
-        icons: [], label: '', value: '', fits: true, checked: null, active: false, disabled: false, placeholder: false,
-        text: '', clear: true, ...more }})
-      const shown = {{ size: [320, 320], tables: [], containers: [], groups: [], pairs: [], dialogs: [],
-        elements: [element('button', 10, 10, {{ text: 'Save' }}), element('button', 60, 10, {{ text: '{second}' }}),
-          element('button', 110, 10, {{ text: 'Copy' }}), element('field', 10, 60, {{ label: 'City', value: '{value}' }})],
+      const element = (role, x, y, more) => ({{
+        role, box: [x, y, x + 40, y + 16], covered: false, cut: false, pieces: 1, icons: [],
+        label: '', value: '', fits: true, checked: null, active: false, disabled: false,
+        placeholder: false, text: '', clear: true, ...more }})
+      const shown = {{ size: [320, 320], tables: [], containers: [], groups: [], pairs: [],
+        dialogs: [],
+        elements: [element('button', 10, 10, {{ text: 'Save' }}),
+          element('button', 60, 10, {{ text: '{second}' }}),
+          element('button', 110, 10, {{ text: 'Copy' }}),
+          element('field', 10, 60, {{ label: 'City', value: '{value}' }})],
         runs: [run('Save', 12, 12, 0, 1), run('{second}', 62, 12, 1, 2), run('Copy', 112, 12, 2, 3),
           run('City', 10, 46, -1, 4), run('{value}', 12, 62, 3, 5)] }}
-      console.log(JSON.stringify(Array.from({{ length: 8 }}, (_, seed) => ask(shown, [], seed)).flat()))
+      const asked = Array.from({{ length: 8 }}, (_, seed) => ask(shown, [], seed))
+      console.log(JSON.stringify(asked.flat()))
     """
 
     def asked(self, second: str, value: str) -> dict[str, set[tuple[str, str]]]:
@@ -168,7 +196,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (("--split", "dev"), "--split dev does not exist: choose one of train, val, test, final, real."),
+            (
+                ("--split", "dev"),
+                "--split dev does not exist: choose one of train, val, test, final, real.",
+            ),
             (("--pages", "0"), "--pages must be a whole number from 1 to 10000000, got 0."),
             (("--tabs", "two"), "--tabs must be a whole number from 1 to 16, got two."),
             (("--colour", "red"), "Unknown option '--colour': use --split, --pages, --seed"),
@@ -201,17 +232,22 @@ class TestRefusals:
         assert f"error: {folder} holds pages of other settings or versions" in done.stderr
         assert pictures(folder) == before
 
-    def test_a_page_that_never_settles_is_said_and_the_others_are_kept(self, tmp_path: Path) -> None:
-        """A chromium that does not answer in the time allowed: one stopped by its wrapper after a while."""
+    def test_a_page_that_never_settles_is_said_and_the_others_are_kept(
+        self, tmp_path: Path
+    ) -> None:
+        """A chromium that does not answer in the time allowed: one stopped by its wrapper after a
+        while."""
         code = """
           import { launch, Tab } from './lib/browser.mjs'
           import { serve } from './lib/serve.mjs'
-          const pages = new Map([['still', '<p>text</p>'], ['never', '<p>text</p><script>for (;;) {}</script>']])
+          const endless = '<p>text</p><script>for (;;) {}</script>'
+          const pages = new Map([['still', '<p>text</p>'], ['never', endless]])
           const served = await serve('node_modules', pages)
           const browser = await launch()
           const tab = await Tab.open(browser, 2)
           await tab.show(`${served.address}/page/still`, 320, 320, 1)
-          const late = await tab.show(`${served.address}/page/never`, 320, 320, 1).then(() => '', error => error.message)
+          const late = await tab.show(`${served.address}/page/never`, 320, 320, 1)
+            .then(() => '', error => error.message)
           await browser.close()
           served.close()
           console.log(JSON.stringify(late))

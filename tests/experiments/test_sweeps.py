@@ -18,9 +18,13 @@ SWEEPS = sorted((STUDIES / "sweeps").glob("*.yaml"))
 
 
 def grid(parameters: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """What `${args_no_hyphens}` becomes, by W&B's own code, in runs of a sweep that show every value at least once."""
+    """What `${args_no_hyphens}` becomes, by W&B's own code, in runs of a sweep that show every
+    value at least once."""
     values = {key: one.get("values", [one.get("value")]) for key, one in parameters.items()}
-    runs = [{key: {"value": v[i % len(v)]} for key, v in values.items()} for i in range(max(map(len, values.values())))]
+    runs = [
+        {key: {"value": v[i % len(v)]} for key, v in values.items()}
+        for i in range(max(map(len, values.values())))
+    ]
     return [create_sweep_command_args({"args": run})["args_no_hyphens"] for run in runs]
 
 
@@ -33,7 +37,14 @@ def test_every_run_of_a_sweep_composes(path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WANDB_RUN_ID", "r1")
     sweep = yaml.safe_load(path.read_text())
     entry, place = sweep["command"][3], sweep["command"][5]
-    assert sweep["command"] == ["${env}", "${interpreter}", "-m", entry, "${args_no_hyphens}", place]
+    assert sweep["command"] == [
+        "${env}",
+        "${interpreter}",
+        "-m",
+        entry,
+        "${args_no_hyphens}",
+        place,
+    ]
     assert sweep.get("metric", {"name": "ppo/served"})["name"] in DOCS.read_text()
     found = []
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
@@ -50,5 +61,8 @@ def test_every_run_of_a_sweep_composes(path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_policy_starts_from_the_base_of_its_own_seed() -> None:
     sweep = yaml.safe_load((STUDIES / "sweeps/ablation_budget.yaml").read_text())
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        starts = [compose("train", [addable(word) for word in words]).stage.init_from for words in grid(sweep["parameters"])]
+        starts = [
+            compose("train", [addable(word) for word in words]).stage.init_from
+            for words in grid(sweep["parameters"])
+        ]
     assert starts == [f"runs/study/base/{seed}/lfd" for seed in range(3)]

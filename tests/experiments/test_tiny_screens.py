@@ -1,4 +1,5 @@
-"""How `tiny_screens` is made: labels, sheets, packs, the two phases, and that a resumed run is the same run."""
+"""How `tiny_screens` is made: labels, sheets, packs, the two phases, and that a resumed run is the
+same run."""
 
 import json
 from pathlib import Path
@@ -28,8 +29,8 @@ from tprl.data.screens import Screens
 from tprl.errors import UserError
 
 SMALL = {
-    "vision_width": 64, "vision_layers": 3, "vision_heads": 2, "vision_ffn": 64, "width": 64, "layers": 4,
-    "heads": 2, "ffn": 64, "clip_width": 16,
+    "vision_width": 64, "vision_layers": 3, "vision_heads": 2, "vision_ffn": 64, "width": 64,
+    "layers": 4, "heads": 2, "ffn": 64, "clip_width": 16,
 }  # fmt: skip
 
 
@@ -53,7 +54,9 @@ class TestBlueprint:
         assert tokens("Save") == [f"{SPACE}save"]
         assert tokens("Zq7") == [f"{SPACE}z", "q", "7"]
 
-    @pytest.mark.parametrize("text", ["learn more", "12 40 80 6", "482", "zanzibar's 4", "are you sure?"])
+    @pytest.mark.parametrize(
+        "text", ["learn more", "12 40 80 6", "482", "zanzibar's 4", "are you sure?"]
+    )
     def test_decoding_gives_the_text_again(self, text: str) -> None:
         tokenizer = build_tokenizer()
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
@@ -63,7 +66,9 @@ class TestBlueprint:
         for split in ("val", "test"):
             data = Screens(split, bare=True)
             for sample in (data[at] for at in range(0, len(data), 7)):
-                ids = tokenizer(sample.question + sample.answers[0], add_special_tokens=False).input_ids
+                ids = tokenizer(
+                    sample.question + sample.answers[0], add_special_tokens=False
+                ).input_ids
                 assert tokenizer.unk_token_id not in ids
                 answer = tokenizer(sample.answers[0], add_special_tokens=False).input_ids
                 assert tokenizer.decode(answer) == sample.answers[0].lower()
@@ -78,7 +83,9 @@ class TestBlueprint:
         tower = build().llava.model.vision_tower
         tower.set_attn_implementation("eager")
         weights: list[torch.Tensor] = []
-        tower.encoder.layers[0].self_attn.register_forward_hook(lambda m, i, out: weights.append(out[1]))
+        tower.encoder.layers[0].self_attn.register_forward_hook(
+            lambda m, i, out: weights.append(out[1])
+        )
         picture = np.asarray(Screens("val")[0].images[0].convert("RGB"))
         shown = {"runs": [], "elements": [], "containers": []}
         with torch.no_grad():
@@ -98,7 +105,7 @@ PAGE: dict[str, Any] = {
          "active": False, "covered": False, "cut": False},
     ],
     "containers": [{"key": "Mona", "clear": True, "elements": [0]}],
-}  # fmt: skip
+}
 
 
 class TestLabels:
@@ -169,12 +176,12 @@ def write_page(folder: Path, number: int) -> None:
     rows = [
         {"page": number, "of": len(buttons) + 1, "instruction": f"click {e['text']}", "answer": "", "family": "text",
          "bbox": e["box"], "region": [e["box"]]} for e in buttons
-    ]  # fmt: skip
+    ]
     box = [100, 100, 130, 120]
     rows.append(
         {"page": number, "of": len(buttons) + 1, "instruction": "what number has Sales?", "answer": "42",
          "family": "value", "bbox": box, "region": [box]}
-    )  # fmt: skip
+    )
     with (folder / "elements.jsonl").open("a") as stream:
         stream.write(json.dumps({"page": number, **shown}) + "\n")
     with (folder / "questions.jsonl").open("a") as stream:
@@ -224,7 +231,9 @@ class TestTraining:
         second = Training(Run(tmp_path / "cut", plan()), rendered)
         assert start + losses(second, 8 - cut) == whole
 
-    def test_pages_rendered_since_are_used_after_a_checkpoint_only(self, tmp_path: Path, rendered: Path) -> None:
+    def test_pages_rendered_since_are_used_after_a_checkpoint_only(
+        self, tmp_path: Path, rendered: Path
+    ) -> None:
         training = Training(Run(tmp_path, plan()), rendered)
         before = training.count
         number = 1000 + before
@@ -250,7 +259,8 @@ class TestTraining:
 
 class TestPrompt:
     def test_a_pack_and_the_stock_model_agree(self, tmp_path: Path, rendered: Path) -> None:
-        """The same tokens, and the same loss of the answer, as the exported folder with the stock classes."""
+        """The same tokens, and the same loss of the answer, as the exported folder with the stock
+        classes."""
         training = Training(Run(tmp_path / "run", plan()), rendered)
         losses(training, 8)
         picture, shown, asked = training.folder.page(3)
@@ -272,12 +282,16 @@ class TestPrompt:
         with torch.no_grad():
             logits = model(input_ids=ids, pixel_values=inputs.pixel_values).logits
         picked = logits[0, len(prompt) - 1 : -1]
-        ours = training.reader._answer_loss(picked, answer[0], torch.tensor(row["place"], dtype=torch.float32))
+        ours = training.reader._answer_loss(
+            picked, answer[0], torch.tensor(row["place"], dtype=torch.float32)
+        )
         assert float(ours.mean()) == pytest.approx(float(terms["loss/answer"]), rel=2e-2)
 
     def test_where_the_answer_is(self) -> None:
         box = [33.0, 33.0, 47.0, 47.0]
-        assert np.flatnonzero(region({"family": "text", "bbox": box, "region": [box]})).tolist() == [2 * CELLS + 2]
+        assert np.flatnonzero(
+            region({"family": "text", "bbox": box, "region": [box]})
+        ).tolist() == [2 * CELLS + 2]
 
     def test_questions_of_different_families_come_first(self) -> None:
         packer = Packer(build(**SMALL).processor, questions=2)

@@ -24,7 +24,11 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def plots(node: Any) -> list[dict[str, Any]]:
     """Every line plot in what is sent to W&B."""
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    own = [node["config"]] if isinstance(node, dict) and node.get("viewType") == "Run History Line Plot" else []
+    own = (
+        [node["config"]]
+        if isinstance(node, dict) and node.get("viewType") == "Run History Line Plot"
+        else []
+    )
     return own + [plot for child in children for plot in plots(child)]
 
 
@@ -32,7 +36,9 @@ def plots(node: Any) -> list[dict[str, Any]]:
 def test_every_chart_is_sent_with_its_axis(make: Any) -> None:
     sent = plots(json.loads(make("me", "tprl")._to_model().model_dump_json(by_alias=True)))
     charts = [chart for group in CHARTS.values() for chart in group]
-    assert [(one["chartTitle"], one["xAxis"]) for one in sent] == [(chart.title, chart.axis) for chart in charts]
+    assert [(one["chartTitle"], one["xAxis"]) for one in sent] == [
+        (chart.title, chart.axis) for chart in charts
+    ]
     assert [one["metricRegex"] for one in sent] == [chart.regex for chart in charts]
     assert [tuple(one["metrics"]) for one in sent] == [chart.metrics for chart in charts]
 
@@ -44,16 +50,23 @@ def test_charts_show_documented_metrics_over_their_axes() -> None:
     shown = {metric for chart in charts for metric in chart.metrics} | {*PICTURES}
     assert {name for name in shown if not any(one.fullmatch(name) for one in known)} == set()
     for chart in charts:
-        found = [n for n in names if chart.regex and re.search(chart.regex, n)] or list(chart.metrics)
+        found = [n for n in names if chart.regex and re.search(chart.regex, n)] or list(
+            chart.metrics
+        )
         assert found
-        assert {"keep_ratio" if name.startswith("eval/") else "samples_seen" for name in found} == {chart.axis}
+        assert {"keep_ratio" if name.startswith("eval/") else "samples_seen" for name in found} == {
+            chart.axis
+        }
 
 
 def test_seeds_and_speed_and_distillation_are_shown() -> None:
     charts = [chart for group in CHARTS.values() for chart in group]
     for name in ("accuracy", "flops_ratio", "kept_tokens"):
         for arm in ("eval/tprl/", "eval/tprl/seed1/"):
-            assert sum(bool(chart.regex and re.search(chart.regex, arm + name)) for chart in charts) == 1
+            assert (
+                sum(bool(chart.regex and re.search(chart.regex, arm + name)) for chart in charts)
+                == 1
+            )
     frontier = CHARTS["Frontier"][0].regex or ""
     assert not re.search(frontier, "eval/tprl/accuracy/color")  # of a family
     shown = {metric for chart in charts for metric in chart.metrics}
@@ -69,7 +82,9 @@ def test_panels_of_the_report_do_not_overlap() -> None:
 
 
 class TestOneSentence:
-    def test_without_a_key(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_without_a_key(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         monkeypatch.setattr(sys, "argv", ["dashboard"])
         with pytest.raises(SystemExit) as stopped:
             main()
@@ -94,4 +109,6 @@ class TestOneSentence:
 
 def test_make_calls_it() -> None:
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    assert re.search(r"^dashboard: install .*\n\t\$\(BIN\)/python -m src\.dashboard$", makefile, re.MULTILINE)
+    assert re.search(
+        r"^dashboard: install .*\n\t\$\(BIN\)/python -m src\.dashboard$", makefile, re.MULTILINE
+    )

@@ -1,10 +1,15 @@
-"""A LLaVA of the stock class with small random weights, scaled up so that errors show, and questions for it."""
+"""A LLaVA of the stock class with small random weights, scaled up so that errors show, and
+questions for it."""
 
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
 
 from tprl.build import choices, load_component, target_of
 from tprl.data.scenes import Scenes
@@ -33,7 +38,8 @@ SAMPLES = [DATA[i] for i in range(15)]  # three images, five questions of differ
 def save_folder(lvlm: FrozenLVLM, folder: Path) -> None:
     """The folder that a user would have downloaded."""
     lvlm.model.save_pretrained(folder)
-    if lvlm.processor.__class__.__name__ == "ImageOnly":  # its video half is missing: the parts are saved
+    # its video half is missing: the parts are saved
+    if lvlm.processor.__class__.__name__ == "ImageOnly":
         lvlm.tokenizer.chat_template = lvlm.processor.chat_template
         lvlm.tokenizer.save_pretrained(folder)
         lvlm.processor.image_processor.save_pretrained(folder)
@@ -59,11 +65,21 @@ def half_on_disk(lvlm: FrozenLVLM, folder: Path) -> FrozenLVLM:
 
 
 def write_small(where: Path) -> None:
-    parts = build(vision_width=32, vision_layers=3, patch=16, width=48, layers=2, heads=4, ffn=64, clip_width=16)
+    parts = build(
+        vision_width=32,
+        vision_layers=3,
+        patch=16,
+        width=48,
+        layers=2,
+        heads=4,
+        ffn=64,
+        clip_width=16,
+    )
     with torch.no_grad():
         for weight in parts.llava.parameters():
             weight.mul_(6 if weight.ndim > 1 else 1)
-        parts.llava.lm_head.weight[parts.processor.tokenizer.eos_token_id] *= 3  # so that some answers end early
+        # so that some answers end early
+        parts.llava.lm_head.weight[parts.processor.tokenizer.eos_token_id] *= 3
     save(where, parts)
 
 
@@ -73,12 +89,30 @@ def random_selection(encoded: Encoded, share: float = 0.3, seed: int = 0) -> Tok
 
 
 def random_look(n: int) -> Look:
-    """What a layer of the Llama kind gets: two prompts with n visual tokens each, the second shorter by three words."""
+    """What a layer of the Llama kind gets: two prompts with n visual tokens each, the second
+    shorter by three words."""
     torch.manual_seed(n)
-    config = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=8)
-    layer, norm = LlamaDecoderLayer(config, 0).requires_grad_(False), LlamaRMSNorm(32).requires_grad_(False)
+    config = LlamaConfig(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=8
+    )
+    layer, norm = (
+        LlamaDecoderLayer(config, 0).requires_grad_(False),
+        LlamaRMSNorm(32).requires_grad_(False),
+    )
     hidden, first = torch.randn(2, 2, n + 15, 32)
     column, start = torch.arange(n + 15).expand(2, -1), torch.tensor([[0], [3]])
     real, visual, nothing = column >= start, (column >= 5) & (column < 5 + n), column < 0
     cos, sin = LlamaRotaryEmbedding(config)(hidden, (column - start).clamp(min=0))
-    return Look(layer, norm, hidden, first, real, visual, torch.zeros_like(column), nothing, nothing, cos, sin)
+    return Look(
+        layer,
+        norm,
+        hidden,
+        first,
+        real,
+        visual,
+        torch.zeros_like(column),
+        nothing,
+        nothing,
+        cos,
+        sin,
+    )

@@ -13,19 +13,27 @@ from tprl.lvlm.blueprint import byte_tokenizer
 from tprl.types import Utterance
 
 SPACED = (  # as SmolVLM2 writes turns: a space follows the colon, the prompt ends with the colon
-    "{% for turn in messages %}{{ turn.role | capitalize }}: {% for part in turn.content %}{{ part.text }}"
-    "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    "{% for turn in messages %}{{ turn.role | capitalize }}: {% for part "
+    "in turn.content %}{{ part.text }}{% endfor %}<end_of_utterance>\n{% "
+    "endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 LINES = (  # as Qwen's: the answer has a line of its own
-    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}{{ part.text }}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part "
+    "in turn.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor "
+    "%}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def pieces() -> PreTrainedTokenizerFast:
-    """A tokenizer that puts the space before a word into the word's token, at the start of a text too."""
+    """A tokenizer that puts the space before a word into the word's token, at the start of a text
+    too."""
     letters = {*"▁ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:01"}
-    vocabulary = [("<unk>", 0.0), *((letter, -9.0) for letter in sorted(letters)), ("▁red", -1.0), ("red", -1.5)]
+    vocabulary = [
+        ("<unk>", 0.0),
+        *((letter, -9.0) for letter in sorted(letters)),
+        ("▁red", -1.0),
+        ("red", -1.5),
+    ]
     backend = Tokenizer(models.Unigram(vocabulary, unk_id=0))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
@@ -40,16 +48,25 @@ def test_the_space_that_the_template_writes_is_part_of_the_answer() -> None:
     end = tokenizer.get_vocab()["<end_of_utterance>"]
     turn = AnswerTurn(tokenizer, SPACED, [end], None)
     assert words(tokenizer, turn.row("red")) == ["Ġ", "r", "e", "d", "<end_of_utterance>"]
-    assert words(tokenizer, turn.row(Utterance(" Red"))) == ["Ġ", "R", "e", "d", "<end_of_utterance>"]
-    assert words(tokenizer, turn.row(Utterance("red"))) == ["r", "e", "d", "<end_of_utterance>"]  # as it was written
-    assert words(tokenizer, turn.row("red"))[0] == "Ġ"  # an utterance of the same letters is not remembered for it
+    assert words(tokenizer, turn.row(Utterance(" Red"))) == [
+        "Ġ",
+        "R",
+        "e",
+        "d",
+        "<end_of_utterance>",
+    ]
+    # as it was written
+    assert words(tokenizer, turn.row(Utterance("red"))) == ["r", "e", "d", "<end_of_utterance>"]
+    # an utterance of the same letters is not remembered for it
+    assert words(tokenizer, turn.row("red"))[0] == "Ġ"
 
 
 def test_an_answer_on_a_line_of_its_own_begins_with_its_first_letter() -> None:
     tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"])
     end = tokenizer.get_vocab()["<|im_end|>"]
     turn = AnswerTurn(tokenizer, LINES, [end, tokenizer.eos_token_id], None)
-    assert words(tokenizer, turn.row("red")) == ["r", "e", "d", "<|im_end|>"]  # the end that the template writes
+    # the end that the template writes
+    assert words(tokenizer, turn.row("red")) == ["r", "e", "d", "<|im_end|>"]
 
 
 def test_a_tokenizer_that_adds_a_space_itself_adds_one() -> None:
@@ -71,7 +88,10 @@ def test_a_prompt_of_ones_own_is_followed_as_the_templates_is() -> None:
 
 def test_words_that_a_template_puts_before_answers_are_not_answers() -> None:
     tokenizer = byte_tokenizer([])
-    thinking = "{% for t in messages %}{% if t.role == 'user' %}Q {{ t.content[0].text }} A:{% else %}(hm) "
+    thinking = (
+        "{% for t in messages %}{% if t.role == 'user' "
+        "%}Q {{ t.content[0].text }} A:{% else %}(hm) "
+    )
     thinking += "{{ t.content[0].text }}{% endif %}{% endfor %}"
     assert words(tokenizer, AnswerTurn(tokenizer, thinking, [], None).row("red"))[0] == "r"
 
@@ -100,7 +120,9 @@ def test_published_templates(folder: str, lead: str, end: str) -> None:
     path = next(REAL.joinpath(folder).glob("chat_template.*"))
     text = path.read_text()
     template = json.loads(text)["chat_template"] if path.suffix == ".json" else text
-    tokenizer = byte_tokenizer(["<end_of_utterance>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"])
+    tokenizer = byte_tokenizer(
+        ["<end_of_utterance>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    )
     ends = [tokenizer.get_vocab()[name] for name in (end, "<|endoftext|>")]
     turn = AnswerTurn(tokenizer, template, ends, None)
     assert (turn.lead, tokenizer.convert_ids_to_tokens(turn.end)) == (lead, end)

@@ -18,7 +18,14 @@ def fits(lvlm: Llava, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = lvlm.model.forward
 
     def limited(*args: Any, **inputs: Any) -> Any:
-        if len(inputs["inputs_embeds"] if inputs.get("inputs_embeds") is not None else inputs["input_ids"]) > rows:
+        if (
+            len(
+                inputs["inputs_embeds"]
+                if inputs.get("inputs_embeds") is not None
+                else inputs["input_ids"]
+            )
+            > rows
+        ):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
         return forward(*args, **inputs)
 
@@ -50,5 +57,7 @@ def test_not_even_one_prompt_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     lvlm, samples = Llava("tiny_llava", device="cpu"), take(Scenes("test"), range(2))
     encoded = lvlm.encode(samples)
     fits(lvlm, 0, monkeypatch)
-    with pytest.raises(UserError, match=r"has no memory for a single prompt of \d+ tokens: use model\.load_in=4bit"):
+    with pytest.raises(
+        UserError, match=r"has no memory for a single prompt of \d+ tokens: use model\.load_in=4bit"
+    ):
         lvlm.answer(splice(encoded, keep_all(encoded)))

@@ -1,4 +1,5 @@
-"""Every family on one GPU and cut over two, emulated: nothing mixes devices, and results are those of the CPU."""
+"""Every family on one GPU and cut over two, emulated: nothing mixes devices, and results are those
+of the CPU."""
 
 from typing import Any
 
@@ -16,7 +17,8 @@ from tprl.splice import keep_all, splice
 
 ANSWERS = ["red", "yes it is"]
 MERGING = ("visionzip", "prumerge", "tome")  # what they merge goes through the projector again
-CUT = pytest.mark.filterwarnings("ignore:The following device_map keys")  # a lone parameter is no module
+# a lone parameter is no module
+CUT = pytest.mark.filterwarnings("ignore:The following device_map keys")
 
 
 def small(name: str) -> FrozenLVLM:
@@ -31,10 +33,13 @@ def score(lvlm: FrozenLVLM, pruner: str, keep_ratio: float = 0.4) -> Tensor:
 
 
 def score_inside(lvlm: FrozenLVLM, pruner: str, before: int = 0) -> Tensor:
-    """The same after one that drops tokens before the last layer, by what that layer reads, or one so much `before`."""
+    """The same after one that drops tokens before the last layer, by what that layer reads, or one
+    so much `before`."""
     encoded = lvlm.encode(SAMPLES[:2])
     last = lvlm.layers - 1
-    plan = LayerPlan(load_component("pruner", pruner), (LayerStage(last, last - before, 0.4),), lvlm.layers)
+    plan = LayerPlan(
+        load_component("pruner", pruner), (LayerStage(last, last - before, 0.4),), lvlm.layers
+    )
     return lvlm.score(splice(encoded, keep_all(encoded)), ANSWERS, plan)[0]
 
 
@@ -42,7 +47,11 @@ def everything(lvlm: FrozenLVLM) -> dict[str, Any]:
     """What a model does, once each; numbers are back on the host."""
     encoded = lvlm.encode(SAMPLES[:2], lvlm.known_extras - lvlm.related)
     prompt = splice(encoded, keep_all(encoded))
-    gate = torch.linspace(0.2, 1, encoded.visual_mask.shape[1], device=lvlm.device).repeat(2, 1).requires_grad_()
+    gate = (
+        torch.linspace(0.2, 1, encoded.visual_mask.shape[1], device=lvlm.device)
+        .repeat(2, 1)
+        .requires_grad_()
+    )
     lvlm.gated_log_prob(encoded, gate, ANSWERS).sum().backward()
     assert gate.grad is not None
     results = {f"extra {name}": value for name, value in encoded.extras.items()}
@@ -90,15 +99,30 @@ class TestMachine:
         with Machine():
             host, first, second = (torch.ones(3, device=name) for name in ("cpu", 0, "cuda:1"))
             for left, right in ((host, first), (first, second)):
-                for mix in (torch.add, torch.maximum, lambda a, b: torch.cat([a, b]), lambda a, b: a * b):
-                    with pytest.raises(RuntimeError, match=r"on the same device, got (cpu|cuda:0), cuda:[01] in"):
+                for mix in (
+                    torch.add,
+                    torch.maximum,
+                    lambda a, b: torch.cat([a, b]),
+                    lambda a, b: a * b,
+                ):
+                    with pytest.raises(
+                        RuntimeError, match=r"on the same device, got (cpu|cuda:0), cuda:[01] in"
+                    ):
                         mix(left, right)
             assert (first * torch.tensor(2.0)).device == first.device == device_of("cuda")
 
     def test_results_stay_and_copies_move(self) -> None:
         with Machine():
             x = torch.arange(6.0, device="cuda:1").view(2, 3)
-            for y in (x.mT, x[0], x.new_zeros(2), torch.zeros_like(x), x.softmax(-1), x.half(), x.data):
+            for y in (
+                x.mT,
+                x[0],
+                x.new_zeros(2),
+                torch.zeros_like(x),
+                x.softmax(-1),
+                x.half(),
+                x.data,
+            ):
                 assert (y.device, y.is_cuda) == (device_of(1), True)
             assert [x.to(name).device for name in ("cpu", 0)] == [HOST, device_of(0)]
             assert x.to(torch.zeros(1, dtype=torch.half)).device == HOST
@@ -124,7 +148,12 @@ class TestMachine:
     def test_what_waits_is_counted(self) -> None:
         with Machine() as machine:
             x, host = torch.ones(3, device=0), torch.ones(3)
-            for work in (lambda t: t.tolist(), lambda t: bool(t.any()), lambda t: t[t > 0], lambda t: float(t.sum())):
+            for work in (
+                lambda t: t.tolist(),
+                lambda t: bool(t.any()),
+                lambda t: t[t > 0],
+                lambda t: float(t.sum()),
+            ):
                 work(host)
                 before = machine.waits.total()
                 work(x)

@@ -1,4 +1,5 @@
-"""Extras of every family against the attention weights that the stock eager attention really used."""
+"""Extras of every family against the attention weights that the stock eager attention really
+used."""
 
 import sys
 from collections.abc import Callable
@@ -59,8 +60,11 @@ def encoded(lvlm: FrozenLVLM) -> Encoded:
     return lvlm.encode(SAMPLES, EXTRAS)
 
 
-def real_weights(eager: FrozenLVLM, run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Attention weights [I H N N] of the layer, call by call, as the stock eager attention computes them."""
+def real_weights(
+    eager: FrozenLVLM, run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> list[Tensor]:
+    """Attention weights [I H N N] of the layer, call by call, as the stock eager attention computes
+    them."""
     layer = LAYERS[eager.name](eager.model.model)
     module, found = sys.modules[type(layer).__module__], []
     stock = module.eager_attention_forward
@@ -86,11 +90,15 @@ def from_cls(weights: Tensor) -> list[float]:
 def received(weights: Tensor, asking: list[int] | None = None) -> list[float]:
     heads, count, _ = weights.shape
     rows = list(range(count)) if asking is None else asking
-    return [float(sum(weights[h, i, j] for h in range(heads) for i in rows)) / heads / len(rows) for j in range(count)]
+    return [
+        float(sum(weights[h, i, j] for h in range(heads) for i in rows)) / heads / len(rows)
+        for j in range(count)
+    ]
 
 
 def shuffled(patches: list[float], side: int) -> list[float]:
-    """A tile's patches in raster order -> its tokens in raster order, each the mean of a 2x2 square."""
+    """A tile's patches in raster order -> its tokens in raster order, each the mean of a 2x2
+    square."""
     return [
         sum(patches[(2 * r + i) * side + 2 * c + j] for i, j in product(range(2), range(2))) / 4
         for r, c in product(range(side // 2), range(side // 2))
@@ -102,12 +110,15 @@ def window_places(rows: int, columns: int, size: int) -> list[int]:
     return [
         r * columns + c
         for top, left in product(range(0, rows, size), range(0, columns, size))
-        for r, c in product(range(top, min(top + size, rows)), range(left, min(left + size, columns)))
+        for r, c in product(
+            range(top, min(top + size, rows)), range(left, min(left + size, columns))
+        )
     ]
 
 
 def merged(eager: FrozenLVLM, patches: list[float], view: tuple[int, int]) -> list[float]:
-    """Qwen: four patches in a row are a token; Qwen2.5-VL's tower orders tokens by windows of 2x2."""
+    """Qwen: four patches in a row are a token; Qwen2.5-VL's tower orders tokens by windows of
+    2x2."""
     tokens = [sum(patches[i : i + 4]) / 4 for i in range(0, len(patches), 4)]
     if eager.name != "qwen2_5_vl":
         return tokens
@@ -117,8 +128,11 @@ def merged(eager: FrozenLVLM, patches: list[float], view: tuple[int, int]) -> li
     return out
 
 
-def cropped(crops: list[list[float]], size: tuple[int, int], views: tuple[tuple[int, int], ...]) -> list[float]:
-    """LLaVA-NeXT: the small view, then what is no padding of the crops, which are 3x3 patches each."""
+def cropped(
+    crops: list[list[float]], size: tuple[int, int], views: tuple[tuple[int, int], ...]
+) -> list[float]:
+    """LLaVA-NeXT: the small view, then what is no padding of the crops, which are 3x3 patches
+    each."""
     height, width = select_best_resolution(size, [[24, 48], [48, 24], [48, 48]])
     grid = (height // 8, width // 8)
     top, left = ((full - kept) // 2 for full, kept in zip(grid, views[1], strict=True))
@@ -140,7 +154,9 @@ def expected(eager: FrozenLVLM, sample: Sample, monkeypatch: pytest.MonkeyPatch)
             return [value for tile in calls[0] for value in shuffled(received(tile), 6)]
         case "llava_next":
             return cropped(
-                [from_cls(tile) for tile in calls[0]], (sample.images[0].height, sample.images[0].width), views
+                [from_cls(tile) for tile in calls[0]],
+                (sample.images[0].height, sample.images[0].width),
+                views,
             )
     return merged(eager, received(calls[0][0]), views[0])
 
@@ -152,14 +168,16 @@ def test_cls_attention_is_what_eager_attention_uses(
     reference = torch.tensor(expected(eager, SAMPLES[i], monkeypatch))
     found = encoded.extras["cls_attention"][i][encoded.visual_mask[i]]
     assert torch.allclose(found, reference, atol=1e-6)
-    assert reference.std() > 1e-3 * reference.mean()  # tokens differ, so that another order would be seen
+    # tokens differ, so that another order would be seen
+    assert reference.std() > 1e-3 * reference.mean()
     assert not torch.allclose(found.flip(0), reference, atol=1e-5)
 
 
 def test_attention_sums_to_what_it_must(
     lvlm: FrozenLVLM, eager: FrozenLVLM, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that a query gives sums to 1: to patches, and by the CLS token to itself. Tokens are means of 4 patches."""
+    """All that a query gives sums to 1: to patches, and by the CLS token to itself. Tokens are
+    means of 4 patches."""
     for i, sample in enumerate(SAMPLES):
         values = encoded.extras["cls_attention"][i][encoded.visual_mask[i]]
         views = values.split([rows * columns for rows, columns in encoded.grids[i][0]])
@@ -173,11 +191,15 @@ def test_attention_sums_to_what_it_must(
         assert torch.allclose(found + itself, torch.ones(len(views)), atol=1e-5)
 
 
-def test_the_projector_on_vision_features_makes_the_tokens(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+def test_the_projector_on_vision_features_makes_the_tokens(
+    lvlm: FrozenLVLM, encoded: Encoded
+) -> None:
     features = encoded.extras["vision_features"]
     found = lvlm.project(features)
     assert found.shape == encoded.visual.shape
-    assert torch.allclose(found[encoded.visual_mask], encoded.visual[encoded.visual_mask], atol=1e-5)
+    assert torch.allclose(
+        found[encoded.visual_mask], encoded.visual[encoded.visual_mask], atol=1e-5
+    )
     assert torch.allclose(lvlm.project(features[0, 1]), found[0, 1], atol=1e-5)
     assert lvlm.project(features[:, :0]).shape == (len(SAMPLES), 0, lvlm.width)
     assert encoded.visual[encoded.visual_mask].std() > 0.1
@@ -187,7 +209,9 @@ def test_a_batch_is_its_samples_alone(lvlm: FrozenLVLM, encoded: Encoded) -> Non
     for i, sample in enumerate(SAMPLES):
         alone = lvlm.encode([sample], EXTRAS)
         for name in EXTRAS:
-            assert torch.allclose(encoded.extras[name][i][encoded.visual_mask[i]], alone.extras[name][0], atol=1e-5)
+            assert torch.allclose(
+                encoded.extras[name][i][encoded.visual_mask[i]], alone.extras[name][0], atol=1e-5
+            )
             assert not encoded.extras[name][i][~encoded.visual_mask[i]].any()
 
 
@@ -206,10 +230,14 @@ def test_published_selectors_run_with_exact_budgets(lvlm: FrozenLVLM, name: str)
     encoded = lvlm.encode(SAMPLES, pruner.extras)
     assert set(encoded.extras) == pruner.extras
     counts = encoded.visual_mask.sum(1).tolist()
-    assert pruner.select(encoded, 1 / 3).count.tolist() == [budget(1 / 3, count) for count in counts]
+    assert pruner.select(encoded, 1 / 3).count.tolist() == [
+        budget(1 / 3, count) for count in counts
+    ]
 
 
-def test_extras_do_not_change_the_tokens_and_leave_no_hooks(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+def test_extras_do_not_change_the_tokens_and_leave_no_hooks(
+    lvlm: FrozenLVLM, encoded: Encoded
+) -> None:
     assert torch.equal(lvlm.encode(SAMPLES).embeds, encoded.embeds)
     assert not any(module._forward_pre_hooks for module in lvlm.model.modules())
 
@@ -220,7 +248,9 @@ def test_substitutes_are_named_where_the_encoder_has_no_cls_token(lvlm: FrozenLV
 
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys")
-def test_a_model_spread_over_memory_and_disk_gives_the_same(lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path) -> None:
+def test_a_model_spread_over_memory_and_disk_gives_the_same(
+    lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path
+) -> None:
     spread = half_on_disk(lvlm, tmp_path)
     found = spread.encode(SAMPLES, EXTRAS)
     for name in EXTRAS:
@@ -238,7 +268,9 @@ def test_internvls_norm_of_queries_and_keys_counts(monkeypatch: pytest.MonkeyPat
     reference = torch.tensor(expected(eager, SAMPLES[0], monkeypatch))
     found = plain.encode(SAMPLES[:1], EXTRAS).extras["cls_attention"][0]
     assert torch.allclose(found, reference, atol=1e-6)
-    assert not torch.allclose(found, make("internvl3").encode(SAMPLES[:1], EXTRAS).extras["cls_attention"][0])
+    assert not torch.allclose(
+        found, make("internvl3").encode(SAMPLES[:1], EXTRAS).extras["cls_attention"][0]
+    )
 
 
 def test_padded_patches_of_smolvlm_neither_ask_nor_receive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +279,8 @@ def test_padded_patches_of_smolvlm_neither_ask_nor_receive(monkeypatch: pytest.M
     inputs = plain.processor(text="<image>" * len(images), images=[images], return_tensors="pt")
     pixels = dict(plain.pixels_of(inputs))
     pixels["pixel_attention_mask"] = pixels["pixel_attention_mask"].clone()
-    pixels["pixel_attention_mask"][:, 1, 13:] = 0  # of 24: the fourth row of patches is seen in part
+    # of 24: the fourth row of patches is seen in part
+    pixels["pixel_attention_mask"][:, 1, 13:] = 0
     pixels["pixel_attention_mask"][:, 1, :, 8:] = 0
     asking = [r * 6 + c for r in range(4) for c in range(2)]
     (weights,) = real_weights(eager, lambda: eager.see(pixels, frozenset()), monkeypatch)
@@ -258,11 +291,16 @@ def test_padded_patches_of_smolvlm_neither_ask_nor_receive(monkeypatch: pytest.M
     assert abs(4 * float(found[9:18].sum()) - 1) < 1e-5
 
 
-@pytest.mark.parametrize("setting", [{"vision_feature_layer": [-2, -1]}, {"vision_feature_select_strategy": "full"}])
+@pytest.mark.parametrize(
+    "setting", [{"vision_feature_layer": [-2, -1]}, {"vision_feature_select_strategy": "full"}]
+)
 def test_features_of_llava_next_that_are_not_known_are_refused(setting: dict[str, Any]) -> None:
     lvlm = make("llava_next")
     lvlm.model.config.update(setting)
-    with pytest.raises(UserError, match=r"llava_next cannot provide \['cls_attention'\]: it reads features of layer"):
+    with pytest.raises(
+        UserError,
+        match=r"llava_next cannot provide \['cls_attention'\]: it reads features of layer",
+    ):
         lvlm.encode(SAMPLES, frozenset({"cls_attention"}))
 
 
@@ -272,7 +310,9 @@ def test_every_extra_that_is_not_known_is_refused(lvlm: FrozenLVLM) -> None:
 
 
 class TestTowers:
-    def test_attention_in_chunks_is_attention_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_attention_in_chunks_is_attention_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         draw = torch.Generator().manual_seed(0)
         query, keys = torch.randn(2, 2, 3, 11, 4, generator=draw)
         real = torch.rand(2, 11, generator=draw) < 0.7

@@ -1,4 +1,5 @@
-"""Every family against its stock Hugging Face class, on small random weights scaled up so that errors show."""
+"""Every family against its stock Hugging Face class, on small random weights scaled up so that
+errors show."""
 
 import json
 from contextlib import nullcontext
@@ -24,7 +25,9 @@ SAMPLES = varied([Scenes("val")[i] for i in range(6)])
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
-    return load_component("model", request.param, pretrained=None, dtype="float32", max_new_tokens=6)
+    return load_component(
+        "model", request.param, pretrained=None, dtype="float32", max_new_tokens=6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,9 @@ def test_keeping_everything_is_the_stock_model(lvlm: FrozenLVLM, encoded: Encode
     prompt, stock = splice(encoded, keep_all(encoded)), stock_inputs(lvlm, SAMPLES)
     with torch.no_grad():
         expected = lvlm.model(**stock).logits[:, -1]
-        ids = lvlm.model.generate(**stock, max_new_tokens=6, do_sample=False)[:, stock["input_ids"].shape[1] :]
+        ids = lvlm.model.generate(**stock, max_new_tokens=6, do_sample=False)[
+            :, stock["input_ids"].shape[1] :
+        ]
     assert torch.allclose(logits(lvlm, prompt), expected, atol=1e-5)
     assert expected.std() > 0.3
     assert lvlm.answer(prompt) == lvlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -78,7 +83,9 @@ def test_a_pruned_token_is_a_masked_token_at_every_step(lvlm: FrozenLVLM, encode
     selection = some(encoded)
     prompt, reference = splice(encoded, selection), masked(encoded, selection)
     assert torch.allclose(logits(lvlm, prompt), logits(lvlm, reference), atol=1e-5)
-    assert (logits(lvlm, prompt) - logits(lvlm, splice(encoded, keep_all(encoded)))).abs().max() > 0.1
+    assert (
+        logits(lvlm, prompt) - logits(lvlm, splice(encoded, keep_all(encoded)))
+    ).abs().max() > 0.1
     assert lvlm.answer(prompt) == greedy(lvlm, reference, 6)
 
 
@@ -101,7 +108,9 @@ def test_distributions_are_those_that_score_reads(lvlm: FrozenLVLM, encoded: Enc
     prompt, answers = splice(encoded, some(encoded)), [sample.answers[0] for sample in SAMPLES]
     log_prob, exact = lvlm.score(prompt, answers)
     found = lvlm.distributions(prompt, answers)
-    assert torch.allclose(found.exp().sum(-1).nan_to_num(nan=1.0), torch.ones(found.shape[:2]), atol=1e-5)
+    assert torch.allclose(
+        found.exp().sum(-1).nan_to_num(nan=1.0), torch.ones(found.shape[:2]), atol=1e-5
+    )
     for i, answer in enumerate(answers):
         ids = lvlm.answer_ids([answer])[0].tolist()
         assert lvlm.tokenizer.decode(ids[:-1]).strip() == answer
@@ -118,7 +127,9 @@ def test_compact_positions_close_the_gaps(lvlm: FrozenLVLM, encoded: Encoded) ->
     assert lvlm.answer(prompt) == greedy(lvlm, prompt, 6)
 
 
-def test_visual_tokens_fill_their_grids_and_the_question_is_found(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+def test_visual_tokens_fill_their_grids_and_the_question_is_found(
+    lvlm: FrozenLVLM, encoded: Encoded
+) -> None:
     for i, sample in enumerate(SAMPLES):
         assert int(encoded.visual_mask[i].sum()) == sum(
             rows * columns for views in encoded.grids[i] for rows, columns in views
@@ -129,7 +140,9 @@ def test_visual_tokens_fill_their_grids_and_the_question_is_found(lvlm: FrozenLV
 def test_gates_of_0_and_1_are_pruning(lvlm: FrozenLVLM, encoded: Encoded) -> None:
     selection, answers = some(encoded), [sample.answers[0] for sample in SAMPLES]
     expected = lvlm.score(splice(encoded, selection), answers)[0]
-    assert torch.allclose(lvlm.gated_log_prob(encoded, selection.keep.float(), answers), expected, atol=1e-3)
+    assert torch.allclose(
+        lvlm.gated_log_prob(encoded, selection.keep.float(), answers), expected, atol=1e-3
+    )
 
 
 MIXED = (
@@ -141,28 +154,41 @@ MIXED = (
 
 @pytest.mark.parametrize("chosen", [MIXED, MIXED[2:]], ids=["one, two and no image", "text only"])
 def test_any_number_of_images(lvlm: FrozenLVLM, chosen: tuple[Sample, ...]) -> None:
-    chat = load_component("model", lvlm.name, pretrained=None, dtype="float32", max_new_tokens=6, prompt=None)
+    chat = load_component(
+        "model", lvlm.name, pretrained=None, dtype="float32", max_new_tokens=6, prompt=None
+    )
     encoded = chat.encode(chosen)
     stock = stock_inputs(chat, chosen)
-    ids = chat.model.generate(**stock, max_new_tokens=6, do_sample=False)[:, stock["input_ids"].shape[1] :]
+    ids = chat.model.generate(**stock, max_new_tokens=6, do_sample=False)[
+        :, stock["input_ids"].shape[1] :
+    ]
     prompt = splice(encoded, keep_all(encoded))
     assert chat.answer(prompt) == chat.tokenizer.batch_decode(ids, skip_special_tokens=True)
     counts = [
-        len(set(images.tolist())) for images in (encoded.image_of[i][m] for i, m in enumerate(encoded.visual_mask))
+        len(set(images.tolist()))
+        for images in (encoded.image_of[i][m] for i, m in enumerate(encoded.visual_mask))
     ]
     assert counts == [len(sample.images) for sample in chosen]
     log_prob, _ = chat.score(prompt, ["yes"] * len(chosen))
     alone = chat.encode(chosen[-1:])
-    assert torch.allclose(chat.score(splice(alone, keep_all(alone)), ["yes"])[0], log_prob[-1:], atol=1e-5)
+    assert torch.allclose(
+        chat.score(splice(alone, keep_all(alone)), ["yes"])[0], log_prob[-1:], atol=1e-5
+    )
 
 
-def test_a_local_folder_is_the_same_model(lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path) -> None:
+def test_a_local_folder_is_the_same_model(
+    lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path
+) -> None:
     save_folder(lvlm, tmp_path)
-    found = load_component("model", lvlm.name, pretrained=str(tmp_path), dtype="float32", max_new_tokens=6)
+    found = load_component(
+        "model", lvlm.name, pretrained=str(tmp_path), dtype="float32", max_new_tokens=6
+    )
     again = found.encode(SAMPLES)
     assert torch.equal(again.input_ids, encoded.input_ids)
     prompt = splice(again, some(again))
-    assert torch.allclose(logits(found, prompt), logits(lvlm, splice(encoded, some(encoded))), atol=1e-6)
+    assert torch.allclose(
+        logits(found, prompt), logits(lvlm, splice(encoded, some(encoded))), atol=1e-6
+    )
     assert found.answer(prompt) == lvlm.answer(splice(encoded, some(encoded)))
 
 
@@ -188,7 +214,9 @@ def test_random_weights_leave_the_runs_own_seed_alone(lvlm: FrozenLVLM) -> None:
 
 def test_a_question_that_the_template_trims_is_found_and_one_that_it_changes_is_refused() -> None:
     chat = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")
-    chat.processor.chat_template = chat.processor.chat_template.replace("part.text", "part.text | trim")
+    chat.processor.chat_template = chat.processor.chat_template.replace(
+        "part.text", "part.text | trim"
+    )
     encoded = chat.encode([SAMPLES[0]._replace(question="  is it red? ")])
     assert chat.tokenizer.decode(encoded.input_ids[0][encoded.question[0]]) == "is it red?"
     chat.processor.chat_template = chat.processor.chat_template.replace("trim", "upper")
@@ -198,7 +226,10 @@ def test_a_question_that_the_template_trims_is_found_and_one_that_it_changes_is_
 
 def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
     save_folder(load_component("model", "qwen3_vl", pretrained=None, dtype="float32"), tmp_path)
-    with pytest.raises(UserError, match=r"are a qwen3_vl, and model=qwen2_5_vl reads a qwen2_5_vl: choose the model"):
+    with pytest.raises(
+        UserError,
+        match=r"are a qwen3_vl, and model=qwen2_5_vl reads a qwen2_5_vl: choose the model",
+    ):
         load_component("model", "qwen2_5_vl", pretrained=str(tmp_path), dtype="float32")
 
 
@@ -207,12 +238,16 @@ def test_a_chat_template_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
     lvlm.model.save_pretrained(tmp_path)
     lvlm.tokenizer.save_pretrained(tmp_path)
     lvlm.processor.image_processor.save_pretrained(tmp_path)
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": lvlm.processor.chat_template}))
+    (tmp_path / "chat_template.json").write_text(
+        json.dumps({"chat_template": lvlm.processor.chat_template})
+    )
     found = load_component("model", "qwen2_5_vl", pretrained=str(tmp_path), dtype="float32")
     assert found.render(SAMPLES[0]) == lvlm.render(SAMPLES[0])
 
 
-def test_a_checkpoints_own_repetition_penalty_does_not_change_greedy_answers(lvlm: FrozenLVLM) -> None:
+def test_a_checkpoints_own_repetition_penalty_does_not_change_greedy_answers(
+    lvlm: FrozenLVLM,
+) -> None:
     encoded = lvlm.encode(SAMPLES)
     prompt = splice(encoded, keep_all(encoded))
     expected = lvlm.answer(prompt)
@@ -237,12 +272,16 @@ class TestParity:
         assert max(found.pruned, found.decode, found.batch) <= 1e-5
         assert found.std > 0.3
         assert found.same_ids
-        assert parity_table({lvlm.name: found}).splitlines()[2].startswith(f"| `{lvlm.name}` | 0 | ")
+        assert (
+            parity_table({lvlm.name: found}).splitlines()[2].startswith(f"| `{lvlm.name}` | 0 | ")
+        )
 
     def test_positions_that_close_the_gaps_would_be_seen(
         self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tprl.bench.parity.splice", lambda e, s: splice(e, s, positions="compact"))
+        monkeypatch.setattr(
+            "tprl.bench.parity.splice", lambda e, s: splice(e, s, positions="compact")
+        )
         found = parity(lvlm, SAMPLES)
         assert found.pruned > 0.05
         assert found.decode > 0.05

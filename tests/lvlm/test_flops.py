@@ -1,4 +1,5 @@
-"""The cost model of every family against torch's counter on the stock class: equal to the last FLOP."""
+"""The cost model of every family against torch's counter on the stock class: equal to the last
+FLOP."""
 
 from typing import Any
 
@@ -31,18 +32,30 @@ from tprl.scoring.scorer import Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
-# (width, height) of the images of a prompt. 672 x 340 is a 2 x 2 canvas of LLaVA-NeXT whose rest is mostly padding.
-PROMPTS = [[(100, 100)], [(200, 60)], [(672, 340)], [(150, 150), (60, 200)], [(50, 40), (340, 672), (56, 56)], []]
+# (width, height) of the images of a prompt. 672 x 340 is a 2 x 2 canvas of LLaVA-NeXT whose rest is
+# mostly padding.
+PROMPTS = [
+    [(100, 100)],
+    [(200, 60)],
+    [(672, 340)],
+    [(150, 150), (60, 200)],
+    [(50, 40), (340, 672), (56, 56)],
+    [],
+]
 TWO, THREE = PROMPTS[3], PROMPTS[4]
 
 
 def prompts(*quick: list[tuple[int, int]]) -> list[Any]:
     """All prompts as parameters; those that are not `quick` repeat a kind and are slow."""
     slow = pytest.mark.slow
-    return [pytest.param(sizes, id=str(sizes), marks=[] if sizes in quick else slow) for sizes in PROMPTS]
+    return [
+        pytest.param(sizes, id=str(sizes), marks=[] if sizes in quick else slow)
+        for sizes in PROMPTS
+    ]
 
 
-# Where in the stock class images become tokens: the tower (in which Qwen's projectors are), and the projectors.
+# Where in the stock class images become tokens: the tower (in which Qwen's projectors are), and the
+# projectors.
 PARTS = {
     "llava": ("vision_tower", ["multi_modal_projector"]),
     "llava_next": ("vision_tower", ["multi_modal_projector"]),
@@ -50,7 +63,10 @@ PARTS = {
     "smolvlm": ("vision_model", ["connector"]),
     "qwen2_vl": ("visual", ["visual.merger"]),
     "qwen2_5_vl": ("visual", ["visual.merger"]),
-    "qwen3_vl": ("visual", ["visual.merger", "visual.deepstack_merger_list.0", "visual.deepstack_merger_list.1"]),
+    "qwen3_vl": (
+        "visual",
+        ["visual.merger", "visual.deepstack_merger_list.0", "visual.deepstack_merger_list.1"],
+    ),
 }
 ANSWER = "red"  # 3 bytes, so 3 tokens and the end token, and a space where the template writes one
 
@@ -98,16 +114,26 @@ def sample(sizes: list[tuple[int, int]]) -> Sample:
 
 
 def spent(fc: FlopCounterMode, lvlm: FrozenLVLM, path: str) -> int:
-    """FLOPs of a part of the stock class, which is called in its `forward`, or by `generate` before that."""
+    """FLOPs of a part of the stock class, which is called in its `forward`, or by `generate` before
+    that."""
     first, *rest = path.split(".")
     alone = ".".join([type(getattr(lvlm.model.model, first)).__name__, *rest])
     counts = fc.get_flop_counts()
     return sum(
-        sum(counts[name].values()) for name in (f"{type(lvlm.model).__name__}.model.{path}", alone) if name in counts
+        sum(counts[name].values())
+        for name in (f"{type(lvlm.model).__name__}.model.{path}", alone)
+        if name in counts
     )
 
 
-def flops(lvlm: FrozenLVLM, encoded: Encoded, asked: Sample, pruner: Any, kept: list[int], plan: Any = None) -> Any:
+def flops(
+    lvlm: FrozenLVLM,
+    encoded: Encoded,
+    asked: Sample,
+    pruner: Any,
+    kept: list[int],
+    plan: Any = None,
+) -> Any:
     return question_flops(Scorer(lvlm, Scenes("val")), encoded, 0, asked, pruner, kept, plan)
 
 
@@ -125,7 +151,9 @@ def test_the_stock_model_part_by_part(lvlm: FrozenLVLM, sizes: list[tuple[int, i
         images=sum(encoded.tiles[0], ()),
     )
     with counter() as fc:
-        lvlm.model.generate(**stock_inputs(lvlm, [asked]), max_new_tokens=lvlm.max_new_tokens, **GREEDY)
+        lvlm.model.generate(
+            **stock_inputs(lvlm, [asked]), max_new_tokens=lvlm.max_new_tokens, **GREEDY
+        )
     tower, projectors = PARTS[lvlm.model_type]
     language = "text_model" if lvlm.model_type == "smolvlm" else "language_model"
     projector = sum(spent(fc, lvlm, name) for name in projectors)
@@ -140,9 +168,14 @@ def test_the_stock_model_part_by_part(lvlm: FrozenLVLM, sizes: list[tuple[int, i
 
 @pytest.mark.parametrize("sizes", prompts([(200, 60)], TWO))
 @torch.no_grad()
-def test_a_pruned_question_from_pixels_to_its_last_token(lvlm: FrozenLVLM, sizes: list[tuple[int, int]]) -> None:
+def test_a_pruned_question_from_pixels_to_its_last_token(
+    lvlm: FrozenLVLM, sizes: list[tuple[int, int]]
+) -> None:
     # DivPrune pads the images of a prompt to the largest, which is not its cost.
-    asked, pruner = sample(sizes), load_component("pruner", "divprune" if len(sizes) == 1 else "random")
+    asked, pruner = (
+        sample(sizes),
+        load_component("pruner", "divprune" if len(sizes) == 1 else "random"),
+    )
     with counter() as fc:
         encoded = lvlm.encode([asked])
         selection = pruner.select(encoded, 1 / 3)
@@ -187,8 +220,11 @@ def test_bytes_of_the_cache_are_those_that_it_holds(lvlm: FrozenLVLM) -> None:
     text = int(encoded.attention.sum() - encoded.visual_mask.sum())
     for ratio in (1.0, 1 / 3):
         selection = load_component("pruner", "random").select(encoded, ratio)
-        tokens = text + int(selection.count) + lvlm.max_new_tokens - 1  # the last answer token is never read
-        assert held(generated(lvlm, splice(encoded, selection))) == cost.kv_bytes(lvlm.shape.lm, tokens, 4)
+        # the last answer token is never read
+        tokens = text + int(selection.count) + lvlm.max_new_tokens - 1
+        assert held(generated(lvlm, splice(encoded, selection))) == cost.kv_bytes(
+            lvlm.shape.lm, tokens, 4
+        )
 
 
 @torch.no_grad()
@@ -219,11 +255,19 @@ def test_every_image_pays_for_its_own_selection(lvlm: FrozenLVLM) -> None:
     encoded = lvlm.encode([asked])
     images = keep_all(encoded).per_image(encoded)[0]
     assert sum(images) == int(encoded.visual_mask.sum())
-    spent = flops(lvlm, encoded, asked, pruner, images)[0] - flops(lvlm, encoded, asked, pruner, images)[1]
+    spent = (
+        flops(lvlm, encoded, asked, pruner, images)[0]
+        - flops(lvlm, encoded, asked, pruner, images)[1]
+    )
     assert spent == sum(2 * n * n * lvlm.width for n in images)
 
 
-LANGUAGE = {"hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 6} | {
+LANGUAGE = {
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+} | {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "vocab_size": 97,
@@ -247,18 +291,23 @@ def test_unknown_language_models_are_refused_in_one_sentence() -> None:
     lvlm = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")
     lvlm.model.config.text_config.model_type = "qwen3_moe"
     with pytest.raises(
-        UserError, match=r"does not know the language model 'qwen3_moe' \(it knows llama, mistral,.*\): "
+        UserError,
+        match=r"does not know the language model 'qwen3_moe' \(it knows llama, mistral,.*\): ",
     ):
         _ = lvlm.shape
 
 
 def test_sliding_windows_are_refused_in_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"does not know sliding windows \(of 4096 tokens in this mistral\): "):
+    with pytest.raises(
+        UserError, match=r"does not know sliding windows \(of 4096 tokens in this mistral\): "
+    ):
         cost.LMShape.of(AutoConfig.for_model("mistral", sliding_window=4096))
 
 
 def test_unknown_pixel_shuffles_are_refused_in_one_sentence() -> None:
     lvlm = load_component("model", "internvl3", pretrained=None, dtype="float32")
     lvlm.model.config.vision_config.patch_size = [4, 2]
-    with pytest.raises(UserError, match=r"patches of \[4, 2\] pixels .* can be trained on but not evaluated"):
+    with pytest.raises(
+        UserError, match=r"patches of \[4, 2\] pixels .* can be trained on but not evaluated"
+    ):
         _ = lvlm.shape

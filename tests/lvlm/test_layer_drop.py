@@ -1,4 +1,5 @@
-"""Drops between decoder layers, against the same model with per-layer masks over the whole sequence."""
+"""Drops between decoder layers, against the same model with per-layer masks over the whole
+sequence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,8 @@ from tprl.lvlm.layer_drop import LayerPlan, LayerStage, Look, dropping
 from tprl.splice import keep_all, splice
 from tprl.types import Prompt
 
-FAMILIES = tuple(name for name in families() if name != "qwen3_vl")  # its deepstack layers are the first ones
+# its deepstack layers are the first ones
+FAMILIES = tuple(name for name in families() if name != "qwen3_vl")
 TWO = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))
 MIXED = [SAMPLES[0], TWO, SAMPLES[3]._replace(images=()), SAMPLES[4]]
 STEPS = 5
@@ -47,7 +49,9 @@ class LastRow:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
-    return load_component("model", request.param, pretrained=None, dtype="float32", max_new_tokens=STEPS)
+    return load_component(
+        "model", request.param, pretrained=None, dtype="float32", max_new_tokens=STEPS
+    )
 
 
 def plan(lvlm: FrozenLVLM, *stages: LayerStage) -> LayerPlan:
@@ -62,13 +66,17 @@ def language(lvlm: FrozenLVLM) -> Any:
 def naive(
     lvlm: FrozenLVLM, prompt: Prompt, ids: Tensor, stages: Sequence[LayerStage]
 ) -> tuple[Tensor, list[list[int]]]:
-    """Logits [A N] that predict each of `ids` after a single prompt: no token leaves, layers mask what is dropped.
+    """Logits [A N] that predict each of `ids` after a single prompt: no token leaves, layers mask
+    what is dropped.
 
-    Attention is written out, head by head, from the layers' own projections; also the columns that live at the end.
+    Attention is written out, head by head, from the layers' own projections; also the columns that
+    live at the end.
     """
     model, text = lvlm.model, language(lvlm)
     embeds = torch.cat([prompt.embeds, model.get_input_embeddings()(ids[None, :-1])], 1)
-    places = torch.cat([prompt.positions, prompt.positions[..., -1:] + 1 + torch.arange(len(ids) - 1)], -1)
+    places = torch.cat(
+        [prompt.positions, prompt.positions[..., -1:] + 1 + torch.arange(len(ids) - 1)], -1
+    )
     cos, sin = text.rotary_emb(embeds, axes(places))
     length, width = embeds.shape[1], prompt.embeds.shape[1]
     alive = [True] * length
@@ -79,14 +87,25 @@ def naive(
         for stage in stages:
             if stage.before == number:
                 for image in range(int(prompt.image.max()) + 1):
-                    mine = [c for c in range(width) if prompt.visual[0, c] and int(prompt.image[0, c]) == image]
-                    left = sorted((c for c in mine if alive[c]), key=lambda c: -float(rows[stage.reads][c]))
+                    mine = [
+                        c
+                        for c in range(width)
+                        if prompt.visual[0, c] and int(prompt.image[0, c]) == image
+                    ]
+                    left = sorted(
+                        (c for c in mine if alive[c]), key=lambda c: -float(rows[stage.reads][c])
+                    )
                     for column in left[budget(stage.keep, len(mine)) :]:
                         alive[column] = False
         mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
         mask[:, [not here for here in alive]] = torch.finfo(torch.float32).min
         mask.fill_diagonal_(0.0)
-        hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=(cos, sin), position_ids=None)
+        hidden = layer(
+            hidden,
+            attention_mask=mask[None, None],
+            position_embeddings=(cos, sin),
+            position_ids=None,
+        )
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
     logits = model.lm_head(text.norm(hidden))[0, width - 1 :]
     return logits, [[c for c in range(width) if alive[c] and prompt.visual[0, c]]]
@@ -124,7 +143,9 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("stages", SCHEDULES.values(), ids=list(SCHEDULES))
-def test_dropping_is_masking_in_later_layers_at_every_step(lvlm: FrozenLVLM, stages: tuple[LayerStage, ...]) -> None:
+def test_dropping_is_masking_in_later_layers_at_every_step(
+    lvlm: FrozenLVLM, stages: tuple[LayerStage, ...]
+) -> None:
     sample = TWO
     encoded = lvlm.encode([sample])
     prompt = splice(encoded, keep_all(encoded))
@@ -140,12 +161,16 @@ def test_dropping_is_masking_in_later_layers_at_every_step(lvlm: FrozenLVLM, sta
     answer = lvlm.answer_ids(["yes it is"])
     logits, _ = naive(lvlm, prompt, answer[0], stages)
     expected = logits.log_softmax(-1).gather(1, answer.T).mean()
-    assert float(lvlm.score(prompt, ["yes it is"], found)[0]) == pytest.approx(float(expected), abs=1e-5)
+    assert float(lvlm.score(prompt, ["yes it is"], found)[0]) == pytest.approx(
+        float(expected), abs=1e-5
+    )
     assert abs(float(lvlm.score(prompt, ["yes it is"])[0]) - float(expected)) > 1e-4
 
 
 @pytest.mark.parametrize("stages", SCHEDULES.values(), ids=list(SCHEDULES))
-def test_a_ragged_batch_is_its_samples_alone(lvlm: FrozenLVLM, stages: tuple[LayerStage, ...]) -> None:
+def test_a_ragged_batch_is_its_samples_alone(
+    lvlm: FrozenLVLM, stages: tuple[LayerStage, ...]
+) -> None:
     found, answers = plan(lvlm, *stages), ["yes it is", "no", "red", "two of them"]
     encoded = lvlm.encode(MIXED)
     prompt = splice(encoded, keep_all(encoded))
@@ -182,21 +207,35 @@ def test_the_cache_really_shrinks_from_the_first_drop_on(lvlm: FrozenLVLM) -> No
 
 def test_eager_attention_gives_the_same() -> None:
     both = [
-        load_component("model", "llava", pretrained=None, dtype="float32", max_new_tokens=STEPS, attention=attention)
+        load_component(
+            "model",
+            "llava",
+            pretrained=None,
+            dtype="float32",
+            max_new_tokens=STEPS,
+            attention=attention,
+        )
         for attention in ("sdpa", "eager")
     ]
     found = []
     for lvlm in both:
         encoded = lvlm.encode(MIXED)
         prompt = splice(encoded, keep_all(encoded))
-        found.append(lvlm.score(prompt, ["yes it is", "no", "red", "two"], plan(lvlm, LayerStage(1, 0, 0.3)))[0])
+        found.append(
+            lvlm.score(
+                prompt, ["yes it is", "no", "red", "two"], plan(lvlm, LayerStage(1, 0, 0.3))
+            )[0]
+        )
     assert torch.allclose(*found, atol=1e-5)
 
 
 def test_layers_that_add_deepstack_features_are_not_dropped_before() -> None:
     lvlm = load_component("model", "qwen3_vl", pretrained=None, dtype="float32", max_new_tokens=2)
     encoded = lvlm.encode(SAMPLES[:1])
-    with pytest.raises(UserError, match="drops tokens before layer 1, where this LVLM still adds deepstack features"):
+    with pytest.raises(
+        UserError,
+        match="drops tokens before layer 1, where this LVLM still adds deepstack features",
+    ):
         lvlm.answer(splice(encoded, keep_all(encoded)), plan(lvlm, LayerStage(1, 0, 0.3)))
     text = lvlm.answer(splice(encoded, keep_all(encoded)), plan(lvlm, LayerStage(2, 1, 0.3)))
     assert len(text) == 1

@@ -1,4 +1,5 @@
-"""Folders that are laid out in another way: one right sentence each, before any weight is loaded."""
+"""Folders that are laid out in another way: one right sentence each, before any weight is
+loaded."""
 
 import json
 import shutil
@@ -42,32 +43,50 @@ def configured(folder: Path, **changes: Any) -> None:
 
 
 def test_llavas_own_layout(copy: Path) -> None:
-    layout = {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "openai/clip"}
+    layout = {
+        "model_type": "llava",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "mm_vision_tower": "openai/clip",
+    }
     (copy / "config.json").write_text(json.dumps(layout))
-    with pytest.raises(UserError, match=r"LLaVA's own layout.*model\.pretrained=llava-hf/llava-1\.5-7b-hf"):
+    with pytest.raises(
+        UserError, match=r"LLaVA's own layout.*model\.pretrained=llava-hf/llava-1\.5-7b-hf"
+    ):
         load(copy)
 
 
 def test_internvls_own_code_is_never_run(copy: Path) -> None:
     code = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
     (copy / "config.json").write_text(json.dumps({"model_type": "internvl_chat", "auto_map": code}))
-    (copy / "configuration_internvl_chat.py").write_text("raise SystemExit('code of a checkpoint was run')")
-    with pytest.raises(UserError, match=r"InternVL's own layout.*model\.pretrained=OpenGVLab/InternVL3-2B-hf"):
+    (copy / "configuration_internvl_chat.py").write_text(
+        "raise SystemExit('code of a checkpoint was run')"
+    )
+    with pytest.raises(
+        UserError, match=r"InternVL's own layout.*model\.pretrained=OpenGVLab/InternVL3-2B-hf"
+    ):
         load(copy, "internvl3")
 
 
 def test_any_other_code_is_not_run_either(copy: Path) -> None:
-    configured(copy, model_type="minicpmv", auto_map={"AutoConfig": "configuration_minicpm.MiniCPMVConfig"})
-    with pytest.raises(UserError, match=r"minicpmv\) need code from their folder, which TPRL never runs.*-hf"):
+    configured(
+        copy, model_type="minicpmv", auto_map={"AutoConfig": "configuration_minicpm.MiniCPMVConfig"}
+    )
+    with pytest.raises(
+        UserError, match=r"minicpmv\) need code from their folder, which TPRL never runs.*-hf"
+    ):
         load(copy)
 
 
 def test_another_family_is_named(copy: Path) -> None:
-    with pytest.raises(UserError, match=r"are a llava, and model=smolvlm2 reads a smolvlm: .* them, model=llava\."):
+    with pytest.raises(
+        UserError, match=r"are a llava, and model=smolvlm2 reads a smolvlm: .* them, model=llava\."
+    ):
         load(copy, "smolvlm2")
 
 
-def test_a_sentencepiece_file_alone_names_the_package(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sentencepiece_file_alone_names_the_package(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (copy / "tokenizer.json").rename(copy / "tokenizer.model")
     monkeypatch.setattr("tprl.lvlm.layouts.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"tokenizer\.model alone.*pip install sentencepiece"):
@@ -77,15 +96,20 @@ def test_a_sentencepiece_file_alone_names_the_package(copy: Path, monkeypatch: p
 def test_what_an_old_processor_leaves_out_is_the_configs(copy: Path) -> None:
     settings = json.loads((copy / "processor_config.json").read_text())
     (copy / "preprocessor_config.json").write_text(json.dumps(settings["image_processor"]))
-    (copy / "processor_config.json").unlink()  # as LLaVA-1.5 was before 2024: no patch_size anywhere
+    # as LLaVA-1.5 was before 2024: no patch_size anywhere
+    (copy / "processor_config.json").unlink()
     lvlm = load(copy)
     assert lvlm.processor.patch_size == lvlm.model.config.vision_config.patch_size
     assert lvlm.encode([SAMPLE]).visual_mask.sum() == 36
 
 
 def test_a_template_that_shows_no_image(copy: Path) -> None:
-    (copy / "chat_template.jinja").write_text("{% for t in messages %}{{ t.content[-1].text }}{% endfor %} A:")
-    with pytest.raises(UserError, match=r"writes 0 image placeholders <image> for sample a.*set model\.prompt"):
+    (copy / "chat_template.jinja").write_text(
+        "{% for t in messages %}{{ t.content[-1].text }}{% endfor %} A:"
+    )
+    with pytest.raises(
+        UserError, match=r"writes 0 image placeholders <image> for sample a.*set model\.prompt"
+    ):
         load(copy).encode([SAMPLE])
 
 
@@ -116,14 +140,22 @@ def test_a_prompt_of_ones_own_shows_images_as_the_family_does(name: str) -> None
     options = {"pretrained": None, "dtype": "float32"}
     lvlm = load_component("model", name, prompt="Q: <image> {question} A:", **options)
     encoded = lvlm.encode([SAMPLE])
-    assert encoded.visual_mask.sum() == load_component("model", name, **options).encode([SAMPLE]).visual_mask.sum()
-    assert lvlm.tokenizer.decode(encoded.input_ids[0][encoded.question[0]]).strip() == SAMPLE.question
+    assert (
+        encoded.visual_mask.sum()
+        == load_component("model", name, **options).encode([SAMPLE]).visual_mask.sum()
+    )
+    assert (
+        lvlm.tokenizer.decode(encoded.input_ids[0][encoded.question[0]]).strip() == SAMPLE.question
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl3", "smolvlm2"])
 def test_processors_without_a_video_half_render_chats(name: str) -> None:
     lvlm = load_component("model", name, pretrained=None, dtype="float32")
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": SAMPLE.question}]}
+    turn = {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": SAMPLE.question}],
+    }
     text = lvlm.processor.apply_chat_template([turn], add_generation_prompt=True)
     assert text == lvlm.render(SAMPLE)
 
@@ -134,8 +166,12 @@ def test_the_processor_is_public(llava: Path, tmp_path: Path) -> None:
     folder.mkdir()
     lvlm = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")
     save_folder(lvlm, folder)
-    inputs = tprl.load_processor(str(folder))(text=lvlm.render(SAMPLE), images=[SAMPLE.images[0]], return_tensors="pt")
-    assert (inputs["input_ids"] == lvlm.image_token).sum() == lvlm.encode([SAMPLE]).visual_mask.sum()
+    inputs = tprl.load_processor(str(folder))(
+        text=lvlm.render(SAMPLE), images=[SAMPLE.images[0]], return_tensors="pt"
+    )
+    assert (inputs["input_ids"] == lvlm.image_token).sum() == lvlm.encode(
+        [SAMPLE]
+    ).visual_mask.sum()
     with pytest.raises(UserError, match="neither a folder"):
         tprl.load_processor("/nowhere/at/all")
 
@@ -146,5 +182,7 @@ def test_the_processor_is_public(llava: Path, tmp_path: Path) -> None:
 def test_every_family_loads_as_the_hub_lays_it_out(folder: str, name: str, tmp_path: Path) -> None:
     lvlm = load(shrunk(folder, tmp_path / folder), name, max_new_tokens=2)
     encoded = lvlm.encode([SAMPLE])
-    assert lvlm.tokenizer.decode(encoded.input_ids[0][encoded.question[0]]).strip() == SAMPLE.question
+    assert (
+        lvlm.tokenizer.decode(encoded.input_ids[0][encoded.question[0]]).strip() == SAMPLE.question
+    )
     assert encoded.visual_mask.sum() > 1

@@ -30,7 +30,8 @@ def test_pixels(name: str, side: int) -> None:
 
 def test_tiles() -> None:
     assert count(small("internvl3")) == 9 * (4 + 1)  # four tiles and the thumbnail
-    assert count(small("internvl3", max_tiles=2)) == 9  # two beside each other are too far from its shape
+    # two beside each other are too far from its shape
+    assert count(small("internvl3", max_tiles=2)) == 9
     wide = LARGE._replace(images=(Image.new("RGB", (400, 200)),))
     assert small("internvl3", max_tiles=2).encode([wide]).visual_mask.sum() == 9 * (2 + 1)
     assert count(small("internvl3", max_tiles=1)) == 9
@@ -40,18 +41,30 @@ def test_tiles() -> None:
 
 
 def test_what_a_family_does_not_have_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.max_tiles .* qwen2_5_vl has no such bound: set model\.max_pixels"):
+    with pytest.raises(
+        UserError, match=r"model\.max_tiles .* qwen2_5_vl has no such bound: set model\.max_pixels"
+    ):
         small("qwen2_5_vl", max_tiles=4)
-    with pytest.raises(UserError, match=r"model\.max_pixels .* llava has no such bound: leave it out"):
+    with pytest.raises(
+        UserError, match=r"model\.max_pixels .* llava has no such bound: leave it out"
+    ):
         small("llava", max_pixels=1000)
-    with pytest.raises(UserError, match=r"max_pixels=9 is less than the 3136 pixels .* give 3136 or more"):
+    with pytest.raises(
+        UserError, match=r"max_pixels=9 is less than the 3136 pixels .* give 3136 or more"
+    ):
         small("qwen2_5_vl", max_pixels=9)
-    with pytest.raises(UserError, match=r"max_tiles=1 is less than the 2 tiles of the smallest layout"):
+    with pytest.raises(
+        UserError, match=r"max_tiles=1 is less than the 2 tiles of the smallest layout"
+    ):
         small("llava_next", max_tiles=1)
 
 
 def test_a_family_that_forgets_what_it_promises_is_refused_when_its_class_is_made() -> None:
-    with pytest.raises(TypeError, match=r"Forgetful has the bound max_tiles and no limit_tiles\(most\)"):
+    with pytest.raises(
+        TypeError, match=r"Forgetful has the bound max_tiles and no limit_tiles\(most\)"
+    ):
         type("Forgetful", (Llava,), {"bounds": frozenset({"max_tiles"})})
-    with pytest.raises(TypeError, match=r"Forgetful has extras related to the question and no relate\(encoded\)"):
+    with pytest.raises(
+        TypeError, match=r"Forgetful has extras related to the question and no relate\(encoded\)"
+    ):
         type("Forgetful", (FrozenLVLM,), {"related": frozenset({"clip_relevance"})})

@@ -1,4 +1,5 @@
-"""The LLaVA backend against the stock Hugging Face model, on small random weights scaled up so that errors show."""
+"""The LLaVA backend against the stock Hugging Face model, on small random weights scaled up so that
+errors show."""
 
 import copy
 import re
@@ -30,17 +31,25 @@ def logits_of(lvlm: Llava, prompt: Prompt) -> Tensor:
     """Logits of the last column: what decides the first answer token."""
     with torch.no_grad():
         return lvlm.model(
-            inputs_embeds=prompt.embeds, attention_mask=prompt.attention.long(), position_ids=prompt.positions[0]
+            inputs_embeds=prompt.embeds,
+            attention_mask=prompt.attention.long(),
+            position_ids=prompt.positions[0],
         ).logits[:, -1]
 
 
 def greedy_ids(lvlm: Llava, prompt: Prompt, count: int) -> list[list[int]]:
-    """Greedy tokens up to and with the end token, by one uncached forward per token; the reference for `exact`."""
+    """Greedy tokens up to and with the end token, by one uncached forward per token; the reference
+    for `exact`."""
     ids: list[list[int]] = [[] for _ in prompt.uids]
     embeds, attention, positions = prompt.embeds, prompt.attention.long(), prompt.positions[0]
     for _ in range(count):
         with torch.no_grad():
-            out = lvlm.model(inputs_embeds=embeds, attention_mask=attention, position_ids=positions, use_cache=False)
+            out = lvlm.model(
+                inputs_embeds=embeds,
+                attention_mask=attention,
+                position_ids=positions,
+                use_cache=False,
+            )
         chosen = out.logits[:, -1].argmax(-1)
         for row, token in zip(ids, chosen.tolist(), strict=True):
             if lvlm.tokenizer.eos_token_id not in row:
@@ -67,19 +76,27 @@ def generated(lvlm: Llava, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 class TestEncode:
-    def test_every_visual_token_stands_in_its_image_columns_in_order(self, lvlm: Llava, encoded: Encoded) -> None:
+    def test_every_visual_token_stands_in_its_image_columns_in_order(
+        self, lvlm: Llava, encoded: Encoded
+    ) -> None:
         x = stock_inputs(lvlm, SAMPLES)
         assert torch.equal(encoded.input_ids, x["input_ids"])
         assert torch.equal(encoded.attention, x["attention_mask"].bool())
         assert encoded.visual_at.shape == (15, TOKENS)
         assert encoded.visual_mask.all()
         for row, at in zip(encoded.input_ids, encoded.visual_at, strict=True):
-            assert (row == lvlm.model.config.image_token_index).nonzero().squeeze(1).tolist() == at.tolist()
+            assert (row == lvlm.model.config.image_token_index).nonzero().squeeze(
+                1
+            ).tolist() == at.tolist()
         with torch.no_grad():
-            features = lvlm.model.get_image_features(x["pixel_values"], return_dict=True).pooler_output
+            features = lvlm.model.get_image_features(
+                x["pixel_values"], return_dict=True
+            ).pooler_output
         assert torch.allclose(encoded.visual, torch.stack(list(features)), atol=1e-5)
 
-    def test_text_columns_hold_word_embeddings_and_grids_are_square(self, lvlm: Llava, encoded: Encoded) -> None:
+    def test_text_columns_hold_word_embeddings_and_grids_are_square(
+        self, lvlm: Llava, encoded: Encoded
+    ) -> None:
         text = encoded.attention & (encoded.input_ids != lvlm.model.config.image_token_index)
         expected = lvlm.model.get_input_embeddings()(encoded.input_ids)
         assert torch.equal(encoded.embeds[text], expected[text])
@@ -92,9 +109,13 @@ class TestEncode:
             assert positions[attention].tolist() == list(range(int(attention.sum())))
         assert not encoded.attention.all()  # the batch is ragged
 
-    def test_the_question_mask_covers_exactly_the_questions_words(self, lvlm: Llava, encoded: Encoded) -> None:
+    def test_the_question_mask_covers_exactly_the_questions_words(
+        self, lvlm: Llava, encoded: Encoded
+    ) -> None:
         for sample, ids, mask in zip(SAMPLES, encoded.input_ids, encoded.question, strict=True):
-            assert lvlm.tokenizer.decode(ids[mask]).split() == re.findall(r"\w+|[^\w\s]", sample.question)
+            assert lvlm.tokenizer.decode(ids[mask]).split() == re.findall(
+                r"\w+|[^\w\s]", sample.question
+            )
 
     def test_the_question_mask_is_not_fooled_by_template_words(self, lvlm: Llava) -> None:
         question = "USER: ASSISTANT: is there a USER?"
@@ -105,7 +126,9 @@ class TestEncode:
 
     def test_a_shared_image_goes_through_the_tower_once(self, lvlm: Llava) -> None:
         seen: list[int] = []
-        hook = lvlm.model.model.vision_tower.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        hook = lvlm.model.model.vision_tower.register_forward_pre_hook(
+            lambda _, args: seen.append(len(args[0]))
+        )
         try:
             mixed = [SAMPLES[i] for i in (0, 5, 1, 6, 2, 10)]
             encoded = lvlm.encode(mixed, frozenset({"vision_features"}))
@@ -139,20 +162,25 @@ class TestExtras:
     def test_cls_attention_is_that_of_the_layer_that_makes_the_features(
         self, lvlm: Llava, monkeypatch: pytest.MonkeyPatch, layer: int
     ) -> None:
-        """hidden_states[-2] of three layers is hidden_states[2]: the output of the second of them."""
+        """hidden_states[-2] of three layers is hidden_states[2]: the output of the second of
+        them."""
         monkeypatch.setattr(lvlm.model.config, "vision_feature_layer", layer)
         tower = copy.deepcopy(lvlm.model.model.vision_tower)
         tower.set_attn_implementation("eager")
-        pixels = lvlm.processor.image_processor([SAMPLES[i].images[0] for i in (0, 5)], return_tensors="pt")[
-            "pixel_values"
-        ]
+        pixels = lvlm.processor.image_processor(
+            [SAMPLES[i].images[0] for i in (0, 5)], return_tensors="pt"
+        )["pixel_values"]
         with torch.no_grad():
             out = tower(pixels, output_attentions=True, output_hidden_states=True)
         made_by = {-2: 1, 2: 1, -3: 0, 1: 0}[layer]
         expected = out.attentions[made_by].mean(1)[:, 0, 1:]
-        extras = lvlm.encode([SAMPLES[0], SAMPLES[5]], frozenset({"cls_attention", "vision_features"})).extras
+        extras = lvlm.encode(
+            [SAMPLES[0], SAMPLES[5]], frozenset({"cls_attention", "vision_features"})
+        ).extras
         assert torch.allclose(extras["cls_attention"], expected, atol=1e-5)
-        assert torch.allclose(extras["vision_features"], out.hidden_states[made_by + 1][:, 1:], atol=1e-4)
+        assert torch.allclose(
+            extras["vision_features"], out.hidden_states[made_by + 1][:, 1:], atol=1e-4
+        )
         assert expected.std() > 1e-3
         others = [a.mean(1)[:, 0, 1:] for i, a in enumerate(out.attentions) if i != made_by]
         assert all((extras["cls_attention"] - other).abs().max() > 1e-3 for other in others)
@@ -165,10 +193,14 @@ class TestExtras:
 
     def test_project_is_the_projector(self, lvlm: Llava) -> None:
         encoded = lvlm.encode(SAMPLES[:6], frozenset({"vision_features"}))
-        assert torch.allclose(lvlm.project(encoded.extras["vision_features"]), encoded.visual, atol=1e-5)
+        assert torch.allclose(
+            lvlm.project(encoded.extras["vision_features"]), encoded.visual, atol=1e-5
+        )
 
     def test_an_unknown_extra_is_refused(self, lvlm: Llava) -> None:
-        with pytest.raises(UserError, match=r"toy cannot provide \['keys'\]: it knows .*cls_attention"):
+        with pytest.raises(
+            UserError, match=r"toy cannot provide \['keys'\]: it knows .*cls_attention"
+        ):
             lvlm.encode(SAMPLES[:1], frozenset({"keys", "region"}))
 
 
@@ -181,7 +213,9 @@ class TestStock:
         x = stock_inputs(lvlm, SAMPLES)
         texts = lvlm.answer(splice(encoded, keep_all(encoded)))
         ours = generated.copy()
-        out = lvlm.model.generate(**x, max_new_tokens=6, do_sample=False)[:, x["input_ids"].shape[1] :]
+        out = lvlm.model.generate(**x, max_new_tokens=6, do_sample=False)[
+            :, x["input_ids"].shape[1] :
+        ]
         theirs = [[i for i in row if i != lvlm.tokenizer.pad_token_id] for row in out.tolist()]
         assert sorted(ours) == sorted(theirs)
         assert texts == lvlm.tokenizer.batch_decode(out, skip_special_tokens=True)
@@ -195,7 +229,9 @@ class TestStock:
         assert torch.allclose(got, expected, atol=1e-4)
         assert expected.std() > 0.3
 
-    def test_a_pruned_token_is_a_masked_token(self, lvlm: Llava, encoded: Encoded, generated: list[list[int]]) -> None:
+    def test_a_pruned_token_is_a_masked_token(
+        self, lvlm: Llava, encoded: Encoded, generated: list[list[int]]
+    ) -> None:
         selection = random_selection(encoded)
         prompt = splice(encoded, selection)
         dropped = masked(encoded, selection)
@@ -224,7 +260,10 @@ class TestStock:
     def test_the_micro_batch_changes_nothing(
         self, lvlm: Llava, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        prompt, answers = splice(encoded, random_selection(encoded, seed=2)), [s.answers[0] for s in SAMPLES]
+        prompt, answers = (
+            splice(encoded, random_selection(encoded, seed=2)),
+            [s.answers[0] for s in SAMPLES],
+        )
         texts, (log_prob, exact) = lvlm.answer(prompt), lvlm.score(prompt, answers)
         for size in (1, 4):
             monkeypatch.setattr(lvlm, "micro_batch", size)
@@ -235,34 +274,50 @@ class TestStock:
 
 
 class TestScore:
-    def test_the_log_probability_is_that_of_the_stock_model(self, lvlm: Llava, encoded: Encoded) -> None:
-        log_prob, _ = lvlm.score(splice(encoded, keep_all(encoded)), [sample.answers[0] for sample in SAMPLES])
+    def test_the_log_probability_is_that_of_the_stock_model(
+        self, lvlm: Llava, encoded: Encoded
+    ) -> None:
+        log_prob, _ = lvlm.score(
+            splice(encoded, keep_all(encoded)), [sample.answers[0] for sample in SAMPLES]
+        )
         for i, sample in enumerate(SAMPLES):
             x = stock_inputs(lvlm, [sample])
-            answer = lvlm.tokenizer(sample.answers[0] + " </s>", add_special_tokens=False, return_tensors="pt")[
-                "input_ids"
-            ]
+            answer = lvlm.tokenizer(
+                sample.answers[0] + " </s>", add_special_tokens=False, return_tensors="pt"
+            )["input_ids"]
             ids, start = torch.cat([x["input_ids"], answer], 1), x["input_ids"].shape[1]
             with torch.no_grad():
                 logits = lvlm.model(
-                    input_ids=ids, pixel_values=x["pixel_values"], attention_mask=torch.ones_like(ids)
+                    input_ids=ids,
+                    pixel_values=x["pixel_values"],
+                    attention_mask=torch.ones_like(ids),
                 ).logits[0]
-            terms = [logits[start - 1 + j].log_softmax(-1)[token] for j, token in enumerate(answer[0])]
+            terms = [
+                logits[start - 1 + j].log_softmax(-1)[token] for j, token in enumerate(answer[0])
+            ]
             assert terms[1:]
             assert float(log_prob[i]) == pytest.approx(float(torch.stack(terms).mean()), abs=1e-4)
 
     def test_exact_says_what_greedy_decoding_does(self, lvlm: Llava, encoded: Encoded) -> None:
-        """Right for the decoded answer itself, and for others, shortened and prolonged ones: 240 pairs."""
+        """Right for the decoded answer itself, and for others, shortened and prolonged ones: 240
+        pairs."""
         right = wrong = 0
         for seed in range(4):
             prompt = splice(encoded, random_selection(encoded, share=0.2 + 0.2 * seed, seed=seed))
             greedy = greedy_ids(lvlm, prompt, 8)
             own = [lvlm.tokenizer.decode(ids[:6], skip_special_tokens=True) for ids in greedy]
-            others = [own[1:] + own[:1], [" ".join(text.split()[:-1]) for text in own], [f"{text} red" for text in own]]
+            others = [
+                own[1:] + own[:1],
+                [" ".join(text.split()[:-1]) for text in own],
+                [f"{text} red" for text in own],
+            ]
             for answers in (own, *others):
                 _, exact = lvlm.score(prompt, answers)
                 for text, ids, flag in zip(answers, greedy, exact.tolist(), strict=True):
-                    wanted = [*lvlm.tokenizer(text, add_special_tokens=False)["input_ids"], lvlm.tokenizer.eos_token_id]
+                    wanted = [
+                        *lvlm.tokenizer(text, add_special_tokens=False)["input_ids"],
+                        lvlm.tokenizer.eos_token_id,
+                    ]
                     assert flag == (ids == wanted), (text, lvlm.tokenizer.decode(ids))
                     right, wrong = right + flag, wrong + (not flag)
         assert right >= 10
@@ -283,16 +338,22 @@ class TestGates:
         expected = lvlm.score(splice(encoded, selection), answers)[0]
         found = lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
         assert torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
-        assert not torch.allclose(found, lvlm.score(splice(encoded, keep_all(encoded)), answers)[0], atol=1e-2)
+        assert not torch.allclose(
+            found, lvlm.score(splice(encoded, keep_all(encoded)), answers)[0], atol=1e-2
+        )
 
     def test_the_gradient_reaches_every_gate(self, lvlm: Llava, encoded: Encoded) -> None:
         gate = (encoded.visual_mask * 0.5).requires_grad_()
-        lvlm.gated_log_prob(encoded, gate, [sample.answers[0] for sample in SAMPLES]).sum().backward()
+        lvlm.gated_log_prob(
+            encoded, gate, [sample.answers[0] for sample in SAMPLES]
+        ).sum().backward()
         assert gate.grad is not None
         assert (gate.grad[encoded.visual_mask] != 0).float().mean() > 0.99
 
     def test_half_precision_with_gates_of_the_policy(self, folder: Path) -> None:
         half = Llava(str(folder), dtype="bfloat16")
         encoded = half.encode(SAMPLES[:3])
-        found = half.gated_log_prob(encoded, encoded.visual_mask.float() * 0.7, [s.answers[0] for s in SAMPLES[:3]])
+        found = half.gated_log_prob(
+            encoded, encoded.visual_mask.float() * 0.7, [s.answers[0] for s in SAMPLES[:3]]
+        )
         assert torch.isfinite(found).all()

@@ -59,7 +59,9 @@ class TestBadWeights:
         assert str(where) in message
         assert "copy the folder again" in message
 
-    @pytest.mark.parametrize("where", ["/nowhere/at/all", "llava-hf/llava-1.5-7b-hf", "no_such_asset"])
+    @pytest.mark.parametrize(
+        "where", ["/nowhere/at/all", "llava-hf/llava-1.5-7b-hf", "no_such_asset"]
+    )
     def test_missing_weights_name_both_ways_out(self, where: str) -> None:
         with pytest.raises(UserError, match="model=llava") as caught:
             Llava(where)
@@ -69,7 +71,9 @@ class TestBadWeights:
         assert "model=tiny_llava" in message
 
     @pytest.mark.parametrize("change", ["gone", "nothing"])
-    def test_a_folder_without_weights_is_missing_weights_too(self, folder: Path, tmp_path: Path, change: str) -> None:
+    def test_a_folder_without_weights_is_missing_weights_too(
+        self, folder: Path, tmp_path: Path, change: str
+    ) -> None:
         where = tmp_path / "copy"
         if change == "gone":
             damage(folder, where, change)
@@ -92,7 +96,9 @@ class TestBadSamples:
     def test_no_chat_template(self, folder: Path) -> None:
         lvlm = Llava(str(folder), name="toy")
         lvlm.processor.chat_template = lvlm.tokenizer.chat_template = None
-        with pytest.raises(UserError, match=r"toy has no chat template: set model\.prompt") as caught:
+        with pytest.raises(
+            UserError, match=r"toy has no chat template: set model\.prompt"
+        ) as caught:
             lvlm.encode(SAMPLES[:1])
         one_sentence(caught)
 
@@ -117,19 +123,26 @@ def test_the_device_of_a_process(
 
 
 class TestPlacement:
-    def test_memory_that_is_not_there_is_no_damage(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_memory_that_is_not_there_is_no_damage(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def full(*args: object, **kwargs: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
 
         monkeypatch.setattr("tprl.lvlm.loading.AutoModelForImageTextToText.from_pretrained", full)
-        with pytest.raises(UserError, match=r"cannot be loaded with these options: CUDA out of memory") as caught:
+        with pytest.raises(
+            UserError, match=r"cannot be loaded with these options: CUDA out of memory"
+        ) as caught:
             Llava(str(folder))
         one_sentence(caught)
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"placement": "spread"}, r"model\.placement must be one of replicate, shard, got spread"),
+            (
+                {"placement": "spread"},
+                r"model\.placement must be one of replicate, shard, got spread",
+            ),
             ({"dtype": "fp16"}, r"model\.dtype must be float32, bfloat16 or float16, got fp16"),
             ({"load_in": "2bit"}, r"model\.load_in must be one of null, 8bit, 4bit, got 2bit"),
             (
@@ -159,18 +172,26 @@ class TestPlacement:
         one_sentence(caught)
 
     def test_flash_attention_without_its_package(self, folder: Path) -> None:
-        with pytest.raises(UserError, match=r"cannot be loaded with these options: FlashAttention2") as caught:
+        with pytest.raises(
+            UserError, match=r"cannot be loaded with these options: FlashAttention2"
+        ) as caught:
             Llava(str(folder), attention="flash_attention_2")
         one_sentence(caught)
 
-    def test_one_copy_over_all_gpus_in_several_processes(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_copy_over_all_gpus_in_several_processes(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(UserError, match=r"set trainer\.devices=1, or model\.placement=replicate") as caught:
+        with pytest.raises(
+            UserError, match=r"set trainer\.devices=1, or model\.placement=replicate"
+        ) as caught:
             Llava(str(folder), placement="shard")
         one_sentence(caught)
 
     def test_small_random_models_are_not_spread(self) -> None:
-        with pytest.raises(UserError, match=r"model\.pretrained=null makes small random ones") as caught:
+        with pytest.raises(
+            UserError, match=r"model\.pretrained=null makes small random ones"
+        ) as caught:
             Llava(None, placement="shard")
         one_sentence(caught)
 
@@ -181,7 +202,9 @@ class TestPlacement:
         assert Llava(str(folder)).model.config.text_config._attn_implementation == "sdpa"
 
     @pytest.mark.parametrize(("load_in", "bits"), [("8bit", 8), ("4bit", 4)])
-    def test_quantisation_is_passed_on(self, load_in: str, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_quantisation_is_passed_on(
+        self, load_in: str, bits: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("tprl.lvlm.loading.find_spec", lambda name: True)
         found = Placement("bfloat16", "cpu", load_in=load_in).arguments()
         config = found["quantization_config"]

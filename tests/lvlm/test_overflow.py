@@ -21,7 +21,10 @@ from tprl.splice import keep_all, splice
 from tprl.stages.autoencoder import AutoencoderStage
 
 BATCH = SAMPLES[:3]
-REMEDY = r"in float16, whose largest number is 65504: load the model as bfloat16 or float32 \(model\.dtype"
+REMEDY = (
+    "in float16, whose largest number is 65504: "
+    r"load the model as bfloat16 or float32 \(model\.dtype"
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,8 @@ def half(folder: Path) -> Llava:
 
 @contextmanager
 def loud(module: torch.nn.Module) -> Iterator[None]:
-    """While it lasts, its weights are as large as float16 allows, and finite; its outputs are not."""
+    """While it lasts, its weights are as large as float16 allows, and finite; its outputs are
+    not."""
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with torch.no_grad():
         for weight in filter(torch.any, module.parameters()):  # a bias may be zero
@@ -56,17 +60,26 @@ class TestParts:
         ):
             with (
                 loud(module),
-                pytest.raises(UserError, match=f"its {name} is not finite for sample {BATCH[0].uid} {REMEDY}"),
+                pytest.raises(
+                    UserError, match=f"its {name} is not finite for sample {BATCH[0].uid} {REMEDY}"
+                ),
             ):
                 half.encode(BATCH)
         assert half.encode(BATCH).embeds.isfinite().all()
 
     def test_language_model_as_it_reads_and_as_it_writes(self, half: Llava) -> None:
         encoded = half.encode(BATCH)
-        prompt, answers = splice(encoded, keep_all(encoded)), [sample.answers[0] for sample in BATCH]
+        prompt, answers = (
+            splice(encoded, keep_all(encoded)),
+            [sample.answers[0] for sample in BATCH],
+        )
         sentence = rf"its language model layer 1 is not finite for sample scenes/val/0/\w+ {REMEDY}"
         with loud(layers(half)[1].mlp.down_proj):
-            for ask in (half.answer, lambda p: half.score(p, answers), lambda p: half.distributions(p, answers)):
+            for ask in (
+                half.answer,
+                lambda p: half.score(p, answers),
+                lambda p: half.distributions(p, answers),
+            ):
                 with pytest.raises(UserError, match=sentence):
                     ask(prompt)
         assert half.score(prompt, answers)[0].isfinite().all()
@@ -84,7 +97,10 @@ class TestParts:
         lvlm = Llava(str(folder), name="toy")
         with torch.no_grad():
             lvlm.model.model.multi_modal_projector.linear_1.weight[0, 0] = torch.nan
-        sentence = r"projector is not finite .* because weights of .*linear_1 are not: copy the checkpoint again\."
+        sentence = (
+            "projector is not finite .* because weights of .*linear_1 are not: "
+            r"copy the checkpoint again\."
+        )
         with pytest.raises(UserError, match=sentence):
             lvlm.encode(BATCH)
 
@@ -116,7 +132,10 @@ class TestPrune:
                 pytest.raises(UserError, match=r"layer 0 is .*sample prompt 0 in"),
             ):
                 half.model.generate(**inputs, max_new_tokens=2, **how)
-            with loud(half.model.model.multi_modal_projector.linear_2), pytest.raises(UserError, match="its projector"):
+            with (
+                loud(half.model.model.multi_modal_projector.linear_2),
+                pytest.raises(UserError, match="its projector"),
+            ):
                 half.model.generate(**inputs, max_new_tokens=2, **how)
             assert len(half.model.generate(**inputs, max_new_tokens=2, **how)) == 3
 
@@ -127,8 +146,12 @@ class TestTraining:
         encoded = half.encode(BATCH)
         assert pruner.select(encoded, 0.5).keep.any()
         with torch.no_grad():
-            next(p for name, p in pruner.net.named_parameters() if name.endswith("weight")).fill_(torch.nan)
-        with pytest.raises(UserError, match=r"keep logits are not finite for samples .* train it anew"):
+            next(p for name, p in pruner.net.named_parameters() if name.endswith("weight")).fill_(
+                torch.nan
+            )
+        with pytest.raises(
+            UserError, match=r"keep logits are not finite for samples .* train it anew"
+        ):
             pruner.select(encoded, 0.5)
         mask = torch.tensor([[True, False]])
         check_logits("p", torch.tensor([[0.0, torch.nan]]), mask, ["a"])
@@ -142,7 +165,9 @@ class TestTraining:
         with torch.no_grad():
             lvlm.model.model.multi_modal_projector.linear_2.weight.mul_(1e6)
         pruner = load_component("policy", "transformer", token_width=lvlm.width, code_width=4)
-        stage = build_stage(AutoencoderStage, pruner=pruner, lvlm=lvlm, dataset=Scenes("val"), images=3)
+        stage = build_stage(
+            AutoencoderStage, pruner=pruner, lvlm=lvlm, dataset=Scenes("val"), images=3
+        )
         tokens = torch.cat(stage._tokens())
         assert tokens.isfinite().all()
         assert tokens.abs().max() > 65504

@@ -18,7 +18,11 @@ from tprl.lvlm.frozen import FrozenLVLM
 
 TWO = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))
 WRONG: dict[str, list[tuple[str, Any]]] = {
-    "llava": [("patch_size", 16), ("num_additional_image_tokens", 0), ("vision_feature_select_strategy", "full")],
+    "llava": [
+        ("patch_size", 16),
+        ("num_additional_image_tokens", 0),
+        ("vision_feature_select_strategy", "full"),
+    ],
     "llava_next": [("patch_size", 4), ("num_additional_image_tokens", 2)],
     "internvl": [("image_seq_length", 10), ("image_seq_length", 18)],
     "smolvlm": [("image_seq_len", 8)],
@@ -39,7 +43,9 @@ def changes(lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_refused_with_both_numbers_and_the_setting(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_with_both_numbers_and_the_setting(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lvlm = load_component("model", family, pretrained=None, dtype="float32")
     for setting in changes(lvlm, monkeypatch):
         for samples in ([SAMPLES[0]], [SAMPLES[0], TWO]):
@@ -47,7 +53,10 @@ def test_refused_with_both_numbers_and_the_setting(family: str, monkeypatch: pyt
                 lvlm.encode(samples)
             assert str(error.value).count("\n") == 0
             inputs = stock_inputs(lvlm, samples)
-            with tprl.prune(lvlm.model, "random", keep_ratio=0.5), pytest.raises(UserError, match=f"{setting}="):
+            with (
+                tprl.prune(lvlm.model, "random", keep_ratio=0.5),
+                pytest.raises(UserError, match=f"{setting}="),
+            ):
                 lvlm.model.generate(**inputs, max_new_tokens=1)
     assert lvlm.encode([TWO]).visual_mask.any()
 
@@ -55,7 +64,9 @@ def test_refused_with_both_numbers_and_the_setting(family: str, monkeypatch: pyt
 def test_image_by_image() -> None:
     image = torch.tensor([[False, True, True, True, False, True, False]])
     check_placeholders(image, [[0, 1]], [3, 1], ["a"], True, "mend it")
-    with pytest.raises(UserError, match=r"ended an image of a after 3 placeholders, .* \[2, 2\] features.*mend it"):
+    with pytest.raises(
+        UserError, match=r"ended an image of a after 3 placeholders, .* \[2, 2\] features.*mend it"
+    ):
         check_placeholders(image, [[0, 1]], [2, 2], ["a"], True, "mend it")
 
 
@@ -64,17 +75,26 @@ def test_pixels_of_another_size() -> None:
         lvlm = load_component("model", family, pretrained=None, dtype="float32")
         batch = stock_inputs(lvlm, SAMPLES[:1])
         batch["pixel_values"] = batch["pixel_values"][..., :-4]
-        with tprl.prune(lvlm.model, "random", keep_ratio=0.5), pytest.raises(UserError, match=f"makes {what} of"):
+        with (
+            tprl.prune(lvlm.model, "random", keep_ratio=0.5),
+            pytest.raises(UserError, match=f"makes {what} of"),
+        ):
             lvlm.model.generate(**batch, max_new_tokens=1)
 
 
 def test_crops_and_tiles_that_no_placeholder_stands_for() -> None:
-    for family, message in (("llava_next", "a number of crops of"), ("smolvlm2", r"announces \d+ tiles")):
+    for family, message in (
+        ("llava_next", "a number of crops of"),
+        ("smolvlm2", r"announces \d+ tiles"),
+    ):
         lvlm = load_component("model", family, pretrained=None, dtype="float32")
         batch = stock_inputs(lvlm, SAMPLES[:1])
         for name in {"pixel_values", "pixel_attention_mask"} & batch.keys():
             batch[name] = torch.cat([batch[name], torch.ones_like(batch[name][:, :1])], 1)
-        with tprl.prune(lvlm.model, "random", keep_ratio=0.5), pytest.raises(UserError, match=message):
+        with (
+            tprl.prune(lvlm.model, "random", keep_ratio=0.5),
+            pytest.raises(UserError, match=message),
+        ):
             lvlm.model.generate(**batch, max_new_tokens=1)
 
 

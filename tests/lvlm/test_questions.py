@@ -1,4 +1,5 @@
-"""The question in token ids, for tokenizers that cut text in other ways than those of the small random models."""
+"""The question in token ids, for tokenizers that cut text in other ways than those of the small
+random models."""
 
 import logging
 
@@ -14,7 +15,14 @@ from tprl.lvlm.blueprint import USER_ASSISTANT
 from tprl.lvlm.questions import QuestionFinder
 from tprl.lvlm.qwen2_5_vl import CHAT
 
-MARKS = ["<image>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+MARKS = [
+    "<image>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+]
 QUESTIONS = [
     "what color is the circle?",
     "How many squares are there",
@@ -25,8 +33,8 @@ TEMPLATES = {"<image>": USER_ASSISTANT, "<|image_pad|>": CHAT}
 
 
 def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """BPE with merges, learned from the dataset's questions: words with their space ("metaspace", as Llama's) or bytes
-    with merges ("bytes", as Qwen's)."""
+    """BPE with merges, learned from the dataset's questions: words with their space ("metaspace",
+    as Llama's) or bytes with merges ("bytes", as Qwen's)."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     start: list[str] = []
     if kind == "metaspace":
@@ -37,10 +45,16 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         backend.decoder = decoders.ByteLevel()
         start = pre_tokenizers.ByteLevel.alphabet()
     data = Scenes("val")
-    corpus = [f"USER: \n{data[i].question} ASSISTANT: Yes. user assistant" for i in range(200)] + QUESTIONS
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "<s>"], initial_alphabet=start)
+    corpus = [
+        f"USER: \n{data[i].question} ASSISTANT: Yes. user assistant" for i in range(200)
+    ] + QUESTIONS
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<unk>", "<s>"], initial_alphabet=start
+    )
     backend.train_from_iterator(corpus, trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", pad_token="<s>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", pad_token="<s>"
+    )
     made.add_special_tokens({"additional_special_tokens": MARKS})
     return made
 
@@ -50,7 +64,11 @@ def prompt(made: PreTrainedTokenizerFast, template: str, *turns: tuple[str, str,
         {"role": role, "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}
         for role, text, images in turns
     ]
-    return str(made.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False))
+    return str(
+        made.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+    )
 
 
 def found(made: PreTrainedTokenizerFast, finder: QuestionFinder, text: str) -> tuple[str, Tensor]:
@@ -69,7 +87,9 @@ class TestFinding:
         finder = QuestionFinder(made, made.get_vocab()[image])
         for images in (1, 2):
             text = prompt(made, TEMPLATES[image], ("user", question, images))
-            assert found(made, finder, text)[0] == made.decode(made(question, add_special_tokens=False)["input_ids"])
+            assert found(made, finder, text)[0] == made.decode(
+                made(question, add_special_tokens=False)["input_ids"]
+            )
 
     def test_of_the_last_turn(self, kind: str, image: str) -> None:
         made = tokenizer(kind)
@@ -85,7 +105,9 @@ class TestFinding:
         made = tokenizer(kind)
         made.chat_template = TEMPLATES[image]
         finder = QuestionFinder(made, made.get_vocab()[image])
-        assert not found(made, finder, prompt(made, TEMPLATES[image], ("user", QUESTIONS[0], 0)))[1].any()
+        assert not found(made, finder, prompt(made, TEMPLATES[image], ("user", QUESTIONS[0], 0)))[
+            1
+        ].any()
 
 
 def test_a_prompt_that_ignores_the_template_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -94,7 +116,10 @@ def test_a_prompt_that_ignores_the_template_is_said_once(caplog: pytest.LogCaptu
     finder = QuestionFinder(made, made.get_vocab()["<image>"])
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert found(made, finder, "<image> what color is the circle?")[0] == "what color is the circle?"
+            assert (
+                found(made, finder, "<image> what color is the circle?")[0]
+                == "what color is the circle?"
+            )
     assert [record.message for record in caplog.records if "chat template" in record.message] == [
         "a prompt does not end as its chat template does: all text after its image is the question"
     ]
@@ -102,23 +127,29 @@ def test_a_prompt_that_ignores_the_template_is_said_once(caplog: pytest.LogCaptu
 
 def test_no_template_is_refused() -> None:
     made = tokenizer("metaspace")
-    with pytest.raises(UserError, match=r"no chat template.*set processor\.chat_template, or use a pruner"):
+    with pytest.raises(
+        UserError, match=r"no chat template.*set processor\.chat_template, or use a pruner"
+    ):
         QuestionFinder(made, made.get_vocab()["<image>"])
 
 
 IMAGE = {"type": "image"}
 BY_TYPE = "{% for part in turn.content | selectattr('type', 'equalto', "
-# What checkpoints ship with: images first whatever the order (LLaVA-1.5), brackets (Mistral), texts alone (Vicuna).
+# What checkpoints ship with: images first whatever the order (LLaVA-1.5), brackets (Mistral), texts
+# alone (Vicuna).
 OTHERS = {
     "images first": (
         "{% for turn in messages %}{{ turn.role | upper }}: "
         f"{BY_TYPE}'image') %}}<image>\n{{% endfor %}}{BY_TYPE}'text') %}}"
-        "{{ part.text }} {% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+        "{{ part.text }} {% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     ),
     "brackets": (
-        "<s>{% for turn in messages %}{% if turn.role == 'system' %}{{ raise_exception('no system') }}"
-        "{% elif turn.role == 'user' %}[INST] {% for part in turn.content %}{{ '<image>\n' if part.type == 'image' "
-        "else part.text }}{% endfor %} [/INST]{% else %} {{ turn.content[0].text }}</s>{% endif %}{% endfor %}"
+        "<s>{% for turn in messages %}"
+        "{% if turn.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% elif turn.role == 'user' %}[INST] {% for part in turn.content %}"
+        "{{ '<image>\n' if part.type == 'image' else part.text }}{% endfor %} [/INST]"
+        "{% else %} {{ turn.content[0].text }}</s>{% endif %}{% endfor %}"
     ),
     "texts alone": (
         "{% for turn in messages %}{{ turn.role | upper }}: {{ turn.content }} {% endfor %}"
@@ -134,21 +165,29 @@ OTHERS = {
 
 def said(role: str, *parts: str | None) -> dict[str, object]:
     """A turn; None is an image."""
-    return {"role": role, "content": [IMAGE if part is None else {"type": "text", "text": part} for part in parts]}
+    return {
+        "role": role,
+        "content": [IMAGE if part is None else {"type": "text", "text": part} for part in parts],
+    }
 
 
-def words(made: PreTrainedTokenizerFast, template: str, image: str, *turns: dict[str, object]) -> list[str]:
+def words(
+    made: PreTrainedTokenizerFast, template: str, image: str, *turns: dict[str, object]
+) -> list[str]:
     """The question of a conversation, blank-separated."""
     made.chat_template = template
     finder = QuestionFinder(made, made.get_vocab()[image])
     texts = any(isinstance(turn["content"], str) for turn in turns)
-    text = made.apply_chat_template(list(turns), chat_template=template, add_generation_prompt=True, tokenize=False)
+    text = made.apply_chat_template(
+        list(turns), chat_template=template, add_generation_prompt=True, tokenize=False
+    )
     assert texts or image in text
     ids = made([text], return_tensors="pt")["input_ids"]
     mask = finder(ids, torch.ones_like(ids, dtype=torch.bool))[0]
     assert not (mask & (ids[0] == made.get_vocab()[image])).any()
     runs = torch.tensor_split(
-        torch.arange(len(mask))[mask], (torch.arange(len(mask))[mask].diff() > 1).nonzero()[:, 0] + 1
+        torch.arange(len(mask))[mask],
+        (torch.arange(len(mask))[mask].diff() > 1).nonzero()[:, 0] + 1,
     )
     return " ".join(str(made.decode(ids[0, run])) for run in runs).split()
 
@@ -165,14 +204,24 @@ class TestAnywhereInTheTurn:
             ("what color is", None, None),
         ],
     )
-    def test_before_between_and_after_images(self, kind: str, image: str, parts: tuple[str | None, ...]) -> None:
+    def test_before_between_and_after_images(
+        self, kind: str, image: str, parts: tuple[str | None, ...]
+    ) -> None:
         expected = " ".join(part for part in parts if part is not None).split()
         assert words(tokenizer(kind), TEMPLATES[image], image, said("user", *parts)) == expected
 
     def test_after_other_turns_and_a_system_text(self, kind: str, image: str) -> None:
-        before = said("system", "what color is"), said("user", None, QUESTIONS[0]), said("assistant", "red.")
+        before = (
+            said("system", "what color is"),
+            said("user", None, QUESTIONS[0]),
+            said("assistant", "red."),
+        )
         expected = QUESTIONS[1].split()
-        for last in (said("user", QUESTIONS[1], None), said("user", QUESTIONS[1]), said("user", None, QUESTIONS[1])):
+        for last in (
+            said("user", QUESTIONS[1], None),
+            said("user", QUESTIONS[1]),
+            said("user", None, QUESTIONS[1]),
+        ):
             assert words(tokenizer(kind), TEMPLATES[image], image, *before, last) == expected
         only = said("system", "what color is"), said("user", QUESTIONS[1], None)
         assert words(tokenizer(kind), TEMPLATES[image], image, *only) == expected
@@ -183,7 +232,9 @@ class TestAnywhereInTheTurn:
         text = prompt(made, TEMPLATES[image], ("user", QUESTIONS[1], 1)) + " what color"
         assert found(made, QuestionFinder(made, made.get_vocab()[image]), text)[0] == QUESTIONS[1]
 
-    def test_no_words_are_said_once(self, kind: str, image: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_no_words_are_said_once(
+        self, kind: str, image: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         made = tokenizer(kind)
         made.chat_template = TEMPLATES[image]
         finder = QuestionFinder(made, made.get_vocab()[image])
@@ -195,13 +246,23 @@ class TestAnywhereInTheTurn:
     def test_a_batch_of_mixed_layouts_padded_on_either_side(self, kind: str, image: str) -> None:
         made = tokenizer(kind)
         made.chat_template = TEMPLATES[image]
-        turns = [said("user", None, QUESTIONS[0]), said("user", QUESTIONS[1], None), said("user", QUESTIONS[0])]
-        texts = [str(made.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)) for turn in turns]
+        turns = [
+            said("user", None, QUESTIONS[0]),
+            said("user", QUESTIONS[1], None),
+            said("user", QUESTIONS[0]),
+        ]
+        texts = [
+            str(made.apply_chat_template([turn], add_generation_prompt=True, tokenize=False))
+            for turn in turns
+        ]
         finder = QuestionFinder(made, made.get_vocab()[image])
         for side in ("left", "right"):
             batch = made(texts, padding=True, padding_side=side, return_tensors="pt")
             mask = finder(batch["input_ids"], batch["attention_mask"].bool())
-            asked = [str(made.decode(ids[row])).split() for ids, row in zip(batch["input_ids"], mask, strict=True)]
+            asked = [
+                str(made.decode(ids[row])).split()
+                for ids, row in zip(batch["input_ids"], mask, strict=True)
+            ]
             assert asked == [QUESTIONS[0].split(), QUESTIONS[1].split(), []]
 
 

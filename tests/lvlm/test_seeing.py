@@ -31,7 +31,9 @@ def test_what_is_seen_does_not_depend_on_how_many_at_a_time(name: str) -> None:
         assert torch.allclose(alone.extras[extra], together.extras[extra], atol=1e-5)
 
 
-def test_out_of_memory_halves_the_images(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_memory_halves_the_images(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     lvlm: FrozenLVLM = load_component("model", "llava", pretrained=None, dtype="float32")
     expected, stock, sizes = lvlm.encode(SAMPLES), lvlm.see, list[int]()
     images = len({id(image) for sample in SAMPLES for image in sample.images})
@@ -50,16 +52,22 @@ def test_out_of_memory_halves_the_images(monkeypatch: pytest.MonkeyPatch, caplog
     assert "out of memory with" in caplog.text
     lvlm.encode(SAMPLES)
     assert max(sizes[-2:]) <= 2  # it stays so
-    monkeypatch.setattr(lvlm, "see", lambda pixels, extras: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    monkeypatch.setattr(
+        lvlm, "see", lambda pixels, extras: (_ for _ in ()).throw(torch.OutOfMemoryError())
+    )
     with pytest.raises(UserError, match=r"no memory to see a single image: use .*model\.max_tiles"):
         lvlm.encode(SAMPLES)
 
 
 def test_halving_starts_from_what_did_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two images are far below the bound: a bound of half as many would let the same two be tried again."""
+    """Two images are far below the bound: a bound of half as many would let the same two be tried
+    again."""
     lvlm: FrozenLVLM = load_component("model", "llava", pretrained=None, dtype="float32")
     stock, sizes = lvlm.see, list[int]()
-    pair = [SAMPLES[0], next(sample for sample in SAMPLES[1:] if sample.images != SAMPLES[0].images)]
+    pair = [
+        SAMPLES[0],
+        next(sample for sample in SAMPLES[1:] if sample.images != SAMPLES[0].images),
+    ]
 
     def small(pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         sizes.append(len(pixels["pixel_values"]))
@@ -75,7 +83,10 @@ def test_halving_starts_from_what_did_not_fit(monkeypatch: pytest.MonkeyPatch) -
 def test_a_single_image_that_does_not_fit_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of images of different sizes: smaller chunks of the others would not help the large one."""
     lvlm: FrozenLVLM = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")
-    samples = [SAMPLES[0]._replace(images=(SAMPLES[0].images[0].resize((side, side)),)) for side in (280, 56, 57)]
+    samples = [
+        SAMPLES[0]._replace(images=(SAMPLES[0].images[0].resize((side, side)),))
+        for side in (280, 56, 57)
+    ]
     pixels = lvlm.pixels_of(lvlm.processed(samples)[0])
     rows, calls = lvlm.rows_per_image(pixels), list[int]()
     lvlm.values_at_once = sum(rows[1:]) * pixels["pixel_values"][0].numel()

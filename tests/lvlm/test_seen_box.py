@@ -52,14 +52,20 @@ def test_it_is_what_the_stock_processor_cuts_out(size: tuple[int, int]) -> None:
 
 
 def test_literal_boxes() -> None:
-    assert crop_box(cropping(336), *WIDE) == (80.0, 0.0, 560.0, 480.0)  # a quarter of the picture is never seen
+    # a quarter of the picture is never seen
+    assert crop_box(cropping(336), *WIDE) == (80.0, 0.0, 560.0, 480.0)
     square = CLIPImageProcessorPil(size={"height": 48, "width": 48}, do_center_crop=False)
     assert crop_box(square, *WIDE) == (0.0, 0.0, 640.0, 480.0)  # as SigLIP's
 
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "internvl3", "smolvlm2"])
 def test_other_families_see_everything(name: str) -> None:
-    assert load_component("model", name, pretrained=None).seen_box(*WIDE) == (0.0, 0.0, 640.0, 480.0)
+    assert load_component("model", name, pretrained=None).seen_box(*WIDE) == (
+        0.0,
+        0.0,
+        640.0,
+        480.0,
+    )
 
 
 def test_regions_lie_on_the_grid_of_what_is_seen(lvlm: FrozenLVLM) -> None:
@@ -75,12 +81,17 @@ def test_regions_lie_on_the_grid_of_what_is_seen(lvlm: FrozenLVLM) -> None:
 
 
 def test_a_box_beside_the_image_is_on_no_token() -> None:
-    sample = Sample("s", (Image.new("RGB", (40, 40)),), "?", ("a",), region=((50.0, 10.0, 60.0, 20.0),))
+    sample = Sample(
+        "s", (Image.new("RGB", (40, 40)),), "?", ("a",), region=((50.0, 10.0, 60.0, 20.0),)
+    )
     assert not region_rank([sample], [[[(4, 4)]]], 16).any()
 
 
 def test_encoded_says_what_is_seen_and_rows_keep_it(lvlm: FrozenLVLM) -> None:
-    samples = [Sample(name, (Image.new("RGB", size),), "?", ("a",)) for name, size in (("a", WIDE), ("b", (96, 96)))]
+    samples = [
+        Sample(name, (Image.new("RGB", size),), "?", ("a",))
+        for name, size in (("a", WIDE), ("b", (96, 96)))
+    ]
     encoded = lvlm.encode(samples)
     assert encoded.seen == (((80.0, 0.0, 560.0, 480.0),), ((0.0, 0.0, 96.0, 96.0),))
     assert encoded.rows([1]).seen == encoded.seen[1:]
@@ -99,15 +110,20 @@ class Places(Grounding):
         raise NotImplementedError
 
 
-def test_boxes_are_read_and_written_within_what_is_seen(lvlm: FrozenLVLM, caplog: pytest.LogCaptureFixture) -> None:
+def test_boxes_are_read_and_written_within_what_is_seen(
+    lvlm: FrozenLVLM, caplog: pytest.LogCaptureFixture
+) -> None:
     data, image = Places(), Image.new("RGB", WIDE)
     data.reads_boxes_as(lvlm)
     assert "of 640 x 480 pixels it shows 75 %" in caplog.text
     assert data.box_in("[0.0, 0.0, 0.5, 1.0]", image) == (80.0, 0.0, 320.0, 480.0)
     assert data.written((80.0, 0.0, 320.0, 480.0), image) == "[0.000, 0.000, 0.500, 1.000]"
-    assert data.written((0.0, 0.0, 320.0, 480.0), image) == "[0.000, 0.000, 0.500, 1.000]"  # from the edge on
+    # from the edge on
+    assert data.written((0.0, 0.0, 320.0, 480.0), image) == "[0.000, 0.000, 0.500, 1.000]"
     assert in_pixels((1.0, 1.0), (2.0, 4.0), (10.0, 20.0)) == (12.0, 24.0)
-    assert box_text((12.0, 24.0, 14.0, 28.0), "absolute", (2.0, 4.0), (10.0, 20.0)) == "[1, 1, 2, 2]"
+    assert (
+        box_text((12.0, 24.0, 14.0, 28.0), "absolute", (2.0, 4.0), (10.0, 20.0)) == "[1, 1, 2, 2]"
+    )
 
 
 def test_pictures_show_the_grid_where_it_lies() -> None:
@@ -127,7 +143,9 @@ def test_pictures_show_the_grid_where_it_lies() -> None:
 
 
 def test_the_oracle_finds_it(lvlm: FrozenLVLM) -> None:
-    sample = Sample("s", (Image.new("RGB", WIDE),), "?", ("a",), region=((480.0, 400.0, 560.0, 480.0),))
+    sample = Sample(
+        "s", (Image.new("RGB", WIDE),), "?", ("a",), region=((480.0, 400.0, 560.0, 480.0),)
+    )
     oracle = load_component("pruner", "oracle")
     keep = oracle.select(lvlm.encode([sample], frozenset({"region"})), 1 / 36).keep
     assert torch.equal(keep[0].nonzero().squeeze(1), torch.tensor([35]))

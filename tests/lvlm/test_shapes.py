@@ -32,8 +32,14 @@ class TestRefusals:
         refusal = qwen.refusal(about(size))
         assert refusal is not None
         assert refusal[0] == REASON
-        assert f"cannot read {size[0]} x {size[1]} pixels (absolute aspect ratio must be smaller than 200" in refusal[1]
-        with pytest.raises(UserError, match=rf"the image of sample a/b, {size[0]} x {size[1]} pixels .*crop or pad it"):
+        assert (
+            f"cannot read {size[0]} x {size[1]} pixels "
+            "(absolute aspect ratio must be smaller than 200"
+        ) in refusal[1]
+        with pytest.raises(
+            UserError,
+            match=rf"the image of sample a/b, {size[0]} x {size[1]} pixels .*crop or pad it",
+        ):
             qwen.encode([about((64, 64)), about(size)])
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 50), (1999, 10)])

@@ -36,17 +36,26 @@ def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
 def asked(lvlm: FrozenLVLM, samples: list[Sample]) -> list[str]:
     encoded = lvlm.encode(samples)
     assert not (encoded.question & (encoded.input_ids == lvlm.image_token)).any()
-    return [lvlm.tokenizer.decode(ids[row]) for ids, row in zip(encoded.input_ids, encoded.question, strict=True)]
+    return [
+        lvlm.tokenizer.decode(ids[row])
+        for ids, row in zip(encoded.input_ids, encoded.question, strict=True)
+    ]
 
 
 class TestQuestion:
-    def test_before_between_and_after_images(self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_before_between_and_after_images(
+        self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for prompt, samples in LAYOUTS:
             monkeypatch.setattr(lvlm, "prompt", prompt)
             assert asked(lvlm, samples) == [sample.question for sample in samples]
 
     def test_one_that_the_template_holds_too(self, lvlm: FrozenLVLM) -> None:
-        mixed = [TWO._replace(question="A"), SAMPLES[3]._replace(images=(), question="USER"), SAMPLES[0]]
+        mixed = [
+            TWO._replace(question="A"),
+            SAMPLES[3]._replace(images=(), question="USER"),
+            SAMPLES[0],
+        ]
         assert asked(lvlm, mixed) == ["A", "USER", SAMPLES[0].question]
 
     def test_the_first_word_with_the_space_before_it(self) -> None:
@@ -77,13 +86,18 @@ class TestQuestion:
 
 class TestMisread:
     def test_every_special_token_of_every_family(self, lvlm: FrozenLVLM) -> None:
-        names = [token.content for token in lvlm.tokenizer.added_tokens_decoder.values() if token.special]
+        names = [
+            token.content for token in lvlm.tokenizer.added_tokens_decoder.values() if token.special
+        ]
         assert len(names) >= 5
         for token in names:
             for field in ({"question": f"what is {token}?"}, {"answers": ("yes", f"{token}no")}):
                 bad = lvlm.refusal(SAMPLES[0]._replace(**field))
                 assert bad is not None
-                assert bad[0] == f"special token in the {'question' if 'question' in field else 'answer'}"
+                assert (
+                    bad[0]
+                    == f"special token in the {'question' if 'question' in field else 'answer'}"
+                )
                 assert token in bad[1]
         assert lvlm.refusal(SAMPLES[0]) is None
 
@@ -110,7 +124,8 @@ class TestMisread:
 
             def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
                 if "x" in text:
-                    raise Exception("WordLevel error: Missing [UNK] token")  # as tokenizers raises it
+                    # as tokenizers raises it
+                    raise Exception("WordLevel error: Missing [UNK] token")
                 return {"input_ids": [1] if text.strip("?") else []}
 
         misreader = Misreader(Picky())
@@ -125,7 +140,9 @@ class TestMisread:
 
     def test_encode_says_it_in_a_sentence(self, lvlm: FrozenLVLM) -> None:
         for question in (f"what is {lvlm.placeholder}?", "cut \ud83d?"):
-            with pytest.raises(UserError, match=r"cannot be asked scenes/.*(special token in|no Unicode)"):
+            with pytest.raises(
+                UserError, match=r"cannot be asked scenes/.*(special token in|no Unicode)"
+            ):
                 lvlm.encode([SAMPLES[0]._replace(question=question)])
 
 
@@ -140,7 +157,9 @@ class TestDamage:
         {"image": "half \ud83d.png"},
     )
 
-    def test_rows_that_cannot_be_asked_are_counted_wherever_they_are_read(self, tmp_path: Path) -> None:
+    def test_rows_that_cannot_be_asked_are_counted_wherever_they_are_read(
+        self, tmp_path: Path
+    ) -> None:
         Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
         good = {"image": "a.png", "question": "what is it?", "answers": "red"}
         rows = [good | bad for bad in (*self.BAD, {}, {"id": "half \ud83d"})]
@@ -171,6 +190,9 @@ class TestDamage:
     def test_the_demo_answers_in_a_sentence(self) -> None:
         llava = load_component("model", "llava", pretrained=None, dtype="float32")
         for question in ("what is </s>?", "what is \ud83d?"):
-            with pytest.raises(UserError, match=r"llava cannot be asked this, (special token|question is no Unicode)"):
+            with pytest.raises(
+                UserError,
+                match=r"llava cannot be asked this, (special token|question is no Unicode)",
+            ):
                 check_question(llava, question)
         assert check_question(llava, " what? ") == "what?"

@@ -22,7 +22,8 @@ def without_answer(encoded: Encoded) -> TokenSelection:
 
 class TestAnswers:
     def test_reads_the_prompt_and_not_the_mask(self) -> None:
-        """Overwriting the answer's token with another's embedding takes the answer away, whatever was kept."""
+        """Overwriting the answer's token with another's embedding takes the answer away, whatever
+        was kept."""
         lvlm = ToyLVLM()
         samples, encoded = batch(lvlm, 60)
         answers = [sample.answers[0] for sample in samples]
@@ -32,7 +33,9 @@ class TestAnswers:
         merged = encoded.visual.clone()
         merged[rows, answer_at] = merged[rows, other]
         kept = lvlm.score(splice(encoded, keep_all(encoded)), answers)
-        lost = lvlm.score(splice(encoded, TokenSelection(encoded.visual_mask, merged=merged)), answers)
+        lost = lvlm.score(
+            splice(encoded, TokenSelection(encoded.visual_mask, merged=merged)), answers
+        )
         pruned = lvlm.score(splice(encoded, without_answer(encoded)), answers)
         assert bool(kept[1].all())
         assert not lost[1].any()
@@ -59,13 +62,19 @@ class TestEncode:
     def test_is_an_lvlm_with_a_cost(self) -> None:
         lvlm = ToyLVLM()
         assert isinstance(lvlm, LVLM)
-        parts = cost.total(lvlm.shape, text_tokens=6, visual_tokens=24, answer_tokens=lvlm.answer_length("one"))
-        assert parts["total"] > cost.total(lvlm.shape, text_tokens=6, visual_tokens=2, answer_tokens=1)["total"]
+        parts = cost.total(
+            lvlm.shape, text_tokens=6, visual_tokens=24, answer_tokens=lvlm.answer_length("one")
+        )
+        assert (
+            parts["total"]
+            > cost.total(lvlm.shape, text_tokens=6, visual_tokens=2, answer_tokens=1)["total"]
+        )
 
     def test_a_sample_alone_is_encoded_as_in_a_batch(self) -> None:
         lvlm = ToyLVLM(width=20)
         samples, encoded = batch(lvlm, 12)
-        assert encoded.attention.sum(1).tolist() == [30] * 6 + [34] * 6  # two wordings: padding happens
+        # two wordings: padding happens
+        assert encoded.attention.sum(1).tolist() == [30] * 6 + [34] * 6
         for i, sample in enumerate(samples):
             one = lvlm.encode([sample], frozenset({"cls_attention"}))
             assert torch.equal(one.visual[0], encoded.visual[i])
@@ -78,5 +87,7 @@ class TestEncode:
     def test_what_it_cannot_do_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"toy cannot provide \['depth'\]"):
             ToyLVLM().encode([ToyDataset()[0]], frozenset({"depth"}))
-        with pytest.raises(UserError, match=r"model\.width=12 cannot hold 10 codes and noise: give at least 16\."):
+        with pytest.raises(
+            UserError, match=r"model\.width=12 cannot hold 10 codes and noise: give at least 16\."
+        ):
             ToyLVLM(width=12)

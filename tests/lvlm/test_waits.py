@@ -46,7 +46,11 @@ def test_of_a_micro_batch_do_not_depend_on_the_number_of_prompts(
     def work(count: int) -> Callable[[], Any]:
         part = encoded.rows(range(count))
         prompt, answers = splice(part, keep_all(part)), ["red"] * count
-        return (lambda: lvlm.score(prompt, answers)) if method == "score" else (lambda: lvlm.answer(prompt))
+        return (
+            (lambda: lvlm.score(prompt, answers))
+            if method == "score"
+            else (lambda: lvlm.answer(prompt))
+        )
 
     work(2)()  # what is done once is done
     assert waits(work(12)) == waits(work(2)) <= 12
@@ -60,7 +64,8 @@ def test_of_several_micro_batches_are_a_few_each(
     for size in (12, 3):
         monkeypatch.setattr(lvlm, "micro_batch", size)
         counts.append(waits(lambda: lvlm.score(prompt, ["red"] * 12)))
-    assert counts[1] - counts[0] <= 3 * 2  # ours and the stock class's look at the mask, once per forward
+    # ours and the stock class's look at the mask, once per forward
+    assert counts[1] - counts[0] <= 3 * 2
 
 
 def test_of_encoding_do_not_depend_on_the_number_of_samples(lvlm: Llava) -> None:

@@ -98,7 +98,9 @@ def pruned(lvlm: FrozenLVLM, wrapper: Any, by: Any = None) -> None:
         expected, kept = answer(lvlm.model, batch), pruning.kept
     with tprl.prune(wrapper, "divprune", keep_ratio=0.3) as pruning:
         assert torch.equal(answer(caller, batch), expected)
-        assert [len(row[0].indices) for row in pruning.kept] == [len(row[0].indices) for row in kept]
+        assert [len(row[0].indices) for row in pruning.kept] == [
+            len(row[0].indices) for row in kept
+        ]
         with pytest.raises(UserError, match="pruned already"):
             tprl.prune(lvlm.model, "divprune", keep_ratio=0.3)
     assert vars(lvlm.model) == state
@@ -110,7 +112,9 @@ def test_adapters_around_every_family(lvlm: FrozenLVLM) -> None:
     assert stock_model(lvlm.model) is lvlm.model
 
 
-@pytest.mark.parametrize("wrap", [Tuner, Proxy, lambda m: torch.compile(PeftLike(m), backend="eager")])
+@pytest.mark.parametrize(
+    "wrap", [Tuner, Proxy, lambda m: torch.compile(PeftLike(m), backend="eager")]
+)
 def test_other_wrappers(llava: FrozenLVLM, wrap: Any) -> None:
     pruned(llava, wrap(llava.model))
 
@@ -122,7 +126,12 @@ def test_compiled_models(llava: FrozenLVLM) -> None:
 def test_data_parallel_models(llava: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", torch.distributed.is_initialized)
     pruned(llava, DataParallel(llava.model), by=llava.model)
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+    }.items():
         monkeypatch.setitem(os.environ, name, value)
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
@@ -162,9 +171,15 @@ def test_weights_that_a_hook_brings() -> None:
             r"adapter 'default' of PeftLike is a SimpleNamespace.*such as LoRA",
         ),
         (FullyShardedDataParallel, "FullyShardedDataParallel shards the weights"),
-        (lambda m: PeftLike(FullyShardedDataParallel(m)), "FullyShardedDataParallel in PeftLike shards"),
+        (
+            lambda m: PeftLike(FullyShardedDataParallel(m)),
+            "FullyShardedDataParallel in PeftLike shards",
+        ),
         (Captured, "Captured has kept the generate of the model inside.*wrap it after that"),
-        (lambda m: nn.ModuleList([m, load_component("model", "llava", pretrained=None).model]), "holds 2 models"),
+        (
+            lambda m: nn.ModuleList([m, load_component("model", "llava", pretrained=None).model]),
+            "holds 2 models",
+        ),
         (lambda m: nn.Linear(2, 2), r"Linear \(model_type Linear\) has no image tokens"),
     ],
 )

@@ -30,7 +30,8 @@ CONTRAST = """() => {
     for (let e = owner; e; e = e.parentElement) layers.unshift(getComputedStyle(e).backgroundColor)
     const inside = owner.closest('svg'), behind = pixel(...layers)
     const [a, b] = [light(pixel(...layers, inside ? style.fill : style.color)), light(behind)]
-    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), walker.currentNode.textContent.trim()])
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)
+    found.push([contrast, walker.currentNode.textContent.trim()])
   }
   return found
 }"""
@@ -42,7 +43,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = gallery(3)
     shown[1] = replace(shown[1], panels=[replace(panel, right=False) for panel in shown[1].panels])
     facts = {"questions": 150, "date": "2026-11-23", "hardware": "a_CPU_" * 30}
-    write(path, gallery=shown, facts=facts, commands=["a_command_" * 40], config_yaml=f"key: {'value_' * 60}")
+    write(
+        path,
+        gallery=shown,
+        facts=facts,
+        commands=["a_command_" * 40],
+        config_yaml=f"key: {'value_' * 60}",
+    )
     return path
 
 
@@ -65,9 +72,13 @@ def test_nothing_is_fetched_and_nothing_is_complained_about(page: Any, report: P
 @pytest.mark.parametrize("page", EVERY, indirect=True)
 def test_the_page_does_not_scroll_sideways_with_everything_open(page: Any) -> None:
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    wide, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    wide, room = page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
     assert wide <= room
-    tables = page.evaluate("[...document.querySelectorAll('table')].map(t => !!t.closest('.scroll[tabindex]'))")
+    tables = page.evaluate(
+        "[...document.querySelectorAll('table')].map(t => !!t.closest('.scroll[tabindex]'))"
+    )
     assert len(tables) > 3
     assert all(tables)
 
@@ -100,12 +111,16 @@ def test_plots_and_pictures_are_not_blank_in_either_scheme(browser: Any, report:
 
 @pytest.mark.parametrize("page", [("desk", "light")], indirect=True)
 def test_a_keyboard_reaches_everything(page: Any) -> None:
-    """Tab by tab: the link to the content first, then every link, table and summary, each visibly in focus."""
+    """Tab by tab: the link to the content first, then every link, table and summary, each visibly
+    in focus."""
     wanted = page.evaluate("document.querySelectorAll('a, summary, .scroll').length")
     seen = []
     for _ in range(wanted + 5):
         page.keyboard.press("Tab")
-        now = "(e => [e.tagName + e.className, getComputedStyle(e).outlineStyle])(document.activeElement)"
+        now = (
+            "(e => [e.tagName + e.className, "
+            "getComputedStyle(e).outlineStyle])(document.activeElement)"
+        )
         name, outline = page.evaluate(now)
         if name.startswith("BODY"):
             break
@@ -147,8 +162,12 @@ def test_headings_tables_and_regions_have_names(page: Any) -> None:
     assert page.get_by_role("navigation", name="Sections").count() == 1
     assert page.get_by_role("region", name="What was kept").count() == 1
     assert page.get_by_role("img", name="Accuracy against FLOPs").count() == 1
-    assert page.evaluate("[...document.querySelectorAll('th')].every(h => ['row', 'col'].includes(h.scope))")
+    assert page.evaluate(
+        "[...document.querySelectorAll('th')].every(h => ['row', 'col'].includes(h.scope))"
+    )
     assert page.get_by_text("Failure: tprl is wrong, all tokens are right").count() == 1
-    targets = page.evaluate("[...document.querySelectorAll('a')].map(a => !!document.querySelector(a.hash))")
+    targets = page.evaluate(
+        "[...document.querySelectorAll('a')].map(a => !!document.querySelector(a.hash))"
+    )
     assert len(targets) > 5
     assert all(targets)

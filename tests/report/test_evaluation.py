@@ -21,7 +21,18 @@ from tprl.report.page import TableEntry, page_table
 from tprl.report.spread import TokenSpread
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "link"}
-NAMES = ("random", "uniform", "pooling", "cls_attention", "vispruner", "divprune", "mlp", "tprl_lfd", "tprl", "<new>")
+NAMES = (
+    "random",
+    "uniform",
+    "pooling",
+    "cls_attention",
+    "vispruner",
+    "divprune",
+    "mlp",
+    "tprl_lfd",
+    "tprl",
+    "<new>",
+)
 RATIOS = {1 / 3: 64, 2 / 9: 43, 1 / 9: 21}
 
 
@@ -67,7 +78,9 @@ def picture(seed: int, side: int = 128) -> Image.Image:
 
 
 def rows() -> Iterator[Row]:
-    def row(pruner: str, ratio: float | None, kept: float, metric: str, value: float, flops: float) -> Row:
+    def row(
+        pruner: str, ratio: float | None, kept: float, metric: str, value: float, flops: float
+    ) -> Row:
         return Row(
             "tiny_llava",
             "scenes",
@@ -93,7 +106,9 @@ def rows() -> Iterator[Row]:
         for place, name in enumerate(NAMES):
             for ratio, kept in RATIOS.items():
                 lost = (1 - ratio) ** 2 * (0.5 - 0.035 * place)
-                yield row(name, ratio, kept, metric, level - lost, 0.3 + 0.7 * ratio + 0.002 * place)
+                yield row(
+                    name, ratio, kept, metric, level - lost, 0.3 + 0.7 * ratio + 0.002 * place
+                )
         yield row("tprl_adaptive", None, 33.4, metric, level - 0.1, 0.5)
         yield row("oracle", 1 / 9, 21, metric, level - 0.02, 0.38)
 
@@ -104,17 +119,29 @@ def gallery(items: int, panels: int = 4) -> list[GalleryItem]:
     def panel(name: str) -> Panel:
         probability = rng.random((12, 16))
         keep = probability > np.sort(probability.ravel())[-22]
-        return Panel(name, keep, "a <red> square", right=True, probability=probability if name == "tprl" else None)
+        return Panel(
+            name,
+            keep,
+            "a <red> square",
+            right=True,
+            probability=probability if name == "tprl" else None,
+        )
 
     names = ["tprl", "vispruner", "random", "divprune", "mlp", "uniform"][:panels]
-    shown = [[*map(panel, names), Panel("pooling", None, "blue", right=False)] for _ in range(items)]
+    shown = [
+        [*map(panel, names), Panel("pooling", None, "blue", right=False)] for _ in range(items)
+    ]
     question = 'Is the <b>red</b> square left of the "big" circle?'
-    return [GalleryItem(picture(i), question, "yes & no", "yes", shown[i], True) for i in range(items)]
+    return [
+        GalleryItem(picture(i), question, "yes & no", "yes", shown[i], True) for i in range(items)
+    ]
 
 
 def guided() -> Guided:
     keeps = tuple(np.random.default_rng(i).random((12, 16)) < 0.11 for i in range(2))
-    pair = GuidedPair(picture(7), ("What color is the circle?", "How many squares?"), keeps, ("red", "2"), 0.31)  # type: ignore[arg-type]
+    pair = GuidedPair(
+        picture(7), ("What color is the circle?", "How many squares?"), keeps, ("red", "2"), 0.31
+    )  # type: ignore[arg-type]
     accuracy, shuffled = Interval(0.87, 0.84, 0.9), Interval(0.7, 0.66, 0.73)
     return Guided("tprl", 1 / 9, 0.35, 1 / 9, accuracy, shuffled, [pair], 523, 200)
 
@@ -128,7 +155,10 @@ def write(path: Path, items: int = 3, **options: object) -> str:
     steps = [100.0 * i for i in range(20)]
     arguments: dict = {
         "title": "TPRL on scenes <test>",
-        "headline": "At 1/9 of the visual tokens TPRL keeps 87.3 % accuracy, 4.1 points above its demonstrator.",
+        "headline": (
+            "At 1/9 of the visual tokens TPRL keeps 87.3 % "
+            "accuracy, 4.1 points above its demonstrator."
+        ),
         "rows": list(rows()),
         "paired": paired,
         "gallery": gallery(items),
@@ -160,7 +190,12 @@ def test_tags_balance_and_ids_are_unique(text: str) -> None:
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     known = {f"#{i}" for i in ids}
-    assert all((href in known) for tag in page.all("use") for key, href in tag.items() if key.endswith("href"))
+    assert all(
+        (href in known)
+        for tag in page.all("use")
+        for key, href in tag.items()
+        if key.endswith("href")
+    )
     assert set(re.findall(r"url\((#[^)]+)\)", text)) <= known
 
 
@@ -217,7 +252,8 @@ def part(text: str, heading: str) -> str:
 
 
 def test_bold_is_the_best_rival(text: str) -> None:
-    """At 1/9 the unknown pruner is best: 95.3 - (8/9)^2 * (50 - 31.5) = 80.7; the oracle and all tokens stay plain."""
+    """At 1/9 the unknown pruner is best: 95.3 - (8/9)^2 * (50 - 31.5) = 80.7; the oracle and all
+    tokens stay plain."""
     table = part(text, "Accuracy by keep ratio").partition("<table>")[2]
     assert len(re.findall("<strong>", table)) == 4
     assert "<strong>80.7</strong><small>77.7 to 83.5</small></td>" in table
@@ -226,7 +262,8 @@ def test_bold_is_the_best_rival(text: str) -> None:
 
 
 def test_retained_is_a_share_of_the_accuracy_with_all_tokens(text: str) -> None:
-    """80.7 / 95.3 = 84.7 % for the best rival at 1/9; the oracle's 93.3 are 97.9 %, and not bold."""
+    """80.7 / 95.3 = 84.7 % for the best rival at 1/9; the oracle's 93.3 are 97.9 %, and not
+    bold."""
     shown = part(text, "Accuracy by keep ratio")
     assert "With all 192 visual tokens: 95.3 % (92.3 to 98.1)." in shown
     table = shown[shown.index('<table class="shaded">') :].partition("</table>")[0]
@@ -287,7 +324,10 @@ def test_paired_bold_only_where_the_interval_excludes_zero(text: str) -> None:
 
 
 def test_a_difference_of_nothing_has_no_interval(tmp_path: Path) -> None:
-    found = [Paired("tprl", "random", 1 / 9, 0.0, 0.0, 0.0, 1.0), Paired("tprl", "mlp", 1 / 9, 0.0, -0.1, 0.1, 1.0)]
+    found = [
+        Paired("tprl", "random", 1 / 9, 0.0, 0.0, 0.0, 1.0),
+        Paired("tprl", "mlp", 1 / 9, 0.0, -0.1, 0.1, 1.0),
+    ]
     table = part(write(tmp_path / "report.html", paired=found), "Paired differences")
     assert table.count("<td><em>level</em></td>") == 1
     assert "+0.0<small>-10.0 to +10.0, p 1.000</small>" in table
@@ -316,7 +356,11 @@ def test_the_hint_goes_by_what_the_entries_hold() -> None:
 
 def test_both_color_schemes_define_every_color(text: str) -> None:
     style = text[text.index("<style>") : text.index("</style>")]
-    schemes = re.findall(r"(@media screen and \(prefers-color-scheme: dark\) \{\s*)?:root \{(.*?)\}", style, re.DOTALL)
+    schemes = re.findall(
+        r"(@media screen and \(prefers-color-scheme: dark\) \{\s*)?:root \{(.*?)\}",
+        style,
+        re.DOTALL,
+    )
     used = set(re.findall(r"var\((--[a-z0-9]+)\)", text))
     assert len(used) > 15
     for dark in (False, True):
@@ -331,10 +375,20 @@ def test_many_pictures_stay_below_three_megabytes(tmp_path: Path) -> None:
 
 
 def test_sections_without_material_are_left_out(tmp_path: Path) -> None:
-    empty = {"paired": [], "gallery": [], "guided": None, "spreads": [], "commands": [], "config_yaml": ""}
+    empty = {
+        "paired": [],
+        "gallery": [],
+        "guided": None,
+        "spreads": [],
+        "commands": [],
+        "config_yaml": "",
+    }
     accuracy = [row for row in rows() if row.metric == "accuracy"]
     page = Page(write(tmp_path / "report.html", rows=accuracy, learning_curves=None, **empty))
-    assert [word for tag, word in page.words if tag == "h2"] == ["Accuracy against compute", "Accuracy by keep ratio"]
+    assert [word for tag, word in page.words if tag == "h2"] == [
+        "Accuracy against compute",
+        "Accuracy by keep ratio",
+    ]
 
 
 def test_the_same_report_twice_is_the_same_file(tmp_path: Path, text: str) -> None:
@@ -384,9 +438,16 @@ def test_labels_are_pushed_apart_no_more_than_needed() -> None:
 
 def test_the_numbers_of_a_benchmark_are_in_their_own_unit(tmp_path: Path) -> None:
     def row(metric: str, value: float) -> Row:
-        return Row("m", "mme", "tprl", 0, 1 / 3, 64.0, metric, value, value - 1, value + 1, 1.0, 0.5)
+        return Row(
+            "m", "mme", "tprl", 0, 1 / 3, 64.0, metric, value, value - 1, value + 1, 1.0, 0.5
+        )
 
-    rows = [row("accuracy", 0.5), row("mme/perception", 1511.3), row("mme/score/OCR", 140.0), row("accuracy/OCR", 0.25)]
+    rows = [
+        row("accuracy", 0.5),
+        row("mme/perception", 1511.3),
+        row("mme/score/OCR", 140.0),
+        row("accuracy/OCR", 0.25),
+    ]
     path = tmp_path / "report.html"
     write_report(path, title="t", headline="h", rows=rows, protocol="MME's own rule")
     words = [text for _, text in Page(path.read_text()).words]

@@ -7,8 +7,19 @@ from tprl.evaluation.results import SampleRow
 from tprl.report.spread import QUANTILES, spread_section, token_spreads
 
 
-def sample(i: int, pruner: str, ratio: float | None, score: float, kept: int, seed: int = 0) -> SampleRow:
-    return SampleRow(f"scenes/test/{i}/x", "count" if i % 2 else "attribute", pruner, seed, ratio, None, score, kept)
+def sample(
+    i: int, pruner: str, ratio: float | None, score: float, kept: int, seed: int = 0
+) -> SampleRow:
+    return SampleRow(
+        f"scenes/test/{i}/x",
+        "count" if i % 2 else "attribute",
+        pruner,
+        seed,
+        ratio,
+        None,
+        score,
+        kept,
+    )
 
 
 ROWS = [

@@ -1,4 +1,5 @@
-"""Checkpoints come at the end of every n-th batch, not one later, and a run goes on from them as if never stopped."""
+"""Checkpoints come at the end of every n-th batch, not one later, and a run goes on from them as if
+never stopped."""
 
 import contextlib
 import csv
@@ -29,17 +30,25 @@ class Diary(pl.Callback):
         self.seen: list[int] = []
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         there = self.path.is_file()
-        self.seen.append(torch.load(self.path, weights_only=True)["ppo"]["iteration"] if there else 0)
+        self.seen.append(
+            torch.load(self.path, weights_only=True)["ppo"]["iteration"] if there else 0
+        )
 
 
 def test_every_second_iteration(tmp_path: Path) -> None:
     diary = Diary(tmp_path / LAST)
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[SaveEvery(tmp_path, 2), diary],
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[SaveEvery(tmp_path, 2), diary],
     )  # fmt: skip
     trainer.fit(ppo(iterations=5))
     assert diary.seen == [0, 2, 2, 4, 5]  # and the last one
@@ -52,14 +61,20 @@ class Signal(pl.Callback):
         self.batch, self.number = batch, number
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        if trainer.fit_loop.epoch_loop.batch_progress.total.ready == self.batch and signals.asked() is None:
+        if (
+            trainer.fit_loop.epoch_loop.batch_progress.total.ready == self.batch
+            and signals.asked() is None
+        ):
             os.kill(os.getpid(), self.number)
 
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_the_iteration_is_finished_and_saved(self, number: int, tmp_path: Path) -> None:
-        with signals.listening(), pytest.raises(signals.Stopped, match=signal.Signals(number).name) as stop:
+        with (
+            signals.listening(),
+            pytest.raises(signals.Stopped, match=signal.Signals(number).name) as stop,
+        ):
             fit(ppo(iterations=6), SaveEvery(tmp_path, 5), Signal(2, number))
         assert stop.value.saved == "iteration 2 is finished and saved"
         assert torch.load(tmp_path / LAST, weights_only=True)["ppo"]["iteration"] == 2
@@ -85,7 +100,8 @@ class TestSignals:
 class TestGoingOn:
     @pytest.mark.parametrize("batch", [1, 3, 4, 5, 8])
     def test_lfd_from_any_step(self, batch: int, tmp_path: Path) -> None:
-        """Two epochs of four batches, the last one of them short; 4 and 8 are the last steps of an epoch."""
+        """Two epochs of four batches, the last one of them short; 4 and 8 are the last steps of an
+        epoch."""
         options: dict[str, Any] = {"demonstrations": 56, "batch_size": 16, "epochs": 2}
         whole, first, ends = lfd(**options), lfd(**options), (LastWeights(), LastWeights())
         torch.manual_seed(0)
@@ -113,15 +129,17 @@ class TestGoingOn:
                 pl.seed_everything(self.seed, verbose=False)
 
             def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-                self.seen.append(float(torch.rand(())) + np.random.random())  # libraries draw from random, too
+                # libraries draw from random, too
+                self.seen.append(float(torch.rand(())) + np.random.random())
 
         def run(name: str, seed: int, *more: pl.Callback, **options: Any) -> list[float]:
             draws, logger = Draws(seed), MetricsCSV(tmp_path / name, name="", version="")
             with contextlib.suppress(signals.Stopped), signals.listening():
                 callbacks = [SaveEvery(tmp_path, 100), *more, draws]
                 trainer = pl.Trainer(
-                    max_epochs=1, accelerator="cpu", logger=logger, callbacks=callbacks, log_every_n_steps=1,
-                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                    max_epochs=1, accelerator="cpu", logger=logger, callbacks=callbacks,
+                    log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False,
+                    enable_model_summary=False,
                 )  # fmt: skip
                 trainer.fit(ppo(iterations=5, validate_every=2), weights_only=True, **options)
             return draws.seen
@@ -130,10 +148,14 @@ class TestGoingOn:
             """The rows without what a clock has measured."""
             with (tmp_path / name / "metrics.csv").open() as file:
                 rows = list(csv.DictReader(file))
-            return [{k: v for k, v in r.items() if not k.startswith("time/") and "per_second" not in k} for r in rows]
+            return [
+                {k: v for k, v in r.items() if not k.startswith("time/") and "per_second" not in k}
+                for r in rows
+            ]
 
         whole, first = run("whole", 0), run("parts", 0, Signal(3))
-        (tmp_path / "parts/metrics.csv").open("a").write("9,9\n")  # iterations after the checkpoint, cut by a kill
+        # iterations after the checkpoint, cut by a kill
+        (tmp_path / "parts/metrics.csv").open("a").write("9,9\n")
         assert first + run("parts", 1, ckpt_path=tmp_path / LAST) == whole
         assert table("parts") == table("whole")
 

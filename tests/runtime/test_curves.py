@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from tprl.errors import UserError
 from tprl.runtime.curves import CURVES, Curves, read_curves, write_curves
 
-TRAINING, HELD_OUT = (f"autoencoder, share of variance lost: {name}" for name in ("training", "held out"))
+TRAINING, HELD_OUT = (
+    f"autoencoder, share of variance lost: {name}" for name in ("training", "held out")
+)
 TITLES = ({"autoencoder/mse": TRAINING}, {"autoencoder/val_mse": HELD_OUT})
 
 
@@ -42,7 +44,11 @@ class Falling(pl.LightningModule):
 
 def fitted(curves: Curves, directory: Path, epochs: int, **options: Any) -> pl.Trainer:
     data = DataLoader(TensorDataset(torch.zeros(8, 1)), 4)
-    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = pl.Trainer(
         max_epochs=epochs,
         callbacks=[curves],

@@ -41,7 +41,9 @@ def flipped(content: bytes) -> bytes:
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda content: content[: len(content) // 2],
-    "head": lambda content: b"\x00" * min(16, len(content) // 2) + content[min(16, len(content) // 2) :],
+    "head": lambda content: (
+        b"\x00" * min(16, len(content) // 2) + content[min(16, len(content) // 2) :]
+    ),
     "flipped": flipped,
     "empty": lambda content: b"",
 }
@@ -74,7 +76,10 @@ KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "model.safetensors": (lambda at: policy().save_pretrained(at), load_pruner),
     "config.json": (lambda at: policy().save_pretrained(at), load_pruner),
     STARTED: (lambda at: run_directory.begin(at, ["seed=1"]), run_directory.settings_of),
-    DONE: (lambda at: run_directory.finish(at, ["seed=1"], 2.0), lambda at: run_directory.settings_of(at, DONE)),
+    DONE: (
+        lambda at: run_directory.finish(at, ["seed=1"], 2.0),
+        lambda at: run_directory.settings_of(at, DONE),
+    ),
     SETTINGS: (
         lambda at: write_sealed(at / SETTINGS, "seed: 1\nstage:\n  keep_ratio: 0.333\n"),
         lambda at: run_directory.read_yaml(at / SETTINGS, "copy it again"),
@@ -90,7 +95,9 @@ KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
         lambda at: read_results(at / "results.csv"),
     ),
     "evaluation.json": (
-        lambda at: write_sealed(at / "evaluation.json", json.dumps({"dataset": "toy", "questions": 10})),
+        lambda at: write_sealed(
+            at / "evaluation.json", json.dumps({"dataset": "toy", "questions": 10})
+        ),
         lambda at: read_facts(at / "evaluation.json"),
     ),
 }
@@ -119,13 +126,19 @@ def test_damage_is_one_sentence_with_the_file_and_the_way_on(
 
 
 @pytest.mark.parametrize("name", [LAST, PARTS])
-@pytest.mark.parametrize("damage", [DAMAGE["cut"], DAMAGE["head"], DAMAGE["empty"]], ids=["cut", "head", "empty"])
-def test_checkpoints_of_an_older_version_too(name: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", [DAMAGE["cut"], DAMAGE["head"], DAMAGE["empty"]], ids=["cut", "head", "empty"]
+)
+def test_checkpoints_of_an_older_version_too(
+    name: str, damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
     torch.save(checkpoint("ppo"), tmp_path / name)
     assert checkpoint_of(tmp_path, "ppo") == (str(tmp_path / LAST) if name == LAST else None)
     Finished(tmp_path, resume=True)
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
-    with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): move {name} away and give resume="):
+    with pytest.raises(
+        UserError, match=rf"{name} is damaged \(.*\): move {name} away and give resume="
+    ):
         Finished(tmp_path, resume=True)
 
 
@@ -139,7 +152,9 @@ class TestTheWayOn:
 
     def test_after_the_parts_that_are_whole(self, tmp_path: Path) -> None:
         save(checkpoint("lfd"), tmp_path / PARTS)
-        assert "parts.ckpt is whole, and the run goes on after the last part in it." in self.broken(tmp_path, LAST)
+        assert "parts.ckpt is whole, and the run goes on after the last part in it." in self.broken(
+            tmp_path, LAST
+        )
         (tmp_path / LAST).rename(tmp_path / "last.damaged")
         assert Finished(tmp_path, resume=True).parts == ["lfd"]
 
@@ -149,11 +164,15 @@ class TestTheWayOn:
         assert f"stage.init_from={tmp_path}/pruner" in self.broken(tmp_path, PARTS)
         (tmp_path / "pruner/model.safetensors").write_bytes(b"x")
         assert f"stage.init_from={tmp_path}/lfd" in self.broken(tmp_path, PARTS)
-        with pytest.raises(UserError, match=rf"or use {tmp_path}/lfd of the same run, which is whole"):
+        with pytest.raises(
+            UserError, match=rf"or use {tmp_path}/lfd of the same run, which is whole"
+        ):
             load_pruner(tmp_path)
 
     def test_anew_where_nothing_is_left(self, tmp_path: Path) -> None:
-        assert self.broken(tmp_path, LAST).endswith("nothing earlier is saved, and the run starts anew.")
+        assert self.broken(tmp_path, LAST).endswith(
+            "nothing earlier is saved, and the run starts anew."
+        )
 
     def test_a_table_of_metrics_that_was_moved_away_is_missed(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -161,7 +180,9 @@ class TestTheWayOn:
         mark = metrics(tmp_path).mark()
         (tmp_path / "metrics.csv").unlink()
         MetricsCSV(tmp_path, name="", version="").keep(**mark)
-        assert "metrics.csv is gone: the 5 rows before this point are missing from it" in caplog.text
+        assert (
+            "metrics.csv is gone: the 5 rows before this point are missing from it" in caplog.text
+        )
 
     def test_settings_that_were_edited_on_purpose(self, tmp_path: Path) -> None:
         policy().save_pretrained(tmp_path)

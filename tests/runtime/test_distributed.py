@@ -43,7 +43,9 @@ class TestShares:
             means.append(distributed.share(batch).mean() * distributed.weight(size))
         assert float(torch.stack(means).mean()) == pytest.approx(float(batch.mean()), abs=1e-12)
 
-    def test_every_rank_gets_something_of_every_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_every_rank_gets_something_of_every_batch(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sampler = BatchSampler(SequentialSampler(range(7)), 3, drop_last=False)
         found = []
         for rank in range(2):
@@ -57,7 +59,12 @@ class TestShares:
         values = torch.randn(4)
         assert torch.equal(distributed.stacked(values)[0], values)
         assert torch.equal(distributed.gathered_rows(values), values)
-        assert (distributed.rank(), distributed.count(), distributed.gathered("a"), distributed.weight(7)) == (
+        assert (
+            distributed.rank(),
+            distributed.count(),
+            distributed.gathered("a"),
+            distributed.weight(7),
+        ) == (
             0,
             1,
             ["a"],
@@ -68,15 +75,22 @@ class TestShares:
 class TestLaunch:
     def test_ranks_that_cannot_be_had(self, monkeypatch: pytest.MonkeyPatch) -> None:
         if not torch.cuda.is_available():
-            with pytest.raises(UserError, match=r"no ranks with trainer.accelerator=gpu, trainer.devices=-1 .*=cpu"):
+            with pytest.raises(
+                UserError, match=r"no ranks with trainer.accelerator=gpu, trainer.devices=-1 .*=cpu"
+            ):
                 distributed.launch_ranks({"strategy": "ddp", "accelerator": "gpu", "devices": -1})
         as_rank(0, 2, monkeypatch)
-        with pytest.raises(UserError, match="2 processes were started, and this trainer is for one: set trainer=ddp"):
+        with pytest.raises(
+            UserError,
+            match="2 processes were started, and this trainer is for one: set trainer=ddp",
+        ):
             distributed.launch_ranks({"accelerator": "cpu", "devices": 1})
 
 
 def told(**more: object) -> dict[str, str]:
-    found = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in more.items()}
+    found = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | {
+        name: str(value) for name, value in more.items()
+    }
     return os.environ | found
 
 
@@ -89,26 +103,42 @@ def only_run(folder: Path) -> Path:
 
 @pytest.mark.slow
 class TestCommands:
-    """The launchers, on two CPU processes; `runs/` is below the directory that the command is called in."""
+    """The launchers, on two CPU processes; `runs/` is below the directory that the command is
+    called in."""
 
     def call(self, folder: Path, *command: str) -> str:
         here = told(PYTHONPATH=ROOT)
         done = subprocess.run(
-            [sys.executable, *command], cwd=folder, env=here, capture_output=True, text=True, timeout=300
+            [sys.executable, *command],
+            cwd=folder,
+            env=here,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    def test_torchrun_trains_in_one_directory_and_evaluates_there_as_one_process_does(self, tmp_path: Path) -> None:
+    def test_torchrun_trains_in_one_directory_and_evaluates_there_as_one_process_does(
+        self, tmp_path: Path
+    ) -> None:
         torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
         out = self.call(tmp_path, *torchrun, "src.train", *PPO, *TOY, *DDP)
         run = only_run(tmp_path)
         assert out.count("run: ") == 1
         assert (run / "pruner" / "model.safetensors").is_file()
-        options = ("pruners=[random,cls_attention]", "keep_ratios=[0.1111]", "limit=11", "batch_size=4", "logger=none")
+        options = (
+            "pruners=[random,cls_attention]",
+            "keep_ratios=[0.1111]",
+            "limit=11",
+            "batch_size=4",
+            "logger=none",
+        )
         for name, command in (("two", torchrun), ("one", ("-m",))):
             self.call(tmp_path, *command, "src.eval", *options, f"hydra.run.dir={tmp_path / name}")
-        assert (tmp_path / "two" / "results.csv").read_bytes() == (tmp_path / "one" / "results.csv").read_bytes()
+        assert (tmp_path / "two" / "results.csv").read_bytes() == (
+            tmp_path / "one" / "results.csv"
+        ).read_bytes()
 
     def test_lightning_starts_the_other_rank(self, tmp_path: Path) -> None:
         out = self.call(tmp_path, "-m", "src.train", *PPO, *TOY, *DDP)
@@ -120,8 +150,18 @@ class TestCommands:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        job = {"SLURM_JOB_ID": 4242, "SLURM_JOB_NAME": "tprl", "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2}
-        job |= {"SLURM_NNODES": 1, "SLURM_NODEID": 0, "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port}
+        job = {
+            "SLURM_JOB_ID": 4242,
+            "SLURM_JOB_NAME": "tprl",
+            "SLURM_NTASKS": 2,
+            "SLURM_NTASKS_PER_NODE": 2,
+        }
+        job |= {
+            "SLURM_NNODES": 1,
+            "SLURM_NODEID": 0,
+            "SLURM_NODELIST": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         tasks = [
             subprocess.Popen(
                 [sys.executable, "-m", "src.train", *PPO, *TOY, *DDP],
@@ -134,7 +174,14 @@ class TestCommands:
         assert (only_run(tmp_path) / "pruner" / "model.safetensors").is_file()
 
     def test_a_rank_too_many_is_refused_in_one_sentence(self, tmp_path: Path) -> None:
-        command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "src.train")
+        command = (
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "src.train",
+        )
         here = told(PYTHONPATH=ROOT)
         done = subprocess.run(
             [sys.executable, *command, *PPO, *TOY, "trainer=cpu"],

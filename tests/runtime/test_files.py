@@ -40,11 +40,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_the_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: order.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: order.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    )
     rename = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, to: order.append("rename") or rename(self, to))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: order.append("rename") or rename(self, to)
+    )
     write_atomically(tmp_path / "a", "text")
     assert order == [str(tmp_path / f"a.{os.getpid()}{PART}"), "rename", str(tmp_path)]
 
@@ -62,7 +68,12 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path: Path) -> Non
 
 def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "pruner").mkdir()
-    for name in ("last.ckpt", "last.ckpt.12.part", "pruner/config.json.9.part", "pruner/config.json"):
+    for name in (
+        "last.ckpt",
+        "last.ckpt.12.part",
+        "pruner/config.json.9.part",
+        "pruner/config.json",
+    ):
         (tmp_path / name).write_text("x")
     sweep(tmp_path)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [

@@ -22,15 +22,20 @@ class TestTheSentence:
         fine, bad = torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 1.0], [0.0, torch.inf, 0.0]])
         check_finite({"a": fine, "b": fine}, ["x", "y", "z"], "iteration 3")
         with pytest.raises(
-            UserError, match=r"^iteration 3: reward/b is infinite for sample y; .* before the optimizer"
+            UserError,
+            match=r"^iteration 3: reward/b is infinite for sample y; .* before the optimizer",
         ):
-            check_finite({"reward/a": fine, "reward/b": bad}, ["x", "y", "z"], "iteration 3", axis=1)
+            check_finite(
+                {"reward/a": fine, "reward/b": bad}, ["x", "y", "z"], "iteration 3", axis=1
+            )
         with pytest.raises(UserError, match=r"b is infinite for sample y;"):
             check_finite({"b": bad}, ["x", "y"], "iteration 3")
 
     def test_a_scalar_belongs_to_all_and_many_are_not_all_listed(self) -> None:
         uids = [str(i) for i in range(7)] * 2
-        with pytest.raises(UserError, match="loss is not a number for samples 0, 1, 2, 3, 4 and 2 more;"):
+        with pytest.raises(
+            UserError, match="loss is not a number for samples 0, 1, 2, 3, 4 and 2 more;"
+        ):
             check_finite({"loss": torch.tensor(torch.nan)}, uids, "epoch 0")
 
 
@@ -61,14 +66,18 @@ class TestStages:
     def test_ppo_stops_on_a_reward_and_keeps_the_checkpoint(self, tmp_path: Path) -> None:
         reward = Spoiled(ppo().reward.terms)
         stage = ppo(reward=reward)
-        with pytest.raises(UserError, match=r"^iteration 1: reward/score_change is infinite for sample ") as stop:
+        with pytest.raises(
+            UserError, match=r"^iteration 1: reward/score_change is infinite for sample "
+        ) as stop:
             fit(stage, SaveEvery(tmp_path, 1))
         assert f"for sample {reward.uid};" in str(stop.value)
         assert torch.load(tmp_path / LAST, weights_only=True)["ppo"]["iteration"] == 1
 
     def test_ppo_does_not_step_on_a_loss(self) -> None:
         stage = cast(Overflows, ppo(kind=Overflows))
-        with pytest.raises(UserError, match=r"^iteration 1: ppo/total is not a number for samples "):
+        with pytest.raises(
+            UserError, match=r"^iteration 1: ppo/total is not a number for samples "
+        ):
             fit(stage)
         assert same(stage.before, weights(stage.pruner))
 
@@ -86,6 +95,8 @@ class TestStages:
 
         monkeypatch.setattr(stage.demonstrations, "batches", spoiled)
         before = weights(pruner)
-        with pytest.raises(UserError, match=r"^epoch 0: lfd/loss is not a number for sample 0 to 63 "):
+        with pytest.raises(
+            UserError, match=r"^epoch 0: lfd/loss is not a number for sample 0 to 63 "
+        ):
             fit(stage)
         assert same(before, weights(pruner))

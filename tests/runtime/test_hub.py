@@ -23,8 +23,9 @@ ABOUT = {
     "seed": 3,
     "results": [
         {
-            "dataset": "scenes", "questions": 500, "pruner": "tprl", "keep_ratio": 1 / 9, "kept_tokens": 16.0,
-            "accuracy": 0.9604, "low": 0.9512, "high": 0.97, "flops_ratio": 0.4321,
+            "dataset": "scenes", "questions": 500, "pruner": "tprl", "keep_ratio": 1 / 9,
+            "kept_tokens": 16.0, "accuracy": 0.9604, "low": 0.9512, "high": 0.97,
+            "flops_ratio": 0.4321,
         }
     ],
 }  # fmt: skip
@@ -49,7 +50,9 @@ class FakeApi:
 
     def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
         files = (path for path in folder_path.rglob("*") if path.is_file())
-        self.made["files"] = {str(path.relative_to(folder_path)): path.read_bytes() for path in files}
+        self.made["files"] = {
+            str(path.relative_to(folder_path)): path.read_bytes() for path in files
+        }
 
 
 class TestPush:
@@ -59,7 +62,10 @@ class TestPush:
         monkeypatch.setattr(hub, "HfApi", FakeApi)
         monkeypatch.setattr(hub, "_hub_answers", lambda: True)
         made = policy(**ABOUT)
-        assert made.push_to_hub("me/pruner", private=True, token="t") == "https://huggingface.co/me/pruner"
+        assert (
+            made.push_to_hub("me/pruner", private=True, token="t")
+            == "https://huggingface.co/me/pruner"
+        )
         assert FakeApi.made["private"]
         sums = {f"{SUMS}/{name}.sha256" for name in (WEIGHTS, CONFIG)}
         assert set(FakeApi.made["files"]) == {WEIGHTS, CONFIG, CARD, *sums}
@@ -74,15 +80,26 @@ class TestPush:
 
         monkeypatch.setattr(hub, "snapshot_download", snapshot)
         found = tprl.Pruner.from_pretrained("me/pruner", revision="v2")
-        assert asked == {"repo": "me/pruner", "revision": "v2", "allow_patterns": [WEIGHTS, CONFIG, CARD, f"{SUMS}/*"]}
-        assert torch.equal(found.select(toy_encoded(), 0.2).keep, made.select(toy_encoded(), 0.2).keep)
+        assert asked == {
+            "repo": "me/pruner",
+            "revision": "v2",
+            "allow_patterns": [WEIGHTS, CONFIG, CARD, f"{SUMS}/*"],
+        }
+        assert torch.equal(
+            found.select(toy_encoded(), 0.2).keep, made.select(toy_encoded(), 0.2).keep
+        )
         assert found.trained_on == ABOUT
 
     def test_an_unreachable_hub_is_one_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub, "_hub_answers", lambda: False)
-        with pytest.raises(UserError, match="the hub does not answer, so me/pruner cannot be written"):
+        with pytest.raises(
+            UserError, match="the hub does not answer, so me/pruner cannot be written"
+        ):
             policy().push_to_hub("me/pruner")
-        with pytest.raises(UserError, match="me/pruner does not exist as a folder, nor is it within reach on the hub"):
+        with pytest.raises(
+            UserError,
+            match="me/pruner does not exist as a folder, nor is it within reach on the hub",
+        ):
             tprl.Pruner.from_pretrained("me/pruner")
 
 
@@ -91,7 +108,8 @@ class TestCard:
         policy(**ABOUT).save_pretrained(tmp_path / "mine")
         card = (tmp_path / "mine" / CARD).read_text()
         assert card.startswith(
-            "---\nbase_model: Qwen/Qwen2.5-VL-3B-Instruct\nlibrary_name: tprl\nlicense: apache-2.0\n"
+            "---\nbase_model: Qwen/Qwen2.5-VL-3B-Instruct\nlibrary_name: "
+            "tprl\nlicense: apache-2.0\n"
         )
         assert "family qwen2_5_vl" in card
         assert "by the stages lfd, ppo; seed 3" in card

@@ -12,10 +12,14 @@ from tprl.runtime.packages import check_torchvision
 def test_a_torchvision_for_another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "torchvision"
     package.mkdir()
-    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (package / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    with pytest.raises(UserError, match=r"does not fit torch 2\..*torchvision::nms.*pip uninstall torchvision"):
+    with pytest.raises(
+        UserError, match=r"does not fit torch 2\..*torchvision::nms.*pip uninstall torchvision"
+    ):
         check_torchvision()
 
 

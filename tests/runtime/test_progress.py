@@ -29,11 +29,18 @@ def test_a_log_gets_few_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
         for done in range(1, 101):
             progress(done, 100, "kl 0.010")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("]")[1].split()[0] for line in lines] == ["25/100", "50/100", "75/100", "100/100"]
+    assert [line.split("]")[1].split()[0] for line in lines] == [
+        "25/100",
+        "50/100",
+        "75/100",
+        "100/100",
+    ]
     assert all(line.isascii() and line.endswith("kl 0.010") for line in lines)
 
 
-def test_what_was_done_before_took_no_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_done_before_took_no_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("tprl.runtime.progress.time.monotonic", iter([0.0, 60.0]).__next__)
     Progress("ppo", lines=100, before=50)(60, 100)
     assert "1:00<4:00" in capsys.readouterr().out  # 10 a minute, 40 left
@@ -51,7 +58,9 @@ def test_a_terminal_gets_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.endswith("\x1b[?25h")  # the cursor is back
 
 
-def test_a_bar_has_the_rate_and_what_is_left_of_its_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_has_the_rate_and_what_is_left_of_its_first_step_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     terminal = open_terminal(monkeypatch)
     progress = Progress("demonstrate", before=500)
     monkeypatch.setattr("tprl.runtime.progress.time.monotonic", lambda: progress.start + 10)

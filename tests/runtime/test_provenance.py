@@ -12,7 +12,9 @@ from tprl.runtime import provenance
 
 def git(folder: Path, *words: str) -> str:
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    return subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_the_commit_is_that_of_the_clone_and_local_changes_are_said(tmp_path: Path) -> None:
@@ -53,7 +55,9 @@ def test_a_report_has_the_commit_in_words(
 
 def test_the_processor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "cpuinfo").write_text("flags : a\nmodel name\t: Abacus 7 @ 1 Hz\nmodel name\t: Abacus 7 @ 1 Hz\n")
+    (tmp_path / "cpuinfo").write_text(
+        "flags : a\nmodel name\t: Abacus 7 @ 1 Hz\nmodel name\t: Abacus 7 @ 1 Hz\n"
+    )
     monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "cpuinfo")
     found = provenance.origin()
     assert found["hardware"].startswith("Abacus 7 @ 1 Hz, ")
@@ -64,6 +68,8 @@ def test_the_processor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_run_knows_the_code_and_the_machine() -> None:
     found = provenance.provenance()
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     assert found["git"].get("commit", "") == head.stdout.strip()  # a copy without git has neither
     assert {"torch", "transformers", "device", "threads", "command"} <= found["environment"].keys()

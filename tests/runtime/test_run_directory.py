@@ -1,4 +1,5 @@
-"""A directory belongs to one process at a time, and says whether there is something to go on with."""
+"""A directory belongs to one process at a time, and says whether there is something to go on
+with."""
 
 import os
 import subprocess
@@ -34,13 +35,19 @@ with locked(Path(sys.argv[1])):
 
 
 class TestLock:
-    def test_the_second_process_is_told_who_is_there_and_a_dead_one_leaves_no_lock(self, tmp_path: Path) -> None:
-        first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    def test_the_second_process_is_told_who_is_there_and_a_dead_one_leaves_no_lock(
+        self, tmp_path: Path
+    ) -> None:
+        first = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
         try:
             assert first.stdout is not None
             assert first.stdout.readline() == "in\n"
             with (
-                pytest.raises(UserError, match=rf"is in use by process {first.pid} on .* hydra\.run\.dir"),
+                pytest.raises(
+                    UserError, match=rf"is in use by process {first.pid} on .* hydra\.run\.dir"
+                ),
                 locked(tmp_path),
             ):
                 pass
@@ -52,7 +59,10 @@ class TestLock:
         assert (tmp_path / LOCK).read_text() == ""
 
     def test_a_forked_worker_that_outlives_its_run_does_not_hold_it(self, tmp_path: Path) -> None:
-        code = f"{HOLD.partition('with')[0]}import os\nwith locked(Path(sys.argv[1])):\n    os.fork() or time.sleep(5)"
+        code = (
+            f"{HOLD.partition('with')[0]}import os\nwith "
+            "locked(Path(sys.argv[1])):\n    os.fork() or time.sleep(5)"
+        )
         started = time.monotonic()
         parent = subprocess.Popen([sys.executable, "-c", f"{code}\n    os._exit(0)", str(tmp_path)])
         parent.wait()
@@ -88,5 +98,9 @@ class TestMarkers:
         for name in (LAST, LOCK, "train.log", "pruner/config.json", "last.ckpt.3.part"):
             (old / name).write_text("x")
         copy(old, tmp_path / "new")
-        there = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*") if path.is_file()}
+        there = {
+            str(path.relative_to(tmp_path / "new"))
+            for path in (tmp_path / "new").rglob("*")
+            if path.is_file()
+        }
         assert there == {LAST, "pruner/config.json"}

@@ -1,4 +1,5 @@
-"""Files that several processes fill, that survive what ends a process, and that are never read half-written."""
+"""Files that several processes fill, that survive what ends a process, and that are never read
+half-written."""
 
 import json
 import logging
@@ -88,12 +89,15 @@ class TestShards:
         def work() -> None:
             def make(first: int, stop: int) -> dict[str, Tensor]:
                 (notes / f"made-{first}-{os.getpid()}").touch()
-                until(lambda: len({path.name.split("-")[2] for path in notes.glob("made-*")}) == 3)  # all are at it
+                # all are at it
+                until(lambda: len({path.name.split("-")[2] for path in notes.glob("made-*")}) == 3)
                 time.sleep(0.01)
                 return square(first, stop)
 
             shards.fill(make)
-            (notes / f"read-{os.getpid()}").write_text(str(contents(shards) == [i * i for i in range(120)]))
+            (notes / f"read-{os.getpid()}").write_text(
+                str(contents(shards) == [i * i for i in range(120)])
+            )
 
         processes = [started(work) for _ in range(3)]
         for process in processes:
@@ -162,27 +166,37 @@ class TestShards:
         assert shards.paths[1].read_bytes() == whole
 
     @pytest.mark.parametrize("fault", ["gone", "short"])
-    def test_one_that_is_lost_while_it_is_used_is_one_sentence(self, fault: str, tmp_path: Path) -> None:
+    def test_one_that_is_lost_while_it_is_used_is_one_sentence(
+        self, fault: str, tmp_path: Path
+    ) -> None:
         shards = Shards(tmp_path, 10, 10)
         shards.fill(square)
         if fault == "gone":
             shards.paths[0].unlink()
         else:
             shards.paths[0].write_bytes(b"")
-        with pytest.raises(UserError, match=r"00000000-00000010\.safetensors was deleted or damaged .* start again"):
+        with pytest.raises(
+            UserError, match=r"00000000-00000010\.safetensors was deleted or damaged .* start again"
+        ):
             contents(shards)
 
 
 class TestFullDisk:
-    def test_is_noticed_before_anything_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_noticed_before_anything_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500_000))
         large = {"x": torch.zeros(100, 1000, dtype=torch.uint8)}
-        with pytest.raises(UserError, match=r"needs about 0\.001 GB for the 1000 questions .* has 0\.0005 GB free"):
+        with pytest.raises(
+            UserError, match=r"needs about 0\.001 GB for the 1000 questions .* has 0\.0005 GB free"
+        ):
             Shards(tmp_path, 1000, 100).fill(lambda first, stop: large)
         assert not list(tmp_path.iterdir())
         Shards(tmp_path, 400, 100).fill(lambda first, stop: large)
 
-    def test_only_what_is_missing_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_what_is_missing_counts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         large = {"x": torch.zeros(100, 1000, dtype=torch.uint8)}
         Shards(tmp_path, 800, 100).fill(lambda first, stop: large)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=250_000))
@@ -190,7 +204,9 @@ class TestFullDisk:
         Shards(tmp_path, 1000, 100).fill(lambda first, stop: filled.append(first) or large)
         assert filled == [800, 900]
 
-    def test_half_way_leaves_what_is_complete(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_half_way_leaves_what_is_complete(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         shards, sync = Shards(tmp_path, 30, 10), os.fsync
 
         def full(descriptor: int) -> None:
@@ -202,7 +218,9 @@ class TestFullDisk:
         part.touch()
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            with pytest.raises(UserError, match=r"cannot write .*00000010-00000020\.safetensors \(No space left"):
+            with pytest.raises(
+                UserError, match=r"cannot write .*00000010-00000020\.safetensors \(No space left"
+            ):
                 shards.fill(square)
         assert sorted(os.listdir(tmp_path)) == [SUMS, shards.paths[0].name]
         making = Making()
@@ -221,12 +239,18 @@ class TestCache:
         ]
         assert len(set(folders)) == 4
         assert one.folder("scores", seed=0) == folders[0]
-        assert json.loads((folders[0] / "meta.json").read_text()) == {"format": 1, "model": {"name": "a"}, "seed": 0}
+        assert json.loads((folders[0] / "meta.json").read_text()) == {
+            "format": 1,
+            "model": {"name": "a"},
+            "seed": 0,
+        }
         assert [path.name for path in folders[0].iterdir()] == ["meta.json"]
 
     def test_a_place_that_cannot_be_written_is_one_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(UserError, match=r"cannot write .*file/x-.* \(Not a directory\): .*cache=<folder>"):
+        with pytest.raises(
+            UserError, match=r"cannot write .*file/x-.* \(Not a directory\): .*cache=<folder>"
+        ):
             Cache(tmp_path / "file", {}).folder("x")
 
     def test_a_claim_is_exclusive_and_leaves_nothing(self, tmp_path: Path) -> None:
@@ -234,7 +258,9 @@ class TestCache:
         with claim(path) as part, claim(path, wait=False) as other:
             assert other is None
             commit(part, path, b"contents")
-        assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("file", b"contents")]
+        assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [
+            ("file", b"contents")
+        ]
         with pytest.raises(ZeroDivisionError), claim(path):
             raise ZeroDivisionError
         assert [one.name for one in tmp_path.iterdir()] == ["file"]
@@ -250,7 +276,9 @@ class TestRecord:
         assert math.isnan(found["a/ü"][2])
         assert found == {"a/ü": found["a/ü"], "b": "two\nlines", "c": None}
 
-    def test_a_batch_is_lost_as_a_whole(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_batch_is_lost_as_a_whole(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """A batch that is half known would be measured in another batch, and rounded otherwise."""
         path = tmp_path / "r"
         Record(path).add({"a": 1, "b": 2})

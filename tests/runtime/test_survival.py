@@ -1,4 +1,5 @@
-"""The real command, killed and asked to stop: what it says, what it leaves, and that it goes on as if nothing was."""
+"""The real command, killed and asked to stop: what it says, what it leaves, and that it goes on as
+if nothing was."""
 
 import os
 import signal
@@ -21,8 +22,21 @@ from tprl.evaluation.evaluator import Entry
 from tprl.runtime.run_directory import LAST
 
 ROOT = Path(__file__).parents[2]
-PPO = ("stage=ppo", "stage.prompts=4", "stage.group=2", "stage.served.limit=10", "stage.calibrate=null")
-TOY = ("model=toy", "dataset=toy", "policy.code_width=0", "policy.select=topk", "logger=csv", "cache=null")
+PPO = (
+    "stage=ppo",
+    "stage.prompts=4",
+    "stage.group=2",
+    "stage.served.limit=10",
+    "stage.calibrate=null",
+)
+TOY = (
+    "model=toy",
+    "dataset=toy",
+    "policy.code_width=0",
+    "policy.select=topk",
+    "logger=csv",
+    "cache=null",
+)
 OFTEN = ("stage.iterations=80", "stage.validate_every=20", "stage.save_every=4")
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
@@ -36,7 +50,12 @@ class Command:
         with self.told.open("w") as err:
             command = [sys.executable, "-m", f"src.{name}", *words]
             self.process = subprocess.Popen(
-                command, cwd=folder, env=here, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True
+                command,
+                cwd=folder,
+                env=here,
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+                start_new_session=True,
             )
 
     def iteration(self) -> int:
@@ -56,14 +75,18 @@ class Command:
 
     def ranks(self) -> list[int]:
         """Process ids, rank by rank."""
-        found = subprocess.run(["pgrep", "-g", str(self.process.pid)], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["pgrep", "-g", str(self.process.pid)], capture_output=True, text=True, check=True
+        )
         return sorted(map(int, found.stdout.split()))
 
     def end(self) -> tuple[int, str]:
         """Exit status and what was said; no process is left."""
         code = self.process.wait(timeout=300)
         for _ in range(100):
-            if not subprocess.run(["pgrep", "-g", str(self.process.pid)], capture_output=True).stdout:
+            if not subprocess.run(
+                ["pgrep", "-g", str(self.process.pid)], capture_output=True
+            ).stdout:
                 break
             time.sleep(0.1)
         else:
@@ -93,7 +116,11 @@ def left(run: Path) -> tuple[dict[str, torch.Tensor], str]:
     """What is left of a run: weights, and what it logged."""
     weights = load_file(run / "pruner" / "model.safetensors")
     rows = (run / "metrics.csv").read_text().splitlines()
-    timed = [i for i, name in enumerate(rows[0].split(",")) if name.startswith("time/") or "per_second" in name]
+    timed = [
+        i
+        for i, name in enumerate(rows[0].split(","))
+        if name.startswith("time/") or "per_second" in name
+    ]
     kept = [[cell for i, cell in enumerate(row.split(",")) if i not in timed] for row in rows]
     return weights, "\n".join(map(",".join, kept))
 
@@ -106,9 +133,14 @@ class TestOneRankOrTwo:
     ) -> None:
         words = (*PPO, *TOY, *OFTEN, *where)
         assert start(*words, f"hydra.run.dir={tmp_path / 'whole'}").end()[0] == 0
-        rests = ("stage.iterations=1", "stage.lr_actor=1e-30", f"hydra.run.dir={tmp_path / 'still'}")
+        rests = (
+            "stage.iterations=1",
+            "stage.lr_actor=1e-30",
+            f"hydra.run.dir={tmp_path / 'still'}",
+        )
         assert start(*words, *rests).end()[0] == 0
-        assert not same(left(tmp_path / "whole")[0], left(tmp_path / "still")[0])  # what PPO kept is not its start
+        # what PPO kept is not its start
+        assert not same(left(tmp_path / "whole")[0], left(tmp_path / "still")[0])
         command = start(*words, f"hydra.run.dir={tmp_path / 'run'}")
         command.until(lambda: command.iteration() >= 20)
         command.signal(signal.SIGKILL)
@@ -135,8 +167,8 @@ class TestOneRankOrTwo:
         name = signal.Signals(number).name
         done = command.iteration()
         assert (
-            f"stopped by {name}: iteration {done} is finished and saved; go on with `python -m src.train resume="
-            f"{tmp_path / 'run'}`\n"
+            f"stopped by {name}: iteration {done} is finished and saved; "
+            f"go on with `python -m src.train resume={tmp_path / 'run'}`\n"
         ) in said
 
     @pytest.mark.parametrize("to", ["first", "second", "all"])
@@ -158,7 +190,11 @@ def test_an_evaluation_goes_on_after_a_signal(start: Start, tmp_path: Path) -> N
     assert start(*words, f"hydra.run.dir={tmp_path / 'whole'}", name="eval").end()[0] == 0
     run = tmp_path / "run"
     command = start(*words, f"hydra.run.dir={run}", name="eval")
-    command.until(lambda: sum(len(path.read_bytes().splitlines()) for path in run.glob("answers-*.jsonl")) >= 3)
+    command.until(
+        lambda: (
+            sum(len(path.read_bytes().splitlines()) for path in run.glob("answers-*.jsonl")) >= 3
+        )
+    )
     command.signal(signal.SIGTERM)
     code, said = command.end()
     assert code == 128 + signal.SIGTERM
@@ -174,7 +210,9 @@ def test_answers_belong_to_the_weights_that_gave_them(tmp_path: Path) -> None:
 
     def place(limit: int = 10) -> Path | None:
         settings, entries = {"batch_size": 4, "limit": limit}, [Entry("tprl", pruner, (0.5,))]
-        return _record(Evaluation(lvlm, ToyDataset(), entries, settings, OmegaConf.create({}), tmp_path)).path
+        return _record(
+            Evaluation(lvlm, ToyDataset(), entries, settings, OmegaConf.create({}), tmp_path)
+        ).path
 
     before = place()
     assert place() == before

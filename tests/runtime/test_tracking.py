@@ -1,4 +1,5 @@
-"""What W&B gets, read back from the files of offline runs; and that no failure of it stops a run."""
+"""What W&B gets, read back from the files of offline runs; and that no failure of it stops a
+run."""
 
 import os
 import signal
@@ -33,7 +34,12 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "key", "found"),
-    [(None, None, "offline"), (None, "k", "online"), ("online", None, "online"), ("disabled", "k", "disabled")],
+    [
+        (None, None, "offline"),
+        (None, "k", "online"),
+        ("online", None, "online"),
+        ("disabled", "k", "disabled"),
+    ],
 )
 def test_offline_without_a_key(
     mode: str | None, key: str | None, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -88,24 +94,37 @@ class TestMetrics:
         assert (about["display_name"], about["run_group"]) == ("mine", "ours")
 
 
-def row(pruner: str, ratio: float | None, kept: float, metric: str, value: float, seed: int = 0) -> Row:
+def row(
+    pruner: str, ratio: float | None, kept: float, metric: str, value: float, seed: int = 0
+) -> Row:
     return Row("toy", "toy", pruner, seed, ratio, kept, metric, value, 0.0, 1.0, 1e6, kept / 20)
 
 
 class TestEvaluations:
     def test_are_curves_over_the_keep_ratio_and_a_table(self, tmp_path: Path) -> None:
-        rows = [row("keep_all", 1.0, 16.0, "accuracy", 0.9), row("random", 0.25, 4.0, "accuracy", 0.25, seed=1)]
+        rows = [
+            row("keep_all", 1.0, 16.0, "accuracy", 0.9),
+            row("random", 0.25, 4.0, "accuracy", 0.25, seed=1),
+        ]
         rows += [row("tprl", 0.5, 8.0, "accuracy", 0.75), row("tprl", 0.5, 8.0, "mean_iou", 0.5)]
-        rows += [row("tprl", 0.25, 4.0, "accuracy", 0.5), row("tprl_threshold", None, 6.0, "accuracy", 0.6)]
+        rows += [
+            row("tprl", 0.25, 4.0, "accuracy", 0.5),
+            row("tprl_threshold", None, 6.0, "accuracy", 0.6),
+        ]
         log_results(Tracker(tmp_path), rows)
         found = the_run(tmp_path)
         curve = {one["keep_ratio"]: one for one in found.rows if "eval/tprl/accuracy" in one}
         assert list(curve) == [0.25, 0.5]
         assert curve[0.5]["eval/tprl/mean_iou"] == 0.5
-        assert (curve[0.25]["eval/tprl/flops_ratio"], curve[0.25]["eval/tprl/kept_tokens"]) == (0.2, 4)
+        assert (curve[0.25]["eval/tprl/flops_ratio"], curve[0.25]["eval/tprl/kept_tokens"]) == (
+            0.2,
+            4,
+        )
         alone = next(one for one in found.rows if "eval/tprl_threshold/accuracy" in one)
         assert alone["keep_ratio"] == 6 / 16
-        assert {axis for name, axis in found.axes.items() if name.startswith("eval/")} == {"keep_ratio"}
+        assert {axis for name, axis in found.axes.items() if name.startswith("eval/")} == {
+            "keep_ratio"
+        }
         assert "eval/random/seed1/accuracy" in found.axes
         assert found.rows[-1]["eval/results"]["nrows"] == len(rows)
 
@@ -137,7 +156,10 @@ class TestFailures:
             tracker.log_row({"a": value})
         (folder,) = (tmp_path / "wandb").glob("offline-run-*")
         assert self.said(caplog) == [
-            f"W&B failed (CommError: no route to host): offline from here; upload with: wandb sync {folder}"
+            (
+                "W&B failed (CommError: no route to host): offline "
+                f"from here; upload with: wandb sync {folder}"
+            )
         ]
         found = the_run(tmp_path)
         assert [one["a"] for one in found.rows] == [1, 2]
@@ -157,18 +179,24 @@ class TestFailures:
         for value in (2.0, 3.0):
             tracker.log_row({"a": value})
         runs = offline_runs(tmp_path)
-        assert [[one["a"] for one in found.rows] for found in runs] == [[1], [2, 3]]  # the row that failed is there
+        # the row that failed is there
+        assert [[one["a"] for one in found.rows] for found in runs] == [[1], [2, 3]]
         assert [found.config["seed"] for found in runs] == [3, 3]
         (line,) = self.said(caplog)
         assert all(str(path) in line for path in (tmp_path / "wandb").glob("offline-run-*"))
 
-    def test_the_process_behind_it_is_killed(self, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    def test_the_process_behind_it_is_killed(
+        self, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    ) -> None:
         tracker = Tracker(tmp_path)
         tracker.log_row({"a": 1.0})
-        children = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True)
+        children = subprocess.run(
+            ["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True
+        )
         for child in children.stdout.split():
             os.kill(int(child), signal.SIGKILL)
-        # Rows that are sent before the death is noticed are lost with the process, however many they are.
+        # Rows that are sent before the death is noticed are lost with the process, however many
+        # they are.
         for value in range(2, 1002):
             tracker.log_row({"a": float(value)})
             if self.said(caplog):
@@ -197,7 +225,11 @@ class TestFailures:
 
     @staticmethod
     def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-        return [record.getMessage() for record in caplog.records if record.name == "tprl.runtime.tracking"]
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.name == "tprl.runtime.tracking"
+        ]
 
 
 def test_disabled_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -209,10 +241,21 @@ def test_disabled_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.parametrize("none", ["overlay_every", "overlays"])
-def test_no_pictures_where_none_are_asked_for(none: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    options = ("stage=ppo", "model=toy", "dataset=toy", "policy.code_width=0", "debug=fast", f"logger.{none}=0")
+def test_no_pictures_where_none_are_asked_for(
+    none: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = (
+        "stage=ppo",
+        "model=toy",
+        "dataset=toy",
+        "policy.code_width=0",
+        "debug=fast",
+        f"logger.{none}=0",
+    )
     options += ("stage.served.limit=4", "stage.calibrate=null")
-    monkeypatch.setattr(sys, "argv", ["train", *options, "policy.select=topk", f"hydra.run.dir={tmp_path}/run"])
+    monkeypatch.setattr(
+        sys, "argv", ["train", *options, "policy.select=topk", f"hydra.run.dir={tmp_path}/run"]
+    )
     launch("train", train)
     names = {name for one in the_run(tmp_path / "run").rows for name in one}
     assert "ppo/kl" in names
@@ -229,17 +272,29 @@ def test_the_pruner_is_an_artifact_if_asked(tmp_path: Path) -> None:
     records = the_run(tmp_path / "True").records
     (artifact,) = (record["artifact"] for record in records if record["type"] == "artifact")
     assert artifact["type"] == "model"
-    assert {one["path"] for one in artifact["manifest"]["contents"]} == {"pruner/config.json", "last.ckpt"}
+    assert {one["path"] for one in artifact["manifest"]["contents"]} == {
+        "pruner/config.json",
+        "last.ckpt",
+    }
 
 
-def test_the_jobs_of_a_sweep_are_runs_of_one_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_jobs_of_a_sweep_are_runs_of_one_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def work(config: DictConfig, directory: Path) -> None:
-        make_logger(config, directory).log_row({f"only/{config.seed}": 1.0, "samples_seen": config.seed})
+        make_logger(config, directory).log_row(
+            {f"only/{config.seed}": 1.0, "samples_seen": config.seed}
+        )
 
-    monkeypatch.setattr(sys, "argv", ["train", "-m", "stage=ppo", "seed=1,2", f"hydra.sweep.dir={tmp_path}/night"])
+    monkeypatch.setattr(
+        sys, "argv", ["train", "-m", "stage=ppo", "seed=1,2", f"hydra.sweep.dir={tmp_path}/night"]
+    )
     launch("train", work)
     runs = [the_run(tmp_path / "night" / str(job)) for job in (0, 1)]
-    assert [[*one.rows[0]] for one in runs] == [["only/1", "samples_seen"], ["only/2", "samples_seen"]]
+    assert [[*one.rows[0]] for one in runs] == [
+        ["only/1", "samples_seen"],
+        ["only/2", "samples_seen"],
+    ]
     assert [one.about["run_group"] for one in runs] == ["night", "night"]
     assert [one.about["display_name"] for one in runs] == ["seed=1", "seed=2"]
     assert {one.about["job_type"] for one in runs} == {"ppo"}

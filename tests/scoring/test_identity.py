@@ -44,7 +44,9 @@ class TestWeights:
 
     def test_of_torchvision(self, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> None:
         before = of_lvlm(lvlm, {})
-        monkeypatch.setattr("tprl.scoring.identity.version", lambda package: f"{package} of tomorrow")
+        monkeypatch.setattr(
+            "tprl.scoring.identity.version", lambda package: f"{package} of tomorrow"
+        )
         after = of_lvlm(lvlm, {})
         assert after["torchvision"] == "torchvision of tomorrow" != before["torchvision"]
 
@@ -82,7 +84,12 @@ class TestData:
         (images / "deep").mkdir(parents=True)
         (images / "deep" / "a.png").write_bytes(b"a")
         rows.write_text("1")
-        config = {"source": str(rows), "images": str(images), "max_bad_rows": 0.1, "name": "no path"}
+        config = {
+            "source": str(rows),
+            "images": str(images),
+            "max_bad_rows": 0.1,
+            "name": "no path",
+        }
 
         def found() -> dict[str, object]:
             return of_dataset(ToyDataset(limit=5), config, "train")
@@ -103,5 +110,8 @@ class TestData:
 
 
 def test_a_learned_pruner_is_told_by_weights_and_serving() -> None:
-    found = [of_pruner(one, {"a": 1}) for one in (policy(0), policy(0, quality=9.0), policy(1), UniformPruner())]
+    found = [
+        of_pruner(one, {"a": 1})
+        for one in (policy(0), policy(0, quality=9.0), policy(1), UniformPruner())
+    ]
     assert len({str(one) for one in found}) == 4

@@ -22,18 +22,26 @@ from tprl.scoring.lengths import Lengths, check_lengths, fit_length, reference_l
 def model(bound: int, is_set: bool = True) -> Any:
     """One token per letter."""
     return SimpleNamespace(
-        name="m", max_new_tokens=bound, length_is_set=is_set, answer_length=lambda text: len(text) + 1
+        name="m",
+        max_new_tokens=bound,
+        length_is_set=is_set,
+        answer_length=lambda text: len(text) + 1,
     )
 
 
 def custom(folder: Path, answers: list[Any], **options: Any) -> Custom:
     picture(0, (100, 50)).save(folder / "a.png")
-    rows = [{"image": "a.png", "question": "q", **(a if isinstance(a, dict) else {"answers": a})} for a in answers]
+    rows = [
+        {"image": "a.png", "question": "q", **(a if isinstance(a, dict) else {"answers": a})}
+        for a in answers
+    ]
     return Custom("all", source=str(write_jsonl(folder / "d.jsonl", rows)), **options)
 
 
 class TestCounts:
-    def test_a_question_needs_its_shortest_answer_and_teaches_its_first(self, tmp_path: Path) -> None:
+    def test_a_question_needs_its_shortest_answer_and_teaches_its_first(
+        self, tmp_path: Path
+    ) -> None:
         data = custom(tmp_path, ["a" * 20, ["b" * 20, "b" * 5], ["c", "c" * 20], "d" * 10])
         assert reference_lengths(model(10), data, None, first_only=False) == Lengths(4, 1, 20)
         assert reference_lengths(model(10), data, None, first_only=True) == Lengths(4, 2, 20)
@@ -45,7 +53,9 @@ class TestCounts:
         assert reference_lengths(model(9), data, None, first_only=False).too_long == 1
 
     def test_bytes_that_are_no_text_count_once(self, tmp_path: Path) -> None:
-        lvlm = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32", max_new_tokens=12)
+        lvlm = load_component(
+            "model", "qwen2_5_vl", pretrained=None, dtype="float32", max_new_tokens=12
+        )
         data = custom(tmp_path, ["\ufffd" * 10 + "ab"])
         assert reference_lengths(lvlm, data, None, first_only=False) == Lengths(1, 0, 12)
 
@@ -54,15 +64,31 @@ class TestCounts:
         assert reference_lengths(model(2), data, None, first_only=False) == Lengths(1, 1, 9)
 
     def test_no_image_is_opened(self, tmp_path: Path) -> None:
-        row = {"questionId": "1", "ucsf_document_id": "d", "ucsf_document_page_no": "1", "question": "q"}
-        table = as_hub([{**row, "image": {"bytes": b"no picture", "path": None}, "answers": ["x" * 40, "y" * 50]}])
+        row = {
+            "questionId": "1",
+            "ucsf_document_id": "d",
+            "ucsf_document_page_no": "1",
+            "question": "q",
+        }
+        table = as_hub(
+            [
+                {
+                    **row,
+                    "image": {"bytes": b"no picture", "path": None},
+                    "answers": ["x" * 40, "y" * 50],
+                }
+            ]
+        )
         table.save_to_disk(tmp_path / "docs")
         data = DocVQA(source=str(tmp_path / "docs"))
         assert list(data.references()) == [("x" * 40, "y" * 50)]
 
     def test_of_benchmarks_with_free_answers(self, tmp_path: Path) -> None:
         gqa = {"imageId": "1", "id": "2", "question": "q", "answer": "ab", "image": "a.png"}
-        vqa = {"answers": [{"answer": "ab"}, {"answer": "ab"}, {"answer": "c"}], "answer_type": "other"}
+        vqa = {
+            "answers": [{"answer": "ab"}, {"answer": "ab"}, {"answer": "c"}],
+            "answer_type": "other",
+        }
         cases: list[tuple[type[Benchmark], dict[str, Any], tuple[str, ...]]] = [
             (GQA, gqa, ("ab",)),
             (VQAv2, vqa, ("ab", "ab", "c")),
@@ -83,13 +109,17 @@ class TestSaid:
         with pytest.raises(UserError) as error:
             check_lengths(model(16), data)
         assert str(error.value) == (
-            "none of the 2 reference answers of custom can be written within model.max_new_tokens=16, the longest "
-            "needs 30 tokens: set model.max_new_tokens=30."
+            "none of the 2 reference answers of custom can be written within "
+            "model.max_new_tokens=16, the longest needs 30 tokens: set model.max_new_tokens=30."
         )
         check_lengths(model(30), data)
 
-    @pytest.mark.parametrize(("training", "effect"), [(False, "they count as wrong"), (True, "their score stays 0")])
-    def test_some(self, tmp_path: Path, training: bool, effect: str, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize(
+        ("training", "effect"), [(False, "they count as wrong"), (True, "their score stays 0")]
+    )
+    def test_some(
+        self, tmp_path: Path, training: bool, effect: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         data = custom(tmp_path, ["a" * 20, "b", "c"])
         with caplog.at_level(logging.WARNING):
             check_lengths(model(16), data, training=training)
@@ -101,10 +131,13 @@ class TestSaid:
     def test_none(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         check_lengths(model(16), custom(tmp_path, ["a", "b"]))
         check_lengths(model(16), Scenes("test"))
-        check_lengths(SimpleNamespace(), custom(tmp_path, ["a" * 99]))  # a model that does not generate
+        # a model that does not generate
+        check_lengths(SimpleNamespace(), custom(tmp_path, ["a" * 99]))
         assert not about_lengths(caplog)
 
-    @pytest.mark.parametrize(("coordinates", "length"), [("relative", 28), ("thousand", 20), ("absolute", 24)])
+    @pytest.mark.parametrize(
+        ("coordinates", "length"), [("relative", 28), ("thousand", 20), ("absolute", 24)]
+    )
     def test_boxes(self, tmp_path: Path, coordinates: str, length: int) -> None:
         data = custom(tmp_path, [{"box": [1, 1, 20, 20]}] * 2, coordinates=coordinates)
         check_lengths(model(length), data)
@@ -122,7 +155,9 @@ class TestDefault:
         assert lvlm.max_new_tokens == 64  # never less than an earlier split needs
 
     def test_the_models_setting_wins(self, tmp_path: Path) -> None:
-        lvlm = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32", max_new_tokens=5)
+        lvlm = load_component(
+            "model", "qwen2_5_vl", pretrained=None, dtype="float32", max_new_tokens=5
+        )
         fit_length(lvlm, custom(tmp_path, [{"box": [1, 1, 20, 20]}]))
         assert (lvlm.max_new_tokens, lvlm.length_is_set) == (5, True)
         free = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")

@@ -45,7 +45,9 @@ class Counting(ToyLVLM):
         return super().answer(prompt)
 
 
-def batch(lvlm: ToyLVLM, count: int = 12, dataset: ToyDataset | None = None) -> tuple[list[Sample], Encoded]:
+def batch(
+    lvlm: ToyLVLM, count: int = 12, dataset: ToyDataset | None = None
+) -> tuple[list[Sample], Encoded]:
     samples = [(dataset or ToyDataset())[i] for i in range(count)]
     return samples, lvlm.encode(samples, frozenset({"region"}))
 
@@ -71,7 +73,9 @@ class TestScorer:
         wrong = scorer(samples, splice(encoded, without_answer(encoded)))
         assert right.score.tolist() == [1.0] * 12
         assert wrong.score.tolist() == [0.0, 0.5] * 6
-        assert right.predictions == [None if i % 2 == 0 else s.answers[0] for i, s in enumerate(samples)]
+        assert right.predictions == [
+            None if i % 2 == 0 else s.answers[0] for i, s in enumerate(samples)
+        ]
         assert wrong.predictions == [None, "unknown"] * 6
         assert lvlm.answered == 12
 
@@ -83,14 +87,19 @@ class TestScorer:
         lvlm = ToyLVLM()
         samples, encoded = batch(lvlm, 60)
         prompt = splice(encoded, RandomPruner().select(encoded, 0.5))
-        forced, written = Scorer(lvlm, ToyDataset())(samples, prompt), Scorer(lvlm, Written())(samples, prompt)
+        forced, written = (
+            Scorer(lvlm, ToyDataset())(samples, prompt),
+            Scorer(lvlm, Written())(samples, prompt),
+        )
         assert torch.equal(forced.score, written.score)
         assert 0 < float(forced.score.mean()) < 1
 
     def test_a_score_that_no_reward_reads_is_not_generated(self) -> None:
         lvlm, dataset = Counting(), Generated()
         samples, encoded = batch(lvlm, dataset=dataset)
-        found = Scorer(lvlm, dataset, frozenset({"log_prob"}))(samples, splice(encoded, keep_all(encoded)))
+        found = Scorer(lvlm, dataset, frozenset({"log_prob"}))(
+            samples, splice(encoded, keep_all(encoded))
+        )
         assert bool(found.score.isnan().all())
         assert bool((found.log_prob > -0.1).all())
         assert lvlm.answered == 0
@@ -103,7 +112,8 @@ class TestScorer:
         again = scorer.full(samples[4:][::-1], encoded.rows(range(11, 3, -1)))
         direct = Scorer(lvlm, dataset)(samples, splice(encoded, keep_all(encoded)))
         assert lvlm.scored - 12 == 12
-        assert scorer.evaluations == 12 + 6  # and the six open questions were asked for the model's own words
+        # and the six open questions were asked for the model's own words
+        assert scorer.evaluations == 12 + 6
         assert torch.equal(first.log_prob, direct.log_prob[:8])
         assert torch.equal(again.log_prob, direct.log_prob.flip(0)[:8])
         assert torch.equal(again.score, direct.score.flip(0)[:8])
@@ -125,7 +135,9 @@ class TestScorer:
         together = Scorer(lvlm, ToyDataset())(samples, prompt)
         for i, sample in enumerate(samples):
             one = lvlm.encode([sample])
-            alone = Scorer(lvlm, ToyDataset())([sample], splice(one, RandomPruner().select(one, 0.25)))
+            alone = Scorer(lvlm, ToyDataset())(
+                [sample], splice(one, RandomPruner().select(one, 0.25))
+            )
             assert float(alone.log_prob) == pytest.approx(float(together.log_prob[i]), abs=1e-5)
             assert float(alone.score) == float(together.score[i])
 
@@ -133,7 +145,9 @@ class TestScorer:
 class TestSelections:
     """All states of all episodes in one pass, and no number depends on it."""
 
-    def states(self, lvlm: ToyLVLM, dataset: ToyDataset) -> tuple[list[Sample], Encoded, list[int], list[Tensor]]:
+    def states(
+        self, lvlm: ToyLVLM, dataset: ToyDataset
+    ) -> tuple[list[Sample], Encoded, list[int], list[Tensor]]:
         """Three nested states of two episodes of every question, some of them equal."""
         samples, encoded = batch(lvlm, 20, dataset)
         rows = [i for i in range(20) for _ in range(2)]
@@ -155,7 +169,10 @@ class TestSelections:
         assert 0 < float(found.score.mean()) < 1
         for t, keep in enumerate(kept):
             prompt = splice(encoded.rows(rows), TokenSelection(keep))
-            step, part = Scorer(lvlm, dataset)([samples[i] for i in rows], prompt), slice(40 * t, 40 * t + 40)
+            step, part = (
+                Scorer(lvlm, dataset)([samples[i] for i in rows], prompt),
+                slice(40 * t, 40 * t + 40),
+            )
             torch.testing.assert_close(found.log_prob[part], step.log_prob, atol=1e-6, rtol=1e-6)
             assert torch.equal(found.score[part], step.score)
             assert found.predictions[part] == step.predictions
@@ -168,14 +185,19 @@ class TestSelections:
         kl, same = scorer.fidelities(encoded, rows * 3, torch.cat(kept))
         assert 0 < float(same.mean()) < 1
         for t, keep in enumerate(kept):
-            step = scorer.fidelity(splice(encoded.rows(rows), TokenSelection(keep)), scorer.reference(encoded), rows)
+            step = scorer.fidelity(
+                splice(encoded.rows(rows), TokenSelection(keep)), scorer.reference(encoded), rows
+            )
             torch.testing.assert_close(kl[40 * t : 40 * t + 40], step[0], atol=1e-6, rtol=1e-6)
             assert torch.equal(same[40 * t : 40 * t + 40], step[1])
 
     def test_prompts_go_from_short_to_long_each_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tprl.scoring.scorer.AT_ONCE", 16)
         _, encoded, rows, kept = self.states(ToyLVLM(), ToyDataset())
-        parts = [(at, prompt.attention.sum(1)) for at, prompt in selected(encoded, rows * 3, torch.cat(kept))]
+        parts = [
+            (at, prompt.attention.sum(1))
+            for at, prompt in selected(encoded, rows * 3, torch.cat(kept))
+        ]
         assert sorted(i for at, _ in parts for i in at.tolist()) == list(range(120))
         lengths = torch.cat([length for _, length in parts])
         assert torch.equal(lengths, lengths.sort().values)
@@ -207,7 +229,8 @@ class TestFidelity:
         )
 
     def test_kl_of_several_tokens_by_hand(self) -> None:
-        """Two answer tokens over a vocabulary of 2, and an answer of one token whose second entry is padding."""
+        """Two answer tokens over a vocabulary of 2, and an answer of one token whose second entry
+        is padding."""
         nan = torch.nan
         full = torch.tensor([[[0.5, 0.5], [1.0, 0.0]], [[0.25, 0.75], [nan, nan]]]).log()
         pruned = torch.tensor([[[0.25, 0.75], [0.5, 0.5]], [[0.75, 0.25], [nan, nan]]]).log()
@@ -254,10 +277,16 @@ class TestServedScore:
 
             def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
                 pairs = {s.uid: s for s in (ToyDataset("val")[i] for i in range(30))}
-                again = ToyLVLM().encode([pairs[uid] for uid in encoded.uids], frozenset({"region"}))
+                again = ToyLVLM().encode(
+                    [pairs[uid] for uid in encoded.uids], frozenset({"region"})
+                )
                 chosen = super().select(again, keep_ratio)
-                lost = torch.tensor([uid.endswith("/apple") for uid in encoded.uids]) & (keep_ratio == 0.5)
-                return TokenSelection(chosen.keep & ~(lost.unsqueeze(1) & (again.extras["region"] > 0)))
+                lost = torch.tensor([uid.endswith("/apple") for uid in encoded.uids]) & (
+                    keep_ratio == 0.5
+                )
+                return TokenSelection(
+                    chosen.keep & ~(lost.unsqueeze(1) & (again.extras["region"] > 0))
+                )
 
         found = self.served(limit=30, batch_size=7)(Region())
         assert found["accuracy@0.083"] == 1.0
@@ -281,7 +310,8 @@ class TestServedScore:
 
 
 class Shouted(ToyDataset):
-    """Toy questions whose labels are spelled as the model never writes; the official score does not mind the case."""
+    """Toy questions whose labels are spelled as the model never writes; the official score does not
+    mind the case."""
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
@@ -329,7 +359,9 @@ class TestTargets:
         dataset, lvlm = Otherwise("test"), Spelling(width=24)
         samples = [dataset[i] for i in range(3)]
         scorer = Scorer(lvlm, dataset)
-        assert scorer.targets(samples, lvlm.encode(samples)) == [sample.answers[0] for sample in samples]
+        assert scorer.targets(samples, lvlm.encode(samples)) == [
+            sample.answers[0] for sample in samples
+        ]
 
     def test_where_an_exact_match_decides_nothing_is_generated(self) -> None:
         class Silent(ToyLVLM):
@@ -339,7 +371,9 @@ class TestTargets:
         dataset, lvlm = ToyDataset("test"), Silent(width=24)
         samples = [dataset[i] for i in range(3)]
         scorer = Scorer(lvlm, dataset)
-        assert scorer.targets(samples, lvlm.encode(samples)) == [sample.answers[0] for sample in samples]
+        assert scorer.targets(samples, lvlm.encode(samples)) == [
+            sample.answers[0] for sample in samples
+        ]
 
     def test_served_scores_read_the_words_of_the_model(self) -> None:
         served = ServedScore(Spelling(width=24), Shouted("val"), [1.0], limit=12)

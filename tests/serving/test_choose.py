@@ -24,7 +24,9 @@ def images_of(encoded: Encoded) -> list[Image]:
         deep = None if encoded.deep is None else encoded.deep[row, at]
         places = encoded.positions[:, row, at] - encoded.positions[:, row, at[:1]]
         words = encoded.embeds[row, encoded.question[row]]
-        images.append(Image(encoded.embeds[row, at], (rows, columns), words, places, encoded.uids[row], deep))
+        images.append(
+            Image(encoded.embeds[row, at], (rows, columns), words, places, encoded.uids[row], deep)
+        )
     return images
 
 
@@ -33,7 +35,9 @@ def lvlm() -> FrozenLVLM:
     return load_component("model", "tiny_llava")
 
 
-@pytest.mark.parametrize("name", ["tprl", "divprune", "pooling", "question_dpp", "uniform", "random", "keep_all"])
+@pytest.mark.parametrize(
+    "name", ["tprl", "divprune", "pooling", "question_dpp", "uniform", "random", "keep_all"]
+)
 def test_tokens_and_places_are_those_of_the_prompt(lvlm: FrozenLVLM, name: str) -> None:
     data = Scenes("test")
     encoded = lvlm.encode([data[index] for index in (0, 1, 7)])

@@ -25,7 +25,10 @@ def lvlm() -> FrozenLVLM:
 def test_they_are_what_prune_keeps(lvlm: FrozenLVLM, caplog: pytest.LogCaptureFixture) -> None:
     data = Scenes("test")
     samples = [data[0], data[6]]
-    texts, images = [lvlm.render(sample) for sample in samples], [list(sample.images) for sample in samples]
+    texts, images = (
+        [lvlm.render(sample) for sample in samples],
+        [list(sample.images) for sample in samples],
+    )
     inputs = lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt")
     embeds._said.clear()
     with caplog.at_level(logging.WARNING):
@@ -47,15 +50,26 @@ def test_a_message_holds_them_without_pickle() -> None:
     part, text = turn["content"]
     read = np.load(io.BytesIO(base64.b64decode(part["image_embeds"])), allow_pickle=False)
     assert np.array_equal(read, image.numpy())
-    assert (turn["role"], part["type"], text) == ("user", "image_embeds", {"type": "text", "text": "what is it?"})
+    assert (turn["role"], part["type"], text) == (
+        "user",
+        "image_embeds",
+        {"type": "text", "text": "what is it?"},
+    )
 
 
 @pytest.mark.parametrize(
     ("pruner", "ratio", "sentence"),
-    [("tprl_adaptive", 0.2, "gives every question its own budget"), ("fastv", 0.6, "between layers")],
+    [
+        ("tprl_adaptive", 0.2, "gives every question its own budget"),
+        ("fastv", 0.6, "between layers"),
+    ],
 )
-def test_pruners_that_cannot_be_served(lvlm: FrozenLVLM, pruner: str, ratio: float, sentence: str) -> None:
-    inputs = lvlm.processor(text="USER: <image> ASSISTANT:", images=Scenes("test")[0].images[0], return_tensors="pt")
+def test_pruners_that_cannot_be_served(
+    lvlm: FrozenLVLM, pruner: str, ratio: float, sentence: str
+) -> None:
+    inputs = lvlm.processor(
+        text="USER: <image> ASSISTANT:", images=Scenes("test")[0].images[0], return_tensors="pt"
+    )
     with pytest.raises(UserError, match=sentence):
         pruned_embeds(lvlm.model, pruner, ratio, inputs, lvlm.processor)
     assert not hasattr(lvlm.model.generate, "undo")

@@ -52,7 +52,10 @@ class TestNames:
         shards = {"a.safetensors": "vision_tower.x", "b.safetensors": "lm_head.y"}
         for file, name in shards.items():
             save_file({name: torch.arange(3.0)}, tmp_path / file, metadata={"format": "pt"})
-        index = {"metadata": {"total_size": 24}, "weight_map": {name: file for file, name in shards.items()}}
+        index = {
+            "metadata": {"total_size": 24},
+            "weight_map": {name: file for file, name in shards.items()},
+        }
         (tmp_path / INDEX).write_text(json.dumps(index))
         assert rename_weights(tmp_path, with_vision_model) == 1
         written = json.loads((tmp_path / INDEX).read_text())
@@ -82,7 +85,9 @@ class TestFolder:
         config = json.loads((folder / "config.json").read_text())
         assert config["architectures"] == ["TPRLLlavaForConditionalGeneration"]
         assert config["model_type"] == "llava"
-        settings = Settings(**{name: config[f"tprl_{name}"] for name in ("keep_ratio", "positions", "pruner")})
+        settings = Settings(
+            **{name: config[f"tprl_{name}"] for name in ("keep_ratio", "positions", "pruner")}
+        )
         assert settings == Settings(1 / 9)
         assert settings.load(folder).name == "tprl"
 
@@ -121,7 +126,9 @@ class TestRefusals:
         assert "tokens of width 48, and those of tiny_llava have 192" in self.refused(
             lvlm, TPRL(48, code_width=8, hidden=16), tmp_path
         )
-        assert "reads cls_attention" in self.refused(lvlm, load_component("pruner", "cls_attention"), tmp_path)
+        assert "reads cls_attention" in self.refused(
+            lvlm, load_component("pruner", "cls_attention"), tmp_path
+        )
 
     def test_a_rope_without_places(self, tmp_path: Path) -> None:
         lvlm = load_component("model", "llava", pretrained=None, dtype="float32")

@@ -1,4 +1,5 @@
-"""What has no graph for OpenVINO is refused in one sentence before anything is written; OpenVINO is not needed."""
+"""What has no graph for OpenVINO is refused in one sentence before anything is written; OpenVINO is
+not needed."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -52,18 +53,39 @@ PROCESSOR = "processor.image_processor"
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (setting("model.config.vision_config", "model_type", "siglip_vision_model"), "features of its siglip_vision_m"),
-        (setting("model.config", "vision_feature_select_strategy", "full"), "by 'full', and target=openvino converts"),
-        (setting("model.config", "vision_feature_layer", [-2, -5]), "features of layers [-2, -5] side by side"),
-        (setting("model.generation_config", "eos_token_id", None), "has no eos_token_id, so no answer would end"),
+        (
+            setting("model.config.vision_config", "model_type", "siglip_vision_model"),
+            "features of its siglip_vision_m",
+        ),
+        (
+            setting("model.config", "vision_feature_select_strategy", "full"),
+            "by 'full', and target=openvino converts",
+        ),
+        (
+            setting("model.config", "vision_feature_layer", [-2, -5]),
+            "features of layers [-2, -5] side by side",
+        ),
+        (
+            setting("model.generation_config", "eos_token_id", None),
+            "has no eos_token_id, so no answer would end",
+        ),
         (setting("model", "is_quantized", True), "are quantized or spread over devices"),
-        (setting("model", "hf_device_map", {"a": 0, "b": "cpu"}), "are quantized or spread over devices"),
+        (
+            setting("model", "hf_device_map", {"a": 0, "b": "cpu"}),
+            "are quantized or spread over devices",
+        ),
         (setting(PROCESSOR, "do_center_crop", False), "has do_center_crop=False, and the program"),
         (setting(PROCESSOR, "do_pad", True), "has do_pad=True"),
         (setting(PROCESSOR, "resample", 2), "has resample=2"),
         (setting(PROCESSOR, "rescale_factor", 1 / 127.5), "has rescale_factor=0.0078"),
-        (setting(PROCESSOR, "size", {"max_height": 96, "max_width": 96}), "has size={'max_height': 96"),
-        (setting(PROCESSOR, "crop_size", {"height": 90, "width": 96}), "has crop_size={'height': 90"),
+        (
+            setting(PROCESSOR, "size", {"max_height": 96, "max_width": 96}),
+            "has size={'max_height': 96",
+        ),
+        (
+            setting(PROCESSOR, "crop_size", {"height": 90, "width": 96}),
+            "has crop_size={'height': 90",
+        ),
     ],
 )
 def test_one_sentence(
@@ -81,12 +103,15 @@ def test_one_sentence(
 def test_another_pruner(lvlm: FrozenLVLM) -> None:
     with pytest.raises(UserError, match="pruner divprune has no graph for OpenVINO"):
         check_convert(lvlm, load_component("pruner", "divprune"))
-    with pytest.raises(UserError, match="tokens of width 48, and those of tiny_llava have 192: train one for it"):
+    with pytest.raises(
+        UserError, match="tokens of width 48, and those of tiny_llava have 192: train one for it"
+    ):
         check_convert(lvlm, TPRL(48, code_width=8, hidden=16))
 
 
 def test_one_gpu_is_no_spread() -> None:
-    """Where accelerate loads weights straight onto the only GPU, the model has a map of one device."""
+    """Where accelerate loads weights straight onto the only GPU, the model has a map of one
+    device."""
     model: Any = nn.Linear(2, 2)
     model.hf_device_map = {"": torch.device("cuda", 0)}
     check_weights(SimpleNamespace(model=model, name="llava"))
@@ -95,7 +120,8 @@ def test_one_gpu_is_no_spread() -> None:
 
 
 def test_conversion_happens_on_the_cpu() -> None:
-    """Example inputs of the graphs are made there; a model that was loaded onto a GPU goes with them."""
+    """Example inputs of the graphs are made there; a model that was loaded onto a GPU goes with
+    them."""
     places: list[str] = []
 
     class OnGPU(nn.Linear):

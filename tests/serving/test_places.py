@@ -65,7 +65,8 @@ class TestPositions:
 
     @pytest.mark.parametrize("cut", range(1, 9))
     def test_a_chunk_may_end_anywhere_and_come_twice(self, cut: int) -> None:
-        """What an engine hands over for a chunk are the embeddings in it; preemption starts anew."""
+        """What an engine hands over for a chunk are the embeddings in it; preemption starts
+        anew."""
         whole = rewritten(self.start(), self.images, [6, 6], self.kept, 0)
         positions = self.start()
         for _ in range(2):

@@ -24,11 +24,17 @@ def prompt(lvlm: FrozenLVLM, question: str, images: int = 1) -> list[int]:
 
 class TestQuestions:
     @pytest.mark.parametrize("images", [1, 2])
-    def test_it_is_the_one_that_prune_finds_behind_all_tokens(self, lvlm: FrozenLVLM, images: int) -> None:
+    def test_it_is_the_one_that_prune_finds_behind_all_tokens(
+        self, lvlm: FrozenLVLM, images: int
+    ) -> None:
         ids = prompt(lvlm, "what color is the large circle?", images)
         image = lvlm.image_token
-        expanded = torch.tensor([[token for one in ids for token in [one] * (144 if one == image else 1)]])
-        mask = QuestionFinder(lvlm.processor, image)(expanded, torch.ones_like(expanded, dtype=torch.bool))
+        expanded = torch.tensor(
+            [[token for one in ids for token in [one] * (144 if one == image else 1)]]
+        )
+        mask = QuestionFinder(lvlm.processor, image)(
+            expanded, torch.ones_like(expanded, dtype=torch.bool)
+        )
         found = Questions(lvlm.processor, image)(ids)
         assert found == tuple(expanded[mask].tolist())
         assert lvlm.tokenizer.decode(list(found)) == "what color is the large circle ?"

@@ -1,4 +1,5 @@
-"""A pruned prompt as an engine reads it: where images begin, and which prompts cannot be given to it."""
+"""A pruned prompt as an engine reads it: where images begin, and which prompts cannot be given to
+it."""
 
 from dataclasses import replace
 
@@ -50,7 +51,13 @@ def test_another_count_of_tokens_is_another_prompt() -> None:
 
 def test_images_without_text_between_them() -> None:
     """An engine would take them for one image, and give the second one the places of the first."""
-    visual, image = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 0]]), torch.tensor([[0] * 4 + [1] * 4 + [0]])
+    visual, image = (
+        torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 0]]),
+        torch.tensor([[0] * 4 + [1] * 4 + [0]]),
+    )
     neighbors = replace(prompt(), visual=visual.bool(), image=image)
-    with pytest.raises(UserError, match=r"images of this prompt follow each other: write a space .*model\.prompt\.$"):
+    with pytest.raises(
+        UserError,
+        match=r"images of this prompt follow each other: write a space .*model\.prompt\.$",
+    ):
         engine_prompt(neighbors, 0, COUNT)

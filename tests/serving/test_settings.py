@@ -26,7 +26,10 @@ class TestSettings:
 
     @pytest.mark.parametrize(
         ("ratio", "positions", "sentence"),
-        [(1.7, "keep", "keep_ratio must be a number in"), (0.5, "some", "positions=some is unknown: use keep")],
+        [
+            (1.7, "keep", "keep_ratio must be a number in"),
+            (0.5, "some", "positions=some is unknown: use keep"),
+        ],
     )
     def test_values_that_cannot_be(self, ratio: float, positions: str, sentence: str) -> None:
         with pytest.raises(UserError, match=sentence):
@@ -58,7 +61,9 @@ class TestServable:
         assert "its own budget" in refusals["keyword_budget"]
         assert "between layers" in refusals["fastv"]
         assert "reads cls_attention of the vision tower" in refusals["cls_attention"]
-        assert all(text.startswith("pruner ") and text.count(". ") == 0 for text in refusals.values())
+        assert all(
+            text.startswith("pruner ") and text.count(". ") == 0 for text in refusals.values()
+        )
 
     def test_a_threshold_decides_too_late(self) -> None:
         with pytest.raises(UserError, match="selects by a threshold"):
@@ -77,7 +82,9 @@ class TestVersions:
             check_vllm(f"{VLLM[0]}1")  # a tried one is no beginning of others
 
     def test_others_are_refused_with_those_tried(self) -> None:
-        with pytest.raises(UserError, match=r"vLLM 0\.9\.1 was not tried with this plugin: use 0\.32\.0, or"):
+        with pytest.raises(
+            UserError, match=r"vLLM 0\.9\.1 was not tried with this plugin: use 0\.32\.0, or"
+        ):
             check_vllm("0.9.1")
 
     def test_none_at_all(self) -> None:

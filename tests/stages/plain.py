@@ -1,5 +1,6 @@
-"""Every hyper-parameter of the stages, so that a test names those it is about. Constructors have no defaults of their
-own; `conf/stage` holds those of the command line, which are too large for tests."""
+"""Every hyper-parameter of the stages, so that a test names those it is about. Constructors have no
+defaults of their own; `conf/stage` holds those of the command line, which are too large for
+tests."""
 
 from typing import Any
 
@@ -12,7 +13,13 @@ from tprl.stages.lfd import LfD
 from tprl.stages.ppo import PPO
 
 SETTINGS: dict[type[Stage], dict[str, Any]] = {
-    AutoencoderStage: {"images": 512, "epochs": 10, "batch_size": 256, "lr": 1e-4, "weight_decay": 0.01},
+    AutoencoderStage: {
+        "images": 512,
+        "epochs": 10,
+        "batch_size": 256,
+        "lr": 1e-4,
+        "weight_decay": 0.01,
+    },
     LfD: {
         "demonstrations": 5000,
         "keep_ratio": (0.3333, 0.2222, 0.1111),

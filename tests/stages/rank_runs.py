@@ -1,5 +1,5 @@
-"""Every stage and an evaluation, on two ranks and on one: `python -m tests.stages.rank_runs <folder>` writes what came
-of each."""
+"""Every stage and an evaluation, on two ranks and on one: `python -m tests.stages.rank_runs
+<folder>` writes what came of each."""
 
 import os
 import socket
@@ -35,9 +35,20 @@ FAST: dict[str, Any] = {"lr_actor": 0.5, "lr_critic": 0.5}
 
 
 def lfd() -> LfD:
-    """21 demonstrations in batches of 5: four that two ranks cannot halve, and one of a single row."""
-    options: dict[str, Any] = {"demonstrations": 21, "keep_ratio": [0.25, 0.5], "steps": 2, "epochs": 2}
-    live = {"pruner": policy(), "lvlm": lvlm(), "dataset": ToyDataset(), "demonstrator": ClsAttentionPruner()}
+    """21 demonstrations in batches of 5: four that two ranks cannot halve, and one of a single
+    row."""
+    options: dict[str, Any] = {
+        "demonstrations": 21,
+        "keep_ratio": [0.25, 0.5],
+        "steps": 2,
+        "epochs": 2,
+    }
+    live = {
+        "pruner": policy(),
+        "lvlm": lvlm(),
+        "dataset": ToyDataset(),
+        "demonstrator": ClsAttentionPruner(),
+    }
     return build_stage(LfD, **live, served=served(), batch_size=5, **options)
 
 
@@ -45,15 +56,32 @@ def autoencoder() -> AutoencoderStage:
     """432 tokens in batches of 53, the last of 8."""
     pruner = policy(code_width=8, hidden=16)
     return build_stage(
-        AutoencoderStage, pruner=pruner, lvlm=lvlm(), dataset=ToyDataset(), images=20, epochs=1, batch_size=53
+        AutoencoderStage,
+        pruner=pruner,
+        lvlm=lvlm(),
+        dataset=ToyDataset(),
+        images=20,
+        epochs=1,
+        batch_size=53,
     )
 
 
 def adapt() -> Adapt:
     """54 questions in batches of 7, the last of 5."""
     budgets = [1 / 24, 0.25, 0.5]
-    live = {"pruner": policy(select="dpp"), "lvlm": lvlm(), "dataset": ToyDataset(), "served": served()}
-    chosen = {"questions": 60, "budgets": budgets, "keep_ratios": [0.3], "epochs": 1, "batch_size": 7}
+    live = {
+        "pruner": policy(select="dpp"),
+        "lvlm": lvlm(),
+        "dataset": ToyDataset(),
+        "served": served(),
+    }
+    chosen = {
+        "questions": 60,
+        "budgets": budgets,
+        "keep_ratios": [0.3],
+        "epochs": 1,
+        "batch_size": 7,
+    }
     return build_stage(Adapt, **live, **chosen)
 
 
@@ -69,7 +97,9 @@ def distill() -> Distill:
 STAGES: dict[str, Callable[[], Any]] = {
     # Eight prompts, in minibatches of 3, 3 and 2, or of one: some of them are all one rank's.
     "gae": lambda: ppo(minibatch=3, **FAST),
-    "lagrange": lambda: ppo(minibatch=3, steps=2, budget="lagrange", keep_ratio=[0.25, 0.5], **FAST),
+    "lagrange": lambda: ppo(
+        minibatch=3, steps=2, budget="lagrange", keep_ratio=[0.25, 0.5], **FAST
+    ),
     "rloo": lambda: ppo(advantage="rloo", group=2, minibatch=6, budget="lagrange", **FAST),
     "grpo": lambda: ppo(policy(select="dpp"), advantage="grpo", group=4, minibatch=4, **FAST),
     "lfd": lfd,
@@ -80,7 +110,8 @@ STAGES: dict[str, Callable[[], Any]] = {
 
 
 class Report(pl.Callback):
-    """The first gradient that an optimizer sees, the weights and metrics at the end, and what the stage counted."""
+    """The first gradient that an optimizer sees, the weights and metrics at the end, and what the
+    stage counted."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,7 +122,9 @@ class Report(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         named = pl_module.pruner.named_parameters()
-        self.gradient = self.gradient or {name: p.grad.clone() for name, p in named if p.grad is not None}
+        self.gradient = self.gradient or {
+            name: p.grad.clone() for name, p in named if p.grad is not None
+        }
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         found = {
@@ -131,14 +164,22 @@ def everything(folder: Path) -> None:
     torch.set_num_threads(1)
     for name, stage in STAGES.items():
         report = Report(folder / f"{name}.{distributed.count()}.{distributed.rank()}.pt")
-        here: dict[str, Any] = {"strategy": "ddp", "devices": RANKS} if distributed.count() > 1 else {}
+        here: dict[str, Any] = (
+            {"strategy": "ddp", "devices": RANKS} if distributed.count() > 1 else {}
+        )
         fit(stage(), report, use_distributed_sampler=False, **here)
     evaluation(folder / f"evaluation.{distributed.count()}")
 
 
 def one_rank(number: int, port: int, folder: Path) -> None:
     """What torchrun says to the processes that it starts."""
-    told = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "GROUP_RANK": 0}
+    told = {
+        "RANK": number,
+        "LOCAL_RANK": number,
+        "WORLD_SIZE": RANKS,
+        "LOCAL_WORLD_SIZE": RANKS,
+        "GROUP_RANK": 0,
+    }
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {name: str(value) for name, value in told.items()}
     distributed.join()
@@ -147,11 +188,16 @@ def one_rank(number: int, port: int, folder: Path) -> None:
 
 def main(folder: Path) -> None:
     # Plain gradient descent: Adam would turn rounding errors of gradients that are zero into steps.
-    torch.optim.Adam = torch.optim.AdamW = lambda given, **_: torch.optim.SGD(given, lr=0.5)  # type: ignore[misc]
+    def plain(parameters: Any, **_: Any) -> torch.optim.SGD:
+        return torch.optim.SGD(parameters, lr=0.5)
+
+    torch.optim.Adam = torch.optim.AdamW = plain  # type: ignore[misc]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    several = [get_context("fork").Process(target=one_rank, args=(n, port, folder)) for n in range(RANKS)]
+    several = [
+        get_context("fork").Process(target=one_rank, args=(n, port, folder)) for n in range(RANKS)
+    ]
     for one in several:
         one.start()
     for one in several:

@@ -19,7 +19,12 @@ BUDGETS = [1 / 24, 0.25, 0.5]
 
 def stage(pruner: TPRL | MLPPruner | None = None, **options: object) -> Adapt:
     settings = {"questions": 60, "budgets": BUDGETS, "keep_ratios": [0.3], "epochs": 2} | options
-    live = {"pruner": pruner or policy(select="dpp"), "lvlm": lvlm(), "dataset": ToyDataset(), "served": served()}
+    live = {
+        "pruner": pruner or policy(select="dpp"),
+        "lvlm": lvlm(),
+        "dataset": ToyDataset(),
+        "served": served(),
+    }
     return build_stage(Adapt, **live, **settings)
 
 
@@ -65,13 +70,16 @@ def test_targets_are_the_answers_probabilities_as_served() -> None:
 
 
 def test_questions_that_need_tokens_get_them() -> None:
-    """Half of the questions are hopeless below half of the tokens, the others are right with one."""
+    """Half of the questions are hopeless below half of the tokens, the others are right with
+    one."""
     pruner = policy(select="dpp")
     module = stage(pruner, epochs=40, questions=400)
     hard = torch.arange(400) % 2 == 0
     read = torch.randn(400, 32, generator=torch.Generator().manual_seed(0))
     read[:, 0] = hard.float() * 4
-    chance = torch.where(hard.unsqueeze(1), torch.tensor([0.1, 0.1, 0.9]), torch.tensor([0.9, 0.9, 0.9]))
+    chance = torch.where(
+        hard.unsqueeze(1), torch.tensor([0.1, 0.1, 0.9]), torch.tensor([0.9, 0.9, 0.9])
+    )
     module._score = lambda: (read, chance)  # type: ignore[method-assign]
     fit(module)
     forecast = pruner.net.budget_logits(read).sigmoid()

@@ -35,18 +35,24 @@ class TestTokens:
         assert torch.equal(one.tokens, expected[1:].flatten(0, 1))
 
     @pytest.mark.parametrize(("limit", "pictures"), [(12, 2), (400, 67)])
-    def test_a_dataset_with_fewer_pictures_than_asked_for_is_used_up(self, limit: int, pictures: int) -> None:
+    def test_a_dataset_with_fewer_pictures_than_asked_for_is_used_up(
+        self, limit: int, pictures: int
+    ) -> None:
         one = stage(dataset=ToyDataset(limit=limit), images=1000)
         one.setup("fit")
         assert len(one.tokens) + len(one.held_out) == pictures * 24
 
     def test_a_single_picture_is_refused(self) -> None:
-        with pytest.raises(UserError, match="dataset toy shows 1 images: stage=autoencoder needs 2"):
+        with pytest.raises(
+            UserError, match="dataset toy shows 1 images: stage=autoencoder needs 2"
+        ):
             stage(dataset=ToyDataset(limit=6)).setup("fit")
 
     def test_padded_tokens_are_left_out(self) -> None:
         class Ragged(ToyLVLM):
-            def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
+            def encode(
+                self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()
+            ) -> Encoded:
                 grids = [((2, 2 + i % 3),) for i in range(len(samples))]
                 return toy_encoded(grids, width=24, uids=[sample.uid for sample in samples])
 
@@ -59,7 +65,9 @@ class TestTokens:
         one = stage()
         one.setup("fit")
         assert one.pruner.autoencoder is not None
-        torch.testing.assert_close(one.pruner.autoencoder.mean, one.tokens.float().mean(0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            one.pruner.autoencoder.mean, one.tokens.float().mean(0), atol=1e-5, rtol=1e-4
+        )
 
     def test_a_pruner_without_autoencoder_is_refused(self) -> None:
         with pytest.raises(ValueError, match="code_width=0"):
@@ -72,7 +80,8 @@ class TestTraining:
         one = stage(images=200, epochs=8)
         before = weights(one.pruner.net)
         trainer = fit(one, metrics)
-        assert metrics["autoencoder/mse"][0] > 0.9  # about the fraction of variance lost: nothing is known yet
+        # about the fraction of variance lost: nothing is known yet
+        assert metrics["autoencoder/mse"][0] > 0.9
         assert float(trainer.callback_metrics["autoencoder/val_mse"]) < 0.5
         assert same(weights(one.pruner.net), before)
 

@@ -43,14 +43,28 @@ class Counting(ToyLVLM):
 
 class TestLfD:
     @pytest.mark.parametrize("kind", ["tprl", "mlp"])
-    def test_the_same_weights_with_and_without_an_earlier_store(self, kind: str, tmp_path: Path) -> None:
+    def test_the_same_weights_with_and_without_an_earlier_store(
+        self, kind: str, tmp_path: Path
+    ) -> None:
         ends, encoded = [], []
         for cache in (None, Cache(tmp_path, {}), Cache(tmp_path, {})):
             lvlm, end = Counting(), LastWeights()
             torch.manual_seed(0)
-            learner = policy(code_width=8) if kind == "tprl" else MLPPruner(24, code_width=8, width=16)
-            options: dict[str, Any] = {"keep_ratio": [0.25, 0.5], "steps": 2, "epochs": 2, "batch_size": 16}
-            live: dict[str, Any] = {"pruner": learner, "lvlm": lvlm, "dataset": ToyDataset(), "served": served()}
+            learner = (
+                policy(code_width=8) if kind == "tprl" else MLPPruner(24, code_width=8, width=16)
+            )
+            options: dict[str, Any] = {
+                "keep_ratio": [0.25, 0.5],
+                "steps": 2,
+                "epochs": 2,
+                "batch_size": 16,
+            }
+            live: dict[str, Any] = {
+                "pruner": learner,
+                "lvlm": lvlm,
+                "dataset": ToyDataset(),
+                "served": served(),
+            }
             live |= {"demonstrator": ClsAttentionPruner(), "cache": cache}
             stage = build_stage(LfD, **live, demonstrations=64, **options)
             start = weights(learner)
@@ -65,11 +79,20 @@ class TestLfD:
 
 class TestPPO:
     @pytest.mark.parametrize("reward", [ScoreChange, Fidelity])
-    def test_the_same_weights_and_no_prompt_read_whole_twice(self, reward: Any, tmp_path: Path) -> None:
+    def test_the_same_weights_and_no_prompt_read_whole_twice(
+        self, reward: Any, tmp_path: Path
+    ) -> None:
         ends, whole = [], []
-        for cache, seed in [(None, 0), (Cache(tmp_path, {}), 0), (Cache(tmp_path, {}), 0), (Cache(tmp_path, {}), 1)]:
+        for cache, seed in [
+            (None, 0),
+            (Cache(tmp_path, {}), 0),
+            (Cache(tmp_path, {}), 0),
+            (Cache(tmp_path, {}), 1),
+        ]:
             lvlm, last = Counting(), LastWeights()
-            stage = ppo(policy(), lvlm=lvlm, reward=WeightedReward([reward()]), cache=cache, seed=seed)
+            stage = ppo(
+                policy(), lvlm=lvlm, reward=WeightedReward([reward()]), cache=cache, seed=seed
+            )
             fit(stage, last)
             ends.append(last.weights)
             whole.append(lvlm.whole)

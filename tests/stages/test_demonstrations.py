@@ -26,7 +26,14 @@ from tprl.pruners.uniform import UniformPruner
 from tprl.rl.rollout import step_ratios
 from tprl.runtime.store import Cache, opened
 from tprl.seeding import stable_seed
-from tprl.stages.demonstrations import Demonstrations, StoredDemonstrations, _episodes, _packed, _Shown, demonstrate
+from tprl.stages.demonstrations import (
+    Demonstrations,
+    StoredDemonstrations,
+    _episodes,
+    _packed,
+    _Shown,
+    demonstrate,
+)
 from tprl.types import Encoded, Pruner, Sample, TokenSelection
 
 
@@ -38,7 +45,9 @@ def stored(
     **options: object,
 ) -> StoredDemonstrations:
     teacher = demonstrator or UniformPruner()
-    return demonstrate(teacher, policy(), lvlm(), ToyDataset(), count, keep_ratios, steps, **options)  # type: ignore[arg-type]
+    return demonstrate(
+        teacher, policy(), lvlm(), ToyDataset(), count, keep_ratios, steps, **options
+    )  # type: ignore[arg-type]
 
 
 def shown(*args: Any, **options: Any) -> Demonstrations:
@@ -66,7 +75,9 @@ class TestMasks:
         found = shown()
         counts = {
             (ratio, *column)
-            for ratio, column in zip(found.keep_ratio.tolist(), found.keep.sum(2).T.tolist(), strict=True)
+            for ratio, column in zip(
+                found.keep_ratio.tolist(), found.keep.sum(2).T.tolist(), strict=True
+            )
         }
         assert counts == {(0.5, 19, 15, 12), (1 / 12, 10, 5, 2)}
 
@@ -86,12 +97,17 @@ class TestMasks:
 
 class TestDraws:
     def test_batch_size_changes_nothing(self) -> None:
-        """Nor the order: each question's ratio depends on (seed, uid), its masks on the heuristic alone."""
+        """Nor the order: each question's ratio depends on (seed, uid), its masks on the heuristic
+        alone."""
         one, other = shown(batch_size=50), shown(batch_size=7)
         assert torch.equal(one.keep, other.keep)
         assert torch.equal(one.keep_ratio, other.keep_ratio)
         for a, b in zip(one.x, other.x, strict=True):
-            assert torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a is b
+            assert (
+                torch.equal(a, b)
+                if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+                else a is b
+            )
 
     def test_ratios_are_spread_over_the_questions_and_follow_the_seed(self) -> None:
         one, other = shown(count=200), shown(count=200, seed=1)
@@ -99,19 +115,26 @@ class TestDraws:
         assert not torch.equal(one.keep_ratio, other.keep_ratio)
 
     def test_uses_the_dataset_up_and_no_more(self) -> None:
-        found = demonstrate(UniformPruner(), policy(), lvlm(), ToyDataset(limit=11), 50, [0.5], 1, batch_size=4)
+        found = demonstrate(
+            UniformPruner(), policy(), lvlm(), ToyDataset(limit=11), 50, [0.5], 1, batch_size=4
+        )
         assert len(found) == 11
 
     def test_an_epoch_shows_every_question_once(self) -> None:
         store = stored(keep_ratios=(0.5,), demonstrator=ClsAttentionPruner())
-        batches, found = list(store.batches(8, torch.Generator().manual_seed(0))), store.rows(torch.arange(30))
+        batches, found = (
+            list(store.batches(8, torch.Generator().manual_seed(0))),
+            store.rows(torch.arange(30)),
+        )
         assert [len(batch.keep_ratio) for batch in batches] == [8, 8, 8, 6]
         rows = torch.cat([batch.x.codes.flatten(1) for batch in batches])
         assert sorted(rows.sum(1).tolist()) == sorted(found.x.codes.flatten(1).sum(1).tolist())
         assert not torch.equal(rows, found.x.codes.flatten(1))
 
     def test_the_oracle_cannot_demonstrate(self) -> None:
-        with pytest.raises(UserError, match=r"pruner=oracle knows where the answer is and cannot demonstrate"):
+        with pytest.raises(
+            UserError, match=r"pruner=oracle knows where the answer is and cannot demonstrate"
+        ):
             shown(OraclePruner())
 
     def test_codes_are_stored_in_half_precision(self) -> None:
@@ -167,7 +190,10 @@ class TestFiles:
             assert float(whole.keep_ratio[b]) == ratio
             keep = _episodes(UniformPruner(), encoded, [step_ratios(ratio, 2)])[0]
             assert torch.equal(whole.keep[:, b, mask], keep[:, 0])
-            assert not any(part[b, ~mask].any() for part in (whole.x.codes, whole.x.xy, whole.keep[0], whole.keep[1]))
+            assert not any(
+                part[b, ~mask].any()
+                for part in (whole.x.codes, whole.x.xy, whole.keep[0], whole.keep[1])
+            )
 
     def test_any_rows_in_any_order(self) -> None:
         found = self.ragged()
@@ -192,7 +218,9 @@ class TestFiles:
             def __getitem__(self, index: int) -> Sample:
                 raise BadRow("broken")
 
-        with pytest.raises(UserError, match=r"all 5 rows of toy .* are damaged \(.*nothing to demonstrate"):
+        with pytest.raises(
+            UserError, match=r"all 5 rows of toy .* are damaged \(.*nothing to demonstrate"
+        ):
             demonstrate(UniformPruner(), policy(), lvlm(), Broken(), 5, [0.5], 1)
 
     def test_a_temporary_folder_goes_with_them(self) -> None:
@@ -209,7 +237,9 @@ class TestFiles:
         bits = torch.zeros(1, 512, dtype=torch.uint8)
         for shard in range(10):
             shown = [
-                _Shown(f"{shard}/{i}", codes * (20 * shard + i), torch.zeros(4096, 2), codes[:2], bits)
+                _Shown(
+                    f"{shard}/{i}", codes * (20 * shard + i), torch.zeros(4096, 2), codes[:2], bits
+                )
                 for i in range(20)
             ]
             save_file(_packed(shown), tmp_path / str(shard))
@@ -218,7 +248,9 @@ class TestFiles:
         if (child := os.fork()) == 0:
             before = peak()
             found = StoredDemonstrations(sorted(tmp_path.iterdir()), [0.5], 1, 0)
-            seen = sum(float(part.x.codes[:, 0, 0].sum()) for part in found.batches(8, torch.Generator()))
+            seen = sum(
+                float(part.x.codes[:, 0, 0].sum()) for part in found.batches(8, torch.Generator())
+            )
             os.write(write, json.dumps([peak() - before, seen]).encode())
             os._exit(0)
         os.waitpid(child, 0)
@@ -250,7 +282,9 @@ class TestCache:
         """How many questions were demonstrated."""
         watched = Watched()
         settings = {"count": 30, "keep_ratios": [0.5], "steps": 1, "batch_size": 2} | options
-        demonstrate(watched, learner or policy(code_width=8), lvlm(), ToyDataset(), cache=cache, **settings)
+        demonstrate(
+            watched, learner or policy(code_width=8), lvlm(), ToyDataset(), cache=cache, **settings
+        )
         return watched.shown
 
     def test_what_is_there_is_not_demonstrated_again(self, tmp_path: Path) -> None:
@@ -262,7 +296,9 @@ class TestCache:
         assert self.shown(cache, count=50) == 30  # rows 20 .. 40 were cut at 30
         assert len(list(tmp_path.iterdir())) == 1
 
-    @pytest.mark.parametrize("option", [{"keep_ratios": [0.25]}, {"steps": 2}, {"progressive": [0.9, 0.5]}])
+    @pytest.mark.parametrize(
+        "option", [{"keep_ratios": [0.25]}, {"steps": 2}, {"progressive": [0.9, 0.5]}]
+    )
     def test_other_schedules_are_others(self, option: dict[str, Any], tmp_path: Path) -> None:
         self.shown(Cache(tmp_path, {}))
         assert self.shown(Cache(tmp_path, {}), **option) >= 30

@@ -45,7 +45,9 @@ class TestSoftTopK:
 
     def test_the_gradient_is_that_of_finite_differences(self) -> None:
         x = logits().requires_grad_()
-        assert torch.autograd.gradcheck(lambda values: soft_top_k(values, MASK, K, 0.7), (x,), atol=1e-5)
+        assert torch.autograd.gradcheck(
+            lambda values: soft_top_k(values, MASK, K, 0.7), (x,), atol=1e-5
+        )
 
 
 def tiny() -> tuple[TPRL, Llava]:
@@ -55,10 +57,18 @@ def tiny() -> tuple[TPRL, Llava]:
 
 
 def distill(questions: int = 5, **options: Any) -> Distill:
-    """The stage over a small policy and the embedded LVLM, served on so many validation questions."""
+    """The stage over a small policy and the embedded LVLM, served on so many validation
+    questions."""
     pruner, lvlm = tiny()
     served = ServedScore(lvlm, Scenes("val"), [0.1111], questions)
-    usual = {"pruner": pruner, "lvlm": lvlm, "dataset": Scenes(), "served": served, "prompts": 3, "keep_ratio": 0.1111}
+    usual = {
+        "pruner": pruner,
+        "lvlm": lvlm,
+        "dataset": Scenes(),
+        "served": served,
+        "prompts": 3,
+        "keep_ratio": 0.1111,
+    }
     return build_stage(Distill, **(usual | options))
 
 
@@ -68,16 +78,22 @@ class TestStage:
         pruner, lvlm = module.pruner, module.lvlm
         before = {name: value.clone() for name, value in pruner.state_dict().items()}
         model = [weight.clone() for weight in lvlm.model.parameters()]
-        module.best = float("inf")  # no score beats it: what is restored at the end is what was there before
+        # no score beats it: what is restored at the end is what was there before
+        module.best = float("inf")
         fit(module)
         assert all(torch.equal(value, before[name]) for name, value in pruner.state_dict().items())
         assert module.iteration == 2
         assert all(torch.equal(a, b) for a, b in zip(model, lvlm.model.parameters(), strict=True))
         module = distill(iterations=2, validate_every=9)
         pruner = module.pruner
-        module._validate = lambda: setattr(module, "best_state", pruner.state_dict())  # the last weights are the best
+        # the last weights are the best
+        module._validate = lambda: setattr(module, "best_state", pruner.state_dict())
         fit(module)
-        moved = [name for name, value in pruner.state_dict().items() if not torch.equal(value, before[name])]
+        moved = [
+            name
+            for name, value in pruner.state_dict().items()
+            if not torch.equal(value, before[name])
+        ]
         assert any(name.startswith("net.blocks") for name in moved)
         assert not any("value_head" in name for name in moved)
 
@@ -102,17 +118,27 @@ class TestStage:
         torch.testing.assert_close(parts[0], parts[1], atol=1e-5, rtol=1e-4)
 
     def test_a_resumed_run_is_the_run(self, tmp_path: Path) -> None:
-        whole, second = (distill(iterations=4, keep_ratio=[0.2222, 0.1111], validate_every=2) for _ in range(2))
+        whole, second = (
+            distill(iterations=4, keep_ratio=[0.2222, 0.1111], validate_every=2) for _ in range(2)
+        )
         fit(whole, SaveAt(2, tmp_path / "two.ckpt"))
         fit(second, ckpt_path=tmp_path / "two.ckpt")
         assert second.iteration == whole.iteration == 4
         assert second.best == whole.best
         assert whole.best_state.keys() == second.best_state.keys() > set()
-        for (name, value), resumed in zip(whole.best_state.items(), second.best_state.values(), strict=True):
+        for (name, value), resumed in zip(
+            whole.best_state.items(), second.best_state.values(), strict=True
+        ):
             assert torch.equal(value, resumed), name
-        moments = [module.optimizers(use_pl_optimizer=False).state_dict()["state"] for module in (whole, second)]  # type: ignore[union-attr]
+        moments = [
+            module.optimizers(use_pl_optimizer=False).state_dict()["state"]
+            for module in (whole, second)
+        ]  # type: ignore[union-attr]
         assert moments[0].keys() == moments[1].keys() > set()
-        assert all(torch.equal(moments[0][key]["exp_avg"], moments[1][key]["exp_avg"]) for key in moments[0])
+        assert all(
+            torch.equal(moments[0][key]["exp_avg"], moments[1][key]["exp_avg"])
+            for key in moments[0]
+        )
 
     def test_a_model_without_gradient_is_refused(self) -> None:
         model = lvlm_of_toys()

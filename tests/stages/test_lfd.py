@@ -33,14 +33,22 @@ def lfd(pruner: LearnedPruner | None = None, **options: Any) -> LfD:
         "dataset": ToyDataset(),
         "demonstrator": ClsAttentionPruner(),
     }
-    small: dict[str, Any] = {"demonstrations": 64, "keep_ratio": QUARTER, "epochs": 2, "batch_size": 16, "lr": 1e-2}
+    small: dict[str, Any] = {
+        "demonstrations": 64,
+        "keep_ratio": QUARTER,
+        "epochs": 2,
+        "batch_size": 16,
+        "lr": 1e-2,
+    }
     if "served" not in options:
         options["served"] = served()
     return build_stage(LfD, **(live | small | options))
 
 
 def demonstrations(steps: int = 3, count: int = 20, **options: Any) -> Demonstrations:
-    found = demonstrate(ClsAttentionPruner(), policy(), lvlm(), ToyDataset(), count, [0.25, 0.5], steps, **options)
+    found = demonstrate(
+        ClsAttentionPruner(), policy(), lvlm(), ToyDataset(), count, [0.25, 0.5], steps, **options
+    )
     return found.rows(torch.arange(count))
 
 
@@ -54,9 +62,13 @@ class TestLoss:
         for b in range(20):
             alive = shown.x.mask[b]
             for t in range(3):
-                logits = pruner.net(x.rows(torch.tensor([b])), alive[None], t, shown.keep_ratio[b : b + 1])[0][0]
+                logits = pruner.net(
+                    x.rows(torch.tensor([b])), alive[None], t, shown.keep_ratio[b : b + 1]
+                )[0][0]
                 kept = shown.keep[t, b]
-                errors[t, b] = F.binary_cross_entropy_with_logits(logits[alive], kept[alive].float())
+                errors[t, b] = F.binary_cross_entropy_with_logits(
+                    logits[alive], kept[alive].float()
+                )
                 equal[t, b] = ((logits[alive] > 0) == kept[alive]).float().mean()
                 alive = kept
         assert float(loss.detach()) == pytest.approx(float(errors.mean().detach()), abs=1e-5)
@@ -65,8 +77,12 @@ class TestLoss:
     def test_does_not_depend_on_the_order_of_the_batch(self) -> None:
         shown, pruner = demonstrations(), policy()
         order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-        shuffled = Demonstrations(shown.x.rows(order), shown.keep[:, order], shown.keep_ratio[order])
-        for a, b in zip(token_loss(pruner, shown, NOISE), token_loss(pruner, shuffled, NOISE), strict=True):
+        shuffled = Demonstrations(
+            shown.x.rows(order), shown.keep[:, order], shown.keep_ratio[order]
+        )
+        for a, b in zip(
+            token_loss(pruner, shown, NOISE), token_loss(pruner, shuffled, NOISE), strict=True
+        ):
             assert float(a.detach()) == pytest.approx(float(b.detach()), abs=1e-6)
 
     def test_padding_changes_nothing(self) -> None:
@@ -79,13 +95,15 @@ class TestLoss:
             query_mask=F.pad(shown.x.query_mask, (0, 2)),
         )
         padded = Demonstrations(x, F.pad(shown.keep, (0, 5)), shown.keep_ratio)
-        for a, b in zip(token_loss(pruner, shown, NOISE), token_loss(pruner, padded, NOISE), strict=True):
+        for a, b in zip(
+            token_loss(pruner, shown, NOISE), token_loss(pruner, padded, NOISE), strict=True
+        ):
             assert float(a.detach()) == pytest.approx(float(b.detach()), abs=1e-6)
 
 
 class FarthestPruner:
-    """Diverse and nothing else, and not a judgment of single tokens: every token is as far as possible from those
-    chosen before, in the order of the first coordinate."""
+    """Diverse and nothing else, and not a judgment of single tokens: every token is as far as
+    possible from those chosen before, in the order of the first coordinate."""
 
     name, extras = "farthest", frozenset[str]()
 
@@ -96,7 +114,9 @@ class FarthestPruner:
             chosen = [int(x[:, 0].argmax())]
             while len(chosen) < budget(keep_ratio or 1.0, len(x)):
                 chosen.append(int((x @ x[chosen].T).amax(1).argmin()))
-            rows.append(torch.zeros(len(x), dtype=torch.bool).scatter(0, torch.tensor(chosen), True))
+            rows.append(
+                torch.zeros(len(x), dtype=torch.bool).scatter(0, torch.tensor(chosen), True)
+            )
         return TokenSelection(torch.stack(rows))
 
 
@@ -108,7 +128,9 @@ class TestSetLoss:
         found = set_loss(pruner, demonstrations(), NOISE.manual_seed(0))
         assert float(found.loss.detach()) == pytest.approx(float(found.constant))
 
-    @pytest.mark.parametrize("demonstrator", [ClsAttentionPruner(), FarthestPruner()], ids=lambda d: d.name)
+    @pytest.mark.parametrize(
+        "demonstrator", [ClsAttentionPruner(), FarthestPruner()], ids=lambda d: d.name
+    )
     def test_the_policy_gets_below_the_constant(self, demonstrator: Any) -> None:
         stage = lfd(
             policy(select="dpp", width=32),
@@ -128,7 +150,8 @@ class TestSetLoss:
         fit(lfd(policy(select="dpp"), lr=0.0, epochs=1))
         assert "lfd: the policy has learned nothing from cls_attention" in caplog.text
         assert "that of constant logits" in caplog.text
-        assert "Use another demonstrator (pruner=...), or more demonstrations." in caplog.text  # the loss is set
+        # the loss is set
+        assert "Use another demonstrator (pruner=...), or more demonstrations." in caplog.text
 
     @pytest.mark.parametrize(
         ("options", "select", "message"),
@@ -146,21 +169,31 @@ class TestTraining:
     @pytest.mark.parametrize("kind", ["tprl", "mlp"])
     def test_imitates_a_heuristic(self, kind: str) -> None:
         pruner = policy() if kind == "tprl" else MLPPruner(24, code_width=0, width=16)
-        stage = lfd(pruner, demonstrations=256, epochs=6, batch_size=32, served=served(120, [QUARTER]))
+        stage = lfd(
+            pruner, demonstrations=256, epochs=6, batch_size=32, served=served(120, [QUARTER])
+        )
         metrics = Metrics()
         fit(stage, metrics)
         assert metrics["lfd/agreement"][0] < 0.85
         assert sum(metrics["lfd/agreement"][-8:]) / 8 > 0.95
-        encoded = lvlm().encode([ToyDataset("test")[i] for i in range(60)], frozenset({"cls_attention"}))
+        encoded = lvlm().encode(
+            [ToyDataset("test")[i] for i in range(60)], frozenset({"cls_attention"})
+        )
         wanted = ClsAttentionPruner().select(encoded, QUARTER).keep
         assert float((pruner.select(encoded, QUARTER).keep == wanted).float().mean()) > 0.95
 
     def test_imitates_every_step_of_progressive_demonstrations(self) -> None:
         """0.5 of 24, then half of it: objects and some noise, then the objects alone."""
-        stage, metrics = lfd(progressive=(0.5, 0.5), demonstrations=256, epochs=8, batch_size=32), Metrics()
+        stage, metrics = (
+            lfd(progressive=(0.5, 0.5), demonstrations=256, epochs=8, batch_size=32),
+            Metrics(),
+        )
         fit(stage, metrics)
         assert stage.demonstrations is not None
-        assert stage.demonstrations.rows(torch.arange(256)).keep.sum(2).unique(dim=1).tolist() == [[12], [6]]
+        assert stage.demonstrations.rows(torch.arange(256)).keep.sum(2).unique(dim=1).tolist() == [
+            [12],
+            [6],
+        ]
         assert metrics["lfd/loss"][-1] < 0.6 * metrics["lfd/loss"][0]
 
     def test_the_best_served_weights_are_put_back(self) -> None:
@@ -196,7 +229,9 @@ class TestTraining:
         assert not same(ends[0].weights, ends[2].weights)
 
     def test_two_epochs_and_two_resumed_equal_four(self, tmp_path: Path) -> None:
-        saving = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
+        saving = ModelCheckpoint(
+            dirpath=tmp_path, filename="{epoch}", save_top_k=-1, every_n_epochs=1
+        )
         ends = LastWeights(), LastWeights()
         whole, resumed = lfd(epochs=4), lfd(policy(5), epochs=4)
         fit(whole, ends[0], saving, enable_checkpointing=True)

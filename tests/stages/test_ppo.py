@@ -1,4 +1,5 @@
-"""The RL correctness list of the method, each line a test, through the real stage and a real Trainer."""
+"""The RL correctness list of the method, each line a test, through the real stage and a real
+Trainer."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +39,9 @@ from tprl.stages.ppo import PPO, Episodes
 from tprl.types import Outcome, Prompt, Sample, TokenSelection
 
 BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]
-every_budget = pytest.mark.parametrize(("budget", "select"), BUDGETS, ids=["-".join(pair) for pair in BUDGETS])
+every_budget = pytest.mark.parametrize(
+    ("budget", "select"), BUDGETS, ids=["-".join(pair) for pair in BUDGETS]
+)
 
 
 class Recorded(WeightedReward):
@@ -54,7 +57,8 @@ class Recorded(WeightedReward):
 
 
 class Probe(PPO):
-    """Keeps what one iteration hands on: rollouts, outcomes, losses before and during the update."""
+    """Keeps what one iteration hands on: rollouts, outcomes, losses before and during the
+    update."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -103,15 +107,25 @@ class TestRatio:
         self, budget: str, select: str, advantage: str, group: int
     ) -> None:
         options = {"advantage": advantage, "group": group, "prompts": 16 // group, "minibatch": 16}
-        stage = probed(pruner=policy(select=select), budget=budget, steps=3, iterations=3, **options)
+        stage = probed(
+            pruner=policy(select=select), budget=budget, steps=3, iterations=3, **options
+        )
         assert len(stage.drift) == 9  # three steps in each of three iterations
         assert stage.drift == [0.0] * 9
         for loss in stage.before:
-            assert (float(loss.kl), float(loss.clip_fraction), float(loss.ratio_max)) == (0.0, 0.0, 1.0)
+            assert (float(loss.kl), float(loss.clip_fraction), float(loss.ratio_max)) == (
+                0.0,
+                0.0,
+                1.0,
+            )
 
     @every_budget
-    def test_stays_at_one_within_rounding_in_a_shuffled_minibatch(self, budget: str, select: str) -> None:
-        stage = probed(pruner=policy(select=select), budget=budget, steps=3, iterations=3, minibatch=4)
+    def test_stays_at_one_within_rounding_in_a_shuffled_minibatch(
+        self, budget: str, select: str
+    ) -> None:
+        stage = probed(
+            pruner=policy(select=select), budget=budget, steps=3, iterations=3, minibatch=4
+        )
         for loss in stage.first:
             assert float(loss.kl) < 1e-9
             assert float(loss.clip_fraction) == 0
@@ -126,7 +140,13 @@ class TestRatio:
 class TestRollouts:
     @pytest.mark.parametrize("select", ["topk", "dpp"])
     def test_sampled_counts_are_the_budgets(self, select: str) -> None:
-        stage = probed(pruner=policy(select=select), steps=3, keep_ratio=[0.5, 1 / 12], prompts=32, iterations=1)
+        stage = probed(
+            pruner=policy(select=select),
+            steps=3,
+            keep_ratio=[0.5, 1 / 12],
+            prompts=32,
+            iterations=1,
+        )
         counts = {tuple(column) for column in stage.outcomes[0].kept.T.tolist()}
         assert counts == {(24, 19, 15, 12), (24, 10, 5, 2)}
 
@@ -150,7 +170,8 @@ class TestRollouts:
 
 class TestReward:
     def test_the_first_step_is_compared_with_the_full_token_score(self) -> None:
-        """The toy model is right with all tokens, so a lost answer costs 1 and a kept one earns 0, not 1."""
+        """The toy model is right with all tokens, so a lost answer costs 1 and a kept one earns 0,
+        not 1."""
         stage = probed(steps=3, prompts=32, reward=WeightedReward([ScoreChange()]))
         for outcome, reward in zip(stage.outcomes, stage.rewards, strict=True):
             assert outcome.score is not None
@@ -170,7 +191,9 @@ class TestReward:
 
     def test_states_are_scored_as_one_by_one(self) -> None:
         """Three steps at once give the rewards of a pass per step."""
-        stage = probed(steps=3, prompts=6, group=2, reward=WeightedReward([ScoreChange(), LogLikelihood()]))
+        stage = probed(
+            steps=3, prompts=6, group=2, reward=WeightedReward([ScoreChange(), LogLikelihood()])
+        )
         questions = ToyDataset()
         every = {sample.uid: sample for sample in (questions[i] for i in range(len(questions)))}
         for uids, rollout, outcome in zip(stage.uids, stage.rollouts, stage.outcomes, strict=True):
@@ -181,7 +204,9 @@ class TestReward:
             states = [encoded.visual_mask, *rollout.action]
             for t, keep in enumerate(states):
                 alone = Scorer(lvlm(), ToyDataset())(samples, splice(encoded, TokenSelection(keep)))
-                torch.testing.assert_close(outcome.log_prob[t], alone.log_prob, atol=1e-6, rtol=1e-6)
+                torch.testing.assert_close(
+                    outcome.log_prob[t], alone.log_prob, atol=1e-6, rtol=1e-6
+                )
                 assert torch.equal(outcome.score[t], alone.score)
         assert stage.scorer.evaluations == 2 * (6 + 3 * 12)
 
@@ -191,7 +216,9 @@ class TestReward:
                 return super().__getitem__(index)._replace(answers=())
 
         given = ServedScore(lvlm(), Unlabelled("val"), (SMALL,), 24, labels=False)
-        stage = probed(dataset=Unlabelled(), reward=WeightedReward([Fidelity()]), steps=2, served=given)
+        stage = probed(
+            dataset=Unlabelled(), reward=WeightedReward([Fidelity()]), steps=2, served=given
+        )
         for outcome, reward in zip(stage.outcomes, stage.rewards, strict=True):
             assert outcome.answer_kl is not None
             assert outcome.log_prob is None
@@ -207,11 +234,15 @@ class TestReward:
             sample = ToyDataset()[int(picture) * len(KINDS) + KINDS.index(kind)]
             encoded = lvlm().encode([sample])
             kept = outcome.kept[1:, i].tolist()
-            costs = [question_flops(stage.scorer, encoded, 0, sample, policy(), [count]) for count in kept]
+            costs = [
+                question_flops(stage.scorer, encoded, 0, sample, policy(), [count])
+                for count in kept
+            ]
             expected = [costs[0][1], *(cost for cost, _ in costs)]
             assert outcome.flops[:, i].tolist() == pytest.approx(expected, rel=1e-6)
         assert (outcome.flops[2] <= outcome.flops[1]).all()
-        assert (outcome.flops[1] > outcome.flops[0])[outcome.kept[1] == 24].all()  # the policy itself costs
+        # the policy itself costs
+        assert (outcome.flops[1] > outcome.flops[0])[outcome.kept[1] == 24].all()
 
     def test_a_failing_scorer_raises_through_training(self) -> None:
         class Broken(ToyLVLM):
@@ -250,15 +281,28 @@ class TestCredit:
 
         class Watched(PPO):
             def _credit(
-                self, advantage: Tensor, reward: Tensor, samples: Any, encoded: Any, rollout: Rollout
+                self,
+                advantage: Tensor,
+                reward: Tensor,
+                samples: Any,
+                encoded: Any,
+                rollout: Rollout,
             ) -> Tensor:
                 each = super()._credit(advantage, reward, samples, encoded, rollout)
-                answers = torch.tensor([int(s.region[0][1] // 8) * 6 + int(s.region[0][0] // 8) for s in samples])
+                answers = torch.tensor(
+                    [int(s.region[0][1] // 8) * 6 + int(s.region[0][0] // 8) for s in samples]
+                )
                 seen.append((each[0], answers, rollout))
                 return each
 
         group = 8
-        options = {"advantage": "rloo", "group": group, "keep_ratio": 0.25, "credit_blocks": 6, "minibatch": 64}
+        options = {
+            "advantage": "rloo",
+            "group": group,
+            "keep_ratio": 0.25,
+            "credit_blocks": 6,
+            "minibatch": 64,
+        }
         fit(ppo(policy(select="dpp"), kind=Watched, iterations=1, **options))
         each, answers, rollout = seen[0]
         decisive = 0
@@ -272,12 +316,16 @@ class TestCredit:
         assert decisive >= 4
 
     def test_one_block_is_no_silent_zero(self) -> None:
-        with pytest.raises(UserError, match=r"stage\.credit_blocks=1 has no other block .* use 2 or more, or 0"):
+        with pytest.raises(
+            UserError, match=r"stage\.credit_blocks=1 has no other block .* use 2 or more, or 0"
+        ):
             ppo(policy(select="dpp"), credit_blocks=1)
 
     def test_is_refused_where_a_set_has_one_advantage(self) -> None:
         for options in ({"law": "kdpp"}, {"ratio": "joint"}, {"steps": 2}):
-            with pytest.raises(UserError, match=r"stage\.credit_blocks=4 needs stage\.law=sequential"):
+            with pytest.raises(
+                UserError, match=r"stage\.credit_blocks=4 needs stage\.law=sequential"
+            ):
                 ppo(policy(select="dpp"), credit_blocks=4, **options)
 
 
@@ -304,16 +352,21 @@ class TestUpdate:
         norms: list[dict[str, float]] = []
 
         class Norms(pl.Callback):
-            def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            def on_before_optimizer_step(
+                self, trainer: pl.Trainer, pl_module: Any, optimizer: Any
+            ) -> None:
                 named = pl_module.pruner.net.named_parameters()
-                norms.append({name: float(p.grad.norm()) for name, p in named if p.grad is not None})
+                norms.append(
+                    {name: float(p.grad.norm()) for name, p in named if p.grad is not None}
+                )
 
         fit(ppo(grad_clip=1e-3), Norms())
         assert len(norms) == 8  # two iterations, two epochs, two minibatches
         for parts in norms:
             assert math.hypot(*parts.values()) == pytest.approx(1e-3, rel=1e-3)
             assert all(
-                any(parts[name] > 0 for name in parts if name.startswith(p)) for p in ("blocks", "value", "policy")
+                any(parts[name] > 0 for name in parts if name.startswith(p))
+                for p in ("blocks", "value", "policy")
             )
 
     def test_learning_rates_fall_linearly_to_nearly_zero(self) -> None:
@@ -354,4 +407,7 @@ class TestUpdate:
         stage, last = ppo(advantage=advantage, group=4), LastWeights()
         before = weights(stage.pruner)
         fit(stage, last)
-        assert all(torch.equal(before[n], last.weights[n]) == n.startswith("net.value_head") for n in before)
+        assert all(
+            torch.equal(before[n], last.weights[n]) == n.startswith("net.value_head")
+            for n in before
+        )

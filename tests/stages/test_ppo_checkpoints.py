@@ -22,7 +22,9 @@ from tprl.scoring.validation import ServedScore
 from tprl.stages.ppo import PPO
 
 BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]
-every_budget = pytest.mark.parametrize(("budget", "select"), BUDGETS, ids=["-".join(pair) for pair in BUDGETS])
+every_budget = pytest.mark.parametrize(
+    ("budget", "select"), BUDGETS, ids=["-".join(pair) for pair in BUDGETS]
+)
 
 
 class Scripted(ServedScore):
@@ -42,17 +44,22 @@ class TestCheckpoints:
         ("script", "best"),
         [
             ([(0.1, -1.0), (0.9, -1.0), (0.3, -1.0), (0.2, -1.0)], 1),
-            ([(0.5, -1.0), (0.5, -0.8), (0.5, -0.9), (0.5, -1.0)], 1),  # equal accuracy: the likelier answers
+            # equal accuracy: the likelier answers
+            ([(0.5, -1.0), (0.5, -0.8), (0.5, -0.9), (0.5, -1.0)], 1),
             ([(0.9, -9.0), (0.1, -1.0), (0.1, -1.0), (0.1, -1.0)], 0),  # training only harmed
         ],
     )
-    def test_the_best_served_weights_are_put_back(self, script: list[tuple[float, float]], best: int) -> None:
+    def test_the_best_served_weights_are_put_back(
+        self, script: list[tuple[float, float]], best: int
+    ) -> None:
         scripted = Scripted(script)
         stage = ppo(served=scripted, iterations=3, validate_every=1)
         fit(stage)
         assert not any(same(one, other) for one, other in pairwise(scripted.seen))
         assert same(weights(stage.pruner), scripted.seen[best])
-        assert [accuracy for _, accuracy in stage.curves["served"]] == [accuracy for accuracy, _ in script]
+        assert [accuracy for _, accuracy in stage.curves["served"]] == [
+            accuracy for accuracy, _ in script
+        ]
         assert [seen for seen, _ in stage.curves["served"]] == [0, 8, 16, 24]
 
     def test_holds_the_pruner_and_nothing_else(self) -> None:
@@ -74,7 +81,14 @@ class TestCheckpoints:
     @pytest.mark.parametrize("budget", ["lagrange", "exact_k"])
     def test_three_and_three_resumed_equal_six(self, budget: str, tmp_path: Path) -> None:
         def stage(seed: int) -> PPO:
-            return ppo(policy(seed), iterations=6, validate_every=2, budget=budget, steps=2, keep_ratio=[0.2, 0.4])
+            return ppo(
+                policy(seed),
+                iterations=6,
+                validate_every=2,
+                budget=budget,
+                steps=2,
+                keep_ratio=[0.2, 0.4],
+            )
 
         whole, resumed = stage(0), stage(7)  # the second one's own initial weights must not matter
         ends = LastWeights(), LastWeights()

@@ -13,9 +13,16 @@ from tprl.rewards.tokens_saved import TokensSaved
 
 
 def learned(seed: int, iterations: int, select: str = "topk", **options: Any) -> float:
-    """How often the served selection holds the named token, on 300 fresh questions, after training."""
+    """How often the served selection holds the named token, on 300 fresh questions, after
+    training."""
     pruner = policy(seed, select, width=32)
-    options = {"lr_actor": 3e-3, "lr_critic": 3e-3, "minibatch": 256, "update_epochs": 4, "entropy_coef": 0.0} | options
+    options = {
+        "lr_actor": 3e-3,
+        "lr_critic": 3e-3,
+        "minibatch": 256,
+        "update_epochs": 4,
+        "entropy_coef": 0.0,
+    } | options
     stage = ppo(
         pruner,
         seed=seed,
@@ -40,22 +47,28 @@ def _kept_share(pruner: LearnedPruner) -> float:
 
 
 class TestLearnability:
-    """One of 24 tokens, named by the question, holds the answer; two may stay. Blind to the question at most one
-    picture in three is answered (6 kinds of objects, 2 tokens)."""
+    """One of 24 tokens, named by the question, holds the answer; two may stay. Blind to the
+    question at most one picture in three is answered (6 kinds of objects, 2 tokens)."""
 
     def test_an_untrained_policy_does_not_know(self) -> None:
         assert _kept_share(policy()) < 0.4
         assert len(KINDS) == 6
 
     @pytest.mark.parametrize(
-        "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+        "seed",
+        [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)],
     )
     @pytest.mark.parametrize(
         ("select", "iterations", "options"),
         [
-            # The cheapest in the default suite; with a critic, PPO's other tests there take its steps.
-            pytest.param("topk", 45, {"advantage": "grpo", "prompts": 32, "group": 8}, marks=pytest.mark.slow),
-            pytest.param("topk", 45, {"advantage": "gae", "prompts": 64, "group": 4}, marks=pytest.mark.slow),
+            # The cheapest in the default suite; with a critic, PPO's other tests there take its
+            # steps.
+            pytest.param(
+                "topk", 45, {"advantage": "grpo", "prompts": 32, "group": 8}, marks=pytest.mark.slow
+            ),
+            pytest.param(
+                "topk", 45, {"advantage": "gae", "prompts": 64, "group": 4}, marks=pytest.mark.slow
+            ),
             ("dpp", 30, {"advantage": "grpo", "prompts": 32, "group": 8}),
         ],
         ids=["grpo", "gae", "dpp-grpo"],
@@ -67,12 +80,20 @@ class TestLearnability:
 
     @pytest.mark.slow  # TestBudget in test_ppo follows Bernoulli episodes of one step
     def test_the_papers_bernoulli_episodes_improve_their_return(self) -> None:
-        """Three steps without a budget: the discount starts at keeping 1.6 %, tokens cost beta, answers pay alpha."""
+        """Three steps without a budget: the discount starts at keeping 1.6 %, tokens cost beta,
+        answers pay alpha."""
         metrics = Metrics()
         reward = WeightedReward([ScoreChange(1.0), TokensSaved(0.1)])
         rates: dict[str, Any] = {"lr_actor": 3e-3, "lr_critic": 3e-3, "kl_stop": 0.2}
-        size: dict[str, Any] = {"iterations": 26, "prompts": 64, "group": 2, "minibatch": 128, "update_epochs": 4}
+        size: dict[str, Any] = {
+            "iterations": 26,
+            "prompts": 64,
+            "group": 2,
+            "minibatch": 128,
+            "update_epochs": 4,
+        }
         fit(ppo(policy(width=32), budget="free", steps=3, reward=reward, **rates, **size), metrics)
         returns = metrics["reward/return"]
-        # 128 episodes with a standard deviation of about 0.35: a mean over 8 iterations is known to 0.01.
+        # 128 episodes with a standard deviation of about 0.35: a mean over 8 iterations is known to
+        # 0.01.
         assert sum(returns[-8:]) / 8 > sum(returns[:8]) / 8 + 0.06

@@ -27,7 +27,8 @@ class Report(LastWeights):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     options = {"advantage": sys.argv[2], "group": 4 if sys.argv[2] == "grpo" else 1}
-    stage = ppo(policy(code_width=8, hidden=16), iterations=6, update_epochs=6, kl_stop=float(sys.argv[3]), **options)
+    options |= {"iterations": 6, "update_epochs": 6, "kl_stop": float(sys.argv[3])}
+    stage = ppo(policy(code_width=8, hidden=16), **options)
     fit(stage, Report(), strategy="ddp_fork", devices=2)
 """
 
@@ -76,7 +77,9 @@ def on_two_ranks(folder: Path, code: str, *words: str) -> subprocess.CompletedPr
 class TestRanks:
     @pytest.mark.slow
     @pytest.mark.parametrize("advantage", ["gae", "grpo"])
-    def test_two_ranks_stop_alike_and_end_with_the_same_weights(self, advantage: str, tmp_path: Path) -> None:
+    def test_two_ranks_stop_alike_and_end_with_the_same_weights(
+        self, advantage: str, tmp_path: Path
+    ) -> None:
         done = on_two_ranks(tmp_path, RANKS, advantage, "0.02")
         assert done.returncode == 0, done.stderr[-2000:]
         one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
@@ -87,9 +90,13 @@ class TestRanks:
         assert not set(one["uids"]) & set(two["uids"])
 
     @pytest.mark.slow  # test_finite shows the same on one rank
-    def test_what_is_not_finite_on_one_rank_stops_both_with_its_sample(self, tmp_path: Path) -> None:
+    def test_what_is_not_finite_on_one_rank_stops_both_with_its_sample(
+        self, tmp_path: Path
+    ) -> None:
         done = on_two_ranks(tmp_path, SPOILED)
         assert done.returncode != 0
         first, second, uid = ((tmp_path / f"{name}.txt").read_text() for name in (0, 1, "uid"))
         assert first == second
-        assert first.startswith(f"iteration 0: reward/score_change is not a number for sample {uid};")
+        assert first.startswith(
+            f"iteration 0: reward/score_change is not a number for sample {uid};"
+        )

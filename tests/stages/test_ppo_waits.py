@@ -15,7 +15,8 @@ from tprl.data.scenes import Scenes
 from tprl.pruners.tprl import TPRL
 from tprl.scoring.validation import ServedScore
 
-CEILING = 210  # 198 as measured, of two epochs with two minibatches each and 8 prompts; texts have two tokens
+# 198 as measured, of two epochs with two minibatches each and 8 prompts; texts have two tokens
+CEILING = 210
 
 
 class Emulated(CPUAccelerator):
@@ -44,13 +45,23 @@ class Waits(pl.Callback):
 def test_an_iteration_waits_seldom_and_mixes_no_devices() -> None:
     lvlm = load_component("model", "llava", pretrained=None, dtype="float32", max_new_tokens=2)
     torch.manual_seed(0)
-    pruner = TPRL(lvlm.width, select="topk", width=16, layers=1, heads=2, code_width=0, positions=False)
+    pruner = TPRL(
+        lvlm.width, select="topk", width=16, layers=1, heads=2, code_width=0, positions=False
+    )
     with Machine() as machine, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cut(lvlm, 1)
         served = ServedScore(lvlm, Scenes("val"), (0.3,), 2)
         sizes: dict[str, Any] = {"prompts": 8, "group": 2, "minibatch": 8, "keep_ratio": 0.3}
-        stage = ppo(pruner, lvlm=lvlm, dataset=Scenes("train"), served=served, iterations=3, validate_every=3, **sizes)
+        stage = ppo(
+            pruner,
+            lvlm=lvlm,
+            dataset=Scenes("train"),
+            served=served,
+            iterations=3,
+            validate_every=3,
+            **sizes,
+        )
         counter = Waits(machine)
         trainer = pl.Trainer(
             max_epochs=1,

@@ -11,20 +11,30 @@ from tprl.stages.prompts import PromptStream
 from tprl.types import Sample
 
 BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]
-every_budget = pytest.mark.parametrize(("budget", "select"), BUDGETS, ids=["-".join(pair) for pair in BUDGETS])
+every_budget = pytest.mark.parametrize(
+    ("budget", "select"), BUDGETS, ids=["-".join(pair) for pair in BUDGETS]
+)
 
 
 class TestPromptStream:
-    def read(self, start: int = 0, stop: int = 6, prompts: int = 5, size: int = 60) -> list[list[str]]:
+    def read(
+        self, start: int = 0, stop: int = 6, prompts: int = 5, size: int = 60
+    ) -> list[list[str]]:
         stream = PromptStream(ToyDataset(limit=size), prompts, start, stop, 3)
         return [[sample.uid for sample in batch] for batch in stream]
 
     def test_a_pass_shows_every_question_once_before_any_twice(self) -> None:
         uids = [uid for batch in self.read(stop=24) for uid in batch]
-        assert sorted(uids[:60]) == sorted(uids[60:]) == sorted(sample.uid for sample in ToyDataset(limit=60))
+        assert (
+            sorted(uids[:60])
+            == sorted(uids[60:])
+            == sorted(sample.uid for sample in ToyDataset(limit=60))
+        )
         assert uids[:60] != uids[60:]
 
-    def test_ranks_share_out_the_questions_of_an_iteration(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ranks_share_out_the_questions_of_an_iteration(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         alone = self.read(prompts=6)
         monkeypatch.setattr("tprl.runtime.distributed.count", lambda: 3)
         parts = []
@@ -32,9 +42,12 @@ class TestPromptStream:
             monkeypatch.setattr("tprl.runtime.distributed.rank", lambda rank=rank: rank)
             parts.append(self.read(prompts=6))
         assert [
-            [uid for pair in zip(*batches, strict=True) for uid in pair] for batches in zip(*parts, strict=True)
+            [uid for pair in zip(*batches, strict=True) for uid in pair]
+            for batches in zip(*parts, strict=True)
         ] == alone
-        with pytest.raises(UserError, match=r"stage.prompts=5 .* 3 ranks cannot share them equally"):
+        with pytest.raises(
+            UserError, match=r"stage.prompts=5 .* 3 ranks cannot share them equally"
+        ):
             self.read(prompts=5)
 
     def test_a_later_start_continues_where_the_first_run_was(self) -> None:

@@ -1,4 +1,5 @@
-"""Two ranks do what one process does: the same gradients, weights, metrics and tables (see `rank_runs`)."""
+"""Two ranks do what one process does: the same gradients, weights, metrics and tables (see
+`rank_runs`)."""
 
 import os
 import subprocess
@@ -32,14 +33,17 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_a_stage_on_two_ranks_is_the_stage_on_one(stage: str, runs: Path) -> None:
-    alone, first, second = (torch.load(runs / f"{stage}.{name}.pt") for name in ("1.0", "2.0", "2.1"))
+    alone, first, second = (
+        torch.load(runs / f"{stage}.{name}.pt") for name in ("1.0", "2.0", "2.1")
+    )
     assert same(first["weights"], second["weights"])
     assert same(first["best"], second["best"])
     assert first["curves"] == second["curves"]
     assert apart(alone["gradient"], first["gradient"]) < 1e-6
     assert apart(alone["weights"], first["weights"]) < 1e-6
     assert apart(alone["start"], alone["weights"]) > 1e-4
-    loose: dict[str, Any] = {"ppo/ratio_max": 1e-2} if stage == "lagrange" else {}  # a mean over steps, rank by rank
+    # a mean over steps, rank by rank
+    loose: dict[str, Any] = {"ppo/ratio_max": 1e-2} if stage == "lagrange" else {}
     for name, value in alone["metrics"].items():
         if name.startswith("time/") or name.endswith("_per_second"):
             continue

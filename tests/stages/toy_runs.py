@@ -31,7 +31,13 @@ def lvlm() -> ToyLVLM:
 
 def policy(seed: int = 0, select: str = "topk", **options: Any) -> TPRL:
     torch.manual_seed(seed)
-    size: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2, "code_width": 0, "positions": False}
+    size: dict[str, Any] = {
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "code_width": 0,
+        "positions": False,
+    }
     return TPRL(WIDTH, select=select, **(size | options))
 
 
@@ -40,13 +46,16 @@ def served(limit: int = 24, keep_ratios: Sequence[float] = (SMALL,)) -> ServedSc
 
 
 def ppo(pruner: TPRL | None = None, kind: type[PPO] = PPO, **options: Any) -> PPO:
-    """Two iterations of eight questions, one step, exactly two tokens kept, unless told otherwise."""
+    """Two iterations of eight questions, one step, exactly two tokens kept, unless told
+    otherwise."""
     live: dict[str, Any] = {
         "pruner": pruner or policy(),
         "lvlm": lvlm(),
         "dataset": ToyDataset(),
         # A free budget keeps everything unless tokens cost something.
-        "reward": WeightedReward([ScoreChange(), *([TokensSaved(1e-3)] if options.get("budget") == "free" else [])]),
+        "reward": WeightedReward(
+            [ScoreChange(), *([TokensSaved(1e-3)] if options.get("budget") == "free" else [])]
+        ),
     }
     small: dict[str, Any] = {
         "iterations": 2,
@@ -64,7 +73,9 @@ def ppo(pruner: TPRL | None = None, kind: type[PPO] = PPO, **options: Any) -> PP
     return build_stage(kind, **(live | small | options))
 
 
-def fit(stage: Any, *callbacks: pl.Callback, ckpt_path: Path | None = None, **options: Any) -> pl.Trainer:
+def fit(
+    stage: Any, *callbacks: pl.Callback, ckpt_path: Path | None = None, **options: Any
+) -> pl.Trainer:
     """Train a stage without any output."""
     settings: dict[str, Any] = {"enable_checkpointing": False} | options
     with warnings.catch_warnings():
@@ -97,7 +108,9 @@ class Metrics(pl.Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def __getitem__(self, name: str) -> list[float]:
@@ -110,7 +123,9 @@ class SaveAt(pl.Callback):
     def __init__(self, batch: int, path: Path) -> None:
         self.batch, self.path = batch, path
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx + 1 == self.batch:
             trainer.save_checkpoint(self.path)
 

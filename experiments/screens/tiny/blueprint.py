@@ -1,9 +1,10 @@
-"""The blueprint of `tiny_screens`: a stock LLaVA that reads pages of 320 x 320 pixels as 400 tokens.
+"""The blueprint of `tiny_screens`: a stock LLaVA that reads pages of 320 x 320 pixels as 400
+tokens.
 
-Its sizes are stock fields; two things are special at the start only. The patch embedding begins as a
-cosine transform, which loses little of a patch, and three layers of the tower begin by looking at
-neighboring patches, as a convolution does. Text of 12 pixels lies across the borders of patches, and
-from CLIP's own start most of the first hours go into finding the neighbors.
+Its sizes are stock fields; two things are special at the start only. The patch embedding begins as
+a cosine transform, which loses little of a patch, and three layers of the tower begin by looking at
+neighboring patches, as a convolution does. Text of 12 pixels lies across the borders of patches,
+and from CLIP's own start most of the first hours go into finding the neighbors.
 """
 
 import math
@@ -39,12 +40,16 @@ DIGITS = "0123456789"
 SIGNS = "?:.,'\"&$%+-/()!"
 SPACE = "▁"  # what a token begins with that begins a word
 # Numbers side by side are coordinates, a token each; other numbers are read digit by digit.
-PIECES = rf"(?<=\d){SPACE}\d{{1,3}}|{SPACE}\d{{1,3}}(?={SPACE}\d)|{SPACE}?\d|{SPACE}?[a-z]+|{SPACE}?[^{SPACE}]|{SPACE}"
+PIECES = (
+    rf"(?<=\d){SPACE}\d{{1,3}}|{SPACE}\d{{1,3}}(?={SPACE}\d)|{SPACE}?\d|"
+    rf"{SPACE}?[a-z]+|{SPACE}?[^{SPACE}]|{SPACE}"
+)
 WAVES = 8  # frequencies of the position code, per axis
 PERIOD = 24  # patches; above CELLS, so that the far side is not taken for a neighbor
 RING = [(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]  # (rows, columns)
 LINE = [(0, -1), (0, 1), (0, -2), (0, 2), (-1, 0), (1, 0), (0, -3), (0, 3)]
-LOUD = 4.0  # amplitude of position codes: a text's contrast must not decide how well its place is known
+# amplitude of position codes: a text's contrast must not decide how well its place is known
+LOUD = 4.0
 FOCUS = (
     0.7  # gain of position codes in queries and keys: most of a head's attention is at its neighbor
 )
@@ -57,7 +62,8 @@ def words() -> tuple[str, ...]:
 
 
 def vocabulary() -> list[str]:
-    """Special tokens, single characters with and without a space before them, words, coordinates."""
+    """Special tokens, single characters with and without a space before them, words,
+    coordinates."""
     single = [*LETTERS, *DIGITS, *SIGNS]
     spaced = [SPACE + character for character in single]
     whole = [SPACE + word for word in (*words(), "user", "assistant")]
@@ -112,7 +118,8 @@ def build(
     """Untrained models with weights drawn from `seed`.
 
     Args:
-        vision_width, vision_layers, vision_heads, vision_ffn: of the tower; the last layer is CLIP's alone.
+        vision_width, vision_layers, vision_heads, vision_ffn: of the tower; the last layer is
+            CLIP's alone.
         width, layers, heads, ffn: of the language model.
         clip_width: of CLIP's text tower and its embedding.
         neighbors: start with a cosine transform and with attention to neighbors, else as CLIP does.
@@ -243,7 +250,8 @@ def _look_at(attention: nn.Module, offsets: list[tuple[int, int]], content: int)
 
 
 def cosine_filters(count: int) -> Float[Tensor, "F 3 P P"]:
-    """The lowest frequencies of brightness, and those of two color differences, one of color to seven."""
+    """The lowest frequencies of brightness, and those of two color differences, one of color to
+    seven."""
     steps = torch.arange(PATCH) + 0.5
     waves = torch.cos(torch.arange(PATCH).unsqueeze(1) * steps * math.pi / PATCH)
     waves = waves / waves.norm(dim=1, keepdim=True)

@@ -1,4 +1,5 @@
-"""python -m experiments.screens.tiny.gates <model or run folder> [--split val] [--limit 600]: may it ship?
+"""python -m experiments.screens.tiny.gates <model or run folder> [--split val] [--limit 600]: may
+it ship?
 
 Prints accuracy in percent of pointing (the center of the box is in the true box) and reading: with
 all visual tokens, with random ones, with those of the oracle, and with those of the oracle of the
@@ -33,7 +34,9 @@ def ways(lvlm: Any) -> dict[str, Select]:
     random, oracle = load_component("pruner", "random"), load_component("pruner", "oracle")
 
     def other(encoded: Encoded, samples: Sequence[Sample]) -> TokenSelection:
-        swapped = [sample._replace(region=next_region(at, samples)) for at, sample in enumerate(samples)]
+        swapped = [
+            sample._replace(region=next_region(at, samples)) for at, sample in enumerate(samples)
+        ]
         return oracle.select(lvlm.encode(swapped, oracle.extras), NARROW)
 
     return {

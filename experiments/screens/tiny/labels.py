@@ -122,7 +122,8 @@ def _class(character: str) -> int:
 
 
 def _token(text: str, hidden: bool) -> tuple[int, list[int]]:
-    """The word's token, and digits where it is a number; IGNORE where a page's reader cannot know."""
+    """The word's token, and digits where it is a number; IGNORE where a page's reader cannot
+    know."""
     none = [IGNORE] * NUMBER
     if hidden or (not text.isdigit() and text not in WORDS):
         return IGNORE, none
@@ -194,7 +195,8 @@ def coverage(boxes: Float[np.ndarray, "E 4"]) -> Float[np.ndarray, "E N"]:
 
 
 def owners(boxes: Float[np.ndarray, "E 4"]) -> Int[np.ndarray, " N"]:
-    """The element that covers most of a patch, if a quarter; of those nested the smaller; 0 is none."""
+    """The element that covers most of a patch, if a quarter; of those nested the smaller; 0 is
+    none."""
     if not len(boxes):
         return np.zeros(CELLS * CELLS, dtype=np.int64)
     share = coverage(boxes)

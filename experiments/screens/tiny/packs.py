@@ -25,7 +25,8 @@ BEFORE, ASKED = PROMPT.split("<image>")
 BETWEEN, AFTER = ASKED.split("{question}")
 SPELLED = 0.1  # share of questions in which words of the list are spelled, as unknown ones are
 MEANT = 0.25  # share of a patch that a box covers if the patch is to be looked at
-LOOSE = frozenset("the is of in for on a what which how many there does say has".split())  # name nothing
+# name nothing
+LOOSE = frozenset("the is of in for on a what which how many there does say has".split())
 
 
 class Pack(NamedTuple):
@@ -99,7 +100,9 @@ class Packer:
         box = [min(SIDE, max(0, round(value))) for value in row["bbox"]] if point else []
         answer = " ".join(map(str, box)) if point else row["answer"]
         question = (
-            self.spell(row["instruction"]) if spelled else self._encoded(BETWEEN + row["instruction"])
+            self.spell(row["instruction"])
+            if spelled
+            else self._encoded(BETWEEN + row["instruction"])
         )
         ids = [*self._encoded(answer), self.end]
         return {

@@ -1,7 +1,8 @@
 """Pages for training: pictures, what every patch shows, and questions, shifted by some pixels.
 
-A shift gives text another place on the grid of patches, so that a page is new each time. Step `i` of
-a run is a function of its seed, of `i` and of how many pages there are, which the run writes down.
+A shift gives text another place on the grid of patches, so that a page is new each time. Step `i`
+of a run is a function of its seed, of `i` and of how many pages there are, which the run writes
+down.
 """
 
 import json
@@ -47,7 +48,8 @@ class Folder:
         return len(self.places)
 
     def grow(self) -> int:
-        """Look for pages rendered since; how many there are now for training, in the order of rendering."""
+        """Look for pages rendered since; how many there are now for training, in the order of
+        rendering."""
         for _, row in self._lines("questions.jsonl"):
             self.questions.setdefault(row["page"], []).append(row)
         for start, row in self._lines("elements.jsonl"):
@@ -78,7 +80,8 @@ class Folder:
     def page(
         self, at: int, held: bool = False
     ) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any], list[dict[str, Any]]]:
-        """Picture, elements and questions of the `at`-th page of those for training, or of those held out."""
+        """Picture, elements and questions of the `at`-th page of those for training, or of those
+        held out."""
         number, start = (self.held if held else self.places)[at]
         with (self.path / "elements.jsonl").open("rb") as stream:
             stream.seek(start)
@@ -124,7 +127,8 @@ def draw(
 ) -> Item:
     """A page of the first `count` of the folder, or with probability 1 - `share` a sheet.
 
-    Below 1, `loose` is the share of the usual shift that lines of a sheet are off the rows of patches.
+    Below 1, `loose` is the share of the usual shift that lines of a sheet are off the rows of
+    patches.
     """
     rng = np.random.default_rng([seed, step, index])
     dx, dy = (int(at) for at in rng.integers(-SHIFT, SHIFT + 1, 2))

@@ -1,7 +1,7 @@
 """The second phase: questions, with the loss on answers, on few or all visual tokens.
 
-Half of the heads of two layers of the language model are told where to look: a word of a question at
-the patches that show what it names, and two layers later what writes the answer at where it is.
+Half of the heads of two layers of the language model are told where to look: a word of a question
+at the patches that show what it names, and two layers later what writes the answer at where it is.
 """
 
 from typing import Any
@@ -59,7 +59,9 @@ class Reader:
         for number in (self.asking, self.answering):  # fast attention does not give its weights
             self.model.layers[number].self_attn.config = _eager(self.model.config)
 
-    def kept_tokens(self, visible: Bool[Tensor, "B N"], done: float, *key: int) -> Int[Tensor, "B K"]:
+    def kept_tokens(
+        self, visible: Bool[Tensor, "B N"], done: float, *key: int
+    ) -> Int[Tensor, "B K"]:
         """Indices of the visual tokens of a step, in raster order.
 
         Args:
@@ -105,7 +107,8 @@ class Reader:
         return loss.masked_scatter(point, near + outside_loss(logits[point], self.numbers))
 
     def _rates(self, logits: Tensor, pack: Pack, rows: Tensor, name: str) -> dict[str, Tensor]:
-        """Share of questions answered right under teacher forcing: every token, or a click in the box."""
+        """Share of questions answered right under teacher forcing: every token, or a click in the
+        box."""
         number = (torch.arange(len(pack.text)).unsqueeze(1) * pack.region.shape[1] + pack.segment)[
             rows
         ]
@@ -133,7 +136,8 @@ class Reader:
     def _read(
         self, tokens: Float[Tensor, "B K D"], kept: Int[Tensor, "B K"], pack: Pack, total: int
     ) -> tuple[Float[Tensor, "B C D"], list[Float[Tensor, "B H C K"]]]:
-        """Hidden states of the text columns, and how two layers look from there at visual tokens."""
+        """Hidden states of the text columns, and how two layers look from there at visual
+        tokens."""
         model, start, text = self.model, len(self.before), pack.text.shape[1]
         before = self.before.expand(len(tokens), -1)
         embeds = torch.cat([model.embed_tokens(before), tokens, model.embed_tokens(pack.text)], 1)
@@ -166,7 +170,8 @@ class Reader:
         return out.last_hidden_state[:, -text:], [weight[:, :, -text:, image] for weight in weights]
 
     def _look(self, looks: list[Tensor], kept: Tensor, pack: Pack) -> tuple[Tensor, Tensor]:
-        """-log of the attention on what is meant, nats, and its mass; means over columns that mean something."""
+        """-log of the attention on what is meant, nats, and its mass; means over columns that mean
+        something."""
         answer = (pack.target != IGNORE).unsqueeze(-1) & pack.region.gather(
             1, pack.segment.unsqueeze(-1).expand(-1, -1, pack.region.shape[2])
         )

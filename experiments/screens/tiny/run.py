@@ -1,7 +1,7 @@
 """The state of a training: what a checkpoint holds, and the log beside it.
 
-A step is a function of the state and of the pages there are. The number of pages is looked up when a
-checkpoint is written and is part of it, so that a run that was interrupted goes on exactly.
+A step is a function of the state and of the pages there are. The number of pages is looked up when
+a checkpoint is written and is part of it, so that a run that was interrupted goes on exactly.
 """
 
 import json
@@ -26,9 +26,10 @@ class Plan:
     Args:
         tower_steps, reader_steps: optimizer steps of the two phases.
         tower_batch, reader_batch: pages of a step.
-        sheets: share of sheets among the pages of the first phase at its start; a tenth of it at its end.
-        aligned: share of the first phase in which lines of sheets are moved off the rows of patches,
-            a little further with every step; then they are anywhere.
+        sheets: share of sheets among the pages of the first phase at its start; a tenth of it at
+            its end.
+        aligned: share of the first phase in which lines of sheets are moved off the rows of
+            patches, a little further with every step; then they are anywhere.
         lr, muon: learning rates of AdamW and of Muon in the first phase.
         reader_lr, reader_muon: in the second.
         questions: at most so many of a page.

@@ -1,8 +1,9 @@
-"""Sheets: pictures full of words, numbers, buttons, ticks and icons, drawn by Pillow in milliseconds.
+"""Sheets: pictures full of words, numbers, buttons, ticks and icons, drawn by Pillow in
+milliseconds.
 
 They look less like a page than a browser's, hold four times as many words and never run out. The
-tower learns letters on them while pages are still being rendered. What is returned has the form of a
-line of `elements.jsonl`.
+tower learns letters on them while pages are still being rendered. What is returned has the form of
+a line of `elements.jsonl`.
 """
 
 import json
@@ -23,9 +24,10 @@ MODULES = Path(__file__).parents[1] / "node_modules"
 FONTS = ("inter", "lato", "noto-sans", "open-sans", "roboto", "source-sans-3")
 # Names that the icon font has for ours; the same as in lib/words.mjs.
 BOOTSTRAP = {
-    "phone": "telephone", "microphone": "mic", "link": "link-45deg", "plus": "plus-lg", "cross": "x-lg",
-    "check": "check-lg", "filter": "funnel", "battery": "battery-half", "wallet": "wallet2",
-    "refresh": "arrow-clockwise", "undo": "arrow-counterclockwise", "menu": "list",
+    "phone": "telephone", "microphone": "mic", "link": "link-45deg", "plus": "plus-lg",
+    "cross": "x-lg", "check": "check-lg", "filter": "funnel", "battery": "battery-half",
+    "wallet": "wallet2", "refresh": "arrow-clockwise", "undo": "arrow-counterclockwise",
+    "menu": "list",
 }  # fmt: skip
 Color = tuple[int, int, int]
 

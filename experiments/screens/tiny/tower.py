@@ -1,7 +1,7 @@
 """The first phase: every patch tells, through the projector, what it shows (dense supervision).
 
-Words are told in the language model's own embedding of them, so that it begins its phase with visual
-tokens in which its words can be found.
+Words are told in the language model's own embedding of them, so that it begins its phase with
+visual tokens in which its words can be found.
 """
 
 from typing import Any
@@ -140,7 +140,8 @@ def _characters(terms: dict[str, Tensor], name: str, logits: Tensor, target: Ten
 def _words(
     terms: dict[str, Tensor], heads: DenseHeads, tokens: Tensor, embedding: Tensor, views: Views
 ) -> None:
-    """Words are asked where there are some, and of as many of the other patches as there are of these, at most."""
+    """Words are asked where there are some, and of as many of the other patches as there are of
+    these, at most."""
     for which, target in (("word", views.word), ("key", views.key)):
         chosen = _some(target, target > 0)
         logits = heads.word_logits(which, tokens[chosen], embedding).float()
@@ -198,14 +199,16 @@ def _boxes(terms: dict[str, Tensor], heads: DenseHeads, tokens: Tensor, views: V
 def soft_cross_entropy(
     logits: Float[Tensor, "... bins"], target: Float[Tensor, "..."], sigma: float = 0.7
 ) -> Float[Tensor, "..."]:
-    """Cross-entropy against a Gaussian around a coordinate, in bins: one that is nearly right is nearly right."""
+    """Cross-entropy against a Gaussian around a coordinate, in bins: one that is nearly right is
+    nearly right."""
     bins = torch.arange(logits.shape[-1], device=logits.device)
     soft = torch.softmax(-((bins - target.unsqueeze(-1)) ** 2) / (2 * sigma**2), -1)
     return -(soft * logits.log_softmax(-1)).sum(-1)
 
 
 def present_loss(heads: DenseHeads, cls: Float[Tensor, "B C"], views: Views) -> Float[Tensor, ""]:
-    """CLS tells which words elements of the page have: binary cross-entropy, those that are and are not alike."""
+    """CLS tells which words elements of the page have: binary cross-entropy, those that are and are
+    not alike."""
     truth = torch.zeros(len(cls), len(heads.ids) + 1, device=cls.device)
     names = heads.places(views.name).clamp(min=0).flatten(1)
     truth.scatter_(1, names, 1.0)

@@ -1,7 +1,9 @@
-"""python -m experiments.screens.tiny.train --pages <train folder> --out <run folder>: make `tiny_screens`.
+"""python -m experiments.screens.tiny.train --pages <train folder> --out <run folder>: make
+`tiny_screens`.
 
-First the tower with dense supervision, on sheets and more and more on rendered pages, then projector
-and language model on questions. The same command goes on where it was stopped. See README.md.
+First the tower with dense supervision, on sheets and more and more on rendered pages, then
+projector and language model on questions. The same command goes on where it was stopped. See
+README.md.
 """
 
 import argparse
@@ -98,7 +100,8 @@ class Training:
         self.done, self.count, self.cpu = state["done"], state["count"], state["cpu"]
         if self.count > self._pages():
             raise UserError(
-                f"the run used {self.count} pages and there are {self._pages()}: give the folder it used."
+                f"the run used {self.count} pages and there are "
+                f"{self._pages()}: give the folder it used."
             )
         self._enter()
         for name, module in self.modules.items():
@@ -140,8 +143,9 @@ class Training:
         self.save()
         if self.count < FEW:
             raise UserError(
-                f"the second phase asks about {FEW} rendered pages or more, and --pages holds {self.count}: render "
-                "more (experiments/screens) and give the same command, or set --reader-steps 0."
+                f"the second phase asks about {FEW} rendered pages or more, and "
+                f"--pages holds {self.count}: render more (experiments/screens) "
+                "and give the same command, or set --reader-steps 0."
             )
 
     def items(self, batch: int, share: float) -> list[Item]:
@@ -178,7 +182,8 @@ class Training:
         return terms
 
     def _contrast(self, hidden: Tensor, names: Tensor) -> dict[str, Tensor]:
-        """CLIP: the page and a list of names on it belong together; only the last layer learns from it."""
+        """CLIP: the page and a list of names on it belong together; only the last layer learns from
+        it."""
         clip, tower = self.parts.clip, self.parts.llava.model.vision_tower
         out = tower.encoder.layers[-1](hidden.detach(), attention_mask=None)
         pooled = tower.post_layernorm((out[0] if isinstance(out, tuple) else out)[:, 0])
@@ -233,7 +238,8 @@ class Training:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The terms of pages that no step sees, without a shift; nothing where there are too few."""
+        """The terms of pages that no step sees, without a shift; nothing where there are too
+        few."""
         if self.folder is None or self.count < FEW:
             return {}
         held = self.folder.held[:TESTED]
@@ -260,11 +266,12 @@ def _clip_heads(clip: Any) -> list[nn.Module]:
     return [clip.text_model, clip.visual_projection, clip.text_projection]
 
 
-# --- the command --------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def work(training: Training, minutes: float, until: int) -> None:
-    """Steps up to `until`, a checkpoint every `minutes` of the clock, a last one at the end or at SIGTERM."""
+    """Steps up to `until`, a checkpoint every `minutes` of the clock, a last one at the end or at
+    SIGTERM."""
     stop: list[int] = []
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: stop.append(number))

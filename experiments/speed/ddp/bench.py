@@ -1,4 +1,5 @@
-"""LVLM evaluations per second of PPO on one rank and on two, in turns: `python bench.py BASE [--quick]` writes results.csv."""
+"""LVLM evaluations per second of PPO on one rank and on two, in turns: `python bench.py BASE
+[--quick]` writes results.csv."""
 
 import csv
 import json
@@ -16,9 +17,19 @@ ROOT = HERE.parents[2]
 def measured(ranks: int, base: str, iterations: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seconds.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+        ]
         command += [str(HERE / "worker.py"), base, str(iterations), str(out)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT / "src"),
+            "HF_HUB_OFFLINE": "1",
+        }
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
         return json.loads(out.read_text())
 
@@ -46,11 +57,13 @@ def main(base: str, rounds: int, iterations: int, table: Path) -> None:
     for ranks in (1, 2):
         values = [speed[number, ranks] for number in range(rounds)]
         print(
-            f"{ranks} rank(s): median {statistics.median(values):.1f} evaluations/s ({min(values):.1f} to {max(values):.1f})"
+            f"{ranks} rank(s): median {statistics.median(values):.1f} "
+            f"evaluations/s ({min(values):.1f} to {max(values):.1f})"
         )
     ratios = [speed[number, 2] / speed[number, 1] for number in range(rounds)]
     print(
-        f"1 -> 2 ranks: median x{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {rounds} rounds)"
+        f"1 -> 2 ranks: median x{statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f}, {rounds} rounds)"
     )
 
 

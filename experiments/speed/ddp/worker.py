@@ -1,4 +1,5 @@
-"""PPO on the embedded LVLM for some iterations; rank 0 writes the seconds of each: `torchrun ... worker.py BASE ITERATIONS OUT`."""
+"""PPO on the embedded LVLM for some iterations; rank 0 writes the seconds of each: `torchrun ...
+worker.py BASE ITERATIONS OUT`."""
 
 import json
 import sys
@@ -38,7 +39,13 @@ def main(base: str, iterations: int, out: Path) -> None:
     lvlm, clock = Llava("tiny_llava", device="cpu"), Clock()
     served = ServedScore(lvlm, Scenes("val"), [0.1111], 10)
     reward = load_component("reward", "log_likelihood")
-    live = {"pruner": load_pruner(base), "lvlm": lvlm, "dataset": Scenes("train"), "reward": reward, "served": served}
+    live = {
+        "pruner": load_pruner(base),
+        "lvlm": lvlm,
+        "dataset": Scenes("train"),
+        "reward": reward,
+        "served": served,
+    }
     stage = build(options, seed=0, **live)
     trainer = pl.Trainer(
         max_epochs=1,
@@ -55,7 +62,11 @@ def main(base: str, iterations: int, out: Path) -> None:
     trainer.fit(stage)
     if distributed.rank() == 0:
         seconds = [b - a for a, b in zip(clock.ends, clock.ends[1:])][:iterations]
-        result = {"ranks": distributed.count(), "episodes": options["prompts"] * options["group"], "seconds": seconds}
+        result = {
+            "ranks": distributed.count(),
+            "episodes": options["prompts"] * options["group"],
+            "seconds": seconds,
+        }
         out.write_text(json.dumps(result))
 
 

@@ -1,5 +1,6 @@
-"""Hours of the paper's PPO schedule on the machine of a latency.csv: 200 iterations x 64 prompts x 3 pruning steps =
-38,400 evaluations, each a pass from the pruned prompt to the last token, at the rate of the largest batch."""
+"""Hours of the paper's PPO schedule on the machine of a latency.csv: 200 iterations x 64 prompts x
+3 pruning steps = 38,400 evaluations, each a pass from the pruned prompt to the last token, at the
+rate of the largest batch."""
 
 import csv
 import sys
@@ -13,4 +14,7 @@ for row in rows:
     if batch in (1, largest):
         each = sum(float(row[f"{stage}_ms"]) for stage in ("selector", "prefill", "decode")) / batch
         kept, hours = float(row["kept_tokens_layer_mean"]), EVALUATIONS * each / 3.6e6
-        print(f"{row['pruner']}, {kept:.0f} tokens, batch {batch}: {each:.1f} ms per evaluation, {hours:.2f} hours")
+        print(
+            f"{row['pruner']}, {kept:.0f} tokens, batch {batch}: "
+            f"{each:.1f} ms per evaluation, {hours:.2f} hours"
+        )

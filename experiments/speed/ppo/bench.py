@@ -1,8 +1,11 @@
-"""LVLM evaluations per second: PPO as it is, against a loop that reads one sample at a time and generates.
+"""LVLM evaluations per second: PPO as it is, against a loop that reads one sample at a time and
+generates.
 
-    .venv/bin/python experiments/speed/ppo/bench.py [--quick] [--rounds 5] [--threads 1,2] [--lvlm float32,bfloat16]
+    .venv/bin/python experiments/speed/ppo/bench.py [--quick] [--rounds 5] [--threads 1,2]
+        [--lvlm float32,bfloat16]
 
-Writes results.csv and ablation.csv beside this file (with --quick: into a temporary folder, and says where).
+Writes results.csv and ablation.csv beside this file (with --quick: into a temporary folder, and
+says where).
 """
 
 import argparse
@@ -27,12 +30,19 @@ from tprl.types import Sample, TokenSelection
 
 HERE = Path(__file__).resolve().parent
 RATIOS = (0.1111, 0.0556, 0.0278)  # those that conf/stage/ppo.yaml trains
-# Two schedules: the one of `make demo`, and the paper's (200 epochs x 64 rollouts, three steps, the task's own score).
+# Two schedules: the one of `make demo`, and the paper's (200 epochs x 64 rollouts, three steps, the
+# task's own score).
 SCHEDULES: dict[str, dict[str, Any]] = {
     "make demo": {},
     "paper": {
-        "reward": "score_change", "prompts": 64, "group": 1, "steps": 3, "advantage": "gae", "minibatch": 16,
-        "update_epochs": 4, "keep_ratio": 1 / 3,
+        "reward": "score_change",
+        "prompts": 64,
+        "group": 1,
+        "steps": 3,
+        "advantage": "gae",
+        "minibatch": 16,
+        "update_epochs": 4,
+        "keep_ratio": 1 / 3,
     },
 }
 
@@ -55,11 +65,23 @@ class Row(NamedTuple):
 def row(what: str, lvlm: str, evaluations: int, batched: list[float], loop: list[float]) -> Row:
     ratios = [a / b for a, b in zip(batched, loop, strict=True)]
     rates = statistics.median(batched), statistics.median(loop)
-    entry = Row(what, lvlm, torch.get_num_threads(), len(ratios), evaluations, *rates, statistics.median(ratios),
-                min(ratios), max(ratios))
+    entry = Row(
+        what,
+        lvlm,
+        torch.get_num_threads(),
+        len(ratios),
+        evaluations,
+        *rates,
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+    )
     print(
-        f"{what:22} {lvlm:9} {entry.threads} threads: {rates[0]:7.1f} against {rates[1]:6.1f} evaluations/s, "
-        f"ratio {entry.ratio:5.1f} ({entry.ratio_low:.1f} to {entry.ratio_high:.1f})",
+        (
+            f"{what:22} {lvlm:9} {entry.threads} threads: {rates[0]:7.1f} "
+            f"against {rates[1]:6.1f} evaluations/s, ratio {entry.ratio:5.1f} "
+            f"({entry.ratio_low:.1f} to {entry.ratio_high:.1f})"
+        ),
         flush=True,
     )
     return entry
@@ -73,15 +95,17 @@ def rate(work: Callable[[], int]) -> float:
 
 
 def score_alone(lvlm: Any, dataset: Any, sample: Sample, prompt: Any) -> float:
-    """One evaluation as the public reference makes it: the stock model generates, the text is scored."""
+    """One evaluation as the public reference makes it: the stock model generates, the text is
+    scored."""
     return dataset.score(sample, lvlm.answer(prompt)[0])
 
 
-# --- (a) scoring: masks are given ------------------------------------------------------------------------------------
+# --- (a) scoring: masks are given -----------------------------------------------------------------
 
 
 def scoring(lvlm: Any, kind: str, rounds: int, prompts: int, group: int, part: int) -> Row:
-    """Encode questions, apply `group` selections to each, score all of them and all tokens once per question."""
+    """Encode questions, apply `group` selections to each, score all of them and all tokens once per
+    question."""
     dataset = make_ppo(lvlm, 1).dataset
     stream = (dataset[i] for i in cycle(range(7, 600_000, 11)))  # a new image and family every time
     masks = RandomPruner(0)
@@ -93,7 +117,10 @@ def scoring(lvlm: Any, kind: str, rounds: int, prompts: int, group: int, part: i
         return keeps[which, torch.arange(len(encoded))].repeat_interleave(copies, 0)
 
     def batched() -> int:
-        samples, scorer = [next(stream) for _ in range(prompts)], Scorer(lvlm, dataset, frozenset({"log_prob"}))
+        samples, scorer = (
+            [next(stream) for _ in range(prompts)],
+            Scorer(lvlm, dataset, frozenset({"log_prob"})),
+        )
         encoded = lvlm.encode(samples)
         scorer.full(samples, encoded)
         rows = [i for i in range(prompts) for _ in range(group)]
@@ -118,36 +145,53 @@ def scoring(lvlm: Any, kind: str, rounds: int, prompts: int, group: int, part: i
     return row("scoring", kind, prompts * (1 + group), [p[0] for p in pairs], [p[1] for p in pairs])
 
 
-# --- (b) whole iterations --------------------------------------------------------------------------------------------
+# --- (b) whole iterations -------------------------------------------------------------------------
 
 
 class Rounds(pl.Callback):
-    """Times every iteration from the end of the last one, drawing of images included, and in between the loop."""
+    """Times every iteration from the end of the last one, drawing of images included, and in
+    between the loop."""
 
     def __init__(self, loop: Callable[[Any], tuple[int, int]]) -> None:
-        self.loop, self.batched, self.alone, self.shares = loop, list[float](), list[float](), list[dict[str, float]]()
+        self.loop, self.batched, self.alone, self.shares = (
+            loop,
+            list[float](),
+            list[float](),
+            list[dict[str, float]](),
+        )
         self.start = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start, self.before = time.perf_counter(), 0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         spent = time.perf_counter() - self.start
         self.made = pl_module.scorer.evaluations - self.before
-        self.shares.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("time/")})
+        self.shares.append(
+            {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("time/")}
+        )
         self.batched.append(self.made / spent)
         start = time.perf_counter()
         done, episodes = self.loop(pl_module)
-        # The loop's own policy update: ours, episode for episode. One in minibatches of its own would cost it more.
-        update = self.shares[-1]["time/update"] * episodes / (len(batch) * pl_module.hparams["group"])
+        # The loop's own policy update: ours, episode for episode. One in minibatches of its own
+        # would cost it more.
+        update = (
+            self.shares[-1]["time/update"] * episodes / (len(batch) * pl_module.hparams["group"])
+        )
         self.alone.append(done / (time.perf_counter() - start + update))
         self.before, self.start = pl_module.scorer.evaluations, time.perf_counter()
 
 
-def one_at_a_time(stage: Any, questions: Iterator[Sample], count: int, group: int) -> tuple[int, int]:
-    """(evaluations, episodes) of `count` episodes: encode, sample a pruning step, generate, score; T times each.
+def one_at_a_time(
+    stage: Any, questions: Iterator[Sample], count: int, group: int
+) -> tuple[int, int]:
+    """(evaluations, episodes) of `count` episodes: encode, sample a pruning step, generate, score;
+    T times each.
 
-    `group` episodes are of the same question, and the score with all tokens is measured once for it.
+    `group` episodes are of the same question, and the score with all tokens is measured once for
+    it.
     """
     h, evaluations = stage.hparams, 0
     for episode in range(count):
@@ -158,7 +202,9 @@ def one_at_a_time(stage: Any, questions: Iterator[Sample], count: int, group: in
             score_alone(stage.lvlm, stage.dataset, sample, splice(encoded, keep_all(encoded)))
             evaluations += 1
         x, rule = stage.pruner.observe(encoded), stage.rule()
-        ratio = torch.tensor([stage.ratios[(episode // group) % len(stage.ratios)]], dtype=torch.float64)
+        ratio = torch.tensor(
+            [stage.ratios[(episode // group) % len(stage.ratios)]], dtype=torch.float64
+        )
         noise = torch.rand(h["steps"], 1, 2 * x.mask.shape[1]).to(x.mask.device)
         rollout = collect(stage.net, x, rule, h["steps"], ratio.to(x.mask.device), noise)
         for keep in rollout.action:
@@ -168,7 +214,8 @@ def one_at_a_time(stage: Any, questions: Iterator[Sample], count: int, group: in
 
 
 def iterations(lvlm: Any, what: str, kind: str, rounds: int, part: int, **changes: Any) -> Row:
-    """Interleaved iterations of the stage and pieces of the loop; the first of both warms up and does not count."""
+    """Interleaved iterations of the stage and pieces of the loop; the first of both warms up and
+    does not count."""
     stage = make_ppo(lvlm, rounds + 1, **changes)
     questions = (stage.dataset[i] for i in cycle(range(9, 600_000, 11)))
     group = stage.hparams["group"]
@@ -179,12 +226,17 @@ def iterations(lvlm: Any, what: str, kind: str, rounds: int, part: int, **change
     return row(what, kind, watch.made, watch.batched[1:], watch.alone[1:])
 
 
-# --- ablation of (a) -------------------------------------------------------------------------------------------------
+# --- ablation of (a) ------------------------------------------------------------------------------
 
 
 def ablation(threads: list[int], rounds: int) -> list[dict[str, Any]]:
     """Evaluations per second of the batched side of (a) alone, one thing changed at a time."""
-    base: dict[str, Any] = {"lvlm": "float32", "micro_batch": 64, "prompts": 24, "threads": threads[-1]}
+    base: dict[str, Any] = {
+        "lvlm": "float32",
+        "micro_batch": 64,
+        "prompts": 24,
+        "threads": threads[-1],
+    }
     changed: list[dict[str, Any]] = [{}]
     changed += [{"micro_batch": size} for size in (1, 4, 8, 16, 32, 128, 384)]
     changed += [{"prompts": count} for count in (1, 4, 96)]
@@ -197,7 +249,10 @@ def ablation(threads: list[int], rounds: int) -> list[dict[str, Any]]:
     def work(arm: dict[str, Any]) -> int:
         lvlm, count = lvlms[arm["lvlm"]], arm["prompts"]
         lvlm.micro_batch = arm["micro_batch"]
-        samples, scorer = [dataset[i * 11] for i in range(count)], Scorer(lvlm, dataset, frozenset({"log_prob"}))
+        samples, scorer = (
+            [dataset[i * 11] for i in range(count)],
+            Scorer(lvlm, dataset, frozenset({"log_prob"})),
+        )
         encoded = lvlm.encode(samples)
         scorer.full(samples, encoded)
         rows = [i for i in range(count) for _ in range(16)]
@@ -210,15 +265,19 @@ def ablation(threads: list[int], rounds: int) -> list[dict[str, Any]]:
         for arm, rates in zip(arms, speeds, strict=True):
             torch.set_num_threads(arm["threads"])
             rates.append(rate(lambda arm=arm: work(arm)))
-    return [arm | {"evaluations_per_second": round(statistics.median(r[1:]), 1)}
-            for arm, r in zip(arms, speeds, strict=True)]
+    return [
+        arm | {"evaluations_per_second": round(statistics.median(r[1:]), 1)}
+        for arm, r in zip(arms, speeds, strict=True)
+    ]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
-        table.writerows({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        table.writerows(
+            {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows
+        )
     print(f"wrote {path}")
 
 
@@ -228,8 +287,12 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--lvlm", default=",".join(LINEARS))
-    parser.add_argument("--device", default="cpu", help="cuda: with --lvlm float32,bfloat16 --threads 2")
-    parser.add_argument("--out", type=Path, default=HERE, help="the folder that tables are written into")
+    parser.add_argument(
+        "--device", default="cpu", help="cuda: with --lvlm float32,bfloat16 --threads 2"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="the folder that tables are written into"
+    )
     return parser.parse_args(words)
 
 

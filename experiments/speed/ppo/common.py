@@ -1,4 +1,5 @@
-"""What bench.py and profile_ppo.py run: the embedded LVLM, the pruner that ships, and PPO as conf/ has it."""
+"""What bench.py and profile_ppo.py run: the embedded LVLM, the pruner that ships, and PPO as conf/
+has it."""
 
 import logging
 import warnings
@@ -24,8 +25,9 @@ LINEARS = ("float32", "onednn", "bfloat16")
 def load_lvlm(linears: str = "float32", device: str = "cpu") -> Any:
     """The embedded LVLM.
 
-    "float32": as it comes (PyTorch multiplies float32 by MKL); "onednn": float32 too, its linear layers multiplied by
-    oneDNN, which PyTorch carries but does not use for float32; "bfloat16": model.dtype=bfloat16.
+    "float32": as it comes (PyTorch multiplies float32 by MKL); "onednn": float32 too, its linear
+    layers multiplied by oneDNN, which PyTorch carries but does not use for float32; "bfloat16":
+    model.dtype=bfloat16.
     """
     dtype = "bfloat16" if linears == "bfloat16" else "float32"
     lvlm = load_component("model", "tiny_llava", device=device, dtype=dtype)
@@ -46,13 +48,24 @@ def make_ppo(lvlm: Any, iterations: int, reward: str = "log_likelihood", **chang
     assert isinstance(config, dict)
     options = config["module"] | changes
     rewards: WeightedReward = load_component("reward", reward)
-    live = {"pruner": load_pruner("tprl_tiny_llava"), "lvlm": lvlm, "dataset": Scenes(), "reward": rewards}
-    return build(options | {"iterations": iterations}, served=lambda _: {"accuracy": 0.0, "log_prob": 0.0}, **live)
+    live = {
+        "pruner": load_pruner("tprl_tiny_llava"),
+        "lvlm": lvlm,
+        "dataset": Scenes(),
+        "reward": rewards,
+    }
+    return build(
+        options | {"iterations": iterations},
+        served=lambda _: {"accuracy": 0.0, "log_prob": 0.0},
+        **live,
+    )
 
 
 def fit(stage: PPO, *callbacks: pl.Callback) -> None:
     """Train without any output."""
-    quiet: dict[str, Any] = {name: False for name in ("enable_checkpointing", "enable_progress_bar", "logger")}
+    quiet: dict[str, Any] = {
+        name: False for name in ("enable_checkpointing", "enable_progress_bar", "logger")
+    }
     pl.Trainer(
         max_epochs=1,
         accelerator="cpu" if stage.lvlm.device.type == "cpu" else "auto",

@@ -1,4 +1,5 @@
-"""Where the time of PPO's iterations goes, operation by operation: profile_ppo.py [ITERATIONS]; writes profile.txt.
+"""Where the time of PPO's iterations goes, operation by operation: profile_ppo.py [ITERATIONS];
+writes profile.txt.
 
 The profiler slows small operations down: shares are of use, not seconds.
 """
@@ -19,7 +20,9 @@ def profiled(iterations: int, name: str) -> str:
     stage = make_ppo(load_lvlm(), iterations, **SCHEDULES[name])
     with profile(activities=[ProfilerActivity.CPU]) as trace:
         fit(stage)
-    table = trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=LINES, max_name_column_width=45)
+    table = trace.key_averages().table(
+        sort_by="self_cpu_time_total", row_limit=LINES, max_name_column_width=45
+    )
     return f"{name}, {iterations} iterations\n{table}\n"
 
 

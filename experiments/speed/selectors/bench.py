@@ -1,4 +1,5 @@
-"""Milliseconds of our batched selectors and of the published form, in turns: bench.py ROUNDS CSV DEVICE."""
+"""Milliseconds of our batched selectors and of the published form, in turns: bench.py ROUNDS CSV
+DEVICE."""
 
 import argparse
 import csv
@@ -31,13 +32,17 @@ def published(name: str, encoded: Encoded, tokens: Tensor, keep: int) -> list[Te
     if name == "divprune":
         return [divprune(image, keep) for image in tokens]
     if name == "cdpruner":
-        return [cdpruner(image, r, keep) for image, r in zip(tokens, extras["clip_relevance"], strict=True)]
+        return [
+            cdpruner(image, r, keep)
+            for image, r in zip(tokens, extras["clip_relevance"], strict=True)
+        ]
     both = zip(extras["vision_features"], extras["cls_attention"], strict=True)
     return [vispruner(image, attention, keep) for image, attention in both]
 
 
 def products(name: str, encoded: Encoded, tokens: Tensor) -> None:
-    """The similarities alone, float32: what neither form can do without (VisPruner's needs them once)."""
+    """The similarities alone, float32: what neither form can do without (VisPruner's needs them
+    once)."""
     for image in encoded.extras["vision_features"] if name == "vispruner" else tokens:
         unit = normalize(image, dim=1)
         unit @ unit.T
@@ -53,7 +58,9 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
 
 @torch.no_grad()
 def main(rounds: int, path: Path, device: str) -> None:
-    measurement = [row for name, sizes in GEOMETRIES.items() for row in compared(name, sizes, rounds, device)]
+    measurement = [
+        row for name, sizes in GEOMETRIES.items() for row in compared(name, sizes, rounds, device)
+    ]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, measurement[0], lineterminator="\n")
         writer.writeheader()
@@ -69,12 +76,16 @@ def least(rows: Sequence[dict[str, Any]]) -> str:
     return f"least gain: {row['ratio_x']:.1f} times the published form ({where})"
 
 
-def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: str) -> Iterator[dict[str, object]]:
+def compared(
+    geometry: str, sizes: tuple[int, int, int], rounds: int, device: str
+) -> Iterator[dict[str, object]]:
     """A row per pruner and keep ratio."""
     encoded = synthetic(BATCH, NEEDS, *sizes)
     parts = {part.name: getattr(encoded, part.name) for part in fields(encoded)}
     parts = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
-    encoded = replace(encoded, **parts, extras={name: part.to(device) for name, part in encoded.extras.items()})
+    encoded = replace(
+        encoded, **parts, extras={name: part.to(device) for name, part in encoded.extras.items()}
+    )
     tokens = encoded.visual.clone()
     for name in ("divprune", "cdpruner", "vispruner"):
         pruner = load_component("pruner", name)
@@ -84,7 +95,11 @@ def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: st
             for _ in range(rounds + 1):
                 ours_seconds = timed(pruner.select, encoded, ratio)
                 turns.append(
-                    (ours_seconds, timed(published, name, encoded, tokens, keep), timed(products, name, encoded, tokens))
+                    (
+                        ours_seconds,
+                        timed(published, name, encoded, tokens, keep),
+                        timed(products, name, encoded, tokens),
+                    )
                 )
             kept = pruner.select(encoded, ratio).keep
             both = zip(kept, published(name, encoded, tokens, keep), strict=True)
@@ -97,10 +112,19 @@ def compared(geometry: str, sizes: tuple[int, int, int], rounds: int, device: st
                 "tokens": sizes[0] ** 2,
             }
             row |= {"kept_tokens": keep, "threads": torch.get_num_threads(), "rounds": rounds}
-            for what, values in (("ours_ms", ours), ("published_ms", published_seconds), ("ratio_x", published_seconds / ours)):
+            for what, values in (
+                ("ours_ms", ours),
+                ("published_ms", published_seconds),
+                ("ratio_x", published_seconds / ours),
+            ):
                 for suffix, quantile in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9)):
-                    row[what.replace("_", f"{suffix}_")] = round(float(np.quantile(values, quantile)), 3)
-            row |= {"products_alone_ms": round(float(np.median(least)), 3), "same_tokens_share": float(np.mean(same))}
+                    row[what.replace("_", f"{suffix}_")] = round(
+                        float(np.quantile(values, quantile)), 3
+                    )
+            row |= {
+                "products_alone_ms": round(float(np.median(least)), 3),
+                "same_tokens_share": float(np.mean(same)),
+            }
             print(row, flush=True)
             yield row
 
@@ -109,14 +133,23 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """How many times faster ours are, with the 10 and 90 % quantiles of the rounds."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
-    middle, low, high = (np.array([row[f"ratio{name}_x"] for row in rows]) for name in ("", "_p10", "_p90"))
+    middle, low, high = (
+        np.array([row[f"ratio{name}_x"] for row in rows]) for name in ("", "_p10", "_p90")
+    )
     axes.barh(
         [f"{row['pruner']}, {row['kept_tokens']} of {row['tokens']}" for row in rows],
         middle,
         color="#c2410c",
         alpha=0.7,
     )
-    axes.errorbar(middle, range(len(rows)), xerr=[middle - low, high - middle], fmt="none", ecolor="#1c1917", capsize=3)
+    axes.errorbar(
+        middle,
+        range(len(rows)),
+        xerr=[middle - low, high - middle],
+        fmt="none",
+        ecolor="#1c1917",
+        capsize=3,
+    )
     axes.axvline(1, color="#6b6760", lw=1)
     axes.invert_yaxis()
     axes.set_xlabel("published form, one image at a time / ours, 8 at once")
@@ -126,7 +159,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rounds", type=int, help="after one that warms up")
-    parser.add_argument("path", type=Path, metavar="csv", help="where rows are written; a figure goes beside them")
+    parser.add_argument(
+        "path", type=Path, metavar="csv", help="where rows are written; a figure goes beside them"
+    )
     parser.add_argument("device", choices=("cpu", "cuda"))
     return parser.parse_args(words)
 

@@ -1,6 +1,7 @@
-"""The selection rules as they are published, one sample at a time with tensor operations inside: what ours is timed
-against. Written from the rules (docs/baselines.md), in float32 where theirs is the model's
-dtype, which no CPU multiplies fast. Each takes the tokens of one image and returns the indices it keeps, sorted.
+"""The selection rules as they are published, one sample at a time with tensor operations inside:
+what ours is timed against. Written from the rules (docs/baselines.md), in float32 where theirs is
+the model's dtype, which no CPU multiplies fast. Each takes the tokens of one image and returns the
+indices it keeps, sorted.
 """
 
 import torch
@@ -9,7 +10,8 @@ from torch.nn.functional import normalize
 
 
 def divprune(tokens: Tensor, keep: int) -> Tensor:
-    """Max-min distance: every step looks again at the rows of all tokens that were chosen before."""
+    """Max-min distance: every step looks again at the rows of all tokens that were chosen
+    before."""
     unit = normalize(tokens, dim=1)
     distance = 1 - unit @ unit.T
     chosen = distance.topk(2, dim=0, largest=False).values[1].argmax().view(1)
@@ -38,7 +40,8 @@ def cdpruner(tokens: Tensor, relevance: Tensor, keep: int) -> Tensor:
 
 
 def vispruner(features: Tensor, attention: Tensor, keep: int, drop: int = 8) -> Tensor:
-    """Half by attention; then rounds that drop up to 8 of the even half, each with similarities computed anew."""
+    """Half by attention; then rounds that drop up to 8 of the even half, each with similarities
+    computed anew."""
     important = keep // 2
     order = attention.argsort(descending=True)
     first, pool, goal = order[:important], order[important:], keep - important

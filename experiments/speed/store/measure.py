@@ -1,7 +1,9 @@
-"""Disk, memory and rates of stored demonstrations at LLaVA-1.5 size, with synthetic features (no model is run).
+"""Disk, memory and rates of stored demonstrations at LLaVA-1.5 size, with synthetic features (no
+model is run).
 
-Every question has an image of its own: 576 tokens with codes of 64 random fp16 numbers, 12 words out of 2,000 with
-embeddings of width 4,096, and three nested random masks. They go through `demonstrate` as those of a real run do.
+Every question has an image of its own: 576 tokens with codes of 64 random fp16 numbers, 12 words
+out of 2,000 with embeddings of width 4,096, and three nested random masks. They go through
+`demonstrate` as those of a real run do.
 
     python experiments/speed/store/measure.py FOLDER [--questions N] [--kill]
 
@@ -29,9 +31,19 @@ from tprl.policy.networks import PolicyInput
 from tprl.pruners.random import RandomPruner
 from tprl.types import Encoded
 
-TOKENS, CODES, WIDTH, WORDS, VOCABULARY, STEPS, BATCH = 576, 64, 4096, 12, 2000, (0.8, 0.6, 0.4), 128
+TOKENS, CODES, WIDTH, WORDS, VOCABULARY, STEPS, BATCH = (
+    576,
+    64,
+    4096,
+    12,
+    2000,
+    (0.8, 0.6, 0.4),
+    128,
+)
 NOISE = torch.from_numpy(np.random.default_rng(0).standard_normal(1 << 23, dtype=np.float32)).half()
-TABLE = torch.from_numpy(np.random.default_rng(1).standard_normal((VOCABULARY, WIDTH), dtype=np.float32)).half()
+TABLE = torch.from_numpy(
+    np.random.default_rng(1).standard_normal((VOCABULARY, WIDTH), dtype=np.float32)
+).half()
 
 
 class Questions:
@@ -59,19 +71,31 @@ class Synthetic:
         mask, at = torch.ones(b, TOKENS, dtype=torch.bool), torch.arange(TOKENS).repeat(b, 1)
         tiny = torch.zeros(b, 1, dtype=torch.long)
         return Encoded(
-            uids=tuple(sample.uid for sample in samples), input_ids=tiny, embeds=torch.zeros(b, 1, 1),
-            attention=tiny.bool(), positions=tiny[None], visual_at=at, visual_mask=mask, image_of=torch.zeros_like(at),
-            grids=((((24, 24),),),) * b, question=tiny.bool(),
+            uids=tuple(sample.uid for sample in samples),
+            input_ids=tiny,
+            embeds=torch.zeros(b, 1, 1),
+            attention=tiny.bool(),
+            positions=tiny[None],
+            visual_at=at,
+            visual_mask=mask,
+            image_of=torch.zeros_like(at),
+            grids=((((24, 24),),),) * b,
+            question=tiny.bool(),
         )
 
     def observe(self, encoded: Encoded) -> PolicyInput:
         numbers = torch.tensor([int(uid.rpartition("/")[2]) for uid in encoded.uids])
-        # Any 36,864 numbers in a row of the noise: a prime stride makes every question's codes its own.
+        # Any 36,864 numbers in a row of the noise: a prime stride makes every question's codes its
+        # own.
         starts = (numbers * 104_729 % (len(NOISE) - TOKENS * CODES)).tolist()
-        codes = torch.stack([NOISE[start : start + TOKENS * CODES].view(TOKENS, CODES) for start in starts])
+        codes = torch.stack(
+            [NOISE[start : start + TOKENS * CODES].view(TOKENS, CODES) for start in starts]
+        )
         words = TABLE[(numbers[:, None] * 31 + torch.arange(WORDS) * 97) % VOCABULARY]
         side = (torch.arange(24) + 0.5) / 24
-        xy = torch.stack([side.repeat(24), side.repeat_interleave(24)], 1).expand(len(numbers), -1, -1)
+        xy = torch.stack([side.repeat(24), side.repeat_interleave(24)], 1).expand(
+            len(numbers), -1, -1
+        )
         real = torch.ones(len(numbers), WORDS, dtype=torch.bool)
         return PolicyInput(codes, xy, encoded.visual_mask, words, real)
 
@@ -86,7 +110,9 @@ def store(folder: Path, count: int) -> StoredDemonstrations:
 def memory() -> dict[str, float]:
     """MB now and at most; `VmHWM` counts mapped files too."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM", "RssAnon")}
+    return {
+        name: int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM", "RssAnon")
+    }
 
 
 def epoch(stored: StoredDemonstrations, seed: int) -> float:
@@ -108,7 +134,9 @@ def forget(stored: StoredDemonstrations) -> None:
 
 def killed(folder: Path, count: int) -> int:
     """Questions that a writer had committed when it was killed at about half."""
-    writer = subprocess.Popen([sys.executable, __file__, str(folder), "--questions", str(count), "--only-write"])
+    writer = subprocess.Popen(
+        [sys.executable, __file__, str(folder), "--questions", str(count), "--only-write"]
+    )
     while len(list(folder.glob("*/*.safetensors"))) * 500 < count // 2:
         time.sleep(0.2)
     writer.send_signal(signal.SIGKILL)
@@ -137,8 +165,11 @@ def main() -> None:
         size = sum(path.stat().st_size for path in stored.paths)
         missing = arguments.questions - numbers.get("there_after_kill_9", 0)
         numbers |= {
-            "files": len(stored.paths), "disk_gb": size / 1e9, "disk_kb_per_question": size / arguments.questions / 1e3,
-            "write_s": wrote, "write_mb_per_s": size / 1e6 * missing / arguments.questions / wrote,
+            "files": len(stored.paths),
+            "disk_gb": size / 1e9,
+            "disk_kb_per_question": size / arguments.questions / 1e3,
+            "write_s": wrote,
+            "write_mb_per_s": size / 1e6 * missing / arguments.questions / wrote,
             "peak_extra_rss_mb_writing": memory()["VmHWM"] - before["VmHWM"],
         }
         start = time.monotonic()

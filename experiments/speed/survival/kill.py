@@ -1,6 +1,7 @@
-"""Kill runs at random moments, go on with them, and compare what comes out with a run that nobody touched:
-`python kill.py [--quick] [--jobs N]` writes results.csv. Exit status 1 if anything differs, or if a stage of the
-untouched run left the weights that it began with: then equal weights would show nothing."""
+"""Kill runs at random moments, go on with them, and compare what comes out with a run that nobody
+touched: `python kill.py [--quick] [--jobs N]` writes results.csv. Exit status 1 if anything
+differs, or if a stage of the untouched run left the weights that it began with: then equal weights
+would show nothing."""
 
 import argparse
 import csv
@@ -33,18 +34,33 @@ stage.ppo.validate_every=10 stage.ppo.served.limit=24 stage.ppo.calibrate=null
 stage.adapt.questions=100 +stage.adapt.epochs=2 stage.adapt.served.limit=24
 stage.evaluation.limit=30 stage.evaluation.pruners=[random,divprune]
 stage.evaluation.keep_ratios=[0.1111]""")
-LOGGED = {"autoencoder": "autoencoder/", "mlp": "lfd/mlp/", "lfd": "lfd/", "ppo": "ppo/", "adapt": "adapt/"}
+LOGGED = {
+    "autoencoder": "autoencoder/",
+    "mlp": "lfd/mlp/",
+    "lfd": "lfd/",
+    "ppo": "ppo/",
+    "adapt": "adapt/",
+}
 WEIGHTS = ("autoencoder", "lfd", "mlp", "pruner")
-# Stages by the folders before and after them. Adapt, which follows PPO, trains the budget head alone.
+# Stages by the folders before and after them. Adapt, which follows PPO, trains the budget head
+# alone.
 MOVES = {"lfd": ("autoencoder", "lfd"), "ppo": ("lfd", "pruner")}
-FILES = ("results.csv", "samples.jsonl", "evaluation.json", "paired.json", "spreads.json", "pruner/config.json")
+FILES = (
+    "results.csv",
+    "samples.jsonl",
+    "evaluation.json",
+    "paired.json",
+    "spreads.json",
+    "pruner/config.json",
+)
 PATIENCE = 900  # seconds that a process may take
 
 
 @dataclass
 class Kill:
-    """One row of the table. `row` is where in metrics.csv it is to come; `wanted` how the moment is chosen after that:
-    "row" within half a second, "write" when a file is seen half-written, "start" in the seconds of a start."""
+    """One row of the table. `row` is where in metrics.csv it is to come; `wanted` how the moment is
+    chosen after that: "row" within half a second, "write" when a file is seen half-written, "start"
+    in the seconds of a start."""
 
     run: int
     signal: str
@@ -76,7 +92,9 @@ class Reference:
             if start.keys() != end.keys() or not start:
                 raise RuntimeError(f"{before} and {after} hold different policies, or none")
             if all(start[key].equal(end[key]) for key in start):
-                raise RuntimeError(f"{stage} kept the weights that it began with: the comparison would be empty")
+                raise RuntimeError(
+                    f"{stage} kept the weights that it began with: the comparison would be empty"
+                )
         silent = LOGGED.keys() - set(self.stages)
         if silent:
             raise RuntimeError(f"metrics.csv has no rows of {', '.join(sorted(silent))}")
@@ -86,15 +104,29 @@ class Reference:
         if rows >= len(self.rows):
             return "evaluation"
         stage = self.stages[rows]
-        number = sum(other == stage and trains(row) for other, row in zip(self.stages[:rows], self.rows, strict=False))
+        number = sum(
+            other == stage and trains(row)
+            for other, row in zip(self.stages[:rows], self.rows, strict=False)
+        )
         return f"{stage} {number + 1}"
 
     def differs(self, directory: Path) -> list[str]:
         """Names of what is not the same to the last bit."""
-        different = [name for name in FILES if (directory / name).read_bytes() != (self.directory / name).read_bytes()]
+        different = [
+            name
+            for name in FILES
+            if (directory / name).read_bytes() != (self.directory / name).read_bytes()
+        ]
         for name in WEIGHTS:
-            first, other = (load_file(place / name / "model.safetensors") for place in (directory, self.directory))
-            if not first or first.keys() != other.keys() or not all(first[key].equal(other[key]) for key in first):
+            first, other = (
+                load_file(place / name / "model.safetensors")
+                for place in (directory, self.directory)
+            )
+            if (
+                not first
+                or first.keys() != other.keys()
+                or not all(first[key].equal(other[key]) for key in first)
+            ):
                 different.append(name)
         different += ["metrics.csv"] * (metrics(directory) != self.rows)
         return different + [str(path) for path in directory.rglob("*.part")]
@@ -104,7 +136,11 @@ def policy(folder: Path) -> dict[str, torch.Tensor]:
     """The weights that LfD and PPO train."""
     weights = load_file(folder / "model.safetensors")
     heads = ("net.value_head", "net.budget_head")
-    return {key: value for key, value in weights.items() if key.startswith("net.") and not key.startswith(heads)}
+    return {
+        key: value
+        for key, value in weights.items()
+        if key.startswith("net.") and not key.startswith(heads)
+    }
 
 
 def metrics(directory: Path) -> list[dict[str, str]]:
@@ -115,11 +151,16 @@ def metrics(directory: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if None not in row.values()]
     timed = ("time/", "ppo/evaluations_per_second")
-    return [{name: value for name, value in row.items() if value and not name.startswith(timed)} for row in rows]
+    return [
+        {name: value for name, value in row.items() if value and not name.startswith(timed)}
+        for row in rows
+    ]
 
 
 def stage_of(row: dict[str, str]) -> str:
-    return next(stage for stage, prefix in LOGGED.items() if any(name.startswith(prefix) for name in row))
+    return next(
+        stage for stage, prefix in LOGGED.items() if any(name.startswith(prefix) for name in row)
+    )
 
 
 def trains(row: dict[str, str]) -> bool:
@@ -130,11 +171,20 @@ def trains(row: dict[str, str]) -> bool:
 def start(directory: Path, cache: Path) -> subprocess.Popen:
     """The command as it is typed first, or `resume=` once there is a run."""
     begun = (directory / "started.json").is_file()
-    words = [f"resume={directory}"] if begun else [*SMALL, f"hydra.run.dir={directory}", f"cache={cache}"]
+    words = (
+        [f"resume={directory}"]
+        if begun
+        else [*SMALL, f"hydra.run.dir={directory}", f"cache={cache}"]
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with (directory.parent / "err.log").open("w") as err, (directory.parent / "out.log").open("a") as out:
+    with (
+        (directory.parent / "err.log").open("w") as err,
+        (directory.parent / "out.log").open("a") as out,
+    ):
         command = [sys.executable, "-m", "src.train", *words]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=out, stderr=err, start_new_session=True
+        )
 
 
 class Watch:
@@ -161,7 +211,8 @@ class Watch:
             rows = self.look() if now != (0, 0) else 0
             self.seen = now
             self.grew |= rows > self.rows
-            self.first = self.first if self.grew else min(self.first, rows)  # a resumed run cuts the table first
+            # a resumed run cuts the table first
+            self.first = self.first if self.grew else min(self.first, rows)
             self.rows = rows
 
 
@@ -182,7 +233,13 @@ def until(process: subprocess.Popen, watch: Watch, kill: Kill, began: float) -> 
         time.sleep(0.0005)
 
 
-def attempt(directory: Path, cache: Path, kill: Kill | None, reference: Reference | None, before: Kill | None) -> None:
+def attempt(
+    directory: Path,
+    cache: Path,
+    kill: Kill | None,
+    reference: Reference | None,
+    before: Kill | None,
+) -> None:
     """Start or go on; up to the moment of `kill`, or to the end."""
     process, began = start(directory, cache), time.monotonic()
     watch = Watch(directory)
@@ -199,15 +256,25 @@ def attempt(directory: Path, cache: Path, kill: Kill | None, reference: Referenc
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     watch.changed()
-    lines = [line.strip() for line in (directory.parent / "err.log").read_text().splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in (directory.parent / "err.log").read_text().splitlines()
+        if line.strip()
+    ]
     if kill is not None and reference is not None:
         kill.exit_code = process.returncode
-        kill.message = "" if kill.signal == "SIGKILL" or not lines else lines[-1].replace(str(directory), "<run>")
+        kill.message = (
+            ""
+            if kill.signal == "SIGKILL" or not lines
+            else lines[-1].replace(str(directory), "<run>")
+        )
         kill.died_in = reference.place(watch.rows) if watch.grew else "start-up"
     elif process.returncode:
         raise RuntimeError("\n".join(lines[-30:]))
     if before is not None and reference is not None:
-        before.went_on_from = reference.place(watch.first) if watch.grew else "(killed again before it did)"
+        before.went_on_from = (
+            reference.place(watch.first) if watch.grew else "(killed again before it did)"
+        )
 
 
 def survive(number: int, kills: list[Kill], reference: Reference, folder: Path) -> None:
@@ -234,19 +301,44 @@ def plan(reference: Reference, quick: bool, seed: int) -> list[list[Kill]]:
 
     def planned(run: int, sign: str, wanted: str, *stages: str) -> Kill:
         row = draw.choice(rows(*stages)[1:-1])
-        return Kill(run, sign, wanted, row, round(draw.uniform(0, reference.startup if wanted == "start" else 0.5), 3))
+        return Kill(
+            run,
+            sign,
+            wanted,
+            row,
+            round(draw.uniform(0, reference.startup if wanted == "start" else 0.5), 3),
+        )
 
-    kinds = [("row", "lfd")] * 3 + [("row", "mlp")] + [("row", "ppo")] * 8 + [("write", "lfd")] + [("write", "ppo")] * 3
+    kinds = (
+        [("row", "lfd")] * 3
+        + [("row", "mlp")]
+        + [("row", "ppo")] * 8
+        + [("write", "lfd")]
+        + [("write", "ppo")] * 3
+    )
     kinds += [("start", "lfd"), *[("start", "ppo")] * 3]
     draw.shuffle(kinds)
     if quick:
-        return [sorted((planned(0, "SIGKILL", *kind) for kind in (("row", "lfd"), ("write", "ppo"), ("row", "ppo"))),
-                       key=lambda kill: kill.row)]
+        return [
+            sorted(
+                (
+                    planned(0, "SIGKILL", *kind)
+                    for kind in (("row", "lfd"), ("write", "ppo"), ("row", "ppo"))
+                ),
+                key=lambda kill: kill.row,
+            )
+        ]
     runs = [[planned(run, "SIGKILL", *kind) for kind in kinds[run::5]] for run in range(5)]
     for run, signs in enumerate((("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM")), len(runs)):
         first, second = signs
-        runs.append([planned(run, first, "row", "lfd"), planned(run, second, "row", "ppo"), planned(run, first, "row", "ppo"),
-                     planned(run, second, "start", "ppo")])
+        runs.append(
+            [
+                planned(run, first, "row", "lfd"),
+                planned(run, second, "row", "ppo"),
+                planned(run, first, "row", "ppo"),
+                planned(run, second, "start", "ppo"),
+            ]
+        )
     return [sorted(kills, key=lambda kill: kill.row) for kills in runs]
 
 
@@ -255,14 +347,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 kills of one run; writes nothing")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder for the runs, instead of a temporary one")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for the runs, instead of a temporary one"
+    )
     arguments = parser.parse_args()
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="survival-"))
     (folder / "untouched").mkdir(parents=True)
     began = time.monotonic()
     attempt(folder / "untouched" / "run", folder / "untouched" / "cache", None, None, None)
     reference = Reference(folder / "untouched" / "run")
-    print(f"untouched: {time.monotonic() - began:.0f} s, {len(reference.rows)} rows of metrics.csv", flush=True)
+    print(
+        f"untouched: {time.monotonic() - began:.0f} s, {len(reference.rows)} rows of metrics.csv",
+        flush=True,
+    )
     runs = plan(reference, arguments.quick, arguments.seed)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda run: survive(run[0], run[1], reference, folder), enumerate(runs)))
@@ -275,8 +372,10 @@ def main() -> None:
     for sign in dict.fromkeys(kill.signal for kill in kills):
         some = [kill for kill in kills if kill.signal == sign]
         good = len({kill.run for kill in some if kill.same == "yes"})
-        print(f"{sign}: {len(some)} in {len({kill.run for kill in some})} runs; {good} of these runs ended with the "
-              "weights, metrics and results of the untouched one, bit for bit")
+        print(
+            f"{sign}: {len(some)} in {len({kill.run for kill in some})} runs; {good} of these "
+            "runs ended with the weights, metrics and results of the untouched one, bit for bit"
+        )
     if arguments.keep is None:
         shutil.rmtree(folder)
     sys.exit(any(kill.same != "yes" for kill in kills))

@@ -1,4 +1,5 @@
-"""What a model makes of questions before any weight is there: its prompt, its tokens, and what it never sees."""
+"""What a model makes of questions before any weight is there: its prompt, its tokens, and what it
+never sees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.texts import question_mask
 from tprl.types import Sample
 
-SHAPES = ((640, 480), (480, 640), (1600, 1200))  # width x height: a photograph, one on its side, a large one
+# width x height: a photograph, one on its side, a large one
+SHAPES = ((640, 480), (480, 640), (1600, 1200))
 LONGEST_RUN = 3  # equal tokens in a row that are shown one by one
 
 
@@ -36,7 +38,8 @@ class PromptReading:
 
 @dataclass(frozen=True)
 class Shape:
-    """An image of a size: its visual tokens, patches of each pass of the tower, and the share that is seen."""
+    """An image of a size: its visual tokens, patches of each pass of the tower, and the share that
+    is seen."""
 
     size: tuple[int, int]
     tokens: int
@@ -48,19 +51,23 @@ def read(lvlm: FrozenLVLM, sample: Sample) -> PromptReading:
     """What the model reads of a question with images.
 
     Raises:
-        UserError: placeholders and features differ in number, no question is found, or the sample cannot be read.
+        UserError: placeholders and features differ in number, no question is found, or the sample
+            cannot be read.
     """
     if (bad := lvlm.refusal(sample)) is not None:
         raise UserError(f"{lvlm.name} cannot read sample {sample.uid}, {bad[0]}: {bad[1]}.")
     inputs, prompts = lvlm.processed([sample])
     ids, counts = inputs["input_ids"][0], _counts(lvlm, sample, inputs)
     is_image = inputs["input_ids"] == lvlm.image_token
-    mask = question_mask(lvlm.tokenizer, inputs["offset_mapping"], is_image, prompts, [counts], lvlm.placeholder)[0]
+    mask = question_mask(
+        lvlm.tokenizer, inputs["offset_mapping"], is_image, prompts, [counts], lvlm.placeholder
+    )[0]
     asked = lvlm.tokenizer.decode(ids[mask]).strip()
     if _squeezed(asked) != _squeezed(sample.question):
         raise UserError(
-            f"the question of sample {sample.uid} is {sample.question!r}, and in the prompt of {lvlm.name} {asked!r} "
-            "would be taken for it: set model.prompt to a template with {question}."
+            f"the question of sample {sample.uid} is {sample.question!r}, "
+            f"and in the prompt of {lvlm.name} {asked!r} would be taken "
+            "for it: set model.prompt to a template with {question}."
         )
     answer = lvlm.answer_row(sample.answers[0]) if sample.answers else []
     tokens = lvlm.tokenizer.convert_ids_to_tokens(answer)
@@ -110,7 +117,8 @@ def shape_of(lvlm: FrozenLVLM, size: tuple[int, int], question: str) -> Shape:
     """What becomes of a picture of that size.
 
     Raises:
-        UserError: the processor refuses it, or writes another number of placeholders than there are features.
+        UserError: the processor refuses it, or writes another number of placeholders than there are
+            features.
     """
     sample = Sample(f"{size[0]} x {size[1]}", (Image.new("RGB", size),), question, ())
     inputs, _ = lvlm.processed([sample])

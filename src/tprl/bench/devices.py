@@ -41,7 +41,8 @@ STATED = ("H200", "A100")  # what recipes are stated for, whatever is at hand
 
 
 def at_hand(on_cpu: bool = False) -> Device:
-    """The device that a run here would use; the speed of a GPU that is not known is taken from an A100's."""
+    """The device that a run here would use; the speed of a GPU that is not known is taken from an
+    A100's."""
     if torch.cuda.is_available() and not on_cpu:
         name, memory = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1] / GIB
         known = next((device for device in KNOWN if device.name in name), None)

@@ -1,8 +1,10 @@
-"""What a composed training will take, stage by stage: passes, FLOPs, hours and bytes, from shapes alone.
+"""What a composed training will take, stage by stage: passes, FLOPs, hours and bytes, from shapes
+alone.
 
-FLOPs are those of `tprl.cost`. Hours divide them by a share of the device's peak, and add the memory traffic of writing
-answers token by token. Bytes are weights and the largest of the things that a stage holds at once; they are formulas of
-the code as it is, tested against hand counts and not yet against a measured peak.
+FLOPs are those of `tprl.cost`. Hours divide them by a share of the device's peak, and add the
+memory traffic of writing answers token by token. Bytes are weights and the largest of the things
+that a stage holds at once; they are formulas of the code as it is, tested against hand counts and
+not yet against a measured peak.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,8 @@ from tprl.stages.ppo_settings import blocks_read
 
 UTILIZATION = 0.4  # of a GPU's peak; prefills of hundreds of tokens reach 0.3 to 0.6 in practice
 CPU_UTILIZATION = 0.8  # of the speed of a matrix product (measured: 0.83 to 0.93, docs/latency.md)
-PREPARATION, PHOTOGRAPH = 0.2, 1e5  # seconds (0.15 to 0.26 were measured) of an image of so many pixels or more
+# seconds (0.15 to 0.26 were measured) of an image of so many pixels or more
+PREPARATION, PHOTOGRAPH = 0.2, 1e5
 ALLOCATOR = 1.05  # of blocks that are not used whole
 
 
@@ -37,7 +40,8 @@ class TypicalQuestion:
         return self.text + self.visual
 
     def preparation(self, patch: int) -> float:
-        """Seconds of one core until an image is pixel values; `patch` is the side of a patch in pixels."""
+        """Seconds of one core until an image is pixel values; `patch` is the side of a patch in
+        pixels."""
         pixels = sum(rows * columns for rows, columns in self.tiles) * patch**2
         return PREPARATION * min(1.0, pixels / PHOTOGRAPH)
 
@@ -71,17 +75,23 @@ class Need:
     largest: str  # what holds most of the device's memory beside the weights
 
     def hours(self, device: Device, model: Model, question: TypicalQuestion) -> float:
-        """On a device: FLOPs at a share of its peak, for every token written the weights through its memory, and
-        images prepared one after the other."""
+        """On a device: FLOPs at a share of its peak, for every token written the weights through
+        its memory, and images prepared one after the other."""
         share = CPU_UTILIZATION if device.name == "CPU" else UTILIZATION
         steps = self.written / model.micro_batch * max(question.answer - 1, 0)
         computing = self.flops / (device.tflops * 1e12 * share)
         writing = steps * model.weights / (device.bandwidth * 1e12)
-        return (computing + writing + self.encodes * question.preparation(model.shape.vision.patch_size)) / 3600
+        return (
+            computing + writing + self.encodes * question.preparation(model.shape.vision.patch_size)
+        ) / 3600
 
 
 def stage_needs(
-    stage: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool, questions: int
+    stage: Mapping[str, Any],
+    model: Model,
+    question: TypicalQuestion,
+    open_ended: bool,
+    questions: int,
 ) -> list[Need]:
     """Of every part of a composed `stage`, in order.
 
@@ -99,7 +109,8 @@ def stage_needs(
 
 
 def uncounted(stage: Mapping[str, Any]) -> list[str]:
-    """Names of the parts of a composed `stage` that `stage_needs` leaves out: nobody has counted what they take."""
+    """Names of the parts of a composed `stage` that `stage_needs` leaves out: nobody has counted
+    what they take."""
     return [part["name"] for part in _parts(stage) if part["name"] not in _COUNTS]
 
 
@@ -119,7 +130,7 @@ def _settled(part: Mapping[str, Any], model: Model, questions: int) -> dict[str,
     return settings
 
 
-# --- passes ------------------------------------------------------------------------------------------------------
+# --- passes ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -129,13 +140,16 @@ class _Passes:
     encodes: int
     reads: tuple[tuple[int, float], ...]
     written: int = 0
-    policy: int = 0  # forward passes of the policy over one image; with gradient they count three times
+    # forward passes of the policy over one image; with gradient they count three times
+    policy: int = 0
     batch: int = 1  # questions encoded at once
     held: int = 0  # questions whose encodings stay in memory
     gradient: bool = False  # through the language model
 
 
-def _served(part: Mapping[str, Any], times: int, open_ended: bool) -> tuple[tuple[tuple[int, float], ...], int, int]:
+def _served(
+    part: Mapping[str, Any], times: int, open_ended: bool
+) -> tuple[tuple[tuple[int, float], ...], int, int]:
     """Reads, written answers and held questions of the validation of a stage."""
     served = part.get("served") or {}
     limit, ratios = served.get("limit") or 0, served.get("keep_ratios") or []
@@ -153,7 +167,9 @@ def _lfd(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     count = part["demonstrations"]
     ratios = part["keep_ratio"] if isinstance(part["keep_ratio"], list) else [part["keep_ratio"]]
     steps = part["epochs"] * len(ratios) * 3
-    return _Passes(count + held, reads, written, policy=count * steps, batch=demonstrations.AT_ONCE, held=held)
+    return _Passes(
+        count + held, reads, written, policy=count * steps, batch=demonstrations.AT_ONCE, held=held
+    )
 
 
 def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
@@ -172,21 +188,41 @@ def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
 
 def _distill(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     count = part["iterations"] * part["prompts"]
-    served, written, held = _served(part, 1 + -(-part["iterations"] // part["validate_every"]), open_ended)
-    return _Passes(count + held, ((3 * count, 1.0), *served), written, 4 * count, part["prompts"], held, gradient=True)
+    served, written, held = _served(
+        part, 1 + -(-part["iterations"] // part["validate_every"]), open_ended
+    )
+    return _Passes(
+        count + held,
+        ((3 * count, 1.0), *served),
+        written,
+        4 * count,
+        part["prompts"],
+        held,
+        gradient=True,
+    )
 
 
 def _adapt(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     _, written, held = _served(part, 0, open_ended)
     count = part["questions"]
     reads = (*((count + held, ratio) for ratio in part["budgets"]), (count, 1.0))
-    return _Passes(count + held, reads, written + (count if open_ended else 0), count, adapt.AT_ONCE, held)
+    return _Passes(
+        count + held, reads, written + (count if open_ended else 0), count, adapt.AT_ONCE, held
+    )
 
 
-_COUNTS = {"autoencoder": _autoencoder, "lfd": _lfd, "ppo": _ppo, "distill": _distill, "adapt": _adapt}
+_COUNTS = {
+    "autoencoder": _autoencoder,
+    "lfd": _lfd,
+    "ppo": _ppo,
+    "distill": _distill,
+    "adapt": _adapt,
+}
 
 
-def _part(part: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool) -> Need:
+def _part(
+    part: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool
+) -> Need:
     passes = _COUNTS[part["name"]](part, open_ended)
     stage_bytes = _bytes_of(part, passes, model, question)
     host = 0.0
@@ -196,7 +232,11 @@ def _part(part: Mapping[str, Any], model: Model, question: TypicalQuestion, open
 
 
 def _evaluation(
-    stage: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool, questions: int
+    stage: Mapping[str, Any],
+    model: Model,
+    question: TypicalQuestion,
+    open_ended: bool,
+    questions: int,
 ) -> Need:
     settings = stage["evaluation"]
     count = settings.get("limit") or questions
@@ -209,35 +249,50 @@ def _evaluation(
 
 
 def _need(
-    name: str, passes: _Passes, model: Model, question: TypicalQuestion, held: Mapping[str, float], host: float
+    name: str,
+    passes: _Passes,
+    model: Model,
+    question: TypicalQuestion,
+    held: Mapping[str, float],
+    host: float,
 ) -> Need:
-    see = cost.vision_flops(model.shape, question.tiles) + cost.projector_flops(model.shape, question.tiles)
+    see = cost.vision_flops(model.shape, question.tiles) + cost.projector_flops(
+        model.shape, question.tiles
+    )
     flops = float(passes.encodes * see)
     for count, ratio in passes.reads:
         kept = max(1, round(ratio * question.visual))
         flops += count * cost.prefill_flops(model.shape, question.text + question.answer, kept)
         flops += count * cost.lm_head_flops(model.shape, question.answer)
-    flops += passes.written * cost.decode_flops(model.shape, question.text, question.visual // 3, question.answer - 1)
+    flops += passes.written * cost.decode_flops(
+        model.shape, question.text, question.visual // 3, question.answer - 1
+    )
     sequence = question.visual + question.words
     layer = cost.encoder_layer_flops(model.policy_width, 4 * model.policy_width, sequence)
     flops += passes.policy * model.policy_layers * layer
     largest = max(held, key=lambda key: held[key])
     total = model.weights + max(held.values()) + held.get("encodings of validation questions", 0.0)
     reads = sum(count for count, _ in passes.reads)
-    return Need(name, passes.encodes, reads, passes.written, flops, ALLOCATOR * total, host, largest)
+    return Need(
+        name, passes.encodes, reads, passes.written, flops, ALLOCATOR * total, host, largest
+    )
 
 
-# --- bytes -------------------------------------------------------------------------------------------------------
+# --- bytes ----------------------------------------------------------------------------------------
 
 
-def _bytes_of(part: Mapping[str, Any], passes: _Passes, model: Model, question: TypicalQuestion) -> dict[str, float]:
+def _bytes_of(
+    part: Mapping[str, Any], passes: _Passes, model: Model, question: TypicalQuestion
+) -> dict[str, float]:
     """Bytes of the device that each activity of a stage holds beside the weights."""
     lm, number = model.shape.lm, model.number
     batch = max(1, passes.batch)
     encoding = question.length * lm.width * number
     held = {
         "encoding images": batch * (seeing_bytes(model, question) + 2 * encoding),
-        "observing tokens": batch * question.visual * (lm.width * (number + 4) + 4 * model.code_width + 2048),
+        "observing tokens": batch
+        * question.visual
+        * (lm.width * (number + 4) + 4 * model.code_width + 2048),
         "encodings of validation questions": float(passes.held * encoding),
     }
     if passes.reads:
@@ -248,44 +303,66 @@ def _bytes_of(part: Mapping[str, Any], passes: _Passes, model: Model, question: 
             rows = max(1, part["minibatch"] // part["group"])
             held["updating the policy"] = policy_bytes(model, question, rows) + batch * encoding
     if passes.gradient:
-        held["gradients through the language model"] = lm.layers * reading_bytes(model, question) / 2
+        held["gradients through the language model"] = (
+            lm.layers * reading_bytes(model, question) / 2
+        )
     if part.get("name") == "lfd":
         held["updating the policy"] = policy_bytes(model, question, part["batch_size"])
     return held
 
 
 def seeing_bytes(model: Model, question: TypicalQuestion) -> float:
-    """Of one image in the tower: hidden states of every layer, which stay, and the widest layer's work."""
+    """Of one image in the tower: hidden states of every layer, which stay, and the widest layer's
+    work."""
     v = model.shape.vision
     tokens = sum(rows * columns + v.cls for rows, columns in question.tiles)
     pixels = tokens * v.channels * v.frames * v.patch_size**2 * (4 + model.number)
-    return float(pixels + tokens * model.number * (v.width * (v.layers + 1) + 2 * v.mlp + 4 * v.width))
+    return float(
+        pixels + tokens * model.number * (v.width * (v.layers + 1) + 2 * v.mlp + 4 * v.width)
+    )
 
 
 def reading_bytes(model: Model, question: TypicalQuestion) -> float:
-    """Of a micro-batch in the language model, with all visual tokens: the widest layer's work, logits of the answers
-    in three precisions, and the cache of an answer that is written."""
+    """Of a micro-batch in the language model, with all visual tokens: the widest layer's work,
+    logits of the answers in three precisions, and the cache of an answer that is written."""
     lm, count = model.shape.lm, model.micro_batch
     tokens = question.length + question.answer
-    layer = tokens * model.number * (2 * lm.width + 3 * lm.ffn + 2 * (lm.heads + lm.kv_heads) * lm.head_dim)
+    layer = (
+        tokens
+        * model.number
+        * (2 * lm.width + 3 * lm.ffn + 2 * (lm.heads + lm.kv_heads) * lm.head_dim)
+    )
     logits = (question.answer + 1) * lm.vocab * (model.number + 4 + 4)
-    return float(count * (layer + logits + cost.kv_bytes(lm, tokens, model.number) + tokens * lm.width * model.number))
+    return float(
+        count
+        * (
+            layer
+            + logits
+            + cost.kv_bytes(lm, tokens, model.number)
+            + tokens * lm.width * model.number
+        )
+    )
 
 
 def policy_bytes(model: Model, question: TypicalQuestion, rows: int) -> float:
-    """Weights, gradients and two moments of the policy, and what its backward pass keeps of `rows` questions."""
+    """Weights, gradients and two moments of the policy, and what its backward pass keeps of `rows`
+    questions."""
     sequence = question.visual + question.words
     kept = sequence * model.policy_width * 14 * model.policy_layers * 4
     return float(4 * 4 * model.policy + rows * kept)
 
 
-# --- advice ------------------------------------------------------------------------------------------------------
+# --- advice ---------------------------------------------------------------------------------------
 
 
 def remedies(need: Need, model: Model, options: Mapping[str, Any]) -> Sequence[str]:
-    """Options that make a stage smaller, the least change first; `options` are those of the model."""
+    """Options that make a stage smaller, the least change first; `options` are those of the
+    model."""
     helpful = []
-    if need.largest in ("encoding images", "selecting prompts", "updating the policy") and need.name == "ppo":
+    if (
+        need.largest in ("encoding images", "selecting prompts", "updating the policy")
+        and need.name == "ppo"
+    ):
         helpful.append("fewer stage.ppo.prompts")
     if options.get("dtype") in (None, "float32"):
         helpful.append("model.dtype=bfloat16")

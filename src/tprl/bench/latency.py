@@ -1,5 +1,5 @@
-"""Seconds, not only FLOPs: what every pruner takes from pixels to its last token on this machine, stage by stage, and
-which share of the speed-up that its FLOPs predict it really gets."""
+"""Seconds, not only FLOPs: what every pruner takes from pixels to its last token on this machine,
+stage by stage, and which share of the speed-up that its FLOPs predict it really gets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -55,9 +55,13 @@ class Setting:
     def __post_init__(self) -> None:
         for name, low in (("repeats", 1), ("warmup", 0), ("text_tokens", 1), ("new_tokens", 1)):
             if getattr(self, name) < low:
-                raise UserError(f"latency.{name}={getattr(self, name)} is too small: give at least {low}.")
+                raise UserError(
+                    f"latency.{name}={getattr(self, name)} is too small: give at least {low}."
+                )
         if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise UserError(f"latency.batch_sizes={list(self.batch_sizes)} names no batch: give e.g. [1, 8].")
+            raise UserError(
+                f"latency.batch_sizes={list(self.batch_sizes)} names no batch: give e.g. [1, 8]."
+            )
 
 
 class Reading(NamedTuple):
@@ -67,7 +71,8 @@ class Reading(NamedTuple):
     selector: float  # choosing tokens and removing the others; methods inside the model have none
     prefill: float  # up to the first answer token; with the rankings of methods inside the model
     decode: float  # the further ones
-    peak: int | None = None  # bytes of device memory at most, weights included; None: not known on this device
+    # bytes of device memory at most, weights included; None: not known on this device
+    peak: int | None = None
 
     @property
     def total(self) -> float:
@@ -90,7 +95,8 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """A pruner at one keep ratio and batch size. `full` is the same batch with all tokens in the same rounds."""
+    """A pruner at one keep ratio and batch size. `full` is the same batch with all tokens in the
+    same rounds."""
 
     pruner: str
     keep_ratio: float | None
@@ -108,10 +114,12 @@ class Line:
         return Spread.of([getattr(reading, stage) for reading in self.readings])
 
     def speedup(self, stage: str = "total") -> Spread:
-        """How many times faster than not pruning; rounds are compared with themselves, so what slows a whole round down
-        does not count."""
+        """How many times faster than not pruning; rounds are compared with themselves, so what
+        slows a whole round down does not count."""
         pairs = zip(self.full, self.readings, strict=True)
-        return Spread.of([getattr(all_, stage) / getattr(reading, stage) for all_, reading in pairs])
+        return Spread.of(
+            [getattr(all_, stage) / getattr(reading, stage) for all_, reading in pairs]
+        )
 
     def predicted(self, stage: str = "total") -> float:
         """The ratio of FLOPs: the speed-up on a machine whose time is proportional to them."""
@@ -137,7 +145,8 @@ class Asked(NamedTuple):
     """A batch of prompts on its way from pixels to answers."""
 
     encoded: Encoded
-    selection: TokenSelection  # everything for methods inside the model, which drop tokens as `plan` says
+    # everything for methods inside the model, which drop tokens as `plan` says
+    selection: TokenSelection
     plan: LayerPlan | None
     ids: Int[Tensor, "B A"]  # of the answers
     reading: Reading
@@ -153,7 +162,8 @@ def ask(
     max_new_tokens: int,
     **options: Any,
 ) -> Asked:
-    """Encode, choose, and generate greedily, with the time of each stage; `options` are those of the stock generate."""
+    """Encode, choose, and generate greedily, with the time of each stage; `options` are those of
+    the stock generate."""
     plan = None
     if isinstance(pruner, LayerPruner):
         plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
@@ -174,7 +184,12 @@ def ask(
 
 
 def _generate(
-    lvlm: FrozenLVLM, prompt: Prompt, plan: LayerPlan | None, now: Clock, max_new_tokens: int, **options: Any
+    lvlm: FrozenLVLM,
+    prompt: Prompt,
+    plan: LayerPlan | None,
+    now: Clock,
+    max_new_tokens: int,
+    **options: Any,
 ) -> tuple[Int[Tensor, "B A"], float, float]:
     """Ids, and milliseconds to the first answer token and from there to the last."""
     times: list[float] = []
@@ -185,7 +200,9 @@ def _generate(
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     start = now()
-    ids = lvlm.generate(prompt, plan, max_new_tokens=max_new_tokens, stopping_criteria=[token_is_there], **options)
+    ids = lvlm.generate(
+        prompt, plan, max_new_tokens=max_new_tokens, stopping_criteria=[token_is_there], **options
+    )
     if ids.shape[1] not in (1, max_new_tokens):  # it ended early
         times.append(now())
     return ids, times[0] - start, times[-1] - times[0]
@@ -201,8 +218,9 @@ def measure_latency(
 ) -> list[Line]:
     """Every entry at every keep ratio and batch size, in turns.
 
-    A round runs each of them once, starting with another one every time, so that what disturbs the machine
-    disturbs all alike. The first entry whose name is `FULL` is what the others are compared with.
+    A round runs each of them once, starting with another one every time, so that what disturbs the
+    machine disturbs all alike. The first entry whose name is `FULL` is what the others are compared
+    with.
 
     Raises:
         UserError: a pruner was trained for another LVLM, or reads what this one does not have.
@@ -225,7 +243,9 @@ def measure_latency(
             done += 1
             tick(done, rounds * len(setting.batch_sizes))
         lines += [
-            Line(entry.name, ratio, batch, readings=readings[i], full=readings[reference], **costs[i])
+            Line(
+                entry.name, ratio, batch, readings=readings[i], full=readings[reference], **costs[i]
+            )
             for i, (entry, ratio) in enumerate(cases)
         ]
     return lines
@@ -249,16 +269,27 @@ class Bench:
             return self.lvlm.encode_inputs(self.inputs, pruner.extras, self.question)
 
         count = self.setting.new_tokens  # generation never ends early
-        asked = ask(self.lvlm, encode, pruner, ratio, self.now, max_new_tokens=count, min_new_tokens=count)
-        peak = torch.cuda.max_memory_allocated(self.lvlm.device) if self.lvlm.device.type == "cuda" else None
+        asked = ask(
+            self.lvlm, encode, pruner, ratio, self.now, max_new_tokens=count, min_new_tokens=count
+        )
+        peak = (
+            torch.cuda.max_memory_allocated(self.lvlm.device)
+            if self.lvlm.device.type == "cuda"
+            else None
+        )
         kept = asked.selection.per_image(asked.encoded)
-        return asked.reading._replace(peak=peak), self._cost(pruner, asked.encoded, kept, asked.plan)
+        return asked.reading._replace(peak=peak), self._cost(
+            pruner, asked.encoded, kept, asked.plan
+        )
 
     def _cost(
         self, pruner: Any, encoded: Encoded, kept: Sequence[Sequence[int]], plan: LayerPlan | None
     ) -> dict[str, Any]:
         count, lm = self.setting.new_tokens, self.lvlm.shape.lm
-        pairs = [question_parts(self.lvlm, encoded, i, count, pruner, kept[i], plan) for i in range(len(kept))]
+        pairs = [
+            question_parts(self.lvlm, encoded, i, count, pruner, kept[i], plan)
+            for i in range(len(kept))
+        ]
         text = encoded.attention.sum(1) - encoded.visual_mask.sum(1)
         layers = [plan.counts(*images) if plan else [sum(images)] * lm.layers for images in kept]
         width, kv_bytes = self.lvlm.model.dtype.itemsize, 0
@@ -275,7 +306,8 @@ class Bench:
 
 
 def _by_stage(parts: Sequence[Mapping[str, int]], new_tokens: int, inside: bool) -> dict[str, int]:
-    """FLOPs of a batch by what a `Reading` times; rankings `inside` the model are part of its prefill."""
+    """FLOPs of a batch by what a `Reading` times; rankings `inside` the model are part of its
+    prefill."""
     total = dict.fromkeys((*parts[0], "selector"), 0)
     for part in parts:
         for name in total:
@@ -298,17 +330,25 @@ def prompts(lvlm: FrozenLVLM, setting: Setting, batch: int) -> list[Sample]:
     """
     width, height = setting.image
     draw = np.random.default_rng(0)
-    pictures = [Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(batch)]
+    pictures = [
+        Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for _ in range(batch)
+    ]
     question = _question(lvlm, Sample("", (pictures[0],), "a", ()), setting.text_tokens)
     return [Sample(str(i), (picture,), question, ()) for i, picture in enumerate(pictures)]
 
 
 def _question(lvlm: FrozenLVLM, shortest: Sample, wanted: int) -> str:
     ids = stock_inputs(lvlm, [shortest])["input_ids"]
-    template = int((ids != lvlm.image_token).sum()) - len(lvlm.tokenizer(lvlm.render(shortest))["input_ids"])
+    template = int((ids != lvlm.image_token).sum()) - len(
+        lvlm.tokenizer(lvlm.render(shortest))["input_ids"]
+    )
     for words in range(1, wanted + 1):
-        for question in (" ".join("a" * words), "a" + " ".join("a" * words)):  # the latter where a space is a token
-            length = template + len(lvlm.tokenizer(lvlm.render(shortest._replace(question=question)))["input_ids"])
+        # the latter where a space is a token
+        for question in (" ".join("a" * words), "a" + " ".join("a" * words)):
+            length = template + len(
+                lvlm.tokenizer(lvlm.render(shortest._replace(question=question)))["input_ids"]
+            )
             if length == wanted:
                 return question
     raise UserError(
@@ -318,6 +358,7 @@ def _question(lvlm: FrozenLVLM, shortest: Sample, wanted: int) -> str:
 
 
 def untrained(pruner: LearnedPruner, width: int) -> LearnedPruner:
-    """The same sizes with random weights for tokens of another width: what choosing takes does not depend on them."""
+    """The same sizes with random weights for tokens of another width: what choosing takes does not
+    depend on them."""
     fresh = type(pruner)(**{**pruner.config, "token_width": width}, **asdict(pruner.serving))
     return fresh.eval()

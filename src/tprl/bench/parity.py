@@ -1,7 +1,7 @@
 """Is pruning exact? Our view of a frozen LVLM against the stock class, in logits.
 
-The definition of pruning that everything is measured against: the same model, the same positions, and the dropped
-tokens masked out of attention in every layer and at every step.
+The definition of pruning that everything is measured against: the same model, the same positions,
+and the dropped tokens masked out of attention in every layer and at every step.
 """
 
 from collections.abc import Sequence
@@ -21,22 +21,27 @@ from tprl.pruners.random import RandomPruner
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
-SIZES = ((96, 96), (150, 90), (60, 120))  # width x height: batches are ragged where an LVLM's grids follow the image
+# width x height: batches are ragged where an LVLM's grids follow the image
+SIZES = ((96, 96), (150, 90), (60, 120))
 
 
 class Parity(NamedTuple):
-    """Largest absolute differences of logits over a batch of questions, and their spread for scale."""
+    """Largest absolute differences of logits over a batch of questions, and their spread for
+    scale."""
 
     keep_all: float  # everything kept, against the stock forward on pixel_values
     pruned: float  # some tokens dropped, against the same tokens masked out
     decode: float  # the same over cached decoding, against uncached forwards
     batch: float  # a left-padded ragged batch, against its samples alone
     std: float  # of the logits
-    same_ids: bool  # greedy ids of all these pairs are equal, and the stock `generate`'s with everything kept
+    # greedy ids of all these pairs are equal, and the stock `generate`'s with everything kept
+    same_ids: bool
 
 
 @torch.no_grad()
-def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4, steps: int = 6) -> Parity:
+def parity(
+    lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4, steps: int = 6
+) -> Parity:
     """Compare on questions about images; `steps` tokens are decoded.
 
     Raises:
@@ -44,8 +49,9 @@ def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4,
     """
     if not any(sample.images for sample in samples):
         raise UserError(
-            f"pruning is compared with the stock class on questions about images, and none of the {len(samples)} "
-            "questions at hand has one: use a dataset with images, e.g. dataset=scenes."
+            "pruning is compared with the stock class on questions about "
+            f"images, and none of the {len(samples)} questions at hand "
+            "has one: use a dataset with images, e.g. dataset=scenes."
         )
     encoded = lvlm.encode(samples)
     everything = splice(encoded, keep_all(encoded))
@@ -53,7 +59,9 @@ def parity(lvlm: FrozenLVLM, samples: Sequence[Sample], keep_ratio: float = 0.4,
     # With the positions that the stock `generate` would pass, and in the shapes of `forward`.
     places = {"position_ids": axes(encoded.positions), "logits_to_keep": 1, "use_cache": False}
     stock = lvlm.model(**inputs, **places).logits.float()
-    expected = lvlm.model.generate(**inputs, max_new_tokens=steps, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+    expected = lvlm.model.generate(**inputs, max_new_tokens=steps, **GREEDY)[
+        :, inputs["input_ids"].shape[1] :
+    ]
     same = [_agree(_generate(lvlm, everything, steps)[0], expected)]
 
     selection = RandomPruner().select(encoded, keep_ratio)
@@ -94,7 +102,9 @@ def stock_inputs(lvlm: FrozenLVLM, samples: Sequence[Sample]) -> dict[str, Tenso
     texts = [lvlm.render(sample) for sample in samples]
     inputs = lvlm.processor(text=texts, images=images, padding=True, return_tensors="pt")
     dtypes = {"pixel_values": lvlm.model.dtype}
-    return {name: value.to(lvlm.device, dtypes.get(name, value.dtype)) for name, value in inputs.items()}
+    return {
+        name: value.to(lvlm.device, dtypes.get(name, value.dtype)) for name, value in inputs.items()
+    }
 
 
 def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:
@@ -105,8 +115,11 @@ def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:
 
 
 @torch.no_grad()
-def forward(lvlm: FrozenLVLM, prompt: Prompt, ids: Int[Tensor, "B A"] | None = None) -> Float[Tensor, "B A N"]:
-    """Logits that predict each of the tokens `ids` after the prompt (None: the first one), without a cache."""
+def forward(
+    lvlm: FrozenLVLM, prompt: Prompt, ids: Int[Tensor, "B A"] | None = None
+) -> Float[Tensor, "B A N"]:
+    """Logits that predict each of the tokens `ids` after the prompt (None: the first one), without
+    a cache."""
     ids = prompt.input_ids[:, :0] if ids is None else ids[:, :-1]
     after = prompt.positions[..., -1:] + 1 + torch.arange(ids.shape[1], device=lvlm.device)
     with lvlm.deepstack(prompt.deep, prompt.visual):
@@ -119,7 +132,9 @@ def forward(lvlm: FrozenLVLM, prompt: Prompt, ids: Int[Tensor, "B A"] | None = N
         ).logits.float()
 
 
-def _generate(lvlm: FrozenLVLM, prompt: Prompt, steps: int) -> tuple[Int[Tensor, "B A"], Float[Tensor, "B A N"]]:
+def _generate(
+    lvlm: FrozenLVLM, prompt: Prompt, steps: int
+) -> tuple[Int[Tensor, "B A"], Float[Tensor, "B A N"]]:
     """Greedy ids and their logits, with the cache."""
     with lvlm.deepstack(prompt.deep, prompt.visual):
         out = lvlm.model.generate(
@@ -159,5 +174,8 @@ def parity_table(results: dict[str, Parity]) -> str:
     ]
     for name, result in results.items():
         numbers = " | ".join(f"{value:.1e}" if value else "0" for value in result[:4])
-        lines.append(f"| `{name}` | {numbers} | {result.std:.2f} | {'yes' if result.same_ids else '**no**'} |")
+        lines.append(
+            f"| `{name}` | {numbers} | {result.std:.2f} | "
+            f"{'yes' if result.same_ids else '**no**'} |"
+        )
     return "\n".join(lines)

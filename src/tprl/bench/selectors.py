@@ -18,7 +18,8 @@ SIDE, WIDTH, VISION, KEY = 24, 4096, 1024, 64  # LLaVA-1.5-7B: 576 tokens
 
 
 class Selector(NamedTuple):
-    """A line of the table; milliseconds are (median, lowest, highest) for each batch size, or why there are none."""
+    """A line of the table; milliseconds are (median, lowest, highest) for each batch size, or why
+    there are none."""
 
     name: str
     needs: str
@@ -27,11 +28,18 @@ class Selector(NamedTuple):
     evidence: str
 
 
-def synthetic(batch: int, extras: Sequence[str], side: int = SIDE, width: int = WIDTH, vision: int = VISION) -> Encoded:
+def synthetic(
+    batch: int, extras: Sequence[str], side: int = SIDE, width: int = WIDTH, vision: int = VISION
+) -> Encoded:
     """Random prompts with 32 words each, of LLaVA-1.5-7B's geometry where no other is given."""
     draw, n = torch.Generator().manual_seed(0), side * side
     attentions = ("cls_attention", "last_cls_attention", "middle_attention", "last_attention")
-    sizes = {"vision_features": vision, "cls_feature": vision, "vision_keys": KEY, "last_keys": vision}
+    sizes = {
+        "vision_features": vision,
+        "cls_feature": vision,
+        "vision_keys": KEY,
+        "last_keys": vision,
+    }
     tensors = {name: torch.randn(batch, n, generator=draw).softmax(1) for name in attentions}
     tensors |= {name: torch.randn(batch, n, size, generator=draw) for name, size in sizes.items()}
     tensors |= {name: torch.rand(batch, n, generator=draw) for name in ("clip_relevance", "region")}
@@ -55,15 +63,23 @@ def synthetic(batch: int, extras: Sequence[str], side: int = SIDE, width: int = 
 
 @torch.no_grad()
 def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list[Selector]:
-    """Every training-free pruner of conf/pruner, timed in turns on this machine at a ninth of the tokens, except those
-    whose work is the model's own."""
+    """Every training-free pruner of conf/pruner, timed in turns on this machine at a ninth of the
+    tokens, except those whose work is the model's own."""
     pruners = [
-        load_component("pruner", name) for name in choices("pruner") if inspect.isclass(target_of("pruner", name))
+        load_component("pruner", name)
+        for name in choices("pruner")
+        if inspect.isclass(target_of("pruner", name))
     ]
     inside = [pruner for pruner in pruners if isinstance(pruner, LayerPruner)]
     towers = [pruner for pruner in pruners if "patch_embeds" in pruner.extras]
-    before = [pruner for pruner in pruners if pruner not in inside and pruner not in towers and pruner.name != FULL]
-    times: dict[tuple[str, int], list[float]] = {(pruner.name, b): [] for pruner in before for b in batches}
+    before = [
+        pruner
+        for pruner in pruners
+        if pruner not in inside and pruner not in towers and pruner.name != FULL
+    ]
+    times: dict[tuple[str, int], list[float]] = {
+        (pruner.name, b): [] for pruner in before for b in batches
+    }
     exact = dict.fromkeys((pruner.name for pruner in before), True)
     for b in batches:
         encoded = synthetic(b, sorted(frozenset().union(*(pruner.extras for pruner in before))))
@@ -84,7 +100,10 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
         )
         for pruner in before
     ]
-    lines += [Selector(pruner.name, _needs(pruner), "yes", "runs the tower again", _test(pruner)) for pruner in towers]
+    lines += [
+        Selector(pruner.name, _needs(pruner), "yes", "runs the tower again", _test(pruner))
+        for pruner in towers
+    ]
     return lines + [
         Selector(pruner.name, "one layer's q, k", "mean over layers", "in the model", _test(pruner))
         for pruner in inside
@@ -114,13 +133,21 @@ def _test(pruner: Any) -> str:
 def selector_table(lines: Sequence[Selector]) -> str:
     """Markdown."""
     out = [
-        "| pruner | needs beside projected tokens | exact budget | ms, B = 1 | ms, B = 8 | compared in |",
+        (
+            "| pruner | needs beside projected tokens | exact "
+            "budget | ms, B = 1 | ms, B = 8 | compared in |"
+        ),
         "|---|---|---|---|---|---|",
     ]
     for line in lines:
         if isinstance(line.milliseconds, str):
             cells = [line.milliseconds] * 2
         else:
-            cells = [f"{middle:.1f} [{low:.1f}, {high:.1f}]" for middle, low, high in line.milliseconds]
-        out.append(f"| `{line.name}` | {line.needs} | {line.exact} | {' | '.join(cells)} | {line.evidence} |")
+            cells = [
+                f"{middle:.1f} [{low:.1f}, {high:.1f}]" for middle, low, high in line.milliseconds
+            ]
+        out.append(
+            f"| `{line.name}` | {line.needs} | {line.exact} "
+            f"| {' | '.join(cells)} | {line.evidence} |"
+        )
     return "\n".join(out)

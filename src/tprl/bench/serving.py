@@ -1,5 +1,5 @@
-"""Does pruning pay in an engine? Requests a second, time to the first token, latencies, and blocks of the KV cache,
-with all visual tokens and with fewer, in turns in one engine."""
+"""Does pruning pay in an engine? Requests a second, time to the first token, latencies, and blocks
+of the KV cache, with all visual tokens and with fewer, in turns in one engine."""
 
 import math
 import time
@@ -74,7 +74,9 @@ def drive(
                 first[request] = now - queued[request]
             if finished:
                 latency[request] = now - queued[request]
-    return Point(len(prompts) / (clock() - begin), list(first.values()), list(latency.values()), blocks)
+    return Point(
+        len(prompts) / (clock() - begin), list(first.values()), list(latency.values()), blocks
+    )
 
 
 def measure(
@@ -84,7 +86,8 @@ def measure(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[tuple[str, int], list[Point]]:
-    """All loads in turns at every concurrency: what slows the machine for a while slows all of them.
+    """All loads in turns at every concurrency: what slows the machine for a while slows all of
+    them.
 
     Args:
         engine: see `Engine`.
@@ -154,11 +157,16 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def serving_table(lines: Sequence[ServingRow]) -> str:
     """Markdown."""
-    head = "| load | at a time | requests/s | first token, s | p50, s | p95, s | KV blocks | against all | pays |"
+    head = (
+        "| load | at a time | requests/s | first token, s | "
+        "p50, s | p95, s | KV blocks | against all | pays |"
+    )
     rule = "|" + " --- |" * 9
     body = [
-        f"| {r.load} | {r.concurrency} | {r.requests:.2f} | {r.first:.2f} | {r.p50:.2f} | {r.p95:.2f} | {r.blocks} | "
-        f"{r.gain:.2f}x | {r.pays} |"
+        (
+            f"| {r.load} | {r.concurrency} | {r.requests:.2f} | {r.first:.2f} | "
+            f"{r.p50:.2f} | {r.p95:.2f} | {r.blocks} | {r.gain:.2f}x | {r.pays} |"
+        )
         for r in sorted(lines, key=lambda row: row.concurrency)
     ]
     return "\n".join([head, rule, *body])

@@ -15,7 +15,8 @@ FINITE = Number(example="0.1")
 
 @lru_cache
 def annotations_of(target: str) -> dict[str, Any]:
-    """What the constructor of a class, and of our classes that it hands options to, says of its arguments."""
+    """What the constructor of a class, and of our classes that it hands options to, says of its
+    arguments."""
     maker = target_at(target)
     hints: dict[str, Any] = {}
     for part in maker.__mro__ if inspect.isclass(maker) else (maker,):

@@ -39,7 +39,9 @@ def bench(cfg: DictConfig, directory: Path) -> None:
     cfg = checked(cfg, "eval")
     check_logger(plain(cfg))
     if cfg.mode not in BENCHES:
-        raise UserError(f"mode={cfg.mode} is no benchmark: use {', '.join(BENCHES)}, or python -m src.eval.")
+        raise UserError(
+            f"mode={cfg.mode} is no benchmark: use {', '.join(BENCHES)}, or python -m src.eval."
+        )
     BENCHES[cfg.mode](cfg, directory)
 
 
@@ -47,7 +49,8 @@ def _latency(cfg: DictConfig, directory: Path) -> None:
     """Milliseconds of every pruner, stage by stage, against what its FLOPs predict."""
     if distributed.count() > 1:
         raise UserError(
-            f"mode=latency times one process, and {distributed.count()} were started: without torchrun or srun."
+            f"mode=latency times one process, and {distributed.count()} "
+            "were started: without torchrun or srun."
         )
     settings = plain(cfg)
     setting = Setting(**settings["latency"])
@@ -56,7 +59,10 @@ def _latency(cfg: DictConfig, directory: Path) -> None:
     lvlm = build(cfg.model)
     use_threads(cfg, directory, lvlm)
     if not isinstance(lvlm, FrozenLVLM):
-        raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
+        raise UserError(
+            f"model={lvlm.name} has no vision tower and "
+            "language model to time: use model=tiny_llava."
+        )
     if cfg.model.get("pretrained", "") is None:  # sizes are timed, not weights
         entries = [
             replace(entry, pruner=untrained(entry.pruner, lvlm.width))
@@ -71,9 +77,12 @@ def _latency(cfg: DictConfig, directory: Path) -> None:
 
 
 def _parity(cfg: DictConfig, directory: Path) -> None:
-    """Compare the model, or small random builds of `models`, with its stock class; prints and writes a table."""
+    """Compare the model, or small random builds of `models`, with its stock class; prints and
+    writes a table."""
     start(cfg, directory)
-    lvlms = [load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []]
+    lvlms = [
+        load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []
+    ]
     results = {}
     lvlms = lvlms or [build(cfg.model)]
     use_threads(cfg, directory, lvlms[0])  # the others are as small

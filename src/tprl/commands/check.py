@@ -1,4 +1,5 @@
-"""`python -m src.check`: does this model, with this data, do what the run expects of it, and does it fit?"""
+"""`python -m src.check`: does this model, with this data, do what the run expects of it, and does
+it fit?"""
 
 import hashlib
 import json
@@ -34,11 +35,13 @@ from tprl.runtime.files import write_atomically
 from tprl.runtime.packages import check_torchvision
 from tprl.types import Dataset, Sample
 
-USAGE = """python -m src.check model=... dataset=... [stage=...] [any option of src.train] [weights=true]
+USAGE = """\
+python -m src.check model=... dataset=... [stage=...] [any option of src.train] [weights=true]
 
-Without weights, in seconds: the prompt with the question and the tokens of the answer marked, visual tokens of three
-shapes of images, what the processor crops, and what every stage takes in memory, FLOPs and hours. With weights=true
-the model is loaded and two questions are compared with the stock class in the run's dtype."""
+Without weights, in seconds: the prompt with the question and the tokens of the answer marked,
+visual tokens of three shapes of images, what the processor crops, and what every stage takes in
+memory, FLOPs and hours. With weights=true the model is loaded and two questions are compared with
+the stock class in the run's dtype."""
 PLAIN = Sample("example", (), "what is in the picture?", ("a red square",))
 QUESTIONS = 5000  # of an evaluation, where the dataset cannot be opened
 WEIGHTS = "weights="
@@ -111,7 +114,10 @@ def model_of(config: DictConfig) -> FrozenLVLM:
     family = target_at(config.model["_target_"])
     options = {key: value for key, value in plain(config.model).items() if not key.startswith("_")}
     if not (isinstance(family, type) and issubclass(family, FrozenLVLM)):
-        raise UserError(f"model={config.model.get('name')} has neither prompt nor weights to check: use model=llava.")
+        raise UserError(
+            f"model={config.model.get('name')} has neither "
+            "prompt nor weights to check: use model=llava."
+        )
     return weightless(family, options)
 
 
@@ -133,7 +139,7 @@ def _sample(dataset: Dataset | None) -> Sample:
     return PLAIN._replace(images=(Image.new("RGB", checkup.SHAPES[0]),))
 
 
-# --- the report --------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, trouble: str) -> str:
@@ -141,9 +147,14 @@ def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, troubl
     kinds = f"{type(lvlm.processor).__name__}, {type(lvlm.processor.image_processor).__name__}"
     versions = ", ".join(f"{name} {number}" for name, number in checkup.packages().items())
     lines = [
-        f"model      {lvlm.name}: {type(lvlm.model).__name__} of {source}, {_parameters(lvlm) / 1e9:.2f} billion "
-        "weights",
-        f"processor  {kinds}; tokenizer {type(lvlm.tokenizer).__name__} of {len(lvlm.tokenizer)} tokens",
+        (
+            f"model      {lvlm.name}: {type(lvlm.model).__name__} of "
+            f"{source}, {_parameters(lvlm) / 1e9:.2f} billion weights"
+        ),
+        (
+            f"processor  {kinds}; tokenizer {type(lvlm.tokenizer).__name__} "
+            f"of {len(lvlm.tokenizer)} tokens"
+        ),
         f"packages   {versions}",
         f"boxes      written {COORDINATES[lvlm.coordinates]}",
     ]
@@ -152,7 +163,9 @@ def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, troubl
     else:
         example = take(dataset, range(1))
         pictures = example[0].images if example else ()
-        size = f", the first image is {pictures[0].width} x {pictures[0].height}" if pictures else ""
+        size = (
+            f", the first image is {pictures[0].width} x {pictures[0].height}" if pictures else ""
+        )
         lines.append(f"dataset    {dataset.name}: {len(dataset)} training questions{size}")
         lines += _warnings(lvlm, dataset)
     return "\n".join(lines)
@@ -162,8 +175,11 @@ def _warnings(lvlm: FrozenLVLM, dataset: Dataset) -> list[str]:
     """What is allowed and seldom meant."""
     if dataset.name in ("scenes", "toy") and _parameters(lvlm) > 10**8:
         return [
-            f"           note: {dataset.name} are drawings of 96 pixels, made for the embedded model; for {lvlm.name} "
-            "set dataset=gqa or textvqa, or an experiment of its own (experiment=llava)"
+            (
+                f"           note: {dataset.name} are drawings of 96 pixels, "
+                f"made for the embedded model; for {lvlm.name} set dataset=gqa "
+                "or textvqa, or an experiment of its own (experiment=llava)"
+            )
         ]
     return []
 
@@ -174,8 +190,14 @@ def _prompt(lvlm: FrozenLVLM, sample: Sample) -> str:
     lines = [
         f"prompt     {reading.prompt!r}",
         f"question   {reading.question!r}, between «» above",
-        f"answer     {sample.answers[0] if sample.answers else '(none)'!r} is scored as {answer or '(no reference)'}",
-        f"tokens     {reading.text} of text, {reading.visual} visual: as many placeholders as features",
+        (
+            f"answer     {sample.answers[0] if sample.answers else '(none)'!r} "
+            f"is scored as {answer or '(no reference)'}"
+        ),
+        (
+            f"tokens     {reading.text} of text, {reading.visual} "
+            "visual: as many placeholders as features"
+        ),
     ]
     return "\n".join(lines)
 
@@ -184,7 +206,11 @@ def _shapes(lvlm: FrozenLVLM, sample: Sample) -> str:
     lines = ["image          visual tokens  passes of the tower  seen"]
     for size in checkup.SHAPES:
         shape = checkup.shape_of(lvlm, size, sample.question)
-        seen = "all of it" if shape.seen >= 1 else f"{100 * shape.seen:.0f} %, the rest is cropped away"
+        seen = (
+            "all of it"
+            if shape.seen >= 1
+            else f"{100 * shape.seen:.0f} %, the rest is cropped away"
+        )
         lines.append(f"{size[0]:>5} x {size[1]:<5}  {shape.tokens:>13}  {shape.tiles:>19}  {seen}")
     if lvlm.bounds:
         options = " or ".join(f"model.{bound}" for bound in sorted(lvlm.bounds))
@@ -193,7 +219,11 @@ def _shapes(lvlm: FrozenLVLM, sample: Sample) -> str:
 
 
 def costs(
-    config: DictConfig, lvlm: FrozenLVLM, dataset: Dataset | None, sample: Sample, device: Device | None = None
+    config: DictConfig,
+    lvlm: FrozenLVLM,
+    dataset: Dataset | None,
+    sample: Sample,
+    device: Device | None = None,
 ) -> str:
     """The table of stages."""
     place = device or at_hand(config.trainer.accelerator == "cpu")
@@ -206,17 +236,22 @@ def costs(
     places = [place, *(named(name) for name in STATED if name not in place.name)]
     titles = "".join(f"{place.name[:12]:>13}" for place in places)
     lines = [
-        f"{'stage':12} {'images':>9} {'prompts read':>13} {'written':>9} {'PFLOPs':>9} {'GiB':>6}   hours:{titles}",
+        (
+            f"{'stage':12} {'images':>9} {'prompts read':>13} "
+            f"{'written':>9} {'PFLOPs':>9} {'GiB':>6}   hours:{titles}"
+        ),
     ]
     for need in needs:
         hours = "".join(f"{need.hours(place, model, question):>13.2f}" for place in places)
         lines.append(
-            f"{need.name:12} {need.encodes:>9} {need.reads:>13} {need.written:>9} {need.flops / 1e15:>9.1f} "
-            f"{need.device_bytes / GIB:>6.1f}         {hours}"
+            f"{need.name:12} {need.encodes:>9} {need.reads:>13} {need.written:>9} "
+            f"{need.flops / 1e15:>9.1f} {need.device_bytes / GIB:>6.1f}         {hours}"
         )
     sums = [_total_hours(needs, place, model, question) for place in places]
     totals = "".join(f"{hours:>13.2f}" for hours in sums)
-    lines.append(f"{'all':54}  {sum(need.flops for need in needs) / 1e15:>9.1f} {'':6}         {totals}")
+    lines.append(
+        f"{'all':54}  {sum(need.flops for need in needs) / 1e15:>9.1f} {'':6}         {totals}"
+    )
     lines += _footnotes(needs, model, question, place, dataset is None)
     if uncounted:
         lines.append(f"not counted: stage {', '.join(uncounted)}")
@@ -232,7 +267,10 @@ def _unlimited(stage: Mapping[str, Any]) -> bool:
 
 
 def _total_hours(
-    needs: Sequence[forecast.Need], place: Device, model: forecast.Model, question: forecast.TypicalQuestion
+    needs: Sequence[forecast.Need],
+    place: Device,
+    model: forecast.Model,
+    question: forecast.TypicalQuestion,
 ) -> float:
     return sum(need.hours(place, model, question) for need in needs)
 
@@ -248,23 +286,40 @@ def _footnotes(
     host = max(needs, key=lambda need: need.host_bytes)
     utilization = f"{100 * forecast.UTILIZATION:.0f} % of a GPU's peak"
     lines = [
-        f"memory: {model.weights / GIB:.1f} GiB of weights; most is stage {most.name} ({most.largest}); "
-        f"{place.name} has {place.memory:.0f} GiB",
-        f"hours: at {utilization}, prompts of {question.text} + {question.visual} tokens, answers of "
-        f"{question.answer}; of it {_preparing(needs, model, question):.1f} h prepare images on one core",
+        (
+            f"memory: {model.weights / GIB:.1f} GiB of weights; most is stage "
+            f"{most.name} ({most.largest}); {place.name} has {place.memory:.0f} GiB"
+        ),
+        (
+            f"hours: at {utilization}, prompts of {question.text} + "
+            f"{question.visual} tokens, answers of {question.answer}; of it "
+            f"{_preparing(needs, model, question):.1f} h prepare images on one core"
+        ),
     ]
     if most.device_bytes / GIB > place.memory:
-        lines.append("micro-batches are halved until they fit; a smaller model.micro_batch saves the tries")
+        lines.append(
+            "micro-batches are halved until they fit; a smaller model.micro_batch saves the tries"
+        )
     if host.host_bytes > GIB:
-        lines.append(f"host memory: stage {host.name} holds {host.host_bytes / GIB:.1f} GiB of visual tokens")
+        lines.append(
+            f"host memory: stage {host.name} holds {host.host_bytes / GIB:.1f} GiB of visual tokens"
+        )
     if guessed:
-        lines.append(f"the dataset could not be opened: {QUESTIONS} questions of an evaluation are assumed")
+        lines.append(
+            f"the dataset could not be opened: {QUESTIONS} questions of an evaluation are assumed"
+        )
     return lines
 
 
-def _preparing(needs: Sequence[forecast.Need], model: forecast.Model, question: forecast.TypicalQuestion) -> float:
+def _preparing(
+    needs: Sequence[forecast.Need], model: forecast.Model, question: forecast.TypicalQuestion
+) -> float:
     """Hours."""
-    return sum(need.encodes for need in needs) * question.preparation(model.shape.vision.patch_size) / 3600
+    return (
+        sum(need.encodes for need in needs)
+        * question.preparation(model.shape.vision.patch_size)
+        / 3600
+    )
 
 
 def _open_ended(dataset: Dataset | None, sample: Sample) -> bool:
@@ -280,15 +335,22 @@ def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
     from torch import device
 
     number = next(lvlm.model.parameters()).dtype.itemsize
-    inner = sum(w.numel() for name, w in lvlm.model.named_parameters() if w.ndim > 1 and ".layers." in name)
-    each = {"4bit": 0.55, "8bit": 1.05}.get(config.model.get("load_in") or "", float(number))  # scales included
+    inner = sum(
+        w.numel() for name, w in lvlm.model.named_parameters() if w.ndim > 1 and ".layers." in name
+    )
+    # scales included
+    each = {"4bit": 0.55, "8bit": 1.05}.get(config.model.get("load_in") or "", float(number))
     weights = (_parameters(lvlm) - inner) * number + inner * each
     with device("meta"):
         policy = build(config.policy, token_width=lvlm.width)
-    options = {name: getattr(policy, "config", {}).get(name, config.policy.get(name, 0)) for name in POLICY_OPTIONS}
+    options = {
+        name: getattr(policy, "config", {}).get(name, config.policy.get(name, 0))
+        for name in POLICY_OPTIONS
+    }
     return forecast.Model(
-        lvlm.shape, int(weights), number, lvlm.micro_batch, sum(w.numel() for w in policy.parameters()),
-        options["width"] or 64, options["layers"] or 1, options["code_width"] or lvlm.width, policy.serving.select,
+        lvlm.shape, int(weights), number, lvlm.micro_batch,
+        sum(w.numel() for w in policy.parameters()), options["width"] or 64, options["layers"] or 1,
+        options["code_width"] or lvlm.width, policy.serving.select,
     )  # fmt: skip
 
 
@@ -297,12 +359,16 @@ def typical(lvlm: FrozenLVLM, sample: Sample) -> forecast.TypicalQuestion:
     reading = checkup.read(lvlm, sample)
     answer = len(reading.answer) or lvlm.max_new_tokens
     words = len(lvlm.tokenizer(sample.question, add_special_tokens=False)["input_ids"])
-    return forecast.TypicalQuestion(reading.text, reading.visual, answer, checkup.tiles_of(lvlm, sample), words)
+    return forecast.TypicalQuestion(
+        reading.text, reading.visual, answer, checkup.tiles_of(lvlm, sample), words
+    )
 
 
-def refuse_what_cannot_fit(config: DictConfig, lvlm: FrozenLVLM, sample: Sample, device: Device | None = None) -> None:
-    """Refuse a run of which a stage does not fit into the device's memory even with one prompt at a time: micro-batches
-    are halved by themselves.
+def refuse_what_cannot_fit(
+    config: DictConfig, lvlm: FrozenLVLM, sample: Sample, device: Device | None = None
+) -> None:
+    """Refuse a run of which a stage does not fit into the device's memory even with one prompt at a
+    time: micro-batches are halved by themselves.
 
     Raises:
         UserError: with the option that would make it fit.
@@ -311,20 +377,23 @@ def refuse_what_cannot_fit(config: DictConfig, lvlm: FrozenLVLM, sample: Sample,
     model = replace(sizes(config, lvlm), micro_batch=1)
     if config.model.get("placement") == "shard":
         return
-    for need in forecast.stage_needs(plain(config.stage), model, typical(lvlm, sample), False, QUESTIONS):
+    for need in forecast.stage_needs(
+        plain(config.stage), model, typical(lvlm, sample), False, QUESTIONS
+    ):
         required = need.device_bytes / GIB
         if required > place.memory:
             options = forecast.remedies(need, model, plain(config.model))
             raise UserError(
-                f"stage {need.name} needs about {required:.1f} GiB ({need.largest} on top of "
-                f"{model.weights / GIB:.1f} GiB of weights), and {place.name} has {place.memory:.1f}: set "
-                f"{', or '.join(options)}."
+                f"stage {need.name} needs about {required:.1f} GiB ({need.largest} "
+                f"on top of {model.weights / GIB:.1f} GiB of weights), and "
+                f"{place.name} has {place.memory:.1f}: set {', or '.join(options)}."
             )
 
 
 def check_first(config: DictConfig) -> None:
-    """Print the report before the first training with these model, dataset, stages and policy on this device, and
-    remember in the run's cache that it was printed. Models that ship with TPRL, and small random ones, need none.
+    """Print the report before the first training with these model, dataset, stages and policy on
+    this device, and remember in the run's cache that it was printed. Models that ship with TPRL,
+    and small random ones, need none.
 
     Rank 0 reads, prints and remembers; every rank is refused for its reasons.
 
@@ -340,7 +409,8 @@ def check_first(config: DictConfig) -> None:
 
 
 def _first_report(config: DictConfig) -> str:
-    """Print the report unless the run's cache remembers it; returns why the run is refused, or nothing."""
+    """Print the report unless the run's cache remembers it; returns why the run is refused, or
+    nothing."""
     try:
         if ASSETS in find_model(config.model.pretrained).parents:
             return ""
@@ -359,17 +429,21 @@ def _first_report(config: DictConfig) -> str:
 
 
 def _record(config: DictConfig, device: Device) -> Path | None:
-    """Where the cache remembers a report: named after what it says, and the device on which a run must fit."""
+    """Where the cache remembers a report: named after what it says, and the device on which a run
+    must fit."""
     if not config.get("cache"):
         return None
     about = {name: plain(config[name]) for name in ("model", "dataset", "stage", "policy")}
     about["device"] = {"name": device.name, "memory": round(device.memory)}
-    digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(
+        json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8
+    ).hexdigest()
     return Path(config.cache) / "checked" / f"{digest}.txt"
 
 
 def compared(config: DictConfig) -> str:
-    """Two questions on the loaded model, everything kept, against the stock class in the run's dtype."""
+    """Two questions on the loaded model, everything kept, against the stock class in the run's
+    dtype."""
     on_cpu: Mapping[str, Any] = {"device": "cpu"} if config.trainer.accelerator == "cpu" else {}
     lvlm = build(config.model, **on_cpu)
     dataset, trouble = _dataset(config, lvlm)
@@ -379,6 +453,7 @@ def compared(config: DictConfig) -> str:
     gaps = parity(lvlm, samples, steps=2)
     verdict = "the same tokens" if gaps.same_ids else "DIFFERENT TOKENS: do not train on this"
     return (
-        f"weights    with everything kept logits differ from the stock class's by {gaps.keep_all:.1e} (their spread "
-        f"is {gaps.std:.2f}), pruned from masked by {gaps.pruned:.1e}: {verdict}"
+        "weights    with everything kept logits differ from the stock "
+        f"class's by {gaps.keep_all:.1e} (their spread is {gaps.std:.2f}), "
+        f"pruned from masked by {gaps.pruned:.1e}: {verdict}"
     )

@@ -23,8 +23,8 @@ from tprl.runtime.signals import Stopped
 
 log = logging.getLogger(__name__)
 MISSING = (
-    "python -m src.demo needs gradio, which is not installed: `make demo-page` installs it and starts the page, or "
-    "pip install -c constraints.txt -e '.[demo]'."
+    "python -m src.demo needs gradio, which is not installed: `make demo-page` "
+    "installs it and starts the page, or pip install -c constraints.txt -e '.[demo]'."
 )
 
 
@@ -46,7 +46,10 @@ def demo(cfg: DictConfig, directory: Path) -> None:
     lvlm = build(cfg.model)
     check_cost(lvlm)
     if not isinstance(lvlm, FrozenLVLM):
-        raise UserError(f"model={lvlm.name} has no vision tower and language model to time: use model=tiny_llava.")
+        raise UserError(
+            f"model={lvlm.name} has no vision tower and "
+            "language model to time: use model=tiny_llava."
+        )
     pruners = make_pruners(cfg, lvlm)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
     asked = range(min(len(dataset), 20 * cfg.examples))
@@ -55,9 +58,13 @@ def demo(cfg: DictConfig, directory: Path) -> None:
         raise nothing_left(dataset, len(asked), "to begin with")
     examples = Example.of(samples, cfg.examples)
     if not examples:
-        raise UserError(f"dataset {dataset.name} has no question about one image to begin with: choose another.")
+        raise UserError(
+            f"dataset {dataset.name} has no question about one image to begin with: choose another."
+        )
     name, first = next(iter(pruners.items()))
-    begin = compare_pruners(lvlm, {name: first}, examples[0].image, examples[0].questions[0], cfg.keep_ratio)
+    begin = compare_pruners(
+        lvlm, {name: first}, examples[0].image, examples[0].questions[0], cfg.keep_ratio
+    )
     serve(make_page(lvlm, pruners, examples, begin, cfg.keep_ratio), cfg.host, cfg.port, cfg.share)
 
 
@@ -74,11 +81,15 @@ def check_settings(cfg: DictConfig) -> None:
             f"host={cfg.host} is no address of this machine ({error}): use 127.0.0.1 or 0.0.0.0."
         ) from error
     if cfg.run and chosen("pruner"):
-        raise UserError("run and pruner both name the first pruner: leave one out; more of them are pruners=[...].")
+        raise UserError(
+            "run and pruner both name the first pruner: "
+            "leave one out; more of them are pruners=[...]."
+        )
 
 
 def make_pruners(cfg: DictConfig, lvlm: FrozenLVLM) -> dict[str, AnyPruner]:
-    """The pruner of `run`, or `pruner`; then those of `pruners` that can read what this LVLM has."""
+    """The pruner of `run`, or `pruner`; then those of `pruners` that can read what this LVLM
+    has."""
     first = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
     lvlm.check_extras(first.extras, lvlm.known_extras)
     pruners: dict[str, AnyPruner] = {first.name: first}

@@ -1,4 +1,5 @@
-"""How an exported folder is started; light, because every command line asks it what to type next."""
+"""How an exported folder is started; light, because every command line asks it what to type
+next."""
 
 from collections.abc import Callable
 from pathlib import Path

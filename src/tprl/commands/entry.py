@@ -1,4 +1,5 @@
-"""What both command lines share: one sentence per user error, `run: <directory>`, sweeps that can be started again."""
+"""What both command lines share: one sentence per user error, `run: <directory>`, sweeps that can
+be started again."""
 
 import logging
 import os
@@ -34,19 +35,22 @@ from tprl.runtime.signals import Stopped, listening
 
 Work = Callable[[DictConfig, Path], float | None]  # what it returns, a sweeper may optimize
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
-COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")  # groups whose yamls describe one object
+# groups whose yamls describe one object
+COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")
 LONGEST_NAME = 128  # of a run in W&B
-LAUNCHED = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}  # torchrun or srun started this process, maybe among others
+# torchrun or srun started this process, maybe among others
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}
 log = logging.getLogger(__name__)
 
 
 def launch(name: str, work: "Work | str") -> None:
     """Compose `<name>.yaml` with the command line and do the work, once per job.
 
-    `work` is a function, or `package.module:function`: it is then imported once the options are known to be good.
+    `work` is a function, or `package.module:function`: it is then imported once the options are
+    known to be good.
 
-    Bad input ends in one line on stderr and exit status 2. With HYDRA_FULL_ERROR=1 it ends in a traceback instead.
-    A signal ends in one line too, and status 130 (Ctrl-C) or 143 (SIGTERM).
+    Bad input ends in one line on stderr and exit status 2. With HYDRA_FULL_ERROR=1 it ends in a
+    traceback instead. A signal ends in one line too, and status 130 (Ctrl-C) or 143 (SIGTERM).
     """
     if LAUNCHED & os.environ.keys():
         from tprl.runtime.distributed import join  # late: see src/train.py
@@ -57,8 +61,10 @@ def launch(name: str, work: "Work | str") -> None:
         sys.argv[1:] = _in_its_directory(words)
     except UserError as error:
         _exit(str(error))
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1" and _main_process()  # ranks inherit it from the line below
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print its own several lines and exit
+    # ranks inherit it from the line below
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1" and _main_process()
+    # makes Hydra raise, rather than print its own several lines and exit
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     bugs: list[Exception] = []
     sweeps: set[str] = set()
     register_resolvers()
@@ -96,7 +102,8 @@ def launch(name: str, work: "Work | str") -> None:
 
 
 def _say_next(name: str, config: DictConfig) -> list[str]:
-    """Print where this job wrote, and what to type after it; of a sweep return its directory, for the end."""
+    """Print where this job wrote, and what to type after it; of a sweep return its directory, for
+    the end."""
     if not _main_process():
         return []
     settings = HydraConfig.get()
@@ -110,23 +117,25 @@ def _say_next(name: str, config: DictConfig) -> list[str]:
 
 
 def addable(word: str) -> str:
-    """`model.placement=shard` as `++model.placement=shard`: yamls list what differs from a class's defaults, and any
-    argument of the class can be set. `build` refuses what is none. Of a stage `module.` may be left out."""
+    """`model.placement=shard` as `++model.placement=shard`: yamls list what differs from a class's
+    defaults, and any argument of the class can be set. `build` refuses what is none. Of a stage
+    `module.` may be left out."""
     key, equals, _ = word.partition("=")
     component = equals and "." in key and key.partition(".")[0] in COMPONENTS
     return f"++{word}" if component else in_full(word)
 
 
 def job(work: Work | str, config: DictConfig, words: Sequence[str] = ()) -> float | None:
-    """One job in Hydra's output directory, alone there: skipped if it has been finished before, gone on with if it was
-    interrupted; leaves `done.json` or `FAILED`. `words` is the command line as it was typed.
+    """One job in Hydra's output directory, alone there: skipped if it has been finished before,
+    gone on with if it was interrupted; leaves `done.json` or `FAILED`. `words` is the command line
+    as it was typed.
 
     Returns:
         The result of the work; where it was finished before, of that time.
 
     Raises:
-        UserError: another process is at work in the directory, it holds a job with other settings, or it cannot be
-            written.
+        UserError: another process is at work in the directory, it holds a job with other settings,
+            or it cannot be written.
     """
     settings = HydraConfig.get()
     directory, sweep = Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
@@ -135,7 +144,8 @@ def job(work: Work | str, config: DictConfig, words: Sequence[str] = ()) -> floa
     if not config.get("resume"):  # the settings of an interrupted run are not judged again
         check_read(settings.job.name, config, [option_of(text) for text in settings.overrides.task])
     try:
-        with run_directory.locked(directory) if _main_process() else nullcontext():  # the other ranks are the same run
+        # the other ranks are the same run
+        with run_directory.locked(directory) if _main_process() else nullcontext():
             overrides, before = _before(config, words, directory, sweep)
             if before is None:
                 return run_directory.result_of(directory)
@@ -169,12 +179,17 @@ def _main(work: Work | str) -> Work:
 def _before(
     config: DictConfig, words: Sequence[str], directory: Path, sweep: bool
 ) -> tuple[list[str], DictConfig | None]:
-    """What was typed, and the config to work with: None where the job has been finished, and that of before where it
-    was interrupted. The directory is marked as that of a run."""
-    overrides = [in_short(text) for text in HydraConfig.get().overrides.task if option_of(text) != "resume"]
+    """What was typed, and the config to work with: None where the job has been finished, and that
+    of before where it was interrupted. The directory is marked as that of a run."""
+    overrides = [
+        in_short(text) for text in HydraConfig.get().overrides.task if option_of(text) != "resume"
+    ]
     explicit = config.get("resume")
     if explicit and sweep:
-        raise UserError("resume goes on with one run; start a sweep again with its hydra.sweep.dir, and it goes on.")
+        raise UserError(
+            "resume goes on with one run; start a sweep "
+            "again with its hydra.sweep.dir, and it goes on."
+        )
     if explicit and _main_process() and Path(explicit).resolve() != directory.resolve():
         run_directory.copy(Path(explicit), directory)
     if (sweep or explicit) and _finished(directory, overrides):
@@ -191,7 +206,8 @@ def _before(
 
 
 def _in_its_directory(words: list[str]) -> list[str]:
-    """`resume=<run>` as the settings that the run was started with, then the other words, in the run's directory.
+    """`resume=<run>` as the settings that the run was started with, then the other words, in the
+    run's directory.
 
     Raises:
         UserError: no run was started there.
@@ -205,7 +221,11 @@ def _in_its_directory(words: list[str]) -> list[str]:
         raise UserError(f"resume={run} {why}: give the directory of a run that was interrupted.")
     before = [in_full(word) for word in before]
     new = [word for word in words if option_of(word) != "resume" and word not in before]
-    place = [] if any(option_of(word) == "hydra.run.dir" for word in words) else [option("hydra.run.dir", str(run))]
+    place = (
+        []
+        if any(option_of(word) == "hydra.run.dir" for word in words)
+        else [option("hydra.run.dir", str(run))]
+    )
     return [*before, *new, option("resume", str(run)), *place]
 
 
@@ -239,15 +259,18 @@ def _goes_on(config: DictConfig, directory: Path, overrides: list[str]) -> bool:
     if before == overrides:
         return True
     raise UserError(
-        f"{directory} holds an interrupted run with other settings ({' '.join(before or ())}): go on with it by "
-        f"{_go_on(config, directory)}, delete it, or choose another folder."
+        f"{directory} holds an interrupted run with other settings ({' '.join(before or ())}): "
+        f"go on with it by {_go_on(config, directory)}, delete it, or choose another folder."
     )
 
 
 def _as_before(config: DictConfig, directory: Path, words: Sequence[str]) -> DictConfig:
-    """The config that a run was started with, and what `words` set anew: defaults may have changed meanwhile."""
+    """The config that a run was started with, and what `words` set anew: defaults may have changed
+    meanwhile."""
     path = directory / run_directory.SETTINGS
-    new = {option_of(word) for word in words if "=" in word and not option_of(word).startswith("hydra")} - {"resume"}
+    new = {
+        option_of(word) for word in words if "=" in word and not option_of(word).startswith("hydra")
+    } - {"resume"}
     if path.is_file() and not new & {"experiment", "debug"}:  # these set keys that they do not name
         remedy = "copy it again, or move it away to compose the settings of its command line anew"
         now, config = config, in_two_blocks(run_directory.read_yaml(path, remedy))
@@ -258,28 +281,36 @@ def _as_before(config: DictConfig, directory: Path, words: Sequence[str]) -> Dic
 
 
 def chosen(key: str) -> bool:
-    """Whether the command line of this job sets `key` (a group or a value) or something below it."""
+    """Whether the command line of this job sets `key` (a group or a value) or something below
+    it."""
     names = [option_of(text) for text in HydraConfig.get().overrides.task]
     return any(name == key or name.startswith((f"{key}.", f"{key}/")) for name in names)
 
 
 def run_names(directory: Path) -> tuple[str, str | None]:
-    """What a tracker may call this job, and the sweep that it belongs to, if any. A job of a sweep is called by what
-    tells it from the others."""
+    """What a tracker may call this job, and the sweep that it belongs to, if any. A job of a sweep
+    is called by what tells it from the others."""
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN:
         return directory.name, None
     sweep = Path(settings.sweep.dir)
     planned = sweep / "multirun.yaml"
-    overrides = run_directory.read_yaml(planned, "copy it again").hydra.overrides.task if planned.is_file() else []
+    overrides = (
+        run_directory.read_yaml(planned, "copy it again").hydra.overrides.task
+        if planned.is_file()
+        else []
+    )
     parsed = OverridesParser.create().parse_overrides([str(word) for word in overrides])
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
-    words = [word for word in settings.overrides.task if word.lstrip("+").partition("=")[0] in swept]
+    words = [
+        word for word in settings.overrides.task if word.lstrip("+").partition("=")[0] in swept
+    ]
     return ",".join(map(in_short, words))[:LONGEST_NAME] or directory.name, sweep.name
 
 
 def command_line() -> str:
-    """The shell command of this job (of a sweep, the one that runs it alone); empty where Hydra did not start it."""
+    """The shell command of this job (of a sweep, the one that runs it alone); empty where Hydra did
+    not start it."""
     if not HydraConfig.initialized():
         return ""
     settings = HydraConfig.get()
@@ -294,8 +325,9 @@ def _finished(directory: Path, overrides: list[str]) -> bool:
     before = run_directory.settings_of(directory, DONE)
     if before not in (None, overrides):
         raise UserError(
-            f"{directory} holds a finished job with other settings ({' '.join(before or ())}); "
-            "choose another folder with hydra.sweep.dir=<folder>, or train on from it with stage.init_from."
+            f"{directory} holds a finished job with other settings "
+            f"({' '.join(before or ())}); choose another folder with "
+            "hydra.sweep.dir=<folder>, or train on from it with stage.init_from."
         )
     return before is not None
 
@@ -305,15 +337,21 @@ def _failed(directory: Path, error: Exception, sweep: bool) -> None:
     if sweep:
         log.error("FAILED %s: %s", directory, error)
     if _main_process():
-        with suppress(OSError):  # the error may be that nothing can be written; it is raised in any case
+        # the error may be that nothing can be written; it is raised in any case
+        with suppress(OSError):
             (directory / FAILED).write_text("".join(traceback.format_exception(error)))
 
 
 def _stop(name: str, stop: Stopped) -> None:
     """One line about a signal, and the exit status that shells give it."""
     if not _main_process():
-        sys.exit(0)  # otherwise Lightning's launcher takes it for a crash, and kills the main process while it saves
-    what, again = stop.saved or "nothing of the present step was kept", "start the same command again"
+        # otherwise Lightning's launcher takes it for a crash, and kills the main process while it
+        # saves
+        sys.exit(0)
+    what, again = (
+        stop.saved or "nothing of the present step was kept",
+        "start the same command again",
+    )
     if HydraConfig.initialized():
         settings = HydraConfig.get()
         again = f"go on with `{command(name, option('resume', settings.runtime.output_dir))}`"
@@ -336,10 +374,12 @@ def _finish_wandb(status: int) -> None:
 
 
 def _refuse_ddp(config: DictConfig) -> None:
-    # Lightning starts its other ranks with the whole sweep as command line, and they would sweep too, elsewhere.
+    # Lightning starts its other ranks with the whole sweep as command line, and they would sweep
+    # too, elsewhere.
     if str(OmegaConf.select(config, "trainer.strategy", default="")) == "ddp":
         raise UserError(
-            "a sweep cannot run trainer.strategy=ddp in one process tree; start one command per job (docs/scaling.md)."
+            "a sweep cannot run trainer.strategy=ddp in one process "
+            "tree; start one command per job (docs/scaling.md)."
         )
 
 

@@ -27,11 +27,25 @@ from tprl.evaluation.entries import (
     variants,
     with_regions,
 )
-from tprl.evaluation.evaluator import Entry, about, check_answers, check_cost, check_entries, summarize
+from tprl.evaluation.evaluator import (
+    Entry,
+    about,
+    check_answers,
+    check_cost,
+    check_entries,
+    summarize,
+)
 from tprl.evaluation.evaluator import evaluate as answer_all
 from tprl.evaluation.official import Published
 from tprl.evaluation.pictures import looked_at
-from tprl.evaluation.results import BOUNDS, Row, SampleRow, mean_accuracy, print_table, write_samples
+from tprl.evaluation.results import (
+    BOUNDS,
+    Row,
+    SampleRow,
+    mean_accuracy,
+    print_table,
+    write_samples,
+)
 from tprl.evaluation.scores import score_table, write_scores
 from tprl.evaluation.sweep import Sweep
 from tprl.evaluation.tracked import log_results
@@ -64,11 +78,12 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(cfg: DictConfig, directory: Path) -> float | None:
-    """Evaluate a run (`run=<directory>`), a sweep, or named pruners (`pruner=<name>`, `pruners=[...]`), into
-    `directory`.
+    """Evaluate a run (`run=<directory>`), a sweep, or named pruners (`pruner=<name>`,
+    `pruners=[...]`), into `directory`.
 
     Returns:
-        The mean accuracy of the first of them over the keep ratios, for sweepers; other modes return nothing.
+        The mean accuracy of the first of them over the keep ratios, for sweepers; other modes
+        return nothing.
 
     Raises:
         UserError: bad input.
@@ -109,8 +124,11 @@ def _headline_metric(dataset: Dataset) -> str:
     return f"{dataset.name}/{dataset.headline}" if isinstance(dataset, Published) else "accuracy"
 
 
-def open_datasets(names: Sequence[str], lvlm: LVLM, limit: int | None) -> dict[str, tuple[DictConfig, Dataset]]:
-    """Test splits of datasets by name with their configs, opened before a training that ends with them.
+def open_datasets(
+    names: Sequence[str], lvlm: LVLM, limit: int | None
+) -> dict[str, tuple[DictConfig, Dataset]]:
+    """Test splits of datasets by name with their configs, opened before a training that ends with
+    them.
 
     Raises:
         UserError: one cannot be opened, or its answers cannot be scored.
@@ -126,8 +144,8 @@ def open_datasets(names: Sequence[str], lvlm: LVLM, limit: int | None) -> dict[s
 
 
 def evaluate_elsewhere(opened: Mapping[str, tuple[DictConfig, Dataset]], table: Evaluation) -> None:
-    """The same table on every further dataset, in a folder of its name inside the table's; curves belong to the run's
-    own dataset."""
+    """The same table on every further dataset, in a folder of its name inside the table's; curves
+    belong to the run's own dataset."""
     for name, (config, dataset) in opened.items():
         folder = table.directory / name
         folder.mkdir(exist_ok=True)
@@ -135,7 +153,9 @@ def evaluate_elsewhere(opened: Mapping[str, tuple[DictConfig, Dataset]], table: 
         assert isinstance(cfg, DictConfig)
         OmegaConf.update(cfg, "dataset", config, merge=False)
         entries = with_regions(table.entries, dataset)
-        evaluate_entries(table._replace(dataset=dataset, entries=entries, cfg=cfg, directory=folder), None)
+        evaluate_entries(
+            table._replace(dataset=dataset, entries=entries, cfg=cfg, directory=folder), None
+        )
 
 
 def _compare(runs: Any, cfg: DictConfig, directory: Path) -> None:
@@ -143,7 +163,8 @@ def _compare(runs: Any, cfg: DictConfig, directory: Path) -> None:
     pair = name_list("compare", runs)
     if len(pair) != 2:
         raise UserError(
-            f"compare={runs} is not two runs: write compare=[<run>,<run>] or compare=[<run>:<arm>,<run>:<arm>]."
+            f"compare={runs} is not two runs: write "
+            "compare=[<run>,<run>] or compare=[<run>:<arm>,<run>:<arm>]."
         )
     compared = compare_runs(*pair)
     start(cfg, directory)
@@ -156,15 +177,20 @@ def evaluate_entries(
     curves: Mapping[str, list[tuple[float, float]]] | None = None,
     swept: Sweep | None = None,
 ) -> list[Row]:
-    """Answer everything, then (on rank 0) table, files and report, and those of a sweep; returns the rows of
-    `results.csv`."""
+    """Answer everything, then (on rank 0) table, files and report, and those of a sweep; returns
+    the rows of `results.csv`."""
     lvlm, dataset, entries, settings, cfg, directory = table
     check_answers(lvlm, dataset, settings["limit"])
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
     record = _record(table)
-    before = len({item["row"]["uid"] for batch in record.known.values() for item in batch}) // distributed.count()
+    before = (
+        len({item["row"]["uid"] for batch in record.known.values() for item in batch})
+        // distributed.count()
+    )
     with Progress("evaluate", before=before) as tick:
-        answered = answer_all(scorer, dataset, entries, settings["batch_size"], settings["limit"], tick, record)
+        answered = answer_all(
+            scorer, dataset, entries, settings["batch_size"], settings["limit"], tick, record
+        )
     rows = summarize(answered, lvlm.name, dataset)
     measured = about(dataset, answered)
     if distributed.rank():
@@ -210,14 +236,17 @@ def evaluate_entries(
 
 
 def _record(table: Evaluation) -> Record:
-    """Where an evaluation keeps its answers until it is finished; named after all that they depend on, so that one that
-    was killed goes on only if nothing has changed."""
+    """Where an evaluation keeps its answers until it is finished; named after all that they depend
+    on, so that one that was killed goes on only if nothing has changed."""
     config = plain(table.cfg)
     about = {
         "version": tprl.__version__,
         "lvlm": of_lvlm(table.lvlm, config.get("model", {})),
         "data": of_dataset(table.dataset, config.get("dataset", {}), config.get("split", "test")),
-        "entries": [[e.name, e.seed, e.keep_ratios, of_pruner(e.pruner, _constants(e.pruner))] for e in table.entries],
+        "entries": [
+            [e.name, e.seed, e.keep_ratios, of_pruner(e.pruner, _constants(e.pruner))]
+            for e in table.entries
+        ],
         "batches": [table.settings["batch_size"], table.settings["limit"], distributed.count()],
     }
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -226,23 +255,33 @@ def _record(table: Evaluation) -> Record:
 
 def _constants(pruner: Any) -> dict[str, str]:
     """The plain values that a pruner was made with."""
-    return {name: repr(value) for name, value in vars(pruner).items() if isinstance(value, str | float | int | tuple)}
+    return {
+        name: repr(value)
+        for name, value in vars(pruner).items()
+        if isinstance(value, str | float | int | tuple)
+    }
 
 
-def _pictured(entries: Sequence[Entry], main: Entry, ratio: float, rows: Sequence[SampleRow]) -> dict[str, Pruner]:
+def _pictured(
+    entries: Sequence[Entry], main: Entry, ratio: float, rows: Sequence[SampleRow]
+) -> dict[str, Pruner]:
     """The main pruner and two baselines for the gallery; layer pruners have no map to show."""
     ran = {(row.pruner, row.keep_ratio, row.seed) for row in rows}
     excluded = {*BOUNDS, *variants(main.name)}
     others = [e for e in entries if (e.name, ratio, e.seed) in ran and e.name not in excluded]
-    others = list({e.name: e for e in others[::-1] if isinstance(e.pruner, Pruner)}.values())[::-1]  # one seed of each
+    # one seed of each
+    others = list({e.name: e for e in others[::-1] if isinstance(e.pruner, Pruner)}.values())[::-1]
     others.sort(key=lambda e: e.name not in ("divprune", "random"))  # where they are there
     return {e.name: e.pruner for e in (main, *others[:2]) if isinstance(e.pruner, Pruner)}
 
 
 def _commands(cfg: DictConfig) -> list[str]:
-    """What to type for these numbers: how the evaluated run was trained, if it is known, and this command."""
+    """What to type for these numbers: how the evaluated run was trained, if it is known, and this
+    command."""
     record = Path(cfg.run) / "done.json" if cfg.get("run") else None
     trained = []
     if record is not None and record.is_file():
-        trained.append(command("train", *(run_directory.settings_of(record.parent, run_directory.DONE) or ())))
+        trained.append(
+            command("train", *(run_directory.settings_of(record.parent, run_directory.DONE) or ()))
+        )
     return [text for text in (*trained, command_line()) if text]

@@ -32,8 +32,8 @@ def export(cfg: DictConfig, directory: Path) -> None:
         check_vllm()
     if cfg.target == "openvino" and importlib.util.find_spec("openvino") is None:
         raise UserError(
-            "target=openvino converts here, and openvino is not installed: `make test-openvino` makes an environment "
-            "with it, or pip install 'tprl[openvino]'."
+            "target=openvino converts here, and openvino is not installed: `make "
+            "test-openvino` makes an environment with it, or pip install 'tprl[openvino]'."
         )
     if cfg.run:
         cfg = with_run_config(cfg, Path(cfg.run))
@@ -41,7 +41,9 @@ def export(cfg: DictConfig, directory: Path) -> None:
     pruner = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
     lvlm = build(cfg.model)
     if not isinstance(lvlm, FrozenLVLM):
-        raise UserError(f"model={lvlm.name} has no weights of a stock class to export: use model=tiny_llava.")
+        raise UserError(
+            f"model={lvlm.name} has no weights of a stock class to export: use model=tiny_llava."
+        )
     settings = settings_for(pruner, node_of(cfg), cfg.keep_ratio, cfg.positions)
     folder = STARTS[cfg.target].folder(directory)
     if cfg.target == "vllm":

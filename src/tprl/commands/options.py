@@ -1,5 +1,5 @@
-"""Every option of train, eval, demo and export is checked against this table, and against the annotations of the class
-that its yaml builds, before anything is loaded or computed."""
+"""Every option of train, eval, demo and export is checked against this table, and against the
+annotations of the class that its yaml builds, before anything is loaded or computed."""
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -46,7 +46,8 @@ LIMIT = Number(
     example="1000",
 )
 RATIOS = Listed(RATIO, purpose="keep")
-PAIR = Listed(Number(0, above=True, example="1.0"), exactly=2)  # (first, last); one number stays the same throughout
+# (first, last); one number stays the same throughout
+PAIR = Listed(Number(0, above=True, example="1.0"), exactly=2)
 
 
 def component(group: str) -> OneOf:
@@ -55,7 +56,8 @@ def component(group: str) -> OneOf:
 
 
 def devices(key: str, value: Any) -> Any:
-    """Of Lightning's Trainer: a number, -1 or auto for all; a list is refused where the policy meets its LVLM."""
+    """Of Lightning's Trainer: a number, -1 or auto for all; a list is refused where the policy
+    meets its LVLM."""
     if value in ("auto", -1) or isinstance(value, list):
         return value
     return Number(1, LARGEST, whole=True, example="1, or -1 for all")(key, value)
@@ -67,9 +69,9 @@ def template(key: str, value: Any) -> str | None:
 
 
 PRUNERS = Listed(component("pruner"), least=0, distinct=True)
-# A component of one's own says its bounds in an annotation instead, see `kind_of`.
-# By the end of an option's full name; the longest end counts. Of a stage the full name begins with its own name, also
-# where one types `stage.`.
+# A component of one's own says its bounds in an annotation instead, see `kind_of`. By the end of an
+# option's full name; the longest end counts. Of a stage the full name begins with its own name,
+# also where one types `stage.`.
 KINDS: dict[str, Kind] = {
     # what is measured
     "mode": OneOf(("accuracy", "parity", "selectors", "latency")),
@@ -115,13 +117,19 @@ KINDS: dict[str, Kind] = {
     "export.positions": OneOf(("keep", "compact")),
     "export.weights": OneOf(("f32", "int8")),
     # stages
-    **dict.fromkeys(("epochs", "iterations", "prompts", "group", "minibatch", "update_epochs", "steps"), COUNT),
-    **dict.fromkeys(("demonstrations", "validate_every", "log_every", "autoencoder.images", "questions"), COUNT),
+    **dict.fromkeys(
+        ("epochs", "iterations", "prompts", "group", "minibatch", "update_epochs", "steps"), COUNT
+    ),
+    **dict.fromkeys(
+        ("demonstrations", "validate_every", "log_every", "autoencoder.images", "questions"), COUNT
+    ),
     "autoencoder.images": Number(2, LARGEST, whole=True, example="300"),
     "save_every": MAYBE_COUNT,
     "stage.chain": Listed(component("stage"), distinct=True, purpose="run"),
     **dict.fromkeys(("lr", "lr_actor", "lr_critic", "lr_vision", "lr_language"), POSITIVE),
-    **dict.fromkeys(("weight_decay", "lr_lagrange", "lagrange_gain", "value_coef", "entropy_coef"), NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("weight_decay", "lr_lagrange", "lagrange_gain", "value_coef", "entropy_coef"), NOT_NEGATIVE
+    ),
     **dict.fromkeys(("kl_stop", "noise", "look_weight", "cls_look_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("ppo.clip", "lfd.clip", "grad_clip"), Number(0, above=True, example="1.0")),
     **dict.fromkeys(("gamma", "lam", "full_share", "object_share"), SHARE),
@@ -157,9 +165,13 @@ KINDS: dict[str, Kind] = {
     "policy.budgets": Listed(RATIO, least=0),
     "policy.prices": anything,
     # models
-    "max_new_tokens": Number(1, LARGEST, whole=True, null="what answers of the dataset need", example="16"),
+    "max_new_tokens": Number(
+        1, LARGEST, whole=True, null="what answers of the dataset need", example="16"
+    ),
     "micro_batch": Number(1, LARGEST, whole=True, example="16"),
-    "model.max_pixels": Number(1, LARGEST, whole=True, null="the processor's own", example="1003520"),
+    "model.max_pixels": Number(
+        1, LARGEST, whole=True, null="the processor's own", example="1003520"
+    ),
     "max_tiles": Number(1, LARGEST, whole=True, null="the processor's own", example="4"),
     "model.prompt": template,
     "model.sharpness": POSITIVE,
@@ -167,7 +179,9 @@ KINDS: dict[str, Kind] = {
     "model.placement": OneOf(("replicate", "shard")),
     "model.attention": OneOf(("sdpa", "flash_attention_2", "eager"), null=True),
     "model.load_in": OneOf(("8bit", "4bit"), null=True),
-    **dict.fromkeys(("geometry.*.num_*", "geometry.*_size", "geometry.*depth", "geometry.*head_dim"), COUNT),
+    **dict.fromkeys(
+        ("geometry.*.num_*", "geometry.*_size", "geometry.*depth", "geometry.*head_dim"), COUNT
+    ),
     "geometry.*": anything,
     # pruners, rewards, data
     "pruner.alpha": NOT_NEGATIVE,
@@ -197,7 +211,10 @@ FIXED = {  # options that no class names
 OPTIONS = ("cache",)  # what stages are built from that is no group of yamls
 SET_BY = {  # arguments of a class that are no options: something else decides them
     "stage.seed": "seed",
-    **{f"stage.{name}": f"{'' if group in OPTIONS else 'the group '}{group}" for name, group in BUILT_FROM.items()},
+    **{
+        f"stage.{name}": f"{'' if group in OPTIONS else 'the group '}{group}"
+        for name, group in BUILT_FROM.items()
+    },
     **dict.fromkeys(("stage.lvlm", "stage.parts"), "the command"),
     "policy.token_width": "the model",
     "dataset.split": "the stage in training, and by split in an evaluation",
@@ -205,10 +222,17 @@ SET_BY = {  # arguments of a class that are no options: something else decides t
     "trainer.max_steps": "the stage, e.g. stage.iterations",
     "trainer.logger": "logger",
     "trainer.gradient_clip_val": "the stage, e.g. stage.clip",
-    **dict.fromkeys(("trainer.callbacks", "trainer.enable_progress_bar", "trainer.log_every_n_steps"), "the stage"),
+    **dict.fromkeys(
+        ("trainer.callbacks", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+        "the stage",
+    ),
     **dict.fromkeys(("trainer.default_root_dir", "logger.save_dir"), "hydra.run.dir"),
-    # A stage has a trainer of its own on the ranks and devices of the run, which are there before it.
-    **{f"stage.trainer.{name}": f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy")},
+    # A stage has a trainer of its own on the ranks and devices of the run, which are there before
+    # it.
+    **{
+        f"stage.trainer.{name}": f"trainer.{name}"
+        for name in ("accelerator", "devices", "num_nodes", "strategy")
+    },
 }
 CLIPS = ("grad_clip", "clip")  # options of stages that say what Lightning calls gradient_clip_val
 
@@ -235,7 +259,9 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
             check_arguments(node, str(group))
     for key, place, value, annotation in _options(plain, entry):
         if (decides := _set_by(key)) is not None:
-            raise UserError(f"{key}={typed(value)} would change nothing: it is set by {decides}. Leave it out.")
+            raise UserError(
+                f"{key}={typed(value)} would change nothing: it is set by {decides}. Leave it out."
+            )
         checked_value = _kind(key, place, annotation)(key, value)
         if checked_value != value or type(checked_value) is not type(value):
             OmegaConf.update(config, in_full(key), checked_value, merge=False, force_add=True)
@@ -253,13 +279,14 @@ def _check_complete(key: str, stage: Mapping[str, Any]) -> None:
         is_option = kind_of(hints.get(name, Any)) is not anything and name != "seed"
         if is_option and parameter.default is parameter.empty and name not in stage:
             raise UserError(
-                f"{key}.{name} is missing, and {kind.__name__} has no default for it: give {key}.{name}=<value>"
-                f"{_packaged(stage['name'], name)}."
+                f"{key}.{name} is missing, and {kind.__name__} has no default for "
+                f"it: give {key}.{name}=<value>{_packaged(stage['name'], name)}."
             )
 
 
 def _packaged(stage: str, option: str) -> str:
-    """What the yaml of a stage that ships with TPRL says of an option, for a sentence about where it is missing."""
+    """What the yaml of a stage that ships with TPRL says of an option, for a sentence about where
+    it is missing."""
     if stage not in choices("stage"):
         return ""
     module = OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml").get("module") or {}
@@ -267,19 +294,21 @@ def _packaged(stage: str, option: str) -> str:
 
 
 def _check_trainer(key: str, stage: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Refuse arguments in a stage's `trainer` that Lightning's Trainer does not have, or that the stage has itself."""
+    """Refuse arguments in a stage's `trainer` that Lightning's Trainer does not have, or that the
+    stage has itself."""
     options = stage.get("trainer") or {}
     check_arguments({**options, "_target_": plain["trainer"]["_target_"]}, f"{key}.trainer")
     clip = next((name for name in CLIPS if name in stage), None)
     if clip and options.get("gradient_clip_val") is not None:
         raise UserError(
-            f"{key}.trainer.gradient_clip_val={typed(options['gradient_clip_val'])} would stand against "
-            f"{key}.{clip}={typed(stage[clip])}: leave it out, and set {key}.{clip}."
+            f"{key}.trainer.gradient_clip_val={typed(options['gradient_clip_val'])} would stand "
+            f"against {key}.{clip}={typed(stage[clip])}: leave it out, and set {key}.{clip}."
         )
 
 
 def _set_by(key: str) -> str | None:
-    """What decides an option that is none, if something does; of a stage of a chain as of the stage alone."""
+    """What decides an option that is none, if something does; of a stage of a chain as of the stage
+    alone."""
     above, _, last = key.rpartition(".")
     if above.partition(".")[0] != "stage":
         return SET_BY.get(key)
@@ -297,13 +326,19 @@ def _refuse_strangers(plain: Mapping[str, Any], entry: str) -> None:
     groups = {name for line in packaged["defaults"] if isinstance(line, dict) for name in line}
     nodes = {"": (plain, groups | packaged.keys())}
     for name, node in (("", plain), *stages_of(plain).items(), ("stage", plain.get("stage") or {})):
-        inside = {key: child for key, child in node.items() if key in FIXED and isinstance(child, Mapping)}
-        nodes |= {f"{name}.{key}.".lstrip("."): (child, FIXED[key]) for key, child in inside.items()}
+        inside = {
+            key: child for key, child in node.items() if key in FIXED and isinstance(child, Mapping)
+        }
+        nodes |= {
+            f"{name}.{key}.".lstrip("."): (child, FIXED[key]) for key, child in inside.items()
+        }
     for prefix, (node, known) in nodes.items():
         for name in node:
             if name not in known:
                 listed = ", ".join(sorted(known - groups - {"defaults", "hydra"}))
-                raise UserError(f"{prefix}{name} is no option: nothing reads it. There are: {listed}.")
+                raise UserError(
+                    f"{prefix}{name} is no option: nothing reads it. There are: {listed}."
+                )
 
 
 def _options(plain: Mapping[str, Any], entry: str) -> Iterator[tuple[str, str, Any, Any]]:
@@ -322,15 +357,22 @@ def _stage_options(plain: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, An
     for key, settings in stages.items():
         yield from _below(key, settings["name"], settings, None)
     if "stage" not in stages:
-        around = {key: value for key, value in plain["stage"].items() if f"stage.{key}" not in stages}
+        around = {
+            key: value for key, value in plain["stage"].items() if f"stage.{key}" not in stages
+        }
         for key, value in around.items():
             yield from _below(f"stage.{key}", f"stage.{key}", value, None)
 
 
-def _below(key: str, place: str, value: Any, annotation: Any) -> Iterator[tuple[str, str, Any, Any]]:
-    """An option, or those below it. Lists of numbers are one option, lists of components are several."""
+def _below(
+    key: str, place: str, value: Any, annotation: Any
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """An option, or those below it. Lists of numbers are one option, lists of components are
+    several."""
     last = place.rpartition(".")[2]
-    if isinstance(value, Mapping) and ("_target_" in value or (value and last in {*FIXED, "trainer"})):
+    if isinstance(value, Mapping) and (
+        "_target_" in value or (value and last in {*FIXED, "trainer"})
+    ):
         hints = annotations_of(value["_target_"]) if "_target_" in value else {}
         for name, child in value.items():
             if not str(name).startswith("_"):
@@ -338,7 +380,9 @@ def _below(key: str, place: str, value: Any, annotation: Any) -> Iterator[tuple[
     elif isinstance(value, Mapping) and ("geometry" in place or _are_components(value)):
         for name, child in value.items():
             yield from _below(f"{key}.{name}", f"{place}.{name}", child, None)
-    elif isinstance(value, list) and any(isinstance(item, Mapping) and "_target_" in item for item in value):
+    elif isinstance(value, list) and any(
+        isinstance(item, Mapping) and "_target_" in item for item in value
+    ):
         for number, child in enumerate(value):
             yield from _below(f"{key}[{number}]", f"{place}[{number}]", child, None)
     else:

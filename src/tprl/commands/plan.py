@@ -1,5 +1,5 @@
-"""What the parts of a run need of one another, checked by names alone: before anything is loaded or computed, and under
-the names that were typed."""
+"""What the parts of a run need of one another, checked by names alone: before anything is loaded or
+computed, and under the names that were typed."""
 
 import inspect
 import logging
@@ -58,7 +58,9 @@ def check_logger(plain: Plain) -> None:
     logger = current((plain.get("logger") or {}).get("_target_", ""))
     if mode and mode not in WANDB_MODES and logger == "tprl.runtime.tracking.Tracker":
         known = ", ".join(WANDB_MODES[:3])
-        raise UserError(f"WANDB_MODE={mode} is unknown to W&B: set it to {known} or shared, or use logger=csv.")
+        raise UserError(
+            f"WANDB_MODE={mode} is unknown to W&B: set it to {known} or shared, or use logger=csv."
+        )
 
 
 def check_demonstrator(pruner: Plain | None) -> None:
@@ -67,11 +69,14 @@ def check_demonstrator(pruner: Plain | None) -> None:
         raise UserError("stage=lfd needs a demonstrator: set pruner=<name>, e.g. pruner=divprune.")
     demonstrator: Any = build(pruner)
     if "region" in demonstrator.extras:
-        raise UserError(f"pruner={demonstrator.name} knows where the answer is and cannot demonstrate: use another.")
+        raise UserError(
+            f"pruner={demonstrator.name} knows where the "
+            "answer is and cannot demonstrate: use another."
+        )
     if not hasattr(demonstrator, "select"):
         raise UserError(
-            f"pruner={demonstrator.name} drops tokens between the layers of the language model and cannot demonstrate "
-            "which to keep before it: use another, e.g. pruner=divprune."
+            f"pruner={demonstrator.name} drops tokens between the layers of the language model "
+            "and cannot demonstrate which to keep before it: use another, e.g. pruner=divprune."
         )
 
 
@@ -79,10 +84,15 @@ def _check_cache(cache: str | None) -> None:
     """Refuse a cache that cannot be written."""
     if cache is None:
         return
-    there = next(folder for folder in (Path(cache), *Path(cache).absolute().parents) if folder.exists())
+    there = next(
+        folder for folder in (Path(cache), *Path(cache).absolute().parents) if folder.exists()
+    )
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "cannot be written" if there.is_dir() else "is no folder"
-        raise UserError(f"cache={cache} cannot be used ({there} {why}): choose another folder, or null for none.")
+        raise UserError(
+            f"cache={cache} cannot be used ({there} {why}): "
+            "choose another folder, or null for none."
+        )
 
 
 def _check_steps(key: str, stage: Plain, policy: Plain) -> None:
@@ -95,27 +105,35 @@ def _check_steps(key: str, stage: Plain, policy: Plain) -> None:
     steps = len(listed) if listed else stage.get("steps", 1)
     if steps > most:
         cause = f"progressive={typed(listed)} has" if listed else f"steps={steps} are"
-        raise UserError(f"{key}.{cause} more steps than policy.max_steps={most}: set policy.max_steps={steps}.")
+        raise UserError(
+            f"{key}.{cause} more steps than policy.max_steps={most}: set policy.max_steps={steps}."
+        )
 
 
 def _check_runner(key: str, kind: type[Stage], stage: Plain) -> None:
-    """The runner's block: a stage has a use for what stands there, and one that is scored says on which questions."""
+    """The runner's block: a stage has a use for what stands there, and one that is scored says on
+    which questions."""
     builds = kind.own_arguments.__func__ is not Stage.own_arguments.__func__
     for option, used, why in (
         ("calibrate", kind.trained_to is not Stage.trained_to, "holds the policy to no keep ratio"),
-        ("served", "served" in needs(kind) or stage.get("calibrate"), "is not scored on validation questions"),
+        (
+            "served",
+            "served" in needs(kind) or stage.get("calibrate"),
+            "is not scored on validation questions",
+        ),
         ("blueprint", builds, "builds no model"),
         ("init_from", builds or "pruner" in needs(kind), "starts from nothing"),
     ):
         if not used and stage.get(option):
             raise UserError(
-                f"{key}.{option}={typed(stage[option])} is not read: stage={stage['name']} {why}; leave it out."
+                f"{key}.{option}={typed(stage[option])} is not "
+                f"read: stage={stage['name']} {why}; leave it out."
             )
     served = stage.get("served") or {}
     if ("served" in needs(kind) or stage.get("calibrate")) and "keep_ratios" not in served:
         raise UserError(
-            f"{key}.served={typed(served)} names no keep ratios to score on validation questions: write e.g. "
-            "served: {keep_ratios: [0.3333], limit: 300, first: 0} in its yaml."
+            f"{key}.served={typed(served)} names no keep ratios to score on validation questions: "
+            "write e.g. served: {keep_ratios: [0.3333], limit: 300, first: 0} in its yaml."
         )
 
 
@@ -128,7 +146,9 @@ def _check_policy(plain: Plain) -> None:
         for name in baselines:
             load_component("policy", name, token_width=ANY_WIDTH)
     if policy.get("select") == "threshold" and policy.get("tau") is None:
-        raise UserError("policy.select=threshold needs a threshold: set policy.tau, or another policy.select.")
+        raise UserError(
+            "policy.select=threshold needs a threshold: set policy.tau, or another policy.select."
+        )
 
 
 def _check_labels(kind: type[Stage], name: str, plain: Plain) -> None:
@@ -144,13 +164,14 @@ def _check_labels(kind: type[Stage], name: str, plain: Plain) -> None:
 def no_answers(stage: str, dataset: str) -> UserError:
     """What a stage says that reads answers of a dataset which has none."""
     return UserError(
-        f"stage={stage} reads answers, and dataset {dataset} was said to have none: use stage=lfd, and stage=ppo with "
-        "reward=fidelity."
+        f"stage={stage} reads answers, and dataset {dataset} was said to "
+        "have none: use stage=lfd, and stage=ppo with reward=fidelity."
     )
 
 
 def _check_chain(plain: Plain) -> None:
-    """What only stage=all has: stages that hand weights on by themselves, baselines, an evaluation at the end."""
+    """What only stage=all has: stages that hand weights on by themselves, baselines, an evaluation
+    at the end."""
     stage = plain["stage"]
     for key, part in stages_of(plain).items():
         if "pruner" not in needs(class_of(part)):
@@ -160,18 +181,19 @@ def _check_chain(plain: Plain) -> None:
             )
         if part.get("init_from") is not None:
             raise UserError(
-                f"{key}.init_from={part['init_from']} would not be read: in stage=all every stage goes on from the one "
-                f"before. Leave it out, or run stage={part['name']} alone."
+                f"{key}.init_from={part['init_from']} would not be read: in stage=all every stage "
+                f"goes on from the one before. Leave it out, or run stage={part['name']} alone."
             )
     name = target_at(plain["policy"]["_target_"]).name
     if name in stage["baselines"]:
         raise UserError(
-            f"stage.baselines={typed(stage['baselines'])} names the policy itself (policy={name}): leave it out."
+            f"stage.baselines={typed(stage['baselines'])} names "
+            f"the policy itself (policy={name}): leave it out."
         )
     ours = {name, f"{name}_lfd", f"{name}_adaptive", *stage["baselines"]}
     double = sorted(ours & {*stage["evaluation"]["pruners"]})
     if double:
         raise UserError(
-            f"stage.evaluation.pruners={double[0]} has the name of a pruner that this run trains: leave it out, and "
-            "compare with it by src.eval run=<this run> afterwards."
+            f"stage.evaluation.pruners={double[0]} has the name of a pruner that this run "
+            "trains: leave it out, and compare with it by src.eval run=<this run> afterwards."
         )

@@ -18,7 +18,8 @@ OVERRIDDEN = re.compile(r"Could not override '([^']+)'")  # how Hydra names the 
 
 
 def explain(error: BaseException, of_system: Callable[[OSError], str] | None = None) -> str | None:
-    """One sentence for what went wrong before the work began, or for a UserError; None for anything else.
+    """One sentence for what went wrong before the work began, or for a UserError; None for anything
+    else.
 
     Args:
         error: what was raised.
@@ -32,7 +33,8 @@ def explain(error: BaseException, of_system: Callable[[OSError], str] | None = N
     if isinstance(error, OverrideParseException):
         reason = _line(error.message.partition("See http")[0])
         return (
-            f"the option {error.override!r} cannot be read ({reason}); write key=value, special characters in quotes."
+            f"the option {error.override!r} cannot be read ({reason}); "
+            "write key=value, special characters in quotes."
         )
     chain = _chain(error)
     for cause in chain:
@@ -48,16 +50,20 @@ def _missing(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if not group:
         return _line(str(error))
-    return f"{group}={name} does not exist; choose one of: {', '.join(choices(group)) or '(an empty group)'}."
+    return (
+        f"{group}={name} does not exist; choose one of: "
+        f"{', '.join(choices(group)) or '(an empty group)'}."
+    )
 
 
 def _unknown_stage_option(chain: Sequence[BaseException]) -> str:
-    """A hyper-parameter was given to a stage that has none of its own, because it is a chain of stages."""
+    """A hyper-parameter was given to a stage that has none of its own, because it is a chain of
+    stages."""
     option = next(match[1] for cause in chain if (match := OVERRIDDEN.search(str(cause))))
     name = in_short(option).removeprefix("stage.")
     return (
-        f"stage.{name} is not a key here, because stage=all runs several stages: name the stage, as in "
-        f"stage.ppo.{name}=..., or choose one of them, as in stage=ppo."
+        f"stage.{name} is not a key here, because stage=all runs several stages: name "
+        f"the stage, as in stage.ppo.{name}=..., or choose one of them, as in stage=ppo."
     )
 
 
@@ -66,8 +72,8 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     parent = where.rpartition(".")[0]
     keys = sorted(str(key) for key in error.parent_node or () if key != "hydra")
     return (
-        f"{where} is not a key here; {f'{parent} has' if parent else 'there are'}: {', '.join(keys) or 'none'}"
-        f" (+{where}=... adds an argument that the yaml does not list)."
+        f"{where} is not a key here; {f'{parent} has' if parent else 'there are'}: "
+        f"{', '.join(keys) or 'none'} (+{where}=... adds an argument that the yaml does not list)."
     )
 
 
@@ -76,18 +82,29 @@ def _of_system(error: OSError) -> str:
 
 
 def unreadable(error: OSError) -> str:
-    """A file that is not there or may not be read; libraries raise OSErrors of their own words, too."""
+    """A file that is not there or may not be read; libraries raise OSErrors of their own words,
+    too."""
     if error.filename is None:
-        return f"{_line(str(error)).rstrip('.') or type(error).__name__}: check the paths and names of this command."
-    return f"cannot read {error.filename} ({error.strerror}): check the path, and that you may read it."
+        return (
+            f"{_line(str(error)).rstrip('.') or type(error).__name__}: "
+            "check the paths and names of this command."
+        )
+    return (
+        f"cannot read {error.filename} ({error.strerror}): "
+        "check the path, and that you may read it."
+    )
 
 
 def unwritable(error: OSError, directory: Path | None = None, again: str = "") -> str:
     where = error.filename or directory or "the output folder"
-    if directory is not None and error.errno in (EDQUOT, ENOSPC) and run_directory.interrupted(directory):
+    if (
+        directory is not None
+        and error.errno in (EDQUOT, ENOSPC)
+        and run_directory.interrupted(directory)
+    ):
         return (
-            f"cannot write to {where} ({error.strerror}); what had been saved there before is whole: free some space "
-            f"and go on with {again}."
+            f"cannot write to {where} ({error.strerror}); what had been saved "
+            f"there before is whole: free some space and go on with {again}."
         )
     return (
         f"cannot write to {where} ({error.strerror}); "

@@ -1,4 +1,5 @@
-"""What every command does before its work: entries, model and data of a run, directory, seed, logger."""
+"""What every command does before its work: entries, model and data of a run, directory, seed,
+logger."""
 
 import logging
 import os
@@ -38,8 +39,11 @@ NOISE = (  # Lightning's, about itself or about a choice that was meant
 )
 
 
-def asked_entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictConfig, list[Entry], Sweep | None]:
-    """What `run`, `sweep`, `runs`, `pruner` and `pruners` ask for, and the config with the run's model and dataset."""
+def asked_entries(
+    cfg: DictConfig, settings: Mapping[str, Any]
+) -> tuple[DictConfig, list[Entry], Sweep | None]:
+    """What `run`, `sweep`, `runs`, `pruner` and `pruners` ask for, and the config with the run's
+    model and dataset."""
     groups: list[list[Entry]] = []
     if cfg.run:
         cfg = with_run_config(cfg, Path(cfg.run))
@@ -58,14 +62,16 @@ def asked_entries(cfg: DictConfig, settings: Mapping[str, Any]) -> tuple[DictCon
     entries = [entry for group in groups for entry in group]
     if len(entries) == 1 and not cfg.get("pruner"):
         raise UserError(
-            "nothing to evaluate: give run=<directory of a training run>, sweep, runs, pruner=<name> or pruners."
+            "nothing to evaluate: give run=<directory of a "
+            "training run>, sweep, runs, pruner=<name> or pruners."
         )
     return cfg, entries, swept
 
 
 def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
-    """A split of the questions, which reads boxes as this LVLM writes them, and counts what it cannot read; the LVLM
-    writes answers as long as its questions usually need, unless its settings say otherwise."""
+    """A split of the questions, which reads boxes as this LVLM writes them, and counts what it
+    cannot read; the LVLM writes answers as long as its questions usually need, unless its settings
+    say otherwise."""
     dataset = build(config, split=split)
     if hasattr(dataset, "read_by"):
         dataset.read_by(lvlm)
@@ -103,7 +109,8 @@ def start(cfg: DictConfig, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         run_directory.write_settings(directory, cfg)
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
-    os.environ.setdefault("WANDB_QUIET", "true")  # no summary at the end; where the run is, it says at the start
+    # no summary at the end; where the run is, it says at the start
+    os.environ.setdefault("WANDB_QUIET", "true")
     disable_progress_bar()
     for noisy in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -112,7 +119,8 @@ def start(cfg: DictConfig, directory: Path) -> None:
 
 
 def make_logger(cfg: DictConfig, directory: Path) -> Any:
-    """The logger of a run, or False. W&B learns config, code and machine; the jobs of a sweep are one group there."""
+    """The logger of a run, or False. W&B learns config, code and machine; the jobs of a sweep are
+    one group there."""
     if not cfg.get("logger"):
         return False
     logger = build(cfg.logger, save_dir=directory)

@@ -1,7 +1,7 @@
 """Commands that can be pasted: every command that TPRL prints or writes comes from here.
 
-A value passes two readers, bash and Hydra, and each has a grammar of its own: a path may hold spaces, quotes, umlauts,
-`=`, `,`, brackets, `$` or backslashes.
+A value passes two readers, bash and Hydra, and each has a grammar of its own: a path may hold
+spaces, quotes, umlauts, `=`, `,`, brackets, `$` or backslashes.
 """
 
 from collections.abc import Mapping

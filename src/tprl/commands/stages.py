@@ -1,7 +1,8 @@
 """The two blocks of a stage's yaml, and how their options are typed.
 
-`module:` holds the hyper-parameters of the stage's class, the rest is the runner's. On the command line both begin with
-`stage.` (in stage=all with `stage.ppo.` and the like): `stage.lr_actor=1e-4` is read as `stage.module.lr_actor=1e-4`.
+`module:` holds the hyper-parameters of the stage's class, the rest is the runner's. On the command
+line both begin with `stage.` (in stage=all with `stage.ppo.` and the like): `stage.lr_actor=1e-4`
+is read as `stage.module.lr_actor=1e-4`.
 """
 
 import inspect
@@ -19,9 +20,19 @@ if TYPE_CHECKING:
     from tprl.stages.base import Stage
 
 # What the runner reads; the class does not know it.
-RUNNER = ("name", "init_from", "served", "calibrate", "save_every", "log_every", "trainer", "blueprint")
+RUNNER = (
+    "name",
+    "init_from",
+    "served",
+    "calibrate",
+    "save_every",
+    "log_every",
+    "trainer",
+    "blueprint",
+)
 CHAIN = ("chain", "baselines", "evaluation")  # what only stage=all has
-# Arguments of a stage's constructor that the runner builds: the group of the command line that each comes from.
+# Arguments of a stage's constructor that the runner builds: the group of the command line that each
+# comes from.
 BUILT_FROM = {
     "pruner": "policy",
     "dataset": "dataset",
@@ -32,7 +43,8 @@ BUILT_FROM = {
 
 
 def in_full(word: str) -> str:
-    """An option of a stage as Hydra finds it: `stage.lr=1` as `stage.module.lr=1`; any other word as it is."""
+    """An option of a stage as Hydra finds it: `stage.lr=1` as `stage.module.lr=1`; any other word
+    as it is."""
     key, equals, value = word.partition("=")
     mark = key[: len(key) - len(key.lstrip("+~"))]
     names = key.removeprefix(mark).split(".")
@@ -45,11 +57,12 @@ def in_full(word: str) -> str:
 
 
 def stages_of(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The stages that a config of train runs, by the names of their options: `stage`, or `stage.ppo` and the like. Both
-    blocks of each are one table, with the `_target_` of its class.
+    """The stages that a config of train runs, by the names of their options: `stage`, or
+    `stage.ppo` and the like. Both blocks of each are one table, with the `_target_` of its class.
 
     Raises:
-        UserError: a stage has no settings, no name or no block `module`, or a hyper-parameter stands beside that block.
+        UserError: a stage has no settings, no name or no block `module`, or a hyper-parameter
+            stands beside that block.
     """
     stage = plain.get("stage")
     if not stage:
@@ -66,11 +79,13 @@ def _part(chain: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The settings of a stage of the chain."""
     if name not in choices("stage") or name == chain["name"]:
         known = ", ".join(choice for choice in choices("stage") if choice != chain["name"])
-        raise UserError(f"stage.chain={name} is no stage to run in a chain; choose one of: {known}.")
+        raise UserError(
+            f"stage.chain={name} is no stage to run in a chain; choose one of: {known}."
+        )
     if not isinstance(part := chain.get(name), Mapping):
         raise UserError(
-            f"stage.chain names {name}, of which stage=all has no settings: add +stage@stage.{name}={name} before it, "
-            f"or leave {name} out."
+            f"stage.chain names {name}, of which stage=all has no settings: "
+            f"add +stage@stage.{name}={name} before it, or leave {name} out."
         )
     return part
 
@@ -84,19 +99,21 @@ def in_one_table(key: str, stage: Mapping[str, Any]) -> dict[str, Any]:
     """Both blocks of a stage's yaml as one table; `key` is how its options are typed.
 
     Raises:
-        UserError: it has no name or no block `module`, or a hyper-parameter stands beside that block.
+        UserError: it has no name or no block `module`, or a hyper-parameter stands beside that
+            block.
     """
     _check_name(key, stage)
     if not isinstance(stage.get(MODULE), Mapping):
         raise UserError(
-            f"{key} ({stage['name']}) has no block `module` with its class and hyper-parameters: write one in its "
-            "yaml, or choose another stage."
+            f"{key} ({stage['name']}) has no block `module` with its class and "
+            "hyper-parameters: write one in its yaml, or choose another stage."
         )
     for name, value in stage.items():
         if name not in (MODULE, *RUNNER):
             raise UserError(
-                f"{key}.{name}={value} stands beside the block `module` of {key}, where hyper-parameters are: write "
-                f"{{module: {{{name}: {value}}}}} in a yaml, or {key}.{name}={value} on the command line."
+                f"{key}.{name}={value} stands beside the block `module` of {key}, "
+                f"where hyper-parameters are: write {{module: {{{name}: {value}}}}} "
+                f"in a yaml, or {key}.{name}={value} on the command line."
             )
     runner = {name: value for name, value in stage.items() if name != MODULE}
     return {**stage[MODULE], **runner}
@@ -108,7 +125,8 @@ def class_of(settings: Mapping[str, Any]) -> type["Stage"]:
     Raises:
         UserError: its `_target_` is no stage.
     """
-    from tprl.stages.base import Stage  # late: a mistyped option is answered before torch is imported
+    # late: a mistyped option is answered before torch is imported
+    from tprl.stages.base import Stage
 
     target = settings.get(MODULE, settings)["_target_"]
     kind = target_at(target)
@@ -129,7 +147,8 @@ def groups_of(kind: type["Stage"]) -> frozenset[str]:
 
 
 def in_two_blocks(config: DictConfig) -> DictConfig:
-    """The settings of a run of before there were two blocks, with its stages as they are written now."""
+    """The settings of a run of before there were two blocks, with its stages as they are written
+    now."""
     stage = config.get("stage")
     if stage is None:
         return config
@@ -139,11 +158,15 @@ def in_two_blocks(config: DictConfig) -> DictConfig:
     if "_target_" in stage:
         OmegaConf.update(config, "stage", _split(stage), merge=False)
     elif "chain" not in stage and MODULE not in stage:
-        names = [str(key) for key, part in stage.items() if OmegaConf.is_dict(part) and MODULE in part]
+        names = [
+            str(key) for key, part in stage.items() if OmegaConf.is_dict(part) and MODULE in part
+        ]
         OmegaConf.update(config, "stage.chain", names, force_add=True)
     return config
 
 
 def _split(stage: Any) -> DictConfig:
     module = {key: value for key, value in stage.items() if key not in RUNNER}
-    return OmegaConf.create({MODULE: module, **{key: value for key, value in stage.items() if key in RUNNER}})
+    return OmegaConf.create(
+        {MODULE: module, **{key: value for key, value in stage.items() if key in RUNNER}}
+    )

@@ -1,4 +1,5 @@
-"""What the command lines say beside their results: log lines, the help page, and what to type next."""
+"""What the command lines say beside their results: log lines, the help page, and what to type
+next."""
 
 import logging
 import sys
@@ -15,11 +16,13 @@ from tprl.commands.shell import command, option
 from tprl.commands.stages import class_of
 from tprl.runtime.quoting import in_short
 
-CARRIED = ("model", "dataset", "policy", "reward", "trainer", "logger", "seed")  # what a next stage is told again
+# what a next stage is told again
+CARRIED = ("model", "dataset", "policy", "reward", "trainer", "logger", "seed")
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is when a message comes: a live progress bar takes its place, and stays below."""
+    """Writes to what stderr is when a message comes: a live progress bar takes its place, and stays
+    below."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -30,8 +33,8 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
 
 def register_resolvers() -> None:
-    """For the help pages in conf/hydra/help: `${choices:model}` is what a group offers, `${brief:...}` a value as one
-    types it."""
+    """For the help pages in conf/hydra/help: `${choices:model}` is what a group offers,
+    `${brief:...}` a value as one types it."""
     OmegaConf.register_new_resolver("choices", _choices, replace=True)
     OmegaConf.register_new_resolver("brief", _brief, replace=True)
 
@@ -46,7 +49,9 @@ def _brief(value: Any) -> str:
     return "null" if value is None else str(value).replace(" ", "").replace("'", "")
 
 
-def next_command(name: str, config: DictConfig, words: Sequence[str], directory: Path) -> str | None:
+def next_command(
+    name: str, config: DictConfig, words: Sequence[str], directory: Path
+) -> str | None:
     """What to type after a finished job, if there is an obvious thing.
 
     Args:
@@ -60,14 +65,27 @@ def next_command(name: str, config: DictConfig, words: Sequence[str], directory:
     if name != "train":
         return None
     if "chain" in config.stage:  # the toy model has no images to ask about
-        return command("demo", option("run", str(directory))) if config.model.name != "toy" else None
+        return (
+            command("demo", option("run", str(directory))) if config.model.name != "toy" else None
+        )
     follows = class_of(config.stage).next
     if follows is None or (follows.carries and any(_key(word) == "experiment" for word in words)):
-        return None  # an experiment's settings belong to stage=all: the next stage would run without them
-    carried = [in_short(word.removeprefix("++")) for word in words if follows.carries and _key(word) in CARRIED]
+        # an experiment's settings belong to stage=all: the next stage would run without them
+        return None
+    carried = [
+        in_short(word.removeprefix("++"))
+        for word in words
+        if follows.carries and _key(word) in CARRIED
+    ]
     first = [word for word in follows.words if word.startswith("stage=")]
     others = [word for word in follows.words if word not in first]
-    return command(follows.entry, *first, option(follows.option, str(directory / follows.folder)), *others, *carried)
+    return command(
+        follows.entry,
+        *first,
+        option(follows.option, str(directory / follows.folder)),
+        *others,
+        *carried,
+    )
 
 
 def _key(word: str) -> str:

@@ -25,9 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def use_threads(config: DictConfig, directory: Path, lvlm: Any = None) -> int:
-    """Set torch's threads for a run, and note their number in its `config.yaml`, where a resumed run finds it.
+    """Set torch's threads for a run, and note their number in its `config.yaml`, where a resumed
+    run finds it.
 
-    A number in the config counts first, then the environment, then the size of the LVLM, if it computes on the CPU.
+    A number in the config counts first, then the environment, then the size of the LVLM, if it
+    computes on the CPU.
 
     Args:
         config: of the run; gets the number as `threads`.
@@ -40,7 +42,8 @@ def use_threads(config: DictConfig, directory: Path, lvlm: Any = None) -> int:
     if asked is not None:
         count, why = asked, "as when the run began" if config.get("resume") else f"threads={asked}"
     elif known is not None:
-        value = os.environ[known].partition(",")[0]  # a list has a number for every level of nesting
+        # a list has a number for every level of nesting
+        value = os.environ[known].partition(",")[0]
         count = int(value) if value.isdigit() and int(value) else torch.get_num_threads()
         why = f"{known}={os.environ[known]}"
     elif size is not None and size < SMALL:

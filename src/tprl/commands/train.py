@@ -1,7 +1,7 @@
 """From a composed config to a trained pruner.
 
-The runner builds what the constructor of a stage names, trains it, and does around it what its class declares
-(`stages/base.py`). It knows no stage by name.
+The runner builds what the constructor of a stage names, trains it, and does around it what its
+class declares (`stages/base.py`). It knows no stage by name.
 """
 
 import logging
@@ -32,7 +32,15 @@ from tprl.pruners.folder import find_pruner, load_weights, read_config
 from tprl.pruners.learned import LearnedPruner, check_family, load_pruner, pruner_from
 from tprl.report.overlays import Overlays
 from tprl.runtime import distributed
-from tprl.runtime.checkpoint import Finished, SaveEvery, checkpoint_of, csv_position, draw_from, draws, keep_rows
+from tprl.runtime.checkpoint import (
+    Finished,
+    SaveEvery,
+    checkpoint_of,
+    csv_position,
+    draw_from,
+    draws,
+    keep_rows,
+)
 from tprl.runtime.curves import Curves, write_curves
 from tprl.runtime.progress import FitProgress
 from tprl.runtime.store import Cache
@@ -51,8 +59,8 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
     """Run `cfg.stage` and leave what it makes (for stage=all also the evaluation) in `directory`.
 
     Returns:
-        The number that a sweeper maximizes: what the stage calls its `result`; for a chain the mean accuracy of the
-        trained pruner over the keep ratios of the evaluation.
+        The number that a sweeper maximizes: what the stage calls its `result`; for a chain the mean
+        accuracy of the trained pruner over the keep ratios of the evaluation.
 
     Raises:
         UserError: bad input; nothing has been computed yet, or what has been is in `directory`.
@@ -96,7 +104,10 @@ def _train_chain(run: "Training") -> float | None:
             for baseline in stage.baselines:
                 run.baseline(baseline, stage[name], directory / baseline)
     run.keep_curves()
-    ours, others = trained_entries(directory, settings), named_entries(settings["pruners"], settings)
+    ours, others = (
+        trained_entries(directory, settings),
+        named_entries(settings["pruners"], settings),
+    )
     check_names(ours, others)
     entries = with_regions(ours + others, test_set)
     table = Evaluation(run.lvlm, test_set, entries, settings, run.cfg, directory)
@@ -156,7 +167,8 @@ class Run:
         return self.module_of(config)
 
     def module_of(self, config: Any) -> Stage:
-        """The stage, with what its constructor names of `makers`, and what the stage builds itself."""
+        """The stage, with what its constructor names of `makers`, and what the stage builds
+        itself."""
         kind = class_of(config)
         live = {name: make(config) for name, make in self.makers.items() if name in needs(kind)}
         arguments = kind.own_arguments(in_one_table("stage", plain(config)), self.cfg.seed)
@@ -164,7 +176,8 @@ class Run:
 
     @property
     def makers(self) -> Mapping[str, Callable[[Any], Any]]:
-        """What makes arguments of constructors from the settings of their stage, by the arguments' names."""
+        """What makes arguments of constructors from the settings of their stage, by the arguments'
+        names."""
         return {"seed": lambda config: self.cfg.seed}
 
     def after(self, module: Stage, config: Any, folder: Path | None) -> None:
@@ -178,10 +191,18 @@ class Run:
         """The trainer of a stage, and the checkpoint from which an interrupted one goes on."""
         checkpoint = checkpoint_of(self.directory, part) if self.cfg.get("resume") else None
         if checkpoint is None and self.logger:  # the part begins; rows of an attempt at it go
-            keep_rows([self.logger], 0 if self.finished.state is None else self.finished.state["rows"])
+            keep_rows(
+                [self.logger], 0 if self.finished.state is None else self.finished.state["rows"]
+            )
         self.following = Curves(module.curve_titles, module.held_out_titles)
-        callbacks: list[pl.Callback] = [FitProgress(config.name, max(0, module.max_steps) or None), self.following]
-        callbacks += [SaveEvery(self.directory, config.get("save_every"), part), *self._pictures(module, config.name)]
+        callbacks: list[pl.Callback] = [
+            FitProgress(config.name, max(0, module.max_steps) or None),
+            self.following,
+        ]
+        callbacks += [
+            SaveEvery(self.directory, config.get("save_every"), part),
+            *self._pictures(module, config.name),
+        ]
         trainer = build(
             self.cfg.trainer,
             **self.device(),
@@ -192,7 +213,10 @@ class Run:
             enable_progress_bar=False,
             log_every_n_steps=config.get("log_every", 1),
             default_root_dir=str(self.directory),
-            **{"gradient_clip_val": module.max_grad_norm, **plain(config.get("trainer") or OmegaConf.create({}))},
+            **{
+                "gradient_clip_val": module.max_grad_norm,
+                **plain(config.get("trainer") or OmegaConf.create({})),
+            },
         )
         self.writes = trainer.is_global_zero
         return trainer, checkpoint
@@ -212,16 +236,21 @@ class Run:
 
 
 class Training(Run):
-    """A run whose stages train a pruner for a frozen LVLM: the model, the data and the pruner they work on."""
+    """A run whose stages train a pruner for a frozen LVLM: the model, the data and the pruner they
+    work on."""
 
     def __init__(self, cfg: DictConfig, directory: Path) -> None:
         super().__init__(cfg, directory)
         if OmegaConf.is_list(cfg.trainer.get("devices")):
             raise UserError(
-                f"trainer.devices={cfg.trainer.devices} would part the policy from its LVLM: give a number, "
-                "and choose the cards with CUDA_VISIBLE_DEVICES."
+                f"trainer.devices={cfg.trainer.devices} would part the policy from its "
+                "LVLM: give a number, and choose the cards with CUDA_VISIBLE_DEVICES."
             )
-        on_cpu = {"device": "cpu"} if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model else {}
+        on_cpu = (
+            {"device": "cpu"}
+            if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model
+            else {}
+        )
         self.lvlm: LVLM = build(cfg.model, **on_cpu)
         use_threads(cfg, directory, self.lvlm)
         self.train_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "train")
@@ -229,7 +258,8 @@ class Training(Run):
         self.pruner: LearnedPruner = build(cfg.policy, token_width=self.lvlm.width)
         self.logger = make_logger(cfg, directory)
         self._lengths_checked = False
-        self._shared: dict[type[Stage], dict[str, Any]] = {}  # by stages that may run again in this run
+        # by stages that may run again in this run
+        self._shared: dict[type[Stage], dict[str, Any]] = {}
         if self.finished.state is not None:
             self._take_up(self.finished.state)
 
@@ -243,18 +273,24 @@ class Training(Run):
     def note(self, part: str) -> None:
         weights = {name: value.cpu() for name, value in self.pruner.state_dict().items()}
         where = {"curves": self.curves, "draws": draws(), "rows": csv_position([self.logger])}
-        self.finished.add(part, {"pruner": self.pruner.about, "weights": weights, **where}, self.writes)
+        self.finished.add(
+            part, {"pruner": self.pruner.about, "weights": weights, **where}, self.writes
+        )
 
     def prepare(self) -> None:
-        """What the stage starts from: the pruner of `stage.init_from`, or its weights in this policy, or a policy
-        whose autoencoder is trained first."""
+        """What the stage starts from: the pruner of `stage.init_from`, or its weights in this
+        policy, or a policy whose autoencoder is trained first."""
         kind, source = class_of(self.cfg.stage), self.cfg.stage.get("init_from")
         if kind.continues:
             name = self.cfg.stage.name
             if not source:
-                raise UserError(f"stage={name} needs a trained policy: give stage.init_from=<run directory>.")
+                raise UserError(
+                    f"stage={name} needs a trained policy: give stage.init_from=<run directory>."
+                )
             if chosen("policy"):
-                raise UserError(f"stage={name} keeps the policy of stage.init_from as it is: leave policy away.")
+                raise UserError(
+                    f"stage={name} keeps the policy of stage.init_from as it is: leave policy away."
+                )
             self.pruner = load_pruner(source)
             check_family(self.pruner, self.lvlm)
         elif source:
@@ -268,7 +304,8 @@ class Training(Run):
             self.part(config, self.directory / class_of(config).folder)  # type: ignore[arg-type]
 
     def built(self, config: Any) -> Stage:
-        """The stage; the pruner loses what stages before this one calibrated, unless it keeps that."""
+        """The stage; the pruner loses what stages before this one calibrated, unless it keeps
+        that."""
         kind, module = class_of(config), self.module_of(config)
         if not kind.keeps_serving:
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
@@ -300,7 +337,9 @@ class Training(Run):
                 log.warning("stage=%s: %s", config.name, damage)
         if config.get("calibrate") and module.trained_to is not None:
             beyond = after_these(self.val_set, **plain(config.served))
-            calibrate_fade(self.pruner, self._served(config, first=beyond), module.trained_to, config.calibrate)
+            calibrate_fade(
+                self.pruner, self._served(config, first=beyond), module.trained_to, config.calibrate
+            )
         self.curves |= {title: list(points) for title, points in module.curves_of_report.items()}
         self.pruner.trained_on.pop("results", None)  # they were another state's
         self.pruner.trained_on |= {
@@ -320,12 +359,14 @@ class Training(Run):
         distributed.barrier()
 
     def keep_curves(self) -> None:
-        """All curves of this run, those of an earlier process included, for the reports of later evaluations."""
+        """All curves of this run, those of an earlier process included, for the reports of later
+        evaluations."""
         if distributed.rank() == 0:
             write_curves(self.directory, self.curves)
 
     def baseline(self, policy: str, config: Any, folder: Path) -> None:
-        """Teach another learned pruner (a yaml of conf/policy) by the same stage, on the same codes."""
+        """Teach another learned pruner (a yaml of conf/policy) by the same stage, on the same
+        codes."""
         if policy in self.finished.parts:
             return
         main, curves = self.pruner, self.curves.copy()
@@ -339,16 +380,18 @@ class Training(Run):
         self.pruner, self.curves = main, curves
         self.note(policy)
 
-    # --- what constructors name --------------------------------------------------------------------------------
+    # --- what constructors name -------------------------------------------------------------------
 
     def _served(self, config: Any, **others: Any) -> ServedScore:
         """The validation score of a stage."""
         labels = self.check_labels(config)
-        return ServedScore(self.lvlm, self.val_set, labels=labels, **{**plain(config.served), **others})
+        return ServedScore(
+            self.lvlm, self.val_set, labels=labels, **{**plain(config.served), **others}
+        )
 
     def check_labels(self, config: Any) -> bool:
-        """Whether a stage is scored by reference answers. Refuses, before anything is computed, those that it reads and
-        that are not there or cannot be written.
+        """Whether a stage is scored by reference answers. Refuses, before anything is computed,
+        those that it reads and that are not there or cannot be written.
 
         Raises:
             UserError: it reads answers, and the dataset has none.
@@ -378,7 +421,10 @@ class Training(Run):
         if not self.cfg.get("cache"):
             return None
         model, data = of_lvlm(self.lvlm, plain(self.cfg.model)), plain(self.cfg.dataset)
-        return Cache(Path(self.cfg.cache), {"model": model, "data": of_dataset(self.train_set, data, "train")})
+        return Cache(
+            Path(self.cfg.cache),
+            {"model": model, "data": of_dataset(self.train_set, data, "train")},
+        )
 
     def _cache_of(self, config: Any) -> Cache | None:
         """The cache of a stage; what a demonstrator shows depends on that, too."""
@@ -388,6 +434,7 @@ class Training(Run):
         return replace(self.cache, about={**self.cache.about, "demonstrator": about})
 
     def device(self) -> dict[str, Any]:
-        """The policy learns where the LVLM is; Lightning alone would choose any accelerator it finds."""
+        """The policy learns where the LVLM is; Lightning alone would choose any accelerator it
+        finds."""
         on_cpu = self.lvlm.device.type == "cpu" and self.cfg.trainer.accelerator == "auto"
         return {"accelerator": "cpu"} if on_cpu else {}

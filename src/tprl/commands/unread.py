@@ -1,8 +1,8 @@
 """Options that a command accepts and would not read: refused, so that no option is typed in vain.
 
-What every command, mode and stage reads stands in tables here; `tests/commands/test_unread.py` holds them against the
-configs. What no command reads, since something else sets it, stands in `options.SET_BY`; what a chain of stages
-decides, in `plan`.
+What every command, mode and stage reads stands in tables here; `tests/commands/test_unread.py`
+holds them against the configs. What no command reads, since something else sets it, stands in
+`options.SET_BY`; what a chain of stages decides, in `plan`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -28,11 +28,14 @@ EVAL_READS: Mapping[str, frozenset[str]] = {
 OWN_MODES = ("compare", "study")
 EVAL_ALWAYS = frozenset({"mode", "resume", "experiment", "logger"})
 # Of `conf/train.yaml`: beside these, what the stages that run read (`stages.groups_of`).
-TRAIN_ALWAYS = frozenset({"stage", "seed", "resume", "experiment", "debug", "threads", "logger", "trainer", "model"})
+TRAIN_ALWAYS = frozenset(
+    {"stage", "seed", "resume", "experiment", "debug", "threads", "logger", "trainer", "model"}
+)
 
 
 class Rule(NamedTuple):
-    """An option that is not read while `unread` holds of the config; `why` goes on after "is not read: "."""
+    """An option that is not read while `unread` holds of the config; `why` goes on after "is not
+    read: "."""
 
     key: str
     unread: Callable[[DictConfig], bool]
@@ -42,21 +45,33 @@ class Rule(NamedTuple):
 def _drawn(config: DictConfig) -> bool:
     """Whether only the training split of the dataset follows its seed."""
     target = str(OmegaConf.select(config, "dataset._target_"))
-    return target in ("tprl.data.scenes.Scenes", "tprl.data.toy.ToyDataset") and config.get("split") != "train"
+    return (
+        target in ("tprl.data.scenes.Scenes", "tprl.data.toy.ToyDataset")
+        and config.get("split") != "train"
+    )
 
 
 ONLY_TRAINING = "it draws training questions alone, and another split is asked"
 EVAL_RULES = (
     Rule("dataset.seed", _drawn, ONLY_TRAINING),
     Rule("pruner.seed", lambda config: True, "seeds=[<seed>] sets it"),
-    Rule("model", lambda config: config.mode == "parity" and bool(config.models), "models names other ones"),
+    Rule(
+        "model",
+        lambda config: config.mode == "parity" and bool(config.models),
+        "models names other ones",
+    ),
 )
-EXPORT_RULES = (Rule("weights", lambda config: config.target == "vllm", "target=vllm writes them in model.dtype"),)
+EXPORT_RULES = (
+    Rule(
+        "weights", lambda config: config.target == "vllm", "target=vllm writes them in model.dtype"
+    ),
+)
 RULES = {"eval": EVAL_RULES, "export": EXPORT_RULES}
 
 
 def _of_stages(config: DictConfig) -> list[Rule]:
-    """What the classes of the stages say of their options, and stages of the chain that this policy has no use for."""
+    """What the classes of the stages say of their options, and stages of the chain that this policy
+    has no use for."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     rules = []
@@ -64,8 +79,14 @@ def _of_stages(config: DictConfig) -> list[Rule]:
     for key, settings in stages_of(plain).items():
         kind = class_of(settings)
         together = {**settings, "policy": policy}
-        unread = [entry for entry in kind.unread if entry.when(together) and (entry.option or key != "stage")]
-        rules += [Rule(f"{key}.{entry.option}".rstrip("."), lambda _: True, entry.why) for entry in unread]
+        unread = [
+            entry
+            for entry in kind.unread
+            if entry.when(together) and (entry.option or key != "stage")
+        ]
+        rules += [
+            Rule(f"{key}.{entry.option}".rstrip("."), lambda _: True, entry.why) for entry in unread
+        ]
         maker = policy.get("_target_")
         if "chain" in plain["stage"] and maker and not kind.applies_to(target_at(maker)):
             why = f"stage={settings['name']} needs another policy and is left out"
@@ -98,7 +119,11 @@ def _unread(command: str, config: DictConfig, key: str) -> str | None:
         return None
     reason = _of_command(command, config, top)
     rules = _of_stages(config) if command == "train" else RULES.get(command, ())
-    matching = (rule.why for rule in rules if _below(key, rule.key) and _value(config, key) and rule.unread(config))
+    matching = (
+        rule.why
+        for rule in rules
+        if _below(key, rule.key) and _value(config, key) and rule.unread(config)
+    )
     return reason or next(matching, None)
 
 
@@ -108,21 +133,32 @@ def _of_command(command: str, config: DictConfig, top: str) -> str | None:
         mode = next(asked, str(config.mode))
         return _outside(top, f"mode={mode}", EVAL_READS.get(mode), EVAL_ALWAYS, config)
     if command == "train":
-        return _outside(top, f"stage={config.stage.get('name')}", _groups(config), TRAIN_ALWAYS, config)
+        return _outside(
+            top, f"stage={config.stage.get('name')}", _groups(config), TRAIN_ALWAYS, config
+        )
     return None
 
 
 def _groups(config: DictConfig) -> frozenset[str]:
     """The groups that the stages of this run read."""
     plain = OmegaConf.to_container(config.stage)
-    return frozenset().union(*(groups_of(class_of(part)) for part in stages_of({"stage": plain}).values()))
+    return frozenset().union(
+        *(groups_of(class_of(part)) for part in stages_of({"stage": plain}).values())
+    )
 
 
 def _outside(
     top: str, what: str, reads: Collection[str] | None, always: Collection[str], config: DictConfig
 ) -> str | None:
-    """Why a key or group is none of those that `what` reads; an option that is null or empty asks for nothing."""
-    if reads is None or top in reads or top in always or top not in config or not _value(config, top):
+    """Why a key or group is none of those that `what` reads; an option that is null or empty asks
+    for nothing."""
+    if (
+        reads is None
+        or top in reads
+        or top in always
+        or top not in config
+        or not _value(config, top)
+    ):
         return None
     what = what.removeprefix("mode=") if what.removeprefix("mode=") in OWN_MODES else what
     return f"{what} reads {', '.join(sorted(reads)) or 'no data and no model'}"

@@ -136,8 +136,8 @@ def stored_picture(value: Image.Image | Path | io.BytesIO) -> Generator[Image.Im
 
 
 def _open(source: Path | io.BytesIO) -> Image.Image:
-    """Pillow's own limit is off for the moment: it names no option, and `images.read_picture` checks the size
-    before any pixel is decoded."""
+    """Pillow's own limit is off for the moment: it names no option, and `images.read_picture`
+    checks the size before any pixel is decoded."""
     with _BOMB_LIMIT:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

@@ -19,7 +19,9 @@ class Chart(NamedTuple):
 CHARTS: dict[str, tuple[Chart, ...]] = {
     "Frontier": (
         Chart("accuracy", axis=RATIO, regex=r"^eval/[^/]+/(seed\d+/)?accuracy$"),
-        Chart("FLOPs relative to all tokens", axis=RATIO, regex=r"^eval/[^/]+/(seed\d+/)?flops_ratio$"),
+        Chart(
+            "FLOPs relative to all tokens", axis=RATIO, regex=r"^eval/[^/]+/(seed\d+/)?flops_ratio$"
+        ),
         Chart("tokens kept", axis=RATIO, regex=r"^eval/[^/]+/(seed\d+/)?kept_tokens$"),
     ),
     "PPO: what is learned": (
@@ -51,15 +53,21 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("loss", ("distill/loss",)),
         Chart("gates: softness and temperature", ("distill/softness", "distill/temperature")),
     ),
-    "How many tokens a question needs": (Chart("forecast: divergence", ("adapt/loss", "adapt/val_loss")),),
+    "How many tokens a question needs": (
+        Chart("forecast: divergence", ("adapt/loss", "adapt/val_loss")),
+    ),
 }
 PICTURES = ("ppo/overlays", "distill/overlays")
 
 
 def workspace(entity: str, project: str) -> Any:
-    """A saved view of the project: one section per group of charts, and the pictures of the kept tokens."""
+    """A saved view of the project: one section per group of charts, and the pictures of the kept
+    tokens."""
     ws, wr = _library()
-    sections = [ws.Section(name=name, panels=_plots(charts), is_open=True) for name, charts in CHARTS.items()]
+    sections = [
+        ws.Section(name=name, panels=_plots(charts), is_open=True)
+        for name, charts in CHARTS.items()
+    ]
     media = wr.MediaBrowser(title="kept tokens", media_keys=list(PICTURES), num_columns=4)
     sections.append(ws.Section(name="Pictures", panels=[media], is_open=True))
     return ws.Workspace(entity=entity, project=project, name="TPRL", sections=sections)
@@ -69,7 +77,10 @@ def dashboard_report(entity: str, project: str) -> Any:
     """The same charts of all runs of the project, with a sentence on each group."""
     _, wr = _library()
     about = {
-        "Frontier": "Every pruner over the kept fraction of the visual tokens; the table eval/results holds intervals.",
+        "Frontier": (
+            "Every pruner over the kept fraction of the visual "
+            "tokens; the table eval/results holds intervals."
+        ),
         "PPO: what is learned": "What inference would score, beside the sampled episodes.",
         "PPO: is it healthy?": "Healthy ranges of every number are in docs/metrics.md.",
         "Speed": "Of PPO's iterations; validation is left out.",
@@ -80,9 +91,15 @@ def dashboard_report(entity: str, project: str) -> Any:
     blocks: list[Any] = [wr.TableOfContents()]
     for name, charts in CHARTS.items():
         # A run set without a project means the report's own.
-        blocks += [wr.H1(name), wr.P(about[name]), wr.PanelGrid(runsets=[wr.Runset()], panels=_plots(charts))]
+        blocks += [
+            wr.H1(name),
+            wr.P(about[name]),
+            wr.PanelGrid(runsets=[wr.Runset()], panels=_plots(charts)),
+        ]
     title, description = "TPRL: learned visual-token pruning", "Made by `make dashboard`."
-    return wr.Report(entity=entity, project=project, title=title, description=description, blocks=blocks)
+    return wr.Report(
+        entity=entity, project=project, title=title, description=description, blocks=blocks
+    )
 
 
 def _plots(charts: tuple[Chart, ...]) -> list[Any]:
@@ -108,7 +125,9 @@ def create(project: str, entity: str | None = None) -> list[str]:
     """
     _library()
     if not has_key():
-        raise UserError("make dashboard needs a W&B account: run `wandb login`, or set WANDB_API_KEY.")
+        raise UserError(
+            "make dashboard needs a W&B account: run `wandb login`, or set WANDB_API_KEY."
+        )
     import wandb
 
     try:
@@ -125,7 +144,9 @@ def create(project: str, entity: str | None = None) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Create the project's workspace and report in W&B.")
+    parser = argparse.ArgumentParser(
+        description="Create the project's workspace and report in W&B."
+    )
     parser.add_argument("--project", default="tprl")
     parser.add_argument("--entity", help="user or team; default: the account's own")
     options = parser.parse_args()
@@ -140,5 +161,7 @@ def _library() -> tuple[Any, Any]:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        raise UserError("make dashboard needs wandb-workspaces: pip install 'tprl[dashboard]'.") from error
+        raise UserError(
+            "make dashboard needs wandb-workspaces: pip install 'tprl[dashboard]'."
+        ) from error
     return ws, wr

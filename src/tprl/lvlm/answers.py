@@ -1,4 +1,5 @@
-"""Token ids of answers: what a model is made to read after its prompt, as its chat template writes it."""
+"""Token ids of answers: what a model is made to read after its prompt, as its chat template writes
+it."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,7 +9,8 @@ from jinja2 import TemplateError
 
 from tprl.types import Utterance
 
-ASKED, ANSWERED = "Tprl0question0words", "Tprl0answer0words"  # no template changes or holds such letters
+# no template changes or holds such letters
+ASKED, ANSWERED = "Tprl0question0words", "Tprl0answer0words"
 REMEMBERED = 1 << 16  # answers whose ids are kept: labels repeat
 
 
@@ -27,7 +29,9 @@ class AnswerTurn:
         prompt: `model.prompt`, which replaces the template's question; None: there is none.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, ends: Sequence[int], prompt: str | None) -> None:
+    def __init__(
+        self, tokenizer: Any, template: str | None, ends: Sequence[int], prompt: str | None
+    ) -> None:
         self.tokenizer = tokenizer
         self.context, self.lead, self.end = "", "", self._usual_end(ends)
         if template is not None:
@@ -52,7 +56,8 @@ class AnswerTurn:
 
         try:
             opened, whole = render([question], True), render([question, answer], False)
-        except (TemplateError, TypeError):  # it renders no such turns, and its prompts are not these either
+        # it renders no such turns, and its prompts are not these either
+        except (TemplateError, TypeError):
             return
         self.context = opened.rpartition(ASKED)[2]
         before, _, after = whole.rpartition(ANSWERED)

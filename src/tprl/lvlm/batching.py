@@ -20,11 +20,14 @@ class Seen(NamedTuple):
     """What the vision side makes of images, one entry per image."""
 
     tokens: list[Float[Tensor, "N D"]]  # projected, in the order of the prompt's image columns
-    views: list[tuple[tuple[int, int], ...]]  # (rows, columns) of each crop; the last one shows the whole image
-    tiles: list[tuple[tuple[int, int], ...]]  # (rows, columns) of the patches of each pass of the tower
+    # (rows, columns) of each crop; the last one shows the whole image
+    views: list[tuple[tuple[int, int], ...]]
+    # (rows, columns) of the patches of each pass of the tower
+    tiles: list[tuple[tuple[int, int], ...]]
     extras: dict[str, list[Tensor]]  # [N ...]
     deep: list[Float[Tensor, "N F"]] | None = None  # see `Encoded.deep`
-    separators: list[Bool[Tensor, " N"]] | None = None  # which `tokens` are no visual ones, such as newlines
+    # which `tokens` are no visual ones, such as newlines
+    separators: list[Bool[Tensor, " N"]] | None = None
     tower: Tower | None = None
 
 
@@ -48,8 +51,8 @@ class MicroBatch(NamedTuple):
 
 
 def micro_batches(prompt: Prompt, size: int) -> Iterator[MicroBatch]:
-    """Rows of like length together, so that little is padded. The host waits for the device once, however many prompts
-    there are."""
+    """Rows of like length together, so that little is padded. The host waits for the device once,
+    however many prompts there are."""
     lengths = prompt.attention.sum(1)
     order = lengths.argsort(dim=0, stable=True)
     numbers, sorted_lengths = torch.stack([order, lengths[order]]).tolist()
@@ -60,8 +63,8 @@ def micro_batches(prompt: Prompt, size: int) -> Iterator[MicroBatch]:
 
 
 def retry_smaller(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a frozen model on a prompt, without gradients. Where GPU memory ends it starts again with half the
-    `micro_batch`, which stays: results do not depend on it.
+    """A method of a frozen model on a prompt, without gradients. Where GPU memory ends it starts
+    again with half the `micro_batch`, which stays: results do not depend on it.
 
     Raises:
         UserError: there is not enough for one prompt.
@@ -77,13 +80,19 @@ def retry_smaller(method: Callable[..., Any]) -> Callable[..., Any]:
             except torch.OutOfMemoryError as error:
                 if size <= 1:
                     raise UserError(
-                        f"{self.name} has no memory for a single prompt of {prompt.embeds.shape[1]} tokens: use "
-                        "model.load_in=4bit, model.placement=shard, a smaller image or a GPU with more memory."
+                        f"{self.name} has no memory for a single prompt of "
+                        f"{prompt.embeds.shape[1]} tokens: use model.load_in=4bit, "
+                        "model.placement=shard, a smaller image or a GPU with more memory."
                     ) from error
-            # Here and not above: while an error is handled, its frames hold on to what filled the memory.
+            # Here and not above: while an error is handled, its frames hold on to what filled the
+            # memory.
             self.micro_batch = (size + 1) // 2
             torch.cuda.empty_cache()
-            log.warning("out of memory with %d prompts: from here on micro-batches of %d", size, self.micro_batch)
+            log.warning(
+                "out of memory with %d prompts: from here on micro-batches of %d",
+                size,
+                self.micro_batch,
+            )
 
     return tried
 
@@ -98,8 +107,8 @@ def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Fl
 def divergence(
     reference: Float[Tensor, "B A N"], log_probs: Float[Tensor, "B A N"]
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """KL(reference || log_probs), mean over the answer's tokens in nats, and 1.0 where every token has the same
-    arg-max. Both are log-probabilities, nan where an answer is shorter."""
+    """KL(reference || log_probs), mean over the answer's tokens in nats, and 1.0 where every token
+    has the same arg-max. Both are log-probabilities, nan where an answer is shorter."""
     real = ~reference[..., 0].isnan()
     ratio = torch.where(reference.isneginf(), 0.0, reference - log_probs)
     kl = (reference.exp() * ratio).sum(-1).masked_fill(~real, 0.0).sum(1) / real.sum(1)
@@ -108,7 +117,8 @@ def divergence(
 
 
 def shown_images(tokens: Sequence[int], per_image: Sequence[int], remedy: str) -> list[list[int]]:
-    """Which images each prompt shows: images follow in order until they fill the prompt's placeholders.
+    """Which images each prompt shows: images follow in order until they fill the prompt's
+    placeholders.
 
     `remedy` says how to set the processor.
 
@@ -124,19 +134,22 @@ def shown_images(tokens: Sequence[int], per_image: Sequence[int], remedy: str) -
             image += 1
         if wanted:
             raise UserError(
-                f"prompt {row} has {tokens[row]} image tokens, and its images make {sum(per_image[first:image])}: "
-                f"pass what one call of the processor returned, complete, and {remedy}."
+                f"prompt {row} has {tokens[row]} image tokens, and its "
+                f"images make {sum(per_image[first:image])}: pass what one "
+                f"call of the processor returned, complete, and {remedy}."
             )
         occurrences.append(list(range(first, image)))
     if image < len(per_image):
         raise UserError(
-            f"{len(per_image)} images were given, and the prompts show {image}: write as many image placeholders."
+            f"{len(per_image)} images were given, and the prompts "
+            f"show {image}: write as many image placeholders."
         )
     return occurrences
 
 
 def fingerprint(pixels: Tensor) -> int:
-    """A number that depends on the pixels alone: neither on zero padding after them, nor on what computed it."""
+    """A number that depends on the pixels alone: neither on zero padding after them, nor on what
+    computed it."""
     bits = pixels.detach().cpu().float().flatten().view(torch.int32).long()
     return int((bits * torch.arange(1, len(bits) + 1)).sum())
 
@@ -147,7 +160,8 @@ def input_uids(
     pixels: Sequence[Tensor],
     occurrences: Sequence[Sequence[int]],
 ) -> list[str]:
-    """Names of prompts that depend on their own text and pixels alone; `occurrences[b]` are the images of prompt b."""
+    """Names of prompts that depend on their own text and pixels alone; `occurrences[b]` are the
+    images of prompt b."""
     prints = [fingerprint(part) for part in pixels]
     uids = []
     for row, real, images in zip(ids, attention, occurrences, strict=True):
@@ -157,7 +171,8 @@ def input_uids(
 
 
 def check_template(prompt: Any) -> str | None:
-    """A template for prompts, or None. `{question}` alone is replaced: all other braces are text, JSON for example.
+    """A template for prompts, or None. `{question}` alone is replaced: all other braces are text,
+    JSON for example.
 
     Raises:
         UserError: no text, or no place for the question.
@@ -165,8 +180,8 @@ def check_template(prompt: Any) -> str | None:
     if prompt is None or (isinstance(prompt, str) and "{question}" in prompt):
         return prompt
     raise UserError(
-        f"model.prompt={prompt!r} has no {{question}}, so nothing would be asked: write it where the question goes, "
-        "e.g. 'USER: <image> {question} ASSISTANT:'."
+        f"model.prompt={prompt!r} has no {{question}}, so nothing would be asked: "
+        "write it where the question goes, e.g. 'USER: <image> {question} ASSISTANT:'."
     )
 
 
@@ -178,21 +193,26 @@ def check_images(samples: Sequence[Sample], prompt: str | None, name: str) -> No
     for sample in samples:
         if len(sample.images) != room:
             raise UserError(
-                f"sample {sample.uid} has {len(sample.images)} images, and the prompt of {name} shows {room}: "
-                f"write as many <image> into model.prompt."
+                f"sample {sample.uid} has {len(sample.images)} images, and the prompt "
+                f"of {name} shows {room}: write as many <image> into model.prompt."
             )
 
 
-def gate_bias(encoded: Encoded, gate: Float[Tensor, "B V"], answer: Bool[Tensor, "B A"]) -> Float[Tensor, "B 1 S1 S1"]:
-    """What is added to attention logits so that visual token j weighs gate j (above 1e-6): causal, over the prompts and
-    their answers, of which `answer` tokens are real."""
+def gate_bias(
+    encoded: Encoded, gate: Float[Tensor, "B V"], answer: Bool[Tensor, "B A"]
+) -> Float[Tensor, "B 1 S1 S1"]:
+    """What is added to attention logits so that visual token j weighs gate j (above 1e-6): causal,
+    over the prompts and their answers, of which `answer` tokens are real."""
     column = gate.new_zeros(len(answer), encoded.embeds.shape[1] + answer.shape[1])
     row, token = encoded.visual_mask.nonzero(as_tuple=True)
-    column = column.index_put((row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log())
+    column = column.index_put(
+        (row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log()
+    )
     attention = torch.cat([encoded.attention, answer], 1)
     size = attention.shape[1]
     eye = torch.eye(size, dtype=torch.bool, device=gate.device)
-    seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye  # padding sees itself, never nothing
+    # padding sees itself, never nothing
+    seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye
     dtype = encoded.embeds.dtype
     return column.to(dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
@@ -208,8 +228,8 @@ def runs(mask: Bool[Tensor, "B S"]) -> list[list[tuple[int, int]]]:
 
 
 def unique_images(samples: Sequence[Sample]) -> tuple[list[int], list[list[int]]]:
-    """Where each distinct image object comes first among the images of all samples, and for every sample the numbers
-    of its images among the distinct ones."""
+    """Where each distinct image object comes first among the images of all samples, and for every
+    sample the numbers of its images among the distinct ones."""
     numbers: dict[int, int] = {}
     first: list[int] = []
     for place, image in enumerate(image for sample in samples for image in sample.images):
@@ -222,7 +242,9 @@ def unique_images(samples: Sequence[Sample]) -> tuple[list[int], list[list[int]]
     return first, by_sample
 
 
-def pick_images(pixels: Mapping[str, Any], rows: Sequence[int], chosen: Sequence[int]) -> dict[str, Any]:
+def pick_images(
+    pixels: Mapping[str, Any], rows: Sequence[int], chosen: Sequence[int]
+) -> dict[str, Any]:
     """The inputs of the `chosen` images alone; `rows[i]` rows of `pixel_values` are image i's."""
     parts = pixels["pixel_values"].split(list(rows))
     picked = {"pixel_values": torch.cat([parts[i] for i in chosen])}
@@ -260,19 +282,21 @@ def check_placeholders(
         wanted = torch.tensor([features[image] for image in images], dtype=torch.long)
         if len(columns) != int(wanted.sum()):
             raise UserError(
-                f"the processor wrote {len(columns)} image placeholders for {uid}, and the vision tower makes "
-                f"{int(wanted.sum())} features of its images: {remedy}."
+                f"the processor wrote {len(columns)} image placeholders for {uid}, and the "
+                f"vision tower makes {int(wanted.sum())} features of its images: {remedy}."
             )
         gaps = (columns.diff() > 1).nonzero().squeeze(1).cpu() + 1
         astray = gaps[~torch.isin(gaps, wanted.cumsum(0))]
         if one_run and len(astray):
             raise UserError(
-                f"the processor ended an image of {uid} after {int(astray[0])} placeholders, and the vision tower "
-                f"makes {wanted.tolist()} features of its images: {remedy}."
+                f"the processor ended an image of {uid} after {int(astray[0])} placeholders, and "
+                f"the vision tower makes {wanted.tolist()} features of its images: {remedy}."
             )
 
 
-def check_size(name: str, what: str, sizes: Sequence[int], wanted: Sequence[int], remedy: str) -> None:
+def check_size(
+    name: str, what: str, sizes: Sequence[int], wanted: Sequence[int], remedy: str
+) -> None:
     """Refuse pixels that a processor with other settings than the model's made.
 
     Raises:
@@ -285,8 +309,12 @@ def check_size(name: str, what: str, sizes: Sequence[int], wanted: Sequence[int]
         )
 
 
-def question_texts(tokenizer: Any, ids: Int[Tensor, "B S"], question: Bool[Tensor, "B S"]) -> tuple[str, ...]:
+def question_texts(
+    tokenizer: Any, ids: Int[Tensor, "B S"], question: Bool[Tensor, "B S"]
+) -> tuple[str, ...]:
     """What the tokens of each question say; () where there is no tokenizer to tell."""
     if tokenizer is None:
         return ()
-    return tuple(str(tokenizer.decode(row[columns])) for row, columns in zip(ids, question, strict=True))
+    return tuple(
+        str(tokenizer.decode(row[columns])) for row, columns in zip(ids, question, strict=True)
+    )

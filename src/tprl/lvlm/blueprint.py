@@ -1,5 +1,5 @@
-"""Random models of a family's architecture (`model.pretrained=null`): small ones for tests and dry runs, or with the
-sizes of a published one (`geometry=...`) to be timed."""
+"""Random models of a family's architecture (`model.pretrained=null`): small ones for tests and dry
+runs, or with the sizes of a published one (`geometry=...`) to be timed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tprl.errors import UserError
 from tprl.lvlm.loading import Placement
 
-# The language model of every small build, as the arguments that all stock configs share: wide enough for four heads,
-# of which two share keys, so that grouped attention is exercised.
+# The language model of every small build, as the arguments that all stock configs share: wide
+# enough for four heads, of which two share keys, so that grouped attention is exercised.
 SMALL_TEXT: Mapping[str, int] = {
     "hidden_size": 48,
     "intermediate_size": 64,
@@ -27,10 +27,12 @@ SMALL_CLIP: Mapping[str, int] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
 }
-SCALE = 6.0  # at the usual 0.02 logits are near uniform, and a wrong position or mask goes unnoticed
+# at the usual 0.02 logits are near uniform, and a wrong position or mask goes unnoticed
+SCALE = 6.0
 USER_ASSISTANT = (
-    "{% for turn in messages %}{{ turn.role | upper }}: {% for part in turn.content %}"
-    "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:"
+    "{% for turn in messages %}{{ turn.role | upper }}: {% for part "
+    "in turn.content %}{% if part.type == 'image' %}<image>\n{% else "
+    "%}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:"
 )
 
 
@@ -42,7 +44,9 @@ def byte_tokenizer(special: Sequence[str], **roles: str) -> PreTrainedTokenizerF
         roles: their names in the tokenizer, such as image_token="<image>".
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
@@ -80,14 +84,16 @@ def random_model(
 
     Args:
         blueprint: see `FrozenLVLM.blueprint`.
-        geometry: fields of the stock config that differ from the blueprint's (nested), and under `processor` and
-            `image_processor` attributes of these that must fit them; see conf/geometry. Empty: none.
+        geometry: fields of the stock config that differ from the blueprint's (nested), and under
+            `processor` and `image_processor` attributes of these that must fit them; see
+            conf/geometry. Empty: none.
         where: dtype, device and attention; large weights are drawn on the device.
 
     Raises:
         UserError: a field that the processor or the config does not have.
     """
-    with torch.random.fork_rng(devices=[]):  # what is drawn later depends on the run's seed, not on this one
+    # what is drawn later depends on the run's seed, not on this one
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = blueprint()
         if geometry:
@@ -122,4 +128,6 @@ def _merged(old: dict[str, Any], new: Mapping[str, Any], path: str = "") -> dict
 
 def _need(field: str, known: bool, what: str) -> None:
     if not known:
-        raise UserError(f"model.geometry names {field}, and this architecture's {what} has no such field.")
+        raise UserError(
+            f"model.geometry names {field}, and this architecture's {what} has no such field."
+        )

@@ -1,4 +1,5 @@
-"""How much each patch of a CLIP vision tower has to do with a text: for selectors that use CLIP's own relevance."""
+"""How much each patch of a CLIP vision tower has to do with a text: for selectors that use CLIP's
+own relevance."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,26 +31,36 @@ class ClipText:
     def _parts(self) -> tuple[Any, Any]:
         if self.source is None or not within_reach(str(self.source)):
             raise UserError(
-                f"clip_relevance needs the CLIP model that the vision tower is from, and {self.source} is not there: "
-                "set model.clip=/path/to/clip, e.g. openai/clip-vit-large-patch14-336."
+                "clip_relevance needs the CLIP model that the vision tower is "
+                f"from, and {self.source} is not there: set "
+                "model.clip=/path/to/clip, e.g. openai/clip-vit-large-patch14-336."
             )
         model: Any = CLIPModel.from_pretrained(self.source, dtype=torch.float32)
-        return model.eval().requires_grad_(False).to(self.device), AutoTokenizer.from_pretrained(self.source)
+        return model.eval().requires_grad_(False).to(self.device), AutoTokenizer.from_pretrained(
+            self.source
+        )
 
     @torch.no_grad()
-    def relevance(self, patches: Float[Tensor, "B V C"], texts: Sequence[str]) -> Float[Tensor, "B V"]:
+    def relevance(
+        self, patches: Float[Tensor, "B V C"], texts: Sequence[str]
+    ) -> Float[Tensor, "B V"]:
         """Cosine of every patch with its sample's text; of a long text the mean over its segments.
 
         Args:
-            patches: the tower's hidden states that the projector reads (no CLS), before CLIP's last norm.
+            patches: the tower's hidden states that the projector reads (no CLS), before CLIP's last
+                norm.
             texts: one per sample.
         """
         model, _ = self._parts
         image = model.visual_projection(model.vision_model.post_layernorm(patches.float()))
         segments = [self._segments(text) for text in texts]
-        owner = torch.tensor([b for b, segment in enumerate(segments) for _ in segment], device=patches.device)
+        owner = torch.tensor(
+            [b for b, segment in enumerate(segments) for _ in segment], device=patches.device
+        )
         embedded = self._embed([ids for segment in segments for ids in segment])
-        cosine = torch.einsum("svp,sp->sv", normalize(image, dim=-1)[owner], normalize(embedded, dim=-1))
+        cosine = torch.einsum(
+            "svp,sp->sv", normalize(image, dim=-1)[owner], normalize(embedded, dim=-1)
+        )
         count = owner.bincount(minlength=len(texts)).unsqueeze(1)
         return cosine.new_zeros(len(texts), cosine.shape[1]).index_add_(0, owner, cosine) / count
 
@@ -63,9 +74,12 @@ class ClipText:
     def _embed(self, segments: Sequence[list[int]]) -> Float[Tensor, "S P"]:
         model, _ = self._parts
         width = max(map(len, segments))
-        ids = torch.tensor([segment + [0] * (width - len(segment)) for segment in segments], device=self.device)
+        ids = torch.tensor(
+            [segment + [0] * (width - len(segment)) for segment in segments], device=self.device
+        )
         mask = torch.tensor(
-            [[1] * len(segment) + [0] * (width - len(segment)) for segment in segments], device=self.device
+            [[1] * len(segment) + [0] * (width - len(segment)) for segment in segments],
+            device=self.device,
         )
         hidden = model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state
         # CLIP reads a text at its end token; the last token of a segment that has none.

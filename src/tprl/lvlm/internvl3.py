@@ -43,8 +43,11 @@ class InternVL3(FrozenLVLM):
     bounds = frozenset({"max_tiles"})
     known_extras = frozenset(
         {
-            "cls_attention",  # [B V] CLS -> patch in the layer that makes the features: mean over heads and its patches
-            "vision_features",  # [B V C] what the projector reads: the patches of a token side by side
+            # [B V] CLS -> patch in the layer that makes the features: mean over heads and its
+            # patches
+            "cls_attention",
+            # [B V C] what the projector reads: the patches of a token side by side
+            "vision_features",
         }
     )
 
@@ -54,7 +57,11 @@ class InternVL3(FrozenLVLM):
     @property
     def shape(self) -> LVLMShape:
         config = self.model.config
-        v, text, merge = config.vision_config, LMShape.of(config.text_config), round(1 / config.downsample_ratio)
+        v, text, merge = (
+            config.vision_config,
+            LMShape.of(config.text_config),
+            round(1 / config.downsample_ratio),
+        )
         if (v.patch_size[0], config.vision_feature_select_strategy) != (v.patch_size[1], "default"):
             raise unknown(
                 f"an InternVL with patches of {list(v.patch_size)} pixels and features selected by "
@@ -107,7 +114,9 @@ class InternVL3(FrozenLVLM):
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        return image_only(ImageOnly, source, image_seq_length=AutoConfig.from_pretrained(source).image_seq_length)
+        return image_only(
+            ImageOnly, source, image_seq_length=AutoConfig.from_pretrained(source).image_seq_length
+        )
 
     def processor_settings(self) -> dict[str, Any]:
         rows, columns = self._patches
@@ -119,14 +128,18 @@ class InternVL3(FrozenLVLM):
         images.max_patches, images.min_patches = most, min(most, images.min_patches)
 
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The stock processor does not say how many tiles an image has: as many as its run of tokens is long."""
+        """The stock processor does not say how many tiles an image has: as many as its run of
+        tokens is long."""
         values, each = inputs["pixel_values"], self.processor_settings()["image_seq_length"]
-        lengths = [length for row in runs(inputs["input_ids"] == self.image_token) for _, length in row]
+        lengths = [
+            length for row in runs(inputs["input_ids"] == self.image_token) for _, length in row
+        ]
         if any(length % each for length in lengths) or sum(lengths) != each * len(values):
             raise UserError(
-                f"the processor wrote {sum(lengths)} image placeholders in runs of {lengths} for {len(values)} tiles, "
-                f"and the vision tower makes {each * len(values)} features of them, {each} of each tile: "
-                f"pass what one call of the processor returned, complete, and {self.remedy}."
+                f"the processor wrote {sum(lengths)} image placeholders in runs of "
+                f"{lengths} for {len(values)} tiles, and the vision tower makes "
+                f"{each * len(values)} features of them, {each} of each tile: pass what "
+                f"one call of the processor returned, complete, and {self.remedy}."
             )
         return {"pixel_values": values, "num_patches": [length // each for length in lengths]}
 
@@ -134,24 +147,33 @@ class InternVL3(FrozenLVLM):
         return [int(count) for count in pixels["num_patches"]]
 
     def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
-        return [count * self.processor_settings()["image_seq_length"] for count in self.rows_per_image(pixels)]
+        return [
+            count * self.processor_settings()["image_seq_length"]
+            for count in self.rows_per_image(pixels)
+        ]
 
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         size = self.model.config.vision_config.image_size
-        check_size(self.name, "tiles", values.shape[-2:], size, "give its image processor that size")
+        check_size(
+            self.name, "tiles", values.shape[-2:], size, "give its image processor that size"
+        )
         parts = self.model.model
         layers = parts.vision_tower.encoder.layer
         modules = {
-            "cls_attention": layers[layer_of(self.model.config.vision_feature_layer, len(layers))].attention,
+            "cls_attention": layers[
+                layer_of(self.model.config.vision_feature_layer, len(layers))
+            ].attention,
             "vision_features": parts.multi_modal_projector,
         }
         with overheard({name: modules[name] for name in extras}) as calls:
             tiles = parts.get_image_features(values, return_dict=True).pooler_output
         features = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
-            features["cls_attention"] = self._attention(modules["cls_attention"], calls["cls_attention"])
+            features["cls_attention"] = self._attention(
+                modules["cls_attention"], calls["cls_attention"]
+            )
         counts = self.rows_per_image(pixels)
         side = round(tiles.shape[1] ** 0.5)
         return Seen(
@@ -162,12 +184,17 @@ class InternVL3(FrozenLVLM):
         )
 
     def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I N"]:
-        """CLS attention of every token of a tile: the pixel shuffle that makes tokens tells which patches are its."""
+        """CLS attention of every token of a tile: the pixel shuffle that makes tokens tells which
+        patches are its."""
         query = split_heads(layer.q_norm(layer.q_proj(call.x[:, :1])), layer.num_heads)
-        patches = cls_attention(query, split_heads(layer.k_norm(layer.k_proj(call.x)), layer.num_heads))
+        patches = cls_attention(
+            query, split_heads(layer.k_norm(layer.k_proj(call.x)), layer.num_heads)
+        )
         side = round(patches.shape[1] ** 0.5)
         grid = patches.unflatten(1, (side, side)).unsqueeze(-1)
-        shuffled = self.model.model.pixel_shuffle(grid, scale_factor=self.model.config.downsample_ratio)
+        shuffled = self.model.model.pixel_shuffle(
+            grid, scale_factor=self.model.config.downsample_ratio
+        )
         return shuffled.flatten(1, 2).mean(-1)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:

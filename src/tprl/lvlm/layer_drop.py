@@ -1,7 +1,8 @@
 """Dropping visual tokens inside the language model: hooks on the decoder layers of a stock class.
 
-No layer is switched to eager attention: a method's rows of attention are recomputed from queries and keys of one layer.
-Hidden states, rotary embeddings and masks of later layers shrink, and so do their caches, each to its own length.
+No layer is switched to eager attention: a method's rows of attention are recomputed from queries
+and keys of one layer. Hidden states, rotary embeddings and masks of later layers shrink, and so do
+their caches, each to its own length.
 """
 
 import sys
@@ -29,8 +30,8 @@ class LayerStage(NamedTuple):
 
 
 class Look(NamedTuple):
-    """The sequence as one layer gets it, which is what a method may read; answer tokens that are being scored stand
-    at its end and must not be read."""
+    """The sequence as one layer gets it, which is what a method may read; answer tokens that are
+    being scored stand at its end and must not be read."""
 
     layer: Any  # the decoder layer
     norm: Any  # the language model's final norm
@@ -52,7 +53,8 @@ class Look(NamedTuple):
         return self.real & ~self.answer & (column > final)
 
     def heads(self, name: str, at: Int[Tensor, "B R"] | None = None) -> Float[Tensor, "B H R c"]:
-        """Queries ("q") or keys ("k") after rotary embedding, in float32; of the columns `at`, or of all."""
+        """Queries ("q") or keys ("k") after rotary embedding, in float32; of the columns `at`, or
+        of all."""
         part = self if at is None else self.take(at, torch.ones_like(at, dtype=torch.bool))
         attention = self.layer.self_attn
         x = getattr(attention, f"{name}_proj")(self.layer.input_layernorm(part.hidden))
@@ -66,7 +68,9 @@ class Look(NamedTuple):
         """Softmax attention of the columns `at` over the whole sequence."""
         query, key = self.heads("q", at), self.heads("k")
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-        seen = self.real.unsqueeze(1) & (torch.arange(key.shape[2], device=key.device) <= at.unsqueeze(2))
+        seen = self.real.unsqueeze(1) & (
+            torch.arange(key.shape[2], device=key.device) <= at.unsqueeze(2)
+        )
         logits = (query @ key.mT) * query.shape[-1] ** -0.5
         return logits.masked_fill(~seen.unsqueeze(1), torch.finfo(logits.dtype).min).softmax(-1)
 
@@ -83,16 +87,20 @@ class Look(NamedTuple):
         """The columns `at` only, of which `valid` ones are real."""
 
         def columns(x: Tensor) -> Tensor:
-            return x.gather(1, at.reshape(*at.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
+            return x.gather(
+                1, at.reshape(*at.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+            )
 
         part = {name: columns(getattr(self, name)) for name in self._fields[2:]}
-        return self._replace(**part)._replace(real=part["real"] & valid, visual=part["visual"] & valid)
+        return self._replace(**part)._replace(
+            real=part["real"] & valid, visual=part["visual"] & valid
+        )
 
 
 @runtime_checkable
 class LayerPruner(Protocol):
-    """Drops visual tokens between decoder layers. Its keep_ratio is the mean over layers of the fraction of visual
-    tokens that each layer really computes."""
+    """Drops visual tokens between decoder layers. Its keep_ratio is the mean over layers of the
+    fraction of visual tokens that each layer really computes."""
 
     name: str
     extras: frozenset[str]  # always empty: there only because evaluations ask every method
@@ -106,12 +114,13 @@ class LayerPruner(Protocol):
         ...
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
-        """Scores of the visual columns: the highest `k` of each image live (k is that of the column's image), ties go
-        to the lower index."""
+        """Scores of the visual columns: the highest `k` of each image live (k is that of the
+        column's image), ties go to the lower index."""
         ...
 
     def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
-        """What ranking `alive` visual tokens in a prompt with `text` other ones costs (see `tprl.cost`)."""
+        """What ranking `alive` visual tokens in a prompt with `text` other ones costs (see
+        `tprl.cost`)."""
         ...
 
 
@@ -119,11 +128,14 @@ class LayerPruner(Protocol):
 class Rewriter(LayerPruner, Protocol):
     """A method that also writes: it is asked to `rewrite` where others are asked to `rank`."""
 
-    def rewrite(self, look: Look, read: Look, k: Int[Tensor, "B S"]) -> tuple[Look, Float[Tensor, "B S"]]:
+    def rewrite(
+        self, look: Look, read: Look, k: Int[Tensor, "B S"]
+    ) -> tuple[Look, Float[Tensor, "B S"]]:
         """The sequence that goes on, and scores as from `rank`.
 
         Args:
-            look: the sequence as layer `LayerStage.before` would get it; only `hidden` and `marked` may change.
+            look: the sequence as layer `LayerStage.before` would get it; only `hidden` and `marked`
+                may change.
             read: as layer `LayerStage.reads` got it, the same columns; what `rank` is given.
             k: see `rank`.
         """
@@ -159,18 +171,23 @@ class LayerPlan(NamedTuple):
         return counts
 
     def flops(self, lm: LMShape, text: int, *images: int) -> int:
-        """What all its rankings cost for a prompt with `text` tokens and images that have so many."""
+        """What all its rankings cost for a prompt with `text` tokens and images that have so
+        many."""
         counts = [sum(images), *self.counts(*images)]
-        return sum(self.pruner.flops(lm, stage, text, counts[stage.before]) for stage in self.stages)
+        return sum(
+            self.pruner.flops(lm, stage, text, counts[stage.before]) for stage in self.stages
+        )
 
 
 @contextmanager
 def dropping(model: Any, prompt: Prompt, plan: LayerPlan | None) -> Generator[None, None, None]:
-    """While it lasts, the stock model reads the unpruned `prompt` as the plan says: in prefill and in every later step.
+    """While it lasts, the stock model reads the unpruned `prompt` as the plan says: in prefill and
+    in every later step.
 
     Args:
         model: the stock LVLM; its language model is of the Llama or Qwen kind.
-        prompt: what the next prefill reads, perhaps several times over (beams), perhaps with an answer after it.
+        prompt: what the next prefill reads, perhaps several times over (beams), perhaps with an
+            answer after it.
         plan: None changes nothing.
 
     Raises:
@@ -184,8 +201,8 @@ def dropping(model: Any, prompt: Prompt, plan: LayerPlan | None) -> Generator[No
     first = min(stage.before for stage in plan.stages)
     if prompt.deep is not None and first < prompt.deep.shape[-1] // prompt.embeds.shape[-1]:
         raise UserError(
-            f"{plan.pruner.name} drops tokens before layer {first}, where this LVLM still adds deepstack features to "
-            "them: use a method that prunes before the language model."
+            f"{plan.pruner.name} drops tokens before layer {first}, where this LVLM still adds "
+            "deepstack features to them: use a method that prunes before the language model."
         )
     drop = _Dropping(language, prompt, plan)
     handles = [
@@ -214,7 +231,8 @@ class _Dropping:
         self.first = min(stage.before for stage in plan.stages)
         self.prefilling, self.readers = True, {stage.reads for stage in plan.stages}
         self.look: Look | None = None
-        self.originals: Tensor = prompt.visual.new_zeros(0)  # [B, images] visual tokens before any drop
+        # [B, images] visual tokens before any drop
+        self.originals: Tensor = prompt.visual.new_zeros(0)
         self.read: dict[int, Look] = {}  # of layers that decide about a drop still to come
         self.real: dict[int, Tensor] = {}  # [B n] of every layer with fewer columns, padding False
 
@@ -229,7 +247,9 @@ class _Dropping:
             elif number >= self.first:
                 assert cache is not None
                 new, past = hidden.shape[1], cache.get_seq_length(number)
-                real = pad(self.real[number], (0, past + new - self.real[number].shape[1]), value=True)
+                real = pad(
+                    self.real[number], (0, past + new - self.real[number].shape[1]), value=True
+                )
                 kwargs["attention_mask"] = self._mask(real, new, hidden.dtype)
             return (hidden, *args[1:]), kwargs
 
@@ -252,7 +272,9 @@ class _Dropping:
             self.real[number] = self.look.real
             kwargs["position_embeddings"] = (self.look.cos, self.look.sin)
             kwargs["position_ids"] = None  # read by flash attention on packed sequences only
-            kwargs["attention_mask"] = self._mask(self.look.real, self.look.real.shape[1], hidden.dtype)
+            kwargs["attention_mask"] = self._mask(
+                self.look.real, self.look.real.shape[1], hidden.dtype
+            )
         return self.look.hidden
 
     def _begin(self, hidden: Tensor, kwargs: dict[str, Any]) -> Look:
@@ -285,26 +307,39 @@ class _Dropping:
         wide.scatter_add_(1, at, images.join(k.unsqueeze(1).expand_as(images.at), mask))
         pruner = self.plan.pruner
         rewrites = isinstance(pruner, Rewriter)
-        look, scores = pruner.rewrite(look, read, wide) if rewrites else (look, pruner.rank(read, wide))
+        look, scores = (
+            pruner.rewrite(look, read, wide) if rewrites else (look, pruner.rank(read, wide))
+        )
         keep = images.join(keep_top(images.split(scores.gather(1, at)), images.mask, k), mask)
         alive = look.real.clone()
         row, token = (mask & ~keep).nonzero(as_tuple=True)
         alive[row, at[row, token]] = False
-        length, order = int(alive.sum(1).max()), torch.arange(alive.shape[1], device=at.device).expand_as(alive)
+        length, order = (
+            int(alive.sum(1).max()),
+            torch.arange(alive.shape[1], device=at.device).expand_as(alive),
+        )
         # Dead columns sort to the front, as in `splice`.
-        index = torch.where(alive, order, order - alive.shape[1]).argsort(dim=1, stable=True)[:, -length:]
+        index = torch.where(alive, order, order - alive.shape[1]).argsort(dim=1, stable=True)[
+            :, -length:
+        ]
         return look.take(index, alive.gather(1, index))
 
     def _mask(self, real: Bool[Tensor, "B K"], new: int, dtype: torch.dtype) -> Tensor | None:
-        """For the last `new` of the columns that `real` describes, in the form that the attention in use wants."""
+        """For the last `new` of the columns that `real` describes, in the form that the attention
+        in use wants."""
         if self.kind != "eager" and bool(real.all()) and new in (1, real.shape[1]):
             return None  # causal by itself
         if "flash" in self.kind:
             return real
         keys = real.shape[1]
-        row, column = torch.arange(keys - new, keys, device=real.device), torch.arange(keys, device=real.device)
+        row, column = (
+            torch.arange(keys - new, keys, device=real.device),
+            torch.arange(keys, device=real.device),
+        )
         eye = row.unsqueeze(1) == column  # padding sees itself, never nothing
         seen = (real.unsqueeze(1) & (column <= row.unsqueeze(1)) | eye).unsqueeze(1)
         if self.kind != "eager":
             return seen
-        return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, torch.finfo(dtype).min)
+        return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(
+            ~seen, torch.finfo(dtype).min
+        )

@@ -1,4 +1,5 @@
-"""How a folder of weights is laid out: whether it can be read at all, asked before anything is loaded."""
+"""How a folder of weights is laid out: whether it can be read at all, asked before anything is
+loaded."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,17 +8,20 @@ from transformers import PreTrainedConfig
 
 from tprl.errors import UserError
 
-CONVERTED = {  # layouts of the authors' own code, and checkpoints of the same weights that transformers reads
+# layouts of the authors' own code, and checkpoints of the same weights that transformers reads
+CONVERTED = {
     "llava": "llava-hf/llava-1.5-7b-hf",
     "llava_llama": "llava-hf/llava-1.5-7b-hf",
     "llava_next": "llava-hf/llava-v1.6-vicuna-7b-hf",
     "internvl_chat": "OpenGVLab/InternVL3-2B-hf",
 }
-LLAVA_OWN = ("mm_vision_tower", "mm_hidden_size", "mm_projector_type")  # fields of LLaVA's own config
+# fields of LLaVA's own config
+LLAVA_OWN = ("mm_vision_tower", "mm_hidden_size", "mm_projector_type")
 
 
 def check_layout(source: str, name: str, model_type: str) -> None:
-    """Refuse weights that stand in another layout, belong to another family, or have no readable tokenizer.
+    """Refuse weights that stand in another layout, belong to another family, or have no readable
+    tokenizer.
 
     No code of a checkpoint is ever run: what needs some is refused here.
 
@@ -35,26 +39,29 @@ def check_layout(source: str, name: str, model_type: str) -> None:
         raise OSError(f"{source} has no config.json")
     kind = config.get("model_type", "unknown")
     if any(field in config for field in LLAVA_OWN) and "text_config" not in config:
-        raise _converted(source, "LLaVA's own layout", CONVERTED.get(model_type, CONVERTED["llava"]))
+        raise _converted(
+            source, "LLaVA's own layout", CONVERTED.get(model_type, CONVERTED["llava"])
+        )
     if kind == "internvl_chat":
         raise _converted(source, "InternVL's own layout, which needs its own code", CONVERTED[kind])
     if kind != model_type and "auto_map" in config:
         raise UserError(
-            f"the weights '{source}' ({kind}) need code from their folder, which TPRL never runs: use a checkpoint "
-            f"that transformers reads itself, such as those whose names end in -hf."
+            f"the weights '{source}' ({kind}) need code from their folder, "
+            "which TPRL never runs: use a checkpoint that transformers "
+            "reads itself, such as those whose names end in -hf."
         )
     if kind != model_type:
         raise UserError(
-            f"the weights '{source}' are a {kind}, and model={name} reads a {model_type}: choose the model that fits "
-            f"them{_named(kind)}."
+            f"the weights '{source}' are a {kind}, and model={name} reads a "
+            f"{model_type}: choose the model that fits them{_named(kind)}."
         )
     _check_tokenizer(Path(source), source)
 
 
 def _converted(source: str, layout: str, checkpoint: str) -> UserError:
     return UserError(
-        f"the weights '{source}' are in {layout}, which transformers does not read: use the converted checkpoint, "
-        f"e.g. model.pretrained={checkpoint}."
+        f"the weights '{source}' are in {layout}, which transformers does not "
+        f"read: use the converted checkpoint, e.g. model.pretrained={checkpoint}."
     )
 
 
@@ -62,7 +69,11 @@ def _named(kind: str) -> str:
     """The models that read weights of a type; "" where none does."""
     from tprl.build import choices, target_of  # late: it imports every family
 
-    known = [name for name in choices("model") if getattr(target_of("model", name), "model_type", None) == kind]
+    known = [
+        name
+        for name in choices("model")
+        if getattr(target_of("model", name), "model_type", None) == kind
+    ]
     fitting = [name for name in known if name != "tiny_llava"]
     return f", model={fitting[0]}" if fitting else ""
 
@@ -73,6 +84,7 @@ def _check_tokenizer(folder: Path, source: str) -> None:
         return
     if find_spec("sentencepiece") is None:
         raise UserError(
-            f"the tokenizer of '{source}' is a tokenizer.model alone, and reading it needs the package sentencepiece: "
-            "pip install sentencepiece, or copy the checkpoint's tokenizer.json beside it."
+            f"the tokenizer of '{source}' is a tokenizer.model alone, and "
+            "reading it needs the package sentencepiece: pip install "
+            "sentencepiece, or copy the checkpoint's tokenizer.json beside it."
         )

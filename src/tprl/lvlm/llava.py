@@ -1,4 +1,5 @@
-"""LLaVA (CLIP or SigLIP tower, MLP projector, Llama-like LM) on the stock Hugging Face class, frozen."""
+"""LLaVA (CLIP or SigLIP tower, MLP projector, Llama-like LM) on the stock Hugging Face class,
+frozen."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -8,13 +9,26 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, check_size
-from tprl.lvlm.blueprint import SMALL_CLIP, SMALL_TEXT, USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import (
+    SMALL_CLIP,
+    SMALL_TEXT,
+    USER_ASSISTANT,
+    byte_tokenizer,
+    random_weights,
+    token_ids,
+)
 from tprl.lvlm.clip_text import ClipText
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import clip_settings, completed
@@ -35,23 +49,29 @@ class Llava(FrozenLVLM):
     """A frozen LLaVA-1.5; other arguments as of `FrozenLVLM`.
 
     Args:
-        clip: the CLIP model that its vision tower is from (a folder or hub id), for clip_relevance; None: a folder
-            `clip/` beside the weights.
+        clip: the CLIP model that its vision tower is from (a folder or hub id), for clip_relevance;
+            None: a folder `clip/` beside the weights.
     """
 
     model_type = "llava"
     known_extras = frozenset(
         {
-            "cls_attention",  # [B V] mean over heads of the attention CLS -> patch in the layer that makes the features
+            # [B V] mean over heads of the attention CLS -> patch in the layer that makes the
+            # features
+            "cls_attention",
             "vision_features",  # [B V C] what the projector reads
             "cls_feature",  # [B V C] the CLS token beside them, the same for all tokens of an image
             "vision_keys",  # [B V c] mean over heads of that layer's keys
-            "last_cls_attention",  # [B V] CLS -> patch in the tower's last layer, heads not split (PruMerge)
+            # [B V] CLS -> patch in the tower's last layer, heads not split (PruMerge)
+            "last_cls_attention",
             "last_keys",  # [B V C] that layer's keys
-            "middle_attention",  # [B V] attention received in the "object" layer: mean over heads and queries (HiPrune)
+            # [B V] attention received in the "object" layer: mean over heads and queries (HiPrune)
+            "middle_attention",
             "last_attention",  # [B V] the same in the last layer
-            "patch_embeds",  # [B V C] patches as they enter the tower's first block; `Encoded.tower` is what follows
-            "clip_relevance",  # [B V] cosine of CLIP's image and text embeddings, mean over 77-token segments
+            # [B V C] patches as they enter the tower's first block; `Encoded.tower` is what follows
+            "patch_embeds",
+            # [B V] cosine of CLIP's image and text embeddings, mean over 77-token segments
+            "clip_relevance",
         }
     )
     related = frozenset({"clip_relevance"})
@@ -79,9 +99,16 @@ class Llava(FrozenLVLM):
         text = LlamaConfig(vocab_size=len(tokenizer), **SMALL_TEXT)
         (image_token,) = token_ids(tokenizer, "<image>")
         model = LlavaForConditionalGeneration(
-            LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, vision_feature_layer=-2)
+            LlavaConfig(
+                vision_config=vision,
+                text_config=text,
+                image_token_index=image_token,
+                vision_feature_layer=-2,
+            )
         )
-        images = CLIPImageProcessorPil(size={"height": 48, "width": 48}, crop_size={"height": 48, "width": 48})
+        images = CLIPImageProcessorPil(
+            size={"height": 48, "width": 48}, crop_size={"height": 48, "width": 48}
+        )
         processor = LlavaProcessor(
             images,
             tokenizer,
@@ -101,7 +128,10 @@ class Llava(FrozenLVLM):
 
     def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
         config = self.model.config
-        vision, has_cls = config.vision_config, config.vision_config.model_type == "clip_vision_model"
+        vision, has_cls = (
+            config.vision_config,
+            config.vision_config.model_type == "clip_vision_model",
+        )
         dropped = config.vision_feature_select_strategy == "default"  # the first token, CLS or not
         count = (vision.image_size // vision.patch_size) ** 2 + has_cls - dropped
         return [count] * len(pixels["pixel_values"])
@@ -113,15 +143,26 @@ class Llava(FrozenLVLM):
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         side = self.model.config.vision_config.image_size
-        check_size(self.name, "images", values.shape[-2:], (side, side), "give its image processor that size")
+        check_size(
+            self.name,
+            "images",
+            values.shape[-2:],
+            (side, side),
+            "give its image processor that size",
+        )
         out = self.model.model.vision_tower(values, output_hidden_states=True)
         layers = feature_layers(self.model.config)
         skip = int(self.model.config.vision_feature_select_strategy == "default")
         features = torch.cat([out.hidden_states[layer][:, skip:] for layer in layers], -1)
         if not skip and extras - {"vision_features", "patch_embeds"}:
-            raise UserError(f"{self.name}'s vision tower has no CLS token, so there is no CLS attention to read.")
+            raise UserError(
+                f"{self.name}'s vision tower has no CLS "
+                "token, so there is no CLS attention to read."
+            )
         states = out.hidden_states
-        extra_features = {name: list(self._extra(name, states, layers[-1], features)) for name in sorted(extras)}
+        extra_features = {
+            name: list(self._extra(name, states, layers[-1], features)) for name in sorted(extras)
+        }
         tower = self._tower(states[0], layers) if "patch_embeds" in extras else None
         side = round(features.shape[1] ** 0.5)
         views = [((side, side),)] * len(features)
@@ -134,8 +175,9 @@ class Llava(FrozenLVLM):
         tower = model.config.vision_config.model_type
         if tower not in TOWERS:
             raise UserError(
-                f"this LLaVA has a vision tower of type {tower}, and known are {' and '.join(TOWERS)}: use a "
-                "checkpoint with one of those, e.g. model.pretrained=llava-hf/llava-1.5-7b-hf."
+                f"this LLaVA has a vision tower of type {tower}, and known "
+                f"are {' and '.join(TOWERS)}: use a checkpoint with one of "
+                "those, e.g. model.pretrained=llava-hf/llava-1.5-7b-hf."
             )
         super()._hold(model, processor, name)
 
@@ -150,18 +192,23 @@ class Llava(FrozenLVLM):
         return ClipText(self.clip or beside, self.device)
 
     def _tower(self, start: Float[Tensor, "I M C"], layers: Sequence[int]) -> Tower:
-        """The blocks that make the features, and the first block's CLS token, the same for every image."""
-        kind, strategy = self.model.config.vision_config.model_type, self.model.config.vision_feature_select_strategy
+        """The blocks that make the features, and the first block's CLS token, the same for every
+        image."""
+        kind, strategy = (
+            self.model.config.vision_config.model_type,
+            self.model.config.vision_feature_select_strategy,
+        )
         has_cls = kind == "clip_vision_model"
         if has_cls != (strategy == "default"):
             raise UserError(
-                f"{self.name} selects the features of its {kind} by {strategy!r}, so its visual tokens are not all "
-                "patches and only those, and none can merge inside the tower: use divprune."
+                f"{self.name} selects the features of its {kind} by "
+                f"{strategy!r}, so its visual tokens are not all patches and "
+                "only those, and none can merge inside the tower: use divprune."
             )
         if len(layers) > 1:
             raise UserError(
-                f"{self.name} puts the features of layers {list(layers)} side by side, and tokens that merge inside "
-                "the tower have those of the last one only: use divprune."
+                f"{self.name} puts the features of layers {list(layers)} side by side, and tokens "
+                "that merge inside the tower have those of the last one only: use divprune."
             )
         stack = self.model.model.vision_tower.encoder.layers
         blocks = [StockBlock(block) for block in stack[: layer_of(layers[0], len(stack)) + 1]]
@@ -170,8 +217,8 @@ class Llava(FrozenLVLM):
     def _extra(
         self, name: str, hidden: Sequence[Tensor], layer: int, features: Float[Tensor, "I N C"]
     ) -> Float[Tensor, "I N ..."]:
-        """One of `known_extras`, per image, of the last `layer` that makes the features; clip_relevance is finished by
-        `relate`."""
+        """One of `known_extras`, per image, of the last `layer` that makes the features;
+        clip_relevance is finished by `relate`."""
         layers = self.model.model.vision_tower.encoder.layers
         feature, last = layer_of(layer, len(layers)), len(layers) - 1
         skip = int(self.model.config.vision_feature_select_strategy == "default")

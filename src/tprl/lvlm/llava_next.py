@@ -1,4 +1,5 @@
-"""LLaVA-NeXT (a small view and high-resolution crops, newline tokens) on the stock Hugging Face class, frozen."""
+"""LLaVA-NeXT (a small view and high-resolution crops, newline tokens) on the stock Hugging Face
+class, frozen."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +14,22 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
 )
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, check_size
-from tprl.lvlm.blueprint import SMALL_CLIP, SMALL_TEXT, USER_ASSISTANT, byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.blueprint import (
+    SMALL_CLIP,
+    SMALL_TEXT,
+    USER_ASSISTANT,
+    byte_tokenizer,
+    random_weights,
+    token_ids,
+)
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import clip_settings, completed
 from tprl.lvlm.towers import cls_attention, in_place, layer_of, overheard, query_key
@@ -28,13 +38,15 @@ from tprl.lvlm.towers import cls_attention, in_place, layer_of, overheard, query
 class LlavaNext(FrozenLVLM):
     """A frozen LLaVA-NeXT; arguments as of `FrozenLVLM`.
 
-    The newline token after every row of the crops stays with its row: it is not counted, and never pruned.
+    The newline token after every row of the crops stays with its row: it is not counted, and never
+    pruned.
     """
 
     model_type = "llava_next"
     known_extras = frozenset(
         {
-            "cls_attention",  # [B V] mean over heads of CLS -> patch, in its own crop and the layer of the features
+            # [B V] mean over heads of CLS -> patch, in its own crop and the layer of the features
+            "cls_attention",
             "vision_features",  # [B V C] what the projector reads
         }
     )
@@ -61,10 +73,15 @@ class LlavaNext(FrozenLVLM):
         text = LlamaConfig(vocab_size=len(tokenizer), **SMALL_TEXT)
         pinpoints = [[24, 48], [48, 24], [48, 48]]
         config = LlavaNextConfig(
-            vision_config=vision, text_config=text, image_token_index=image_token, image_grid_pinpoints=pinpoints
+            vision_config=vision,
+            text_config=text,
+            image_token_index=image_token,
+            image_grid_pinpoints=pinpoints,
         )
         images = LlavaNextImageProcessorPil(
-            size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=pinpoints
+            size={"shortest_edge": 24},
+            crop_size={"height": 24, "width": 24},
+            image_grid_pinpoints=pinpoints,
         )
         processor = LlavaNextProcessor(
             images,
@@ -90,18 +107,25 @@ class LlavaNext(FrozenLVLM):
         patches = (vision.image_size // vision.patch_size) ** 2
         blank = [torch.zeros(count, patches, 1) for count in self._crops(pixels["image_sizes"])]
         packed, _ = self.model.model.pack_image_features(
-            blank, pixels["image_sizes"], config.vision_feature_select_strategy, image_newline=torch.zeros(1)
+            blank,
+            pixels["image_sizes"],
+            config.vision_feature_select_strategy,
+            image_newline=torch.zeros(1),
         )
         return [len(tokens) for tokens in packed]
 
     def limit_tiles(self, most: int) -> None:
         side, config = self.model.config.vision_config.image_size, self.model.config
-        within = [[high, wide] for high, wide in config.image_grid_pinpoints if high * wide <= most * side**2]
+        within = [
+            [high, wide]
+            for high, wide in config.image_grid_pinpoints
+            if high * wide <= most * side**2
+        ]
         if not within:
             least = min(high * wide for high, wide in config.image_grid_pinpoints) // side**2
             raise UserError(
-                f"model.max_tiles={most} is less than the {least} tiles of the smallest layout of {self.name}: give "
-                f"{least} or more."
+                f"model.max_tiles={most} is less than the {least} tiles of "
+                f"the smallest layout of {self.name}: give {least} or more."
             )
         config.image_grid_pinpoints = self.processor.image_processor.image_grid_pinpoints = within
 
@@ -111,7 +135,9 @@ class LlavaNext(FrozenLVLM):
         self._check_crops(values, pixels["image_sizes"])
         modules = self._sources(extras)
         with overheard(modules) as calls, in_place(self.model.model):
-            out = self.model.model.get_image_features(values, image_sizes=pixels["image_sizes"], return_dict=True)
+            out = self.model.model.get_image_features(
+                values, image_sizes=pixels["image_sizes"], return_dict=True
+            )
             newline = self.model.model.image_newline.to(out.pooler_output[0])
         features = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
@@ -121,20 +147,33 @@ class LlavaNext(FrozenLVLM):
         separators = [(image == newline).all(-1) for image in tokens]
         config = self.model.config.vision_config
         side = config.image_size // config.patch_size
-        packed = {name: self._pack(value, pixels["image_sizes"], separators) for name, value in features.items()}
+        packed = {
+            name: self._pack(value, pixels["image_sizes"], separators)
+            for name, value in features.items()
+        }
         tiles = [((side, side),) * count for count in self._crops(pixels["image_sizes"])]
-        return Seen(tokens, [_views(rows, side) for rows in separators], tiles, packed, None, separators)
+        return Seen(
+            tokens, [_views(rows, side) for rows in separators], tiles, packed, None, separators
+        )
 
     def _crops(self, sizes: Int[Tensor, "J 2"]) -> list[int]:
         """Crops of images of these (height, width), the small view included."""
         config = self.model.config
         side = config.vision_config.image_size
-        return [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes]
+        return [
+            image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes
+        ]
 
     def _check_crops(self, values: Float[Tensor, "J N 3 Y X"], sizes: Int[Tensor, "J 2"]) -> None:
         """The stock class drops crops that it does not expect; those of zeros alone are padding."""
         side = self.model.config.vision_config.image_size
-        check_size(self.name, "crops", values.shape[-2:], (side, side), "give its image processor that size")
+        check_size(
+            self.name,
+            "crops",
+            values.shape[-2:],
+            (side, side),
+            "give its image processor that size",
+        )
         for crops, count in zip(values, self._crops(sizes), strict=True):
             beyond = int(crops[count:].flatten(1).any(1).sum())
             produced = len(crops[:count]) + beyond
@@ -145,11 +184,15 @@ class LlavaNext(FrozenLVLM):
         config, parts = self.model.config, self.model.model
         if not extras:
             return {}
-        if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "default":
+        if (
+            not isinstance(config.vision_feature_layer, int)
+            or config.vision_feature_select_strategy != "default"
+        ):
             raise UserError(
-                f"{self.name} cannot provide {sorted(extras)}: it reads features of layer "
-                f"{config.vision_feature_layer} by strategy {config.vision_feature_select_strategy}, and known is one "
-                f"layer by strategy default, of a tower with a CLS token."
+                f"{self.name} cannot provide {sorted(extras)}: it reads "
+                f"features of layer {config.vision_feature_layer} by strategy "
+                f"{config.vision_feature_select_strategy}, and known is one "
+                "layer by strategy default, of a tower with a CLS token."
             )
         layers = parts.vision_tower.encoder.layers
         modules = {
@@ -159,12 +202,19 @@ class LlavaNext(FrozenLVLM):
         return {name: modules[name] for name in extras}
 
     def _pack(
-        self, values: Float[Tensor, "I N ..."], sizes: Int[Tensor, "J 2"], separators: Sequence[Bool[Tensor, " _"]]
+        self,
+        values: Float[Tensor, "I N ..."],
+        sizes: Int[Tensor, "J 2"],
+        separators: Sequence[Bool[Tensor, " _"]],
     ) -> list[Float[Tensor, "_ ..."]]:
-        """Values of the patches of all crops in the order of each image's visual tokens, without separators."""
+        """Values of the patches of all crops in the order of each image's visual tokens, without
+        separators."""
         rows = values if values.ndim == 3 else values.unsqueeze(-1)
         packed, _ = self.model.model.pack_image_features(
-            rows.split(self._crops(sizes)), sizes, "default", image_newline=rows.new_zeros(rows.shape[-1])
+            rows.split(self._crops(sizes)),
+            sizes,
+            "default",
+            image_newline=rows.new_zeros(rows.shape[-1]),
         )
         return [
             x[~newline.to(x.device)].flatten(1 if values.ndim == 3 else 0)
@@ -176,7 +226,8 @@ class LlavaNext(FrozenLVLM):
 
 
 def _views(separators: Tensor, side: int) -> tuple[tuple[int, int], ...]:
-    """The small view, and the high-resolution one whose rows end with separators (a small image has only the first)."""
+    """The small view, and the high-resolution one whose rows end with separators (a small image has
+    only the first)."""
     crops = separators[side * side :]
     rows = int(crops.sum())
     columns = int(len(crops) / max(rows, 1)) - 1

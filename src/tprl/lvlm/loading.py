@@ -33,15 +33,17 @@ class Placement:
     Args:
         dtype: name of a torch dtype.
         device: "auto" is the visible GPU whose number is this process's rank, else the CPU.
-        placement: "replicate": a copy on this process's device. "shard": one copy over all GPUs, the rest in memory
-            and on disk (accelerate's device_map); the policy and its rollouts are on the first device.
+        placement: "replicate": a copy on this process's device. "shard": one copy over all GPUs,
+            the rest in memory and on disk (accelerate's device_map); the policy and its rollouts
+            are on the first device.
         attention: "sdpa", "flash_attention_2" or "eager"; None is what transformers chooses.
         load_in: "8bit" or "4bit" (bitsandbytes); None loads the weights as they are.
         max_memory: shard only, how much each device may hold, such as {0: 20GiB, cpu: 60GiB}.
         offload_folder: shard only, where weights go that fit nowhere.
 
     Raises:
-        UserError: an unknown value, a package that is missing, or shard in a run of several processes.
+        UserError: an unknown value, a package that is missing, or shard in a run of several
+            processes.
     """
 
     def __init__(
@@ -56,7 +58,11 @@ class Placement:
     ) -> None:
         allowed = {"placement": ("replicate", "shard"), "load_in": (None, "8bit", "4bit")}
         allowed["attention"] = (None, "sdpa", "flash_attention_2", "eager")
-        for name, value in (("placement", placement), ("load_in", load_in), ("attention", attention)):
+        for name, value in (
+            ("placement", placement),
+            ("load_in", load_in),
+            ("attention", attention),
+        ):
             if value not in allowed[name]:
                 known = ", ".join(str(choice or "null") for choice in allowed[name])
                 raise UserError(f"model.{name} must be one of {known}, got {value}.")
@@ -69,8 +75,8 @@ class Placement:
         _need("bitsandbytes", "quant", f"model.load_in={load_in}", load_in is not None)
         if self.shard and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError(
-                "model.placement=shard puts one copy over all GPUs, and this run has several processes: set "
-                "trainer.devices=1, or model.placement=replicate."
+                "model.placement=shard puts one copy over all GPUs, and this run has "
+                "several processes: set trainer.devices=1, or model.placement=replicate."
             )
         place = torch.device("cpu")
         if torch.cuda.is_available():
@@ -92,19 +98,26 @@ class Placement:
                 "device_map": {"": self.device},
             }
         elif self.device.type == "cuda" and find_spec("accelerate") is not None:
-            # Straight to the GPU: n processes of a machine would otherwise hold n copies in its memory first.
+            # Straight to the GPU: n processes of a machine would otherwise hold n copies in its
+            # memory first.
             arguments |= {"device_map": {"": self.device}}
         if self.shard:
-            memory = None if self.max_memory is None else dict(self.max_memory)  # accelerate writes into it
-            arguments |= {"device_map": "auto", "max_memory": memory, "offload_folder": self.offload_folder}
+            # accelerate writes into it
+            memory = None if self.max_memory is None else dict(self.max_memory)
+            arguments |= {
+                "device_map": "auto",
+                "max_memory": memory,
+                "offload_folder": self.offload_folder,
+            }
         return arguments
 
     def check_random(self, name: str) -> None:
         """Refuse what only applies to weights that are loaded."""
         if self.shard or self.load_in is not None:
             raise UserError(
-                f"model.placement=shard and model.load_in are for weights that are loaded, and model={name} "
-                "model.pretrained=null makes small random ones: set model.pretrained, or leave them out."
+                "model.placement=shard and model.load_in are for weights that "
+                f"are loaded, and model={name} model.pretrained=null makes "
+                "small random ones: set model.pretrained, or leave them out."
             )
 
 
@@ -120,14 +133,16 @@ def first_device(model: Any) -> torch.device:
         return torch.device(places[0])
     if model.device.type != "meta":
         return model.device
-    # Offloaded by hooks of accelerate alone: weights are away until a module runs, where its hook says.
+    # Offloaded by hooks of accelerate alone: weights are away until a module runs, where its hook
+    # says.
     hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
     running = (getattr(hook, "execution_device", None) for hook in hooks)
     return torch.device(next((device for device in running if device is not None), "cpu"))
 
 
 def find_model(pretrained: str) -> Path:
-    """The folder of a model: one that ships with TPRL, the `model/` of a pretraining run, or the path itself."""
+    """The folder of a model: one that ships with TPRL, the `model/` of a pretraining run, or the
+    path itself."""
     places = [ASSETS / pretrained, Path(pretrained) / "model"]
     return next((place for place in places if (place / "config.json").is_file()), Path(pretrained))
 
@@ -147,12 +162,14 @@ def explained(source: str, name: str) -> Generator[None, None, None]:
         raise
     except ImportError as error:  # before OSError: a package that is missing, such as flash_attn
         raise UserError(
-            f"model={name} cannot be loaded with these options: {str(error).strip().splitlines()[0]}"
+            f"model={name} cannot be loaded with these "
+            f"options: {str(error).strip().splitlines()[0]}"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model={name} needs the weights '{source}', and they are neither a local folder nor within reach on the "
-            f"hub: set model.pretrained=/path/to/a/downloaded/folder, or use model=tiny_llava, which ships with TPRL."
+            f"model={name} needs the weights '{source}', and they are neither a local folder "
+            "nor within reach on the hub: set model.pretrained=/path/to/a/downloaded/folder, "
+            "or use model=tiny_llava, which ships with TPRL."
         ) from error
     except (SafetensorError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -169,13 +186,16 @@ def load(
     """Model and processor of `model=<name>`.
 
     Raises:
-        UserError: nothing there or within reach, weights of another family than `model_type`, or damaged ones.
+        UserError: nothing there or within reach, weights of another family than `model_type`, or
+            damaged ones.
     """
     with explained(source, name):
         check_layout(source, name, model_type)
         processor = load_processor(source)
         arguments = where.arguments()
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **arguments)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, output_loading_info=True, **arguments
+        )
     model, info = loaded
     if info["missing_keys"]:  # transformers would go on with random weights in their place
         raise _damaged(source, name, f"{min(info['missing_keys'])} is not there")
@@ -193,25 +213,31 @@ def clip_settings(config: Any) -> dict[str, Any]:
 
 
 def completed(processor: Any, source: str) -> Any:
-    """A LLaVA's processor with what its files leave out, from the model's config; older ones leave out
-    much, and stock defaults then stand for other models."""
+    """A LLaVA's processor with what its files leave out, from the model's config; older ones leave
+    out much, and stock defaults then stand for other models."""
     written, _ = type(processor).get_processor_dict(source)
     for name, value in clip_settings(AutoConfig.from_pretrained(source)).items():
         if written.get(name) is None and getattr(processor, name) != value:
-            log.info("the processor in %s has no %s: %s, as the model's config says", source, name, value)
+            log.info(
+                "the processor in %s has no %s: %s, as the model's config says", source, name, value
+            )
             setattr(processor, name, value)
     return processor
 
 
 def _damaged(source: str, name: str, reason: str) -> UserError:
-    return UserError(f"the weights of {name} in {source} are damaged ({reason}): copy the folder again.")
+    return UserError(
+        f"the weights of {name} in {source} are damaged ({reason}): copy the folder again."
+    )
 
 
 class WithoutVideo(ProcessorMixin):
-    """Before a stock processor among the bases: it then accepts None for its video half, which cannot be built where
-    torchvision is missing."""
+    """Before a stock processor among the bases: it then accepts None for its video half, which
+    cannot be built where torchvision is missing."""
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **options: Any) -> Any:
+    def apply_chat_template(
+        self, conversation: Any, chat_template: str | None = None, **options: Any
+    ) -> Any:
         # SmolVLM's own asks the video half for its settings first, whatever the conversation shows.
         return ProcessorMixin.apply_chat_template(self, conversation, chat_template, **options)
 

@@ -1,7 +1,8 @@
-"""Numbers that a frozen model's dtype cannot hold: whose they are, where they begin, and what helps.
+"""Numbers that a frozen model's dtype cannot hold: whose they are, where they begin, and what
+helps.
 
-Whether a batch is finite is one reduction, read once per batch. Only where it is not, the sample runs again with a hook
-on every module, to name the first one whose output is not finite.
+Whether a batch is finite is one reduction, read once per batch. Only where it is not, the sample
+runs again with a hook on every module, to name the first one whose output is not finite.
 """
 
 import re
@@ -24,7 +25,8 @@ PARTS = (
     (re.compile(r"lm_head"), "output head"),
 )
 LAYER = re.compile(r"\.(?:layers?|blocks)\.(\d+)")
-ATTENTION = "attention of the vision tower"  # what pruners read beside the tokens is computed by us, without modules
+# what pruners read beside the tokens is computed by us, without modules
+ATTENTION = "attention of the vision tower"
 
 
 class _Begins(Exception):
@@ -36,7 +38,8 @@ class _Begins(Exception):
 
 
 class _Ended(Exception):
-    """Ends a generation whose prompts are not finite: what is drawn from them aborts a GPU's process."""
+    """Ends a generation whose prompts are not finite: what is drawn from them aborts a GPU's
+    process."""
 
 
 class Watch:
@@ -59,8 +62,8 @@ class Watch:
 
 @contextmanager
 def watched(model: nn.Module, watch: Watch | None = None) -> Generator[Watch, None, None]:
-    """While it lasts, every forward pass of the model is looked at. It ends early where the first is not finite, and
-    `Watch.finite` says so."""
+    """While it lasts, every forward pass of the model is looked at. It ends early where the first
+    is not finite, and `Watch.finite` says so."""
     watch = watch or Watch()
     handle = model.register_forward_hook(watch.step)
     try:
@@ -72,12 +75,17 @@ def watched(model: nn.Module, watch: Watch | None = None) -> Generator[Watch, No
 
 
 def finite_logits(logits: Float[Tensor, "... N"]) -> Bool[Tensor, "..."]:
-    """Whether there is a largest logit. One at minus infinity alone is a token that cannot be written."""
+    """Whether there is a largest logit. One at minus infinity alone is a token that cannot be
+    written."""
     return logits.amax(-1).isfinite()
 
 
 def check_seen(
-    lvlm: Any, seen: Seen, image_numbers: Sequence[Sequence[int]], names: Sequence[str], again: Callable[[int], Any]
+    lvlm: Any,
+    seen: Seen,
+    image_numbers: Sequence[Sequence[int]],
+    names: Sequence[str],
+    again: Callable[[int], Any],
 ) -> None:
     """Refuse visual tokens, and what pruners read beside them, that are not finite.
 
@@ -102,15 +110,22 @@ def check_seen(
     if bool(finite.all()):
         return
     image = int((~finite).any(0).nonzero()[0])
-    sample = next(name for name, images in zip(names, image_numbers, strict=True) if image in images)
+    sample = next(
+        name for name, images in zip(names, image_numbers, strict=True) if image in images
+    )
     default = "vision tower" if not bool(finite[0, image]) else ATTENTION
     raise not_finite(lvlm, sample, lambda: again(image), default)
 
 
 def check_rows(
-    lvlm: Any, finite: Bool[Tensor, " B"], names: Sequence[str], again: Callable[[int], Any], default: str
+    lvlm: Any,
+    finite: Bool[Tensor, " B"],
+    names: Sequence[str],
+    again: Callable[[int], Any],
+    default: str,
 ) -> None:
-    """Refuse what the language model has made of the rows of a batch that are not finite; looks at the device once.
+    """Refuse what the language model has made of the rows of a batch that are not finite; looks at
+    the device once.
 
     Args:
         lvlm: whose rows they are.
@@ -135,22 +150,30 @@ def not_finite(lvlm: Any, sample: str, again: Callable[[], Any], default: str) -
     dtype = str(lvlm.model.dtype).removeprefix("torch.")
     where = f"{lvlm.name}: the output of its {part} is not finite for sample {sample} in {dtype}"
     if begins and _spoiled(begins.module):
-        return UserError(f"{where}, because weights of {begins.path} are not: copy the checkpoint again.")
+        return UserError(
+            f"{where}, because weights of {begins.path} are not: copy the checkpoint again."
+        )
     if dtype == "float32":
-        return UserError(f"{where}: look at this sample, and at the weights of {begins.path if begins else lvlm.name}.")
+        return UserError(
+            f"{where}: look at this sample, and at the weights "
+            f"of {begins.path if begins else lvlm.name}."
+        )
     largest = f"{torch.finfo(lvlm.model.dtype).max:.5g}"
     other = "bfloat16 or float32" if dtype == "float16" else "float32"
     return UserError(
-        f"{where}, whose largest number is {largest}: load the model as {other} (model.dtype, or dtype= of "
-        "from_pretrained)."
+        f"{where}, whose largest number is {largest}: load the model "
+        f"as {other} (model.dtype, or dtype= of from_pretrained)."
     )
 
 
 def part_of(path: str) -> str:
-    """The part of a model that a module belongs to, with the number of its layer where it is in one."""
+    """The part of a model that a module belongs to, with the number of its layer where it is in
+    one."""
     part = next((name for pattern, name in PARTS if pattern.search(path)), "language model")
     layer = LAYER.search(path)
-    return f"{part} layer {layer[1]}" if layer and part in ("vision tower", "language model") else part
+    return (
+        f"{part} layer {layer[1]}" if layer and part in ("vision tower", "language model") else part
+    )
 
 
 def _finite(value: Tensor, device: torch.device) -> Bool[Tensor, ""]:
@@ -158,7 +181,11 @@ def _finite(value: Tensor, device: torch.device) -> Bool[Tensor, ""]:
 
 
 def _spoiled(module: nn.Module) -> bool:
-    return any(not bool(weight.isfinite().all()) for weight in module.parameters(recurse=False) if not weight.is_meta)
+    return any(
+        not bool(weight.isfinite().all())
+        for weight in module.parameters(recurse=False)
+        if not weight.is_meta
+    )
 
 
 @torch.no_grad()
@@ -169,12 +196,18 @@ def _first(model: nn.Module, again: Callable[[], Any]) -> _Begins | None:
         def look(module: nn.Module, _: Any, out: Any) -> None:
             first = out[0] if isinstance(out, tuple | list) and out else out
             # Logits and scores may mask by infinities, hidden states may not.
-            if isinstance(first, Tensor) and first.is_floating_point() and not bool(first.isfinite().all()):
+            if (
+                isinstance(first, Tensor)
+                and first.is_floating_point()
+                and not bool(first.isfinite().all())
+            ):
                 raise _Begins(path, module)
 
         return look
 
-    handles = [module.register_forward_hook(listen(path)) for path, module in model.named_modules() if path]
+    handles = [
+        module.register_forward_hook(listen(path)) for path, module in model.named_modules() if path
+    ]
     try:
         again()
     except _Begins as begins:

@@ -1,4 +1,5 @@
-"""How a frozen LVLM writes a prompt: the template, what stands for an image, and what cannot be asked."""
+"""How a frozen LVLM writes a prompt: the template, what stands for an image, and what cannot be
+asked."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -20,7 +21,8 @@ class Prompting:
     """The text side of an LVLM with a stock processor.
 
     Attributes:
-        prompt: template around `{question}`, "<image>" marks the image; None takes the processor's chat template.
+        prompt: template around `{question}`, "<image>" marks the image; None takes the processor's
+            chat template.
     """
 
     name: str
@@ -33,8 +35,9 @@ class Prompting:
         """The prompts of samples as texts.
 
         Raises:
-            UserError: a sample with more or fewer images than the prompt shows, a question that the tokenizer refuses
-                or reads as something else than text, or a template that changes it.
+            UserError: a sample with more or fewer images than the prompt shows, a question that the
+                tokenizer refuses or reads as something else than text, or a template that changes
+                it.
         """
         check_images(samples, self.prompt, self.name)
         for sample in samples:
@@ -46,12 +49,14 @@ class Prompting:
         return prompts
 
     def _check_written(self, sample: Sample, text: str) -> None:
-        """Refuse prompts that do not show their images: a model would answer as if there were none."""
+        """Refuse prompts that do not show their images: a model would answer as if there were
+        none."""
         count = text.count(self.placeholder)
         if count != len(sample.images):
             raise UserError(
-                f"the chat template of {self.name} writes {count} image placeholders {self.placeholder} for sample "
-                f"{sample.uid}, which has {len(sample.images)} images: set model.prompt, e.g. "
+                f"the chat template of {self.name} writes {count} image "
+                f"placeholders {self.placeholder} for sample {sample.uid}, "
+                f"which has {len(sample.images)} images: set model.prompt, e.g. "
                 "'USER: <image> {question} ASSISTANT:', or mend the template."
             )
 
@@ -75,28 +80,42 @@ class Prompting:
 
     @property
     def remedy(self) -> str:
-        """How to set a processor so that it writes as many placeholders as the vision tower makes features."""
+        """How to set a processor so that it writes as many placeholders as the vision tower makes
+        features."""
         settings = ", ".join(f"{name}={value}" for name, value in self.processor_settings().items())
-        return f"give the processor {settings or 'the sizes of images and patches'} as the model's config says"
+        return (
+            f"give the processor {settings or 'the sizes of images and patches'} "
+            "as the model's config says"
+        )
 
     def processor_settings(self) -> dict[str, Any]:
-        """What of the processor decides how many placeholders it writes, from the model's config; for errors."""
+        """What of the processor decides how many placeholders it writes, from the model's config;
+        for errors."""
         return {}
 
     def render(self, sample: Sample) -> str:
         """The prompt as text, image placeholders not yet expanded."""
         if self.prompt is not None:
-            return self.prompt.replace("<image>", self.image_text).replace("{question}", sample.question)
-        content = [*({"type": "image"} for _ in sample.images), {"type": "text", "text": sample.question}]
+            return self.prompt.replace("<image>", self.image_text).replace(
+                "{question}", sample.question
+            )
+        content = [
+            *({"type": "image"} for _ in sample.images),
+            {"type": "text", "text": sample.question},
+        ]
         turns = [{"role": "user", "content": content}]
         template = self.processor.chat_template or self.tokenizer.chat_template
         if template is None:
-            raise UserError(f"{self.name} has no chat template: set model.prompt, e.g. 'USER: <image> {{question}}'.")
+            raise UserError(
+                f"{self.name} has no chat template: set "
+                f"model.prompt, e.g. 'USER: <image> {{question}}'."
+            )
         # The tokenizer renders: some processors ask their video half for settings first.
         text = self.tokenizer.apply_chat_template(
             turns, chat_template=template, add_generation_prompt=True, tokenize=False
         )
-        # Of a folder that was exported for an engine the template writes the BOS, and the tokenizer would add another.
+        # Of a folder that was exported for an engine the template writes the BOS, and the tokenizer
+        # would add another.
         return text.removeprefix(self.tokenizer.bos_token) if self._adds_bos else text
 
     @cached_property

@@ -48,8 +48,8 @@ class QuestionFinder:
         self.template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         if self.template is None:
             raise UserError(
-                "the processor has no chat template, so a question cannot be told from the words around it: set "
-                "processor.chat_template, or use a pruner that reads no question."
+                "the processor has no chat template, so a question cannot be told from the words "
+                "around it: set processor.chat_template, or use a pruner that reads no question."
             )
         self.image_token = image_token
         added = self.tokenizer.added_tokens_decoder.items()
@@ -60,7 +60,9 @@ class QuestionFinder:
         later = (self._next_turn(), self._after_system())
         self.openings = [opening for opening in later if self._has_words(opening)]
 
-    def __call__(self, ids: Int[Tensor, "B S"], attention: Bool[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
+    def __call__(
+        self, ids: Int[Tensor, "B S"], attention: Bool[Tensor, "B S"]
+    ) -> Bool[Tensor, "B S"]:
         """True on the question of each prompt; nowhere in a prompt without an image."""
         question = torch.zeros_like(attention)
         for row, real in enumerate(attention):
@@ -71,13 +73,14 @@ class QuestionFinder:
             words = self._words(line)
             if not words:
                 self._warn(
-                    "a prompt with an image has no words of a user in its last turn: a pruner that reads the question "
-                    "keeps the same tokens whatever is asked elsewhere; write the question into the turn of the image"
+                    "a prompt with an image has no words of a user in its last turn: a "
+                    "pruner that reads the question keeps the same tokens whatever is "
+                    "asked elsewhere; write the question into the turn of the image"
                 )
             question[row, columns[words]] = True
         return question
 
-    # --- in a prompt --------------------------------------------------------------------------------------------
+    # --- in a prompt ------------------------------------------------------------------------------
 
     def _words(self, line: Sequence[int]) -> list[int]:
         """Places of the question's tokens in a prompt without padding."""
@@ -107,7 +110,10 @@ class QuestionFinder:
             if end is not None:
                 return end - len(ending)
         if begin == "its image" or self._has_words(self.tail):
-            self._warn(f"a prompt does not end as its chat template does: all text after {begin} is the question")
+            self._warn(
+                "a prompt does not end as its chat template "
+                f"does: all text after {begin} is the question"
+            )
         return len(line)
 
     def _segments(self, line: Sequence[int], start: int, stop: int) -> list[int]:
@@ -159,7 +165,7 @@ class QuestionFinder:
             self._warned.add(message)
             log.warning(message)
 
-    # --- the template -------------------------------------------------------------------------------------------
+    # --- the template -----------------------------------------------------------------------------
 
     def _learn_turn(self) -> None:
         """What the template writes around one turn, and beside an image in it."""
@@ -189,8 +195,15 @@ class QuestionFinder:
         try:
             before = _common([second(ANSWERS[0], question) for question in QUESTIONS])
             after = _common_end([second(answer, QUESTIONS[0]) for answer in ANSWERS])
-        except (TemplateError, TypeError) as error:  # by the template, or by what it does to its parts
-            log.warning("the chat template renders no second turn (%s): all text after an image is a question", error)
+        # by the template, or by what it does to its parts
+        except (TemplateError, TypeError) as error:
+            log.warning(
+                (
+                    "the chat template renders no second turn "
+                    "(%s): all text after an image is a question"
+                ),
+                error,
+            )
             return []
         whole = second(ANSWERS[0], QUESTIONS[0])
         return self._bare(whole[len(whole) - len(after) : len(before)], ends_only=True)
@@ -219,7 +232,9 @@ class QuestionFinder:
     def _plain(self, ids: list[int]) -> list[int]:
         return [token for token in ids if token not in self.special]
 
-    def _render(self, turns: Sequence[tuple[str, list[str | None]]], ends: bool = False) -> list[int]:
+    def _render(
+        self, turns: Sequence[tuple[str, list[str | None]]], ends: bool = False
+    ) -> list[int]:
         """Ids of a conversation of (role, parts); with `ends` nothing opens the answer."""
         contents = [self._parts(parts) for _, parts in turns]
         if self._of_texts:
@@ -231,24 +246,34 @@ class QuestionFinder:
 
     def _parts(self, parts: Sequence[str | None]) -> Any:
         """The content of a turn as processors take it."""
-        return [{"type": "image"} if part is IMAGE else {"type": "text", "text": part} for part in parts]
+        return [
+            {"type": "image"} if part is IMAGE else {"type": "text", "text": part} for part in parts
+        ]
 
     @cached_property
     def _of_texts(self) -> bool:
-        """Whether the template knows texts alone: images are placeholders that users write into them."""
+        """Whether the template knows texts alone: images are placeholders that users write into
+        them."""
         turn = [("user", [IMAGE, QUESTIONS[0]])]
         contents = [self._parts(parts) for _, parts in turn]
         return self.image_token not in self._ids(turn, contents, ends=False)
 
-    def _ids(self, turns: Sequence[tuple[str, Any]], contents: Sequence[Any], ends: bool) -> list[int]:
-        messages = [{"role": role, "content": content} for (role, _), content in zip(turns, contents, strict=True)]
+    def _ids(
+        self, turns: Sequence[tuple[str, Any]], contents: Sequence[Any], ends: bool
+    ) -> list[int]:
+        messages = [
+            {"role": role, "content": content}
+            for (role, _), content in zip(turns, contents, strict=True)
+        ]
         text = self.tokenizer.apply_chat_template(
             messages, chat_template=self.template, add_generation_prompt=not ends, tokenize=False
         )
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _after_image(self, ids: list[int]) -> list[int]:
-        return ids[len(ids) - ids[::-1].index(self.image_token) :] if self.image_token in ids else ids
+        return (
+            ids[len(ids) - ids[::-1].index(self.image_token) :] if self.image_token in ids else ids
+        )
 
 
 def _common(lines: Sequence[list[int]]) -> list[int]:

@@ -11,7 +11,10 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 
 from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.errors import UserError
@@ -22,16 +25,17 @@ from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, rotated, window_order
 
 CHAT = (
-    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}{% if "
+    "part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text "
+    "}}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
 )
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
 
 def small_text() -> tuple[Any, dict[str, Any]]:
-    """What the blueprints of all Qwen-VL share: a tokenizer, and the config of a small language model that uses it."""
+    """What the blueprints of all Qwen-VL share: a tokenizer, and the config of a small language
+    model that uses it."""
     tokenizer = byte_tokenizer(MARKS, image_token=IMAGE, video_token=VIDEO)
     image, video, start, end = token_ids(tokenizer, IMAGE, VIDEO, *MARKS[2:])
     text = {
@@ -58,14 +62,17 @@ class Qwen25VL(FrozenLVLM):
     model_type = "qwen2_5_vl"
     known_extras = frozenset(
         {
-            "cls_attention",  # [B V] attention received in the last block that sees the whole image: mean over heads,
+            # [B V] attention received in the last block that sees the whole image: mean over heads,
+            "cls_attention",
             # queries and the token's patches
-            "vision_features",  # [B V C] what the merger reads, before its norm: the patches of a token side by side
+            # [B V C] what the merger reads, before its norm: the patches of a token side by side
+            "vision_features",
         }
     )
     substitutes = RECEIVED
     bounds = frozenset({"max_pixels"})
-    windows = True  # all blocks of the tower but a few see windows, and its tokens are in window order
+    # all blocks of the tower but a few see windows, and its tokens are in window order
+    windows = True
     pixel_inputs = ("pixel_values", "image_grid_thw")
     coordinates = "resized"
     processor_class: type[Any] = ImageOnly
@@ -78,7 +85,9 @@ class Qwen25VL(FrozenLVLM):
         v = self.model.config.vision_config
         whole = sum(block in v.fullatt_block_indexes for block in range(v.depth))
         window = v.window_size // v.spatial_merge_size // v.patch_size * v.spatial_merge_size
-        return self._shape(v.hidden_size, v.intermediate_size, gated=True, window=window, whole=whole)
+        return self._shape(
+            v.hidden_size, v.intermediate_size, gated=True, window=window, whole=whole
+        )
 
     def _shape(self, width: int, mlp: int, projectors: int = 1, **differs: Any) -> LVLMShape:
         """What the towers of all Qwen-VL share; `differs` are further fields of `VisionShape`."""
@@ -128,7 +137,11 @@ class Qwen25VL(FrozenLVLM):
         images = self.processor.image_processor
         factor, size = images.patch_size * images.merge_size, images.size
         seen = smart_resize(
-            height, width, factor=factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
+            height,
+            width,
+            factor=factor,
+            min_pixels=size["shortest_edge"],
+            max_pixels=size["longest_edge"],
         )
         return seen[1], seen[0]
 
@@ -158,11 +171,14 @@ class Qwen25VL(FrozenLVLM):
         for _, rows, columns in grid.tolist():
             if rows % config.spatial_merge_size or columns % config.spatial_merge_size:
                 raise UserError(
-                    f"the processor makes a grid of {rows} x {columns} patches, and {self.name} merges "
-                    f"{config.spatial_merge_size} x {config.spatial_merge_size} of them: {self.remedy}."
+                    f"the processor makes a grid of {rows} x {columns} patches, "
+                    f"and {self.name} merges {config.spatial_merge_size} x "
+                    f"{config.spatial_merge_size} of them: {self.remedy}."
                 )
         modules = {
-            "cls_attention": tower.blocks[max(config.fullatt_block_indexes) if self.windows else -1].attn,
+            "cls_attention": tower.blocks[
+                max(config.fullatt_block_indexes) if self.windows else -1
+            ].attn,
             "vision_features": tower.merger,
         }
         with overheard({name: modules[name] for name in extras}) as calls:
@@ -170,7 +186,9 @@ class Qwen25VL(FrozenLVLM):
         merge = config.spatial_merge_size
         views = [(h // merge, w // merge) for _, h, w in grid.tolist()]
         counts = [rows * columns for rows, columns in views]
-        features = {name: call.x.view(-1, merge**2 * call.x.shape[-1]) for name, call in calls.items()}
+        features = {
+            name: call.x.view(-1, merge**2 * call.x.shape[-1]) for name, call in calls.items()
+        }
         if "cls_attention" in calls:
             sizes = [count * merge**2 for count in counts]
             patches = self._attention(modules["cls_attention"], calls["cls_attention"], sizes)
@@ -180,24 +198,31 @@ class Qwen25VL(FrozenLVLM):
             features = {name: value[back.to(value.device)] for name, value in features.items()}
         tiles = [((h, w),) for _, h, w in grid.tolist()]
         extra = {name: list(value.split(counts)) for name, value in features.items()}
-        return Seen(list(out.pooler_output), [(view,) for view in views], tiles, extra, self._deep(out))
+        return Seen(
+            list(out.pooler_output), [(view,) for view in views], tiles, extra, self._deep(out)
+        )
 
     def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
         """What deeper layers of the tower add, per image (see `Encoded.deep`)."""
         return None
 
     def _attention(self, layer: Any, call: Call, sizes: list[int]) -> Float[Tensor, " N"]:
-        """Attention that each patch receives from those of its own image, in the tower's order; `sizes` are patches
-        per image."""
+        """Attention that each patch receives from those of its own image, in the tower's order;
+        `sizes` are patches per image."""
         query, keys, _ = layer.qkv(call.x).unflatten(-1, (3, layer.num_heads, -1)).unbind(1)
         cosine, sine = call.options["position_embeddings"]
-        turned = (rotated(x, cosine, sine).transpose(0, 1).unsqueeze(0).split(sizes, 2) for x in (query, keys))
+        turned = (
+            rotated(x, cosine, sine).transpose(0, 1).unsqueeze(0).split(sizes, 2)
+            for x in (query, keys)
+        )
         return torch.cat([received_attention(q, k)[0] for q, k in zip(*turned, strict=True)])
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
-        """The merger, for methods that merge tokens before it; it reads the patches of a token side by side, and
-        its norm is part of it."""
-        patches = vision_features.unflatten(-1, (self.model.config.vision_config.spatial_merge_size**2, -1))
+        """The merger, for methods that merge tokens before it; it reads the patches of a token side
+        by side, and its norm is part of it."""
+        patches = vision_features.unflatten(
+            -1, (self.model.config.vision_config.spatial_merge_size**2, -1)
+        )
         return self.model.model.visual.merger(patches).view(*vision_features.shape[:-1], self.width)
 
     def positions(
@@ -206,5 +231,7 @@ class Qwen25VL(FrozenLVLM):
         if "image_grid_thw" not in inputs:  # text only
             return super().positions(ids, attention, inputs).expand(3, -1, -1)
         kinds, grid = (ids == self.image_token).int(), inputs["image_grid_thw"].to(self.device)
-        positions, _ = self.model.model.get_rope_index(ids, kinds, grid, attention_mask=attention.long())
+        positions, _ = self.model.model.get_rope_index(
+            ids, kinds, grid, attention_mask=attention.long()
+        )
         return (positions.to(self.device) * attention).long()

@@ -25,8 +25,8 @@ class ImageOnly(WithoutVideo, StockProcessor):
 class Qwen3VL(Qwen25VL):
     """A frozen Qwen3-VL; arguments as of `FrozenLVLM`.
 
-    The first layers of the language model add features of deeper vision layers to the visual tokens: a token that goes
-    takes its own with it.
+    The first layers of the language model add features of deeper vision layers to the visual
+    tokens: a token that goes takes its own with it.
     """
 
     model_type = "qwen3_vl"
@@ -47,7 +47,8 @@ class Qwen3VL(Qwen25VL):
     def blueprint() -> tuple[Any, Any]:
         tokenizer, text = small_text()
         text["text_config"] |= {"num_hidden_layers": 3, "head_dim": 12}
-        # The stock class does so anyway; engines ask the config, as those that are published say it.
+        # The stock class does so anyway; engines ask the config, as those that are published say
+        # it.
         text["text_config"]["rope_parameters"]["mrope_interleaved"] = True
         config = Qwen3VLConfig(
             vision_config={
@@ -61,12 +62,15 @@ class Qwen3VL(Qwen25VL):
             },
             **text,
         )
-        images = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32 * 4, max_pixels=32 * 32 * 64)
+        images = Qwen2VLImageProcessorPil(
+            patch_size=16, min_pixels=32 * 32 * 4, max_pixels=32 * 32 * 64
+        )
         model = random_weights(Qwen3VLForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
 
     def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
-        home = out.deepstack_features[0][0].device  # the mergers of a model that is cut may be on several
+        # the mergers of a model that is cut may be on several
+        home = out.deepstack_features[0][0].device
         images = zip(*out.deepstack_features, strict=True)
         return [torch.cat([layer.to(home) for layer in features], -1) for features in images]
 
@@ -79,17 +83,22 @@ class Qwen3VL(Qwen25VL):
             return
         done = 0  # columns that the language model has read
 
-        def give(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def give(
+            module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             nonlocal done
             rows, columns, _ = kwargs["inputs_embeds"].shape
             copies = rows // len(visual)  # beams
             columns_now, features = (
-                part[:, done : done + columns].repeat_interleave(copies, 0) for part in (visual, deep)
+                part[:, done : done + columns].repeat_interleave(copies, 0)
+                for part in (visual, deep)
             )
             done += columns
             if columns_now.any():
                 kwargs["visual_pos_masks"] = pad(columns_now, (0, columns - columns_now.shape[1]))
-                kwargs["deepstack_visual_embeds"] = list(features[columns_now].split(self.width, -1))
+                kwargs["deepstack_visual_embeds"] = list(
+                    features[columns_now].split(self.width, -1)
+                )
             return args, kwargs
 
         handle = self.model.model.language_model.register_forward_pre_hook(give, with_kwargs=True)

@@ -1,4 +1,5 @@
-"""Answers that a frozen LVLM is made to read (teacher forcing): their likelihood, its distributions, and gradients."""
+"""Answers that a frozen LVLM is made to read (teacher forcing): their likelihood, its
+distributions, and gradients."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -40,8 +41,9 @@ class AnswerReading:
     def score(
         self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
     ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
-        """Teacher-forced mean log-probability (nats per token, end token included), and whether every token of the
-        answer is the arg-max, which is what greedy decoding needs to produce it."""
+        """Teacher-forced mean log-probability (nats per token, end token included), and whether
+        every token of the answer is the arg-max, which is what greedy decoding needs to produce
+        it."""
         log_probs = torch.zeros(len(answers), device=self.device)
         exact = torch.zeros(len(answers), dtype=torch.bool, device=self.device)
         for rows, logits, ids in self._read(prompt, answers, plan):
@@ -51,21 +53,35 @@ class AnswerReading:
 
     @retry_smaller
     def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
-        """Log-probabilities of every vocabulary entry at each token of the answers (end token included),
-        teacher-forced; nan where an answer is shorter."""
+        """Log-probabilities of every vocabulary entry at each token of the answers (end token
+        included), teacher-forced; nan where an answer is shorter."""
         width = max(self.answer_length(answer) for answer in answers)
         log_probs = torch.full((len(answers), width, 1), torch.nan, device=self.device)
         for rows, logits, ids in self._read(prompt, answers):
-            log_probs = log_probs.expand(-1, -1, logits.shape[2]).contiguous() if log_probs.shape[2] == 1 else log_probs
-            log_probs[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill((ids < 0).unsqueeze(2), torch.nan)
+            log_probs = (
+                log_probs.expand(-1, -1, logits.shape[2]).contiguous()
+                if log_probs.shape[2] == 1
+                else log_probs
+            )
+            log_probs[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill(
+                (ids < 0).unsqueeze(2), torch.nan
+            )
         return log_probs
 
     @retry_smaller
     def divergence(
-        self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R A N"], index: Int[Tensor, " B"]
+        self,
+        prompt: Prompt,
+        answers: Sequence[str],
+        reference: Float[Tensor, "R A N"],
+        index: Int[Tensor, " B"],
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """See `OpenLVLM`; a micro-batch at a time, because distributions over a vocabulary are large."""
-        kl, same = torch.zeros(len(answers), device=self.device), torch.zeros(len(answers), device=self.device)
+        """See `OpenLVLM`; a micro-batch at a time, because distributions over a vocabulary are
+        large."""
+        kl, same = (
+            torch.zeros(len(answers), device=self.device),
+            torch.zeros(len(answers), device=self.device),
+        )
         for rows, logits, ids in self._read(prompt, answers):
             there = reference[index.to(rows.device)[rows], : ids.shape[1]]
             kl[rows], same[rows] = divergence(there, logits.log_softmax(-1))
@@ -74,7 +90,8 @@ class AnswerReading:
     def _read(
         self, prompt: Prompt, answers: Sequence[str], plan: LayerPlan | None = None
     ) -> Iterator[tuple[Int[Tensor, " R"], Float[Tensor, "R A N"], Int[Tensor, "R A"]]]:
-        """Rows, logits and ids of the answers, teacher-forced, micro-batch by micro-batch; ids are -1 on padding.
+        """Rows, logits and ids of the answers, teacher-forced, micro-batch by micro-batch; ids are
+        -1 on padding.
 
         Raises:
             UserError: after the last of them, logits or the likelihood of an answer are not finite.
@@ -94,7 +111,9 @@ class AnswerReading:
 
         check_rows(self, finite, prompt.uids, again, "language model")
 
-    def _teach(self, part: Prompt, ids: Int[Tensor, "R A"], plan: LayerPlan | None) -> Float[Tensor, "R A N"]:
+    def _teach(
+        self, part: Prompt, ids: Int[Tensor, "R A"], plan: LayerPlan | None
+    ) -> Float[Tensor, "R A N"]:
         """Logits at the places of the answers' tokens."""
         real, width = ids >= 0, ids.shape[1]
         after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
@@ -120,7 +139,11 @@ class AnswerReading:
             )
 
     def check_written(
-        self, finite: Bool[Tensor, " R"] | None, prompt: Prompt, plan: LayerPlan | None, names: Sequence[str]
+        self,
+        finite: Bool[Tensor, " R"] | None,
+        prompt: Prompt,
+        plan: LayerPlan | None,
+        names: Sequence[str],
     ) -> None:
         """Refuse rows of a batch that was generated and was not finite.
 
@@ -139,24 +162,34 @@ class AnswerReading:
     def gated_log_prob(
         self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
     ) -> Float[Tensor, " B"]:
-        """Teacher-forced mean log-probability of the answers with attention to visual token j weighted by gate j, in
-        every layer; differentiable in the gates. Gates of 0 and 1 give what `score` gives after pruning.
+        """Teacher-forced mean log-probability of the answers with attention to visual token j
+        weighted by gate j, in every layer; differentiable in the gates. Gates of 0 and 1 give what
+        `score` gives after pruning.
 
-        Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is one graph.
+        Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is
+        one graph.
         """
         ids = self.answer_ids(answers)
         real, width = ids >= 0, ids.shape[1]
-        after = encoded.positions.amax((0, 2), keepdim=True) + 1 + torch.arange(width, device=gate.device)
+        after = (
+            encoded.positions.amax((0, 2), keepdim=True)
+            + 1
+            + torch.arange(width, device=gate.device)
+        )
         parts = self.model.model
         with self.deepstack(encoded.deep, encoded.is_visual):
             out = (parts.language_model if hasattr(parts, "language_model") else parts.text_model)(
                 inputs_embeds=self._with_answer(encoded.embeds, ids),
                 attention_mask=gate_bias(encoded, gate, real),
-                position_ids=axes(torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)),
+                position_ids=axes(
+                    torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)
+                ),
                 use_cache=False,
             )
         # Called past the outermost hook of a model that is cut, it answers where its last layer is.
-        logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).to(self.device).float()
+        logits = (
+            self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).to(self.device).float()
+        )
         return mean_log_prob(logits, ids)
 
     def answer_length(self, answer: str) -> int:
@@ -168,7 +201,8 @@ class AnswerReading:
         return self._turn.row(answer)
 
     def answer_ids(self, answers: Sequence[str]) -> Int[Tensor, "B A"]:
-        """Token ids of the answers with the end token as the model would write them, right-padded with -1."""
+        """Token ids of the answers with the end token as the model would write them, right-padded
+        with -1."""
         return padded_ids([self._turn.row(answer) for answer in answers], self.device)
 
     @cached_property
@@ -182,9 +216,12 @@ class AnswerReading:
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
-    def _with_answer(self, embeds: Float[Tensor, "B S D"], ids: Int[Tensor, "B A"]) -> Float[Tensor, "B S1 D"]:
+    def _with_answer(
+        self, embeds: Float[Tensor, "B S D"], ids: Int[Tensor, "B A"]
+    ) -> Float[Tensor, "B S1 D"]:
         return torch.cat([embeds, self.words(ids.clamp(min=0))], 1)
 
     def words(self, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
-        """Embeddings of tokens, on the device of the prompts: those of a model that is cut may be elsewhere."""
+        """Embeddings of tokens, on the device of the prompts: those of a model that is cut may be
+        elsewhere."""
         return self.model.get_input_embeddings()(ids).to(self.device)

@@ -1,4 +1,5 @@
-"""Which visual tokens lie on the region that decides the answer: for analysis and the oracle only."""
+"""Which visual tokens lie on the region that decides the answer: for analysis and the oracle
+only."""
 
 from collections.abc import Sequence
 
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from tprl.types import Box, Sample
 
-MEANINGFUL_SHARE = 0.25  # of a cell's area that a box must cover for the token to count as lying on it
+# of a cell's area that a box must cover for the token to count as lying on it
+MEANINGFUL_SHARE = 0.25
 
 
 def region_rank(
@@ -19,15 +21,18 @@ def region_rank(
 ) -> Float[Tensor, "B V"]:
     """How central each visual token is to its sample's region; 0 off the region.
 
-    A token is a cell of the grid (rows, columns) over the part of the original image that the model sees. It lies on
-    a box if the box covers at least a quarter of the cell, or if the cell holds the box's center. The tokens on a box
-    are ranked by the distance of their cell's center to the box's center, in pixels (ties by lower index), and score
-    1 / (1 + rank); on several boxes the best of the scores counts. So the top tokens alternate among the
-    boxes, however large these are. No token lies on a box of which the model sees nothing.
+    A token is a cell of the grid (rows, columns) over the part of the original image that the model
+    sees. It lies on a box if the box covers at least a quarter of the cell, or if the cell holds
+    the box's center. The tokens on a box are ranked by the distance of their cell's center to the
+    box's center, in pixels (ties by lower index), and score 1 / (1 + rank); on several boxes the
+    best of the scores counts. So the top tokens alternate among the boxes, however large these are.
+    No token lies on a box of which the model sees nothing.
 
     Args:
-        samples: the boxes of `region` belong to the last image when there are several; None scores 0 everywhere.
-        grids: per sample, image and view, (rows, columns) of its visual tokens; the last view shows the whole image.
+        samples: the boxes of `region` belong to the last image when there are several; None scores
+            0 everywhere.
+        grids: per sample, image and view, (rows, columns) of its visual tokens; the last view shows
+            the whole image.
         width: V, the padded number of visual tokens.
         seen: see `Encoded.seen`; () where every image is seen whole.
     """
@@ -50,7 +55,9 @@ def _box_rank(box: Box, seen: Box, rows: int, columns: int) -> Float[Tensor, " N
     x, y = _edges(seen[0], seen[2], columns), _edges(seen[1], seen[3], rows)
     if not _meets(box, seen):
         return torch.zeros(rows * columns)
-    on = (_covered(y, box[1], box[3]).unsqueeze(1) * _covered(x, box[0], box[2])).flatten() >= MEANINGFUL_SHARE
+    on = (
+        _covered(y, box[1], box[3]).unsqueeze(1) * _covered(x, box[0], box[2])
+    ).flatten() >= MEANINGFUL_SHARE
     center_x, center_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     on |= (_holds(y, center_y).unsqueeze(1) & _holds(x, center_x)).flatten()
     off_x, off_y = (x[:-1] + x[1:]) / 2 - center_x, (y[:-1] + y[1:]) / 2 - center_y
@@ -69,9 +76,11 @@ def _whole(size: tuple[int, int]) -> Box:
 
 
 def _meets(box: Box, seen: Box) -> bool:
-    """Whether a box lies on what is seen with more than an edge; one without area does where it stands."""
+    """Whether a box lies on what is seen with more than an edge; one without area does where it
+    stands."""
     across, down = (
-        box[axis] < seen[axis + 2] and (box[axis + 2] > seen[axis] or box[axis] >= seen[axis]) for axis in (0, 1)
+        box[axis] < seen[axis + 2] and (box[axis + 2] > seen[axis] or box[axis] >= seen[axis])
+        for axis in (0, 1)
     )
     return across and down
 

@@ -11,8 +11,8 @@ from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, pick_images
 
 log = logging.getLogger(__name__)
-# Pixel values that the vision side gets at once: 99 images of LLaVA-1.5, 55 tiles of InternVL3 (four images). Their
-# hidden states are a gigabyte or two.
+# Pixel values that the vision side gets at once: 99 images of LLaVA-1.5, 55 tiles of InternVL3
+# (four images). Their hidden states are a gigabyte or two.
 SEEN_AT_ONCE = 1 << 25
 
 
@@ -31,8 +31,8 @@ class Seeing:
     values_at_once: int = SEEN_AT_ONCE
 
     def look(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
-        """`see`, a few images at a time: memory does not grow with the batch. Where GPU memory ends it starts again
-        with half as many pixel values as did not fit, and goes on so.
+        """`see`, a few images at a time: memory does not grow with the batch. Where GPU memory ends
+        it starts again with half as many pixel values as did not fit, and goes on so.
 
         Raises:
             UserError: there is not enough for one image.
@@ -49,16 +49,22 @@ class Seeing:
                 failed = chunks[min(len(parts), len(chunks) - 1)]
                 if len(failed) == 1:
                     raise UserError(
-                        f"{self.name} has no memory to see a single image: use model.max_pixels or model.max_tiles, "
-                        "model.load_in=4bit, model.placement=shard or a GPU with more memory."
+                        f"{self.name} has no memory to see a single image: use "
+                        "model.max_pixels or model.max_tiles, model.load_in=4bit, "
+                        "model.placement=shard or a GPU with more memory."
                     ) from error
-            # Here and not above: while an error is handled, its frames hold on to what filled the memory.
+            # Here and not above: while an error is handled, its frames hold on to what filled the
+            # memory.
             parts.clear()
-            # Half of what was tried, which may be far below the bound: else the same images would be tried again.
+            # Half of what was tried, which may be far below the bound: else the same images would
+            # be tried again.
             values = sum(rows[image] for image in failed) * values_per_row(pixels)
             self.values_at_once = min(self.values_at_once, values) // 2
             torch.cuda.empty_cache()
-            log.warning("out of memory with %d images: from here on about half as many at a time", len(failed))
+            log.warning(
+                "out of memory with %d images: from here on about half as many at a time",
+                len(failed),
+            )
 
 
 def values_per_row(pixels: Mapping[str, Any]) -> int:

@@ -1,4 +1,5 @@
-"""Shapes of images that a family's own processor refuses: one row's fault, and never the end of a run."""
+"""Shapes of images that a family's own processor refuses: one row's fault, and never the end of a
+run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,16 @@ REASON = "image shape that the model refuses"
 # Only these are tried beforehand; any other shape is one that processors are made for.
 LONG, SMALL = 20, 32  # longer side in shorter sides; pixels of the shorter side
 ENLARGED = 2**26  # pixels that a processor may blow an image up to: strips end in gigabytes
-REFUSALS = (ValueError, RuntimeError, ZeroDivisionError, IndexError, TypeError, OSError, MemoryError, OverflowError)
+REFUSALS = (
+    ValueError,
+    RuntimeError,
+    ZeroDivisionError,
+    IndexError,
+    TypeError,
+    OSError,
+    MemoryError,
+    OverflowError,
+)
 
 
 class ReadsShapes:
@@ -24,7 +34,8 @@ class ReadsShapes:
     def refusal(self, sample: Sample) -> tuple[str, str] | None:
         """Why the images of a sample cannot be read, as (reason, detail); None where they can.
 
-        Images of an unusual shape go through the processor once per size; what it refuses depends on nothing else.
+        Images of an unusual shape go through the processor once per size; what it refuses depends
+        on nothing else.
         """
         if not hasattr(self, "_refusals"):
             self._refusals: dict[tuple[int, int], str] = {}
@@ -36,11 +47,15 @@ class ReadsShapes:
             why = self._refusals[image.size]
             if why:
                 width, height = image.size
-                return REASON, f"{self.name} cannot read {width} x {height} pixels ({why}); crop or pad the image"
+                return REASON, (
+                    f"{self.name} cannot read {width} x {height} "
+                    f"pixels ({why}); crop or pad the image"
+                )
         return None
 
     def check_shapes(self, samples: Sequence[Sample], error: Exception) -> None:
-        """Say which of the samples made the processor fail with `error`; nothing, where it was none of their images.
+        """Say which of the samples made the processor fail with `error`; nothing, where it was none
+        of their images.
 
         Raises:
             UserError: one of them did.
@@ -51,22 +66,28 @@ class ReadsShapes:
                 if why:
                     width, height = image.size
                     raise UserError(
-                        f"{self.name} cannot read the image of sample {sample.uid}, {width} x {height} pixels ({why}): "
-                        "crop or pad it."
+                        f"{self.name} cannot read the image of sample {sample.uid}, "
+                        f"{width} x {height} pixels ({why}): crop or pad it."
                     ) from error
 
 
 def crop_box(images: Any, width: int, height: int) -> Box:
-    """The part of an image that an image processor shows which scales the shorter side and crops the centre, in pixels
-    of the image; it reaches outside where the crop is larger than what it is cut from, and is padded."""
-    size, crop = dict(getattr(images, "size", None) or {}), dict(getattr(images, "crop_size", None) or {})
+    """The part of an image that an image processor shows which scales the shorter side and crops
+    the centre, in pixels of the image; it reaches outside where the crop is larger than what it is
+    cut from, and is padded."""
+    size, crop = (
+        dict(getattr(images, "size", None) or {}),
+        dict(getattr(images, "crop_size", None) or {}),
+    )
     if not getattr(images, "do_center_crop", False) or not crop:
         return 0.0, 0.0, float(width), float(height)
     scaled = width, height
     if getattr(images, "do_resize", True):
         shortest = size.get("shortest_edge")
         short = min(width, height)
-        keeping_shape = (shortest * width // short, shortest * height // short) if shortest else None
+        keeping_shape = (
+            (shortest * width // short, shortest * height // short) if shortest else None
+        )
         scaled = keeping_shape or (size["width"], size["height"])
     # Whole pixels are left out on the left and above, as the stock processor rounds.
     left, top = (scaled[0] - crop["width"]) // 2, (scaled[1] - crop["height"]) // 2
@@ -96,5 +117,8 @@ def _refused(processor: Any, size: tuple[int, int]) -> str:
 
 
 def _crops(images: Any) -> bool:
-    """Whether it scales the shorter side, whatever the longer one becomes, and crops then; tiling ones do not."""
-    return bool(getattr(images, "do_center_crop", False)) and not hasattr(images, "image_grid_pinpoints")
+    """Whether it scales the shorter side, whatever the longer one becomes, and crops then; tiling
+    ones do not."""
+    return bool(getattr(images, "do_center_crop", False)) and not hasattr(
+        images, "image_grid_pinpoints"
+    )

@@ -27,11 +27,17 @@ from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.towers import RECEIVED, Call, joined_tiles, overheard, query_key, received_attention
 
 CHAT = (
-    "<|im_start|>{% for turn in messages %}{{ turn.role | capitalize }}:{% for part in turn.content %}"
-    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}<end_of_utterance>\n{% endfor %}Assistant:"
+    "<|im_start|>{% for turn in messages %}{{ turn.role | capitalize }}:{% for "
+    "part in turn.content %}{% if part.type == 'image' %}<image>{% else %}{{ "
+    "part.text }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}Assistant:"
 )
-MARKS = ("<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<video>")
+MARKS = (
+    "<|im_start|>",
+    "<end_of_utterance>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<video>",
+)
 
 
 class SmolVLM2(FrozenLVLM):
@@ -44,8 +50,10 @@ class SmolVLM2(FrozenLVLM):
     model_type = "smolvlm"
     known_extras = frozenset(
         {
-            "cls_attention",  # [B V] attention received in the last layer: mean over heads, queries and its patches
-            "vision_features",  # [B V C] what the projection reads: the patches of a token side by side
+            # [B V] attention received in the last layer: mean over heads, queries and its patches
+            "cls_attention",
+            # [B V C] what the projection reads: the patches of a token side by side
+            "vision_features",
         }
     )
     substitutes = RECEIVED
@@ -55,13 +63,19 @@ class SmolVLM2(FrozenLVLM):
 
     def __init__(self, pretrained: str | None, name: str = "smolvlm2", **options: Any) -> None:
         if find_spec("num2words") is None:
-            raise UserError(f"model={name} needs the package num2words: pip install 'tprl[smolvlm]'.")
+            raise UserError(
+                f"model={name} needs the package num2words: pip install 'tprl[smolvlm]'."
+            )
         super().__init__(pretrained, name, **options)
 
     @property
     def shape(self) -> LVLMShape:
         config = self.model.config
-        v, text, side = config.vision_config, LMShape.of(config.text_config), _side(config) * config.scale_factor
+        v, text, side = (
+            config.vision_config,
+            LMShape.of(config.text_config),
+            _side(config) * config.scale_factor,
+        )
         vision = VisionShape(
             v.num_hidden_layers,
             v.hidden_size,
@@ -99,26 +113,31 @@ class SmolVLM2(FrozenLVLM):
             image_token_id=image,
             scale_factor=2,
         )
-        images = SmolVLMImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 24})
+        images = SmolVLMImageProcessorPil(
+            size={"longest_edge": 48}, max_image_size={"longest_edge": 24}
+        )
         model = random_weights(SmolVLMForConditionalGeneration(config), tokenizer)
         return model, ImageOnly(images, tokenizer, None, image_seq_len=9, chat_template=CHAT)
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        return image_only(ImageOnly, source, image_seq_len=_side(AutoConfig.from_pretrained(source)) ** 2)
+        return image_only(
+            ImageOnly, source, image_seq_len=_side(AutoConfig.from_pretrained(source)) ** 2
+        )
 
     def processor_settings(self) -> dict[str, Any]:
         return {"image_seq_len": _side(self.model.config) ** 2}
 
     def limit_tiles(self, most: int) -> None:
         images = self.processor.image_processor
-        # The longer side is scaled first: a square of tiles that is within the bound holds every shape.
+        # The longer side is scaled first: a square of tiles that is within the bound holds every
+        # shape.
         longest = isqrt(most) * dict(images.max_image_size)["longest_edge"]
         images.size = {"longest_edge": min(longest, dict(images.size)["longest_edge"])}
 
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The stock processor lists tiles per prompt. An image ends with its thumbnail, which the same token announces
-        everywhere, also before the prompt's last run of image tokens."""
+        """The stock processor lists tiles per prompt. An image ends with its thumbnail, which the
+        same token announces everywhere, also before the prompt's last run of image tokens."""
         parts: dict[str, list[Tensor]] = {name: [] for name in self.pixel_inputs}
         ids = inputs["input_ids"]
         for row, spans in enumerate(runs(ids == self.image_token)):
@@ -131,14 +150,15 @@ class SmolVLM2(FrozenLVLM):
             count = len(spans) + int(beyond.flatten(1).any(1).sum())
             if count != len(spans) or len(spans) > inputs["pixel_values"].shape[1]:
                 raise UserError(
-                    f"prompt {row} announces {len(spans)} tiles of images, and the processor made "
-                    f"{min(count, inputs['pixel_values'].shape[1])}: pass what one call of the processor returned, "
-                    f"complete, and {self.remedy}."
+                    f"prompt {row} announces {len(spans)} tiles of images, and the "
+                    f"processor made {min(count, inputs['pixel_values'].shape[1])}: pass "
+                    f"what one call of the processor returned, complete, and {self.remedy}."
                 )
         return {name: pad_sequence(tiles, batch_first=True) for name, tiles in parts.items()}
 
     def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
-        tiles = pixels["pixel_attention_mask"].flatten(2).any(2).sum(1).tolist()  # those that are no padding
+        # those that are no padding
+        tiles = pixels["pixel_attention_mask"].flatten(2).any(2).sum(1).tolist()
         return [count * _side(self.model.config) ** 2 for count in tiles]
 
     @torch.no_grad()
@@ -176,12 +196,20 @@ class SmolVLM2(FrozenLVLM):
         """The projector after its pixel shuffle, for methods that merge tokens before it."""
         return self.model.model.connector.modality_projection(vision_features)
 
-    def _attention(self, layer: Any, call: Call, pixel_mask: Shaped[Tensor, "I Y X"]) -> Float[Tensor, "I N"]:
-        """Attention received by every token of a tile: the pixel shuffle that makes tokens tells which patches are
-        its. A patch is real where any of its pixels is `shown`."""
-        real = max_pool2d(pixel_mask.float(), self.model.config.vision_config.patch_size).flatten(1).bool()
+    def _attention(
+        self, layer: Any, call: Call, pixel_mask: Shaped[Tensor, "I Y X"]
+    ) -> Float[Tensor, "I N"]:
+        """Attention received by every token of a tile: the pixel shuffle that makes tokens tells
+        which patches are its. A patch is real where any of its pixels is `shown`."""
+        real = (
+            max_pool2d(pixel_mask.float(), self.model.config.vision_config.patch_size)
+            .flatten(1)
+            .bool()
+        )
         patches = received_attention(*query_key(layer, call.x), real)
-        shuffled = self.model.model.connector.pixel_shuffle(patches.unsqueeze(-1), self.model.config.scale_factor)
+        shuffled = self.model.model.connector.pixel_shuffle(
+            patches.unsqueeze(-1), self.model.config.scale_factor
+        )
         return shuffled.mean(-1)
 
 

@@ -35,8 +35,8 @@ def placed(render: Callable[[Sample], str], sample: Sample, name: str) -> Placed
     unchanged = text == before + middle + after and middle.strip() == sample.question.strip()
     if not mark or not unchanged:
         raise UserError(
-            f"the prompt of {name} changes the question of sample {sample.uid}, so its words cannot be "
-            f"found: set model.prompt to a template with {{question}}."
+            f"the prompt of {name} changes the question of sample {sample.uid}, so its "
+            f"words cannot be found: set model.prompt to a template with {{question}}."
         )
     start = len(before) + len(middle) - len(middle.lstrip())
     return Placed(text, start, start + len(middle.strip()))
@@ -124,7 +124,9 @@ class Misreader:
         # What the processor itself replaces, such as the placeholder of a video.
         roles = {name: value for name, value in vars(processor).items() if name.endswith("_token")}
         special |= {value for value in roles.values() if isinstance(value, str)}
-        self.special = sorted((text for text in special if len(text) > 1), key=lambda s: (-len(s), s))
+        self.special = sorted(
+            (text for text in special if len(text) > 1), key=lambda s: (-len(s), s)
+        )
 
     def fault(self, text: str, what: str) -> tuple[str, str] | None:
         """The reason why `text`, a sample's question or answer by `what`, cannot be read as it is:

@@ -1,5 +1,5 @@
-"""What families read off their vision towers: module inputs, and attention recomputed from the queries and keys of one
-layer, so that the tower keeps SDPA or flash attention."""
+"""What families read off their vision towers: module inputs, and attention recomputed from the
+queries and keys of one layer, so that the tower keeps SDPA or flash attention."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,14 +23,17 @@ class Call(NamedTuple):
 
 
 def joined_tiles(values: Shaped[Tensor, "N P ..."], counts: Sequence[int]) -> list[Tensor]:
-    """One tensor per image of what N tiles hold, `counts[i]` tiles of image i one after the other."""
+    """One tensor per image of what N tiles hold, `counts[i]` tiles of image i one after the
+    other."""
     return [part.flatten(0, 1) for part in values.split(list(counts))]
 
 
 class StockBlock:
-    """A block of a CLIP or SigLIP tower of transformers, as `types.TowerBlock`; on SDPA, whatever the tower runs on.
+    """A block of a CLIP or SigLIP tower of transformers, as `types.TowerBlock`; on SDPA, whatever
+    the tower runs on.
 
-    Of a tower that is spread over devices, each module moves its input to its own; results come back to that of x.
+    Of a tower that is spread over devices, each module moves its input to its own; results come
+    back to that of x.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -41,8 +44,12 @@ class StockBlock:
     ) -> tuple[Float[Tensor, "I M C"], Float[Tensor, "I M c"]]:
         attention, normed = self.layer.self_attn, self.layer.layer_norm1(x)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        query, keys, values = (split_heads(project(normed), attention.num_heads) for project in projections)
-        mixed = scaled_dot_product_attention(query, keys, values, bias.to(query), scale=attention.scale)
+        query, keys, values = (
+            split_heads(project(normed), attention.num_heads) for project in projections
+        )
+        mixed = scaled_dot_product_attention(
+            query, keys, values, bias.to(query), scale=attention.scale
+        )
         mixed = attention.out_proj(mixed.transpose(1, 2).flatten(2))
         return x + mixed.to(x.device), keys.double().mean(1).to(x.device)
 
@@ -52,8 +59,8 @@ class StockBlock:
 
 @contextmanager
 def in_place(module: nn.Module) -> Generator[None, None, None]:
-    """While it lasts, a module's own parameters are where it runs, also where a hook of accelerate brings them there
-    for each forward only: for what is called beside the forward."""
+    """While it lasts, a module's own parameters are where it runs, also where a hook of accelerate
+    brings them there for each forward only: for what is called beside the forward."""
     hook: Any = getattr(module, "_hf_hook", None)
     if hook is None:
         yield
@@ -85,7 +92,8 @@ def overheard(modules: Mapping[str, nn.Module]) -> Generator[dict[str, Call], No
 
 
 def layer_of(feature: int, layers: int) -> int:
-    """The layer, counted from 0, that makes `hidden_states[feature]`; `hidden_states[0]` is the embedding."""
+    """The layer, counted from 0, that makes `hidden_states[feature]`; `hidden_states[0]` is the
+    embedding."""
     return feature - 1 if feature > 0 else layers + feature
 
 
@@ -94,31 +102,46 @@ def split_heads(x: Float[Tensor, "... N C"], heads: int) -> Float[Tensor, "... H
 
 
 def query_key(
-    attention: Any, x: Float[Tensor, "I M C"], queries: slice = slice(None), heads: int | None = None
+    attention: Any,
+    x: Float[Tensor, "I M C"],
+    queries: slice = slice(None),
+    heads: int | None = None,
 ) -> tuple[Float[Tensor, "I H Q c"], Float[Tensor, "I H M c"]]:
-    """Queries of the chosen tokens and keys of all, of a module with q_proj and k_proj, split into its heads or into
-    `heads`."""
+    """Queries of the chosen tokens and keys of all, of a module with q_proj and k_proj, split into
+    its heads or into `heads`."""
     count = heads or attention.num_heads
-    return split_heads(attention.q_proj(x[:, queries]), count), split_heads(attention.k_proj(x), count)
+    return split_heads(attention.q_proj(x[:, queries]), count), split_heads(
+        attention.k_proj(x), count
+    )
 
 
-def weights(query: Float[Tensor, "... Q c"], keys: Float[Tensor, "... M c"]) -> Float[Tensor, "... Q M"]:
+def weights(
+    query: Float[Tensor, "... Q c"], keys: Float[Tensor, "... M c"]
+) -> Float[Tensor, "... Q M"]:
     """Attention logits in float32."""
     return (query @ keys.mT).float() * query.shape[-1] ** -0.5
 
 
-def cls_attention(query: Float[Tensor, "I H 1 c"], keys: Float[Tensor, "I H M c"]) -> Float[Tensor, "I N"]:
+def cls_attention(
+    query: Float[Tensor, "I H 1 c"], keys: Float[Tensor, "I H M c"]
+) -> Float[Tensor, "I N"]:
     """Attention of the CLS token, which comes first, to the N = M - 1 patches; mean over heads."""
     return weights(query, keys).softmax(-1)[:, :, 0, 1:].mean(1)
 
 
 def received_attention(
-    query: Float[Tensor, "I H N c"], keys: Float[Tensor, "I H N c"], real: Bool[Tensor, "I N"] | None = None
+    query: Float[Tensor, "I H N c"],
+    keys: Float[Tensor, "I H N c"],
+    real: Bool[Tensor, "I N"] | None = None,
 ) -> Float[Tensor, "I N"]:
-    """Attention that each patch receives, mean over heads and over queries; patches that are not `real` (None: all
-    are) neither give nor receive any."""
+    """Attention that each patch receives, mean over heads and over queries; patches that are not
+    `real` (None: all are) neither give nor receive any."""
     images, heads, count = keys.shape[:3]
-    mask = torch.ones(images, count, dtype=torch.bool, device=keys.device) if real is None else real.to(keys.device)
+    mask = (
+        torch.ones(images, count, dtype=torch.bool, device=keys.device)
+        if real is None
+        else real.to(keys.device)
+    )
     total = keys.new_zeros(images, count, dtype=torch.float32)
     size = max(1, CHUNK // (images * heads * count))
     for rows, asking in zip(query.split(size, 2), mask.split(size, 1), strict=True):
@@ -130,15 +153,19 @@ def received_attention(
 def rotated(
     x: Float[Tensor, "N H c"], cosine: Float[Tensor, "N c"], sine: Float[Tensor, "N c"]
 ) -> Float[Tensor, "N H c"]:
-    """Rotary positions: entry i of the first half and of the second half of a head are one plane."""
+    """Rotary positions: entry i of the first half and of the second half of a head are one
+    plane."""
     first, second = x.float().chunk(2, -1)
-    turned = x.float() * cosine.float().unsqueeze(1) + torch.cat([-second, first], -1) * sine.float().unsqueeze(1)
+    turned = x.float() * cosine.float().unsqueeze(1) + torch.cat(
+        [-second, first], -1
+    ) * sine.float().unsqueeze(1)
     return turned.to(x.dtype)
 
 
 def window_order(views: Sequence[tuple[int, int]], size: int) -> Int[Tensor, " N"]:
-    """Tokens of images of these (rows, columns) window by window, as a tower with windows of `size` x `size` tokens
-    orders them; windows, and tokens within them, are in raster order, and those at the edges may be smaller."""
+    """Tokens of images of these (rows, columns) window by window, as a tower with windows of `size`
+    x `size` tokens orders them; windows, and tokens within them, are in raster order, and those at
+    the edges may be smaller."""
     parts, start = [], 0
     for rows, columns in views:
         row, column = torch.arange(rows).unsqueeze(1), torch.arange(columns)

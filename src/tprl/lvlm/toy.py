@@ -1,7 +1,7 @@
 """A vision-language model without learned weights, for tests and demonstrations in seconds.
 
-It reads what is really in the prompt: it answers right if the one visual token that holds the answer is among those
-that survived, and otherwise it says that it does not know.
+It reads what is really in the prompt: it answers right if the one visual token that holds the
+answer is among those that survived, and otherwise it says that it does not know.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,11 @@ EXTRAS = frozenset({"cls_attention", "vision_features", "region"})
 class ToyLVLM:
     """A frozen LVLM for `ToyDataset`: 24 visual tokens, no vision tower, no language model.
 
-    A token of an object is the sum of a direction of its kind, one of its value and a little noise; a noise token
-    lies outside of these. A kind's word points along the kind's direction. The evidence for a value is the largest
-    projection of any visual token of the prompt on kind + value: 2 where the named object is in the prompt, about 1
-    otherwise. The answer's distribution is a softmax of `sharpness` times the evidence, with 1.5 for "unknown".
+    A token of an object is the sum of a direction of its kind, one of its value and a little noise;
+    a noise token lies outside of these. A kind's word points along the kind's direction. The
+    evidence for a value is the largest projection of any visual token of the prompt on kind +
+    value: 2 where the named object is in the prompt, about 1 otherwise. The answer's distribution
+    is a softmax of `sharpness` times the evidence, with 1.5 for "unknown".
 
     Args:
         name: how results call this model.
@@ -40,45 +41,75 @@ class ToyLVLM:
         UserError: the width is too small.
     """
 
-    def __init__(self, name: str = "toy", width: int = 32, sharpness: float = 8.0, device: str = "cpu") -> None:
+    def __init__(
+        self, name: str = "toy", width: int = 32, sharpness: float = 8.0, device: str = "cpu"
+    ) -> None:
         coded = len(KINDS) + len(VALUES)
         if width < coded + 6:
-            raise UserError(f"model.width={width} cannot hold {coded} codes and noise: give at least {coded + 6}.")
-        self.name, self.width, self.sharpness, self.device = name, width, sharpness, torch.device(device)
-        # What is counted as FLOPs: a notional transformer of one layer, since nothing is really multiplied here.
-        vision = VisionShape(1, width, 4 * width, 1, patches=ROWS * COLUMNS, patch_size=CELL, cls=False)
-        self.shape = LVLMShape(vision, (width, width), LMShape(1, width, 4 * width, 1, 1, width, len(VALUES) + 1))
+            raise UserError(
+                f"model.width={width} cannot hold {coded} "
+                f"codes and noise: give at least {coded + 6}."
+            )
+        self.name, self.width, self.sharpness, self.device = (
+            name,
+            width,
+            sharpness,
+            torch.device(device),
+        )
+        # What is counted as FLOPs: a notional transformer of one layer, since nothing is really
+        # multiplied here.
+        vision = VisionShape(
+            1, width, 4 * width, 1, patches=ROWS * COLUMNS, patch_size=CELL, cls=False
+        )
+        self.shape = LVLMShape(
+            vision, (width, width), LMShape(1, width, 4 * width, 1, 1, width, len(VALUES) + 1)
+        )
         draw = torch.Generator().manual_seed(0)
-        basis = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=draw)).Q.float()
-        self._kinds, self._values, noise_basis = basis.split([len(KINDS), len(VALUES), width - coded])
+        basis = torch.linalg.qr(
+            torch.randn(width, width, dtype=torch.float64, generator=draw)
+        ).Q.float()
+        self._kinds, self._values, noise_basis = basis.split(
+            [len(KINDS), len(VALUES), width - coded]
+        )
         # One noise vector per shade and one per word, of the length of an object's token.
-        noise = torch.nn.functional.normalize(torch.randn(256 + len(WORDS), len(noise_basis), generator=draw), dim=-1)
+        noise = torch.nn.functional.normalize(
+            torch.randn(256 + len(WORDS), len(noise_basis), generator=draw), dim=-1
+        )
         self._noise = 2**0.5 * noise @ noise_basis
-        self._words = torch.cat([self._noise[256 : 256 + len(WORDS) - len(KINDS)], 2**0.5 * self._kinds])
+        self._words = torch.cat(
+            [self._noise[256 : 256 + len(WORDS) - len(KINDS)], 2**0.5 * self._kinds]
+        )
 
     def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
-        """Everything up to the language model's input; `extras` among cls_attention (higher on objects than on
-        noise), vision_features (the tokens themselves) and region.
+        """Everything up to the language model's input; `extras` among cls_attention (higher on
+        objects than on noise), vision_features (the tokens themselves) and region.
 
         Raises:
             UserError: an extra that this model does not have.
         """
         if extras - EXTRAS:
-            raise UserError(f"{self.name} cannot provide {sorted(extras - EXTRAS)}: it knows {sorted(EXTRAS)}.")
+            raise UserError(
+                f"{self.name} cannot provide {sorted(extras - EXTRAS)}: it knows {sorted(EXTRAS)}."
+            )
         seen = [self._see(sample) for sample in samples]
         tokens = torch.stack([token for token, _ in seen])
         n = ROWS * COLUMNS
         texts = [sample.question.split() for sample in samples]
         length = n + 2 + max(map(len, texts))
         ids = torch.zeros(len(samples), length, dtype=torch.long)
-        question, visual_at = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(len(samples), n, dtype=torch.long)
+        question, visual_at = (
+            torch.zeros_like(ids, dtype=torch.bool),
+            torch.zeros(len(samples), n, dtype=torch.long),
+        )
         for row, words in enumerate(texts):
             line = ["USER:", *["<image>"] * n, *words, "ASSISTANT:"]
             start = length - len(line)
             ids[row, start:] = torch.tensor([WORDS.index(word) for word in line])
             question[row, start + 1 + n : -1] = True
             visual_at[row] = torch.arange(n) + start + 1
-        embeds = self._words[ids].scatter(1, visual_at.unsqueeze(-1).expand(-1, -1, self.width), tokens)
+        embeds = self._words[ids].scatter(
+            1, visual_at.unsqueeze(-1).expand(-1, -1, self.width), tokens
+        )
         grids = tuple((((ROWS, COLUMNS),),) for _ in samples)
         attention = ids > 0
         available = {
@@ -107,7 +138,11 @@ class ToyLVLM:
         """Visual tokens of a picture, and 1.0 on those that are objects."""
         kind, value, shade = torch.tensor(read_cells(sample.images[0])).T
         is_object = kind >= 0
-        code = self._kinds[kind.clamp(min=0)] + self._values[value.clamp(min=0)] + 0.2 * self._noise[shade]
+        code = (
+            self._kinds[kind.clamp(min=0)]
+            + self._values[value.clamp(min=0)]
+            + 0.2 * self._noise[shade]
+        )
         return torch.where(is_object.unsqueeze(1), code, self._noise[shade]), is_object.float()
 
     def project(self, vision_features: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
@@ -118,10 +153,14 @@ class ToyLVLM:
         """The likeliest word: a value, or "unknown"."""
         return [(*VALUES, UNKNOWN)[i] for i in self._log_probs(prompt).argmax(1).tolist()]
 
-    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+    def score(
+        self, prompt: Prompt, answers: Sequence[str]
+    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """Log-probability (an answer is one token) and whether it is the likeliest."""
         log_probs = self._log_probs(prompt)
-        ids = torch.tensor([(*VALUES, UNKNOWN).index(answer) for answer in answers], device=log_probs.device)
+        ids = torch.tensor(
+            [(*VALUES, UNKNOWN).index(answer) for answer in answers], device=log_probs.device
+        )
         return log_probs.gather(1, ids.unsqueeze(1)).squeeze(1), log_probs.argmax(1) == ids
 
     def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B 1 A"]:
@@ -129,7 +168,11 @@ class ToyLVLM:
         return self._log_probs(prompt).unsqueeze(1)
 
     def divergence(
-        self, prompt: Prompt, answers: Sequence[str], reference: Float[Tensor, "R 1 A"], index: Int[Tensor, " B"]
+        self,
+        prompt: Prompt,
+        answers: Sequence[str],
+        reference: Float[Tensor, "R 1 A"],
+        index: Int[Tensor, " B"],
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """See `batching.divergence`."""
         return divergence(reference[index], self.distributions(prompt, answers))
@@ -142,7 +185,9 @@ class ToyLVLM:
         """Over the values and "unknown", from the embeddings in the prompt."""
         kinds, values = self._kinds.to(prompt.embeds), self._values.to(prompt.embeds)
         asked = kinds[self._asked(prompt)]
-        evidence = prompt.embeds @ values.T + (prompt.embeds * asked.unsqueeze(1)).sum(-1, keepdim=True)
+        evidence = prompt.embeds @ values.T + (prompt.embeds * asked.unsqueeze(1)).sum(
+            -1, keepdim=True
+        )
         best = evidence.masked_fill(~prompt.visual.unsqueeze(-1), 0.0).amax(1)
         unknown = torch.full_like(best[:, :1], 1.5)
         return (self.sharpness * torch.cat([best, unknown], 1)).log_softmax(1)

@@ -1,5 +1,5 @@
-"""A frozen LVLM without its weights, on the meta device: what it reads, how it is laid out and what it costs, in
-seconds and without memory."""
+"""A frozen LVLM without its weights, on the meta device: what it reads, how it is laid out and what
+it costs, in seconds and without memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,8 @@ from tprl.lvlm.loading import Placement, explained, find_model
 
 
 def weightless(family: type[FrozenLVLM], options: Mapping[str, Any]) -> FrozenLVLM:
-    """A model of a family as `options`, the arguments of its class, describe it. It can neither see nor answer.
+    """A model of a family as `options`, the arguments of its class, describe it. It can neither see
+    nor answer.
 
     Raises:
         UserError: the folder or hub id cannot be read, or options that cannot be.
@@ -30,12 +31,17 @@ def weightless(family: type[FrozenLVLM], options: Mapping[str, Any]) -> FrozenLV
     lvlm = family.around(model.requires_grad_(False).eval(), processor)
     lvlm.name, lvlm.prompt = name, check_template(options.get("prompt"))
     lvlm.micro_batch = options.get("micro_batch") or 64
-    lvlm.max_new_tokens, lvlm.length_is_set = options.get("max_new_tokens") or 16, bool(options.get("max_new_tokens"))
+    lvlm.max_new_tokens, lvlm.length_is_set = (
+        options.get("max_new_tokens") or 16,
+        bool(options.get("max_new_tokens")),
+    )
     lvlm.limit(options.get("max_pixels"), options.get("max_tiles"))
     return lvlm
 
 
-def _described(family: type[FrozenLVLM], name: str, pretrained: str, where: Placement) -> tuple[Any, Any]:
+def _described(
+    family: type[FrozenLVLM], name: str, pretrained: str, where: Placement
+) -> tuple[Any, Any]:
     """Model and processor of a folder or hub id."""
     source = str(folder) if (folder := find_model(pretrained)).is_dir() else pretrained
     with explained(source, name):

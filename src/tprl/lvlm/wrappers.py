@@ -14,11 +14,13 @@ INSIDE = ("module", "model", "base_model", "_orig_mod")
 def stock_model(model: Any) -> Any:
     """The stock model whose `generate` a wrapper calls in the end; a stock model itself as it is.
 
-    A wrapper that is a module (of peft, `torch.compile`, DataParallel, DistributedDataParallel, Lightning or one's own)
-    holds exactly one stock model that generates. Hooks of accelerate are no wrapper: they stay on the model.
+    A wrapper that is a module (of peft, `torch.compile`, DataParallel, DistributedDataParallel,
+    Lightning or one's own) holds exactly one stock model that generates. Hooks of accelerate are no
+    wrapper: they stay on the model.
 
     Raises:
-        UserError: the wrapper changes prompts or shards weights, so that what is pruned would not be what it runs.
+        UserError: the wrapper changes prompts or shards weights, so that what is pruned would not
+            be what it runs.
     """
     if isinstance(model, PreTrainedModel):
         return model
@@ -28,7 +30,10 @@ def stock_model(model: Any) -> Any:
     inside = _outermost(model)
     if len(inside) > 1:
         names = ", ".join(type(inner).__name__ for inner in inside)
-        raise UserError(f"{kind} holds {len(inside)} models that generate ({names}): give prune the one to be pruned.")
+        raise UserError(
+            f"{kind} holds {len(inside)} models that generate "
+            f"({names}): give prune the one to be pruned."
+        )
     if not inside:
         return model  # no wrapper that we know: family_of says what is missing
     return inside[0]
@@ -37,8 +42,14 @@ def stock_model(model: Any) -> Any:
 def _outermost(model: Any) -> list[Any]:
     """Stock models that generate in a wrapper, less those that are parts of another one."""
     if not isinstance(model, nn.Module):
-        parts = [part for name in INSIDE if isinstance(part := getattr(model, name, None), nn.Module)]
-        models = [candidate for part in parts for candidate in ([part] if _generates(part) else _outermost(part))]
+        parts = [
+            part for name in INSIDE if isinstance(part := getattr(model, name, None), nn.Module)
+        ]
+        models = [
+            candidate
+            for part in parts
+            for candidate in ([part] if _generates(part) else _outermost(part))
+        ]
         return list({id(candidate): candidate for candidate in models}.values())
     models: list[Any] = []
     covered: set[int] = set()
@@ -60,19 +71,21 @@ def _refuse_sharded(model: Any, kind: str) -> None:
         if name in ("FullyShardedDataParallel", "DeepSpeedEngine"):
             of = "" if name == kind else f" in {kind}"
             raise UserError(
-                f"{name}{of} shards the weights, and generate of the model inside reads them whole: load the model "
-                "on its own, or with device_map, and prune that."
+                f"{name}{of} shards the weights, and generate of the model inside reads "
+                "them whole: load the model on its own, or with device_map, and prune that."
             )
 
 
 def _refuse_prompt_learning(model: Any, kind: str) -> None:
-    """peft's prompt, prefix and p-tuning put tokens of their own before the embeddings that `generate` is given."""
+    """peft's prompt, prefix and p-tuning put tokens of their own before the embeddings that
+    `generate` is given."""
     modules = model.modules() if isinstance(model, nn.Module) else [model]
     for module in modules:
         configs = getattr(module, "peft_config", None)
         for name, config in configs.items() if isinstance(configs, dict) else ():
             if getattr(config, "is_prompt_learning", False):
                 raise UserError(
-                    f"adapter {name!r} of {kind} is a {type(config).__name__}, which writes tokens of its own into the "
-                    "prompt: prune a model without it, or with adapters of weights such as LoRA."
+                    f"adapter {name!r} of {kind} is a {type(config).__name__}, "
+                    "which writes tokens of its own into the prompt: prune a "
+                    "model without it, or with adapters of weights such as LoRA."
                 )

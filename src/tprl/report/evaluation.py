@@ -1,4 +1,5 @@
-"""`report.html`: one self-contained page about one evaluation. No network, no scripts, light and dark."""
+"""`report.html`: one self-contained page about one evaluation. No network, no scripts, light and
+dark."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,14 +8,27 @@ from pathlib import Path
 from tprl.cost import CONVENTION
 from tprl.evaluation.analysis import Paired
 from tprl.evaluation.pictures import GalleryItem, Guided
-from tprl.evaluation.results import BOUNDS, FULL, Cell, Row, grid, pruner_order, ratio_label, ratios, span, write_atomic
+from tprl.evaluation.results import (
+    BOUNDS,
+    FULL,
+    Cell,
+    Row,
+    grid,
+    pruner_order,
+    ratio_label,
+    ratios,
+    span,
+    write_atomic,
+)
 from tprl.report import figures
 from tprl.report.gallery import count_pictures, gallery_section, guided_section, pruners_shown
 from tprl.report.page import PageTable, Section, TableEntry, number, page_table, render_page
 from tprl.report.spread import TokenSpread, spread_section
 
 NOTES = {  # how a name ends: what it says
-    "_adaptive": "“_adaptive”: each question has its own number of tokens, the ratio is their mean.",
+    "_adaptive": (
+        "“_adaptive”: each question has its own number of tokens, the ratio is their mean."
+    ),
     "_lfd": "“_lfd” is the policy before PPO.",
     "oracle": "The oracle knows where the answer is and does not compete.",
 }
@@ -36,8 +50,8 @@ def write_report(
     config_yaml: str = "",
     protocol: str = "",
 ) -> None:
-    """Write the page, and its first plot beside it as `pareto.svg`. Sections without material are left out; the page
-    stays under 3 MB whatever the number of pictures.
+    """Write the page, and its first plot beside it as `pareto.svg`. Sections without material are
+    left out; the page stays under 3 MB whatever the number of pictures.
 
     Args:
         path: `report.html`.
@@ -48,7 +62,8 @@ def write_report(
         gallery: pictures of what was kept.
         guided: the answer to "does it listen to the question?".
         spreads: how many tokens adaptive pruners give to which questions.
-        learning_curves: name -> (samples seen, value); `score: sampled` and `score: served` share one plot.
+        learning_curves: name -> (samples seen, value); `score: sampled` and `score: served` share
+            one plot.
         facts: what the numbers are about and where they were made, in words.
         commands: shell lines that made the run and this page.
         config_yaml: the resolved config.
@@ -59,7 +74,9 @@ def write_report(
         ValueError: rows of several models or datasets.
     """
     cells = grid(rows)
-    known = sorted({*cells, *(n for p in paired for n in (p.pruner, p.other)), *pruners_shown(gallery)})
+    known = sorted(
+        {*cells, *(n for p in paired for n in (p.pruner, p.other)), *pruners_shown(gallery)}
+    )
     side = figures.picture_side(count_pictures(gallery, guided))
     sections = [
         _pareto_section(cells, known),
@@ -74,7 +91,9 @@ def write_report(
         origin_section(facts or {}, commands, config_yaml),
     ]
     write_atomic(path, render_page(title, headline, summary(facts or {}), known, sections))
-    write_atomic(path.with_name("pareto.svg"), figures.standalone(figures.pareto(cells, known), known))
+    write_atomic(
+        path.with_name("pareto.svg"), figures.standalone(figures.pareto(cells, known), known)
+    )
 
 
 def summary(facts: Mapping[str, object]) -> str:
@@ -86,9 +105,10 @@ def summary(facts: Mapping[str, object]) -> str:
 
 def _pareto_section(cells: dict[str, dict[float | None, Cell]], known: Sequence[str]) -> Section:
     note = (
-        "Every line is one pruner, every point one keep ratio; bars are 95 % intervals (bootstrap over images; "
-        "over images and seeds where an arm has several; Wilson's bound where all answers are right, or all are "
-        "wrong). The broad pale line is the frontier: points that are better than every cheaper one."
+        "Every line is one pruner, every point one keep ratio; bars are 95 % intervals "
+        "(bootstrap over images; over images and seeds where an arm has several; "
+        "Wilson's bound where all answers are right, or all are wrong). The broad pale "
+        "line is the frontier: points that are better than every cheaper one."
     )
     figure = {"drawings": [figures.pareto(cells, known)], "note": note}
     fold = {"summary": "What the FLOPs count", "text": CONVENTION}
@@ -102,7 +122,9 @@ def _accuracy_section(cells: dict[str, dict[float | None, Cell]]) -> Section:
     sentence, tables, notes = "", [], []
     if full is not None:
         bounds = "" if math.isnan(full.low) else f" ({100 * full.low:.1f} to {100 * full.high:.1f})"
-        sentence = f"With all {full.kept_tokens:.0f} visual tokens: {100 * full.value:.1f} %{bounds}."
+        sentence = (
+            f"With all {full.kept_tokens:.0f} visual tokens: {100 * full.value:.1f} %{bounds}."
+        )
     if others and full is not None and full.value > 0:
         tables.append(_retained_table(others, full.value))
     if others:
@@ -110,7 +132,9 @@ def _accuracy_section(cells: dict[str, dict[float | None, Cell]]) -> Section:
         notes = [text for mark, text in NOTES.items() if _ends(others, mark)]
         seeds = max(cell.seeds for row in others.values() for cell in row.values())
         if seeds > 1:
-            notes.append(f"Means over up to {seeds} seeds; their intervals are over images and seeds.")
+            notes.append(
+                f"Means over up to {seeds} seeds; their intervals are over images and seeds."
+            )
     values = {"full": sentence, "tables": tables, "note": " ".join(notes)}
     return Section("Accuracy by keep ratio", "accuracy.html", values)
 
@@ -131,7 +155,8 @@ def _retained_table(cells: dict[str, dict[float | None, Cell]], full: float) -> 
         return TableEntry(f"{percent:.1f}", bold=bold, lost=100 - percent)
 
     caption = (
-        "Retained: percent of the accuracy with all tokens, by share of visual tokens kept; shaded where much is lost."
+        "Retained: percent of the accuracy with all tokens, by "
+        "share of visual tokens kept; shaded where much is lost."
     )
     headings = [ratio_label(ratio) for ratio in columns]
     return page_table(caption, headings, pruner_order(cells), share, shaded=True)
@@ -145,7 +170,9 @@ def _accuracy_table(cells: dict[str, dict[float | None, Cell]]) -> PageTable:
         cell = cells[name].get(ratio)
         if cell is None:
             return TableEntry()
-        return number(cell.value, cell.low, cell.high, name not in BOUNDS and cell.value == best[ratio])
+        return number(
+            cell.value, cell.low, cell.high, name not in BOUNDS and cell.value == best[ratio]
+        )
 
     caption = "Accuracy in percent with 95 % intervals; best of each column in bold."
     headings = []
@@ -190,17 +217,25 @@ def _families_section(rows: Sequence[Row], names: Sequence[str]) -> Section | No
 
 def _published_section(rows: Sequence[Row], names: Sequence[str], protocol: str) -> Section | None:
     """The benchmark's own numbers in their own unit; its breakdowns are left to results.csv."""
-    published = dict.fromkeys(row.metric for row in rows if row.metric.startswith(f"{row.dataset}/"))
+    published = dict.fromkeys(
+        row.metric for row in rows if row.metric.startswith(f"{row.dataset}/")
+    )
     headings = {metric: metric.partition("/")[2] for metric in published if metric.count("/") == 1}
     if not headings:
         return None
     caption = "With 95 % intervals; best of each column in bold. Breakdowns are in results.csv."
     tables = _tables_by_ratio(rows, headings, names, caption, scale=1.0)
-    return Section("As the benchmark counts", "tables.html", {"intro": f"{protocol}.", "tables": tables})
+    return Section(
+        "As the benchmark counts", "tables.html", {"intro": f"{protocol}.", "tables": tables}
+    )
 
 
 def _tables_by_ratio(
-    rows: Sequence[Row], headings: Mapping[str, str], names: Sequence[str], caption: str, scale: float = 100.0
+    rows: Sequence[Row],
+    headings: Mapping[str, str],
+    names: Sequence[str],
+    caption: str,
+    scale: float = 100.0,
 ) -> list[PageTable]:
     """One table of metrics (with their headings) per keep ratio, from the smallest."""
     grids = {metric: grid(rows, metric) for metric in headings}
@@ -225,13 +260,17 @@ def _metrics_table(
     table: dict[str, dict[str, Cell | None]] = {}
     measured: set[str] = set()
     for metric, rows in grids.items():
-        table[metric] = {name: row.get(1.0 if name == FULL else ratio) for name, row in rows.items()}
+        table[metric] = {
+            name: row.get(1.0 if name == FULL else ratio) for name, row in rows.items()
+        }
         measured |= {name for name, cell in table[metric].items() if cell is not None}
     metrics = list(table)
     visible = [name for name in names if name in measured]
     best = {}
     for metric, cells in table.items():
-        rivals = [cell.value for name, cell in cells.items() if cell is not None and name not in BOUNDS]
+        rivals = [
+            cell.value for name, cell in cells.items() if cell is not None and name not in BOUNDS
+        ]
         best[metric] = max(rivals, default=None)
 
     def value(name: str, column: int) -> TableEntry:
@@ -241,7 +280,9 @@ def _metrics_table(
         bold = name not in BOUNDS and cell.value == best[metrics[column]]
         return number(cell.value, cell.low, cell.high, bold, scale)
 
-    return page_table(caption, headings, visible, value, label=f"Visual tokens kept: {ratio_label(ratio)}")
+    return page_table(
+        caption, headings, visible, value, label=f"Visual tokens kept: {ratio_label(ratio)}"
+    )
 
 
 def _paired_section(paired: Sequence[Paired], names: Sequence[str]) -> Section | None:
@@ -251,11 +292,14 @@ def _paired_section(paired: Sequence[Paired], names: Sequence[str]) -> Section |
     for ours in dict.fromkeys(pair.pruner for pair in paired):
         tables.append(_paired_table(ours, [pair for pair in paired if pair.pruner == ours], names))
     note = (
-        "Same questions, same images: positive numbers favor the method named in the heading. Bold where the 95 % "
-        "interval excludes zero; p is two-sided and not corrected for the number of comparisons."
+        "Same questions, same images: positive numbers favor the method "
+        "named in the heading. Bold where the 95 % interval excludes zero; "
+        "p is two-sided and not corrected for the number of comparisons."
     )
     if any(pair.identical for pair in paired):
-        note += " Level: the same score on every image, which leaves nothing to draw an interval from."
+        note += (
+            " Level: the same score on every image, which leaves nothing to draw an interval from."
+        )
     return Section("Paired differences", "paired.html", {"note": note, "tables": tables})
 
 
@@ -274,7 +318,9 @@ def _paired_table(ours: str, paired: Sequence[Paired], names: Sequence[str]) -> 
         if not math.isnan(pair.low):
             p = "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
             bounds = f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}, p {p}"
-        return TableEntry(f"{100 * pair.difference:+.1f}", (bounds,), bold=pair.low > 0 or pair.high < 0)
+        return TableEntry(
+            f"{100 * pair.difference:+.1f}", (bounds,), bold=pair.low > 0 or pair.high < 0
+        )
 
     caption = f"{ours} minus each other pruner, in percentage points"
     compared = dict.fromkeys(pair.other for pair in paired)
@@ -289,14 +335,17 @@ def _curves_section(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Sect
     if not drawn:
         return None
     note = (
-        "Accuracies are those of validation questions, served as in inference, unless they are called sampled. A "
-        "sample is a visual token (autoencoder), a question (lfd, distill, adapt) or an episode (ppo)."
+        "Accuracies are those of validation questions, served as in inference, "
+        "unless they are called sampled. A sample is a visual token "
+        "(autoencoder), a question (lfd, distill, adapt) or an episode (ppo)."
     )
     figure = {"drawings": figures.curves(drawn), "note": note}
     return Section("Training", "plots.html", {"figures": [figure], "fold": None})
 
 
-def origin_section(facts: Mapping[str, object], commands: Sequence[str], config_yaml: str) -> Section | None:
+def origin_section(
+    facts: Mapping[str, object], commands: Sequence[str], config_yaml: str
+) -> Section | None:
     """The shell lines, facts and config behind a page; nothing without them."""
     if not (facts or commands or config_yaml):
         return None

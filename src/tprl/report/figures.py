@@ -1,4 +1,5 @@
-"""Plots and pictures of the report: inline SVG that follows the page's colors, and PNG data URIs."""
+"""Plots and pictures of the report: inline SVG that follows the page's colors, and PNG data
+URIs."""
 
 import base64
 import html
@@ -21,8 +22,8 @@ from tprl.evaluation.pictures import Mask
 from tprl.evaluation.results import BOUNDS, FULL, Cell, pruner_order
 from tprl.types import Box
 
-# name: (on light, on dark, line style, marker). Ours are loud, the others are muted; every color is legible as text
-# (4.5 to 1) on the page's background.
+# name: (on light, on dark, line style, marker). Ours are loud, the others are muted; every color is
+# legible as text (4.5 to 1) on the page's background.
 STYLES: dict[str, tuple[str, str, str, str]] = {
     "tprl": ("#c2410c", "#fb923c", "-", "o"),
     "tprl_lfd": ("#c2410c", "#fb923c", "--", "s"),
@@ -44,7 +45,8 @@ SPARE = (
     ("#5f7148", "#a9c08a"),
 )
 SPARE_MARKERS = "hXp1*s24"  # with five colors: forty pruners before a pair repeats
-INK, MUTED, GRID, PAGE = "#fe00ff", "#fe00fe", "#fe00fd", "#fe00fc"  # stand-ins that `_themed` turns into CSS variables
+# stand-ins that `_themed` turns into CSS variables
+INK, MUTED, GRID, PAGE = "#fe00ff", "#fe00fe", "#fe00fd", "#fe00fc"
 OURS = "tprl"  # the series that stands out
 WIDTH, PANEL = 5.2, 3.9  # inches of a plot, and of one of several: legible on a phone and on a desk
 LINE = 0.185  # inches from one label to the next
@@ -54,7 +56,10 @@ PICTURE_BYTES = 1_700_000  # PNG bytes of all pictures together, before base64 a
 def styles(names: Sequence[str]) -> dict[str, tuple[str, str, str, str]]:
     """The known styles, and spare colors for the other names (in alphabetical order)."""
     unknown = sorted(set(names) - set(STYLES) - {FULL})
-    extra = {n: (*SPARE[i % len(SPARE)], "-", SPARE_MARKERS[i % len(SPARE_MARKERS)]) for i, n in enumerate(unknown)}
+    extra = {
+        n: (*SPARE[i % len(SPARE)], "-", SPARE_MARKERS[i % len(SPARE_MARKERS)])
+        for i, n in enumerate(unknown)
+    }
     return STYLES | extra
 
 
@@ -71,8 +76,9 @@ def series_color(names: Sequence[str], name: str) -> str:
 def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence[str]) -> str:
     """Accuracy against FLOPs, both in percent, with intervals: an `<svg>`.
 
-    Series are labelled at their cheapest point; a broad line joins the points that no cheaper one equals. `all_names`
-    are the pruners of the whole report: they decide the colors of the unknown ones.
+    Series are labelled at their cheapest point; a broad line joins the points that no cheaper one
+    equals. `all_names` are the pruners of the whole report: they decide the colors of the unknown
+    ones.
     """
     table = {name: dict(row) for name, row in cells.items()}
     names = [name for name in pruner_order(table) if name != FULL]
@@ -82,11 +88,18 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     colors = {name: stand_in(place) for place, name in enumerate(known)}
     points = {}
     for name in names:
-        points[name] = sorted((100 * cell.flops_ratio, 100 * cell.value, cell) for cell in table[name].values())
+        points[name] = sorted(
+            (100 * cell.flops_ratio, 100 * cell.value, cell) for cell in table[name].values()
+        )
     if FULL in table:
         _full_line(axes, next(iter(table[FULL].values())))
     best = _frontier([(x, y) for name in names if name not in BOUNDS for x, y, _ in points[name]])
-    broad: dict[str, Any] = {"lw": 9, "alpha": 0.22, "solid_capstyle": "round", "solid_joinstyle": "round"}
+    broad: dict[str, Any] = {
+        "lw": 9,
+        "alpha": 0.22,
+        "solid_capstyle": "round",
+        "solid_joinstyle": "round",
+    }
     x, y = zip(*best, strict=True) if best else ((), ())
     axes.plot(x, y, color=MUTED, zorder=1, **broad)
     for name in reversed(names):  # the best lie on top
@@ -96,13 +109,18 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     axes.set_xlim(min(flops) - 0.55 * span, max(flops) + 0.04 * span)
     ends = [(series[0][1], series[0][0], name) for name, series in points.items()]
     _label_ends(axes, ends, colors, min(flops) - 0.06 * span, height)
-    axes.set_xticks([x for x in axes.get_xticks() if min(flops) - 0.06 * span <= x <= axes.get_xlim()[1]])
+    axes.set_xticks(
+        [x for x in axes.get_xticks() if min(flops) - 0.06 * span <= x <= axes.get_xlim()[1]]
+    )
     axes.set_yticks([y for y in axes.get_yticks() if y <= 100 and y >= axes.get_ylim()[0]])
-    return as_svg(figure, "pareto", "Accuracy against FLOPs for every pruner; the numbers are in the tables.")
+    return as_svg(
+        figure, "pareto", "Accuracy against FLOPs for every pruner; the numbers are in the tables."
+    )
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
-    """Small line plots over samples seen, an `<svg>` each. Series named `score: ...` share the plot `score`."""
+    """Small line plots over samples seen, an `<svg>` each. Series named `score: ...` share the plot
+    `score`."""
     panels: dict[str, list[tuple[str, Sequence[tuple[float, float]]]]] = defaultdict(list)
     for name, points in series.items():
         title, _, label = name.partition(": ")
@@ -110,7 +128,9 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
     return [_curve(place, title, lines) for place, (title, lines) in enumerate(panels.items())]
 
 
-def _curve(place: int, title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
+def _curve(
+    place: int, title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]
+) -> str:
     figure, axes = _axes("samples seen", "", PANEL, 2.5)
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.locator_params(axis="x", nbins=5)  # more labels run into each other
@@ -118,7 +138,10 @@ def _curve(place: int, title: str, lines: Sequence[tuple[str, Sequence[tuple[flo
     for i, (label, points) in enumerate(lines):
         x, y = zip(*points, strict=True)
         marker = "o" if len(points) < 30 else ""
-        style: dict[str, Any] = {"color": stand_in((0, 8, 6, 3)[i % 4]), "ls": ("-", "--", ":", "-.")[i % 4]}
+        style: dict[str, Any] = {
+            "color": stand_in((0, 8, 6, 3)[i % 4]),
+            "ls": ("-", "--", ":", "-.")[i % 4],
+        }
         axes.plot(x, y, **style, lw=1.6, marker=marker, ms=3, label=label)
         ends.append(f"{label or title} from {y[0]:.3g} to {y[-1]:.3g}")
     if any(label for label, _ in lines):
@@ -137,7 +160,9 @@ def _thinned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tup
 
 
 def boxes(
-    panels: Mapping[str, Sequence[tuple[str, Sequence[float]]]], all_names: Sequence[str], pruner: str
+    panels: Mapping[str, Sequence[tuple[str, Sequence[float]]]],
+    all_names: Sequence[str],
+    pruner: str,
 ) -> list[str]:
     """Small box plots, an `<svg>` each. A box is (label, the 10, 25, 50, 75 and 90 % quantiles)."""
     color = stand_in(list(styles(all_names)).index(pruner))
@@ -162,13 +187,16 @@ def _box(axes: Axes, y: int, quantiles: Sequence[float], color: str) -> None:
 
 
 def speedups(lines: Sequence[Line]) -> str:
-    """Measured against predicted speed-up, of the prefill and from pixels to the last token: an `<svg>`. On the
-    dashed line a pruner gets all that its FLOPs promise; below 1 it is slower than not pruning."""
+    """Measured against predicted speed-up, of the prefill and from pixels to the last token: an
+    `<svg>`. On the dashed line a pruner gets all that its FLOPs promise; below 1 it is slower than
+    not pruning."""
     names = sorted({line.pruner for line in lines})
     known, batches = styles(names), sorted({line.batch for line in lines})
     figure = Figure(figsize=(9.4, 4.6), layout="constrained")
     panels: list[Axes] = [figure.add_subplot(1, 2, place) for place in (1, 2)]
-    for axes, (stage, title) in zip(panels, (("prefill", "prefill"), ("total", "pixels to last token")), strict=True):
+    for axes, (stage, title) in zip(
+        panels, (("prefill", "prefill"), ("total", "pixels to last token")), strict=True
+    ):
         dress(axes, "speed-up that FLOPs predict", "measured speed-up" if axes is panels[0] else "")
         axes.set_title(title, fontsize=10, color=INK, loc="left")
         end = max(line.predicted(stage) for line in lines)
@@ -178,12 +206,25 @@ def speedups(lines: Sequence[Line]) -> str:
             color = stand_in(list(known).index(line.pruner))
             middle, low, high = line.speedup(stage)
             axes.plot([line.predicted(stage)] * 2, [low, high], color=color, lw=1, alpha=0.55)
-            style = {"color": color, "marker": known[line.pruner][3], "ms": 5 + 2 * batches.index(line.batch)}
-            label = line.pruner if line is next(other for other in lines if other.pruner == line.pruner) else None
+            style = {
+                "color": color,
+                "marker": known[line.pruner][3],
+                "ms": 5 + 2 * batches.index(line.batch),
+            }
+            label = (
+                line.pruner
+                if line is next(other for other in lines if other.pruner == line.pruner)
+                else None
+            )
             axes.plot([line.predicted(stage)], [middle], ls="", label=label, **style)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, frameon=False, labelcolor=INK, loc="outside right center")
-    what = f"Measured against predicted speed-up; larger marks are larger batches ({', '.join(map(str, batches))})."
+    figure.legend(
+        handles, labels, fontsize=8, frameon=False, labelcolor=INK, loc="outside right center"
+    )
+    what = (
+        "Measured against predicted speed-up; larger marks are "
+        f"larger batches ({', '.join(map(str, batches))})."
+    )
     return as_svg(figure, "speedups", what)
 
 
@@ -218,9 +259,21 @@ def _series(
     y = [point[1] for point in points]
     low = [max(100 * (c.value - c.low), 0) if c.low == c.low else 0 for *_, c in points]
     high = [max(100 * (c.high - c.value), 0) if c.high == c.high else 0 for *_, c in points]
-    axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=color, elinewidth=1, capsize=2, alpha=0.55, zorder=2)
+    axes.errorbar(
+        x,
+        y,
+        yerr=[low, high],
+        fmt="none",
+        ecolor=color,
+        elinewidth=1,
+        capsize=2,
+        alpha=0.55,
+        zorder=2,
+    )
     width, size = (2.6, 7) if bold else (1.1, 5)
-    axes.plot(x, y, color=color, ls=style[2], marker=style[3], lw=width, ms=size, zorder=4 if bold else 3)
+    axes.plot(
+        x, y, color=color, ls=style[2], marker=style[3], lw=width, ms=size, zorder=4 if bold else 3
+    )
 
 
 def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -238,14 +291,20 @@ def _full_line(axes: Axes, cell: Cell) -> None:
         axes.axhspan(100 * cell.low, 100 * cell.high, color=MUTED, alpha=0.15, lw=0)
     axes.axhline(value, color=MUTED, lw=1.2, ls=(0, (6, 3)), zorder=1)
     place = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    axes.annotate("all tokens", **place, xytext=(-2, 3), ha="right", va="bottom", color=INK, fontsize=9)
+    axes.annotate(
+        "all tokens", **place, xytext=(-2, 3), ha="right", va="bottom", color=INK, fontsize=9
+    )
 
 
 def _label_ends(
-    axes: Axes, ends: list[tuple[float, float, str]], colors: Mapping[str, str], x: float, height: float
+    axes: Axes,
+    ends: list[tuple[float, float, str]],
+    colors: Mapping[str, str],
+    x: float,
+    height: float,
 ) -> None:
-    """Names to the left of the cheapest points, pushed apart, each tied to its point by a thin line; the axes are about
-    `height` - 0.6 inches high."""
+    """Names to the left of the cheapest points, pushed apart, each tied to its point by a thin
+    line; the axes are about `height` - 0.6 inches high."""
     low, high = axes.get_ylim()
     step = (high - low) / (height - 0.6) * LINE
     places = _spread([e[0] for e in sorted(ends)], step)
@@ -255,14 +314,16 @@ def _label_ends(
         axes.plot([x, at], [y, value], color=colors[name], lw=0.6, alpha=0.6, zorder=1)
         weight = "bold" if name == OURS else "normal"
         style: dict[str, Any] = {"color": colors[name], "fontsize": 9.5, "fontweight": weight}
-        style["bbox"] = {"facecolor": PAGE, "edgecolor": "none", "pad": 0.5}  # no line strikes a name through
+        # no line strikes a name through
+        style["bbox"] = {"facecolor": PAGE, "edgecolor": "none", "pad": 0.5}
         axes.text(x, y, name + " ", ha="right", va="center", **style)
         low = min(low, y - step)
     axes.set_ylim(low, high)
 
 
 def _spread(values: Sequence[float], step: float) -> list[float]:
-    """Ascending values moved as little as needed (least squares) for neighbors to be `step` apart."""
+    """Ascending values moved as little as needed (least squares) for neighbors to be `step`
+    apart."""
     blocks: list[tuple[float, int]] = []  # pool adjacent violators on value - i * step
     for i, value in enumerate(values):
         block = (value - i * step, 1)
@@ -280,7 +341,8 @@ def stand_in(index: int) -> str:
 
 
 def as_svg(figure: Figure, prefix: str, description: str) -> str:
-    """The figure as an inline `<svg>`: ids made unique, colors as CSS variables, fonts of the page."""
+    """The figure as an inline `<svg>`: ids made unique, colors as CSS variables, fonts of the
+    page."""
     out = io.StringIO()
     figure.patch.set_alpha(0)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
@@ -291,21 +353,34 @@ def as_svg(figure: Figure, prefix: str, description: str) -> str:
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg).replace("url(#", f"url(#{prefix}-")
-    svg = re.sub(r"font(-family)?: ([^;\"]*?)'[^;\"]*", lambda m: f"font{m[1] or ''}: {m[2]}system-ui, sans-serif", svg)
+    svg = re.sub(
+        r"font(-family)?: ([^;\"]*?)'[^;\"]*",
+        lambda m: f"font{m[1] or ''}: {m[2]}system-ui, sans-serif",
+        svg,
+    )
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
     return _themed(svg)
 
 
 def standalone(svg: str, all_names: Sequence[str]) -> str:
-    """An `<svg>` of this module as a file of its own, on white: the colors that a page would give it are inside."""
+    """An `<svg>` of this module as a file of its own, on white: the colors that a page would give
+    it are inside."""
     ink = "--page: #ffffff; --ink: #1c1917; --muted: #6b6760; --grid: #e4e2dd;"
-    style = f"<style>svg {{ background: #ffffff; {ink} {color_variables(all_names, dark=False)} }}</style>"
+    style = (
+        f"<style>svg {{ background: #ffffff; {ink} "
+        f"{color_variables(all_names, dark=False)} }}</style>"
+    )
     head, _, body = svg.partition(">")
     return f"{head}>{style}{body}\n"
 
 
 def _themed(svg: str) -> str:
-    for stand_in, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid"), (PAGE, "--page")):
+    for stand_in, variable in (
+        (INK, "--ink"),
+        (MUTED, "--muted"),
+        (GRID, "--grid"),
+        (PAGE, "--page"),
+    ):
         svg = svg.replace(stand_in, f"var({variable})")
     return re.sub(r"#fe01([0-9a-f]{2})", lambda m: f"var(--s{int(m[1], 16)})", svg)
 
@@ -323,8 +398,8 @@ def plain_picture(image: Image.Image, side: int) -> Image.Image:
 
 
 def mask_picture(image: Image.Image, keep: Mask, side: int, seen: Box | None = None) -> Image.Image:
-    """The image with its pruned patches darkened and faded; `keep` is [rows, columns] over the part that is `seen`
-    (pixels of the image; None: all of it), and the rest is black."""
+    """The image with its pruned patches darkened and faded; `keep` is [rows, columns] over the part
+    that is `seen` (pixels of the image; None: all of it), and the rest is black."""
     picture = np.asarray(plain_picture(image, side), dtype=np.float32)
     level, inside = _over_pixels(keep.astype(np.float32), picture.shape, _fractions(image, seen))
     gray = picture.mean(2, keepdims=True)
@@ -335,7 +410,8 @@ def mask_picture(image: Image.Image, keep: Mask, side: int, seen: Box | None = N
 def probability_picture(
     image: Image.Image, probability: NDArray[np.floating], side: int, seen: Box | None = None
 ) -> Image.Image:
-    """A keep-probability map [rows, columns], stretched to its own range, over the gray image; `seen` as above."""
+    """A keep-probability map [rows, columns], stretched to its own range, over the gray image;
+    `seen` as above."""
     picture = np.asarray(plain_picture(image, side), dtype=np.float32)
     low, high = float(probability.min()), float(probability.max())
     cells = (probability - low) / max(high - low, 1e-9)
@@ -356,24 +432,34 @@ def _fractions(image: Image.Image, seen: Box | None) -> Box:
 def _over_pixels(
     cells: NDArray[np.floating], shape: tuple[int, ...], box: Box
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """[rows, columns] repeated over a box of a picture [height, width]: each pixel reads the cell that its center lies
-    in, 0 outside of the box; and which pixels are in the box. The box is in fractions of the picture."""
+    """[rows, columns] repeated over a box of a picture [height, width]: each pixel reads the cell
+    that its center lies in, 0 outside of the box; and which pixels are in the box. The box is in
+    fractions of the picture."""
 
     def cell(length: int, count: int, low: float, high: float) -> NDArray[np.floating]:
         return np.floor(((np.arange(length) + 0.5) / length - low) / (high - low) * count)
 
     row = cell(shape[0], cells.shape[0], box[1], box[3])
     column = cell(shape[1], cells.shape[1], box[0], box[2])
-    inside = ((row >= 0) & (row < cells.shape[0]))[:, None] & ((column >= 0) & (column < cells.shape[1]))[None, :]
-    rows, columns = row.clip(0, cells.shape[0] - 1).astype(int), column.clip(0, cells.shape[1] - 1).astype(int)
+    inside = ((row >= 0) & (row < cells.shape[0]))[:, None] & (
+        (column >= 0) & (column < cells.shape[1])
+    )[None, :]
+    rows, columns = (
+        row.clip(0, cells.shape[0] - 1).astype(int),
+        column.clip(0, cells.shape[1] - 1).astype(int),
+    )
     return np.where(inside, cells[rows[:, None], columns[None, :]], 0.0), inside
 
 
 def data_uri(picture: Image.Image, colors: int | None = 256) -> str:
     """A PNG as a data URI, of at most so many colors (None: all of them)."""
     out = io.BytesIO()
-    # Median cut, the default, spends its colors on large areas: a small purple square came out gray. An octree is off
-    # by 13 of 255 at most, and its files are smaller.
-    few = picture if colors is None else picture.quantize(colors, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    # Median cut, the default, spends its colors on large areas: a small purple square came out
+    # gray. An octree is off by 13 of 255 at most, and its files are smaller.
+    few = (
+        picture
+        if colors is None
+        else picture.quantize(colors, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    )
     few.save(out, format="PNG", optimize=colors is not None)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

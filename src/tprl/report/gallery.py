@@ -53,8 +53,9 @@ def gallery_section(gallery: Sequence[GalleryItem], side: int) -> Section | None
     cropped = any(item.seen is not None and not _whole(item.seen, item.image) for item in gallery)
     black = " What is black the processor crops away: no pruner could keep it." if cropped else ""
     note = (
-        f"Patches that were pruned are darkened; the language model saw only what is bright.{black} No random sample: "
-        f"the kinds of question take turns, and every third picture is a failure of {first}, as long as there are some."
+        "Patches that were pruned are darkened; the language model saw only what is "
+        f"bright.{black} No random sample: the kinds of question take turns, and "
+        f"every third picture is a failure of {first}, as long as there are some."
     )
     articles = [_article(item, side) for item in gallery]
     return Section("What was kept", "gallery.html", {"note": note, "articles": articles})
@@ -79,7 +80,9 @@ def _badge(item: GalleryItem) -> str:
     """Says so where the first pruner is wrong."""
     if not item.panels or item.panels[0].right is not False:
         return ""
-    cause = {True: ", all tokens are right", False: ", and so are all tokens", None: ""}[item.full_right]
+    cause = {True: ", all tokens are right", False: ", and so are all tokens", None: ""}[
+        item.full_right
+    ]
     return f"Failure: {item.panels[0].pruner} is wrong{cause}"
 
 
@@ -130,4 +133,7 @@ def _guided_pair(pair: GuidedPair, pruner: str, side: int) -> dict[str, Any]:
         alt = f"{pruner} kept {int(keep.sum())} of {keep.size} patches for the question: {question}"
         picture = figures.mask_picture(pair.image, keep, side, pair.seen)
         views.append(_picture(picture, alt, question, answer=answer))
-    return {"pictures": views, "note": f"{100 * pair.overlap:.0f} % of the kept tokens are the same."}
+    return {
+        "pictures": views,
+        "note": f"{100 * pair.overlap:.0f} % of the kept tokens are the same.",
+    }

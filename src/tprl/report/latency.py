@@ -1,4 +1,5 @@
-"""What mode=latency leaves behind: `latency.csv`, `speedup.svg`, a table and a sentence per pruner."""
+"""What mode=latency leaves behind: `latency.csv`, `speedup.svg`, a table and a sentence per
+pruner."""
 
 import csv
 import io
@@ -18,7 +19,9 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.report.figures import speedups, standalone
 
 
-def write_latency(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory: Path) -> None:
+def write_latency(
+    lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory: Path
+) -> None:
     """Write the files, print table and sentences."""
     records = latency_rows(lines, lvlm, setting)
     out = io.StringIO()
@@ -37,16 +40,20 @@ def write_latency(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, dir
         write_atomic(directory / "speedup.svg", standalone(speedups(pruned), names))
     console = Console()
     if not console.is_terminal:
-        console = Console(file=console.file, width=240, color_system=None, highlight=False, emoji=False)
+        console = Console(
+            file=console.file, width=240, color_system=None, highlight=False, emoji=False
+        )
     console.print(latency_table(lines, plain=not console.is_terminal))
     for text in (*sentences, _memory(lines), CONVENTION):
         print(text)
 
 
 def latency_rows(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting) -> list[dict[str, Any]]:
-    """A row per pruner, keep ratio and batch size; units are in the names, `p10` and `p90` are quantiles over the
-    rounds. FLOPs and bytes are the batch's."""
-    device = torch.cuda.get_device_name(lvlm.device) if lvlm.device.type == "cuda" else lvlm.device.type
+    """A row per pruner, keep ratio and batch size; units are in the names, `p10` and `p90` are
+    quantiles over the rounds. FLOPs and bytes are the batch's."""
+    device = (
+        torch.cuda.get_device_name(lvlm.device) if lvlm.device.type == "cuda" else lvlm.device.type
+    )
     about = {
         "model": lvlm.name,
         "lm_layers": lvlm.layers,
@@ -84,7 +91,10 @@ def _times(line: Line, stage: str) -> dict[str, float]:
 def _speedup(line: Line, stage: str) -> dict[str, float]:
     median, low, high = line.speedup(stage)
     columns = {"speedup_x": median, "speedup_p10_x": low, "speedup_p90_x": high}
-    columns |= {"predicted_speedup_x": line.predicted(stage), "share_of_predicted": line.share(stage)}
+    columns |= {
+        "predicted_speedup_x": line.predicted(stage),
+        "share_of_predicted": line.share(stage),
+    }
     return {f"{stage}_{name}": value for name, value in columns.items()}
 
 
@@ -93,7 +103,13 @@ def latency_table(lines: Sequence[Line], plain: bool = False) -> Table:
     grid = Table(title="latency", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
     for heading in ("pruner", "batch", "kept", *(f"{stage}\nms" for stage in (*STAGES, "total"))):
         grid.add_column(heading, justify="left" if heading == "pruner" else "right", no_wrap=True)
-    for heading in ("prefill\nspeed-up", "its FLOPs\nsay", "total\nspeed-up", "its FLOPs\nsay", "KV cache\nMiB"):
+    for heading in (
+        "prefill\nspeed-up",
+        "its FLOPs\nsay",
+        "total\nspeed-up",
+        "its FLOPs\nsay",
+        "KV cache\nMiB",
+    ):
         grid.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         cells = [f"{line.milliseconds(stage).median:.1f}" for stage in (*STAGES, "total")]
@@ -109,8 +125,8 @@ def _range(of: Spread) -> str:
 
 
 def sentence(lines: Sequence[Line]) -> str:
-    """Whether a pruner is faster than not pruning, at which it counts only beyond the quantiles of the rounds, and its
-    share of the speed-up that FLOPs predict."""
+    """Whether a pruner is faster than not pruning, at which it counts only beyond the quantiles of
+    the rounds, and its share of the speed-up that FLOPs predict."""
     speedups = [line.speedup() for line in lines]
     faster = sum(speedup.low > 1 for speedup in speedups)
     slower = sum(speedup.high < 1 for speedup in speedups)
@@ -119,7 +135,10 @@ def sentence(lines: Sequence[Line]) -> str:
     elif slower == len(lines):
         verdict = "is slower than not pruning"
     else:
-        verdict = f"is faster than not pruning in {faster} of {len(lines)} settings and slower in {slower}"
+        verdict = (
+            f"is faster than not pruning in {faster} of "
+            f"{len(lines)} settings and slower in {slower}"
+        )
     text = (
         f"{lines[0].pruner} {verdict}: {span([speedup.median for speedup in speedups], '.2f')}x "
         "from pixels to the last token"
@@ -128,7 +147,10 @@ def sentence(lines: Sequence[Line]) -> str:
     if slower < len(lines):
         text += f", {span([100 * line.share() for line in lines], '.0f')} % of the ideal"
     alone = span([line.speedup("prefill").median for line in lines], ".2f")
-    return f"{text}; the prefill alone {alone}x, {span([100 * line.share('prefill') for line in lines], '.0f')} %."
+    return (
+        f"{text}; the prefill alone {alone}x, "
+        f"{span([100 * line.share('prefill') for line in lines], '.0f')} %."
+    )
 
 
 def _memory(lines: Sequence[Line]) -> str:

@@ -18,9 +18,10 @@ SIDE = 256  # pixels
 
 
 class Overlays(pl.Callback):
-    """Logs pictures of the same validation questions before training and every `overlay_every` iterations: pruned
-    patches are darkened; the caption holds the question, both answers and the number of tokens kept, at the smallest
-    keep ratio that validation serves. The stage has `served`, `pruner`, `iteration` and `samples_seen`.
+    """Logs pictures of the same validation questions before training and every `overlay_every`
+    iterations: pruned patches are darkened; the caption holds the question, both answers and the
+    number of tokens kept, at the smallest keep ratio that validation serves. The stage has
+    `served`, `pruner`, `iteration` and `samples_seen`.
 
     Args:
         stage: the metric is `<stage>/overlays`.
@@ -34,7 +35,9 @@ class Overlays(pl.Callback):
         if pl_module.iteration == 0:
             self._log(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if pl_module.iteration % self.tracker.overlay_every == 0:
             self._log(trainer, pl_module)
 
@@ -52,7 +55,11 @@ class Overlays(pl.Callback):
 def pictures(served: ServedScore, pruner: Pruner, count: int) -> list[tuple[Image.Image, str]]:
     """(picture, caption) of the first questions about `count` different images."""
     samples, encoded = served.batches[0]
-    first = {image_key(sample.uid): i for i, sample in reversed(list(enumerate(samples))) if sample.images}
+    first = {
+        image_key(sample.uid): i
+        for i, sample in reversed(list(enumerate(samples)))
+        if sample.images
+    }
     chosen = sorted(first.values())[:count]
     picked, part = [samples[i] for i in chosen], encoded.rows(chosen)
     full = served.scorer.lvlm.answer(splice(part, keep_all(part)))

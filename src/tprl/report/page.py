@@ -1,4 +1,5 @@
-"""The pages of the report: Jinja2 templates in `templates/`, and the plain values that they show."""
+"""The pages of the report: Jinja2 templates in `templates/`, and the plain values that they
+show."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ class TableEntry(NamedTuple):
     text: str = ""
     small: tuple[str, ...] = ()
     bold: bool = False
-    lost: float | None = None  # percent of the full accuracy that is lost: how dark the place is shaded
+    # percent of the full accuracy that is lost: how dark the place is shaded
+    lost: float | None = None
 
     @property
     def width(self) -> float:
@@ -72,14 +74,18 @@ def page_table(
     label: str = "",
 ) -> PageTable:
     """A table whose entry of row `name` and column `i` is `entry(name, i)`."""
-    headings = [column if isinstance(column, TableEntry) else TableEntry(column) for column in columns]
+    headings = [
+        column if isinstance(column, TableEntry) else TableEntry(column) for column in columns
+    ]
     rows = []
     for name in names:
         rows.append((name, [entry(name, i) for i in range(len(headings))]))
     return PageTable(caption, headings, rows, shaded, label)
 
 
-def render_page(title: str, headline: str, note: str, known: Sequence[str], sections: Sequence[Section | None]) -> str:
+def render_page(
+    title: str, headline: str, note: str, known: Sequence[str], sections: Sequence[Section | None]
+) -> str:
     """The whole document.
 
     Args:
@@ -98,7 +104,8 @@ def render_page(title: str, headline: str, note: str, known: Sequence[str], sect
     )
     return environment.get_template("page.html").render(
         title=title,
-        headline=headline.replace(" %", "\N{NO-BREAK SPACE}%"),  # a number and its sign stay on one line
+        # a number and its sign stay on one line
+        headline=headline.replace(" %", "\N{NO-BREAK SPACE}%"),
         note=note,
         sections=[section for section in sections if section is not None],
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
@@ -108,7 +115,10 @@ def render_page(title: str, headline: str, note: str, known: Sequence[str], sect
     )
 
 
-def number(value: float, low: float, high: float, bold: bool = False, scale: float = 100.0) -> TableEntry:
-    """A number times `scale` (percent), with its interval in small type; `low` is nan where there is none."""
+def number(
+    value: float, low: float, high: float, bold: bool = False, scale: float = 100.0
+) -> TableEntry:
+    """A number times `scale` (percent), with its interval in small type; `low` is nan where there
+    is none."""
     bounds = () if low != low else (f"{scale * low:.1f} to {scale * high:.1f}",)
     return TableEntry(f"{scale * value:.1f}", bounds, bold)

@@ -49,7 +49,9 @@ def token_spreads(rows: Sequence[SampleRow]) -> list[TokenSpread]:
     return out
 
 
-def _spread(pruner: str, ratio: float | None, group: str, counts: Sequence[int | float]) -> TokenSpread:
+def _spread(
+    pruner: str, ratio: float | None, group: str, counts: Sequence[int | float]
+) -> TokenSpread:
     quantiles = tuple(float(value) for value in np.quantile(counts, QUANTILES))
     return TokenSpread(pruner, ratio, group, len(counts), float(np.mean(counts)), quantiles)
 
@@ -62,14 +64,21 @@ def spread_section(groups: Sequence[TokenSpread], known: Sequence[str]) -> Secti
     for pruner in dict.fromkeys(group.pruner for group in groups):
         panels: dict[float | None, list[tuple[str, Sequence[float]]]] = defaultdict(list)
         # Families by name, then easy and hard ones.
-        for group in sorted(groups, key=lambda group: (group.group in ("easy", "hard"), group.group)):
+        for group in sorted(
+            groups, key=lambda group: (group.group in ("easy", "hard"), group.group)
+        ):
             if group.pruner == pruner:
-                panels[group.keep_ratio].append((f"{group.group} ({group.mean:.0f})", group.quantiles))
+                panels[group.keep_ratio].append(
+                    (f"{group.group} ({group.mean:.0f})", group.quantiles)
+                )
         ordered = sorted(panels, key=lambda ratio: -(ratio or 0))
         boxes = {f"mean {ratio_label(ratio)}": panels[ratio] for ratio in ordered}
         note = (
-            f"{pruner}: tokens kept per question by family (in brackets the mean); boxes span the middle half, "
-            "lines the middle 80 %. Easy questions are those answered right with the fewest tokens."
+            f"{pruner}: tokens kept per question by family (in brackets the "
+            "mean); boxes span the middle half, lines the middle 80 %. Easy "
+            "questions are those answered right with the fewest tokens."
         )
         drawn.append({"drawings": figures.boxes(boxes, known, pruner), "note": note})
-    return Section("How many tokens each question gets", "plots.html", {"figures": drawn, "fold": None})
+    return Section(
+        "How many tokens each question gets", "plots.html", {"figures": drawn, "fold": None}
+    )

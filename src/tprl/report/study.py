@@ -1,4 +1,5 @@
-"""The numbers of an evaluation, from the scores of its questions: as files, and once more from `scores.npz`."""
+"""The numbers of an evaluation, from the scores of its questions: as files, and once more from
+`scores.npz`."""
 
 import csv
 import io
@@ -10,19 +11,30 @@ from pathlib import Path
 
 from tprl.evaluation import analysis
 from tprl.evaluation.analysis import Paired
-from tprl.evaluation.results import Row, SampleRow, grid, print_table, read_results, write_atomic, write_results
+from tprl.evaluation.results import (
+    Row,
+    SampleRow,
+    grid,
+    print_table,
+    read_results,
+    write_atomic,
+    write_results,
+)
 from tprl.evaluation.scores import ScoreTable, read_scores, write_scores
 from tprl.report import figures
 from tprl.report.spread import TokenSpread, token_spreads
 
 log = logging.getLogger(__name__)
-SCORES, COLUMNS = "scores.npz", ("pruner", "keep_ratio", "metric", "value", "low", "high", "seeds", "interval")
+SCORES, COLUMNS = (
+    "scores.npz",
+    ("pruner", "keep_ratio", "metric", "value", "low", "high", "seeds", "interval"),
+)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What reports show: rows with the intervals of tables, differences of the main arm, of it and its adaptive mode,
-    and tokens per question."""
+    """What reports show: rows with the intervals of tables, differences of the main arm, of it and
+    its adaptive mode, and tokens per question."""
 
     rows: list[Row]
     differences: list[Paired]
@@ -30,7 +42,9 @@ class Numbers:
     token_spreads: list[TokenSpread]
 
 
-def write_numbers(directory: Path, rows: Sequence[Row], samples: Sequence[SampleRow], main: str) -> Numbers:
+def write_numbers(
+    directory: Path, rows: Sequence[Row], samples: Sequence[SampleRow], main: str
+) -> Numbers:
     """Write `results.csv`, `intervals.csv`, `paired.json` and `spreads.json`."""
     opened = analysis.with_open_sides(rows, samples)
     differences = analysis.paired(samples, main)
@@ -38,8 +52,12 @@ def write_numbers(directory: Path, rows: Sequence[Row], samples: Sequence[Sample
     allocations = token_spreads(samples)
     write_results(directory / "results.csv", rows)
     write_atomic(directory / "intervals.csv", intervals(opened))
-    write_atomic(directory / "paired.json", json.dumps([vars(d) for d in everything], indent=1) + "\n")
-    write_atomic(directory / "spreads.json", json.dumps([vars(s) for s in allocations], indent=1) + "\n")
+    write_atomic(
+        directory / "paired.json", json.dumps([vars(d) for d in everything], indent=1) + "\n"
+    )
+    write_atomic(
+        directory / "spreads.json", json.dumps([vars(s) for s in allocations], indent=1) + "\n"
+    )
     return Numbers(opened, differences, everything, allocations)
 
 
@@ -60,8 +78,9 @@ def intervals(rows: Sequence[Row]) -> str:
 
 
 def recompute(study: Path, directory: Path) -> list[Row]:
-    """Every number of a study from its `scores.npz`, into `directory`; prints the table, and whether the study's own
-    files say the same. What a benchmark publishes is taken over from the study's `results.csv`.
+    """Every number of a study from its `scores.npz`, into `directory`; prints the table, and
+    whether the study's own files say the same. What a benchmark publishes is taken over from the
+    study's `results.csv`.
 
     Raises:
         UserError: no such file, or a damaged one.
@@ -82,9 +101,13 @@ def recompute(study: Path, directory: Path) -> list[Row]:
 
 
 def write_all(directory: Path, table: ScoreTable, rows: Sequence[Row]) -> Numbers:
-    """All files of a study but its README: those of `write_numbers`, `scores.npz` and `pareto.svg`."""
+    """All files of a study but its README: those of `write_numbers`, `scores.npz` and
+    `pareto.svg`."""
     numbers = write_numbers(directory, rows, table.samples(), table.main)
     write_scores(directory / SCORES, table)
     cells = grid(numbers.rows)
-    write_atomic(directory / "pareto.svg", figures.standalone(figures.pareto(cells, sorted(cells)), sorted(cells)))
+    write_atomic(
+        directory / "pareto.svg",
+        figures.standalone(figures.pareto(cells, sorted(cells)), sorted(cells)),
+    )
     return numbers

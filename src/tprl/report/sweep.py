@@ -1,5 +1,5 @@
-"""What `python -m src.eval sweep=<directory>` leaves and prints beside the files of any evaluation: the numbers over
-training seeds as a table, `sweep.csv`, `sweep.svg` and `sweep.html`."""
+"""What `python -m src.eval sweep=<directory>` leaves and prints beside the files of any evaluation:
+the numbers over training seeds as a table, `sweep.csv`, `sweep.svg` and `sweep.html`."""
 
 import csv
 import io
@@ -24,12 +24,16 @@ from tprl.report.page import PageTable, Section, TableEntry, page_table, render_
 
 NUMBERS = ("mean", "sd", "low", "high", "kept_tokens", "flops_ratio")
 BARS = "Bars: one standard deviation over training seeds."
-SPREAD = "Mean over training seeds, ± their standard deviation; † marks a ratio that the run was trained for."
+SPREAD = (
+    "Mean over training seeds, ± their standard deviation; "
+    "† marks a ratio that the run was trained for."
+)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a page is from: what its numbers are about and were made on, the shell lines, the resolved config."""
+    """Where a page is from: what its numbers are about and were made on, the shell lines, the
+    resolved config."""
 
     facts: Mapping[str, object]
     commands: Sequence[str] = ()
@@ -44,7 +48,8 @@ def report_sweep(
     origin: Origin | None = None,
     console: Console | None = None,
 ) -> None:
-    """Write the files into `directory`, print the table, and say which jobs are missing from it and why.
+    """Write the files into `directory`, print the table, and say which jobs are missing from it and
+    why.
 
     Args:
         sweep: what was found.
@@ -76,14 +81,25 @@ def report_sweep(
     write_atomic(directory / "sweep.html", html)
     console = console or Console(highlight=False)
     plain = not console.is_terminal
-    print_in_parts(lambda ratios: _table(selected, ratios, metric, scale, plain), _ratios(selected), console)
-    for text in (SPREAD, sentence, *(f"left out: {line}" for line in left_out), f"sweep: {directory / 'sweep.html'}"):
-        console.print(_ascii(text) if plain else text, soft_wrap=True, markup=False, highlight=False)
+    print_in_parts(
+        lambda ratios: _table(selected, ratios, metric, scale, plain), _ratios(selected), console
+    )
+    for text in (
+        SPREAD,
+        sentence,
+        *(f"left out: {line}" for line in left_out),
+        f"sweep: {directory / 'sweep.html'}",
+    ):
+        console.print(
+            _ascii(text) if plain else text, soft_wrap=True, markup=False, highlight=False
+        )
 
 
 def title(sweep: Sweep, rows: Sequence[Row]) -> str:
     """Of the pages about a sweep."""
-    return f"Sweep over {', '.join(sweep.keys) or 'nothing'} on {rows[0].dataset} with {rows[0].model}"
+    return (
+        f"Sweep over {', '.join(sweep.keys) or 'nothing'} on {rows[0].dataset} with {rows[0].model}"
+    )
 
 
 def finding(sweep: Sweep, rows: Sequence[Row], metric: str = "accuracy") -> str:
@@ -98,7 +114,8 @@ def _scale(metric: str) -> float:
 
 
 def sweep_headline(sweep: Sweep, summaries: Sequence[Summary], scale: float) -> str:
-    """How much of the sweep there is, and which arm is ahead at the smallest ratio that all arms share, if one is."""
+    """How much of the sweep there is, and which arm is ahead at the smallest ratio that all arms
+    share, if one is."""
     names = {arm.name for arm in sweep.arms}
     runs = len({(entry.name, entry.seed) for entry in sweep.entries if entry.name in names})
     start = f"{runs} of {runs + len(sweep.left_out)} runs are finished"
@@ -114,8 +131,8 @@ def sweep_headline(sweep: Sweep, summaries: Sequence[Summary], scale: float) -> 
 
 
 def _ahead(arms: Sequence[Summary], scale: float) -> str:
-    """Which arm is ahead, in words. Arms are level where they read the same, or are less apart than the larger of their
-    standard deviations over seeds."""
+    """Which arm is ahead, in words. Arms are level where they read the same, or are less apart than
+    the larger of their standard deviations over seeds."""
     best, *others = sorted(arms, key=lambda item: -item.mean)
     level = [best, *(item for item in others if _level(best, item, scale))]
     if not others:
@@ -129,11 +146,14 @@ def _ahead(arms: Sequence[Summary], scale: float) -> str:
 
 def _level(a: Summary, b: Summary, scale: float) -> bool:
     spreads = [item.sd for item in (a, b) if not math.isnan(item.sd)]
-    return f"{scale * a.mean:.1f}" == f"{scale * b.mean:.1f}" or abs(a.mean - b.mean) < max(spreads, default=0.0)
+    return f"{scale * a.mean:.1f}" == f"{scale * b.mean:.1f}" or abs(a.mean - b.mean) < max(
+        spreads, default=0.0
+    )
 
 
 def as_csv(sweep: Sweep, summaries: Sequence[Summary]) -> str:
-    """One line per arm (or other pruner), keep ratio and metric; a column for every swept setting."""
+    """One line per arm (or other pruner), keep ratio and metric; a column for every swept
+    setting."""
     arms = {arm.name: arm for arm in sweep.arms}
     keys = list(dict.fromkeys(key for arm in sweep.arms for key in arm.swept))
     out = io.StringIO()
@@ -144,13 +164,15 @@ def as_csv(sweep: Sweep, summaries: Sequence[Summary]) -> str:
         ratio = "" if item.keep_ratio is None else item.keep_ratio
         numbers = ["" if math.isnan(value := getattr(item, name)) else value for name in NUMBERS]
         settings = [swept.get(key, "") for key in keys]
-        writer.writerow([item.arm, *settings, item.metric, ratio, int(item.trained), item.n, *numbers])
+        writer.writerow(
+            [item.arm, *settings, item.metric, ratio, int(item.trained), item.n, *numbers]
+        )
     return out.getvalue()
 
 
 def plot(summaries: Sequence[Summary], metric: str, scale: float) -> str:
-    """The metric against the kept fraction and against FLOPs, a line per arm, bars of one standard deviation over
-    seeds: an `<svg>` with one panel above the other."""
+    """The metric against the kept fraction and against FLOPs, a line per arm, bars of one standard
+    deviation over seeds: an `<svg>` with one panel above the other."""
     names = _names(summaries)
     # Columns of the legend, by the longest name.
     longest = max(map(len, names), default=0)
@@ -166,7 +188,12 @@ def plot(summaries: Sequence[Summary], metric: str, scale: float) -> str:
             _line(axes, [item for item in summaries if item.arm == name], x, names, scale)
         for item in summaries:
             if item.arm == FULL:
-                style: dict[str, Any] = {"color": figures.MUTED, "lw": 1.2, "ls": (0, (6, 3)), "zorder": 1}
+                style: dict[str, Any] = {
+                    "color": figures.MUTED,
+                    "lw": 1.2,
+                    "ls": (0, (6, 3)),
+                    "zorder": 1,
+                }
                 axes.axhline(scale * item.mean, label="all tokens", **style)
     look = {"fontsize": 9, "frameon": False, "labelcolor": figures.INK, "ncols": columns}
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", **look)
@@ -183,7 +210,11 @@ def _flops_share(item: Summary) -> float:
 
 
 def _line(
-    axes: Axes, arm: Sequence[Summary], x: Callable[[Summary], float], names: Sequence[str], scale: float
+    axes: Axes,
+    arm: Sequence[Summary],
+    x: Callable[[Summary], float],
+    names: Sequence[str],
+    scale: float,
 ) -> None:
     points, known, name = sorted(arm, key=x), figures.styles(names), arm[0].arm
     axes.errorbar(
@@ -210,7 +241,9 @@ def _over_seeds(summaries: Sequence[Summary], scale: float) -> PageTable:
         if item is None:
             return TableEntry()
         deviation = "" if math.isnan(item.sd) else f"± {scale * item.sd:.1f}, "
-        return TableEntry(f"{scale * item.mean:.1f}{'†' if item.trained else ''}", (f"{deviation}n = {item.n}",))
+        return TableEntry(
+            f"{scale * item.mean:.1f}{'†' if item.trained else ''}", (f"{deviation}n = {item.n}",)
+        )
 
     arms = list(dict.fromkeys(item.arm for item in summaries))
     names = [FULL, *_names(summaries)] if FULL in arms else _names(summaries)
@@ -218,7 +251,11 @@ def _over_seeds(summaries: Sequence[Summary], scale: float) -> PageTable:
 
 
 def _table(
-    summaries: Sequence[Summary], ratios: Sequence[float | None], metric: str, scale: float, plain: bool
+    summaries: Sequence[Summary],
+    ratios: Sequence[float | None],
+    metric: str,
+    scale: float,
+    plain: bool,
 ) -> Table:
     title = f"{metric} (%)" if scale == 100 else metric
     table = Table(title=title, box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
@@ -230,7 +267,10 @@ def _table(
         cells = (places.get((name, ratio)) for ratio in ratios)
         table.add_row(
             name,
-            *("" if item is None else _ascii(_text(item, scale)) if plain else _text(item, scale) for item in cells),
+            *(
+                "" if item is None else _ascii(_text(item, scale)) if plain else _text(item, scale)
+                for item in cells
+            ),
         )
     return table
 
@@ -251,4 +291,7 @@ def _names(summaries: Sequence[Summary]) -> list[str]:
 def _ratios(summaries: Sequence[Summary]) -> list[float | None]:
     """From large to small; a pruner's own choice last."""
     ratios = {item.keep_ratio for item in summaries}
-    return [*sorted((r for r in ratios if r is not None), reverse=True), *([None] if None in ratios else [])]
+    return [
+        *sorted((r for r in ratios if r is not None), reverse=True),
+        *([None] if None in ratios else []),
+    ]

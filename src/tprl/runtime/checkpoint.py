@@ -1,4 +1,5 @@
-"""Checkpoints: of a stage at the end of an iteration, and of a run between its parts; complete or not at all."""
+"""Checkpoints: of a stage at the end of an iteration, and of a run between its parts; complete or
+not at all."""
 
 import io
 import pickle
@@ -22,21 +23,23 @@ from tprl.runtime.metrics_csv import MetricsCSV
 from tprl.runtime.run_directory import LAST, PARTS, ways_on
 
 UNREADABLE = (  # what torch raises on a damaged file, besides ValueError of a checksum
-    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError,
+    AttributeError, OSError
 )  # fmt: skip
 KEY = "tprl"  # under which a checkpoint holds what Lightning leaves out
 
 
 class SaveEvery(pl.Callback):
-    """Writes `last.ckpt` every `every` training batches and at the end of an epoch, and stops a run that is asked to.
+    """Writes `last.ckpt` every `every` training batches and at the end of an epoch, and stops a run
+    that is asked to.
 
-    Lightning's own callback counts optimizer steps, whose number per iteration varies in PPO, and its checkpoints hold
-    no states of random number generators.
+    Lightning's own callback counts optimizer steps, whose number per iteration varies in PPO, and
+    its checkpoints hold no states of random number generators.
 
     Args:
         directory: of the run.
-        every: training batches between checkpoints; None: such a short stage starts over, and a signal stops it at
-            once.
+        every: training batches between checkpoints; None: such a short stage starts over, and a
+            signal stops it at once.
         part: which part of the run this is.
     """
 
@@ -50,7 +53,8 @@ class SaveEvery(pl.Callback):
         trainer.strategy.checkpoint_io = WholeFiles()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Where an epoch had ended, the run would go on by drawing what the batches of the next one need."""
+        """Where an epoch had ended, the run would go on by drawing what the batches of the next one
+        need."""
         if self.draws is not None and self.between_epochs:
             draw_from(self.draws)
 
@@ -73,7 +77,12 @@ class SaveEvery(pl.Callback):
         self._draw_on()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self.every is None:
             return
@@ -84,10 +93,13 @@ class SaveEvery(pl.Callback):
         if stops or progress.is_last_batch or done % self.every == 0:
             trainer.save_checkpoint(self.path)
         if stops:
-            raise signals.Stopped(signals.asked() or signal.SIGTERM, f"iteration {done} is finished and saved")
+            raise signals.Stopped(
+                signals.asked() or signal.SIGTERM, f"iteration {done} is finished and saved"
+            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What follows, such as a served score, is repeated by a resumed run. Ranks must not part there."""
+        """What follows, such as a served score, is repeated by a resumed run. Ranks must not part
+        there."""
         if trainer.world_size == 1:
             self._wait_no_longer(trainer)
 
@@ -95,32 +107,48 @@ class SaveEvery(pl.Callback):
         self._draw_on()
         self._wait_no_longer(trainer)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         signals.wait(False)
 
     def _wait_no_longer(self, trainer: pl.Trainer) -> None:
         signals.wait(False)
         if trainer.strategy.reduce_boolean_decision(signals.asked() is not None, all=False):
-            raise signals.Stopped(signals.asked() or signal.SIGTERM, "all iterations are saved" if self.every else "")
+            raise signals.Stopped(
+                signals.asked() or signal.SIGTERM, "all iterations are saved" if self.every else ""
+            )
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        where = {"draws": draws(), "between_epochs": ended, "rows": csv_position(trainer.loggers), "row": _row(trainer)}
+        where = {
+            "draws": draws(),
+            "between_epochs": ended,
+            "rows": csv_position(trainer.loggers),
+            "row": _row(trainer),
+        }
         checkpoint[KEY] = {"part": self.part, **where}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         where = checkpoint[KEY]
-        self.draws, self.between_epochs, self.row = where["draws"], where["between_epochs"], where["row"]
+        self.draws, self.between_epochs, self.row = (
+            where["draws"],
+            where["between_epochs"],
+            where["row"],
+        )
         keep_rows(trainer.loggers, where["rows"])
         # Ours are: stages keep their own position.
-        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+        warnings.filterwarnings(
+            "ignore", "You're resuming from a checkpoint that ended before the epoch ended"
+        )
 
     def _draw_on(self) -> None:
-        """Random numbers go on where the checkpoint was: now, because making the batches has drawn some again."""
+        """Random numbers go on where the checkpoint was: now, because making the batches has drawn
+        some again."""
         if self.draws is not None:
             draw_from(self.draws)
             self.draws = None
@@ -131,7 +159,9 @@ def _row(trainer: pl.Trainer) -> dict[str, Any] | None:
     step = trainer.fit_loop.epoch_loop.batch_progress.total.completed
     if (step + 1) % vars(trainer)["log_every_n_steps"]:
         return None
-    metrics = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+    metrics = {
+        name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()
+    }
     return {"step": step, "metrics": {**metrics, "epoch": trainer.current_epoch}}
 
 
@@ -153,10 +183,12 @@ def keep_rows(loggers: Sequence[Any], mark: Mapping[str, Any] | int) -> None:
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoints beside their place, forced to disk, renamed. (Lightning's own pass through the system's temporary
-    folder and are not forced to disk.)"""
+    """Checkpoints beside their place, forced to disk, renamed. (Lightning's own pass through the
+    system's temporary folder and are not forced to disk.)"""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         save(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, *options: Any, **more: Any) -> dict[str, Any]:
@@ -172,7 +204,8 @@ class Finished:
         resume: whether to read what an interrupted run has left.
 
     Raises:
-        UserError: one of its checkpoints is damaged. Both are looked at before anything is computed.
+        UserError: one of its checkpoints is damaged. Both are looked at before anything is
+            computed.
     """
 
     def __init__(self, directory: Path, resume: bool) -> None:
@@ -211,20 +244,24 @@ def load(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
     """What `save` wrote; it has these keys.
 
     Raises:
-        UserError: the file is damaged. It stays, and the sentence says from where the run can go on.
+        UserError: the file is damaged. It stays, and the sentence says from where the run can go
+            on.
     """
     try:
         check(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         missing = [key for key in keys if key not in content]
     except UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno != EINVAL:  # which torch says of a file that was cut
+        # which torch says of a file that was cut
+        if isinstance(error, OSError) and error.errno != EINVAL:
             raise
         # Of what torch raises on a file without checksum, only the first line is about the file.
         reason = (str(error).strip().splitlines() or ["it is empty or cut short"])[0].rstrip(".")
         raise UserError(f"{path} is damaged ({reason}): {ways_on(path.parent, path)}.") from error
     if missing:
-        raise UserError(f"{path} is damaged (it has no {missing[0]}): {ways_on(path.parent, path)}.")
+        raise UserError(
+            f"{path} is damaged (it has no {missing[0]}): {ways_on(path.parent, path)}."
+        )
     return content
 
 
@@ -232,11 +269,15 @@ def draws() -> dict[str, Any]:
     """The states of all random number generators, as tensors and plain values."""
     name, keys, *numbers = np.random.get_state()
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    return states | {"numpy": [name, keys.tolist(), *numbers], "cuda": torch.cuda.get_rng_state_all()}  # type: ignore[union-attr]
+    return states | {
+        "numpy": [name, keys.tolist(), *numbers],
+        "cuda": torch.cuda.get_rng_state_all(),
+    }  # type: ignore[union-attr]
 
 
 def draw_from(states: dict[str, Any]) -> None:
-    """Put random number generators back where they were; this machine may have fewer GPUs than that one."""
+    """Put random number generators back where they were; this machine may have fewer GPUs than that
+    one."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(tuple(states["numpy"]))

@@ -32,7 +32,9 @@ def read_curves(run: Path) -> dict[str, Points]:
         curves = json.loads(read_sealed(path))
         return {name: _points(points) for name, points in curves.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, and the report leaves the curves out.") from error
+        raise UserError(
+            f"{path} is damaged ({error}): remove it, and the report leaves the curves out."
+        ) from error
 
 
 def _points(pairs: Sequence[Sequence[float]]) -> Points:
@@ -40,11 +42,12 @@ def _points(pairs: Sequence[Sequence[float]]) -> Points:
 
 
 class Curves(pl.Callback):
-    """Collects (samples seen, value) of the metrics that a stage names; checkpoints hold it, for resumed runs. A
-    stage that names any has `samples_seen`.
+    """Collects (samples seen, value) of the metrics that a stage names; checkpoints hold it, for
+    resumed runs. A stage that names any has `samples_seen`.
 
     Args:
-        training, held_out: metric logged after a batch, or a validation -> how the report calls its curve.
+        training, held_out: metric logged after a batch, or a validation -> how the report calls its
+            curve.
     """
 
     def __init__(self, training: Mapping[str, str], held_out: Mapping[str, str]) -> None:
@@ -52,7 +55,12 @@ class Curves(pl.Callback):
         self.points: dict[str, Points] = {}
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self._note(trainer, pl_module, self.training)
 

@@ -1,8 +1,9 @@
-"""The processes of one run, its ranks: who starts them, what each of them works on, and what they tell one another.
+"""The processes of one run, its ranks: who starts them, what each of them works on, and what they
+tell one another.
 
-A single process is rank 0 of 1, and nothing here changes or costs anything then. Everything that is shared out is
-shared out by position (`share`), and every mean over a batch is put together again with `weight`, so that a run on n
-ranks is the run on one, up to rounding.
+A single process is rank 0 of 1, and nothing here changes or costs anything then. Everything that is
+shared out is shared out by position (`share`), and every mean over a batch is put together again
+with `weight`, so that a run on n ranks is the run on one, up to rounding.
 """
 
 import os
@@ -20,7 +21,8 @@ from torch.utils.data import BatchSampler, Sampler
 from tprl.errors import UserError
 
 T = TypeVar("T")
-PLACES = ("accelerator", "devices", "num_nodes")  # options of Lightning's Trainer that say where ranks run
+# options of Lightning's Trainer that say where ranks run
+PLACES = ("accelerator", "devices", "num_nodes")
 PATIENCE = timedelta(hours=3)  # others wait while rank 0 draws a report's pictures with its LVLM
 STARTED = "TPRL_STARTED"  # conf/*.yaml name the run's directory after it
 
@@ -35,20 +37,22 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-# --- how a run gets its ranks --------------------------------------------------------------------------------------
+# --- how a run gets its ranks ---------------------------------------------------------------------
 
 
 def join() -> None:
     """Meet the processes that torchrun or srun started beside this one, if they did.
 
-    It comes before Hydra, because all of them have to name the run's directory after the same moment: rank 0's, which
-    they find in the environment variable TPRL_STARTED.
+    It comes before Hydra, because all of them have to name the run's directory after the same
+    moment: rank 0's, which they find in the environment variable TPRL_STARTED.
     """
     # Late, as below: pruners do without Lightning.
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    launcher = next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+    launcher = next(
+        (kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None
+    )
     if launcher is None or launcher.world_size() == 1:
         return
     os.environ |= {
@@ -59,14 +63,18 @@ def join() -> None:
         "WORLD_SIZE": str(launcher.world_size()),
     }
     _use_own_gpu()
-    dist.init_process_group(_backend(), timeout=PATIENCE, rank=launcher.global_rank(), world_size=launcher.world_size())
+    dist.init_process_group(
+        _backend(), timeout=PATIENCE, rank=launcher.global_rank(), world_size=launcher.world_size()
+    )
     os.environ[STARTED] = gathered(os.environ.get(STARTED) or time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
 
 
 def launch_ranks(trainer: Mapping[str, Any]) -> None:
-    """Have the ranks that `trainer` (options of Lightning's Trainer) asks for, before anything heavy is loaded.
+    """Have the ranks that `trainer` (options of Lightning's Trainer) asks for, before anything
+    heavy is loaded.
 
-    With strategy=ddp Lightning starts this command once more per further device, unless torchrun or srun did.
+    With strategy=ddp Lightning starts this command once more per further device, unless torchrun or
+    srun did.
 
     Raises:
         UserError: there are several ranks and the strategy is another, or they cannot be had.
@@ -77,16 +85,21 @@ def launch_ranks(trainer: Mapping[str, Any]) -> None:
 
     if trainer.get("strategy") != "ddp":
         if count() > 1:
-            raise UserError(f"{count()} processes were started, and this trainer is for one: set trainer=ddp.")
+            raise UserError(
+                f"{count()} processes were started, and this trainer is for one: set trainer=ddp."
+            )
         return
     places = {name: trainer[name] for name in PLACES if name in trainer}
     try:
-        Fabric(**places, strategy=DDPStrategy(process_group_backend=_backend(), timeout=PATIENCE)).launch()
+        Fabric(
+            **places, strategy=DDPStrategy(process_group_backend=_backend(), timeout=PATIENCE)
+        ).launch()
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         asked = ", ".join(f"trainer.{name}={value}" for name, value in places.items())
         raise UserError(
-            f"no ranks with {asked} ({' '.join(str(error).split())}): on CPUs set trainer.accelerator=cpu "
-            "trainer.devices=<processes>, under torchrun or srun devices and num_nodes as given there."
+            f"no ranks with {asked} ({' '.join(str(error).split())}): on "
+            "CPUs set trainer.accelerator=cpu trainer.devices=<processes>, "
+            "under torchrun or srun devices and num_nodes as given there."
         ) from error
 
 
@@ -100,28 +113,30 @@ def _use_own_gpu() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
-# --- what each of them works on ------------------------------------------------------------------------------------
+# --- what each of them works on -------------------------------------------------------------------
 
 
 def share(batch: Any) -> Any:
     """This rank's part of a batch (a list or a tensor): every `count()`-th entry.
 
-    Where none is left for it, the first one, whose `weight` is 0: a rank that left a step out would stop all others.
+    Where none is left for it, the first one, whose `weight` is 0: a rank that left a step out would
+    stop all others.
     """
     local = batch[rank() :: count()]
     return local if len(local) else batch[:1]
 
 
 def local_part(part: Int[Tensor, " M"]) -> tuple[Int[Tensor, " m"], float]:
-    """(where this rank has the prompts of a minibatch, the weight of their mean); of a part that is all others', the
-    first prompt without weight (see `share`)."""
+    """(where this rank has the prompts of a minibatch, the weight of their mean); of a part that is
+    all others', the first prompt without weight (see `share`)."""
     local = part[part % count() == rank()] // count()
     weight = len(local) * count() / len(part)
     return (local if len(local) else torch.zeros(1, dtype=torch.long)), weight
 
 
 def weight(size: int) -> float:
-    """Of a mean over `share(batch)`, such that the mean over ranks is the mean over the batch of `size` entries."""
+    """Of a mean over `share(batch)`, such that the mean over ranks is the mean over the batch of
+    `size` entries."""
     return len(range(rank(), size, count())) * count() / size
 
 
@@ -138,7 +153,7 @@ class Shares(Sampler[list[int]]):
         return (list(share(batch)) for batch in self.batches)
 
 
-# --- what they tell one another ------------------------------------------------------------------------------------
+# --- what they tell one another -------------------------------------------------------------------
 
 
 def stacked(value: Float[Tensor, "*S"]) -> Float[Tensor, "R *S"]:

@@ -25,9 +25,11 @@ class Damaged(ValueError):
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path, None, None]:
-    """A path in the same folder; the file written there takes the place of `path` at the end, or never if that fails.
+    """A path in the same folder; the file written there takes the place of `path` at the end, or
+    never if that fails.
 
-    Whatever happens, at `path` is the old file or the new one, whole. Other ranks of a run may write it too.
+    Whatever happens, at `path` is the old file or the new one, whole. Other ranks of a run may
+    write it too.
 
     Raises:
         OSError: the folder cannot be written or is full; the error names `path`.
@@ -45,10 +47,12 @@ def replacing(path: Path) -> Generator[Path, None, None]:
 
 
 def put_in_place(part: Path, path: Path) -> None:
-    """Force a file to disk and give it its name: after a crash or a power cut it is there as a whole or not at all."""
+    """Force a file to disk and give it its name: after a crash or a power cut it is there as a
+    whole or not at all."""
     _sync(part)
     part.replace(path)
-    with suppress(OSError):  # not every file system can; the rename then lasts once it gets round to it
+    # not every file system can; the rename then lasts once it gets round to it
+    with suppress(OSError):
         _sync(path.parent)
 
 
@@ -62,7 +66,7 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-# --- checksums -------------------------------------------------------------------------------------
+# --- checksums ------------------------------------------------------------------------------------
 
 
 def write_sealed(path: Path, content: str | bytes | memoryview) -> None:
@@ -187,7 +191,11 @@ def _verified(path: Path, read: Callable[[], T], digest: Callable[[T], str]) -> 
             return content
         if _noted(path) == noted:  # otherwise another process is just replacing the file
             where = f"{SUMS}/{_sums(path).name}"
-            raise Damaged(f"its content differs from its checksum in {where}" if path.stat().st_size else "it is empty")
+            raise Damaged(
+                f"its content differs from its checksum in {where}"
+                if path.stat().st_size
+                else "it is empty"
+            )
 
 
 def _checksum_of_file(path: Path) -> str:

@@ -20,10 +20,12 @@ def check_finite(
     alone: bool = False,
     remedy: str = REMEDY,
 ) -> None:
-    """Look once at the device, whatever the number of values. All ranks stop with the same sentence.
+    """Look once at the device, whatever the number of values. All ranks stop with the same
+    sentence.
 
     Args:
-        values: tensors by the names they are logged under, the samples along `axis`; a scalar belongs to all of them.
+        values: tensors by the names they are logged under, the samples along `axis`; a scalar
+            belongs to all of them.
         uids: the samples of this rank; several rows of one sample repeat it.
         when: which step this is, e.g. "iteration 12".
         alone: not all ranks look, or not equally often.
@@ -41,8 +43,8 @@ def check_finite(
     name = next(name for name in values if name in broken)
     kinds, bad = zip(*(report[name] for report in reports if name in report), strict=True)
     raise UserError(
-        f"{when}: {name} is {kinds[0]} for {_names(sorted(set().union(*bad)))}; stopped before the optimizer used it, "
-        f"and the last checkpoint stays as it was. {remedy}"
+        f"{when}: {name} is {kinds[0]} for {_names(sorted(set().union(*bad)))}; stopped "
+        f"before the optimizer used it, and the last checkpoint stays as it was. {remedy}"
     )
 
 
@@ -57,26 +59,35 @@ def check_logits(pruner: str, logits: Tensor, mask: Tensor, uids: Sequence[str])
         return
     samples = [uid for uid, wrong in zip(uids, bad.any(1).tolist(), strict=True) if wrong]
     raise UserError(
-        f"pruner {pruner}: its keep logits are not finite for {_names(samples)} in "
-        f"{str(logits.dtype).removeprefix('torch.')}, so it cannot choose: copy its weights again, or train it anew."
+        f"pruner {pruner}: its keep logits are not finite for "
+        f"{_names(samples)} in {str(logits.dtype).removeprefix('torch.')}, "
+        "so it cannot choose: copy its weights again, or train it anew."
     )
 
 
 def compact(values: Tensor) -> Tensor:
-    """Finite numbers in float16, or in float32 where one is too large for that (bfloat16 holds larger ones)."""
+    """Finite numbers in float16, or in float32 where one is too large for that (bfloat16 holds
+    larger ones)."""
     half = values.half()
     fits = bool((half.isfinite() | ~values.isfinite()).all())
     return half if fits else values.float()
 
 
-def _not_finite(values: Mapping[str, Tensor], uids: Sequence[str], axis: int) -> dict[str, tuple[str, list[str]]]:
+def _not_finite(
+    values: Mapping[str, Tensor], uids: Sequence[str], axis: int
+) -> dict[str, tuple[str, list[str]]]:
     """(what it is, the samples) of every value that is not finite."""
     problems = {}
     for name, value in values.items():
         bad = ~value.detach().isfinite()
         if bool(bad.any()):
-            rows = bad.movedim(axis, 0).flatten(1).any(1).tolist() if bad.ndim else [True] * len(uids)
-            problems[name] = _kind(value), [uid for uid, wrong in zip(uids, rows, strict=True) if wrong]
+            rows = (
+                bad.movedim(axis, 0).flatten(1).any(1).tolist() if bad.ndim else [True] * len(uids)
+            )
+            problems[name] = (
+                _kind(value),
+                [uid for uid, wrong in zip(uids, rows, strict=True) if wrong],
+            )
     return problems
 
 

@@ -14,8 +14,8 @@ from tprl.errors import UserError
 
 
 def within_reach(source: str) -> bool:
-    """Whether loading a folder or hub id can succeed at all. Asked first, because the hub's client retries for long
-    without a network."""
+    """Whether loading a folder or hub id can succeed at all. Asked first, because the hub's client
+    retries for long without a network."""
     if Path(source).is_dir():
         return True
     try:
@@ -52,23 +52,29 @@ def fetch(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
     except (OSError, ValueError) as error:  # the hub's own errors are among them
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{repo} does not exist as a folder, nor is it within reach on the hub ({reason}): give the directory that "
-            "a training run printed as `run:`, or check the hub id."
+            f"{repo} does not exist as a folder, nor is it within reach on the hub ({reason}): "
+            "give the directory that a training run printed as `run:`, or check the hub id."
         ) from error
 
 
 def push(folder: Path, repo: str, private: bool = False, token: str | None = None) -> str:
-    """Upload a folder's files to a model repository, which is made if it does not exist; returns its address.
+    """Upload a folder's files to a model repository, which is made if it does not exist; returns
+    its address.
 
     Raises:
         UserError: the hub is out of reach, or refuses.
     """
     if not _hub_answers():
-        raise UserError(f"the hub does not answer, so {repo} cannot be written: save_pretrained keeps a local folder.")
+        raise UserError(
+            f"the hub does not answer, so {repo} cannot be "
+            "written: save_pretrained keeps a local folder."
+        )
     api = HfApi(token=token)
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Pruner of visual tokens (TPRL)")
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="Pruner of visual tokens (TPRL)"
+        )
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 
 class MetricsCSV(CSVLogger):
-    """Lightning's logger, except that it adds to a file that is there, where Lightning's deletes it.
+    """Lightning's logger, except that it adds to a file that is there, where Lightning's deletes
+    it.
 
     Args:
         save_dir: where `metrics.csv` is.
@@ -43,7 +44,8 @@ class MetricsCSV(CSVLogger):
         return self._experiment
 
     def mark(self) -> dict[str, Any]:
-        """The number of rows in the file and their checksum, for `keep`. What they count is on disk."""
+        """The number of rows in the file and their checksum, for `keep`. What they count is on
+        disk."""
         rows = self._read()
         if rows:
             with self.path.open("rb") as file:
@@ -63,7 +65,11 @@ class MetricsCSV(CSVLogger):
         """
         if not self.path.is_file():
             if count:
-                log.warning("%s is gone: the %d rows before this point are missing from it", self.path, count)
+                log.warning(
+                    "%s is gone: the %d rows before this point are missing from it",
+                    self.path,
+                    count,
+                )
             return
         rows = self._read()[:count]
         if len(rows) < count or (checksum is not None and count and _checksum(rows) != checksum):
@@ -83,7 +89,10 @@ class MetricsCSV(CSVLogger):
             return []
         rows = list[dict[str, str]]()
         # Bytes that are no text, or no table, are for the checksum of the rows to find.
-        with self.path.open(encoding="utf-8", errors="replace", newline="") as file, suppress(csv.Error):
+        with (
+            self.path.open(encoding="utf-8", errors="replace", newline="") as file,
+            suppress(csv.Error),
+        ):
             for row in csv.DictReader(file):
                 if None not in row.values():  # a kill may cut the last one
                     rows.append(row)

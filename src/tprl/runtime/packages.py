@@ -8,8 +8,8 @@ from tprl.errors import UserError
 
 
 def check_torchvision() -> None:
-    """Refuse a torchvision that was built for another torch: transformers and Lightning import it wherever it is
-    installed, and say afterwards that some class of theirs cannot be imported.
+    """Refuse a torchvision that was built for another torch: transformers and Lightning import it
+    wherever it is installed, and say afterwards that some class of theirs cannot be imported.
 
     Raises:
         UserError: it cannot be imported.
@@ -21,8 +21,9 @@ def check_torchvision() -> None:
     except (RuntimeError, ImportError, OSError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"torchvision {_version('torchvision')} does not fit torch {_version('torch')} ({reason}): install the "
-            "build for this torch from the same index, or remove it (pip uninstall torchvision), TPRL works without."
+            f"torchvision {_version('torchvision')} does not fit torch "
+            f"{_version('torch')} ({reason}): install the build for this torch from the "
+            "same index, or remove it (pip uninstall torchvision), TPRL works without."
         ) from error
 
 

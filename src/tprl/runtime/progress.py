@@ -1,4 +1,5 @@
-"""Progress of long steps, with rate and ETA: a live bar in a terminal, now and then a line in a log."""
+"""Progress of long steps, with rate and ETA: a live bar in a terminal, now and then a line in a
+log."""
 
 import os
 import sys
@@ -16,15 +17,16 @@ from tprl.runtime import distributed
 
 
 def in_terminal() -> bool:
-    """Whether a person looks on: stdout is a terminal, and no continuous integration (the variable CI) records it."""
+    """Whether a person looks on: stdout is a terminal, and no continuous integration (the variable
+    CI) records it."""
     return sys.stdout.isatty() and not os.environ.get("CI")
 
 
 class Progress:
     """Call it with (done, total). As a context it also clears up after an error.
 
-    In a terminal this is one bar. Elsewhere at most about `lines` lines are printed, and always the last. Of several
-    ranks the first one shows it.
+    In a terminal this is one bar. Elsewhere at most about `lines` lines are printed, and always the
+    last. Of several ranks the first one shows it.
 
     Args:
         label: what is being done.
@@ -52,7 +54,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -96,7 +101,8 @@ def _bar() -> Bar:
 
 
 class FitProgress(pl.Callback):
-    """`Progress` over the batches of a fit, with the metrics that a stage marks for the progress bar.
+    """`Progress` over the batches of a fit, with the metrics that a stage marks for the progress
+    bar.
 
     Args:
         label: name of the stage.
@@ -108,23 +114,33 @@ class FitProgress(pl.Callback):
         self.progress = Progress(label)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.done = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # those of a run that this one goes on with
+        # those of a run that this one goes on with
+        self.done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         self.progress = Progress(self.label, before=self.done)
         if self.total is None:
             self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         assert self.total is not None
         self.done += 1
         metrics = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
-        self.progress(self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in metrics.items()))
+        self.progress(
+            self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in metrics.items())
+        )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self.progress.close()
 
 

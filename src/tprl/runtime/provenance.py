@@ -1,4 +1,5 @@
-"""Where numbers come from: code, machine, versions, date; for the config of a W&B run and the end of a report."""
+"""Where numbers come from: code, machine, versions, date; for the config of a W&B run and the end
+of a report."""
 
 import os
 import platform
@@ -19,8 +20,8 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def provenance() -> dict[str, Any]:
-    """What a run's numbers depend on besides its config: `git` (commit, dirty; empty outside of a clone) and
-    `environment`."""
+    """What a run's numbers depend on besides its config: `git` (commit, dirty; empty outside of a
+    clone) and `environment`."""
     cuda = torch.cuda.is_available()
     environment = {
         **{name: module.__version__ for name, module in LIBRARIES.items()},
@@ -29,7 +30,9 @@ def provenance() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
         "devices": torch.cuda.device_count() if cuda else 1,
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "command": sys.argv,
     }
@@ -44,16 +47,26 @@ def origin() -> dict[str, str]:
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     if torch.cuda.is_available():
         hardware = f"{machine['devices']} × {machine['device']}; {hardware}"
-    versions = ", ".join([f"Python {machine['python']}", *(f"{name} {machine[name]}" for name in LIBRARIES)])
-    return {"date": time.strftime("%Y-%m-%d %H:%M %Z"), **known, "hardware": hardware, "versions": versions}
+    versions = ", ".join(
+        [f"Python {machine['python']}", *(f"{name} {machine[name]}" for name in LIBRARIES)]
+    )
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        **known,
+        "hardware": hardware,
+        "versions": versions,
+    }
 
 
 def _git(root: Path) -> dict[str, Any]:
-    """`commit` of the clone at `root`, and `dirty`: whether files differ from it; empty where there is no clone."""
+    """`commit` of the clone at `root`, and `dirty`: whether files differ from it; empty where there
+    is no clone."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     if not (root / ".git").exists():  # installed from a wheel, perhaps within somebody else's clone
         return {}

@@ -1,4 +1,5 @@
-"""Texts for readers with a grammar of their own: bash, OmegaConf, and who types the options of a stage."""
+"""Texts for readers with a grammar of their own: bash, OmegaConf, and who types the options of a
+stage."""
 
 import os
 import re
@@ -12,14 +13,16 @@ INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 def quoted(word: str) -> str:
-    """A word as bash reads it. What a terminal cannot show (line breaks, bytes that are no text) becomes $'\\x..'."""
+    """A word as bash reads it. What a terminal cannot show (line breaks, bytes that are no text)
+    becomes $'\\x..'."""
     if word.isprintable() and _can_be_printed(word):
         return shlex.quote(word)
     return "$'" + "".join(map(_byte, os.fsencode(word))) + "'"
 
 
 def escaped(value: Any) -> Any:
-    """Plain containers whose texts OmegaConf reads as they are: `${` would begin an interpolation."""
+    """Plain containers whose texts OmegaConf reads as they are: `${` would begin an
+    interpolation."""
     if isinstance(value, str):
         return INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", value)
     if isinstance(value, Mapping):
@@ -49,7 +52,8 @@ def _byte(code: int) -> str:
 
 
 def in_short(word: str) -> str:
-    """An option of a stage as one types it, without the block of its yaml: `stage.module.lr=1` as `stage.lr=1`."""
+    """An option of a stage as one types it, without the block of its yaml: `stage.module.lr=1` as
+    `stage.lr=1`."""
     key, equals, value = word.partition("=")
     names = key.split(".")
     if names[0].lstrip("+~") == "stage":

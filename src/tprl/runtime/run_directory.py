@@ -22,7 +22,8 @@ from tprl.runtime.quoting import escaped
 
 STARTED, DONE, FAILED, LOCK = "started.json", "done.json", "FAILED", ".lock"
 SETTINGS = "config.yaml"  # the resolved config
-LAST, PARTS = "last.ckpt", "parts.ckpt"  # the stage that is being trained, and the parts of the run before it
+# the stage that is being trained, and the parts of the run before it
+LAST, PARTS = "last.ckpt", "parts.ckpt"
 EDITED = "; if you edited it yourself, delete its checksum"
 STAGES = ("pruner", "lfd", "autoencoder")  # folders of the pruner after a stage, newest first
 ANSWERS = "answers-*.jsonl"  # what an evaluation has answered so far
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(directory: Path) -> Generator[None, None, None]:
-    """Work alone in a directory. The system ends the lock with its process, so a killed run leaves none.
+    """Work alone in a directory. The system ends the lock with its process, so a killed run leaves
+    none.
 
     A record lock, not flock: worker processes forked meanwhile do not inherit it.
 
@@ -47,14 +49,18 @@ def locked(directory: Path) -> Generator[None, None, None]:
             if error.errno in (EACCES, EAGAIN):
                 other = os.read(descriptor, 1000).decode().strip() or "another process"
                 raise UserError(
-                    f"{directory} is in use by {other}: wait for it, stop it, or choose another folder with "
-                    "hydra.run.dir=<folder>."
+                    f"{directory} is in use by {other}: wait for it, stop it, "
+                    "or choose another folder with hydra.run.dir=<folder>."
                 ) from None
-            log.warning("%s: file locks do not work here (%s), a second run in it would go unnoticed", directory, error)
+            log.warning(
+                "%s: file locks do not work here (%s), a second run in it would go unnoticed",
+                directory,
+                error,
+            )
         os.ftruncate(descriptor, 0)
-        os.write(
-            descriptor, f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%F %T')})".encode()
-        )
+        since = time.strftime("%F %T")
+        owner = f"process {os.getpid()} on {socket.gethostname()} (since {since})"
+        os.write(descriptor, owner.encode())
         try:
             yield
         finally:
@@ -78,16 +84,24 @@ def forget(directory: Path) -> None:
         remove(path)
 
 
-def finish(directory: Path, overrides: Sequence[str], seconds: float, result: float | None = None) -> None:
+def finish(
+    directory: Path, overrides: Sequence[str], seconds: float, result: float | None = None
+) -> None:
     """Mark the run as finished; its checkpoints have done their work."""
     (directory / FAILED).unlink(missing_ok=True)
-    record = {"overrides": list(overrides), "finished": time.strftime("%F %T%z"), "seconds": seconds, "result": result}
+    record = {
+        "overrides": list(overrides),
+        "finished": time.strftime("%F %T%z"),
+        "seconds": seconds,
+        "result": result,
+    }
     write_sealed(directory / DONE, json.dumps(record, indent=1) + "\n")
     forget(directory)
 
 
 def settings_of(directory: Path, marker: str = STARTED) -> list[str] | None:
-    """The settings on the command line of a run; None where no run began (or, for `DONE`, finished).
+    """The settings on the command line of a run; None where no run began (or, for `DONE`,
+    finished).
 
     Raises:
         UserError: the marker is damaged.
@@ -117,7 +131,9 @@ def write_settings(directory: Path, config: DictConfig) -> None:
     write_sealed(directory / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(escaped(resolved))))
 
 
-def read_yaml(path: Path, remedy: str, kind: type[DictConfig] | type[ListConfig] = DictConfig) -> Any:
+def read_yaml(
+    path: Path, remedy: str, kind: type[DictConfig] | type[ListConfig] = DictConfig
+) -> Any:
     """Settings that a run or Hydra has left: a mapping, or a list where `kind` says so.
 
     Raises:
@@ -130,7 +146,9 @@ def read_yaml(path: Path, remedy: str, kind: type[DictConfig] | type[ListConfig]
         raise UserError(f"{path} is damaged ({reason}): {remedy}{EDITED}.") from error
     # Of a bare word OmegaConf makes a key without a value.
     values = content.values() if isinstance(content, DictConfig) else []
-    if not isinstance(content, kind) or (kind is DictConfig and all(value is None for value in values)):
+    if not isinstance(content, kind) or (
+        kind is DictConfig and all(value is None for value in values)
+    ):
         raise UserError(f"{path} is damaged (it holds no settings): {remedy}.")
     return content
 
@@ -153,9 +171,13 @@ def ways_on(directory: Path, damaged: Path) -> str:
 
 def other_pruner(folder: Path) -> str:
     """What to do about a damaged pruner in `folder`: another stage of the same run may be whole."""
-    others = (folder.parent / name for name in STAGES if folder.name in STAGES and name != folder.name)
+    others = (
+        folder.parent / name for name in STAGES if folder.name in STAGES and name != folder.name
+    )
     other = next(filter(_holds_pruner, others), None)
-    return "copy it again or train anew" + (f", or use {other} of the same run, which is whole" if other else "")
+    return "copy it again or train anew" + (
+        f", or use {other} of the same run, which is whole" if other else ""
+    )
 
 
 def _is_whole(path: Path) -> bool:
@@ -172,7 +194,9 @@ def _holds_pruner(folder: Path) -> bool:
 
 def interrupted(directory: Path) -> bool:
     """Whether there is something to go on with."""
-    return any(path.is_file() for path in _unfinished(directory)) and not (directory / DONE).is_file()
+    return (
+        any(path.is_file() for path in _unfinished(directory)) and not (directory / DONE).is_file()
+    )
 
 
 def _unfinished(directory: Path) -> list[Path]:

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: what is under way is finished and saved, where that makes sense; a second signal stops at once.
+"""Ctrl-C and SIGTERM: what is under way is finished and saved, where that makes sense; a second
+signal stops at once.
 
 SLURM preempts and cancels with SIGTERM, torchrun passes both on to its ranks.
 """
@@ -14,7 +15,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """This process was asked to stop. Like KeyboardInterrupt no Exception, so that nothing takes it for a failure.
+    """This process was asked to stop. Like KeyboardInterrupt no Exception, so that nothing takes it
+    for a failure.
 
     Args:
         number: the signal.
@@ -49,7 +51,8 @@ _requests = _Requests()
 
 @contextmanager
 def listening() -> Generator[None, None, None]:
-    """While it lasts, signals raise `Stopped`, or wait for `wait(False)` and `asked`. In a thread they do not."""
+    """While it lasts, signals raise `Stopped`, or wait for `wait(False)` and `asked`. In a thread
+    they do not."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -64,8 +67,8 @@ def listening() -> Generator[None, None, None]:
 
 
 def take_over() -> None:
-    """Be the only one who handles the signals (again: Lightning puts a handler of its own before ours, which under DDP
-    starts a broadcast wherever the signal finds it)."""
+    """Be the only one who handles the signals (again: Lightning puts a handler of its own before
+    ours, which under DDP starts a broadcast wherever the signal finds it)."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _requests.handle)
@@ -82,6 +85,7 @@ def asked() -> int | None:
 
 
 def ignore(_: int = 0) -> None:
-    """In a worker process: a signal to the whole group is its parent's business, which ends it in time."""
+    """In a worker process: a signal to the whole group is its parent's business, which ends it in
+    time."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,5 @@
-"""What is expensive to compute and used often, on disk: complete or not there, shared by all processes that need it."""
+"""What is expensive to compute and used often, on disk: complete or not there, shared by all
+processes that need it."""
 
 import fcntl
 import hashlib
@@ -21,12 +22,16 @@ from tprl.runtime.files import Damaged, check, open_row, put_in_place, sealed_ro
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise it when the same key comes to mean other contents
-REMEDY = "free space or choose another disk with cache=<folder>; what is complete stays, and the next run goes on there"
+REMEDY = (
+    "free space or choose another disk with cache=<folder>; "
+    "what is complete stays, and the next run goes on there"
+)
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Folders named by a digest of all that their contents depend on, so that different contents never meet.
+    """Folders named by a digest of all that their contents depend on, so that different contents
+    never meet.
 
     Args:
         root: where the folders lie; `meta.json` in each says in words what it is of.
@@ -37,7 +42,8 @@ class Cache:
     about: Mapping[str, Any]
 
     def folder(self, kind: str, **more: Any) -> Path:
-        """The folder of one kind of content, which depends on `about` and `more`; made if it is not there.
+        """The folder of one kind of content, which depends on `about` and `more`; made if it is not
+        there.
 
         Raises:
             UserError: it cannot be written.
@@ -56,9 +62,10 @@ class Cache:
 class Shards:
     """Rows 0 .. `rows` in safetensors files of `size` rows, `<first>-<stop>.safetensors`.
 
-    Whoever needs the shards makes those that are missing, and all processes that do so at the same time share them out:
-    each shard belongs to the process that holds the lock of its `.part` file (see `claim`). A shard is renamed into
-    place when it is complete, so one that is there can be read without a lock.
+    Whoever needs the shards makes those that are missing, and all processes that do so at the same
+    time share them out: each shard belongs to the process that holds the lock of its `.part` file
+    (see `claim`). A shard is renamed into place when it is complete, so one that is there can be
+    read without a lock.
     """
 
     def __init__(self, folder: Path, rows: int, size: int) -> None:
@@ -67,12 +74,14 @@ class Shards:
         self.paths = [folder / f"{first:08d}-{stop:08d}.safetensors" for first, stop in self.ranges]
 
     def fill(
-        self, make: Callable[[int, int], dict[str, Tensor]], progress: Callable[[int, int], None] | None = None
+        self,
+        make: Callable[[int, int], dict[str, Tensor]],
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Make the shards that are missing or damaged.
 
-        A damaged one (its checksum differs, or its size from what its header says) is made again and logged: all of it
-        can be recomputed, and a sweep need not stop for it.
+        A damaged one (its checksum differs, or its size from what its header says) is made again
+        and logged: all of it can be recomputed, and a sweep need not stop for it.
 
         Args:
             make: the contents of rows first .. stop.
@@ -93,38 +102,51 @@ class Shards:
                         self._make(place, part, make)
                 if progress is not None and place not in others:
                     progress(self.done, self.rows)
-            left, wait = others, True  # those that others were at: done by now, or their process is gone
+            # those that others were at: done by now, or their process is gone
+            left, wait = others, True
 
     @property
     def done(self) -> int:
         """Rows in files that are there."""
-        return sum(stop - first for (first, stop), path in zip(self.ranges, self.paths, strict=True) if path.exists())
+        return sum(
+            stop - first
+            for (first, stop), path in zip(self.ranges, self.paths, strict=True)
+            if path.exists()
+        )
 
-    def _make(self, place: int, part: BinaryIO, make: Callable[[int, int], dict[str, Tensor]]) -> None:
+    def _make(
+        self, place: int, part: BinaryIO, make: Callable[[int, int], dict[str, Tensor]]
+    ) -> None:
         first, stop = self.ranges[place]
         if self.paths[place].exists():
             log.warning("%s is damaged: its rows are computed again", self.paths[place])
         contents = save(make(first, stop))
         missing = self.rows - self.done
-        needed, free = len(contents) * missing // (stop - first), shutil.disk_usage(self.folder).free
+        needed, free = (
+            len(contents) * missing // (stop - first),
+            shutil.disk_usage(self.folder).free,
+        )
         if needed > free:
             raise UserError(
-                f"{self.folder} needs about {needed / 1e9:.2g} GB for the {missing} questions that are missing, and "
-                f"its disk has {free / 1e9:.2g} GB free: {REMEDY}."
+                f"{self.folder} needs about {needed / 1e9:.2g} GB for the {missing} questions "
+                f"that are missing, and its disk has {free / 1e9:.2g} GB free: {REMEDY}."
             )
         with _writing(self.paths[place]), sealing(self.paths[place], contents):
             commit(part, self.paths[place], contents)
 
 
 class Record:
-    """What was measured of samples, by uid: in memory, and in a file of JSON lines where a path is given.
+    """What was measured of samples, by uid: in memory, and in a file of JSON lines where a path is
+    given.
 
-    A line holds what was measured together and its checksum, so what a killed process wrote is there as a whole or not
-    at all: a batch that is measured again is the same batch, with the same rounding. A line that does not fit its
-    checksum is logged and measured again. Few bytes per sample: the file is read as a whole.
+    A line holds what was measured together and its checksum, so what a killed process wrote is
+    there as a whole or not at all: a batch that is measured again is the same batch, with the same
+    rounding. A line that does not fit its checksum is logged and measured again. Few bytes per
+    sample: the file is read as a whole.
 
     Args:
-        path: several processes may append to it at the same time; each reads what was there when it began.
+        path: several processes may append to it at the same time; each reads what was there when it
+            began.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -132,7 +154,8 @@ class Record:
         lines = path.read_bytes().splitlines() if path is not None and path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                self.known = {**open_row(line), **self.known}  # the first value stands: it has been used
+                # the first value stands: it has been used
+                self.known = {**open_row(line), **self.known}
             except Damaged:  # its writer was killed, the power failed, or the disk lost bits
                 log.warning("%s, line %d is damaged: it is measured again", path, number)
 
@@ -149,8 +172,8 @@ class Record:
 
 @contextmanager
 def claim(path: Path, wait: bool = True) -> Iterator[Any]:
-    """The right to write `path`: its `.part` file, open and locked. None where another process has it and we do not
-    wait. The system takes the lock from a process that ends, however it ends."""
+    """The right to write `path`: its `.part` file, open and locked. None where another process has
+    it and we do not wait. The system takes the lock from a process that ends, however it ends."""
     part = path.with_name(f"{path.name}.part")
     while True:
         with _writing(part):
@@ -170,7 +193,8 @@ def claim(path: Path, wait: bool = True) -> Iterator[Any]:
 
 
 def commit(part: BinaryIO, path: Path, contents: bytes) -> None:
-    """Write a claimed file and put it in its place: after a crash or a power cut it is there as a whole or not at all.
+    """Write a claimed file and put it in its place: after a crash or a power cut it is there as a
+    whole or not at all.
 
     Raises:
         UserError: it cannot be written; the disk may be full.
@@ -192,7 +216,9 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         file = safe_open(path, "pt")
     except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(f"{path} was deleted or damaged while it was in use: start again, and it is remade.") from error
+        raise UserError(
+            f"{path} was deleted or damaged while it was in use: start again, and it is remade."
+        ) from error
     with file as tensors:
         yield tensors
 
@@ -212,7 +238,8 @@ def _locked(file: BinaryIO, wait: bool) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError as error:  # a network file system without locks: what two processes make is the same, only twice
+    # a network file system without locks: what two processes make is the same, only twice
+    except OSError as error:
         log.warning("%s: file locks do not work here (%s)", file.name, error)
     return True
 

@@ -1,4 +1,5 @@
-"""Weights & Biases: an axis for every metric, what a run was made from, and no failure that stops a run."""
+"""Weights & Biases: an axis for every metric, what a run was made from, and no failure that stops a
+run."""
 
 import logging
 import netrc
@@ -22,18 +23,20 @@ AXES = frozenset({SEEN, RATIO, "trainer/global_step", "epoch"})
 class Tracker(WandbLogger):
     """A W&B logger that gives every metric its x axis, and goes on offline where W&B fails.
 
-    A metric is defined by its exact name when it is first logged: names are known no earlier, and among definitions
-    with wildcards, Lightning's own included, the winner is random. Without a key the run is offline from the start;
-    WANDB_MODE, where set, decides instead.
+    A metric is defined by its exact name when it is first logged: names are known no earlier, and
+    among definitions with wildcards, Lightning's own included, the winner is random. Without a key
+    the run is offline from the start; WANDB_MODE, where set, decides instead.
 
     Args:
         save_dir: W&B's files go to `<save_dir>/wandb`.
         project: in W&B.
-        overlay_every: PPO iterations between pictures of what is kept (see `report.overlays`); 0 draws none.
+        overlay_every: PPO iterations between pictures of what is kept (see `report.overlays`); 0
+            draws none.
         overlays: pictures each time; 0 draws none.
         artifacts: whether the weights are uploaded at the end.
         init_timeout: seconds to wait for W&B at the start before the run goes on offline.
-        finish_timeout: seconds to wait for uploads at the end; what is left can be uploaded with `wandb sync`.
+        finish_timeout: seconds to wait for uploads at the end; what is left can be uploaded with
+            `wandb sync`.
         options: further arguments of `wandb.init`, e.g. entity, tags, group.
     """
 
@@ -50,10 +53,18 @@ class Tracker(WandbLogger):
     ) -> None:
         import wandb  # late, for runs that log elsewhere
 
-        limits = wandb.Settings(init_timeout=init_timeout, login_timeout=init_timeout, finish_timeout=finish_timeout)
+        limits = wandb.Settings(
+            init_timeout=init_timeout, login_timeout=init_timeout, finish_timeout=finish_timeout
+        )
         mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        # W&B would otherwise go on with a run that is open in this process, e.g. of the job before in a sweep.
-        settled: dict[str, Any] = {"mode": mode, "settings": limits, "reinit": "finish_previous", "config": {}}
+        # W&B would otherwise go on with a run that is open in this process, e.g. of the job before
+        # in a sweep.
+        settled: dict[str, Any] = {
+            "mode": mode,
+            "settings": limits,
+            "reinit": "finish_previous",
+            "config": {},
+        }
         super().__init__(save_dir=str(save_dir), project=project, **(settled | options))
         self._wandb_init.pop("anonymous")  # W&B warns of it, whatever its value
         self.overlay_every, self.overlays, self.artifacts = overlay_every, overlays, artifacts
@@ -92,8 +103,8 @@ class Tracker(WandbLogger):
         self.act(act)
 
     def describe(self, facts: Mapping[str, Any], **identity: str | None) -> None:
-        """Add plain values to the run's config. `identity` (group, name, job_type) counts before the first use, where
-        neither the yaml nor W&B's environment variables say otherwise."""
+        """Add plain values to the run's config. `identity` (group, name, job_type) counts before
+        the first use, where neither the yaml nor W&B's environment variables say otherwise."""
         for key, value in identity.items():
             if value and not self._wandb_init.get(key) and ENVIRONMENT[key] not in os.environ:
                 self._wandb_init[key] = value
@@ -102,10 +113,12 @@ class Tracker(WandbLogger):
             self.act(lambda run: run.config.update(dict(facts), allow_val_change=True))
 
     def log_hyperparams(self, params: Any) -> None:
-        """Nothing: of several stages in one run Lightning would keep the last one's. See `describe`."""
+        """Nothing: of several stages in one run Lightning would keep the last one's. See
+        `describe`."""
 
     def act(self, todo: Callable[[Any], None]) -> None:
-        """Do something with the run, and where W&B fails again with the run that takes its place."""
+        """Do something with the run, and where W&B fails again with the run that takes its
+        place."""
         while not isinstance(run := self.experiment, _DummyExperiment):
             try:
                 return todo(run)
@@ -114,7 +127,8 @@ class Tracker(WandbLogger):
         return None
 
     def _fall_back(self, error: Exception) -> None:
-        """Go on in an offline run, or in none if that fails too. One line says so, with the way back."""
+        """Go on in an offline run, or in none if that fails too. One line says so, with the way
+        back."""
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         broken: Any = self._experiment
         self._defined, self._experiment = set(), None
@@ -129,7 +143,11 @@ class Tracker(WandbLogger):
                 why = f"{why}; offline {type(again).__name__}: {again}".splitlines()[0]
             else:
                 paths.append(str(Path(run.dir).parent))
-                log.warning("W&B failed (%s): offline from here; upload with: wandb sync %s", why, _listed(paths))
+                log.warning(
+                    "W&B failed (%s): offline from here; upload with: wandb sync %s",
+                    why,
+                    _listed(paths),
+                )
                 return
         self._experiment = _DummyExperiment()
         kept = f"; upload what was logged with: wandb sync {_listed(paths)}" if paths else ""
@@ -142,7 +160,8 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 def log_weights(logger: object, directory: Path) -> None:
-    """Upload the pruner and the last checkpoint of a run as an artifact, where the logger is W&B's and was told to."""
+    """Upload the pruner and the last checkpoint of a run as an artifact, where the logger is W&B's
+    and was told to."""
     if not isinstance(logger, Tracker) or not logger.artifacts:
         return
     import wandb

@@ -1,1 +1,2 @@
-"""What the frozen LVLM makes of a prompt: the one measurement behind training, rewards and evaluation."""
+"""What the frozen LVLM makes of a prompt: the one measurement behind training, rewards and
+evaluation."""

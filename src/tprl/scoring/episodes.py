@@ -23,7 +23,8 @@ def measure_episodes(
     rows: Sequence[int],
     rollout: Rollout,
 ) -> Outcome:
-    """The fields `needs` of an Outcome. Episode i is about question `rows[i]`; its state 0 has all tokens."""
+    """The fields `needs` of an Outcome. Episode i is about question `rows[i]`; its state 0 has all
+    tokens."""
     needs, fields = set(needs), dict[str, Tensor]()
     # [T + 1 B]: row 0 has all tokens, row t what step t has left.
     kept = torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.keep)])
@@ -31,22 +32,35 @@ def measure_episodes(
     asked, states = [*rows] * steps, (steps, len(rows))
     # Scores against answers; those with all tokens are measured once per question.
     if needs & LABELS:
-        full, scored = scorer.full(samples, encoded), scorer.selections(samples, encoded, asked, keep)
-        fields["log_prob"] = torch.cat([full.log_prob[rows].unsqueeze(0), scored.log_prob.view(states)])
+        full, scored = (
+            scorer.full(samples, encoded),
+            scorer.selections(samples, encoded, asked, keep),
+        )
+        fields["log_prob"] = torch.cat(
+            [full.log_prob[rows].unsqueeze(0), scored.log_prob.view(states)]
+        )
         if "score" in needs:
             fields["score"] = torch.cat([full.score[rows].unsqueeze(0), scored.score.view(states)])
     # Agreement with the model's own answers needs no label; row 0 agrees by definition.
     if needs & FIDELITY:
         kl, same = scorer.fidelities(encoded, asked, keep)
         fields["answer_kl"] = torch.cat([torch.zeros_like(kl[: len(rows)]), kl]).view(-1, len(rows))
-        fields["agreement"] = torch.cat([torch.ones_like(same[: len(rows)]), same]).view(-1, len(rows))
+        fields["agreement"] = torch.cat([torch.ones_like(same[: len(rows)]), same]).view(
+            -1, len(rows)
+        )
     if "flops" in needs:
-        fields["flops"] = flops_of_states(scorer, pruner, [samples[i] for i in rows], encoded.rows(rows), rollout)
+        fields["flops"] = flops_of_states(
+            scorer, pruner, [samples[i] for i in rows], encoded.rows(rows), rollout
+        )
     return Outcome(uids=tuple(encoded.uids[i] for i in rows), kept=kept, **fields)
 
 
 def flops_of_states(
-    scorer: Scorer, pruner: LearnedPruner, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout
+    scorer: Scorer,
+    pruner: LearnedPruner,
+    samples: Sequence[Sample],
+    encoded: Encoded,
+    rollout: Rollout,
 ) -> Float[Tensor, "T1 B"]:
     """FLOPs of each question in every state, the selector included once it has acted."""
     states = [TokenSelection(action).per_image(encoded) for action in rollout.keep]

@@ -20,9 +20,9 @@ def question_flops(
     kept: Sequence[int],
     plan: LayerPlan | None = None,
 ) -> tuple[float, float]:
-    """FLOPs of one question as pruned and with all its tokens (see `cost.CONVENTION`); the answer's length is the
-    reference's. `kept` is the number of tokens of each image that the language model reads; a plan drops some of them
-    between its layers."""
+    """FLOPs of one question as pruned and with all its tokens (see `cost.CONVENTION`); the answer's
+    length is the reference's. `kept` is the number of tokens of each image that the language model
+    reads; a plan drops some of them between its layers."""
     lvlm: Any = scorer.lvlm
     answer = lvlm.answer_length(sample.answers[0])
     pruned, full = question_parts(lvlm, encoded, i, answer, pruner, kept, plan)
@@ -38,9 +38,14 @@ def question_parts(
     kept: Sequence[int],
     plan: LayerPlan | None = None,
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """`question_flops` part by part (see `cost.total`), for an answer of so many tokens; choosing is `selector`."""
+    """`question_flops` part by part (see `cost.total`), for an answer of so many tokens; choosing
+    is `selector`."""
     shape: cost.LVLMShape = lvlm.shape
-    images = encoded.image_of[i][encoded.visual_mask[i]].bincount(minlength=len(encoded.grids[i])).tolist()
+    images = (
+        encoded.image_of[i][encoded.visual_mask[i]]
+        .bincount(minlength=len(encoded.grids[i]))
+        .tolist()
+    )
     text = int(encoded.attention[i].sum()) - sum(images)
     tiles = sum(encoded.tiles[i], ())
     full = _parts(shape, text, sum(images), answer, tiles)
@@ -53,14 +58,26 @@ def question_parts(
         pruned = _parts(shape, text, sum(kept), answer, tiles)
         chooser: Any = pruner
         if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-            selector = sum(chooser.flops_by_part(sum(images), int(encoded.question[i].sum()), sum(kept)).values())
+            selector = sum(
+                chooser.flops_by_part(
+                    sum(images), int(encoded.question[i].sum()), sum(kept)
+                ).values()
+            )
         else:
-            selector = sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
+            selector = sum(
+                chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True)
+            )
     return {**pruned, "selector": selector, "total": pruned["total"] + selector}, full
 
 
 @lru_cache(maxsize=4096)
 def _parts(
-    shape: cost.LVLMShape, text: int, visual: int | tuple[int, ...], answer: int, tiles: tuple[cost.Grid, ...]
+    shape: cost.LVLMShape,
+    text: int,
+    visual: int | tuple[int, ...],
+    answer: int,
+    tiles: tuple[cost.Grid, ...],
 ) -> dict[str, int]:
-    return cost.total(shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=tiles)
+    return cost.total(
+        shape, text_tokens=text, visual_tokens=visual, answer_tokens=answer, images=tiles
+    )

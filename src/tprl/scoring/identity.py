@@ -1,5 +1,5 @@
-"""What tells models and data apart when results of theirs are stored: digests and plain values, equal on every machine
-but for the times of files."""
+"""What tells models and data apart when results of theirs are stored: digests and plain values,
+equal on every machine but for the times of files."""
 
 import hashlib
 import json
@@ -17,14 +17,16 @@ from tprl.data import draws, image_files, images
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.types import LVLM, Dataset, Pruner
 
-LIBRARIES = ("tprl", "torch", "transformers", "pillow")  # another release may round or resize otherwise
+# another release may round or resize otherwise
+LIBRARIES = ("tprl", "torch", "transformers", "pillow")
 NAMES = ("name", "_target_")  # settings that name no file, whatever lies in the working directory
 PICTURES = (draws, image_files, images)  # how draws and files become pictures
 NUMBERS = 4096  # read of each tensor: any training changes some of them, and 14 GB need not be read
 
 
 def of_lvlm(lvlm: LVLM, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A frozen LVLM: its settings, weights, processor and tokenizer, and the kind of device that rounds its numbers."""
+    """A frozen LVLM: its settings, weights, processor and tokenizer, and the kind of device that
+    rounds its numbers."""
     return {
         "config": dict(config),
         "device": lvlm.device.type,
@@ -32,20 +34,26 @@ def of_lvlm(lvlm: LVLM, config: Mapping[str, Any]) -> dict[str, Any]:
         "processor": of_processor(getattr(lvlm, "processor", None)),
         "code": of_code(lvlm),
         "libraries": {name: version(name) for name in LIBRARIES},
-        # With torchvision transformers resizes by another algorithm: about one pixel in a hundred differs.
+        # With torchvision transformers resizes by another algorithm: about one pixel in a hundred
+        # differs.
         "torchvision": _installed("torchvision"),
         "pixels": _class_of(getattr(getattr(lvlm, "processor", None), "image_processor", None)),
     }
 
 
 def of_dataset(dataset: Dataset, config: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """A split: its settings, its length, and the files and folders that its settings name. Files in other places, such
-    as images that rows name, are not looked at: where they were replaced, take another cache."""
+    """A split: its settings, its length, and the files and folders that its settings name. Files in
+    other places, such as images that rows name, are not looked at: where they were replaced, take
+    another cache."""
     return {
         "config": dict(config),
         "split": split,
         "questions": len(dataset),
-        "files": {name: of_path(str(config[name])) for name in config if name not in NAMES and _there(config[name])},
+        "files": {
+            name: of_path(str(config[name]))
+            for name in config
+            if name not in NAMES and _there(config[name])
+        },
         "code": of_code(dataset),
         "images": _of_files(module.__file__ for module in PICTURES),
     }
@@ -64,7 +72,9 @@ def of_pruner(pruner: Pruner | LayerPruner, config: Mapping[str, Any]) -> dict[s
 
 def of_code(owner: Any) -> str:
     """Digest of the files that define an object's class and its bases."""
-    files = {getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in type(owner).__mro__}
+    files = {
+        getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in type(owner).__mro__
+    }
     return _of_files(files)
 
 
@@ -75,8 +85,8 @@ def _of_files(files: Iterable[str | None]) -> str:
 
 
 def of_weights(owner: Any) -> str | None:
-    """Digest of every tensor's name, type, shape and up to `NUMBERS` evenly spaced numbers, of a module or of the
-    modules among an object's attributes; None where there is none."""
+    """Digest of every tensor's name, type, shape and up to `NUMBERS` evenly spaced numbers, of a
+    module or of the modules among an object's attributes; None where there is none."""
     parts = [] if owner is None else [owner, *vars(owner).values()]
     modules = [part for part in parts if isinstance(part, nn.Module)]
     digest = hashlib.blake2b(digest_size=16)
@@ -88,7 +98,8 @@ def of_weights(owner: Any) -> str | None:
 
 
 def of_processor(processor: Any) -> str | None:
-    """Digest of a stock processor's settings, chat templates and vocabulary; None where there is none."""
+    """Digest of a stock processor's settings, chat templates and vocabulary; None where there is
+    none."""
     if processor is None:
         return None
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -133,7 +144,9 @@ def _there(value: Any) -> bool:
 
 def _sampled(tensor: Tensor) -> bytes:
     flat = tensor.detach().flatten()
-    return flat[:: max(1, len(flat) // NUMBERS)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+    return (
+        flat[:: max(1, len(flat) // NUMBERS)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+    )
 
 
 def _digest(contents: bytes) -> str:

@@ -8,18 +8,21 @@ from tprl.errors import UserError
 from tprl.types import Dataset
 
 log = logging.getLogger(__name__)
-UNREADABLE = "\ufffd"  # stands for one to three bytes that are no text, and so for one token or more
+# stands for one to three bytes that are no text, and so for one token or more
+UNREADABLE = "\ufffd"
 
 
 @runtime_checkable
 class Referenced(Protocol):
-    """A dataset that lists its reference answers without opening images, see `benchmark.Benchmark`."""
+    """A dataset that lists its reference answers without opening images, see
+    `benchmark.Benchmark`."""
 
     def references(self, limit: int | None) -> Iterator[tuple[str, ...]]: ...
 
 
 class Lengths(NamedTuple):
-    """Of `rows` reference answers `too_long` need more new tokens than there are; the longest needs `needed`."""
+    """Of `rows` reference answers `too_long` need more new tokens than there are; the longest needs
+    `needed`."""
 
     rows: int
     too_long: int
@@ -27,16 +30,19 @@ class Lengths(NamedTuple):
 
 
 def fit_length(lvlm: Any, dataset: Dataset) -> None:
-    """Let an LVLM whose `max_new_tokens` nobody has set write as much as answers of this dataset usually need."""
+    """Let an LVLM whose `max_new_tokens` nobody has set write as much as answers of this dataset
+    usually need."""
     usual = getattr(dataset, "answer_tokens", 0)
     if not getattr(lvlm, "length_is_set", True) and usual > lvlm.max_new_tokens:
         lvlm.max_new_tokens = usual
         log.info("model.max_new_tokens=%d: what answers of %s usually need", usual, dataset.name)
 
 
-def reference_lengths(lvlm: Any, dataset: Referenced, limit: int | None, first_only: bool) -> Lengths:
-    """Count the questions of which no reference answer can be written; `first_only` looks at the first answer alone,
-    which is the one that teaches."""
+def reference_lengths(
+    lvlm: Any, dataset: Referenced, limit: int | None, first_only: bool
+) -> Lengths:
+    """Count the questions of which no reference answer can be written; `first_only` looks at the
+    first answer alone, which is the one that teaches."""
     bound, rows, too_long, needed = lvlm.max_new_tokens, 0, 0, 0
     for answers in dataset.references(limit):
         rows += 1
@@ -50,13 +56,17 @@ def reference_lengths(lvlm: Any, dataset: Referenced, limit: int | None, first_o
 def _tokens(lvlm: Any, text: str, bound: int) -> int:
     """New tokens that a text takes, end token not included."""
     text = text.strip().replace(UNREADABLE, "?")
-    # No tokenizer makes more tokens than bytes, but for one at the beginning: short texts need not be read.
+    # No tokenizer makes more tokens than bytes, but for one at the beginning: short texts need not
+    # be read.
     size = len(text.encode(errors="replace"))
     return size if size < bound else lvlm.answer_length(text) - 1
 
 
-def check_lengths(lvlm: Any, dataset: Dataset, limit: int | None = None, training: bool = False) -> None:
-    """Say how many reference answers cannot be written within `model.max_new_tokens`, before anything is computed.
+def check_lengths(
+    lvlm: Any, dataset: Dataset, limit: int | None = None, training: bool = False
+) -> None:
+    """Say how many reference answers cannot be written within `model.max_new_tokens`, before
+    anything is computed.
 
     Args:
         limit: questions that will be read; None is all.
@@ -72,7 +82,10 @@ def check_lengths(lvlm: Any, dataset: Dataset, limit: int | None = None, trainin
         usual = getattr(dataset, "answer_tokens", 0)
         if usual > bound:
             log.warning(
-                "answers of %s may need up to %d tokens, and model.max_new_tokens=%d", dataset.name, usual, bound
+                "answers of %s may need up to %d tokens, and model.max_new_tokens=%d",
+                dataset.name,
+                usual,
+                bound,
             )
         return
     rows, too_long, needed = reference_lengths(lvlm, dataset, limit, training)
@@ -80,12 +93,19 @@ def check_lengths(lvlm: Any, dataset: Dataset, limit: int | None = None, trainin
         return
     if too_long == rows:
         raise UserError(
-            f"none of the {rows} reference answers of {dataset.name} can be written within "
-            f"model.max_new_tokens={bound}, the longest needs {needed} tokens: set model.max_new_tokens={needed}."
+            f"none of the {rows} reference answers of {dataset.name} can "
+            f"be written within model.max_new_tokens={bound}, the longest "
+            f"needs {needed} tokens: set model.max_new_tokens={needed}."
         )
-    effect = "their score stays 0, and only their likelihood teaches" if training else "they count as wrong"
+    effect = (
+        "their score stays 0, and only their likelihood teaches"
+        if training
+        else "they count as wrong"
+    )
     log.warning(
-        "%d of %d reference answers of %s cannot be written within model.max_new_tokens=%d, so %s: set "
-        "model.max_new_tokens=%d to let all be written.",
+        (
+            "%d of %d reference answers of %s cannot be written within model.max_new_tokens=%d, "
+            "so %s: set model.max_new_tokens=%d to let all be written."
+        ),
         *(too_long, rows, dataset.name, bound, effect, needed),
     )

@@ -1,4 +1,5 @@
-"""How an LVLM does on samples when it reads a given prompt: the one measurement behind rewards and evaluation."""
+"""How an LVLM does on samples when it reads a given prompt: the one measurement behind rewards and
+evaluation."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,14 +18,15 @@ from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample, TokenSe
 LIKELIHOOD = frozenset({"log_prob"})
 LABELS = frozenset({"score", "log_prob"})  # measurements that read the reference answers
 FIDELITY = frozenset({"answer_kl", "agreement"})  # those that compare with the model's own answers
-# Selections that are prompts at the same time, and their tokens: before splicing each is as large as with all tokens.
+# Selections that are prompts at the same time, and their tokens: before splicing each is as large
+# as with all tokens.
 AT_ONCE, TOKENS_AT_ONCE = 256, 1 << 17
 RIGHT = 0.5  # an answer counts as right above this official score
 
 
 class Scored(NamedTuple):
-    """Per sample: the task's own score in [0, 1], the reference answer's mean log-probability (nats per token), and
-    the generated text (None where one teacher-forced forward decided)."""
+    """Per sample: the task's own score in [0, 1], the reference answer's mean log-probability (nats
+    per token), and the generated text (None where one teacher-forced forward decided)."""
 
     score: Float[Tensor, " B"]
     log_prob: Float[Tensor, " B"]
@@ -32,20 +34,22 @@ class Scored(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """The model's own greedy answers with all tokens, and its distributions at each of their tokens."""
+    """The model's own greedy answers with all tokens, and its distributions at each of their
+    tokens."""
 
     answers: list[Utterance]
     log_probs: Float[Tensor, "B A N"]  # nan where an answer is shorter
 
 
 class Scorer:
-    """Scores prompts by the dataset's own rule. Scores with all tokens are computed once per sample and kept.
+    """Scores prompts by the dataset's own rule. Scores with all tokens are computed once per sample
+    and kept.
 
     Args:
         lvlm: the frozen model.
         dataset: whose official score counts.
-        needs: what to measure; without "score" nothing is generated, and scores are nan, without "log_prob" likelihoods
-            are nan where no score needs them.
+        needs: what to measure; without "score" nothing is generated, and scores are nan, without
+            "log_prob" likelihoods are nan where no score needs them.
     """
 
     def __init__(self, lvlm: LVLM, dataset: Dataset, needs: frozenset[str] = LABELS) -> None:
@@ -54,18 +58,26 @@ class Scorer:
         self.evaluations = 0  # prompts that the LVLM has read
 
     def remember(self, folder: Path) -> None:
-        """Keep what is measured with all tokens in `folder`, and begin with what is there. Every rank has files of its
-        own: with another's it would measure other batches after a kill than without."""
-        self._full, self._said = (Record(folder / f"{name}.{distributed.rank()}.jsonl") for name in ("full", "own"))
+        """Keep what is measured with all tokens in `folder`, and begin with what is there. Every
+        rank has files of its own: with another's it would measure other batches after a kill than
+        without."""
+        self._full, self._said = (
+            Record(folder / f"{name}.{distributed.rank()}.jsonl") for name in ("full", "own")
+        )
 
     def __call__(
-        self, samples: Sequence[Sample], prompt: Prompt, targets: Sequence[str] | None = None, **how: Any
+        self,
+        samples: Sequence[Sample],
+        prompt: Prompt,
+        targets: Sequence[str] | None = None,
+        **how: Any,
     ) -> Scored:
-        """Measure each sample on its prompt; `how` goes to the LVLM (a plan of drops between its layers).
+        """Measure each sample on its prompt; `how` goes to the LVLM (a plan of drops between its
+        layers).
 
-        One teacher-forced forward gives likelihood and, where an exact match decides, the score; the other samples'
-        answers are generated. `targets` are the answers whose likelihood is measured (see the method of that name), the
-        first reference answers if not given.
+        One teacher-forced forward gives likelihood and, where an exact match decides, the score;
+        the other samples' answers are generated. `targets` are the answers whose likelihood is
+        measured (see the method of that name), the first reference answers if not given.
         """
         texts: list[str | None] = [None] * len(samples)
         unknown = torch.full((len(samples),), torch.nan, device=prompt.embeds.device)
@@ -77,22 +89,33 @@ class Scorer:
         read = [i for i in range(len(samples)) if "log_prob" in self.needs or i not in set(written)]
         log_prob, score = unknown.clone(), unknown.clone()
         if read:
-            part = prompt if len(read) == len(samples) else prompt.rows(torch.tensor(read, device=unknown.device))
+            part = (
+                prompt
+                if len(read) == len(samples)
+                else prompt.rows(torch.tensor(read, device=unknown.device))
+            )
             answers = [samples[i].answers[0] if targets is None else targets[i] for i in read]
             values, exact = self.lvlm.score(part, answers, **how)
             log_prob[read], score[read] = values, exact.float()
         if "score" not in self.needs:
             return Scored(unknown, log_prob, texts)
         if written:
-            answers = self.lvlm.answer(prompt.rows(torch.tensor(written, device=prompt.embeds.device)), **how)
+            answers = self.lvlm.answer(
+                prompt.rows(torch.tensor(written, device=prompt.embeds.device)), **how
+            )
             for i, text in zip(written, answers, strict=True):
                 score[i], texts[i] = self.dataset.score(samples[i], text), text
         return Scored(score, log_prob, texts)
 
     def selections(
-        self, samples: Sequence[Sample], encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
+        self,
+        samples: Sequence[Sample],
+        encoded: Encoded,
+        rows: Sequence[int],
+        keep: Bool[Tensor, "N V"],
     ) -> Scored:
-        """Measure N selections in one pass, by the likelihood of `targets`; `keep[i]` is of question `rows[i]`."""
+        """Measure N selections in one pass, by the likelihood of `targets`; `keep[i]` is of
+        question `rows[i]`."""
         targets = self.targets(samples, encoded)
         score, log_prob = torch.empty(2, len(rows), device=encoded.embeds.device)
         predictions: list[str | None] = [None] * len(rows)
@@ -116,18 +139,24 @@ class Scorer:
             self._full.add(dict(zip((samples[i].uid for i in fresh), pairs, strict=True)))
         score, log_prob = zip(*(self._full.known[sample.uid] for sample in samples), strict=True)
         device = encoded.embeds.device
-        return Scored(torch.tensor(score, device=device), torch.tensor(log_prob, device=device), [None] * len(samples))
+        return Scored(
+            torch.tensor(score, device=device),
+            torch.tensor(log_prob, device=device),
+            [None] * len(samples),
+        )
 
     def targets(self, samples: Sequence[Sample], encoded: Encoded) -> list[str]:
-        """The answer whose likelihood says how a prompt does: the model's own with all tokens where the official score
-        calls it right, else the first reference.
+        """The answer whose likelihood says how a prompt does: the model's own with all tokens where
+        the official score calls it right, else the first reference.
 
-        References are spelled as annotators wrote them. A model that says "Yes" gives "yes" next to no probability,
-        pruned or not, and a reward on that reads noise. Where an exact match of the reference decides, a right answer
-        is the reference.
+        References are spelled as annotators wrote them. A model that says "Yes" gives "yes" next to
+        no probability, pruned or not, and a reward on that reads noise. Where an exact match of the
+        reference decides, a right answer is the reference.
         """
         targets = [sample.answers[0] for sample in samples]
-        open_ended = [i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)]
+        open_ended = [
+            i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)
+        ]
         if open_ended and "log_prob" in self.needs:
             for i, text in zip(open_ended, self.texts(encoded.rows(open_ended)), strict=True):
                 if text and self.dataset.score(samples[i], text) > RIGHT:
@@ -135,7 +164,8 @@ class Scorer:
         return targets
 
     def texts(self, encoded: Encoded) -> list[Utterance]:
-        """What the model answers with all visual tokens, from memory where this scorer has asked before."""
+        """What the model answers with all visual tokens, from memory where this scorer has asked
+        before."""
         fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said.known]
         if fresh:
             part = encoded.rows(fresh)
@@ -145,23 +175,29 @@ class Scorer:
         return [Utterance(self._said.known[uid]) for uid in encoded.uids]
 
     def reference(self, encoded: Encoded) -> Reference:
-        """What the model answers with all visual tokens; texts from memory where this scorer has asked before.
+        """What the model answers with all visual tokens; texts from memory where this scorer has
+        asked before.
 
         Raises:
             UserError: the LVLM does not show its distributions.
         """
         if not isinstance(self.lvlm, OpenLVLM):
-            raise UserError(f"reward fidelity needs the output distributions of {self.lvlm.name}, which shows none.")
+            raise UserError(
+                "reward fidelity needs the output distributions "
+                f"of {self.lvlm.name}, which shows none."
+            )
         answers = self.texts(encoded)
         self.evaluations += len(answers)
-        return Reference(answers, self.lvlm.distributions(splice(encoded, keep_all(encoded)), answers))
+        return Reference(
+            answers, self.lvlm.distributions(splice(encoded, keep_all(encoded)), answers)
+        )
 
     def fidelity(
         self, prompt: Prompt, reference: Reference, rows: Sequence[int] | None = None
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """Against the model's own answers with all tokens: KL(all tokens || this prompt), mean over the answer's tokens
-        in nats, and 1.0 where every token's arg-max is still the same. `rows[i]` is the place of prompt i's question
-        in `reference`."""
+        """Against the model's own answers with all tokens: KL(all tokens || this prompt), mean over
+        the answer's tokens in nats, and 1.0 where every token's arg-max is still the same.
+        `rows[i]` is the place of prompt i's question in `reference`."""
         assert isinstance(self.lvlm, OpenLVLM)
         index = torch.arange(len(reference.answers)) if rows is None else torch.tensor(list(rows))
         self.evaluations += len(index)
@@ -182,7 +218,8 @@ class Scorer:
 def selected(
     encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
 ) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
-    """The prompts of N selections, and which they are: from short to long, as many at a time as the limits allow."""
+    """The prompts of N selections, and which they are: from short to long, as many at a time as the
+    limits allow."""
     question = torch.tensor([*rows], device=keep.device)
     text = encoded.attention.sum(1) - encoded.visual_mask.sum(1)
     size = max(1, min(AT_ONCE, TOKENS_AT_ONCE // encoded.attention.shape[1]))
@@ -196,7 +233,9 @@ class Agreement:
     name = "agreement"
 
     def __init__(self, samples: Sequence[Sample], answers: Sequence[str]) -> None:
-        self.samples = [s._replace(answers=(a,), box=None) for s, a in zip(samples, answers, strict=True)]
+        self.samples = [
+            s._replace(answers=(a,), box=None) for s, a in zip(samples, answers, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -1,4 +1,5 @@
-"""The served score: what a pruner in training would score at inference, on a small fixed validation set."""
+"""The served score: what a pruner in training would score at inference, on a small fixed validation
+set."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,14 @@ LIMIT = 400  # questions, where the settings do not say
 
 
 def merit(score: Mapping[str, float]) -> float:
-    """What chooses checkpoints: accuracy, and log-likelihood at a hundredth of its size between equal counts."""
+    """What chooses checkpoints: accuracy, and log-likelihood at a hundredth of its size between
+    equal counts."""
     return score["accuracy"] + 0.01 * score["log_prob"]
 
 
 class ServedScore:
-    """Validation questions, encoded once; each rank has a part of them, and all get the scores of all of them.
+    """Validation questions, encoded once; each rank has a part of them, and all get the scores of
+    all of them.
 
     Args:
         lvlm, dataset: the frozen model and the validation split.
@@ -31,8 +34,8 @@ class ServedScore:
         limit: questions used; None: the whole split.
         batch_size: questions per encoding.
         labels: False scores agreement with the LVLM's own answers and reads no reference answer.
-        first: number of the first question, so that what one choice was made on does not judge the next; questions are
-            counted on from the beginning where the split is too short.
+        first: number of the first question, so that what one choice was made on does not judge the
+            next; questions are counted on from the beginning where the split is too short.
     """
 
     def __init__(
@@ -56,22 +59,31 @@ class ServedScore:
         if not all(distributed.gathered(bool(self.batches))):
             raise _nothing_left(dataset, limit)
         if not labels:
-            answers = [lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches]
-            same = [Agreement(chunk, texts) for (chunk, _), texts in zip(self.batches, answers, strict=True)]
+            answers = [
+                lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches
+            ]
+            same = [
+                Agreement(chunk, texts)
+                for (chunk, _), texts in zip(self.batches, answers, strict=True)
+            ]
             self.batches = [
-                (relabelled.samples, encoded) for relabelled, (_, encoded) in zip(same, self.batches, strict=True)
+                (relabelled.samples, encoded)
+                for relabelled, (_, encoded) in zip(same, self.batches, strict=True)
             ]
             self.scorer = Scorer(lvlm, same[0])
         self.targets = [self.scorer.targets(samples, encoded) for samples, encoded in self.batches]
 
     def __call__(self, pruner: Pruner) -> dict[str, float]:
-        """`accuracy` and `log_prob` (nats per token), means over questions and ratios, and `accuracy@<ratio>`."""
+        """`accuracy` and `log_prob` (nats per token), means over questions and ratios, and
+        `accuracy@<ratio>`."""
         out: dict[str, float] = {}
         total = 0.0
         for ratio in self.keep_ratios:
             right = 0.0
             for (samples, encoded), targets in zip(self.batches, self.targets, strict=True):
-                scored = self.scorer(samples, splice(encoded, select_in_chunks(pruner, encoded, ratio)), targets)
+                scored = self.scorer(
+                    samples, splice(encoded, select_in_chunks(pruner, encoded, ratio)), targets
+                )
                 right += float(scored.score.sum())
                 total += float(scored.log_prob.sum())
             out[f"accuracy@{ratio:.3f}"] = self._mean(right)
@@ -80,7 +92,8 @@ class ServedScore:
         return out
 
     def log_prob(self, pruner: Pruner, keep_ratio: float) -> float:
-        """Mean log-likelihood of the answers at one keep ratio, nats per token; nothing is generated."""
+        """Mean log-likelihood of the answers at one keep ratio, nats per token; nothing is
+        generated."""
         total = 0.0
         for (_, encoded), targets in zip(self.batches, self.targets, strict=True):
             prompt = splice(encoded, select_in_chunks(pruner, encoded, keep_ratio))
@@ -88,8 +101,11 @@ class ServedScore:
         return self._mean(total)
 
     def _mean(self, total: float) -> float:
-        """Over the questions of all ranks, of a sum over this rank's; the same number on every rank."""
-        totals = torch.tensor([total, sum(len(chunk) for chunk, _ in self.batches)], dtype=torch.float64)
+        """Over the questions of all ranks, of a sum over this rank's; the same number on every
+        rank."""
+        totals = torch.tensor(
+            [total, sum(len(chunk) for chunk, _ in self.batches)], dtype=torch.float64
+        )
         whole, count = distributed.stacked(totals).sum(0).tolist()
         return whole / count
 
@@ -106,12 +122,19 @@ def _size(dataset: Dataset, limit: int | None) -> int:
 
 def _nothing_left(dataset: Dataset, limit: int | None) -> UserError:
     """The same sentence on every rank."""
-    damage = sum((Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))), Counter[str]())
+    damage = sum(
+        (Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))),
+        Counter[str](),
+    )
     asked = _size(dataset, limit)
     if damage.total() == asked:
         return nothing_left(dataset, asked, "to validate on", damage)
     listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
-    remedy = "use fewer ranks" if asked == len(dataset) else f"raise stage.served.limit={limit}, or use fewer ranks"
+    remedy = (
+        "use fewer ranks"
+        if asked == len(dataset)
+        else f"raise stage.served.limit={limit}, or use fewer ranks"
+    )
     return UserError(
         f"one of {distributed.count()} ranks has no undamaged row of {dataset.name} to validate on "
         f"(damaged: {listed or 0}): {remedy}."

@@ -32,7 +32,8 @@ class Kept(NamedTuple):
 
 @torch.no_grad()
 def choose(pruner: Any, images: Sequence[Image], keep_ratio: float) -> list[Kept]:
-    """Keep `budget(keep_ratio, N)` tokens of each image, as `tprl.prune` does of prompts with one image.
+    """Keep `budget(keep_ratio, N)` tokens of each image, as `tprl.prune` does of prompts with one
+    image.
 
     Images of the same size are chosen together; what is kept of one does not depend on the others.
     """

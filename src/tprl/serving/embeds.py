@@ -1,8 +1,10 @@
-"""Prune here, and send what is kept as embeddings to any vLLM that takes them (`--enable-mm-embeds`).
+"""Prune here, and send what is kept as embeddings to any vLLM that takes them
+(`--enable-mm-embeds`).
 
-Nothing has to be installed where the engine runs, and the engine cannot know where survivors stood: it numbers them
-one after the other (`positions="compact"`). In a trial with the embedded model at 1/9 of the tokens, counting questions
-fell from 19 right of 20 to 13 that way, and boxes were malformed; the plugin (docs/serving.md) keeps positions.
+Nothing has to be installed where the engine runs, and the engine cannot know where survivors stood:
+it numbers them one after the other (`positions="compact"`). In a trial with the embedded model at
+1/9 of the tokens, counting questions fell from 19 right of 20 to 13 that way, and boxes were
+malformed; the plugin (docs/serving.md) keeps positions.
 """
 
 import base64
@@ -25,8 +27,8 @@ from tprl.types import Pruner
 
 log = logging.getLogger(__name__)
 COST = (
-    "positions are compact in what an engine makes of embeddings: answers that depend on where things are suffer "
-    "(docs/serving.md); the vLLM plugin keeps positions"
+    "positions are compact in what an engine makes of embeddings: answers that depend "
+    "on where things are suffer (docs/serving.md); the vLLM plugin keeps positions"
 )
 _said: set[str] = set()
 
@@ -47,7 +49,8 @@ def pruned_embeds(
         inputs: what the model's processor returns for texts and images.
 
     Raises:
-        UserError: as `tprl.prune`, a pruner that cannot be served, or a model whose deeper layers read images too.
+        UserError: as `tprl.prune`, a pruner that cannot be served, or a model whose deeper layers
+            read images too.
     """
     with prune(model, pruner, keep_ratio, processor=processor, positions="compact") as pruning:
         check_servable(pruning.pruner)
@@ -55,8 +58,8 @@ def pruned_embeds(
         encoded = pruning.encode(ids, inputs)
         if encoded.deep is not None:
             raise UserError(
-                f"{pruning.lvlm.name} gives deeper layers features of images too, which embeddings do not carry: "
-                "serve it with the vLLM plugin."
+                f"{pruning.lvlm.name} gives deeper layers features of images too, "
+                "which embeddings do not carry: serve it with the vLLM plugin."
             )
         prompt = splice(encoded, pruning.pruner.select(encoded, pruning.keep_ratio), "compact")
     if COST not in _said:
@@ -65,18 +68,22 @@ def pruned_embeds(
     embeds = []
     for row, grids in enumerate(encoded.grids):
         visual, image_of = prompt.visual[row], prompt.image[row]
-        embeds.append([prompt.embeds[row, visual & (image_of == image)] for image in range(len(grids))])
+        embeds.append(
+            [prompt.embeds[row, visual & (image_of == image)] for image in range(len(grids))]
+        )
     return embeds
 
 
 def content(embeds: Float[Tensor, "K D"]) -> dict[str, Any]:
-    """An image's part of a chat message to vLLM's OpenAI server: numpy's file format in base64, no pickle."""
+    """An image's part of a chat message to vLLM's OpenAI server: numpy's file format in base64, no
+    pickle."""
     buffer = io.BytesIO()
     np.save(buffer, embeds.float().cpu().numpy(), allow_pickle=False)
     return {"type": "image_embeds", "image_embeds": base64.b64encode(buffer.getvalue()).decode()}
 
 
 def message(question: str, images: Sequence[Float[Tensor, "K D"]]) -> dict[str, Any]:
-    """A user's turn for `client.chat.completions.create(messages=[...])`: images before the question."""
+    """A user's turn for `client.chat.completions.create(messages=[...])`: images before the
+    question."""
     parts = [content(image) for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}

@@ -1,4 +1,5 @@
-"""A folder that vLLM serves pruned: stock weights and config, our keys in it, the pruner beside them."""
+"""A folder that vLLM serves pruned: stock weights and config, our keys in it, the pruner beside
+them."""
 
 import json
 import logging
@@ -24,7 +25,8 @@ ARCHITECTURES = {
     "qwen3_vl": "TPRLQwen3VLForConditionalGeneration",
 }
 TEMPLATE = "chat_template.jinja"
-PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")  # what a downloaded model has beside its weights
+# what a downloaded model has beside its weights
+PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 def check_export(lvlm: Any, pruner: Any, settings: Settings) -> None:
@@ -47,8 +49,8 @@ def check_export(lvlm: Any, pruner: Any, settings: Settings) -> None:
     kind = rope.get("rope_type", "default")
     if settings.positions == "keep" and kind != "default":
         raise UserError(
-            f"the language model of {lvlm.name} turns by rope_type={kind}, for which vLLM has no places of single "
-            "tokens: use positions=compact."
+            f"the language model of {lvlm.name} turns by rope_type={kind}, for "
+            "which vLLM has no places of single tokens: use positions=compact."
         )
 
 
@@ -88,7 +90,10 @@ def write_processor(lvlm: FrozenLVLM, folder: Path) -> str:
     """
     template = with_bos(lvlm.processor)
     if template is None:
-        raise UserError(f"{lvlm.name} has no chat template, and chats are what an engine is asked: set one first.")
+        raise UserError(
+            f"{lvlm.name} has no chat template, and chats "
+            "are what an engine is asked: set one first."
+        )
     source = find_model(getattr(lvlm.model, "name_or_path", "") or "?")
     if getattr(lvlm.processor, "video_processor", "none") is not None:
         lvlm.processor.save_pretrained(folder)
@@ -122,9 +127,15 @@ def check_wording(lvlm: FrozenLVLM, template: str) -> None:
         tokenize=False,
     )
     if stock.removeprefix(lvlm.tokenizer.bos_token or "").strip() != ours.strip():
-        log.warning("the server words prompts by the chat template, not by model.prompt: %r, not %r", stock, ours)
+        log.warning(
+            "the server words prompts by the chat template, not by model.prompt: %r, not %r",
+            stock,
+            ours,
+        )
 
 
-def settings_for(pruner: Any, node: Mapping[str, Any], keep_ratio: float, positions: str) -> Settings:
+def settings_for(
+    pruner: Any, node: Mapping[str, Any], keep_ratio: float, positions: str
+) -> Settings:
     """Settings of an export; `node` is how a pruner without weights is built again."""
     return Settings(keep_ratio, positions, {} if isinstance(pruner, LearnedPruner) else node)

@@ -32,21 +32,25 @@ def with_places(tokens: Float[Tensor, "K D"], places: Int[Tensor, "P K"]) -> Flo
     """
     if places.numel() and int(places.max()) > LARGEST:
         raise UserError(
-            f"an image has a token at place {int(places.max())}, and {LARGEST} is the largest that can be written: "
-            "give the engine smaller images, or serve with positions=compact."
+            f"an image has a token at place {int(places.max())}, and {LARGEST} is the largest that "
+            "can be written: give the engine smaller images, or serve with positions=compact."
         )
     digits = torch.cat([places // BASE, places % BASE]).T
     return torch.cat([tokens, digits.to(tokens)], 1)
 
 
-def without_places(tokens: Float[Tensor, "K F"], axes: int) -> tuple[Float[Tensor, "K D"], Int[Tensor, "P K"]]:
+def without_places(
+    tokens: Float[Tensor, "K F"], axes: int
+) -> tuple[Float[Tensor, "K D"], Int[Tensor, "P K"]]:
     """What `with_places` joined, for P = `axes` position axes."""
     width = tokens.shape[1] - 2 * axes
     high, low = tokens[:, width:].long().T.split(axes)
     return tokens[:, :width], high * BASE + low
 
 
-def spans(ids: Sequence[int] | Int[Tensor, " S"], image_token: int, length: int | None = None) -> list[Span]:
+def spans(
+    ids: Sequence[int] | Int[Tensor, " S"], image_token: int, length: int | None = None
+) -> list[Span]:
     """Images of a prompt, from its ids: runs of placeholders.
 
     Args:
@@ -57,7 +61,10 @@ def spans(ids: Sequence[int] | Int[Tensor, " S"], image_token: int, length: int 
     """
     line = torch.as_tensor(ids) == image_token
     edges = torch.nn.functional.pad(line.int(), (1, 1)).diff()
-    starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
+    starts, ends = (
+        (edges == 1).nonzero().flatten().tolist(),
+        (edges == -1).nonzero().flatten().tolist(),
+    )
     images: list[Span] = []
     for start, end in zip(starts, ends, strict=True):
         size = end - start if length is None else length
@@ -117,7 +124,9 @@ def rewritten(
     return new
 
 
-def _columns(positions: Int[Tensor, "P S"], images: Sequence[Span], extents: Sequence[int]) -> list[tuple[int, int]]:
+def _columns(
+    positions: Int[Tensor, "P S"], images: Sequence[Span], extents: Sequence[int]
+) -> list[tuple[int, int]]:
     """(column, position where its image begins) of every placeholder."""
     columns: list[tuple[int, int]] = []
     end, after = -1, 0

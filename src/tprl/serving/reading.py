@@ -1,4 +1,5 @@
-"""A pruned prompt as an engine reads it: a placeholder per image, and beside it the kept tokens with their places."""
+"""A pruned prompt as an engine reads it: a placeholder per image, and beside it the kept tokens
+with their places."""
 
 from typing import NamedTuple
 
@@ -32,8 +33,8 @@ def engine_prompt(prompt: Prompt, row: int, count: int) -> EnginePrompt:
         count: visual tokens of every image before pruning.
 
     Raises:
-        UserError: two images without text between them, or positions that are not those of an unpruned prompt with
-            gaps.
+        UserError: two images without text between them, or positions that are not those of an
+            unpruned prompt with gaps.
     """
     real = prompt.attention[row].cpu()
     ids, visual = prompt.input_ids[row].cpu()[real], prompt.visual[row].cpu()[real]
@@ -47,7 +48,9 @@ def engine_prompt(prompt: Prompt, row: int, count: int) -> EnginePrompt:
         tokens.append(embeds[at])
     _check_kept(positions, images, places, count)
     first = {start for start, _ in images}
-    short = [token for column, token in enumerate(ids.tolist()) if not visual[column] or column in first]
+    short = [
+        token for column, token in enumerate(ids.tolist()) if not visual[column] or column in first
+    ]
     packed = [with_places(*pair) for pair in zip(tokens, places, strict=True)]
     return EnginePrompt(short, packed)
 
@@ -60,8 +63,8 @@ def kept_spans(visual: Tensor, image: Int[Tensor, " S"]) -> list[Span]:
         image: the image of every token.
 
     Raises:
-        UserError: two images follow each other without text between them: their placeholders would be one run, of
-            which an engine cannot tell where the second image begins.
+        UserError: two images follow each other without text between them: their placeholders would
+            be one run, of which an engine cannot tell where the second image begins.
     """
     columns = visual.nonzero().flatten().tolist()
     images: list[Span] = []
@@ -72,8 +75,8 @@ def kept_spans(visual: Tensor, image: Int[Tensor, " S"]) -> list[Span]:
             images[-1] = Span(last.start, last.length + 1)
         elif follows:
             raise UserError(
-                "an engine scores prompts with text between images, and two images of this prompt follow each other: "
-                "write a space or a line break between them into model.prompt."
+                "an engine scores prompts with text between images, and two images of this prompt "
+                "follow each other: write a space or a line break between them into model.prompt."
             )
         else:
             images.append(Span(column, 1))
@@ -85,4 +88,6 @@ def _check_kept(positions: Tensor, images: list[Span], places: list[Tensor], cou
     start = text_positions(positions.shape[1], images, extents).unsqueeze(0)
     kept = [place.clamp(min=0) for place in places]
     if not torch.equal(rewritten(start, images, extents, kept, 0), positions):
-        raise UserError("an engine scores prompts whose survivors keep their places: use positions=keep.")
+        raise UserError(
+            "an engine scores prompts whose survivors keep their places: use positions=keep."
+        )

@@ -1,4 +1,5 @@
-"""What a served folder says about its pruner: keys of `config.json`, readable by an engine's plugin."""
+"""What a served folder says about its pruner: keys of `config.json`, readable by an engine's
+plugin."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ class Settings:
     """How a served model prunes.
 
     Args:
-        pruner: a node with `_target_` for a method without weights; empty for the pruner in `FOLDER`.
+        pruner: a node with `_target_` for a method without weights; empty for the pruner in
+            `FOLDER`.
         keep_ratio: kept fraction of each image's visual tokens, in (0, 1].
         positions: "keep" leaves survivors at their places, "compact" closes the gaps.
 
@@ -99,39 +101,43 @@ def check_servable(pruner: Any) -> None:
     name = pruner.name
     if isinstance(pruner, Adaptive | KeywordBudget):
         raise UserError(
-            f"pruner {name} gives every question its own budget, and an engine must know the number of tokens before "
-            "the vision tower runs: serve pruner=tprl with a fixed keep_ratio."
+            f"pruner {name} gives every question its own budget, and an "
+            "engine must know the number of tokens before the vision "
+            "tower runs: serve pruner=tprl with a fixed keep_ratio."
         )
     if not hasattr(pruner, "select"):
         raise UserError(
-            f"pruner {name} drops tokens between layers of the language model, which engines do not allow: "
-            "use pruner=divprune or a trained policy."
+            f"pruner {name} drops tokens between layers of the language model, "
+            "which engines do not allow: use pruner=divprune or a trained policy."
         )
     if pruner.extras:
         raise UserError(
-            f"pruner {name} reads {', '.join(sorted(pruner.extras))} of the vision tower, which engines do not give: "
-            "use pruner=divprune or a trained policy."
+            f"pruner {name} reads {', '.join(sorted(pruner.extras))} of the vision "
+            "tower, which engines do not give: use pruner=divprune or a trained policy."
         )
     if isinstance(pruner, LearnedPruner) and pruner.serving.select == "threshold":
         raise UserError(
-            f"pruner {name} selects by a threshold, so the number of tokens is not known before the vision tower "
-            "runs: train it with policy.select=dpp or topk."
+            f"pruner {name} selects by a threshold, so the number of tokens is not known "
+            "before the vision tower runs: train it with policy.select=dpp or topk."
         )
 
 
 def check_weights(lvlm: Any) -> None:
-    """Refuse weights that were changed or spread on the way in: an export writes those of the checkpoint.
+    """Refuse weights that were changed or spread on the way in: an export writes those of the
+    checkpoint.
 
     Raises:
         UserError: they were.
     """
-    # A GPU is a map of its own where accelerate loads straight onto it: only several places are a spread.
+    # A GPU is a map of its own where accelerate loads straight onto it: only several places are a
+    # spread.
     places = {str(place) for place in getattr(lvlm.model, "hf_device_map", {}).values()}
     away = any(weight.is_meta for weight in lvlm.model.parameters())
     if getattr(lvlm.model, "is_quantized", False) or len(places) > 1 or away:
         raise UserError(
-            f"the weights of {lvlm.name} are quantized or spread over devices, and an export writes them whole: leave "
-            "model.load_in and model.placement out, and take a checkpoint that is not quantized."
+            f"the weights of {lvlm.name} are quantized or spread over devices, "
+            "and an export writes them whole: leave model.load_in and "
+            "model.placement out, and take a checkpoint that is not quantized."
         )
 
 
@@ -141,6 +147,6 @@ def reads_question(pruner: Any) -> bool:
 
 
 def sees_other_images(pruner: Any) -> bool:
-    """Whether what it keeps of an image depends on the other images of the prompt. An engine encodes
-    and caches image by image."""
+    """Whether what it keeps of an image depends on the other images of the prompt. An engine
+    encodes and caches image by image."""
     return isinstance(pruner, TPRL)

@@ -1,4 +1,5 @@
-"""A chat template that writes what the tokenizer would add: engines add nothing to a rendered chat."""
+"""A chat template that writes what the tokenizer would add: engines add nothing to a rendered
+chat."""
 
 from typing import Any
 
@@ -15,7 +16,9 @@ def with_bos(processor: Any) -> str | None:
     if template is None:
         return None
     turns = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
-    text = tokenizer.apply_chat_template(turns, chat_template=template, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        turns, chat_template=template, add_generation_prompt=True, tokenize=False
+    )
     if not adds_bos(tokenizer) or text.startswith(tokenizer.bos_token):
         return template
     return BOS + template

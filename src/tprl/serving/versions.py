@@ -30,7 +30,12 @@ def check_vllm(installed: str | None = None) -> None:
     installed = installed or vllm_version()
     tried = ", ".join(VLLM)
     if installed is None:
-        raise UserError(f"vLLM is not installed here: `make test-vllm` makes an environment with {tried}.")
+        raise UserError(
+            f"vLLM is not installed here: `make test-vllm` makes an environment with {tried}."
+        )
     # A local part (0.32.0+cpu) says how it was built.
     if installed.partition("+")[0] not in VLLM:
-        raise UserError(f"vLLM {installed} was not tried with this plugin: use {tried}, or serve without pruning.")
+        raise UserError(
+            f"vLLM {installed} was not tried with this "
+            f"plugin: use {tried}, or serve without pruning."
+        )

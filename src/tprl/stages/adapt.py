@@ -1,4 +1,5 @@
-"""Stage `adapt`: a trained policy learns how many tokens a question needs, so that easy ones can do with fewer."""
+"""Stage `adapt`: a trained policy learns how many tokens a question needs, so that easy ones can do
+with fewer."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,11 +32,13 @@ HELD_OUT = 10  # the last one in that many questions is not trained on
 
 
 class Adapt(Stage):
-    """Regresses the probability of the reference answer (geometric mean over its tokens) at each budget.
+    """Regresses the probability of the reference answer (geometric mean over its tokens) at each
+    budget.
 
-    The policy itself is frozen: training questions are pruned at every budget as they will be when served, the LVLM
-    scores the answers, and a small head on the encoder's output learns to forecast the scores (cross-entropy with
-    probabilities as targets). Then the price of a token is calibrated on validation questions: see `Adaptive`.
+    The policy itself is frozen: training questions are pruned at every budget as they will be when
+    served, the LVLM scores the answers, and a small head on the encoder's output learns to forecast
+    the scores (cross-entropy with probabilities as targets). Then the price of a token is
+    calibrated on validation questions: see `Adaptive`.
 
     Args:
         pruner: the trained policy.
@@ -48,8 +51,8 @@ class Adapt(Stage):
         seed: order of the questions.
 
     Raises:
-        UserError: the policy is no transformer, budgets that are fewer than two, repeated or outside (0, 1], or a mean
-            that they cannot reach.
+        UserError: the policy is no transformer, budgets that are fewer than two, repeated or
+            outside (0, 1], or a mean that they cannot reach.
     """
 
     continues = True
@@ -57,7 +60,11 @@ class Adapt(Stage):
     curve_titles: ClassVar = {"adapt/loss": "adapt, divergence in nats: training"}
     held_out_titles: ClassVar = {"adapt/val_loss": "adapt, divergence in nats: held out"}
     unread = (
-        Unread("served.keep_ratios", lambda s: True, "prices are found on validation questions, and nothing is served"),
+        Unread(
+            "served.keep_ratios",
+            lambda s: True,
+            "prices are found on validation questions, and nothing is served",
+        ),
     )
     next = Next("eval", "run", words=("pruners=[random,divprune]",))
 
@@ -79,13 +86,27 @@ class Adapt(Stage):
         super().__init__()
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "served"])
         if not isinstance(pruner, TPRL):
-            raise UserError(f"pruner {pruner.name} has no network for stage=adapt: use policy=transformer.")
+            raise UserError(
+                f"pruner {pruner.name} has no network for stage=adapt: use policy=transformer."
+            )
         if len(set(budgets)) < max(2, len(budgets)):
-            raise UserError(f"stage.budgets={list(budgets)} leaves nothing to choose: name two or more kept fractions.")
+            raise UserError(
+                f"stage.budgets={list(budgets)} leaves nothing "
+                "to choose: name two or more kept fractions."
+            )
         for ratio in keep_ratios:
             if not min(budgets) < check_keep_ratio(ratio) < max(budgets):
-                raise UserError(f"stage.keep_ratios: {ratio} is no mean of the budgets {list(budgets)}: stay within.")
-        self.pruner, self.lvlm, self.dataset, self.served, self.epochs = pruner, lvlm, dataset, served, epochs
+                raise UserError(
+                    f"stage.keep_ratios: {ratio} is no mean of "
+                    f"the budgets {list(budgets)}: stay within."
+                )
+        self.pruner, self.lvlm, self.dataset, self.served, self.epochs = (
+            pruner,
+            lvlm,
+            dataset,
+            served,
+            epochs,
+        )
         self.samples_seen = 0
         pruner.learn_budgets(budgets)
 
@@ -104,7 +125,8 @@ class Adapt(Stage):
         for ratio in settings["keep_ratios"]:
             if not min(budgets) < ratio < max(budgets):
                 raise UserError(
-                    f"{key}.keep_ratios={typed(ratio)} is no mean of {key}.budgets={typed(budgets)}: give a number "
+                    f"{key}.keep_ratios={typed(ratio)} is no mean of "
+                    f"{key}.budgets={typed(budgets)}: give a number "
                     f"between {min(budgets)} and {max(budgets)}."
                 )
 
@@ -116,7 +138,8 @@ class Adapt(Stage):
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.budget_head.")
         gist, chance = self._score()
-        trained = len(gist) - max(1, len(gist) // HELD_OUT)  # neighbors show the same image: held out together
+        # neighbors show the same image: held out together
+        trained = len(gist) - max(1, len(gist) // HELD_OUT)
         self.train_data = TensorDataset(gist[:trained], chance[:trained])
         self.held_out = TensorDataset(gist[trained:], chance[trained:])
 
@@ -133,7 +156,9 @@ class Adapt(Stage):
             scores = []
             for ratio in self.pruner.config["budgets"]:
                 keep = self.pruner.serve(x, logits, ratio, encoded.uids)
-                scores.append(self.lvlm.score(splice(encoded, TokenSelection(keep)), answers)[0].exp())
+                scores.append(
+                    self.lvlm.score(splice(encoded, TokenSelection(keep)), answers)[0].exp()
+                )
             gists.append(gist.cpu())
             chances.append(torch.stack(scores, 1).cpu())
         count = sum(map(len, gists))
@@ -141,28 +166,41 @@ class Adapt(Stage):
             asked = min(self.hparams["questions"] or len(self.dataset), len(self.dataset))
             raise nothing_left(self.dataset, asked, "to learn budgets from")
         if count < 2:
-            raise UserError("stage=adapt holds a question out and needs 2 or more, not 1: raise stage.questions.")
+            raise UserError(
+                "stage=adapt holds a question out and needs "
+                "2 or more, not 1: raise stage.questions."
+            )
         return torch.cat(gists), torch.cat(chances)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         order = torch.Generator().manual_seed(self.hparams["seed"])
         sampler = RandomSampler(self.train_data, generator=order)
         batches = BatchSampler(sampler, self.hparams["batch_size"], drop_last=False)
-        return DataLoader(self.train_data, batch_sampler=distributed.Shares(batches), generator=order)
+        return DataLoader(
+            self.train_data, batch_sampler=distributed.Shares(batches), generator=order
+        )
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.held_out, 8192)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         h = self.hparams
-        return torch.optim.AdamW(self.pruner.net.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
+        return torch.optim.AdamW(
+            self.pruner.net.parameters(), lr=h["lr"], weight_decay=h["weight_decay"]
+        )
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        size = min(self.hparams["batch_size"], len(self.train_data) - index * self.hparams["batch_size"])
+        size = min(
+            self.hparams["batch_size"], len(self.train_data) - index * self.hparams["batch_size"]
+        )
         loss = self._loss(batch) * distributed.weight(size)
-        check_finite({"adapt/loss": loss}, [f"questions of batch {index}"], f"epoch {self.current_epoch}")
+        check_finite(
+            {"adapt/loss": loss}, [f"questions of batch {index}"], f"epoch {self.current_epoch}"
+        )
         self.samples_seen += size
-        self.log_dict({"adapt/loss": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)
+        self.log_dict(
+            {"adapt/loss": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True
+        )
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
@@ -172,7 +210,9 @@ class Adapt(Stage):
     def _loss(self, batch: list[Tensor]) -> Float[Tensor, ""]:
         """Divergence of the forecast from the scores: cross-entropy less its lowest value."""
         forecast, chance = self.pruner.net.budget_logits(batch[0]), batch[1].clamp(0, 1)
-        return F.binary_cross_entropy_with_logits(forecast, chance) - F.binary_cross_entropy(chance, chance)
+        return F.binary_cross_entropy_with_logits(forecast, chance) - F.binary_cross_entropy(
+            chance, chance
+        )
 
     @torch.no_grad()
     def on_fit_end(self) -> None:
@@ -180,19 +220,25 @@ class Adapt(Stage):
         forecasts = []
         for _, encoded in self.served.batches:
             forecasts.append(
-                self.pruner.net.budget_logits(self.pruner.survey(self.pruner.observe(encoded))[1]).sigmoid()
+                self.pruner.net.budget_logits(
+                    self.pruner.survey(self.pruner.observe(encoded))[1]
+                ).sigmoid()
             )
         chance = distributed.gathered_rows(torch.cat(forecasts))
-        prices = calibrated_prices(chance, self.pruner.config["budgets"], self.hparams["keep_ratios"])
+        prices = calibrated_prices(
+            chance, self.pruner.config["budgets"], self.hparams["keep_ratios"]
+        )
         self.pruner.serving = replace(self.pruner.serving, prices=prices)
 
 
 def calibrated_prices(
     chance: Float[Tensor, "N K"], budgets: Sequence[float], keep_ratios: Sequence[float]
 ) -> list[tuple[float, float]]:
-    """(mean kept fraction, price) of N questions for each wanted mean, by bisection: the mean falls with the price.
+    """(mean kept fraction, price) of N questions for each wanted mean, by bisection: the mean falls
+    with the price.
 
-    The mean is the wanted one; where the forecasts gain nothing from as many tokens, it is what they buy for nothing.
+    The mean is the wanted one; where the forecasts gain nothing from as many tokens, it is what
+    they buy for nothing.
     """
     kept = chance.new_tensor(budgets)
 
@@ -201,7 +247,8 @@ def calibrated_prices(
 
     free, pairs = mean(0.0), {}
     for ratio in keep_ratios:
-        low, high = 0.0, 1 / float(kept.diff().min()) if free > ratio else 0.0  # no gain is worth more than that
+        # no gain is worth more than that
+        low, high = 0.0, 1 / float(kept.diff().min()) if free > ratio else 0.0
         for _ in range(BISECTIONS):
             price = (low + high) / 2
             low, high = (price, high) if mean(price) > ratio else (low, price)

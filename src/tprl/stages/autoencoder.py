@@ -27,16 +27,25 @@ class AutoencoderStage(Stage):
     Args:
         pruner: whose autoencoder is trained.
         lvlm, dataset: where tokens come from.
-        images: images to encode; a tenth of them is held out for `autoencoder/val_mse`.
-        epochs, batch_size (tokens), lr, weight_decay: AdamW; the reference code has 10 epochs, 256, 1e-4, 0.01.
+        images: images to encode; a tenth of them is held out for `autoencoder/val_mse`. epochs,
+        batch_size (tokens), lr, weight_decay: AdamW; the reference code has 10 epochs, 256, 1e-4,
+        0.01.
         seed: order of the tokens.
     """
 
     folder = "autoencoder"
     needs_codes = False
     curve_titles: ClassVar = {"autoencoder/mse": "autoencoder, share of variance lost: training"}
-    held_out_titles: ClassVar = {"autoencoder/val_mse": "autoencoder, share of variance lost: held out"}
-    unread = (Unread("", lambda s: s["policy"].get("code_width") == 0, "policy.code_width=0 has no autoencoder"),)
+    held_out_titles: ClassVar = {
+        "autoencoder/val_mse": "autoencoder, share of variance lost: held out"
+    }
+    unread = (
+        Unread(
+            "",
+            lambda s: s["policy"].get("code_width") == 0,
+            "policy.code_width=0 has no autoencoder",
+        ),
+    )
     next = Next("train", "stage.init_from", words=("stage=lfd",), carries=True)
 
     def __init__(
@@ -67,7 +76,9 @@ class AutoencoderStage(Stage):
 
     def setup(self, stage: str) -> None:
         if self.pruner.autoencoder is None:
-            raise UserError("policy.code_width=0 has no autoencoder to train: skip stage=autoencoder.")
+            raise UserError(
+                "policy.code_width=0 has no autoencoder to train: skip stage=autoencoder."
+            )
         self.pruner.train_only("autoencoder.")
         tokens = self._tokens()
         held_out = max(1, len(tokens) // 10)
@@ -75,7 +86,8 @@ class AutoencoderStage(Stage):
         self.pruner.autoencoder.fit_statistics(self.tokens)
 
     def _tokens(self) -> list[Float[Tensor, "N D"]]:
-        """Projected tokens of each of the first `images` questions about distinct images, in fp16 where they fit.
+        """Projected tokens of each of the first `images` questions about distinct images, in fp16
+        where they fit.
 
         Raises:
             UserError: the dataset shows fewer than two images.
@@ -84,7 +96,10 @@ class AutoencoderStage(Stage):
         if not samples and getattr(self.dataset, "damage", {}):
             raise nothing_left(self.dataset, len(self.dataset), "to take images from")
         if len(samples) < 2:
-            raise UserError(f"dataset {self.dataset.name} shows {len(samples)} images: stage=autoencoder needs 2.")
+            raise UserError(
+                f"dataset {self.dataset.name} shows {len(samples)} "
+                "images: stage=autoencoder needs 2."
+            )
         tokens = []
         for start in range(0, len(samples), AT_ONCE):
             encoded = self.lvlm.encode(samples[start : start + AT_ONCE])
@@ -95,7 +110,8 @@ class AutoencoderStage(Stage):
         return tokens
 
     def _distinct(self) -> Iterator[Sample]:
-        """The first question about every image. Pixels decide, because an object's id is soon used again."""
+        """The first question about every image. Pixels decide, because an object's id is soon used
+        again."""
         seen = set[bytes]()
         for sample in taken(self.dataset, range(len(self.dataset))):
             pixels = hashlib.blake2b(b"".join(image.tobytes() for image in sample.images)).digest()
@@ -106,7 +122,9 @@ class AutoencoderStage(Stage):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         order = torch.Generator().manual_seed(self.hparams["seed"])
         data = TensorDataset(self.tokens)
-        batches = BatchSampler(RandomSampler(data, generator=order), self.hparams["batch_size"], drop_last=False)
+        batches = BatchSampler(
+            RandomSampler(data, generator=order), self.hparams["batch_size"], drop_last=False
+        )
         return DataLoader(data, batch_sampler=distributed.Shares(batches), generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -115,15 +133,23 @@ class AutoencoderStage(Stage):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.pruner.autoencoder is not None
         h = self.hparams
-        return torch.optim.AdamW(self.pruner.autoencoder.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
+        return torch.optim.AdamW(
+            self.pruner.autoencoder.parameters(), lr=h["lr"], weight_decay=h["weight_decay"]
+        )
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         assert self.pruner.autoencoder is not None
-        size = min(self.hparams["batch_size"], len(self.tokens) - index * self.hparams["batch_size"])
+        size = min(
+            self.hparams["batch_size"], len(self.tokens) - index * self.hparams["batch_size"]
+        )
         loss = self.pruner.autoencoder.relative_mse(batch[0].float()) * distributed.weight(size)
-        check_finite({"autoencoder/mse": loss}, [f"tokens of batch {index}"], f"epoch {self.current_epoch}")
+        check_finite(
+            {"autoencoder/mse": loss}, [f"tokens of batch {index}"], f"epoch {self.current_epoch}"
+        )
         self.samples_seen += size
-        self.log_dict({"autoencoder/mse": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)
+        self.log_dict(
+            {"autoencoder/mse": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True
+        )
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:

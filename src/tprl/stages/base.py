@@ -1,4 +1,5 @@
-"""What a stage tells its runner (`commands/train.py`), which follows these declarations and knows no stage by name."""
+"""What a stage tells its runner (`commands/train.py`), which follows these declarations and knows
+no stage by name."""
 
 import copy
 import math
@@ -15,8 +16,9 @@ Points = list[tuple[float, float]]  # (samples seen, value)
 
 
 class Unread(NamedTuple):
-    """An option that changes nothing while `when` holds of the stage's settings, among which those of the policy stand
-    under `policy`; an option "" is the whole stage in a chain. `why` ends the sentence."""
+    """An option that changes nothing while `when` holds of the stage's settings, among which those
+    of the policy stand under `policy`; an option "" is the whole stage in a chain. `why` ends the
+    sentence."""
 
     option: str
     when: Callable[[Settings], bool]
@@ -24,17 +26,19 @@ class Unread(NamedTuple):
 
 
 def serves_otherwise(settings: Settings) -> bool:
-    """Whether the policy serves by anything but a DPP, with which alone calibration and the law of the draws have to
-    do."""
+    """Whether the policy serves by anything but a DPP, with which alone calibration and the law of
+    the draws have to do."""
     return settings["policy"].get("select", "dpp") != "dpp"
 
 
-UNCALIBRATED = Unread("calibrate", serves_otherwise, "only what policy.select=dpp serves is calibrated")
+UNCALIBRATED = Unread(
+    "calibrate", serves_otherwise, "only what policy.select=dpp serves is calibrated"
+)
 
 
 class Next(NamedTuple):
-    """What to type after a stage: `python -m src.<entry> <option>=<run>[/<folder>] <words>`, with the groups of the
-    command line again if `carries`."""
+    """What to type after a stage: `python -m src.<entry> <option>=<run>[/<folder>] <words>`, with
+    the groups of the command line again if `carries`."""
 
     entry: str
     option: str
@@ -46,33 +50,39 @@ class Next(NamedTuple):
 class Stage(pl.LightningModule):
     """A training stage is one file, a subclass of this, and one yaml with two blocks.
 
-    `module:` holds every argument of the constructor that is a plain value. The others are named after what the
-    runner builds: `pruner`, `lvlm`, `dataset`, `seed`, `served` (the validation score), `reward`, `demonstrator`,
-    `cache`. What the constructor does not name is not built, and its group of the command line is refused. The rest of
-    the yaml is the runner's: `name`, `init_from`, `served`, `calibrate`, `save_every`, `log_every`, `trainer`, and
-    `blueprint`, of what `own_arguments` builds. A stage with `curve_titles` counts its questions in `samples_seen`.
+    `module:` holds every argument of the constructor that is a plain value. The others are named
+    after what the runner builds: `pruner`, `lvlm`, `dataset`, `seed`, `served` (the validation
+    score), `reward`, `demonstrator`, `cache`. What the constructor does not name is not built, and
+    its group of the command line is refused. The rest of the yaml is the runner's: `name`,
+    `init_from`, `served`, `calibrate`, `save_every`, `log_every`, `trainer`, and `blueprint`, of
+    what `own_arguments` builds. A stage with `curve_titles` counts its questions in `samples_seen`.
     """
 
-    # The folder of the run in which stage=all keeps the pruner after this stage; a stage alone writes `pruner`.
+    # The folder of the run in which stage=all keeps the pruner after this stage; a stage alone
+    # writes `pruner`.
     folder: ClassVar[str] = "pruner"
-    needs_codes: ClassVar[bool] = True  # the autoencoder is trained first where no stage.init_from brings one
-    continues: ClassVar[bool] = False  # on the pruner of stage.init_from as it is; otherwise the policy is the config's
+    # the autoencoder is trained first where no stage.init_from brings one
+    needs_codes: ClassVar[bool] = True
+    # on the pruner of stage.init_from as it is; otherwise the policy is the config's
+    continues: ClassVar[bool] = False
     keeps_serving: ClassVar[bool] = False  # what earlier stages calibrated stays (`Serving`)
     teaches_baselines: ClassVar[bool] = False  # stage=all teaches `baselines` by the same stage
-    overlays: ClassVar[bool] = False  # W&B gets pictures of what is kept; needs `served`, `iteration`, `samples_seen`
+    # W&B gets pictures of what is kept; needs `served`, `iteration`, `samples_seen`
+    overlays: ClassVar[bool] = False
     # Metric -> how the report calls its curve; lines of one plot share the words before the colon.
     curve_titles: ClassVar[Mapping[str, str]] = {}  # logged after a batch
     held_out_titles: ClassVar[Mapping[str, str]] = {}  # logged after a validation
     unread: ClassVar[Sequence[Unread]] = ()
     next: ClassVar[Next | None] = None
     remembers: ClassVar[Sequence[str]] = ()  # attributes that checkpoints hold
-    shares: ClassVar[Sequence[str]] = ()  # attributes that the next module of this class in the same run takes over
+    # attributes that the next module of this class in the same run takes over
+    shares: ClassVar[Sequence[str]] = ()
 
     epochs: int = 1
     max_steps: int = -1
     max_grad_norm: float | None = None  # where Lightning optimizes
 
-    # --- before anything is built ------------------------------------------------------------------------------
+    # --- before anything is built -----------------------------------------------------------------
 
     @classmethod
     def applies_to(cls, pruner: LearnedPruner | type[LearnedPruner]) -> bool:
@@ -81,7 +91,8 @@ class Stage(pl.LightningModule):
 
     @classmethod
     def reads_answers(cls, reward: Any) -> bool:
-        """Whether training reads reference answers; `reward` is built where the constructor names one, else None."""
+        """Whether training reads reference answers; `reward` is built where the constructor names
+        one, else None."""
         return False
 
     @classmethod
@@ -99,10 +110,11 @@ class Stage(pl.LightningModule):
 
     @classmethod
     def own_arguments(cls, settings: Settings, seed: int) -> dict[str, Any]:
-        """Arguments of the constructor that the stage builds itself, from its settings in one table."""
+        """Arguments of the constructor that the stage builds itself, from its settings in one
+        table."""
         return {}
 
-    # --- around the fit ----------------------------------------------------------------------------------------
+    # --- around the fit ---------------------------------------------------------------------------
 
     @property
     def trained_to(self) -> float | None:

@@ -11,13 +11,17 @@ log = logging.getLogger(__name__)
 FADES = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
-def calibrate_fade(pruner: LearnedPruner, served: ServedScore, trained_to: float, keep_ratios: Sequence[float]) -> None:
-    """Choose how fast relevance fades against diversity above the ratios of the training (`Serving.fade`).
+def calibrate_fade(
+    pruner: LearnedPruner, served: ServedScore, trained_to: float, keep_ratios: Sequence[float]
+) -> None:
+    """Choose how fast relevance fades against diversity above the ratios of the training
+    (`Serving.fade`).
 
-    A policy that was trained with few tokens ranks those well. Served many, most of the budget would go by small
-    differences between logits of tokens that it never had to rank; there diversity knows better. One exponent for all
-    ratios: the one with the best validation likelihood, summed over `keep_ratios`. Nothing to choose where no DPP
-    serves, or all of them were trained.
+    A policy that was trained with few tokens ranks those well. Served many, most of the budget
+    would go by small differences between logits of tokens that it never had to rank; there
+    diversity knows better. One exponent for all ratios: the one with the best validation
+    likelihood, summed over `keep_ratios`. Nothing to choose where no DPP serves, or all of them
+    were trained.
 
     Args:
         pruner: the policy; its `serving` is replaced.
@@ -27,7 +31,11 @@ def calibrate_fade(pruner: LearnedPruner, served: ServedScore, trained_to: float
     """
     beyond = [ratio for ratio in keep_ratios if ratio > trained_to]
     if pruner.serving.select != "dpp" or not beyond:
-        log.info("nothing to calibrate: no DPP serves, or none of %s is above %g", list(keep_ratios), trained_to)
+        log.info(
+            "nothing to calibrate: no DPP serves, or none of %s is above %g",
+            list(keep_ratios),
+            trained_to,
+        )
         return
     merits: dict[float, float] = {}
     for fade in FADES:

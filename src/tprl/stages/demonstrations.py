@@ -1,4 +1,5 @@
-"""Demonstrations: what a heuristic pruner keeps, stored as masks beside one set of codes per image."""
+"""Demonstrations: what a heuristic pruner keeps, stored as masks beside one set of codes per
+image."""
 
 import hashlib
 import json
@@ -35,7 +36,8 @@ SHARD = 10  # batches in a file: 500 questions, of LLaVA-1.5 about 40 MB
 
 
 class Demonstrations(NamedTuple):
-    """Episodes of one demonstrator. `keep[t]` is alive after step t; every step keeps a subset of the one before."""
+    """Episodes of one demonstrator. `keep[t]` is alive after step t; every step keeps a subset of
+    the one before."""
 
     x: PolicyInput  # codes and query in fp16
     keep: Bool[Tensor, "T B V"]
@@ -45,9 +47,10 @@ class Demonstrations(NamedTuple):
 class StoredDemonstrations:
     """Demonstrations in files, memory-mapped: of all the questions only a batch is ever in memory.
 
-    A file holds, without padding and one after the other, the codes and the places of its different images, the
-    embeddings of its different words, and of each question the numbers of its words and the masks of every schedule,
-    as bits. Which schedule a question follows is drawn here, from (seed, uid): all seeds share the files.
+    A file holds, without padding and one after the other, the codes and the places of its different
+    images, the embeddings of its different words, and of each question the numbers of its words and
+    the masks of every schedule, as bits. Which schedule a question follows is drawn here, from
+    (seed, uid): all seeds share the files.
 
     Args:
         paths: files that `demonstrate` has made.
@@ -58,7 +61,12 @@ class StoredDemonstrations:
     """
 
     def __init__(
-        self, paths: Sequence[Path], finals: Sequence[float], steps: int, seed: int, temporary: Any = None
+        self,
+        paths: Sequence[Path],
+        finals: Sequence[float],
+        steps: int,
+        seed: int,
+        temporary: Any = None,
     ) -> None:
         self.paths, self.steps, self.seed, self.temporary = list(paths), steps, seed, temporary
         self.finals = torch.tensor(finals, dtype=torch.float64)
@@ -96,9 +104,16 @@ class StoredDemonstrations:
         with opened(self.paths[number]) as file:
             uids = json.loads(bytes(file.get_tensor("uids").tolist()))
             if uids:
-                self.widths = tuple(file.get_slice(name).get_shape()[1] for name in ("codes", "vectors"))
-            drawn = torch.tensor([stable_seed(uid, self.seed) % len(self.finals) for uid in uids], dtype=torch.long)
-            return torch.cat([torch.full_like(drawn, number)[:, None], drawn[:, None], file.get_tensor("rows")], 1)
+                self.widths = tuple(
+                    file.get_slice(name).get_shape()[1] for name in ("codes", "vectors")
+                )
+            drawn = torch.tensor(
+                [stable_seed(uid, self.seed) % len(self.finals) for uid in uids], dtype=torch.long
+            )
+            return torch.cat(
+                [torch.full_like(drawn, number)[:, None], drawn[:, None], file.get_tensor("rows")],
+                1,
+            )
 
     def _empty(self, rows: Sequence["_Row"]) -> Demonstrations:
         b, v, q = len(rows), self._most.tokens, self._most.words
@@ -110,7 +125,9 @@ class StoredDemonstrations:
             query_mask=torch.zeros(b, q, dtype=torch.bool),
         )
         keep = torch.zeros(self.steps, b, v, dtype=torch.bool)
-        return Demonstrations(x, keep, self.finals[torch.tensor([row.drawn for row in rows], dtype=torch.long)])
+        return Demonstrations(
+            x, keep, self.finals[torch.tensor([row.drawn for row in rows], dtype=torch.long)]
+        )
 
 
 def demonstrate(
@@ -127,31 +144,40 @@ def demonstrate(
     cache: Cache | None = None,
     quiet: bool = True,
 ) -> StoredDemonstrations:
-    """Let a heuristic prune `count` training questions in `steps` steps, but for those that the cache has.
+    """Let a heuristic prune `count` training questions in `steps` steps, but for those that the
+    cache has.
 
     Args:
         demonstrator: a pruner without access to the answer.
         pruner: the learner, whose `observe` says what is stored.
         keep_ratios: each question gets one of them, drawn from (seed, uid).
         steps: T; every step keeps the same share of what is alive.
-        progressive: kept share of what is alive at each step instead, e.g. (0.8, 0.6, 0.4) as in the reference code;
-            it sets both the number of steps and the final ratio.
-        cache: where the files stay, and what they depend on beside this pruner's codes and these schedules; None: in
-            a temporary folder, for as long as the result lives.
+        progressive: kept share of what is alive at each step instead, e.g. (0.8, 0.6, 0.4) as in
+            the reference code; it sets both the number of steps and the final ratio.
+        cache: where the files stay, and what they depend on beside this pruner's codes and these
+            schedules; None: in a temporary folder, for as long as the result lives.
         quiet: do not print the progress.
 
     Raises:
-        UserError: the demonstrator knows where the answer is, no question is left, or the disk is full.
+        UserError: the demonstrator knows where the answer is, no question is left, or the disk is
+            full.
     """
     if "region" in demonstrator.extras:
-        raise UserError(f"pruner={demonstrator.name} knows where the answer is and cannot demonstrate: use another.")
+        raise UserError(
+            f"pruner={demonstrator.name} knows where the "
+            "answer is and cannot demonstrate: use another."
+        )
     schedules = [step_ratios(ratio, steps) for ratio in keep_ratios]
     if progressive:
         schedules = [torch.tensor(progressive, dtype=torch.float64).cumprod(0).tolist()]
-    temporary = None if cache else tempfile.TemporaryDirectory(prefix="tprl-", ignore_cleanup_errors=True)
+    temporary = (
+        None if cache else tempfile.TemporaryDirectory(prefix="tprl-", ignore_cleanup_errors=True)
+    )
     if cache:
         codes = of_weights(pruner.autoencoder)
-        folder = cache.folder("demonstrations", autoencoder=codes, schedules=schedules, batch_size=batch_size)
+        folder = cache.folder(
+            "demonstrations", autoencoder=codes, schedules=schedules, batch_size=batch_size
+        )
     else:
         assert temporary is not None
         folder = Path(temporary.name)
@@ -159,7 +185,9 @@ def demonstrate(
     def make_shard(first: int, stop: int) -> dict[str, Tensor]:
         records: list[_Shown] = []
         for samples in batches(dataset, stop, batch_size, first):
-            records += _shown(demonstrator, pruner, lvlm.encode(samples, demonstrator.extras), schedules)
+            records += _shown(
+                demonstrator, pruner, lvlm.encode(samples, demonstrator.extras), schedules
+            )
         return _packed(records)
 
     shards = Shards(folder, min(count or len(dataset), len(dataset)), SHARD * batch_size)
@@ -167,15 +195,20 @@ def demonstrate(
         log.info("%s has %d of %d demonstrations", folder, shards.done, shards.rows)
     with Progress("demonstrate", before=shards.done) as tick:
         shards.fill(make_shard, None if quiet else tick)
-    stored = StoredDemonstrations(shards.paths, [s[-1] for s in schedules], len(schedules[0]), seed, temporary)
+    stored = StoredDemonstrations(
+        shards.paths, [s[-1] for s in schedules], len(schedules[0]), seed, temporary
+    )
     if not len(stored):
         raise nothing_left(dataset, shards.rows, "to demonstrate")
     return stored
 
 
-def _episodes(demonstrator: Pruner, encoded: Encoded, schedules: Sequence[Sequence[float]]) -> Bool[Tensor, "R T B V"]:
-    """Nested masks for each schedule. A heuristic's choices at two budgets need not nest, so we go backwards: a longer
-    list starts from the shorter one and is filled from the choice at its own budget."""
+def _episodes(
+    demonstrator: Pruner, encoded: Encoded, schedules: Sequence[Sequence[float]]
+) -> Bool[Tensor, "R T B V"]:
+    """Nested masks for each schedule. A heuristic's choices at two budgets need not nest, so we go
+    backwards: a longer list starts from the shorter one and is filled from the choice at its own
+    budget."""
     episodes = []
     for schedule in schedules:
         masks: list[Tensor] = []
@@ -189,7 +222,7 @@ def _episodes(demonstrator: Pruner, encoded: Encoded, schedules: Sequence[Sequen
     return torch.stack(episodes)
 
 
-# --- files ---------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 class _Shown(NamedTuple):
@@ -213,7 +246,8 @@ class _Contents(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """Where a question is: its file and schedule, its visual tokens and words, and where those of each kind begin."""
+    """Where a question is: its file and schedule, its visual tokens and words, and where those of
+    each kind begin."""
 
     shard: int
     drawn: int
@@ -226,7 +260,10 @@ class _Row(NamedTuple):
 
 
 def _shown(
-    demonstrator: Pruner, pruner: LearnedPruner, encoded: Encoded, schedules: Sequence[Sequence[float]]
+    demonstrator: Pruner,
+    pruner: LearnedPruner,
+    encoded: Encoded,
+    schedules: Sequence[Sequence[float]],
 ) -> list[_Shown]:
     keep = _episodes(demonstrator, encoded, schedules).cpu().numpy()
     x = pruner.observe(encoded)
@@ -237,13 +274,19 @@ def _shown(
         encoded.uids,
         "demonstrations in fp16",
         alone=True,
-        remedy="Demonstrations are stored in float16, up to 65504: use policy.code_width above 0, so that codes are "
-        "small, or look at these samples.",
+        remedy=(
+            "Demonstrations are stored in float16, up to 65504: use policy.code_width "
+            "above 0, so that codes are small, or look at these samples."
+        ),
     )
     records = []
-    for b, (n, q) in enumerate(zip(x.mask.sum(1).tolist(), x.query_mask.sum(1).tolist(), strict=True)):
+    for b, (n, q) in enumerate(
+        zip(x.mask.sum(1).tolist(), x.query_mask.sum(1).tolist(), strict=True)
+    ):
         bits = np.packbits(keep[:, :, b, :n].reshape(len(keep), -1), axis=1)
-        records.append(_Shown(encoded.uids[b], codes[b, :n], xy[b, :n], query[b, :q], torch.from_numpy(bits)))
+        records.append(
+            _Shown(encoded.uids[b], codes[b, :n], xy[b, :n], query[b, :q], torch.from_numpy(bits))
+        )
     return records
 
 
@@ -258,14 +301,17 @@ def _packed(records: Sequence[_Shown]) -> dict[str, Tensor]:
     starts = [codes_at, places_at, counts[:, 1].cumsum(0) - counts[:, 1], size.cumsum(0) - size]
     bits = [record.bits.flatten() for record in records] or [torch.zeros(0, dtype=torch.uint8)]
     return {
-        "uids": torch.tensor(list(json.dumps([record.uid for record in records]).encode()), dtype=torch.uint8),
+        "uids": torch.tensor(
+            list(json.dumps([record.uid for record in records]).encode()), dtype=torch.uint8
+        ),
         "rows": torch.cat([counts, torch.stack(starts, 1)], 1),
         **_Contents(codes, places, vectors, spoken, torch.cat(bits))._asdict(),
     }
 
 
 def _distinct(pieces: Sequence[Tensor]) -> tuple[Tensor, Int[Tensor, " N"]]:
-    """Every different piece once, one after the other, and the row where each of the given ones begins."""
+    """Every different piece once, one after the other, and the row where each of the given ones
+    begins."""
     begins: dict[bytes, int] = {}
     kept: list[Tensor] = []
     at: list[int] = []

@@ -1,7 +1,9 @@
-"""Stage `distill`: the control of "why RL?". The same policy network, taught by the language model's own gradient.
+"""Stage `distill`: the control of "why RL?". The same policy network, taught by the language
+model's own gradient.
 
-The pruning is made soft: every visual token stays in the sequence, and the language model's attention to it is
-weighted by a gate in (0, 1); the gates of a sample sum to its budget and harden as the temperature falls.
+The pruning is made soft: every visual token stays in the sequence, and the language model's
+attention to it is weighted by a gate in (0, 1); the gates of a sample sum to its budget and harden
+as the temperature falls.
 """
 
 from collections.abc import Sequence
@@ -31,8 +33,8 @@ BISECTIONS = 40
 class Distill(KeepBest):
     """Minimizes -log p(answer | gated tokens) through the frozen LVLM.
 
-    What is trained is relevance, gate by gate; `policy.select` says what is served. Under dpp, diversity and the scale
-    of the logits are not what the loss saw: compare with topk too.
+    What is trained is relevance, gate by gate; `policy.select` says what is served. Under dpp,
+    diversity and the scale of the logits are not what the loss saw: compare with topk too.
 
     Args:
         pruner: the learner.
@@ -41,8 +43,8 @@ class Distill(KeepBest):
         iterations, prompts: training steps, and fresh questions in each.
         keep_ratio: kept fraction, or several (each question draws one).
         temperature: (first, last) of the gates; falls geometrically.
-        noise: logistic noise on the logits, so that tokens near the threshold are tried both ways (1: the noise of a
-            Bernoulli relaxation, 0: none).
+        noise: logistic noise on the logits, so that tokens near the threshold are tried both ways
+            (1: the noise of a Bernoulli relaxation, 0: none).
         lr: Adam, annealed linearly to 0.
         grad_clip: largest norm of a gradient.
         validate_every: iterations between served scores.
@@ -79,7 +81,8 @@ class Distill(KeepBest):
         self.pruner, self.dataset, self.served = pruner, dataset, served
         if not isinstance(lvlm, GatedLVLM):
             raise UserError(
-                f"stage=distill cannot differentiate through model {lvlm.name}: use model=tiny_llava or llava."
+                "stage=distill cannot differentiate through model "
+                f"{lvlm.name}: use model=tiny_llava or llava."
             )
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.lvlm: GatedLVLM = lvlm
@@ -107,13 +110,17 @@ class Distill(KeepBest):
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
-        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"])
+        stream = PromptStream(
+            self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"]
+        )
         return DataLoader(stream, batch_size=None, collate_fn=list)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.Adam(self.pruner.net.parameters(), lr=self.hparams["lr"], eps=1e-5)
         total = self.hparams["iterations"]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: max(0.0, 1 - step / total)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, samples: list[Sample], index: int) -> Tensor:
@@ -128,7 +135,9 @@ class Distill(KeepBest):
         logits = self.pruner.net(x, x.mask, 0, ratio.to(x.mask.device))[0]
         first, last = h["temperature"]
         temperature = first * (last / first) ** (self.iteration / max(1, h["iterations"] - 1))
-        u = uniforms([f"{self.iteration}/{s.uid}" for s in samples], h["seed"], x.mask.shape[1]).to(logits.device)
+        u = uniforms([f"{self.iteration}/{s.uid}" for s in samples], h["seed"], x.mask.shape[1]).to(
+            logits.device
+        )
         noisy = logits + h["noise"] * torch.logit(u, eps=1e-6)
         gate = images.join(soft_top_k(images.split(noisy), images.mask, k, temperature), x.mask)
         log_prob = self._log_prob(encoded, gate, self.scorer.targets(samples, encoded))
@@ -136,26 +145,37 @@ class Distill(KeepBest):
         loss = -log_prob.mean()
         # How far the gates are from a decision: 0 when all are 0 or 1.
         softness = (4 * gate * (1 - gate) * x.mask).sum() / x.mask.sum()
-        metrics = {"distill/loss": loss, "distill/softness": softness, "distill/temperature": temperature}
+        metrics = {
+            "distill/loss": loss,
+            "distill/softness": softness,
+            "distill/temperature": temperature,
+        }
         self.log_dict(metrics, sync_dist=True)
         self.iteration += 1
         self.log("samples_seen", float(self.samples_seen))
         return loss
 
     def on_train_start(self) -> None:
-        """A run that was stopped between its last step and the last score makes up for the score."""
+        """A run that was stopped between its last step and the last score makes up for the
+        score."""
         if self.iteration == self.hparams["iterations"]:
             self._validate()
 
-    def _log_prob(self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]) -> Float[Tensor, " B"]:
-        """Of the answers. Beyond the LVLM's micro-batch only one part's graph is in memory at a time: each is computed
-        again in the backward pass."""
+    def _log_prob(
+        self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
+    ) -> Float[Tensor, " B"]:
+        """Of the answers. Beyond the LVLM's micro-batch only one part's graph is in memory at a
+        time: each is computed again in the backward pass."""
         size = getattr(self.lvlm, "micro_batch", len(answers))
         if len(answers) <= size:
             return self.lvlm.gated_log_prob(encoded, gate, answers)
         parts = []
         for rows in torch.arange(len(answers)).split(size):
-            some = encoded.rows(rows.tolist()), gate[rows.to(gate.device)], [answers[i] for i in rows.tolist()]
+            some = (
+                encoded.rows(rows.tolist()),
+                gate[rows.to(gate.device)],
+                [answers[i] for i in rows.tolist()],
+            )
             log_prob = checkpoint(self.lvlm.gated_log_prob, *some, use_reentrant=False)
             parts.append(cast(Tensor, log_prob))
         return torch.cat(parts)
@@ -172,12 +192,16 @@ class Distill(KeepBest):
 
 
 def soft_top_k(
-    logits: Float[Tensor, "B V"], mask: Bool[Tensor, "B V"], k: Int[Tensor, " B"], temperature: float
+    logits: Float[Tensor, "B V"],
+    mask: Bool[Tensor, "B V"],
+    k: Int[Tensor, " B"],
+    temperature: float,
 ) -> Float[Tensor, "B V"]:
-    """Gates sigmoid((logit - c) / temperature) with the offset c, one per row, at which they sum to k; 0 off the mask.
+    """Gates sigmoid((logit - c) / temperature) with the offset c, one per row, at which they sum to
+    k; 0 off the mask.
 
-    c is found by bisection; its own derivative, sum(s dlogit) / sum(s) with s the slopes of the gates, is attached, so
-    that raising one gate lowers the others.
+    c is found by bisection; its own derivative, sum(s dlogit) / sum(s) with s the slopes of the
+    gates, is attached, so that raising one gate lowers the others.
     """
     low = logits.detach().masked_fill(~mask, torch.inf).amin(1) - 40 * temperature
     high = logits.detach().masked_fill(~mask, -torch.inf).amax(1) + 40 * temperature

@@ -1,4 +1,5 @@
-"""Stage `lfd`: learning from demonstrations. The policy imitates a heuristic, decision by decision."""
+"""Stage `lfd`: learning from demonstrations. The policy imitates a heuristic, decision by
+decision."""
 
 import logging
 import math
@@ -32,13 +33,15 @@ LEARNED = 0.02  # share of the constant's loss that must be gone
 class LfD(KeepBest):
     """Imitation of a demonstrator's kept sets (TPRL, stage 2).
 
-    Two losses. "set": minus the log-likelihood of the demonstrator's set under the sequential policy, per kept token
-    (`policy.sequential.log_stay`). It can teach what only makes sense for a set, such as diversity. "token": binary
-    cross-entropy on each token's keep / prune decision, a mean over the tokens alive, as in the paper. It teaches only
-    demonstrators that judge token by token.
+    Two losses. "set": minus the log-likelihood of the demonstrator's set under the sequential
+    policy, per kept token (`policy.sequential.log_stay`). It can teach what only makes sense for a
+    set, such as diversity. "token": binary cross-entropy on each token's keep / prune decision, a
+    mean over the tokens alive, as in the paper. It teaches only demonstrators that judge token by
+    token.
 
-    Both are logged beside the loss of the same policy with constant logits: a stage that does not get below it has
-    learned nothing, and says so. The checkpoint kept is that of the epoch with the best served score on validation.
+    Both are logged beside the loss of the same policy with constant logits: a stage that does not
+    get below it has learned nothing, and says so. The checkpoint kept is that of the epoch with the
+    best served score on validation.
 
     Args:
         pruner: the learner.
@@ -48,15 +51,18 @@ class LfD(KeepBest):
         demonstrations: questions to demonstrate.
         keep_ratio: final kept fraction, or several (each question gets one).
         steps: T pruning steps per demonstration.
-        progressive: kept shares of what is alive, instead of keep_ratio and steps (reference: 0.8, 0.6, 0.4).
-        loss: "set", "token", or None: "set" where the pruner serves by dpp, which is what the set loss trains.
+        progressive: kept shares of what is alive, instead of keep_ratio and steps (reference: 0.8,
+            0.6, 0.4).
+        loss: "set", "token", or None: "set" where the pruner serves by dpp, which is what the set
+            loss trains.
         epochs, batch_size, lr, clip: AdamW; reference: 5, 128, 5e-5, 1.0.
         seed: order and draws.
         cache: keeps the demonstrations for other runs; None: in a temporary folder.
         log_as: what the names of its metrics begin with.
 
     Raises:
-        UserError: an unknown loss, or the set loss for a pruner that does not serve by dpp from its codes.
+        UserError: an unknown loss, or the set loss for a pruner that does not serve by dpp from its
+            codes.
     """
 
     folder = "lfd"
@@ -92,12 +98,15 @@ class LfD(KeepBest):
         log_as: str = "lfd",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "demonstrator", "served", "cache"])
+        self.save_hyperparameters(
+            ignore=["pruner", "lvlm", "dataset", "demonstrator", "served", "cache"]
+        )
         self.pruner, self.lvlm, self.dataset, self.cache = pruner, lvlm, dataset, cache
         self.demonstrator, self.served, self.epochs = demonstrator, served, epochs
         self.max_grad_norm = clip
         self.loss = _loss(loss, pruner)
-        self.progress: list[tuple[float, float]] = []  # (loss, loss of a constant) of each step of this epoch
+        # (loss, loss of a constant) of each step of this epoch
+        self.progress: list[tuple[float, float]] = []
         self.demonstrations: StoredDemonstrations | None = None
         self.samples_seen = 0
         self.begin_best()
@@ -109,7 +118,9 @@ class LfD(KeepBest):
         h = self.hparams
         if h["progressive"]:
             return [math.prod(h["progressive"])]
-        return [h["keep_ratio"]] if isinstance(h["keep_ratio"], float | int) else list(h["keep_ratio"])
+        return (
+            [h["keep_ratio"]] if isinstance(h["keep_ratio"], float | int) else list(h["keep_ratio"])
+        )
 
     @property
     def trained_to(self) -> float:
@@ -137,11 +148,13 @@ class LfD(KeepBest):
     def train_dataloader(self) -> DataLoader[Demonstrations]:
         assert self.demonstrations is not None
         h = self.hparams
-        return DataLoader(_Epochs(self.demonstrations, h["batch_size"], h["seed"], self._done), batch_size=None)
+        return DataLoader(
+            _Epochs(self.demonstrations, h["batch_size"], h["seed"], self._done), batch_size=None
+        )
 
     def _done(self) -> tuple[int, int]:
-        """Epochs, and batches of the next one. Lightning's own counter still shows the last epoch when a resumed run
-        asks for its batches."""
+        """Epochs, and batches of the next one. Lightning's own counter still shows the last epoch
+        when a resumed run asks for its batches."""
         assert self.demonstrations is not None
         epochs, samples = divmod(self.samples_seen, len(self.demonstrations))
         return epochs, samples // self.hparams["batch_size"]
@@ -159,26 +172,38 @@ class LfD(KeepBest):
         seen = f"{self.samples_seen} to {self.samples_seen + size - 1} in this run's order"
         check_finite({f"{name}/loss": loss}, [seen], f"epoch {self._done()[0]}")
         self.samples_seen += size
-        metrics = {f"{name}/loss": loss, f"{name}/constant": constant, f"{name}/agreement": agreement}
+        metrics = {
+            f"{name}/loss": loss,
+            f"{name}/constant": constant,
+            f"{name}/agreement": agreement,
+        }
         self.log_dict(metrics, batch_size=size, sync_dist=True)
         self.log("samples_seen", float(self.samples_seen))
         self.progress.append((float(loss.detach()), float(constant)))
         return loss
 
     def on_train_start(self) -> None:
-        """A run that was stopped between the last step of an epoch and its score makes up for the score."""
+        """A run that was stopped between the last step of an epoch and its score makes up for the
+        score."""
         if len(self.curve) < self._done()[0]:
             self._validate()
 
     def on_train_epoch_end(self) -> None:
         self._validate()
-        loss, constant = torch.tensor(self.progress).mean(0).tolist() if self.progress else (0.0, 1.0)
+        loss, constant = (
+            torch.tensor(self.progress).mean(0).tolist() if self.progress else (0.0, 1.0)
+        )
         self.progress = []
         if self._done()[0] >= self.epochs and loss > (1 - LEARNED) * constant:
-            by_sets = "" if self.loss is set_loss else ", the option loss=set (with policy.select=dpp)"
+            by_sets = (
+                "" if self.loss is set_loss else ", the option loss=set (with policy.select=dpp)"
+            )
             log.warning(
-                "%s: the policy has learned nothing from %s: its loss %.3f is not below %.3f, that of constant logits. "
-                "Use another demonstrator (pruner=...)%s, or more demonstrations.",
+                (
+                    "%s: the policy has learned nothing from %s: its loss %.3f "
+                    "is not below %.3f, that of constant logits. Use another "
+                    "demonstrator (pruner=...)%s, or more demonstrations."
+                ),
                 self.hparams["log_as"],
                 self.demonstrator.name,
                 loss,
@@ -209,7 +234,8 @@ class Imitation(NamedTuple):
 
 
 def token_loss(pruner: LearnedPruner, batch: Demonstrations, noise: torch.Generator) -> Imitation:
-    """Cross-entropy per token and the share of equal decisions; the constant knows the keep ratio of each step.
+    """Cross-entropy per token and the share of equal decisions; the constant knows the keep ratio
+    of each step.
 
     `noise` is not used: the argument makes the two losses interchangeable.
     """
@@ -222,16 +248,23 @@ def token_loss(pruner: LearnedPruner, batch: Demonstrations, noise: torch.Genera
         equal = ((logits > 0) == keep) & alive
         share = keep.sum(1) / count
         constant = torch.special.entr(share) + torch.special.entr(1 - share)
-        parts.append(Imitation(((error * alive).sum(1) / count).mean(), constant.mean(), (equal.sum(1) / count).mean()))
+        parts.append(
+            Imitation(
+                ((error * alive).sum(1) / count).mean(),
+                constant.mean(),
+                (equal.sum(1) / count).mean(),
+            )
+        )
         alive = keep
     return _mean(parts)
 
 
 def set_loss(pruner: LearnedPruner, batch: Demonstrations, noise: torch.Generator) -> Imitation:
-    """Minus the log-likelihood of the demonstrator's sets, per kept token; its lower bound, see `log_stay`.
+    """Minus the log-likelihood of the demonstrator's sets, per kept token; its lower bound, see
+    `log_stay`.
 
-    The constant is the policy that is diverse and nothing else. Agreement is the share of the demonstrator's tokens
-    that greedy MAP keeps, which is how the policy is served.
+    The constant is the policy that is diverse and nothing else. Agreement is the share of the
+    demonstrator's tokens that greedy MAP keeps, which is how the policy is served.
     """
     x = batch.x._replace(codes=batch.x.codes.float(), query=batch.x.query.float())
     features, alive, parts = unit_features(x.codes, x.mask), x.mask, []
@@ -241,7 +274,9 @@ def set_loss(pruner: LearnedPruner, batch: Demonstrations, noise: torch.Generato
         count = keep.sum(1).clamp(min=1)
         stay = sequential.log_stay(scores, features, alive, keep, 1.0, uniform)
         with torch.no_grad():
-            blind = sequential.log_stay(torch.zeros_like(scores), features, alive, keep, 1.0, uniform)
+            blind = sequential.log_stay(
+                torch.zeros_like(scores), features, alive, keep, 1.0, uniform
+            )
             same = sequential.greedy(scores, features, alive, keep.sum(1)) & keep
         loss, constant = (-(part.sum((1, 2)) / count).mean() for part in (stay, blind))
         parts.append(Imitation(loss, constant, (same.sum(1) / count).mean()))
@@ -263,11 +298,14 @@ def _loss(name: str | None, pruner: LearnedPruner) -> Callable[..., Imitation]:
     """
     dpp = pruner.serving.select == "dpp"
     if name not in (None, "set", "token"):
-        raise UserError(f"stage.loss must be set or token, got {name}; null takes what policy.select serves.")
+        raise UserError(
+            f"stage.loss must be set or token, got {name}; null takes what policy.select serves."
+        )
     if name == "set" and not (dpp and pruner.serving.kernel == "codes"):
         raise UserError(
-            "stage.loss=set trains what policy.select=dpp serves with policy.kernel=codes; "
-            f"this policy has select={pruner.serving.select}, kernel={pruner.serving.kernel}: use stage.loss=token."
+            "stage.loss=set trains what policy.select=dpp serves with "
+            f"policy.kernel=codes; this policy has select={pruner.serving.select}, "
+            f"kernel={pruner.serving.kernel}: use stage.loss=token."
         )
     return set_loss if name == "set" or (name is None and dpp) else token_loss
 
@@ -276,9 +314,18 @@ class _Epochs(IterableDataset[Demonstrations]):
     """Batches of one epoch, from where a resumed run stopped on; every epoch has its own order."""
 
     def __init__(
-        self, demonstrations: StoredDemonstrations, batch_size: int, seed: int, done: Callable[[], tuple[int, int]]
+        self,
+        demonstrations: StoredDemonstrations,
+        batch_size: int,
+        seed: int,
+        done: Callable[[], tuple[int, int]],
     ) -> None:
-        self.demonstrations, self.batch_size, self.seed, self.done = demonstrations, batch_size, seed, done
+        self.demonstrations, self.batch_size, self.seed, self.done = (
+            demonstrations,
+            batch_size,
+            seed,
+            done,
+        )
 
     def __len__(self) -> int:
         """Batches of a whole epoch: a resumed Trainer counts those done before as well."""

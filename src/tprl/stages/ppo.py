@@ -1,7 +1,7 @@
 """Stage `ppo`: improve the policy by reinforcement learning against the frozen LVLM.
 
-One PPO iteration is one `training_step`: encode fresh prompts, sample pruning episodes, let the LVLM answer from what
-is left, turn that into advantages, and take a few clipped steps.
+One PPO iteration is one `training_step`: encode fresh prompts, sample pruning episodes, let the
+LVLM answer from what is left, turn that into advantages, and take a few clipped steps.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,8 @@ from tprl.types import LVLM, Dataset, Encoded, Sample
 
 
 class Episodes(NamedTuple):
-    """What an iteration, or a minibatch of it, learns from: `group` episodes of each question, one after another."""
+    """What an iteration, or a minibatch of it, learns from: `group` episodes of each question, one
+    after another."""
 
     x: PolicyInput  # of the questions; everything below is of the episodes
     rule: ActionRule
@@ -62,7 +63,8 @@ class Episodes(NamedTuple):
 
 
 class PPO(RolloutLog):
-    """Proximal policy optimization of a pruner (TPRL, stage 3; Schulman et al. 2017; GRPO: Shao et al. 2024).
+    """Proximal policy optimization of a pruner (TPRL, stage 3; Schulman et al. 2017; GRPO: Shao et
+    al. 2024).
 
     Args:
         pruner: the policy to improve; with `PolicyNet` as its net.
@@ -70,28 +72,37 @@ class PPO(RolloutLog):
         reward: terms and weights.
         served: the validation score; the weights kept are those of its best value.
         iterations: training steps.
-        prompts: fresh questions per iteration; they and the minibatches are shared out over the ranks.
+        prompts: fresh questions per iteration; they and the minibatches are shared out over the
+            ranks.
         group: episodes per question.
-        keep_ratio: final kept fraction, or several (each question draws one). Read by budgets "exact_k", "lagrange".
+        keep_ratio: final kept fraction, or several (each question draws one). Read by budgets
+            "exact_k", "lagrange".
         steps: T pruning steps per episode.
-        budget: "free" (Bernoulli; the reward alone limits the tokens), "lagrange" (Bernoulli; a multiplier holds the
-            mean kept fraction at keep_ratio), "exact_k" (sets of exactly `budget()` tokens).
-        law: how exact_k draws where the pruner serves by dpp: "sequential" (token by token in proportion to the gains
-            that greedy MAP compares, see `policy.sequential`) or "kdpp" (one decision per set, cost V^3). A pruner that
-            serves by anything else draws from a conditional Bernoulli.
-        advantage: "gae" (critic), "grpo" (group mean and spread, no critic), or "rloo" (leave-one-out baseline).
-        credit_blocks: read the best episode of each question that many more times, each time without one block of its
-            tokens, and share its advantage out among them (`rl.credit`); 0: every token of a set has the same
-            advantage. Budget "exact_k", law "sequential", one pruning step and ratio "token" only; None: 4 there if
-            `group` is above 1, else 0.
-        temperature: (first, last) of the sampling distribution, annealed linearly; only under law "sequential" does it
-            approach what is served as it falls.
+        budget: "free" (Bernoulli; the reward alone limits the tokens), "lagrange" (Bernoulli; a
+            multiplier holds the mean kept fraction at keep_ratio), "exact_k" (sets of exactly
+            `budget()` tokens).
+        law: how exact_k draws where the pruner serves by dpp: "sequential" (token by token in
+            proportion to the gains that greedy MAP compares, see `policy.sequential`) or "kdpp"
+            (one decision per set, cost V^3). A pruner that serves by anything else draws from a
+            conditional Bernoulli.
+        advantage: "gae" (critic), "grpo" (group mean and spread, no critic), or "rloo"
+            (leave-one-out baseline).
+        credit_blocks: read the best episode of each question that many more times, each time
+            without one block of its tokens, and share its advantage out among them (`rl.credit`);
+            0: every token of a set has the same advantage. Budget "exact_k", law "sequential", one
+            pruning step and ratio "token" only; None: 4 there if `group` is above 1, else 0.
+        temperature: (first, last) of the sampling distribution, annealed linearly; only under law
+            "sequential" does it approach what is served as it falls.
         discount: lambda_disc of Bernoulli sampling.
-        lr_actor, lr_critic: Adam (eps 1e-5), annealed linearly to 0 if `anneal`.
-        minibatch (episodes), update_epochs, gamma, lam, clip, ratio, value_coef, entropy_coef, grad_clip: as in PPO.
-        kl_stop: no further step is taken once a minibatch's KL estimate, a mean over decisions, exceeds it.
-        lr_lagrange, lagrange_gain: step size of the multiplier, and how far it leads by the present excess.
-        threshold_ratio: mean kept fraction at which budgets "free" and "lagrange" calibrate their threshold at the end.
+        lr_actor, lr_critic: Adam (eps 1e-5), annealed linearly to 0 if `anneal`. minibatch
+        (episodes), update_epochs, gamma, lam, clip, ratio, value_coef, entropy_coef, grad_clip: as
+        in PPO.
+        kl_stop: no further step is taken once a minibatch's KL estimate, a mean over decisions,
+            exceeds it.
+        lr_lagrange, lagrange_gain: step size of the multiplier, and how far it leads by the present
+            excess.
+        threshold_ratio: mean kept fraction at which budgets "free" and "lagrange" calibrate their
+            threshold at the end.
         validate_every: iterations between served scores.
         seed: prompts and sampling; every draw depends on (seed, iteration, uid, episode) only.
         cache: keeps scores with all tokens for runs that read the same prompts in the same batches.
@@ -144,15 +155,21 @@ class PPO(RolloutLog):
         super().__init__()
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "reward", "served", "cache"])
         self.automatic_optimization, self.cache = False, cache
-        self.pruner, self.lvlm, self.dataset, self.reward, self.served = pruner, lvlm, dataset, reward, served
+        self.pruner, self.lvlm, self.dataset, self.reward, self.served = (
+            pruner,
+            lvlm,
+            dataset,
+            reward,
+            served,
+        )
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
         check_choices(budget, advantage, group)
         self.kind = action_kind(budget, law, pruner.serving.select)
         if budget == "free" and not reward.limits_tokens:
             raise UserError(
-                "stage.budget=free keeps every token unless the reward charges for them: use reward=score_change, "
-                "reward=flops_saved, or stage.budget=exact_k."
+                "stage.budget=free keeps every token unless the reward charges for them: "
+                "use reward=score_change, reward=flops_saved, or stage.budget=exact_k."
             )
         check_credit("stage", self.hparams, pruner.serving.select)
         self.credit_blocks = blocks_read(self.hparams, pruner.serving.select)
@@ -180,22 +197,29 @@ class PPO(RolloutLog):
         """Largest keep ratio of the training; None where nothing holds the policy to one."""
         return None if self.hparams["budget"] == "free" else max(self.ratios)
 
-    # --- data and optimizer ------------------------------------------------------------------------------------
+    # --- data and optimizer -----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         h = self.hparams
         self.pruner.train_only("net.", without=() if h["advantage"] == "gae" else "net.value_head")
-        if self.cache is not None:  # by all that decides which prompts are scored together: rounding depends on it
+        # by all that decides which prompts are scored together: rounding depends on it
+        if self.cache is not None:
             drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": distributed.count()}
-            self.scorer.remember(self.cache.folder("scores", needs=sorted(self.reward.needs), targets="own", **drawn))
+            self.scorer.remember(
+                self.cache.folder("scores", needs=sorted(self.reward.needs), targets="own", **drawn)
+            )
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
-        stream = PromptStream(self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"])
-        return DataLoader(stream, batch_size=None, collate_fn=list)  # the default one would rebuild every Sample
+        stream = PromptStream(
+            self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"]
+        )
+        # the default one would rebuild every Sample
+        return DataLoader(stream, batch_size=None, collate_fn=list)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer, two groups: the value head has the critic's rate, everything else the actor's."""
+        """One optimizer, two groups: the value head has the critic's rate, everything else the
+        actor's."""
         critic = [p for name, p in self.net.named_parameters() if name.startswith("value_head")]
         actor = [p for name, p in self.net.named_parameters() if not name.startswith("value_head")]
         h = self.hparams
@@ -205,11 +229,13 @@ class PPO(RolloutLog):
     def rule(self) -> ActionRule:
         """The action distribution of this iteration."""
         first, last = self.hparams["temperature"]
-        temperature = first + (last - first) * self.iteration / max(1, self.hparams["iterations"] - 1)
+        temperature = first + (last - first) * self.iteration / max(
+            1, self.hparams["iterations"] - 1
+        )
         quality = self.pruner.serving.quality
         return ActionRule(self.kind, self.hparams["discount"], temperature, quality)
 
-    # --- one iteration -----------------------------------------------------------------------------------------
+    # --- one iteration ----------------------------------------------------------------------------
 
     def training_step(self, samples: list[Sample], index: int) -> None:
         h, rule = self.hparams, self.rule()
@@ -225,10 +251,14 @@ class PPO(RolloutLog):
         noise = self._noise(samples, x, rule)
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
         watch.lap("rollout")
-        outcome = measure_episodes(self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, rollout)
+        outcome = measure_episodes(
+            self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, rollout
+        )
         watch.lap("score")
         terms = self.reward(outcome)
-        measured = {f"reward/{name}": value for name, value in terms.items()} | {"ppo/value": rollout.value}
+        measured = {f"reward/{name}": value for name, value in terms.items()} | {
+            "ppo/value": rollout.value
+        }
         check_finite(measured, outcome.uids, f"iteration {self.iteration}", axis=1)
         reward = torch.stack(list(terms.values())).sum(0)
         kept = rollout.keep[-1].sum(1) / rollout.alive[0].sum(1)
@@ -237,7 +267,9 @@ class PPO(RolloutLog):
         if self.credit_blocks:
             advantage = self._credit(advantage, reward, samples, encoded, rollout)
             watch.lap("credit")
-        losses, epochs = self._update(Episodes(x, rule, rollout, keep_ratio, advantage, target, outcome.uids))
+        losses, epochs = self._update(
+            Episodes(x, rule, rollout, keep_ratio, advantage, target, outcome.uids)
+        )
         watch.lap("update")
         self._log_speed(watch, self.scorer.evaluations - before)
         self.iteration += 1
@@ -250,19 +282,27 @@ class PPO(RolloutLog):
         self.log_dict({f"ppo/served/{name}": value for name, value in self.score.items()})
         self.log("ppo/served", self.score["accuracy"], prog_bar=True)
 
-    def _noise(self, samples: Sequence[Sample], x: PolicyInput, rule: ActionRule) -> Float[Tensor, "T B N"]:
+    def _noise(
+        self, samples: Sequence[Sample], x: PolicyInput, rule: ActionRule
+    ) -> Float[Tensor, "T B N"]:
         """Uniforms of every episode, from (seed, iteration, uid, episode) alone."""
         h, width = self.hparams, noise_width(rule, x.mask.shape[1])
-        keys = [f"{self.iteration}/{sample.uid}/{g}" for sample in samples for g in range(h["group"])]
+        keys = [
+            f"{self.iteration}/{sample.uid}/{g}" for sample in samples for g in range(h["group"])
+        ]
         flat = uniforms(keys, h["seed"], h["steps"] * width)
         return flat.unflatten(1, (h["steps"], width)).transpose(0, 1).to(x.mask.device)
 
-    def _budget_penalty(self, kept: Float[Tensor, " B"], keep_ratio: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """lagrange: multiplier * (kept fraction - keep_ratio), and a dual ascent step on the multiplier.
+    def _budget_penalty(
+        self, kept: Float[Tensor, " B"], keep_ratio: Float[Tensor, " B"]
+    ) -> Float[Tensor, " B"]:
+        """lagrange: multiplier * (kept fraction - keep_ratio), and a dual ascent step on the
+        multiplier.
 
-        A slow policy under a purely integrating multiplier is an undamped oscillator: on the toy model the kept
-        fraction fell through its target to the single forced token and stayed there. A term proportional to the
-        present excess damps it (Stooke et al. 2020, PID Lagrangian methods, section 4).
+        A slow policy under a purely integrating multiplier is an undamped oscillator: on the toy
+        model the kept fraction fell through its target to the single forced token and stayed there.
+        A term proportional to the present excess damps it (Stooke et al. 2020, PID Lagrangian
+        methods, section 4).
         """
         if self.hparams["budget"] != "lagrange":
             return torch.zeros_like(kept)
@@ -276,7 +316,9 @@ class PPO(RolloutLog):
         self, reward: Float[Tensor, "T B"], rollout: Rollout
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"] | None]:
         if self.hparams["advantage"] == "rloo":
-            return normalize_over_ranks(leave_one_out(reward.sum(0), self.hparams["group"])).expand_as(reward), None
+            return normalize_over_ranks(
+                leave_one_out(reward.sum(0), self.hparams["group"])
+            ).expand_as(reward), None
         if self.hparams["advantage"] == "grpo":
             return group_advantage(reward.sum(0), self.hparams["group"]).expand_as(reward), None
         advantage, target = gae(reward, rollout.value, self.hparams["gamma"], self.hparams["lam"])
@@ -290,37 +332,50 @@ class PPO(RolloutLog):
         encoded: Encoded,
         rollout: Rollout,
     ) -> Float[Tensor, "1 B V"]:
-        """The advantage of every draw: that of its episode, shared out in the best episode of each question."""
+        """The advantage of every draw: that of its episode, shared out in the best episode of each
+        question."""
         count = self.credit_blocks
         best = credit.best_episodes(reward[0], self.hparams["group"])
         block = credit.blocks_of(rollout.action[0, best], count)
         less = rollout.rows(best.repeat_interleave(count))
-        less = less._replace(action=credit.without_blocks(block, count, encoded.image_of).unsqueeze(0))
+        less = less._replace(
+            action=credit.without_blocks(block, count, encoded.image_of).unsqueeze(0)
+        )
         rows = [i for i in range(len(samples)) for _ in range(count)]
-        outcome = measure_episodes(self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, less)
+        outcome = measure_episodes(
+            self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, less
+        )
         terms = self.reward(outcome)
         check_finite(terms, outcome.uids, f"credit of iteration {self.iteration}", axis=1)
         without = torch.stack(list(terms.values())).sum((0, 1)).unflatten(0, (-1, count))
         each = advantage[0].unsqueeze(1).repeat(1, rollout.alive.shape[2])
-        each[best] = credit.shared_out(advantage[0, best], reward[0, best].unsqueeze(1) - without, block)
+        each[best] = credit.shared_out(
+            advantage[0, best], reward[0, best].unsqueeze(1) - without, block
+        )
         return each.unsqueeze(0)
 
     def _update(self, episodes: Episodes) -> tuple[list[PPOLoss], int]:
-        """Epochs of minibatches; whole groups stay together, because they share one network pass at t = 0.
+        """Epochs of minibatches; whole groups stay together, because they share one network pass at
+        t = 0.
 
-        A minibatch is drawn from the prompts of all ranks, and each rank computes the part that it has rolled out.
-        Returns the losses of the minibatches, over all ranks, and the number of epochs.
+        A minibatch is drawn from the prompts of all ranks, and each rank computes the part that it
+        has rolled out. Returns the losses of the minibatches, over all ranks, and the number of
+        epochs.
         """
         h = self.hparams
         batch = max(1, h["minibatch"] // h["group"])
         order = torch.Generator().manual_seed(h["seed"] * 1_000_003 + self.iteration)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        for param_group, rate in zip(optimizer.param_groups, (h["lr_actor"], h["lr_critic"]), strict=True):
+        for param_group, rate in zip(
+            optimizer.param_groups, (h["lr_actor"], h["lr_critic"]), strict=True
+        ):
             param_group["lr"] = rate * (1 - self.iteration / h["iterations"] if h["anneal"] else 1)
         losses: list[PPOLoss] = []
         for epoch in range(1, h["update_epochs"] + 1):
-            for part in torch.randperm(len(episodes.x.mask) * distributed.count(), generator=order).split(batch):
+            for part in torch.randperm(
+                len(episodes.x.mask) * distributed.count(), generator=order
+            ).split(batch):
                 prompts, weight = distributed.local_part(part)
                 minibatch = episodes.about(prompts, h["group"])
                 loss = self._share_of_loss(minibatch, weight)
@@ -343,7 +398,9 @@ class PPO(RolloutLog):
 
     def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
         """Stop before a step that is not finite; `uids` are this rank's."""
-        parts = {f"ppo/{name}": value for name, value in loss._asdict().items()} | {"ppo/grad_norm": norm}
+        parts = {f"ppo/{name}": value for name, value in loss._asdict().items()} | {
+            "ppo/grad_norm": norm
+        }
         check_finite(parts, uids, f"iteration {self.iteration}")
 
     def _loss(self, episodes: Episodes) -> PPOLoss:
@@ -351,7 +408,9 @@ class PPO(RolloutLog):
         h, parts = self.hparams, []
         x, rule, rollout, target = episodes.x, episodes.rule, episodes.rollout, episodes.target
         for t in range(len(rollout.alive)):
-            log_prob, entropy, value = evaluate_actions(self.net, x, rule, rollout, episodes.keep_ratio, t, h["group"])
+            log_prob, entropy, value = evaluate_actions(
+                self.net, x, rule, rollout, episodes.keep_ratio, t, h["group"]
+            )
             parts.append(
                 ppo_loss(
                     log_prob,
@@ -369,7 +428,7 @@ class PPO(RolloutLog):
             )
         return PPOLoss(*(torch.stack(values).mean() for values in zip(*parts, strict=True)))
 
-    # --- what is seen from outside -----------------------------------------------------------------------------
+    # --- what is seen from outside ----------------------------------------------------------------
 
     def _validate(self) -> None:
         """Served score on validation; the best weights are kept."""
@@ -379,7 +438,8 @@ class PPO(RolloutLog):
 
     def on_fit_end(self) -> None:
         super().on_fit_end()
-        if self.hparams["budget"] != "exact_k":  # elsewhere a common offset of the logits means nothing
+        # elsewhere a common offset of the logits means nothing
+        if self.hparams["budget"] != "exact_k":
             held_out = (encoded for _, encoded in self.served.batches)
             self.pruner.calibrate(held_out, self.hparams["threshold_ratio"])
 

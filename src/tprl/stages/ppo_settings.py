@@ -31,17 +31,25 @@ CRITIC, MULTIPLIER = ("lr_critic", "gamma", "lam", "value_coef"), ("lr_lagrange"
 UNREAD = (
     UNCALIBRATED,
     *(Unread(option, _without_critic, "only advantage=gae has a critic") for option in CRITIC),
-    *(Unread(option, _without_multiplier, "only budget=lagrange has a multiplier") for option in MULTIPLIER),
+    *(
+        Unread(option, _without_multiplier, "only budget=lagrange has a multiplier")
+        for option in MULTIPLIER
+    ),
     Unread("threshold_ratio", _by_sets, "budget=exact_k serves no threshold"),
     Unread("discount", _by_sets, "budget=exact_k draws sets, not token by token"),
     Unread("law", _token_by_token, "only budget=exact_k draws sets"),
     Unread("law", serves_otherwise, "only sets that policy.select=dpp serves are drawn by a law"),
-    Unread("calibrate", lambda s: s.get("budget") == "free", "budget=free holds the policy to no keep ratio"),
+    Unread(
+        "calibrate",
+        lambda s: s.get("budget") == "free",
+        "budget=free holds the policy to no keep ratio",
+    ),
 )
 
 
 def check_choices(budget: str, advantage: str, group: int) -> None:
-    """Refuse an unknown budget or advantage, and one that compares the episodes of a question where there is one."""
+    """Refuse an unknown budget or advantage, and one that compares the episodes of a question where
+    there is one."""
     if budget not in ("free", "lagrange", "exact_k"):
         raise UserError(f"stage.budget must be free, lagrange or exact_k, got {budget}.")
     if advantage not in ("gae", "grpo", "rloo"):
@@ -51,7 +59,9 @@ def check_choices(budget: str, advantage: str, group: int) -> None:
 
 def check_groups(key: str, settings: Settings) -> None:
     """Episodes of one question are compared with one another, and stay together in minibatches."""
-    group, minibatch, advantage = (settings.get(name) for name in ("group", "minibatch", "advantage"))
+    group, minibatch, advantage = (
+        settings.get(name) for name in ("group", "minibatch", "advantage")
+    )
     if group is None:
         return
     _check_comparison(key, advantage, group)
@@ -59,39 +69,51 @@ def check_groups(key: str, settings: Settings) -> None:
         return
     if minibatch < group:
         raise UserError(
-            f"{key}.minibatch={minibatch} is smaller than {key}.group={group}, whose episodes stay together: set "
-            f"{key}.minibatch={group} or a multiple of it."
+            f"{key}.minibatch={minibatch} is smaller than {key}.group={group}, whose "
+            f"episodes stay together: set {key}.minibatch={group} or a multiple of it."
         )
     if minibatch % group:
         whole = minibatch // group
-        log.info("%s.minibatch=%d holds %d whole groups: %d episodes", key, minibatch, whole, whole * group)
+        log.info(
+            "%s.minibatch=%d holds %d whole groups: %d episodes",
+            key,
+            minibatch,
+            whole,
+            whole * group,
+        )
 
 
 def _check_comparison(key: str, advantage: str | None, group: int) -> None:
     if advantage not in (None, "gae") and group < 2:
         raise UserError(
-            f"{key}.advantage={advantage} compares episodes of one question: set {key}.group above {group}."
+            f"{key}.advantage={advantage} compares episodes "
+            f"of one question: set {key}.group above {group}."
         )
 
 
 def check_credit(key: str, settings: Mapping[str, Any], select: str) -> None:
-    """Refuse blocks of credit where nothing can be shared out among them; `select` is what the policy serves by."""
+    """Refuse blocks of credit where nothing can be shared out among them; `select` is what the
+    policy serves by."""
     count = settings.get("credit_blocks")
     if count == 1:
         raise UserError(
-            f"{key}.credit_blocks=1 has no other block to share the credit with: use 2 or more, or 0 for one "
-            "advantage per set."
+            f"{key}.credit_blocks=1 has no other block to share the "
+            "credit with: use 2 or more, or 0 for one advantage per set."
         )
     if count and not _draws_one_by_one(settings, select):
-        listed = ", ".join(f"{option}={settings.get(option)}" for option in ("budget", "law", "steps", "ratio"))
+        listed = ", ".join(
+            f"{option}={settings.get(option)}" for option in ("budget", "law", "steps", "ratio")
+        )
         raise UserError(
-            f"{key}.credit_blocks={count} needs {key}.law=sequential, {key}.budget=exact_k, {key}.steps=1, "
-            f"{key}.ratio=token and policy.select=dpp; got {listed} and select={select}. Use {key}.credit_blocks=0."
+            f"{key}.credit_blocks={count} needs {key}.law=sequential, {key}.budget=exact_k, "
+            f"{key}.steps=1, {key}.ratio=token and policy.select=dpp; got {listed} and "
+            f"select={select}. Use {key}.credit_blocks=0."
         )
 
 
 def blocks_read(settings: Mapping[str, Any], select: str) -> int:
-    """In how many blocks the best episode of a question is read again, one block less each time; 0: it is not.
+    """In how many blocks the best episode of a question is read again, one block less each time; 0:
+    it is not.
 
     Args:
         settings: of the stage.
@@ -103,6 +125,9 @@ def blocks_read(settings: Mapping[str, Any], select: str) -> int:
 
 
 def _draws_one_by_one(settings: Mapping[str, Any], select: str) -> bool:
-    """Whether an episode is one set that is drawn token by token: then every token can have an advantage of its own."""
+    """Whether an episode is one set that is drawn token by token: then every token can have an
+    advantage of its own."""
     required = {"budget": "exact_k", "law": "sequential", "steps": 1, "ratio": "token"}
-    return select == "dpp" and all(settings.get(option) == value for option, value in required.items())
+    return select == "dpp" and all(
+        settings.get(option) == value for option, value in required.items()
+    )

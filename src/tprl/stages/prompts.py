@@ -23,8 +23,8 @@ def drawn_ratios(
 
 
 class PromptStream(IterableDataset[list[Sample]]):
-    """Batches of fresh questions: iteration i reads the next `prompts` entries of a seeded permutation, every rank the
-    same number of them.
+    """Batches of fresh questions: iteration i reads the next `prompts` entries of a seeded
+    permutation, every rank the same number of them.
 
     Args:
         dataset: the training split.
@@ -36,13 +36,22 @@ class PromptStream(IterableDataset[list[Sample]]):
         UserError: the ranks' shares would differ.
     """
 
-    def __init__(self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0
+    ) -> None:
         if prompts % distributed.count():
             raise UserError(
-                f"stage.prompts={prompts} are the questions of all ranks together, and {distributed.count()} "
-                f"ranks cannot share them equally: set a multiple of {distributed.count()}."
+                f"stage.prompts={prompts} are the questions of all ranks "
+                f"together, and {distributed.count()} ranks cannot share "
+                f"them equally: set a multiple of {distributed.count()}."
             )
-        self.dataset, self.prompts, self.start, self.stop, self.seed = dataset, prompts, start, stop, seed
+        self.dataset, self.prompts, self.start, self.stop, self.seed = (
+            dataset,
+            prompts,
+            start,
+            stop,
+            seed,
+        )
 
     def __len__(self) -> int:
         """Iterations of the whole run: a resumed Trainer counts those done before as well."""

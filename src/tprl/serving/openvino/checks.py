@@ -1,4 +1,5 @@
-"""What has a graph in OpenVINO, and what `answer.py` can rebuild in numpy; nothing here needs OpenVINO."""
+"""What has a graph in OpenVINO, and what `answer.py` can rebuild in numpy; nothing here needs
+OpenVINO."""
 
 from typing import Any
 
@@ -9,7 +10,8 @@ from tprl.pruners.learned import LearnedPruner, check_family, check_width
 from tprl.serving.settings import check_servable, check_weights
 
 BICUBIC = (3, "bicubic")  # as Pillow and as torchvision call it
-STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")  # of `runtime.Answerer.pixels`
+# of `runtime.Answerer.pixels`
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 SIDES = ({"shortest_edge"}, {"height", "width"})  # what a size may name
 ELSEWHERE = "use target=vllm"
 
@@ -18,21 +20,21 @@ def check_convert(lvlm: FrozenLVLM, pruner: Any) -> None:
     """Refuse what has no graph here, before anything is written.
 
     Raises:
-        UserError: another family than LLaVA-1.5, another tower than CLIP, several feature layers, weights that are
-            quantized or spread, a processor that `answer.py` does not rebuild, no end token, or a pruner that is no
-            policy of this model.
+        UserError: another family than LLaVA-1.5, another tower than CLIP, several feature layers,
+            weights that are quantized or spread, a processor that `answer.py` does not rebuild, no
+            end token, or a pruner that is no policy of this model.
     """
     check_servable(pruner)
     if lvlm.model_type != "llava":
         raise UserError(
-            f"model={lvlm.name} is a {lvlm.model_type}, and target=openvino converts llava alone: {ELSEWHERE}, or "
-            "a LLaVA-1.5."
+            f"model={lvlm.name} is a {lvlm.model_type}, and target=openvino "
+            f"converts llava alone: {ELSEWHERE}, or a LLaVA-1.5."
         )
     if not isinstance(pruner, LearnedPruner) or pruner.serving.select not in ("dpp", "topk"):
         how = f" with select={pruner.serving.select}" if isinstance(pruner, LearnedPruner) else ""
         raise UserError(
-            f"pruner {pruner.name}{how} has no graph for OpenVINO: use a policy that selects by dpp or topk, such as "
-            "pruner=tprl."
+            f"pruner {pruner.name}{how} has no graph for OpenVINO: use "
+            "a policy that selects by dpp or topk, such as pruner=tprl."
         )
     check_family(pruner, lvlm)
     check_width(pruner, lvlm.width, lvlm.name)
@@ -41,8 +43,8 @@ def check_convert(lvlm: FrozenLVLM, pruner: Any) -> None:
     check_processor(lvlm)
     if not lvlm.ends:
         raise UserError(
-            f"the generation config of {lvlm.name} has no eos_token_id, so no answer would end: write it into the "
-            "checkpoint's generation_config.json."
+            f"the generation config of {lvlm.name} has no eos_token_id, so no answer "
+            "would end: write it into the checkpoint's generation_config.json."
         )
 
 
@@ -56,13 +58,13 @@ def check_tower(lvlm: FrozenLVLM) -> None:
     kind, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     if kind != "clip_vision_model" or strategy != "default":
         raise UserError(
-            f"{lvlm.name} selects the features of its {kind} by {strategy!r}, and target=openvino converts a "
-            f"clip_vision_model without its CLS token ('default'): {ELSEWHERE}."
+            f"{lvlm.name} selects the features of its {kind} by {strategy!r}, and target=openvino "
+            f"converts a clip_vision_model without its CLS token ('default'): {ELSEWHERE}."
         )
     if len(layers := feature_layers(config)) != 1:
         raise UserError(
-            f"{lvlm.name} puts the features of layers {layers} side by side, and target=openvino converts one "
-            f"vision_feature_layer: {ELSEWHERE}."
+            f"{lvlm.name} puts the features of layers {layers} side by side, and "
+            f"target=openvino converts one vision_feature_layer: {ELSEWHERE}."
         )
 
 
@@ -88,16 +90,18 @@ def check_processor(lvlm: FrozenLVLM) -> None:
         odd.append(f"crop_size={crop}")
     if odd:
         raise UserError(
-            f"the image processor of {lvlm.name} has {odd[0]}, and the program of target=openvino resizes by bicubic, "
-            f"crops to the {side} x {side} pixels of the tower and normalizes: {ELSEWHERE}."
+            f"the image processor of {lvlm.name} has {odd[0]}, and the program "
+            f"of target=openvino resizes by bicubic, crops to the {side} x "
+            f"{side} pixels of the tower and normalizes: {ELSEWHERE}."
         )
     if not getattr(lvlm.tokenizer, "is_fast", False):
         raise UserError(
-            f"the tokenizer of {lvlm.name} has no tokenizer.json, which the program of target=openvino reads: "
-            f"{ELSEWHERE}."
+            f"the tokenizer of {lvlm.name} has no tokenizer.json, "
+            f"which the program of target=openvino reads: {ELSEWHERE}."
         )
 
 
 def sides(size: Any) -> dict[str, int]:
-    """The sides that a size of an image processor names; of a mapping or of transformers' SizeDict."""
+    """The sides that a size of an image processor names; of a mapping or of transformers'
+    SizeDict."""
     return {name: value for name, value in dict(size or {}).items() if value is not None}

@@ -30,7 +30,9 @@ FACTS = "serving.json"
 PROGRAM = "answer.py"
 
 
-def convert(lvlm: FrozenLVLM, pruner: Any, settings: Settings, folder: Path, weights: str = "f32") -> None:
+def convert(
+    lvlm: FrozenLVLM, pruner: Any, settings: Settings, folder: Path, weights: str = "f32"
+) -> None:
     """Write graphs, tokenizer, facts and program.
 
     Args:
@@ -59,7 +61,8 @@ def convert(lvlm: FrozenLVLM, pruner: Any, settings: Settings, folder: Path, wei
 
 @torch.no_grad()
 def graphs(lvlm: FrozenLVLM, pruner: LearnedPruner) -> dict[str, ov.Model]:
-    """Counts of tokens and words, the keep ratio and lengths are inputs of the graphs, not parts of them."""
+    """Counts of tokens and words, the keep ratio and lengths are inputs of the graphs, not parts of
+    them."""
     config, width = lvlm.model.config, lvlm.width
     side = config.vision_config.image_size
     pixels = torch.zeros(1, 3, side, side)
@@ -85,7 +88,12 @@ def _language(lvlm: FrozenLVLM) -> ov.Model:
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     # Two tokens after three: lengths of 1 would be traced as axes to broadcast.
     past = [torch.zeros(1, heads, 3, head) for _ in range(2 * text.num_hidden_layers)]
-    inputs = (torch.zeros(1, 2, lvlm.width), torch.arange(3, 5).unsqueeze(0), torch.zeros(1, 1, 2, 5), *past)
+    inputs = (
+        torch.zeros(1, 2, lvlm.width),
+        torch.arange(3, 5).unsqueeze(0),
+        torch.zeros(1, 1, 2, 5),
+        *past,
+    )
     shapes = [[1, -1, lvlm.width], [1, -1], [1, 1, -1, -1], *([1, heads, -1, head] for _ in past)]
     graph = _traced(Language(lvlm), inputs, shapes)
     pairs = {}
@@ -97,13 +105,18 @@ def _language(lvlm: FrozenLVLM) -> ov.Model:
     return graph
 
 
-def _traced(module: nn.Module, inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> ov.Model:
+def _traced(
+    module: nn.Module, inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]
+) -> ov.Model:
     module.eval().requires_grad_(False)
-    return ov.convert_model(module, example_input=inputs, input=[ov.PartialShape(list(shape)) for shape in shapes])
+    return ov.convert_model(
+        module, example_input=inputs, input=[ov.PartialShape(list(shape)) for shape in shapes]
+    )
 
 
 def compress(graph: ov.Model) -> int:
-    """Hold the matrices of a graph as int8 with a float scale per row, symmetrically; returns how many.
+    """Hold the matrices of a graph as int8 with a float scale per row, symmetrically; returns how
+    many.
 
     Only what is multiplied or looked up is touched; numbers are computed in float as before.
     """
@@ -122,14 +135,20 @@ def compress(graph: ov.Model) -> int:
 
 
 def _is_matrix(constant: Any) -> bool:
-    return len(constant.shape) == 2 and min(constant.shape) > 1 and constant.get_element_type() == ov.Type.f32
+    return (
+        len(constant.shape) == 2
+        and min(constant.shape) > 1
+        and constant.get_element_type() == ov.Type.f32
+    )
 
 
 def _int8(matrix: np.ndarray) -> Any:
     scale = np.abs(matrix).max(1, keepdims=True).astype(np.float32) / 127
     scale[scale == 0] = 1
     rounded = np.clip(np.round(matrix / scale), -127, 127).astype(np.int8)
-    return operators.multiply(operators.convert(operators.constant(rounded), "f32"), operators.constant(scale))
+    return operators.multiply(
+        operators.convert(operators.constant(rounded), "f32"), operators.constant(scale)
+    )
 
 
 def facts(lvlm: FrozenLVLM, pruner: LearnedPruner, settings: Settings) -> dict[str, Any]:
@@ -166,7 +185,7 @@ def wording(lvlm: FrozenLVLM) -> list[str]:
     before, mark, after = text.partition(MARK)
     if not mark or MARK in after or before.count(lvlm.placeholder) != 1:
         raise UserError(
-            f"{lvlm.name} words a prompt as {text!r}, which does not hold one image before one question: set "
-            "model.prompt."
+            f"{lvlm.name} words a prompt as {text!r}, which does not "
+            "hold one image before one question: set model.prompt."
         )
     return [before, after]

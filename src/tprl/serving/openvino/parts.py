@@ -1,4 +1,5 @@
-"""The parts of a pruned model as modules of plain tensors, one prompt at a time, made to be traced."""
+"""The parts of a pruned model as modules of plain tensors, one prompt at a time, made to be
+traced."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,10 @@ class Eyes(nn.Module):
 
     def __init__(self, lvlm: Any) -> None:
         super().__init__()
-        self.tower, self.projector = lvlm.model.model.vision_tower, lvlm.model.model.multi_modal_projector
+        self.tower, self.projector = (
+            lvlm.model.model.vision_tower,
+            lvlm.model.model.multi_modal_projector,
+        )
         config = lvlm.model.config
         self.layer = config.vision_feature_layer
         self.skip = int(config.vision_feature_select_strategy == "default")
@@ -47,31 +51,38 @@ class Words(nn.Module):
 
 
 class Policy(nn.Module):
-    """Tokens [1 N D], their centers [1 N 2], words [1 Q D] and the keep ratio [1] -> logits [1 N], and what the
-    diversity kernel is made of [1 N Z]."""
+    """Tokens [1 N D], their centers [1 N 2], words [1 Q D] and the keep ratio [1] -> logits [1 N],
+    and what the diversity kernel is made of [1 N Z]."""
 
     def __init__(self, pruner: LearnedPruner) -> None:
         super().__init__()
         self.pruner = pruner
 
-    def forward(self, tokens: Tensor, xy: Tensor, words: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, xy: Tensor, words: Tensor, ratio: Tensor
+    ) -> tuple[Tensor, Tensor]:
         autoencoder = self.pruner.autoencoder
         codes = tokens if autoencoder is None else autoencoder.encode(tokens)
         # Made of the inputs, so that a trace holds no shape.
         seen, read = torch.ones_like(tokens[..., 0]) > 0, torch.ones_like(words[..., 0]) > 0
         logits = self.pruner.net(PolicyInput(codes, xy, seen, words, read), seen, 0, ratio)[0]
-        return logits, unit_features(codes if self.pruner.serving.kernel == "codes" else tokens, seen)
+        return logits, unit_features(
+            codes if self.pruner.serving.kernel == "codes" else tokens, seen
+        )
 
 
 class Language(nn.Module):
-    """Embeddings [1 S D], positions [1 S], what is added to attention logits [1 1 S T], and keys and values of T - S
-    earlier tokens -> logits [1 V] after the last one, and all keys and values."""
+    """Embeddings [1 S D], positions [1 S], what is added to attention logits [1 1 S T], and keys
+    and values of T - S earlier tokens -> logits [1 V] after the last one, and all keys and
+    values."""
 
     def __init__(self, lvlm: Any) -> None:
         super().__init__()
         self.model, self.head = lvlm.model.model.language_model, lvlm.model.lm_head
 
-    def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, mask: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
         cache = cache_of(past)
         out = self.model(
             inputs_embeds=embeds,

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 
 def greedy(scores: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
-    """Places of the k tokens that greedily maximize det(diag(q) (F F^T + 0.01 I) diag(q)), log q = scores / 2."""
+    """Places of the k tokens that greedily maximize det(diag(q) (F F^T + 0.01 I) diag(q)), log q =
+    scores / 2."""
     anchor = np.sort(scores)[-k]
     q = np.exp(np.clip(scores - anchor, -40, 40).astype(np.float64) / 2)
     b = features.astype(np.float64) * q[:, None]
@@ -31,11 +32,13 @@ def greedy(scores: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
 
 
 def resized(image: tuple[int, int], size: dict[str, int]) -> tuple[int, int]:
-    """(width, height) of an image after the resize, the longer side rounded down as transformers does it."""
+    """(width, height) of an image after the resize, the longer side rounded down as transformers
+    does it."""
     if (short := size.get("shortest_edge")) is None:
         return size["width"], size["height"]
     width, height = image
-    longer = int(short * max(image) / min(image))  # multiplied first: 1 / 3 of 3 would be less than 1
+    # multiplied first: 1 / 3 of 3 would be less than 1
+    longer = int(short * max(image) / min(image))
     return (short, longer) if width <= height else (longer, short)
 
 
@@ -55,7 +58,8 @@ def checked_ratio(ratio: float | str) -> float:
 
 
 class Answerer:
-    """A folder that `python -m src.export target=openvino` wrote. `precision` "f32" is exact, "bf16" faster."""
+    """A folder that `python -m src.export target=openvino` wrote. `precision` "f32" is exact,
+    "bf16" faster."""
 
     def __init__(self, folder: str | Path, precision: str = "f32", device: str = "CPU") -> None:
         folder, core = Path(folder), ov.Core()
@@ -63,7 +67,8 @@ class Answerer:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         how = {"INFERENCE_PRECISION_HINT": precision}
         parts = (
-            core.compile_model(folder / f"{name}.xml", device, how) for name in ("eyes", "words", "policy", "language")
+            core.compile_model(folder / f"{name}.xml", device, how)
+            for name in ("eyes", "words", "policy", "language")
         )
         self.eyes, self.words, self.policy, language = parts
         self.language, self.kept = language.create_infer_request(), np.zeros(0, int)
@@ -75,7 +80,9 @@ class Answerer:
         image = image.resize(resized(image.size, size), Image.Resampling.BICUBIC)
         left, top = (image.width - crop["width"]) // 2, (image.height - crop["height"]) // 2
         image = image.crop((left, top, left + crop["width"], top + crop["height"]))
-        values = (np.asarray(image, np.float32) / 255 - np.float32(self.facts["mean"])) / np.float32(self.facts["std"])
+        values = (
+            np.asarray(image, np.float32) / 255 - np.float32(self.facts["mean"])
+        ) / np.float32(self.facts["std"])
         return values.transpose(2, 0, 1)[None].astype(np.float32)
 
     def select(self, tokens: np.ndarray, words: np.ndarray, ratio: float) -> np.ndarray:
@@ -90,26 +97,36 @@ class Answerer:
         quality = facts["quality"] * min(1.0, facts["trained_to"] / ratio) ** facts["fade"]
         return greedy(np.float32(quality) * logits[0], features[0], k)
 
-    def __call__(self, image: Image.Image, question: str, ratio: float | None = None, length: int = 16) -> list[int]:
-        """Greedy token ids of the answer, its end included; `kept` are the places of the visual tokens it read.
+    def __call__(
+        self, image: Image.Image, question: str, ratio: float | None = None, length: int = 16
+    ) -> list[int]:
+        """Greedy token ids of the answer, its end included; `kept` are the places of the visual
+        tokens it read.
 
         Raises:
-            ValueError: a keep ratio outside (0, 1], or a question without words or with an image placeholder.
+            ValueError: a keep ratio outside (0, 1], or a question without words or with an image
+                placeholder.
         """
         ratio = checked_ratio(self.facts["keep_ratio"] if ratio is None else ratio)
         before, after = self.facts["prompt"]
         line = self.tokenizer.encode(before + question + after)
         ids, span = np.array(line.ids), (len(before), len(before) + len(question))
-        asked = [n for n, (a, b) in enumerate(line.offsets) if a < span[1] and b > span[0] and b > a]
+        asked = [
+            n for n, (a, b) in enumerate(line.offsets) if a < span[1] and b > span[0] and b > a
+        ]
         if not question.strip() or (ids == self.facts["image_token"]).sum() != 1:
-            raise ValueError(f"a question must be words without an image placeholder, got {question!r}.")
+            raise ValueError(
+                f"a question must be words without an image placeholder, got {question!r}."
+            )
         tokens, words = self.eyes(self.pixels(image))[0], self.words(ids[None])[0]
         self.kept = self.select(tokens, words[:, asked], ratio)
         at = int(np.flatnonzero(ids == self.facts["image_token"])[0])
         embeds = np.concatenate([words[:, :at], tokens[:, self.kept], words[:, at + 1 :]], 1)
         behind = at + tokens.shape[1] + np.arange(len(ids) - at - 1)
         places = np.concatenate([np.arange(at), at + self.kept, behind])
-        return self.write(embeds, places if self.facts["positions"] == "keep" else np.arange(len(places)), length)
+        return self.write(
+            embeds, places if self.facts["positions"] == "keep" else np.arange(len(places)), length
+        )
 
     def write(self, embeds: np.ndarray, places: np.ndarray, length: int) -> list[int]:
         """Greedy ids after a prompt of embeddings [1 S D] at positions [S]."""
@@ -123,7 +140,9 @@ class Answerer:
             mask = np.zeros((1, 1, 1, mask.shape[-1] + 1), np.float32)
         return answer
 
-    def text(self, image: Image.Image, question: str, ratio: float | None = None, length: int = 16) -> str:
+    def text(
+        self, image: Image.Image, question: str, ratio: float | None = None, length: int = 16
+    ) -> str:
         """The answer in words."""
         return self.tokenizer.decode(self(image, question, ratio, length))
 
@@ -131,7 +150,10 @@ class Answerer:
 def print_answer(arguments: list[str]) -> None:
     """Print the answer, or one sentence on what is wrong with the arguments."""
     if len(arguments) not in (2, 3):
-        sys.exit("error: give an image, a question and, if you like, a keep ratio: answer.py photo.png 'how many?' 0.2")
+        sys.exit(
+            "error: give an image, a question and, if you like, "
+            "a keep ratio: answer.py photo.png 'how many?' 0.2"
+        )
     path, question, *ratio = arguments
     try:
         image = Image.open(path).convert("RGB")

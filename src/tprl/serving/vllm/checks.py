@@ -22,8 +22,9 @@ def prepare(model_config: Any) -> None:
         return
     if multimodal.enable_mm_embeds and SCORING not in model_config.architectures:
         raise UserError(
-            "this folder prunes images, and enable_mm_embeds would let embeddings past the pruner: serve the unpruned "
-            "model to clients of tprl.serving.embeds, or leave enable_mm_embeds out."
+            "this folder prunes images, and enable_mm_embeds would let "
+            "embeddings past the pruner: serve the unpruned model to "
+            "clients of tprl.serving.embeds, or leave enable_mm_embeds out."
         )
     if settings.positions == "compact":
         return
@@ -31,8 +32,8 @@ def prepare(model_config: Any) -> None:
     rope = text.rope_parameters
     if rope.get("rope_type", "default") not in ROPES:
         raise UserError(
-            f"the language model turns by rope_type={rope['rope_type']}, for which vLLM keeps no positions per token "
-            "kept: export with positions=compact."
+            f"the language model turns by rope_type={rope['rope_type']}, for which "
+            "vLLM keeps no positions per token kept: export with positions=compact."
         )
     rope.setdefault("mrope_section", sections(model_config.get_head_size()))
     # No video is pruned: this is what makes the runner ask for places.
@@ -40,7 +41,8 @@ def prepare(model_config: Any) -> None:
 
 
 def sections(head: int) -> list[int]:
-    """Three shares of a head's angles. With three equal axes any shares are one-dimensional RoPE."""
+    """Three shares of a head's angles. With three equal axes any shares are one-dimensional
+    RoPE."""
     half = head // 2
     third = half // 3
     return [half - 2 * third, third, third]
@@ -54,5 +56,6 @@ def check_engine(vllm_config: Any) -> None:
     """
     if vllm_config.speculative_config is not None:
         raise UserError(
-            "speculative decoding drafts with positions of the unpruned prompt: leave speculative_config out."
+            "speculative decoding drafts with positions of the "
+            "unpruned prompt: leave speculative_config out."
         )

@@ -17,7 +17,11 @@ def answer_for_pruning() -> None:
 
     def enabled(runner: CPUModelRunner) -> bool:
         model, config = getattr(runner, "model", None), runner.model_config.multimodal_config
-        return supports_multimodal_pruning(model) and config is not None and config.is_multimodal_pruning_enabled()
+        return (
+            supports_multimodal_pruning(model)
+            and config is not None
+            and config.is_multimodal_pruning_enabled()
+        )
 
     def ignored(runner: CPUModelRunner, value: bool) -> None:
         """The GPU runner's constructor sets False."""

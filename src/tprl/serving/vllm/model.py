@@ -1,4 +1,5 @@
-"""What all our model classes share: the pruner beside the weights, and survivors at their places."""
+"""What all our model classes share: the pruner beside the weights, and survivors at their
+places."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -68,8 +69,8 @@ class Pruned(ABC):
         """Embeddings of the question that came with each image."""
         embed = self.get_language_model().embed_input_ids  # type: ignore[attr-defined]
         if question is None:
-            empty = torch.zeros(0, dtype=torch.long, device=next(self.parameters()).device)  # type: ignore[attr-defined]
-            return [embed(empty)] * images
+            device = next(self.parameters()).device  # type: ignore[attr-defined]
+            return [embed(torch.zeros(0, dtype=torch.long, device=device))] * images
         return [embed(ids) for ids in question]
 
     def uid(self, pixels: Tensor) -> str:
@@ -87,8 +88,11 @@ class Pruned(ABC):
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: Sequence[Any]
     ) -> tuple[Int[Tensor, "3 S"], int]:
-        """Positions of a new prompt, as if nothing was pruned; places follow once they are known."""
-        images = [Span(feature.mm_position.offset, feature.mm_position.length) for feature in mm_features]
+        """Positions of a new prompt, as if nothing was pruned; places follow once they are
+        known."""
+        images = [
+            Span(feature.mm_position.offset, feature.mm_position.length) for feature in mm_features
+        ]
         extents = [self.extent(feature) for feature in mm_features]
         if self.settings.positions == "compact":
             extents = [length for _, length in images]

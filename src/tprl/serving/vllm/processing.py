@@ -18,7 +18,8 @@ QUESTION = "tprl_question"  # the question's ids, one copy per image: a part of 
 
 
 class PrunedInfo:
-    """Before a stock `...ProcessingInfo` among the bases: images take as many tokens as are kept."""
+    """Before a stock `...ProcessingInfo` among the bases: images take as many tokens as are
+    kept."""
 
     ctx: Any
 
@@ -48,7 +49,8 @@ class PrunedInfo:
 
 
 class PrunedProcessor(ABC):
-    """Before a stock `...MultiModalProcessor` among the bases: the question goes with every image."""
+    """Before a stock `...MultiModalProcessor` among the bases: the question goes with every
+    image."""
 
     info: Any
 
@@ -63,10 +65,13 @@ class PrunedProcessor(ABC):
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """Stock `apply`, on a prompt that is known to be whole: afterwards every placeholder is an
         image's, and no position is beyond what the language model knows."""
-        options = {name: value for name, value in inputs.hf_processor_mm_kwargs.items() if name != QUESTION}
+        options = {
+            name: value for name, value in inputs.hf_processor_mm_kwargs.items() if name != QUESTION
+        }
         if self._questions is not None:
             options[QUESTION] = self._questions(inputs.prompt)
-        processed = super().apply(replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)  # type: ignore[misc]
+        inputs = replace(inputs, hf_processor_mm_kwargs=options)
+        processed = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         self._check(processed, inputs)
         return processed
 
@@ -74,11 +79,15 @@ class PrunedProcessor(ABC):
         config = self.info.ctx.model_config.hf_config
         image_token = getattr(config, "image_token_id", None) or config.image_token_index
         ids = processed["prompt_token_ids"]
-        kept = sum(range_.get_num_embeds() for range_ in processed["mm_placeholders"].get("image", ()))
+        kept = sum(
+            range_.get_num_embeds() for range_ in processed["mm_placeholders"].get("image", ())
+        )
         if ids.count(image_token) != kept:
             raise VLLMValidationError(  # status 400
-                f"the prompt has {ids.count(image_token) - kept} image placeholders more than images: write one for "
-                "each image, and none in the text of a question.",
+                (
+                    f"the prompt has {ids.count(image_token) - kept} image placeholders more "
+                    "than images: write one for each image, and none in the text of a question."
+                ),
                 parameter="image",
             )
         if self.info.settings.positions == "compact":
@@ -86,8 +95,11 @@ class PrunedProcessor(ABC):
         longest = self.info.longest
         if (length := self.unpruned_length(processed, inputs)) > longest:
             raise VLLMValidationError(
-                f"the prompt reaches position {length} before pruning, and the language model knows {longest}: "
-                "send fewer or smaller images, or serve with positions=compact.",
+                (
+                    f"the prompt reaches position {length} before pruning, "
+                    f"and the language model knows {longest}: send fewer "
+                    "or smaller images, or serve with positions=compact."
+                ),
                 parameter="image",
             )
 
@@ -95,7 +107,9 @@ class PrunedProcessor(ABC):
         """Positions that a prompt takes with all its visual tokens."""
         ranges = processed["mm_placeholders"].get("image", ())
         kept = sum(placeholder.length for placeholder in ranges)
-        extents = (self.extent(number, placeholder, inputs) for number, placeholder in enumerate(ranges))
+        extents = (
+            self.extent(number, placeholder, inputs) for number, placeholder in enumerate(ranges)
+        )
         return len(processed["prompt_token_ids"]) - kept + sum(extents)
 
     @abstractmethod
@@ -108,11 +122,15 @@ class PrunedProcessor(ABC):
             inputs: what vLLM made of the request.
         """
 
-    def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> Any:
+    def _call_hf_processor(
+        self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
+    ) -> Any:
         options = {name: value for name, value in hf_kwargs.items() if name != QUESTION}
         return super()._call_hf_processor(hf_data, options)  # type: ignore[misc]
 
-    def _postprocess_hf_mm_data(self, mm_data: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
+    def _postprocess_hf_mm_data(
+        self, mm_data: Any, hf_processor_mm_kwargs: Any, processed_data: Any
+    ) -> Any:
         data = super()._postprocess_hf_mm_data(  # type: ignore[misc]
             mm_data, hf_processor_mm_kwargs, processed_data
         )
@@ -125,8 +143,11 @@ class PrunedProcessor(ABC):
         """Images among what the stock processor made."""
         return len(data.get("pixel_values", ()))
 
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
-        fields = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))  # type: ignore[misc]
+    def _get_mm_fields_config(
+        self, hf_inputs: Any, hf_processor_mm_kwargs: Any
+    ) -> Mapping[str, Any]:
+        stock: Any = super()
+        fields = dict(stock._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))
         if QUESTION in hf_processor_mm_kwargs:
             fields[QUESTION] = MultiModalFieldConfig.batched("image")
         return fields

@@ -17,7 +17,9 @@ from tprl.serving.vllm.processing import PrunedInfo, PrunedProcessor
 class QwenInfo(PrunedInfo):
     """Images alone: videos are not pruned, so they are not served."""
 
-    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
         return {"image": self.get_max_image_tokens()}  # type: ignore[attr-defined]
 
 
@@ -31,7 +33,8 @@ class QwenProcessor(PrunedProcessor):
         """As many positions as the longer side has tokens."""
         images, options = inputs.mm_data_items["image"], inputs.hf_processor_mm_kwargs
         if images.get(number) is None:
-            # Named by its hash alone, so that its size is not known here: at least what is kept of it.
+            # Named by its hash alone, so that its size is not known here: at least what is kept of
+            # it.
             return placeholder.length
         vision, size = self.info.get_hf_config().vision_config, images.get_image_size(number)
         seen, _ = self.info._get_vision_info(
@@ -59,7 +62,8 @@ class QwenPruned(Pruned):
     """Before a stock Qwen-VL class among the bases.
 
     Attributes:
-        width: of a token as the language model's first layer reads it; what deeper layers add follows it.
+        width: of a token as the language model's first layer reads it; what deeper layers add
+            follows it.
     """
 
     axes = 3
@@ -76,7 +80,9 @@ class QwenPruned(Pruned):
         merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
         rows = pixels["pixel_values"].split([t * h * w for t, h, w in grids])
         images = []
-        for part, (_, h, w), asked, seen in zip(tokens, grids, self.words_of(question, len(grids)), rows, strict=True):
+        for part, (_, h, w), asked, seen in zip(
+            tokens, grids, self.words_of(question, len(grids)), rows, strict=True
+        ):
             grid = (h // merge, w // merge)
             deep = part[:, self.width :] if part.shape[1] > self.width else None
             places = raster(*grid).to(part.device)
@@ -92,7 +98,8 @@ class QwenPruned(Pruned):
 
     def extent(self, feature: Any) -> int:
         _, h, w = feature.data["image_grid_thw"].data.tolist()
-        return max(h, w) // self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        vision = self.config.vision_config  # type: ignore[attr-defined]
+        return max(h, w) // vision.spatial_merge_size
 
     def extents_in(self, images: Sequence[Span]) -> list[int]:
         # A word stands between two images always, so that none begins where another one ends.

@@ -21,7 +21,9 @@ class Processor(QwenProcessor, Qwen2_5_VLMultiModalProcessor):
     """The question with every image."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen2_5_VLDummyInputsBuilder)
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=Info, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
 class TPRLQwen2_5_VLForConditionalGeneration(QwenPruned, Qwen2_5_VLForConditionalGeneration):
     """Stock Qwen2.5-VL that keeps `tprl_keep_ratio` of an image's tokens."""
 

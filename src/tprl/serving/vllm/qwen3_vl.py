@@ -18,7 +18,8 @@ class Info(QwenInfo, Qwen3VLProcessingInfo):
     """Counts of kept tokens."""
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        # None is served, but the stock class looks for options of videos among those of known modalities.
+        # None is served, but the stock class looks for options of videos among those of known
+        # modalities.
         return {**super().get_supported_mm_limits(), "video": 0}
 
 
@@ -26,7 +27,9 @@ class Processor(QwenProcessor, Qwen3VLMultiModalProcessor):
     """The question with every image."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen3VLDummyInputsBuilder)
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=Info, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
 class TPRLQwen3VLForConditionalGeneration(QwenPruned, Qwen3VLForConditionalGeneration):
     """Stock Qwen3-VL that keeps `tprl_keep_ratio` of an image's tokens."""
 

@@ -1,7 +1,8 @@
-"""Likelihoods of answers to pruned prompts, by vLLM: `FrozenLVLM.score` for models that need an engine.
+"""Likelihoods of answers to pruned prompts, by vLLM: `FrozenLVLM.score` for models that need an
+engine.
 
-The kept tokens are the caller's (a policy in training draws them), so they arrive as embeddings, and their places with
-them; the engine's language model reads what ours would read.
+The kept tokens are the caller's (a policy in training draws them), so they arrive as embeddings,
+and their places with them; the engine's language model reads what ours would read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,9 @@ class Info(LlavaProcessingInfo):
         return super()._get_expected_hidden_size() + 2
 
 
-@MULTIMODAL_REGISTRY.register_processor(LlavaMultiModalProcessor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
+@MULTIMODAL_REGISTRY.register_processor(
+    LlavaMultiModalProcessor, info=Info, dummy_inputs=LlavaDummyInputsBuilder
+)
 class TPRLLlavaForScoring(Pruned, LlavaForConditionalGeneration):
     """Stock LLaVA-1.5 that reads embeddings at their places; pixels are refused by its caller."""
 
@@ -74,7 +77,8 @@ class EngineReading:
 
         if lvlm.model_type != "llava":
             raise UserError(
-                f"an engine scores llava alone, and {lvlm.name} is a {lvlm.model_type}: leave the scorer out."
+                f"an engine scores llava alone, and {lvlm.name} "
+                f"is a {lvlm.model_type}: leave the scorer out."
             )
         self.lvlm = lvlm
         (self.count,) = lvlm.feature_counts({"pixel_values": torch.zeros(1)})
@@ -82,7 +86,9 @@ class EngineReading:
         overrides = {"architectures": [ARCHITECTURE], **keys}
         self.llm = LLM(model=str(folder), enable_mm_embeds=True, hf_overrides=overrides, **options)
 
-    def score(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+    def score(
+        self, prompt: Prompt, answers: Sequence[str]
+    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """See `FrozenLVLM.score`.
 
         Raises:
@@ -104,6 +110,7 @@ class EngineReading:
         return torch.tensor(log_probs, device=device), torch.tensor(exact, device=device)
 
     def request(self, prompt: Prompt, row: int, target: Sequence[int]) -> Mapping[str, Any]:
-        """A prompt and its answer as vLLM reads them: a placeholder per image, and what is kept of it."""
+        """A prompt and its answer as vLLM reads them: a placeholder per image, and what is kept of
+        it."""
         ids, images = engine_prompt(prompt, row, self.count)
         return {"prompt_token_ids": [*ids, *target], "multi_modal_data": {"image": images}}
