@@ -18,7 +18,7 @@ from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.lvlm.llava import Llava
 from tprl.pruners.learned import load_pruner
-from tprl.report.figures import mask_picture
+from tprl.report.rasters import mask_picture
 from tprl.splice import keep_all, splice
 from tprl.types import Sample, TokenSelection
 

@@ -41,7 +41,7 @@ def select(tokens: int) -> None:
         x = pruner.observe(encoded)
         k = torch.tensor([round(ratio * tokens)])
         greedy, _ = seconds(
-            lambda k=k: sequential.greedy(torch.randn(1, tokens), x.features, x.mask, k)
+            lambda k=k, x=x: sequential.greedy(torch.randn(1, tokens), x.features, x.mask, k)
         )
         print(
             f"| select | {tokens} | {ratio:.3f} | {whole:.3f} +- "

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests_vllm import conftest  # noqa: F401  # the environment, before vLLM is imported
 from tests_vllm.engines import ask, compare, engine, export, model_of, questions, reference
+
 from tprl.build import load_component
 
 SETTINGS = [  # name, pruner, keep ratio, positions

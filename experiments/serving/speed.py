@@ -22,12 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests_vllm import conftest  # noqa: F401  # the environment, before vLLM is imported
-
 import torch
+from tests_vllm import conftest  # noqa: F401  # the environment, before vLLM is imported
+from tests_vllm.engines import engine, export
 from vllm import SamplingParams
 
-from tests_vllm.engines import engine, export
 from tprl.bench.serving import Step, measure, rows, serving_table
 from tprl.budget import budget
 from tprl.build import load_component

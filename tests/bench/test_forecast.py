@@ -23,8 +23,16 @@ SHAPE = LVLMShape(
     (1024, 4096, 4096),
     LMShape(layers=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064),
 )
-LLAVA = Model(SHAPE, weights=14 * 10**9, number=2, micro_batch=16, policy=10**6, policy_width=64, policy_layers=2,
-              code_width=64)
+LLAVA = Model(
+    SHAPE,
+    weights=14 * 10**9,
+    number=2,
+    micro_batch=16,
+    policy=10**6,
+    policy_width=64,
+    policy_layers=2,
+    code_width=64,
+)
 QUESTION = TypicalQuestion(text=40, visual=576, answer=2, tiles=((1, 576),))
 PPO: dict[str, Any] = {
     "name": "ppo", "iterations": 10, "prompts": 4, "group": 8, "steps": 1, "keep_ratio": 0.5,

@@ -1,6 +1,7 @@
 """The serving benchmark, on an engine of paper whose clock is its work."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 

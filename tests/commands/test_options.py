@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import build, choices, conf_dir
 from tprl.commands.annotated import annotations_of, kind_of
-from tprl.commands.options import KINDS, SET_BY, _kind, _options, checked
+from tprl.commands.option_kinds import KINDS, SET_BY
+from tprl.commands.options import _kind, _options, checked
 from tprl.commands.stages import RUNNER, in_full, in_two_blocks, needs, stages_of
 from tprl.errors import UserError
 from tprl.kinds import Number, typed

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import load_component
 from tprl.commands import threads
-from tprl.commands.options import KINDS
+from tprl.commands.option_kinds import KINDS
 from tprl.commands.threads import SET, parameters, use_threads
 from tprl.errors import UserError
 from tprl.kinds import typed

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tprl.data.taking import take
 from tprl.data.screens import Screens
+from tprl.data.taking import take
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]

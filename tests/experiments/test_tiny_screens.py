@@ -97,12 +97,28 @@ class TestBlueprint:
 
 PAGE: dict[str, Any] = {
     "runs": [
-        {"text": "Save 42", "xs": [16, 24, 32, 40, 48, 52, 60, 68], "y1": 17, "y2": 31, "owner": 0,
-         "covered": False, "cut": False},
+        {
+            "text": "Save 42",
+            "xs": [16, 24, 32, 40, 48, 52, 60, 68],
+            "y1": 17,
+            "y2": 31,
+            "owner": 0,
+            "covered": False,
+            "cut": False,
+        },
     ],
     "elements": [
-        {"role": "button", "box": [10, 14, 74, 34], "icons": [], "label": "", "text": "Save 42", "checked": None,
-         "active": False, "covered": False, "cut": False},
+        {
+            "role": "button",
+            "box": [10, 14, 74, 34],
+            "icons": [],
+            "label": "",
+            "text": "Save 42",
+            "checked": None,
+            "active": False,
+            "covered": False,
+            "cut": False,
+        },
     ],
     "containers": [{"key": "Mona", "clear": True, "elements": [0]}],
 }
@@ -174,13 +190,28 @@ def write_page(folder: Path, number: int) -> None:
     Image.fromarray(picture).save(folder / f"images/00000/{number:08d}.png")
     buttons = [e for e in shown["elements"] if e["text"] and not e["cut"]][:2]
     rows = [
-        {"page": number, "of": len(buttons) + 1, "instruction": f"click {e['text']}", "answer": "", "family": "text",
-         "bbox": e["box"], "region": [e["box"]]} for e in buttons
+        {
+            "page": number,
+            "of": len(buttons) + 1,
+            "instruction": f"click {e['text']}",
+            "answer": "",
+            "family": "text",
+            "bbox": e["box"],
+            "region": [e["box"]],
+        }
+        for e in buttons
     ]
     box = [100, 100, 130, 120]
     rows.append(
-        {"page": number, "of": len(buttons) + 1, "instruction": "what number has Sales?", "answer": "42",
-         "family": "value", "bbox": box, "region": [box]}
+        {
+            "page": number,
+            "of": len(buttons) + 1,
+            "instruction": "what number has Sales?",
+            "answer": "42",
+            "family": "value",
+            "bbox": box,
+            "region": [box],
+        }
     )
     with (folder / "elements.jsonl").open("a") as stream:
         stream.write(json.dumps({"page": number, **shown}) + "\n")

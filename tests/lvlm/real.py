@@ -116,8 +116,12 @@ def _numbered(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dic
     """The config with the ids of this tokenizer."""
     vocabulary = tokenizer.get_vocab()
     ids = {"image_token_id": _image(vocabulary), "image_token_index": _image(vocabulary)}
-    marks = {"video_token_id": "<|video_pad|>", "vision_start_token_id": "<|vision_start|>",
-             "vision_end_token_id": "<|vision_end|>", "vision_token_id": "<|vision_pad|>"}
+    marks = {
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+        "vision_token_id": "<|vision_pad|>",
+    }
     ids |= {key: vocabulary[token] for key, token in marks.items() if token in vocabulary}
     config |= {key: value for key, value in ids.items() if key in config}
     for part in (config, config.get("text_config", {})):

@@ -14,7 +14,7 @@ from tprl.data.grounding import Grounding
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.regions import region_rank
 from tprl.lvlm.shapes import crop_box
-from tprl.report.figures import mask_picture, probability_picture
+from tprl.report.rasters import mask_picture, probability_picture
 from tprl.types import Box, Sample
 
 WIDE = (640, 480)

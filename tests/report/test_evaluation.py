@@ -15,7 +15,7 @@ from tprl.evaluation.analysis import Paired
 from tprl.evaluation.pictures import GalleryItem, Guided, GuidedPair, Panel, overlap
 from tprl.evaluation.results import Row
 from tprl.evaluation.statistics import Interval
-from tprl.report import figures
+from tprl.report import figures, rasters
 from tprl.report.evaluation import write_report
 from tprl.report.page import TableEntry, page_table
 from tprl.report.spread import TokenSpread
@@ -399,7 +399,7 @@ def test_pruned_patches_are_dark_and_kept_ones_untouched() -> None:
     image = Image.new("RGB", (60, 40), (200, 180, 160))
     keep = np.zeros((2, 3), dtype=bool)
     keep[0, 2] = True
-    pixels = np.asarray(figures.mask_picture(image, keep, side=60))
+    pixels = np.asarray(rasters.mask_picture(image, keep, side=60))
     assert pixels.shape == (40, 60, 3)
     assert (pixels[:20, 40:] == (200, 180, 160)).all()
     assert pixels[20:].max() < 70

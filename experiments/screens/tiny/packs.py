@@ -26,7 +26,25 @@ BETWEEN, AFTER = ASKED.split("{question}")
 SPELLED = 0.1  # share of questions in which words of the list are spelled, as unknown ones are
 MEANT = 0.25  # share of a patch that a box covers if the patch is to be looked at
 # name nothing
-LOOSE = frozenset("the is of in for on a what which how many there does say has".split())
+LOOSE = frozenset(
+    [
+        "the",
+        "is",
+        "of",
+        "in",
+        "for",
+        "on",
+        "a",
+        "what",
+        "which",
+        "how",
+        "many",
+        "there",
+        "does",
+        "say",
+        "has",
+    ]
+)
 
 
 class Pack(NamedTuple):

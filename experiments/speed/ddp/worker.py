@@ -5,18 +5,19 @@ import json
 import sys
 import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from omegaconf import OmegaConf
 
-from tprl.runtime import distributed
 from tprl.build import build, conf_dir, load_component
 from tprl.data.scenes import Scenes
-from tprl.scoring.validation import ServedScore
 from tprl.lvlm.llava import Llava
 from tprl.pruners.learned import load_pruner
+from tprl.runtime import distributed
+from tprl.scoring.validation import ServedScore
 
 
 class Clock(pl.Callback):
@@ -61,7 +62,7 @@ def main(base: str, iterations: int, out: Path) -> None:
     )
     trainer.fit(stage)
     if distributed.rank() == 0:
-        seconds = [b - a for a, b in zip(clock.ends, clock.ends[1:])][:iterations]
+        seconds = [b - a for a, b in pairwise(clock.ends)][:iterations]
         result = {
             "ranks": distributed.count(),
             "episodes": options["prompts"] * options["group"],

@@ -63,9 +63,9 @@ def make_ppo(lvlm: Any, iterations: int, reward: str = "log_likelihood", **chang
 
 def fit(stage: PPO, *callbacks: pl.Callback) -> None:
     """Train without any output."""
-    quiet: dict[str, Any] = {
-        name: False for name in ("enable_checkpointing", "enable_progress_bar", "logger")
-    }
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("enable_checkpointing", "enable_progress_bar", "logger"), False
+    )
     pl.Trainer(
         max_epochs=1,
         accelerator="cpu" if stage.lvlm.device.type == "cpu" else "auto",

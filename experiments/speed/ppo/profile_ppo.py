@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
-from bench import SCHEDULES
 from common import fit, load_lvlm, make_ppo
 from torch.profiler import ProfilerActivity, profile
+
+from bench import SCHEDULES
 
 LINES = 16
 

@@ -16,9 +16,9 @@ from published import cdpruner, divprune, vispruner
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tprl.bench.selectors import synthetic
 from tprl.budget import budget
 from tprl.build import load_component
-from tprl.bench.selectors import synthetic
 from tprl.types import Encoded
 
 BATCH, RATIOS = 8, (1 / 3, 2 / 9, 1 / 9)

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tprl.stages.demonstrations import StoredDemonstrations, demonstrate
-from tprl.runtime.store import Cache
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.random import RandomPruner
+from tprl.runtime.store import Cache
+from tprl.stages.demonstrations import StoredDemonstrations, demonstrate
 from tprl.types import Encoded
 
 TOKENS, CODES, WIDTH, WORDS, VOCABULARY, STEPS, BATCH = (

@@ -5,17 +5,17 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from tprl.bench import checkup, forecast
-from tprl.bench.devices import GIB, STATED, Device, at_hand, named
+from tprl.bench import checkup
+from tprl.bench.devices import Device, at_hand
 from tprl.bench.parity import parity
 from tprl.build import build, conf_dir, target_at
+from tprl.commands.costs import costs, parameter_count, refuse_what_cannot_fit
 from tprl.commands.entry import addable, option_of
 from tprl.commands.options import checked
 from tprl.commands.plan import check_plan
@@ -43,9 +43,7 @@ visual tokens of three shapes of images, what the processor crops, and what ever
 memory, FLOPs and hours. With weights=true the model is loaded and two questions are compared with
 the stock class in the run's dtype."""
 PLAIN = Sample("example", (), "what is in the picture?", ("a red square",))
-QUESTIONS = 5000  # of an evaluation, where the dataset cannot be opened
 WEIGHTS = "weights="
-POLICY_OPTIONS = ("width", "layers", "code_width")
 
 
 def check_run(words: Sequence[str]) -> int:
@@ -149,7 +147,7 @@ def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, troubl
     lines = [
         (
             f"model      {lvlm.name}: {type(lvlm.model).__name__} of "
-            f"{source}, {_parameters(lvlm) / 1e9:.2f} billion weights"
+            f"{source}, {parameter_count(lvlm) / 1e9:.2f} billion weights"
         ),
         (
             f"processor  {kinds}; tokenizer {type(lvlm.tokenizer).__name__} "
@@ -173,7 +171,7 @@ def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, troubl
 
 def _warnings(lvlm: FrozenLVLM, dataset: Dataset) -> list[str]:
     """What is allowed and seldom meant."""
-    if dataset.name in ("scenes", "toy") and _parameters(lvlm) > 10**8:
+    if dataset.name in ("scenes", "toy") and parameter_count(lvlm) > 10**8:
         return [
             (
                 f"           note: {dataset.name} are drawings of 96 pixels, "
@@ -216,178 +214,6 @@ def _shapes(lvlm: FrozenLVLM, sample: Sample) -> str:
         options = " or ".join(f"model.{bound}" for bound in sorted(lvlm.bounds))
         lines.append(f"fewer tokens: {options}")
     return "\n".join(lines)
-
-
-def costs(
-    config: DictConfig,
-    lvlm: FrozenLVLM,
-    dataset: Dataset | None,
-    sample: Sample,
-    device: Device | None = None,
-) -> str:
-    """The table of stages."""
-    place = device or at_hand(config.trainer.accelerator == "cpu")
-    model, question = sizes(config, lvlm), typical(lvlm, sample)
-    stage, open_ended = plain(config.stage), _open_ended(dataset, sample)
-    uncounted = forecast.uncounted(stage)
-    needs = forecast.stage_needs(stage, model, question, open_ended, QUESTIONS)
-    if not needs:
-        return f"costs      nobody has counted what stage {', '.join(uncounted)} takes"
-    places = [place, *(named(name) for name in STATED if name not in place.name)]
-    titles = "".join(f"{place.name[:12]:>13}" for place in places)
-    lines = [
-        (
-            f"{'stage':12} {'images':>9} {'prompts read':>13} "
-            f"{'written':>9} {'PFLOPs':>9} {'GiB':>6}   hours:{titles}"
-        ),
-    ]
-    for need in needs:
-        hours = "".join(f"{need.hours(place, model, question):>13.2f}" for place in places)
-        lines.append(
-            f"{need.name:12} {need.encodes:>9} {need.reads:>13} {need.written:>9} "
-            f"{need.flops / 1e15:>9.1f} {need.device_bytes / GIB:>6.1f}         {hours}"
-        )
-    sums = [_total_hours(needs, place, model, question) for place in places]
-    totals = "".join(f"{hours:>13.2f}" for hours in sums)
-    lines.append(
-        f"{'all':54}  {sum(need.flops for need in needs) / 1e15:>9.1f} {'':6}         {totals}"
-    )
-    lines += _footnotes(needs, model, question, place, dataset is None)
-    if uncounted:
-        lines.append(f"not counted: stage {', '.join(uncounted)}")
-    if dataset is not None and _unlimited(stage):
-        lines.append(f"{QUESTIONS} questions are assumed where limit=null takes a whole split")
-    return "\n".join(lines)
-
-
-def _unlimited(stage: Mapping[str, Any]) -> bool:
-    """Whether a limit of a stage, or of one of its chain, is null."""
-    tables = [value for value in stage.values() if isinstance(value, Mapping)]
-    return any(table.get("limit", 0) is None or _unlimited(table) for table in tables)
-
-
-def _total_hours(
-    needs: Sequence[forecast.Need],
-    place: Device,
-    model: forecast.Model,
-    question: forecast.TypicalQuestion,
-) -> float:
-    return sum(need.hours(place, model, question) for need in needs)
-
-
-def _footnotes(
-    needs: Sequence[forecast.Need],
-    model: forecast.Model,
-    question: forecast.TypicalQuestion,
-    place: Device,
-    guessed: bool,
-) -> list[str]:
-    most = max(needs, key=lambda need: need.device_bytes)
-    host = max(needs, key=lambda need: need.host_bytes)
-    utilization = f"{100 * forecast.UTILIZATION:.0f} % of a GPU's peak"
-    lines = [
-        (
-            f"memory: {model.weights / GIB:.1f} GiB of weights; most is stage "
-            f"{most.name} ({most.largest}); {place.name} has {place.memory:.0f} GiB"
-        ),
-        (
-            f"hours: at {utilization}, prompts of {question.text} + "
-            f"{question.visual} tokens, answers of {question.answer}; of it "
-            f"{_preparing(needs, model, question):.1f} h prepare images on one core"
-        ),
-    ]
-    if most.device_bytes / GIB > place.memory:
-        lines.append(
-            "micro-batches are halved until they fit; a smaller model.micro_batch saves the tries"
-        )
-    if host.host_bytes > GIB:
-        lines.append(
-            f"host memory: stage {host.name} holds {host.host_bytes / GIB:.1f} GiB of visual tokens"
-        )
-    if guessed:
-        lines.append(
-            f"the dataset could not be opened: {QUESTIONS} questions of an evaluation are assumed"
-        )
-    return lines
-
-
-def _preparing(
-    needs: Sequence[forecast.Need], model: forecast.Model, question: forecast.TypicalQuestion
-) -> float:
-    """Hours."""
-    return (
-        sum(need.encodes for need in needs)
-        * question.preparation(model.shape.vision.patch_size)
-        / 3600
-    )
-
-
-def _open_ended(dataset: Dataset | None, sample: Sample) -> bool:
-    return dataset is None or not dataset.teacher_forced(sample)
-
-
-def _parameters(lvlm: FrozenLVLM) -> int:
-    return sum(weight.numel() for weight in lvlm.model.parameters())
-
-
-def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
-    """What the forecast needs of model and policy."""
-    from torch import device
-
-    number = next(lvlm.model.parameters()).dtype.itemsize
-    inner = sum(
-        w.numel() for name, w in lvlm.model.named_parameters() if w.ndim > 1 and ".layers." in name
-    )
-    # scales included
-    each = {"4bit": 0.55, "8bit": 1.05}.get(config.model.get("load_in") or "", float(number))
-    weights = (_parameters(lvlm) - inner) * number + inner * each
-    with device("meta"):
-        policy = build(config.policy, token_width=lvlm.width)
-    options = {
-        name: getattr(policy, "config", {}).get(name, config.policy.get(name, 0))
-        for name in POLICY_OPTIONS
-    }
-    return forecast.Model(
-        lvlm.shape, int(weights), number, lvlm.micro_batch,
-        sum(w.numel() for w in policy.parameters()), options["width"] or 64, options["layers"] or 1,
-        options["code_width"] or lvlm.width, policy.serving.select,
-    )  # fmt: skip
-
-
-def typical(lvlm: FrozenLVLM, sample: Sample) -> forecast.TypicalQuestion:
-    """The question that stands for all: as long as the first one, about an image of its shape."""
-    reading = checkup.read(lvlm, sample)
-    answer = len(reading.answer) or lvlm.max_new_tokens
-    words = len(lvlm.tokenizer(sample.question, add_special_tokens=False)["input_ids"])
-    return forecast.TypicalQuestion(
-        reading.text, reading.visual, answer, checkup.tiles_of(lvlm, sample), words
-    )
-
-
-def refuse_what_cannot_fit(
-    config: DictConfig, lvlm: FrozenLVLM, sample: Sample, device: Device | None = None
-) -> None:
-    """Refuse a run of which a stage does not fit into the device's memory even with one prompt at a
-    time: micro-batches are halved by themselves.
-
-    Raises:
-        UserError: with the option that would make it fit.
-    """
-    place = device or at_hand(config.trainer.accelerator == "cpu")
-    model = replace(sizes(config, lvlm), micro_batch=1)
-    if config.model.get("placement") == "shard":
-        return
-    for need in forecast.stage_needs(
-        plain(config.stage), model, typical(lvlm, sample), False, QUESTIONS
-    ):
-        required = need.device_bytes / GIB
-        if required > place.memory:
-            options = forecast.remedies(need, model, plain(config.model))
-            raise UserError(
-                f"stage {need.name} needs about {required:.1f} GiB ({need.largest} "
-                f"on top of {model.weights / GIB:.1f} GiB of weights), and "
-                f"{place.name} has {place.memory:.1f}: set {', or '.join(options)}."
-            )
 
 
 def check_first(config: DictConfig) -> None:

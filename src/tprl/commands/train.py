@@ -15,11 +15,12 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import build, conf_dir, load_component
+from tprl.commands.arguments import Arguments
 from tprl.commands.check import check_first
 from tprl.commands.entry import chosen
 from tprl.commands.evaluate import Evaluation, evaluate_elsewhere, evaluate_entries, open_datasets
 from tprl.commands.options import checked
-from tprl.commands.plan import check_plan, no_answers
+from tprl.commands.plan import check_plan
 from tprl.commands.setup import make_dataset, make_logger, plain, start
 from tprl.commands.stages import class_of, in_one_table, needs
 from tprl.commands.threads import use_threads
@@ -43,11 +44,8 @@ from tprl.runtime.checkpoint import (
 )
 from tprl.runtime.curves import Curves, write_curves
 from tprl.runtime.progress import FitProgress
-from tprl.runtime.store import Cache
 from tprl.runtime.tracking import Tracker, log_weights
-from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
-from tprl.scoring.lengths import check_lengths
-from tprl.scoring.validation import ServedScore, after_these
+from tprl.scoring.validation import after_these
 from tprl.stages.base import Stage
 from tprl.stages.calibrate import calibrate_fade
 from tprl.types import LVLM, Dataset
@@ -235,7 +233,7 @@ class Run:
         return [Overlays(name, self.logger)] if module.overlays and wanted else []
 
 
-class Training(Run):
+class Training(Run, Arguments):
     """A run whose stages train a pruner for a frozen LVLM: the model, the data and the pruner they
     work on."""
 
@@ -379,59 +377,6 @@ class Training(Run):
         self.fit(renamed, folder, policy)
         self.pruner, self.curves = main, curves
         self.note(policy)
-
-    # --- what constructors name -------------------------------------------------------------------
-
-    def _served(self, config: Any, **others: Any) -> ServedScore:
-        """The validation score of a stage."""
-        labels = self.check_labels(config)
-        return ServedScore(
-            self.lvlm, self.val_set, labels=labels, **{**plain(config.served), **others}
-        )
-
-    def check_labels(self, config: Any) -> bool:
-        """Whether a stage is scored by reference answers. Refuses, before anything is computed,
-        those that it reads and that are not there or cannot be written.
-
-        Raises:
-            UserError: it reads answers, and the dataset has none.
-        """
-        kind = class_of(config)
-        if "served" not in needs(kind):
-            return False
-        reward = build(self.cfg.reward) if "reward" in needs(kind) else None
-        there, reads = getattr(self.train_set, "labelled", True), kind.reads_answers(reward)
-        if reads and not there:
-            raise no_answers(config.name, self.train_set.name)
-        if there and (reward is None or reads):
-            self._check_lengths()
-            return True
-        return False
-
-    def _check_lengths(self) -> None:
-        """Once for all stages of a run: training and validation questions."""
-        if not self._lengths_checked:
-            self._lengths_checked = True
-            check_lengths(self.lvlm, self.train_set, training=True)
-            check_lengths(self.lvlm, self.val_set, training=True)
-
-    @cached_property
-    def cache(self) -> Cache | None:
-        """Where other runs find what this one computes, if they have the same model and data."""
-        if not self.cfg.get("cache"):
-            return None
-        model, data = of_lvlm(self.lvlm, plain(self.cfg.model)), plain(self.cfg.dataset)
-        return Cache(
-            Path(self.cfg.cache),
-            {"model": model, "data": of_dataset(self.train_set, data, "train")},
-        )
-
-    def _cache_of(self, config: Any) -> Cache | None:
-        """The cache of a stage; what a demonstrator shows depends on that, too."""
-        if self.cache is None or "demonstrator" not in needs(class_of(config)):
-            return self.cache
-        about = of_pruner(build(self.cfg.pruner), plain(self.cfg.pruner))
-        return replace(self.cache, about={**self.cache.about, "demonstrator": about})
 
     def device(self) -> dict[str, Any]:
         """The policy learns where the LVLM is; Lightning alone would choose any accelerator it

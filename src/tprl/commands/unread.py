@@ -2,7 +2,7 @@
 
 What every command, mode and stage reads stands in tables here; `tests/commands/test_unread.py`
 holds them against the configs. What no command reads, since something else sets it, stands in
-`options.SET_BY`; what a chain of stages decides, in `plan`.
+`option_kinds.SET_BY`; what a chain of stages decides, in `plan`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

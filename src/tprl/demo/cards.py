@@ -7,7 +7,7 @@ from PIL import Image
 from tprl.bench.latency import STAGES
 from tprl.cost import CONVENTION
 from tprl.demo.compare import Comparison, Result
-from tprl.report import figures
+from tprl.report import rasters
 
 SIDE = 360  # pixels of the longer side of a picture
 NOTE = (
@@ -109,9 +109,9 @@ def _numbers(comparison: Comparison, result: Result) -> str:
 def _kept(comparison: Comparison, result: Result) -> str:
     if result.keep is None:
         alt = "The whole image: tokens are merged, or dropped between layers"
-        return _figure(figures.plain_picture(comparison.image, SIDE), alt)
+        return _figure(rasters.plain_picture(comparison.image, SIDE), alt)
     return _figure(
-        figures.mask_picture(comparison.image, result.keep, SIDE, comparison.seen),
+        rasters.mask_picture(comparison.image, result.keep, SIDE, comparison.seen),
         f"{int(result.keep.sum())} of {result.keep.size} patches kept",
     )
 
@@ -119,7 +119,7 @@ def _kept(comparison: Comparison, result: Result) -> str:
 def _probability(comparison: Comparison, result: Result) -> str:
     if result.probability is None:
         return ""
-    heat = figures.probability_picture(comparison.image, result.probability, SIDE, comparison.seen)
+    heat = rasters.probability_picture(comparison.image, result.probability, SIDE, comparison.seen)
     span = f"{result.probability.min():.2g} (dark) to {result.probability.max():.2g} (bright)"
     return (
         "<details><summary>keep probability: "
@@ -128,7 +128,7 @@ def _probability(comparison: Comparison, result: Result) -> str:
 
 
 def _figure(picture: Image.Image, alt: str) -> str:
-    return f'<figure><img src="{figures.data_uri(picture, None)}" alt="{escape(alt)}"></figure>'
+    return f'<figure><img src="{rasters.data_uri(picture, None)}" alt="{escape(alt)}"></figure>'
 
 
 def flops_text(flops: float) -> str:

@@ -15,13 +15,12 @@ from tprl.bench.latency import Asked, Reading, ask, stopwatch
 from tprl.budget import check_keep_ratio
 from tprl.data.images import BadImage, read_picture
 from tprl.errors import UserError
-from tprl.evaluation.pictures import last_seen, on_grid
+from tprl.evaluation.pictures import Mask, last_seen, on_grid
 from tprl.evaluation.results import FULL
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.learned import LearnedPruner, check_family
-from tprl.report.figures import Mask
 from tprl.scoring.flops import question_parts
 from tprl.types import Box, Pruner, Sample
 

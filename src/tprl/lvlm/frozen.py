@@ -2,15 +2,13 @@
 likelihood."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor
 
 from tprl.cost import LVLMShape
@@ -18,28 +16,19 @@ from tprl.errors import UserError
 from tprl.lvlm.batching import (
     Seen,
     axes,
-    check_placeholders,
     check_template,
-    input_uids,
     micro_batches,
-    pick_images,
-    question_texts,
     retry_smaller,
-    shown_images,
-    unique_images,
 )
 from tprl.lvlm.blueprint import random_model
+from tprl.lvlm.encoding import Encoding
 from tprl.lvlm.layer_drop import LayerPlan, dropping
-from tprl.lvlm.limits import Limits
 from tprl.lvlm.loading import Placement, find_model, first_device, load
-from tprl.lvlm.overflow import check_seen, watched
+from tprl.lvlm.overflow import watched
 from tprl.lvlm.prompting import Prompting
 from tprl.lvlm.reading import AnswerReading
-from tprl.lvlm.regions import region_rank
-from tprl.lvlm.seeing import Seeing
-from tprl.lvlm.shapes import REFUSALS, ReadsShapes
-from tprl.lvlm.texts import Placed, question_mask
-from tprl.types import Box, Encoded, Prompt, Sample, columns_of
+from tprl.lvlm.shapes import ReadsShapes
+from tprl.types import Box, Prompt, Sample
 
 # Checkpoints come with settings of their own, such as a repetition penalty, and `score` knows of
 # none.
@@ -51,7 +40,7 @@ GREEDY: dict[str, Any] = {
 }
 
 
-class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
+class FrozenLVLM(Encoding, AnswerReading, ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
 
     It sees and writes here, words its prompts in `Prompting` and reads answers in `AnswerReading`;
@@ -92,8 +81,6 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
     one_run = True  # whether the placeholders of an image follow each other
     coordinates: str = "relative"  # how it writes boxes, a key of `data.boxes.COORDINATES`
-    # finishes the extras that are `related`; of families that have some
-    relate: Callable[[Encoded], None]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -225,183 +212,6 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
         None if it can."""
         return Prompting.refusal(self, sample) or ReadsShapes.refusal(self, sample)
 
-    # --- encode -----------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
-        """Everything up to the language model's input. An image that several samples share is
-        encoded once.
-
-        Raises:
-            UserError: an extra that is not known here, `prompts_of`'s reasons, an image that the
-                processor refuses, a processor that writes another number of placeholders than there
-                are features, or tokens that are not finite.
-        """
-        self.check_extras(extras, self.known_extras | {"region"})
-        inputs, prompts = self.processed(samples)
-        uids = [sample.uid for sample in samples]
-        seen, (first, occurrences) = Seen([], [], [], {}), unique_images(samples)
-        if first:
-            pixels = self.pixels_of(inputs)
-            pixels = pick_images(pixels, self.rows_per_image(pixels), first)
-            seen = self.look(pixels, extras - {"region"})
-            self._check_seen(seen, pixels, extras - {"region"}, occurrences, uids)
-        is_image, lengths = (
-            inputs["input_ids"] == self.image_token,
-            [len(tokens) for tokens in seen.tokens],
-        )
-        check_placeholders(is_image, occurrences, lengths, uids, self.one_run, self.remedy)
-        per_image = _of_images(lengths, occurrences)
-        question = question_mask(
-            self.tokenizer, inputs["offset_mapping"], is_image, prompts, per_image, self.placeholder
-        )
-        encoded = self._assemble(
-            inputs, seen, occurrences, uids, question & inputs["attention_mask"].bool()
-        )
-        encoded = replace(
-            encoded,
-            questions=tuple(sample.question for sample in samples),
-            seen=tuple(self.seen_boxes(sample) for sample in samples),
-        )
-        if "region" in extras:
-            width = encoded.visual_at.shape[1]
-            encoded.extras["region"] = region_rank(samples, encoded.grids, width, encoded.seen).to(
-                self.device
-            )
-        if extras & self.related:
-            self.relate(encoded)
-        return encoded
-
-    def processed(self, samples: Sequence[Sample]) -> tuple[Any, list[Placed]]:
-        """What the stock processor makes of samples, with the place of every token in its text; and
-        their prompts.
-
-        Raises:
-            UserError: `prompts_of`'s reasons, or an image that the processor refuses.
-        """
-        prompts = self.prompts_of(samples)
-        images = [list(sample.images) for sample in samples]
-        texts = [prompt.text for prompt in prompts]
-        how = {
-            "padding": True,
-            "return_tensors": "pt",
-            "text_kwargs": {"return_offsets_mapping": True},
-        }
-        try:
-            return self.processor(
-                text=texts, images=images if any(images) else None, **how
-            ), prompts
-        except REFUSALS as error:  # rows of datasets do not get here: `refusal` says so before
-            self.check_shapes(samples, error)
-            raise
-
-    @torch.no_grad()
-    def encode_inputs(
-        self, inputs: Mapping[str, Any], extras: frozenset[str], question: Bool[Tensor, "B S"]
-    ) -> Encoded:
-        """`encode` for prompts that the stock processor made tensors of; uids depend on own text
-        and pixels alone.
-
-        Raises:
-            UserError: an extra that is not known here, or images that do not fit the prompts.
-        """
-        self.check_extras(extras, self.known_extras)
-        seen = self.look(pixels := self.pixels_of(inputs), extras)
-        ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
-        is_image, lengths = ids == self.image_token, [len(tokens) for tokens in seen.tokens]
-        occurrences = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
-        names = [f"prompt {row}" for row in range(len(ids))]
-        self._check_seen(seen, pixels, extras, occurrences, names)
-        check_placeholders(is_image, occurrences, lengths, names, self.one_run, self.remedy)
-        uids = input_uids(
-            ids, attention, pixels["pixel_values"].split(self.rows_per_image(pixels)), occurrences
-        )
-        encoded = self._assemble(inputs, seen, occurrences, uids, question)
-        encoded = replace(encoded, questions=question_texts(self.tokenizer, ids, question))
-        if extras & self.related:
-            self.relate(encoded)
-        return encoded
-
-    def _check_seen(
-        self,
-        seen: Seen,
-        pixels: Mapping[str, Any],
-        extras: frozenset[str],
-        occurrences: Sequence[Sequence[int]],
-        names: Sequence[str],
-    ) -> None:
-        """Refuse what is not finite; `seen` was made of `pixels`."""
-
-        def again(image: int) -> Seen:
-            return self.see(pick_images(pixels, self.rows_per_image(pixels), [image]), extras)
-
-        check_seen(self, seen, occurrences, names, again)
-
-    def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
-        """Refuse extras that are not among `known` ones."""
-        if extras - known:
-            raise UserError(
-                f"{self.name} cannot provide {sorted(extras - known)}: it knows {sorted(known)}."
-            )
-
-    def _assemble(
-        self,
-        inputs: Mapping[str, Any],
-        seen: Seen,
-        occurrences: Sequence[Sequence[int]],
-        uids: Sequence[str],
-        question: Bool[Tensor, "B S"],
-    ) -> Encoded:
-        """Prompts as token ids and images as tokens, put together; `occurrences[b]` are the images
-        of sample b."""
-        ids, attention = (
-            inputs["input_ids"].to(self.device),
-            inputs["attention_mask"].to(self.device).bool(),
-        )
-        at, real = columns_of(ids == self.image_token)
-
-        def spread(values: Sequence[Tensor]) -> Tensor:
-            """One tensor per image -> [B V ...], image by image, zero where padded."""
-            joined = [
-                torch.cat(row) if row else values[0][:0] for row in _of_images(values, occurrences)
-            ]
-            # a sharded tower may be elsewhere
-            return pad_sequence(joined, batch_first=True).to(self.device)
-
-        embeds = self.words(ids)
-        b, v = real.nonzero(as_tuple=True)
-        visual, deep = torch.zeros_like(attention), None
-        kinds = seen.separators or [
-            tokens.new_zeros(len(tokens), dtype=torch.bool) for tokens in seen.tokens
-        ]
-        if seen.tokens:
-            embeds[b, at[b, v]] = spread(seen.tokens)[b, v].to(embeds)
-            visual[b, at[b, v]] = ~spread(kinds)[b, v]
-        if seen.deep is not None:
-            deep = embeds.new_zeros(*ids.shape, seen.deep[0].shape[-1])
-            deep[b, at[b, v]] = spread(seen.deep)[b, v].to(embeds)
-        visual_at, visual_mask = columns_of(visual)
-        counts = _real_tokens(seen, kinds)
-        image_of = [torch.arange(len(row)).repeat_interleave(counts[row]) for row in occurrences]
-        return Encoded(
-            uids=tuple(uids),
-            input_ids=ids,
-            embeds=embeds,
-            attention=attention,
-            positions=self.positions(ids, attention, inputs),
-            visual_at=visual_at,
-            visual_mask=visual_mask,
-            image_of=pad_sequence(image_of, batch_first=True).to(self.device),
-            grids=tuple(map(tuple, _of_images(seen.views, occurrences))),
-            tiles=tuple(map(tuple, _of_images(seen.tiles, occurrences))),
-            question=question.to(self.device),
-            extras={name: spread(value) for name, value in seen.extras.items()},
-            deep=deep,
-            # a sharded one may be elsewhere
-            project=lambda features: self.project(features).to(features.device),
-            tower=seen.tower,
-        )
-
     def positions(
         self, ids: Int[Tensor, "B S"], attention: Bool[Tensor, "B S"], inputs: Mapping[str, Any]
     ) -> Int[Tensor, "P B S"]:
@@ -450,16 +260,3 @@ class FrozenLVLM(Prompting, AnswerReading, ReadsShapes, Limits, Seeing, ABC):
                 )
         self.check_written(watch.finite, prompt, plan, prompt.uids)
         return ids
-
-
-def _of_images(values: Sequence[Any], occurrences: Sequence[Sequence[int]]) -> list[list[Any]]:
-    """Per prompt, what `values` holds of each of its images."""
-    return [list(map(values.__getitem__, row)) for row in occurrences]
-
-
-def _real_tokens(seen: Seen, kinds: Sequence[Tensor]) -> Int[Tensor, " _"]:
-    """Tokens of each image that are no separators, on the host; it waits for the device once at
-    most."""
-    if seen.separators is None:
-        return torch.tensor([len(tokens) for tokens in seen.tokens], dtype=torch.long)
-    return torch.stack([(~kind).sum() for kind in kinds]).cpu()

@@ -71,8 +71,10 @@ class Qwen3VL(Qwen25VL):
     def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
         # the mergers of a model that is cut may be on several
         home = out.deepstack_features[0][0].device
-        images = zip(*out.deepstack_features, strict=True)
-        return [torch.cat([layer.to(home) for layer in features], -1) for features in images]
+        deep = []
+        for layers in zip(*out.deepstack_features, strict=True):  # of one image
+            deep.append(torch.cat([layer.to(home) for layer in layers], -1))
+        return deep
 
     @contextmanager
     def deepstack(

@@ -20,7 +20,7 @@ from tprl.evaluation.results import (
     span,
     write_atomic,
 )
-from tprl.report import figures
+from tprl.report import figures, rasters
 from tprl.report.gallery import count_pictures, gallery_section, guided_section, pruners_shown
 from tprl.report.page import PageTable, Section, TableEntry, number, page_table, render_page
 from tprl.report.spread import TokenSpread, spread_section
@@ -77,7 +77,7 @@ def write_report(
     known = sorted(
         {*cells, *(n for p in paired for n in (p.pruner, p.other)), *pruners_shown(gallery)}
     )
-    side = figures.picture_side(count_pictures(gallery, guided))
+    side = rasters.picture_side(count_pictures(gallery, guided))
     sections = [
         _pareto_section(cells, known),
         _accuracy_section(cells),

@@ -9,7 +9,7 @@ from PIL import Image
 from tprl.evaluation.pictures import GalleryItem, Guided, GuidedPair, Panel
 from tprl.evaluation.results import FULL, ratio_label
 from tprl.evaluation.statistics import Interval
-from tprl.report import figures
+from tprl.report import rasters
 from tprl.report.page import Section
 from tprl.types import Box
 
@@ -42,7 +42,7 @@ class CaptionedPicture(NamedTuple):
 
 
 def _picture(picture: Image.Image, alt: str, title: str, **caption: Any) -> CaptionedPicture:
-    return CaptionedPicture(figures.data_uri(picture), *picture.size, alt, title, **caption)
+    return CaptionedPicture(rasters.data_uri(picture), *picture.size, alt, title, **caption)
 
 
 def gallery_section(gallery: Sequence[GalleryItem], side: int) -> Section | None:
@@ -67,7 +67,7 @@ def _whole(seen: Box, image: Image.Image) -> bool:
 
 
 def _article(item: GalleryItem, side: int) -> dict[str, Any]:
-    whole = figures.plain_picture(item.image, side)
+    whole = rasters.plain_picture(item.image, side)
     answer = {"answer": item.full_answer, "right": item.full_right}
     views = [_picture(whole, "The whole image", "all tokens", **answer)]
     for panel in item.panels:
@@ -89,16 +89,16 @@ def _badge(item: GalleryItem) -> str:
 def _panel(item: GalleryItem, panel: Panel, side: int) -> list[CaptionedPicture]:
     image, name = item.image, panel.pruner
     if panel.keep is None:
-        count, picture = "tokens merged", figures.plain_picture(image, side)
+        count, picture = "tokens merged", rasters.plain_picture(image, side)
         alt = "merged tokens, the image is whole"
     else:
         kept, size = int(panel.keep.sum()), panel.keep.size
-        count, picture = f"{kept}/{size}", figures.mask_picture(image, panel.keep, side, item.seen)
+        count, picture = f"{kept}/{size}", rasters.mask_picture(image, panel.keep, side, item.seen)
         alt = f"{kept} of {size} patches kept"
     caption = {"detail": count, "pruner": name, "answer": panel.answer, "right": panel.right}
     views = [_picture(picture, f"{name}: {alt}", name, **caption)]
     if panel.probability is not None:
-        heat = figures.probability_picture(image, panel.probability, side, item.seen)
+        heat = rasters.probability_picture(image, panel.probability, side, item.seen)
         limits = f"{panel.probability.min():.2g} (dark) to {panel.probability.max():.2g} (bright)"
         caption = {"detail": "probability", "pruner": name, "below": limits}
         views.append(_picture(heat, f"{name}: keep probability per patch", name, **caption))
@@ -128,10 +128,10 @@ def _percent_text(value: Interval) -> str:
 
 
 def _guided_pair(pair: GuidedPair, pruner: str, side: int) -> dict[str, Any]:
-    views = [_picture(figures.plain_picture(pair.image, side), "The whole image", "the image")]
+    views = [_picture(rasters.plain_picture(pair.image, side), "The whole image", "the image")]
     for question, keep, answer in zip(pair.questions, pair.keeps, pair.answers, strict=True):
         alt = f"{pruner} kept {int(keep.sum())} of {keep.size} patches for the question: {question}"
-        picture = figures.mask_picture(pair.image, keep, side, pair.seen)
+        picture = rasters.mask_picture(pair.image, keep, side, pair.seen)
         views.append(_picture(picture, alt, question, answer=answer))
     return {
         "pictures": views,

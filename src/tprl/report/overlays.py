@@ -8,7 +8,7 @@ from PIL import Image
 
 from tprl.evaluation.pictures import last_seen, panels
 from tprl.evaluation.statistics import image_key
-from tprl.report import figures
+from tprl.report import rasters
 from tprl.runtime.tracking import SEEN, Tracker
 from tprl.scoring.validation import ServedScore
 from tprl.splice import keep_all, splice
@@ -70,6 +70,6 @@ def pictures(served: ServedScore, pruner: Pruner, count: int) -> list[tuple[Imag
         if panel.keep is None:
             continue
         note = f"all tokens: {answer!r}, {panel.keep.sum()} of {panel.keep.size}: {panel.answer!r}"
-        picture = figures.mask_picture(sample.images[-1], panel.keep, SIDE, last_seen(part, i))
+        picture = rasters.mask_picture(sample.images[-1], panel.keep, SIDE, last_seen(part, i))
         out.append((picture, f"{sample.question} ({note})"))
     return out

@@ -5,23 +5,22 @@ LVLM answer from what is left, turn that into advantages, and take a few clipped
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.policy.action import ActionRule, action_kind, noise_width
-from tprl.policy.networks import PolicyInput, PolicyNet
+from tprl.policy.networks import PolicyInput
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rewards import WeightedReward
 from tprl.rl import credit
 from tprl.rl.gae import gae, group_advantage, leave_one_out
-from tprl.rl.ppo import PPOLoss, ppo_loss
-from tprl.rl.rollout import Rollout, collect, evaluate_actions
+from tprl.rl.rollout import Rollout, collect
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
 from tprl.runtime.progress import Stopwatch
@@ -31,38 +30,13 @@ from tprl.scoring.scorer import LABELS, Scorer
 from tprl.scoring.validation import ServedScore, merit
 from tprl.stages.base import Next, Points, Settings
 from tprl.stages.ppo_settings import UNREAD, blocks_read, check_choices, check_credit, check_groups
+from tprl.stages.ppo_update import Episodes, PPOUpdate
 from tprl.stages.prompts import PromptStream, drawn_ratios
-from tprl.stages.rollout_log import RolloutLog, normalize_over_ranks, over_ranks
+from tprl.stages.rollout_log import normalize_over_ranks
 from tprl.types import LVLM, Dataset, Encoded, Sample
 
 
-class Episodes(NamedTuple):
-    """What an iteration, or a minibatch of it, learns from: `group` episodes of each question, one
-    after another."""
-
-    x: PolicyInput  # of the questions; everything below is of the episodes
-    rule: ActionRule
-    rollout: Rollout
-    keep_ratio: Float[Tensor, " B"]
-    advantage: Float[Tensor, "T B"] | Float[Tensor, "T B V"]
-    target: Float[Tensor, "T B"] | None
-    uids: Sequence[str]
-
-    def about(self, questions: Int[Tensor, " M"], group: int) -> "Episodes":
-        """Those of some questions; `uids` holds each of them once."""
-        device = self.keep_ratio.device
-        rows = (questions.unsqueeze(1) * group + torch.arange(group)).flatten().to(device)
-        return self._replace(
-            x=self.x.rows(questions.to(device)),
-            rollout=self.rollout.rows(rows),
-            keep_ratio=self.keep_ratio[rows],
-            advantage=self.advantage[:, rows],
-            target=None if self.target is None else self.target[:, rows],
-            uids=[self.uids[int(question) * group] for question in questions],
-        )
-
-
-class PPO(RolloutLog):
+class PPO(PPOUpdate):
     """Proximal policy optimization of a pruner (TPRL, stage 3; Schulman et al. 2017; GRPO: Shao et
     al. 2024).
 
@@ -187,10 +161,6 @@ class PPO(RolloutLog):
     def check(cls, key: str, settings: Settings, plain: Settings) -> None:
         check_groups(key, settings)
         check_credit(key, settings, plain["policy"].get("select", "dpp"))
-
-    @property
-    def net(self) -> PolicyNet:
-        return cast(PolicyNet, self.pruner.net)
 
     @property
     def trained_to(self) -> float | None:
@@ -353,80 +323,6 @@ class PPO(RolloutLog):
             advantage[0, best], reward[0, best].unsqueeze(1) - without, block
         )
         return each.unsqueeze(0)
-
-    def _update(self, episodes: Episodes) -> tuple[list[PPOLoss], int]:
-        """Epochs of minibatches; whole groups stay together, because they share one network pass at
-        t = 0.
-
-        A minibatch is drawn from the prompts of all ranks, and each rank computes the part that it
-        has rolled out. Returns the losses of the minibatches, over all ranks, and the number of
-        epochs.
-        """
-        h = self.hparams
-        batch = max(1, h["minibatch"] // h["group"])
-        order = torch.Generator().manual_seed(h["seed"] * 1_000_003 + self.iteration)
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        for param_group, rate in zip(
-            optimizer.param_groups, (h["lr_actor"], h["lr_critic"]), strict=True
-        ):
-            param_group["lr"] = rate * (1 - self.iteration / h["iterations"] if h["anneal"] else 1)
-        losses: list[PPOLoss] = []
-        for epoch in range(1, h["update_epochs"] + 1):
-            for part in torch.randperm(
-                len(episodes.x.mask) * distributed.count(), generator=order
-            ).split(batch):
-                prompts, weight = distributed.local_part(part)
-                minibatch = episodes.about(prompts, h["group"])
-                loss = self._share_of_loss(minibatch, weight)
-                losses.append(over_ranks(loss))
-                # Before the step, and on the KL of all ranks, so that all of them stop alike.
-                if len(losses) > 1 and float(losses[-1].kl) > h["kl_stop"]:
-                    return losses, epoch
-                optimizer.zero_grad()
-                self.manual_backward(loss.total)
-                norm = nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
-                self._check(loss, norm, minibatch.uids)
-                optimizer.step()
-        return losses, h["update_epochs"]
-
-    def _share_of_loss(self, minibatch: Episodes, weight: float) -> PPOLoss:
-        """The loss of this rank's share of a minibatch, weighted by the share."""
-        loss = self._loss(minibatch)
-        largest = loss.ratio_max * (weight > 0)
-        return PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
-
-    def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
-        """Stop before a step that is not finite; `uids` are this rank's."""
-        parts = {f"ppo/{name}": value for name, value in loss._asdict().items()} | {
-            "ppo/grad_norm": norm
-        }
-        check_finite(parts, uids, f"iteration {self.iteration}")
-
-    def _loss(self, episodes: Episodes) -> PPOLoss:
-        """The mean of the losses of the T steps."""
-        h, parts = self.hparams, []
-        x, rule, rollout, target = episodes.x, episodes.rule, episodes.rollout, episodes.target
-        for t in range(len(rollout.alive)):
-            log_prob, entropy, value = evaluate_actions(
-                self.net, x, rule, rollout, episodes.keep_ratio, t, h["group"]
-            )
-            parts.append(
-                ppo_loss(
-                    log_prob,
-                    rollout.log_prob[t],
-                    episodes.advantage[t],
-                    entropy,
-                    None if target is None else value,
-                    None if target is None else target[t],
-                    rollout.keep[t] if rule.kind == "sequential" else rollout.alive[t],
-                    clip=h["clip"],
-                    value_coef=h["value_coef"],
-                    entropy_coef=h["entropy_coef"],
-                    ratio=h["ratio"],
-                )
-            )
-        return PPOLoss(*(torch.stack(values).mean() for values in zip(*parts, strict=True)))
 
     # --- what is seen from outside ----------------------------------------------------------------
 

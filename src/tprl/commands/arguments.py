@@ -1,0 +1,79 @@
+"""What constructors of stages name, made of a config: the served score and the cache."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tprl.build import build
+from tprl.commands.plan import no_answers
+from tprl.commands.setup import plain
+from tprl.commands.stages import class_of, needs
+from tprl.runtime.store import Cache
+from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
+from tprl.scoring.lengths import check_lengths
+from tprl.scoring.validation import ServedScore
+from tprl.types import LVLM, Dataset
+
+
+class Arguments:
+    """The half of `train.Training` that makes what stages are built of."""
+
+    cfg: DictConfig
+    lvlm: LVLM
+    train_set: Dataset
+    val_set: Dataset
+    _lengths_checked: bool
+
+    def _served(self, config: Any, **others: Any) -> ServedScore:
+        """The validation score of a stage."""
+        labels = self.check_labels(config)
+        return ServedScore(
+            self.lvlm, self.val_set, labels=labels, **{**plain(config.served), **others}
+        )
+
+    def check_labels(self, config: Any) -> bool:
+        """Whether a stage is scored by reference answers. Refuses, before anything is computed,
+        those that it reads and that are not there or cannot be written.
+
+        Raises:
+            UserError: it reads answers, and the dataset has none.
+        """
+        kind = class_of(config)
+        if "served" not in needs(kind):
+            return False
+        reward = build(self.cfg.reward) if "reward" in needs(kind) else None
+        there, reads = getattr(self.train_set, "labelled", True), kind.reads_answers(reward)
+        if reads and not there:
+            raise no_answers(config.name, self.train_set.name)
+        if there and (reward is None or reads):
+            self._check_lengths()
+            return True
+        return False
+
+    def _check_lengths(self) -> None:
+        """Once for all stages of a run: training and validation questions."""
+        if not self._lengths_checked:
+            self._lengths_checked = True
+            check_lengths(self.lvlm, self.train_set, training=True)
+            check_lengths(self.lvlm, self.val_set, training=True)
+
+    @cached_property
+    def cache(self) -> Cache | None:
+        """Where other runs find what this one computes, if they have the same model and data."""
+        if not self.cfg.get("cache"):
+            return None
+        model, data = of_lvlm(self.lvlm, plain(self.cfg.model)), plain(self.cfg.dataset)
+        return Cache(
+            Path(self.cfg.cache),
+            {"model": model, "data": of_dataset(self.train_set, data, "train")},
+        )
+
+    def _cache_of(self, config: Any) -> Cache | None:
+        """The cache of a stage; what a demonstrator shows depends on that, too."""
+        if self.cache is None or "demonstrator" not in needs(class_of(config)):
+            return self.cache
+        about = of_pruner(build(self.cfg.pruner), plain(self.cfg.pruner))
+        return replace(self.cache, about={**self.cache.about, "demonstrator": about})
