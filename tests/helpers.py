@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
+from tprl.lvlm.patches import cells
 from tprl.pruners.tprl import TPRL
 from tprl.types import Encoded, Tower
 
@@ -40,8 +42,8 @@ def toy_encoded(
             "middle_attention" and "last_attention"), "vision_features" [B V vision_width],
             "cls_feature" (the same for all tokens of an image), "vision_keys" [B V 8], "last_keys"
             [B V vision_width], "clip_relevance" [B V], "region" [B V] (1/(1+rank) on about a sixth
-            of the tokens) and "patch_embeds" [B V vision_width], with `toy_tower` for them; padded
-            entries are 0.
+            of the tokens), "patch_embeds" [B V vision_width], with `toy_tower` for them, and
+            "pixels" [B V 3 2 2], with `toy_look` for them; padded entries are 0.
         uids: defaults to "toy-0", "toy-1", ...
         axes: P, the number of position axes; axis p counts columns multiplied by p + 1.
     """
@@ -74,7 +76,13 @@ def toy_encoded(
         extras={name: _pad([part[name] for part in parts], visual) for name in sorted(extras)},
         project=lambda features: features @ _projector(vision_width, width),
         tower=toy_tower(vision_width) if "patch_embeds" in extras else None,
+        look=partial(toy_look, width=width) if "pixels" in extras else None,
     )
+
+
+def toy_look(images: Sequence[Tensor], width: int) -> tuple[list[Tensor], None]:
+    """Tokens of images of 2 x 2 pixels a token, each a random projection of its own pixels."""
+    return [cells(image, 2).flatten(1) @ _projector(12, width) for image in images], None
 
 
 class ToyBlock:
@@ -156,6 +164,7 @@ def _sample(
             for name in ("last_cls_attention", "middle_attention", "last_attention")
         },
         "patch_embeds": torch.randn(n, vision_width, generator=rng),
+        "pixels": torch.randn(n, 3, 2, 2, generator=rng),
     }
     return part | {name: values[name] for name in extras}
 

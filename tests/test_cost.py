@@ -307,7 +307,7 @@ def test_total_is_the_sum_of_its_parts() -> None:
 SELECTORS = [
     made
     for name in choices("pruner")
-    if name not in ("pooling", "tprl", "tprl_adaptive", "mlp", "keyword_budget")
+    if name not in ("pooling", "resize", "tprl", "tprl_adaptive", "mlp", "keyword_budget")
     for made in [load_component("pruner", name)]
     if isinstance(made, Pruner)
 ]

@@ -18,9 +18,10 @@ def splice(
         encoded: the unpruned batch.
         selection: kept tokens in raster order, with `merged` embeddings and `extra` tokens if a
             method makes them. An extra token enters the sequence right after the place of the
-            visual token it is anchored to, and has its deepstack features.
-        positions: "keep" leaves every survivor at its original position (gaps appear), "compact"
-            renumbers 0..n-1.
+            visual token it is anchored to, and has its deepstack features unless it has some of its
+            own.
+        positions: "keep" leaves every survivor at its original position (gaps appear) or at that
+            which the selection gives, "compact" renumbers 0..n-1.
 
     Returns:
         A left-padded prompt. Keeping everything returns the input's own tensors' values unchanged.
@@ -42,7 +43,8 @@ def splice(
     image = torch.zeros_like(encoded.input_ids)
     row, token = encoded.visual_mask.nonzero(as_tuple=True)
     image[row, at[row, token]] = encoded.image_of[row, token]
-    ids, pos, alive = encoded.input_ids, encoded.positions, column
+    ids, moved, alive = encoded.input_ids, selection.positions, column
+    pos = encoded.positions if moved is None else moved[..., : ids.shape[1]]
     # Even numbers leave room for an extra token right after its anchor.
     order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) * 2
     if selection.extra is not None:
@@ -50,10 +52,21 @@ def splice(
         assert selection.extra_mask is not None
         anchor = at.gather(1, selection.extra_at)
         embeds = torch.cat([embeds, selection.extra.to(embeds.dtype)], 1)
+        place = (
+            pos.gather(2, anchor.expand(pos.shape[0], -1, -1))
+            if moved is None
+            else moved[..., ids.shape[1] :]
+        )
+        pos = torch.cat([pos, place], 2)
         ids = torch.cat([ids, ids.gather(1, anchor)], 1)
         image = torch.cat([image, image.gather(1, anchor)], 1)
-        deep = None if deep is None else torch.cat([deep, _columns_at(deep, anchor)], 1)
-        pos = torch.cat([pos, pos.gather(2, anchor.expand(pos.shape[0], -1, -1))], 2)
+        if deep is not None:
+            added = (
+                _columns_at(deep, anchor)
+                if selection.extra_deep is None
+                else selection.extra_deep.to(deep.dtype)
+            )
+            deep = torch.cat([deep, added], 1)
         visual = torch.cat([visual, selection.extra_mask], 1)
         alive = torch.cat([alive, selection.extra_mask], 1)
         order = torch.cat([order, anchor * 2 + 1], 1)

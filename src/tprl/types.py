@@ -97,6 +97,10 @@ class Encoded:
     # the LVLM's projector, for methods that merge vision features
     project: Callable[[Tensor], Tensor] | None = None
     tower: Tower | None = None  # set with extras["patch_embeds"], for methods that merge inside it
+    # The whole vision side on images [3 Y X] of other sizes, for methods that scale
+    # extras["pixels"]: tokens [K D] of each, in raster order, and what deeper layers add to those.
+    # None where the family has no other sizes.
+    look: Callable[[Sequence[Tensor]], tuple[list[Tensor], list[Tensor] | None]] | None = None
     # Per sample and image: (rows, columns) of the patches of each pass of the vision tower, which
     # is what it costs. Not always told by `grids`: LLaVA-NeXT drops the padding of its crops after
     # the tower.
@@ -175,7 +179,9 @@ class TokenSelection:
 
     `merged` replaces the embeddings of kept tokens; `extra` are new tokens, each standing at the
     position of the visual token `extra_at` names (entries with `extra_mask` False are padding).
-    Kept tokens stay in raster order.
+    Kept tokens stay in raster order. Extra tokens have the deepstack features of that token, or
+    `extra_deep`. `positions`, where they are not those of the unpruned prompt, are of its S
+    columns, then of the E extra tokens.
     """
 
     keep: Bool[Tensor, "B V"]
@@ -183,6 +189,8 @@ class TokenSelection:
     extra: Float[Tensor, "B E D"] | None = None
     extra_at: Int[Tensor, "B E"] | None = None
     extra_mask: Bool[Tensor, "B E"] | None = None
+    extra_deep: Float[Tensor, "B E F"] | None = None
+    positions: Int[Tensor, "P B _"] | None = None
 
     @property
     def count(self) -> Int[Tensor, " B"]:
@@ -315,10 +323,12 @@ class Pruner(Protocol):
     """Decides which visual tokens live. `extras` names what it needs beyond the projected tokens.
 
     One that reads `Encoded.question` says so by an attribute `reads_question`, one that can choose
-    how many tokens to keep (keep_ratio None) by `decides_alone`; one that cannot have every ratio
-    refuses the others, before anything is encoded, by `check_reach(keep_ratio, shape)`. What
-    choosing costs, in FLOPs per image, is `flops(shape, tokens, kept)`; a policy says it per
-    prompt, by `flops_by_part(tokens, words, kept)`.
+    how many tokens to keep (keep_ratio None) by `decides_alone`, one that keeps none of them but
+    makes new ones by `replaces_tokens`; one that cannot have every ratio refuses the others, before
+    anything is encoded, by `check_reach(keep_ratio, shape)`. What choosing costs, in FLOPs per
+    image, is `flops(shape, tokens, kept)`; a policy says it per prompt, by `flops_by_part(tokens,
+    words, kept)`. One for which the vision side sees smaller images says by `tiles(shape, tiles,
+    kept)` which patches these have.
     """
 
     name: str

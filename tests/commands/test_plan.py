@@ -77,6 +77,11 @@ def test_what_ships_fits(words: tuple[str, ...]) -> None:
             "pruner=oracle knows where the answer is and cannot demonstrate: use another.",
         ),
         (
+            "stage=all pruner=resize",
+            {},
+            "pruner=resize puts new tokens in the place of all that there are and cannot",
+        ),
+        (
             "stage=all pruner=fastv",
             {},
             "pruner=fastv drops tokens between the layers of the language model and cannot",

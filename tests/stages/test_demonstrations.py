@@ -22,6 +22,7 @@ from tprl.pruners.cls_attention import ClsAttentionPruner
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.mlp import MLPPruner
 from tprl.pruners.oracle import OraclePruner
+from tprl.pruners.pooling import PoolingPruner
 from tprl.pruners.uniform import UniformPruner
 from tprl.rl.rollout import step_ratios
 from tprl.runtime.store import Cache, opened
@@ -131,11 +132,16 @@ class TestDraws:
         assert sorted(rows.sum(1).tolist()) == sorted(found.x.codes.flatten(1).sum(1).tolist())
         assert not torch.equal(rows, found.x.codes.flatten(1))
 
-    def test_the_oracle_cannot_demonstrate(self) -> None:
+    def test_the_oracle_and_what_keeps_no_token_cannot_demonstrate(self) -> None:
         with pytest.raises(
             UserError, match=r"pruner=oracle knows where the answer is and cannot demonstrate"
         ):
             shown(OraclePruner())
+        with pytest.raises(
+            UserError,
+            match=r"pruner=pooling puts new tokens in the place of all that there are and",
+        ):
+            shown(PoolingPruner())
 
     def test_codes_are_stored_in_half_precision(self) -> None:
         found = shown()

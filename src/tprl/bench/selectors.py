@@ -71,7 +71,7 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
         if inspect.isclass(target_of("pruner", name))
     ]
     inside = [pruner for pruner in pruners if isinstance(pruner, LayerPruner)]
-    towers = [pruner for pruner in pruners if "patch_embeds" in pruner.extras]
+    towers = [pruner for pruner in pruners if pruner.extras & {"patch_embeds", "pixels"}]
     before = [
         pruner
         for pruner in pruners
@@ -100,10 +100,11 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
         )
         for pruner in before
     ]
-    lines += [
-        Selector(pruner.name, _needs(pruner), "yes", "runs the tower again", _test(pruner))
-        for pruner in towers
-    ]
+    for pruner in towers:
+        budget = "at most" if "pixels" in pruner.extras else "yes"
+        lines.append(
+            Selector(pruner.name, _needs(pruner), budget, "runs the tower again", _test(pruner))
+        )
     return lines + [
         Selector(pruner.name, "one layer's q, k", "mean over layers", "in the model", _test(pruner))
         for pruner in inside

@@ -16,6 +16,7 @@ from tprl.errors import UserError
 from tprl.kinds import typed
 from tprl.pruners.folder import find_pruner
 from tprl.stages.base import Stage
+from tprl.stages.demonstrations import refuse_demonstrator
 
 ANY_WIDTH = 16  # of tokens: a policy that is built to see whether its options go together needs one
 WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
@@ -67,17 +68,7 @@ def check_demonstrator(pruner: Plain | None) -> None:
     """Refuse what cannot demonstrate."""
     if not pruner:
         raise UserError("stage=lfd needs a demonstrator: set pruner=<name>, e.g. pruner=divprune.")
-    demonstrator: Any = build(pruner)
-    if "region" in demonstrator.extras:
-        raise UserError(
-            f"pruner={demonstrator.name} knows where the "
-            "answer is and cannot demonstrate: use another."
-        )
-    if not hasattr(demonstrator, "select"):
-        raise UserError(
-            f"pruner={demonstrator.name} drops tokens between the layers of the language model "
-            "and cannot demonstrate which to keep before it: use another, e.g. pruner=divprune."
-        )
+    refuse_demonstrator(build(pruner))
 
 
 def _check_cache(cache: str | None) -> None:

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tprl.errors import UserError
 from tprl.lvlm.batching import (
     Seen,
     check_placeholders,
@@ -162,13 +161,6 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
 
         check_seen(self, seen, occurrences, names, again)
 
-    def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
-        """Refuse extras that are not among `known` ones."""
-        if extras - known:
-            raise UserError(
-                f"{self.name} cannot provide {sorted(extras - known)}: it knows {sorted(known)}."
-            )
-
     def _assemble(
         self,
         inputs: Mapping[str, Any],
@@ -225,6 +217,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
             # a sharded one may be elsewhere
             project=lambda features: self.project(features).to(features.device),
             tower=seen.tower,
+            look=self.look_again,
         )
 
 

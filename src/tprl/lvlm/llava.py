@@ -32,6 +32,7 @@ from tprl.lvlm.blueprint import (
 from tprl.lvlm.clip_text import ClipText
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import clip_settings, completed
+from tprl.lvlm.patches import cells
 from tprl.lvlm.shapes import crop_box
 from tprl.lvlm.towers import StockBlock, cls_attention, layer_of, query_key, received_attention
 from tprl.types import Box, Encoded, Tower
@@ -70,6 +71,9 @@ class Llava(FrozenLVLM):
             "last_attention",  # [B V] the same in the last layer
             # [B V C] patches as they enter the tower's first block; `Encoded.tower` is what follows
             "patch_embeds",
+            # [B V 3 y x] those of the patch, as the processor made them; `Encoded.look` sees other
+            # sizes
+            "pixels",
             # [B V] cosine of CLIP's image and text embeddings, mean over 77-token segments
             "clip_relevance",
         }
@@ -150,23 +154,56 @@ class Llava(FrozenLVLM):
             (side, side),
             "give its image processor that size",
         )
-        out = self.model.model.vision_tower(values, output_hidden_states=True)
-        layers = feature_layers(self.model.config)
-        skip = int(self.model.config.vision_feature_select_strategy == "default")
-        features = torch.cat([out.hidden_states[layer][:, skip:] for layer in layers], -1)
-        if not skip and extras - {"vision_features", "patch_embeds"}:
+        states = self.model.model.vision_tower(values, output_hidden_states=True).hidden_states
+        layers, features = feature_layers(self.model.config), self._features(states)
+        has_cls = self.model.config.vision_feature_select_strategy == "default"
+        if not has_cls and extras - {"vision_features", "patch_embeds", "pixels"}:
             raise UserError(
                 f"{self.name}'s vision tower has no CLS "
                 "token, so there is no CLS attention to read."
             )
-        states = out.hidden_states
+        inside = sorted(extras - {"pixels"})
         extra_features = {
-            name: list(self._extra(name, states, layers[-1], features)) for name in sorted(extras)
+            name: list(self._extra(name, states, layers[-1], features)) for name in inside
         }
+        if "pixels" in extras:
+            extra_features["pixels"] = list(
+                cells(pixels["pixel_values"].to(self.device), self._patch)
+            )
         tower = self._tower(states[0], layers) if "patch_embeds" in extras else None
         side = round(features.shape[1] ** 0.5)
         views = [((side, side),)] * len(features)
         return Seen(list(self.project(features)), views, views, extra_features, tower=tower)
+
+    @torch.no_grad()
+    def look_again(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> tuple[list[Tensor], None]:
+        """Tokens of images of any whole number of patches, by the stock tower's interpolated
+        positions."""
+        tokens: dict[int, Tensor] = {}
+        for shape in {image.shape for image in images}:
+            numbers = [number for number, image in enumerate(images) if image.shape == shape]
+            most = max(1, self.values_at_once // shape.numel())
+            for some in (numbers[start : start + most] for start in range(0, len(numbers), most)):
+                values = torch.stack([images[number] for number in some]).to(
+                    self.device, self.model.dtype
+                )
+                out = self.model.model.vision_tower(
+                    values, output_hidden_states=True, interpolate_pos_encoding=True
+                )
+                tokens |= zip(some, self.project(self._features(out.hidden_states)), strict=True)
+        return [tokens[number] for number in range(len(images))], None
+
+    @property
+    def _patch(self) -> int:
+        """Pixels a side of a patch."""
+        return self.model.config.vision_config.patch_size
+
+    def _features(self, states: Sequence[Float[Tensor, "I M C"]]) -> Float[Tensor, "I N C"]:
+        """What the projector reads, of the tower's hidden states."""
+        skip = int(self.model.config.vision_feature_select_strategy == "default")
+        return torch.cat(
+            [states[layer][:, skip:] for layer in feature_layers(self.model.config)], -1
+        )
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)

@@ -1,6 +1,6 @@
 """Qwen2.5-VL (window-attention ViT, 2x2 merge, M-RoPE) on the stock Hugging Face class, frozen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from tprl.lvlm.batching import Seen, check_size
 from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
+from tprl.lvlm.patches import cells, merged_cells, patches_of
 from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, rotated, window_order
 
 CHAT = (
@@ -67,6 +68,9 @@ class Qwen25VL(FrozenLVLM):
             # queries and the token's patches
             # [B V C] what the merger reads, before its norm: the patches of a token side by side
             "vision_features",
+            # [B V 3 y x] those of a token, as the processor made them; `Encoded.look` sees other
+            # sizes
+            "pixels",
         }
     )
     substitutes = RECEIVED
@@ -181,7 +185,7 @@ class Qwen25VL(FrozenLVLM):
             ].attn,
             "vision_features": tower.merger,
         }
-        with overheard({name: modules[name] for name in extras}) as calls:
+        with overheard({name: modules[name] for name in extras & modules.keys()}) as calls:
             out = self.model.model.get_image_features(values, image_grid_thw=grid, return_dict=True)
         merge = config.spatial_merge_size
         views = [(h // merge, w // merge) for _, h, w in grid.tolist()]
@@ -196,11 +200,34 @@ class Qwen25VL(FrozenLVLM):
         if self.windows:
             back = window_order(views, config.window_size // merge // config.patch_size).argsort()
             features = {name: value[back.to(value.device)] for name, value in features.items()}
+        if "pixels" in extras:
+            frames, side = config.temporal_patch_size, config.patch_size
+            features["pixels"] = merged_cells(
+                pixels["pixel_values"].to(self.device), merge, frames, side
+            )
         tiles = [((h, w),) for _, h, w in grid.tolist()]
         extra = {name: list(value.split(counts)) for name, value in features.items()}
         return Seen(
             list(out.pooler_output), [(view,) for view in views], tiles, extra, self._deep(out)
         )
+
+    def look_again(
+        self, images: Sequence[Float[Tensor, "3 _ _"]]
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Tokens of images of any whole number of them a side, as the stock class sees images of
+        any size."""
+        v = self.model.config.vision_config
+        side = v.patch_size * v.spatial_merge_size
+        patches = [
+            patches_of(cells(image, side), v.spatial_merge_size, v.temporal_patch_size)
+            for image in images
+        ]
+        grid = [
+            [1, image.shape[1] // v.patch_size, image.shape[2] // v.patch_size] for image in images
+        ]
+        pixels = {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grid)}
+        seen = self.look(pixels, frozenset())
+        return list(seen.tokens), None if seen.deep is None else list(seen.deep)
 
     def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
         """What deeper layers of the tower add, per image (see `Encoded.deep`)."""

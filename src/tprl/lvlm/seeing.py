@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,13 +22,35 @@ class Seeing:
     Attributes:
         see: the tower and the projector on some images, of the family.
         rows_per_image: how many rows of the pixels are each image's, of the family.
+        look_again: `Encoded.look`, of families that see images of other sizes; they know the extra
+            "pixels".
+        bounds: see `Limits`.
         values_at_once: pixel values in one pass.
     """
 
     name: str
     see: Callable[..., Seen]
     rows_per_image: Callable[[Mapping[str, Any]], list[int]]
+    look_again: Any = None
+    bounds: ClassVar[frozenset[str]]
     values_at_once: int = SEEN_AT_ONCE
+
+    def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
+        """Refuse extras that are not among `known` ones.
+
+        Raises:
+            UserError: there is one.
+        """
+        missing = extras - known
+        if "pixels" in missing and self.bounds:
+            raise UserError(
+                f"{self.name} sees tiles of one size, so its images cannot be scaled to fewer "
+                f"tokens: bound them with model.{min(self.bounds)}, which its processor follows."
+            )
+        if missing:
+            raise UserError(
+                f"{self.name} cannot provide {sorted(missing)}: it knows {sorted(known)}."
+            )
 
     def look(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         """`see`, a few images at a time: memory does not grow with the batch. Where GPU memory ends

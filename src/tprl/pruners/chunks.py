@@ -64,13 +64,15 @@ def _joined(parts: Sequence[TokenSelection]) -> TokenSelection:
             return None
         if name in ("keep", "merged"):
             return torch.cat(values)
-        # extra tokens: as many as the question with most has
-        width = max(value.shape[1] for value in values)
-        behind = [0, 0] if name == "extra" else []
-        return torch.cat([pad(value, [*behind, 0, width - value.shape[1]]) for value in values])
+        # Extra tokens: as many as the question with most has. Positions have an axis before that of
+        # questions.
+        axis = 2 if name == "positions" else 1
+        behind = [0, 0] if name in ("extra", "extra_deep") else []
+        width = max(value.shape[axis] for value in values)
+        padded = [pad(value, [*behind, 0, width - value.shape[axis]]) for value in values]
+        return torch.cat(padded, axis - 1)
 
     keep = together("keep")
     assert keep is not None
-    return TokenSelection(
-        keep, *(together(name) for name in ("merged", "extra", "extra_at", "extra_mask"))
-    )
+    names = ("merged", "extra", "extra_at", "extra_mask", "extra_deep", "positions")
+    return TokenSelection(keep, *(together(name) for name in names))

@@ -25,6 +25,7 @@ class PoolingPruner:
 
     name = "pooling"
     extras: frozenset[str] = frozenset()
+    replaces_tokens = True
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
         """Replace the tokens of each image by `budget(keep_ratio, n)` averages: keep is all False,

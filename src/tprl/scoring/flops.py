@@ -55,8 +55,13 @@ def question_parts(
         pruned = _parts(shape, text, tuple(plan.counts(*images)), answer, tiles)
         selector = plan.flops(shape.lm, text, *images)
     else:
-        pruned = _parts(shape, text, sum(kept), answer, tiles)
         chooser: Any = pruner
+        if hasattr(chooser, "tiles"):  # the tower sees other images
+            smaller = [
+                chooser.tiles(shape, *seen) for seen in zip(encoded.tiles[i], kept, strict=True)
+            ]
+            tiles = sum(smaller, ())
+        pruned = _parts(shape, text, sum(kept), answer, tiles)
         if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
             selector = sum(
                 chooser.flops_by_part(

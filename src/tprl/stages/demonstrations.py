@@ -130,6 +130,28 @@ class StoredDemonstrations:
         )
 
 
+def refuse_demonstrator(pruner: Any) -> None:
+    """Refuse what cannot demonstrate.
+
+    Raises:
+        UserError: it knows where the answer is, or keeps none of the tokens that it gets.
+    """
+    if "region" in pruner.extras:
+        raise UserError(
+            f"pruner={pruner.name} knows where the answer is and cannot demonstrate: use another."
+        )
+    how = ""
+    if not hasattr(pruner, "select"):
+        how = "drops tokens between the layers of the language model"
+    elif getattr(pruner, "replaces_tokens", False):
+        how = "puts new tokens in the place of all that there are"
+    if how:
+        raise UserError(
+            f"pruner={pruner.name} {how} and cannot demonstrate "
+            "which to keep: use another, e.g. pruner=divprune."
+        )
+
+
 def demonstrate(
     demonstrator: Pruner,
     pruner: LearnedPruner,
@@ -159,14 +181,9 @@ def demonstrate(
         quiet: do not print the progress.
 
     Raises:
-        UserError: the demonstrator knows where the answer is, no question is left, or the disk is
-            full.
+        UserError: `refuse_demonstrator`'s reasons, no question is left, or the disk is full.
     """
-    if "region" in demonstrator.extras:
-        raise UserError(
-            f"pruner={demonstrator.name} knows where the "
-            "answer is and cannot demonstrate: use another."
-        )
+    refuse_demonstrator(demonstrator)
     schedules = [step_ratios(ratio, steps) for ratio in keep_ratios]
     if progressive:
         schedules = [torch.tensor(progressive, dtype=torch.float64).cumprod(0).tolist()]
