@@ -123,7 +123,9 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(
         ("weight_decay", "lr_lagrange", "lagrange_gain", "value_coef", "entropy_coef"), NOT_NEGATIVE
     ),
-    **dict.fromkeys(("kl_stop", "noise", "look_weight", "cls_look_weight"), NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("kl_stop", "noise", "look_weight", "cls_look_weight", "next_weight"), NOT_NEGATIVE
+    ),
     **dict.fromkeys(("ppo.clip", "lfd.clip", "grad_clip"), Number(0, above=True, example="1.0")),
     **dict.fromkeys(("gamma", "lam", "full_share", "object_share"), SHARE),
     **dict.fromkeys(("discount", "keep_low"), Number(0, 1, above=True, example="0.5")),
@@ -142,7 +144,9 @@ KINDS: dict[str, Kind] = {
     "lfd.loss": OneOf(("set", "token"), null=True),
     "credit_blocks": Number(0, LARGEST, whole=True, example="4", null="4 where it applies"),
     "served.first": FROM_ZERO,
-    **dict.fromkeys(("vision_steps", "language_steps", "caption_steps", "workers"), FROM_ZERO),
+    **dict.fromkeys(
+        ("vision_steps", "language_steps", "caption_steps", "caption_every", "workers"), FROM_ZERO
+    ),
     **dict.fromkeys(("vision_batch", "language_batch"), COUNT),
     **dict.fromkeys(("patch", "ffn", "vision_layers", "vision_width", "clip_width"), COUNT),
     # policies

@@ -9,7 +9,7 @@ punishes every pruner for its own brittleness.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -86,13 +86,13 @@ class Pretrain(Stage):
         full_share: float,
         keep_low: float,
         object_share: float,
-        prefer: str,
+        prefer: Literal["objects", "regions"],
         next_weight: float,
         conjunction: bool,
         caption_every: int,
         compile: bool,
         workers: int,
-        world: str,
+        world: Literal["scenes", "crowd"],
         seed: int = 0,
     ) -> None:
         super().__init__()
