@@ -1,10 +1,10 @@
-"""The README's picture: two questions about one image, and the 4 of 144 tokens that pruners keep.
+"""The README's picture: two questions about one image, and the 14 of 256 tokens that pruners keep.
 
     PYTHONPATH=src python docs/images/kept_tokens.py
 
-It draws the first test image of `scenes` that shows the difference: the pruner that ships answers
+It draws the first test image of `crowd` that shows the difference: the pruner that ships answers
 both questions right from sets that share at most half of their tokens, and the rule without
-learning misses one. The README's table says how often that happens.
+learning misses both. The README's table says how often that happens.
 """
 
 import textwrap
@@ -15,26 +15,28 @@ import torch
 from PIL import Image
 
 from tprl.build import load_component
-from tprl.data.scenes import Scenes
+from tprl.data.crowd import CROWD, Crowd
 from tprl.lvlm.llava import Llava
 from tprl.pruners.learned import load_pruner
 from tprl.report.rasters import mask_picture
 from tprl.splice import keep_all, splice
 from tprl.types import Sample, TokenSelection
 
-KEEP_RATIO = 1 / 36
+KEEP_RATIO = 1 / 18
 SIDE = 360  # pixels of each picture
+GUESSED = ("attribute", "existence", "relation")  # by a coin; they are not shown
 GOOD, BAD = "#1a7f37", "#cf222e"
 
 
 @torch.no_grad()
 def main() -> None:
     """Write kept_tokens.png beside this file."""
-    lvlm, questions = Llava("tiny_llava"), Scenes("test")
-    pruners = [load_component("pruner", "attention_dpp"), load_pruner("tprl_tiny_llava")]
+    lvlm, questions = Llava("tiny_crowd"), Crowd("test")
+    pruners = [load_component("pruner", "attention_dpp"), load_pruner("tprl_tiny_crowd")]
     extras = frozenset().union(*(pruner.extras for pruner in pruners))
-    for start in range(0, 1000, 5):  # five questions per image
-        samples = [questions[start + i] for i in range(5)]
+    each = len(CROWD.families)  # questions per image
+    for start in range(0, 1200, each):
+        samples = [questions[start + i] for i in range(each)]
         encoded = lvlm.encode(samples, extras)
         selections = [
             keep_all(encoded),
@@ -43,15 +45,14 @@ def main() -> None:
         answers = [lvlm.answer(splice(encoded, selection)) for selection in selections]
         pair = telling_pair(questions, samples, answers, selections[-1].keep)
         if pair is not None:
-            draw(samples, selections, answers, pair)
+            draw(questions, samples, selections, answers, pair)
             return
 
 
 def telling_pair(
-    questions: Scenes, samples: list[Sample], answers: list[list[str]], keep: torch.Tensor
+    questions: Crowd, samples: list[Sample], answers: list[list[str]], keep: torch.Tensor
 ) -> tuple[int, int] | None:
-    """Two questions that all tokens and TPRL answer, of which the rule without learning misses the
-    first."""
+    """Two questions that all tokens and TPRL answer, and the rule without learning misses."""
 
     def right(column: list[str]) -> list[bool]:
         return [
@@ -60,16 +61,18 @@ def telling_pair(
         ]
 
     full, rule, learned = map(right, answers)
-    answered = [i for i in range(len(samples)) if full[i] and learned[i]]
+    open_ended = [sample.family not in GUESSED for sample in samples]
+    answered = [i for i in range(len(samples)) if open_ended[i] and full[i] and learned[i]]
     for i in answered:
         for j in answered:
             shared = int((keep[i] & keep[j]).sum())
-            if not rule[i] and i != j and shared <= int(keep[i].sum()) // 2:
+            if not rule[i] and not rule[j] and i != j and shared <= int(keep[i].sum()) // 2:
                 return i, j
     return None
 
 
 def draw(
+    questions: Crowd,
     samples: list[Sample],
     selections: list[TokenSelection],
     answers: list[list[str]],
@@ -77,19 +80,19 @@ def draw(
 ) -> None:
     """Two rows of three pictures with their answers."""
     titles = [
-        "all 144 tokens",
-        "attention_dpp, 4 tokens\n(no learning, no question)",
-        "TPRL, 4 tokens",
+        "all 256 tokens",
+        "attention_dpp, 14 tokens\n(no learning, no question)",
+        "TPRL, 14 tokens",
     ]
     figure, axes = plt.subplots(2, 3, figsize=(6.6, 5.4), layout="constrained")
     for row, i in enumerate(pair):
         for column, selection in enumerate(selections):
             axis, answer = axes[row, column], answers[column][i]
-            keep = selection.keep[i].reshape(12, 12).numpy()
+            keep = selection.keep[i].reshape(16, 16).numpy()
             axis.imshow(mask_picture(samples[i].images[0], keep, SIDE))
             axis.set_xticks([])
             axis.set_yticks([])
-            right = answer.strip() == samples[i].answers[0]
+            right = questions.score(samples[i], answer) > 0.5
             axis.set_xlabel(
                 f"{'✓' if right else '✗'} {answer}",
                 color=GOOD if right else BAD,

@@ -198,7 +198,7 @@ class Llava(FrozenLVLM):
         """Pixels a side of a patch."""
         return self.model.config.vision_config.patch_size
 
-    def _features(self, states: Sequence[Float[Tensor, "I M C"]]) -> Float[Tensor, "I N C"]:
+    def _features(self, states: Sequence[Float[Tensor, "I M C"]]) -> Float[Tensor, "I N F"]:
         """What the projector reads, of the tower's hidden states."""
         skip = int(self.model.config.vision_feature_select_strategy == "default")
         return torch.cat(
