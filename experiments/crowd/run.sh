@@ -13,6 +13,6 @@ R=runs/study/crowd
 .venv/bin/python -m src.eval model=tiny_crowd dataset=crowd split=final limit=2000 logger=none threads=1 pruner=attention_dpp \
     pruners=[mmr_attention,scope,question_dpp,vispruner,divprune,cdpruner,random,oracle,oracle_dpp] \
     keep_ratios=[0.1111,0.0556,0.0278] "hydra.run.dir=${R}_rules"
-.venv/bin/python -m src.eval split=final limit=2000 logger=none threads=1 keep_ratios=[0.1111,0.0556,0.0278] "hydra.run.dir=${R}_learned" \
+.venv/bin/python -m src.eval model=tiny_crowd dataset=crowd split=final limit=2000 logger=none threads=1 keep_ratios=[0.1111,0.0556,0.0278] "hydra.run.dir=${R}_learned" \
     "runs={tprl: [$C/0, $C/1, $C/2], tprl_lfd: [$C/0/lfd, $C/1/lfd, $C/2/lfd], blind: $C/blind}"
 .venv/bin/python experiments/merge.py experiments/crowd ${R}_learned ${R}_rules

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from tests.lvlm.small import families, save_folder
 
 from tprl.build import load_component
@@ -220,6 +221,22 @@ class TestTheChain:
         assert sentence in refused(
             capsys, "eval", tmp_path, f"runs={given}", "pruners=[random]", "logger=none"
         )
+
+    def test_arms_are_evaluated_where_they_were_trained(
+        self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        config = OmegaConf.load(run / "config.yaml")
+        config.dataset._target_ = "tprl.data.crowd.Crowd"
+        config.model.pretrained = "tiny_crowd"
+        elsewhere = tmp_path / "elsewhere"
+        shutil.copytree(run, elsewhere)
+        write_sealed(elsewhere / "config.yaml", OmegaConf.to_yaml(config))
+        options = ("logger=none", "keep_ratios=[0.1111]", "limit=6")
+        arms = f"runs={{moved: {elsewhere}/lfd}}"
+        table = call("eval", evaluate, tmp_path / "out", *options, arms)
+        assert {row.dataset for row in read_results(table / "results.csv")} == {"crowd"}
+        both = f"runs={{moved: {elsewhere}, here: {run}}}"
+        assert "different settings of dataset" in refused(capsys, "eval", tmp_path, *options, both)
 
     def test_rows_of_a_run_carry_its_training_seed(
         self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tprl.build import build
 from tprl.commands.entry import chosen, run_names
+from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation.entries import (
     check_names,
@@ -54,7 +55,10 @@ def asked_entries(
         swept = read_sweep(Path(cfg.sweep), settings["keep_ratios"], same)
         cfg = with_run_config(cfg, swept.config.parent)
         groups.append(list(swept.entries))
-    groups.append(compared_entries(settings["runs"] or {}, settings))
+    arms = settings["runs"] or {}
+    groups.append(compared_entries(arms, settings))
+    if arms and not cfg.run and not cfg.sweep:
+        cfg = with_arms_config(cfg, arms)
     if cfg.get("pruner") is not None:
         groups.append(seeded_entries(lambda **live: build(cfg.pruner, **live), settings))
     groups.append(named_entries(settings["pruners"], settings))
@@ -97,6 +101,27 @@ def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
         if not chosen(group):
             OmegaConf.update(cfg, group, before[group], merge=False, force_add=True)
     return cfg
+
+
+def with_arms_config(cfg: DictConfig, arms: Mapping[str, Any]) -> DictConfig:
+    """Model and dataset that the runs of all arms have in common, unless the command line names
+    others. A stage's folder belongs to the run around it; a bare pruner has none.
+
+    Raises:
+        UserError: runs on different models or datasets.
+    """
+    paths = [Path(run) for name, spec in arms.items() for run in name_list(f"runs.{name}", spec)]
+    places = [place for path in paths for place in (path, path.parent)]
+    runs = [place for place in places if (place / "config.yaml").is_file()]
+    for group, key in (("model", "name"), ("dataset", "_target_")):
+        configs = [] if chosen(group) else [OmegaConf.load(run / "config.yaml") for run in runs]
+        names = sorted({str(config[group][key]) for config in configs})
+        if len(names) > 1:
+            raise UserError(
+                f"the runs of runs= have different settings of {group} ({', '.join(names)}): say "
+                f"on which to evaluate them, {group}=<name>."
+            )
+    return with_run_config(cfg, runs[0]) if runs else cfg
 
 
 def start(cfg: DictConfig, directory: Path) -> None:
