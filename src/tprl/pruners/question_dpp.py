@@ -37,7 +37,7 @@ class QuestionDPPPruner(PerImage):
         self.alpha = alpha
 
     def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
-        log_q = self.alpha * standardize(images.split(_relevance(encoded)), images.mask)
+        log_q = self.alpha * standardize(images.split(relevance(encoded)), images.mask)
         return diverse(log_q, images, encoded, k)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
@@ -46,7 +46,7 @@ class QuestionDPPPruner(PerImage):
         return 2 * tokens * shape.lm.width + dpp_flops(tokens, shape.lm.width, kept)
 
 
-def _relevance(encoded: Encoded) -> Float[Tensor, "B V"]:
+def relevance(encoded: Encoded) -> Float[Tensor, "B V"]:
     """Mean over the question's words of the cosine with each visual token; 0 without words.
 
     The mean of cosines is the product with the mean of the words' unit vectors, so words cost no
