@@ -236,7 +236,7 @@ class TestTheChain:
         table = call("eval", evaluate, tmp_path / "out", *options, arms)
         assert {row.dataset for row in read_results(table / "results.csv")} == {"crowd"}
         both = f"runs={{moved: {elsewhere}, here: {run}}}"
-        assert "different settings of dataset" in refused(capsys, "eval", tmp_path, *options, both)
+        assert "different settings of model" in refused(capsys, "eval", tmp_path, *options, both)
 
     def test_rows_of_a_run_carry_its_training_seed(
         self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path

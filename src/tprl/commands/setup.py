@@ -33,6 +33,7 @@ from tprl.types import LVLM, Dataset
 
 log = logging.getLogger(__name__)
 
+COPY_AGAIN = "copy it again, or give model=<name> and dataset=<name>"
 NOISE = (  # Lightning's, about itself or about a choice that was meant
     r".*isinstance\(treespec, LeafSpec\)",
     r"Your `IterableDataset` has `__len__` defined",
@@ -96,11 +97,19 @@ def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
     )  # the report quotes it: damage is said now, not after the evaluation
     if chosen("model") and chosen("dataset"):
         return cfg
-    before = run_directory.read_yaml(path, "copy it again, or give model=<name> and dataset=<name>")
+    before = run_directory.read_yaml(path, COPY_AGAIN)
     for group in ("model", "dataset"):
         if not chosen(group):
             OmegaConf.update(cfg, group, before[group], merge=False, force_add=True)
     return cfg
+
+
+def _which(group: str, table: dict[str, Any]) -> dict[str, Any]:
+    """What two runs on one model or dataset agree in. How a model is loaded, its dtype and memory,
+    may differ."""
+    if group == "dataset":
+        return table
+    return {key: table.get(key) for key in ("name", "pretrained")}
 
 
 def with_arms_config(cfg: DictConfig, arms: Mapping[str, Any]) -> DictConfig:
@@ -113,15 +122,18 @@ def with_arms_config(cfg: DictConfig, arms: Mapping[str, Any]) -> DictConfig:
     paths = [Path(run) for name, spec in arms.items() for run in name_list(f"runs.{name}", spec)]
     places = [place for path in paths for place in (path, path.parent)]
     runs = [place for place in places if (place / "config.yaml").is_file()]
-    for group, key in (("model", "name"), ("dataset", "_target_")):
-        configs = [] if chosen(group) else [OmegaConf.load(run / "config.yaml") for run in runs]
-        names = sorted({str(config[group][key]) for config in configs})
-        if len(names) > 1:
+    if not runs:
+        return cfg
+    configs = [run_directory.read_yaml(run / "config.yaml", COPY_AGAIN) for run in runs]
+    for group in ("model", "dataset"):
+        settings = [_which(group, plain(config[group])) for config in configs]
+        different = [table for table in settings if table != settings[0]]
+        if different and not chosen(group):
             raise UserError(
-                f"the runs of runs= have different settings of {group} ({', '.join(names)}): say "
-                f"on which to evaluate them, {group}=<name>."
+                f"the runs of runs= have different settings of {group}, {settings[0]} and "
+                f"{different[0]}: say on which to evaluate them, e.g. {group}=<name>."
             )
-    return with_run_config(cfg, runs[0]) if runs else cfg
+    return with_run_config(cfg, runs[0])
 
 
 def start(cfg: DictConfig, directory: Path) -> None:
