@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: install  ## teach a pruner, improve it by PPO and compare it
-	$(BIN)/python -m src.train experiment=demo
+	$(BIN)/python -m src.train experiment=crowd
 
 demo-page: install  ## ask the embedded model in a browser, with all tokens and with few (installs gradio)
 	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(PIP) --no-build-isolation --editable '.[demo]'
