@@ -77,6 +77,7 @@ def action_kind(budget: str, law: str, select: str) -> str:
     """
     if law not in ("sequential", "kdpp"):
         raise UserError(f"stage.law must be sequential or kdpp, got {law}.")
+    # Trained on what is served: a DPP by one of its two laws, anything else by top-k subsets.
     if budget == "exact_k":
         return "subset" if select != "dpp" else "sequential" if law == "sequential" else "dpp"
     if select == "dpp":
@@ -135,11 +136,10 @@ def act(
     # One function samples and evaluates; exactly one of both is asked for.
     if (action is None) == (noise is None):
         raise ValueError("give either an action to evaluate or noise to sample with.")
-    if noise is not None and noise.shape[-1] < noise_width(rule, alive.shape[1]):
-        raise ValueError(
-            f"{noise.shape[-1]} uniforms per sample, "
-            f"{noise_width(rule, alive.shape[1])} are needed."
-        )
+    needed = noise_width(rule, alive.shape[1])
+    if noise is not None and noise.shape[-1] < needed:
+        raise ValueError(f"{noise.shape[-1]} uniforms per sample, {needed} are needed.")
+    # [B V] dead tokens get 0, not -inf: every law masks them in its own way.
     scores = logits.float().masked_fill(~alive, 0.0) / rule.temperature
     if rule.kind == "bernoulli":
         return _bernoulli(scores, alive, rule.discount**t, action, noise)
@@ -156,6 +156,7 @@ def act(
         return _sequential(logits.float(), alive, rule, k, features, action, noise)
     else:
         action, log_prob, entropy = _kdpp(scores, alive, rule.quality, k, features, action, noise)
+    # [B] -> [B *G]: the entropy belongs to the state, not to the action.
     entropy = entropy.float().reshape(-1, *[1] * (log_prob.ndim - 1)).expand_as(log_prob)
     return action, log_prob.float().unsqueeze(-1), entropy.unsqueeze(-1)
 
@@ -187,6 +188,7 @@ def serve(
         return _at_least_one(alive & (logits.float().sigmoid() > tau), logits.float(), alive)
     if k is None:
         raise ValueError(f"select={select} keeps exactly k tokens: give k.")
+    # The other modes keep exactly k tokens and compare finite scores.
     scores = logits.float().masked_fill(~alive, 0.0) / temperature
     if select == "topk":
         return keep_top(scores, alive, k)
@@ -194,7 +196,9 @@ def serve(
         if noise is None:
             raise ValueError("select=gumbel needs noise.")
         tiny = torch.finfo(torch.float32).tiny
-        gumbel = -(-noise[:, : alive.shape[1]].float().clamp(min=tiny).log()).clamp(min=tiny).log()
+        # -log(-log u); both clamps keep a uniform of 0, or one that rounds to 1, finite.
+        exponential = -noise[:, : alive.shape[1]].float().clamp(min=tiny).log()
+        gumbel = -exponential.clamp(min=tiny).log()
         return keep_top(scores + gumbel, alive, k)
     if select == "dpp":
         if features is None:
@@ -207,6 +211,7 @@ def _bernoulli(
     x: Tensor, alive: Tensor, discount: float, action: Tensor | None, noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Independent tokens with keep probability p = discount * sigmoid(x)."""
+    # log p = log discount + log sigmoid(x).
     log_discount = x.new_tensor(discount).log()
     log_p = F.logsigmoid(x) + log_discount
     # 1 - p = sigmoid(-x) * (1 + (1 - discount) e^x): no difference of nearly equal numbers,
@@ -215,12 +220,13 @@ def _bernoulli(
     if action is None:
         assert noise is not None
         noise = noise[..., : x.shape[1]]
-        valid, p = _like(alive, noise), _like(log_p.detach().exp(), noise)
+        valid = _like(alive, noise)
+        p = _like(log_p.detach().exp(), noise)
         action = _at_least_one((noise < p) & valid, p, valid)
     valid = _like(alive, action)
-    log_prob = torch.where(action, _like(log_p, action), _like(log_q, action)).masked_fill(
-        ~valid, 0.0
-    )
+    # [B *G V] log p of what was kept, log(1 - p) of what was not; nothing off the alive tokens.
+    log_prob = torch.where(action, _like(log_p, action), _like(log_q, action))
+    log_prob = log_prob.masked_fill(~valid, 0.0)
     entropy = -(log_p.exp() * log_p + log_q.exp() * log_q)
     return action, log_prob, _like(entropy, action).masked_fill(~valid, 0.0)
 
@@ -235,6 +241,7 @@ def _subset(
         assert noise is not None
         action = dpp.sample_subset(law, noise)
     _check_count(action, alive, k)
+    # log P(Y) = sum over Y of the scores - log e_k; [B *G].
     chosen = (_like(scores.double(), action) * action).sum(-1)
     normalizer = dpp.log_normalizer(law).reshape(-1, *[1] * (chosen.ndim - 1))
     return action, chosen - normalizer, dpp.subset_entropy(law) / k.clamp(min=1)
@@ -249,23 +256,23 @@ def _kdpp(
     action: Tensor | None,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """k-DPP over the alive tokens, gathered to the front: decompositions cost the cube of the
-    width."""
+    """k-DPP over the alive tokens, which are gathered to the front."""
     # [B W] the alive tokens, gathered: a decomposition costs the cube of the width.
     at = alive_first(alive)
-    front, log_q = alive.gather(1, at), dpp.log_quality(scores, alive, k, quality).gather(1, at)
+    front = alive.gather(1, at)
+    log_q = dpp.log_quality(scores, alive, k, quality).gather(1, at)
+    # [B W W] similarity F F^T + jitter I of the gathered tokens.
     rows = features.gather(1, at.unsqueeze(2).expand(-1, -1, features.shape[2]))
-    law = dpp.kdpp(log_q, rows @ rows.mT + dpp.JITTER * torch.diag_embed(front.float()), front, k)
+    similarity = rows @ rows.mT + dpp.JITTER * torch.diag_embed(front.float())
+    law = dpp.kdpp(log_q, similarity, front, k)
+    # Draws go back to their columns: [B *G W] -> [B *G V].
     if action is None:
         assert noise is not None
         drawn = dpp.sample_kdpp(law, noise)
         action = _like(torch.zeros_like(alive), drawn).scatter(-1, _like(at, drawn), drawn)
     _check_count(action, alive, k)
-    return (
-        action,
-        dpp.kdpp_log_prob(law, action.gather(-1, _like(at, action))),
-        _evenness(quality * scores, alive),
-    )
+    log_prob = dpp.kdpp_log_prob(law, action.gather(-1, _like(at, action)))
+    return action, log_prob, _evenness(quality * scores, alive)
 
 
 def _sequential(
@@ -283,25 +290,26 @@ def _sequential(
     scores = rule.quality * logits.masked_fill(~alive, 0.0)
     if action is None:
         assert noise is not None
+        # `sequential` knows one axis of sequences: [B *G N] -> [B G N].
         flat = noise.reshape(len(noise), -1, noise.shape[-1])
         drawn = sequential.draw(scores, features, alive, k, rule.temperature, flat)
         action = drawn.reshape(*noise.shape[:-1], alive.shape[1])
     _check_count(action > 0, alive, k)
     flat = action.reshape(len(action), -1, action.shape[-1])
-    log_prob = sequential.log_prob(scores, features, alive, k, rule.temperature, flat).reshape(
-        action.shape
-    )
-    evenness = (
-        _evenness(scores / rule.temperature, alive).float().reshape(-1, *[1] * (action.ndim - 1))
-    )
+    log_prob = sequential.log_prob(scores, features, alive, k, rule.temperature, flat)
+    log_prob = log_prob.reshape(action.shape)
+    # Every draw of a sequence has the entropy of its state.
+    evenness = _evenness(scores / rule.temperature, alive).float()
+    evenness = evenness.reshape(-1, *[1] * (action.ndim - 1))
     return action, log_prob, evenness * (action > 0)
 
 
 def _evenness(logits: Tensor, alive: Tensor) -> Tensor:
     """Entropy of a softmax over alive tokens, divided by its largest possible value."""
     # Entropy = log Z - E[logit], of the softmax over alive tokens.
-    probability = logits.masked_fill(~alive, -torch.inf).softmax(1).masked_fill(~alive, 0.0)
-    log_total = logits.masked_fill(~alive, -torch.inf).logsumexp(1).nan_to_num(neginf=0.0)
+    masked = logits.masked_fill(~alive, -torch.inf)
+    probability = masked.softmax(1).masked_fill(~alive, 0.0)
+    log_total = masked.logsumexp(1).nan_to_num(neginf=0.0)
     spread = log_total - (probability * logits).sum(1)
     return spread / alive.sum(1).clamp(min=2).log()
 
@@ -314,11 +322,13 @@ def _like(per_state: Tensor, per_action: Tensor) -> Tensor:
 
 def _at_least_one(keep: Tensor, scores: Tensor, alive: Tensor) -> Tensor:
     """Force the best-scored alive token where nothing is kept; ties go to the lower index."""
+    # [B V] the likeliest token; `best & alive` stays empty where nothing is alive.
     best = F.one_hot(scores.masked_fill(~alive, -torch.inf).argmax(-1), alive.shape[-1]).bool()
     return torch.where(keep.any(-1, keepdim=True), keep, best & alive)
 
 
 def _check_count(action: Tensor, alive: Tensor, k: Tensor) -> None:
+    # Both counts: dead tokens in an action would pass the first and fail the second.
     kept = (action & _like(alive, action)).sum(-1)
     wanted = k.reshape(-1, *[1] * (kept.ndim - 1))
     if bool((kept != wanted).any() or (action.sum(-1) != wanted).any()):

@@ -32,6 +32,7 @@ class Autoencoder(nn.Module):
     def __init__(self, in_width: int, code_width: int = 64, hidden: int = 512) -> None:
         super().__init__()
         self.in_width, self.code_width = in_width, code_width
+        # Buffers, because statistics belong to the weights: checkpoints must hold them.
         self.register_buffer("mean", torch.zeros(in_width))
         self.register_buffer("std", torch.ones(in_width))
         self.encoder = _mlp(in_width, hidden, code_width)
@@ -55,6 +56,7 @@ class Autoencoder(nn.Module):
         mean = sum(part.double().sum(0) for part in flat.split(AT_ONCE)) / len(flat)
         squares = sum((part.double() - mean).square().sum(0) for part in flat.split(AT_ONCE))
         std = (squares / (len(flat) - 1)).sqrt()
+        # Constant features get std 1, or standardizing them would divide by zero.
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 

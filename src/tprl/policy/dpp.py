@@ -48,6 +48,7 @@ def subset_law(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> SubsetLaw:
     log_odds = (log_w + tilt.unsqueeze(1)).masked_fill(dead, DEAD)
     # Each item alone: the probabilities of 0 and of 1 successes, [B V 2].
     leaves = torch.stack([torch.sigmoid(-log_odds), torch.sigmoid(log_odds)], -1)
+    # Pairs of neighbors are merged until one group is left; counts above k are of no use.
     cap = max(int(k.max()), 1) if len(k) else 1
     levels = [leaves]
     while levels[-1].shape[1] > 1:
@@ -76,15 +77,17 @@ def subset_entropy(law: SubsetLaw) -> Float64[Tensor, " B"]:
     The mean of sum_{i in Y} log-odds is carried up the tree beside the probabilities (an
     expectation semiring, Eisner 2002), so that one backward pass suffices.
     """
+    # [B V 2] probabilities of 0 and 1 successes, and their mean log-odds.
     table = law.levels[0]
     moment = table * torch.stack([torch.zeros_like(law.log_odds), law.log_odds], -1)
     for level in law.levels[1:]:
         cap = level.shape[-1] - 1
-        (left, right), (left_moment, right_moment) = _pairs(table), _pairs(moment, neutral=0.0)
-        table, moment = (
-            level,
-            _convolve(left_moment, right, cap) + _convolve(left, right_moment, cap),
-        )
+        # Product rule of the semiring: (p, m) x (p', m') = (p p', m p' + p m').
+        left, right = _pairs(table)
+        left_moment, right_moment = _pairs(moment, neutral=0.0)
+        moment = _convolve(left_moment, right, cap) + _convolve(left, right_moment, cap)
+        table = level
+    # log P(Y) = sum of log-odds + sum of log(1 - p) - log P(S = k); its mean over subsets, negated.
     probability = _at_k(table, law.k)
     return probability.log() - _log_q(law).sum(1) - _at_k(moment, law.k) / probability
 
@@ -99,14 +102,16 @@ def sample_subset(law: SubsetLaw, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor
     b, v = law.log_odds.shape
     groups = noise.shape[1:-1]
     noise = noise.double().reshape(b, -1, noise.shape[-1])
+    # [B G M] successes in each of the M groups of a level, from the root down.
     count = law.k.reshape(b, 1, 1).expand(b, noise.shape[1], 1)
     for depth in range(len(law.levels) - 2, -1, -1):
+        # The noise of the first item on the right decides how many go to the left.
         left, right = (half.detach() for half in _pairs(law.levels[depth]))
         middle = torch.arange(left.shape[1], device=noise.device) * 2 ** (depth + 1) + 2**depth
         chosen = _split(left, right, count, noise[..., middle.clamp(max=v - 1)])
-        count = torch.stack([chosen, count - chosen], -1).flatten(2)[
-            ..., : law.levels[depth].shape[1]
-        ]
+        # [B G 2M] counts of both halves, without the group that only pads an odd number.
+        count = torch.stack([chosen, count - chosen], -1).flatten(2)
+        count = count[..., : law.levels[depth].shape[1]]
     return (count > 0).reshape(b, *groups, v)
 
 
@@ -148,9 +153,9 @@ def kdpp(
     values, vectors = values.flip(1), vectors.flip(2)
     # Gradients enter through the eigenvalues alone, to first order.
     log_values = values.clamp(min=1e-15 * values[:, :1].abs()).log()
-    log_values = log_values + 2 * torch.einsum(
-        "bij,bi->bj", vectors.square(), log_q - log_q.detach()
-    )
+    moved = log_q - log_q.detach()  # 0, with a gradient
+    log_values = log_values + 2 * torch.einsum("bij,bi->bj", vectors.square(), moved)
+    # Eigenvalues descend, so those of dead items stand behind the alive ones.
     rank = torch.arange(alive.shape[1], device=alive.device)
     log_values = log_values.masked_fill(rank >= alive.sum(1, keepdim=True), -torch.inf)
     return KDPP(log_q, similarity, alive, k, vectors, subset_law(log_values, k))
@@ -170,6 +175,7 @@ def kdpp_log_prob(law: KDPP, action: Bool[Tensor, "B *G V"]) -> Float64[Tensor, 
     # Actions with fewer items get a 1 on the diagonal, which changes no determinant.
     eye = torch.eye(order.shape[2], dtype=minor.dtype, device=minor.device)
     minor = torch.where(used.unsqueeze(2) & used.unsqueeze(3), minor, eye)
+    # log det L_Y = log det S_Y + 2 sum over Y of log q.
     log_det = torch.linalg.slogdet(minor).logabsdet + 2 * (flat * law.log_q.unsqueeze(1)).sum(-1)
     return (log_det - log_normalizer(law.spectrum).unsqueeze(1)).reshape(action.shape[:-1])
 
@@ -191,10 +197,11 @@ def sample_kdpp(law: KDPP, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor, "B *G
     column = (~chosen).to(torch.int8).argsort(dim=-1, stable=True)[..., :steps]
     # [B G V K] the eigenspace that was chosen; items are drawn by their share of it.
     basis = law.vectors.unsqueeze(1).expand(-1, chosen.shape[1], -1, -1)
-    basis = basis.gather(3, column.unsqueeze(2).expand(-1, -1, v, -1)) * chosen.gather(
-        2, column
-    ).unsqueeze(2)
+    # A sample with fewer items than `steps` has columns that were not chosen: they become zero.
+    real = chosen.gather(2, column).unsqueeze(2)
+    basis = basis.gather(3, column.unsqueeze(2).expand(-1, -1, v, -1)) * real
     basis = basis.masked_fill(~law.alive[:, None, :, None], 0.0)
+    # An item is drawn in proportion to the squared norm of its row of the eigenspace.
     taken = torch.zeros_like(chosen)
     weight = basis.square().sum(-1)
     # orthonormal directions of the drawn items, one per row
@@ -202,12 +209,13 @@ def sample_kdpp(law: KDPP, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor, "B *G
     for step in range(steps):
         active = (step < law.k).unsqueeze(1)
         item = _pick(weight, noise[..., 2 * step + 1])
+        # Gram-Schmidt: what the drawn item adds to the directions before it.
         row = basis.gather(2, item[..., None, None].expand(-1, -1, 1, steps)).squeeze(2)
         for _ in range(2):  # twice is enough (Kahan): the directions stay orthogonal to rounding
-            row = row - torch.einsum(
-                "bgt,bgts->bgs", torch.einsum("bgts,bgs->bgt", drawn, row), drawn
-            )
+            overlap = torch.einsum("bgts,bgs->bgt", drawn, row)
+            row = row - torch.einsum("bgt,bgts->bgs", overlap, drawn)
         drawn[:, :, step] = row / row.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        # Every other item loses its component along the new direction.
         weight = weight - torch.einsum("bgvs,bgs->bgv", basis, drawn[:, :, step]).square()
         taken |= F.one_hot(item, v).bool() & active.unsqueeze(-1)
         weight = weight.clamp(min=1e-300).masked_fill(taken | ~law.alive.unsqueeze(1), 0.0)
@@ -225,13 +233,11 @@ def log_quality(
     be noise).
     """
     log_q = 0.5 * quality * logits.double()
+    # The k-th largest decides what is kept, so the range is centered there.
     ranked = log_q.detach().masked_fill(~alive, -torch.inf).sort(1, descending=True).values
     anchor = ranked.gather(1, (k - 1).clamp(min=0).unsqueeze(1))
-    return (
-        (log_q - anchor.nan_to_num(neginf=0.0))
-        .clamp(-QUALITY_RANGE, QUALITY_RANGE)
-        .masked_fill(~alive, 0.0)
-    )
+    centered = log_q - anchor.nan_to_num(neginf=0.0)
+    return centered.clamp(-QUALITY_RANGE, QUALITY_RANGE).masked_fill(~alive, 0.0)
 
 
 def greedy_map(
@@ -243,6 +249,7 @@ def greedy_map(
     batched: a loop over steps, none over samples. Where the kernel's rank is exhausted, the largest
     diagonal entries fill up.
     """
+    # Gains are the squared pivots of a Cholesky factor; its rows are kept per step.
     tolerance = kernel.shape[-1] * torch.finfo(kernel.dtype).eps
     kernel = kernel.double()
     diagonal = kernel.diagonal(dim1=1, dim2=2)
@@ -253,20 +260,19 @@ def greedy_map(
         # Beyond the kernel's rank gains are rounding errors: the diagonal decides instead.
         free = alive & ~taken
         useful = free & (gain > tolerance * diagonal)
-        score = torch.where(
-            useful.any(1, keepdim=True), gain.masked_fill(~useful, -torch.inf), diagonal
-        )
+        gains = gain.masked_fill(~useful, -torch.inf)
+        score = torch.where(useful.any(1, keepdim=True), gains, diagonal)
         item = score.masked_fill(~free, -torch.inf).argmax(1)  # argmax returns the first maximum
         at = item[:, None, None]
         before = factors[:, :step]
         # The new row of the Cholesky factor (algorithm 1, line 6).
         row_factors = before.gather(2, at.expand(-1, step, 1))
-        row = kernel.gather(1, at.expand(-1, 1, kernel.shape[2])).squeeze(1) - (
-            row_factors * before
-        ).sum(1)
+        row = kernel.gather(1, at.expand(-1, 1, kernel.shape[2])).squeeze(1)
+        row = row - (row_factors * before).sum(1)
         pivot = gain.gather(1, item.unsqueeze(1))
         fresh = useful.gather(1, item.unsqueeze(1))
         factors[:, step] = torch.where(fresh, row / pivot.clamp(min=1e-300).sqrt(), 0.0)
+        # Algorithm 1, line 8: d_i^2 falls by e_i^2.
         gain = gain - factors[:, step].square()
         taken = taken | (F.one_hot(item, alive.shape[1]).bool() & free & (step < k).unsqueeze(1))
     return taken
@@ -282,6 +288,7 @@ def unit_features(
     """
     valid = mask.unsqueeze(-1)
     x = features.float().masked_fill(~valid, 0.0)
+    # Centered over valid tokens only, so padding moves nothing.
     x = (x - x.sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)) * valid
     return F.normalize(x, dim=-1)
 
@@ -296,6 +303,7 @@ def cosine_kernel(
 
 def _tilt(log_w: Tensor, dead: Tensor, k: Tensor) -> Tensor:
     """log c with sum_i sigmoid(log_w_i + log c) about k, by bisection."""
+    # 40 beyond the extremes every probability is 0 or 1 as far as double precision goes.
     low = -log_w.masked_fill(dead, DEAD).amax(1) - 40
     high = -log_w.masked_fill(dead, -DEAD).amin(1) + 40
     for _ in range(BISECTIONS):
@@ -320,6 +328,7 @@ def _convolve(left: Tensor, right: Tensor, cap: int) -> Tensor:
     """Law of the sum of two counts, up to `cap`: [B M d+1] x [B M d+1] -> [B M min(2d, cap)+1]."""
     d = left.shape[-1] - 1
     size = min(2 * d, cap) + 1
+    # [B M size d+1] every entry of the sum is a dot product of one half, reversed, with a window.
     windows = F.pad(right, (d, size - 1 - d)).unfold(-1, d + 1, 1)
     return (windows @ left.flip(-1).unsqueeze(-1)).squeeze(-1)
 
@@ -327,20 +336,19 @@ def _convolve(left: Tensor, right: Tensor, cap: int) -> Tensor:
 def _split(left: Tensor, right: Tensor, count: Tensor, noise: Tensor) -> Tensor:
     """How many of `count` [B G M] successes fall into the left half, by inverting the distribution
     function."""
+    # [B G M d+1] P(left = j) P(right = count - j) for every j.
     j = torch.arange(left.shape[-1], device=left.device)
     others = count.unsqueeze(-1) - j
     inside = (others >= 0) & (others < right.shape[-1])
-    other = (
-        right.unsqueeze(1)
-        .expand(-1, count.shape[1], -1, -1)
-        .gather(3, others.clamp(0, right.shape[-1] - 1))
-    )
+    tables = right.unsqueeze(1).expand(-1, count.shape[1], -1, -1)
+    other = tables.gather(3, others.clamp(0, right.shape[-1] - 1))
     return _pick((left.unsqueeze(1) * other).masked_fill(~inside, 0.0), noise)
 
 
 def _pick(weight: Tensor, noise: Tensor) -> Tensor:
     """Index drawn in proportion to `weight` along the last axis; never one of weight 0 unless all
     are."""
+    # `<=` steps over leading weights of 0 even at a uniform of exactly 0.
     cumulative = weight.cumsum(-1)
     below = cumulative <= noise.unsqueeze(-1) * cumulative[..., -1:]
     return below.sum(-1).clamp(max=weight.shape[-1] - 1)
@@ -348,7 +356,8 @@ def _pick(weight: Tensor, noise: Tensor) -> Tensor:
 
 def _at_k(table: Tensor, k: Tensor) -> Tensor:
     """The entry of the whole set's law at k; 0 where there are fewer than k items."""
-    root = F.pad(table[:, 0], (0, max(0, int(k.max()) + 1 - table.shape[-1])) if len(k) else (0, 0))
+    missing = max(0, int(k.max()) + 1 - table.shape[-1]) if len(k) else 0
+    root = F.pad(table[:, 0], (0, missing))
     return root.gather(1, k.unsqueeze(1)).squeeze(1)
 
 

@@ -33,10 +33,10 @@ class PolicyInput(NamedTuple):
     @property
     def images(self) -> Rows:
         """The batch as rows of images: budgets are per image."""
-        return image_rows(
-            self.mask,
-            torch.zeros_like(self.mask, dtype=torch.long) if self.image is None else self.image,
-        )
+        image = self.image
+        if image is None:
+            image = torch.zeros_like(self.mask, dtype=torch.long)
+        return image_rows(self.mask, image)
 
 
 class StateFeatures(NamedTuple):
@@ -95,16 +95,16 @@ class PolicyNet(nn.Module):
             raise UserError(f"policy.query must be tokens, pooled or none, got {query}.")
         self.query, self.max_steps, self.width = query, max_steps, width
         self.code_width, self.query_width = code_width, query_width
+        # What enters: codes, words, places, the step and the budget, all as vectors of `width`.
         self.code_in = nn.Sequential(nn.LayerNorm(code_width), nn.Linear(code_width, width))
-        self.query_in = (
-            None
-            if query == "none"
-            else nn.Sequential(nn.LayerNorm(query_width), nn.Linear(query_width, width))
-        )
+        self.query_in: nn.Module | None = None
+        if query != "none":
+            self.query_in = nn.Sequential(nn.LayerNorm(query_width), nn.Linear(query_width, width))
         self.place = nn.Linear(4 * OCTAVES, width) if positions else None
         self.step = nn.Embedding(max_steps, width)
         self.ratio = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
         self.kind = nn.Parameter(torch.zeros(2, width))  # tells visual tokens from words
+        # What reads it, and one head for each of the two answers.
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
         self.policy_head = Head(width)
         self.value_head = Head(width)
@@ -134,9 +134,8 @@ class PolicyNet(nn.Module):
             UserError: `step` is beyond `max_steps`.
         """
         read = self.read(x, alive, step, keep_ratio)
-        return self.keep_logits(read, alive), self.value_head(
-            _mean(read.tokens, read.valid)
-        ).float()
+        value = self.value_head(_mean(read.tokens, read.valid)).float()
+        return self.keep_logits(read, alive), value
 
     def read(
         self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]
@@ -160,25 +159,25 @@ class PolicyNet(nn.Module):
             at = alive_first(alive)
             valid = alive.gather(1, at)
             index = at.unsqueeze(2)
-            codes, xy = (
-                part.gather(1, index.expand(-1, -1, part.shape[2])) for part in (x.codes, x.xy)
-            )
+            codes = x.codes.gather(1, index.expand(-1, -1, x.codes.shape[2]))
+            xy = x.xy.gather(1, index.expand(-1, -1, x.xy.shape[2]))
             tokens = self._embedded(codes, xy, valid)
         words, word_mask = self._words(x)
         # One sequence of visual tokens and words, [B N + Q W].
-        everything, keys = torch.cat([tokens, words], 1), torch.cat([valid, word_mask], 1)
+        everything = torch.cat([tokens, words], 1)
+        keys = torch.cat([valid, word_mask], 1)
         # Budget and step are added to every token: one policy serves all of them.
         ratio = keep_ratio.to(tokens.dtype).unsqueeze(1)
         condition = self.ratio(torch.cat([ratio, ratio.log()], 1)) + self.step.weight[step]
         everything = everything + condition.unsqueeze(1)
         for block in self.blocks:
             everything = block(everything, keys)
-        return StateFeatures(
-            everything[:, : at.shape[1]], at, valid, everything[:, at.shape[1] :], word_mask
-        )
+        visual, asked = everything[:, : at.shape[1]], everything[:, at.shape[1] :]
+        return StateFeatures(visual, at, valid, asked, word_mask)
 
     def keep_logits(self, read: StateFeatures, alive: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """One logit per token, 0 where not alive."""
+        # [B N] of the tokens that were read, then [B V] at their columns.
         logits = self.policy_head(read.tokens).masked_fill(~read.valid, 0.0)
         return torch.zeros_like(alive, dtype=logits.dtype).scatter(1, read.at, logits).float()
 
@@ -204,24 +203,24 @@ class PolicyNet(nn.Module):
         mask = x.query_mask
         if self.query_in is None:
             return x.query.new_zeros(len(mask), 0, self.width, dtype=self.kind.dtype), mask[:, :0]
-        words = (
-            self.query_in(x.query.masked_fill(~mask.unsqueeze(-1), 0.0).to(self.kind.dtype))
-            + self.kind[1]
-        )
+        # [B Q W] padding is erased: a NaN in it would survive an attention weight of zero.
+        real = x.query.masked_fill(~mask.unsqueeze(-1), 0.0).to(self.kind.dtype)
+        words = self.query_in(real) + self.kind[1]
         if self.query == "tokens":
             # Rank among the question's own words, so that left, right or no padding gives the same.
-            return words + order_code((mask.cumsum(1) - 1).clamp(min=0), self.width).to(
-                words.dtype
-            ), mask
+            rank = (mask.cumsum(1) - 1).clamp(min=0)
+            return words + order_code(rank, self.width).to(words.dtype), mask
         return _mean(words, mask).unsqueeze(1), mask.new_ones(len(mask), 1)
 
     def _initialize(self) -> None:
+        # Orthogonal with gain sqrt(2), as usual for actor-critics.
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.orthogonal_(module.weight, math.sqrt(2))
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.step.weight, std=0.02)
         nn.init.normal_(self.kind, std=0.02)
+        # A small last layer: the first policy is nearly uniform.
         nn.init.orthogonal_(self.policy_head.out.weight, 0.01)
         nn.init.orthogonal_(self.value_head.out.weight, 1.0)
 
@@ -244,17 +243,15 @@ class TransformerBlock(nn.Module):
         self, x: Float[Tensor, "B N W"], keys: Bool[Tensor, "B N"]
     ) -> Float[Tensor, "B N W"]:
         """Every token attends to the tokens where `keys` is True."""
-        q, k, v = (
-            self.qkv(self.norm_attention(x))
-            .unflatten(-1, (3, self.heads, -1))
-            .permute(2, 0, 3, 1, 4)
-        )
+        # [B N 3W] -> three of [B H N W/H].
+        joint = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = joint.permute(2, 0, 3, 1, 4)
         # A sample without any key (text only, no question) attends to everything; its output is
         # never used.
         mask = (keys | ~keys.any(1, keepdim=True))[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        x = x + self.out(
-            F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-        )
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        # Heads side by side again: [B N W].
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm_mlp(x))
 
 
@@ -286,6 +283,7 @@ def alive_first(alive: Bool[Tensor, "B V"]) -> Int[Tensor, "B N"]:
     """Indices of the alive tokens in order, then of dead ones; N is the batch's largest alive
     count, at least 1."""
     width = max(int(alive.sum(1).max()), 1) if len(alive) else 1
+    # Stable: alive tokens keep their raster order.
     return (~alive).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
 
 
@@ -294,15 +292,16 @@ OCTAVES = 6  # finest period 1/16 of the image side: two tokens of a 32 x 32 gri
 
 def sinusoids(xy: Float[Tensor, "B V 2"]) -> Float[Tensor, "B V F"]:
     """sin and cos of pi * 2^j * (x, y), j = 0..OCTAVES-1: F = 4 * OCTAVES features per token."""
-    angles = xy.unsqueeze(-1) * (
-        math.pi * 2.0 ** torch.arange(OCTAVES, device=xy.device, dtype=xy.dtype)
-    )
+    octave = torch.arange(OCTAVES, device=xy.device, dtype=xy.dtype)
+    # [B V 2 OCTAVES]
+    angles = xy.unsqueeze(-1) * (math.pi * 2.0**octave)
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(2)
 
 
 def order_code(rank: Int[Tensor, "B Q"], width: int) -> Float[Tensor, "B Q W"]:
     """Sine-cosine code of a word's rank (Vaswani et al. 2017, section 3.5); any length, no
     parameters."""
+    # [B Q W/2] angles; sine and cosine of one rate stand side by side.
     rate = torch.exp(-math.log(1e4) * torch.arange(0, width, 2, device=rank.device) / width)
     angles = rank.unsqueeze(-1) * rate
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(2)[..., :width]

@@ -67,6 +67,7 @@ def greedy(
     """
     keep = torch.zeros_like(alive)
     log_gain = log_gains(scores, alive, k)
+    # Quality and features of a portion at once; every image takes one token a step.
     for rows, _ in _portions(features, k, 1, _Gains.size(features, k)):
         steps = int(k[rows].max())
         gains = _Gains(features[rows].double(), log_gain[rows], alive[rows], steps)
@@ -78,11 +79,11 @@ def greedy(
         if items:
             # Where an image needs fewer steps than its neighbors, what it takes after them does not
             # count.
-            order, counts = torch.cat(items, 2).squeeze(1), torch.arange(steps, device=k.device)
+            order = torch.cat(items, 2).squeeze(1)
+            counts = torch.arange(steps, device=k.device)
             taken = (counts < k[rows].unsqueeze(1)).to(torch.uint8)
-            keep[rows] = (
-                torch.zeros_like(keep[rows], dtype=torch.uint8).scatter_add(1, order, taken) > 0
-            )
+            hits = torch.zeros_like(keep[rows], dtype=torch.uint8).scatter_add(1, order, taken)
+            keep[rows] = hits > 0
     return keep
 
 
@@ -103,8 +104,11 @@ def draw(
     order = torch.zeros(*noise.shape[:2], alive.shape[1], dtype=torch.long, device=alive.device)
     log_gain = log_gains(scores, alive, k)
     for rows, groups in _portions(features, k, noise.shape[1], _Gains.size(features, k)):
-        steps, uniform, place = int(k[rows].max()), noise[rows, groups], order[rows, groups]
+        steps = int(k[rows].max())
+        uniform = noise[rows, groups]
+        place = order[rows, groups]  # a view: writing to it fills `order`
         gains = _Gains(features[rows], log_gain[rows], alive[rows], steps, place.shape[1])
+        # All sequences draw at the same time; those that are complete draw without effect.
         for step in range(steps):
             item = _pick(gains.weight(temperature), uniform[..., step])
             active = (step < k[rows])[:, None, None]
@@ -179,15 +183,16 @@ class _LogProb(torch.autograd.Function):
         ctx.temperature = temperature
         out = torch.zeros(order.shape, device=order.device)
         for at, item, gain in _steps(log_gain, features, alive, k, order):
+            # log P = log of the wanted weight - log of the sum of all weights, step by step.
             weight, log_scale = _tempered(gain, temperature, 2)
             if members is None:
                 log_wanted = gain.gather(2, item.unsqueeze(2)).log() / temperature - log_scale
             else:
                 log_wanted = (weight * members[at[0]][:, None, :, None]).sum(2, keepdim=True).log()
             active = torch.arange(item.shape[2], device=k.device) < k[at[0]][:, None, None]
-            value = torch.where(
-                active, (log_wanted - weight.sum(2, keepdim=True).log()).squeeze(2), 0.0
-            )
+            log_total = weight.sum(2, keepdim=True).log()
+            value = torch.where(active, (log_wanted - log_total).squeeze(2), 0.0)
+            # [C H K] by step -> [C H V] by token.
             out[at] = torch.zeros_like(out[at]).scatter_add(2, item, value)
         return out
 
@@ -199,6 +204,7 @@ class _LogProb(torch.autograd.Function):
             weight, _ = _tempered(gain, ctx.temperature, 2)
             active = torch.arange(item.shape[2], device=k.device) < k[at[0]][:, None, None]
             grad = torch.where(active, grads[0][at].gather(2, item), 0.0)
+            # d log P / d log gain_j = ([j = i] - P(j)) / temperature, summed over the steps.
             pull = -_weighted(weight, grad)
             if members is None:
                 pull += grads[0][at] * (order[at] > 0)
@@ -213,6 +219,7 @@ def _tempered(gain: Tensor, temperature: float, axis: int) -> tuple[Tensor, Tens
     temperature 1 the gains themselves: only a high power leaves the range of the numbers."""
     if temperature == 1:
         return gain, 0.0
+    # Divided by the largest first: a high power of any other number may overflow.
     largest = gain.amax(axis, keepdim=True).clamp(min=torch.finfo(gain.dtype).tiny)
     return (gain / largest).pow(1 / temperature), largest.log() / temperature
 
@@ -248,13 +255,15 @@ def _steps(
         drawn = f[torch.arange(c, device=k.device)[:, None, None], item].double()
         kernel = drawn @ drawn.mT
         kernel.diagonal(dim1=2, dim2=3).add_(JITTER)
-        directions = torch.linalg.solve_triangular(
-            torch.linalg.cholesky(kernel), drawn, upper=False
-        )
+        factor = torch.linalg.cholesky(kernel)
+        directions = torch.linalg.solve_triangular(factor, drawn, upper=False)
+        # [C H V K] (U_t F_i)^2, then minus the sum over the steps before t.
         flat = directions.flatten(1, 2).to(f.dtype)
         part = (f @ flat.mT).view(c, f.shape[1], *item.shape[1:]).transpose(1, 2).square_()
         gain = part.cumsum(3).sub_(part).neg_()
+        # The kernel's diagonal, which every gain starts from.
         gain += (f.square().sum(2) + JITTER)[:, None, :, None]
+        # Quality enters as a factor q^2; dead tokens get 0.
         quality = (log_gain[rows].exp() * alive[rows]).to(f.dtype)
         gain.clamp_(min=JITTER).mul_(quality[:, None, :, None])
         # Row t of the gains of the drawn tokens is that of token t: nothing is left of it after
@@ -298,15 +307,19 @@ class _Gains:
     def take(self, item: Int[Tensor, "C G 1"], gain: Float[Tensor, "C G 1"]) -> None:
         """Add a token, with its gain, to every set."""
         c, g, _ = item.shape
-        z, before = self.scaled.shape[2], self.factors[:, : self.step]
+        z = self.scaled.shape[2]
+        before = self.factors[:, : self.step]
         token = self.scaled.gather(1, item.expand(-1, -1, z)).view(c * g, 1, z)
+        # u = P b: the new token less its part along the tokens before it; h = u / gain.
         fresh = self.factors[:, self.step : self.step + 1]
         along = torch.bmm(token, before[:, :, 1].mT)
         torch.baddbmm(token, along, before[:, :, 0], alpha=-1, out=fresh[:, :, 0])
         torch.div(fresh[:, :, 0], gain.view(c * g, 1, 1), out=fresh[:, :, 1])
+        # Schur complement: gain_i falls by (b_i u)(b_i h); both products in one kernel.
         pair = fresh.reshape(c, g * 2, z)
         product = torch.bmm(pair, self.scaled.mT).view(c, g, 2, -1)
         self.value.addcmul_(product[:, :, 0], product[:, :, 1], value=-1)
+        # A token that is drawn never has a gain again.
         self.value.scatter_(2, item, 0.0)
         self.step += 1
 
@@ -323,6 +336,7 @@ def _portions(
     steps = int(k.max()) if count else 0
     if not steps:
         return
+    # Whole images if they fit, else some sequences of one image.
     size = max(1, PORTION // (each or v * steps))  # sequences
     images = max(1, size // groups)
     for start in range(0, count, images):

@@ -38,14 +38,15 @@ class WeightedReward:
 
     def __init__(self, terms: Mapping[str, Term] | Sequence[Term]) -> None:
         terms = list(terms.values()) if isinstance(terms, Mapping) else terms
+        # Terms are logged by name, so two of one name would hide each other.
         names = [term.name for term in terms]
         if not names or len(set(names)) < len(names):
             raise UserError(f"a reward needs at least one term, each named once, got {names}.")
         self.terms = tuple(terms)
         self.needs = frozenset().union(*(term.needs for term in terms))
-        self.limits_tokens = any(
-            getattr(term, "limits_tokens", False) and term.weight > 0 for term in terms
-        )
+        # A charge of weight 0 charges nothing: a free budget would keep every token.
+        charges = [term for term in terms if getattr(term, "limits_tokens", False)]
+        self.limits_tokens = any(term.weight > 0 for term in charges)
 
     def __call__(self, outcome: Outcome) -> dict[str, Float[Tensor, "T B"]]:
         return {term.name: term.weight * term(outcome) for term in self.terms}
@@ -60,4 +61,5 @@ def change(series: Float[Tensor, "T1 B"] | None, name: str) -> Float[Tensor, "T 
     """
     if series is None:
         raise ValueError(f"the reward needs outcome.{name}, which was not measured.")
+    # [T+1 B] -> [T B]: the reward of a step is what the step changed.
     return series[1:] - series[:-1]

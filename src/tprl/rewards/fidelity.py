@@ -23,8 +23,8 @@ class Fidelity:
         self.weight, self.agreement, self.ceiling = weight, agreement, ceiling
 
     def __call__(self, outcome: Outcome) -> Float[Tensor, "T B"]:
-        kl = outcome.answer_kl
         same = change(outcome.agreement, "agreement")
-        return self.agreement * same - change(
-            None if kl is None else kl.clamp(max=self.ceiling), "answer_kl"
-        )
+        # Clamped per state, not per change: one ruined answer must not drown the batch.
+        kl = outcome.answer_kl
+        bounded = None if kl is None else kl.clamp(max=self.ceiling)
+        return self.agreement * same - change(bounded, "answer_kl")

@@ -25,6 +25,7 @@ class FlopsSaved:
         self.weight = weight
 
     def __call__(self, outcome: Outcome) -> Float[Tensor, "T B"]:
+        # Relative to all tokens: prompts of all lengths weigh the same.
         saved = -change(outcome.flops, "flops")
         assert outcome.flops is not None
         return saved / outcome.flops[:1]

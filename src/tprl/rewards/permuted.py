@@ -41,6 +41,7 @@ class Permuted(WeightedReward):
             UserError: a question with one episode, whose reward nothing could be exchanged with.
         """
         terms = super().__call__(outcome)
+        # Rows of each question; an exchange never leaves its question.
         episodes = dict[str, list[int]]()
         for row, uid in enumerate(outcome.uids):
             episodes.setdefault(uid, []).append(row)
@@ -50,6 +51,7 @@ class Permuted(WeightedReward):
                 "reward=permuted exchanges rewards between episodes of one "
                 f"question, and {lonely} has one: set stage.group=8 or more."
             )
+        # One permutation for all terms and steps: an episode's rewards move as a whole.
         total = torch.stack(list(terms.values())).sum((0, 1)).double().cpu()
         order = torch.arange(len(outcome.uids))
         for uid, rows in episodes.items():
@@ -57,8 +59,9 @@ class Permuted(WeightedReward):
         return {name: value[:, order.to(value.device)] for name, value in terms.items()}
 
     def _permutation(self, uid: str, rewards: Float[Tensor, " G"]) -> Int[Tensor, " G"]:
+        # Sorted, so that the order in which episodes come plays no part.
         values = rewards.sort().values.numpy().tobytes()
         digest = hashlib.blake2b(f"{self.seed}/{uid}/".encode() + values, digest_size=7).digest()
-        return torch.randperm(
-            len(rewards), generator=torch.Generator().manual_seed(int.from_bytes(digest))
-        )
+        # 7 bytes: torch takes seeds of at most 63 bits.
+        generator = torch.Generator().manual_seed(int.from_bytes(digest))
+        return torch.randperm(len(rewards), generator=generator)

@@ -44,7 +44,9 @@ def without_blocks(
     # How many tokens every image would keep.
     of_image = image.unsqueeze(1).expand_as(less)
     left = torch.zeros_like(less, dtype=torch.long).scatter_add(2, of_image, less.long())
-    return (less | (kept & (left.gather(2, of_image) == 0))).flatten(0, 1)
+    # An image without any token would be another question: it keeps what it had.
+    emptied = left.gather(2, of_image) == 0
+    return (less | (kept & emptied)).flatten(0, 1)
 
 
 def shared_out(
@@ -65,9 +67,9 @@ def shared_out(
     # [P M] how many tokens a block holds: credit is per token.
     members = torch.stack([(block == number).sum(1) for number in range(loss.shape[1])], 1)
     # Weights whose mean over the episode's tokens is 1.
-    weight = (
-        cost * members.sum(1, keepdim=True) / (cost * members).sum(1, keepdim=True).clamp(min=1e-12)
-    )
+    spent = (cost * members).sum(1, keepdim=True).clamp(min=1e-12)
+    weight = cost * members.sum(1, keepdim=True) / spent
     weight = torch.where(total > 1e-6, weight, 1.0)
+    # [P V] by token; those in no block get 0.
     each = weight.gather(1, block.clamp(min=0))
     return advantage.unsqueeze(1) * each * (block >= 0)

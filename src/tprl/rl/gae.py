@@ -16,11 +16,14 @@ def gae(
     """
     # Backwards through the episode: each step needs the advantage of the next.
     value = value.detach()
-    advantage, running = torch.zeros_like(reward), torch.zeros_like(reward[0])
+    advantage = torch.zeros_like(reward)
+    running = torch.zeros_like(reward[0])
     following = torch.zeros_like(reward[0])
     for t in reversed(range(len(reward))):
-        running = reward[t] + gamma * following - value[t] + gamma * lam * running
-        advantage[t], following = running, value[t]
+        delta = reward[t] + gamma * following - value[t]
+        running = delta + gamma * lam * running
+        advantage[t] = running
+        following = value[t]
     return advantage, advantage + value
 
 
@@ -40,7 +43,9 @@ def group_advantage(
         raise ValueError(f"{len(returns)} returns are not whole groups of {group}.")
     rows = returns.reshape(-1, group)
     centered = rows - rows.mean(1, keepdim=True)
-    return (centered / (rows.std(1, correction=0, keepdim=True) + eps)).reshape(-1)
+    # eps: in a group of equals 0 / eps is 0, not 0 / 0.
+    spread = rows.std(1, correction=0, keepdim=True)
+    return (centered / (spread + eps)).reshape(-1)
 
 
 def leave_one_out(returns: Float[Tensor, " B"], group: int) -> Float[Tensor, " B"]:
@@ -56,4 +61,6 @@ def leave_one_out(returns: Float[Tensor, " B"], group: int) -> Float[Tensor, " B
     if group < 2 or len(returns) % group:
         raise ValueError(f"{len(returns)} returns are not whole groups of {group}.")
     rows = returns.reshape(-1, group)
-    return ((rows - rows.mean(1, keepdim=True)) * group / (group - 1)).reshape(-1)
+    # r_i - mean of the others = (r_i - mean of all) G / (G - 1).
+    centered = rows - rows.mean(1, keepdim=True)
+    return (centered * group / (group - 1)).reshape(-1)

@@ -70,40 +70,34 @@ def ppo_loss(
     if ratio not in ("token", "joint") or (ratio == "joint" and advantage.ndim == 2):
         raise ValueError(f"ratio={ratio} is unknown, or joint with per-token advantages.")
     # A set has one log-probability: it counts where anything was decided.
-    mask = (
-        decisions if new_log_prob.shape[1] == decisions.shape[1] else decisions.any(1, keepdim=True)
-    )
+    per_token = new_log_prob.shape[1] == decisions.shape[1]
+    mask = decisions if per_token else decisions.any(1, keepdim=True)
+    # [B A] log-ratios; GSPO's equation 7 replaces them by their mean over a sample's decisions.
     difference = new_log_prob - old_log_prob.detach()
     counted = mask
     if ratio == "joint":
-        difference, counted = _per_sample(difference, mask).unsqueeze(1), mask.any(1, keepdim=True)
+        difference = _per_sample(difference, mask).unsqueeze(1)
+        counted = mask.any(1, keepdim=True)
     # [B A] ratio of the new policy to the one that sampled; exactly 1 before the first step.
     log_ratio = difference.masked_fill(~counted, 0.0).clamp(-LOG_RATIO_RANGE, LOG_RATIO_RANGE)
     r = log_ratio.exp()
     # The smaller of both surrogates: no reward for leaving the clip range.
     weight = (advantage.unsqueeze(1) if advantage.ndim == 1 else advantage).detach()
-    policy = -_mean(torch.minimum(r * weight, r.clamp(1 - clip, 1 + clip) * weight), counted)
+    clipped_surrogate = r.clamp(1 - clip, 1 + clip) * weight
+    policy = -_mean(torch.minimum(r * weight, clipped_surrogate), counted)
     # The critic's error; GRPO and leave-one-out have no critic.
     value = policy.new_zeros(())
     if new_value is not None and target is not None:
-        value = _mean(
-            (new_value - target.detach()).square().unsqueeze(1), mask.any(1, keepdim=True)
-        )
+        error = (new_value - target.detach()).square().unsqueeze(1)
+        value = _mean(error, mask.any(1, keepdim=True))
     spread = _mean(entropy, mask)
     # What is only logged: Schulman's KL estimate is never negative.
     with torch.no_grad():
         kl = _mean(r - 1 - log_ratio, counted)
         clipped = _mean(((r - 1).abs() > clip).float(), counted)
         largest = r.masked_fill(~counted, 0.0).max()
-    return PPOLoss(
-        policy + value_coef * value - entropy_coef * spread,
-        policy,
-        value,
-        spread,
-        kl,
-        clipped,
-        largest,
-    )
+    total = policy + value_coef * value - entropy_coef * spread
+    return PPOLoss(total, policy, value, spread, kl, clipped, largest)
 
 
 def normalize(
@@ -122,9 +116,9 @@ def explained_variance(value: Float[Tensor, "*N"], target: Float[Tensor, "*N"]) 
     """1 - Var(target - value) / Var(target): 1 is a perfect critic, 0 one that knows the mean; NaN
     without variance."""
     variance = target.var(correction=0)
-    return (
-        float(1 - (target - value).var(correction=0) / variance) if variance > 0 else float("nan")
-    )
+    if variance <= 0:
+        return float("nan")
+    return float(1 - (target - value).var(correction=0) / variance)
 
 
 def _per_sample(x: Tensor, mask: Tensor) -> Tensor:

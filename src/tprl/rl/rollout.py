@@ -53,12 +53,12 @@ def step_budgets(
     Pass float64 ratios: in float32 a ratio such as 0.7 falls below itself, and 0.7 of 5 tokens
     would round to 3 instead of 4. A float32 ratio is therefore read to 7 significant digits.
     """
+    # float32 ratios are read to the digits they hold: 0.7 is 0.7 again.
     double = keep_ratio.dtype == torch.float64
     ratios = [r if double else float(f"{r:.7g}") for r in keep_ratio.tolist()]
-    counts = [
-        budget(step_ratios(r, steps)[t], n)
-        for r, n in zip(ratios, mask.sum(1).tolist(), strict=True)
-    ]
+    # Rounded from the original count, so that errors do not add up over the steps.
+    sizes = mask.sum(1).tolist()
+    counts = [budget(step_ratios(r, steps)[t], n) for r, n in zip(ratios, sizes, strict=True)]
     return torch.tensor(counts, dtype=torch.long, device=mask.device)
 
 
@@ -90,15 +90,18 @@ def collect(
     Raises:
         ValueError: the number of episodes is not `group` times that of the prompts.
     """
+    # Eval mode, as in the update: the network must give both the same numbers.
     training = policy.training
     policy.eval()
-    # Every episode of a question begins with all of its tokens.
-    alive, parts = x.mask.repeat_interleave(group, 0), []
+    # [B V] every episode of a question begins with all of its tokens.
+    alive = x.mask.repeat_interleave(group, 0)
+    parts = []
     for t in range(steps):
         action, log_prob, _, value = _step(
             policy, x, rule, alive, t, steps, keep_ratio, group, noise=noise[t]
         )
         parts.append((alive, action, log_prob, value))
+        # What a step keeps is all that the next one may choose from.
         alive = action > 0
     policy.train(training)
     return Rollout(*(torch.stack(part) for part in zip(*parts, strict=True)))
@@ -152,21 +155,25 @@ def _step(
     # Budgets are per image, so actions are drawn per image, too.
     logits, value = policy(x, alive, t, keep_ratio)
     images = x.images
+    k = features = None
+    if rule.exact:
+        k = step_budgets(keep_ratio[images.sample.cpu()], images.mask, steps, t)
+    if x.features is not None:
+        features = images.split(x.features)
+    # [B*G V] -> [I G W]: the episodes of a question share its state, hence one normalizer.
+    if action is not None:
+        action = _split(images, action.unflatten(0, (-1, shared))) * images.mask.unsqueeze(1)
+    if noise is not None:
+        noise = _split_noise(images, noise.unflatten(0, (-1, shared)), rule, alive.shape[1])
     action, log_prob, entropy = act(
         images.split(logits),
         images.split(alive) & images.mask,
         rule,
         t,
-        k=step_budgets(keep_ratio[images.sample.cpu()], images.mask, steps, t)
-        if rule.exact
-        else None,
-        features=None if x.features is None else images.split(x.features),
-        action=None
-        if action is None
-        else _split(images, action.unflatten(0, (-1, shared))) * images.mask.unsqueeze(1),
-        noise=None
-        if noise is None
-        else _split_noise(images, noise.unflatten(0, (-1, shared)), rule, alive.shape[1]),
+        k=k,
+        features=features,
+        action=action,
+        noise=noise,
     )
     # Back to one row per episode.
     action = _join(images, action, alive)
@@ -190,6 +197,7 @@ def _split_noise(
     each = noise_width(rule, 1)
     if noise.shape[-1] < v * each:
         raise ValueError(f"{noise.shape[-1]} uniforms per sample, {v * each} are needed.")
+    # [B G V*each] -> [B V G each]: uniforms sit beside their token before images are split.
     tokens = noise[..., : v * each].unflatten(-1, (v, each)).transpose(1, 2)
     return images.split(tokens).transpose(1, 2).flatten(2)
 
@@ -205,6 +213,7 @@ def _over_images(
 ) -> tuple[Float[Tensor, "B G 1"], Float[Tensor, "B G 1"]]:
     """A sample's images are pruned independently: log-probabilities add up, entropies (per token)
     are averaged."""
+    # An image counts once in the mean, whatever its size; samples without images divide by 1.
     shape = (b, *log_prob.shape[1:])
     count = images.sample.bincount(minlength=b).clamp(min=1).view(-1, 1, 1)
     total = log_prob.new_zeros(shape).index_add(0, images.sample, log_prob)
