@@ -40,11 +40,9 @@ class Adaptive:
             )
         self.pruner = pruner
         self.name = f"{pruner.name}_adaptive"
-        self.extras, self.trained_on, self.reads_question = (
-            pruner.extras,
-            pruner.trained_on,
-            pruner.reads_question,
-        )
+        self.extras = pruner.extras
+        self.trained_on = pruner.trained_on
+        self.reads_question = pruner.reads_question
 
     def price(self, keep_ratio: float) -> float:
         """Answer probability that the whole image must be worth for the mean kept fraction to be
@@ -61,9 +59,9 @@ class Adaptive:
                 "name it in stage.keep_ratios of stage=adapt."
             )
         # Prices fall about geometrically with the mean; one may be 0, and its logarithm is bounded.
-        return float(
-            np.exp(np.interp(np.log(keep_ratio), np.log(ratios), np.log(np.maximum(prices, 1e-6))))
-        )
+        log_prices = np.log(np.maximum(prices, 1e-6))
+        log_price = np.interp(np.log(keep_ratio), np.log(ratios), log_prices)
+        return float(np.exp(log_price))
 
     def reaches(self, keep_ratio: float) -> bool:
         """Whether that mean is within the calibrated range (to a thousandth, for ratios written
@@ -81,10 +79,11 @@ class Adaptive:
         price = self.price(need_ratio(self.name, keep_ratio))
         x = self.pruner.observe(encoded)
         logits, gist = self.pruner.survey(x)
+        # [B K] forecasts, and the budget that each question buys at this price.
         budgets = self.pruner.config["budgets"]
-        choice = choose(
-            self.pruner.net.budget_logits(gist).sigmoid(), gist.new_tensor(budgets), price
-        )
+        forecast = self.pruner.net.budget_logits(gist).sigmoid()
+        choice = choose(forecast, gist.new_tensor(budgets), price)
+        # Questions of one budget are served together; one pass has given the logits for all.
         keep = torch.zeros_like(x.mask)
         for number, ratio in enumerate(budgets):
             rows = (choice == number).nonzero().squeeze(1)

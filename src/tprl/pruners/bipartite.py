@@ -24,6 +24,7 @@ class Tokens(NamedTuple):
 def clipped(n: int, r: int, most: int, blocks: int, has_cls: bool) -> tuple[int, ...]:
     """Merges per block when each merges r of n patches (and CLS): fewer where fewer can, and `most`
     in all."""
+    # A block pairs even tokens with odd ones, so at most half can go; CLS never does.
     left, merges = n + has_cls, []
     for _ in range(blocks):
         merges.append(min(r, (left - has_cls) // 2, most - sum(merges)))
@@ -39,6 +40,7 @@ def schedule(n: int, k: int, blocks: int, has_cls: bool) -> tuple[int, ...]:
     Raises:
         UserError: halving in every block leaves more.
     """
+    # The smallest r is found by trying: n is some hundred, and results are cached.
     for r in range(n + 1):
         merges = clipped(n, r, n - k, blocks, has_cls)
         if sum(merges) == n - k:
@@ -60,12 +62,13 @@ def merged_tower(
     """The tower's features of patches (those in `mask`, which come first), where `plan[i, l]`
     tokens of image i merge in block l, between its attention and its MLP. CLS, if there is one,
     stays first and never merges."""
-    tokens = Tokens(
-        patches, mask.float(), torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    )
+    place = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    tokens = Tokens(patches, mask.float(), place)
+    # CLS stands for one token, at no place of the image.
     if tower.cls is not None:
         cls = tower.cls.to(patches).expand(len(patches), 1, -1)
-        size, place = pad(tokens.size, (1, 0), value=1.0), pad(tokens.place, (1, 0), value=-1)
+        size = pad(tokens.size, (1, 0), value=1.0)
+        place = pad(tokens.place, (1, 0), value=-1)
         tokens = Tokens(torch.cat([cls, patches], 1), size, place)
     for block, r in zip(tower.blocks, plan.unbind(1), strict=True):
         # A token that stands for s patches is attended to as s tokens would be: padding, of size 0,
@@ -86,11 +89,8 @@ def merge(tokens: Tokens, keys: Float[Tensor, "I M c"], r: Int[Tensor, " I"]) ->
     unit = normalize(keys.double(), dim=-1)
     even = Tokens(*(part[:, 0::2] for part in tokens))
     odd = Tokens(*(part[:, 1::2] for part in tokens))
-    likeness = (
-        (unit[:, ::2] @ unit[:, 1::2].mT)
-        .float()
-        .masked_fill(odd.size.unsqueeze(1) == 0, -torch.inf)
-    )
+    likeness = (unit[:, ::2] @ unit[:, 1::2].mT).float()
+    likeness = likeness.masked_fill(odd.size.unsqueeze(1) == 0, -torch.inf)
     best, joined = likeness.max(2)  # the first of equals
     gone = keep_top(best, (even.size > 0) & (even.place >= 0), r)
     # [I M/2] patches that move, and the weighted means of where they go.
@@ -98,9 +98,12 @@ def merge(tokens: Tokens, keys: Float[Tensor, "I M c"], r: Int[Tensor, " I"]) ->
     size = odd.size.scatter_add(1, joined, moved)
     at = joined.unsqueeze(2).expand_as(even.x)
     sums = (odd.x * odd.size.unsqueeze(2)).scatter_add(1, at, even.x * moved.unsqueeze(2))
-    x = torch.where((size > odd.size).unsqueeze(2), sums / size.unsqueeze(2), odd.x).to(odd.x.dtype)
+    # Odd tokens that nothing joined keep their exact values: no division rounds them.
+    grown = (size > odd.size).unsqueeze(2)
+    x = torch.where(grown, sums / size.unsqueeze(2), odd.x).to(odd.x.dtype)
     # Survivors to the front; size 0 marks what has merged.
-    size, place = torch.cat([even.size * ~gone, size], 1), torch.cat([even.place, odd.place], 1)
+    size = torch.cat([even.size * ~gone, size], 1)
+    place = torch.cat([even.place, odd.place], 1)
     order, real = columns_of(size > 0)
     x = torch.cat([even.x, x], 1).gather(1, order.unsqueeze(2).expand(-1, -1, x.shape[2]))
     return Tokens(x, size.gather(1, order) * real, place.gather(1, order))

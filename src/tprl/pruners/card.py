@@ -19,6 +19,7 @@ def model_card(name: str, about: Mapping[str, Any], folder: str) -> str:
         about: its `trained_on`.
         folder: what users will pass to `from_pretrained`.
     """
+    # The hub links a base model by its id; a path of this machine means nothing there.
     base = about.get("pretrained")
     data = ModelCardData(
         license=LICENSE,
@@ -55,6 +56,7 @@ def model_card(name: str, about: Mapping[str, Any], folder: str) -> str:
 def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if not results:
         return ["Not evaluated."]
+    # All rows are of one evaluation, so the sentence above the table is that of the first.
     first = results[0]
     lines = [
         (

@@ -75,10 +75,13 @@ class CDPruner:
     ) -> Float64[Tensor, "I W"]:
         low = relevance.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
         high = relevance.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-        q = torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0).masked_fill(
-            ~mask, 0.0
-        )
-        return q if self.theta is None else (self.theta / (2 * (1 - self.theta)) * q).exp()
+        # q = (r - min r + 1e-6) / (max r - min r); 1 where all are equally relevant.
+        q = torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0)
+        q = q.masked_fill(~mask, 0.0)
+        if self.theta is None:
+            return q
+        # exp(alpha q), alpha = theta / (2 (1 - theta)).
+        return (self.theta / (2 * (1 - self.theta)) * q).exp()
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """The kernel of projected tokens and greedy MAP on it."""

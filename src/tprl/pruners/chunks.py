@@ -30,17 +30,18 @@ def select_in_chunks(
     Raises:
         UserError: there is no memory for a single question, or the pruner's reasons.
     """
+    # Similarities of all pairs are what fills the memory: V^2 numbers per question.
     width = max(1, encoded.visual_mask.shape[1])
     size = max(1, min(len(encoded), at_once // width**2))
     while True:
         try:
             if size >= len(encoded):
                 return pruner.select(encoded, keep_ratio)
-            chunks = [
-                range(start, min(start + size, len(encoded)))
-                for start in range(0, len(encoded), size)
-            ]
-            return _joined([pruner.select(encoded.rows(chunk), keep_ratio) for chunk in chunks])
+            parts = []
+            for start in range(0, len(encoded), size):
+                chunk = range(start, min(start + size, len(encoded)))
+                parts.append(pruner.select(encoded.rows(chunk), keep_ratio))
+            return _joined(parts)
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise UserError(

@@ -41,6 +41,7 @@ class DARTPruner(FastVPruner):
         self.image_pivots, self.text_pivots = image_pivots, text_pivots
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+        # [B S] L1 norm of the keys, all heads together.
         norm = look.heads("k").abs().sum((1, 3))
         # The final norm of a model that is cut over devices may be on another one than the layer.
         states = normalize(look.norm(look.hidden).to(look.hidden.device).float(), dim=-1)
@@ -49,11 +50,8 @@ class DARTPruner(FastVPruner):
         # [I W] where each image's tokens stand in the sequence
         columns = at[images.sample.unsqueeze(1), images.at]
         # Pivots: the largest keys among image tokens, and among words.
-        of_image = _largest(
-            norm.gather(1, at)[images.sample.unsqueeze(1), images.at],
-            images.mask,
-            self.image_pivots,
-        )
+        image_norm = images.split(norm.gather(1, at))
+        of_image = _largest(image_norm, images.mask, self.image_pivots)
         of_text = _largest(norm, look.after, self.text_pivots)
         image_pivots = columns.gather(1, of_image[0])
         pivots = torch.cat([image_pivots, of_text[0][images.sample]], 1)
@@ -61,6 +59,7 @@ class DARTPruner(FastVPruner):
         # [I P W] how much each token repeats a pivot; the least similar live.
         tokens = states[images.sample.unsqueeze(1), columns]
         likeness = states[images.sample.unsqueeze(1), pivots] @ tokens.mT  # [I P+Q W]
+        # Every column of an image holds its budget: the first one's will do.
         count = k.gather(1, at)[images.sample, images.at[:, 0]]
         order = _take(likeness, real, of_image, images.mask, count)
         joined = images.join(order, mask)
@@ -75,9 +74,8 @@ def _largest(
     norm: Float[Tensor, "B S"], mask: Bool[Tensor, "B S"], count: int
 ) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
     """Columns of the `count` largest entries, falling; which of them exist."""
-    order = norm.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)[
-        :, :count
-    ]
+    falling = norm.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order = falling[:, :count]
     return order, mask.gather(1, order)
 
 
@@ -93,15 +91,16 @@ def _take(
     at, there = pivots
     scores = torch.zeros_like(likeness[:, 0])
     # Image pivots come first, so a budget below their number keeps the strongest.
-    strength = (
-        torch.arange(at.shape[1], 0, -1, device=k.device, dtype=scores.dtype).expand_as(at) + 1
-    )
+    falling = torch.arange(at.shape[1], 0, -1, device=k.device, dtype=scores.dtype)
+    strength = falling.expand_as(at) + 1
     scores.scatter_(1, at, torch.where(there, strength, 0.0))
+    # What is left of the budget is dealt out to the pivots of image and text alike.
     pool = mask & (scores == 0)
     left = (k - there.sum(1)).clamp(min=0)
     turns = real.sum(1)
     # Pivots take turns, each as many of the least similar as any other.
-    share, more = left // turns.clamp(min=1), left % turns.clamp(min=1)
+    share = left // turns.clamp(min=1)
+    more = left % turns.clamp(min=1)  # the first pivots take one more
     place = real.cumsum(1) - 1
     for pivot in range(likeness.shape[1]):
         wanted = torch.where(real[:, pivot], share + (place[:, pivot] < more).long(), 0)

@@ -41,6 +41,7 @@ def max_min(
     """Greedy max-min subsets of k[i] valid points each; all rows advance together, one point per
     step."""
     # First comes the token that is farthest from its nearest neighbor.
+    # A token is no neighbor of its own, and padding of nobody.
     off = ~mask.unsqueeze(1) | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
     gap = distance.masked_fill(off, torch.inf).amin(2) if mask.numel() else distance.sum(2)
     row, keep = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask)
@@ -48,6 +49,7 @@ def max_min(
         # Then always the one whose nearest chosen token is farthest.
         gap = gap.masked_fill(keep | ~mask, -torch.inf)
         pick = gap.argmax(1)
+        # Rows that have enough go on without effect.
         keep[row, pick] |= step < k
         line = distance[row, pick]
         gap = line if step == 0 else torch.minimum(gap, line)

@@ -35,12 +35,13 @@ class FastVPruner:
         Raises:
             UserError: no fraction in the later layers gives this mean.
         """
-        ratio, first = check_keep_ratio(keep_ratio), max(1, round(2 * layers / 32))
-        keep = (
-            ratio
-            if self.published
-            else solve(self.name, ratio, [first], layers, lambda x: [x], 1.0)
-        )
+        ratio = check_keep_ratio(keep_ratio)
+        # K = 2 of the paper's 32 layers.
+        first = max(1, round(2 * layers / 32))
+        # The mean over all layers is the ratio, unless the paper's own meaning is asked for.
+        keep = ratio
+        if not self.published:
+            keep = solve(self.name, ratio, [first], layers, lambda x: [x], 1.0)
         return (LayerStage(first, first - 1, keep),) if keep < 1 else ()
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:

@@ -24,6 +24,7 @@ def find_pruner(pretrained: str | Path, revision: str | None = None) -> Path:
     Raises:
         UserError: no such folder, or no weights in it.
     """
+    # What ships comes first, then a run, then a plain folder; only an unknown name asks the hub.
     places = [ASSETS / pretrained, Path(pretrained) / "pruner", Path(pretrained)]
     folder = next((place for place in places if (place / CONFIG).is_file()), Path(pretrained))
     if not folder.exists() and str(pretrained).count("/") == 1:
@@ -65,6 +66,7 @@ def load_weights(pruner: nn.Module, folder: Path) -> None:
         raise UserError(
             f"{folder / WEIGHTS} is damaged ({error}): {other_pruner(folder)}."
         ) from error
+    # Shapes are compared here, because torch's own message names neither file nor remedy.
     expected = pruner.state_dict()
     for key, value in expected.items():
         if key not in state or state[key].shape != value.shape:

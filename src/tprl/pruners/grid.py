@@ -28,10 +28,12 @@ def layout(rows: int, columns: int, k: int) -> tuple[int, ...]:
     """
     if not 1 <= k <= rows * columns:
         raise ValueError(f"cannot lay {k} windows on a grid of {rows} x {columns} tokens.")
+    # Bands of equally many windows, if none of these is stretched by more than 2.
     exact = [m for m in range(min(rows, k), 0, -1) if k % m == 0 and k // m <= columns]
     best = min(exact, key=lambda m: _stretch(rows, columns, m, k), default=None)
     if best is not None and _stretch(rows, columns, best, k) <= math.log(2) + 1e-9:
         return (k // best,) * best
+    # Else as many bands as make windows squarest, and the k windows dealt out evenly.
     fitting = range(min(rows, k), math.ceil(k / columns) - 1, -1)
     m = min(fitting, key=lambda m: _stretch(rows, columns, m, k))
     return tuple((i + 1) * k // m - i * k // m for i in range(m))
@@ -47,11 +49,12 @@ def _stretch(rows: int, columns: int, m: int, k: int) -> float:
 def centers(rows: int, columns: int, k: int) -> Int[Tensor, " K"]:
     """The cell that holds the center of each of the k windows: distinct and ascending."""
     bands = layout(rows, columns, k)
-    cells = [
-        (2 * i + 1) * rows // (2 * len(bands)) * columns + (2 * j + 1) * columns // (2 * count)
-        for i, count in enumerate(bands)
-        for j in range(count)
-    ]
+    cells = []
+    for i, count in enumerate(bands):
+        # Row (i + 1/2) rows / bands and column (j + 1/2) columns / count, in integers.
+        row = (2 * i + 1) * rows // (2 * len(bands))
+        for j in range(count):
+            cells.append(row * columns + (2 * j + 1) * columns // (2 * count))
     return torch.tensor(cells)
 
 
@@ -64,16 +67,18 @@ def windows(rows: int, columns: int, k: int) -> Float[Tensor, "K N"]:
     """
     bands = layout(rows, columns, k)
     down = _spans(rows, len(bands))
-    lines = [
-        torch.outer(down[i], across).flatten()
-        for i, n in enumerate(bands)
-        for across in _spans(columns, n)
-    ]
+    # A window is the product of its weights down and across; bands differ in the latter.
+    lines = []
+    for i, n in enumerate(bands):
+        for across in _spans(columns, n):
+            lines.append(torch.outer(down[i], across).flatten())
     return torch.stack(lines)
 
 
 def _spans(length: int, n: int) -> Float[Tensor, "n length"]:
-    j, cell = torch.arange(n).unsqueeze(1), torch.arange(length)
+    j = torch.arange(n).unsqueeze(1)
+    cell = torch.arange(length)
+    # -(-a // b) is the ceiling of a / b in integers.
     inside = (cell >= j * length // n) & (cell < -(-(j + 1) * length // n))
     return inside / inside.sum(1, keepdim=True)
 
@@ -88,6 +93,7 @@ def spread_order(rows: int, columns: int) -> Int[Tensor, " N"]:
     """
     cell = torch.arange(rows * columns)
     xy = torch.stack([cell // columns, cell % columns], 1)
+    # `gap`: squared distance of each cell to the nearest one that has a rank.
     rank, gap = torch.zeros_like(cell), torch.full_like(cell, torch.iinfo(torch.long).max)
     pick = rows // 2 * columns + columns // 2
     for step in range(len(cell)):
@@ -105,10 +111,10 @@ def grid_table(
 
     A shape that ends in 0 (no window) has no lines.
     """
+    # Equal shapes share one computation; batches have few distinct ones.
     for shape in {shape for shape in shapes if shape[-1]}:
         value = lines(*shape).to(out)
-        rows = torch.tensor(
-            [i for i, other in enumerate(shapes) if other == shape], device=out.device
-        )
+        same = [i for i, other in enumerate(shapes) if other == shape]
+        rows = torch.tensor(same, device=out.device)
         out[(rows, *(slice(n) for n in value.shape))] = value
     return out

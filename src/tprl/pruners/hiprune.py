@@ -73,8 +73,11 @@ def _with_neighbors(
 
     A valid token never looks at padding; what padding becomes means nothing.
     """
-    place, across = torch.arange(anchors.shape[1], device=anchors.device), columns.unsqueeze(1)
-    column, n = place % across, views.mask.sum(1, keepdim=True)
+    place = torch.arange(anchors.shape[1], device=anchors.device)
+    across = columns.unsqueeze(1)
+    column = place % across
+    n = views.mask.sum(1, keepdim=True)
+    # A token joins if the one above, below, left or right of it, inside the view, is an anchor.
     chosen = anchors
     for step, inside in (
         (-across, place >= across),

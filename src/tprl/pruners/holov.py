@@ -62,13 +62,13 @@ class HoloVPruner(PerImage):
         features = parts.split(images.tokens(encoded)).double()
         score = self._score(attention, features, parts.mask)
         # Quotas by the chunks' mean scores; inside a chunk attention alone decides.
-        number = (
-            chunk_of[parts.sample, parts.at[:, :1].squeeze(1)]
-            if len(parts.sample)
-            else parts.sample
-        )
-        quota = self._quotas(_mean(score, parts.mask).squeeze(1), parts.sample, number, k)
+        number = parts.sample  # a batch without images has no chunk to number
+        if len(parts.sample):
+            number = chunk_of[parts.sample, parts.at[:, 0]]
+        weight = _mean(score, parts.mask).squeeze(1)
+        quota = self._quotas(weight, parts.sample, number, k)
         keep = parts.join(keep_top(attention, parts.mask, quota), images.mask)
+        # A quota beyond its chunk's tokens is spent on the best of the whole image.
         if not self.published:
             everywhere = parts.join(score, images.mask.double())
             keep = keep_top(everywhere.masked_fill(keep, torch.inf), images.mask, k)
@@ -84,16 +84,17 @@ class HoloVPruner(PerImage):
         attention = (self.scale * attention).masked_fill(~mask, 0.0)
         # Variance of a token's cosines within its chunk; its own does not count.
         unit = normalize(features, dim=-1)
-        cosine, pairs = unit @ unit.mT, mask.unsqueeze(1) & mask.unsqueeze(2)
+        cosine = unit @ unit.mT
+        pairs = mask.unsqueeze(1) & mask.unsqueeze(2)
         cosine.diagonal(dim1=1, dim2=2).zero_()
         others = (mask.sum(1) - 1).clamp(min=1)[:, None, None]
         mean = cosine.masked_fill(~pairs, 0.0).sum(2, keepdim=True) / others
         # What the sum of squares is divided by cancels in the scaling below.
         variance = _mean((cosine - mean).square(), pairs).squeeze(2)
         level = _mean(variance, mask)
-        shape = torch.where(level > 1e-12, variance / level.clamp(min=1e-12), 1.0).masked_fill(
-            ~mask, 0.0
-        )
+        # Scaled to mean 1, then to the mean of attention in the chunk.
+        shape = torch.where(level > 1e-12, variance / level.clamp(min=1e-12), 1.0)
+        shape = shape.masked_fill(~mask, 0.0)
         return attention + self.alpha * shape * _mean(attention, mask)
 
     def _quotas(

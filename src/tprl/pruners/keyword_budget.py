@@ -43,6 +43,7 @@ class KeywordBudget:
                 )
         self.base = base
         self.name, self.extras = f"{base.name}_keyword", base.extras
+        # Where it was trained, and what it costs, is what the base says.
         self.trained_on: dict[str, Any] = getattr(base, "trained_on", {})
         if hasattr(base, "flops_by_part"):
             self.flops_by_part = base.flops_by_part
@@ -82,13 +83,13 @@ class KeywordBudget:
                 f"{self.name} looks for words in the question, and "
                 f"this model gives no text: use {self.base.name}."
             )
+        # Questions of one multiple are one selection of the base.
         multiples = [self.multiple(question) for question in encoded.questions]
         keep = torch.zeros_like(encoded.visual_mask)
         for each in sorted(set(multiples)):  # a loop over budgets, of which there are few
             rows = [row for row, multiple in enumerate(multiples) if multiple == each]
-            selection = self.base.select(
-                encoded.rows(rows), check_keep_ratio(min(each * ratio, 1.0))
-            )
+            each_ratio = check_keep_ratio(min(each * ratio, 1.0))
+            selection = self.base.select(encoded.rows(rows), each_ratio)
             if selection.merged is not None or selection.extra is not None:
                 raise UserError(
                     f"{self.base.name} merges tokens, which "

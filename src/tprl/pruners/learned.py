@@ -91,9 +91,14 @@ class LearnedPruner(nn.Module, ABC):
         tokens = encoded.visual.float()
         codes = tokens if self.autoencoder is None else self.autoencoder.encode(tokens)
         query, query_mask = encoded.words
-        mask = encoded.visual_mask
-        words = query.float(), query_mask
-        x = PolicyInput(codes.detach(), places(encoded), mask, *words, None, encoded.image_of)
+        x = PolicyInput(
+            codes=codes.detach(),
+            xy=places(encoded),
+            mask=encoded.visual_mask,
+            query=query.float(),
+            query_mask=query_mask,
+            image=encoded.image_of,
+        )
         return x._replace(features=self._features(x, tokens))
 
     def _features(
@@ -138,6 +143,7 @@ class LearnedPruner(nn.Module, ABC):
     ) -> Bool[Tensor, "B V"]:
         """The kept set for given logits."""
         check_logits(self.name, logits, x.mask, uids)
+        # Budgets are per image: [B V] -> [I W] and back.
         images, how = x.images, self.serving
         noise = None
         if how.select == "gumbel":
@@ -166,13 +172,12 @@ class LearnedPruner(nn.Module, ABC):
                 f"pruner {self.name} has no threshold: give a "
                 "keep_ratio, or calibrate one by stage=ppo."
             )
+        # The network reads a ratio; the threshold was calibrated at this one.
         reference = float(self.trained_on["threshold_ratio"])
         images, chances = x.images, self.logits(x, reference)
         check_logits(self.name, chances, x.mask, uids)
-        logits = images.split(chances)
-        return images.join(
-            serve(logits, images.mask, None, "threshold", tau=self.serving.tau), x.mask
-        )
+        keep = serve(images.split(chances), images.mask, None, "threshold", tau=self.serving.tau)
+        return images.join(keep, x.mask)
 
     @torch.no_grad()
     def calibrate(self, encoded: Iterable[Encoded], keep_ratio: float) -> float:
@@ -182,6 +187,7 @@ class LearnedPruner(nn.Module, ABC):
         for batch in encoded:
             x = self.observe(batch)
             scores.append(self.logits(x, keep_ratio)[x.mask].sigmoid())
+        # The quantile over the tokens of all ranks: every rank gets the same threshold.
         tau = float(distributed.gathered_rows(torch.cat(scores)).quantile(1 - keep_ratio))
         self.serving = replace(self.serving, tau=tau)
         self.trained_on["threshold_ratio"] = keep_ratio
@@ -197,9 +203,9 @@ class LearnedPruner(nn.Module, ABC):
             )
         if self.serving.select == "dpp":
             width = c["code_width"] or c["token_width"]
-            parts["dpp"] = cost.greedy_flops(
-                tokens, width if self.serving.kernel == "codes" else c["token_width"], kept
-            )
+            if self.serving.kernel != "codes":
+                width = c["token_width"]
+            parts["dpp"] = cost.greedy_flops(tokens, width, kept)
         return parts
 
     @abstractmethod
@@ -307,6 +313,7 @@ def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
     tables: dict[tuple[int, int], Tensor] = {}
     for b, images in enumerate(encoded.grids):
         start = 0
+        # Views of a sample follow each other in V, each with fractions of its own.
         for rows, columns in (view for views in images for view in views):
             if (rows, columns) not in tables:
                 y = (torch.arange(rows) + 0.5).div(rows).repeat_interleave(columns)
@@ -319,10 +326,10 @@ def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
 
 def uniforms(uids: Sequence[str], seed: int, width: int) -> Float[Tensor, "B N"]:
     """Uniforms in [0, 1), a row per sample that depends on (uid, seed) alone."""
-    rows = [
-        torch.rand(width, generator=torch.Generator().manual_seed(stable_seed(uid, seed)))
-        for uid in uids
-    ]
+    rows = []
+    for uid in uids:
+        generator = torch.Generator().manual_seed(stable_seed(uid, seed))
+        rows.append(torch.rand(width, generator=generator))
     return torch.stack(rows) if rows else torch.zeros(0, width)
 
 
@@ -351,6 +358,7 @@ def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint"
             take.
     """
     settings = {key: value for key, value in about.items() if key not in ("pruner", "_target_")}
+    # Folders of 0.1 name no class.
     target = about.get("_target_") or BEFORE_TARGETS.get(about.get("pruner", ""))
     if target is None:
         known = ", ".join(BEFORE_TARGETS)

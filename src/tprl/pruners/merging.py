@@ -14,7 +14,9 @@ def similarity(keys: Float[Tensor, "I W d"], at: Int[Tensor, "I K"]) -> Float[Te
     """Cosines of the tokens at `at` with all of their image. Computed in double, compared in single
     precision: what one batch or another does to the last digits must not decide."""
     unit = normalize(keys.double(), dim=-1)
-    return (unit.gather(1, at.unsqueeze(2).expand(-1, -1, unit.shape[2])) @ unit.mT).float()
+    # [I K d] the tokens at `at`.
+    chosen = unit.gather(1, at.unsqueeze(2).expand(-1, -1, unit.shape[2]))
+    return (chosen @ unit.mT).float()
 
 
 def merged_selection(
@@ -38,13 +40,18 @@ def merged_selection(
     # Sums in float32, before the projector, as the methods define them.
     image, slot = real.nonzero(as_tuple=True)
     row, token = images.sample[image], images.at[image, at[image, slot]]
-    features, merged = encoded.extras["vision_features"], encoded.visual
+    features = encoded.extras["vision_features"]
+    merged = encoded.visual
     sums = torch.cat([features[row, token].float() + added[image, slot], extra[has_extra]])
+    # One pass of the projector for all merged tokens, then those of `extra`.
     new = encoded.project(sums.to(features.dtype)).to(merged.dtype)
     merged[row, token] = new[: len(image)]
     # The extra token stands where no kept patch does.
-    free, place = images.mask & ~keep, torch.arange(keep.shape[1], device=keep.device)
-    anchor = torch.where(free, place + 1 if last else place.flip(0) + 1, 0).argmax(1, keepdim=True)
+    free = images.mask & ~keep
+    place = torch.arange(keep.shape[1], device=keep.device)
+    # Rising (or falling) ranks from 1 on: the largest one among the free places is the wanted one.
+    rank = place + 1 if last else place.flip(0) + 1
+    anchor = torch.where(free, rank, 0).argmax(1, keepdim=True)
     tokens = new.new_zeros(len(keep), 1, new.shape[1])
     tokens[has_extra, 0] = new[len(image) :]
     joined = images.join(keep, encoded.visual_mask)
@@ -63,6 +70,7 @@ def with_extra(
 ) -> TokenSelection:
     """Kept tokens, and those new ones of each image (or view) that are `live`, at the places `at`
     in V, as extra tokens of its sample; images of a sample follow each other."""
+    # Only live tokens: a sample has those of its images and no holes between them.
     image, new = live.nonzero(as_tuple=True)
     row = sample[image]
     # Extra tokens of a sample's images, one after the other: [B E D].
@@ -78,12 +86,12 @@ def with_extra(
 def outliers(values: Float[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Int[Tensor, " I"]:
     """How many values of each image lie above Q3 + 1.5 (Q3 - Q1), quartiles interpolated
     linearly."""
+    # Padding sorts behind all values.
     n = mask.sum(1, keepdim=True)
     ordered = values.double().masked_fill(~mask, torch.inf).sort(1).values
     place = (n - 1) * torch.tensor([0.25, 0.75], dtype=torch.double, device=values.device)
-    low, high = (
-        ordered.gather(1, place.long()),
-        ordered.gather(1, torch.minimum(place.long() + 1, n - 1)),
-    )
+    # Each quartile lies between two neighbors, whose places are whole numbers.
+    low = ordered.gather(1, place.long())
+    high = ordered.gather(1, torch.minimum(place.long() + 1, n - 1))
     q1, q3 = (low + (high - low) * place.frac()).split(1, dim=1)
     return ((values > q3 + 1.5 * (q3 - q1)) & mask).sum(1)

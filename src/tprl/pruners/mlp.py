@@ -63,8 +63,5 @@ class MLPPruner(LearnedPruner):
 
     def net_flops(self, tokens: int, words: int) -> dict[str, int]:
         c = self.config
-        return {
-            "mlp": cost.mlp_flops(
-                (c["code_width"] or c["token_width"], c["width"], c["width"], 1), tokens
-            )
-        }
+        widths = (c["code_width"] or c["token_width"], c["width"], c["width"], 1)
+        return {"mlp": cost.mlp_flops(widths, tokens)}

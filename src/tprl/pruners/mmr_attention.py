@@ -36,9 +36,9 @@ class MMRAttentionPruner(PerImage):
         self.redundancy = redundancy
 
     def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
-        relevance = standardize(
-            log_attention(images.split(encoded.extras["cls_attention"])), images.mask
-        )
+        attention = log_attention(images.split(encoded.extras["cls_attention"]))
+        relevance = standardize(attention, images.mask)
+        # No jitter on the diagonal: a token's similarity to itself is never asked for.
         cosine = cosine_kernel(images.tokens(encoded), images.mask, jitter=0.0).double()
         return marginal_relevance(relevance, self.redundancy * cosine, images.mask, k)
 
@@ -55,7 +55,9 @@ def marginal_relevance(
 ) -> Bool[Tensor, "I W"]:
     """k[i] valid tokens of each row, greedily by relevance minus the largest cost of standing
     beside a chosen one."""
-    row, keep, worst = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask), None
+    row = torch.arange(len(mask), device=mask.device)
+    keep = torch.zeros_like(mask)
+    worst = None  # [I W] the largest cost beside any chosen token; none is chosen yet
     for step in range(int(k.max()) if len(k) else 0):
         score = relevance if worst is None else relevance - worst
         # argmax returns the first maximum

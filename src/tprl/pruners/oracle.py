@@ -49,13 +49,12 @@ class OraclePruner:
             keep = diverse(log_q, images, encoded, images.budgets(ratio))
             return TokenSelection(keep=images.join(keep, encoded.visual_mask))
         views, shapes = view_rows(encoded, ratio)
-        order = grid_table(
-            [shape[:2] for shape in shapes], spread_order, torch.zeros_like(views.at)
-        )
+        grids = [shape[:2] for shape in shapes]
+        order = grid_table(grids, spread_order, torch.zeros_like(views.at))
+        # On the region scores are above 1; elsewhere they fall from 1/2 on with the rank.
         region = encoded.extras["region"].float()
-        score = torch.where(
-            region > 0, 1 + region, 1 / (2.0 + views.join(order, encoded.visual_mask))
-        )
+        elsewhere = 1 / (2.0 + views.join(order, encoded.visual_mask))
+        score = torch.where(region > 0, 1 + region, elsewhere)
         return TokenSelection(keep=keep_top_per_image(score, encoded, ratio))
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:

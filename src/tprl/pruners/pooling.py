@@ -36,13 +36,15 @@ class PoolingPruner:
         """
         views, shapes = view_rows(encoded, need_ratio(self.name, keep_ratio))
         most = max((k for _, _, k in shapes), default=0)
+        # [N K W] averaging weights of the windows of each view.
         tokens = views.split(encoded.visual).float()
-        weights = grid_table(
-            shapes, windows, tokens.new_zeros(len(shapes), most, views.mask.shape[1])
-        )
+        table = tokens.new_zeros(len(shapes), most, views.mask.shape[1])
+        weights = grid_table(shapes, windows, table)
+        # [N K] the cell that each new token stands at, and which of them a view has.
         cell = grid_table(shapes, centers, views.at.new_zeros(len(shapes), most))
         count = torch.tensor([k for _, _, k in shapes], dtype=torch.long, device=cell.device)
         live = torch.arange(most, device=cell.device) < count.unsqueeze(1)
+        # Averages in float32, then the dtype of the model.
         pooled = (weights @ tokens).to(encoded.embeds.dtype)
         nothing = torch.zeros_like(encoded.visual_mask)
         return with_extra(encoded, nothing, views.sample, live, pooled, views.at.gather(1, cell))

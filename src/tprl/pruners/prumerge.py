@@ -68,18 +68,20 @@ class PruMergePruner:
             keep = keep | strided(images.mask, share) if self.spread else keep
             merge, extra = keep, keep.sum(1) < n
         else:
+            # One place of the budget is the extra token's, but not of a single one nor of all.
             count = torch.where(k < n, (k - 1).clamp(min=1), k)
-            keep = keep_top(c, images.mask, torch.minimum(above, count) if self.spread else count)
+            by_attention = torch.minimum(above, count) if self.spread else count
+            keep = keep_top(c, images.mask, by_attention)
             keep = keep | spread(images.mask & ~keep, count - keep.sum(1))
             merge, extra = keep & (k < n).unsqueeze(1), keep.sum(1) < k
         # Each kept token takes in its nearest neighbors; one more sums up what is not kept.
         at, real = columns_of(merge)
         near = nearest(images.split(encoded.extras["last_keys"]), images.mask, at)
         weights = torch.cat([near, (images.mask & ~keep).unsqueeze(1)], 1) * c.unsqueeze(1)
+        # [I K+1 C] what is added to each kept token; the last row is the extra token.
         sums = weights @ images.split(encoded.extras["vision_features"]).float()
-        return merged_selection(
-            encoded, images, keep, at, real, sums[:, :-1], sums[:, -1], extra, last=True
-        )
+        added, summary = sums[:, :-1], sums[:, -1]
+        return merged_selection(encoded, images, keep, at, real, added, summary, extra, last=True)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """Cosines of keys with the kept tokens', weighted sums of features, and the projector once
@@ -108,15 +110,14 @@ class PruMergePlusPruner(PruMergePruner):
 
 def strided(mask: Bool[Tensor, "I W"], share: Float[Tensor, " I"]) -> Bool[Tensor, "I W"]:
     """PruMerge+'s tokens of the raster: every int(int(1 / share) / 3)-th, the last token never."""
-    place, stride = (
-        torch.arange(mask.shape[1], device=mask.device),
-        ((1 / share).long() // 3).clamp(min=1),
-    )
+    place = torch.arange(mask.shape[1], device=mask.device)
+    stride = ((1 / share).long() // 3).clamp(min=1)
     return (place % stride.unsqueeze(1) == 0) & (place < mask.sum(1, keepdim=True) - 1)
 
 
 def spread(pool: Bool[Tensor, "I W"], count: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
     """Exactly `count[i]` tokens of the rest, evenly placed in it, its first one among them."""
+    # Of n free tokens the ranks r with r count mod n < count: exactly `count`, evenly spaced.
     rank, count = pool.cumsum(1) - 1, count.unsqueeze(1)
     return pool & (rank * count % pool.sum(1, keepdim=True).clamp(min=1) < count)
 

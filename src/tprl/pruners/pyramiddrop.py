@@ -36,23 +36,19 @@ class PyramidDropPruner:
             UserError: no f gives this mean.
         """
         ratio = check_keep_ratio(keep_ratio)
+        # First layer of each later quarter -> power of f; a shallow model has fewer of them.
         powers = {max(1, round(layers * quarter / 4)): quarter for quarter in (1, 2, 3)}
         powers = {start: power for start, power in powers.items() if start < layers}
         f = 0.5
         if not self.published:
-            f = solve(
-                self.name,
-                ratio,
-                [*powers],
-                layers,
-                lambda x: [x**power for power in powers.values()],
-                1.0,
-            )
-        return (
-            tuple(LayerStage(start, start, f**power) for start, power in powers.items())
-            if f < 1
-            else ()
-        )
+
+            def alive(x: float) -> list[float]:
+                return [x**power for power in powers.values()]
+
+            f = solve(self.name, ratio, [*powers], layers, alive, 1.0)
+        if f >= 1:
+            return ()
+        return tuple(LayerStage(start, start, f**power) for start, power in powers.items())
 
     def rank(self, look: Look, k: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         return look.last_row()

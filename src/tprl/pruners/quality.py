@@ -13,7 +13,8 @@ from tprl.types import Encoded
 def standardize(x: Shaped[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
     """z-scores of the valid entries of each row (spread over n, not n - 1); 0 on padding and where
     all agree."""
-    x, count = x.double().masked_fill(~mask, 0.0), mask.sum(1, keepdim=True).clamp(min=1)
+    x = x.double().masked_fill(~mask, 0.0)
+    count = mask.sum(1, keepdim=True).clamp(min=1)
     away = (x - x.sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
     spread = (away.square().sum(1, keepdim=True) / count).sqrt()
     # What rounding leaves of equal values is no spread.
@@ -40,6 +41,7 @@ def diverse(
     kernel = cosine_kernel(images.tokens(encoded), images.mask).double()
     diagonal = kernel.diagonal(dim1=1, dim2=2)
     diagonal.copy_(diagonal.round(decimals=4))  # equal q must give exactly equal first gains
+    # Padding gets q = 0; the largest q of an image is 1, so nothing overflows.
     log_q = log_q.double().masked_fill(~images.mask, -torch.inf)
     q = (log_q - log_q.amax(1, keepdim=True)).exp()
     return greedy_map(q.unsqueeze(2) * kernel * q.unsqueeze(1), images.mask, k)

@@ -53,6 +53,7 @@ def relevance(encoded: Encoded) -> Float[Tensor, "B V"]:
     products.
     """
     words, real = encoded.words
+    # [B D] mean of the unit vectors of the words that are real.
     unit = normalize(words.double(), dim=-1) * real.unsqueeze(-1)
     mean = unit.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
     return (normalize(encoded.visual.double(), dim=-1) @ mean.unsqueeze(2)).squeeze(2)

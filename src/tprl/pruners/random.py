@@ -34,6 +34,7 @@ class RandomPruner:
         ratio = need_ratio(self.name, keep_ratio)
         # Counting valid tokens instead of columns keeps padding out of the score.
         token = (encoded.visual_mask.long().cumsum(1) - 1).clamp(min=0)
+        # One score per (seed, uid, token): neither batch nor device plays a part.
         seeds = torch.tensor([stable_seed(uid, self.seed) for uid in encoded.uids]).to(token)
         return TokenSelection(keep=keep_top_per_image(_uniform(seeds, token), encoded, ratio))
 
@@ -48,9 +49,11 @@ def _uniform(seed: Int[Tensor, " B"], token: Int[Tensor, "B V"]) -> Float[Tensor
 
     Written in wrapping int64 arithmetic, so that every sample of the batch is drawn at once.
     """
+    # The counter of SplitMix64, then its two rounds of shift and multiply.
     z = seed.unsqueeze(1) + (token + 1) * _signed(0x9E3779B97F4A7C15)
     z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
+    # The upper 24 bits, which float32 holds exactly.
     return (_shift(z ^ _shift(z, 31), 40)).float() / 2**24
 
 

@@ -17,8 +17,11 @@ def recycle(
     at, mask = columns_of(look.visual)
     images = image_rows(mask, look.image.gather(1, at))
     sample = images.sample.unsqueeze(1)
-    columns, n = at[sample, images.at], images.mask.sum(1)
-    pool, count = scores[sample, columns], k[sample, columns][:, 0]
+    columns = at[sample, images.at]
+    n = images.mask.sum(1)
+    # [I W] scores by image, and its budget.
+    pool = scores[sample, columns]
+    count = k[sample, columns][:, 0]
     clusters = torch.zeros_like(n)
     # how many are clustered depends on how many are pruned first, and that on the clusters
     for _ in range(5):
@@ -35,10 +38,11 @@ def recycle(
     center, centroid = density_peaks(states, real, clusters)
     row, token = center.nonzero(as_tuple=True)
     keep[row, place[row, token]] = True
-    hidden, best = look.hidden.clone(), torch.zeros_like(scores)
-    hidden[images.sample[row], columns[row, place[row, token]]] = centroid[row, token].to(
-        hidden.dtype
-    )
+    hidden = look.hidden.clone()
+    column = columns[row, place[row, token]]
+    hidden[images.sample[row], column] = centroid[row, token].to(hidden.dtype)
+    # Scores of 1 on what lives: the drop that follows keeps exactly these columns.
+    best = torch.zeros_like(scores)
     row, token = keep.nonzero(as_tuple=True)
     best[images.sample[row], columns[row, token]] = 1.0
     return look._replace(hidden=hidden), best
@@ -50,7 +54,8 @@ def density_peaks(
     """DPC-kNN with k = `count` neighbors (a point is its own first): the centers of `count`
     clusters, and at each center the mean of its cluster. Of equally dense points the one with the
     lower index is the denser."""
-    both, order = real.unsqueeze(1) & real.unsqueeze(2), torch.arange(x.shape[1], device=x.device)
+    both = real.unsqueeze(1) & real.unsqueeze(2)
+    order = torch.arange(x.shape[1], device=x.device)
     # Density from the distances to the nearest neighbors, [I T].
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[2] ** 0.5
     near = distance.square().masked_fill(~both, torch.inf).sort(dim=2).values.cumsum(2)

@@ -66,29 +66,29 @@ class ResizePruner:
             UserError: `keep_ratio` is None or not in (0, 1], or the prompts come without a vision
                 side.
         """
-        images, keep = (
-            _scaled(encoded, need_ratio(self.name, keep_ratio)),
-            encoded.visual_mask.clone(),
-        )
+        images = _scaled(encoded, need_ratio(self.name, keep_ratio))
         if images and encoded.look is None:
             raise UserError(
                 "These prompts have no vision side (Encoded.look) "
                 "for resize to run again: use pooling."
             )
+        # An image that gets smaller loses all of its tokens; the others stay untouched.
+        keep = encoded.visual_mask.clone()
         for image in images:
             keep[image.sample, image.at] = False
         tokens, deep = _seen(encoded, images)
         extra_at = [image.at[_centers(image)] for image in images]
         live = [torch.ones_like(at, dtype=torch.bool) for at in extra_at]
         # Where no image gets smaller there are none, and not None: parts of a batch are of a kind.
+        extra_deep = None
+        if encoded.deep is not None:
+            extra_deep = _joined(images, deep or [], encoded.deep[:, :0])
         return TokenSelection(
             keep=keep,
             extra=_joined(images, tokens, encoded.embeds[:, :0]),
             extra_at=_joined(images, extra_at, encoded.visual_at[:, :0]),
             extra_mask=_joined(images, live, encoded.visual_mask[:, :0]),
-            extra_deep=None
-            if encoded.deep is None
-            else _joined(images, deep or [], encoded.deep[:, :0]),
+            extra_deep=extra_deep,
             positions=_positions(encoded, images) if self.positions == "compact" else None,
         )
 
@@ -120,6 +120,7 @@ def fit(rows: int, columns: int, k: int) -> Grid:
         w = min(columns, k // h, ((h + 1) * columns - 1) // rows + 1)
         if (h - 1) * columns >= (w + 1) * rows:
             continue
+        # Most tokens, then the nearest shape (rounded, so that ties tie), then the higher.
         rank = (h * w, -round(abs(math.log(rows * w / (columns * h))), 9), h)
         if rank > best:
             best, size = rank, (h, w)
@@ -135,9 +136,8 @@ def _scaled(encoded: Encoded, keep_ratio: float) -> list[Scaled]:
     for number, sample in enumerate(images.sample.tolist()):
         after = fit(*grids[number], k[number])
         if after != grids[number]:
-            smaller.append(
-                Scaled(sample, images.at[number, : counts[number]], grids[number], after)
-            )
+            at = images.at[number, : counts[number]]
+            smaller.append(Scaled(sample, at, grids[number], after))
     return smaller
 
 
@@ -158,6 +158,7 @@ def _smaller(squares: Float[Tensor, "N 3 y x"], image: Scaled) -> Float[Tensor, 
 def _centers(image: Scaled) -> Int[Tensor, " K"]:
     """The cell of the grid before that holds the center of each cell of the one after."""
     (rows, columns), (high, wide) = image.before, image.after
+    # (i + 1/2) rows / high, rounded down, in integers; columns alike.
     down = (2 * torch.arange(high, device=image.at.device) + 1) * rows // (2 * high)
     across = (2 * torch.arange(wide, device=image.at.device) + 1) * columns // (2 * wide)
     return (down.unsqueeze(1) * columns + across).flatten()
@@ -167,18 +168,21 @@ def _positions(encoded: Encoded, images: Sequence[Scaled]) -> Int[Tensor, "P B _
     """Where everything stands in a prompt with the smaller images: what follows an image moves up
     by as much as the image got shorter; with several axes (M-RoPE) an image is as long as its
     longer side."""
-    positions, starts = encoded.positions.clone(), []
+    positions = encoded.positions.clone()
+    starts = []  # [K P] of each image: where its new tokens stand
     axes = len(positions)
     for image in images:
+        # New tokens begin where the old image begins.
         columns = encoded.visual_at[image.sample, image.at]
         new = _within(image.after, axes).to(positions)
         starts.append((positions[:, image.sample, columns[0]].unsqueeze(1) + new).T)
+        # All that follows moves up by the difference of the longest sides.
         shift = _within(image.before, axes).max() - new.max()
         behind = slice(int(columns[-1]) + 1, None)
         positions[:, image.sample, behind] -= shift.to(positions)
-    return torch.cat(
-        [positions, _joined(images, starts, positions[..., :0].movedim(0, 2)).movedim(2, 0)], 2
-    )
+    # [P B S] of the prompt, then [P B E] of the new tokens.
+    empty = positions[..., :0].movedim(0, 2)
+    return torch.cat([positions, _joined(images, starts, empty).movedim(2, 0)], 2)
 
 
 def _within(grid: Grid, axes: int) -> Int[Tensor, "P N"]:

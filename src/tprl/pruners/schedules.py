@@ -29,18 +29,20 @@ def solve(
     Raises:
         UserError: the layers before the first drop alone have a larger mean.
     """
+    # Layers that run on each fraction: all tokens at first, then after each drop.
     spans = [stop - start for start, stop in pairwise([0, *starts, layers])]
 
     def mean(x: float) -> float:
-        return (
-            sum(span * alive for span, alive in zip(spans, [1.0, *keep(x)], strict=True)) / layers
-        )
+        fractions = [1.0, *keep(x)]
+        weighted = [span * alive for span, alive in zip(spans, fractions, strict=True)]
+        return sum(weighted) / layers
 
     if ratio <= spans[0] / layers:
         raise UserError(
             f"{name} runs {spans[0]} of {layers} layers on all tokens, so their mean over "
             f"layers stays above {spans[0] / layers:.3g}: keep_ratio={ratio:.3g} is infeasible."
         )
+    # Bisection: the mean grows with x, and 60 halvings exhaust double precision.
     low = 0.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -54,6 +56,7 @@ def point(path: Sequence[Sequence[float]], x: float) -> list[float]:
     of exponentials, so convex, and grows at its start."""
     if x < 1:
         return [x * value for value in path[0]]
+    # Between neighbors a and b: a^(1 - s) b^s, with s the way from one to the other.
     low = min(int(x), len(path) - 1) - 1
     return [
         value ** (low + 2 - x) * other ** (x - low - 1)

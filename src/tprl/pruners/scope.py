@@ -42,8 +42,10 @@ class ScopePruner(PerImage):
     def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
         attention = images.split(encoded.extras["cls_attention"]).double()
         unit = normalize(images.split(encoded.extras["vision_features"]).double(), dim=-1)
+        # Padding neither covers nor needs to be covered.
         unit = unit.masked_fill(~images.mask.unsqueeze(2), 0.0)
         taken = _cover(unit @ unit.mT, attention.clamp(min=0.0) ** self.alpha, images.mask, k)
+        # Where coverage ends early, attention fills the budget.
         return keep_top(attention.masked_fill(taken, torch.inf), images.mask, k)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
@@ -59,7 +61,8 @@ def _cover(
 ) -> Bool[Tensor, "I W"]:
     """Up to k[i] tokens of each row with a gain above rounding errors, greedily; all rows advance
     together."""
-    row, keep = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask)
+    row = torch.arange(len(mask), device=mask.device)
+    keep = torch.zeros_like(mask)
     covered = torch.zeros_like(saliency)
     for step in range(int(k.max()) if len(k) else 0):
         # What a token would cover that nothing covers yet, summed over the image.
@@ -67,5 +70,6 @@ def _cover(
         free = mask & ~keep & (gain > 1e-9)
         pick = (gain * saliency).masked_fill(~free, -torch.inf).argmax(1)
         keep[row, pick] |= (step < k) & free.any(1)
+        # A member covers every token as far as it is like it.
         covered = torch.maximum(covered, cosine[row, pick] * free.any(1, keepdim=True))
     return keep

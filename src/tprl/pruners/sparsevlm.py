@@ -59,14 +59,14 @@ class SparseVLMPruner:
             UserError: no point of the path has this mean.
         """
         ratio = check_keep_ratio(keep_ratio)
+        # First layer after each drop -> which of the three it is.
         drops = {round(layer * layers / 32) + 1: place for place, layer in enumerate(LAYERS)}
         drops = {before: place for before, place in drops.items() if before < layers}
         if ratio == 1:
             return ()
-        lists = {
-            label: self._alive(chosen)
-            for label, chosen in sorted((PLUS if self.plus else FIRST).items())
-        }
+        # Published lists as fractions of 576 tokens, by ascending label.
+        published = PLUS if self.plus else FIRST
+        lists = {label: self._alive(published[label]) for label in sorted(published)}
         if self.published:
             keep = lists[min(lists, key=lambda label: abs(label - ratio * 576))]
         else:
@@ -80,6 +80,7 @@ class SparseVLMPruner:
 
     def _alive(self, chosen: tuple[int, ...]) -> list[float]:
         """Fractions that live, recycled ones included."""
+        # v1.5 recycles 3 of 10 pruned tokens into a tenth of as many centroids.
         counts = [576]
         for k in chosen:
             counts.append(k if self.plus else k + (3 * (counts[-1] - k) // 10 + 1) // 10 + 1)
@@ -91,11 +92,9 @@ class SparseVLMPruner:
         rows = look.attention(at) * real[:, None, :, None]
         heads = rows.sum(2) / real.sum(1).clamp(min=1)[:, None, None]
         if self.plus:
-            best = (
-                (heads * look.visual.unsqueeze(1))
-                .sum(2)
-                .argsort(dim=1, descending=True, stable=True)
-            )
+            # The heads in which raters attend most to visual tokens.
+            on_visual = (heads * look.visual.unsqueeze(1)).sum(2)
+            best = on_visual.argsort(dim=1, descending=True, stable=True)
             best = best[:, : max(1, round(14 * heads.shape[1] / 32))]
             heads = heads.gather(1, best.unsqueeze(2).expand(-1, -1, heads.shape[2]))
         return heads.mean(1)
@@ -109,6 +108,7 @@ class SparseVLMPruner:
 
     def flops(self, lm: LMShape, stage: LayerStage, text: int, alive: int) -> int:
         """At most: as if all of the text rated."""
+        # Keys of all tokens, queries of the raters, and the products of both.
         q, kv, tokens = lm.heads * lm.head_dim, lm.kv_heads * lm.head_dim, text + alive
         total = 2 * tokens * lm.width * kv + 2 * text * lm.width * q + 2 * text * tokens * q
         if stage.before == round(LAYERS[0] * lm.layers / 32) + 1:
@@ -125,15 +125,13 @@ def raters_of(look: Look) -> Bool[Tensor, "B S"]:
         # How much visual tokens look at each word; words above the mean rate.
         logits = seen.first.float() @ look.first.float().mT
         share = logits.masked_fill(~after.unsqueeze(1), torch.finfo(logits.dtype).min).softmax(-1)
-        share = (share * seen.visual.unsqueeze(2)).sum(1) / seen.visual.sum(1, keepdim=True).clamp(
-            min=1
-        )
+        count = seen.visual.sum(1, keepdim=True).clamp(min=1)
+        share = (share * seen.visual.unsqueeze(2)).sum(1) / count
         mean = (share * after).sum(1, keepdim=True) / after.sum(1, keepdim=True).clamp(min=1)
         raters = after & (share > mean)
         raters = torch.where(raters.any(1, keepdim=True), raters, after)
-    column, last = (
-        torch.arange(raters.shape[1], device=raters.device),
-        raters.shape[1] - 1 - int(look.answer[0].sum()),
-    )
+    # Without any word the prompt's last token rates; answer tokens stand behind it.
+    column = torch.arange(raters.shape[1], device=raters.device)
+    last = raters.shape[1] - 1 - int(look.answer[0].sum())
     raters = torch.where(raters.any(1, keepdim=True), raters, column == last)
     return raters & look.visual.any(1, keepdim=True)

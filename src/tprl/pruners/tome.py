@@ -62,22 +62,23 @@ class ToMePruner:
         counts, k = images.mask.sum(1).tolist(), images.budgets(ratio).tolist()
         has_cls, blocks = tower.cls is not None, len(tower.blocks)
         merges = [self._merges(n, kept, blocks, has_cls) for n, kept in zip(counts, k, strict=True)]
-        plan = torch.tensor(merges, dtype=torch.long, device=images.mask.device).reshape(
-            len(counts), blocks
-        )
+        # [I L] merges of each image in each block.
+        plan = torch.tensor(merges, dtype=torch.long, device=images.mask.device)
+        plan = plan.reshape(len(counts), blocks)
         if not bool(plan.any()):
             return TokenSelection(keep=encoded.visual_mask)
-        tokens = merged_tower(
-            tower, images.split(encoded.extras["patch_embeds"]), images.mask, plan
-        )
+        patches = images.split(encoded.extras["patch_embeds"])
+        tokens = merged_tower(tower, patches, images.mask, plan)
+        # Survivors but CLS, each at the place of the token that the others joined.
         image, slot = ((tokens.size > 0) & (tokens.place >= 0)).nonzero(as_tuple=True)
         row, at = images.sample[image], images.at[image, tokens.place[image, slot]]
-        keep, merged = torch.zeros_like(encoded.visual_mask), encoded.visual
+        keep = torch.zeros_like(encoded.visual_mask)
         keep[row, at] = True
+        # Only images in which something merges: the others keep the embeddings they had.
+        merged = encoded.visual
         new = plan.any(1)[image]
-        merged[row[new], at[new]] = encoded.project(tokens.x[image[new], slot[new]]).to(
-            merged.dtype
-        )
+        projected = encoded.project(tokens.x[image[new], slot[new]])
+        merged[row[new], at[new]] = projected.to(merged.dtype)
         return TokenSelection(keep=keep, merged=merged)
 
     def check_reach(self, keep_ratio: float | None, shape: LVLMShape) -> None:
@@ -88,15 +89,16 @@ class ToMePruner:
         """
         if not self.published:
             v = shape.vision
-            self._merges(
-                v.patches, budget(need_ratio(self.name, keep_ratio), v.patches), v.used, v.cls
-            )
+            kept = budget(need_ratio(self.name, keep_ratio), v.patches)
+            self._merges(v.patches, kept, v.used, v.cls)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """What matching costs less what the tower's used blocks and the projector save, as if all
         ran once: negative where tokens merge early. (`select` runs the blocks a second time because
         evaluations share encodings.)"""
-        v, left, spent = shape.vision, tokens + shape.vision.cls, 0
+        v = shape.vision
+        left, spent = tokens + v.cls, 0
+        # A block attends to what it gets, matches half with half, and feeds what is left.
         for r in self._merges(tokens, kept, v.used, v.cls):
             matching = 2 * (left // 2) * (left - left // 2) * (v.width // v.heads) if r else 0
             spent += encoder_layer_flops(v.width, 0, left) + matching
@@ -106,8 +108,6 @@ class ToMePruner:
         return spent - full - mlp_flops(shape.projector, tokens + v.cls - left)
 
     def _merges(self, n: int, k: int, blocks: int, has_cls: bool) -> tuple[int, ...]:
-        return (
-            clipped(n, self.r, n, blocks, has_cls)
-            if self.published
-            else schedule(n, k, blocks, has_cls)
-        )
+        if self.published:
+            return clipped(n, self.r, n, blocks, has_cls)
+        return schedule(n, k, blocks, has_cls)

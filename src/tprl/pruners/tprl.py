@@ -51,8 +51,9 @@ class TPRL(LearnedPruner):
             "layers": layers,
             "heads": heads,
             "max_steps": max_steps,
+            "query": query,
+            "positions": positions,
         }
-        net |= {"query": query, "positions": positions}
         self.config |= net | {"budgets": list(budgets)}
         self.net = PolicyNet(code_width or token_width, token_width, **net, budgets=len(budgets))
 
@@ -71,9 +72,8 @@ class TPRL(LearnedPruner):
         """Logits for every budget of the adaptive mode, and what the budget head reads: one pass
         for both, at the geometric middle of the budgets."""
         low, *_, high = self.config["budgets"]
-        ratio = torch.full(
-            (len(x.mask),), math.sqrt(low * high), dtype=torch.float64, device=x.mask.device
-        )
+        middle = math.sqrt(low * high)
+        ratio = torch.full((len(x.mask),), middle, dtype=torch.float64, device=x.mask.device)
         read = self.net.read(x, x.mask, 0, ratio)
         return self.net.keep_logits(read, x.mask), gist(read)
 

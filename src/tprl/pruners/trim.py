@@ -66,13 +66,14 @@ class TrimPruner:
         """Tokens kept of each image, and whether it has the mean of the others."""
         n = images.mask.sum(1)
         if keep_ratio is None:
-            kept = outliers(
-                score.double().masked_fill(~images.mask, -torch.inf).softmax(1), images.mask
-            )
+            # Adaptive count: outliers of the softmax, so padding must not enter it.
+            share = score.double().masked_fill(~images.mask, -torch.inf).softmax(1)
+            kept = outliers(share, images.mask)
             return kept, kept < n
         if self.published:
             kept = (n.double() * keep_ratio).floor().long()
             return kept, kept < n
+        # The mean has one place of the budget, but not of a single one nor of all.
         k = images.budgets(keep_ratio)
         has_mean = (k > 1) & (k < n)
         return k - has_mean.long(), has_mean
@@ -87,11 +88,13 @@ def _selection(
 ) -> TokenSelection:
     """`keep` as a selection, with the mean of each image's other tokens as an extra token of its
     sample."""
+    # [I D] mean of what is dropped.
     dropped = images.mask & ~keep
     tokens = images.split(encoded.visual).float().masked_fill(~dropped.unsqueeze(2), 0.0)
     mean = tokens.sum(1) / dropped.sum(1, keepdim=True).clamp(min=1)
-    width = keep.shape[1]
-    last = (dropped * torch.arange(width, device=dropped.device)).amax(1)
+    # It stands at the last place that is free.
+    place = torch.arange(keep.shape[1], device=dropped.device)
+    last = (dropped * place).amax(1)
     anchor = images.at.gather(1, last.unsqueeze(1))
     return with_extra(
         encoded,

@@ -40,6 +40,5 @@ class UniformPruner:
 
 def _chosen(rows: int, columns: int, k: int) -> torch.Tensor:
     """[rows * columns] True on the chosen cells."""
-    return torch.zeros(rows * columns, dtype=torch.bool).index_fill(
-        0, centers(rows, columns, k), True
-    )
+    nothing = torch.zeros(rows * columns, dtype=torch.bool)
+    return nothing.index_fill(0, centers(rows, columns, k), True)

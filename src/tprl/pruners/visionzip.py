@@ -58,17 +58,16 @@ class VisionZipPruner:
         cls = torch.ones_like(k, dtype=torch.bool) if self.published else k < images.mask.sum(1)
         t = torch.where(cls, contextual(k), 0)
         # The patches that CLS looks at most.
-        dominant = keep_top(
-            images.split(encoded.extras["cls_attention"]), images.mask, k - t - cls.long()
-        )
+        attention = images.split(encoded.extras["cls_attention"])
+        dominant = keep_top(attention, images.mask, k - t - cls.long())
         others = images.mask & ~dominant
         # Evenly placed targets take in the patches whose keys are nearest.
         targets = evenly(others, t)
         at, real = columns_of(targets)
         features = images.split(encoded.extras["vision_features"]).float()
-        joined = join_nearest(
-            similarity(images.split(encoded.extras["vision_keys"]), at), others & ~targets, real
-        )
+        cosine = similarity(images.split(encoded.extras["vision_keys"]), at)
+        joined = join_nearest(cosine, others & ~targets, real)
+        # [I K C] mean of what joined each target, before the projector.
         mean = joined @ features / joined.sum(2, keepdim=True).clamp(min=1)
         summary = images.split(encoded.extras["cls_feature"])[:, 0].float()
         return merged_selection(
@@ -94,7 +93,8 @@ def contextual(k: Int[Tensor, " I"]) -> Int[Tensor, " I"]:
 
 def evenly(pool: Bool[Tensor, "I W"], count: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
     """The first `count[i]` of every (rest // count)-th token of the rest, from its first on."""
-    rank, step = pool.cumsum(1) - 1, (pool.sum(1) // count.clamp(min=1)).clamp(min=1).unsqueeze(1)
+    rank = pool.cumsum(1) - 1
+    step = (pool.sum(1) // count.clamp(min=1)).clamp(min=1).unsqueeze(1)
     return pool & (rank % step == 0) & (rank // step < count.unsqueeze(1))
 
 
@@ -105,6 +105,6 @@ def join_nearest(
     live = cosine.masked_fill(~real.unsqueeze(2), -torch.inf)
     # no targets: nobody joins
     nearest = live.argmax(1, keepdim=True) if real.shape[1] else joins.unsqueeze(1).long()
-    return (
-        (nearest == torch.arange(real.shape[1], device=real.device)[:, None]) & joins.unsqueeze(1)
-    ).float()
+    # [I K W]
+    number = torch.arange(real.shape[1], device=real.device)[:, None]
+    return ((nearest == number) & joins.unsqueeze(1)).float()

@@ -40,11 +40,8 @@ class VisPruner(PerImage):
 
     def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
         # The order of attention matters later: rounds split it into even and odd places.
-        attention = (
-            images.split(encoded.extras["cls_attention"])
-            .float()
-            .masked_fill(~images.mask, -torch.inf)
-        )
+        attention = images.split(encoded.extras["cls_attention"]).float()
+        attention = attention.masked_fill(~images.mask, -torch.inf)
         order = attention.argsort(dim=1, descending=True, stable=True)
         # float64: one flipped comparison changes all later rounds.
         unit = normalize(images.split(encoded.extras["vision_features"]).double(), dim=-1)
@@ -60,14 +57,15 @@ class VisPruner(PerImage):
         # Half of the budget by attention; the other half from the rest, by diversity.
         important = (k.double() * self.important).floor().long()
         place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        # [I W] places behind the attended ones move to the front.
         pool = order.gather(1, (place + important.unsqueeze(1)).clamp(max=order.shape[1] - 1))
         # nothing of the rest where attention takes it all
         left = torch.where(k > important, n - important, 0)
         pool = _thin_out(pool, cosine, left, k - important, self.drop)
         diverse = torch.arange(pool.shape[1], device=order.device) < (k - important).unsqueeze(1)
-        keep = torch.zeros_like(order, dtype=torch.bool).scatter(
-            1, order, place < important.unsqueeze(1)
-        )
+        # [I W] both halves at their columns.
+        by_attention = place < important.unsqueeze(1)
+        keep = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, by_attention)
         image, column = diverse.nonzero(as_tuple=True)
         keep[image, pool[image, column]] = True
         return keep
@@ -106,10 +104,8 @@ def _thin_out(
         rank = near.masked_fill(~live_even, -torch.inf).argsort(dim=1, descending=True, stable=True)
         dropped = torch.minimum((left - goal).clamp(max=drop), live_even.sum(1))
         survives = live_even & (place[: even.shape[1]] >= dropped.unsqueeze(1))
-        joined, alive = (
-            torch.cat([even.gather(1, rank), odd], 1),
-            torch.cat([survives, live_odd], 1),
-        )
+        joined = torch.cat([even.gather(1, rank), odd], 1)
+        alive = torch.cat([survives, live_odd], 1)
         pool = joined.gather(1, (~alive).long().argsort(dim=1, stable=True))
         left = left - dropped
     return pool

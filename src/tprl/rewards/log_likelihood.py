@@ -21,7 +21,7 @@ class LogLikelihood:
         self.weight, self.floor = weight, floor
 
     def __call__(self, outcome: Outcome) -> Float[Tensor, "T B"]:
-        # Clamped per state, not per change: the rewards of an episode still add up to its return.
+        # Clamped per state, not per change: rewards still add up to the change over the episode.
         measured = outcome.log_prob
         bounded = None if measured is None else measured.clamp(min=self.floor)
         return change(bounded, "log_prob")

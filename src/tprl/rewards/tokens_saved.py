@@ -21,6 +21,6 @@ class TokensSaved:
         self.weight = weight
 
     def __call__(self, outcome: Outcome) -> Float[Tensor, "T B"]:
-        # At least 1: an image of no tokens saves nothing, and divides by nothing.
+        # At least 1: a prompt without visual tokens must not divide by zero.
         kept = outcome.kept.float()
         return 1 - kept[1:] / kept[:-1].clamp(min=1)
