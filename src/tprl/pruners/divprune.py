@@ -15,12 +15,11 @@ class DivPrunePruner(PerImage):
     """Greedy max-min diversity: each next token is the one farthest from all chosen before.
 
     Source: DivPrune (Alvar et al., arXiv 2503.02175), the rule of docs/baselines.md#divprune,
-        written from its
-    description: cosine distance between projected tokens; the first is the token farthest from its
-    nearest neighbor. Complexity O(n^2 D + k n) per image, k steps in sequence; reads the projected
-    tokens only, neither attention nor question. Ours differs in fp32 distances (the reference
-    computes in the model's dtype), in the rounding of the budget, in ties (lower index), and in
-    never choosing a token twice where tokens coincide.
+    written from its description: cosine distance between projected tokens; the first is the token
+    farthest from its nearest neighbor. Complexity O(n^2 D + k n) per image, k steps in sequence;
+    reads the projected tokens only, neither attention nor question. Ours differs in fp32 distances
+    (the reference computes in the model's dtype), in the rounding of the budget, in ties (lower
+    index), and in never choosing a token twice where tokens coincide.
     """
 
     name = "divprune"
@@ -41,7 +40,7 @@ def max_min(
     """Greedy max-min subsets of k[i] valid points each; all rows advance together, one point per
     step."""
     # First comes the token that is farthest from its nearest neighbor.
-    # A token is no neighbor of its own, and padding of nobody.
+    # A token is not its own neighbor, and padding is nobody's.
     off = ~mask.unsqueeze(1) | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
     gap = distance.masked_fill(off, torch.inf).amin(2) if mask.numel() else distance.sum(2)
     row, keep = torch.arange(len(mask), device=mask.device), torch.zeros_like(mask)

@@ -14,13 +14,12 @@ class PyramidDropPruner:
     token are dropped.
 
     Source: PyramidDrop (Xing et al., arXiv 2410.17247), the rule of docs/baselines.md#pyramiddrop,
-        written from its
-    description: queries and keys of the layer that comes next, mean over heads of the last
-    instruction token's softmax attention; f, f^2, f^3 of the tokens live, f = 0.5 in the paper
-    (layers 8, 16, 24 of 32). Complexity O(S D) per drop. Ours differs in the budget: f is solved
-    for, so that the mean over all layers is keep_ratio, and a mean below that of the first quarter
-    alone is refused; survivors keep their positions (the reference numbers them anew); ties go to
-    the lower index. `published=True` takes f = 0.5 whatever the ratio.
+    written from its description: queries and keys of the layer that comes next, mean over heads of
+    the last instruction token's softmax attention; f, f^2, f^3 of the tokens live, f = 0.5 in the
+    paper (layers 8, 16, 24 of 32). Complexity O(S D) per drop. Ours differs in the budget: f is
+    solved for, so that the mean over all layers is keep_ratio, and a mean below that of the first
+    quarter alone is refused; survivors keep their positions (the reference numbers them anew); ties
+    go to the lower index. `published=True` takes f = 0.5 whatever the ratio.
     """
 
     name = "pyramiddrop"

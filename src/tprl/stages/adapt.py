@@ -100,13 +100,8 @@ class Adapt(Stage):
                     f"stage.keep_ratios: {ratio} is no mean of "
                     f"the budgets {list(budgets)}: stay within."
                 )
-        self.pruner, self.lvlm, self.dataset, self.served, self.epochs = (
-            pruner,
-            lvlm,
-            dataset,
-            served,
-            epochs,
-        )
+        self.pruner, self.lvlm, self.dataset = pruner, lvlm, dataset
+        self.served, self.epochs = served, epochs
         self.samples_seen = 0
         pruner.learn_budgets(budgets)
 
@@ -153,12 +148,12 @@ class Adapt(Stage):
             x = self.pruner.observe(encoded)
             logits, gist = self.pruner.survey(x)
             answers = scorer.targets(samples, encoded)
+            # [B K] probability of the answer, pruned at every budget as it will be when served.
             scores = []
             for ratio in self.pruner.config["budgets"]:
                 keep = self.pruner.serve(x, logits, ratio, encoded.uids)
-                scores.append(
-                    self.lvlm.score(splice(encoded, TokenSelection(keep)), answers)[0].exp()
-                )
+                prompt = splice(encoded, TokenSelection(keep))
+                scores.append(self.lvlm.score(prompt, answers)[0].exp())
             gists.append(gist.cpu())
             chances.append(torch.stack(scores, 1).cpu())
         count = sum(map(len, gists))
@@ -190,17 +185,15 @@ class Adapt(Stage):
         )
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        size = min(
-            self.hparams["batch_size"], len(self.train_data) - index * self.hparams["batch_size"]
-        )
+        # Questions of the batch on all ranks: the last batch of an epoch is smaller.
+        batch_size = self.hparams["batch_size"]
+        size = min(batch_size, len(self.train_data) - index * batch_size)
         loss = self._loss(batch) * distributed.weight(size)
-        check_finite(
-            {"adapt/loss": loss}, [f"questions of batch {index}"], f"epoch {self.current_epoch}"
-        )
+        batch_name = [f"questions of batch {index}"]
+        check_finite({"adapt/loss": loss}, batch_name, f"epoch {self.current_epoch}")
         self.samples_seen += size
-        self.log_dict(
-            {"adapt/loss": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True
-        )
+        metrics = {"adapt/loss": loss, "samples_seen": float(self.samples_seen)}
+        self.log_dict(metrics, sync_dist=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
@@ -209,25 +202,23 @@ class Adapt(Stage):
 
     def _loss(self, batch: list[Tensor]) -> Float[Tensor, ""]:
         """Divergence of the forecast from the scores: cross-entropy less its lowest value."""
-        forecast, chance = self.pruner.net.budget_logits(batch[0]), batch[1].clamp(0, 1)
-        return F.binary_cross_entropy_with_logits(forecast, chance) - F.binary_cross_entropy(
-            chance, chance
-        )
+        forecast = self.pruner.net.budget_logits(batch[0])
+        # exp of a log-probability of 0 may round to a little more than 1.
+        chance = batch[1].clamp(0, 1)
+        lowest = F.binary_cross_entropy(chance, chance)  # the entropy of the scores
+        return F.binary_cross_entropy_with_logits(forecast, chance) - lowest
 
     @torch.no_grad()
     def on_fit_end(self) -> None:
         """Find the price of every mean ratio, on validation questions; the LVLM is not asked."""
         forecasts = []
         for _, encoded in self.served.batches:
-            forecasts.append(
-                self.pruner.net.budget_logits(
-                    self.pruner.survey(self.pruner.observe(encoded))[1]
-                ).sigmoid()
-            )
+            _, gist = self.pruner.survey(self.pruner.observe(encoded))
+            forecasts.append(self.pruner.net.budget_logits(gist).sigmoid())
+        # Forecasts of all ranks: every rank must serve at the same prices.
         chance = distributed.gathered_rows(torch.cat(forecasts))
-        prices = calibrated_prices(
-            chance, self.pruner.config["budgets"], self.hparams["keep_ratios"]
-        )
+        budgets = self.pruner.config["budgets"]
+        prices = calibrated_prices(chance, budgets, self.hparams["keep_ratios"])
         self.pruner.serving = replace(self.pruner.serving, prices=prices)
 
 
@@ -245,10 +236,14 @@ def calibrated_prices(
     def mean(price: float) -> float:
         return float(kept[choose(chance, kept, price)].mean())
 
-    free, pairs = mean(0.0), {}
+    # What questions keep when tokens cost nothing: no mean above it can be reached.
+    free = mean(0.0)
+    pairs = {}
     for ratio in keep_ratios:
-        # no gain is worth more than that
-        low, high = 0.0, 1 / float(kept.diff().min()) if free > ratio else 0.0
+        # A forecast gains 1 at most: above 1 / (smallest step between budgets) nothing is bought.
+        low = high = 0.0
+        if free > ratio:
+            high = 1 / float(kept.diff().min())
         for _ in range(BISECTIONS):
             price = (low + high) / 2
             low, high = (price, high) if mean(price) > ratio else (low, price)

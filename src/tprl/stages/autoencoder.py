@@ -80,9 +80,11 @@ class AutoencoderStage(Stage):
                 "policy.code_width=0 has no autoencoder to train: skip stage=autoencoder."
             )
         self.pruner.train_only("autoencoder.")
+        # Whole images are held out: tokens of one image are too much alike.
         tokens = self._tokens()
         held_out = max(1, len(tokens) // 10)
-        self.held_out, self.tokens = torch.cat(tokens[:held_out]), torch.cat(tokens[held_out:])
+        self.held_out = torch.cat(tokens[:held_out])
+        self.tokens = torch.cat(tokens[held_out:])
         self.pruner.autoencoder.fit_statistics(self.tokens)
 
     def _tokens(self) -> list[Float[Tensor, "N D"]]:
@@ -100,6 +102,7 @@ class AutoencoderStage(Stage):
                 f"dataset {self.dataset.name} shows {len(samples)} "
                 "images: stage=autoencoder needs 2."
             )
+        # Some images at a time; on the host and without padding, because all of them are kept.
         tokens = []
         for start in range(0, len(samples), AT_ONCE):
             encoded = self.lvlm.encode(samples[start : start + AT_ONCE])
@@ -122,9 +125,8 @@ class AutoencoderStage(Stage):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         order = torch.Generator().manual_seed(self.hparams["seed"])
         data = TensorDataset(self.tokens)
-        batches = BatchSampler(
-            RandomSampler(data, generator=order), self.hparams["batch_size"], drop_last=False
-        )
+        sampler = RandomSampler(data, generator=order)
+        batches = BatchSampler(sampler, self.hparams["batch_size"], drop_last=False)
         return DataLoader(data, batch_sampler=distributed.Shares(batches), generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -139,17 +141,15 @@ class AutoencoderStage(Stage):
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         assert self.pruner.autoencoder is not None
-        size = min(
-            self.hparams["batch_size"], len(self.tokens) - index * self.hparams["batch_size"]
-        )
+        # Tokens of the batch on all ranks: the last batch of an epoch is smaller.
+        batch_size = self.hparams["batch_size"]
+        size = min(batch_size, len(self.tokens) - index * batch_size)
         loss = self.pruner.autoencoder.relative_mse(batch[0].float()) * distributed.weight(size)
-        check_finite(
-            {"autoencoder/mse": loss}, [f"tokens of batch {index}"], f"epoch {self.current_epoch}"
-        )
+        batch_name = [f"tokens of batch {index}"]
+        check_finite({"autoencoder/mse": loss}, batch_name, f"epoch {self.current_epoch}")
         self.samples_seen += size
-        self.log_dict(
-            {"autoencoder/mse": loss, "samples_seen": float(self.samples_seen)}, sync_dist=True
-        )
+        metrics = {"autoencoder/mse": loss, "samples_seen": float(self.samples_seen)}
+        self.log_dict(metrics, sync_dist=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:

@@ -31,12 +31,10 @@ def calibrate_fade(
     """
     beyond = [ratio for ratio in keep_ratios if ratio > trained_to]
     if pruner.serving.select != "dpp" or not beyond:
-        log.info(
-            "nothing to calibrate: no DPP serves, or none of %s is above %g",
-            list(keep_ratios),
-            trained_to,
-        )
+        sentence = "nothing to calibrate: no DPP serves, or none of %s is above %g"
+        log.info(sentence, list(keep_ratios), trained_to)
         return
+    # One exponent for all ratios, so their likelihoods are summed.
     merits: dict[float, float] = {}
     for fade in FADES:
         pruner.serving = replace(pruner.serving, trained_to=trained_to, fade=fade)

@@ -90,6 +90,7 @@ class StoredDemonstrations:
             UserError: a file is gone or damaged.
         """
         rows = [_Row(*row) for row in self._rows[index].tolist()]
+        # Question by question of a file, so that each file is opened once.
         batch = self._empty(rows)
         order = sorted(range(len(rows)), key=lambda b: rows[b].shard)
         for shard, members in groupby(order, key=lambda b: rows[b].shard):
@@ -104,16 +105,13 @@ class StoredDemonstrations:
         with opened(self.paths[number]) as file:
             uids = json.loads(bytes(file.get_tensor("uids").tolist()))
             if uids:
-                self.widths = tuple(
-                    file.get_slice(name).get_shape()[1] for name in ("codes", "vectors")
-                )
-            drawn = torch.tensor(
-                [stable_seed(uid, self.seed) % len(self.finals) for uid in uids], dtype=torch.long
-            )
-            return torch.cat(
-                [torch.full_like(drawn, number)[:, None], drawn[:, None], file.get_tensor("rows")],
-                1,
-            )
+                codes, vectors = file.get_slice("codes"), file.get_slice("vectors")
+                self.widths = (codes.get_shape()[1], vectors.get_shape()[1])
+            draws = [stable_seed(uid, self.seed) % len(self.finals) for uid in uids]
+            drawn = torch.tensor(draws, dtype=torch.long)
+            shard = torch.full_like(drawn, number)
+            # The first two fields of a `_Row`, then those that the file holds.
+            return torch.cat([torch.stack([shard, drawn], 1), file.get_tensor("rows")], 1)
 
     def _empty(self, rows: Sequence["_Row"]) -> Demonstrations:
         b, v, q = len(rows), self._most.tokens, self._most.words
@@ -125,9 +123,8 @@ class StoredDemonstrations:
             query_mask=torch.zeros(b, q, dtype=torch.bool),
         )
         keep = torch.zeros(self.steps, b, v, dtype=torch.bool)
-        return Demonstrations(
-            x, keep, self.finals[torch.tensor([row.drawn for row in rows], dtype=torch.long)]
-        )
+        drawn = torch.tensor([row.drawn for row in rows], dtype=torch.long)
+        return Demonstrations(x, keep, self.finals[drawn])
 
 
 def refuse_demonstrator(pruner: Any) -> None:
@@ -187,24 +184,22 @@ def demonstrate(
     schedules = [step_ratios(ratio, steps) for ratio in keep_ratios]
     if progressive:
         schedules = [torch.tensor(progressive, dtype=torch.float64).cumprod(0).tolist()]
-    temporary = (
-        None if cache else tempfile.TemporaryDirectory(prefix="tprl-", ignore_cleanup_errors=True)
-    )
+    # A cached folder is named by all that the files depend on; else one for this run alone.
+    temporary = None
     if cache:
         codes = of_weights(pruner.autoencoder)
         folder = cache.folder(
             "demonstrations", autoencoder=codes, schedules=schedules, batch_size=batch_size
         )
     else:
-        assert temporary is not None
+        temporary = tempfile.TemporaryDirectory(prefix="tprl-", ignore_cleanup_errors=True)
         folder = Path(temporary.name)
 
     def make_shard(first: int, stop: int) -> dict[str, Tensor]:
         records: list[_Shown] = []
         for samples in batches(dataset, stop, batch_size, first):
-            records += _shown(
-                demonstrator, pruner, lvlm.encode(samples, demonstrator.extras), schedules
-            )
+            encoded = lvlm.encode(samples, demonstrator.extras)
+            records += _shown(demonstrator, pruner, encoded, schedules)
         return _packed(records)
 
     shards = Shards(folder, min(count or len(dataset), len(dataset)), SHARD * batch_size)
@@ -212,9 +207,8 @@ def demonstrate(
         log.info("%s has %d of %d demonstrations", folder, shards.done, shards.rows)
     with Progress("demonstrate", before=shards.done) as tick:
         shards.fill(make_shard, None if quiet else tick)
-    stored = StoredDemonstrations(
-        shards.paths, [s[-1] for s in schedules], len(schedules[0]), seed, temporary
-    )
+    finals = [schedule[-1] for schedule in schedules]
+    stored = StoredDemonstrations(shards.paths, finals, len(schedules[0]), seed, temporary)
     if not len(stored):
         raise nothing_left(dataset, shards.rows, "to demonstrate")
     return stored
@@ -231,6 +225,7 @@ def _episodes(
         masks: list[Tensor] = []
         for ratio in reversed(schedule):
             mask = select_in_chunks(demonstrator, encoded, ratio).keep
+            # Rank 3 or 2 for what the shorter list keeps, 1 for the choice at this budget.
             if masks:
                 mask = keep_top_per_image(masks[-1].float() * 2 + mask, encoded, ratio)
             masks.append(mask)
@@ -297,30 +292,30 @@ def _shown(
         ),
     )
     records = []
-    for b, (n, q) in enumerate(
-        zip(x.mask.sum(1).tolist(), x.query_mask.sum(1).tolist(), strict=True)
-    ):
-        bits = np.packbits(keep[:, :, b, :n].reshape(len(keep), -1), axis=1)
-        records.append(
-            _Shown(encoded.uids[b], codes[b, :n], xy[b, :n], query[b, :q], torch.from_numpy(bits))
-        )
+    tokens, words = x.mask.sum(1).tolist(), x.query_mask.sum(1).tolist()
+    for b, (n, q) in enumerate(zip(tokens, words, strict=True)):
+        # [R T V] -> [R K]: the masks of a schedule as bits, step after step.
+        packed = np.packbits(keep[:, :, b, :n].reshape(len(keep), -1), axis=1)
+        bits = torch.from_numpy(packed)
+        records.append(_Shown(encoded.uids[b], codes[b, :n], xy[b, :n], query[b, :q], bits))
     return records
 
 
 def _packed(records: Sequence[_Shown]) -> dict[str, Tensor]:
     """The contents of a file."""
+    # Questions about one image share its codes, and all questions share their words.
     codes, codes_at = _distinct([record.codes for record in records])
     places, places_at = _distinct([record.places for record in records])
     vectors, spoken = _distinct([word for record in records for word in record.words.split(1)])
+    # [N 6] of each question: how many tokens and words, and where each kind of content begins.
     columns = [[len(record.codes), len(record.words)] for record in records]
     counts = torch.tensor(columns, dtype=torch.long).reshape(-1, 2)
     size = torch.tensor([record.bits.numel() for record in records], dtype=torch.long)
     starts = [codes_at, places_at, counts[:, 1].cumsum(0) - counts[:, 1], size.cumsum(0) - size]
     bits = [record.bits.flatten() for record in records] or [torch.zeros(0, dtype=torch.uint8)]
+    uids = json.dumps([record.uid for record in records]).encode()
     return {
-        "uids": torch.tensor(
-            list(json.dumps([record.uid for record in records]).encode()), dtype=torch.uint8
-        ),
+        "uids": torch.tensor(list(uids), dtype=torch.uint8),
         "rows": torch.cat([counts, torch.stack(starts, 1)], 1),
         **_Contents(codes, places, vectors, spoken, torch.cat(bits))._asdict(),
     }
@@ -351,6 +346,7 @@ def _fill(batch: Demonstrations, b: int, row: _Row, parts: _Contents) -> None:
     x.query[b, :q] = parts.vectors[parts.spoken[row.spoken : row.spoken + q]]
     x.mask[b, :n] = True
     x.query_mask[b, :q] = True
+    # Bits of the schedule that was drawn: all schedules of a question have the same size.
     steps = len(batch.keep)
     size = -(-steps * n // 8)
     start = row.bits + row.drawn * size

@@ -118,9 +118,11 @@ class Distill(KeepBest):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.Adam(self.pruner.net.parameters(), lr=self.hparams["lr"], eps=1e-5)
         total = self.hparams["iterations"]
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: max(0.0, 1 - step / total)
-        )
+
+        def rate(step: int) -> float:
+            return max(0.0, 1 - step / total)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, samples: list[Sample], index: int) -> Tensor:
@@ -129,16 +131,19 @@ class Distill(KeepBest):
             self._validate()
         encoded = self.lvlm.encode(samples)
         x = self.pruner.observe(encoded)
+        # [I] how many tokens of each image the gates sum to.
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
         images = x.images
         k = step_budgets(ratio[images.sample.cpu()], images.mask, 1, 0)
         logits = self.pruner.net(x, x.mask, 0, ratio.to(x.mask.device))[0]
+        # Gates harden: the temperature falls geometrically over the iterations.
         first, last = h["temperature"]
         temperature = first * (last / first) ** (self.iteration / max(1, h["iterations"] - 1))
-        u = uniforms([f"{self.iteration}/{s.uid}" for s in samples], h["seed"], x.mask.shape[1]).to(
-            logits.device
-        )
+        # Logistic noise, logit(u): with hard gates this would be a Bernoulli draw per token.
+        keys = [f"{self.iteration}/{sample.uid}" for sample in samples]
+        u = uniforms(keys, h["seed"], x.mask.shape[1]).to(logits.device)
         noisy = logits + h["noise"] * torch.logit(u, eps=1e-6)
+        # [B V] gates of every image sum to its budget.
         gate = images.join(soft_top_k(images.split(noisy), images.mask, k, temperature), x.mask)
         log_prob = self._log_prob(encoded, gate, self.scorer.targets(samples, encoded))
         check_finite({"distill/loss": -log_prob}, encoded.uids, f"iteration {self.iteration}")
@@ -171,12 +176,10 @@ class Distill(KeepBest):
             return self.lvlm.gated_log_prob(encoded, gate, answers)
         parts = []
         for rows in torch.arange(len(answers)).split(size):
-            some = (
-                encoded.rows(rows.tolist()),
-                gate[rows.to(gate.device)],
-                [answers[i] for i in rows.tolist()],
-            )
-            log_prob = checkpoint(self.lvlm.gated_log_prob, *some, use_reentrant=False)
+            part = encoded.rows(rows.tolist())
+            gates = gate[rows.to(gate.device)]
+            texts = [answers[i] for i in rows.tolist()]
+            log_prob = checkpoint(self.lvlm.gated_log_prob, part, gates, texts, use_reentrant=False)
             parts.append(cast(Tensor, log_prob))
         return torch.cat(parts)
 
@@ -203,6 +206,7 @@ def soft_top_k(
     c is found by bisection; its own derivative, sum(s dlogit) / sum(s) with s the slopes of the
     gates, is attached, so that raising one gate lowers the others.
     """
+    # The sum of the gates falls with c, from all tokens to none between these bounds.
     low = logits.detach().masked_fill(~mask, torch.inf).amin(1) - 40 * temperature
     high = logits.detach().masked_fill(~mask, -torch.inf).amax(1) + 40 * temperature
     for _ in range(BISECTIONS):
@@ -211,6 +215,7 @@ def soft_top_k(
         many = gates.sum(1) > k
         low, high = torch.where(many, middle, low), torch.where(many, high, middle)
     gates = torch.sigmoid((logits.detach() - high.unsqueeze(1)) / temperature) * mask
+    # dc = sum(s dlogit) / sum(s): the logits move the offset, to first order.
     slope = gates * (1 - gates)
     moved = (slope * (logits - logits.detach())).sum(1) / slope.sum(1).clamp(min=1e-12)
     return torch.sigmoid((logits - (high + moved).unsqueeze(1)) / temperature) * mask

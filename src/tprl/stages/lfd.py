@@ -118,9 +118,8 @@ class LfD(KeepBest):
         h = self.hparams
         if h["progressive"]:
             return [math.prod(h["progressive"])]
-        return (
-            [h["keep_ratio"]] if isinstance(h["keep_ratio"], float | int) else list(h["keep_ratio"])
-        )
+        ratio = h["keep_ratio"]
+        return [ratio] if isinstance(ratio, float | int) else list(ratio)
 
     @property
     def trained_to(self) -> float:
@@ -164,6 +163,7 @@ class LfD(KeepBest):
 
     def training_step(self, batch: Demonstrations, index: int) -> Tensor:
         assert self.demonstrations is not None
+        # The last batch of an epoch is smaller; the noise follows from the place in the run alone.
         total, name = len(self.demonstrations), self.hparams["log_as"]
         size = min(self.hparams["batch_size"], total - self.samples_seen % total)  # of all ranks
         noise = torch.Generator().manual_seed(self.hparams["seed"] * 1_000_003 + self.samples_seen)
@@ -190,20 +190,19 @@ class LfD(KeepBest):
 
     def on_train_epoch_end(self) -> None:
         self._validate()
-        loss, constant = (
-            torch.tensor(self.progress).mean(0).tolist() if self.progress else (0.0, 1.0)
-        )
+        # A run resumed at the end of an epoch has no progress to judge: nothing is said of it.
+        loss, constant = 0.0, 1.0
+        if self.progress:
+            loss, constant = torch.tensor(self.progress).mean(0).tolist()
         self.progress = []
         if self._done()[0] >= self.epochs and loss > (1 - LEARNED) * constant:
-            by_sets = (
-                "" if self.loss is set_loss else ", the option loss=set (with policy.select=dpp)"
-            )
+            by_sets = ""
+            if self.loss is not set_loss:
+                by_sets = ", the option loss=set (with policy.select=dpp)"
             log.warning(
-                (
-                    "%s: the policy has learned nothing from %s: its loss %.3f "
-                    "is not below %.3f, that of constant logits. Use another "
-                    "demonstrator (pruner=...)%s, or more demonstrations."
-                ),
+                "%s: the policy has learned nothing from %s: its loss %.3f "
+                "is not below %.3f, that of constant logits. Use another "
+                "demonstrator (pruner=...)%s, or more demonstrations.",
                 self.hparams["log_as"],
                 self.demonstrator.name,
                 loss,
@@ -244,17 +243,14 @@ def token_loss(pruner: LearnedPruner, batch: Demonstrations, noise: torch.Genera
     for t, keep in enumerate(batch.keep):
         logits = pruner.net(x, alive, t, batch.keep_ratio)[0]
         count = alive.sum(1).clamp(min=1)
+        # Means over the tokens alive, so that a small image counts as much as a large one.
         error = F.binary_cross_entropy_with_logits(logits, keep.float(), reduction="none")
         equal = ((logits > 0) == keep) & alive
+        # The best constant logit predicts the kept share: its loss is the entropy of that share.
         share = keep.sum(1) / count
         constant = torch.special.entr(share) + torch.special.entr(1 - share)
-        parts.append(
-            Imitation(
-                ((error * alive).sum(1) / count).mean(),
-                constant.mean(),
-                (equal.sum(1) / count).mean(),
-            )
-        )
+        loss = ((error * alive).sum(1) / count).mean()
+        parts.append(Imitation(loss, constant.mean(), (equal.sum(1) / count).mean()))
         alive = keep
     return _mean(parts)
 
@@ -267,18 +263,21 @@ def set_loss(pruner: LearnedPruner, batch: Demonstrations, noise: torch.Generato
     demonstrator's tokens that greedy MAP keeps, which is how the policy is served.
     """
     x = batch.x._replace(codes=batch.x.codes.float(), query=batch.x.query.float())
-    features, alive, parts = unit_features(x.codes, x.mask), x.mask, []
+    features = unit_features(x.codes, x.mask)
+    alive, parts = x.mask, []
     uniform = torch.rand(len(x.mask), 1, x.mask.shape[1], generator=noise).to(x.mask.device)
     for t, keep in enumerate(batch.keep):
+        # [B V] 2 log q, as served; the sets are restricted to what is alive.
         scores = pruner.serving.quality * pruner.net(x, alive, t, batch.keep_ratio)[0]
         count = keep.sum(1).clamp(min=1)
         stay = sequential.log_stay(scores, features, alive, keep, 1.0, uniform)
+        # The same draws with flat scores: the policy that is diverse and nothing else.
         with torch.no_grad():
-            blind = sequential.log_stay(
-                torch.zeros_like(scores), features, alive, keep, 1.0, uniform
-            )
+            flat = torch.zeros_like(scores)
+            blind = sequential.log_stay(flat, features, alive, keep, 1.0, uniform)
             same = sequential.greedy(scores, features, alive, keep.sum(1)) & keep
-        loss, constant = (-(part.sum((1, 2)) / count).mean() for part in (stay, blind))
+        loss = -(stay.sum((1, 2)) / count).mean()
+        constant = -(blind.sum((1, 2)) / count).mean()
         parts.append(Imitation(loss, constant, (same.sum(1) / count).mean()))
         alive = keep
     return _mean(parts)
@@ -320,18 +319,15 @@ class _Epochs(IterableDataset[Demonstrations]):
         seed: int,
         done: Callable[[], tuple[int, int]],
     ) -> None:
-        self.demonstrations, self.batch_size, self.seed, self.done = (
-            demonstrations,
-            batch_size,
-            seed,
-            done,
-        )
+        self.demonstrations = demonstrations
+        self.batch_size, self.seed, self.done = batch_size, seed, done
 
     def __len__(self) -> int:
         """Batches of a whole epoch: a resumed Trainer counts those done before as well."""
         return -(-len(self.demonstrations) // self.batch_size)
 
     def __iter__(self) -> Iterator[Demonstrations]:
+        # The order of the epoch, less the batches that were done before a stop.
         epoch, batches = self.done()
         order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return islice(self.demonstrations.batches(self.batch_size, order), batches, None)

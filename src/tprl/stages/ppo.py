@@ -129,13 +129,8 @@ class PPO(PPOUpdate):
         super().__init__()
         self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "reward", "served", "cache"])
         self.automatic_optimization, self.cache = False, cache
-        self.pruner, self.lvlm, self.dataset, self.reward, self.served = (
-            pruner,
-            lvlm,
-            dataset,
-            reward,
-            served,
-        )
+        self.pruner, self.lvlm, self.dataset = pruner, lvlm, dataset
+        self.reward, self.served = reward, served
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
         check_choices(budget, advantage, group)
@@ -175,9 +170,8 @@ class PPO(PPOUpdate):
         # by all that decides which prompts are scored together: rounding depends on it
         if self.cache is not None:
             drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": distributed.count()}
-            self.scorer.remember(
-                self.cache.folder("scores", needs=sorted(self.reward.needs), targets="own", **drawn)
-            )
+            needs = sorted(self.reward.needs)
+            self.scorer.remember(self.cache.folder("scores", needs=needs, targets="own", **drawn))
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         h = self.hparams
@@ -199,9 +193,8 @@ class PPO(PPOUpdate):
     def rule(self) -> ActionRule:
         """The action distribution of this iteration."""
         first, last = self.hparams["temperature"]
-        temperature = first + (last - first) * self.iteration / max(
-            1, self.hparams["iterations"] - 1
-        )
+        steps = max(1, self.hparams["iterations"] - 1)
+        temperature = first + (last - first) * self.iteration / steps
         quality = self.pruner.serving.quality
         return ActionRule(self.kind, self.hparams["discount"], temperature, quality)
 
@@ -214,6 +207,7 @@ class PPO(PPOUpdate):
         watch, before = Stopwatch(self.lvlm.device), self.scorer.evaluations
         encoded = self.lvlm.encode(samples)
         watch.lap("encode")
+        # Sample: `group` episodes of each question, which follow each other.
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]
         x = self.pruner.observe(encoded)
         drawn = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
@@ -221,25 +215,26 @@ class PPO(PPOUpdate):
         noise = self._noise(samples, x, rule)
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
         watch.lap("rollout")
+        # Score: the LVLM reads what every state of the episodes keeps.
         outcome = measure_episodes(
             self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, rollout
         )
         watch.lap("score")
+        # [T B] rewards, less what a budget charges for tokens at the last step.
         terms = self.reward(outcome)
-        measured = {f"reward/{name}": value for name, value in terms.items()} | {
-            "ppo/value": rollout.value
-        }
+        measured = {f"reward/{name}": value for name, value in terms.items()}
+        measured["ppo/value"] = rollout.value
         check_finite(measured, outcome.uids, f"iteration {self.iteration}", axis=1)
         reward = torch.stack(list(terms.values())).sum(0)
         kept = rollout.keep[-1].sum(1) / rollout.alive[0].sum(1)
         reward[-1] -= self._budget_penalty(kept, keep_ratio)
+        # Learn: advantages, finer than the episode where credit is shared out, then clipped steps.
         advantage, target = self._advantage(reward, rollout)
         if self.credit_blocks:
             advantage = self._credit(advantage, reward, samples, encoded, rollout)
             watch.lap("credit")
-        losses, epochs = self._update(
-            Episodes(x, rule, rollout, keep_ratio, advantage, target, outcome.uids)
-        )
+        episodes = Episodes(x, rule, rollout, keep_ratio, advantage, target, outcome.uids)
+        losses, epochs = self._update(episodes)
         watch.lap("update")
         self._log_speed(watch, self.scorer.evaluations - before)
         self.iteration += 1
@@ -257,9 +252,10 @@ class PPO(PPOUpdate):
     ) -> Float[Tensor, "T B N"]:
         """Uniforms of every episode, from (seed, iteration, uid, episode) alone."""
         h, width = self.hparams, noise_width(rule, x.mask.shape[1])
-        keys = [
-            f"{self.iteration}/{sample.uid}/{g}" for sample in samples for g in range(h["group"])
-        ]
+        keys = []
+        for sample in samples:
+            keys += [f"{self.iteration}/{sample.uid}/{g}" for g in range(h["group"])]
+        # [B T*N] -> [T B N]
         flat = uniforms(keys, h["seed"], h["steps"] * width)
         return flat.unflatten(1, (h["steps"], width)).transpose(0, 1).to(x.mask.device)
 
@@ -276,6 +272,7 @@ class PPO(PPOUpdate):
         """
         if self.hparams["budget"] != "lagrange":
             return torch.zeros_like(kept)
+        # The mean over all ranks: they share one multiplier.
         excess = kept - keep_ratio.to(kept.dtype)
         mean = float(distributed.stacked(excess.mean()).mean())
         multiplier = self.lagrange + self.hparams["lagrange_gain"] * mean
@@ -285,10 +282,10 @@ class PPO(PPOUpdate):
     def _advantage(
         self, reward: Float[Tensor, "T B"], rollout: Rollout
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"] | None]:
+        # Baselines of the group are of whole episodes: every step has the advantage of its return.
         if self.hparams["advantage"] == "rloo":
-            return normalize_over_ranks(
-                leave_one_out(reward.sum(0), self.hparams["group"])
-            ).expand_as(reward), None
+            alone = leave_one_out(reward.sum(0), self.hparams["group"])
+            return normalize_over_ranks(alone).expand_as(reward), None
         if self.hparams["advantage"] == "grpo":
             return group_advantage(reward.sum(0), self.hparams["group"]).expand_as(reward), None
         advantage, target = gae(reward, rollout.value, self.hparams["gamma"], self.hparams["lam"])
@@ -307,21 +304,21 @@ class PPO(PPOUpdate):
         count = self.credit_blocks
         best = credit.best_episodes(reward[0], self.hparams["group"])
         block = credit.blocks_of(rollout.action[0, best], count)
-        less = rollout.rows(best.repeat_interleave(count))
-        less = less._replace(
-            action=credit.without_blocks(block, count, encoded.image_of).unsqueeze(0)
-        )
+        # The best episode of each question once per block, without that block.
+        action = credit.without_blocks(block, count, encoded.image_of).unsqueeze(0)
+        less = rollout.rows(best.repeat_interleave(count))._replace(action=action)
         rows = [i for i in range(len(samples)) for _ in range(count)]
         outcome = measure_episodes(
             self.scorer, self.pruner, self.reward.needs, samples, encoded, rows, less
         )
         terms = self.reward(outcome)
         check_finite(terms, outcome.uids, f"credit of iteration {self.iteration}", axis=1)
+        # [P M] returns without each block; the loss is what its absence costs.
         without = torch.stack(list(terms.values())).sum((0, 1)).unflatten(0, (-1, count))
+        loss = reward[0, best].unsqueeze(1) - without
+        # [B V] all draws of the other episodes keep the advantage of their episode.
         each = advantage[0].unsqueeze(1).repeat(1, rollout.alive.shape[2])
-        each[best] = credit.shared_out(
-            advantage[0, best], reward[0, best].unsqueeze(1) - without, block
-        )
+        each[best] = credit.shared_out(advantage[0, best], loss, block)
         return each.unsqueeze(0)
 
     # --- what is seen from outside ----------------------------------------------------------------

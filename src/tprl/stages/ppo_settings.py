@@ -59,9 +59,8 @@ def check_choices(budget: str, advantage: str, group: int) -> None:
 
 def check_groups(key: str, settings: Settings) -> None:
     """Episodes of one question are compared with one another, and stay together in minibatches."""
-    group, minibatch, advantage = (
-        settings.get(name) for name in ("group", "minibatch", "advantage")
-    )
+    group, minibatch = settings.get("group"), settings.get("minibatch")
+    advantage = settings.get("advantage")
     if group is None:
         return
     _check_comparison(key, advantage, group)
@@ -74,13 +73,8 @@ def check_groups(key: str, settings: Settings) -> None:
         )
     if minibatch % group:
         whole = minibatch // group
-        log.info(
-            "%s.minibatch=%d holds %d whole groups: %d episodes",
-            key,
-            minibatch,
-            whole,
-            whole * group,
-        )
+        sentence = "%s.minibatch=%d holds %d whole groups: %d episodes"
+        log.info(sentence, key, minibatch, whole, whole * group)
 
 
 def _check_comparison(key: str, advantage: str | None, group: int) -> None:
@@ -101,9 +95,8 @@ def check_credit(key: str, settings: Mapping[str, Any], select: str) -> None:
             "credit with: use 2 or more, or 0 for one advantage per set."
         )
     if count and not _draws_one_by_one(settings, select):
-        listed = ", ".join(
-            f"{option}={settings.get(option)}" for option in ("budget", "law", "steps", "ratio")
-        )
+        options = ("budget", "law", "steps", "ratio")
+        listed = ", ".join(f"{option}={settings.get(option)}" for option in options)
         raise UserError(
             f"{key}.credit_blocks={count} needs {key}.law=sequential, {key}.budget=exact_k, "
             f"{key}.steps=1, {key}.ratio=token and policy.select=dpp; got {listed} and "
@@ -128,6 +121,5 @@ def _draws_one_by_one(settings: Mapping[str, Any], select: str) -> bool:
     """Whether an episode is one set that is drawn token by token: then every token can have an
     advantage of its own."""
     required = {"budget": "exact_k", "law": "sequential", "steps": 1, "ratio": "token"}
-    return select == "dpp" and all(
-        settings.get(option) == value for option, value in required.items()
-    )
+    met = [settings.get(option) == value for option, value in required.items()]
+    return select == "dpp" and all(met)

@@ -64,15 +64,16 @@ class PPOUpdate(RolloutLog):
         order = torch.Generator().manual_seed(h["seed"] * 1_000_003 + self.iteration)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        for param_group, rate in zip(
-            optimizer.param_groups, (h["lr_actor"], h["lr_critic"]), strict=True
-        ):
-            param_group["lr"] = rate * (1 - self.iteration / h["iterations"] if h["anneal"] else 1)
+        # Both rates fall linearly to 0 over the iterations.
+        left = 1 - self.iteration / h["iterations"] if h["anneal"] else 1
+        rates = (h["lr_actor"], h["lr_critic"])
+        for param_group, rate in zip(optimizer.param_groups, rates, strict=True):
+            param_group["lr"] = rate * left
+        # Prompts of all ranks in one order that every rank draws alike.
         losses: list[PPOLoss] = []
+        prompts_of_all = len(episodes.x.mask) * distributed.count()
         for epoch in range(1, h["update_epochs"] + 1):
-            for part in torch.randperm(
-                len(episodes.x.mask) * distributed.count(), generator=order
-            ).split(batch):
+            for part in torch.randperm(prompts_of_all, generator=order).split(batch):
                 prompts, weight = distributed.local_part(part)
                 minibatch = episodes.about(prompts, h["group"])
                 loss = self._share_of_loss(minibatch, weight)
@@ -90,14 +91,14 @@ class PPOUpdate(RolloutLog):
     def _share_of_loss(self, minibatch: Episodes, weight: float) -> PPOLoss:
         """The loss of this rank's share of a minibatch, weighted by the share."""
         loss = self._loss(minibatch)
+        # A largest value is no mean: it counts whole, or not at all where the share is empty.
         largest = loss.ratio_max * (weight > 0)
         return PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
 
     def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
         """Stop before a step that is not finite; `uids` are this rank's."""
-        parts = {f"ppo/{name}": value for name, value in loss._asdict().items()} | {
-            "ppo/grad_norm": norm
-        }
+        parts = {f"ppo/{name}": value for name, value in loss._asdict().items()}
+        parts["ppo/grad_norm"] = norm
         check_finite(parts, uids, f"iteration {self.iteration}")
 
     def _loss(self, episodes: Episodes) -> PPOLoss:
@@ -108,19 +109,20 @@ class PPOUpdate(RolloutLog):
             log_prob, entropy, value = evaluate_actions(
                 self.net, x, rule, rollout, episodes.keep_ratio, t, h["group"]
             )
-            parts.append(
-                ppo_loss(
-                    log_prob,
-                    rollout.log_prob[t],
-                    episodes.advantage[t],
-                    entropy,
-                    None if target is None else value,
-                    None if target is None else target[t],
-                    rollout.keep[t] if rule.kind == "sequential" else rollout.alive[t],
-                    clip=h["clip"],
-                    value_coef=h["value_coef"],
-                    entropy_coef=h["entropy_coef"],
-                    ratio=h["ratio"],
-                )
+            # Decisions: the tokens drawn one by one, or every token that could be kept.
+            decisions = rollout.keep[t] if rule.kind == "sequential" else rollout.alive[t]
+            loss = ppo_loss(
+                log_prob,
+                rollout.log_prob[t],
+                episodes.advantage[t],
+                entropy,
+                None if target is None else value,
+                None if target is None else target[t],
+                decisions,
+                clip=h["clip"],
+                value_coef=h["value_coef"],
+                entropy_coef=h["entropy_coef"],
+                ratio=h["ratio"],
             )
+            parts.append(loss)
         return PPOLoss(*(torch.stack(values).mean() for values in zip(*parts, strict=True)))

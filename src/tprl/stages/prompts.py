@@ -45,13 +45,8 @@ class PromptStream(IterableDataset[list[Sample]]):
                 f"together, and {distributed.count()} ranks cannot share "
                 f"them equally: set a multiple of {distributed.count()}."
             )
-        self.dataset, self.prompts, self.start, self.stop, self.seed = (
-            dataset,
-            prompts,
-            start,
-            stop,
-            seed,
-        )
+        self.dataset, self.prompts, self.seed = dataset, prompts, seed
+        self.start, self.stop = start, stop
 
     def __len__(self) -> int:
         """Iterations of the whole run: a resumed Trainer counts those done before as well."""
@@ -63,6 +58,7 @@ class PromptStream(IterableDataset[list[Sample]]):
         for iteration in range(self.start, self.stop):
             samples = []
             for slot in distributed.share(range(self.prompts)):
+                # Which pass over the data, and where in it; each pass has its own permutation.
                 number, at = divmod(iteration * self.prompts + slot, size)
                 if passes[0] != number:
                     order = torch.Generator().manual_seed(self.seed * 1_000_003 + number)

@@ -40,12 +40,11 @@ class RolloutLog(KeepBest):
     ) -> None:
         for name, values in zip(PPOLoss._fields, zip(*losses, strict=True), strict=True):
             self.log(f"ppo/{name}", torch.stack(values).detach().mean())
-        self.log_dict(
-            {f"reward/{name}": value.sum(0).mean() for name, value in terms.items()}, sync_dist=True
-        )
-        self.log_dict(
-            {"reward/return": reward.sum(0).mean(), "ppo/keep_ratio": kept.mean()}, sync_dist=True
-        )
+        # Returns: the sum over an episode's steps, by term and of all.
+        returns = {f"reward/{name}": value.sum(0).mean() for name, value in terms.items()}
+        self.log_dict(returns, sync_dist=True)
+        self.log("reward/return", reward.sum(0).mean(), sync_dist=True)
+        self.log("ppo/keep_ratio", kept.mean(), sync_dist=True)
         self.log("ppo/update_epochs", float(epochs))
         if outcome.log_prob is not None:
             self.log("ppo/sampled_log_prob", outcome.log_prob[-1].mean(), sync_dist=True)
@@ -54,10 +53,9 @@ class RolloutLog(KeepBest):
             self.curves["sampled"].append((float(self.samples_seen), float(sampled)))
             self.log("ppo/sampled", sampled, prog_bar=True)
         if target is not None:
-            value, aim = (
-                distributed.stacked(rollout.value).flatten(),
-                distributed.stacked(target).flatten(),
-            )
+            # A ratio of variances is no mean of ranks: values and targets are gathered first.
+            value = distributed.stacked(rollout.value).flatten()
+            aim = distributed.stacked(target).flatten()
             self.log("ppo/explained_variance", explained_variance(value, aim))
         if self.hparams["budget"] == "lagrange":
             self.log("ppo/lagrange", self.lagrange)
@@ -66,9 +64,8 @@ class RolloutLog(KeepBest):
     def _log_flops(self, samples: Sequence[Sample], encoded: Encoded, rollout: Rollout) -> None:
         """FLOPs of the first episode of each question, relative to all tokens; where the model has
         a cost model and the questions have answers, whose length counts."""
-        answered = distributed.stacked(
-            torch.tensor(float(all(sample.answers for sample in samples)))
-        )
+        complete = float(all(sample.answers for sample in samples))
+        answered = distributed.stacked(torch.tensor(complete))
         if hasattr(self.lvlm, "shape") and bool(answered.all()):  # all ranks alike
             rows = torch.arange(len(samples), device=rollout.action.device) * self.hparams["group"]
             flops = flops_of_states(self.scorer, self.pruner, samples, encoded, rollout.rows(rows))
