@@ -35,10 +35,9 @@ def budget(keep_ratio: float, n: int) -> int:
 
 def budgets(keep_ratio: float, visual_mask: Bool[Tensor, "B V"]) -> Int[Tensor, " B"]:
     """`budget` of every sample, counting its unpadded visual tokens."""
-    counts = visual_mask.sum(1).tolist()
-    return torch.tensor(
-        [budget(keep_ratio, n) for n in counts], dtype=torch.long, device=visual_mask.device
-    )
+    # Rounded in Python, in float64: float32 would round 0.7 of 5 tokens to 3.
+    counts = [budget(keep_ratio, n) for n in visual_mask.sum(1).tolist()]
+    return torch.tensor(counts, dtype=torch.long, device=visual_mask.device)
 
 
 def need_ratio(name: str, keep_ratio: float | None) -> float:
@@ -62,6 +61,7 @@ def keep_top(
     filled = scores.float().masked_fill(~mask, -torch.inf)
     order = filled.argsort(dim=1, descending=True, stable=True)
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    # The rank of each token: the inverse of the order.
     rank = torch.empty_like(order).scatter_(1, order, place)
     return (rank < k.unsqueeze(1)) & mask
 
@@ -141,19 +141,18 @@ def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[in
     for views, n in zip(all_views, images.mask.sum(1).tolist(), strict=True):
         cells = [rows * columns for rows, columns in views]
         if n != sum(cells):
-            sizes = " and ".join(f"{rows} x {columns}" for rows, columns in views)
+            grid = " and ".join(f"{rows} x {columns}" for rows, columns in views)
             raise ValueError(
-                f"an image has {n} visual tokens on a grid of {sizes}: they must be equal."
+                f"an image has {n} visual tokens on a grid of {grid}: they must be equal."
             )
+        # The image's budget is rounded once, then divided: views must not round each for itself.
         shares = _shares(budget(keep_ratio, n), cells)
-        shapes += [(*grid, share) for grid, share in zip(views, shares, strict=True)]
-    cells = torch.tensor(
-        [rows * columns for rows, columns, _ in shapes], dtype=torch.long, device=view_of.device
-    )
+        shapes += [(*view, share) for view, share in zip(views, shares, strict=True)]
+    sizes = [rows * columns for rows, columns, _ in shapes]
+    cells = torch.tensor(sizes, dtype=torch.long, device=view_of.device)
     # A mask is filled in the order of samples, images, views and tokens, which is that of `shapes`.
-    view_of[encoded.visual_mask] = torch.arange(
-        len(shapes), device=view_of.device
-    ).repeat_interleave(cells)
+    numbers = torch.arange(len(shapes), device=view_of.device)
+    view_of[encoded.visual_mask] = numbers.repeat_interleave(cells)
     return image_rows(encoded.visual_mask, view_of), tuple(shapes)
 
 
@@ -161,6 +160,7 @@ def _shares(k: int, sizes: Sequence[int]) -> list[int]:
     """k divided in proportion to `sizes`, none above its size."""
     total = sum(sizes)
     shares = [k * size // total for size in sizes]
+    # Largest remainders get one more; `sorted` is stable, so ties go to the earlier one.
     order = sorted(range(len(sizes)), key=lambda i: -(k * sizes[i] % total))
     for i in order[: k - sum(shares)]:
         shares[i] += 1

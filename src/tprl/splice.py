@@ -43,6 +43,7 @@ def splice(
     image = torch.zeros_like(encoded.input_ids)
     row, token = encoded.visual_mask.nonzero(as_tuple=True)
     image[row, at[row, token]] = encoded.image_of[row, token]
+    # A selection may bring positions of its own, of all columns and then of its extra tokens.
     ids, moved, alive = encoded.input_ids, selection.positions, column
     pos = encoded.positions if moved is None else moved[..., : ids.shape[1]]
     # Even numbers leave room for an extra token right after its anchor.
@@ -50,22 +51,19 @@ def splice(
     if selection.extra is not None:
         assert selection.extra_at is not None
         assert selection.extra_mask is not None
+        # Extra tokens are appended as columns, then sorted in behind their anchors.
         anchor = at.gather(1, selection.extra_at)
         embeds = torch.cat([embeds, selection.extra.to(embeds.dtype)], 1)
-        place = (
-            pos.gather(2, anchor.expand(pos.shape[0], -1, -1))
-            if moved is None
-            else moved[..., ids.shape[1] :]
-        )
+        if moved is None:
+            place = pos.gather(2, anchor.expand(pos.shape[0], -1, -1))
+        else:
+            place = moved[..., ids.shape[1] :]
         pos = torch.cat([pos, place], 2)
         ids = torch.cat([ids, ids.gather(1, anchor)], 1)
         image = torch.cat([image, image.gather(1, anchor)], 1)
         if deep is not None:
-            added = (
-                _columns_at(deep, anchor)
-                if selection.extra_deep is None
-                else selection.extra_deep.to(deep.dtype)
-            )
+            added = selection.extra_deep
+            added = _columns_at(deep, anchor) if added is None else added.to(deep.dtype)
             deep = torch.cat([deep, added], 1)
         visual = torch.cat([visual, selection.extra_mask], 1)
         alive = torch.cat([alive, selection.extra_mask], 1)
@@ -74,9 +72,8 @@ def splice(
     # The longest prompt of the batch decides the width.
     length = int(alive.sum(1).max())
     # Dead columns sort to the front, survivors keep their order: left padding for free.
-    index = torch.where(alive, order, order - 2 * order.shape[1]).argsort(dim=1, stable=True)[
-        :, -length:
-    ]
+    place_of = torch.where(alive, order, order - 2 * order.shape[1])
+    index = place_of.argsort(dim=1, stable=True)[:, -length:]
     attention = alive.gather(1, index)
     pos = pos.gather(2, index.expand(pos.shape[0], -1, -1))
     # Gaps stay unless the caller wants consecutive positions.

@@ -138,6 +138,7 @@ class Encoded:
 
     def rows(self, index: Sequence[int]) -> "Encoded":
         """The same batch restricted to (or repeated at) the given rows."""
+        # Position axes stand before that of the batch.
         i = torch.as_tensor(list(index), dtype=torch.long, device=self.embeds.device)
         return replace(
             self,
@@ -168,6 +169,7 @@ def columns_of(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B W"], Bool[Tens
     """Columns where each row is True, in order and right-padded with 0, and which entries are
     real."""
     width = int(mask.sum(1).max()) if len(mask) else 0
+    # Stable: True columns come first and keep their order.
     order = (~mask).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
     real = mask.gather(1, order)
     return order * real, real
@@ -200,16 +202,15 @@ class TokenSelection:
 
     def per_image(self, encoded: Encoded) -> list[list[int]]:
         """`count` by sample and image."""
+        # [B images] counts, cut to the images that each sample has.
         width = max(map(len, encoded.grids), default=0)
         counts = torch.zeros(len(encoded), width, dtype=torch.long, device=self.keep.device)
         counts.scatter_add_(1, encoded.image_of, self.keep.long())
         if self.extra_mask is not None and self.extra_at is not None:
-            counts.scatter_add_(
-                1, encoded.image_of.gather(1, self.extra_at), self.extra_mask.long()
-            )
-        return [
-            row[: len(images)] for row, images in zip(counts.tolist(), encoded.grids, strict=True)
-        ]
+            anchored = encoded.image_of.gather(1, self.extra_at)
+            counts.scatter_add_(1, anchored, self.extra_mask.long())
+        pairs = zip(counts.tolist(), encoded.grids, strict=True)
+        return [row[: len(images)] for row, images in pairs]
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,7 @@ class Prompt:
     ) -> "Prompt":
         """The prompts at `index`, their last `width` columns; `numbers` are the same where the host
         knows them."""
+        # Prompts are left-padded, so the last columns hold all of a shorter one.
         start = 0 if width is None else self.visual.shape[1] - width
         fields = ("input_ids", "embeds", "attention", "visual", "image")
         return replace(

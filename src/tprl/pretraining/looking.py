@@ -71,13 +71,17 @@ class Looking:
         `lower` is the attention among the kept visual tokens, `upper` that of the text columns to
         the start of the sequence (column 0) and the kept visual tokens.
         """
+        # [B K K] tokens of one object, and the first kept token of each.
         owner = pack.owner.gather(1, kept)
         same = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (owner > 0).unsqueeze(2)
         first = (owner > 0) & ~same.tril(-1).any(2)
+        # Columns that predict a word of an answer; counting has an aim of its own.
         answering = (pack.target != IGNORE) & (pack.target != self.end)
         counting = answering & (pack.family == self.count)
+        # [B C K] where each text column should look, among the kept tokens.
         region = self.named(pack) | (_decisive(pack) & answering.unsqueeze(-1))
         region = region.gather(2, kept.unsqueeze(1).expand(-1, region.shape[1], -1))
+        # Mass on the aims: of object tokens in the lower layer, of text columns in the upper one.
         inside, text = half_of_heads(lower), half_of_heads(upper)
         mass = (inside * (same & first.unsqueeze(1))).sum(-1)[owner > 0]
         seen = (text[..., 1:] * region).sum(-1)[region.any(-1) & ~counting]
@@ -88,6 +92,7 @@ class Looking:
             & first[counting.nonzero()[:, 0]]
             & (pack.target[counting] != self.zero).unsqueeze(1)
         )
+        # KL(aim || attention): weight 1 on each object, SINK on the start of the sequence.
         aim = F.pad(counted.float(), (1, 0), value=SINK)
         aim = aim / aim.sum(-1, keepdim=True)
         astray = (aim * ((aim + 1e-3) / (text[counting] + 1e-3)).log()).sum(-1)
@@ -111,9 +116,10 @@ class Looking:
         at most."""
         ids = torch.cat(list(self.words.values())).to(pack.text.device)
         is_name = torch.isin(pack.text, ids)
-        follows = F.pad(
-            is_name[:, :-1] & is_name[:, 1:] & (pack.segment[:, :-1] == pack.segment[:, 1:]), (1, 0)
-        )
+        # A word continues a name if the column before it is a name, too, of the same question.
+        same_segment = pack.segment[:, :-1] == pack.segment[:, 1:]
+        follows = F.pad(is_name[:, :-1] & is_name[:, 1:] & same_segment, (1, 0))
+        # Each round carries the conjunction one word further.
         out = named
         for _ in range(2):
             before = F.pad(out[:, :-1], (0, 0, 1, 0))
@@ -145,13 +151,11 @@ def cls_look(attention: Float[Tensor, "B H S S"], owner: Int[Tensor, "B N"]) -> 
     """
     row = attention[:, :, 0, 1:].float().mean(1)
     objects = int(owner.max()) + 1
-    mass = torch.zeros(len(row), objects, device=row.device).scatter_add(1, owner, row)[:, 1:]
-    there = (
-        torch.zeros(len(row), objects, device=row.device).scatter_add(
-            1, owner, torch.ones_like(row)
-        )[:, 1:]
-        > 0
-    )
+    # [B objects] attention by owner; column 0 is the background.
+    mass = torch.zeros(len(row), objects, device=row.device).scatter_add(1, owner, row)
+    # Objects that own no patch are not in the mean.
+    patches = torch.zeros_like(mass).scatter_add(1, owner, torch.ones_like(row))[:, 1:]
+    mass, there = mass[:, 1:], patches > 0
     return -(mass[there] + 1e-3).log().mean()
 
 

@@ -14,6 +14,7 @@ def soft_cross_entropy(
     """Cross-entropy against a Gaussian over neighboring pixels: a coordinate one pixel off is
     nearly right."""
     bins = torch.arange(logits.shape[-1], device=logits.device)
+    # [... bins] a Gaussian over the bins, normalized.
     soft = torch.softmax(-((bins - target.unsqueeze(-1)) ** 2) / (2 * sigma**2), -1)
     loss = -(soft * logits.log_softmax(-1)).sum(-1)
     return loss.mean() if reduction == "mean" else loss

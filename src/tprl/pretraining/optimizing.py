@@ -24,6 +24,7 @@ def two_phase_optimizer(
     """
     lr_vision, lr_language = lr
     first, second = steps
+    # One group per schedule: the projector learns in both phases.
     groups = [
         {"params": tower, "lr": lr_vision},
         {"params": bridge, "lr": lr_vision},
@@ -48,5 +49,6 @@ def ramp(step: int, total: int, warmup: int = 200, floor: float = 0.01) -> float
     """Linear warm-up, then cosine to `floor`; 0 outside [0, total]."""
     if not 0 <= step <= total or total == 0:
         return 0.0
+    # A short phase warms up over a fifth of itself.
     warm = min(1.0, (step + 1) / min(warmup, max(1, total // 5)))
     return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / total)))

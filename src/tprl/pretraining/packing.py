@@ -85,42 +85,37 @@ class PackStream(IterableDataset[Pack]):
         self.world, self.caption_every = world, caption_every
         self.processor, self.start, self.stop, self.patch = processor, start, stop, patch
         self.text_from, self.caption_until = text_from, caption_until
-        self.vision_batch, self.language_batch, self.questions, self.seed = (
-            vision_batch,
-            language_batch,
-            questions,
-            seed,
-        )
+        self.vision_batch, self.language_batch = vision_batch, language_batch
+        self.questions, self.seed = questions, seed
         self._tokens: dict[str, list[int]] = {}
 
     def __iter__(self) -> Iterator[Pack]:
         worker = torch.utils.data.get_worker_info()
-        first, stride = (
-            (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
-        )
+        # Workers take turns, so that steps come in order whatever their number.
+        first, stride = self.start, 1
+        if worker is not None:
+            first, stride = self.start + worker.id, worker.num_workers
         return (self.pack(step) for step in range(first, self.stop, stride))
 
     def pack(self, step: int) -> Pack:
+        # Images: what is drawn depends on (seed, step, place in the pack) alone.
         with_text = step >= self.text_from
         images = self.language_batch if with_text else self.vision_batch
         drawn = [self.world.draw("pretrain", self.seed, step, i) for i in range(images)]
+        pictures = [scenes.scene_pixels(scene) for scene in drawn]
         pixels = self.processor.image_processor(
-            [scenes.scene_pixels(scene) for scene in drawn],
-            return_tensors="pt",
-            input_data_format="channels_last",
+            pictures, return_tensors="pt", input_data_format="channels_last"
         )["pixel_values"]
         labels = [self._patch_labels(scene) for scene in drawn]
+        # Text: captions on every pack at first, then on one in `caption_every`.
         stream = Stream("pack", self.seed, step)
         often = self.caption_every > 0 and step % self.caption_every == 0
         described = with_text and (step < self.caption_until or often)
         asked = [self._questions(scene, stream) if with_text else [] for scene in drawn]
-        rows = [
-            self._segments(scene, some, described) for scene, some in zip(drawn, asked, strict=True)
-        ]
-        region = [
-            _regions(scene, some, label["owner"])
-            for scene, some, label in zip(drawn, asked, labels, strict=True)
-        ]
+        rows, region = [], []
+        for scene, some, label in zip(drawn, asked, labels, strict=True):
+            rows.append(self._segments(scene, some, described))
+            region.append(_regions(scene, some, label["owner"]))
         captions = [self._encode(self._caption(scene, stream)) for scene in drawn]
         stacked = {}
         for name in labels[0]:
@@ -143,17 +138,15 @@ class PackStream(IterableDataset[Pack]):
         return self._tokens[text]
 
     def _caption(self, scene: scenes.Scene, stream: Stream) -> str:
-        names = [
-            f"a {t.size} {t.color} {t.shape}" for t in stream.shuffled(scene.things)[:CAPTIONED]
-        ]
+        things = stream.shuffled(scene.things)[:CAPTIONED]
+        names = [f"a {thing.size} {thing.color} {thing.shape}" for thing in things]
         return "<s> a photo with " + " and ".join(names) + " </s>"
 
     def _questions(self, scene: scenes.Scene, stream: Stream) -> list[scenes.Question]:
-        return [
-            ask(scene.things, stream)
-            for ask in self.world.ask.values()
-            for _ in range(self.questions)
-        ]
+        asked = []
+        for ask in self.world.ask.values():
+            asked += [ask(scene.things, stream) for _ in range(self.questions)]
+        return asked
 
     def _segments(
         self, scene: scenes.Scene, asked: list[scenes.Question], described: bool
@@ -161,27 +154,33 @@ class PackStream(IterableDataset[Pack]):
         texts = [(q.text, q.answer, self.world.families.index(q.family)) for q in asked]
         if described:
             texts.append((DESCRIBE, scenes.describe(scene), len(self.world.families)))
+        # Only what follows the image: its beginning is the prefix that all segments share.
         tail = PROMPT.split("\n")[1]
-        return [
-            (self._encode(tail.format(question=q)), self._encode(f"{a} </s>"), f)
-            for q, a, f in texts
-        ]
+        segments = []
+        for question, answer, family in texts:
+            prompt = self._encode(tail.format(question=question))
+            segments.append((prompt, self._encode(f"{answer} </s>"), family))
+        return segments
 
     def _patch_labels(self, scene: scenes.Scene) -> dict[str, Tensor]:
         """Labels of every patch: the object that owns most of its pixels, if at least a sixth of
         the patch."""
         cells, p = scene.side // self.patch, self.patch
+        # [objects patches] pixels of each patch that an object covers.
         masks = np.stack([scenes.pixels_inside(thing, scene.side) for thing in scene.things])
         share = masks.reshape(len(masks), cells, p, cells, p).sum((2, 4)).reshape(len(masks), -1)
         owner = np.where(share.max(0) * 6 >= p * p, share.argmax(0) + 1, 0)
+        # Attributes by owner; row 0 is the background.
         beside = [other for other, _ in neighbors(scene.things)]
         table = [(0, 0, 0, (IGNORE,) * 4, 0, 0, 0)]
         for thing, other in zip(scene.things, beside, strict=True):
-            corners, number = tuple(map(int, thing.box)), 1 + scene.things.index(other)
+            corners = tuple(map(int, thing.box))
+            number = 1 + scene.things.index(other)
             table.append((*_look(thing), corners, number, *_look(other)[:2]))
         looks = torch.zeros(len(scenes.COLORS) * len(scenes.SHAPES))
         for color, shape, *_ in table[1:]:
             looks[(color - 1) * len(scenes.SHAPES) + shape - 1] = 1
+        # By patch: every column of the table at the patch's owner.
         columns = [torch.from_numpy(np.array(column)[owner]) for column in zip(*table, strict=True)]
         names = ("color", "shape", "size", "box", "next", "next_color", "next_shape")
         return {
@@ -220,6 +219,7 @@ def _collate(
     for segments in rows:
         flat: dict[str, list[int]] = {name: [] for name in fields}
         for number, (question, answer, family) in enumerate(segments, 1):
+            # Each token of the answer is the target of the token before it, the first of the question.
             ids = question + answer[:-1]
             targets = [IGNORE] * (len(question) - 1) + answer
             is_box = family == grounding

@@ -37,6 +37,7 @@ def read_packed(
     start, text = prefix.shape[1], pack.text.shape[1]
     image = slice(start, start + tokens.shape[1])
 
+    # [prefix ; kept tokens ; text]; tokens and text stand where they would without pruning.
     embeds = torch.cat([embed(prefix), tokens, embed(pack.text)], 1)
     before = torch.arange(start, device=device).expand(len(tokens), -1)
     positions = torch.cat([before, kept + start, pack.offset + start + total], 1)
@@ -45,17 +46,19 @@ def read_packed(
     lowest = torch.finfo(tokens.dtype).min
     mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, lowest)
 
+    # Attention of two layers, caught on its way: the model returns all layers or none.
     weights: list[Tensor] = []
-    hooks = [
-        layer.self_attn.register_forward_hook(
-            lambda module, inputs, output: weights.append(output[1])
-        )
-        for layer in model.layers[layers]
-    ]
+
+    def keep_weights(module: object, inputs: object, output: tuple[Tensor, ...]) -> None:
+        weights.append(output[1])
+
+    attentions = [layer.self_attn for layer in model.layers[layers]]
+    hooks = [attention.register_forward_hook(keep_weights) for attention in attentions]
     out = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
     for hook in hooks:
         hook.remove()
 
+    # [B H C 1+K] of the text: to the start of the sequence, then to the visual tokens.
     rows = weights[1][:, :, -text:]
     upper = torch.cat([rows[..., :1], rows[..., image]], -1)
     return out.last_hidden_state[:, -text:], (weights[0][:, :, image, image], upper)
@@ -67,5 +70,6 @@ def packed_mask(segment: Int[Tensor, "B C"], prefix: int) -> Bool[Tensor, "B 1 S
     full = F.pad(segment, (prefix, 0), value=-1)
     size = full.shape[1]
     causal = torch.ones(size, size, dtype=torch.bool, device=segment.device).tril()
+    # Prefix columns have segment -1, which everybody may see.
     same = (full.unsqueeze(1) == full.unsqueeze(2)) | (full == -1).unsqueeze(1)
     return (same & causal).unsqueeze(1)

@@ -32,6 +32,9 @@ from tprl.pretraining.tiny_llava import TinyLlava
 from tprl.runtime import distributed, signals
 from tprl.stages.base import Next, Settings, Stage
 
+# Classes of color, shape and size of a patch, each with one for the background.
+PATCH_CLASSES = [1 + len(scenes.COLORS), 1 + len(scenes.SHAPES), 1 + len(scenes.SIZES)]
+
 
 class Pretrain(Stage):
     """Trains a `TinyLlava`.
@@ -105,11 +108,10 @@ class Pretrain(Stage):
         config: Any = parts.llava.config
         width, vision = config.text_config.hidden_size, config.vision_config
         self.patch, self.tower_width = vision.patch_size, vision.hidden_size
-        self.patch_head = nn.Linear(
-            width, 1 + len(scenes.COLORS) + 1 + len(scenes.SHAPES) + 1 + len(scenes.SIZES)
-        )
+        # Linear readers of the tokens, of this stage only; class 0 of each label is background.
+        self.patch_head = nn.Linear(width, sum(PATCH_CLASSES))
         self.side = vision.image_size
-        self.next_head = nn.Linear(width, 1 + len(scenes.COLORS) + 1 + len(scenes.SHAPES))
+        self.next_head = nn.Linear(width, sum(PATCH_CLASSES[:2]))
         self.box_head = nn.Linear(width, 4 * (self.side + 1))
         self.edge_head = nn.Linear(width, 4)
         self.cls_head = nn.Linear(vision.hidden_size, len(scenes.COLORS) * len(scenes.SHAPES))
@@ -125,9 +127,8 @@ class Pretrain(Stage):
                 layer.compile(dynamic=True)
         self.consumed = 0
         self.numbers: Tensor
-        numbers = parts.processor.tokenizer.convert_tokens_to_ids(
-            [str(i) for i in range(self.side + 1)]
-        )
+        digits = [str(i) for i in range(self.side + 1)]
+        numbers = parts.processor.tokenizer.convert_tokens_to_ids(digits)
         self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
         self.world = tiny_llava.WORLDS[world]
         self.look = Looking(parts.processor.tokenizer, self.world.families, conjunction)
@@ -187,20 +188,15 @@ class Pretrain(Stage):
             caption_every=h["caption_every"],
         )
         workers = {"num_workers": h["workers"], "worker_init_fn": signals.ignore}
-        return DataLoader(
-            stream, batch_size=None, prefetch_factor=4 if h["workers"] else None, **workers
-        )
+        ahead = 4 if h["workers"] else None
+        return DataLoader(stream, batch_size=None, prefetch_factor=ahead, **workers)
 
     # --- optimization -----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h, llava, clip = self.hparams, self.llava, self.clip
-        first = [
-            llava.model.vision_tower,
-            clip.text_model,
-            clip.visual_projection,
-            clip.text_projection,
-        ]
+        first = [llava.model.vision_tower, clip.text_model]
+        first += [clip.visual_projection, clip.text_projection]
         tower = [parameter for module in first for parameter in module.parameters()]
         tower.append(clip.logit_scale)
         for head in (self.cls_head, self.box_head, self.edge_head, self.patch_head, self.next_head):
@@ -221,18 +217,12 @@ class Pretrain(Stage):
 
     def training_step(self, pack: Pack, index: int) -> Tensor:
         self.consumed = pack.step + 1
-        terms = (
-            self._vision_terms(pack)
-            if pack.step < self.hparams["vision_steps"]
-            else self._language_terms(pack)
-        )
-        loss = torch.stack(
-            [value for name, value in terms.items() if name.startswith("loss/")]
-        ).sum()
-        self.log_dict(
-            {f"pretrain/{name}": value.detach() for name, value in terms.items()},
-            batch_size=len(pack.pixels),
-        )
+        first_phase = pack.step < self.hparams["vision_steps"]
+        terms = self._vision_terms(pack) if first_phase else self._language_terms(pack)
+        losses = [value for name, value in terms.items() if name.startswith("loss/")]
+        loss = torch.stack(losses).sum()
+        metrics = {f"pretrain/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(metrics, batch_size=len(pack.pixels))
         self.log("samples_seen", float(self.samples_seen))
         return loss
 
@@ -246,6 +236,7 @@ class Pretrain(Stage):
 
     def _vision_terms(self, pack: Pack) -> dict[str, Tensor]:
         tower = self.llava.model.vision_tower
+        # CLS attention of the layer that makes the features, where baselines read it.
         weights: list[Tensor] = []
         hook = tower.encoder.layers[-2].self_attn.register_forward_hook(
             lambda m, i, output: weights.append(output[1])
@@ -261,44 +252,40 @@ class Pretrain(Stage):
             look, terms["next_mass"] = next_look(weights[0], pack.owner, pack.next)
             terms["loss/next_look"] = self.hparams["next_weight"] * look
         terms["loss/cls"] = F.binary_cross_entropy_with_logits(present, pack.present)
+        # Contrastive, as in CLIP: images and captions of the batch find each other.
         image = F.normalize(self.clip.visual_projection(out.pooler_output).float(), dim=-1)
-        text = self.clip.text_model(
-            input_ids=pack.caption, attention_mask=pack.caption > 0
-        ).pooler_output
-        text = F.normalize(self.clip.text_projection(text).float(), dim=-1)
+        out = self.clip.text_model(input_ids=pack.caption, attention_mask=pack.caption > 0)
+        text = F.normalize(self.clip.text_projection(out.pooler_output).float(), dim=-1)
         logits = self.clip.logit_scale.exp().clamp(max=100) * image @ text.T
         truth = torch.arange(len(logits), device=logits.device)
-        terms["loss/contrastive"] = (
-            0.1 * (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
-        )
+        both = F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)
+        terms["loss/contrastive"] = 0.1 * both / 2
         terms["contrastive_accuracy"] = (logits.argmax(1) == truth).float().mean()
         return terms
 
     def _patch_terms(self, tokens: Float[Tensor, "B N D"], pack: Pack) -> dict[str, Tensor]:
         """What and where every patch shows, read linearly off the projected tokens."""
-        widths = [1 + len(scenes.COLORS), 1 + len(scenes.SHAPES), 1 + len(scenes.SIZES)]
         terms: dict[str, Tensor] = {}
         right = torch.ones_like(pack.owner, dtype=torch.bool)
+        # Most patches are background: each counts a fifth of a patch on an object.
         front = pack.owner > 0
         weight = torch.where(front, 1.0, 0.2)
         labels = {"color": pack.color, "shape": pack.shape, "size": pack.size}
-        heads = self.patch_head(tokens).float().split(widths, -1)
+        heads = self.patch_head(tokens).float().split(PATCH_CLASSES, -1)
         for (name, label), logits in zip(labels.items(), heads, strict=True):
-            terms[f"loss/{name}"] = (
-                F.cross_entropy(logits.mT, label, reduction="none") * weight
-            ).sum() / weight.sum()
+            loss = F.cross_entropy(logits.mT, label, reduction="none")
+            terms[f"loss/{name}"] = (loss * weight).sum() / weight.sum()
             right &= logits.argmax(-1) == label
         if self.hparams["next_weight"]:
-            terms["loss/next"] = self.hparams["next_weight"] * self._next_term(
-                tokens[front], pack, front
-            )
+            beside = self._next_term(tokens[front], pack, front)
+            terms["loss/next"] = self.hparams["next_weight"] * beside
         edges = self.box_head(tokens[front]).float().unflatten(-1, (4, -1))
         terms["loss/box"] = 0.5 * soft_cross_entropy(edges, pack.box[front])
         # Regression finds where things are within a hundred steps; the 97 classes alone had not
         # after 250.
-        terms["loss/edge"] = 5 * F.smooth_l1_loss(
-            self.edge_head(tokens[front]).float(), pack.box[front] / self.side, beta=0.05
-        )
+        corners = self.edge_head(tokens[front]).float()
+        distance = F.smooth_l1_loss(corners, pack.box[front] / self.side, beta=0.05)
+        terms["loss/edge"] = 5 * distance
         terms["patch_accuracy"] = right[front].float().mean()
         terms["box_error"] = (edges.argmax(-1) - pack.box[front]).abs().float().mean()
         return terms
@@ -307,57 +294,48 @@ class Pretrain(Stage):
         self, tokens: Float[Tensor, "M D"], pack: Pack, front: Bool[Tensor, "B N"]
     ) -> Tensor:
         """What stands next to a patch's object, read linearly off its projected token."""
-        color, shape = (
-            self.next_head(tokens)
-            .float()
-            .split([1 + len(scenes.COLORS), 1 + len(scenes.SHAPES)], -1)
-        )
-        return F.cross_entropy(color, pack.next_color[front]) + F.cross_entropy(
-            shape, pack.next_shape[front]
-        )
+        color, shape = self.next_head(tokens).float().split(PATCH_CLASSES[:2], -1)
+        color_loss = F.cross_entropy(color, pack.next_color[front])
+        return color_loss + F.cross_entropy(shape, pack.next_shape[front])
 
     # --- phase 2: the language model --------------------------------------------------------------
 
     def _language_terms(self, pack: Pack) -> dict[str, Tensor]:
         with torch.no_grad():
-            features = self.llava.model.vision_tower(
-                pack.pixels, output_hidden_states=True
-            ).hidden_states[-2][:, 1:]
+            out = self.llava.model.vision_tower(pack.pixels, output_hidden_states=True)
+        features = out.hidden_states[-2][:, 1:]  # [B N C] without CLS
+        # [B K] the tokens that the language model gets in this step.
         front = pack.region.any(1) if self.hparams["prefer"] == "regions" else pack.owner > 0
         kept = self.kept_tokens(pack.step, front)
-        tokens = self.llava.model.multi_modal_projector(
-            features.gather(1, kept.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
-        )
-        hidden, attention = read_packed(
-            self.parts, self.looking, tokens, kept, pack, features.shape[1]
-        )
+        total, width = features.shape[1:]
+        left = features.gather(1, kept.unsqueeze(-1).expand(-1, -1, width))
+        tokens = self.llava.model.multi_modal_projector(left)
+        hidden, attention = read_packed(self.parts, self.looking, tokens, kept, pack, total)
+        # [M] all columns of the batch that predict a token of an answer.
         rows = pack.target != IGNORE
         logits = self.llava.lm_head(hidden[rows]).float()
         target, boxed = pack.target[rows], pack.is_box[rows]
         loss = F.cross_entropy(logits, target, reduction="none")
+        # Coordinates: any number at all, and among the numbers one that is near.
         index = torch.searchsorted(self.numbers, target[boxed])
-        loss = loss.masked_scatter(
-            boxed,
-            soft_cross_entropy(logits[boxed][:, self.numbers], index, reduction="none")
-            + outside_loss(logits[boxed], self.numbers),
-        )
+        near = soft_cross_entropy(logits[boxed][:, self.numbers], index, reduction="none")
+        loss = loss.masked_scatter(boxed, near + outside_loss(logits[boxed], self.numbers))
         right = logits.argmax(-1) == target
         # Every question weighs the same: a box has five tokens to predict, a number two.
-        length = loss.new_zeros(pack.region.shape[:2]).scatter_add(
-            1, pack.segment, rows.to(loss.dtype)
-        )
+        length = loss.new_zeros(pack.region.shape[:2])
+        length = length.scatter_add(1, pack.segment, rows.to(loss.dtype))
         weight = 1 / length.gather(1, pack.segment)[rows]
         terms = {
             "loss/answer": (weight * loss).sum() / weight.sum(),
-            "kept": torch.tensor(kept.shape[1] / features.shape[1]),
+            "kept": torch.tensor(kept.shape[1] / total),
         }
         look, terms["attention_mass"] = self.look(*attention, kept, pack)
         terms["loss/look"] = self.hparams["look_weight"] * look
-        name = "full_accuracy" if kept.shape[1] == features.shape[1] else "pruned_accuracy"
+        # Accuracy by family, without the end token, which is always right.
+        name = "full_accuracy" if kept.shape[1] == total else "pruned_accuracy"
+        word = target != self.llava.generation_config.eos_token_id
         for number, family in enumerate((*self.world.families, "caption")):
-            chosen = (pack.family[rows] == number) & (
-                target != self.llava.generation_config.eos_token_id
-            )
+            chosen = (pack.family[rows] == number) & word
             if bool(chosen.any()):
                 terms[f"{name}/{family}"] = right[chosen].float().mean()
         return terms
@@ -370,6 +348,7 @@ class Pretrain(Stage):
         number, and the model learns to count by it.
         """
         h = self.hparams
+        # From (seed, step) alone: a resumed run drops the same tokens.
         generator = torch.Generator().manual_seed(h["seed"] * 1_000_003 + step)
         done = (step - h["vision_steps"]) / max(1, h["language_steps"])
         low = 0.4 + (h["keep_low"] - 0.4) * min(1.0, 3 * done)
@@ -380,5 +359,6 @@ class Pretrain(Stage):
         count = front.shape[1] if full else max(1, round(share * front.shape[1]))
         chance = torch.rand(front.shape, generator=generator)
         strength, prefers = torch.rand(2, len(front), 1, generator=generator)
+        # Object patches sort earlier by up to their sample's strength.
         chance = chance - strength * (prefers < h["object_share"]) * front.cpu()
         return chance.argsort(1)[:, :count].sort(1).values.to(self.device)

@@ -100,6 +100,7 @@ def build(
     pad, bos, _, eos, image = (ids[token] for token in SPECIAL)
     marks: dict[str, Any] = {"pad_token_id": pad, "bos_token_id": bos, "eos_token_id": eos}
 
+    # LLaVA: CLIP ViT, projector, Llama; features of the last layer but one.
     vision = CLIPVisionConfig(
         hidden_size=vision_width,
         intermediate_size=4 * vision_width,
@@ -126,6 +127,7 @@ def build(
         vision_feature_layer=-2,
     )
     llava = LlavaForConditionalGeneration(config)
+    # All patches begin where they are; row 0 is CLS.
     positions = llava.model.vision_tower.embeddings.position_embedding.weight
     positions.data[1:] = 0.3 * _sincos_2d(side // patch, vision_width)
     llava.generation_config.update(**marks)
@@ -179,12 +181,11 @@ def carried_over(source: TinyLlava, target: TinyLlava) -> TinyLlava:
     what `target` drew.
     """
     words = source.processor.tokenizer.get_vocab()
-    common = [
-        (i, words[word])
-        for word, i in target.processor.tokenizer.get_vocab().items()
-        if word in words
-    ]
+    # Rows of the embeddings that both vocabularies have: (in the target, in the source).
+    wanted = target.processor.tokenizer.get_vocab()
+    common = [(i, words[word]) for word, i in wanted.items() if word in words]
     new, old = map(torch.tensor, zip(*common, strict=True))
+    # Equal shapes are copied; of the others positions are interpolated, the rest is by word.
     for name in ("llava", "clip"):
         weights = getattr(target, name).state_dict()
         for key, value in getattr(source, name).state_dict().items():
@@ -201,6 +202,7 @@ def carried_over(source: TinyLlava, target: TinyLlava) -> TinyLlava:
 def _interpolated(positions: Float[Tensor, "N C"], count: int) -> Float[Tensor, "M C"]:
     """Position embeddings of CLS and of a square of patches, for a square of another side."""
     old, new = math.isqrt(len(positions) - 1), math.isqrt(count - 1)
+    # [1 C side side], resampled, and flat again.
     square = positions[1:].T.unflatten(1, (old, old)).unsqueeze(0)
     square = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=True)
     return torch.cat([positions[:1], square[0].flatten(1).T])
