@@ -219,7 +219,7 @@ def _collate(
     for segments in rows:
         flat: dict[str, list[int]] = {name: [] for name in fields}
         for number, (question, answer, family) in enumerate(segments, 1):
-            # Each token of the answer is the target of the token before it, the first of the question.
+            # The token before each token of the answer predicts it, the question's last the first.
             ids = question + answer[:-1]
             targets = [IGNORE] * (len(question) - 1) + answer
             is_box = family == grounding
