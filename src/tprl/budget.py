@@ -137,6 +137,7 @@ def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[in
     images = image_rows(encoded.visual_mask, encoded.image_of)
     view_of = torch.zeros_like(encoded.image_of)
     shapes: list[tuple[int, int, int]] = []
+    # Cells of all views of an image are its tokens, in that order.
     all_views = [views for sample in encoded.grids for views in sample]
     for views, n in zip(all_views, images.mask.sum(1).tolist(), strict=True):
         cells = [rows * columns for rows, columns in views]

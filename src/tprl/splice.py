@@ -114,12 +114,14 @@ def _check(encoded: Encoded, selection: TokenSelection) -> None:
         raise ValueError(
             "the selection keeps a padded visual token: mask the scores with encoded.visual_mask."
         )
+    # Padding entries of `extra` may name any token: only live ones are checked.
     if selection.extra_at is not None and selection.extra_mask is not None:
         anchored = encoded.visual_mask.gather(1, selection.extra_at)
         if bool((selection.extra_mask & ~anchored).any()):
             raise ValueError(
                 "an extra token stands on a padded visual token: extra_at must name a valid one."
             )
+    # An image must leave something; a prompt of text alone has nothing to keep.
     empty = encoded.visual_mask.any(1) & (selection.count == 0)
     if bool(empty.any()):
         uid = encoded.uids[int(empty.nonzero()[0])]

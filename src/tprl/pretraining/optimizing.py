@@ -41,6 +41,7 @@ def two_phase_optimizer(
     def both(step: int) -> float:
         return vision(step) if step < first else reading(step)
 
+    # One rate per group, in their order.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [vision, both, reading])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

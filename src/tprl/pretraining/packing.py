@@ -151,6 +151,7 @@ class PackStream(IterableDataset[Pack]):
     def _segments(
         self, scene: scenes.Scene, asked: list[scenes.Question], described: bool
     ) -> list[tuple[list[int], list[int], int]]:
+        # Captions count as a family of their own, after those of questions.
         texts = [(q.text, q.answer, self.world.families.index(q.family)) for q in asked]
         if described:
             texts.append((DESCRIBE, scenes.describe(scene), len(self.world.families)))
@@ -169,6 +170,7 @@ class PackStream(IterableDataset[Pack]):
         # [objects patches] pixels of each patch that an object covers.
         masks = np.stack([scenes.pixels_inside(thing, scene.side) for thing in scene.things])
         share = masks.reshape(len(masks), cells, p, cells, p).sum((2, 4)).reshape(len(masks), -1)
+        # An object owns a patch from a sixth of its pixels on; else background.
         owner = np.where(share.max(0) * 6 >= p * p, share.argmax(0) + 1, 0)
         # Attributes by owner; row 0 is the background.
         beside = [other for other, _ in neighbors(scene.things)]
@@ -177,6 +179,7 @@ class PackStream(IterableDataset[Pack]):
             corners = tuple(map(int, thing.box))
             number = 1 + scene.things.index(other)
             table.append((*_look(thing), corners, number, *_look(other)[:2]))
+        # Which combinations of color and shape the image shows: the target of CLS.
         looks = torch.zeros(len(scenes.COLORS) * len(scenes.SHAPES))
         for color, shape, *_ in table[1:]:
             looks[(color - 1) * len(scenes.SHAPES) + shape - 1] = 1
@@ -231,6 +234,7 @@ def _collate(
             flat["family"] += [family] * len(ids)
         for name, values in flat.items():
             fields[name].append(values)
+    # Padding is no target: segment 0, and IGNORE where a loss would look.
     out = {name: _pad(values, IGNORE if name == "target" else 0) for name, values in fields.items()}
     out["is_box"] = out["is_box"].bool()
     return out

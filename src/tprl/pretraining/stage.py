@@ -147,6 +147,7 @@ class Pretrain(Stage):
     def own_arguments(cls, settings: Settings, seed: int) -> dict[str, Any]:
         """The models: those of `init_from`, or new ones by `blueprint`."""
         source = settings["init_from"]
+        # One process: the stage shares out neither packs nor losses.
         if distributed.count() > 1:
             raise UserError(
                 "stage=pretrain runs in one process, not in "
@@ -162,6 +163,7 @@ class Pretrain(Stage):
                 "written by stage=pretrain (no clip/ in it)."
             )
         loaded = tiny_llava.load(folder)
+        # A model of another world has other words: its weights are carried over by word.
         same = loaded.processor.tokenizer.get_vocab() == fresh.processor.tokenizer.get_vocab()
         return {"parts": loaded if same else tiny_llava.carried_over(loaded, fresh)}
 
@@ -197,6 +199,7 @@ class Pretrain(Stage):
         h, llava, clip = self.hparams, self.llava, self.clip
         first = [llava.model.vision_tower, clip.text_model]
         first += [clip.visual_projection, clip.text_projection]
+        # Everything that reads the tower learns with it; the contrastive scale is a bare parameter.
         tower = [parameter for module in first for parameter in module.parameters()]
         tower.append(clip.logit_scale)
         for head in (self.cls_head, self.box_head, self.edge_head, self.patch_head, self.next_head):
@@ -219,6 +222,7 @@ class Pretrain(Stage):
         self.consumed = pack.step + 1
         first_phase = pack.step < self.hparams["vision_steps"]
         terms = self._vision_terms(pack) if first_phase else self._language_terms(pack)
+        # Terms named loss/... are trained on; the others are only logged.
         losses = [value for name, value in terms.items() if name.startswith("loss/")]
         loss = torch.stack(losses).sum()
         metrics = {f"pretrain/{name}": value.detach() for name, value in terms.items()}
@@ -245,6 +249,7 @@ class Pretrain(Stage):
         hook.remove()
         features = out.hidden_states[-2]
         tokens = self.llava.model.multi_modal_projector(features[:, 1:])
+        # What every patch shows, what CLS looks at, and what it sees.
         terms = self._patch_terms(tokens.float(), pack)
         present = self.cls_head(features[:, 0]).float()
         terms["loss/cls_look"] = self.hparams["cls_look_weight"] * cls_look(weights[0], pack.owner)

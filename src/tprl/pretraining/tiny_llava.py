@@ -63,6 +63,7 @@ def vocabulary(world: World = SCENES) -> list[str]:
 def build_tokenizer(world: World = SCENES) -> PreTrainedTokenizerFast:
     """Word-level tokenizer: words, punctuation and whole numbers; anything else is <unk>."""
     ids = {word: i for i, word in enumerate(vocabulary(world))}
+    # Whole words, so that a color is one token and can be told where to look.
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
@@ -94,6 +95,7 @@ def build(
 ) -> TinyLlava:
     """Untrained models with weights drawn from `seed`; about 3.7 M parameters by default, (side /
     patch)^2 tokens."""
+    # Weights depend on the seed alone, not on what drew random numbers before.
     torch.manual_seed(seed)
     side, tokenizer = WORLDS[world].side, build_tokenizer(WORLDS[world])
     ids = tokenizer.get_vocab()

@@ -27,6 +27,7 @@ def model_card(name: str, about: Mapping[str, Any], folder: str) -> str:
         tags=["visual-token-pruning", "vision-language", str(about.get("family", "unknown"))],
         base_model=base if base and base.count("/") == 1 and not Path(base).exists() else None,
     )
+    # Front matter that the hub indexes, then what a reader wants to know first.
     stages = ", ".join(about.get("stages", [])) or "nothing yet"
     lines = [
         "---", data.to_yaml(), "---", "",
@@ -67,6 +68,7 @@ def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         "| pruner | keep_ratio | tokens | accuracy, % | FLOPs, % |",
         "|---|---|---|---|---|",
     ]
+    # Shares as percentages; the interval stands beside the value that it is about.
     for row in results:
         low, value, high = (100 * row[key] for key in ("low", "accuracy", "high"))
         lines.append(

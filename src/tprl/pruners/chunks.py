@@ -60,6 +60,7 @@ def _joined(parts: Sequence[TokenSelection]) -> TokenSelection:
     """Selections of consecutive questions as one."""
 
     def together(name: str) -> Tensor | None:
+        # Chunks are of one kind: a field is None in all of them or in none.
         values = [getattr(part, name) for part in parts]
         if values[0] is None:
             return None

@@ -27,6 +27,7 @@ def find_pruner(pretrained: str | Path, revision: str | None = None) -> Path:
     # What ships comes first, then a run, then a plain folder; only an unknown name asks the hub.
     places = [ASSETS / pretrained, Path(pretrained) / "pruner", Path(pretrained)]
     folder = next((place for place in places if (place / CONFIG).is_file()), Path(pretrained))
+    # Only what looks like owner/name and is not here is asked of the hub.
     if not folder.exists() and str(pretrained).count("/") == 1:
         folder = hub.fetch(str(pretrained), (WEIGHTS, CONFIG, CARD, f"{SUMS}/*"), revision)
     if not folder.is_dir():

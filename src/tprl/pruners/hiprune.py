@@ -85,6 +85,7 @@ def _with_neighbors(
         (-torch.ones_like(across), column > 0),
         (torch.ones_like(across), column < across - 1),
     ):
+        # Clamped only to index safely: `inside` has the last word.
         other = (place + step).clamp(0, max(anchors.shape[1] - 1, 0))
         chosen = chosen | (anchors.gather(1, other) & inside)
     return chosen

@@ -90,6 +90,7 @@ class KeywordBudget:
             rows = [row for row, multiple in enumerate(multiples) if multiple == each]
             each_ratio = check_keep_ratio(min(each * ratio, 1.0))
             selection = self.base.select(encoded.rows(rows), each_ratio)
+            # Masks of several selections are joined here, not the tokens that a base may make.
             if selection.merged is not None or selection.extra is not None:
                 raise UserError(
                     f"{self.base.name} merges tokens, which "

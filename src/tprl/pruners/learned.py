@@ -89,6 +89,7 @@ class LearnedPruner(nn.Module, ABC):
         self.to(encoded.embeds.device)  # a pruner goes where its LVLM is
         check_width(self, encoded.embeds.shape[-1])
         tokens = encoded.visual.float()
+        # Codes feed the network only; the language model reads the tokens themselves.
         codes = tokens if self.autoencoder is None else self.autoencoder.encode(tokens)
         query, query_mask = encoded.words
         x = PolicyInput(
@@ -153,6 +154,7 @@ class LearnedPruner(nn.Module, ABC):
                 f"pruner {self.name} selects by a threshold it "
                 "does not have: set policy.tau or another select."
             )
+        # The ratio decides the weight of relevance, too (`Serving.fade`).
         select: Select = how.select  # type: ignore[assignment]
         keep = serve(
             images.split(logits),
@@ -197,6 +199,7 @@ class LearnedPruner(nn.Module, ABC):
         """What choosing costs on one sample: codes, one pass of the network, and the kernel where a
         DPP selects."""
         c, parts = self.config, self.net_flops(tokens, words)
+        # Codes are made once per token, the kernel on the width that it compares.
         if c["code_width"]:
             parts["autoencoder"] = cost.autoencoder_flops(
                 c["token_width"], c["hidden"], c["code_width"], tokens
@@ -248,6 +251,7 @@ class LearnedPruner(nn.Module, ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().contiguous().cpu() for key, value in self.state_dict().items()}
+        # Buffers of integers keep their type.
         if half:
             state = {
                 key: value.half() if value.is_floating_point() else value
@@ -366,6 +370,7 @@ def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint"
             f"{source} names the pruner {about.get('pruner')!r}, which is not one of {known}."
         )
     try:
+        # The allow-list of `build`: a config must not name any class it likes.
         kind = target_at(target)
     except UserError as error:
         raise UserError(

@@ -45,9 +45,11 @@ class OraclePruner:
         ratio = need_ratio(self.name, keep_ratio)
         if self.diversity:
             images = image_rows(encoded.visual_mask, encoded.image_of)
+            # The region first, diversity within it and beyond.
             log_q = REGION_FIRST * (images.split(encoded.extras["region"]) > 0)
             keep = diverse(log_q, images, encoded, images.budgets(ratio))
             return TokenSelection(keep=images.join(keep, encoded.visual_mask))
+        # By place: the spread order is that of each view's own grid.
         views, shapes = view_rows(encoded, ratio)
         grids = [shape[:2] for shape in shapes]
         order = grid_table(grids, spread_order, torch.zeros_like(views.at))

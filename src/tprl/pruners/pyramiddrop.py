@@ -38,6 +38,7 @@ class PyramidDropPruner:
         # First layer of each later quarter -> power of f; a shallow model has fewer of them.
         powers = {max(1, round(layers * quarter / 4)): quarter for quarter in (1, 2, 3)}
         powers = {start: power for start, power in powers.items() if start < layers}
+        # The paper's f, or the one at which the mean over all layers is the ratio.
         f = 0.5
         if not self.published:
 

@@ -77,6 +77,7 @@ class ResizePruner:
         for image in images:
             keep[image.sample, image.at] = False
         tokens, deep = _seen(encoded, images)
+        # A new token stands at the old one in the middle of what it covers.
         extra_at = [image.at[_centers(image)] for image in images]
         live = [torch.ones_like(at, dtype=torch.bool) for at in extra_at]
         # Where no image gets smaller there are none, and not None: parts of a batch are of a kind.
@@ -131,6 +132,7 @@ def _scaled(encoded: Encoded, keep_ratio: float) -> list[Scaled]:
     """The images that get smaller, in the order of samples and of the images in each."""
     images = image_rows(encoded.visual_mask, encoded.image_of)
     counts, k = images.mask.sum(1).tolist(), images.budgets(keep_ratio).tolist()
+    # One grid per image: families that cut images into tiles are refused.
     grids = [views[-1] for sample in encoded.grids for views in sample]
     smaller = []
     for number, sample in enumerate(images.sample.tolist()):

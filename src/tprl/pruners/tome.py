@@ -59,6 +59,7 @@ class ToMePruner:
                 "These prompts have no vision tower (Encoded.tower) "
                 "for tome to run again: use divprune."
             )
+        # How many tokens merge in each block follows from the counts alone.
         counts, k = images.mask.sum(1).tolist(), images.budgets(ratio).tolist()
         has_cls, blocks = tower.cls is not None, len(tower.blocks)
         merges = [self._merges(n, kept, blocks, has_cls) for n, kept in zip(counts, k, strict=True)]

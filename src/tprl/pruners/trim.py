@@ -54,6 +54,7 @@ class TrimPruner:
         images = image_rows(encoded.visual_mask, encoded.image_of)
         if not len(images.sample):
             return TokenSelection(keep=torch.zeros_like(encoded.visual_mask))
+        # As released the score falls with the cosine: CLIP's patch relevance is inverted.
         score = images.split(encoded.extras["clip_relevance"]).float()
         score = -score if self.negative_relevance else score
         kept, has_mean = self._counts(score, images, keep_ratio)

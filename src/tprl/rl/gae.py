@@ -20,6 +20,7 @@ def gae(
     running = torch.zeros_like(reward[0])
     following = torch.zeros_like(reward[0])
     for t in reversed(range(len(reward))):
+        # delta_t, then A_t = delta_t + gamma lam A_{t+1}.
         delta = reward[t] + gamma * following - value[t]
         running = delta + gamma * lam * running
         advantage[t] = running

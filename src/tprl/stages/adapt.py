@@ -144,6 +144,7 @@ class Adapt(Stage):
         scorer = Scorer(self.lvlm, self.dataset, LIKELIHOOD)
         gists, chances = [], []
         for samples in batches(self.dataset, self.hparams["questions"], AT_ONCE):
+            # One pass of the network serves all budgets, as in the adaptive mode.
             encoded = self.lvlm.encode(samples, self.pruner.extras)
             x = self.pruner.observe(encoded)
             logits, gist = self.pruner.survey(x)
@@ -156,6 +157,7 @@ class Adapt(Stage):
                 scores.append(self.lvlm.score(prompt, answers)[0].exp())
             gists.append(gist.cpu())
             chances.append(torch.stack(scores, 1).cpu())
+        # One question is held out, so one alone leaves nothing to train on.
         count = sum(map(len, gists))
         if not count:
             asked = min(self.hparams["questions"] or len(self.dataset), len(self.dataset))

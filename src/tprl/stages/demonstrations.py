@@ -115,6 +115,7 @@ class StoredDemonstrations:
 
     def _empty(self, rows: Sequence["_Row"]) -> Demonstrations:
         b, v, q = len(rows), self._most.tokens, self._most.words
+        # Padded to the longest question of all files, so that every batch has one shape.
         x = PolicyInput(
             codes=torch.zeros(b, v, self.widths[0], dtype=torch.half),
             xy=torch.zeros(b, v, 2),
@@ -133,6 +134,7 @@ def refuse_demonstrator(pruner: Any) -> None:
     Raises:
         UserError: it knows where the answer is, or keeps none of the tokens that it gets.
     """
+    # The answer's region must not enter training, not even by way of a teacher.
     if "region" in pruner.extras:
         raise UserError(
             f"pruner={pruner.name} knows where the answer is and cannot demonstrate: use another."
@@ -181,6 +183,7 @@ def demonstrate(
         UserError: `refuse_demonstrator`'s reasons, no question is left, or the disk is full.
     """
     refuse_demonstrator(demonstrator)
+    # Kept fractions of the original tokens after each step, for every final ratio.
     schedules = [step_ratios(ratio, steps) for ratio in keep_ratios]
     if progressive:
         schedules = [torch.tensor(progressive, dtype=torch.float64).cumprod(0).tolist()]
@@ -202,6 +205,7 @@ def demonstrate(
             records += _shown(demonstrator, pruner, encoded, schedules)
         return _packed(records)
 
+    # Files that exist are kept; ranks share out the missing ones.
     shards = Shards(folder, min(count or len(dataset), len(dataset)), SHARD * batch_size)
     if cache:
         log.info("%s has %d of %d demonstrations", folder, shards.done, shards.rows)
@@ -279,6 +283,7 @@ def _shown(
 ) -> list[_Shown]:
     keep = _episodes(demonstrator, encoded, schedules).cpu().numpy()
     x = pruner.observe(encoded)
+    # fp16 on disk: what does not fit into it must stop the run, not become infinite.
     codes, xy, query = x.codes.half().cpu(), x.xy.cpu(), x.query.half().cpu()
     # Alone, because ranks share out the files.
     check_finite(
@@ -324,6 +329,7 @@ def _packed(records: Sequence[_Shown]) -> dict[str, Tensor]:
 def _distinct(pieces: Sequence[Tensor]) -> tuple[Tensor, Int[Tensor, " N"]]:
     """Every different piece once, one after the other, and the row where each of the given ones
     begins."""
+    # Bytes decide what is equal: the same image gives the same codes.
     begins: dict[bytes, int] = {}
     kept: list[Tensor] = []
     at: list[int] = []

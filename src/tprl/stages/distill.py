@@ -135,6 +135,7 @@ class Distill(KeepBest):
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
         images = x.images
         k = step_budgets(ratio[images.sample.cpu()], images.mask, 1, 0)
+        # [B V] logits of the unpruned state, as when served.
         logits = self.pruner.net(x, x.mask, 0, ratio.to(x.mask.device))[0]
         # Gates harden: the temperature falls geometrically over the iterations.
         first, last = h["temperature"]

@@ -167,6 +167,7 @@ class LfD(KeepBest):
         total, name = len(self.demonstrations), self.hparams["log_as"]
         size = min(self.hparams["batch_size"], total - self.samples_seen % total)  # of all ranks
         noise = torch.Generator().manual_seed(self.hparams["seed"] * 1_000_003 + self.samples_seen)
+        # Each rank weighs its means by its share of the batch.
         imitation = self.loss(self.pruner, batch, noise)
         loss, constant, agreement = (mean * distributed.weight(size) for mean in imitation)
         seen = f"{self.samples_seen} to {self.samples_seen + size - 1} in this run's order"
@@ -195,6 +196,7 @@ class LfD(KeepBest):
         if self.progress:
             loss, constant = torch.tensor(self.progress).mean(0).tolist()
         self.progress = []
+        # Said after the last epoch only: an early loss says nothing.
         if self._done()[0] >= self.epochs and loss > (1 - LEARNED) * constant:
             by_sets = ""
             if self.loss is not set_loss:
@@ -300,6 +302,7 @@ def _loss(name: str | None, pruner: LearnedPruner) -> Callable[..., Imitation]:
         raise UserError(
             f"stage.loss must be set or token, got {name}; null takes what policy.select serves."
         )
+    # The set loss trains the kernel of the codes; another one is not what is served.
     if name == "set" and not (dpp and pruner.serving.kernel == "codes"):
         raise UserError(
             "stage.loss=set trains what policy.select=dpp serves with "

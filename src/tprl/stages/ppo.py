@@ -205,11 +205,13 @@ class PPO(PPOUpdate):
         if self.iteration == 0:
             self._validate()
         watch, before = Stopwatch(self.lvlm.device), self.scorer.evaluations
+        # Encode: the vision tower runs once per question, for all of its episodes.
         encoded = self.lvlm.encode(samples)
         watch.lap("encode")
         # Sample: `group` episodes of each question, which follow each other.
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]
         x = self.pruner.observe(encoded)
+        # Every question draws one ratio, which its episodes share: they are compared.
         drawn = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
         keep_ratio = drawn.repeat_interleave(h["group"]).to(x.mask.device)
         noise = self._noise(samples, x, rule)

@@ -66,6 +66,7 @@ def check_groups(key: str, settings: Settings) -> None:
     _check_comparison(key, advantage, group)
     if minibatch is None:
         return
+    # Groups stay together, because their episodes share one network pass.
     if minibatch < group:
         raise UserError(
             f"{key}.minibatch={minibatch} is smaller than {key}.group={group}, whose "

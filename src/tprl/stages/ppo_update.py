@@ -106,6 +106,7 @@ class PPOUpdate(RolloutLog):
         h, parts = self.hparams, []
         x, rule, rollout, target = episodes.x, episodes.rule, episodes.rollout, episodes.target
         for t in range(len(rollout.alive)):
+            # The same function as in the rollout: before the first step the ratio is exactly 1.
             log_prob, entropy, value = evaluate_actions(
                 self.net, x, rule, rollout, episodes.keep_ratio, t, h["group"]
             )

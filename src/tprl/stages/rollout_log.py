@@ -38,6 +38,7 @@ class RolloutLog(KeepBest):
         target: Tensor | None,
         epochs: int,
     ) -> None:
+        # Already means over all ranks (`over_ranks`): averaged over minibatches only.
         for name, values in zip(PPOLoss._fields, zip(*losses, strict=True), strict=True):
             self.log(f"ppo/{name}", torch.stack(values).detach().mean())
         # Returns: the sum over an episode's steps, by term and of all.
@@ -48,6 +49,7 @@ class RolloutLog(KeepBest):
         self.log("ppo/update_epochs", float(epochs))
         if outcome.log_prob is not None:
             self.log("ppo/sampled_log_prob", outcome.log_prob[-1].mean(), sync_dist=True)
+        # The score of what was sampled, next to that of what is served.
         if outcome.score is not None:
             sampled = distributed.stacked(outcome.score[-1].mean()).mean()
             self.curves["sampled"].append((float(self.samples_seen), float(sampled)))
