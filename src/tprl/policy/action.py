@@ -77,7 +77,7 @@ def action_kind(budget: str, law: str, select: str) -> str:
     """
     if law not in ("sequential", "kdpp"):
         raise UserError(f"stage.law must be sequential or kdpp, got {law}.")
-    # Trained on what is served: a DPP by one of its two laws, anything else by top-k subsets.
+    # Trained on what is served: a DPP by one of its two laws, anything else by k-subsets.
     if budget == "exact_k":
         return "subset" if select != "dpp" else "sequential" if law == "sequential" else "dpp"
     if select == "dpp":

@@ -77,7 +77,7 @@ def subset_entropy(law: SubsetLaw) -> Float64[Tensor, " B"]:
     The mean of sum_{i in Y} log-odds is carried up the tree beside the probabilities (an
     expectation semiring, Eisner 2002), so that one backward pass suffices.
     """
-    # [B V 2] probabilities of 0 and 1 successes, and their mean log-odds.
+    # [B V 2] probabilities p of 0 and 1 successes, and their moments m = p * log-odds.
     table = law.levels[0]
     moment = table * torch.stack([torch.zeros_like(law.log_odds), law.log_odds], -1)
     for level in law.levels[1:]:

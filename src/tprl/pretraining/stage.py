@@ -336,7 +336,7 @@ class Pretrain(Stage):
         }
         look, terms["attention_mass"] = self.look(*attention, kept, pack)
         terms["loss/look"] = self.hparams["look_weight"] * look
-        # Accuracy by family, without the end token, which is always right.
+        # Accuracy by family, without the end token, which says nothing of the answer.
         name = "full_accuracy" if kept.shape[1] == total else "pruned_accuracy"
         word = target != self.llava.generation_config.eos_token_id
         for number, family in enumerate((*self.world.families, "caption")):

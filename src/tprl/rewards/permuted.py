@@ -62,6 +62,6 @@ class Permuted(WeightedReward):
         # Sorted, so that the order in which episodes come plays no part.
         values = rewards.sort().values.numpy().tobytes()
         digest = hashlib.blake2b(f"{self.seed}/{uid}/".encode() + values, digest_size=7).digest()
-        # 7 bytes: torch takes seeds of at most 63 bits.
+        # 7 bytes: the seed fits into a signed 64-bit integer.
         generator = torch.Generator().manual_seed(int.from_bytes(digest))
         return torch.randperm(len(rewards), generator=generator)
