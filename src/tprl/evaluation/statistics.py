@@ -84,7 +84,7 @@ def open_side(estimate: Interval, clusters: int, z: float = 1.959963984540054) -
     p = 1): 0.84 for 20 images. Questions about one image count once, since here they all agree.
 
     Args:
-        found: of scores in {0, 1}.
+        estimate: of scores in {0, 1}.
         clusters: how many were drawn from; 0 if that is unknown, which changes nothing.
         z: normal quantile of the coverage, 95 % as in `interval`.
     """

@@ -59,12 +59,14 @@ class AnswerTurn:
         # it renders no such turns, and its prompts are not these either
         except (TemplateError, TypeError):
             return
+        # Between question and answer stands `context`, then `lead`, which no prompt includes.
         self.context = opened.rpartition(ASKED)[2]
         before, _, after = whole.rpartition(ANSWERED)
         lead = before.removeprefix(opened)
         # More than white space, such as empty thoughts, is not what an answer begins with.
         if lead != before and not lead.strip():
             self.lead = lead
+        # A line break may follow the end token: the first token that ends a generation is it.
         written = self.tokenizer(after, add_special_tokens=False)["input_ids"]
         self.end = next((token for token in written if token in ends), self.end)
 
@@ -81,6 +83,7 @@ class AnswerTurn:
         An `Utterance` is tokens already written, white space included; a reference is words."""
         if isinstance(answer, Utterance) or not self.context:
             return [*self._ids(answer), self.end]
+        # In context, because many tokenizers make another token of a word that begins a text.
         context, whole = self._ids(self.context), self._ids(self.context + self.lead + answer)
         if whole[: len(context)] == context:
             return [*whole[len(context) :], self.end]

@@ -53,6 +53,7 @@ class MicroBatch(NamedTuple):
 def micro_batches(prompt: Prompt, size: int) -> Iterator[MicroBatch]:
     """Rows of like length together, so that little is padded. The host waits for the device once,
     however many prompts there are."""
+    # Places and lengths in one transfer: every `tolist` waits for the device.
     lengths = prompt.attention.sum(1)
     order = lengths.argsort(dim=0, stable=True)
     numbers, sorted_lengths = torch.stack([order, lengths[order]]).tolist()
@@ -99,6 +100,7 @@ def retry_smaller(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def mean_log_prob(logits: Float[Tensor, "B A N"], ids: Int[Tensor, "B A"]) -> Float[Tensor, " B"]:
     """Mean log-probability of each row's tokens, nats per token; ids below 0 are padding."""
+    # [B A]: log p of the token that was written, 0 on padding.
     real = ids >= 0
     picked = logits.log_softmax(-1).gather(2, ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return (picked * real).sum(1) / real.sum(1)
@@ -110,8 +112,10 @@ def divergence(
     """KL(reference || log_probs), mean over the answer's tokens in nats, and 1.0 where every token
     has the same arg-max. Both are log-probabilities, nan where an answer is shorter."""
     real = ~reference[..., 0].isnan()
+    # 0 log 0 is 0: a token that the reference rules out adds nothing.
     ratio = torch.where(reference.isneginf(), 0.0, reference - log_probs)
     kl = (reference.exp() * ratio).sum(-1).masked_fill(~real, 0.0).sum(1) / real.sum(1)
+    # Padding agrees by definition.
     same = (log_probs.argmax(-1) == reference.argmax(-1)) | ~real
     return kl, same.all(1).float()
 
@@ -128,6 +132,7 @@ def shown_images(tokens: Sequence[int], per_image: Sequence[int], remedy: str) -
     occurrences: list[list[int]] = []
     image = 0
     for row, wanted in enumerate(tokens):
+        # Take images until they cover the row's placeholders exactly.
         first = image
         while wanted > 0 and image < len(per_image):
             wanted -= per_image[image]
@@ -150,6 +155,7 @@ def shown_images(tokens: Sequence[int], per_image: Sequence[int], remedy: str) -
 def fingerprint(pixels: Tensor) -> int:
     """A number that depends on the pixels alone: neither on zero padding after them, nor on what
     computed it."""
+    # Integers, since a sum of floats depends on the order in which a device adds them.
     bits = pixels.detach().cpu().float().flatten().view(torch.int32).long()
     return int((bits * torch.arange(1, len(bits) + 1)).sum())
 
@@ -203,11 +209,13 @@ def gate_bias(
 ) -> Float[Tensor, "B 1 S1 S1"]:
     """What is added to attention logits so that visual token j weighs gate j (above 1e-6): causal,
     over the prompts and their answers, of which `answer` tokens are real."""
+    # [B S1] log gate of every key, 0 on text and on the answer.
     column = gate.new_zeros(len(answer), encoded.embeds.shape[1] + answer.shape[1])
     row, token = encoded.visual_mask.nonzero(as_tuple=True)
     column = column.index_put(
         (row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log()
     )
+    # [B S1 S1] whether a query may see a key.
     attention = torch.cat([encoded.attention, answer], 1)
     size = attention.shape[1]
     eye = torch.eye(size, dtype=torch.bool, device=gate.device)
@@ -219,6 +227,7 @@ def gate_bias(
 
 def runs(mask: Bool[Tensor, "B S"]) -> list[list[tuple[int, int]]]:
     """(start, length) of every run of True in each row."""
+    # 1 where a run starts, -1 behind its end; row by row both come in the same order.
     edges = torch.nn.functional.pad(mask.int(), (1, 1)).diff(dim=1)
     starts, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
     spans: list[list[tuple[int, int]]] = [[] for _ in mask]
@@ -246,6 +255,7 @@ def pick_images(
     pixels: Mapping[str, Any], rows: Sequence[int], chosen: Sequence[int]
 ) -> dict[str, Any]:
     """The inputs of the `chosen` images alone; `rows[i]` rows of `pixel_values` are image i's."""
+    # Rows of one image stay together: it may have several tiles.
     parts = pixels["pixel_values"].split(list(rows))
     picked = {"pixel_values": torch.cat([parts[i] for i in chosen])}
     for name, value in pixels.items():
@@ -268,7 +278,7 @@ def check_placeholders(
 
     Args:
         is_image: True on placeholders.
-        shown: images of each prompt.
+        occurrences: images of each prompt.
         features: what the vision side makes of each image.
         uids: of the prompts.
         one_run: whether the placeholders of an image follow each other without a gap.
@@ -277,6 +287,7 @@ def check_placeholders(
     Raises:
         UserError: with both numbers.
     """
+    # First the sum of each prompt, then where its images end.
     for row, images, uid in zip(is_image, occurrences, uids, strict=True):
         columns = row.nonzero().squeeze(1)
         wanted = torch.tensor([features[image] for image in images], dtype=torch.long)
@@ -285,6 +296,7 @@ def check_placeholders(
                 f"the processor wrote {len(columns)} image placeholders for {uid}, and the "
                 f"vision tower makes {int(wanted.sum())} features of its images: {remedy}."
             )
+        # Placeholders before each gap: an image must end there, and images end at these sums.
         gaps = (columns.diff() > 1).nonzero().squeeze(1).cpu() + 1
         astray = gaps[~torch.isin(gaps, wanted.cumsum(0))]
         if one_run and len(astray):

@@ -43,6 +43,7 @@ def byte_tokenizer(special: Sequence[str], **roles: str) -> PreTrainedTokenizerF
         special: tokens that are never split, beside the four usual ones.
         roles: their names in the tokenizer, such as image_token="<image>".
     """
+    # Without merges every byte stays a token of its own, so any text has ids.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(
         models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
@@ -72,6 +73,7 @@ def random_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(SCALE if weight.ndim > 1 else 1)
+    # Stock defaults would name ids of another vocabulary.
     pad, bos, eos = token_ids(tokenizer, "<pad>", "<s>", "</s>")
     model.generation_config.update(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
     return model
@@ -109,6 +111,7 @@ def _resized(small: Any, processor: Any, sizes: dict[str, Any], where: Placement
         for field, value in sizes.pop(name, {}).items():
             _need(field, hasattr(part, field), name)
             setattr(part, field, value)
+    # A model is built anew: the blueprint's weights have other shapes.
     config = type(small.config).from_dict(_merged(small.config.to_dict(), sizes))
     with where.device:  # where drawing billions of numbers takes the least time
         resized = type(small)._from_config(config, dtype=where.dtype)

@@ -36,9 +36,8 @@ class ClipText:
                 "model.clip=/path/to/clip, e.g. openai/clip-vit-large-patch14-336."
             )
         model: Any = CLIPModel.from_pretrained(self.source, dtype=torch.float32)
-        return model.eval().requires_grad_(False).to(self.device), AutoTokenizer.from_pretrained(
-            self.source
-        )
+        tokenizer = AutoTokenizer.from_pretrained(self.source)
+        return model.eval().requires_grad_(False).to(self.device), tokenizer
 
     @torch.no_grad()
     def relevance(
@@ -52,15 +51,19 @@ class ClipText:
             texts: one per sample.
         """
         model, _ = self._parts
+        # [B V P] patches in the space that CLIP compares texts with.
         image = model.visual_projection(model.vision_model.post_layernorm(patches.float()))
+        # [S P] all segments of all texts in one batch; `owner` [S] says whose each is.
         segments = [self._segments(text) for text in texts]
         owner = torch.tensor(
             [b for b, segment in enumerate(segments) for _ in segment], device=patches.device
         )
         embedded = self._embed([ids for segment in segments for ids in segment])
+        # [S V] against the patches of the segment's own sample.
         cosine = torch.einsum(
             "svp,sp->sv", normalize(image, dim=-1)[owner], normalize(embedded, dim=-1)
         )
+        # Mean over the segments of a sample: [B V].
         count = owner.bincount(minlength=len(texts)).unsqueeze(1)
         return cosine.new_zeros(len(texts), cosine.shape[1]).index_add_(0, owner, cosine) / count
 
@@ -73,6 +76,7 @@ class ClipText:
 
     def _embed(self, segments: Sequence[list[int]]) -> Float[Tensor, "S P"]:
         model, _ = self._parts
+        # Padded on the right: the text tower is causal, so that padding changes nothing.
         width = max(map(len, segments))
         ids = torch.tensor(
             [segment + [0] * (width - len(segment)) for segment in segments], device=self.device

@@ -61,20 +61,21 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
                 processor refuses, a processor that writes another number of placeholders than there
                 are features, or tokens that are not finite.
         """
+        # "region" is drawn from the sample's boxes, not seen: no tower provides it.
         self.check_extras(extras, self.known_extras | {"region"})
         inputs, prompts = self.processed(samples)
         uids = [sample.uid for sample in samples]
+        # Each distinct image passes the tower once, whatever number of samples show it.
         seen, (first, occurrences) = Seen([], [], [], {}), unique_images(samples)
         if first:
             pixels = self.pixels_of(inputs)
             pixels = pick_images(pixels, self.rows_per_image(pixels), first)
             seen = self.look(pixels, extras - {"region"})
             self._check_seen(seen, pixels, extras - {"region"}, occurrences, uids)
-        is_image, lengths = (
-            inputs["input_ids"] == self.image_token,
-            [len(tokens) for tokens in seen.tokens],
-        )
+        is_image = inputs["input_ids"] == self.image_token
+        lengths = [len(tokens) for tokens in seen.tokens]
         check_placeholders(is_image, occurrences, lengths, uids, self.one_run, self.remedy)
+        # Where the question's words are, now that placeholders are as many as features.
         per_image = _of_images(lengths, occurrences)
         question = question_mask(
             self.tokenizer, inputs["offset_mapping"], is_image, prompts, per_image, self.placeholder
@@ -87,6 +88,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
             questions=tuple(sample.question for sample in samples),
             seen=tuple(self.seen_boxes(sample) for sample in samples),
         )
+        # What needs the assembled batch comes last: the region's cells, and CLIP's texts.
         if "region" in extras:
             width = encoded.visual_at.shape[1]
             encoded.extras["region"] = region_rank(samples, encoded.grids, width, encoded.seen).to(
@@ -133,6 +135,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
         seen = self.look(pixels := self.pixels_of(inputs), extras)
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
         is_image, lengths = ids == self.image_token, [len(tokens) for tokens in seen.tokens]
+        # No samples here: which images a prompt shows follows from its placeholders.
         occurrences = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
         names = [f"prompt {row}" for row in range(len(ids))]
         self._check_seen(seen, pixels, extras, occurrences, names)
@@ -171,10 +174,9 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
     ) -> Encoded:
         """Prompts as token ids and images as tokens, put together; `occurrences[b]` are the images
         of sample b."""
-        ids, attention = (
-            inputs["input_ids"].to(self.device),
-            inputs["attention_mask"].to(self.device).bool(),
-        )
+        ids = inputs["input_ids"].to(self.device)
+        attention = inputs["attention_mask"].to(self.device).bool()
+        # [B V] columns of all image tokens, separators included.
         at, real = columns_of(ids == self.image_token)
 
         def spread(values: Sequence[Tensor]) -> Tensor:
@@ -185,6 +187,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
             # a sharded tower may be elsewhere
             return pad_sequence(joined, batch_first=True).to(self.device)
 
+        # Words first, then visual tokens over their placeholders: [B S D].
         embeds = self.words(ids)
         b, v = real.nonzero(as_tuple=True)
         visual, deep = torch.zeros_like(attention), None
@@ -194,9 +197,11 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
         if seen.tokens:
             embeds[b, at[b, v]] = spread(seen.tokens)[b, v].to(embeds)
             visual[b, at[b, v]] = ~spread(kinds)[b, v]
+        # The same for features that deeper layers of the language model add: [B S F].
         if seen.deep is not None:
             deep = embeds.new_zeros(*ids.shape, seen.deep[0].shape[-1])
             deep[b, at[b, v]] = spread(seen.deep)[b, v].to(embeds)
+        # Separators stay in the prompt as text does: only the other image tokens are visual.
         visual_at, visual_mask = columns_of(visual)
         counts = _real_tokens(seen, kinds)
         image_of = [torch.arange(len(row)).repeat_interleave(counts[row]) for row in occurrences]

@@ -120,6 +120,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
                 )
             source = str(folder) if (folder := find_model(pretrained)).is_dir() else pretrained
             model, processor = load(source, name, self.model_type, where, self.load_processor)
+        # Prompts end in one column, so that answers of a batch begin in one.
         processor.tokenizer.padding_side = "left"
         self._hold(model.requires_grad_(False).eval(), processor, name)
         self.limit(max_pixels, max_tiles)
@@ -137,6 +138,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         return self
 
     def _hold(self, model: Any, processor: Any, name: str) -> None:
+        # What `around` shares with `__init__`: nothing that a setting decides.
         self.model, self.processor, self.name = model, processor, name
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.device = first_device(model)
@@ -233,6 +235,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
     def answer(self, prompt: Prompt, plan: LayerPlan | None = None) -> list[str]:
         """Greedy answers; with a plan, layers of the language model drop tokens of the unpruned
         prompt."""
+        # Micro-batches are sorted by length: answers go back to their own places.
         texts = [""] * len(prompt.uids)
         for _, numbers, part in micro_batches(prompt, self.micro_batch):
             out = self.generate(part, plan, max_new_tokens=self.max_new_tokens)
@@ -252,6 +255,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
             UserError: logits are not finite.
         """
         ids: Any = None
+        # Embeddings in place of ids: the stock class then neither sees images nor looks up words.
         with self.deepstack(prompt.deep, prompt.visual), dropping(self.model, prompt, plan):
             inputs = {"inputs_embeds": prompt.embeds, "attention_mask": prompt.attention.long()}
             with watched(self.model) as watch:

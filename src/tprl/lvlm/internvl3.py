@@ -57,11 +57,9 @@ class InternVL3(FrozenLVLM):
     @property
     def shape(self) -> LVLMShape:
         config = self.model.config
-        v, text, merge = (
-            config.vision_config,
-            LMShape.of(config.text_config),
-            round(1 / config.downsample_ratio),
-        )
+        v, text = config.vision_config, LMShape.of(config.text_config)
+        merge = round(1 / config.downsample_ratio)
+        # With "full" CLS would be among the tokens; the pixel shuffle needs a square of patches.
         if (v.patch_size[0], config.vision_feature_select_strategy) != (v.patch_size[1], "default"):
             raise unknown(
                 f"an InternVL with patches of {list(v.patch_size)} pixels and features selected by "
@@ -161,10 +159,10 @@ class InternVL3(FrozenLVLM):
         )
         parts = self.model.model
         layers = parts.vision_tower.encoder.layer
+        # Extras are inputs of modules on the way: CLS attention is computed from one of them.
+        feature = layer_of(self.model.config.vision_feature_layer, len(layers))
         modules = {
-            "cls_attention": layers[
-                layer_of(self.model.config.vision_feature_layer, len(layers))
-            ].attention,
+            "cls_attention": layers[feature].attention,
             "vision_features": parts.multi_modal_projector,
         }
         with overheard({name: modules[name] for name in extras}) as calls:
@@ -174,6 +172,7 @@ class InternVL3(FrozenLVLM):
             features["cls_attention"] = self._attention(
                 modules["cls_attention"], calls["cls_attention"]
             )
+        # Tokens of a tile are a square; those of an image are its tiles, one after the other.
         counts = self.rows_per_image(pixels)
         side = round(tiles.shape[1] ** 0.5)
         return Seen(
@@ -186,10 +185,12 @@ class InternVL3(FrozenLVLM):
     def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I N"]:
         """CLS attention of every token of a tile: the pixel shuffle that makes tokens tells which
         patches are its."""
+        # [I P] CLS attention of the patches of each tile, before they are merged.
         query = split_heads(layer.q_norm(layer.q_proj(call.x[:, :1])), layer.num_heads)
         patches = cls_attention(
             query, split_heads(layer.k_norm(layer.k_proj(call.x)), layer.num_heads)
         )
+        # The shuffle of the features, on attention as their only channel: its order is theirs.
         side = round(patches.shape[1] ** 0.5)
         grid = patches.unflatten(1, (side, side)).unsqueeze(-1)
         shuffled = self.model.model.pixel_shuffle(

@@ -55,19 +55,23 @@ class Look(NamedTuple):
     def heads(self, name: str, at: Int[Tensor, "B R"] | None = None) -> Float[Tensor, "B H R c"]:
         """Queries ("q") or keys ("k") after rotary embedding, in float32; of the columns `at`, or
         of all."""
+        # As the layer does it: input norm, projection, norm of queries and keys where there is one.
         part = self if at is None else self.take(at, torch.ones_like(at, dtype=torch.bool))
         attention = self.layer.self_attn
         x = getattr(attention, f"{name}_proj")(self.layer.input_layernorm(part.hidden))
         x = x.unflatten(-1, (-1, attention.head_dim))
         if hasattr(attention, f"{name}_norm"):
             x = getattr(attention, f"{name}_norm")(x)
+        # The module's own rotation, since layouts of rotary planes differ.
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         return rotate(x.transpose(1, 2), x.transpose(1, 2), part.cos, part.sin)[0].float()
 
     def attention(self, at: Int[Tensor, "B R"]) -> Float[Tensor, "B H R S"]:
         """Softmax attention of the columns `at` over the whole sequence."""
+        # Grouped keys serve several heads of queries: [B H S c].
         query, key = self.heads("q", at), self.heads("k")
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        # Causal, and padding unseen: [B R S].
         seen = self.real.unsqueeze(1) & (
             torch.arange(key.shape[2], device=key.device) <= at.unsqueeze(2)
         )
@@ -76,6 +80,7 @@ class Look(NamedTuple):
 
     def last_row(self) -> Float[Tensor, "B S"]:
         """Attention of the prompt's last token, mean over heads."""
+        # Prompts are left-padded: their last tokens share a column, before any answer.
         last = self.real.shape[1] - 1 - int(self.answer[0].sum())
         return self.attention(torch.full_like(self.image[:, :1], last)).mean(1)[:, 0]
 
@@ -87,9 +92,8 @@ class Look(NamedTuple):
         """The columns `at` only, of which `valid` ones are real."""
 
         def columns(x: Tensor) -> Tensor:
-            return x.gather(
-                1, at.reshape(*at.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
-            )
+            index = at.reshape(*at.shape, *[1] * (x.ndim - 2))  # [B N 1 ...]
+            return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
         part = {name: columns(getattr(self, name)) for name in self._fields[2:]}
         return self._replace(**part)._replace(
@@ -162,6 +166,7 @@ class LayerPlan(NamedTuple):
 
     def counts(self, *images: int) -> list[int]:
         """Visual tokens that each layer computes of images that have so many, all together."""
+        # A stage holds until the next one, counted in tokens of the original image.
         keep = [1.0] * self.layers
         for stage in self.stages:
             keep[stage.before :] = [stage.keep] * (self.layers - stage.before)
@@ -173,6 +178,7 @@ class LayerPlan(NamedTuple):
     def flops(self, lm: LMShape, text: int, *images: int) -> int:
         """What all its rankings cost for a prompt with `text` tokens and images that have so
         many."""
+        # Shifted by one: a stage ranks what the layer before it computed.
         counts = [sum(images), *self.counts(*images)]
         return sum(
             self.pruner.flops(lm, stage, text, counts[stage.before]) for stage in self.stages
@@ -198,12 +204,14 @@ def dropping(model: Any, prompt: Prompt, plan: LayerPlan | None) -> Generator[No
         return
     parts = model.model
     language = parts.language_model if hasattr(parts, "language_model") else parts.text_model
+    # Deepstack adds features by the columns of the unpruned prompt.
     first = min(stage.before for stage in plan.stages)
     if prompt.deep is not None and first < prompt.deep.shape[-1] // prompt.embeds.shape[-1]:
         raise UserError(
             f"{plan.pruner.name} drops tokens before layer {first}, where this LVLM still adds "
             "deepstack features to them: use a method that prunes before the language model."
         )
+    # Every layer gets a hook: later ones need the shorter masks of what was dropped.
     drop = _Dropping(language, prompt, plan)
     handles = [
         layer.register_forward_pre_hook(drop.hook(number), with_kwargs=True)
@@ -240,22 +248,24 @@ class _Dropping:
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             hidden = args[0] if args else kwargs.pop("hidden_states")
             cache: Any = kwargs.get("past_key_values")
+            # No cache, or an empty one, is a prefill.
             if number == 0:
                 self.prefilling = cache is None or cache.get_seq_length(0) == 0
             if self.prefilling:
                 hidden = self._prefill(number, hidden, kwargs)
             elif number >= self.first:
                 assert cache is not None
+                # Caches differ in length: what this layer kept, then all written since.
                 new, past = hidden.shape[1], cache.get_seq_length(number)
-                real = pad(
-                    self.real[number], (0, past + new - self.real[number].shape[1]), value=True
-                )
+                first = self.real[number]  # of the prompt
+                real = pad(first, (0, past + new - first.shape[1]), value=True)
                 kwargs["attention_mask"] = self._mask(real, new, hidden.dtype)
             return (hidden, *args[1:]), kwargs
 
         return before
 
     def _prefill(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        # The hidden states are this layer's, everything else is as the last drop left it.
         look = self._begin(hidden, kwargs) if number == 0 else self.look
         assert look is not None
         layer = self.language.layers[number]
@@ -263,22 +273,24 @@ class _Dropping:
         if number in self.readers:  # of no other layer: this holds hidden states
             self.read[number] = self.look.to(_home(layer, hidden))
         for stage in self.plan.stages:
+            # What was read before a drop has other columns and is of no use after it.
             if stage.before == number:
                 self.look = self._drop(stage)
                 self.read.clear()
                 if number in self.readers:
                     self.read[number] = self.look.to(_home(layer, hidden))
         if number >= self.first:
+            # Rotary turns and mask of the columns that are left, in place of the prompt's.
             self.real[number] = self.look.real
             kwargs["position_embeddings"] = (self.look.cos, self.look.sin)
             kwargs["position_ids"] = None  # read by flash attention on packed sequences only
-            kwargs["attention_mask"] = self._mask(
-                self.look.real, self.look.real.shape[1], hidden.dtype
-            )
+            width = self.look.real.shape[1]
+            kwargs["attention_mask"] = self._mask(self.look.real, width, hidden.dtype)
         return self.look.hidden
 
     def _begin(self, hidden: Tensor, kwargs: dict[str, Any]) -> Look:
         self.read.clear()
+        # Beams repeat each prompt, and teacher forcing writes an answer behind it.
         width = self.prompt.visual.shape[1]
         copies, answer = len(hidden) // len(self.prompt.visual), hidden.shape[1] - width
 
@@ -287,6 +299,7 @@ class _Dropping:
 
         real, visual = grown(self.prompt.attention, True), grown(self.prompt.visual, False)
         image = grown(self.prompt.image, 0)
+        # Budgets are fractions of these counts, whatever drops came before: [B images].
         self.originals = (one_hot(image) * visual.unsqueeze(-1)).sum(1)
         column = torch.arange(hidden.shape[1], device=hidden.device)
         turns = kwargs["position_embeddings"]
@@ -298,30 +311,31 @@ class _Dropping:
         read = self.read[stage.reads]
         assert self.look is not None
         look = self.look.to(read.hidden.device)  # where the layer is that decides
+        # One line per image: budgets hold image by image.
         at, mask = columns_of(look.visual)
         image = look.image.gather(1, at)
         images = image_rows(mask, image)
+        # k of each line, and spread over the columns of its image for the method: [B S].
         counts = self.originals.to(at.device)[images.sample, images.split(image)[:, 0]].tolist()
         k = torch.tensor([budget(stage.keep, n) for n in counts], device=at.device)
         wide = torch.zeros_like(look.image)
         wide.scatter_add_(1, at, images.join(k.unsqueeze(1).expand_as(images.at), mask))
+        # The method scores, and the highest k of every image live.
         pruner = self.plan.pruner
-        rewrites = isinstance(pruner, Rewriter)
-        look, scores = (
-            pruner.rewrite(look, read, wide) if rewrites else (look, pruner.rank(read, wide))
-        )
+        if isinstance(pruner, Rewriter):
+            look, scores = pruner.rewrite(look, read, wide)
+        else:
+            scores = pruner.rank(read, wide)
         keep = images.join(keep_top(images.split(scores.gather(1, at)), images.mask, k), mask)
+        # Dropped tokens count as padding from here on: columns of the longest row remain.
         alive = look.real.clone()
         row, token = (mask & ~keep).nonzero(as_tuple=True)
         alive[row, at[row, token]] = False
-        length, order = (
-            int(alive.sum(1).max()),
-            torch.arange(alive.shape[1], device=at.device).expand_as(alive),
-        )
+        length = int(alive.sum(1).max())
+        order = torch.arange(alive.shape[1], device=at.device).expand_as(alive)
         # Dead columns sort to the front, as in `splice`.
-        index = torch.where(alive, order, order - alive.shape[1]).argsort(dim=1, stable=True)[
-            :, -length:
-        ]
+        place = torch.where(alive, order, order - alive.shape[1])
+        index = place.argsort(dim=1, stable=True)[:, -length:]
         return look.take(index, alive.gather(1, index))
 
     def _mask(self, real: Bool[Tensor, "B K"], new: int, dtype: torch.dtype) -> Tensor | None:
@@ -332,10 +346,9 @@ class _Dropping:
         if "flash" in self.kind:
             return real
         keys = real.shape[1]
-        row, column = (
-            torch.arange(keys - new, keys, device=real.device),
-            torch.arange(keys, device=real.device),
-        )
+        column = torch.arange(keys, device=real.device)
+        row = column[keys - new :]
+        # [B 1 new K] booleans: causal, padding unseen.
         eye = row.unsqueeze(1) == column  # padding sees itself, never nothing
         seen = (real.unsqueeze(1) & (column <= row.unsqueeze(1)) | eye).unsqueeze(1)
         if self.kind != "eager":

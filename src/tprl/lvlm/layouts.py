@@ -34,6 +34,7 @@ def check_layout(source: str, name: str, model_type: str) -> None:
         UserError: with the checkpoint or the package that would do.
         OSError: there is no config.
     """
+    # From the most telling reason to the least: own layouts also differ in their type.
     config, _ = PreTrainedConfig.get_config_dict(source)
     if not config:
         raise OSError(f"{source} has no config.json")

@@ -132,10 +132,8 @@ class Llava(FrozenLVLM):
 
     def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
         config = self.model.config
-        vision, has_cls = (
-            config.vision_config,
-            config.vision_config.model_type == "clip_vision_model",
-        )
+        vision = config.vision_config
+        has_cls = vision.model_type == "clip_vision_model"
         dropped = config.vision_feature_select_strategy == "default"  # the first token, CLS or not
         count = (vision.image_size // vision.patch_size) ** 2 + has_cls - dropped
         return [count] * len(pixels["pixel_values"])
@@ -154,6 +152,7 @@ class Llava(FrozenLVLM):
             (side, side),
             "give its image processor that size",
         )
+        # [I M C] after every block; features and most extras are read off these.
         states = self.model.model.vision_tower(values, output_hidden_states=True).hidden_states
         layers, features = feature_layers(self.model.config), self._features(states)
         has_cls = self.model.config.vision_feature_select_strategy == "default"
@@ -162,6 +161,7 @@ class Llava(FrozenLVLM):
                 f"{self.name}'s vision tower has no CLS "
                 "token, so there is no CLS attention to read."
             )
+        # One tensor per image of each extra: [N ...].
         inside = sorted(extras - {"pixels"})
         extra_features = {
             name: list(self._extra(name, states, layers[-1], features)) for name in inside
@@ -170,6 +170,7 @@ class Llava(FrozenLVLM):
             extra_features["pixels"] = list(
                 cells(pixels["pixel_values"].to(self.device), self._patch)
             )
+        # Methods that merge inside the tower run its blocks themselves, from the embedding on.
         tower = self._tower(states[0], layers) if "patch_embeds" in extras else None
         side = round(features.shape[1] ** 0.5)
         views = [((side, side),)] * len(features)
@@ -180,15 +181,16 @@ class Llava(FrozenLVLM):
         """Tokens of images of any whole number of patches, by the stock tower's interpolated
         positions."""
         tokens: dict[int, Tensor] = {}
+        # Images of one size share a batch, of no more pixel values than memory was found to hold.
         for shape in {image.shape for image in images}:
             numbers = [number for number, image in enumerate(images) if image.shape == shape]
             most = max(1, self.values_at_once // shape.numel())
             for some in (numbers[start : start + most] for start in range(0, len(numbers), most)):
-                values = torch.stack([images[number] for number in some]).to(
-                    self.device, self.model.dtype
-                )
+                values = torch.stack([images[number] for number in some])
                 out = self.model.model.vision_tower(
-                    values, output_hidden_states=True, interpolate_pos_encoding=True
+                    values.to(self.device, self.model.dtype),
+                    output_hidden_states=True,
+                    interpolate_pos_encoding=True,
                 )
                 tokens |= zip(some, self.project(self._features(out.hidden_states)), strict=True)
         return [tokens[number] for number in range(len(images))], None
@@ -231,10 +233,9 @@ class Llava(FrozenLVLM):
     def _tower(self, start: Float[Tensor, "I M C"], layers: Sequence[int]) -> Tower:
         """The blocks that make the features, and the first block's CLS token, the same for every
         image."""
-        kind, strategy = (
-            self.model.config.vision_config.model_type,
-            self.model.config.vision_feature_select_strategy,
-        )
+        kind = self.model.config.vision_config.model_type
+        strategy = self.model.config.vision_feature_select_strategy
+        # Merging changes how many tokens there are: they must be patches, in one layer's features.
         has_cls = kind == "clip_vision_model"
         if has_cls != (strategy == "default"):
             raise UserError(
@@ -247,6 +248,7 @@ class Llava(FrozenLVLM):
                 f"{self.name} puts the features of layers {list(layers)} side by side, and tokens "
                 "that merge inside the tower have those of the last one only: use divprune."
             )
+        # Blocks behind the one that makes the features change nothing.
         stack = self.model.model.vision_tower.encoder.layers
         blocks = [StockBlock(block) for block in stack[: layer_of(layers[0], len(stack)) + 1]]
         return Tower(start[0, 0] if has_cls else None, blocks)
@@ -257,9 +259,11 @@ class Llava(FrozenLVLM):
         """One of `known_extras`, per image, of the last `layer` that makes the features;
         clip_relevance is finished by `relate`."""
         layers = self.model.model.vision_tower.encoder.layers
+        # `hidden[i]` is what block i reads, so that its attention can be computed from it alone.
         feature, last = layer_of(layer, len(layers)), len(layers) - 1
         skip = int(self.model.config.vision_feature_select_strategy == "default")
 
+        # [I H Q c] and [I H M c] of a block, by its own norm and projections.
         def heads(number: int, queries: slice, count: int | None = None) -> tuple[Tensor, Tensor]:
             block = layers[number]
             return query_key(block.self_attn, block.layer_norm1(hidden[number]), queries, count)

@@ -105,6 +105,7 @@ class LlavaNext(FrozenLVLM):
         config = self.model.config
         vision = config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
+        # The stock class packs blank features: how many it cuts off depends on the image's shape.
         blank = [torch.zeros(count, patches, 1) for count in self._crops(pixels["image_sizes"])]
         packed, _ = self.model.model.pack_image_features(
             blank,
@@ -116,6 +117,7 @@ class LlavaNext(FrozenLVLM):
 
     def limit_tiles(self, most: int) -> None:
         side, config = self.model.config.vision_config.image_size, self.model.config
+        # A layout is a canvas (height, width); its area in tiles bounds the number of crops.
         within = [
             [high, wide]
             for high, wide in config.image_grid_pinpoints
@@ -134,6 +136,7 @@ class LlavaNext(FrozenLVLM):
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         self._check_crops(values, pixels["image_sizes"])
         modules = self._sources(extras)
+        # The newline is a bare parameter: offloading brings it here only while the module runs.
         with overheard(modules) as calls, in_place(self.model.model):
             out = self.model.model.get_image_features(
                 values, image_sizes=pixels["image_sizes"], return_dict=True
@@ -144,9 +147,11 @@ class LlavaNext(FrozenLVLM):
             query, keys = query_key(modules["cls_attention"], calls["cls_attention"].x, slice(0, 1))
             features["cls_attention"] = cls_attention(query, keys)
         tokens = list(out.pooler_output)
+        # The stock class returns newlines among the tokens: what equals the newline is one.
         separators = [(image == newline).all(-1) for image in tokens]
         config = self.model.config.vision_config
         side = config.image_size // config.patch_size
+        # Extras go through the same packing as the tokens, so that each stays beside its own.
         packed = {
             name: self._pack(value, pixels["image_sizes"], separators)
             for name, value in features.items()
@@ -209,6 +214,7 @@ class LlavaNext(FrozenLVLM):
     ) -> list[Float[Tensor, "_ ..."]]:
         """Values of the patches of all crops in the order of each image's visual tokens, without
         separators."""
+        # Numbers per patch are packed as features of one channel: [I N 1].
         rows = values if values.ndim == 3 else values.unsqueeze(-1)
         packed, _ = self.model.model.pack_image_features(
             rows.split(self._crops(sizes)),

@@ -56,6 +56,7 @@ class Placement:
         max_memory: dict[int | str, str] | None = None,
         offload_folder: str | None = None,
     ) -> None:
+        # Values first, then packages, then what does not go together.
         allowed = {"placement": ("replicate", "shard"), "load_in": (None, "8bit", "4bit")}
         allowed["attention"] = (None, "sdpa", "flash_attention_2", "eager")
         for name, value in (
@@ -78,6 +79,7 @@ class Placement:
                 "model.placement=shard puts one copy over all GPUs, and this run has "
                 "several processes: set trainer.devices=1, or model.placement=replicate."
             )
+        # Of several processes on a machine each has the GPU of its local rank.
         place = torch.device("cpu")
         if torch.cuda.is_available():
             place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -88,6 +90,7 @@ class Placement:
         arguments: dict[str, Any] = {"dtype": self.dtype}
         if self.attention is not None:
             arguments["attn_implementation"] = self.attention
+        # Quantized weights cannot be moved after loading: they are placed at once.
         if self.load_in is not None:
             kind = {
                 "8bit": {"load_in_8bit": True},
@@ -173,6 +176,7 @@ def explained(source: str, name: str) -> Generator[None, None, None]:
         ) from error
     except (SafetensorError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        # A file that is cut off, or tensors of other shapes: the copy is at fault, not an option.
         if isinstance(error, SafetensorError):
             raise _damaged(source, name, lines[0]) from error
         if "mismatch" in str(error).lower():
@@ -193,6 +197,7 @@ def load(
         check_layout(source, name, model_type)
         processor = load_processor(source)
         arguments = where.arguments()
+        # The report on loading tells weights that are missing.
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, output_loading_info=True, **arguments
         )

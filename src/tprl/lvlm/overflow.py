@@ -101,6 +101,7 @@ def check_seen(
     """
     if not seen.tokens:
         return
+    # Tokens first: an extra can be spoiled where the tokens are sound, by its own softmax.
     groups = [seen.tokens, *([] if seen.deep is None else [seen.deep]), *seen.extras.values()]
     # [groups images]: one number each, and one look at the device.
     flags = []
@@ -109,6 +110,7 @@ def check_seen(
     finite = torch.stack(flags)
     if bool(finite.all()):
         return
+    # The first bad image, and the first sample that shows it.
     image = int((~finite).any(0).nonzero()[0])
     sample = next(
         name for name, images in zip(names, image_numbers, strict=True) if image in images
@@ -139,12 +141,14 @@ def check_rows(
     """
     if bool(finite.all()):
         return
+    # Rows of one sample follow each other, the same number for each.
     sample = int((~finite).nonzero()[0]) * len(names) // len(finite)
     raise not_finite(lvlm, names[sample], lambda: again(sample), default)
 
 
 def not_finite(lvlm: Any, sample: str, again: Callable[[], Any], default: str) -> UserError:
     """What is said of a sample whose numbers are not finite."""
+    # Run again module by module: where it begins tells the part, and whether weights are to blame.
     begins = _first(lvlm.model, again)
     part = part_of(begins.path) if begins else default
     dtype = str(lvlm.model.dtype).removeprefix("torch.")
@@ -158,6 +162,7 @@ def not_finite(lvlm: Any, sample: str, again: Callable[[], Any], default: str) -
             f"{where}: look at this sample, and at the weights "
             f"of {begins.path if begins else lvlm.name}."
         )
+    # Sound weights overflow: only another number format helps.
     largest = f"{torch.finfo(lvlm.model.dtype).max:.5g}"
     other = "bfloat16 or float32" if dtype == "float16" else "float32"
     return UserError(

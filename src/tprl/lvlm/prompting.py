@@ -99,6 +99,7 @@ class Prompting:
             return self.prompt.replace("<image>", self.image_text).replace(
                 "{question}", sample.question
             )
+        # One user turn, images before the question, as LVLMs are taught.
         content = [
             *({"type": "image"} for _ in sample.images),
             {"type": "text", "text": sample.question},

@@ -104,6 +104,7 @@ class Pruning:
                 numbers that the model's dtype cannot hold.
         """
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        # Text alone is not pruned: the stock method answers.
         if kwargs.get("pixel_values") is None:
             self._check_text_only(ids, kwargs)
             self.kept = [[] for _ in range(0 if ids is None else len(ids))]
@@ -112,12 +113,14 @@ class Pruning:
         self._check(ids, config, kwargs)
         ids = ids.to(self.lvlm.device)
         encoded = self.encode(ids, kwargs)
+        # Methods between layers get the whole prompt; all others choose before the first layer.
         plan = None
         if isinstance(self.pruner, LayerPruner):
             ratio = need_ratio(self.pruner.name, self.keep_ratio)
             plan, selection = LayerPlan.of(self.pruner, ratio, self.lvlm.layers), keep_all(encoded)
         else:
             selection = self.pruner.select(encoded, self.keep_ratio)
+        # The prompt without dropped tokens, at its own position ids: [B S1 D].
         self.kept = kept(encoded, selection)
         prompt = splice(encoded, selection, self.positions)
         names = [f"prompt {row}" for row in range(len(ids))]
@@ -141,6 +144,7 @@ class Pruning:
             lvlm.check_written(watch.finite, prompt, plan, names)
             raise
         lvlm.check_written(watch.finite, prompt, plan, names)
+        # A later call with this cache would count positions of the unpruned prompt.
         if getattr(out, "past_key_values", None) is not None:
             setattr(out.past_key_values, MARK, True)
         return out
@@ -149,6 +153,7 @@ class Pruning:
         """The batch before pruning, from the arguments of `generate`."""
         attention = kwargs.get("attention_mask")
         attention = torch.ones_like(ids) if attention is None else attention.to(ids.device)
+        # Without a finder no token is the question: pruners that read none do not need one.
         question = torch.zeros_like(ids, dtype=torch.bool)
         if self._question is not None:
             question = self._question(ids, attention.bool())
@@ -164,21 +169,18 @@ class Pruning:
     def _remaining(self, length: int, config: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What the stock `generate` still needs. `max_length` and `min_length` count the original
         prompt, and the stock code would count the pruned one: both become numbers of new tokens."""
+        # All but what was spliced passes through, as the caller wrote it.
         handled = {*TEXT_INPUTS, *self.lvlm.pixel_inputs}
         remaining = {name: value for name, value in kwargs.items() if name not in handled}
+        default = self.lvlm.model.generation_config
         for bound in ("max", "min"):
+            # The call's own argument first, then its config, then the model's.
             limit = remaining.pop(f"{bound}_length", None)
-            limit = (
-                _setting(f"{bound}_length", config, self.lvlm.model.generation_config)
-                if limit is None
-                else limit
-            )
+            if limit is None:
+                limit = _setting(f"{bound}_length", config, default)
             new = remaining.get(f"{bound}_new_tokens")
-            new = (
-                _setting(f"{bound}_new_tokens", config, self.lvlm.model.generation_config)
-                if new is None
-                else new
-            )
+            if new is None:
+                new = _setting(f"{bound}_new_tokens", config, default)
             if limit and new is None:
                 remaining[f"{bound}_new_tokens"] = max(limit - length, 0)
         return remaining
@@ -191,6 +193,7 @@ class Pruning:
             raise UserError(
                 "generate got pixel_values without input_ids: pass all that the processor returns."
             )
+        # A guessed mask would take padding for text of the prompt.
         pad = self.lvlm.model.generation_config.pad_token_id
         if (
             kwargs.get("attention_mask") is None
@@ -203,11 +206,8 @@ class Pruning:
                 "pass all that the processor returns."
             )
         cache = kwargs.get("use_cache")
-        cache = (
-            _setting("use_cache", config, self.lvlm.model.generation_config)
-            if cache is None
-            else cache
-        )
+        if cache is None:
+            cache = _setting("use_cache", config, self.lvlm.model.generation_config)
         if cache is False:
             raise UserError(
                 "generate got use_cache=False, and this model is pruned: "
@@ -236,10 +236,12 @@ class Pruning:
 
 def kept(encoded: Encoded, selection: TokenSelection) -> list[list[Kept]]:
     """Which tokens of each image of each prompt the language model reads."""
+    # New tokens, such as merged ones, stand at places of old ones.
     standing = selection.keep.clone()
     if selection.extra_at is not None and selection.extra_mask is not None:
         row, token = selection.extra_mask.nonzero(as_tuple=True)
         standing[row, selection.extra_at[row, token]] = True
+    # One line per image over its own tokens, in the order of samples and their images.
     images = image_rows(encoded.visual_mask, encoded.image_of)
     kept_images: list[list[Kept]] = [[] for _ in encoded.uids]
     lines = (images.split(standing) & images.mask).cpu()

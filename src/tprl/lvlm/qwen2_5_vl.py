@@ -64,8 +64,8 @@ class Qwen25VL(FrozenLVLM):
     known_extras = frozenset(
         {
             # [B V] attention received in the last block that sees the whole image: mean over heads,
-            "cls_attention",
             # queries and the token's patches
+            "cls_attention",
             # [B V C] what the merger reads, before its norm: the patches of a token side by side
             "vision_features",
             # [B V 3 y x] those of a token, as the processor made them; `Encoded.look` sees other
@@ -170,6 +170,7 @@ class Qwen25VL(FrozenLVLM):
         grid = pixels["image_grid_thw"].to(self.device)
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         tower, config = self.model.model.visual, self.model.config.vision_config
+        # Processors of other checkpoints make patches or grids that the tower would misread.
         numbers = config.in_channels * config.temporal_patch_size * config.patch_size**2
         check_size(self.name, "patches", values.shape[-1:], [numbers], self.remedy)
         for _, rows, columns in grid.tolist():
@@ -179,15 +180,16 @@ class Qwen25VL(FrozenLVLM):
                     f"and {self.name} merges {config.spatial_merge_size} x "
                     f"{config.spatial_merge_size} of them: {self.remedy}."
                 )
+        # Blocks that see windows say nothing of the whole image.
+        block = max(config.fullatt_block_indexes) if self.windows else -1
         modules = {
-            "cls_attention": tower.blocks[
-                max(config.fullatt_block_indexes) if self.windows else -1
-            ].attn,
+            "cls_attention": tower.blocks[block].attn,
             "vision_features": tower.merger,
         }
         with overheard({name: modules[name] for name in extras & modules.keys()}) as calls:
             out = self.model.model.get_image_features(values, image_grid_thw=grid, return_dict=True)
         merge = config.spatial_merge_size
+        # A token is `merge` x `merge` patches, which follow each other.
         views = [(h // merge, w // merge) for _, h, w in grid.tolist()]
         counts = [rows * columns for rows, columns in views]
         features = {
@@ -198,6 +200,7 @@ class Qwen25VL(FrozenLVLM):
             patches = self._attention(modules["cls_attention"], calls["cls_attention"], sizes)
             features["cls_attention"] = patches.view(-1, merge**2).mean(1)
         if self.windows:
+            # The stock tower sorts its output back itself, what was overheard inside it is not.
             back = window_order(views, config.window_size // merge // config.patch_size).argsort()
             features = {name: value[back.to(value.device)] for name, value in features.items()}
         if "pixels" in extras:
@@ -236,6 +239,7 @@ class Qwen25VL(FrozenLVLM):
     def _attention(self, layer: Any, call: Call, sizes: list[int]) -> Float[Tensor, " N"]:
         """Attention that each patch receives from those of its own image, in the tower's order;
         `sizes` are patches per image."""
+        # [P H c] with rotary places, then apart by image: patches of two images never attend.
         query, keys, _ = layer.qkv(call.x).unflatten(-1, (3, layer.num_heads, -1)).unbind(1)
         cosine, sine = call.options["position_embeddings"]
         turned = (
@@ -257,6 +261,7 @@ class Qwen25VL(FrozenLVLM):
     ) -> Int[Tensor, "P B S"]:
         if "image_grid_thw" not in inputs:  # text only
             return super().positions(ids, attention, inputs).expand(3, -1, -1)
+        # M-RoPE counts time, rows and columns: text counts alike on all three.
         kinds, grid = (ids == self.image_token).int(), inputs["image_grid_thw"].to(self.device)
         positions, _ = self.model.model.get_rope_index(
             ids, kinds, grid, attention_mask=attention.long()

@@ -89,6 +89,7 @@ class Qwen3VL(Qwen25VL):
             module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             nonlocal done
+            # Given embeddings, the stock class adds no deep features: they come here.
             rows, columns, _ = kwargs["inputs_embeds"].shape
             copies = rows // len(visual)  # beams
             columns_now, features = (
@@ -96,6 +97,7 @@ class Qwen3VL(Qwen25VL):
                 for part in (visual, deep)
             )
             done += columns
+            # Columns after the prompt are no images; features of a layer are `width` wide.
             if columns_now.any():
                 kwargs["visual_pos_masks"] = pad(columns_now, (0, columns - columns_now.shape[1]))
                 kwargs["deepstack_visual_embeds"] = list(

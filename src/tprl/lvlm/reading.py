@@ -58,14 +58,11 @@ class AnswerReading:
         width = max(self.answer_length(answer) for answer in answers)
         log_probs = torch.full((len(answers), width, 1), torch.nan, device=self.device)
         for rows, logits, ids in self._read(prompt, answers):
-            log_probs = (
-                log_probs.expand(-1, -1, logits.shape[2]).contiguous()
-                if log_probs.shape[2] == 1
-                else log_probs
-            )
-            log_probs[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill(
-                (ids < 0).unsqueeze(2), torch.nan
-            )
+            # The vocabulary's width is known with the first logits alone.
+            if log_probs.shape[2] == 1:
+                log_probs = log_probs.expand(-1, -1, logits.shape[2]).contiguous()
+            padding = (ids < 0).unsqueeze(2)
+            log_probs[rows, : ids.shape[1]] = logits.log_softmax(-1).masked_fill(padding, torch.nan)
         return log_probs
 
     @retry_smaller
@@ -78,11 +75,9 @@ class AnswerReading:
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """See `OpenLVLM`; a micro-batch at a time, because distributions over a vocabulary are
         large."""
-        kl, same = (
-            torch.zeros(len(answers), device=self.device),
-            torch.zeros(len(answers), device=self.device),
-        )
+        kl, same = torch.zeros(2, len(answers), device=self.device)
         for rows, logits, ids in self._read(prompt, answers):
+            # [R a N] of each row's question, as long as the answers of this micro-batch.
             there = reference[index.to(rows.device)[rows], : ids.shape[1]]
             kl[rows], same[rows] = divergence(there, logits.log_softmax(-1))
         return kl, same
@@ -100,11 +95,13 @@ class AnswerReading:
         for rows, numbers, part in micro_batches(prompt, self.micro_batch):
             ids = self.answer_ids([answers[number] for number in numbers])
             logits = self._teach(part, ids, plan)
+            # An answer token at minus infinity is likelihood zero: a mean over it says nothing.
             written = logits.gather(2, ids.clamp(min=0).unsqueeze(2)).squeeze(2).isfinite()
             finite[rows] = ((written & finite_logits(logits)) | (ids < 0)).all(1)
             yield rows, logits, ids
 
         def again(row: int) -> None:
+            # Alone and without padding, as long as the prompt is.
             index = torch.tensor([row], device=prompt.attention.device)
             part = prompt.rows(index, int(prompt.attention[row].sum()))
             self._teach(part, self.answer_ids([answers[row]]), plan)
@@ -115,6 +112,7 @@ class AnswerReading:
         self, part: Prompt, ids: Int[Tensor, "R A"], plan: LayerPlan | None
     ) -> Float[Tensor, "R A N"]:
         """Logits at the places of the answers' tokens."""
+        # Answers go on from the prompt's last position, in every axis of M-RoPE.
         real, width = ids >= 0, ids.shape[1]
         after = part.positions[..., -1:] + 1 + torch.arange(width, device=self.device)
         with self.deepstack(part.deep, part.visual), dropping(self.model, part, plan):
@@ -125,6 +123,7 @@ class AnswerReading:
                 logits_to_keep=width + 1,
                 use_cache=False,
             )
+        # The logits before a token predict it: width + 1 columns, less what follows the last.
         return out.logits[:, :-1].float()
 
     def prefill(self, prompt: Prompt, plan: LayerPlan | None = None) -> None:
@@ -171,26 +170,23 @@ class AnswerReading:
         """
         ids = self.answer_ids(answers)
         real, width = ids >= 0, ids.shape[1]
-        after = (
-            encoded.positions.amax((0, 2), keepdim=True)
-            + 1
-            + torch.arange(width, device=gate.device)
-        )
+        # The highest position of any axis, plus one: an image may end above the last text.
+        last = encoded.positions.amax((0, 2), keepdim=True)
+        after = last + 1 + torch.arange(width, device=gate.device)
+        positions = torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)
+        # The language model alone takes a mask of four axes, which carries the gates.
         parts = self.model.model
+        language = parts.language_model if hasattr(parts, "language_model") else parts.text_model
         with self.deepstack(encoded.deep, encoded.is_visual):
-            out = (parts.language_model if hasattr(parts, "language_model") else parts.text_model)(
+            out = language(
                 inputs_embeds=self._with_answer(encoded.embeds, ids),
                 attention_mask=gate_bias(encoded, gate, real),
-                position_ids=axes(
-                    torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)
-                ),
+                position_ids=axes(positions),
                 use_cache=False,
             )
         # Called past the outermost hook of a model that is cut, it answers where its last layer is.
-        logits = (
-            self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).to(self.device).float()
-        )
-        return mean_log_prob(logits, ids)
+        logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).to(self.device)
+        return mean_log_prob(logits.float(), ids)
 
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer, end token included."""

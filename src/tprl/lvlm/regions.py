@@ -39,29 +39,32 @@ def region_rank(
     scores = torch.zeros(len(samples), width)
     frames = seen or [_frames(sample) for sample in samples]
     for row, sample, images, views in zip(scores, samples, grids, frames, strict=True):
+        # Only the last view, which shows the whole image, has places in the box's image.
         sizes = [view for views in images for view in views]
         if not sample.region or not sizes:
             continue
         end = sum(rows * columns for rows, columns in sizes)
         rows, columns = sizes[-1]
-        row[end - rows * columns : end] = torch.stack(
-            [_box_rank(box, views[-1], rows, columns) for box in sample.region]
-        ).amax(0)
+        ranks = [_box_rank(box, views[-1], rows, columns) for box in sample.region]
+        row[end - rows * columns : end] = torch.stack(ranks).amax(0)
     return scores
 
 
 def _box_rank(box: Box, seen: Box, rows: int, columns: int) -> Float[Tensor, " N"]:
     """1 / (1 + rank) on the cells that lie on one box; the grid lies over `seen`."""
+    # Borders of the cells in pixels of the image: [columns + 1], [rows + 1].
     x, y = _edges(seen[0], seen[2], columns), _edges(seen[1], seen[3], rows)
     if not _meets(box, seen):
         return torch.zeros(rows * columns)
-    on = (
-        _covered(y, box[1], box[3]).unsqueeze(1) * _covered(x, box[0], box[2])
-    ).flatten() >= MEANINGFUL_SHARE
+    # Covered area is the product of both axes' shares; small boxes have the cell of their center.
+    share = _covered(y, box[1], box[3]).unsqueeze(1) * _covered(x, box[0], box[2])
+    on = share.flatten() >= MEANINGFUL_SHARE
     center_x, center_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     on |= (_holds(y, center_y).unsqueeze(1) & _holds(x, center_x)).flatten()
+    # Squared distances rank as distances do; cells off the box come last.
     off_x, off_y = (x[:-1] + x[1:]) / 2 - center_x, (y[:-1] + y[1:]) / 2 - center_y
     distance = (off_y.square().unsqueeze(1) + off_x.square()).flatten().masked_fill(~on, torch.inf)
+    # The order of the order is each cell's rank.
     rank = distance.argsort(stable=True).argsort()
     return torch.where(on, 1 / (1 + rank), 0.0)
 
@@ -98,5 +101,6 @@ def _covered(edge: Float[Tensor, " n1"], low: float, high: float) -> Float[Tenso
 
 def _holds(edge: Float[Tensor, " n1"], at: float) -> Bool[Tensor, " n"]:
     """The one cell that holds a coordinate; the nearest one where it lies outside of all."""
+    # A center on the last border belongs to the last cell.
     inside = min(max(at, float(edge[0])), float(edge[-1]) - 1e-6)
     return (edge[:-1] <= inside) & (inside < edge[1:])

@@ -96,6 +96,7 @@ def values_per_row(pixels: Mapping[str, Any]) -> int:
 
 def image_chunks(pixels: Mapping[str, Any], rows: Sequence[int], most: int) -> list[list[int]]:
     """Consecutive images, as many together as have `most` pixel values; a larger image is alone."""
+    # Greedy in the given order, so that parts join in the order of the images.
     each = values_per_row(pixels)
     chunks: list[list[int]] = [[]]
     values = 0
@@ -118,6 +119,7 @@ def join_seen(parts: Sequence[Seen]) -> Seen:
         values = [getattr(part, name) for part in parts]
         return None if values[0] is None else list(chain.from_iterable(values))
 
+    # Image by image, all fields alike; the tower is the same in all parts.
     extras: dict[str, list[torch.Tensor]] = {}
     for name in first.extras:
         extras[name] = list(chain.from_iterable(part.extras[name] for part in parts))

@@ -42,6 +42,7 @@ class ReadsShapes:
         for image in sample.images:
             if not _unusual(image.size):
                 continue
+            # One try per size for the whole run.
             if image.size not in self._refusals:
                 self._refusals[image.size] = _refused(self.processor, image.size)
             why = self._refusals[image.size]
@@ -75,12 +76,11 @@ def crop_box(images: Any, width: int, height: int) -> Box:
     """The part of an image that an image processor shows which scales the shorter side and crops
     the centre, in pixels of the image; it reaches outside where the crop is larger than what it is
     cut from, and is padded."""
-    size, crop = (
-        dict(getattr(images, "size", None) or {}),
-        dict(getattr(images, "crop_size", None) or {}),
-    )
+    size = dict(getattr(images, "size", None) or {})
+    crop = dict(getattr(images, "crop_size", None) or {})
     if not getattr(images, "do_center_crop", False) or not crop:
         return 0.0, 0.0, float(width), float(height)
+    # Size before the crop: the shorter side is given, or both are.
     scaled = width, height
     if getattr(images, "do_resize", True):
         shortest = size.get("shortest_edge")
@@ -104,6 +104,7 @@ def _refused(processor: Any, size: tuple[int, int]) -> str:
     images = getattr(processor, "image_processor", None)
     if images is None:
         return ""
+    # A strip may grow to gigabytes before it is cropped: refused unseen.
     shortest = (getattr(images, "size", None) or {}).get("shortest_edge")
     if shortest and _crops(images):
         longest = shortest * max(size) // min(size)

@@ -71,11 +71,8 @@ class SmolVLM2(FrozenLVLM):
     @property
     def shape(self) -> LVLMShape:
         config = self.model.config
-        v, text, side = (
-            config.vision_config,
-            LMShape.of(config.text_config),
-            _side(config) * config.scale_factor,
-        )
+        v, text = config.vision_config, LMShape.of(config.text_config)
+        side = _side(config) * config.scale_factor
         vision = VisionShape(
             v.num_hidden_layers,
             v.hidden_size,
@@ -141,11 +138,14 @@ class SmolVLM2(FrozenLVLM):
         parts: dict[str, list[Tensor]] = {name: [] for name in self.pixel_inputs}
         ids = inputs["input_ids"]
         for row, spans in enumerate(runs(ids == self.image_token)):
+            # The token before a tile says which it is; the last one announces a thumbnail.
             announced = [int(ids[row, start - 1]) for start, _ in spans]
             ends = [i + 1 for i, token in enumerate(announced) if token == announced[-1]]
+            # An image is the tiles from behind one thumbnail up to its own.
             for first, end in zip([0, *ends], ends, strict=False):
                 for name, tiles in parts.items():
                     tiles.append(inputs[name][row, first:end])
+            # Rows behind the announced tiles must be padding, and none may be missing.
             beyond = inputs["pixel_attention_mask"][row, len(spans) :]
             count = len(spans) + int(beyond.flatten(1).any(1).sum())
             if count != len(spans) or len(spans) > inputs["pixel_values"].shape[1]:
@@ -174,6 +174,7 @@ class SmolVLM2(FrozenLVLM):
                 pixel_attention_mask=pixels["pixel_attention_mask"].to(self.device),
                 return_dict=True,
             )
+        # A token is `scale` x `scale` patches of a tile of `side` x `side` tokens.
         side, scale = _side(self.model.config), self.model.config.scale_factor
         pixel_mask = pixels["pixel_attention_mask"]
         real = pixel_mask.flatten(2).any(2)  # tiles that are no padding
@@ -201,12 +202,11 @@ class SmolVLM2(FrozenLVLM):
     ) -> Float[Tensor, "I N"]:
         """Attention received by every token of a tile: the pixel shuffle that makes tokens tells
         which patches are its. A patch is real where any of its pixels is `shown`."""
-        real = (
-            max_pool2d(pixel_mask.float(), self.model.config.vision_config.patch_size)
-            .flatten(1)
-            .bool()
-        )
+        # Padded patches neither give nor receive attention: [I P].
+        patch = self.model.config.vision_config.patch_size
+        real = max_pool2d(pixel_mask.float(), patch).flatten(1).bool()
         patches = received_attention(*query_key(layer, call.x), real)
+        # The shuffle of the features, on attention as their only channel: its order is theirs.
         shuffled = self.model.model.connector.pixel_shuffle(
             patches.unsqueeze(-1), self.model.config.scale_factor
         )

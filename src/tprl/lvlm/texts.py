@@ -28,6 +28,7 @@ def placed(render: Callable[[Sample], str], sample: Sample, name: str) -> Placed
     Raises:
         UserError: the template changes the question.
     """
+    # A second rendering, with a mark in place of the question, tells what stands around it.
     text = render(sample)
     before, mark, after = render(sample._replace(question=MARK)).rpartition(MARK)
     before = before.replace(MARK, sample.question)  # of a template that shows the question twice
@@ -38,6 +39,7 @@ def placed(render: Callable[[Sample], str], sample: Sample, name: str) -> Placed
             f"the prompt of {name} changes the question of sample {sample.uid}, so its "
             f"words cannot be found: set model.prompt to a template with {{question}}."
         )
+    # White space around the question is no word of it.
     start = len(before) + len(middle) - len(middle.lstrip())
     return Placed(text, start, start + len(middle.strip()))
 
@@ -62,6 +64,7 @@ def question_mask(
         per_image: image tokens of each image of a prompt.
         placeholder: what stands for an image in a prompt before expansion.
     """
+    # Places of the question move to the right where images before it were expanded.
     first, last = offsets.unbind(-1)
     shifts = [
         _shift(tokenizer, ends, is_image[row], prompts[row], per_image[row], placeholder)
@@ -70,6 +73,7 @@ def question_mask(
     start = [prompt.start + shift for prompt, shift in zip(prompts, shifts, strict=True)]
     stop = [prompt.stop + shift for prompt, shift in zip(prompts, shifts, strict=True)]
     begin, end = (torch.tensor(side, device=offsets.device).unsqueeze(1) for side in (start, stop))
+    # Overlap of [first, last) with the question; empty tokens and empty questions have none.
     return (first < end) & (last > begin) & (last > first) & (begin < end) & ~is_image
 
 
@@ -91,6 +95,7 @@ def _shift(
     columns = is_image.nonzero().squeeze(1)
     tail = len(text) - text.rindex(placeholder) - len(placeholder)
     closing = int(ends.max()) + _uncovered(tokenizer, text) - tail - int(ends[columns[-1]])
+    # The last placeholder before the question, in the text and among the tokens.
     place = -1
     for _ in range(before):
         place = text.index(placeholder, place + 1)
@@ -118,12 +123,14 @@ class Misreader:
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        # What the tokenizer never splits, whoever declared it.
         added = self.tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special or _bracketed(token.content)}
         special |= set(self.tokenizer.all_special_tokens)
         # What the processor itself replaces, such as the placeholder of a video.
         roles = {name: value for name, value in vars(processor).items() if name.endswith("_token")}
         special |= {value for value in roles.values() if isinstance(value, str)}
+        # Longest first, so that the message names the whole token and not a part of it.
         self.special = sorted(
             (text for text in special if len(text) > 1), key=lambda s: (-len(s), s)
         )
@@ -138,6 +145,7 @@ class Misreader:
             return f"{what} is no Unicode text", f"{place}, half of a character; write it whole"
         if "\0" in text:
             return f"NUL character in the {what}", f"{what}={text!r}; leave it out"
+        # Ordered from what no tokenizer reads to what this one alone refuses.
         token = next((token for token in self.special if token in text), None)
         if token is not None:
             detail = f"{what}={text!r} holds {token}, which the tokenizer does not read as text"
@@ -153,6 +161,7 @@ class Misreader:
 
     def refuses(self, sample: Sample) -> tuple[str, str] | None:
         """`fault` of a sample: of its question or any of its answers."""
+        # Answers may be empty, questions may not.
         if not any(map(_visible, sample.question)):
             return "empty question", f"question={sample.question!r}; write a text"
         if (bad := self.fault(sample.question, "question")) is not None:

@@ -42,11 +42,13 @@ class StockBlock:
     def attend(
         self, x: Float[Tensor, "I M C"], bias: Float[Tensor, "I 1 1 M"]
     ) -> tuple[Float[Tensor, "I M C"], Float[Tensor, "I M c"]]:
+        # Pre-norm attention by the stock projections, [I H M c] each.
         attention, normed = self.layer.self_attn, self.layer.layer_norm1(x)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         query, keys, values = (
             split_heads(project(normed), attention.num_heads) for project in projections
         )
+        # `bias` is log size for merged tokens, and -inf for padding: [I 1 1 M].
         mixed = scaled_dot_product_attention(
             query, keys, values, bias.to(query), scale=attention.scale
         )
@@ -110,9 +112,8 @@ def query_key(
     """Queries of the chosen tokens and keys of all, of a module with q_proj and k_proj, split into
     its heads or into `heads`."""
     count = heads or attention.num_heads
-    return split_heads(attention.q_proj(x[:, queries]), count), split_heads(
-        attention.k_proj(x), count
-    )
+    query, keys = attention.q_proj(x[:, queries]), attention.k_proj(x)
+    return split_heads(query, count), split_heads(keys, count)
 
 
 def weights(
@@ -136,12 +137,11 @@ def received_attention(
 ) -> Float[Tensor, "I N"]:
     """Attention that each patch receives, mean over heads and over queries; patches that are not
     `real` (None: all are) neither give nor receive any."""
+    # Chunks of queries: all N x N weights of a large image would not fit.
     images, heads, count = keys.shape[:3]
-    mask = (
-        torch.ones(images, count, dtype=torch.bool, device=keys.device)
-        if real is None
-        else real.to(keys.device)
-    )
+    if real is None:
+        real = torch.ones(images, count, dtype=torch.bool, device=keys.device)
+    mask = real.to(keys.device)
     total = keys.new_zeros(images, count, dtype=torch.float32)
     size = max(1, CHUNK // (images * heads * count))
     for rows, asking in zip(query.split(size, 2), mask.split(size, 1), strict=True):
@@ -155,10 +155,10 @@ def rotated(
 ) -> Float[Tensor, "N H c"]:
     """Rotary positions: entry i of the first half and of the second half of a head are one
     plane."""
+    # (a, b) turns to (a cos - b sin, b cos + a sin).
     first, second = x.float().chunk(2, -1)
-    turned = x.float() * cosine.float().unsqueeze(1) + torch.cat(
-        [-second, first], -1
-    ) * sine.float().unsqueeze(1)
+    across = torch.cat([-second, first], -1)
+    turned = x.float() * cosine.float().unsqueeze(1) + across * sine.float().unsqueeze(1)
     return turned.to(x.dtype)
 
 
@@ -168,6 +168,7 @@ def window_order(views: Sequence[tuple[int, int]], size: int) -> Int[Tensor, " N
     the edges may be smaller."""
     parts, start = [], 0
     for rows, columns in views:
+        # Numbers of windows grow in raster order; the stable sort keeps raster order within each.
         row, column = torch.arange(rows).unsqueeze(1), torch.arange(columns)
         window = row // size * columns + column // size
         parts.append(start + window.flatten().argsort(stable=True))

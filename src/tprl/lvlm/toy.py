@@ -50,12 +50,8 @@ class ToyLVLM:
                 f"model.width={width} cannot hold {coded} "
                 f"codes and noise: give at least {coded + 6}."
             )
-        self.name, self.width, self.sharpness, self.device = (
-            name,
-            width,
-            sharpness,
-            torch.device(device),
-        )
+        self.name, self.width, self.sharpness = name, width, sharpness
+        self.device = torch.device(device)
         # What is counted as FLOPs: a notional transformer of one layer, since nothing is really
         # multiplied here.
         vision = VisionShape(
@@ -64,6 +60,7 @@ class ToyLVLM:
         self.shape = LVLMShape(
             vision, (width, width), LMShape(1, width, 4 * width, 1, 1, width, len(VALUES) + 1)
         )
+        # Kinds, values and noise are orthogonal: one says nothing of another.
         draw = torch.Generator().manual_seed(0)
         basis = torch.linalg.qr(
             torch.randn(width, width, dtype=torch.float64, generator=draw)
@@ -94,19 +91,20 @@ class ToyLVLM:
         seen = [self._see(sample) for sample in samples]
         tokens = torch.stack([token for token, _ in seen])
         n = ROWS * COLUMNS
+        # Left-padded lines: USER: <image> x n, question, ASSISTANT:.
         texts = [sample.question.split() for sample in samples]
         length = n + 2 + max(map(len, texts))
+        # Padding is id 0, the first of `WORDS`.
         ids = torch.zeros(len(samples), length, dtype=torch.long)
-        question, visual_at = (
-            torch.zeros_like(ids, dtype=torch.bool),
-            torch.zeros(len(samples), n, dtype=torch.long),
-        )
+        question = torch.zeros_like(ids, dtype=torch.bool)
+        visual_at = torch.zeros(len(samples), n, dtype=torch.long)
         for row, words in enumerate(texts):
             line = ["USER:", *["<image>"] * n, *words, "ASSISTANT:"]
             start = length - len(line)
             ids[row, start:] = torch.tensor([WORDS.index(word) for word in line])
             question[row, start + 1 + n : -1] = True
             visual_at[row] = torch.arange(n) + start + 1
+        # [B S D] words, visual tokens in place of the placeholders.
         embeds = self._words[ids].scatter(
             1, visual_at.unsqueeze(-1).expand(-1, -1, self.width), tokens
         )
@@ -184,10 +182,11 @@ class ToyLVLM:
     def _log_probs(self, prompt: Prompt) -> Float[Tensor, "B A"]:
         """Over the values and "unknown", from the embeddings in the prompt."""
         kinds, values = self._kinds.to(prompt.embeds), self._values.to(prompt.embeds)
+        # [B S A] projection of every token on the kind that is asked for, plus on each value.
         asked = kinds[self._asked(prompt)]
-        evidence = prompt.embeds @ values.T + (prompt.embeds * asked.unsqueeze(1)).sum(
-            -1, keepdim=True
-        )
+        on_kind = (prompt.embeds * asked.unsqueeze(1)).sum(-1, keepdim=True)
+        evidence = prompt.embeds @ values.T + on_kind
+        # The best visual token speaks for each value: about 2 with the object, about 1 without.
         best = evidence.masked_fill(~prompt.visual.unsqueeze(-1), 0.0).amax(1)
         unknown = torch.full_like(best[:, :1], 1.5)
         return (self.sharpness * torch.cat([best, unknown], 1)).log_softmax(1)

@@ -27,14 +27,13 @@ def weightless(family: type[FrozenLVLM], options: Mapping[str, Any]) -> FrozenLV
         model, processor = random_model(family.blueprint, options.get("geometry") or {}, where)
     else:
         model, processor = _described(family, name, pretrained, where)
+    # What `FrozenLVLM.__init__` sets, in the same order.
     processor.tokenizer.padding_side = "left"
     lvlm = family.around(model.requires_grad_(False).eval(), processor)
     lvlm.name, lvlm.prompt = name, check_template(options.get("prompt"))
     lvlm.micro_batch = options.get("micro_batch") or 64
-    lvlm.max_new_tokens, lvlm.length_is_set = (
-        options.get("max_new_tokens") or 16,
-        bool(options.get("max_new_tokens")),
-    )
+    lvlm.max_new_tokens = options.get("max_new_tokens") or 16
+    lvlm.length_is_set = bool(options.get("max_new_tokens"))
     lvlm.limit(options.get("max_pixels"), options.get("max_tiles"))
     return lvlm
 

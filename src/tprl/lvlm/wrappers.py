@@ -24,6 +24,7 @@ def stock_model(model: Any) -> Any:
     """
     if isinstance(model, PreTrainedModel):
         return model
+    # What the wrapper itself does to prompts or weights comes before what it holds.
     kind = type(model).__name__
     _refuse_sharded(model, kind)
     _refuse_prompt_learning(model, kind)
@@ -41,6 +42,7 @@ def stock_model(model: Any) -> Any:
 
 def _outermost(model: Any) -> list[Any]:
     """Stock models that generate in a wrapper, less those that are parts of another one."""
+    # Engines and trainers hold their model under one of a few names, perhaps wrapped again.
     if not isinstance(model, nn.Module):
         parts = [
             part for name in INSIDE if isinstance(part := getattr(model, name, None), nn.Module)
