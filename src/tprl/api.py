@@ -57,6 +57,7 @@ def prune(
     """
     if positions not in ("keep", "compact"):
         raise UserError(f"positions must be keep or compact, got {positions}.")
+    # Checks first, from the cheapest on: a model that is refused stays as it was.
     wrapper, model = model, stock_model(model)
     lvlm = family_of(model).around(model, processor)
     built: Any = pruner
@@ -83,11 +84,13 @@ def prune(
         raise UserError(
             "this model is pruned already: call undo() on the handle that prune returned first."
         )
+    # Only pruners that read questions need a processor, and finding it may take the hub.
     finder = None
     if getattr(built, "reads_question", False):
         if lvlm.processor is None:
             lvlm = type(lvlm).around(model, _processor(lvlm, built.name))
         finder = QuestionFinder(lvlm.processor, lvlm.image_token)
+    # Some wrappers hold a bound copy of `generate`, which no longer asks the model for it.
     pruning = Pruning(lvlm, built, keep_ratio, finder, positions)
     if (
         wrapper is not model
@@ -135,6 +138,7 @@ def _with_threshold(pruner: Any, keep_ratio: float | None, threshold: float) -> 
         raise UserError(
             f"threshold must be a keep probability in [0, 1), got {threshold}; use e.g. 0.5."
         )
+    # Weights are shared, settings of serving are not.
     other = copy.copy(pruner)
     other.serving = replace(pruner.serving, tau=float(threshold))
     return other

@@ -56,12 +56,14 @@ def read(lvlm: FrozenLVLM, sample: Sample) -> PromptReading:
     """
     if (bad := lvlm.refusal(sample)) is not None:
         raise UserError(f"{lvlm.name} cannot read sample {sample.uid}, {bad[0]}: {bad[1]}.")
+    # The processor runs as ever: only the tower and the language model are missing.
     inputs, prompts = lvlm.processed([sample])
     ids, counts = inputs["input_ids"][0], _counts(lvlm, sample, inputs)
     is_image = inputs["input_ids"] == lvlm.image_token
     mask = question_mask(
         lvlm.tokenizer, inputs["offset_mapping"], is_image, prompts, [counts], lvlm.placeholder
     )[0]
+    # A mask that holds other words than the question would mislead every pruner that reads it.
     asked = lvlm.tokenizer.decode(ids[mask]).strip()
     if _squeezed(asked) != _squeezed(sample.question):
         raise UserError(
@@ -97,6 +99,7 @@ def _marked(lvlm: FrozenLVLM, ids: Sequence[int], mask: Sequence[bool]) -> str:
     pieces: list[str] = []
     start = 0
     while start < len(ids):
+        # One run of tokens of a kind: in the question or not, image or text.
         stop = start + 1
         while stop < len(ids) and mask[stop] == mask[start] and _same(lvlm, ids[stop], ids[start]):
             stop += 1
@@ -123,6 +126,7 @@ def shape_of(lvlm: FrozenLVLM, size: tuple[int, int], question: str) -> Shape:
     sample = Sample(f"{size[0]} x {size[1]}", (Image.new("RGB", size),), question, ())
     inputs, _ = lvlm.processed([sample])
     tokens = sum(_counts(lvlm, sample, inputs))
+    # A box may reach outside where the processor pads: the share is of the image.
     x1, y1, x2, y2 = lvlm.seen_box(*size)
     across, down = min(x2, size[0]) - max(x1, 0), min(y2, size[1]) - max(y1, 0)
     return Shape(size, tokens, len(tiles_of(lvlm, sample)), across * down / (size[0] * size[1]))

@@ -49,6 +49,7 @@ def at_hand(on_cpu: bool = False) -> Device:
         twin = known or next(device for device in KNOWN if device.name == "A100")
         label = name if known else f"{name} (speed of an {twin.name})"
         return Device(label, twin.tflops, twin.bandwidth, memory)
+    # A CPU's memory bandwidth is a guess: no data sheet is asked for it.
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Device("CPU", _measured_tflops(), 0.02, pages / GIB)
 

@@ -77,13 +77,13 @@ class Need:
     def hours(self, device: Device, model: Model, question: TypicalQuestion) -> float:
         """On a device: FLOPs at a share of its peak, for every token written the weights through
         its memory, and images prepared one after the other."""
+        # Decoding one token reads every weight once: its time is memory traffic, not FLOPs.
         share = CPU_UTILIZATION if device.name == "CPU" else UTILIZATION
         steps = self.written / model.micro_batch * max(question.answer - 1, 0)
         computing = self.flops / (device.tflops * 1e12 * share)
         writing = steps * model.weights / (device.bandwidth * 1e12)
-        return (
-            computing + writing + self.encodes * question.preparation(model.shape.vision.patch_size)
-        ) / 3600
+        preparing = self.encodes * question.preparation(model.shape.vision.patch_size)
+        return (computing + writing + preparing) / 3600
 
 
 def stage_needs(
@@ -164,6 +164,7 @@ def _autoencoder(part: Mapping[str, Any], open_ended: bool) -> _Passes:
 
 def _lfd(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     reads, written, held = _served(part, part["epochs"] + 1, open_ended)
+    # An epoch trains on every demonstration at every ratio, forward and backward: 3 passes.
     count = part["demonstrations"]
     ratios = part["keep_ratio"] if isinstance(part["keep_ratio"], list) else [part["keep_ratio"]]
     steps = part["epochs"] * len(ratios) * 3
@@ -176,11 +177,14 @@ def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     rounds, prompts, group = part["iterations"], part["prompts"], part["group"]
     ratios = part["keep_ratio"] if isinstance(part["keep_ratio"], list) else [part["keep_ratio"]]
     mean = sum(ratios) / len(ratios)
+    # Each prompt is answered by `group` episodes at every step, plus reads for credit.
     episodes = rounds * prompts
     drawn = (episodes * (group * part["steps"] + part["credit_blocks"]), mean)
+    # One before training, then one every so many rounds, rounded up.
     validations = 1 + -(-rounds // part["validate_every"])
     served, written, held = _served(part, validations, open_ended)
     written += episodes if open_ended else 0  # the model's own answers with all tokens
+    # One pass to draw, and three (forward, backward) per epoch of updates.
     policy = episodes * part["steps"] * (1 + 3 * part["update_epochs"])
     reads = (drawn, (episodes * (2 if open_ended else 1), 1.0), *served)
     return _Passes(episodes + held, reads, written, policy, prompts, held)
@@ -188,18 +192,11 @@ def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
 
 def _distill(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     count = part["iterations"] * part["prompts"]
-    served, written, held = _served(
-        part, 1 + -(-part["iterations"] // part["validate_every"]), open_ended
-    )
-    return _Passes(
-        count + held,
-        ((3 * count, 1.0), *served),
-        written,
-        4 * count,
-        part["prompts"],
-        held,
-        gradient=True,
-    )
+    validations = 1 + -(-part["iterations"] // part["validate_every"])
+    served, written, held = _served(part, validations, open_ended)
+    reads = ((3 * count, 1.0), *served)
+    batch = part["prompts"]
+    return _Passes(count + held, reads, written, 4 * count, batch, held, gradient=True)
 
 
 def _adapt(part: Mapping[str, Any], open_ended: bool) -> _Passes:
@@ -223,6 +220,7 @@ _COUNTS = {
 def _part(
     part: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool
 ) -> Need:
+    # Only the autoencoder keeps tokens of all its images at once, in the host's memory.
     passes = _COUNTS[part["name"]](part, open_ended)
     stage_bytes = _bytes_of(part, passes, model, question)
     host = 0.0
@@ -239,6 +237,7 @@ def _evaluation(
     questions: int,
 ) -> Need:
     settings = stage["evaluation"]
+    # All tokens once, then every line of the table at every ratio.
     count = settings.get("limit") or questions
     ratios, ours = settings["keep_ratios"], 3 + len(stage.get("baselines") or [])
     lines = len(settings["pruners"]) + ours
@@ -256,9 +255,9 @@ def _need(
     held: Mapping[str, float],
     host: float,
 ) -> Need:
-    see = cost.vision_flops(model.shape, question.tiles) + cost.projector_flops(
-        model.shape, question.tiles
-    )
+    see = cost.vision_flops(model.shape, question.tiles)
+    see += cost.projector_flops(model.shape, question.tiles)
+    # Tower per image, prefill and LM head per read, decoding per written answer, then the policy.
     flops = float(passes.encodes * see)
     for count, ratio in passes.reads:
         kept = max(1, round(ratio * question.visual))
@@ -268,8 +267,10 @@ def _need(
         model.shape, question.text, question.visual // 3, question.answer - 1
     )
     sequence = question.visual + question.words
+    # The policy's layers dominate its cost: inputs and heads are left out.
     layer = cost.encoder_layer_flops(model.policy_width, 4 * model.policy_width, sequence)
     flops += passes.policy * model.policy_layers * layer
+    # Activities come one after the other, but encodings for validation stay all the time.
     largest = max(held, key=lambda key: held[key])
     total = model.weights + max(held.values()) + held.get("encodings of validation questions", 0.0)
     reads = sum(count for count, _ in passes.reads)
@@ -287,15 +288,16 @@ def _bytes_of(
     """Bytes of the device that each activity of a stage holds beside the weights."""
     lm, number = model.shape.lm, model.number
     batch = max(1, passes.batch)
+    # Embeddings of a prompt: [S D] numbers.
     encoding = question.length * lm.width * number
+    observed = lm.width * (number + 4) + 4 * model.code_width + 2048
     held = {
         "encoding images": batch * (seeing_bytes(model, question) + 2 * encoding),
-        "observing tokens": batch
-        * question.visual
-        * (lm.width * (number + 4) + 4 * model.code_width + 2048),
+        "observing tokens": batch * question.visual * observed,
         "encodings of validation questions": float(passes.held * encoding),
     }
     if passes.reads:
+        # As many prompts as `scorer.selected` splices at a time.
         at_once = max(1, min(AT_ONCE, TOKENS_AT_ONCE // question.length))
         held["reading prompts"] = reading_bytes(model, question) + batch * encoding
         if part.get("name") == "ppo":
@@ -303,9 +305,8 @@ def _bytes_of(
             rows = max(1, part["minibatch"] // part["group"])
             held["updating the policy"] = policy_bytes(model, question, rows) + batch * encoding
     if passes.gradient:
-        held["gradients through the language model"] = (
-            lm.layers * reading_bytes(model, question) / 2
-        )
+        graph = lm.layers * reading_bytes(model, question) / 2
+        held["gradients through the language model"] = graph
     if part.get("name") == "lfd":
         held["updating the policy"] = policy_bytes(model, question, part["batch_size"])
     return held
@@ -315,11 +316,11 @@ def seeing_bytes(model: Model, question: TypicalQuestion) -> float:
     """Of one image in the tower: hidden states of every layer, which stay, and the widest layer's
     work."""
     v = model.shape.vision
+    # Pixel values twice (float32 and the model's dtype), all hidden states, one layer's work.
     tokens = sum(rows * columns + v.cls for rows, columns in question.tiles)
     pixels = tokens * v.channels * v.frames * v.patch_size**2 * (4 + model.number)
-    return float(
-        pixels + tokens * model.number * (v.width * (v.layers + 1) + 2 * v.mlp + 4 * v.width)
-    )
+    widths = v.width * (v.layers + 1) + 2 * v.mlp + 4 * v.width
+    return float(pixels + tokens * model.number * widths)
 
 
 def reading_bytes(model: Model, question: TypicalQuestion) -> float:
@@ -327,27 +328,19 @@ def reading_bytes(model: Model, question: TypicalQuestion) -> float:
     logits of the answers in three precisions, and the cache of an answer that is written."""
     lm, count = model.shape.lm, model.micro_batch
     tokens = question.length + question.answer
-    layer = (
-        tokens
-        * model.number
-        * (2 * lm.width + 3 * lm.ffn + 2 * (lm.heads + lm.kv_heads) * lm.head_dim)
-    )
+    # Per token: residual and norm, three matrices of the MLP, queries and keys with values.
+    widths = 2 * lm.width + 3 * lm.ffn + 2 * (lm.heads + lm.kv_heads) * lm.head_dim
+    layer = tokens * model.number * widths
     logits = (question.answer + 1) * lm.vocab * (model.number + 4 + 4)
-    return float(
-        count
-        * (
-            layer
-            + logits
-            + cost.kv_bytes(lm, tokens, model.number)
-            + tokens * lm.width * model.number
-        )
-    )
+    cache, embeds = cost.kv_bytes(lm, tokens, model.number), tokens * lm.width * model.number
+    return float(count * (layer + logits + cache + embeds))
 
 
 def policy_bytes(model: Model, question: TypicalQuestion, rows: int) -> float:
     """Weights, gradients and two moments of the policy, and what its backward pass keeps of `rows`
     questions."""
     sequence = question.visual + question.words
+    # 14 activations of the policy's width per token and layer in float32; 4 copies of parameters.
     kept = sequence * model.policy_width * 14 * model.policy_layers * 4
     return float(4 * 4 * model.policy + rows * kept)
 

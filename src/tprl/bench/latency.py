@@ -165,14 +165,14 @@ def ask(
     """Encode, choose, and generate greedily, with the time of each stage; `options` are those of
     the stock generate."""
     plan = None
+    # Methods inside the model choose during its prefill, and their time is counted there.
     if isinstance(pruner, LayerPruner):
         plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
     start = now()
     encoded = encode()
     seen = now()
-    if (
-        isinstance(pruner, LayerPruner) or pruner.name == FULL
-    ):  # neither chooses nor copies anything before the language model
+    # Neither chooses nor copies anything before the language model.
+    if isinstance(pruner, LayerPruner) or pruner.name == FULL:
         selection, chosen = keep_all(encoded), 0.0
         prompt = splice(encoded, selection)
     else:
@@ -195,6 +195,7 @@ def _generate(
     times: list[float] = []
 
     def token_is_there(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        # Never stops anything: a criterion is called after each token, which is when to look.
         if ids.shape[1] in (1, max_new_tokens):  # asking the time waits for the device
             times.append(now())
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -229,12 +230,14 @@ def measure_latency(
     for entry, _ in cases:
         check_family(entry.pruner, lvlm)
     (reference,) = [number for number, (entry, _) in enumerate(cases) if entry.name == FULL]
+    # Turns, not blocks: a machine that slows down would else slow whichever came last.
     rounds, lines, done = setting.warmup + setting.repeats, list[Line](), 0
     for batch in setting.batch_sizes:
         bench = Bench(lvlm, setting, batch, now or stopwatch(lvlm.device))
         readings: list[list[Reading]] = [[] for _ in cases]
         costs: dict[int, dict[str, Any]] = {}
         for turn in range(rounds):
+            # Another first in every round, so that none is always measured on a cold cache.
             for number in (*range(turn % len(cases), len(cases)), *range(turn % len(cases))):
                 entry, ratio = cases[number]
                 reading, costs[number] = bench.run(entry.pruner, ratio)
@@ -268,23 +271,22 @@ class Bench:
         def encode() -> Encoded:
             return self.lvlm.encode_inputs(self.inputs, pruner.extras, self.question)
 
+        # Least and most are equal: every pruner writes as many tokens.
         count = self.setting.new_tokens  # generation never ends early
         asked = ask(
             self.lvlm, encode, pruner, ratio, self.now, max_new_tokens=count, min_new_tokens=count
         )
-        peak = (
-            torch.cuda.max_memory_allocated(self.lvlm.device)
-            if self.lvlm.device.type == "cuda"
-            else None
-        )
+        peak = None
+        if self.lvlm.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.lvlm.device)
         kept = asked.selection.per_image(asked.encoded)
-        return asked.reading._replace(peak=peak), self._cost(
-            pruner, asked.encoded, kept, asked.plan
-        )
+        costs = self._cost(pruner, asked.encoded, kept, asked.plan)
+        return asked.reading._replace(peak=peak), costs
 
     def _cost(
         self, pruner: Any, encoded: Encoded, kept: Sequence[Sequence[int]], plan: LayerPlan | None
     ) -> dict[str, Any]:
+        # FLOPs and cache are counted, question by question, from what was really kept.
         count, lm = self.setting.new_tokens, self.lvlm.shape.lm
         pairs = [
             question_parts(self.lvlm, encoded, i, count, pruner, kept[i], plan)
@@ -312,6 +314,7 @@ def _by_stage(parts: Sequence[Mapping[str, int]], new_tokens: int, inside: bool)
     for part in parts:
         for name in total:
             total[name] += part.get(name, 0)
+    # The prefill makes the first token, decoding the others: the LM head is split likewise.
     head = total["lm_head"] // new_tokens
     stages = {
         "vision": total["vision"] + total["projector"],
@@ -340,16 +343,14 @@ def prompts(lvlm: FrozenLVLM, setting: Setting, batch: int) -> list[Sample]:
 
 def _question(lvlm: FrozenLVLM, shortest: Sample, wanted: int) -> str:
     ids = stock_inputs(lvlm, [shortest])["input_ids"]
-    template = int((ids != lvlm.image_token).sum()) - len(
-        lvlm.tokenizer(lvlm.render(shortest))["input_ids"]
-    )
+    # Tokens that the processor writes beside the rendered text, such as marks of tiles.
+    plain = lvlm.tokenizer(lvlm.render(shortest))["input_ids"]
+    template = int((ids != lvlm.image_token).sum()) - len(plain)
     for words in range(1, wanted + 1):
         # the latter where a space is a token
         for question in (" ".join("a" * words), "a" + " ".join("a" * words)):
-            length = template + len(
-                lvlm.tokenizer(lvlm.render(shortest._replace(question=question)))["input_ids"]
-            )
-            if length == wanted:
+            text = lvlm.render(shortest._replace(question=question))
+            if template + len(lvlm.tokenizer(text)["input_ids"]) == wanted:
                 return question
     raise UserError(
         f"{lvlm.name} has no prompt of latency.text_tokens={wanted}: its template alone takes "

@@ -33,6 +33,7 @@ def synthetic(
 ) -> Encoded:
     """Random prompts with 32 words each, of LLaVA-1.5-7B's geometry where no other is given."""
     draw, n = torch.Generator().manual_seed(0), side * side
+    # Attention sums to 1 over tokens, other extras are of any size.
     attentions = ("cls_attention", "last_cls_attention", "middle_attention", "last_attention")
     sizes = {
         "vision_features": vision,
@@ -70,6 +71,7 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
         for name in choices("pruner")
         if inspect.isclass(target_of("pruner", name))
     ]
+    # Three kinds: those that choose before the language model are timed, the others described.
     inside = [pruner for pruner in pruners if isinstance(pruner, LayerPruner)]
     towers = [pruner for pruner in pruners if pruner.extras & {"patch_embeds", "pixels"}]
     before = [
@@ -83,6 +85,7 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
     exact = dict.fromkeys((pruner.name for pruner in before), True)
     for b in batches:
         encoded = synthetic(b, sorted(frozenset().union(*(pruner.extras for pruner in before))))
+        # In turns, so that what disturbs the machine disturbs all alike.
         for turn in range(repeats + 1):  # the first warms up
             for pruner in before:
                 start = time.perf_counter()

@@ -62,21 +62,22 @@ def drive(
     latency: dict[str, float] = {}
     waiting, blocks, begin = list(enumerate(prompts)), 0, clock()
     while waiting or len(latency) < len(queued):
+        # Filled up before each step: the engine is never short of requests.
         while waiting and len(queued) - len(latency) < concurrency:
             number, prompt = waiting.pop(0)
             request = f"{name}-{number}"
             queued[request] = clock()
             engine.add(request, prompt)
         steps = list(engine.step())
+        # The clock is read after a step: what it wrote is there only then.
         now, blocks = clock(), max(blocks, engine.blocks())
         for request, tokens, finished in steps:
             if tokens and request not in first:
                 first[request] = now - queued[request]
             if finished:
                 latency[request] = now - queued[request]
-    return Point(
-        len(prompts) / (clock() - begin), list(first.values()), list(latency.values()), blocks
-    )
+    rate = len(prompts) / (clock() - begin)
+    return Point(rate, list(first.values()), list(latency.values()), blocks)
 
 
 def measure(
@@ -125,6 +126,7 @@ def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[S
     """One line per load and concurrency; `full` names the load with all visual tokens."""
     lines = []
     for (name, concurrency), rounds in points.items():
+        # Rounds are compared with themselves; latencies of all rounds go together.
         pairs = zip(rounds, points[full, concurrency], strict=True)
         gain = median(point.requests / base.requests for point, base in pairs)
         latency = [seconds for point in rounds for seconds in point.latency]

@@ -53,8 +53,11 @@ def tower_flops(v: VisionShape, grid: Grid) -> int:
     pooling head."""
     rows, columns = grid
     patches, tokens = rows * columns, rows * columns + v.cls
+    # The patch embedding is a convolution: one product per pixel value and width.
     patch = 2 * patches * v.width * v.channels * v.frames * v.patch_size**2
+    # Four projections, 2 FLOPs each, and an MLP of two or three matrices.
     linear = 8 * tokens * v.width**2 + (6 if v.gated else 4) * tokens * v.width * v.mlp
+    # Pairs of tokens that attend to each other, over all layers.
     windowed = v.layers - v.whole if v.window else 0
     pairs = (v.layers - windowed) * tokens**2
     if windowed:  # those at the edges may be smaller
@@ -80,6 +83,7 @@ def lm_layer_flops(lm: LMShape, new: int, context: int) -> int:
     """One decoder layer over `new` tokens that attend to `context` keys (docs/baselines.md#flops,
     times 2 FLOPs per MAC)."""
     q, kv = lm.heads * lm.head_dim, lm.kv_heads * lm.head_dim
+    # Q and output, grouped K and V, MLP; then q k^T and its product with V over the context.
     linear = 2 * lm.width * (2 * q + 2 * kv) + 2 * lm.width * lm.ffn * (3 if lm.gated else 2)
     return new * linear + 4 * new * context * q
 
@@ -137,6 +141,7 @@ def decode_flops(
     takes n - 1 steps.
     """
     lengths = [text_tokens + v for v in per_layer(shape.lm, visual_tokens)]
+    # Step t reads one token and attends to the prompt, t earlier ones and itself.
     return sum(lm_layer_flops(shape.lm, 1, n + t + 1) for t in range(steps) for n in lengths)
 
 

@@ -126,6 +126,7 @@ class LVLMShape:
                 "clip_vision_model with 'default' and siglip_vision_model with 'full')"
             )
         layer = config.vision_feature_layer
+        # Features of several layers stand side by side: the deepest of them is the last one used.
         taken = [layer] if isinstance(layer, int) else list(layer)
         features = vision.hidden_size * len(taken)
         unused = min(

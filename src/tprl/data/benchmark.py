@@ -82,6 +82,7 @@ class Benchmark(ABC):
             )
         self.split, self.max_bad_rows, self.max_pixels = split, max_bad_rows, max_pixels
         self.source = source or self.hub
+        # One file for all splits would train on what is tested.
         path = Path(self.source)
         if (
             path.is_file()
@@ -146,6 +147,7 @@ class Benchmark(ABC):
         """The reference answers of each of the first `limit` questions, from `answer_columns`
         alone: no image is opened. Rows without an answer, and datasets whose answers are a word or
         a letter, have none."""
+        # Columns of answers alone: a table of `datasets` then opens no image.
         rows: Any = self.rows
         names = (
             []
@@ -277,6 +279,7 @@ class Benchmark(ABC):
         Raises:
             BadRow: no image, or one that cannot be read.
         """
+        # Rows about one image follow each other: the latest picture is enough to share it.
         if self._latest is None or self._latest[0] != str(key):
             value = value[0] if isinstance(value, list) and len(value) == 1 else value
             try:
@@ -342,6 +345,7 @@ def plain_text(value: Any) -> str:
 def scaled(box: Sequence[float], size: tuple[int, int], image: Image.Image) -> Box:
     """A box of an image that was `size` (width, height) large, on `image`, which may have been
     scaled down."""
+    # Each side has its own factor, since sides are whole pixels.
     fx, fy = image.width / size[0], image.height / size[1]
     x1, y1, x2, y2 = box
     return (x1 * fx, y1 * fy, x2 * fx, y2 * fy)

@@ -50,6 +50,7 @@ class MultipleChoice(Benchmark):
             raise BadRow(
                 "no answer", f"got {shortened(right)}, and there are {len(options)} options"
             )
+        # Letter and text of the right option are answers; the letter teaches.
         texts = [text_of(option, "empty option") for option in options]
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
         prompt = "\n".join([text_of(question, "empty question"), *lines, INSTRUCTION])
@@ -88,6 +89,7 @@ def means(prediction: str, letter: str, text: str) -> bool:
        "B. cat" chooses B where A is the cat.
     4. Any other answer chooses nothing, "A dog and a cat" or "I think B" for example.
     """
+    # The rules of the docstring, 1 to 3 in order.
     reply = _LEAD.split(prediction)[-1].strip()
     if len(text) > 1 and _plain(text) in (_plain(reply), _plain(prediction)):
         return True

@@ -19,7 +19,7 @@ from tprl.data.scenes import (
     Scenes,
     Thing,
     World,
-    corners_text,
+    question_of_grounding,
     question_of_relation,
 )
 
@@ -70,6 +70,7 @@ def neighbors(things: Sequence[Thing]) -> list[tuple[Thing, bool]]:
     centers = np.array([(thing.x, thing.y) for thing in things])
     squared = np.square(centers[:, None] - centers).sum(-1)  # [things things]
     np.fill_diagonal(squared, FAR)
+    # Ties go to the lower index; clear where 25 x nearest <= 16 x next, in squares.
     order = squared.argsort(1, kind="stable")
     ranked = np.take_along_axis(squared, order, 1)
     clear = ranked[:, 1] * NEARER[1] >= ranked[:, 0] * NEARER[0]
@@ -77,6 +78,7 @@ def neighbors(things: Sequence[Thing]) -> list[tuple[Thing, bool]]:
 
 
 def _attribute(things: Sequence[Thing], stream: Stream) -> Question:
+    # Color and shape alone must name one object, or its size has two answers.
     looks = [(o.color, o.shape) for o in things]
     thing = stream.choice([o for o in things if looks.count((o.color, o.shape)) == 1])
     return Question(
@@ -103,24 +105,20 @@ def _existence(things: Sequence[Thing], stream: Stream) -> Question:
 
 
 def _count(things: Sequence[Thing], stream: Stream) -> Question:
-    size, color, shape = (
-        stream.choice(list(SIZES)),
-        stream.choice(list(COLORS)),
-        stream.choice(SHAPES),
-    )
+    # All three are drawn, used or not: the kind that follows does not depend on them.
+    size = stream.choice(list(SIZES))
+    color = stream.choice(list(COLORS))
+    shape = stream.choice(SHAPES)
     match stream.choice(("size and color", "color", "color and shape")):
         case "size and color":
-            words, chosen = (
-                f"{size} {color}",
-                [o for o in things if (o.size, o.color) == (size, color)],
-            )
+            words = f"{size} {color}"
+            chosen = [o for o in things if (o.size, o.color) == (size, color)]
         case "color":
-            words, chosen = color, [o for o in things if o.color == color]
+            words = color
+            chosen = [o for o in things if o.color == color]
         case _:
-            words, chosen = (
-                f"{color} {shape}",
-                [o for o in things if (o.color, o.shape) == (color, shape)],
-            )
+            words = f"{color} {shape}"
+            chosen = [o for o in things if (o.color, o.shape) == (color, shape)]
     # Nothing to count means that every object of the color had to be looked at.
     seen = chosen or [o for o in things if o.color == color] or things
     text = f"how many {words} objects are there?"
@@ -132,6 +130,7 @@ def _relation(things: Sequence[Thing], stream: Stream) -> Question:
 
 
 def _neighbor(things: Sequence[Thing], stream: Stream) -> Question:
+    # Where no neighbor is clear, any object is asked for rather than none.
     pairs = list(zip(things, neighbors(things), strict=True))
     clear = [(thing, other) for thing, (other, sure) in pairs if sure]
     thing, other = stream.choice(clear or [(thing, other) for thing, (other, _) in pairs])
@@ -147,14 +146,7 @@ def _neighbor(things: Sequence[Thing], stream: Stream) -> Question:
 
 
 def _grounding(things: Sequence[Thing], stream: Stream) -> Question:
-    thing = stream.choice(things)
-    return Question(
-        "grounding",
-        f"where is the {full_name(thing)}?",
-        corners_text(thing.box),
-        thing.box,
-        (thing.box,),
-    )
+    return question_of_grounding(things, stream, full_name)
 
 
 CROWD = World(

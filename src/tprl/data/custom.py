@@ -93,6 +93,7 @@ class Custom(Grounding):
     def read(self, source: str, split: str) -> Table:
         rows = read_table(source, None, split)
         self._lines = rows.lines if isinstance(rows, TextRows) else None
+        # All rows are looked at before any image is opened: a fault is said at once.
         entries = [_entry(rows[place], place, self.folder) for place in range(len(rows))]
         self._check(entries)
         self._check_boxes(rows, entries)
@@ -157,6 +158,7 @@ class Custom(Grounding):
 
     def _check_boxes(self, rows: Table, entries: Sequence["_Entry"]) -> None:
         """Refuse a file whose boxes cannot be in the unit or the form that they are read in."""
+        # Evenly spaced rows, since opening every image would take minutes.
         places = [place for place, entry in enumerate(entries) if "box" in entry.filled]
         places = places[:: max(1, len(places) // LOOKED_AT)]
         boxes, sizes = [], []
@@ -259,6 +261,7 @@ def _entry(row: Mapping[str, Any], place: int, folder: Path) -> _Entry:
 def _image_name(value: Any, folder: Path) -> str:
     """What an image is called in uids, and what decides its part: the same for every spelling of
     its path; several images go by the first."""
+    # Several images go by the first, and paths by their shortest spelling.
     if isinstance(value, list):
         return _image_name(value[0], folder) if value else ""
     if isinstance(value, Mapping):

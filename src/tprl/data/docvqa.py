@@ -59,6 +59,7 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
     reply = _plain(prediction)
     best = 0.0
     for answer in answers:
+        # NL = edits / length of the longer text; ANLS takes the best answer (1905.13648, eq. 1).
         longer = max(len(answer), len(prediction))
         best = max(best, 1 - float(edit_distance(reply, _plain(answer), reduction="sum")) / longer)
     return best if best >= THRESHOLD else 0.0

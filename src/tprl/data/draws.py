@@ -17,6 +17,7 @@ class Stream:
     """
 
     def __init__(self, *key: object) -> None:
+        # 128 bits of key: streams of different names do not meet.
         digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
         self._bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8"))
 
@@ -26,6 +27,7 @@ class Stream:
 
     def integers(self, low: int, high: int, shape: Sequence[int]) -> np.ndarray:
         """Array of uniform int64 in [low, high]."""
+        # The remainder favors low values by less than 1 in 2^50 for ranges as small as ours.
         raw = np.asarray(self._bits.random_raw(int(np.prod(shape))), dtype=np.uint64)
         return (raw % np.uint64(high - low + 1)).astype(np.int64).reshape(shape) + low
 

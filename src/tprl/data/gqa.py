@@ -36,6 +36,7 @@ class GQA(Benchmark):
     )
 
     def read(self, source: str, split: str) -> Table:
+        # Ids to places once: questions name their image by id.
         self._images: Table | None = None
         questions = read_table(source, f"{split}_balanced_instructions", split)
         if not Path(source).is_file():

@@ -83,6 +83,7 @@ class Grounding(Benchmark):
         """Say so where the LVLM sees a part of its images only."""
         if self._coordinates == "absolute" or not hasattr(lvlm, "seen_box"):
             return
+        # A photograph of the usual shape tells, before any image is opened.
         width, height = USUAL
         x1, y1, x2, y2 = lvlm.seen_box(width, height)
         share = (min(x2, width) - max(x1, 0)) * (min(y2, height) - max(y1, 0)) / (width * height)
@@ -186,6 +187,7 @@ class Grounding(Benchmark):
 
     def _unit(self, image: Image.Image) -> tuple[tuple[float, float], tuple[float, float]]:
         """Pixels in one unit of x and of y, and where they count from."""
+        # Only "resized" depends on what the processor makes of the image.
         seen: Size = image.size
         if self.coordinates == "resized":
             if not hasattr(self._lvlm, "seen_size"):

@@ -77,6 +77,7 @@ def source_of(value: Any, folder: Path | None) -> Path | io.BytesIO:
         return _filled(bytes(value))
     if not isinstance(value, str | os.PathLike) or not str(value):
         raise BadImage("no image")
+    # A path may be a base64 text for all we know: file first, then text, then address.
     text = str(value)
     path = (folder or Path()) / text
     try:
@@ -138,6 +139,7 @@ def stored_picture(value: Image.Image | Path | io.BytesIO) -> Generator[Image.Im
 def _open(source: Path | io.BytesIO) -> Image.Image:
     """Pillow's own limit is off for the moment: it names no option, and `images.read_picture`
     checks the size before any pixel is decoded."""
+    # The limit is a global of Pillow: set and restored by one thread at a time.
     with _BOMB_LIMIT:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

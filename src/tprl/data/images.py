@@ -67,6 +67,7 @@ def read_picture(
     try:
         with stored_picture(value) as stored:
             _check_pixels(stored.size, max_pixels)
+            # The size is checked before decoding, and the raw mode is gone after it.
             rawmode = _rawmode(stored)
             stored.load()
             picture = _rgb(_upright(stored), stored, rawmode)
@@ -115,6 +116,7 @@ def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise BadImage("image without pixels", f"it is {width} x {height} pixels")
+    # Two bounds: what may be decoded at all, and what can be scaled down.
     limit = max(OPENED, max_pixels or 0)
     if width * height > limit:
         raise _too_many(size, limit, "")
@@ -166,6 +168,7 @@ def _rgb(picture: Image.Image, stored: Image.Image, rawmode: str) -> Image.Image
         return _from_lab(picture)
     if picture.mode == "La":
         picture = picture.convert("LA")
+    # A color key is transparent too: it must be in the units of the loaded pixels.
     picture = _with_key(picture, rawmode)
     if not picture.has_transparency_data:
         return picture.convert("RGB")
@@ -197,6 +200,7 @@ def _with_key(picture: Image.Image, rawmode: str) -> Image.Image:
 
 def _from_numbers(picture: Image.Image, stored: Image.Image) -> Image.Image:
     """Gray of more than 8 bits, or of no known depth."""
+    # TIFF may store white as 0, and any depth between 8 and 16 bits.
     values: NDArray[Any] = np.asarray(picture)  # in the mode's byte order
     tags: Mapping[int, Any] = getattr(stored, "tag_v2", {}) or {}
     gray = _gray(values, _depth(picture.mode, stored, tags))
@@ -226,6 +230,7 @@ def _gray(values: NDArray[Any], white: int | None) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())  # nan where one is
     if not (np.isfinite(low) and np.isfinite(high)):
         raise BadImage("values out of range", "a pixel is not a number or infinite")
+    # No depth is known: the smallest usual range that holds all values.
     if white is None:
         steps = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
         white = next((step for step in steps if high <= step), None)
@@ -261,6 +266,7 @@ def _scaled(picture: Image.Image, max_pixels: int | None) -> Image.Image:
     width, height = picture.size
     if max_pixels is None or width * height <= max_pixels:
         return picture
+    # Rounded down, so that the bound holds.
     scale = (max_pixels / (width * height)) ** 0.5
     shorter = max(1, int(min(width, height) * scale))
     longer = min(int(max(width, height) * scale), max_pixels // shorter)

@@ -40,6 +40,7 @@ class MMBench(MultipleChoice):
 
     def read(self, source: str, split: str) -> Table:
         rows = super().read(source, split)
+        # Rotations of the hub's table are left out: passes are made here, one per option.
         options = zip(*(column(rows, letter) for letter in OPTIONS), strict=True)
         passes = enumerate(zip(column(rows, "index"), map(_present, options), strict=True))
         first = [
@@ -58,6 +59,7 @@ class MMBench(MultipleChoice):
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         _, turn, turns = self._passes[index]
         options = _present([row.get(letter) for letter in OPTIONS])
+        # With the options moved on by `turn`, the right one moves back by as many.
         right = number_of(row["answer"])
         if 0 <= right < turns:
             right = (right - turn) % turns
@@ -87,6 +89,7 @@ class MMBench(MultipleChoice):
     def per_image(self, facts: Float[Tensor, "N F"]) -> Float[Tensor, " G"]:
         """For each category: all passes right, all passes asked, right and asked in the unrotated
         pass."""
+        # [passes categories 5]: circular counts only where every pass was asked.
         blocks = facts.unflatten(-1, (len(self.categories), 5))
         right, asked, _, first_right, first = blocks.sum(0).unbind(-1)
         complete = (asked > 0) & (asked == blocks[..., 2].amax(0))

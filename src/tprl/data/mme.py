@@ -83,6 +83,7 @@ class MME(Benchmark):
         return torch.stack([right, asked, (asked == 2) & (right == 2), asked == 2], -1).flatten()
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
+        # [... subtasks] each; a subtask that was not asked is nan, and so are its sums.
         right, asked, both, images = total.unflatten(-1, (len(SUBTASKS), 4)).unbind(-1)
         accuracy, plus = 100 * right / asked, 100 * both / images
         score = accuracy + plus

@@ -61,6 +61,7 @@ class RefCOCO(Grounding):
     def read(self, source: str, split: str) -> Table:
         rows = super().read(source, split)
         expressions = column(rows, "answer")
+        # A question per expression; a region without any is one question, and a damaged one.
         self._places = [
             (place, i)
             for place, some in enumerate(expressions)

@@ -46,13 +46,8 @@ class Thing(NamedTuple):
 
     @property
     def box(self) -> Box:
-        x1, y1, x2, y2 = (
-            self.x - self.half,
-            self.y - self.half,
-            self.x + self.half,
-            self.y + self.half,
-        )
-        return (float(x1), float(y1), float(x2), float(y2))
+        x, y, half = float(self.x), float(self.y), float(self.half)
+        return (x - half, y - half, x + half, y + half)
 
 
 class Question(NamedTuple):
@@ -79,6 +74,7 @@ class Scene(NamedTuple):
 def draw_scene(*key: object) -> Scene:
     """Objects of the scene with this key: 3-6, no two alike in (color, shape), at least 3 pixels
     apart."""
+    # Every draw is from one stream in this order: the same key is the same scene for ever.
     stream = Stream("things", *key)
     wanted = stream.integer(3, 6)
     # few colors, so that counts exceed one
@@ -88,6 +84,7 @@ def draw_scene(*key: object) -> Scene:
     while len(things) < wanted:
         size = stream.choice(list(SIZES))
         half = stream.integer(*SIZES[size])
+        # Rejection; where no place is left, another size is tried.
         for _ in range(40):
             x, y = stream.integer(half, SIDE - half), stream.integer(half, SIDE - half)
             if all(max(abs(x - o.x), abs(y - o.y)) >= half + o.half + 3 for o in things):
@@ -99,6 +96,7 @@ def draw_scene(*key: object) -> Scene:
 
 def pixels_inside(thing: Thing, side: int = SIDE) -> np.ndarray:
     """[side side] True on the pixels of an object; doubled integer coordinates, pixel centers."""
+    # Twice the distance of pixel centers from the object's center, which stays whole.
     y, x = np.mgrid[0:side, 0:side]
     dx, dy, h = np.abs(2 * x + 1 - 2 * thing.x), 2 * y + 1 - 2 * thing.y, 2 * thing.half
     match thing.shape:
@@ -117,6 +115,7 @@ def scene_pixels(scene: Scene) -> np.ndarray:
     """[side side 3] uint8 pixels: tinted value noise, stripes, shaded objects, then sensor noise
     over everything."""
     stream = Stream("pixels", *scene.key)
+    # A gray with a tint, and value noise: 9 x 9 values, interpolated in whole numbers.
     base = stream.integer(95, 150) + stream.integers(-14, 14, (1, 1, 3))
     coarse = stream.integers(-28, 28, (9, 9, 1))
     y, x = np.mgrid[0 : scene.side, 0 : scene.side]
@@ -125,15 +124,16 @@ def scene_pixels(scene: Scene) -> np.ndarray:
     top = coarse[cy, cx] * (cell - fx) + coarse[cy, cx + 1] * fx
     bottom = coarse[cy + 1, cx] * (cell - fx) + coarse[cy + 1, cx + 1] * fx
     texture = (top * (cell - fy) + bottom * fy) // (cell * cell)
+    # Stripes of any slope: an edge alone must not tell an object.
     slope, period = stream.integer(-3, 3), stream.integer(5, 17)
     stripes = np.where((x + slope * y) % period < period // 2, stream.integer(2, 10), 0)[..., None]
     image = base + texture + stripes
     for thing in scene.things:
+        # A color varies from object to object, and over each of them.
         tint = np.array(COLORS[thing.color]) + stream.integers(-16, 16, (3,))
-        shade = (stream.integer(-2, 2) * (x - thing.x) + stream.integer(-2, 2) * (y - thing.y))[
-            ..., None
-        ]
-        image = np.where(pixels_inside(thing, scene.side)[..., None], tint + shade, image)
+        shade = stream.integer(-2, 2) * (x - thing.x) + stream.integer(-2, 2) * (y - thing.y)
+        inside = pixels_inside(thing, scene.side)
+        image = np.where(inside[..., None], tint + shade[..., None], image)
     image = image + stream.integers(-13, 13, (scene.side, scene.side, 3))
     return np.clip(image, 0, 255).astype(np.uint8)
 
@@ -141,6 +141,7 @@ def scene_pixels(scene: Scene) -> np.ndarray:
 def describe(scene: Scene) -> str:
     """Every object with its box, in raster order of the centers: the caption that teaches to read
     visual tokens."""
+    # One order for one scene, whatever order its objects were drawn in.
     ordered = sorted(scene.things, key=lambda t: (t.y, t.x))
     return " , ".join(f"{t.size} {t.color} {t.shape} {corners_text(t.box)}" for t in ordered)
 
@@ -165,6 +166,7 @@ def name_of(thing: Thing) -> str:
 
 def _attribute(things: Sequence[Thing], stream: Stream) -> Question:
     thing = stream.choice(things)
+    # Only what is unambiguous is asked: a word less, or the size in its place.
     options = [(f"what size is the {name_of(thing)}?", thing.size)]
     if sum(o.shape == thing.shape for o in things) == 1:
         options.append((f"what color is the {thing.shape}?", thing.color))
@@ -196,19 +198,16 @@ def _count(things: Sequence[Thing], stream: Stream) -> Question:
         text, chosen = "how many objects are there?", list(things)
     elif kind == "shape":
         shape = stream.choice(SHAPES)
-        text, chosen = (
-            f"how many {shape} objects are there?",
-            [o for o in things if o.shape == shape],
-        )
+        text = f"how many {shape} objects are there?"
+        chosen = [o for o in things if o.shape == shape]
     elif kind == "size":
         size = stream.choice(list(SIZES))
-        text, chosen = f"how many {size} objects are there?", [o for o in things if o.size == size]
+        text = f"how many {size} objects are there?"
+        chosen = [o for o in things if o.size == size]
     else:
         color = stream.choice([o.color for o in things])
-        text, chosen = (
-            f"how many {color} objects are there?",
-            [o for o in things if o.color == color],
-        )
+        text = f"how many {color} objects are there?"
+        chosen = [o for o in things if o.color == color]
     # Nothing to count means that every object had to be looked at.
     return Question("count", text, str(len(chosen)), None, tuple(o.box for o in (chosen or things)))
 
@@ -220,6 +219,7 @@ def question_of_relation(
     a, b = stream.shuffled(things)[:2]
     horizontal = abs(a.x - b.x) >= abs(a.y - b.y)
     if horizontal:
+        # y grows downward.
         words, answer = "left or right of", "left" if a.x < b.x else "right"
     else:
         words, answer = "above or below", "above" if a.y < b.y else "below"
@@ -228,15 +228,13 @@ def question_of_relation(
     )
 
 
-def _grounding(things: Sequence[Thing], stream: Stream) -> Question:
+def question_of_grounding(
+    things: Sequence[Thing], stream: Stream, name: Callable[[Thing], str] = name_of
+) -> Question:
+    """Where an object is; the answer is its box."""
     thing = stream.choice(things)
-    return Question(
-        "grounding",
-        f"where is the {name_of(thing)}?",
-        corners_text(thing.box),
-        thing.box,
-        (thing.box,),
-    )
+    box = thing.box
+    return Question("grounding", f"where is the {name(thing)}?", corners_text(box), box, (box,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +270,7 @@ SCENES = World(
         "existence": _existence,
         "count": _count,
         "relation": question_of_relation,
-        "grounding": _grounding,
+        "grounding": question_of_grounding,
     },
 )
 FAMILIES = SCENES.families
@@ -338,9 +336,9 @@ class Scenes:
         image, slot = divmod(index, len(self.families))
         family = self.families[slot]
         scene, picture = _scene(self.world, *self._key, image)
-        question = self.world.ask[family](
-            scene.things, Stream("question", *self._key, image, family)
-        )
+        stream = Stream("question", *self._key, image, family)
+        question = self.world.ask[family](scene.things, stream)
+        # A seed of its own shows in the uid: other images, other questions.
         split = f"{self.split}-{self._key[1]}" if self._key[1] else self.split
         uid = f"{self.name}/{split}/{image}/{family}"
         return Sample(

@@ -81,19 +81,16 @@ class ScreenSpotPro(Grounding):
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         """Percent; nan for what was not asked."""
-        blocks, overlap = (
-            total[..., :-1].unflatten(-1, (len(GROUPS), len(TYPES), 2)),
-            total[..., -1],
-        )
+        blocks = total[..., :-1].unflatten(-1, (len(GROUPS), len(TYPES), 2))
+        overlap = total[..., -1]
         right, asked = blocks.unbind(-1)
         every = asked.sum((-1, -2))
         numbers = {"accuracy": 100 * right.sum((-1, -2)) / every, "mean_iou": 100 * overlap / every}
         for at, kind in enumerate(TYPES):
             numbers[f"accuracy/{kind}"] = 100 * right[..., at].sum(-1) / asked[..., at].sum(-1)
         for at, group in enumerate(GROUPS):
-            numbers[f"accuracy/{group}"] = (
-                100 * right[..., at, :].sum(-1) / asked[..., at, :].sum(-1)
-            )
+            count = asked[..., at, :].sum(-1)
+            numbers[f"accuracy/{group}"] = 100 * right[..., at, :].sum(-1) / count
         return numbers
 
 

@@ -38,6 +38,7 @@ def read_table(source: str, subset: str | None, split: str) -> Table:
         UserError: nothing there, a damaged file, no such split, files of two kinds for one split,
             or `datasets` is not installed.
     """
+    # Files first, then a folder of `datasets`, then what only `datasets` can read.
     path = Path(source)
     if path.is_dir():
         shards = _shards(path / (subset or ""), split)
@@ -135,6 +136,7 @@ def _fault(path: Path, whole: bool) -> str | None:
 
 def _arrow_batches(ipc: Any, file: Any) -> Iterable[Any]:
     """`datasets` writes streams, others files with an index at their end."""
+    # Only batches are read: rows of images need not fit into memory.
     if file.read(6) == b"ARROW1":
         reader = ipc.open_file(file)
         return (reader.get_batch(number) for number in range(reader.num_record_batches))
@@ -182,6 +184,7 @@ def _loaded(
     try:
         table = library.load_dataset(source, subset, split=split, **options)
     except (ValueError, OSError, library.exceptions.DatasetsError) as error:
+        # The library names no file: each is read through until one fails.
         where = file or Path(source)
         for path in (
             [where] if where.is_file() else sorted(where.rglob("*")) if where.is_dir() else []

@@ -57,6 +57,7 @@ def read_text_table(path: Path) -> TextRows:
     if not text.strip():
         raise UserError(f"{path} is empty: it holds no row.")
     suffix = text_suffix(path)
+    # The suffix decides: a JSON list and JSON lines cannot be told apart by every first line.
     if suffix == ".json":
         return TextRows(_json_list(path, text))
     if suffix in DELIMITERS:
@@ -73,10 +74,12 @@ def read_text(path: Path) -> str:
         UserError: the file cannot be read or unpacked, or its bytes are no text in that encoding.
     """
     content = _content(path)
+    # The longest fitting mark comes first in `MARKS`.
     mark, encoding = next(
         ((mark, name) for mark, name in MARKS if content.startswith(mark)), (b"", "utf-8")
     )
     content = content[len(mark) :]
+    # Zero bytes are valid UTF-8, and would end up in questions.
     if encoding == "utf-8" and b"\0" in content:
         line = content[: content.index(b"\0")].count(b"\n") + 1
         raise UserError(

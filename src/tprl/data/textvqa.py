@@ -45,6 +45,7 @@ class TextVQA(Benchmark):
     def read(self, source: str, split: str) -> Table:
         rows = super().read(source, split)
         self._places = list(range(len(rows)))
+        # Held out by image, by a hash of its id: the same on every machine, whatever the order.
         if self.split in ("train", "val"):
             held = [stable_seed(str(key), 0) % HELD_OUT == 0 for key in column(rows, "image_id")]
             self._places = [place for place in self._places if held[place] == (self.split == "val")]

@@ -64,6 +64,7 @@ class ToyDataset:
             raise IndexError(f"question {index} of {len(self)}")
         picture, kind = divmod(index, len(KINDS))
         image, cells = _picture(f"{self._key}/{picture}")
+        # Six questions about a picture, one about each kind, which stands in one cell.
         at = next(i for i, cell in enumerate(cells) if cell.kind == kind)
         # Two wordings of unequal length, so that batches are really padded.
         question = (
@@ -107,6 +108,7 @@ def _picture(key: str) -> tuple[Image.Image, list[ToyCell]]:
     ]
     cells += [ToyCell(-1, -1, draw.randrange(256)) for _ in range(ROWS * COLUMNS - len(KINDS))]
     draw.shuffle(cells)
+    # Red says the kind, green the value, blue nothing; noise has 0 in both.
     colors = [((c.kind + 1) * STEP, (c.value + 1) * STEP, c.shade) for c in cells]
     grid = np.array(colors, dtype=np.uint8).reshape(ROWS, COLUMNS, 3)
     return Image.fromarray(grid.repeat(CELL, 0).repeat(CELL, 1)), cells

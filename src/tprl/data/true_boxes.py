@@ -70,6 +70,7 @@ class BoxReader:
                 "box outside of the image",
                 f"{source}, and the image is {size[0]} x {size[1]} pixels",
             )
+        # A little outside is rounding; half outside is another image, unit or form.
         if area(clipped) < INSIDE * area(box):
             raise BadRow(
                 "box mostly outside of the image",
@@ -85,6 +86,7 @@ class BoxReader:
             values: boxes of some rows, as the file has them.
             sizes: of the images that they belong to.
         """
+        # One rule for the whole file, before its rows are counted as damaged one by one.
         pairs = [
             (box, size)
             for box, size in zip(map(four_numbers, values), sizes, strict=True)

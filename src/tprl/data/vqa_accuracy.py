@@ -44,6 +44,7 @@ def normalized(answer: str) -> str:
     vanishes where a number has a comma; a full stop stays only before a digit. Then lower case,
     words for numbers up to ten as digits, no articles, and apostrophes mended.
     """
+    # Marks are looked for in the text before any is replaced, as the released script does.
     text = " ".join(answer.split())
     together = _COMMA_IN_NUMBER.search(text) is not None
     cleaned = text
@@ -70,6 +71,7 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     With fewer than four answers three matches cannot be left: all that are left must match then,
     and a single answer must be met exactly.
     """
+    # Of n ways to leave one out, `matches` leave out a match, and the others none.
     matches = Counter(answers)[prediction]
     if len(answers) == 1:
         return float(matches)

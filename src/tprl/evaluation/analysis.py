@@ -46,9 +46,8 @@ def by_arm(rows: Sequence[SampleRow]) -> dict[tuple[str, float | None], Scores]:
     """The scores of every pruner at every keep ratio."""
     arms: dict[tuple[str, float | None], Scores] = {}
     for row in rows:
-        arms.setdefault((row.pruner, row.keep_ratio), {}).setdefault(row.seed, {})[row.uid] = (
-            row.score
-        )
+        arm = arms.setdefault((row.pruner, row.keep_ratio), {})
+        arm.setdefault(row.seed, {})[row.uid] = row.score
     return arms
 
 
@@ -82,6 +81,7 @@ def paired(rows: Sequence[SampleRow], pruner: str) -> list[Paired]:
 
     See `difference` for how training seeds enter.
     """
+    # Bounds are no rivals, and without a shared question there is no pair.
     scores, out = by_arm(rows), []
     for (other, ratio), baseline in scores.items():
         ours = scores.get((pruner, ratio))
@@ -103,12 +103,12 @@ def with_open_sides(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[R
     seeds (around the mean, see `over_seeds`), cut at 0 and 1. Where all scores agree, the interval
     is that of `open_side`.
     """
+    # Scores by arm and metric; official numbers are no means of scores, and stay as they are.
     arms: dict[tuple[str, float | None, str], Scores] = {}
     for sample in samples:
         for metric in ("accuracy", f"accuracy/{sample.family}"):
-            arms.setdefault((sample.pruner, sample.keep_ratio, metric), {}).setdefault(
-                sample.seed, {}
-            )[sample.uid] = sample.score
+            arm = arms.setdefault((sample.pruner, sample.keep_ratio, metric), {})
+            arm.setdefault(sample.seed, {})[sample.uid] = sample.score
     pooled = {key: _over_seeds(arm) for key, arm in arms.items()}
     out = []
     for row in rows:
@@ -123,6 +123,7 @@ def _over_seeds(arm: Scores) -> tuple[int, Interval | None]:
     """How many images an arm answered, and its interval if it has several seeds."""
     uids = common(arm)
     images = [image_key(uid) for uid in uids]
+    # One seed keeps the bootstrap's interval; how many images it had still counts.
     if len(arm) < 2 or not uids:
         return len({image_key(uid) for scores in arm.values() for uid in scores}), None
     lines = []
@@ -134,6 +135,7 @@ def _over_seeds(arm: Scores) -> tuple[int, Interval | None]:
 
 def evaluation_headline(rows: Sequence[Row], differences: Sequence[Paired], pruner: str) -> str:
     """The finding in one sentence, with the numbers of the table."""
+    # The smallest budget tells methods apart.
     cells = grid(rows)
     full = next(iter(cells.get(FULL, {}).values()), None)
     main_row = cells.get(pruner, {})
@@ -155,6 +157,7 @@ def evaluation_headline(rows: Sequence[Row], differences: Sequence[Paired], prun
 
 def _distance(pair: Paired) -> str:
     """How far the other pruner is from ours, in words."""
+    # Level is what the table would print as level.
     points = f"{abs(pair.difference) * 100:.1f}"
     where = (
         "level"
@@ -179,10 +182,7 @@ def say(measured: Mapping[str, Any], differences: Sequence[Paired], guided: Guid
     for d in differences:
         where = f"{d.pruner} - {d.other} at {ratio_label(d.keep_ratio)}"
         bounds = f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
-        print(
-            f"{where}: level on every image"
-            if d.identical
-            else f"{where}: {d.difference * 100:+.1f} points {bounds}"
-        )
+        points = f"{d.difference * 100:+.1f} points {bounds}"
+        print(f"{where}: {'level on every image' if d.identical else points}")
     if guided is not None:
         print(guided_line(guided))

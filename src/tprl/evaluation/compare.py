@@ -45,6 +45,7 @@ def compare_runs(a: str, b: str) -> list[Compared]:
     Raises:
         UserError: no such run or arm, no arm in both, no question in both, or other rows or rules.
     """
+    # A named arm meets the one named in the other run, else its own name there.
     (first, arm_a), (second, arm_b) = _arms(a), _arms(b)
     _same_protocol(a, b)
     names_a = sorted({name for name, _ in first})
@@ -109,6 +110,7 @@ def _pair(x: str, y: str, ratio: float | None, ours: Scores, baseline: Scores) -
         raise UserError(
             f"compare: {x} and {y} share no question: evaluate both on the same dataset and split."
         )
+    # Over seeds and the questions that both answered.
     means = []
     for side in (ours, baseline):
         total = sum(seed[uid] for seed in side.values() for uid in uids)
@@ -119,34 +121,16 @@ def _pair(x: str, y: str, ratio: float | None, ours: Scores, baseline: Scores) -
 def comparison_table(compared: Sequence[Compared]) -> Table:
     """Percent; the difference is in points."""
     out = Table(title="a - b, score (%)", box=box.ASCII2, title_justify="left")
-    for heading in (
-        "a",
-        "b",
-        "keep ratio",
-        "questions",
-        "score a",
-        "score b",
-        "difference [95 %]",
-        "p",
-    ):
+    numbers = ("keep ratio", "questions", "score a", "score b", "difference [95 %]", "p")
+    for heading in ("a", "b", *numbers):
         out.add_column(heading, justify="left" if heading in ("a", "b") else "right")
     for row in compared:
         level = identical(row.difference, row.low, row.high)
-        change = (
-            "level"
-            if level
-            else f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
-        )
+        bounds = f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+        change = "level" if level else f"{100 * row.difference:+.1f} {bounds}"
         scores = (f"{100 * row.score_a:.1f}", f"{100 * row.score_b:.1f}")
-        out.add_row(
-            row.a,
-            row.b,
-            ratio_label(row.keep_ratio),
-            str(row.questions),
-            *scores,
-            change,
-            f"{row.p_value:.4f}",
-        )
+        about = (row.a, row.b, ratio_label(row.keep_ratio), str(row.questions))
+        out.add_row(*about, *scores, change, f"{row.p_value:.4f}")
     return out
 
 

@@ -81,6 +81,7 @@ def with_modes(
     """A trained pruner with exact budgets, and the adaptive and threshold modes that it was
     calibrated for."""
     entries = [Entry(name, pruner, ratios, seed)]
+    # Modes exist only where the run was calibrated for them.
     if pruner.serving.prices:
         adaptive = Adaptive(cast(TPRL, pruner))
         if within := _reached(adaptive, ratios):
@@ -97,6 +98,7 @@ def check_names(*groups: Sequence[Entry]) -> None:
     Raises:
         UserError: a name and seed is there twice, or a name in two groups.
     """
+    # A name may come back with another seed within a group, in another group never.
     seen = Counter((entry.name, entry.seed) for group in groups for entry in group)
     for (name, seed), count in seen.items():
         if count > 1:
@@ -169,6 +171,7 @@ def with_regions(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
 
 def _blind(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
     """Those of the entries that read regions, where none of the first questions has one."""
+    # Images are opened only where some method reads regions.
     readers = [entry for entry in entries if "region" in entry.pruner.extras]
     if not readers or any(
         sample.region for sample in taken(dataset, range(min(LOOKED_AT, len(dataset))))

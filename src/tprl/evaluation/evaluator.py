@@ -79,15 +79,16 @@ def evaluate(
     entries = feasible(entries, scorer.lvlm)
     for entry in entries:
         check_family(entry.pruner, scorer.lvlm)
+    # What any of the pruners reads is encoded once for all.
     extras = frozenset().union(*(entry.pruner.extras for entry in entries))
-    indices = range(min(limit or len(dataset), len(dataset)))[
-        distributed.rank() :: distributed.count()
-    ]
+    questions = range(min(limit or len(dataset), len(dataset)))
+    indices = questions[distributed.rank() :: distributed.count()]
     answered: list[Answered] = []
     done, total, place = 0, len(indices), dict[str, int]()
     for batch in numbered_batches(dataset, indices, batch_size):
         samples = [sample for _, sample in batch]
         _add_places(dataset, place, ((sample.uid, index) for index, sample in batch))
+        # A batch goes by its first and last row, which a restart draws alike.
         key = f"{batch[0][0]}-{batch[-1][0]}"
         if record is not None and key in record.known:
             answered += [_answered(**item) for item in record.known[key]]
@@ -102,6 +103,7 @@ def evaluate(
         tick(done, total)
     if done < total:  # damaged rows
         tick(total, total)
+    # All ranks get here, or the gathering would wait for ever.
     everything = _of_all_ranks(dataset, answered, place)
     if not everything:
         asked = min(limit or len(dataset), len(dataset))
@@ -282,20 +284,20 @@ def _answer(
     pruner, plan = entry.pruner, None
     if isinstance(pruner, LayerPruner):
         lvlm: Any = scorer.lvlm
-        plan, selection = (
-            LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers),
-            keep_all(encoded),
-        )
+        plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
+        selection = keep_all(encoded)
         scored = scorer(samples, splice(encoded, selection), plan=plan)
     else:
         selection = select_in_chunks(pruner, encoded, ratio)
         scored = scorer(samples, splice(encoded, selection))
+    # Where tokens drop between layers, a question's count is the mean over layers.
     kept = selection.per_image(encoded)
     counts = [cost.layer_mean(plan.counts(*images)) if plan else sum(images) for images in kept]
     scores = scored.score.tolist()
     out = []
     for i, sample in enumerate(samples):
         text = scored.predictions[i]
+        # A teacher-forced score has no text, and so no box.
         overlap = None
         if sample.box is not None and text is not None:
             overlap = scorer.dataset.iou(sample, text)  # type: ignore[attr-defined]
@@ -308,20 +310,15 @@ def _answer(
             # has the same facts.
             forced = sample.answers[0] if scores[i] else ""
             facts = tuple(scorer.dataset.facts(sample, forced if text is None else text))
-        out.append(
-            Answered(
-                row,
-                overlap,
-                *question_flops(scorer, encoded, i, sample, pruner, kept[i], plan),
-                facts,
-            )
-        )
+        flops = question_flops(scorer, encoded, i, sample, pruner, kept[i], plan)
+        out.append(Answered(row, overlap, *flops, facts))
     return out
 
 
 def summarize(answered: Sequence[Answered], model: str, dataset: Dataset) -> list[Row]:
     """Tidy rows: accuracy (the mean score), accuracy per family, mean IoU, and the numbers that the
     benchmark publishes as <dataset>/<name>, each with a 95 % bootstrap interval over images."""
+    # A row per arm and metric; seeds are averaged later, where tables are made.
     groups: dict[tuple[str, int, float | None], list[Answered]] = defaultdict(list)
     for item in answered:
         groups[item.row.pruner, item.row.seed, item.row.keep_ratio].append(item)
@@ -339,26 +336,13 @@ def _rows(
     ious = np.array([np.nan if item.iou is None else item.iou for item in group])
     metrics = metrics_of(names, np.array([item.row.score for item in group], dtype=float), ious)
     if isinstance(dataset, Published):
-        metrics |= {
-            f"{dataset.name}/{name}": value for name, value in _official(dataset, group).items()
-        }
-    return [
-        Row(
-            model,
-            dataset.name,
-            pruner,
-            seed,
-            ratio,
-            kept,
-            metric,
-            item.mean,
-            item.low,
-            item.high,
-            flops,
-            relative,
-        )
-        for metric, item in metrics.items()
-    ]
+        for name, value in _official(dataset, group).items():
+            metrics[f"{dataset.name}/{name}"] = value
+    place = (model, dataset.name, pruner, seed, ratio, kept)
+    rows = []
+    for metric, item in metrics.items():
+        rows.append(Row(*place, metric, item.mean, item.low, item.high, flops, relative))
+    return rows
 
 
 def _official(dataset: Published, group: Sequence[Answered]) -> dict[str, Interval]:
@@ -379,6 +363,7 @@ def metrics_of(
         scores: in [0, 1].
         ious: nan where no box was asked for.
     """
+    # Each metric is the mean of some values over some questions.
     families = np.array([family for _, family in questions], dtype=np.str_)
     images = np.array([image_key(uid) for uid, _ in questions], dtype=np.str_)
     values = {"accuracy": (scores, np.ones(len(scores), dtype=bool))}

@@ -62,6 +62,7 @@ class OfficialScore(Metric):
             raise ValueError(
                 f"{len(uids)} questions with facts of {len(facts)} answers: give one each."
             )
+        # Texts cannot be gathered between processes: their hashes can.
         self.question.append(_keys(uids).to(self.device))
         self.image.append(_keys([image_key(uid) for uid in uids]).to(self.device))
         flat = [value for row in facts for value in row]
@@ -84,6 +85,7 @@ class OfficialScore(Metric):
     ) -> dict[str, Interval]:
         """The same with cluster-bootstrap percentile intervals: images are drawn with
         replacement."""
+        # [C G] facts of images, of which the official numbers are made draw by draw.
         images = self._images()
         point = self.dataset.official(images.sum(0))
         if len(images) < 2:
@@ -107,12 +109,14 @@ class OfficialScore(Metric):
         )
         if not len(question):
             raise UserError("no question was answered, so there is no official score.")
+        # Sorted by question, so that the first answer of several to one is kept.
         values = values.reshape(len(question), -1)
         order = question.argsort(stable=True)
         first = torch.ones_like(question, dtype=torch.bool)
         first[1:] = question[order].diff() != 0
         kept = order[first]
         image, values = image[kept], values[kept]
+        # Then by image: one row of facts for each.
         by_image = image.argsort(stable=True)
         counts = image[by_image].unique_consecutive(return_counts=True)[1]
         return torch.stack(

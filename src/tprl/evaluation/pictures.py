@@ -132,6 +132,7 @@ def guided(
         right += scores[: len(samples)].tolist()
         shuffled += scores[len(samples) :].tolist()
         clusters += [image_key(sample.uid) for sample in samples]
+        # Neighbors of one image share tokens or do not; the first three images are shown.
         masks = [on_grid(encoded, i, row) for i, row in enumerate(keep)]
         start = 0
         for number in numbers:
@@ -144,9 +145,9 @@ def guided(
     tick(len(groups), len(groups))
     if not shares:
         return None
-    accuracy, other = (
-        open_side(interval(scores, clusters), len(groups)) for scores in (right, shuffled)
-    )
+    accuracy = open_side(interval(right, clusters), len(groups))
+    other = open_side(interval(shuffled, clusters), len(groups))
+    # Two random choices share as many as are kept: chance is the keep ratio.
     share = float(np.mean(shares))
     return Guided(
         pruner.name, keep_ratio, share, keep_ratio, accuracy, other, pairs, len(right), len(groups)
@@ -211,6 +212,7 @@ def gallery(
     tick(pool, pool)
     if not samples:  # the first rows are damaged, and only later ones were answered
         return []
+    # Answers of the few that are shown, with all tokens and as each pruner leaves them.
     picked = [samples[i] for i in _mixed(samples, failed, items)]
     part = scorer.lvlm.encode(picked, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
@@ -271,19 +273,14 @@ def _pair(
     masks: Sequence[NDArray[np.bool_]],
 ) -> GuidedPair:
     """The two questions of an image that share least."""
+    # The pair that shows most of what the question changes.
     couples = [(overlap(masks[i], masks[j]), i, j) for i in range(len(masks)) for j in range(i)]
     share, i, j = min(couples)
     answers = scorer.lvlm.answer(splice(encoded, TokenSelection(keep)))
     questions = (samples[i].question, samples[j].question)
     seen = last_seen(encoded, i)
-    return GuidedPair(
-        samples[i].images[-1],
-        questions,
-        (masks[i], masks[j]),
-        (answers[i], answers[j]),
-        share,
-        seen,
-    )
+    keeps, texts = (masks[i], masks[j]), (answers[i], answers[j])
+    return GuidedPair(samples[i].images[-1], questions, keeps, texts, share, seen)
 
 
 def panels(
@@ -297,23 +294,22 @@ def panels(
     """What one pruner keeps of each sample, and what the model then answers."""
     selection = pruner.select(encoded, keep_ratio)
     answers = scorer.lvlm.answer(splice(encoded, selection))
-    chances = (
-        pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid()
-        if isinstance(pruner, LearnedPruner)
-        else None
-    )
+    # Only a policy has probabilities: its logits at this budget.
+    chances = None
+    if isinstance(pruner, LearnedPruner):
+        chances = pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid()
     out = []
     for i, sample in enumerate(samples):
         keep = None if selection.extra is not None else on_grid(encoded, i, selection.keep[i])
         chance = None if chances is None else on_grid(encoded, i, chances[i]).astype(float)
-        out.append(
-            Panel(name, keep, answers[i], scorer.dataset.score(sample, answers[i]) > 0.5, chance)
-        )
+        right = scorer.dataset.score(sample, answers[i]) > 0.5
+        out.append(Panel(name, keep, answers[i], right, chance))
     return out
 
 
 def on_grid(encoded: Encoded, i: int, values: Tensor) -> NDArray:
     """[V] -> [rows columns] of the last view of the sample's last image."""
+    # Views follow each other; the last one shows the whole image.
     *others, (rows, columns) = [view for views in encoded.grids[i] for view in views]
     start = sum(r * c for r, c in others)
     return values[start : start + rows * columns].reshape(rows, columns).cpu().numpy()
@@ -330,6 +326,7 @@ def _mixed(samples: Sequence[Sample], failed: Sequence[bool], items: int) -> lis
     families = list(dict.fromkeys(sample.family for sample in samples))
     chosen: list[int] = []
     for number in range(items):
+        # A failure first where one is due, then the family whose turn it is.
         want = number % 3 == 2
         others = [i for i in range(len(samples)) if i not in chosen]
         if not others:

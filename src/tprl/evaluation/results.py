@@ -171,6 +171,7 @@ def grid(rows: Iterable[Row], metric: str = "accuracy") -> dict[str, dict[float 
     Raises:
         ValueError: rows of several models or datasets, which would be averaged into nonsense.
     """
+    # Rows that differ in their seed alone share a cell.
     groups: dict[tuple[str, float | None], list[Row]] = defaultdict(list)
     sources: set[tuple[str, str]] = set()
     for row in rows:
@@ -258,6 +259,7 @@ def accuracy_table(
     )
     table.add_column("pruner", no_wrap=True)
     columns = ratios(cells) if columns is None else columns
+    # Bold is the best of those that compete: bounds do not.
     best: dict[float | None, float] = {}
     for ratio in columns:
         column = {name: row[ratio] for name, row in cells.items() if ratio in row}
@@ -308,6 +310,7 @@ def print_in_parts(
         console = Console(
             file=console.file, width=240, color_system=None, highlight=False, emoji=False
         )
+    # As many columns as fit, at least one; what is left goes into the next part.
     unbound = console.options.update_width(10_000)
     while columns:
         tables = (make(columns[:count]) for count in range(len(columns), 0, -1))

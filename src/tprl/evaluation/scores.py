@@ -46,6 +46,7 @@ class ScoreTable:
         """The rows of `results.csv`, but for the numbers that a benchmark publishes."""
         rows = []
         for i, (pruner, seed, ratio) in enumerate(self.arms):
+            # In the order of the table: the bootstrap does not depend on it.
             present = ~np.isnan(self.score[i])
             questions = list(
                 zip(self.uids[present].tolist(), self.families[present].tolist(), strict=True)
@@ -73,10 +74,12 @@ class ScoreTable:
 def score_table(answered: Sequence[Answered], rows: Sequence[Row], main: str) -> ScoreTable:
     """The table of an evaluation and its `results.csv`."""
     cost = {(r.pruner, r.seed, r.keep_ratio): (r.kept_tokens, r.flops, r.flops_ratio) for r in rows}
+    # Columns in the order of first mention, which a dict keeps.
     uids = dict.fromkeys(item.row.uid for item in answered)
     column = {uid: j for j, uid in enumerate(uids)}
     row = {arm: i for i, arm in enumerate(cost)}
     families = dict[str, str]()
+    # [arms questions], nan until answered.
     score, iou, kept = (np.full((len(row), len(column)), np.nan) for _ in range(3))
     for item in answered:
         at = row[item.row.pruner, item.row.seed, item.row.keep_ratio], column[item.row.uid]
@@ -104,6 +107,7 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
         UserError: other models or datasets, or an arm that scored differently.
     """
     first = tables[0]
+    # Questions of all tables, each in one column whichever tables asked it.
     uids = np.array(
         list(dict.fromkeys(uid for table in tables for uid in table.uids.tolist())), dtype=np.str_
     )
@@ -127,6 +131,7 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
                     f"{arm[0]} (seed {arm[1]}, keep_ratio {arm[2]}) "
                     "scored differently in two evaluations."
                 )
+    # [arms questions] of every field, and [arms 3] of costs.
     fields = []
     for name in FIELDS:
         fields.append(np.stack([values[name] for values, _ in rows.values()]))
@@ -188,6 +193,7 @@ def read_scores(path: Path) -> ScoreTable:
 def _narrow(x: Floats) -> NDArray:
     """The same numbers in one or two bytes where they are whole and small (the largest code is
     nan), else as given."""
+    # Scores of 0 and 1, and counts of tokens, need no float.
     known = x[~np.isnan(x)]
     for kind in (np.uint8, np.uint16):
         nan = np.iinfo(kind).max

@@ -88,18 +88,13 @@ def open_side(estimate: Interval, clusters: int, z: float = 1.959963984540054) -
         clusters: how many were drawn from; 0 if that is unknown, which changes nothing.
         z: normal quantile of the coverage, 95 % as in `interval`.
     """
-    if (
-        clusters < 1
-        or not estimate.low == estimate.high == estimate.mean
-        or estimate.mean not in (0.0, 1.0)
-    ):
+    has_width = not estimate.low == estimate.high == estimate.mean
+    if clusters < 1 or has_width or estimate.mean not in (0.0, 1.0):
         return estimate
+    # Wilson's bound at p = 1 is n / (n + z^2); at p = 0 it mirrors.
     away = z**2 / (clusters + z**2)
-    return (
-        Interval(estimate.mean, 1 - away, 1.0)
-        if estimate.mean
-        else Interval(estimate.mean, 0.0, away)
-    )
+    low, high = (1 - away, 1.0) if estimate.mean else (0.0, away)
+    return Interval(estimate.mean, low, high)
 
 
 def paired_interval(
@@ -122,6 +117,7 @@ def paired_interval(
     otherwise seeds of a and b have nothing to do with each other. Raises as `interval` does.
     """
     first, second = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))
+    # Broadcasting of one row against several is meant, of samples never.
     if first.shape[1] != second.shape[1] or (same_seeds and 1 < len(first) != len(second) > 1):
         raise ValueError(
             f"paired values of shapes {first.shape} and "
@@ -135,6 +131,7 @@ def paired_interval(
     if len(counts) < 2:
         return PairedInterval(difference, float("nan"), float("nan"), float("nan"))
     means = _resampled_means(sums, counts, resamples, seed)
+    # Draws at 0 count on both sides.
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p_value = min(1.0, 2 * (tail + 1) / (resamples + 1))
     return PairedInterval(difference, *percentiles(means, level), p_value)
@@ -173,6 +170,7 @@ def over_seeds(
 def crossed(sums: Sequence[Floats], counts: Floats, level: float = 0.95) -> PairedInterval:
     """`over_seeds` of sums [S C] per seed and cluster, for each arm, and the clusters' sizes
     [C]."""
+    # [C] mean over seeds, of one arm or of the difference.
     pooled = sums[0].mean(0) - (sums[1].mean(0) if len(sums) > 1 else 0.0)
     total, clusters = counts.sum(), len(counts)
     mean = float(pooled.sum() / total)
@@ -181,6 +179,7 @@ def crossed(sums: Sequence[Floats], counts: Floats, level: float = 0.95) -> Pair
     # from a sum of squares over clusters to a variance of the mean
     per_cluster = clusters / (clusters - 1) / total**2
     parts = [(per_cluster * float(np.square(pooled - mean * counts).sum()), clusters - 1)]
+    # Spread of the seeds' means, less what residual noise of images makes of it (ANOVA).
     for arm in (arm for arm in sums if len(arm) > 1):
         means, free = arm.sum(1) / total, len(arm) - 1
         left = arm - counts * means[:, None]
@@ -194,6 +193,7 @@ def crossed(sums: Sequence[Floats], counts: Floats, level: float = 0.95) -> Pair
         return sum(part * float(student.isf(p / 2, freedom)) for part, freedom in parts) / variance
 
     error, least = variance**0.5, 1e-300
+    # Half the interval; the p-value is the level at which the interval would end at 0.
     half, away = quantile(1 - level) * error, abs(mean) / error
     p_value = brentq(lambda p: quantile(p) - away, least, 1.0) if away < quantile(least) else 0.0
     return PairedInterval(mean, mean - half, mean + half, float(p_value))
@@ -239,12 +239,8 @@ def _draws(
 def resampled_sums(sums: Floats, resamples: int, seed: int) -> Floats:
     """[resamples F] sums over as many clusters as there are, drawn with replacement from the rows
     of `sums` [C F]."""
-    return np.concatenate(
-        [
-            sums[i].sum(1)
-            for i in _draws(len(sums), resamples, np.random.default_rng(seed), sums.shape[1])
-        ]
-    )
+    draws = _draws(len(sums), resamples, np.random.default_rng(seed), sums.shape[1])
+    return np.concatenate([sums[i].sum(1) for i in draws])
 
 
 def percentiles(means: Floats, level: float) -> tuple[float, float]:

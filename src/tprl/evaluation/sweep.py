@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from tprl.data.values import several
 from tprl.errors import UserError
 from tprl.evaluation.entries import seed_of, with_modes
 from tprl.evaluation.evaluator import Entry
@@ -84,6 +85,7 @@ def read_sweep(
     Raises:
         UserError: no sweep there, nothing finished, or runs of several models or datasets.
     """
+    # What does not load is left out with its reason; the rest makes the table.
     jobs = find_jobs(directory)
     keys = tuple(key for key in _keys(jobs) if _differs(jobs, key))
     pruners: dict[Path, LearnedPruner] = {}
@@ -99,6 +101,7 @@ def read_sweep(
             f"{'; '.join(why_missing(job, keys) for job in left_out)}"
         )
     _check_same(directory, list(pruners), same)
+    # Jobs that differ in nothing but the seed share a name, and so an arm.
     arms: dict[str, Arm] = {}
     entries: list[Entry] = []
     for job in jobs:
@@ -131,6 +134,7 @@ def find_jobs(directory: Path) -> list[Job]:
         raise UserError(
             f"sweep={directory} is an evaluation, not a sweep: its numbers are in its results.csv."
         )
+    # Jobs are named by numbers: 10 comes after 9.
     if directory in runs:
         raise UserError(f"sweep={directory} is one run, not a sweep: use run={directory}.")
     runs.sort(
@@ -169,6 +173,7 @@ def _differs(jobs: Sequence[Job], key: str) -> bool:
 
 def summarize_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
     """Every metric of a table over training seeds."""
+    # Rows of one arm, ratio and metric differ in their seed alone.
     groups: dict[tuple[str, float | None, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.pruner, row.keep_ratio, row.metric].append(row)
@@ -180,18 +185,8 @@ def summarize_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
         kept = statistics.fmean(row.kept_tokens for row in same)
         flops = statistics.fmean(row.flops_ratio for row in same)
         spread = statistics.fmean(values), deviation, min(values), max(values)
-        out.append(
-            Summary(
-                arm,
-                ratio,
-                metric,
-                len(same),
-                *spread,
-                kept,
-                flops,
-                (arm, ratio_label(ratio)) in trained,
-            )
-        )
+        known = (arm, ratio_label(ratio)) in trained
+        out.append(Summary(arm, ratio, metric, len(same), *spread, kept, flops, known))
     return out
 
 
@@ -233,19 +228,15 @@ def _left(path: Path, kind: type[DictConfig] | type[ListConfig] = DictConfig) ->
 
 def _arm(job: Job, keys: Sequence[str], pruner: str) -> Arm:
     swept = {key: job.settings.get(key, "(not set)") for key in keys}
+    # The last part of a key names it, unless two keys end alike.
     last = [key.rpartition(".")[2] for key in keys]
     short = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
     name = " ".join(f"{key}={value}" for key, value in zip(short, swept.values(), strict=True))
+    # stage=all has its kept fractions under ppo, a single stage in its module.
     stage = _left(_finished(job) / "config.yaml").get("stage", {})
     part = stage.get("ppo", stage)
     trained_ratio = part.get("module", part).get("keep_ratio")
-    ratios = (
-        []
-        if trained_ratio is None
-        else trained_ratio
-        if OmegaConf.is_list(trained_ratio)
-        else [trained_ratio]
-    )
+    ratios = several(trained_ratio)
     return Arm(name or pruner, swept, tuple(float(ratio) for ratio in ratios))
 
 

@@ -18,17 +18,14 @@ def log_results(logger: object, rows: Sequence[Row]) -> None:
         return
     import wandb
 
+    # A pruner that decides alone has no ratio: its kept tokens over all tokens are one.
     visual = next((row.kept_tokens for row in rows if row.pruner == FULL), None)
     points: dict[tuple[str, int, float], dict[str, float]] = defaultdict(dict)
     for row in rows:
         name = f"eval/{row.pruner}" + (f"/seed{row.seed}" if row.seed else "")
-        ratio = (
-            row.keep_ratio
-            if row.keep_ratio is not None
-            else row.kept_tokens / visual
-            if visual
-            else None
-        )
+        ratio = row.keep_ratio
+        if ratio is None and visual:
+            ratio = row.kept_tokens / visual
         if ratio is not None:
             values = {
                 row.metric: row.value,

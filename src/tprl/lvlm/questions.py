@@ -93,7 +93,9 @@ class QuestionFinder:
 
     def _start(self, line: Sequence[int]) -> int | None:
         """Behind the opening of the last user turn; None where there is none."""
+        # A later turn opens behind an answer or a system text; the first one opens the prompt.
         ends = [_last(line, opening, 0) for opening in self.openings]
+        # A BOS, or the lack of one, may differ from the template's: compared without specials.
         begin = next((at for at, token in enumerate(line) if token not in self.special), 0)
         first = [token for token in self.first if token not in self.special]
         if line[: len(self.first)] == self.first:
@@ -105,6 +107,7 @@ class QuestionFinder:
 
     def _stop(self, line: Sequence[int], start: int, begin: str) -> int:
         """Where the turn that starts at `start` ends."""
+        # The prompt ends with the opening of an answer, or where the turn is shut.
         for ending in (self.tail, self.shut):
             end = _last(line, ending, start) if self._has_words(ending) else None
             if end is not None:
@@ -124,6 +127,7 @@ class QuestionFinder:
         for at in range(start, stop + 1):
             if at < stop and line[at] not in self.special:
                 continue
+            # What stands between two special tokens, white space aside.
             first, last = self._trimmed(line, begin, at)
             if self._image_before(line, first) and line[first:last][: len(self.head)] == self.head:
                 first += len(self.head)
@@ -169,6 +173,7 @@ class QuestionFinder:
 
     def _learn_turn(self) -> None:
         """What the template writes around one turn, and beside an image in it."""
+        # Renderings that differ in the question alone: what they share is the template's.
         asked = [self._render([("user", [IMAGE, question])]) for question in QUESTIONS]
         ended = [self._render([("user", [question])], ends=True) for question in QUESTIONS]
         before = [self._render([("user", [question, IMAGE])]) for question in QUESTIONS]
@@ -177,6 +182,7 @@ class QuestionFinder:
         self.shut = self._bare(_common_end(ended))
         self.first = self._bare(_common(alone))
         self.head = self._bare(self._plain(_common([self._after_image(ids) for ids in asked])))
+        # Words that the template puts before an image, where users may write before one.
         leads = [ids[: ids.index(self.image_token)] for ids in before if self.image_token in ids]
         same = not leads or all(ids == leads[0] for ids in leads)  # the image stands first anyway
         self.lead = [] if same else self._bare(self._plain(_common_end(leads)))
@@ -193,6 +199,7 @@ class QuestionFinder:
             return self._render(turns)
 
         try:
+            # Same up to the question, same from behind the answer on: the overlap lies between.
             before = _common([second(ANSWERS[0], question) for question in QUESTIONS])
             after = _common_end([second(answer, QUESTIONS[0]) for answer in ANSWERS])
         # by the template, or by what it does to its parts
@@ -215,6 +222,7 @@ class QuestionFinder:
             return self._render([("system", [system]), ("user", [question])])
 
         try:
+            # As in `_next_turn`, with a system text in place of the answer.
             before = _common([asked(SYSTEMS[0], question) for question in QUESTIONS])
             after = _common_end([asked(system, QUESTIONS[0]) for system in SYSTEMS])
         except (TemplateError, TypeError):  # a template without system texts has no place for them

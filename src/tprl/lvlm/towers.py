@@ -48,7 +48,7 @@ class StockBlock:
         query, keys, values = (
             split_heads(project(normed), attention.num_heads) for project in projections
         )
-        # `bias` is log size for merged tokens, and -inf for padding: [I 1 1 M].
+        # `bias` is the log of the patches that a token stands for: [I 1 1 M].
         mixed = scaled_dot_product_attention(
             query, keys, values, bias.to(query), scale=attention.scale
         )

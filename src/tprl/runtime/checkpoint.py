@@ -88,6 +88,7 @@ class SaveEvery(pl.Callback):
             return
         # This batch is counted as completed only after the callbacks.
         progress = trainer.fit_loop.epoch_loop.batch_progress
+        # All ranks decide alike: a rank that went on alone would wait for ever in the next step.
         done = progress.total.completed + 1
         stops = trainer.strategy.reduce_boolean_decision(signals.asked() is not None, all=False)
         if stops or progress.is_last_batch or done % self.every == 0:
@@ -122,6 +123,7 @@ class SaveEvery(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        # Between epochs the next batches are still to be drawn: see `on_fit_start`.
         ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         where = {
             "draws": draws(),
@@ -135,11 +137,8 @@ class SaveEvery(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         where = checkpoint[KEY]
-        self.draws, self.between_epochs, self.row = (
-            where["draws"],
-            where["between_epochs"],
-            where["row"],
-        )
+        self.draws, self.row = where["draws"], where["row"]
+        self.between_epochs = where["between_epochs"]
         keep_rows(trainer.loggers, where["rows"])
         # Ours are: stages keep their own position.
         warnings.filterwarnings(
@@ -211,6 +210,7 @@ class Finished:
     def __init__(self, directory: Path, resume: bool) -> None:
         self.path, self.parts = directory / PARTS, list[str]()
         self.state: dict[str, Any] | None = None
+        # A damaged checkpoint stops the run now, not after hours in the part that needs it.
         if resume and self.path.is_file():
             saved = load(self.path, "parts", "state")
             self.parts, self.state = saved["parts"], saved["state"]
@@ -267,6 +267,7 @@ def load(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
 
 def draws() -> dict[str, Any]:
     """The states of all random number generators, as tensors and plain values."""
+    # Plain values, since `weights_only` loads no arrays of NumPy.
     name, keys, *numbers = np.random.get_state()
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
     return states | {

@@ -55,6 +55,7 @@ def join() -> None:
     )
     if launcher is None or launcher.world_size() == 1:
         return
+    # Lightning and torch read these, whoever started the processes.
     os.environ |= {
         "MASTER_ADDR": launcher.main_address,
         "MASTER_PORT": str(launcher.main_port),
@@ -66,6 +67,7 @@ def join() -> None:
     dist.init_process_group(
         _backend(), timeout=PATIENCE, rank=launcher.global_rank(), world_size=launcher.world_size()
     )
+    # Clocks of machines differ: rank 0's moment names the directory of all.
     os.environ[STARTED] = gathered(os.environ.get(STARTED) or time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
 
 
@@ -89,11 +91,11 @@ def launch_ranks(trainer: Mapping[str, Any]) -> None:
                 f"{count()} processes were started, and this trainer is for one: set trainer=ddp."
             )
         return
+    # Ranks start here, before models are loaded; the Trainer then finds them started.
     places = {name: trainer[name] for name in PLACES if name in trainer}
     try:
-        Fabric(
-            **places, strategy=DDPStrategy(process_group_backend=_backend(), timeout=PATIENCE)
-        ).launch()
+        strategy = DDPStrategy(process_group_backend=_backend(), timeout=PATIENCE)
+        Fabric(**places, strategy=strategy).launch()
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         asked = ", ".join(f"trainer.{name}={value}" for name, value in places.items())
         raise UserError(
@@ -122,6 +124,7 @@ def share(batch: Any) -> Any:
     Where none is left for it, the first one, whose `weight` is 0: a rank that left a step out would
     stop all others.
     """
+    # Dealt out in turns, so that shares differ by one entry at most.
     local = batch[rank() :: count()]
     return local if len(local) else batch[:1]
 
@@ -129,6 +132,7 @@ def share(batch: Any) -> Any:
 def local_part(part: Int[Tensor, " M"]) -> tuple[Int[Tensor, " m"], float]:
     """(where this rank has the prompts of a minibatch, the weight of their mean); of a part that is
     all others', the first prompt without weight (see `share`)."""
+    # `share` dealt prompt p to rank p mod R, as its number p div R.
     local = part[part % count() == rank()] // count()
     weight = len(local) * count() / len(part)
     return (local if len(local) else torch.zeros(1, dtype=torch.long)), weight

@@ -92,6 +92,7 @@ def sealing(path: Path, content: str | bytes | memoryview) -> Generator[None, No
     """
     sums = _sums(path)
     try:
+        # Old checksums first, old and new together while the file changes, new ones last.
         before = _noted(path) or []
     except Damaged:
         before = []
@@ -147,6 +148,7 @@ def open_row(line: bytes) -> Any:
     Raises:
         Damaged: the line was cut or changed.
     """
+    # The checksum is of the bytes of the value, which are parsed only when they are whole.
     if line.startswith(b"{"):  # no checksum
         return _parsed(line)
     match = ROW.fullmatch(line)
@@ -190,12 +192,10 @@ def _verified(path: Path, read: Callable[[], T], digest: Callable[[T], str]) -> 
         if noted is None or digest(content) in noted:
             return content
         if _noted(path) == noted:  # otherwise another process is just replacing the file
+            if not path.stat().st_size:
+                raise Damaged("it is empty")
             where = f"{SUMS}/{_sums(path).name}"
-            raise Damaged(
-                f"its content differs from its checksum in {where}"
-                if path.stat().st_size
-                else "it is empty"
-            )
+            raise Damaged(f"its content differs from its checksum in {where}")
 
 
 def _checksum_of_file(path: Path) -> str:

@@ -34,9 +34,11 @@ def check_finite(
     Raises:
         UserError: nan or inf; names the value and the samples.
     """
+    # One number of all values, and so one wait for the device and one exchange.
     finite = torch.stack([value.detach().isfinite().all() for value in values.values()]).all()
     if bool(finite if alone else distributed.stacked(finite.float()).all()):
         return
+    # Only now, when the run ends anyway: which values and which samples, of all ranks.
     local = _not_finite(values, uids, axis)
     reports = [local] if alone else distributed.gathered(local)
     broken = set().union(*reports)
@@ -80,14 +82,13 @@ def _not_finite(
     problems = {}
     for name, value in values.items():
         bad = ~value.detach().isfinite()
+        # A scalar, such as a loss, is of all samples.
         if bool(bad.any()):
-            rows = (
-                bad.movedim(axis, 0).flatten(1).any(1).tolist() if bad.ndim else [True] * len(uids)
-            )
-            problems[name] = (
-                _kind(value),
-                [uid for uid, wrong in zip(uids, rows, strict=True) if wrong],
-            )
+            rows = [True] * len(uids)
+            if bad.ndim:
+                rows = bad.movedim(axis, 0).flatten(1).any(1).tolist()
+            samples = [uid for uid, wrong in zip(uids, rows, strict=True) if wrong]
+            problems[name] = (_kind(value), samples)
     return problems
 
 

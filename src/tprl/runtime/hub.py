@@ -19,6 +19,7 @@ def within_reach(source: str) -> bool:
     if Path(source).is_dir():
         return True
     try:
+        # The cache is asked before the network.
         if isinstance(try_to_load_from_cache(source, "config.json"), str):
             return True
     except HFValidationError:

@@ -71,12 +71,14 @@ class MetricsCSV(CSVLogger):
                     count,
                 )
             return
+        # Rows behind the mark are of iterations that the resumed run does again.
         rows = self._read()[:count]
         if len(rows) < count or (checksum is not None and count and _checksum(rows) != checksum):
             raise UserError(
                 f"{self.path} is damaged (its first {count} rows are not those that the checkpoint "
                 "counts): move it away, and the run goes on without these rows."
             )
+        # Columns that only cut rows had filled go too.
         names = sorted({name for row in rows for name, value in row.items() if value != ""})
         self._experiment = None  # a writer knows the columns of the file it began with
         if rows:

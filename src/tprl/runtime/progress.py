@@ -44,6 +44,7 @@ class Progress:
             return None
         if in_terminal():
             return self._draw(done, total, note)
+        # A line whenever another 1 / `lines` of the whole is done, and at the end.
         if done < total and done * self.lines < (self.shown + 1) * total:
             return None
         self.shown = done * self.lines // total
@@ -84,6 +85,7 @@ class Progress:
 
     def _rest(self, spent: float, done: int, total: int) -> str:
         """Time to go at the rate until now, and that rate."""
+        # What an earlier run has done took no time of this one.
         rate = max(done - self.before, 1) / max(spent, 1e-3)
         return f"{clock((total - done) / rate)}  {rate:.3g}/s"
 
@@ -131,9 +133,8 @@ class FitProgress(pl.Callback):
         assert self.total is not None
         self.done += 1
         metrics = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
-        self.progress(
-            self.done, self.total, "  ".join(f"{k} {float(v):.3f}" for k, v in metrics.items())
-        )
+        note = "  ".join(f"{name} {float(value):.3f}" for name, value in metrics.items())
+        self.progress(self.done, self.total, note)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.close()

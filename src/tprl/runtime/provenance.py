@@ -30,9 +30,7 @@ def provenance() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
         "devices": torch.cuda.device_count() if cuda else 1,
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        "cores": _cores(),
         "threads": torch.get_num_threads(),
         "command": sys.argv,
     }
@@ -41,6 +39,7 @@ def provenance() -> dict[str, Any]:
 
 def origin() -> dict[str, str]:
     """`date`, `commit` (where this code is a git clone), `hardware` and `versions`, in words."""
+    # In words, for people; `provenance` has the same as values.
     git, machine = provenance().values()
     changed = " with local changes" if git.get("dirty") else ""
     known = {"commit": git["commit"][:10] + changed} if git else {}
@@ -64,9 +63,8 @@ def _git(root: Path) -> dict[str, Any]:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
 
     if not (root / ".git").exists():  # installed from a wheel, perhaps within somebody else's clone
         return {}
@@ -75,6 +73,13 @@ def _git(root: Path) -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):  # no git, no commit yet, somebody else's files
         return {}
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

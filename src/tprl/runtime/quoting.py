@@ -24,6 +24,7 @@ def escaped(value: Any) -> Any:
     """Plain containers whose texts OmegaConf reads as they are: `${` would begin an
     interpolation."""
     if isinstance(value, str):
+        # Backslashes before `${` count double once it is escaped.
         return INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", value)
     if isinstance(value, Mapping):
         return {key: escaped(item) for key, item in value.items()}

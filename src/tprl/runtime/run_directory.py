@@ -71,6 +71,7 @@ def locked(directory: Path) -> Generator[None, None, None]:
 
 def begin(directory: Path, overrides: Sequence[str]) -> None:
     """Mark a directory as that of a run with these settings that has not finished."""
+    # Markers of an earlier run go before its successor says that it has begun.
     sweep(directory)
     for name in (DONE, FAILED):
         remove(directory / name)
@@ -156,6 +157,7 @@ def read_yaml(
 def ways_on(directory: Path, damaged: Path) -> str:
     """How to go on when a checkpoint of a run is damaged: from its newest state that is whole."""
     aside = f"move {damaged.name} away and give resume={directory} again"
+    # From the newest state to the oldest: a part, a pruner, nothing.
     parts = directory / PARTS
     if damaged != parts and _is_whole(parts):
         return f"{aside}; {PARTS} is whole, and the run goes on after the last part in it"

@@ -36,6 +36,7 @@ class _Requests:
         self.waits = False
 
     def handle(self, number: int, frame: Any) -> None:
+        # The second signal gets what the system does by default.
         if self.number is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

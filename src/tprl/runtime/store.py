@@ -48,6 +48,7 @@ class Cache:
         Raises:
             UserError: it cannot be written.
         """
+        # Sorted keys: the same facts give the same digest.
         meta = json.dumps({"format": FORMAT, **self.about, **more}, indent=1, sort_keys=True)
         folder = self.root / f"{kind}-{hashlib.blake2b(meta.encode(), digest_size=8).hexdigest()}"
         with _writing(folder):
@@ -120,12 +121,11 @@ class Shards:
         first, stop = self.ranges[place]
         if self.paths[place].exists():
             log.warning("%s is damaged: its rows are computed again", self.paths[place])
+        # Room for all that is missing is asked for at the first shard, not when the disk is full.
         contents = save(make(first, stop))
         missing = self.rows - self.done
-        needed, free = (
-            len(contents) * missing // (stop - first),
-            shutil.disk_usage(self.folder).free,
-        )
+        needed = len(contents) * missing // (stop - first)
+        free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
                 f"{self.folder} needs about {needed / 1e9:.2g} GB for the {missing} questions "
@@ -166,6 +166,7 @@ class Record:
             return
         with _writing(self.path), self.path.open("a+b") as file:
             _locked(file, wait=True)  # released when the file is closed
+            # A killed writer may have left half a line: the next one starts on its own.
             torn = file.seek(0, os.SEEK_END) > 0 and _last_byte(file) != b"\n"
             file.write(b"\n" * torn + sealed_row(dict(measured)) + b"\n")
 

@@ -94,6 +94,7 @@ class Tracker(WandbLogger):
         """Log values that belong together, to be drawn over `axis`."""
 
         def act(run: Any) -> None:
+            # A metric is defined before its first value, or W&B draws it over steps.
             for name in (axis, *row):
                 if name not in self._defined:
                     run.define_metric(name, **({} if name in AXES else {"step_metric": axis}))
@@ -129,11 +130,13 @@ class Tracker(WandbLogger):
     def _fall_back(self, error: Exception) -> None:
         """Go on in an offline run, or in none if that fails too. One line says so, with the way
         back."""
+        # Forgotten first: tearing down may fail in the same way.
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         broken: Any = self._experiment
         self._defined, self._experiment = set(), None
         paths = [] if broken is None else [str(Path(broken.dir).parent)]
         _tear_down()
+        # Once offline, then not at all: no third attempt.
         if not self._failed:
             self._failed = True
             self._wandb_init |= {"mode": "offline", "resume": None}

@@ -32,22 +32,18 @@ def measure_episodes(
     asked, states = [*rows] * steps, (steps, len(rows))
     # Scores against answers; those with all tokens are measured once per question.
     if needs & LABELS:
-        full, scored = (
-            scorer.full(samples, encoded),
-            scorer.selections(samples, encoded, asked, keep),
-        )
-        fields["log_prob"] = torch.cat(
-            [full.log_prob[rows].unsqueeze(0), scored.log_prob.view(states)]
-        )
+        full = scorer.full(samples, encoded)
+        scored = scorer.selections(samples, encoded, asked, keep)
+        log_prob, score = full.log_prob[rows].unsqueeze(0), full.score[rows].unsqueeze(0)
+        fields["log_prob"] = torch.cat([log_prob, scored.log_prob.view(states)])
         if "score" in needs:
-            fields["score"] = torch.cat([full.score[rows].unsqueeze(0), scored.score.view(states)])
+            fields["score"] = torch.cat([score, scored.score.view(states)])
     # Agreement with the model's own answers needs no label; row 0 agrees by definition.
     if needs & FIDELITY:
         kl, same = scorer.fidelities(encoded, asked, keep)
-        fields["answer_kl"] = torch.cat([torch.zeros_like(kl[: len(rows)]), kl]).view(-1, len(rows))
-        fields["agreement"] = torch.cat([torch.ones_like(same[: len(rows)]), same]).view(
-            -1, len(rows)
-        )
+        none, every = torch.zeros_like(kl[: len(rows)]), torch.ones_like(same[: len(rows)])
+        fields["answer_kl"] = torch.cat([none, kl]).view(-1, len(rows))
+        fields["agreement"] = torch.cat([every, same]).view(-1, len(rows))
     if "flops" in needs:
         fields["flops"] = flops_of_states(
             scorer, pruner, [samples[i] for i in rows], encoded.rows(rows), rollout
@@ -67,6 +63,7 @@ def flops_of_states(
     rows: list[list[float]] = [[] for _ in range(len(states) + 1)]
     for t, kept in enumerate(states):
         for i, sample in enumerate(samples):
+            # State 0 has all tokens: its cost is the unpruned one, the same in every state.
             cost, whole = question_flops(scorer, encoded, i, sample, pruner, kept[i])
             rows[t + 1].append(cost)
             if t == 0:

@@ -41,16 +41,15 @@ def question_parts(
     """`question_flops` part by part (see `cost.total`), for an answer of so many tokens; choosing
     is `selector`."""
     shape: cost.LVLMShape = lvlm.shape
-    images = (
-        encoded.image_of[i][encoded.visual_mask[i]]
-        .bincount(minlength=len(encoded.grids[i]))
-        .tolist()
-    )
+    # Visual tokens of each image of question i, and all other tokens of its prompt.
+    image_of = encoded.image_of[i][encoded.visual_mask[i]]
+    images = image_of.bincount(minlength=len(encoded.grids[i])).tolist()
     text = int(encoded.attention[i].sum()) - sum(images)
     tiles = sum(encoded.tiles[i], ())
     full = _parts(shape, text, sum(images), answer, tiles)
     if pruner.name == KeepAll.name:
         return full, full
+    # A plan gives each layer its own number of tokens; else all compute what is kept.
     if plan is not None:
         pruned = _parts(shape, text, tuple(plan.counts(*images)), answer, tiles)
         selector = plan.flops(shape.lm, text, *images)
@@ -63,11 +62,8 @@ def question_parts(
             tiles = sum(smaller, ())
         pruned = _parts(shape, text, sum(kept), answer, tiles)
         if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-            selector = sum(
-                chooser.flops_by_part(
-                    sum(images), int(encoded.question[i].sum()), sum(kept)
-                ).values()
-            )
+            words = int(encoded.question[i].sum())
+            selector = sum(chooser.flops_by_part(sum(images), words, sum(kept)).values())
         else:
             selector = sum(
                 chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True)

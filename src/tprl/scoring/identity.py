@@ -89,6 +89,7 @@ def of_weights(owner: Any) -> str | None:
     module or of the modules among an object's attributes; None where there is none."""
     parts = [] if owner is None else [owner, *vars(owner).values()]
     modules = [part for part in parts if isinstance(part, nn.Module)]
+    # Names, types and shapes are all read, of numbers only some.
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in (pair for module in modules for pair in module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -143,10 +144,10 @@ def _there(value: Any) -> bool:
 
 
 def _sampled(tensor: Tensor) -> bytes:
+    # Evenly spaced, so that a change anywhere is likely seen; as bytes, nan included.
     flat = tensor.detach().flatten()
-    return (
-        flat[:: max(1, len(flat) // NUMBERS)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
-    )
+    numbers = flat[:: max(1, len(flat) // NUMBERS)].contiguous().cpu()
+    return numbers.view(torch.uint8).numpy().tobytes()
 
 
 def _digest(contents: bytes) -> str:

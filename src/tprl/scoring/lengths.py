@@ -44,6 +44,7 @@ def reference_lengths(
     """Count the questions of which no reference answer can be written; `first_only` looks at the
     first answer alone, which is the one that teaches."""
     bound, rows, too_long, needed = lvlm.max_new_tokens, 0, 0, 0
+    # A question can be answered where the shortest of its references fits.
     for answers in dataset.references(limit):
         rows += 1
         texts = answers[:1] if first_only else answers
@@ -78,6 +79,7 @@ def check_lengths(
     bound = getattr(lvlm, "max_new_tokens", None)
     if bound is None:
         return
+    # Without a list of references only what the dataset says of its answers is known.
     if not isinstance(dataset, Referenced):
         usual = getattr(dataset, "answer_tokens", 0)
         if usual > bound:

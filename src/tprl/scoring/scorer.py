@@ -89,20 +89,17 @@ class Scorer:
         read = [i for i in range(len(samples)) if "log_prob" in self.needs or i not in set(written)]
         log_prob, score = unknown.clone(), unknown.clone()
         if read:
-            part = (
-                prompt
-                if len(read) == len(samples)
-                else prompt.rows(torch.tensor(read, device=unknown.device))
-            )
+            part = prompt
+            if len(read) < len(samples):
+                part = prompt.rows(torch.tensor(read, device=unknown.device))
             answers = [samples[i].answers[0] if targets is None else targets[i] for i in read]
             values, exact = self.lvlm.score(part, answers, **how)
             log_prob[read], score[read] = values, exact.float()
         if "score" not in self.needs:
             return Scored(unknown, log_prob, texts)
         if written:
-            answers = self.lvlm.answer(
-                prompt.rows(torch.tensor(written, device=prompt.embeds.device)), **how
-            )
+            part = prompt.rows(torch.tensor(written, device=prompt.embeds.device))
+            answers = self.lvlm.answer(part, **how)
             for i, text in zip(written, answers, strict=True):
                 score[i], texts[i] = self.dataset.score(samples[i], text), text
         return Scored(score, log_prob, texts)
@@ -154,6 +151,7 @@ class Scorer:
         reference decides, a right answer is the reference.
         """
         targets = [sample.answers[0] for sample in samples]
+        # Where an exact match decides, a right answer and the reference are one text.
         open_ended = [
             i for i, sample in enumerate(samples) if not self.dataset.teacher_forced(sample)
         ]
@@ -166,6 +164,7 @@ class Scorer:
     def texts(self, encoded: Encoded) -> list[Utterance]:
         """What the model answers with all visual tokens, from memory where this scorer has asked
         before."""
+        # Greedy answers with all tokens do not change: asked for once.
         fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said.known]
         if fresh:
             part = encoded.rows(fresh)
@@ -220,6 +219,7 @@ def selected(
 ) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
     """The prompts of N selections, and which they are: from short to long, as many at a time as the
     limits allow."""
+    # Prompts are padded to the longest: those of like length go together.
     question = torch.tensor([*rows], device=keep.device)
     text = encoded.attention.sum(1) - encoded.visual_mask.sum(1)
     size = max(1, min(AT_ONCE, TOKENS_AT_ONCE // encoded.attention.shape[1]))

@@ -51,13 +51,16 @@ class ServedScore:
         self.keep_ratios = tuple(keep_ratios)
         self.scorer = Scorer(lvlm, dataset)
         self.batches: list[tuple[list[Sample], Encoded]] = []
+        # Cut by number before ranks share them: every rank count judges on the same questions.
         numbers = [(first + i) % len(dataset) for i in range(_size(dataset, limit))]
         share = distributed.share(numbers)
         for batch in numbered_batches(dataset, share, batch_size):
             samples = [sample for _, sample in batch]
             self.batches.append((samples, lvlm.encode(samples)))
+        # All ranks raise or none does: one alone would leave the others waiting.
         if not all(distributed.gathered(bool(self.batches))):
             raise _nothing_left(dataset, limit)
+        # The model's own answers become the labels, and `Agreement` their rule.
         if not labels:
             answers = [
                 lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches
@@ -79,11 +82,11 @@ class ServedScore:
         out: dict[str, float] = {}
         total = 0.0
         for ratio in self.keep_ratios:
+            # Selections at each ratio start from the encodings of `__init__`.
             right = 0.0
             for (samples, encoded), targets in zip(self.batches, self.targets, strict=True):
-                scored = self.scorer(
-                    samples, splice(encoded, select_in_chunks(pruner, encoded, ratio)), targets
-                )
+                prompt = splice(encoded, select_in_chunks(pruner, encoded, ratio))
+                scored = self.scorer(samples, prompt, targets)
                 right += float(scored.score.sum())
                 total += float(scored.log_prob.sum())
             out[f"accuracy@{ratio:.3f}"] = self._mean(right)
@@ -103,6 +106,7 @@ class ServedScore:
     def _mean(self, total: float) -> float:
         """Over the questions of all ranks, of a sum over this rank's; the same number on every
         rank."""
+        # float64, so that the sum over ranks is the sum over questions to the last digit shown.
         totals = torch.tensor(
             [total, sum(len(chunk) for chunk, _ in self.batches)], dtype=torch.float64
         )

@@ -37,6 +37,7 @@ def choose(pruner: Any, images: Sequence[Image], keep_ratio: float) -> list[Kept
 
     Images of the same size are chosen together; what is kept of one does not depend on the others.
     """
+    # One batch per size: padding would cost, and no pruner needs it.
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(images):
         groups.setdefault(tuple(image.tokens.shape), []).append(number)
@@ -78,7 +79,9 @@ def as_prompts(images: Sequence[Image]) -> Encoded:
         line[: len(image.words)] = text
         return line
 
+    # Words first, the image last: all images end, and so begin, in one column.
     attention = lined(lambda image: flags(image, True, True))
+    # Words stand at 0: what is kept takes its positions along, whatever the words have.
     places = lined(lambda image: image.places.T)
     has_deep = images[0].deep is not None
     at = torch.arange(words, length, device=attention.device).expand(len(images), -1)

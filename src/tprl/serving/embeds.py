@@ -52,6 +52,7 @@ def pruned_embeds(
         UserError: as `tprl.prune`, a pruner that cannot be served, or a model whose deeper layers
             read images too.
     """
+    # The handle serves as a checked view of the model: its `generate` is never called.
     with prune(model, pruner, keep_ratio, processor=processor, positions="compact") as pruning:
         check_servable(pruning.pruner)
         ids = inputs["input_ids"].to(pruning.lvlm.device)
@@ -67,10 +68,10 @@ def pruned_embeds(
         log.warning(COST)
     embeds = []
     for row, grids in enumerate(encoded.grids):
+        # An engine takes embeddings image by image.
         visual, image_of = prompt.visual[row], prompt.image[row]
-        embeds.append(
-            [prompt.embeds[row, visual & (image_of == image)] for image in range(len(grids))]
-        )
+        kept = [visual & (image_of == image) for image in range(len(grids))]
+        embeds.append([prompt.embeds[row, columns] for columns in kept])
     return embeds
 
 

@@ -35,6 +35,7 @@ def check_export(lvlm: Any, pruner: Any, settings: Settings) -> None:
     Raises:
         UserError: a family, a pruner or weights for which there is no class.
     """
+    # The pruner alone, then whether it fits the model, then the model's own state.
     check_servable(pruner)
     kind = getattr(lvlm, "model_type", lvlm.name)
     if kind not in ARCHITECTURES:
@@ -45,6 +46,7 @@ def check_export(lvlm: Any, pruner: Any, settings: Settings) -> None:
     check_family(pruner, lvlm)
     check_width(pruner, lvlm.width, lvlm.name)
     check_weights(lvlm)
+    # The plugin turns keys by places of single tokens, which other kinds of RoPE do not have.
     rope = getattr(lvlm.model.config.text_config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", "default")
     if settings.positions == "keep" and kind != "default":
@@ -70,6 +72,7 @@ def write_folder(lvlm: FrozenLVLM, pruner: Any, settings: Settings, folder: Path
     """
     check_export(lvlm, pruner, settings)
     folder.mkdir(parents=True, exist_ok=True)
+    # The config comes last: without our keys the folder is not taken for an export.
     lvlm.model.save_pretrained(folder)
     if lvlm.model_type == "llava":
         rename_weights(folder, with_vision_model)
@@ -94,6 +97,7 @@ def write_processor(lvlm: FrozenLVLM, folder: Path) -> str:
             f"{lvlm.name} has no chat template, and chats "
             "are what an engine is asked: set one first."
         )
+    # Parts that the tokenizer and image processor do not save are copied from the source.
     source = find_model(getattr(lvlm.model, "name_or_path", "") or "?")
     if getattr(lvlm.processor, "video_processor", "none") is not None:
         lvlm.processor.save_pretrained(folder)
@@ -120,6 +124,7 @@ def check_wording(lvlm: FrozenLVLM, template: str) -> None:
         return
     ours = lvlm.render(sample)
     content = [{"type": "image"}, {"type": "text", "text": sample.question}]
+    # A sample without images: only the words around them can differ.
     stock = lvlm.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
         chat_template=template,

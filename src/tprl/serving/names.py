@@ -33,6 +33,7 @@ def rename_weights(folder: Path, rename: Callable[[str], str]) -> int:
         draft = path.with_suffix(".draft")
         save_file(weights, draft, metadata=metadata)
         draft.replace(path)
+    # The index names weights too, where there are several files.
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text())
         index["weight_map"] = {rename(name): file for name, file in index["weight_map"].items()}

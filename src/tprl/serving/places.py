@@ -35,6 +35,7 @@ def with_places(tokens: Float[Tensor, "K D"], places: Int[Tensor, "P K"]) -> Flo
             f"an image has a token at place {int(places.max())}, and {LARGEST} is the largest that "
             "can be written: give the engine smaller images, or serve with positions=compact."
         )
+    # [K 2 P]: all high digits, then all low ones.
     digits = torch.cat([places // BASE, places % BASE]).T
     return torch.cat([tokens, digits.to(tokens)], 1)
 
@@ -61,10 +62,9 @@ def spans(
     """
     line = torch.as_tensor(ids) == image_token
     edges = torch.nn.functional.pad(line.int(), (1, 1)).diff()
-    starts, ends = (
-        (edges == 1).nonzero().flatten().tolist(),
-        (edges == -1).nonzero().flatten().tolist(),
-    )
+    starts = (edges == 1).nonzero().flatten().tolist()
+    ends = (edges == -1).nonzero().flatten().tolist()
+    # Of images that follow each other, a run is cut at the known length.
     images: list[Span] = []
     for start, end in zip(starts, ends, strict=True):
         size = end - start if length is None else length
@@ -86,6 +86,7 @@ def text_positions(total: int, images: Sequence[Span], extents: Sequence[int]) -
     """
     positions = torch.arange(total)
     for (start, length), extent in zip(images, extents, strict=True):
+        # An image holds one position until `rewritten`; text after it moves by what was dropped.
         begin = int(positions[start])
         positions[start : start + length] = begin
         positions[start + length :] += extent - length
@@ -112,6 +113,7 @@ def rewritten(
             an image.
         computed: tokens of the prompt that are in the cache already.
     """
+    # [P N] of this chunk, which fill the first columns of images that are not computed yet.
     rows = torch.cat(list(places), 1).to(positions.device) if places else positions[:, :0]
     columns, begins = [], []
     for column, begin in _columns(positions, images, extents):

@@ -36,10 +36,12 @@ def engine_prompt(prompt: Prompt, row: int, count: int) -> EnginePrompt:
         UserError: two images without text between them, or positions that are not those of an
             unpruned prompt with gaps.
     """
+    # Engines get prompts without padding.
     real = prompt.attention[row].cpu()
     ids, visual = prompt.input_ids[row].cpu()[real], prompt.visual[row].cpu()[real]
     embeds, positions = prompt.embeds[row].cpu()[real], prompt.positions[:, row].cpu()[:, real]
     images = kept_spans(visual, prompt.image[row].cpu()[real])
+    # An image begins one position after the text before it: places count from there.
     begins = [int(positions[0, start - 1]) + 1 if start else 0 for start, _ in images]
     tokens, places = [], []
     for (start, length), begin in zip(images, begins, strict=True):
@@ -47,6 +49,7 @@ def engine_prompt(prompt: Prompt, row: int, count: int) -> EnginePrompt:
         places.append(positions[:, at] - begin)
         tokens.append(embeds[at])
     _check_kept(positions, images, places, count)
+    # An engine repeats the placeholder itself, as often as an image has tokens.
     first = {start for start, _ in images}
     short = [
         token for column, token in enumerate(ids.tolist()) if not visual[column] or column in first
@@ -85,6 +88,7 @@ def kept_spans(visual: Tensor, image: Int[Tensor, " S"]) -> list[Span]:
 
 def _check_kept(positions: Tensor, images: list[Span], places: list[Tensor], count: int) -> None:
     extents = [count] * len(images)
+    # What the engine will compute from ids and places must be what was measured here.
     start = text_positions(positions.shape[1], images, extents).unsqueeze(0)
     kept = [place.clamp(min=0) for place in places]
     if not torch.equal(rewritten(start, images, extents, kept, 0), positions):

@@ -15,6 +15,7 @@ def with_bos(processor: Any) -> str | None:
     template = getattr(processor, "chat_template", None) or tokenizer.chat_template
     if template is None:
         return None
+    # Rendered once, because only its output says whether a template writes the BOS.
     turns = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     text = tokenizer.apply_chat_template(
         turns, chat_template=template, add_generation_prompt=True, tokenize=False
