@@ -103,6 +103,7 @@ def _marked(lvlm: FrozenLVLM, ids: Sequence[int], mask: Sequence[bool]) -> str:
         stop = start + 1
         while stop < len(ids) and mask[stop] == mask[start] and _same(lvlm, ids[stop], ids[start]):
             stop += 1
+        # Few image tokens, such as marks of a tile, are shown as they are.
         text = lvlm.tokenizer.decode(ids[start:stop])
         if ids[start] == lvlm.image_token and stop - start > LONGEST_RUN:
             text = f"{lvlm.placeholder}*{stop - start}"

@@ -271,7 +271,6 @@ class Bench:
         def encode() -> Encoded:
             return self.lvlm.encode_inputs(self.inputs, pruner.extras, self.question)
 
-        # Least and most are equal: every pruner writes as many tokens.
         count = self.setting.new_tokens  # generation never ends early
         asked = ask(
             self.lvlm, encode, pruner, ratio, self.now, max_new_tokens=count, min_new_tokens=count
@@ -316,6 +315,7 @@ def _by_stage(parts: Sequence[Mapping[str, int]], new_tokens: int, inside: bool)
             total[name] += part.get(name, 0)
     # The prefill makes the first token, decoding the others: the LM head is split likewise.
     head = total["lm_head"] // new_tokens
+    # Names as in `Reading`, so that measured and counted stages can be divided.
     stages = {
         "vision": total["vision"] + total["projector"],
         "selector": 0 if inside else total["selector"],

@@ -54,6 +54,7 @@ def parity(
             "has one: use a dataset with images, e.g. dataset=scenes."
         )
     encoded = lvlm.encode(samples)
+    # Everything kept must be the stock model: logits, and greedy ids through the cache.
     everything = splice(encoded, keep_all(encoded))
     inputs = stock_inputs(lvlm, samples)
     # With the positions that the stock `generate` would pass, and in the shapes of `forward`.
@@ -64,11 +65,13 @@ def parity(
     ]
     same = [_agree(_generate(lvlm, everything, steps)[0], expected)]
 
+    # Pruned must be masked: with the cache on one side, without one on the other.
     selection = RandomPruner().select(encoded, keep_ratio)
     prompt, reference = splice(encoded, selection), masked(encoded, selection)
     ids, logits = _generate(lvlm, prompt, steps)
     uncached, real = forward(lvlm, reference, ids), _real(ids, lvlm.ends)
     same.append(bool(((uncached.argmax(-1) == ids) | ~real).all()))
+    # Padding and neighbors in the batch must not matter.
     alone = []
     for row in range(len(samples)):
         single = lvlm.encode(samples[row : row + 1])

@@ -44,6 +44,7 @@ def synthetic(
     tensors = {name: torch.randn(batch, n, generator=draw).softmax(1) for name in attentions}
     tensors |= {name: torch.randn(batch, n, size, generator=draw) for name, size in sizes.items()}
     tensors |= {name: torch.rand(batch, n, generator=draw) for name in ("clip_relevance", "region")}
+    # BOS, the image's tokens, 32 words.
     columns = torch.arange(n + 33)
     projector = torch.randn(vision, width, generator=draw) / vision**0.5
     return Encoded(

@@ -128,6 +128,7 @@ def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[S
     for (name, concurrency), rounds in points.items():
         # Rounds are compared with themselves; latencies of all rounds go together.
         pairs = zip(rounds, points[full, concurrency], strict=True)
+        # Median over rounds: one disturbed round moves it little.
         gain = median(point.requests / base.requests for point, base in pairs)
         latency = [seconds for point in rounds for seconds in point.latency]
         lines.append(

@@ -71,6 +71,7 @@ class LMShape:
         Raises:
             UserError: none of `LANGUAGE_MODELS`, or one that attends to a sliding window.
         """
+        # An unknown layer would be counted wrongly without a word: refused instead.
         if text.model_type not in LANGUAGE_MODELS:
             raise unknown(
                 f"the language model {text.model_type!r} (it "
@@ -116,6 +117,7 @@ class LVLMShape:
                 patches and only those, or an unknown language model.
         """
         vision, text = config.vision_config, config.text_config
+        # CLIP drops its CLS token, SigLIP has none: both leave all patches and only those.
         kind, strategy = vision.model_type, config.vision_feature_select_strategy
         if (kind, strategy) not in (
             ("clip_vision_model", "default"),
@@ -129,6 +131,7 @@ class LVLMShape:
         # Features of several layers stand side by side: the deepest of them is the last one used.
         taken = [layer] if isinstance(layer, int) else list(layer)
         features = vision.hidden_size * len(taken)
+        # `hidden_states` has one entry more than layers: index -2 leaves one layer unused.
         unused = min(
             -1 - index if index < 0 else vision.num_hidden_layers - index for index in taken
         )

@@ -95,6 +95,7 @@ class Benchmark(ABC):
                 "and as every other split: give dataset.source=<a folder with "
                 f"{self.split_name(split)}{path.suffix} and the like>."
             )
+        # Rows are listed at once, images are opened when a question is taken.
         self.rows = self.read(self.source, self.split_name(split))
         self._length = self.count() if limit is None else min(limit, self.count())
         if not self._length:
@@ -211,6 +212,7 @@ class Benchmark(ABC):
         if not 0 <= index < len(self):
             raise IndexError(f"question {index} of {len(self)}")
         try:
+            # Faults of the row first, then what only this LVLM cannot read.
             sample = self._sampled(index)
             if not sample.question.strip():
                 raise BadRow("empty question")

@@ -97,6 +97,7 @@ class Custom(Grounding):
         entries = [_entry(rows[place], place, self.folder) for place in range(len(rows))]
         self._check(entries)
         self._check_boxes(rows, entries)
+        # Without the column an image's name decides: its questions stay in one part.
         parts = [entry.part for entry in entries]
         if all(part is None for part in parts):
             parts = [PARTS[stable_seed(entry.image, 0) % len(PARTS)] for entry in entries]
@@ -135,6 +136,7 @@ class Custom(Grounding):
 
     def _check(self, entries: Sequence["_Entry"]) -> None:
         """Refuse a file without the columns, and an id that two rows have."""
+        # A column counts if any row fills it.
         filled = frozenset().union(*(entry.filled for entry in entries))
         self._boxes = "box" in filled
         self.answer_tokens = Grounding.answer_tokens if self._boxes else Benchmark.answer_tokens
@@ -147,6 +149,7 @@ class Custom(Grounding):
             raise UserError(
                 f"{self.file} has no column {', '.join(missing)}, only {there}: rename or add it."
             )
+        # Scores are kept by uid, of which the id is a part.
         first: dict[str, int] = {}
         for place, entry in enumerate(entries):
             if first.setdefault(entry.key, place) != place:
@@ -192,6 +195,7 @@ class Custom(Grounding):
             )
         if len(images) != 1:
             raise BadRow("no box", f"box={row['box']!r} with {len(images)} images; give one image")
+        # The box is of the original picture, the answer of the one that may have been scaled down.
         box = scaled(
             self.true_box(row["box"], self.original_size, index), self.original_size, images[0]
         )
@@ -200,6 +204,7 @@ class Custom(Grounding):
         )
 
     def _images(self, value: Any) -> tuple[Image.Image, ...]:
+        # The file's name belongs to the reason: a list of images may have one that is broken.
         images = []
         for entry in value if isinstance(value, list) and value else [value]:
             name = _image_name(entry, self.folder)
@@ -261,7 +266,6 @@ def _entry(row: Mapping[str, Any], place: int, folder: Path) -> _Entry:
 def _image_name(value: Any, folder: Path) -> str:
     """What an image is called in uids, and what decides its part: the same for every spelling of
     its path; several images go by the first."""
-    # Several images go by the first, and paths by their shortest spelling.
     if isinstance(value, list):
         return _image_name(value[0], folder) if value else ""
     if isinstance(value, Mapping):

@@ -86,6 +86,7 @@ class Grounding(Benchmark):
         # A photograph of the usual shape tells, before any image is opened.
         width, height = USUAL
         x1, y1, x2, y2 = lvlm.seen_box(width, height)
+        # The crop may reach outside, where the processor pads.
         share = (min(x2, width) - max(x1, 0)) * (min(y2, height) - max(y1, 0)) / (width * height)
         if share < 1:
             log.warning(

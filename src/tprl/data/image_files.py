@@ -158,6 +158,7 @@ def _kind(source: Path | io.BytesIO) -> str:
             start = file.read(64)
     else:
         start = source.getvalue()[:64]
+    # The first bytes tell what people most often give in place of an image.
     kind = next((kind for pattern, kind in KINDS if pattern.match(start)), None)
     return (
         f"{name} is {kind}"

@@ -81,6 +81,7 @@ class RefCOCO(Grounding):
         # of the image; the last number is the region's
         key = re.sub(r"(_\d{12})_\d+", r"\1", row["file_name"])
         image = self.image(row["image"], key)
+        # Published as [x, y, width, height] of the original picture.
         box = scaled(
             self.true_box(row["bbox"], self.original_size, index, "bbox"), self.original_size, image
         )

@@ -141,7 +141,6 @@ def scene_pixels(scene: Scene) -> np.ndarray:
 def describe(scene: Scene) -> str:
     """Every object with its box, in raster order of the centers: the caption that teaches to read
     visual tokens."""
-    # One order for one scene, whatever order its objects were drawn in.
     ordered = sorted(scene.things, key=lambda t: (t.y, t.x))
     return " , ".join(f"{t.size} {t.color} {t.shape} {corners_text(t.box)}" for t in ordered)
 
@@ -219,9 +218,9 @@ def question_of_relation(
     a, b = stream.shuffled(things)[:2]
     horizontal = abs(a.x - b.x) >= abs(a.y - b.y)
     if horizontal:
-        # y grows downward.
         words, answer = "left or right of", "left" if a.x < b.x else "right"
     else:
+        # y grows downward.
         words, answer = "above or below", "above" if a.y < b.y else "below"
     return Question(
         "relation", f"is the {name(a)} {words} the {name(b)}?", answer, None, (a.box, b.box)

@@ -143,6 +143,7 @@ class Screens(Grounding):
         if family not in FAMILIES:
             raise BadRow("unknown family")
         instruction = text_of(row["instruction"], "empty question")
+        # Shipped pages are in a zip that is read once, rendered ones are files.
         stored = {"bytes": self._pictures[name]} if name in self._pictures else name
         image = self.image(stored, name)
         box, *others = [self._box(numbers, row, image) for numbers in (row["bbox"], *row["region"])]
@@ -195,6 +196,7 @@ class Screens(Grounding):
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         """Percent; nan for what was not asked. `click` is over the families of POINTING, `read`
         over those of READING, `mean_iou` over the boxes."""
+        # The last number is the sum of IoUs, before it two per family.
         right, asked = total[..., :-1].unflatten(-1, (len(FAMILIES), 2)).unbind(-1)
         pointing = slice(0, len(POINTING))
         reading = slice(len(POINTING), None)

@@ -83,6 +83,7 @@ class ScreenSpotPro(Grounding):
         """Percent; nan for what was not asked."""
         blocks = total[..., :-1].unflatten(-1, (len(GROUPS), len(TYPES), 2))
         overlap = total[..., -1]
+        # [... groups types] each.
         right, asked = blocks.unbind(-1)
         every = asked.sum((-1, -2))
         numbers = {"accuracy": 100 * right.sum((-1, -2)) / every, "mean_iou": 100 * overlap / every}

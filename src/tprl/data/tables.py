@@ -87,6 +87,7 @@ def _shards(folder: Path, split: str) -> list[Path]:
         UserError: they are of two kinds, of which one would be ignored.
     """
     name = re.compile(rf"{re.escape(split)}(?:[-_.]\d[\w-]*)?\.\w+(?:\.gz)?", re.IGNORECASE)
+    # Shards in the order of their numbers.
     files = sorted(
         file
         for file in folder.glob("*")
@@ -151,6 +152,7 @@ def column(table: Table, name: str) -> list[Any]:
         UserError: no row has it.
     """
     stored: Any = table
+    # Rows of text files may differ in their columns.
     there = (
         {key for row in table for key in row}
         if isinstance(table, list)
@@ -212,6 +214,7 @@ def _line(error: BaseException) -> str:
 def _cached(source: str, subset: str | None, split: str) -> Any:
     """A dataset of the hub from the cache; `datasets` would first try the network for minutes."""
     config = _library().config
+    # A global of the library: set for this call, and put back.
     before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
     try:
         return _loaded(source, subset, split)
@@ -229,6 +232,7 @@ def _saved(path: Path, split: str) -> Any:
     try:
         dataset = library.load_from_disk(str(path))
     except (ValueError, OSError, KeyError, TypeError, library.exceptions.DatasetsError) as error:
+        # The library does not say which of the files it could not read.
         damaged = next(
             (file for file in sorted(path.rglob("*.arrow")) if _fault(file, whole=True)), path
         )

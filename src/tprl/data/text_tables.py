@@ -74,7 +74,6 @@ def read_text(path: Path) -> str:
         UserError: the file cannot be read or unpacked, or its bytes are no text in that encoding.
     """
     content = _content(path)
-    # The longest fitting mark comes first in `MARKS`.
     mark, encoding = next(
         ((mark, name) for mark, name in MARKS if content.startswith(mark)), (b"", "utf-8")
     )
@@ -153,6 +152,7 @@ def _cells(path: Path, text: str, delimiter: str) -> TextRows:
     csv.field_size_limit(sys.maxsize)  # cells may hold images as base64 text
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        # Names may be padded with blanks, as spreadsheets write them.
         columns = [name.strip() for name in next(reader)]
         rows, lines = _records(path, reader, columns)
     except csv.Error as error:

@@ -56,6 +56,7 @@ class BoxReader:
                 of it in the image.
         """
         source = f"{column}={shortened(value)}"
+        # From the shape of the value to its place in the image: the first fault is the plainest.
         values = four_numbers(value)
         if values is None:
             raise BadRow("no box", f"{source}; give {FORMS[self.form]} in {UNITS[self.unit]}")
@@ -146,6 +147,7 @@ class BoxReader:
         highest = max(max(self._corners(box)) for box, _ in pairs)
         if self.unit != "absolute" or not _many(outside, len(pairs)):
             return None
+        # All within 1000 speaks for thousandths, more for another size of image.
         if highest <= ROUNDING * HIGHEST["thousand"]:
             remedy = (
                 "and none reaches beyond 1000: set dataset.box_unit=thousand "

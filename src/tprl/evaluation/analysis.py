@@ -109,6 +109,7 @@ def with_open_sides(rows: Sequence[Row], samples: Sequence[SampleRow]) -> list[R
         for metric in ("accuracy", f"accuracy/{sample.family}"):
             arm = arms.setdefault((sample.pruner, sample.keep_ratio, metric), {})
             arm.setdefault(sample.seed, {})[sample.uid] = sample.score
+    # Of each arm the images that it answered, and its interval over seeds if it has several.
     pooled = {key: _over_seeds(arm) for key, arm in arms.items()}
     out = []
     for row in rows:
@@ -148,6 +149,7 @@ def evaluation_headline(rows: Sequence[Row], differences: Sequence[Paired], prun
         f"({ratio_label(lowest)}) and {cell.flops_ratio:.2f} of the FLOPs, {pruner} "
         f"scores {100 * cell.value:.1f} %; all tokens score {100 * full.value:.1f} %"
     )
+    # The best of the others, and never a mode of the pruner itself.
     rivals = [d for d in differences if d.keep_ratio == lowest and d.other not in variants(pruner)]
     if rivals:
         best = min(rivals, key=lambda d: d.difference)

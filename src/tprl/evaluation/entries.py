@@ -40,6 +40,7 @@ def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
     ratios = tuple(settings["keep_ratios"])
     final = load_pruner(run)
     entries = with_modes(final.name, final, ratios, seed_of(final))
+    # Policies of a study are taught beside the main one, each in a folder of its name.
     folders = {f"{final.name}_{LFD}": run / "lfd"} | {
         name: run / name for name in choices("policy")
     }
@@ -107,6 +108,7 @@ def check_names(*groups: Sequence[Entry]) -> None:
                 "once, in pruner or in pruners; give each arm of runs a name of "
                 "its own, and within an arm runs of different training seeds."
             )
+    # Within an option names repeat for seeds; two options must not share one.
     names: Counter[str] = Counter()
     for group in groups:
         names.update({entry.name for entry in group})

@@ -174,6 +174,7 @@ def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
     if source := getattr(dataset, "source", None):
         facts["source"] = source
     facts["questions"] = len({item.row.uid for item in answered})
+    # Each rank has seen its own rows: counts are those of all of them.
     damage = _damage(dataset)
     facts["damaged rows"] = damage.total()
     facts |= {f"damaged: {reason}": count for reason, count in sorted(damage.items())}
@@ -194,6 +195,7 @@ def _damage(dataset: Dataset) -> Counter[str]:
         (Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))),
         Counter[str](),
     )
+    # Together the ranks may have passed over more than one of them was allowed to.
     allowed = getattr(dataset, "max_bad_rows", 1.0)
     if damage.total() > allowed * len(dataset):
         raise UserError(
@@ -329,6 +331,7 @@ def _rows(
     model: str, dataset: Dataset, key: tuple[str, int, float | None], group: Sequence[Answered]
 ) -> list[Row]:
     pruner, seed, ratio = key
+    # Means over questions; FLOPs are compared as means too, not as a mean of ratios.
     kept = float(np.mean([item.row.kept_tokens for item in group]))
     flops = float(np.mean([item.flops for item in group]))
     relative = flops / float(np.mean([item.full_flops for item in group]))
@@ -363,7 +366,6 @@ def metrics_of(
         scores: in [0, 1].
         ious: nan where no box was asked for.
     """
-    # Each metric is the mean of some values over some questions.
     families = np.array([family for _, family in questions], dtype=np.str_)
     images = np.array([image_key(uid) for uid, _ in questions], dtype=np.str_)
     values = {"accuracy": (scores, np.ones(len(scores), dtype=bool))}

@@ -88,6 +88,7 @@ class OfficialScore(Metric):
         # [C G] facts of images, of which the official numbers are made draw by draw.
         images = self._images()
         point = self.dataset.official(images.sum(0))
+        # One image says nothing of others.
         if len(images) < 2:
             return {
                 name: Interval(float(value), float("nan"), float("nan"))

@@ -132,7 +132,7 @@ def guided(
         right += scores[: len(samples)].tolist()
         shuffled += scores[len(samples) :].tolist()
         clusters += [image_key(sample.uid) for sample in samples]
-        # Neighbors of one image share tokens or do not; the first three images are shown.
+        # Questions of an image follow each other: each is compared with the next one.
         masks = [on_grid(encoded, i, row) for i, row in enumerate(keep)]
         start = 0
         for number in numbers:
@@ -201,6 +201,7 @@ def gallery(
     counts these."""
     extras = frozenset().union(*(pruner.extras for pruner in pruners.values()))
     pool = min(pool, limit or pool, len(dataset))
+    # A failure scores less than with all tokens, whatever the score is.
     samples, failed = list[Sample](), list[bool]()
     for batch in batches(dataset, pool, batch_size):
         tick(len(samples), pool)
@@ -212,7 +213,6 @@ def gallery(
     tick(pool, pool)
     if not samples:  # the first rows are damaged, and only later ones were answered
         return []
-    # Answers of the few that are shown, with all tokens and as each pruner leaves them.
     picked = [samples[i] for i in _mixed(samples, failed, items)]
     part = scorer.lvlm.encode(picked, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
@@ -300,6 +300,7 @@ def panels(
         chances = pruner.logits(pruner.observe(encoded), keep_ratio).sigmoid()
     out = []
     for i, sample in enumerate(samples):
+        # Merged tokens are no cells of a grid any more.
         keep = None if selection.extra is not None else on_grid(encoded, i, selection.keep[i])
         chance = None if chances is None else on_grid(encoded, i, chances[i]).astype(float)
         right = scorer.dataset.score(sample, answers[i]) > 0.5

@@ -125,6 +125,7 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
             spread = {name: np.full(len(uids), np.nan) for name in FIELDS}
             for name, values in spread.items():
                 values[at] = getattr(table, name)[i]
+            # An arm that several evaluations hold must have scored alike in all.
             before = rows.setdefault(arm, (spread, table.cost[i]))
             if not np.array_equal(before[0]["score"], spread["score"], equal_nan=True):
                 raise UserError(
@@ -145,6 +146,7 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
 def write_scores(path: Path, table: ScoreTable) -> None:
     """Write `scores.npz`: plain arrays, compressed, the same bytes for the same table."""
     out = io.BytesIO()
+    # Arrays of numbers and texts only: no pickle is ever loaded.
     pruners, seeds, ratios = zip(*table.arms, strict=True)
     np.savez_compressed(
         out,
@@ -182,6 +184,7 @@ def read_scores(path: Path) -> ScoreTable:
         raise UserError(
             f"{path} has format {parts.get('format', 'none')}, and this version reads {FORMAT}."
         )
+    # nan stands for a pruner that decides alone.
     ratios = [None if np.isnan(ratio) else float(ratio) for ratio in parts["keep_ratio"]]
     arms = tuple(zip(parts["pruner"].tolist(), parts["seed"].tolist(), ratios, strict=True))
     fields = [_wide(parts[name]) for name in FIELDS]

@@ -134,15 +134,16 @@ def find_jobs(directory: Path) -> list[Job]:
         raise UserError(
             f"sweep={directory} is an evaluation, not a sweep: its numbers are in its results.csv."
         )
-    # Jobs are named by numbers: 10 comes after 9.
     if directory in runs:
         raise UserError(f"sweep={directory} is one run, not a sweep: use run={directory}.")
+    # Jobs are named by numbers: 10 comes after 9.
     runs.sort(
         key=lambda path: [
             (not part.isdigit(), part.zfill(9)) for part in path.relative_to(directory).parts
         ]
     )
     words = {path: _words(_left(path / ".hydra" / "overrides.yaml", ListConfig)) for path in runs}
+    # What started is known from its own folder, what never did from Hydra's plan.
     jobs = [Job(path, _settings(words[path]), _state(path)) for path in runs]
     planned = _planned(directory / "multirun.yaml")
     # otherwise the file is another sweep's
@@ -180,6 +181,7 @@ def summarize_sweep(sweep: Sweep, rows: Sequence[Row]) -> list[Summary]:
     trained = {(arm.name, ratio_label(ratio)) for arm in sweep.arms for ratio in arm.trained_at}
     out = []
     for (arm, ratio, metric), same in groups.items():
+        # Sample deviation (n - 1); one seed has none.
         values = [row.value for row in same]
         deviation = statistics.stdev(values) if len(same) > 1 else float("nan")
         kept = statistics.fmean(row.kept_tokens for row in same)
@@ -262,6 +264,7 @@ def _planned(path: Path) -> list[frozenset[str]]:
         [str(w) for w in _left(path).hydra.overrides.task]
     )
     parts = []
+    # A sweep is the product of its options in their order, as Hydra's own sweeper makes it.
     for override in overrides:
         key = override.get_key_element()
         if override.is_sweep_override():

@@ -35,6 +35,7 @@ def log_results(logger: object, rows: Sequence[Row]) -> None:
             points[row.pruner, row.seed, ratio] |= {
                 f"{name}/{key}": value for key, value in values.items()
             }
+    # W&B draws points in the order in which they come.
     for (_, _, ratio), point in sorted(points.items()):
         logger.log_row({RATIO: ratio, **point}, axis=RATIO)
     table: list[Any] = [list(astuple(row)) for row in rows]

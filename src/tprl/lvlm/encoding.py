@@ -138,6 +138,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
         # No samples here: which images a prompt shows follows from its placeholders.
         occurrences = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
         names = [f"prompt {row}" for row in range(len(ids))]
+        # Numbers first, then counts: a model that overflows fails whatever its prompt is.
         self._check_seen(seen, pixels, extras, occurrences, names)
         check_placeholders(is_image, occurrences, lengths, names, self.one_run, self.remedy)
         uids = input_uids(

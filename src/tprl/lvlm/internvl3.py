@@ -165,6 +165,7 @@ class InternVL3(FrozenLVLM):
             "cls_attention": layers[feature].attention,
             "vision_features": parts.multi_modal_projector,
         }
+        # [I N D] tokens of all tiles, tile by tile.
         with overheard({name: modules[name] for name in extras}) as calls:
             tiles = parts.get_image_features(values, return_dict=True).pooler_output
         features = {name: call.x for name, call in calls.items()}

@@ -179,6 +179,7 @@ class LlavaNext(FrozenLVLM):
             (side, side),
             "give its image processor that size",
         )
+        # Crops that are missing, or more of them than the stock class will read.
         for crops, count in zip(values, self._crops(sizes), strict=True):
             beyond = int(crops[count:].flatten(1).any(1).sum())
             produced = len(crops[:count]) + beyond
@@ -199,6 +200,7 @@ class LlavaNext(FrozenLVLM):
                 f"{config.vision_feature_select_strategy}, and known is one "
                 "layer by strategy default, of a tower with a CLS token."
             )
+        # Attention is that of the layer whose output is read, features are the projector's input.
         layers = parts.vision_tower.encoder.layers
         modules = {
             "cls_attention": layers[layer_of(config.vision_feature_layer, len(layers))].self_attn,

@@ -210,6 +210,7 @@ def _first(model: nn.Module, again: Callable[[], Any]) -> _Begins | None:
 
         return look
 
+    # Hooks of inner modules run before those of the modules around them: the first is innermost.
     handles = [
         module.register_forward_hook(listen(path)) for path, module in model.named_modules() if path
     ]

@@ -30,6 +30,7 @@ def load_processor(source: str) -> Any:
         raise UserError(
             f"'{source}' is neither a folder with a config.json nor within reach on the hub."
         ) from error
+    # The family by its config alone: importing it costs less than building the wrong processor.
     kind = config.get("model_type", "unknown")
     classes = [target_of("model", name) for name in choices("model")]
     fitting = [family for family in classes if getattr(family, "model_type", None) == kind]

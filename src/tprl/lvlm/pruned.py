@@ -186,6 +186,7 @@ class Pruning:
         return remaining
 
     def _check(self, ids: Tensor | None, config: Any, kwargs: Mapping[str, Any]) -> None:
+        # An argument may also come as a field of the generation config.
         for name, why in REFUSED.items():
             if kwargs.get(name) is not None or getattr(config, name, None) is not None:
                 raise UserError(f"generate got {name}, and this model is pruned: {why}.")

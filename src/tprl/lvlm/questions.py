@@ -64,6 +64,7 @@ class QuestionFinder:
         self, ids: Int[Tensor, "B S"], attention: Bool[Tensor, "B S"]
     ) -> Bool[Tensor, "B S"]:
         """True on the question of each prompt; nowhere in a prompt without an image."""
+        # Row by row on the host: templates are matched token by token.
         question = torch.zeros_like(attention)
         for row, real in enumerate(attention):
             columns = real.nonzero().squeeze(1)
@@ -131,6 +132,7 @@ class QuestionFinder:
             first, last = self._trimmed(line, begin, at)
             if self._image_before(line, first) and line[first:last][: len(self.head)] == self.head:
                 first += len(self.head)
+            # What the template writes before an image is no word of the user either.
             if at < stop and self.lead and line[first:last][-len(self.lead) :] == self.lead:
                 last -= len(self.lead)
             first, last = self._trimmed(line, first, last)

@@ -111,6 +111,7 @@ class Qwen25VL(FrozenLVLM):
             merge=v.spatial_merge_size,
             **differs,
         )
+        # The merger is an MLP over the patches of a token side by side; deepstack has further ones.
         side_by_side = width * v.spatial_merge_size**2
         return LVLMShape(vision, (side_by_side, side_by_side, text.width), text, projectors)
 

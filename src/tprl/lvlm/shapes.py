@@ -85,6 +85,7 @@ def crop_box(images: Any, width: int, height: int) -> Box:
     if getattr(images, "do_resize", True):
         shortest = size.get("shortest_edge")
         short = min(width, height)
+        # Rounded down, as the stock processor does.
         keeping_shape = (
             (shortest * width // short, shortest * height // short) if shortest else None
         )

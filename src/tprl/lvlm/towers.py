@@ -85,6 +85,7 @@ def overheard(modules: Mapping[str, nn.Module]) -> Generator[dict[str, Call], No
 
         return module.register_forward_pre_hook(note, with_kwargs=True)
 
+    # Inputs are noted, not outputs: attention is recomputed from what a layer was given.
     handles = [listen(name, module) for name, module in modules.items()]
     try:
         yield calls

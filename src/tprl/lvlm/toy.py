@@ -110,6 +110,7 @@ class ToyLVLM:
         )
         grids = tuple((((ROWS, COLUMNS),),) for _ in samples)
         attention = ids > 0
+        # "cls_attention" favors objects and says nothing of the question, as in a real tower.
         available = {
             "cls_attention": torch.stack([(2.0 * is_object).softmax(0) for _, is_object in seen]),
             "vision_features": tokens,

@@ -85,6 +85,7 @@ def launch_ranks(trainer: Mapping[str, Any]) -> None:
     from lightning.fabric.strategies.ddp import DDPStrategy
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    # Several processes without DDP would each write the whole run.
     if trainer.get("strategy") != "ddp":
         if count() > 1:
             raise UserError(

@@ -82,8 +82,8 @@ def _not_finite(
     problems = {}
     for name, value in values.items():
         bad = ~value.detach().isfinite()
-        # A scalar, such as a loss, is of all samples.
         if bool(bad.any()):
+            # A scalar, such as a loss, is of all samples.
             rows = [True] * len(uids)
             if bad.ndim:
                 rows = bad.movedim(axis, 0).flatten(1).any(1).tolist()

@@ -70,6 +70,7 @@ def push(folder: Path, repo: str, private: bool = False, token: str | None = Non
             f"the hub does not answer, so {repo} cannot be "
             "written: save_pretrained keeps a local folder."
         )
+    # Private or not is decided when the repository is made, and stays.
     api = HfApi(token=token)
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)

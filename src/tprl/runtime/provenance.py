@@ -22,6 +22,7 @@ CPUINFO = Path("/proc/cpuinfo")
 def provenance() -> dict[str, Any]:
     """What a run's numbers depend on besides its config: `git` (commit, dirty; empty outside of a
     clone) and `environment`."""
+    # All that can change a number: code, libraries, device, and how many threads add up sums.
     cuda = torch.cuda.is_available()
     environment = {
         **{name: module.__version__ for name, module in LIBRARIES.items()},
@@ -39,7 +40,6 @@ def provenance() -> dict[str, Any]:
 
 def origin() -> dict[str, str]:
     """`date`, `commit` (where this code is a git clone), `hardware` and `versions`, in words."""
-    # In words, for people; `provenance` has the same as values.
     git, machine = provenance().values()
     changed = " with local changes" if git.get("dirty") else ""
     known = {"commit": git["commit"][:10] + changed} if git else {}

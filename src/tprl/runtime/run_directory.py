@@ -46,6 +46,7 @@ def locked(directory: Path) -> Generator[None, None, None]:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            # Somebody holds it; other errors mean that this file system has no locks.
             if error.errno in (EACCES, EAGAIN):
                 other = os.read(descriptor, 1000).decode().strip() or "another process"
                 raise UserError(
@@ -161,6 +162,7 @@ def ways_on(directory: Path, damaged: Path) -> str:
     parts = directory / PARTS
     if damaged != parts and _is_whole(parts):
         return f"{aside}; {PARTS} is whole, and the run goes on after the last part in it"
+    # No part is whole: the newest pruner may still start another run.
     folders = (directory / name for name in STAGES)
     folder = next(filter(_holds_pruner, folders), None)
     if folder is None:

@@ -57,6 +57,7 @@ def listening() -> Generator[None, None, None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # Handlers of whoever called come back, also after an error.
     before = {number: signal.getsignal(number) for number in SIGNALS}
     take_over()
     try:

@@ -91,6 +91,7 @@ class Shards:
         Raises:
             UserError: the disk has no room for what is missing, or cannot be written.
         """
+        # Two rounds: what nobody works on, then what others had not finished.
         left = [place for place, path in enumerate(self.paths) if not _intact(path)]
         wait = False
         while left:
@@ -118,6 +119,7 @@ class Shards:
     def _make(
         self, place: int, part: BinaryIO, make: Callable[[int, int], dict[str, Tensor]]
     ) -> None:
+        # A claimed shard that exists is damaged: intact ones are not made again.
         first, stop = self.ranges[place]
         if self.paths[place].exists():
             log.warning("%s is damaged: its rows are computed again", self.paths[place])

@@ -171,6 +171,7 @@ def log_weights(logger: object, directory: Path) -> None:
 
     def act(run: Any) -> None:
         artifact = wandb.Artifact(f"pruner-{run.id}", type="model")
+        # The last checkpoint exists only while a run can still go on.
         artifact.add_dir(str(directory / "pruner"), name="pruner")
         if (directory / LAST).is_file():
             artifact.add_file(str(directory / LAST))

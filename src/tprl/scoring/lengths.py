@@ -90,6 +90,7 @@ def check_lengths(
                 bound,
             )
         return
+    # Silent where all fit, an error where none does, a warning between.
     rows, too_long, needed = reference_lengths(lvlm, dataset, limit, training)
     if not too_long:
         return

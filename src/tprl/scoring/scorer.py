@@ -113,6 +113,7 @@ class Scorer:
     ) -> Scored:
         """Measure N selections in one pass, by the likelihood of `targets`; `keep[i]` is of
         question `rows[i]`."""
+        # The same targets for every selection of a question, or likelihoods could not be compared.
         targets = self.targets(samples, encoded)
         score, log_prob = torch.empty(2, len(rows), device=encoded.embeds.device)
         predictions: list[str | None] = [None] * len(rows)

@@ -130,6 +130,7 @@ def _nothing_left(dataset: Dataset, limit: int | None) -> UserError:
         (Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))),
         Counter[str](),
     )
+    # Either every row is damaged, or one rank has none that is whole.
     asked = _size(dataset, limit)
     if damage.total() == asked:
         return nothing_left(dataset, asked, "to validate on", damage)

@@ -83,6 +83,7 @@ def as_prompts(images: Sequence[Image]) -> Encoded:
     attention = lined(lambda image: flags(image, True, True))
     # Words stand at 0: what is kept takes its positions along, whatever the words have.
     places = lined(lambda image: image.places.T)
+    # All images come from one tower: deep features are there for all or for none.
     has_deep = images[0].deep is not None
     at = torch.arange(words, length, device=attention.device).expand(len(images), -1)
     return Encoded(

@@ -74,6 +74,7 @@ def write_folder(lvlm: FrozenLVLM, pruner: Any, settings: Settings, folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     # The config comes last: without our keys the folder is not taken for an export.
     lvlm.model.save_pretrained(folder)
+    # vLLM's loader knows the tower's weights by another name.
     if lvlm.model_type == "llava":
         rename_weights(folder, with_vision_model)
     template = write_processor(lvlm, folder)

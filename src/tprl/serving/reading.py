@@ -72,6 +72,7 @@ def kept_spans(visual: Tensor, image: Int[Tensor, " S"]) -> list[Span]:
     columns = visual.nonzero().flatten().tolist()
     images: list[Span] = []
     for column in columns:
+        # A column goes on with the image of the column before it, if they touch.
         last = images[-1] if images else Span(-1, 0)
         follows = sum(last) == column
         if follows and image[column] == image[column - 1]:
