@@ -60,9 +60,8 @@ def parity(
     # With the positions that the stock `generate` would pass, and in the shapes of `forward`.
     places = {"position_ids": axes(encoded.positions), "logits_to_keep": 1, "use_cache": False}
     stock = lvlm.model(**inputs, **places).logits.float()
-    expected = lvlm.model.generate(**inputs, max_new_tokens=steps, **GREEDY)[
-        :, inputs["input_ids"].shape[1] :
-    ]
+    whole = lvlm.model.generate(**inputs, max_new_tokens=steps, **GREEDY)
+    expected = whole[:, inputs["input_ids"].shape[1] :]
     same = [_agree(_generate(lvlm, everything, steps)[0], expected)]
 
     # Pruned must be masked: with the cache on one side, without one on the other.
@@ -126,13 +125,14 @@ def forward(
     ids = prompt.input_ids[:, :0] if ids is None else ids[:, :-1]
     after = prompt.positions[..., -1:] + 1 + torch.arange(ids.shape[1], device=lvlm.device)
     with lvlm.deepstack(prompt.deep, prompt.visual):
-        return lvlm.model(
+        out = lvlm.model(
             inputs_embeds=torch.cat([prompt.embeds, lvlm.model.get_input_embeddings()(ids)], 1),
             attention_mask=F.pad(prompt.attention, (0, ids.shape[1]), value=True).long(),
             position_ids=axes(torch.cat([prompt.positions, after], -1)),
             logits_to_keep=ids.shape[1] + 1,
             use_cache=False,
-        ).logits.float()
+        )
+    return out.logits.float()
 
 
 def _generate(

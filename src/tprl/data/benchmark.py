@@ -150,12 +150,10 @@ class Benchmark(ABC):
         a letter, have none."""
         # Columns of answers alone: a table of `datasets` then opens no image.
         rows: Any = self.rows
-        names = (
-            []
-            if isinstance(rows, list)
-            else [name for name in self.answer_columns if name in rows.column_names]
-        )
-        table = rows.select_columns(names) if names else rows if isinstance(rows, list) else []
+        table: Any = rows if isinstance(rows, list) else []
+        if not isinstance(rows, list):
+            names = [name for name in self.answer_columns if name in rows.column_names]
+            table = rows.select_columns(names) if names else []
         count = min(limit or len(self), len(self)) if self.answer_columns and len(table) else 0
         for index in range(count):
             try:
@@ -329,11 +327,10 @@ def texts_of(value: Any) -> list[str]:
         BadRow: a value that is neither text nor number.
     """
     values = several(value)
-    if any(
-        isinstance(item, bool | bytes) or not isinstance(item, str | int | float | None)
-        for item in values
-    ):
-        raise BadRow(NOT_A_TEXT, f"got {shortened(value)}, write a text or a list of texts")
+    for item in values:
+        # A truth value is an int for Python, and no answer.
+        if isinstance(item, bool | bytes) or not isinstance(item, str | int | float | None):
+            raise BadRow(NOT_A_TEXT, f"got {shortened(value)}, write a text or a list of texts")
     return [plain_text(item) for item in values]
 
 

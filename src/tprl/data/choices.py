@@ -93,9 +93,8 @@ def means(prediction: str, letter: str, text: str) -> bool:
     reply = _LEAD.split(prediction)[-1].strip()
     if len(text) > 1 and _plain(text) in (_plain(reply), _plain(prediction)):
         return True
-    match = (_AFTER_LEAD.match(reply) if _LEAD.search(prediction) else None) or _AT_START.match(
-        reply
-    )
+    match = _AFTER_LEAD.match(reply) if _LEAD.search(prediction) else None
+    match = match or _AT_START.match(reply)
     return match is not None and next(group for group in match.groups() if group).upper() == letter
 
 

@@ -128,11 +128,8 @@ class Custom(Grounding):
 
     def _line(self, place: int) -> str:
         """Where a row is, for errors."""
-        return (
-            f"{self.file}, row {place + 1}"
-            if self._lines is None
-            else f"{self.file}, line {self._lines[place]}"
-        )
+        where = f"row {place + 1}" if self._lines is None else f"line {self._lines[place]}"
+        return f"{self.file}, {where}"
 
     def _check(self, entries: Sequence["_Entry"]) -> None:
         """Refuse a file without the columns, and an id that two rows have."""
@@ -196,12 +193,10 @@ class Custom(Grounding):
         if len(images) != 1:
             raise BadRow("no box", f"box={row['box']!r} with {len(images)} images; give one image")
         # The box is of the original picture, the answer of the one that may have been scaled down.
-        box = scaled(
-            self.true_box(row["box"], self.original_size, index), self.original_size, images[0]
-        )
-        return Sample(
-            uid, images, question, (self.written(box, images[0]),), box=box, region=(box,)
-        )
+        true_box = self.true_box(row["box"], self.original_size, index)
+        box = scaled(true_box, self.original_size, images[0])
+        answer = self.written(box, images[0])
+        return Sample(uid, images, question, (answer,), box=box, region=(box,))
 
     def _images(self, value: Any) -> tuple[Image.Image, ...]:
         # The file's name belongs to the reason: a list of images may have one that is broken.
@@ -235,12 +230,8 @@ class Custom(Grounding):
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """Right, asked; IoU, boxes asked for."""
         boxes = float(sample.box is not None)
-        return (
-            self.score(sample, prediction),
-            1.0,
-            self.iou(sample, prediction) if boxes else 0.0,
-            boxes,
-        )
+        overlap = self.iou(sample, prediction) if boxes else 0.0
+        return (self.score(sample, prediction), 1.0, overlap, boxes)
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         right, asked, overlap, boxes = total.unbind(-1)

@@ -160,8 +160,6 @@ def _kind(source: Path | io.BytesIO) -> str:
         start = source.getvalue()[:64]
     # The first bytes tell what people most often give in place of an image.
     kind = next((kind for pattern, kind in KINDS if pattern.match(start)), None)
-    return (
-        f"{name} is {kind}"
-        if kind
-        else f"{name} begins with {start[:12]!r}; give PNG, JPEG, WebP or the like"
-    )
+    if kind:
+        return f"{name} is {kind}"
+    return f"{name} begins with {start[:12]!r}; give PNG, JPEG, WebP or the like"

@@ -210,9 +210,8 @@ def _from_numbers(picture: Image.Image, stored: Image.Image) -> Image.Image:
     key = stored.info.get("transparency")
     if not isinstance(key, int) or picture.mode == "F":
         return opened
-    return _over_white(
-        opened, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8), "L")
-    )
+    alpha = np.where(values == key, 0, 255).astype(np.uint8)
+    return _over_white(opened, Image.fromarray(alpha, "L"))
 
 
 def _depth(mode: str, stored: Image.Image, tags: Mapping[int, Any]) -> int | None:

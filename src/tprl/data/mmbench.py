@@ -93,9 +93,8 @@ class MMBench(MultipleChoice):
         blocks = facts.unflatten(-1, (len(self.categories), 5))
         right, asked, _, first_right, first = blocks.sum(0).unbind(-1)
         complete = (asked > 0) & (asked == blocks[..., 2].amax(0))
-        return torch.stack(
-            [complete & (right == asked), complete, first_right, first], -1
-        ).flatten()
+        counts = [complete & (right == asked), complete, first_right, first]
+        return torch.stack(counts, -1).flatten()
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
         """Percent; nan where no question was asked."""

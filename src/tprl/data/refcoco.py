@@ -82,18 +82,11 @@ class RefCOCO(Grounding):
         key = re.sub(r"(_\d{12})_\d+", r"\1", row["file_name"])
         image = self.image(row["image"], key)
         # Published as [x, y, width, height] of the original picture.
-        box = scaled(
-            self.true_box(row["bbox"], self.original_size, index, "bbox"), self.original_size, image
-        )
+        true_box = self.true_box(row["bbox"], self.original_size, index, "bbox")
+        box = scaled(true_box, self.original_size, image)
         question = self.asked(QUESTION.format(expression=expression))
-        return Sample(
-            self.uid(key, f"{place}-{number}"),
-            (image,),
-            question,
-            (self.written(box, image),),
-            box=box,
-            region=(box,),
-        )
+        uid, answer = self.uid(key, f"{place}-{number}"), self.written(box, image)
+        return Sample(uid, (image,), question, (answer,), box=box, region=(box,))
 
     def score(self, sample: Sample, prediction: str) -> float:
         return float(self.iou(sample, prediction) >= 0.5)

@@ -149,12 +149,9 @@ class Screens(Grounding):
         box, *others = [self._box(numbers, row, image) for numbers in (row["bbox"], *row["region"])]
         uid = self.uid(f"{row['application']}-{row['page']}", row["id"])
         if family in POINTING:
-            question = (
-                instruction if self.bare else self.asked(POINT.format(instruction=instruction))
-            )
-            return Sample(
-                uid, (image,), question, (self.written(box, image),), family, box, tuple(others)
-            )
+            asked = instruction if self.bare else self.asked(POINT.format(instruction=instruction))
+            answer = self.written(box, image)
+            return Sample(uid, (image,), asked, (answer,), family, box, tuple(others))
         question = instruction if self.bare else READ.format(instruction=instruction)
         answer = text_of(row["answer"], "no answer")
         return Sample(uid, (image,), question, (answer,), family, None, tuple(others))
@@ -164,10 +161,8 @@ class Screens(Grounding):
 
     def score(self, sample: Sample, prediction: str) -> float:
         if sample.box is None:
-            return float(
-                comparable_answer(prediction)
-                in {comparable_answer(answer) for answer in sample.answers}
-            )
+            answers = {comparable_answer(answer) for answer in sample.answers}
+            return float(comparable_answer(prediction) in answers)
         place = self.place_in(prediction, sample.images[0])
         return float(place is not None and inside(place, sample.box))
 

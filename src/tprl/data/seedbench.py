@@ -61,14 +61,8 @@ class SeedBench(MultipleChoice):
         options = [row[f"choice_{letter.lower()}"] for letter in LETTERS[:4]]
         right = number_of(row["answer"])
         image = self.image(images[0], row["data_id"])
-        return self.posed(
-            self.uid(row["data_id"], row["question_id"]),
-            image,
-            row["question"],
-            options,
-            right,
-            TYPES[kind - 1],
-        )
+        uid = self.uid(row["data_id"], row["question_id"])
+        return self.posed(uid, image, row["question"], options, right, TYPES[kind - 1])
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each type: right, asked."""

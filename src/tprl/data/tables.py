@@ -47,9 +47,8 @@ def read_table(source: str, subset: str | None, split: str) -> Table:
         path = shards[0] if len(shards) == 1 else path
     if path.is_file():
         return _file(path)
-    if path.is_dir() and any(
-        (path / name).is_file() for name in ("dataset_dict.json", "state.json")
-    ):
+    marks = [path / name for name in ("dataset_dict.json", "state.json")]
+    if path.is_dir() and any(mark.is_file() for mark in marks):
         return _saved(path, split)
     if _kind(path) or (source.startswith((".", "/")) and not path.exists()):
         raise UserError(f"{source} does not exist: give a file, a folder, or a hub id.")
@@ -153,11 +152,10 @@ def column(table: Table, name: str) -> list[Any]:
     """
     stored: Any = table
     # Rows of text files may differ in their columns.
-    there = (
-        {key for row in table for key in row}
-        if isinstance(table, list)
-        else set(stored.column_names)
-    )
+    if isinstance(table, list):
+        there = {key for row in table for key in row}
+    else:
+        there = set(stored.column_names)
     if name not in there:
         raise UserError(
             f"the rows have no column {name}, only "
@@ -188,9 +186,8 @@ def _loaded(
     except (ValueError, OSError, library.exceptions.DatasetsError) as error:
         # The library names no file: each is read through until one fails.
         where = file or Path(source)
-        for path in (
-            [where] if where.is_file() else sorted(where.rglob("*")) if where.is_dir() else []
-        ):
+        paths = sorted(where.rglob("*")) if where.is_dir() else []
+        for path in [where] if where.is_file() else paths:
             if reason := _fault(path, whole=True):
                 raise UserError(
                     f"{path} is damaged ({reason}): fetch or write it again."

@@ -53,9 +53,8 @@ def batches(
     dataset: Dataset, limit: int | None, size: int, first: int = 0
 ) -> Iterator[list[Sample]]:
     """The samples of rows `first` .. `limit` (None: all), `size` at a time."""
-    for batch in numbered_batches(
-        dataset, range(first, min(limit or len(dataset), len(dataset))), size
-    ):
+    indices = range(first, min(limit or len(dataset), len(dataset)))
+    for batch in numbered_batches(dataset, indices, size):
         yield [sample for _, sample in batch]
 
 

@@ -71,6 +71,5 @@ class TextVQA(Benchmark):
         return by_frequency(texts_of(row["answers"]))
 
     def score(self, sample: Sample, prediction: str) -> float:
-        return soft_accuracy(
-            normalized_text(prediction), [normalized_text(answer) for answer in sample.answers]
-        )
+        answers = [normalized_text(answer) for answer in sample.answers]
+        return soft_accuracy(normalized_text(prediction), answers)

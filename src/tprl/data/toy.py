@@ -67,15 +67,10 @@ class ToyDataset:
         # Six questions about a picture, one about each kind, which stands in one cell.
         at = next(i for i, cell in enumerate(cells) if cell.kind == kind)
         # Two wordings of unequal length, so that batches are really padded.
-        question = (
-            f"what is the value of the {KINDS[kind]} ?"
-            if picture % 2
-            else f"value of {KINDS[kind]} ?"
-        )
-        uid = f"toy/{self._key}/{picture}/{KINDS[kind]}"
-        return Sample(
-            uid, (image,), question, (VALUES[cells[at].value],), KINDS[kind], region=(cell_box(at),)
-        )
+        name, answer = KINDS[kind], VALUES[cells[at].value]
+        question = f"what is the value of the {name} ?" if picture % 2 else f"value of {name} ?"
+        uid = f"toy/{self._key}/{picture}/{name}"
+        return Sample(uid, (image,), question, (answer,), name, region=(cell_box(at),))
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1.0 if the prediction is the value, else 0.0."""

@@ -165,11 +165,9 @@ def four_numbers(value: Any) -> Box | None:
     """Four finite numbers; None for anything else."""
     if not isinstance(value, list | tuple) or len(value) != 4:
         return None
-    if not all(
-        isinstance(number, int | float) and not isinstance(number, bool) and isfinite(number)
-        for number in value
-    ):
-        return None
+    for number in value:
+        if not isinstance(number, int | float) or isinstance(number, bool) or not isfinite(number):
+            return None
     a, b, c, d = map(float, value)
     return (a, b, c, d)
 

@@ -77,16 +77,15 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
         return float(matches)
     enough = min(3, len(answers) - 1)
     left_out, kept = matches, len(answers) - matches  # how often a match is the one left out
-    return (left_out * min(1.0, (matches - 1) / enough) + kept * min(1.0, matches / enough)) / len(
-        answers
-    )
+    total = left_out * min(1.0, (matches - 1) / enough) + kept * min(1.0, matches / enough)
+    return total / len(answers)
 
 
 def by_frequency(answers: Sequence[str]) -> tuple[str, ...]:
     """All answers, the most frequent first, then by first mention; empty ones last."""
     counts = Counter(answers)
-    return tuple(
-        sorted(
-            answers, key=lambda answer: (not answer.strip(), -counts[answer], answers.index(answer))
-        )
-    )
+
+    def key(answer: str) -> tuple[bool, int, int]:
+        return not answer.strip(), -counts[answer], answers.index(answer)
+
+    return tuple(sorted(answers, key=key))

@@ -48,18 +48,16 @@ class VQAv2(Benchmark):
     def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
         """As the repository stores them, {"answer": ...} of each of ten people, or as texts; most
         frequent first."""
-        people = [
-            person.get("answer") if isinstance(person, Mapping) else person
-            for person in several(row["answers"])
-        ]
-        return by_frequency(
-            [text for person in people for text in texts_of("" if person is None else person)]
-        )
+        texts: list[str] = []
+        for person in several(row["answers"]):
+            answer = person.get("answer") if isinstance(person, Mapping) else person
+            # A gap is an empty answer of one of the ten, and counts among them.
+            texts += texts_of("" if answer is None else answer)
+        return by_frequency(texts)
 
     def score(self, sample: Sample, prediction: str) -> float:
-        return soft_accuracy(
-            normalized(prediction), [normalized(answer) for answer in sample.answers]
-        )
+        answers = [normalized(answer) for answer in sample.answers]
+        return soft_accuracy(normalized(prediction), answers)
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each type of answer: score, asked."""

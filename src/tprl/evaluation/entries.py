@@ -1,6 +1,7 @@
 """Which lines a table gets: trained pruners with their modes, arms of a study, and pruners by
 name."""
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -125,9 +126,7 @@ def named_entries(pruners: str | Sequence[str] | None, settings: Mapping[str, An
     entries = [Entry(FULL, load_component("pruner", FULL), (1.0,))]
     for name in name_list("pruners", pruners):
         if name != FULL:
-            entries += seeded_entries(
-                lambda name=name, **live: load_component("pruner", name, **live), settings
-            )
+            entries += seeded_entries(functools.partial(load_component, "pruner", name), settings)
     return entries
 
 
@@ -175,11 +174,8 @@ def _blind(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
     """Those of the entries that read regions, where none of the first questions has one."""
     # Images are opened only where some method reads regions.
     readers = [entry for entry in entries if "region" in entry.pruner.extras]
-    if not readers or any(
-        sample.region for sample in taken(dataset, range(min(LOOKED_AT, len(dataset))))
-    ):
-        return []
-    return readers
+    first = taken(dataset, range(min(LOOKED_AT, len(dataset))))
+    return [] if not readers or any(sample.region for sample in first) else readers
 
 
 def _reached(adaptive: Adaptive, ratios: tuple[float, ...]) -> tuple[float, ...]:

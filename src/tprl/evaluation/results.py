@@ -203,9 +203,8 @@ def ratios(cells: dict[str, dict[float | None, Cell]]) -> list[float | None]:
     """Columns of a table: keep ratios from large to small, then the pruner's own choice if anybody
     made one."""
     seen = {ratio for row in cells.values() for ratio in row}
-    return sorted((r for r in seen if r is not None), reverse=True) + (
-        [None] if None in seen else []
-    )
+    known = sorted((ratio for ratio in seen if ratio is not None), reverse=True)
+    return [*known, None] if None in seen else list(known)
 
 
 def pruner_order(cells: dict[str, dict[float | None, Cell]]) -> list[str]:

@@ -48,27 +48,25 @@ class ScoreTable:
         for i, (pruner, seed, ratio) in enumerate(self.arms):
             # In the order of the table: the bootstrap does not depend on it.
             present = ~np.isnan(self.score[i])
-            questions = list(
-                zip(self.uids[present].tolist(), self.families[present].tolist(), strict=True)
-            )
+            uids, families = self.uids[present].tolist(), self.families[present].tolist()
             kept, flops, relative = self.cost[i].tolist()
-            for metric, interval in metrics_of(
-                questions, self.score[i, present], self.iou[i, present]
-            ).items():
-                place = (self.model, self.dataset, pruner, seed, ratio, kept, metric)
-                rows.append(
-                    Row(*place, interval.mean, interval.low, interval.high, flops, relative)
-                )
+            place = (self.model, self.dataset, pruner, seed, ratio, kept)
+            metrics = metrics_of(
+                list(zip(uids, families, strict=True)), self.score[i, present], self.iou[i, present]
+            )
+            for metric, (mean, low, high) in metrics.items():
+                rows.append(Row(*place, metric, mean, low, high, flops, relative))
         return rows
 
     def samples(self) -> list[SampleRow]:
         """The lines of `samples.jsonl` without predictions, arm by arm."""
         names = list(zip(self.uids.tolist(), self.families.tolist(), strict=True))
-        return [
-            SampleRow(*names[j], *arm, None, float(self.score[i, j]), float(self.kept[i, j]))
-            for i, arm in enumerate(self.arms)
-            for j in np.flatnonzero(~np.isnan(self.score[i]))
-        ]
+        rows = []
+        for i, arm in enumerate(self.arms):
+            for j in np.flatnonzero(~np.isnan(self.score[i])):
+                measured = float(self.score[i, j]), float(self.kept[i, j])
+                rows.append(SampleRow(*names[j], *arm, None, *measured))
+        return rows
 
 
 def score_table(answered: Sequence[Answered], rows: Sequence[Row], main: str) -> ScoreTable:

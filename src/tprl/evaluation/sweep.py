@@ -126,22 +126,14 @@ def find_jobs(directory: Path) -> list[Job]:
         raise UserError(
             f"sweep={directory} {why}: give the directory of a `python -m src.train -m ...`."
         )
-    if (
-        directory in runs
-        and (directory / "evaluation.json").is_file()
-        and not (directory / "pruner").is_dir()
-    ):
+    evaluated = (directory / "evaluation.json").is_file()
+    if directory in runs and evaluated and not (directory / "pruner").is_dir():
         raise UserError(
             f"sweep={directory} is an evaluation, not a sweep: its numbers are in its results.csv."
         )
     if directory in runs:
         raise UserError(f"sweep={directory} is one run, not a sweep: use run={directory}.")
-    # Jobs are named by numbers: 10 comes after 9.
-    runs.sort(
-        key=lambda path: [
-            (not part.isdigit(), part.zfill(9)) for part in path.relative_to(directory).parts
-        ]
-    )
+    runs.sort(key=lambda path: _order(path.relative_to(directory)))
     words = {path: _words(_left(path / ".hydra" / "overrides.yaml", ListConfig)) for path in runs}
     # What started is known from its own folder, what never did from Hydra's plan.
     jobs = [Job(path, _settings(words[path]), _state(path)) for path in runs]
@@ -151,6 +143,11 @@ def find_jobs(directory: Path) -> list[Job]:
         never = [settings for settings in planned if settings not in words.values()]
         jobs += [Job(None, _settings(settings), "never started") for settings in never]
     return jobs
+
+
+def _order(job: Path) -> list[tuple[bool, str]]:
+    """Jobs are named by numbers: 10 comes after 9, and names after all numbers."""
+    return [(not part.isdigit(), part.zfill(9)) for part in job.parts]
 
 
 def why_missing(job: Job, keys: Sequence[str]) -> str:

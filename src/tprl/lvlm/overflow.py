@@ -200,12 +200,10 @@ def _first(model: nn.Module, again: Callable[[], Any]) -> _Begins | None:
     def listen(path: str) -> Callable[..., None]:
         def look(module: nn.Module, _: Any, out: Any) -> None:
             first = out[0] if isinstance(out, tuple | list) and out else out
+            if not isinstance(first, Tensor) or not first.is_floating_point():
+                return
             # Logits and scores may mask by infinities, hidden states may not.
-            if (
-                isinstance(first, Tensor)
-                and first.is_floating_point()
-                and not bool(first.isfinite().all())
-            ):
+            if not bool(first.isfinite().all()):
                 raise _Begins(path, module)
 
         return look

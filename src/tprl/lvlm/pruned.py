@@ -196,12 +196,8 @@ class Pruning:
             )
         # A guessed mask would take padding for text of the prompt.
         pad = self.lvlm.model.generation_config.pad_token_id
-        if (
-            kwargs.get("attention_mask") is None
-            and len(ids) > 1
-            and pad is not None
-            and bool((ids == pad).any())
-        ):
+        unmasked = kwargs.get("attention_mask") is None and len(ids) > 1
+        if unmasked and pad is not None and bool((ids == pad).any()):
             raise UserError(
                 "generate got a padded batch without attention_mask: "
                 "pass all that the processor returns."

@@ -148,9 +148,8 @@ def read_yaml(
         raise UserError(f"{path} is damaged ({reason}): {remedy}{EDITED}.") from error
     # Of a bare word OmegaConf makes a key without a value.
     values = content.values() if isinstance(content, DictConfig) else []
-    if not isinstance(content, kind) or (
-        kind is DictConfig and all(value is None for value in values)
-    ):
+    empty = kind is DictConfig and all(value is None for value in values)
+    if not isinstance(content, kind) or empty:
         raise UserError(f"{path} is damaged (it holds no settings): {remedy}.")
     return content
 
