@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.commands.test_train import call, refused
+from tests.commands.calls import call, refused
 from tests.lvlm.small import families
 from tests.test_cost import counter
 

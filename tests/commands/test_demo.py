@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from tests.commands.test_train import call
+from tests.commands.calls import call
 
 from tprl.build import conf_dir, load_component
 from tprl.commands.demo import demo, make_pruners

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from tests.commands.test_options import config
+from tests.commands.configs import config
 
 from tprl.commands.options import checked
 from tprl.commands.plan import check_plan

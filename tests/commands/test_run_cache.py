@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.commands.test_train import call
+from tests.commands.calls import call
 
 from tprl.commands.train import train
 from tprl.pruners.folder import WEIGHTS

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.commands.test_train import call, refused
+from tests.commands.calls import call, refused
 
 from tprl.commands.evaluate import evaluate
 from tprl.commands.train import train

@@ -90,7 +90,7 @@ def test_a_number_that_is_none(value: Any) -> None:
 
 
 def test_the_run_remembers_it(tmp_path: Path) -> None:
-    """`resume` starts from config.yaml (see test_house), where the number counts as an option."""
+    """`resume` starts from config.yaml (see test_entry), where the number counts as an option."""
     use_threads(OmegaConf.create({"seed": 0, "threads": None}), tmp_path, model(1))
     again: DictConfig = read_yaml(tmp_path / SETTINGS, "")
     assert again.threads == 1

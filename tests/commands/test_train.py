@@ -1,20 +1,17 @@
-"""The two command lines on the embedded LVLM, from a typed option to the files on disk."""
+"""The whole chain on the embedded LVLM, from a typed option to the files on disk, and what is
+evaluated of it."""
 
 import csv
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from tests.lvlm.small import families, save_folder
+from tests.commands.calls import FAST, call, refused
 
-from tprl.build import load_component
-from tprl.commands.entry import launch
 from tprl.commands.evaluate import evaluate
 from tprl.commands.train import train
 from tprl.evaluation.entries import trained_entries
@@ -24,29 +21,7 @@ from tprl.pruners.learned import load_pruner
 from tprl.runtime.files import write_sealed
 from tprl.stages.calibrate import FADES
 
-FAST = ("debug=fast", "logger=csv")
 Call = Callable[..., Path]
-
-
-def call(name: str, work: Callable[..., Path], directory: Path, *overrides: str) -> Path:
-    """What `python -m src.<name> ...` does, in this process."""
-    before = sys.argv
-    sys.argv = [f"src.{name}", *overrides, f"hydra.run.dir={directory}"]
-    try:
-        launch(name, work)
-    finally:
-        sys.argv = before
-    return directory
-
-
-def refused(capsys: pytest.CaptureFixture[str], name: str, directory: Path, *overrides: str) -> str:
-    """The one sentence on stderr of a command that must end with status 2."""
-    with pytest.raises(SystemExit) as stopped:
-        call(name, train if name == "train" else evaluate, directory, *overrides)
-    assert stopped.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -314,88 +289,7 @@ class TestTheChain:
         assert second.trained_on["stages"] == ["autoencoder", "lfd"]
 
 
-class TestOneSentence:
-    def test_cards_are_chosen_elsewhere(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        assert "CUDA_VISIBLE_DEVICES" in refused(
-            capsys, "train", tmp_path, "trainer.devices=[1]", "logger=none"
-        )
-
-    @pytest.mark.parametrize("value", ["0", "1.7", "a"])
-    def test_a_keep_ratio_that_is_none(
-        self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        for stage in ("lfd", "ppo"):
-            sentence = refused(
-                capsys, "train", tmp_path, f"stage={stage}", f"stage.keep_ratio={value}"
-            )
-            assert f"keep_ratio must be a number in (0, 1], got {value}" in sentence
-        assert f"keep_ratios must be a number in (0, 1], got {value}" in refused(
-            capsys, "eval", tmp_path, "pruner=random", f"keep_ratios=[{value}]"
-        )
-
-    @pytest.mark.parametrize("value", ["0", "-3", "few"])
-    def test_a_limit_that_leaves_no_question(
-        self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        bound = "a whole number of at least 1"
-        sentence = (
-            f"limit must be {bound}, got {value}; use e.g. 1000, or null for the whole split."
-        )
-        assert (
-            refused(capsys, "eval", tmp_path, "pruner=random", f"limit={value}")
-            == f"error: {sentence}"
-        )
-        for key in ("stage.evaluation.", "stage.ppo.served."):
-            assert (
-                refused(capsys, "train", tmp_path, f"{key}limit={value}", *FAST)
-                == f"error: {key}{sentence}"
-            )
-        assert not (tmp_path / "autoencoder").exists()
-
-    def test_a_run_that_does_not_exist(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        assert "/no/such/run does not exist" in refused(
-            capsys, "eval", tmp_path, "run=/no/such/run"
-        )
-        sentence = refused(capsys, "train", tmp_path, "stage=ppo", "stage.init_from=/no/such/run")
-        assert "/no/such/run does not exist" in sentence
-
-    def test_adaptive_budgets_of_no_policy(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        assert "needs a trained policy: give stage.init_from" in refused(
-            capsys, "train", tmp_path, "stage=adapt"
-        )
-        given = ("stage=adapt", "stage.init_from=tprl_tiny_llava", "policy.select=topk")
-        assert "leave policy away" in refused(capsys, "train", tmp_path / "other", *given)
-
-    @pytest.mark.parametrize("name", ["budgets=[0.1,1.7]", "keep_ratios=[0.2,0]"])
-    def test_bad_ratios_of_any_kind_before_anything_is_trained(
-        self, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        sentence = refused(capsys, "train", tmp_path, "stage=all", f"stage.adapt.{name}")
-        assert sentence.startswith(f"error: stage.adapt.{name.partition('=')[0]} must be")
-        assert "must be a number in (0, 1]" in sentence
-        assert not (tmp_path / "config.yaml").exists()
-        for words in ("stage.calibrate=[0.5,7]", "stage.served.keep_ratios=[2]"):
-            assert "must be a number in (0, 1]" in refused(
-                capsys, "train", tmp_path, "stage=ppo", words
-            )
-
-    def test_a_run_without_weights(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        (tmp_path / "old").mkdir()
-        assert "holds no config.yaml" in refused(
-            capsys, "eval", tmp_path / "new", f"run={tmp_path / 'old'}"
-        )
-        (tmp_path / "old" / "config.yaml").write_text("model: {}\ndataset: {}\n")
-        sentence = refused(capsys, "eval", tmp_path / "new", f"run={tmp_path / 'old'}")
-        assert "holds no trained pruner" in sentence
-
+class TestWeightsThatDoNotFit:
     def test_a_pruner_of_another_width(
         self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
@@ -413,129 +307,3 @@ class TestOneSentence:
             capsys, "eval", tmp_path / "out", "pruner=tprl", f"pruner.pretrained={broken}"
         )
         assert "is damaged" in sentence
-
-    def test_weights_out_of_reach(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        sentence = refused(capsys, "train", tmp_path, "stage=lfd", "model=llava")
-        assert "model.pretrained=" in sentence
-        assert "model=tiny_llava" in sentence
-
-    def test_the_oracle_teaches_nobody(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        sentence = refused(
-            capsys, "train", tmp_path, "stage=lfd", "pruner=oracle", "policy.code_width=0", *FAST
-        )
-        assert "cannot demonstrate" in sentence
-
-    def test_a_read_only_folder(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        # root may write wherever a file system can be written
-        folder = Path("/sys") if os.geteuid() == 0 else tmp_path
-        if folder == tmp_path:
-            tmp_path.chmod(0o500)
-        assert "cannot write" in refused(capsys, "train", folder / "run", *FAST)
-
-    def test_nothing_to_evaluate(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert "nothing to evaluate" in refused(capsys, "eval", tmp_path)
-
-
-class TestFamilies:
-    """Training runs on every family; the rest of the chain is shared."""
-
-    def test_parity_is_a_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        options = (
-            "model.pretrained=null",
-            "model.dtype=float32",
-            "model.attention=eager",
-            "logger=none",
-            "limit=3",
-        )
-        run = call(
-            "eval", evaluate, tmp_path / "parity", "mode=parity", "model=qwen2_5_vl", *options
-        )
-        table = (run / "parity.md").read_text()
-        assert "| `qwen2_5_vl` | 0 | " in table
-        assert table.rstrip().endswith("| yes |")
-        assert table in capsys.readouterr().out + "\n"
-
-    def test_the_whole_chain_is_refused_at_once_where_its_evaluation_cannot_be(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("tprl.cost.shapes.LANGUAGE_MODELS", frozenset({"llama"}))
-        options = ("model=qwen2_5_vl", "model.pretrained=null", "model.dtype=float32", "debug=fast")
-        line = refused(capsys, "train", tmp_path / "run", *options)
-        assert (
-            "The cost model does not know the language model 'qwen2_5_vl_text' (it knows llama): "
-            in line
-        )
-        assert not (tmp_path / "run" / "lfd").exists()
-
-    def test_weights_from_a_local_folder(self, tmp_path: Path) -> None:
-        """The path that a downloaded checkpoint takes."""
-        save_folder(
-            load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32"),
-            tmp_path / "weights",
-        )
-        options = (f"model.pretrained={tmp_path / 'weights'}", "model.dtype=float32", "logger=none")
-        given = (
-            "stage=lfd",
-            "stage.demonstrations=4",
-            "stage.epochs=1",
-            "dataset.limit=4",  # of every split
-            "stage.served.limit=null",  # the whole split, after which the calibration begins again
-        )
-        run = call(
-            "train",
-            train,
-            tmp_path / "lfd",
-            *given,
-            "model=qwen2_5_vl",
-            "policy.code_width=0",
-            *options,
-        )
-        config = json.loads((run / "pruner" / CONFIG).read_text())
-        about = config["trained_on"]
-        assert (about["family"], about["pretrained"]) == ("qwen2_5_vl", str(tmp_path / "weights"))
-        assert config["trained_to"] == pytest.approx(0.3333)  # it was calibrated
-
-    @pytest.mark.parametrize(
-        "model",
-        [
-            "llava",
-            "qwen2_5_vl",
-            *(
-                pytest.param(m, marks=pytest.mark.slow)
-                for m in families()
-                if m not in ("llava", "qwen2_5_vl")
-            ),
-        ],
-    )
-    def test_demonstrations_and_ppo_on_a_small_random_model(
-        self, model: str, tmp_path: Path
-    ) -> None:
-        model_options = (
-            f"model={model}",
-            "model.pretrained=null",
-            "model.dtype=float32",
-            "logger=csv",
-        )
-        options = (
-            *model_options,
-            "policy.code_width=0",
-            "stage.calibrate=null",
-            "stage.served.limit=4",
-        )
-        given = ("stage=lfd", "stage.demonstrations=8", "stage.epochs=1")
-        lfd = call("train", train, tmp_path / "lfd", *given, *options)
-        given = (
-            "stage=ppo",
-            "stage.iterations=1",
-            "stage.prompts=2",
-            "stage.group=2",
-            "stage.keep_ratio=0.3",
-        )
-        ppo = call("train", train, tmp_path / "ppo", *given, *options, f"stage.init_from={lfd}")
-        about = json.loads((ppo / "pruner" / CONFIG).read_text())
-        assert about["trained_on"]["model"] == model
-        assert about["trained_on"]["stages"] == ["lfd", "ppo"]
-        logged = (ppo / "metrics.csv").read_text()
-        assert "ppo/kl" in logged.splitlines()[0]

@@ -2,15 +2,14 @@
 
 import copy
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from tests.commands.test_train import refused
+from tests.commands.calls import refused
+from tests.configs import composed
 
-from tprl.build import choices, conf_dir
+from tprl.build import choices
 from tprl.commands.stages import in_full
 from tprl.commands.unread import EVAL_ALWAYS, EVAL_READS, TRAIN_ALWAYS, check_read
 from tprl.errors import UserError
@@ -69,16 +68,10 @@ EVAL_MODE = {mode: f"mode={mode}" for mode in EVAL_READS} | {
 }
 
 
-@lru_cache
-def base(command: str, groups: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return compose(command, overrides=[*groups])
-
-
-def composed(command: str, *words: str) -> DictConfig:
+def read_from(command: str, *words: str) -> DictConfig:
     """What a command line composes; only its groups go through Hydra, which takes its time."""
     groups = tuple(word for word in words if word.partition("=")[0] in GROUPS)
-    config = copy.deepcopy(base(command, groups))
+    config = copy.deepcopy(composed(command, *groups))
     OmegaConf.set_struct(config, False)
     values = OmegaConf.from_dotlist(
         [in_full(word.lstrip("+")) for word in words if word not in groups]
@@ -93,7 +86,7 @@ def keys(*words: str) -> list[str]:
 
 
 def sentence(command: str, *words: str) -> str | None:
-    return said_of(command, composed(command, *words), keys(*words))
+    return said_of(command, read_from(command, *words), keys(*words))
 
 
 def said_of(command: str, config: DictConfig, typed: list[str]) -> str | None:
@@ -108,7 +101,7 @@ def unread(command: str, word: str, options: Iterable[str]) -> set[str]:
     """Those of the options that are refused when they ask for something."""
     refusals = set()
     for key in options:
-        config = composed(command, word)
+        config = read_from(command, word)
         place = "model.geometry" if key == "geometry" else key
         OmegaConf.update(config, place, {"asks": 1}, merge=False, force_add=True)
         if said_of(command, config, [key]):
@@ -258,7 +251,7 @@ def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_an_option_is_named_as_it_is_typed() -> None:
     sentence = said_of(
-        "train", composed("train", "stage=ppo", "stage.gamma=0.5"), ["stage.module.gamma"]
+        "train", read_from("train", "stage=ppo", "stage.gamma=0.5"), ["stage.module.gamma"]
     )
     assert sentence == "stage.gamma is not read: only advantage=gae has a critic; leave it out."
 

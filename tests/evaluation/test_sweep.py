@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.commands.test_train import call, refused
+from tests.commands.calls import call, refused
 
 from tprl.commands.entry import launch
 from tprl.commands.evaluate import evaluate

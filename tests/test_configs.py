@@ -1,0 +1,77 @@
+"""Every choice of every group composes."""
+
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from tests.configs import GROUPS, composed
+
+from tprl.build import choices, conf_dir
+
+EVERY = [(group, name) for group in GROUPS for name in choices(group)]
+EVAL_GROUPS = {"model", "pruner", "dataset", "logger"}
+
+
+def targets(node: object) -> list[str]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    own = [node["_target_"]] if isinstance(node, dict) and "_target_" in node else []
+    return own + [target for child in children for target in targets(child)]
+
+
+class TestConfigs:
+    def test_every_group_is_a_directory_with_choices(self) -> None:
+        assert all(choices(group) for group in GROUPS)
+
+    def test_a_group_is_listed_sorted(self) -> None:
+        assert choices("stage") == [
+            "adapt",
+            "all",
+            "autoencoder",
+            "distill",
+            "lfd",
+            "ppo",
+            "pretrain",
+        ]
+
+    @pytest.mark.parametrize(("group", "name"), EVERY)
+    def test_every_choice_composes_for_training(self, group: str, name: str) -> None:
+        plain = OmegaConf.to_container(composed("train", f"{group}={name}"), resolve=True)
+        assert isinstance(plain, dict)
+        assert {"stage", "model", "dataset", "policy", "reward", "trainer", "seed"} <= plain.keys()
+        # these change others, or are nothing
+        assert group in plain or group in ("experiment", "debug", "logger")
+        allowed = ("tprl.", "torch.optim.", "lightning.pytorch.")
+        assert all(target.startswith(allowed) for target in targets(plain.get(group)))
+
+    @pytest.mark.parametrize(("group", "name"), [pair for pair in EVERY if pair[0] in EVAL_GROUPS])
+    def test_every_choice_composes_for_evaluation(self, group: str, name: str) -> None:
+        plain = OmegaConf.to_container(composed("eval", f"{group}={name}"), resolve=True)
+        assert isinstance(plain, dict)
+        assert {"model", "dataset", "keep_ratios", "split"} <= plain.keys()
+        assert group in plain or group == "logger"
+
+    @pytest.mark.parametrize("stage", choices("stage"))
+    def test_debug_fast_changes_settings_that_the_stage_has(self, stage: str) -> None:
+        def keys(node: Any) -> set[str]:
+            below = {
+                f"{key}.{name}"
+                for key, value in node.items()
+                if isinstance(value, DictConfig)
+                for name in keys(value)
+            }
+            return {str(key) for key in node} | below
+
+        usual, fast = (
+            composed("train", f"stage={stage}"),
+            composed("train", f"stage={stage}", "debug=fast"),
+        )
+        assert keys(fast) == keys(usual)
+        assert fast.stage != usual.stage
+
+    @pytest.mark.parametrize("name", ["train", "eval", "demo"])
+    def test_the_defaults_are_the_embedded_model_and_dataset(self, name: str) -> None:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            config = compose(name, return_hydra_config=True)
+        chosen = config.hydra.runtime.choices
+        assert (chosen.model, chosen.dataset) == ("tiny_llava", "scenes")
