@@ -26,7 +26,6 @@ from tprl.data.scenes import (
     pixels_inside,
     scene_pixels,
 )
-from tprl.errors import UserError
 
 
 @cache
@@ -40,38 +39,6 @@ def asked(family: str, count: int = 800) -> tuple[tuple[Scene, Question], ...]:
         (scene, SCENES.ask[family](scene.things, Stream("asked", i)))
         for i, scene in enumerate(drawn(count))
     )
-
-
-class TestStream:
-    def test_draws_never_change(self) -> None:
-        stream = Stream("golden", 1)
-        assert [stream.integer(0, 9) for _ in range(12)] == [1, 9, 5, 2, 2, 4, 0, 2, 5, 5, 3, 1]
-        assert stream.integers(-2, 2, (2, 3)).tolist() == [[2, -1, 0], [2, 1, 1]]
-        assert stream.choice("abc") == "c"
-        assert stream.shuffled([1, 2, 3, 4, 5]) == [5, 1, 2, 4, 3]
-
-    def test_integers_are_uniform_between_both_ends(self) -> None:
-        values = Stream("uniform").integers(-3, 4, (8000,))
-        counts = Counter(values.tolist())
-        assert sorted(counts) == list(range(-3, 5))
-        assert max(abs(n - 1000) for n in counts.values()) < 5 * 1000**0.5
-
-    def test_one_draw_is_the_array_of_one(self) -> None:
-        one, many = Stream("k"), Stream("k")
-        assert [one.integer(5, 60) for _ in range(50)] == many.integers(5, 60, (50,)).tolist()
-
-    def test_a_permutation_reaches_every_order(self) -> None:
-        stream = Stream("orders")
-        orders = Counter(tuple(stream.shuffled("abc")) for _ in range(1200))
-        assert len(orders) == 6
-        assert min(orders.values()) > 130
-
-    def test_keys_do_not_run_into_each_other(self) -> None:
-        draws = {
-            tuple(Stream(*key).integers(0, 10**9, (2,)).tolist())
-            for key in [("a", 1, 23), ("a", 12, 3), ("a", 123)]
-        }
-        assert len(draws) == 3
 
 
 class TestImages:
@@ -210,85 +177,6 @@ class TestInside:
                 assert mask.sum() == mask[y1:y2, x1:x2].sum() >= 0.45 * (x2 - x1) * (y2 - y1)
                 # all shapes are symmetric
                 assert np.array_equal(mask[y1:y2, x1:x2], mask[y1:y2, x1:x2][:, ::-1])
-
-
-class TestSplits:
-    def test_sizes_and_uids(self) -> None:
-        assert {split: len(Scenes(split)) for split in SCENES.splits} == {
-            "train": 1_000_000,
-            "val": 2_000,
-            "test": 6_000,
-            "final": 6_000,
-        }
-        assert Scenes("test")[5999].uid == "scenes/test/1199/grounding"
-        assert Scenes("train", seed=3)[2].uid == "scenes/train-3/0/count"
-
-    def test_disjoint(self) -> None:
-        sets = [Scenes("train"), Scenes("train", seed=1), Scenes("val"), Scenes("test")]
-        samples = [data[i] for data in sets for i in range(0, 300, 5)]
-        assert len({sample.uid for sample in samples}) == len(samples) == 240
-        assert len({sample.images[0].tobytes() for sample in samples}) == len(samples)
-
-    def test_pretraining_never_sees_a_scene_of_a_split(self) -> None:
-        pretrain = {
-            draw_scene("pretrain", 0, step, i).things for step in range(30) for i in range(4)
-        }
-        assert not pretrain & {
-            draw_scene("scenes", split, 0, i).things for split in SCENES.splits for i in range(120)
-        }
-
-    def test_the_seed_moves_the_training_images_only(self) -> None:
-        for split in ("val", "test"):
-            assert (
-                Scenes(split, seed=5)[17].images[0].tobytes()
-                == Scenes(split)[17].images[0].tobytes()
-            )
-            assert Scenes(split, seed=5)[17].uid == Scenes(split)[17].uid
-        assert (
-            Scenes("train", seed=5)[17].images[0].tobytes()
-            != Scenes("train")[17].images[0].tobytes()
-        )
-
-    def test_families_take_turns(self) -> None:
-        data = Scenes("val", limit=20)
-        assert [data[i].family for i in range(20)] == list(FAMILIES) * 4
-        assert len(data) == 20
-
-    def test_a_family_asks_the_same_whoever_sits_beside_it(self) -> None:
-        alone = Scenes("test", families=["count"])
-        assert [alone[i].question for i in range(8)] == [
-            Scenes("test")[5 * i + 2].question for i in range(8)
-        ]
-        assert [alone[i].uid for i in range(8)] == [Scenes("test")[5 * i + 2].uid for i in range(8)]
-
-    @pytest.mark.parametrize("index", [-1, 20, 10**6])
-    def test_an_index_outside_raises(self, index: int) -> None:
-        with pytest.raises(IndexError):
-            Scenes("val", limit=20)[index]
-
-    @pytest.mark.parametrize(
-        ("arguments", "words"),
-        [
-            ({"split": "tset"}, ["tset", "train", "val", "test"]),
-            ({"families": ["count", "color"]}, ["color", *FAMILIES]),
-            ({"families": []}, ["[]", *FAMILIES]),
-            ({"families": ["count", "count"]}, ["count", "once"]),
-            ({"limit": 0}, ["limit", "at least 1", "got 0"]),
-            ({"limit": -4}, ["limit", "at least 1", "got -4"]),
-        ],
-    )
-    def test_bad_input_is_one_sentence(
-        self, arguments: dict[str, object], words: list[str]
-    ) -> None:
-        with pytest.raises(UserError) as caught:
-            Scenes(**arguments)  # pyright: ignore[reportArgumentType]
-        message = str(caught.value)
-        assert all(word in message for word in words)
-        assert message.endswith(".")
-        assert len(message.splitlines()) == 1
-
-    def test_a_limit_beyond_the_split_is_the_split(self) -> None:
-        assert len(Scenes("val", limit=10**9)) == 2_000
 
 
 def naive_answer(things: tuple[Thing, ...], text: str) -> str:
