@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.browsing import EVERY, SCREENS, opened
-from tests.report.test_evaluation import gallery, write
+from tests.report.pages import gallery, write
 
 pytestmark = pytest.mark.browser
 # Contrast of every piece of text with what is behind it: WCAG 2, relative luminance.
