@@ -14,11 +14,6 @@ from tprl.errors import UserError
 from tprl.rewards import WeightedReward
 from tprl.rewards.score_change import ScoreChange
 
-BUDGETS = [("free", "topk"), ("lagrange", "topk"), ("exact_k", "topk"), ("exact_k", "dpp")]
-every_budget = pytest.mark.parametrize(
-    ("budget", "select"), BUDGETS, ids=["-".join(pair) for pair in BUDGETS]
-)
-
 
 class TestBudget:
     def test_lagrange_holds_the_mean_count_and_free_does_not(self) -> None:

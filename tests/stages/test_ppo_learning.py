@@ -78,7 +78,7 @@ class TestLearnability:
     ) -> None:
         assert learned(seed, iterations, select, **options) > 0.95
 
-    @pytest.mark.slow  # TestBudget in test_ppo follows Bernoulli episodes of one step
+    @pytest.mark.slow  # TestBudget in test_ppo_budgets follows Bernoulli episodes of one step
     def test_the_papers_bernoulli_episodes_improve_their_return(self) -> None:
         """Three steps without a budget: the discount starts at keeping 1.6 %, tokens cost beta,
         answers pay alpha."""
