@@ -2,7 +2,7 @@
 
 import os
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -89,26 +89,44 @@ def answer(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return model.generate(**batch, max_new_tokens=3, do_sample=False)
 
 
-def pruned(lvlm: FrozenLVLM, wrapper: Any, by: Any = None) -> None:
-    """The wrapper answers as the pruned stock model does, and afterwards as before."""
+class Answers(NamedTuple):
+    """What is generated, and how many tokens of each image were kept for it."""
+
+    ids: list[list[int]]
+    kept: list[int] | None = None
+
+
+def answered(model: Any, batch: dict[str, Tensor], pruning: tprl.Pruning | None = None) -> Answers:
+    ids = answer(model, batch).tolist()
+    if pruning is None:
+        return Answers(ids)
+    return Answers(ids, [len(images[0].indices) for images in pruning.kept])
+
+
+def stock(lvlm: FrozenLVLM) -> tuple[Answers, Answers, Answers]:
+    """Of the stock model: before it is pruned, while it is, and afterwards."""
     batch = stock_inputs(lvlm, SAMPLES[:2])
-    caller = wrapper if by is None else by
-    before, state = answer(caller, batch), dict(vars(lvlm.model))
+    before = answered(lvlm.model, batch)
     with tprl.prune(lvlm.model, "divprune", keep_ratio=0.3) as pruning:
-        expected, kept = answer(lvlm.model, batch), pruning.kept
+        during = answered(lvlm.model, batch, pruning)
+    return before, during, before
+
+
+def wrapped(lvlm: FrozenLVLM, wrapper: Any, by: Any = None) -> tuple[Answers, Answers, Answers]:
+    """The same of a wrapper that is pruned, asked through `by`. The model inside cannot be pruned
+    a second time meanwhile, and nothing is left on it."""
+    batch, caller = stock_inputs(lvlm, SAMPLES[:2]), wrapper if by is None else by
+    before, state = answered(caller, batch), dict(vars(lvlm.model))
     with tprl.prune(wrapper, "divprune", keep_ratio=0.3) as pruning:
-        assert torch.equal(answer(caller, batch), expected)
-        assert [len(row[0].indices) for row in pruning.kept] == [
-            len(row[0].indices) for row in kept
-        ]
+        during = answered(caller, batch, pruning)
         with pytest.raises(UserError, match="pruned already"):
             tprl.prune(lvlm.model, "divprune", keep_ratio=0.3)
     assert vars(lvlm.model) == state
-    assert torch.equal(answer(caller, batch), before)
+    return before, during, answered(caller, batch)
 
 
 def test_adapters_around_every_family(lvlm: FrozenLVLM) -> None:
-    pruned(lvlm, PeftLike(lvlm.model))
+    assert wrapped(lvlm, PeftLike(lvlm.model)) == stock(lvlm)
     assert stock_model(lvlm.model) is lvlm.model
 
 
@@ -116,16 +134,17 @@ def test_adapters_around_every_family(lvlm: FrozenLVLM) -> None:
     "wrap", [Tuner, Proxy, lambda m: torch.compile(PeftLike(m), backend="eager")]
 )
 def test_other_wrappers(llava: FrozenLVLM, wrap: Any) -> None:
-    pruned(llava, wrap(llava.model))
+    assert wrapped(llava, wrap(llava.model)) == stock(llava)
 
 
 def test_compiled_models(llava: FrozenLVLM) -> None:
-    pruned(llava, torch.compile(llava.model, backend="eager"))
+    assert wrapped(llava, torch.compile(llava.model, backend="eager")) == stock(llava)
 
 
 def test_data_parallel_models(llava: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", torch.distributed.is_initialized)
-    pruned(llava, DataParallel(llava.model), by=llava.model)
+    expected = stock(llava)
+    assert wrapped(llava, DataParallel(llava.model), by=llava.model) == expected
     for name, value in {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
@@ -138,16 +157,17 @@ def test_data_parallel_models(llava: FrozenLVLM, monkeypatch: pytest.MonkeyPatch
     try:
         llava.model.lm_head.weight.requires_grad_(True)
         parallel = DistributedDataParallel(llava.model)
-        pruned(llava, parallel, by=parallel.module)
+        assert wrapped(llava, parallel, by=parallel.module) == expected
     finally:
         llava.model.requires_grad_(False)
         torch.distributed.destroy_process_group()
 
 
 def test_hooks_of_accelerate(llava: FrozenLVLM) -> None:
+    expected = stock(llava)
     add_hook_to_module(llava.model, ModelHook())
     try:
-        pruned(llava, llava.model)
+        assert wrapped(llava, llava.model) == expected
     finally:
         remove_hook_from_module(llava.model)
 
