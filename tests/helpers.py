@@ -10,7 +10,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from tprl.lvlm.patches import cells
 from tprl.pruners.tprl import TPRL
-from tprl.types import Encoded, Tower
+from tprl.types import Encoded, TokenSelection, Tower
 
 Grids = Sequence[Sequence[tuple[int, int]]]
 IMAGE_ID = 7  # the token id that stands in for every visual token
@@ -78,6 +78,15 @@ def toy_encoded(
         tower=toy_tower(vision_width) if "patch_embeds" in extras else None,
         look=partial(toy_look, width=width) if "pixels" in extras else None,
     )
+
+
+def merged_and_extra(selection: TokenSelection) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four tensors of a selection that merges tokens and adds some; fails if one is missing."""
+    assert selection.merged is not None
+    assert selection.extra is not None
+    assert selection.extra_at is not None
+    assert selection.extra_mask is not None
+    return selection.merged, selection.extra, selection.extra_at, selection.extra_mask
 
 
 def toy_look(images: Sequence[Tensor], width: int) -> tuple[list[Tensor], None]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers import untrained_policy
+from tests.lvlm.small import TEXT
 from tests.lvlm.test_families import SAMPLES
 from transformers import (
     DynamicCache,
@@ -91,13 +92,7 @@ class TestRefusals:
         vision = PixtralVisionConfig(
             hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
         )
-        text = LlamaConfig(
-            vocab_size=30,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-        )
+        text = LlamaConfig(**TEXT)
         model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
         with pytest.raises(UserError, match="a vision tower of type pixtral"):
             tprl.prune(model, "random", keep_ratio=0.3)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from tests.helpers import toy_encoded
+from tests.lvlm.small import TOWER
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import (
@@ -64,15 +65,7 @@ def held(cache: Any) -> int:
 
 @pytest.fixture(scope="module")
 def config() -> LlavaConfig:
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        projection_dim=32,
-    )
+    vision = CLIPVisionConfig(**TOWER, image_size=32, projection_dim=32)
     text = LlamaConfig(
         hidden_size=48,
         intermediate_size=112,
@@ -255,14 +248,7 @@ def test_towers_that_read_any_grid_need_it() -> None:
 @torch.no_grad()
 def test_a_siglip_tower_without_its_pooling_head(config: LlavaConfig) -> None:
     for head in (True, False):
-        vision = SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=80,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=32,
-            patch_size=8,
-        )
+        vision = SiglipVisionConfig(**TOWER, image_size=32)
         vision.vision_use_head = head
         options: dict[str, Any] = {"vision_feature_select_strategy": "full"}
         shape = cost.LVLMShape.from_llava(

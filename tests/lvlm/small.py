@@ -2,6 +2,7 @@
 questions for it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig
@@ -15,10 +16,26 @@ from tprl.build import choices, load_component, target_of
 from tprl.data.scenes import Scenes
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import Look
-from tprl.pretraining.tiny_llava import build, save
+from tprl.pretraining.tiny_llava import TinyLlava, build, save
 from tprl.types import Encoded, TokenSelection
 
 TOKENS = 36
+# of the configs of a small vision tower (CLIP or SigLIP) and of a small language model (Llama)
+TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def families() -> tuple[str, ...]:
@@ -64,7 +81,9 @@ def half_on_disk(lvlm: FrozenLVLM, folder: Path) -> FrozenLVLM:
     return found
 
 
-def write_small(where: Path) -> None:
+def small_parts() -> TinyLlava:
+    """A small random model whose matrices are scaled up, so that wrong masks and positions show in
+    the logits."""
     parts = build(
         vision_width=32,
         vision_layers=3,
@@ -78,6 +97,12 @@ def write_small(where: Path) -> None:
     with torch.no_grad():
         for weight in parts.llava.parameters():
             weight.mul_(6 if weight.ndim > 1 else 1)
+    return parts
+
+
+def write_small(where: Path) -> None:
+    parts = small_parts()
+    with torch.no_grad():
         # so that some answers end early
         parts.llava.lm_head.weight[parts.processor.tokenizer.eos_token_id] *= 3
     save(where, parts)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.lvlm.small import families
+from tests.lvlm.small import TOWER, families
 from tests.test_cost import counted, counter, held
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -78,14 +78,7 @@ class WithSiglip(Llava):
     def blueprint() -> tuple[Any, Any]:
         model, processor = Llava.blueprint()
         processor.vision_feature_select_strategy, processor.num_additional_image_tokens = "full", 0
-        vision = SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=80,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=48,
-            patch_size=8,
-        )
+        vision = SiglipVisionConfig(**TOWER, image_size=48)
         config = LlavaConfig(
             vision_config=vision,
             text_config=model.config.text_config,

@@ -31,21 +31,28 @@ def test_what_is_seen_does_not_depend_on_how_many_at_a_time(name: str) -> None:
         assert torch.allclose(alone.extras[extra], together.extras[extra], atol=1e-5)
 
 
+def sees_at_most(most: int, lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Memory for so many images at once; the list fills with how many were tried."""
+    stock, sizes = lvlm.see, list[int]()
+
+    def see(pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        sizes.append(len(pixels["pixel_values"]))
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError
+        return stock(pixels, extras)
+
+    monkeypatch.setattr(lvlm, "see", see)
+    return sizes
+
+
 def test_out_of_memory_halves_the_images(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lvlm: FrozenLVLM = load_component("model", "llava", pretrained=None, dtype="float32")
-    expected, stock, sizes = lvlm.encode(SAMPLES), lvlm.see, list[int]()
+    expected = lvlm.encode(SAMPLES)
     images = len({id(image) for sample in SAMPLES for image in sample.images})
     lvlm.values_at_once = images * 3 * 48 * 48
-
-    def small(pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
-        sizes.append(len(pixels["pixel_values"]))
-        if sizes[-1] > 2:
-            raise torch.OutOfMemoryError
-        return stock(pixels, extras)
-
-    monkeypatch.setattr(lvlm, "see", small)
+    sizes = sees_at_most(2, lvlm, monkeypatch)
     assert torch.allclose(lvlm.encode(SAMPLES).embeds, expected.embeds, atol=1e-5)
     assert sizes[0] == images
     assert max(sizes[-images // 2 :]) <= 2
@@ -63,19 +70,11 @@ def test_halving_starts_from_what_did_not_fit(monkeypatch: pytest.MonkeyPatch) -
     """Two images are far below the bound: a bound of half as many would let the same two be tried
     again."""
     lvlm: FrozenLVLM = load_component("model", "llava", pretrained=None, dtype="float32")
-    stock, sizes = lvlm.see, list[int]()
     pair = [
         SAMPLES[0],
         next(sample for sample in SAMPLES[1:] if sample.images != SAMPLES[0].images),
     ]
-
-    def small(pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
-        sizes.append(len(pixels["pixel_values"]))
-        if sizes[-1] > 1:
-            raise torch.OutOfMemoryError
-        return stock(pixels, extras)
-
-    monkeypatch.setattr(lvlm, "see", small)
+    sizes = sees_at_most(1, lvlm, monkeypatch)
     lvlm.encode(pair)
     assert sizes == [2, 1, 1]
 

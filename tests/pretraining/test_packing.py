@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.lvlm.small import small_parts
 from tests.stages.plain import build_stage
 
 from tprl.data import scenes
@@ -25,22 +26,7 @@ TOKENS = (scenes.SIDE // PATCH) ** 2
 
 @cache
 def parts() -> TinyLlava:
-    """A small random model whose matrices are scaled up, so that wrong masks and positions show in
-    the logits."""
-    made = build(
-        vision_width=32,
-        vision_layers=3,
-        patch=PATCH,
-        width=48,
-        layers=2,
-        heads=4,
-        ffn=64,
-        clip_width=16,
-    )
-    with torch.no_grad():
-        for weight in made.llava.parameters():
-            weight.mul_(6 if weight.ndim > 1 else 1)
-    return made
+    return small_parts()
 
 
 def stream(

@@ -35,6 +35,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TinyLlava]:
     return folder, made
 
 
+def asked(processor: Any, question: str) -> Any:
+    """Inputs for a question about the first scene of the tests."""
+    picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("t", 0)))
+    return processor(text=PROMPT.format(question=question), images=picture, return_tensors="pt")
+
+
 class TestBuild:
     def test_the_budget_of_parameters_and_tokens(self, parts: TinyLlava) -> None:
         assert sum(p.numel() for p in parts.llava.parameters()) <= 6_000_000
@@ -98,12 +104,7 @@ class TestFolder:
         self, saved: tuple[Path, TinyLlava]
     ) -> None:
         processor = AutoProcessor.from_pretrained(saved[0])
-        picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("t", 0)))
-        x = processor(
-            text=PROMPT.format(question="how many objects are there?"),
-            images=picture,
-            return_tensors="pt",
-        )
+        x = asked(processor, "how many objects are there?")
         assert (
             int((x["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).sum())
             == 144
@@ -124,12 +125,7 @@ class TestFolder:
     def test_a_saved_model_answers(self, saved: tuple[Path, TinyLlava]) -> None:
         model: Any = AutoModelForImageTextToText.from_pretrained(saved[0], dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(saved[0])
-        picture = Image.fromarray(scenes.scene_pixels(scenes.draw_scene("t", 0)))
-        x = processor(
-            text=PROMPT.format(question="is there a red cross?"),
-            images=picture,
-            return_tensors="pt",
-        )
+        x = asked(processor, "is there a red cross?")
         out = model.generate(**x, max_new_tokens=3, do_sample=False)
         assert x["input_ids"].shape[1] < out.shape[1] <= x["input_ids"].shape[1] + 3
 

@@ -6,7 +6,7 @@ from statistics import quantiles
 
 import pytest
 import torch
-from tests.helpers import RAGGED, toy_encoded
+from tests.helpers import RAGGED, merged_and_extra, toy_encoded
 
 from tprl.errors import UserError
 from tprl.pruners.prumerge import PruMergePlusPruner, PruMergePruner
@@ -56,16 +56,6 @@ def _merged(c, keys, h, kept: list[int]) -> tuple[list[list[float]], list[float]
     return rows, [sum(c[j] * h[j][x] for j in left) for x in range(len(h[0]))]
 
 
-def _values(
-    selection: TokenSelection,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    assert selection.merged is not None
-    assert selection.extra is not None
-    assert selection.extra_at is not None
-    assert selection.extra_mask is not None
-    return selection.merged, selection.extra, selection.extra_at, selection.extra_mask
-
-
 def _check(encoded: Encoded, selection: TokenSelection, b: int, kept: list[int]) -> None:
     """Sample b, of one image, with an extra token."""
     n = int(encoded.visual_mask[b].sum())
@@ -73,7 +63,7 @@ def _check(encoded: Encoded, selection: TokenSelection, b: int, kept: list[int])
         encoded.extras[x][b, :n].tolist()
         for x in ("last_cls_attention", "last_keys", "vision_features")
     )
-    merged, extra, extra_at, extra_mask = _values(selection)
+    merged, extra, extra_at, extra_mask = merged_and_extra(selection)
     assert selection.keep[b].nonzero().squeeze(1).tolist() == kept
     assert encoded.project is not None
     rows, last = (encoded.project(torch.tensor(x)) for x in _merged(c, keys, h, kept))
@@ -112,7 +102,9 @@ def test_published_equals_the_naive_loop_and_ignores_the_ratio(cls, side, seed):
         assert selection.count[b] == len(kept) + 1
     again = cls(published=True).select(encoded, 1 / 3)
     for one, other in zip(
-        (selection.keep, *_values(selection)), (again.keep, *_values(again)), strict=True
+        (selection.keep, *merged_and_extra(selection)),
+        (again.keep, *merged_and_extra(again)),
+        strict=True,
     ):
         assert torch.equal(one, other)
 
@@ -138,7 +130,7 @@ def _hand_made(rows: int, columns: int, attention: torch.Tensor) -> Encoded:
 def test_weights_are_the_attention_itself_and_kept_tokens_are_neighbors_too():
     # sums to 0.9: the rest of it is on the CLS token
     c = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.02, 0.03])
-    merged, extra, extra_at, _ = _values(PruMergePruner().select(_hand_made(2, 3, c), 0.5))
+    merged, extra, extra_at, _ = merged_and_extra(PruMergePruner().select(_hand_made(2, 3, c), 0.5))
     for i in (1, 3):  # fewer than 33 tokens: all others are neighbors
         expected = c.clone()
         expected[i] = 1
@@ -158,7 +150,7 @@ def test_thirty_two_neighbors_by_the_angle_of_keys_and_the_first_of_equals(equal
     encoded.extras["last_keys"][0, :, :2] = (
         torch.stack([angle.cos(), angle.sin()], 1) * length[:, None]
     )
-    merged, *_ = _values(PruMergePruner().select(encoded, 2 / 40))
+    merged, *_ = merged_and_extra(PruMergePruner().select(encoded, 2 / 40))
     near = range(33) if equal else range(4, 37)  # 20 itself among them
     expected = torch.zeros(40)
     expected[list(near)] = 0.01
@@ -170,7 +162,7 @@ def test_thirty_two_neighbors_by_the_angle_of_keys_and_the_first_of_equals(equal
 def test_one_token_is_the_top_one_merged_without_an_extra(cls):
     c = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.02, 0.03])
     selection = cls().select(_hand_made(2, 3, c), 1 / 6)
-    merged, _, _, extra_mask = _values(selection)
+    merged, _, _, extra_mask = merged_and_extra(selection)
     assert selection.keep[0].int().tolist() == [0, 1, 0, 0, 0, 0]
     assert not extra_mask.any()
     torch.testing.assert_close(merged[0, 1], torch.tensor([0.1, 1, 0.05, 0.3, 0.02, 0.03]))
@@ -245,8 +237,8 @@ def test_images_of_a_sample_do_not_see_each_other(cls, published):
     for name in EXTRAS:
         encoded.extras[name][2, :16] = encoded.extras[name][2, :16].flip(0) * 3
     changed = cls(published).select(encoded, 1 / 3)
-    merged, extra, *_ = _values(both_images)
-    other, other_extra, *_ = _values(changed)
+    merged, extra, *_ = merged_and_extra(both_images)
+    other, other_extra, *_ = merged_and_extra(changed)
     assert torch.equal(both_images.keep[2, 16:], changed.keep[2, 16:])
     torch.testing.assert_close(merged[2, 16:], other[2, 16:])
     torch.testing.assert_close(extra[2, 1], other_extra[2, 1])
@@ -264,7 +256,7 @@ def test_dtypes_of_the_model_are_kept(cls):
 
     half = {name: value.bfloat16() for name, value in encoded.extras.items()}
     encoded = replace(encoded, embeds=encoded.embeds.bfloat16(), extras=half, project=project)
-    merged, extra, *_ = _values(cls().select(encoded, 1 / 9))
+    merged, extra, *_ = merged_and_extra(cls().select(encoded, 1 / 9))
     assert seen == [torch.bfloat16]
     assert merged.dtype == extra.dtype == torch.bfloat16
 

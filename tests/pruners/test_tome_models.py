@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.lvlm.small import TEXT, TOWER
 from tests.lvlm.test_families import SAMPLES
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from tests.test_cost import counter
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
 import tprl
@@ -35,22 +36,8 @@ def tiny_llava() -> Llava:
 
 
 def siglip() -> Llava:
-    text = LlamaConfig(
-        vocab_size=64,
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    vision = SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=48,
-        patch_size=8,
-    )
+    text = LlamaConfig(**TEXT)
+    vision = SiglipVisionConfig(**TOWER | {"num_hidden_layers": 4}, image_size=48)
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -142,24 +129,14 @@ class TestOnTheStockModel:
     def test_flops_are_those_counted_in_the_stock_blocks(self) -> None:
         lvlm = random_llava()
         encoded, shape = lvlm.encode(SAMPLES[:1], EXTRAS), lvlm.shape
-
-        def sdpa(
-            query: Any, key: Any, value: Any, *_: object, out_shape: object = None, **__: object
-        ) -> int:
-            return sdpa_flop_count(query, key, value)
-
-        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         for kept in (35, 20, 12, 9):
-            with (
-                FlopCounterMode(display=False, custom_mapping={op: sdpa}) as counter,
-                torch.no_grad(),
-            ):
+            with counter() as fc, torch.no_grad():
                 ToMePruner().select(encoded, kept / 36)
             full = shape.vision.used * cost.encoder_layer_flops(
                 shape.vision.width, shape.vision.mlp, 37
             )
             flops = ToMePruner().flops(shape, 36, kept)
-            assert counter.get_total_flops() == full + cost.projector_flops(shape) + flops
+            assert fc.get_total_flops() == full + cost.projector_flops(shape) + flops
             assert flops < 0
         assert ToMePruner().flops(shape, 36, 36) == 0
 

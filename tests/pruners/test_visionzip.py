@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.helpers import RAGGED, toy_encoded
+from tests.helpers import RAGGED, merged_and_extra, toy_encoded
 
 from tprl.errors import UserError
 from tprl.pruners.visionzip import VisionZipPruner
@@ -42,16 +42,6 @@ def _cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
 
-def _values(
-    selection: TokenSelection,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    assert selection.merged is not None
-    assert selection.extra is not None
-    assert selection.extra_at is not None
-    assert selection.extra_mask is not None
-    return selection.merged, selection.extra, selection.extra_at, selection.extra_mask
-
-
 def _check(encoded: Encoded, selection: TokenSelection, b: int, k: int, t: int) -> None:
     """Sample b, of one image."""
     n = int(encoded.visual_mask[b].sum())
@@ -60,7 +50,7 @@ def _check(encoded: Encoded, selection: TokenSelection, b: int, k: int, t: int) 
         for x in ("cls_attention", "vision_keys", "vision_features")
     )
     dominant, found = _by_hand(attention, keys, h, k, t)
-    merged, extra, extra_at, extra_mask = _values(selection)
+    merged, extra, extra_at, extra_mask = merged_and_extra(selection)
     assert selection.keep[b].nonzero().squeeze(1).tolist() == sorted([*dominant, *found])
     assert torch.equal(merged[b, dominant], encoded.visual[b, dominant])
     assert encoded.project is not None
@@ -113,7 +103,7 @@ def test_the_cls_token_counts_and_a_target_is_added_to_the_mean_of_those_that_jo
     encoded = _hand_made()
     # 4 tokens: CLS, patches 1 and 5, and all others in patch 0
     selection = VisionZipPruner().select(encoded, 0.5)
-    merged, extra, extra_at, _ = _values(selection)
+    merged, extra, extra_at, _ = merged_and_extra(selection)
     assert selection.keep[0].int().tolist() == [1, 1, 0, 0, 0, 1, 0, 0]
     assert selection.count.tolist() == [4]
     expected = torch.tensor([1, 0, 0.2, 0.2, 0.2, 0, 0.2, 0.2])  # not halved
@@ -139,7 +129,7 @@ def test_a_patch_joins_the_target_with_the_most_similar_key_and_the_first_of_equ
     selection = VisionZipPruner().select(
         replace(encoded, project=lambda features: features), 10 / 16
     )
-    merged, *_ = _values(selection)
+    merged, *_ = merged_and_extra(selection)
     assert selection.keep[0].nonzero().squeeze(1).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 11]
     one, other = torch.eye(24)[7], torch.eye(24)[11]
     one[[8, 9, 10, 12, 14, 15]], other[13] = 1 / 6, 1  # 14 is as near to both
@@ -174,7 +164,7 @@ def test_dominant_patches_reach_the_language_model_bit_by_bit():
 
 def test_two_images_of_a_sample_have_their_own_cls_tokens():
     encoded = toy_encoded(RAGGED, extras=EXTRAS)
-    _, extra, extra_at, extra_mask = _values(VisionZipPruner().select(encoded, 1 / 3))
+    _, extra, extra_at, extra_mask = merged_and_extra(VisionZipPruner().select(encoded, 1 / 3))
     assert extra_mask.tolist() == [[True, False], [True, False], [True, True]]
     assert encoded.image_of[2, extra_at[2]].tolist() == [0, 1]
     assert encoded.project is not None
