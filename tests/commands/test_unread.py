@@ -111,13 +111,13 @@ def unread(command: str, word: str, options: Iterable[str]) -> set[str]:
 
 @pytest.mark.parametrize("mode", EVAL_READS)
 def test_every_option_of_an_evaluation_is_read_or_refused(mode: str) -> None:
-    assert set(base("eval", ())) - EVAL_ALWAYS == (EVALUATION - ABSENT) | {"compare", "study"}
+    assert set(composed("eval")) - EVAL_ALWAYS == (EVALUATION - ABSENT) | {"compare", "study"}
     assert unread("eval", EVAL_MODE[mode], EVALUATION) == UNREAD_BY_MODE[mode]
 
 
 @pytest.mark.parametrize("stage", choices("stage"))
 def test_every_option_of_training_is_read_or_refused(stage: str) -> None:
-    assert set(base("train", ())) - TRAIN_ALWAYS == TRAINING
+    assert set(composed("train")) - TRAIN_ALWAYS == TRAINING
     assert unread("train", f"stage={stage}", TRAINING) == UNREAD_BY_STAGE[stage]
 
 
