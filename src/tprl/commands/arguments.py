@@ -11,6 +11,7 @@ from tprl.build import build
 from tprl.commands.plan import no_answers
 from tprl.commands.setup import plain
 from tprl.commands.stages import class_of, needs
+from tprl.pruners.learned import LearnedPruner
 from tprl.runtime.store import Cache
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.lengths import check_lengths
@@ -25,13 +26,15 @@ class Arguments:
     lvlm: LVLM
     train_set: Dataset
     val_set: Dataset
+    pruner: LearnedPruner
     _lengths_checked: bool
 
     def _served(self, config: Any, **others: Any) -> ServedScore:
         """The validation score of a stage."""
         labels = self.check_labels(config)
+        options = {**plain(config.served), **others}
         return ServedScore(
-            self.lvlm, self.val_set, labels=labels, **{**plain(config.served), **others}
+            self.lvlm, self.val_set, labels=labels, extras=self.pruner.extras, **options
         )
 
     def check_labels(self, config: Any) -> bool:

@@ -24,6 +24,7 @@ class PolicyInput(NamedTuple):
     # of the diversity kernel, only where a DPP selects
     features: Float[Tensor, "B V F"] | None = None
     image: Int[Tensor, "B V"] | None = None  # which image a token belongs to; None: all the same
+    prior: Float[Tensor, "B V"] | None = None  # what keep logits start from; None: 0
 
     def rows(self, index: Tensor | slice) -> "PolicyInput":
         """The same batch restricted to (or repeated at) the given rows."""
@@ -135,7 +136,7 @@ class PolicyNet(nn.Module):
         """
         read = self.read(x, alive, step, keep_ratio)
         value = self.value_head(_mean(read.tokens, read.valid)).float()
-        return self.keep_logits(read, alive), value
+        return self.keep_logits(read, x, alive), value
 
     def read(
         self, x: PolicyInput, alive: Bool[Tensor, "B V"], step: int, keep_ratio: Float[Tensor, " B"]
@@ -175,11 +176,15 @@ class PolicyNet(nn.Module):
         visual, asked = everything[:, : at.shape[1]], everything[:, at.shape[1] :]
         return StateFeatures(visual, at, valid, asked, word_mask)
 
-    def keep_logits(self, read: StateFeatures, alive: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        """One logit per token, 0 where not alive."""
+    def keep_logits(
+        self, read: StateFeatures, x: PolicyInput, alive: Bool[Tensor, "B V"]
+    ) -> Float[Tensor, "B V"]:
+        """One logit per token, 0 where not alive: the prior, if there is one, and what was
+        learned."""
         # [B N] of the tokens that were read, then [B V] at their columns.
-        logits = self.policy_head(read.tokens).masked_fill(~read.valid, 0.0)
-        return torch.zeros_like(alive, dtype=logits.dtype).scatter(1, read.at, logits).float()
+        learned = self.policy_head(read.tokens).masked_fill(~read.valid, 0.0)
+        logits = torch.zeros_like(alive, dtype=learned.dtype).scatter(1, read.at, learned).float()
+        return logits if x.prior is None else logits + x.prior.masked_fill(~alive, 0.0)
 
     def budget_logits(self, gist: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
         """Log-odds that the answer survives each of K budgets, from the `gist` of a reading."""

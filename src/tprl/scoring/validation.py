@@ -36,6 +36,7 @@ class ServedScore:
         labels: False scores agreement with the LVLM's own answers and reads no reference answer.
         first: number of the first question, so that what one choice was made on does not judge the
             next; questions are counted on from the beginning where the split is too short.
+        extras: what the pruners read of the vision tower beside the tokens.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ServedScore:
         batch_size: int = 100,
         labels: bool = True,
         first: int = 0,
+        extras: frozenset[str] = frozenset(),
     ) -> None:
         self.keep_ratios = tuple(keep_ratios)
         self.scorer = Scorer(lvlm, dataset)
@@ -56,7 +58,7 @@ class ServedScore:
         share = distributed.share(numbers)
         for batch in numbered_batches(dataset, share, batch_size):
             samples = [sample for _, sample in batch]
-            self.batches.append((samples, lvlm.encode(samples)))
+            self.batches.append((samples, lvlm.encode(samples, extras)))
         # All ranks raise or none does: one alone would leave the others waiting.
         if not all(distributed.gathered(bool(self.batches))):
             raise _nothing_left(dataset, limit)

@@ -129,7 +129,7 @@ class Distill(KeepBest):
         h = self.hparams
         if self.iteration % h["validate_every"] == 0:
             self._validate()
-        encoded = self.lvlm.encode(samples)
+        encoded = self.lvlm.encode(samples, self.pruner.extras)
         x = self.pruner.observe(encoded)
         # [I] how many tokens of each image the gates sum to.
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)

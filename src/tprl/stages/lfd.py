@@ -61,8 +61,8 @@ class LfD(KeepBest):
         log_as: what the names of its metrics begin with.
 
     Raises:
-        UserError: an unknown loss, or the set loss for a pruner that does not serve by dpp from its
-            codes.
+        UserError: an unknown loss, the set loss for a pruner that does not serve by dpp from its
+            codes, or a pruner that reads more than tokens and words.
     """
 
     folder = "lfd"
@@ -105,6 +105,11 @@ class LfD(KeepBest):
         self.demonstrator, self.served, self.epochs = demonstrator, served, epochs
         self.max_grad_norm = clip
         self.loss = _loss(loss, pruner)
+        if pruner.extras:
+            raise UserError(
+                "policy.prior=attention starts from attention, which demonstrations do not "
+                "hold: leave stage=lfd out, e.g. stage.chain=[autoencoder,ppo]."
+            )
         # (loss, loss of a constant) of each step of this epoch
         self.progress: list[tuple[float, float]] = []
         self.demonstrations: StoredDemonstrations | None = None

@@ -206,7 +206,7 @@ class PPO(PPOUpdate):
             self._validate()
         watch, before = Stopwatch(self.lvlm.device), self.scorer.evaluations
         # Encode: the vision tower runs once per question, for all of its episodes.
-        encoded = self.lvlm.encode(samples)
+        encoded = self.lvlm.encode(samples, self.pruner.extras)
         watch.lap("encode")
         # Sample: `group` episodes of each question, which follow each other.
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]
