@@ -214,9 +214,9 @@ class TestArguments:
             ("keep_ratio=0.3", "pruner is missing: give one of cdpruner, "),
             (
                 "pruner=keep_all,pretrained=/nowhere/x",
-                "pretrained=/nowhere/x is no checkpoint (it is no folder",
+                "pretrained=/nowhere/x is not a checkpoint (it is not a folder",
             ),
-            ("pruner=keep_all,pretrained=/tmp", "pretrained=/tmp is no checkpoint ("),
+            ("pruner=keep_all,pretrained=/tmp", "pretrained=/tmp is not a checkpoint ("),
             (
                 "pruner=keep_all,pretrained=tiny_llava/clip",
                 "pretrained=tiny_llava/clip is a clip, and TPRL knows how to",

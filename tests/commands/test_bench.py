@@ -23,7 +23,7 @@ def test_what_it_does_not_measure_is_one_sentence(
 ) -> None:
     place = f"hydra.run.dir={tmp_path}"
     assert said(monkeypatch, capsys, place).startswith(
-        "error: mode=accuracy is no benchmark: use latency, parity, sel"
+        "error: mode=accuracy is not a benchmark: use latency, parity, sel"
     )
     assert said(monkeypatch, capsys, "speed", place).startswith("error: mode must be ")
     line = said(monkeypatch, capsys, "latency", "limit=3", place)

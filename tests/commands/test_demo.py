@@ -33,7 +33,7 @@ def config(*overrides: str) -> DictConfig:
         (["keep_ratio=0"], "keep_ratio must be a number in (0, 1], got 0"),
         (["examples=0"], "examples must be a whole number of at least 1, got 0"),
         (["port=70000"], "port must be a whole number from 1 to 65535, got 70000"),
-        (["host=256.1.1.1"], "host=256.1.1.1 is no address"),
+        (["host=256.1.1.1"], "host=256.1.1.1 is not an address"),
         (["port=http"], "port must be a whole number from 1 to 65535, got http"),
         (["run=a", "pruner=random"], "leave one out"),
         (["run=/no/such/run"], "/no/such/run does not exist"),

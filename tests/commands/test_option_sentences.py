@@ -100,13 +100,13 @@ def test_a_single_value_where_a_list_is_meant(
             "eval",
             "served",
             1,
-            "served is no option: nothing reads it. There are: batch_size, compare",
+            "served is not an option: nothing reads it. There are: batch_size, compare",
         ),
         (
             "eval",
             "latency.rounds",
             1,
-            "latency.rounds is no option: nothing reads it. There are: batch_sizes, ",
+            "latency.rounds is not an option: nothing reads it. There are: batch_sizes, ",
         ),
         (
             "eval",
@@ -137,7 +137,7 @@ def test_a_single_value_where_a_list_is_meant(
             "train stage=all",
             "stage.ppo.served.batch_size",
             3,
-            "stage.ppo.served.batch_size is no option: nothing ",
+            "stage.ppo.served.batch_size is not an option: nothing ",
         ),
         (
             "train stage=all",
@@ -218,7 +218,7 @@ def test_a_single_value_where_a_list_is_meant(
             "train stage=all",
             "stage.chain",
             ["lfd", "all"],
-            "stage.chain=all is no stage to run in a chain; choose one ",
+            "stage.chain=all is not a stage to run in a chain; choose one ",
         ),
         (
             "train stage=ppo",

@@ -54,7 +54,7 @@ def test_what_ships_fits(words: tuple[str, ...]) -> None:
         (
             "stage=all",
             {"stage__adapt__keep_ratios": 0.9},
-            "stage.adapt.keep_ratios=0.9 is no mean of stage.adapt.budg",
+            "stage.adapt.keep_ratios=0.9 is not a mean of stage.adapt.budg",
         ),
         (
             "stage=all",
@@ -104,7 +104,7 @@ def test_what_ships_fits(words: tuple[str, ...]) -> None:
         (
             "stage=all",
             {"cache": "/proc/version/x"},
-            "cache=/proc/version/x cannot be used (/proc/version is no folder)",
+            "cache=/proc/version/x cannot be used (/proc/version is not a folder)",
         ),
         (
             "stage=all dataset=custom",

@@ -139,7 +139,7 @@ class TestArguments:
             ({"max_bad_rows": 1.5}, r"max_bad_rows must be a share in \[0, 1\], got 1\.5"),
             (
                 {"max_pixels": 0},
-                "max_pixels=0 is no number of pixels: use a whole number from 1 on",
+                "max_pixels=0 is not a number of pixels: use a whole number from 1 on",
             ),
             (
                 {"split": "train"},

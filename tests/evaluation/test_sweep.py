@@ -33,7 +33,7 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Jobs 0 to 2 finish, 3 is killed, 4 fails (7 is no kept fraction), 5 never starts."""
+    """Jobs 0 to 2 finish, 3 is killed, 4 fails (7 is not a kept fraction), 5 never starts."""
     directory = tmp_path_factory.mktemp("sweep")
     swept = (
         "-m",

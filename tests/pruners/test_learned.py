@@ -305,9 +305,9 @@ class TestFolder:
             ),
             (
                 "tprl.runtime.files.write_atomically",
-                "is no learned pruner, so nothing is loaded from it",
+                "is not a learned pruner, so nothing is loaded from it",
             ),
-            ("tprl.pruners.random.RandomPruner", "is no learned pruner"),
+            ("tprl.pruners.random.RandomPruner", "is not a learned pruner"),
         ],
     )
     def test_a_class_that_is_no_learned_pruner_is_refused(

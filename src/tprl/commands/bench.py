@@ -40,7 +40,7 @@ def bench(cfg: DictConfig, directory: Path) -> None:
     check_logger(plain(cfg))
     if cfg.mode not in BENCHES:
         raise UserError(
-            f"mode={cfg.mode} is no benchmark: use {', '.join(BENCHES)}, or python -m src.eval."
+            f"mode={cfg.mode} is not a benchmark: use {', '.join(BENCHES)}, or python -m src.eval."
         )
     BENCHES[cfg.mode](cfg, directory)
 

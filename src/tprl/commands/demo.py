@@ -78,7 +78,8 @@ def check_settings(cfg: DictConfig) -> None:
         socket.getaddrinfo(cfg.host, cfg.port)
     except OSError as error:
         raise UserError(
-            f"host={cfg.host} is no address of this machine ({error}): use 127.0.0.1 or 0.0.0.0."
+            f"host={cfg.host} is not an address of this machine ({error}): "
+            "use 127.0.0.1 or 0.0.0.0."
         ) from error
     if cfg.run and chosen("pruner"):
         raise UserError(

@@ -121,7 +121,7 @@ def _refuse_strangers(plain: Mapping[str, Any], entry: str) -> None:
             if name not in known:
                 listed = ", ".join(sorted(known - groups - {"defaults", "hydra"}))
                 raise UserError(
-                    f"{prefix}{name} is no option: nothing reads it. There are: {listed}."
+                    f"{prefix}{name} is not an option: nothing reads it. There are: {listed}."
                 )
 
 
@@ -192,4 +192,4 @@ def _kind(key: str, place: str, annotation: Any) -> Kind:
         return kind_of(annotation)
     if place.startswith(("logger.", "trainer.")) or ".trainer." in place:
         return anything  # their own classes check what is handed on to them
-    raise UserError(f"{key} is no option: nothing reads it. Leave it out.")
+    raise UserError(f"{key} is not an option: nothing reads it. Leave it out.")

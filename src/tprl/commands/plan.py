@@ -79,7 +79,7 @@ def _check_cache(cache: str | None) -> None:
         folder for folder in (Path(cache), *Path(cache).absolute().parents) if folder.exists()
     )
     if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "cannot be written" if there.is_dir() else "is no folder"
+        why = "cannot be written" if there.is_dir() else "is not a folder"
         raise UserError(
             f"cache={cache} cannot be used ({there} {why}): "
             "choose another folder, or null for none."

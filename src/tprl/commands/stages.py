@@ -80,7 +80,7 @@ def _part(chain: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if name not in choices("stage") or name == chain["name"]:
         known = ", ".join(choice for choice in choices("stage") if choice != chain["name"])
         raise UserError(
-            f"stage.chain={name} is no stage to run in a chain; choose one of: {known}."
+            f"stage.chain={name} is not a stage to run in a chain; choose one of: {known}."
         )
     if not isinstance(part := chain.get(name), Mapping):
         raise UserError(
@@ -123,7 +123,7 @@ def class_of(settings: Mapping[str, Any]) -> type["Stage"]:
     """The class of a stage, of its settings in one table or in two blocks.
 
     Raises:
-        UserError: its `_target_` is no stage.
+        UserError: its `_target_` is not a stage.
     """
     # late: a mistyped option is answered before torch is imported
     from tprl.stages.base import Stage
@@ -131,7 +131,7 @@ def class_of(settings: Mapping[str, Any]) -> type["Stage"]:
     target = settings.get(MODULE, settings)["_target_"]
     kind = target_at(target)
     if not (inspect.isclass(kind) and issubclass(kind, Stage)):
-        raise UserError(f"_target_ {target} is no stage: derive it from tprl.stages.base.Stage.")
+        raise UserError(f"_target_ {target} is not a stage: derive it from tprl.stages.base.Stage.")
     return kind
 
 

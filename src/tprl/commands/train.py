@@ -287,7 +287,7 @@ class Training(Run, Arguments):
                 )
             if chosen("policy"):
                 raise UserError(
-                    f"stage={name} keeps the policy of stage.init_from as it is: leave policy away."
+                    f"stage={name} keeps the policy of stage.init_from as it is: leave policy out."
                 )
             self.pruner = load_pruner(source)
             check_family(self.pruner, self.lvlm)

@@ -77,7 +77,7 @@ class Benchmark(ABC):
             )
         if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
             raise UserError(
-                f"dataset.max_pixels={max_pixels} is no number of pixels: "
+                f"dataset.max_pixels={max_pixels} is not a number of pixels: "
                 f"use a whole number from 1 on, e.g. {MAX_PIXELS}."
             )
         self.split, self.max_bad_rows, self.max_pixels = split, max_bad_rows, max_pixels

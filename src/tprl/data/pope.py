@@ -56,7 +56,7 @@ class Pope(Benchmark):
         return counts
 
     def official(self, total: Float[Tensor, "... G"]) -> dict[str, Float[Tensor, "..."]]:
-        # Counts are summed before rates are taken: F1 over all is no mean of three F1.
+        # Counts are summed before rates are taken: F1 over all is not a mean of three F1.
         blocks = total.unflatten(-1, (len(CATEGORIES), 4))
         numbers = _numbers(blocks.sum(-2))
         for place, category in enumerate(CATEGORIES):

@@ -236,12 +236,12 @@ def family(pretrained: str) -> str:
     source = str(find_model(pretrained))
     try:
         if not within_reach(source):
-            raise OSError("it is no folder and not cached, and the hub does not answer")
+            raise OSError("it is not a folder and not cached, and the hub does not answer")
         kind = AutoConfig.from_pretrained(source).model_type
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"pretrained={pretrained} is no checkpoint ({reason}): give a "
+            f"pretrained={pretrained} is not a checkpoint ({reason}): give a "
             "downloaded folder, a hub id, or tiny_llava, which ships with TPRL."
         ) from error
     types = {
@@ -300,7 +300,9 @@ def cut(text: str, until: Any) -> str:
     """
     stops = [until] if isinstance(until, str) else until or []
     if not all(isinstance(stop, str) for stop in stops):
-        raise UserError(f"until={until!r} of gen_kwargs is no list of strings: write until: ['.'].")
+        raise UserError(
+            f"until={until!r} of gen_kwargs is not a list of strings: write until: ['.']."
+        )
     return min((text.split(stop)[0] for stop in stops if stop), key=len, default=text)
 
 

@@ -151,7 +151,7 @@ class Pretrain(Stage):
         if distributed.count() > 1:
             raise UserError(
                 "stage=pretrain runs in one process, not in "
-                f"{distributed.count()}: leave trainer=ddp away."
+                f"{distributed.count()}: leave trainer=ddp out."
             )
         fresh = build(settings["blueprint"], world=settings["world"], seed=seed)
         if not source:

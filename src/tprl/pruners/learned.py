@@ -358,8 +358,8 @@ def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint"
     or built.
 
     Raises:
-        UserError: a class that is not there or is no learned pruner, or arguments that it does not
-            take.
+        UserError: a class that is not there or is not a learned pruner, or arguments that it does
+            not take.
     """
     settings = {key: value for key, value in about.items() if key not in ("pruner", "_target_")}
     # Folders of 0.1 name no class.
@@ -378,7 +378,7 @@ def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint"
         ) from error
     if not (inspect.isclass(kind) and issubclass(kind, LearnedPruner)):
         raise UserError(
-            f"{source}: _target_ {target} is no learned pruner, so nothing is loaded from it."
+            f"{source}: _target_ {target} is not a learned pruner, so nothing is loaded from it."
         )
     try:
         # 0.1 knew no other kernel and did not say so

@@ -97,7 +97,7 @@ class Adapt(Stage):
         for ratio in keep_ratios:
             if not min(budgets) < check_keep_ratio(ratio) < max(budgets):
                 raise UserError(
-                    f"stage.keep_ratios: {ratio} is no mean of "
+                    f"stage.keep_ratios: {ratio} is not a mean of "
                     f"the budgets {list(budgets)}: stay within."
                 )
         self.pruner, self.lvlm, self.dataset = pruner, lvlm, dataset
@@ -120,7 +120,7 @@ class Adapt(Stage):
         for ratio in settings["keep_ratios"]:
             if not min(budgets) < ratio < max(budgets):
                 raise UserError(
-                    f"{key}.keep_ratios={typed(ratio)} is no mean of "
+                    f"{key}.keep_ratios={typed(ratio)} is not a mean of "
                     f"{key}.budgets={typed(budgets)}: give a number "
                     f"between {min(budgets)} and {max(budgets)}."
                 )

@@ -55,7 +55,7 @@ class RolloutLog(KeepBest):
             self.curves["sampled"].append((float(self.samples_seen), float(sampled)))
             self.log("ppo/sampled", sampled, prog_bar=True)
         if target is not None:
-            # A ratio of variances is no mean of ranks: values and targets are gathered first.
+            # A ratio of variances is not a mean of ranks: values and targets are gathered first.
             value = distributed.stacked(rollout.value).flatten()
             aim = distributed.stacked(target).flatten()
             self.log("ppo/explained_variance", explained_variance(value, aim))

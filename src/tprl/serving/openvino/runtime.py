@@ -46,7 +46,7 @@ def checked_ratio(ratio: float | str) -> float:
     """A keep ratio that can be.
 
     Raises:
-        ValueError: it is no number in (0, 1].
+        ValueError: it is not a number in (0, 1].
     """
     try:
         number = float(ratio)
