@@ -3,11 +3,14 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tprl.budget import check_keep_ratio
 from tprl.build import choices, load_component, target_of
 from tprl.errors import UserError
+from tprl.evaluation.calibration import calibration_of
+from tprl.evaluation.retention import check_share
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.lvlm.pruned import Pruning
@@ -24,6 +27,9 @@ def prune(
     keep_ratio: float | None = None,
     *,
     threshold: float | None = None,
+    retention: float | None = None,
+    confidence: float = 0.9,
+    calibration: str | Path | None = None,
     processor: Any = None,
     positions: str = "keep",
 ) -> Pruning:
@@ -43,6 +49,11 @@ def prune(
             the mean over questions.
         threshold: instead of a keep_ratio, keep every token whose keep probability is above it; for
             policies that were trained with free budgets.
+        retention: instead of a keep_ratio, as few tokens as keep this share, in (0, 1], of the
+            accuracy with all tokens: on average over questions like those of the pruner's
+            calibration (`python -m src.eval mode=calibrate`).
+        confidence: in (0, 1), that a calibration gives of it.
+        calibration: the directory of that command; by default what lies beside the pruner.
         processor: the model's processor or tokenizer, for pruners that read the question; by
             default the one that belongs to the weights that the model was loaded from.
         positions: "keep" leaves survivors at their places, "compact" closes the gaps.
@@ -53,7 +64,8 @@ def prune(
 
     Raises:
         UserError: a model without image tokens that we know, a wrapper whose model inside cannot be
-            pruned, a pruner made for another one, or a ratio outside (0, 1].
+            pruned, a pruner made for another one, a ratio outside (0, 1], or a retention without
+            calibration, with that of another model, or one from too few questions.
     """
     if positions not in ("keep", "compact"):
         raise UserError(f"positions must be keep or compact, got {positions}.")
@@ -70,7 +82,14 @@ def prune(
         built = load_component("pruner", pruner)
     if keep_ratio is not None:
         keep_ratio = check_keep_ratio(keep_ratio)
-    if threshold is not None:
+    if retention is not None:
+        _check_alone(retention, keep_ratio=keep_ratio, threshold=threshold)
+        if positions != "keep":  # calibrations are made with survivors at their places
+            raise UserError(f"retention={retention} is calibrated for positions=keep: use it.")
+        kept = calibration_of(built, calibration)
+        kept.check(model, built)
+        built, keep_ratio, _ = kept.serve(built, retention, confidence)
+    elif threshold is not None:
         built = _with_threshold(built, keep_ratio, threshold)
     elif keep_ratio is None and not getattr(built, "decides_alone", False):
         raise UserError(
@@ -102,6 +121,16 @@ def prune(
             "prune, so it would not be pruned: give prune the stock model, and wrap it after that."
         )
     return pruning
+
+
+def _check_alone(retention: float, **others: float | None) -> None:
+    """Refuse a retention beside what else decides how many tokens live."""
+    check_share("retention", retention)
+    for name, value in others.items():
+        if value is not None:
+            raise UserError(
+                f"{name}={value} and retention={retention} contradict each other: give one of them."
+            )
 
 
 def family_of(model: Any) -> type[FrozenLVLM]:

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from tests import test_api_retention as calibrations
 from tests.commands.calls import call
 
 from tprl.build import conf_dir, load_component
-from tprl.commands.demo import demo, make_pruners
+from tprl.commands.demo import demo, make_pruners, starting_ratio
 from tprl.errors import UserError
+from tprl.pruners.random import RandomPruner
 
 
 def refused(capsys: pytest.CaptureFixture[str], directory: Path, *overrides: str) -> str:
@@ -53,6 +55,16 @@ def test_without_gradio_it_says_how_to_get_it(
         importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name)
     )
     assert "needs gradio, which is not installed: `make demo-page`" in refused(capsys, tmp_path)
+
+
+def test_a_retention_says_where_the_slider_starts(tmp_path: Path) -> None:
+    lvlm, rule = load_component("model", "llava", pretrained=None), RandomPruner()
+    calibrations.calibration(lvlm, rule).save(tmp_path / "retention.json")
+    cfg = config("retention=0.95", f"calibration={tmp_path}")
+    assert starting_ratio(cfg, lvlm, rule, "scenes") == 1 / 3
+    assert starting_ratio(config("keep_ratio=0.2"), lvlm, rule, "scenes") == 0.2
+    with pytest.raises(UserError, match="on questions of scenes, and these are of crowd"):
+        starting_ratio(cfg, lvlm, rule, "crowd")
 
 
 class TestPruners:

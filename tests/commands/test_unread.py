@@ -31,13 +31,17 @@ EVALUATION = {
         "split",
     ),
     *("limit", "batch_size", "seeds", "latency", "threads"),
+    *("retention", "calibrate"),
 }
+# read with a retention alone
+OF_RETENTION = {"confidence", "calibration"}
 ABSENT = {"pruner", "geometry"}  # null in eval.yaml, so that the config has no such keys
 TRAINING = {"dataset", "policy", "pruner", "reward", "cache"}
 # The options that each mode and stage accepts and would not read.
 UNREAD_BY_MODE = {
-    "accuracy": {"models", "latency"},
-    "latency": {"dataset", "split", "limit", "batch_size", "models"},
+    "accuracy": {"models", "latency", "calibrate"},
+    "calibrate": {"models", "latency", "keep_ratios", "seeds", "split", "limit", "retention"},
+    "latency": {"dataset", "split", "limit", "batch_size", "models", "retention", "calibrate"},
     "parity": {
         "pruner",
         "run",
@@ -48,6 +52,8 @@ UNREAD_BY_MODE = {
         "batch_size",
         "seeds",
         "latency",
+        "retention",
+        "calibrate",
     },
     "selectors": EVALUATION - {"threads"},
     "compare": EVALUATION,
@@ -111,7 +117,9 @@ def unread(command: str, word: str, options: Iterable[str]) -> set[str]:
 
 @pytest.mark.parametrize("mode", EVAL_READS)
 def test_every_option_of_an_evaluation_is_read_or_refused(mode: str) -> None:
-    assert set(composed("eval")) - EVAL_ALWAYS == (EVALUATION - ABSENT) | {"compare", "study"}
+    assert set(composed("eval")) - EVAL_ALWAYS == (
+        (EVALUATION - ABSENT) | {"compare", "study"} | OF_RETENTION
+    )
     assert unread("eval", EVAL_MODE[mode], EVALUATION) == UNREAD_BY_MODE[mode]
 
 
@@ -135,6 +143,14 @@ def test_every_stage_and_mode_has_its_table() -> None:
         ),
         ("eval", ["dataset.seed=3"], "dataset.seed is not read: it draws training questions alone"),
         ("eval", ["dataset.seed=3", "split=train"], None),
+        (
+            "eval",
+            ["retention=0.98", "keep_ratios=[0.5]"],
+            "keep_ratios is not read: retention chooses how many tokens live",
+        ),
+        ("eval", ["confidence=0.8"], "confidence is not read: it belongs to retention, not given"),
+        ("eval", ["retention=0.98", "confidence=0.8", "calibration=there"], None),
+        ("demo", ["retention=0.98", "keep_ratio=0.2"], "keep_ratio is not read: retention chooses"),
         (
             "eval",
             ["pruner=random", "++pruner.seed=1"],
@@ -243,7 +259,7 @@ def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[
         capsys, "eval", tmp_path / "run", "limit=8", "pruners=[uniform]", "models=[llava]"
     )
     assert line.startswith(
-        "error: models is not read: mode=accuracy reads batch_size, dataset, keep_ratios, limit,"
+        "error: models is not read: mode=accuracy reads batch_size, calibration, confidence,"
     )
     assert line.endswith("; leave it out.")
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -16,6 +16,7 @@ from tprl.commands.setup import make_dataset, start, with_run_config
 from tprl.data.taking import nothing_left, take
 from tprl.demo.compare import AnyPruner, compare_pruners
 from tprl.errors import UserError
+from tprl.evaluation.calibration import calibration_of
 from tprl.evaluation.evaluator import check_cost
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import load_pruner
@@ -62,10 +63,25 @@ def demo(cfg: DictConfig, directory: Path) -> None:
             f"dataset {dataset.name} has no question about one image to begin with: choose another."
         )
     name, first = next(iter(pruners.items()))
-    begin = compare_pruners(
-        lvlm, {name: first}, examples[0].image, examples[0].questions[0], cfg.keep_ratio
-    )
-    serve(make_page(lvlm, pruners, examples, begin, cfg.keep_ratio), cfg.host, cfg.port, cfg.share)
+    ratio = starting_ratio(cfg, lvlm, first, dataset.name)
+    begin = compare_pruners(lvlm, {name: first}, examples[0].image, examples[0].questions[0], ratio)
+    serve(make_page(lvlm, pruners, examples, begin, ratio), cfg.host, cfg.port, cfg.share)
+
+
+def starting_ratio(cfg: DictConfig, lvlm: FrozenLVLM, first: AnyPruner, dataset: str) -> float:
+    """Where the slider stands: `keep_ratio`, or what the first pruner's calibration says that
+    `retention` takes.
+
+    Raises:
+        UserError: no calibration, or one that says nothing of this.
+    """
+    if cfg.retention is None:
+        return cfg.keep_ratio
+    calibration = calibration_of(first, cfg.calibration)
+    calibration.check(lvlm.model, first, dataset)
+    kept = calibration.serve(first, cfg.retention, cfg.confidence).kept
+    log.info("retention=%g: %s keeps %.3g of the tokens", cfg.retention, first.name, kept)
+    return kept
 
 
 def check_settings(cfg: DictConfig) -> None:

@@ -12,6 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 import tprl
 from tprl.build import build, conf_dir
 from tprl.commands.bench import bench
+from tprl.commands.calibrate import (
+    calibrate_pruners,
+    promised,
+    read_calibrations,
+    say_promise,
+)
 from tprl.commands.entry import command_line
 from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
@@ -91,6 +97,8 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     cfg = checked(cfg, "eval")
     settings = plain(cfg)
     check_logger(settings)
+    if cfg.mode == "calibrate":
+        return calibrate_pruners(cfg, directory)
     if cfg.mode != "accuracy":  # src.bench has a command line of its own for these
         return bench(cfg, directory)
     if cfg.compare:
@@ -100,6 +108,8 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
         study.recompute(Path(cfg.study), directory)
         return None
     cfg, entries, swept = asked_entries(cfg, settings)
+    promise = cfg.retention is not None
+    calibrations = read_calibrations(entries, settings) if promise else {}
     start(cfg, directory)
     lvlm = build(cfg.model)
     use_threads(cfg, directory, lvlm)
@@ -108,9 +118,13 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     logger = make_logger(cfg, directory)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
     check_regions(entries, dataset)
+    if promise:
+        entries = promised(entries, calibrations, lvlm, dataset, settings)
     curves = read_curves(Path(cfg.run)) if cfg.run else {}
     table = Evaluation(lvlm, dataset, entries, settings, cfg, directory)
     rows = evaluate_entries(table, logger, curves, swept)
+    if promise and not distributed.rank():
+        say_promise(rows, settings, min(settings["limit"] or len(dataset), len(dataset)))
     return mean_accuracy(rows, main_entry(entries).name)
 
 

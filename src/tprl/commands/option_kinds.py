@@ -31,6 +31,7 @@ SEED = Number(0, 2**32 - 1, whole=True, example="0")
 POSITIVE = Number(0, above=True, example="0.001")
 NOT_NEGATIVE = Number(0, example="0.1")
 SHARE = Number(0, 1, example="0.5")
+CONFIDENCE = Number(0, 1, above=True, below=True, example="0.9")
 LIMIT = Number(
     1,
     LARGEST,
@@ -67,7 +68,12 @@ PRUNERS = Listed(component("pruner"), least=0, distinct=True)
 # also where one types `stage.`.
 KINDS: dict[str, Kind] = {
     # what is measured
-    "mode": OneOf(("accuracy", "parity", "selectors", "latency")),
+    "mode": OneOf(("accuracy", "calibrate", "parity", "selectors", "latency")),
+    "retention": Number(0, 1, above=True, example="0.98", null="keep ratios as they are given"),
+    "confidence": CONFIDENCE,
+    "calibrate.split": text,
+    "calibrate.labels": flag,
+    "calibrate.keep_ratios": Listed(RATIO, distinct=True, purpose="choose from"),
     "models": Listed(component("model"), least=0, null=True, distinct=True),
     "pruners": PRUNERS,
     "baselines": Listed(component("policy"), least=0, distinct=True),
@@ -91,7 +97,9 @@ KINDS: dict[str, Kind] = {
     "latency.text_tokens": COUNT,
     "latency.new_tokens": COUNT,
     # where things are
-    **dict.fromkeys(("run", "sweep", "study", "resume", "cache", "init_from"), text_or_null),
+    **dict.fromkeys(
+        ("run", "sweep", "study", "resume", "cache", "init_from", "calibration"), text_or_null
+    ),
     **dict.fromkeys(("runs", "compare"), anything),
     **dict.fromkeys(("split", "host", "name"), text),
     # the demo
@@ -203,6 +211,7 @@ KINDS: dict[str, Kind] = {
 FIXED = {  # options that no class names
     "served": {"keep_ratios", "limit", "first"},
     "evaluation": {"pruners", "datasets", "keep_ratios", "limit", "batch_size", "seeds"},
+    "calibrate": {"split", "limit", "keep_ratios", "labels"},
     "latency": {"batch_sizes", "repeats", "warmup", "text_tokens", "new_tokens", "image"},
 }
 OPTIONS = ("cache",)  # what stages are built from that is no group of yamls

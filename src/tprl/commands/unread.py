@@ -18,7 +18,11 @@ from tprl.runtime.quoting import in_short
 # Of `conf/eval.yaml`, beside mode, resume, experiment and logger, which every mode takes.
 ENTRIES = frozenset({"run", "sweep", "runs", "pruner", "pruners", "keep_ratios", "seeds"})
 EVAL_READS: Mapping[str, frozenset[str]] = {
-    "accuracy": ENTRIES | {"model", "dataset", "split", "limit", "batch_size", "threads"},
+    "accuracy": ENTRIES
+    | {"model", "dataset", "split", "limit", "batch_size", "threads"}
+    | {"retention", "confidence", "calibration"},
+    "calibrate": ENTRIES - {"keep_ratios", "seeds"}
+    | {"model", "dataset", "batch_size", "threads", "calibrate"},
     "latency": ENTRIES | {"model", "latency", "threads"},
     "parity": frozenset({"model", "models", "dataset", "split", "limit", "threads"}),
     "selectors": frozenset({"threads"}),
@@ -52,9 +56,23 @@ def _drawn(config: DictConfig) -> bool:
 
 
 ONLY_TRAINING = "it draws training questions alone, and another split is asked"
+WITHOUT_RETENTION = tuple(
+    Rule(name, lambda config: config.retention is None, "it belongs to retention, not given")
+    for name in ("confidence", "calibration")
+)
+DEMO_RULES = (
+    Rule("keep_ratio", lambda config: config.retention is not None, "retention chooses it"),
+    *WITHOUT_RETENTION,
+)
 EVAL_RULES = (
     Rule("dataset.seed", _drawn, ONLY_TRAINING),
     Rule("pruner.seed", lambda config: True, "seeds=[<seed>] sets it"),
+    Rule(
+        "keep_ratios",
+        lambda config: config.mode == "accuracy" and config.retention is not None,
+        "retention chooses how many tokens live",
+    ),
+    *WITHOUT_RETENTION,
     Rule(
         "model",
         lambda config: config.mode == "parity" and bool(config.models),
@@ -66,7 +84,7 @@ EXPORT_RULES = (
         "weights", lambda config: config.target == "vllm", "target=vllm writes them in model.dtype"
     ),
 )
-RULES = {"eval": EVAL_RULES, "export": EXPORT_RULES}
+RULES = {"demo": DEMO_RULES, "eval": EVAL_RULES, "export": EXPORT_RULES}
 
 
 def _of_stages(config: DictConfig) -> list[Rule]:

@@ -24,9 +24,9 @@ from tprl.runtime import distributed
 from tprl.runtime.store import Record
 from tprl.scoring.flops import question_flops
 from tprl.scoring.lengths import check_lengths
-from tprl.scoring.scorer import Scorer
+from tprl.scoring.scorer import Scored, Scorer
 from tprl.splice import keep_all, splice
-from tprl.types import Dataset, Encoded, Pruner, Sample
+from tprl.types import Dataset, Encoded, Pruner, Sample, TokenSelection
 
 log = logging.getLogger(__name__)
 Tick = Callable[[int, int], None]
@@ -280,18 +280,29 @@ def _infeasible(pruner: Any, ratio: float | None, lvlm: Any) -> str:
     return ""
 
 
-def _answer(
-    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, entry: Entry, ratio: float | None
-) -> list[Answered]:
-    pruner, plan = entry.pruner, None
+def scored_at(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    encoded: Encoded,
+    pruner: Pruner | LayerPruner,
+    ratio: float | None,
+) -> tuple[Scored, TokenSelection, LayerPlan | None]:
+    """How questions do with what a pruner keeps of them; a method between layers has a plan, and
+    selects everything."""
     if isinstance(pruner, LayerPruner):
         lvlm: Any = scorer.lvlm
         plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
         selection = keep_all(encoded)
-        scored = scorer(samples, splice(encoded, selection), plan=plan)
-    else:
-        selection = select_in_chunks(pruner, encoded, ratio)
-        scored = scorer(samples, splice(encoded, selection))
+        return scorer(samples, splice(encoded, selection), plan=plan), selection, plan
+    selection = select_in_chunks(pruner, encoded, ratio)
+    return scorer(samples, splice(encoded, selection)), selection, None
+
+
+def _answer(
+    scorer: Scorer, samples: Sequence[Sample], encoded: Encoded, entry: Entry, ratio: float | None
+) -> list[Answered]:
+    pruner = entry.pruner
+    scored, selection, plan = scored_at(scorer, samples, encoded, pruner, ratio)
     # Where tokens drop between layers, a question's count is the mean over layers.
     kept = selection.per_image(encoded)
     counts = [cost.layer_mean(plan.counts(*images)) if plan else sum(images) for images in kept]

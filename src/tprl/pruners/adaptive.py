@@ -27,18 +27,20 @@ class Adaptive:
 
     Args:
         pruner: a policy that went through stage=adapt.
+        fixed_price: serves every question at this price, and decides alone how many tokens live;
+            None: at the price of the keep_ratio that is asked for.
 
     Raises:
         UserError: it did not.
     """
 
-    def __init__(self, pruner: TPRL) -> None:
+    def __init__(self, pruner: TPRL, fixed_price: float | None = None) -> None:
         if not pruner.serving.prices:
             raise UserError(
                 f"pruner {pruner.name} has learned no budgets: "
                 "run stage=adapt stage.init_from=<its run>."
             )
-        self.pruner = pruner
+        self.pruner, self.fixed_price = pruner, fixed_price
         self.name = f"{pruner.name}_adaptive"
         self.extras = pruner.extras
         self.trained_on = pruner.trained_on
@@ -63,6 +65,11 @@ class Adaptive:
         log_price = np.interp(np.log(keep_ratio), np.log(ratios), log_prices)
         return float(np.exp(log_price))
 
+    @property
+    def decides_alone(self) -> bool:
+        """Whether it has a price of its own."""
+        return self.fixed_price is not None
+
     def reaches(self, keep_ratio: float) -> bool:
         """Whether that mean is within the calibrated range (to a thousandth, for ratios written
         with 4 digits)."""
@@ -71,26 +78,45 @@ class Adaptive:
 
     @torch.no_grad()
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        """Keep the fraction `keep_ratio` on average over questions like those of the calibration.
+        """Keep the fraction `keep_ratio` on average over questions like those of the calibration;
+        with None what questions buy at `fixed_price`.
 
         Raises:
             UserError: wrong width, or a mean that is not calibrated.
         """
-        price = self.price(need_ratio(self.name, keep_ratio))
+        price = self.fixed_price
+        if price is None or keep_ratio is not None:
+            price = self.price(need_ratio(self.name, keep_ratio))
         x = self.pruner.observe(encoded)
         logits, gist = self.pruner.survey(x)
         # [B K] forecasts, and the budget that each question buys at this price.
-        budgets = self.pruner.config["budgets"]
         forecast = self.pruner.net.budget_logits(gist).sigmoid()
-        choice = choose(forecast, gist.new_tensor(budgets), price)
+        choice = choose(forecast, gist.new_tensor(self.budgets), price)
         # Questions of one budget are served together; one pass has given the logits for all.
         keep = torch.zeros_like(x.mask)
-        for number, ratio in enumerate(budgets):
+        for number, ratio in enumerate(self.budgets):
             rows = (choice == number).nonzero().squeeze(1)
             if len(rows):
                 uids = [encoded.uids[row] for row in rows.tolist()]
                 keep[rows] = self.pruner.serve(x.rows(rows), logits[rows], ratio, uids)
         return TokenSelection(keep)
+
+    @property
+    def budgets(self) -> list[float]:
+        """Kept fractions that a question chooses from, ascending."""
+        return self.pruner.config["budgets"]
+
+    @torch.no_grad()
+    def forecasts(self, encoded: Encoded) -> Float[Tensor, "B K"]:
+        """The forecast score of each question at each budget."""
+        _, gist = self.pruner.survey(self.pruner.observe(encoded))
+        return self.pruner.net.budget_logits(gist).sigmoid()
+
+    @torch.no_grad()
+    def at_budget(self, encoded: Encoded, budget: float) -> TokenSelection:
+        """What `select` keeps of questions that choose this budget."""
+        x = self.pruner.observe(encoded)
+        return TokenSelection(self.pruner.serve(x, self.pruner.survey(x)[0], budget, encoded.uids))
 
     def flops_by_part(self, tokens: int, words: int, kept: int) -> dict[str, int]:
         """What choosing costs on one sample: as for the policy, and the budget head."""

@@ -57,6 +57,7 @@ class LearnedPruner(nn.Module, ABC):
     # whether stage=adapt can teach it how many tokens a question needs (`TPRL.learn_budgets`)
     learns_budgets = False
     reads_question = True  # whether its choice depends on the question
+    folder: Path | None = None  # where it was loaded from; its calibrations lie there
     net: Any  # a module; subclasses say which
     config: dict[str, Any]
 
@@ -347,6 +348,7 @@ def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedP
     folder = find_pruner(pretrained, revision)
     pruner = pruner_from(read_config(folder), folder / CONFIG)
     load_weights(pruner, folder)
+    pruner.folder = folder
     return pruner.eval()
 
 
