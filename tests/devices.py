@@ -8,7 +8,10 @@ GPUs refuses is refused with its words, and what makes it wait for a GPU is coun
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
+from time import perf_counter
 from typing import Any, Self
+from unittest.mock import patch
 
 import torch
 from accelerate import dispatch_model
@@ -42,6 +45,8 @@ WAITING = {
         "equal",
         "allclose",
     ),
+    # these look whether they have succeeded
+    *("linalg_cholesky", "linalg_eigh", "linalg_inv", "linalg_solve"),
 }
 MOVING = {"to", "cpu", "cuda", "type_as"}
 INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}
@@ -88,6 +93,22 @@ def line_of_tprl() -> str:
     return f"{frame.f_code.co_filename.rpartition('/src/')[2]}:{frame.f_lineno}"
 
 
+class Event:
+    """A point in the work of an emulated GPU, which is done as soon as it is queued."""
+
+    def __init__(self, machine: "Machine") -> None:
+        self.machine = machine
+
+    def record(self, stream: Any) -> None:
+        self.time = perf_counter()
+
+    def synchronize(self) -> None:
+        self.machine._wait()
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1000 * (end.time - self.time)
+
+
 class Machine(TorchFunctionMode):
     """While it is entered, a machine with as many GPUs as are named. `waits` counts by line of the
     package."""
@@ -97,12 +118,17 @@ class Machine(TorchFunctionMode):
         self.waits = Counter[str]()
 
     def __enter__(self) -> Self:
-        self.synchronize = torch.accelerator.synchronize
-        torch.accelerator.synchronize = lambda *_: self._wait()
+        self.patches = ExitStack()
+        for owner, name, value in (
+            (torch.accelerator, "synchronize", lambda *_: self._wait()),
+            (torch.cuda, "Event", lambda **_: Event(self)),
+            (torch.cuda, "current_stream", lambda *_: None),
+        ):
+            self.patches.enter_context(patch.object(owner, name, value))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        torch.accelerator.synchronize = self.synchronize
+        self.patches.close()
         super().__exit__(*error)
 
     def _wait(self) -> None:

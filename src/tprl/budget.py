@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -54,7 +55,8 @@ def need_ratio(name: str, keep_ratio: float | None) -> float:
 def keep_top(
     scores: Shaped[Tensor, "B V"], mask: Bool[Tensor, "B V"], k: Int[Tensor, " B"]
 ) -> Bool[Tensor, "B V"]:
-    """The `k[b]` highest-scored valid tokens of each sample; ties go to the lower index.
+    """The `k[b]` highest-scored valid tokens of each sample; ties go to the lower index. `k` may be
+    on the host.
 
     A stable sort, because `topk` breaks ties arbitrarily on CPU (docs/baselines.md#what-surprises).
     """
@@ -63,7 +65,7 @@ def keep_top(
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     # The rank of each token: the inverse of the order.
     rank = torch.empty_like(order).scatter_(1, order, place)
-    return (rank < k.unsqueeze(1)) & mask
+    return (rank < k.to(mask.device).unsqueeze(1)) & mask
 
 
 class Rows(NamedTuple):
@@ -71,12 +73,15 @@ class Rows(NamedTuple):
     are per image; or as one row per view, for methods that work on grids.
 
     A selector that works on [I, W] needs to know nothing of samples; `join` brings its decision
-    back to [B, V].
+    back to [B, V]. What is a plain number is known without a wait for the device.
     """
 
     sample: Int[Tensor, " I"]  # the row of the batch that each image belongs to
     at: Int[Tensor, "I W"]  # index in V of each token; 0 where padded
     mask: Bool[Tensor, "I W"]
+    sizes: tuple[int, ...]  # tokens of each image
+    owners: tuple[int, ...]  # `sample` as plain numbers
+    real: Int[Tensor, " N"]  # where `mask` is True, in the flattened rows
 
     def split(self, x: Shaped[Tensor, "B V ..."]) -> Shaped[Tensor, "I W ..."]:
         """Per-token values of the batch as rows of images; padded entries hold an arbitrary token's
@@ -97,32 +102,65 @@ class Rows(NamedTuple):
     ) -> Shaped[Tensor, "B V"]:
         """Per-token values [I, W] as one tensor shaped as `like` [B, V]; 0 (or False) on
         padding."""
-        joined = values.new_zeros(like.shape)
-        image, token = self.mask.nonzero(as_tuple=True)
-        joined[self.sample[image], self.at[image, token]] = values[image, token]
-        return joined
+        joined = values.new_zeros(like.numel())
+        place = (self.sample.unsqueeze(1) * like.shape[1] + self.at).flatten()[self.real]
+        joined[place] = values.flatten()[self.real]
+        return joined.view(like.shape)
 
     def budgets(self, keep_ratio: float) -> Int[Tensor, " I"]:
         """`budget` of every image."""
-        return budgets(keep_ratio, self.mask)
+        return self.kept(keep_ratio).to(self.mask.device)
+
+    def kept(self, keep_ratio: float) -> Int[Tensor, " I"]:
+        """`budgets` on the host, where the largest of them can be asked for without a wait."""
+        return torch.tensor([budget(keep_ratio, n) for n in self.sizes], dtype=torch.long)
 
 
 def image_rows(visual_mask: Bool[Tensor, "B V"], image_of: Int[Tensor, "B V"]) -> Rows:
     """The images of a batch, in the order of the samples and of the images in each (contiguous in
-    V)."""
-    # One entry per valid token, in the order of samples and of V.
-    sample, at = visual_mask.nonzero(as_tuple=True)
-    image = image_of[sample, at]
+    V). The host waits for the device once; of a whole batch, `rows_of` does not."""
+    # -1 where there is no token: mask and images in one transfer.
+    host = torch.where(visual_mask, image_of, -1).cpu()
+    sample, at = (host >= 0).nonzero(as_tuple=True)
+    image = host[sample, at]
     # A new image begins where the sample or the image's number changes.
     first = torch.ones_like(sample, dtype=torch.bool)
     first[1:] = (sample[1:] != sample[:-1]) | (image[1:] != image[:-1])
-    row, start = first.cumsum(0) - 1, first.nonzero().squeeze(1)
-    # Place of each token within its image: the column of its row.
-    rank = torch.arange(len(row), device=row.device) - start[row]
-    shape = (len(start), int(rank.max()) + 1 if len(rank) else 0)
-    columns, mask = at.new_zeros(shape), visual_mask.new_zeros(shape)
-    columns[row, rank], mask[row, rank] = at, True
-    return Rows(sample=sample[start], at=columns, mask=mask)
+    start = first.nonzero().squeeze(1)
+    edges = [*start.tolist(), len(at)]
+    sizes = [end - begin for begin, end in pairwise(edges)]
+    return _rows(sample[start].tolist(), sizes, at, visual_mask.device)
+
+
+def rows_of(encoded: Encoded) -> Rows:
+    """`image_rows` of a whole batch."""
+    images = [sample.images for sample in encoded.counts]
+    return rows_by_size(images, encoded.visual_mask.device)
+
+
+def rows_by_size(images: Sequence[Sequence[int]], device: torch.device) -> Rows:
+    """The images of a batch by the number of their tokens, which follow each other in V; nothing
+    waits for the device."""
+    owners = [b for b, sample in enumerate(images) for n in sample if n]
+    sizes = [n for sample in images for n in sample if n]
+    columns = [torch.arange(sum(sample)) for sample in images]
+    at = torch.cat(columns) if columns else torch.zeros(0, dtype=torch.long)
+    return _rows(owners, sizes, at, device)
+
+
+def _rows(
+    owners: Sequence[int], sizes: Sequence[int], at: Int[Tensor, " N"], device: torch.device
+) -> Rows:
+    """Rows of images with `sizes` tokens, whose columns in V are `at`, image after image."""
+    width = max(sizes, default=0)
+    mask = torch.arange(width) < torch.tensor(sizes, dtype=torch.long).unsqueeze(1)
+    # A mask is filled row by row, which is the order of `at`.
+    columns = torch.zeros(mask.shape, dtype=torch.long)
+    columns[mask] = at
+    real = mask.flatten().nonzero().squeeze(1)
+    sample = torch.tensor(owners, dtype=torch.long).to(device)
+    there = columns.to(device), mask.to(device)
+    return Rows(sample, *there, tuple(sizes), tuple(owners), real.to(device))
 
 
 def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[int, int, int], ...]]:
@@ -134,12 +172,11 @@ def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[in
     Raises:
         ValueError: an image has more or fewer tokens than its grids have cells.
     """
-    images = image_rows(encoded.visual_mask, encoded.image_of)
-    view_of = torch.zeros_like(encoded.image_of)
+    images = rows_of(encoded)
     shapes: list[tuple[int, int, int]] = []
     # Cells of all views of an image are its tokens, in that order.
     all_views = [views for sample in encoded.grids for views in sample]
-    for views, n in zip(all_views, images.mask.sum(1).tolist(), strict=True):
+    for views, n in zip(all_views, images.sizes, strict=True):
         cells = [rows * columns for rows, columns in views]
         if n != sum(cells):
             grid = " and ".join(f"{rows} x {columns}" for rows, columns in views)
@@ -149,12 +186,11 @@ def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[in
         # The image's budget is rounded once, then divided: views must not round each for itself.
         shares = _shares(budget(keep_ratio, n), cells)
         shapes += [(*view, share) for view, share in zip(views, shares, strict=True)]
-    sizes = [rows * columns for rows, columns, _ in shapes]
-    cells = torch.tensor(sizes, dtype=torch.long, device=view_of.device)
-    # A mask is filled in the order of samples, images, views and tokens, which is that of `shapes`.
-    numbers = torch.arange(len(shapes), device=view_of.device)
-    view_of[encoded.visual_mask] = numbers.repeat_interleave(cells)
-    return image_rows(encoded.visual_mask, view_of), tuple(shapes)
+    # Views follow each other in V as images do: by their cells they are rows of their own.
+    by_sample = []
+    for sample in encoded.grids:
+        by_sample.append([rows * columns for rows, columns in chain.from_iterable(sample)])
+    return rows_by_size(by_sample, encoded.visual_mask.device), tuple(shapes)
 
 
 def _shares(k: int, sizes: Sequence[int]) -> list[int]:
@@ -173,6 +209,6 @@ def keep_top_per_image(
 ) -> Bool[Tensor, "B V"]:
     """The `budget(keep_ratio, n)` highest-scored of the n tokens of each image; ties go to the
     lower index."""
-    rows = image_rows(encoded.visual_mask, encoded.image_of)
+    rows = rows_of(encoded)
     keep = keep_top(rows.split(scores), rows.mask, rows.budgets(keep_ratio))
     return rows.join(keep, encoded.visual_mask)

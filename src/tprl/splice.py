@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tprl.types import Encoded, Prompt, TokenSelection
+from tprl.types import Encoded, Prompt, TokenSelection, marked
 
 
 def splice(
@@ -30,8 +30,8 @@ def splice(
         ValueError: a padded visual token is kept or anchors an extra token, or a sample with an
             image keeps none.
     """
-    _check(encoded, selection)
     at, column = encoded.visual_at, _columns(encoded, selection)
+    length = _checked_length(encoded, selection, column)
     embeds, deep = encoded.embeds, encoded.deep
     # Merged tokens take the places of kept ones; the caller's embeddings stay as they are.
     if selection.merged is not None:
@@ -40,9 +40,9 @@ def splice(
         embeds[row, at[row, token]] = selection.merged[row, token].to(embeds.dtype)
     # [B S] which columns are visual, and of which image.
     visual = encoded.is_visual
-    image = torch.zeros_like(encoded.input_ids)
-    row, token = encoded.visual_mask.nonzero(as_tuple=True)
-    image[row, at[row, token]] = encoded.image_of[row, token]
+    # padded entries add nothing to the column that they name
+    number = encoded.image_of * encoded.visual_mask
+    image = torch.zeros_like(encoded.input_ids).scatter_add(1, at, number)
     # A selection may bring positions of its own, of all columns and then of its extra tokens.
     ids, moved, alive = encoded.input_ids, selection.positions, column
     pos = encoded.positions if moved is None else moved[..., : ids.shape[1]]
@@ -69,8 +69,6 @@ def splice(
         alive = torch.cat([alive, selection.extra_mask], 1)
         order = torch.cat([order, anchor * 2 + 1], 1)
 
-    # The longest prompt of the batch decides the width.
-    length = int(alive.sum(1).max())
     # Dead columns sort to the front, survivors keep their order: left padding for free.
     place_of = torch.where(alive, order, order - 2 * order.shape[1])
     index = place_of.argsort(dim=1, stable=True)[:, -length:]
@@ -103,28 +101,41 @@ def _columns_at(values: Tensor, index: Tensor) -> Tensor:
 
 def _columns(encoded: Encoded, selection: TokenSelection) -> Tensor:
     """[B S] True on every column that survives: all text, and the kept visual tokens."""
-    alive = encoded.attention.clone()
-    row, token = (encoded.visual_mask & ~selection.keep).nonzero(as_tuple=True)
-    alive[row, encoded.visual_at[row, token]] = False
-    return alive
+    dropped = encoded.visual_mask & ~selection.keep
+    return encoded.attention & ~marked(encoded.attention, encoded.visual_at, dropped)
 
 
-def _check(encoded: Encoded, selection: TokenSelection) -> None:
-    if bool((selection.keep & ~encoded.visual_mask).any()):
+def _checked_length(encoded: Encoded, selection: TokenSelection, column: Tensor) -> int:
+    """Columns of the longest prompt that is left, `column` being those that survive; the host waits
+    for the device once.
+
+    Raises:
+        ValueError: see `splice`.
+    """
+    keep, mask = selection.keep, encoded.visual_mask
+    padded, astray, length = keep & ~mask, keep[:, :0], column.sum(1)
+    # Padding entries of `extra` may name any token: only live ones are checked.
+    if selection.extra_at is not None and selection.extra_mask is not None:
+        astray = selection.extra_mask & ~mask.gather(1, selection.extra_at)
+        length = length + selection.extra_mask.sum(1)
+    # An image must leave something; a prompt of text alone has nothing to keep.
+    empty = mask.any(1) & (selection.count == 0)
+    faults = [padded.any(1), astray.any(1), empty]
+    # [B 4] all that decides, in one transfer.
+    table = torch.stack([*map(Tensor.long, faults), length], 1).tolist()
+    bad, unplaced, left_empty, lengths = zip(*table, strict=True)
+    if any(bad):
         raise ValueError(
             "the selection keeps a padded visual token: mask the scores with encoded.visual_mask."
         )
-    # Padding entries of `extra` may name any token: only live ones are checked.
-    if selection.extra_at is not None and selection.extra_mask is not None:
-        anchored = encoded.visual_mask.gather(1, selection.extra_at)
-        if bool((selection.extra_mask & ~anchored).any()):
-            raise ValueError(
-                "an extra token stands on a padded visual token: extra_at must name a valid one."
-            )
-    # An image must leave something; a prompt of text alone has nothing to keep.
-    empty = encoded.visual_mask.any(1) & (selection.count == 0)
-    if bool(empty.any()):
-        uid = encoded.uids[int(empty.nonzero()[0])]
+    if any(unplaced):
+        raise ValueError(
+            "an extra token stands on a padded visual token: extra_at must name a valid one."
+        )
+    if any(left_empty):
+        uid = encoded.uids[left_empty.index(1)]
         raise ValueError(
             f"sample {uid} keeps none of its visual tokens; keep at least one per image."
         )
+    # The longest prompt of the batch decides the width.
+    return max(lengths)

@@ -11,6 +11,7 @@ Boxes are (x1, y1, x2, y2) in pixels of the original image, x2 and y2 exclusive.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -65,6 +66,14 @@ class Tower(NamedTuple):
     # the CLS token as it enters the first block, before the patches, if there is one
     cls: Float[Tensor, " C"] | None
     blocks: Sequence[TowerBlock]  # those that make the features, later ones left out
+
+
+class Counts(NamedTuple):
+    """What a prompt holds, as plain numbers."""
+
+    images: tuple[int, ...]  # visual tokens of each
+    text: int  # all other columns
+    words: int  # of the question
 
 
 @dataclass(frozen=True)
@@ -124,15 +133,25 @@ class Encoded:
     @property
     def is_visual(self) -> Bool[Tensor, "B S"]:
         """True on the columns of visual tokens."""
-        columns = torch.zeros_like(self.attention)
-        row, token = self.visual_mask.nonzero(as_tuple=True)
-        columns[row, self.visual_at[row, token]] = True
-        return columns
+        return marked(self.attention, self.visual_at, self.visual_mask)
+
+    @cached_property
+    def counts(self) -> tuple[Counts, ...]:
+        """Of each sample. Waits for the device once; what `rows` takes of it knows them."""
+        width = max(map(len, self.grids), default=0)
+        tokens = self.image_of.new_zeros(len(self), width)
+        tokens.scatter_add_(1, self.image_of, self.visual_mask.long())
+        text = self.attention.sum(1) - self.visual_mask.sum(1)
+        table = torch.cat([tokens, torch.stack([text, self.question.sum(1)], 1)], 1).tolist()
+        return tuple(
+            Counts(tuple(row[: len(images)]), *row[width:])
+            for row, images in zip(table, self.grids, strict=True)
+        )
 
     @property
     def words(self) -> tuple[Float[Tensor, "B Q D"], Bool[Tensor, "B Q"]]:
         """Embeddings of the question's words, zero where padded, and which of them are real."""
-        at, mask = columns_of(self.question)
+        at, mask = columns_of(self.question, max((n.words for n in self.counts), default=0))
         words = self.embeds.gather(1, at.unsqueeze(-1).expand(-1, -1, self.embeds.shape[-1]))
         return words * mask.unsqueeze(-1), mask
 
@@ -140,7 +159,7 @@ class Encoded:
         """The same batch restricted to (or repeated at) the given rows."""
         # Position axes stand before that of the batch.
         i = torch.as_tensor(list(index), dtype=torch.long, device=self.embeds.device)
-        return replace(
+        part = replace(
             self,
             uids=tuple(self.uids[j] for j in index),
             grids=tuple(self.grids[j] for j in index),
@@ -163,16 +182,30 @@ class Encoded:
                 )
             },
         )
+        if "counts" in vars(self):
+            vars(part)["counts"] = tuple(self.counts[j] for j in index)
+        return part
 
 
-def columns_of(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B W"], Bool[Tensor, "B W"]]:
-    """Columns where each row is True, in order and right-padded with 0, and which entries are
-    real."""
-    width = int(mask.sum(1).max()) if len(mask) else 0
+def columns_of(
+    mask: Bool[Tensor, "B S"], width: int | None = None
+) -> tuple[Int[Tensor, "B W"], Bool[Tensor, "B W"]]:
+    """Columns where each row is True, in order and right-padded with 0, and which entries are real.
+    W is the largest number of them in a row: give it where the host knows it."""
+    if width is None:
+        width = int(mask.sum(1).max()) if len(mask) else 0
     # Stable: True columns come first and keep their order.
     order = (~mask).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
     real = mask.gather(1, order)
     return order * real, real
+
+
+def marked(
+    like: Bool[Tensor, "B S"], at: Int[Tensor, "B V"], mask: Bool[Tensor, "B V"]
+) -> Bool[Tensor, "B S"]:
+    """True on the columns `at` whose entry in `mask` is True."""
+    # Padded entries name column 0, which others may stand in: counts add up in any order.
+    return torch.zeros_like(like, dtype=torch.long).scatter_add(1, at, mask.long()) > 0
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def test_each_step_prunes_what_the_one_before_left(rule: ActionRule) -> None:
         if t:
             assert torch.equal(rollout.alive[t], rollout.keep[t - 1])
         if rule.exact:
-            assert torch.equal(rollout.keep[t].sum(1), step_budgets(RATIO, x.mask, STEPS, t))
+            assert torch.equal(rollout.keep[t].sum(1), step_budgets(RATIO, TOKENS, STEPS, t))
     if rule.exact:
         expected = [budget(float(r), n) for r, n in zip(RATIO, TOKENS, strict=True)]
         assert rollout.keep[-1].sum(1).tolist() == expected == [6, 9, 8, 1]
@@ -169,20 +169,20 @@ def test_step_ratios_shrink_geometrically_to_the_keep_ratio() -> None:
 
 @pytest.mark.parametrize("ratio", [0.05, 1 / 9, 0.222, 1 / 3, 0.7, 5 / 6, 1.0])
 def test_step_budgets_never_rise_and_end_at_the_budget(ratio: float) -> None:
-    mask = torch.arange(576) < torch.tensor([0, 1, 2, 3, 5, 12, 144, 255, 576])[:, None]
+    sizes = [0, 1, 2, 3, 5, 12, 144, 255, 576]
+    mask = torch.arange(576) < torch.tensor(sizes)[:, None]
     keep_ratio = torch.full((9,), ratio, dtype=torch.float64)
     for steps in (1, 2, 3, 5):
-        counts = torch.stack([step_budgets(keep_ratio, mask, steps, t) for t in range(steps)])
+        counts = torch.stack([step_budgets(keep_ratio, sizes, steps, t) for t in range(steps)])
         assert bool((counts.diff(dim=0) <= 0).all())
         assert bool((counts <= mask.sum(1)).all())
         assert torch.equal(counts[-1], budgets(ratio, mask))
 
 
 def test_float32_ratios_are_read_as_the_decimal_they_mean() -> None:
-    mask = torch.ones(1, 5, dtype=torch.bool)
     assert budget(0.7, 5) == 4
     assert budget(float(torch.tensor(0.7)), 5) == 3
-    assert step_budgets(torch.tensor([0.7]), mask, 1, 0).tolist() == [4]
+    assert step_budgets(torch.tensor([0.7]), [5], 1, 0).tolist() == [4]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=IDS)

@@ -198,7 +198,7 @@ class TestSelections:
             (at, prompt.attention.sum(1))
             for at, prompt in selected(encoded, rows * 3, torch.cat(kept))
         ]
-        assert sorted(i for at, _ in parts for i in at.tolist()) == list(range(120))
+        assert sorted(i for at, _ in parts for i in at) == list(range(120))
         lengths = torch.cat([length for _, length in parts])
         assert torch.equal(lengths, lengths.sort().values)
         assert max(len(at) for at, _ in parts) == 16

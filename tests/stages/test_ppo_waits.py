@@ -15,8 +15,10 @@ from tprl.data.scenes import Scenes
 from tprl.pruners.tprl import TPRL
 from tprl.scoring.validation import ServedScore
 
-# 198 as measured, of two epochs with two minibatches each and 8 prompts; texts have two tokens
-CEILING = 210
+# 50 as measured, of two epochs with two minibatches each and 8 prompts; texts have two tokens.
+# 198 before counts of tokens were plain numbers. Ten are the stock class's while it writes, and
+# four the emulation's: clip_grad_norm_ asks where gradients truly are.
+CEILING = 55
 
 
 class Emulated(CPUAccelerator):
@@ -75,4 +77,4 @@ def test_an_iteration_waits_seldom_and_mixes_no_devices() -> None:
         trainer.fit(stage)
     assert counter.places == [device_of(0)] * 3
     # The first iteration validates and scores all tokens, the last one validates.
-    assert 50 < counter.counts[1] <= CEILING
+    assert 20 < counter.counts[1] <= CEILING

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -175,45 +176,50 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
     ) -> Encoded:
         """Prompts as token ids and images as tokens, put together; `occurrences[b]` are the images
         of sample b."""
-        ids = inputs["input_ids"].to(self.device)
-        attention = inputs["attention_mask"].to(self.device).bool()
-        # [B V] columns of all image tokens, separators included.
-        at, real = columns_of(ids == self.image_token)
+        # Places are found where the processor left the ids, on the host: what is counted there
+        # makes nobody wait for the device.
+        tokens, real = inputs["input_ids"], inputs["attention_mask"].bool()
+        ids, attention = tokens.to(self.device), real.to(self.device)
+        # Columns of all image tokens, separators included, row by row.
+        row, column = (tokens == self.image_token).nonzero(as_tuple=True)
 
         def spread(values: Sequence[Tensor]) -> Tensor:
             """One tensor per image -> [B V ...], image by image, zero where padded."""
             joined = [
-                torch.cat(row) if row else values[0][:0] for row in _of_images(values, occurrences)
+                torch.cat(line) if line else values[0][:0]
+                for line in _of_images(values, occurrences)
             ]
             # a sharded tower may be elsewhere
             return pad_sequence(joined, batch_first=True).to(self.device)
 
+        def in_line(values: Sequence[Tensor]) -> Tensor:
+            """One tensor per image -> [N ...], in the order of the image columns."""
+            return torch.cat([values[image] for image in chain.from_iterable(occurrences)])
+
         # Words first, then visual tokens over their placeholders: [B S D].
         embeds = self.words(ids)
-        b, v = real.nonzero(as_tuple=True)
-        visual, deep = torch.zeros_like(attention), None
-        kinds = seen.separators or [
-            tokens.new_zeros(len(tokens), dtype=torch.bool) for tokens in seen.tokens
-        ]
-        if seen.tokens:
-            embeds[b, at[b, v]] = spread(seen.tokens)[b, v].to(embeds)
-            visual[b, at[b, v]] = ~spread(kinds)[b, v]
+        visual, deep = torch.zeros_like(real), None
+        kinds = _separators(seen)
+        if row.numel():
+            embeds[row, column] = in_line(seen.tokens).to(embeds)
+            visual[row, column] = ~in_line(kinds).to(visual.device)
         # The same for features that deeper layers of the language model add: [B S F].
         if seen.deep is not None:
             deep = embeds.new_zeros(*ids.shape, seen.deep[0].shape[-1])
-            deep[b, at[b, v]] = spread(seen.deep)[b, v].to(embeds)
+            deep[row, column] = in_line(seen.deep).to(embeds)
         # Separators stay in the prompt as text does: only the other image tokens are visual.
         visual_at, visual_mask = columns_of(visual)
-        counts = _real_tokens(seen, kinds)
-        image_of = [torch.arange(len(row)).repeat_interleave(counts[row]) for row in occurrences]
+        counts = torch.tensor([len(kind) for kind in kinds], dtype=torch.long)
+        counts -= torch.stack([kind.sum() for kind in kinds]) if kinds else 0
+        image_of = [torch.arange(len(line)).repeat_interleave(counts[line]) for line in occurrences]
         return Encoded(
             uids=tuple(uids),
             input_ids=ids,
             embeds=embeds,
             attention=attention,
             positions=self.positions(ids, attention, inputs),
-            visual_at=visual_at,
-            visual_mask=visual_mask,
+            visual_at=visual_at.to(self.device),
+            visual_mask=visual_mask.to(self.device),
             image_of=pad_sequence(image_of, batch_first=True).to(self.device),
             grids=tuple(map(tuple, _of_images(seen.views, occurrences))),
             tiles=tuple(map(tuple, _of_images(seen.tiles, occurrences))),
@@ -232,9 +238,10 @@ def _of_images(values: Sequence[Any], occurrences: Sequence[Sequence[int]]) -> l
     return [list(map(values.__getitem__, row)) for row in occurrences]
 
 
-def _real_tokens(seen: Seen, kinds: Sequence[Tensor]) -> Int[Tensor, " _"]:
-    """Tokens of each image that are no separators, on the host; it waits for the device once at
+def _separators(seen: Seen) -> list[Bool[Tensor, " N"]]:
+    """Which tokens of each image are separators, on the host; it waits for the device once at
     most."""
-    if seen.separators is None:
-        return torch.tensor([len(tokens) for tokens in seen.tokens], dtype=torch.long)
-    return torch.stack([(~kind).sum() for kind in kinds]).cpu()
+    lengths = [len(tokens) for tokens in seen.tokens]
+    if not seen.separators:
+        return [torch.zeros(length, dtype=torch.bool) for length in lengths]
+    return list(torch.cat(seen.separators).cpu().split(lengths))

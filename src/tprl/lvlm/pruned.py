@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tprl.budget import image_rows, need_ratio
+from tprl.budget import need_ratio, rows_of
 from tprl.errors import UserError
 from tprl.lvlm.batching import axes
 from tprl.lvlm.frozen import FrozenLVLM
@@ -239,7 +239,7 @@ def kept(encoded: Encoded, selection: TokenSelection) -> list[list[Kept]]:
         row, token = selection.extra_mask.nonzero(as_tuple=True)
         standing[row, selection.extra_at[row, token]] = True
     # One line per image over its own tokens, in the order of samples and their images.
-    images = image_rows(encoded.visual_mask, encoded.image_of)
+    images = rows_of(encoded)
     kept_images: list[list[Kept]] = [[] for _ in encoded.uids]
     lines = (images.split(standing) & images.mask).cpu()
     for sample, line in zip(images.sample.tolist(), lines, strict=True):

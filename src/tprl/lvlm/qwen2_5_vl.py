@@ -263,8 +263,10 @@ class Qwen25VL(FrozenLVLM):
         if "image_grid_thw" not in inputs:  # text only
             return super().positions(ids, attention, inputs).expand(3, -1, -1)
         # M-RoPE counts time, rows and columns: text counts alike on all three.
-        kinds, grid = (ids == self.image_token).int(), inputs["image_grid_thw"].to(self.device)
+        # Where the processor left its inputs: the stock method reads their numbers one by one.
+        tokens, real = inputs["input_ids"], inputs["attention_mask"]
+        kinds, grid = (tokens == self.image_token).int(), inputs["image_grid_thw"].to(tokens.device)
         positions, _ = self.model.model.get_rope_index(
-            ids, kinds, grid, attention_mask=attention.long()
+            tokens, kinds, grid, attention_mask=real.long()
         )
         return (positions.to(self.device) * attention).long()

@@ -112,7 +112,7 @@ def act(
         alive: tokens that may be kept.
         rule: the distribution.
         t: pruning step, 0-based.
-        k: tokens to keep, exact kinds only.
+        k: tokens to keep, exact kinds only; on the host, or their largest is waited for.
         features: what two tokens are alike in, kinds "dpp" and "sequential" only (see
             `dpp.unit_features`).
         action: the action to evaluate: a mask, or for "sequential" the place of every token in the
@@ -145,8 +145,7 @@ def act(
         return _bernoulli(scores, alive, rule.discount**t, action, noise)
     if k is None:
         raise ValueError(f"kind {rule.kind} keeps exactly k tokens: give k.")
-    if bool((k > alive.sum(1)).any()):
-        raise ValueError("k is more than the tokens alive.")
+    _check_count(alive, k, action)
     # A set has one log-probability, a sequence one per draw.
     if rule.kind == "subset":
         action, log_prob, entropy = _subset(scores, alive, k, action, noise)
@@ -240,7 +239,8 @@ def _subset(
     if action is None:
         assert noise is not None
         action = dpp.sample_subset(law, noise)
-    _check_count(action, alive, k)
+        _check_count(alive, k, action)
+    k = k.to(alive.device)
     # log P(Y) = sum over Y of the scores - log e_k; [B *G].
     chosen = (_like(scores.double(), action) * action).sum(-1)
     normalizer = dpp.log_normalizer(law).reshape(-1, *[1] * (chosen.ndim - 1))
@@ -270,7 +270,7 @@ def _kdpp(
         assert noise is not None
         drawn = dpp.sample_kdpp(law, noise)
         action = _like(torch.zeros_like(alive), drawn).scatter(-1, _like(at, drawn), drawn)
-    _check_count(action, alive, k)
+        _check_count(alive, k, action)
     log_prob = dpp.kdpp_log_prob(law, action.gather(-1, _like(at, action)))
     return action, log_prob, _evenness(quality * scores, alive)
 
@@ -294,7 +294,7 @@ def _sequential(
         flat = noise.reshape(len(noise), -1, noise.shape[-1])
         drawn = sequential.draw(scores, features, alive, k, rule.temperature, flat)
         action = drawn.reshape(*noise.shape[:-1], alive.shape[1])
-    _check_count(action > 0, alive, k)
+        _check_count(alive, k, action)
     flat = action.reshape(len(action), -1, action.shape[-1])
     log_prob = sequential.log_prob(scores, features, alive, k, rule.temperature, flat)
     log_prob = log_prob.reshape(action.shape)
@@ -327,9 +327,19 @@ def _at_least_one(keep: Tensor, scores: Tensor, alive: Tensor) -> Tensor:
     return torch.where(keep.any(-1, keepdim=True), keep, best & alive)
 
 
-def _check_count(action: Tensor, alive: Tensor, k: Tensor) -> None:
-    # Both counts: dead tokens in an action would pass the first and fail the second.
-    kept = (action & _like(alive, action)).sum(-1)
-    wanted = k.reshape(-1, *[1] * (kept.ndim - 1))
-    if bool((kept != wanted).any() or (action.sum(-1) != wanted).any()):
+def _check_count(alive: Tensor, k: Tensor, action: Tensor | None) -> None:
+    """Refuse a k that cannot be, or an action that does not hold exactly k alive tokens; looks at
+    the device once."""
+    k = k.to(alive.device)
+    faults = [(k > alive.sum(1)).any()]
+    if action is not None:
+        keep = action > 0
+        # Both counts: dead tokens in an action would pass the first and fail the second.
+        kept = (keep & _like(alive, keep)).sum(-1)
+        wanted = k.reshape(-1, *[1] * (kept.ndim - 1))
+        faults.append(((kept != wanted) | (keep.sum(-1) != wanted)).any())
+    too_many, *other = torch.stack(faults).tolist()
+    if too_many:
+        raise ValueError("k is more than the tokens alive.")
+    if any(other):
         raise ValueError("an action does not hold exactly k alive tokens.")

@@ -34,27 +34,29 @@ class SubsetLaw(NamedTuple):
     k: Int[Tensor, " B"]
     # levels[l]: [B, ceil(V / 2^l), .], law of the number of successes in 2^l neighbors
     levels: list[Tensor]
+    most: int  # the largest k, 1 at least
 
 
 def subset_law(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> SubsetLaw:
-    """Prepare the law of k-subsets with log-weights `log_w` (-inf: the item cannot be drawn).
+    """Prepare the law of k-subsets with log-weights `log_w` (-inf: the item cannot be drawn). Where
+    `k` is on the host, nothing here or later waits for the device.
 
     Differentiable with respect to `log_w`; the tilt is a constant, because no result depends on it.
     """
+    cap = max(int(k.max()), 1) if len(k) else 1
     # The tilt centers the law of the count on k, so no number underflows.
-    dead = torch.isneginf(log_w)
+    dead, k = torch.isneginf(log_w), k.to(log_w.device)
     log_w = log_w.double().masked_fill(dead, DEAD)
     tilt = _tilt(log_w.detach(), dead, k)
     log_odds = (log_w + tilt.unsqueeze(1)).masked_fill(dead, DEAD)
     # Each item alone: the probabilities of 0 and of 1 successes, [B V 2].
     leaves = torch.stack([torch.sigmoid(-log_odds), torch.sigmoid(log_odds)], -1)
     # Pairs of neighbors are merged until one group is left; counts above k are of no use.
-    cap = max(int(k.max()), 1) if len(k) else 1
     levels = [leaves]
     while levels[-1].shape[1] > 1:
         left, right = _pairs(levels[-1])
         levels.append(_convolve(left, right, cap))
-    return SubsetLaw(log_odds, tilt, k, levels)
+    return SubsetLaw(log_odds, tilt, k, levels, cap)
 
 
 def log_elementary(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -68,7 +70,7 @@ def log_elementary(log_w: Float[Tensor, "B V"], k: Int[Tensor, " B"]) -> Float[T
 
 def log_normalizer(law: SubsetLaw) -> Float64[Tensor, " B"]:
     """log e_k of the (untilted) weights."""
-    return _at_k(law.levels[-1], law.k).log() - _log_q(law).sum(1) - law.k * law.tilt
+    return _at_k(law.levels[-1], law).log() - _log_q(law).sum(1) - law.k * law.tilt
 
 
 def subset_entropy(law: SubsetLaw) -> Float64[Tensor, " B"]:
@@ -88,8 +90,8 @@ def subset_entropy(law: SubsetLaw) -> Float64[Tensor, " B"]:
         moment = _convolve(left_moment, right, cap) + _convolve(left, right_moment, cap)
         table = level
     # log P(Y) = sum of log-odds + sum of log(1 - p) - log P(S = k); its mean over subsets, negated.
-    probability = _at_k(table, law.k)
-    return probability.log() - _log_q(law).sum(1) - _at_k(moment, law.k) / probability
+    probability = _at_k(table, law)
+    return probability.log() - _log_q(law).sum(1) - _at_k(moment, law) / probability
 
 
 def sample_subset(law: SubsetLaw, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor, "B *G V"]:
@@ -158,7 +160,8 @@ def kdpp(
     # Eigenvalues descend, so those of dead items stand behind the alive ones.
     rank = torch.arange(alive.shape[1], device=alive.device)
     log_values = log_values.masked_fill(rank >= alive.sum(1, keepdim=True), -torch.inf)
-    return KDPP(log_q, similarity, alive, k, vectors, subset_law(log_values, k))
+    spectrum = subset_law(log_values, k)
+    return KDPP(log_q, similarity, alive, spectrum.k, vectors, spectrum)
 
 
 def kdpp_log_prob(law: KDPP, action: Bool[Tensor, "B *G V"]) -> Float64[Tensor, "B *G"]:
@@ -167,7 +170,7 @@ def kdpp_log_prob(law: KDPP, action: Bool[Tensor, "B *G V"]) -> Float64[Tensor, 
     b, v = law.alive.shape
     # [B G K] the items of every action, in order.
     flat = action.reshape(b, -1, v)
-    order = (~flat).to(torch.int8).argsort(dim=-1, stable=True)[..., : max(int(law.k.max()), 1)]
+    order = (~flat).to(torch.int8).argsort(dim=-1, stable=True)[..., : law.spectrum.most]
     used = flat.gather(2, order)
     rows = law.similarity.unsqueeze(1).expand(-1, order.shape[1], -1, -1)
     rows = rows.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, v))
@@ -193,7 +196,7 @@ def sample_kdpp(law: KDPP, noise: Float[Tensor, "B *G N"]) -> Bool[Tensor, "B *G
     noise = noise.double().reshape(b, -1, noise.shape[-1])
     # First k eigenvectors, each set in proportion to the product of its eigenvalues.
     chosen = sample_subset(law.spectrum, noise[..., 0::2])
-    steps = int(law.k.max()) if b else 0
+    steps = min(law.spectrum.most, v)
     column = (~chosen).to(torch.int8).argsort(dim=-1, stable=True)[..., :steps]
     # [B G V K] the eigenspace that was chosen; items are drawn by their share of it.
     basis = law.vectors.unsqueeze(1).expand(-1, chosen.shape[1], -1, -1)
@@ -235,7 +238,7 @@ def log_quality(
     log_q = 0.5 * quality * logits.double()
     # The k-th largest decides what is kept, so the range is centered there.
     ranked = log_q.detach().masked_fill(~alive, -torch.inf).sort(1, descending=True).values
-    anchor = ranked.gather(1, (k - 1).clamp(min=0).unsqueeze(1))
+    anchor = ranked.gather(1, (k.to(alive.device) - 1).clamp(min=0).unsqueeze(1))
     centered = log_q - anchor.nan_to_num(neginf=0.0)
     return centered.clamp(-QUALITY_RANGE, QUALITY_RANGE).masked_fill(~alive, 0.0)
 
@@ -254,7 +257,7 @@ def greedy_map(
     kernel = kernel.double()
     diagonal = kernel.diagonal(dim1=1, dim2=2)
     taken, gain = torch.zeros_like(alive), diagonal
-    steps = min(int(k.max()), alive.shape[1]) if len(k) else 0
+    steps, k = min(int(k.max()), alive.shape[1]) if len(k) else 0, k.to(alive.device)
     factors = kernel.new_zeros(len(kernel), steps, alive.shape[1])
     for step in range(steps):
         # Beyond the kernel's rank gains are rounding errors: the diagonal decides instead.
@@ -354,11 +357,11 @@ def _pick(weight: Tensor, noise: Tensor) -> Tensor:
     return below.sum(-1).clamp(max=weight.shape[-1] - 1)
 
 
-def _at_k(table: Tensor, k: Tensor) -> Tensor:
+def _at_k(table: Tensor, law: SubsetLaw) -> Tensor:
     """The entry of the whole set's law at k; 0 where there are fewer than k items."""
-    missing = max(0, int(k.max()) + 1 - table.shape[-1]) if len(k) else 0
+    missing = max(0, law.most + 1 - table.shape[-1])
     root = F.pad(table[:, 0], (0, missing))
-    return root.gather(1, k.unsqueeze(1)).squeeze(1)
+    return root.gather(1, law.k.unsqueeze(1)).squeeze(1)
 
 
 def _log_q(law: SubsetLaw) -> Tensor:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tprl.budget import Rows, image_rows
+from tprl.budget import Rows, image_rows, rows_by_size
 from tprl.errors import UserError
 
 
@@ -25,15 +25,28 @@ class PolicyInput(NamedTuple):
     features: Float[Tensor, "B V F"] | None = None
     image: Int[Tensor, "B V"] | None = None  # which image a token belongs to; None: all the same
     prior: Float[Tensor, "B V"] | None = None  # what keep logits start from; None: 0
+    # Tokens of each image by sample, as plain numbers: with them `images` waits for no device.
+    sizes: tuple[tuple[int, ...], ...] | None = None
 
-    def rows(self, index: Tensor | slice) -> "PolicyInput":
-        """The same batch restricted to (or repeated at) the given rows."""
-        parts = [None if part is None else part[index] for part in self]
-        return PolicyInput(*parts)  # type: ignore[arg-type]
+    def rows(self, index: Int[Tensor, " R"]) -> "PolicyInput":
+        """The same batch restricted to (or repeated at) the given rows; give `index` on the
+        host."""
+        numbers, place = index.tolist(), index.to(self.mask.device)
+        *tensors, sizes = self
+        parts = [None if part is None else part[place] for part in tensors]  # type: ignore[index]
+        picked = None if sizes is None else tuple(sizes[number] for number in numbers)
+        return PolicyInput(*parts, picked)  # type: ignore[arg-type]
+
+    @property
+    def longest(self) -> int | None:
+        """Visual tokens of the sample with most, where the host knows them."""
+        return None if self.sizes is None else max(map(sum, self.sizes), default=0)
 
     @property
     def images(self) -> Rows:
         """The batch as rows of images: budgets are per image."""
+        if self.sizes is not None:
+            return rows_by_size(self.sizes, self.mask.device)
         image = self.image
         if image is None:
             image = torch.zeros_like(self.mask, dtype=torch.long)
@@ -151,10 +164,12 @@ class PolicyNet(nn.Module):
                 f"pruning step {step} is beyond policy.max_steps={self.max_steps}: raise max_steps."
             )
         if alive is x.mask:
-            # Nothing is pruned yet: every column as it stands. A trace then holds no count of
-            # tokens.
-            valid, at = alive, torch.arange(alive.shape[1], device=alive.device).expand_as(alive)
-            tokens = self._embedded(x.codes, x.xy, valid)
+            # Nothing is pruned yet: every column as it stands, up to the last one that some sample
+            # has. A trace then holds no count of tokens.
+            width = alive.shape[1] if x.longest is None else max(x.longest, 1)
+            valid = alive[:, :width]
+            at = torch.arange(width, device=alive.device).expand_as(valid)
+            tokens = self._embedded(x.codes[:, :width], x.xy[:, :width], valid)
         else:
             # Dead tokens are left out, so later steps cost less: [B N W].
             at = alive_first(alive)

@@ -44,7 +44,8 @@ def log_gains(
     """
     # The k-th largest score is the threshold around which gains must be exact.
     ranked = scores.detach().masked_fill(~alive, -torch.inf).sort(1, descending=True).values
-    anchor = ranked.gather(1, (k - 1).clamp(min=0).unsqueeze(1)).nan_to_num(neginf=0.0)
+    place = (k.to(alive.device) - 1).clamp(min=0)
+    anchor = ranked.gather(1, place.unsqueeze(1)).nan_to_num(neginf=0.0)
     centered = (scores - anchor).double().clamp(-GAIN_RANGE, GAIN_RANGE)
     return centered.masked_fill(~alive, 0.0)
 
@@ -63,10 +64,10 @@ def greedy(
         scores: 2 log q per token.
         features: unit rows, see `dpp.unit_features`.
         alive: tokens that may be kept; k must not exceed their number.
-        k: tokens to keep of each image.
+        k: tokens to keep of each image; on the host, or their largest is waited for.
     """
     keep = torch.zeros_like(alive)
-    log_gain = log_gains(scores, alive, k)
+    log_gain, counts = log_gains(scores, alive, k), k.to(alive.device)
     # Quality and features of a portion at once; every image takes one token a step.
     for rows, _ in _portions(features, k, 1, _Gains.size(features, k)):
         steps = int(k[rows].max())
@@ -80,8 +81,8 @@ def greedy(
             # Where an image needs fewer steps than its neighbors, what it takes after them does not
             # count.
             order = torch.cat(items, 2).squeeze(1)
-            counts = torch.arange(steps, device=k.device)
-            taken = (counts < k[rows].unsqueeze(1)).to(torch.uint8)
+            step_of = torch.arange(steps, device=alive.device)
+            taken = (step_of < counts[rows].unsqueeze(1)).to(torch.uint8)
             hits = torch.zeros_like(keep[rows], dtype=torch.uint8).scatter_add(1, order, taken)
             keep[rows] = hits > 0
     return keep
@@ -96,13 +97,13 @@ def draw(
     temperature: float,
     noise: Float[Tensor, "I G N"],
 ) -> Int[Tensor, "I G V"]:
-    """Sequences of k tokens each, from uniform noise in [0, 1), N >= max(k).
+    """Sequences of k tokens each, from uniform noise in [0, 1), N >= max(k); k as for `greedy`.
 
     Returns:
         The place of every token in its sequence, from 1 on; 0 for tokens that were not drawn.
     """
     order = torch.zeros(*noise.shape[:2], alive.shape[1], dtype=torch.long, device=alive.device)
-    log_gain = log_gains(scores, alive, k)
+    log_gain, counts = log_gains(scores, alive, k), k.to(alive.device)
     for rows, groups in _portions(features, k, noise.shape[1], _Gains.size(features, k)):
         steps = int(k[rows].max())
         uniform = noise[rows, groups]
@@ -111,7 +112,7 @@ def draw(
         # All sequences draw at the same time; those that are complete draw without effect.
         for step in range(steps):
             item = _pick(gains.weight(temperature), uniform[..., step])
-            active = (step < k[rows])[:, None, None]
+            active = (step < counts[rows])[:, None, None]
             place.scatter_add_(2, item, (step + 1) * active.expand_as(item).long())
             gains.take(item, gains.value.gather(2, item))
     return order
@@ -153,7 +154,7 @@ def log_stay(
         log m_t at the place of the token drawn at step t, 0 at all others. Differentiable in
         `scores`.
     """
-    k = members.sum(1)
+    k = members.sum(1).cpu()
     order = draw(scores, features, members, k, temperature, noise)
     log_gain = log_gains(scores, alive, k)
     return _LogProb.apply(log_gain, features, alive, k, temperature, order, members)
@@ -182,6 +183,7 @@ class _LogProb(torch.autograd.Function):
         ctx.save_for_backward(log_gain, features, alive, k, order, members)
         ctx.temperature = temperature
         out = torch.zeros(order.shape, device=order.device)
+        counts = k.to(order.device)
         for at, item, gain in _steps(log_gain, features, alive, k, order):
             # log P = log of the wanted weight - log of the sum of all weights, step by step.
             weight, log_scale = _tempered(gain, temperature, 2)
@@ -189,7 +191,7 @@ class _LogProb(torch.autograd.Function):
                 log_wanted = gain.gather(2, item.unsqueeze(2)).log() / temperature - log_scale
             else:
                 log_wanted = (weight * members[at[0]][:, None, :, None]).sum(2, keepdim=True).log()
-            active = torch.arange(item.shape[2], device=k.device) < k[at[0]][:, None, None]
+            active = _active(item, counts[at[0]])
             log_total = weight.sum(2, keepdim=True).log()
             value = torch.where(active, (log_wanted - log_total).squeeze(2), 0.0)
             # [C H K] by step -> [C H V] by token.
@@ -199,10 +201,10 @@ class _LogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         log_gain, features, alive, k, order, members = ctx.saved_tensors
-        out = torch.zeros_like(log_gain)
+        out, counts = torch.zeros_like(log_gain), k.to(order.device)
         for at, item, gain in _steps(log_gain, features, alive, k, order):
             weight, _ = _tempered(gain, ctx.temperature, 2)
-            active = torch.arange(item.shape[2], device=k.device) < k[at[0]][:, None, None]
+            active = _active(item, counts[at[0]])
             grad = torch.where(active, grads[0][at].gather(2, item), 0.0)
             # d log P / d log gain_j = ([j = i] - P(j)) / temperature, summed over the steps.
             pull = -_weighted(weight, grad)
@@ -212,6 +214,11 @@ class _LogProb(torch.autograd.Function):
                 pull += _weighted(weight * members[at[0]][:, None, :, None], grad)
             out[at[0]] += pull.sum(1) / ctx.temperature
         return out, None, None, None, None, None, None
+
+
+def _active(item: Int[Tensor, "C H K"], k: Int[Tensor, " C"]) -> Bool[Tensor, "C 1 K"]:
+    """Which steps of a portion are before the end of the sequences."""
+    return torch.arange(item.shape[2], device=item.device) < k[:, None, None]
 
 
 def _tempered(gain: Tensor, temperature: float, axis: int) -> tuple[Tensor, Tensor | float]:
@@ -246,16 +253,19 @@ def _steps(
         steps = int(k[rows].max())
         place = order[rows, groups]
         # Slot 0 collects the tokens that are not in the sequence.
-        items = torch.zeros(*place.shape[:2], place.shape[2] + 1, dtype=torch.long, device=k.device)
-        items.scatter_(2, place, torch.arange(place.shape[2], device=k.device).expand_as(place))
+        size = (*place.shape[:2], place.shape[2] + 1)
+        items = torch.zeros(size, dtype=torch.long, device=order.device)
+        items.scatter_(2, place, torch.arange(place.shape[2], device=order.device).expand_as(place))
         item = items[..., 1 : steps + 1]
         # Cholesky directions of the tokens drawn: row t of U is what token t adds to those before
         # it, and the gain of token i before step t is |F_i|^2 + jitter - sum_{s < t} (U_s F_i)^2.
         f, c = features[rows], len(features[rows])
-        drawn = f[torch.arange(c, device=k.device)[:, None, None], item].double()
+        drawn = f[torch.arange(c, device=f.device)[:, None, None], item].double()
         kernel = drawn @ drawn.mT
         kernel.diagonal(dim1=2, dim2=3).add_(JITTER)
-        factor = torch.linalg.cholesky(kernel)
+        # Without a look at the device: where it fails, what follows is no number and is refused.
+        factor, fault = torch.linalg.cholesky_ex(kernel)
+        factor = torch.where(fault[..., None, None] == 0, factor, torch.nan)
         directions = torch.linalg.solve_triangular(factor, drawn, upper=False)
         # [C H V K] (U_t F_i)^2, then minus the sum over the steps before t.
         flat = directions.flatten(1, 2).to(f.dtype)

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tprl.budget import image_rows, keep_top, need_ratio
+from tprl.budget import keep_top, need_ratio, rows_of
 from tprl.cost import LVLMShape, dpp_flops
 from tprl.errors import UserError
 from tprl.policy.dpp import greedy_map
@@ -52,7 +52,7 @@ class CDPruner:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
         keep_ratio = need_ratio(self.name, keep_ratio)
-        images = image_rows(encoded.visual_mask, encoded.image_of)
+        images = rows_of(encoded)
         if not len(images.sample):
             return TokenSelection(keep=torch.zeros_like(encoded.visual_mask))
         k = images.budgets(keep_ratio)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from tprl.budget import Rows, image_rows, keep_top, keep_top_per_image, need_ratio, view_rows
+from tprl.budget import Rows, keep_top, keep_top_per_image, need_ratio, rows_of, view_rows
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
 from tprl.types import Encoded, TokenSelection
@@ -47,7 +47,7 @@ class HiPrunePruner:
             UserError: `keep_ratio` is None or not in (0, 1].
         """
         keep_ratio = need_ratio(self.name, keep_ratio)
-        images = image_rows(encoded.visual_mask, encoded.image_of)
+        images = rows_of(encoded)
         # Anchors by the middle layer, at most a fifth of their share of the budget.
         count = (images.budgets(keep_ratio).double() * self.alpha / 5).floor().long()
         anchors = keep_top(images.split(encoded.extras["middle_attention"]), images.mask, count)

@@ -100,6 +100,7 @@ class LearnedPruner(nn.Module, ABC):
             query=query.float(),
             query_mask=query_mask,
             image=encoded.image_of,
+            sizes=tuple(sample.images for sample in encoded.counts),
         )
         return x._replace(features=self._features(x, tokens))
 
@@ -160,7 +161,7 @@ class LearnedPruner(nn.Module, ABC):
         keep = serve(
             images.split(logits),
             images.mask,
-            images.budgets(keep_ratio),
+            images.kept(keep_ratio),
             select,
             features=None if x.features is None else images.split(x.features),
             tau=how.tau,

@@ -2,7 +2,7 @@
 
 import torch
 
-from tprl.budget import image_rows, keep_top_per_image, need_ratio, view_rows
+from tprl.budget import keep_top_per_image, need_ratio, rows_of, view_rows
 from tprl.cost import LVLMShape, dpp_flops
 from tprl.pruners.grid import grid_table, spread_order
 from tprl.pruners.quality import diverse
@@ -44,7 +44,7 @@ class OraclePruner:
         """
         ratio = need_ratio(self.name, keep_ratio)
         if self.diversity:
-            images = image_rows(encoded.visual_mask, encoded.image_of)
+            images = rows_of(encoded)
             # The region first, diversity within it and beyond.
             log_q = REGION_FIRST * (images.split(encoded.extras["region"]) > 0)
             keep = diverse(log_q, images, encoded, images.budgets(ratio))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tprl.budget import Rows, image_rows, need_ratio
+from tprl.budget import Rows, need_ratio, rows_of
 from tprl.types import Encoded, TokenSelection
 
 
@@ -23,7 +23,7 @@ class PerImage(ABC):
         """
         ratio = need_ratio(self.name, keep_ratio)
         # One row per image, whatever sample it belongs to: batch size and padding change nothing.
-        images = image_rows(encoded.visual_mask, encoded.image_of)
+        images = rows_of(encoded)
         keep = self.choose(images, encoded, images.budgets(ratio))
         return TokenSelection(keep=images.join(keep, encoded.visual_mask))
 

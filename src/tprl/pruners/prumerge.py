@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tprl.budget import image_rows, keep_top, need_ratio
+from tprl.budget import keep_top, need_ratio, rows_of
 from tprl.cost import LVLMShape, mlp_flops
 from tprl.pruners.merging import merged_selection, outliers, similarity
 from tprl.types import Encoded, TokenSelection, columns_of
@@ -55,7 +55,7 @@ class PruMergePruner:
                 no projector.
         """
         ratio = 1.0 if self.published and keep_ratio is None else need_ratio(self.name, keep_ratio)
-        images = image_rows(encoded.visual_mask, encoded.image_of)
+        images = rows_of(encoded)
         k, n = images.budgets(ratio), images.mask.sum(1)
         if not len(k):
             return TokenSelection(keep=encoded.visual_mask)

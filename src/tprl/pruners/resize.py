@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
-from tprl.budget import image_rows, need_ratio
+from tprl.budget import need_ratio, rows_of
 from tprl.cost import Grid, LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.patches import whole
@@ -130,7 +130,7 @@ def fit(rows: int, columns: int, k: int) -> Grid:
 
 def _scaled(encoded: Encoded, keep_ratio: float) -> list[Scaled]:
     """The images that get smaller, in the order of samples and of the images in each."""
-    images = image_rows(encoded.visual_mask, encoded.image_of)
+    images = rows_of(encoded)
     counts, k = images.mask.sum(1).tolist(), images.budgets(keep_ratio).tolist()
     # One grid per image: families that cut images into tiles are refused.
     grids = [views[-1] for sample in encoded.grids for views in sample]

@@ -2,7 +2,7 @@
 
 import torch
 
-from tprl.budget import budget, image_rows, need_ratio
+from tprl.budget import budget, need_ratio, rows_of
 from tprl.cost import LVLMShape, encoder_layer_flops, mlp_flops
 from tprl.errors import UserError
 from tprl.pruners.bipartite import clipped, merged_tower, schedule
@@ -51,7 +51,7 @@ class ToMePruner:
                 there is no tower.
         """
         ratio = 1.0 if self.published and keep_ratio is None else need_ratio(self.name, keep_ratio)
-        images, tower = image_rows(encoded.visual_mask, encoded.image_of), encoded.tower
+        images, tower = rows_of(encoded), encoded.tower
         if not len(images.sample):
             return TokenSelection(keep=encoded.visual_mask)
         if tower is None or encoded.project is None:

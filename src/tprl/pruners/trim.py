@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tprl.budget import Rows, image_rows, keep_top, need_ratio
+from tprl.budget import Rows, keep_top, need_ratio, rows_of
 from tprl.cost import LVLMShape
 from tprl.pruners.merging import outliers, with_extra
 from tprl.types import Encoded, TokenSelection
@@ -51,7 +51,7 @@ class TrimPruner:
         """
         if keep_ratio is not None or not self.published:
             keep_ratio = need_ratio(self.name, keep_ratio)
-        images = image_rows(encoded.visual_mask, encoded.image_of)
+        images = rows_of(encoded)
         if not len(images.sample):
             return TokenSelection(keep=torch.zeros_like(encoded.visual_mask))
         # As released the score falls with the cosine: CLIP's patch relevance is inverted.

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tprl.budget import image_rows, keep_top, need_ratio
+from tprl.budget import keep_top, need_ratio, rows_of
 from tprl.cost import LVLMShape, mlp_flops
 from tprl.pruners.merging import merged_selection, similarity
 from tprl.types import Encoded, TokenSelection, columns_of
@@ -50,7 +50,7 @@ class VisionZipPruner:
             UserError: `keep_ratio` is None or not in (0, 1], or this LVLM has no projector to merge
                 before.
         """
-        images = image_rows(encoded.visual_mask, encoded.image_of)
+        images = rows_of(encoded)
         k = images.budgets(need_ratio(self.name, keep_ratio))
         if not len(k):
             return TokenSelection(keep=encoded.visual_mask)

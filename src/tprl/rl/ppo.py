@@ -105,20 +105,21 @@ def normalize(
 ) -> Float[Tensor, "*N"]:
     """Shift and scale to mean 0 and (population) standard deviation 1 over the True entries; the
     others become 0."""
-    mask = torch.ones_like(advantage, dtype=torch.bool) if mask is None else mask
-    valid = advantage[mask]
+    valid = advantage.flatten() if mask is None else advantage[mask]
     if not valid.numel():
         return torch.zeros_like(advantage)
-    return ((advantage - valid.mean()) / (valid.std(correction=0) + eps)).masked_fill(~mask, 0.0)
+    normal = (advantage - valid.mean()) / (valid.std(correction=0) + eps)
+    return normal if mask is None else normal.masked_fill(~mask, 0.0)
 
 
-def explained_variance(value: Float[Tensor, "*N"], target: Float[Tensor, "*N"]) -> float:
+def explained_variance(
+    value: Float[Tensor, "*N"], target: Float[Tensor, "*N"]
+) -> Float[Tensor, ""]:
     """1 - Var(target - value) / Var(target): 1 is a perfect critic, 0 one that knows the mean; NaN
     without variance."""
     variance = target.var(correction=0)
-    if variance <= 0:
-        return float("nan")
-    return float(1 - (target - value).var(correction=0) / variance)
+    explained = 1 - (target - value).var(correction=0) / variance
+    return torch.where(variance > 0, explained, torch.nan)
 
 
 def _per_sample(x: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Episodes of T pruning steps: how many tokens each step keeps, sampling them, and scoring them
 again with grad."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,10 +46,10 @@ def step_ratios(keep_ratio: float, steps: int) -> list[float]:
 
 
 def step_budgets(
-    keep_ratio: Float[Tensor, " B"], mask: Bool[Tensor, "B V"], steps: int, t: int
+    keep_ratio: Float[Tensor, " B"], sizes: Sequence[int], steps: int, t: int
 ) -> Int[Tensor, " B"]:
-    """Tokens left after step `t` (0-based) of `steps`; never rising with t, and `budget` itself at
-    the last step.
+    """Tokens left after step `t` (0-based) of `steps`, of rows with `sizes` tokens; never rising
+    with t, and `budget` itself at the last step. On the host, as `keep_ratio` should be.
 
     Pass float64 ratios: in float32 a ratio such as 0.7 falls below itself, and 0.7 of 5 tokens
     would round to 3 instead of 4. A float32 ratio is therefore read to 7 significant digits.
@@ -57,9 +58,8 @@ def step_budgets(
     double = keep_ratio.dtype == torch.float64
     ratios = [r if double else float(f"{r:.7g}") for r in keep_ratio.tolist()]
     # Rounded from the original count, so that errors do not add up over the steps.
-    sizes = mask.sum(1).tolist()
     counts = [budget(step_ratios(r, steps)[t], n) for r, n in zip(ratios, sizes, strict=True)]
-    return torch.tensor(counts, dtype=torch.long, device=mask.device)
+    return torch.tensor(counts, dtype=torch.long)
 
 
 @torch.no_grad()
@@ -80,8 +80,8 @@ def collect(
         rule: the action distribution; Bernoulli ignores the budget (the network still sees the
             ratio).
         steps: T.
-        keep_ratio: kept fraction of the original tokens at the end of the episode, float64 (see
-            `step_budgets`).
+        keep_ratio: kept fraction of the original tokens at the end of the episode, float64 and on
+            the host (see `step_budgets`).
         noise: uniforms in [0, 1), N >= `noise_width`; seeded per sample by the caller.
         group: episodes per prompt, B = group times the prompts: those of a prompt follow each other
             and share its ratio. The first step computes network and decomposition once per prompt;
@@ -148,16 +148,16 @@ def _step(
         )
     # At step 0 all episodes of a question are in the same state: one network pass serves them.
     shared = group if t == 0 else 1
-    if t == 0:
-        alive, keep_ratio = alive[::group], keep_ratio[::group]
+    if t == 0:  # all tokens are alive then
+        alive, keep_ratio = x.mask, keep_ratio[::group]
     elif group > 1:  # only now a copy per episode: kernels are large
-        x = x.rows(torch.arange(len(x.mask), device=alive.device).repeat_interleave(group))
+        x = x.rows(torch.arange(len(x.mask)).repeat_interleave(group))
     # Budgets are per image, so actions are drawn per image, too.
-    logits, value = policy(x, alive, t, keep_ratio)
+    logits, value = policy(x, alive, t, keep_ratio.to(x.mask.device))
     images = x.images
     k = features = None
     if rule.exact:
-        k = step_budgets(keep_ratio[images.sample.cpu()], images.mask, steps, t)
+        k = step_budgets(keep_ratio[list(images.owners)], images.sizes, steps, t)
     if x.features is not None:
         features = images.split(x.features)
     # [B*G V] -> [I G W]: the episodes of a question share its state, hence one normalizer.
@@ -215,6 +215,7 @@ def _over_images(
     are averaged."""
     # An image counts once in the mean, whatever its size; samples without images divide by 1.
     shape = (b, *log_prob.shape[1:])
-    count = images.sample.bincount(minlength=b).clamp(min=1).view(-1, 1, 1)
+    owners = torch.tensor(images.owners, dtype=torch.long)
+    count = owners.bincount(minlength=b).clamp(min=1).view(-1, 1, 1).to(log_prob.device)
     total = log_prob.new_zeros(shape).index_add(0, images.sample, log_prob)
     return total, entropy.new_zeros(shape).index_add(0, images.sample, entropy) / count

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from tprl.errors import UserError
@@ -34,9 +35,7 @@ def check_finite(
     Raises:
         UserError: nan or inf; names the value and the samples.
     """
-    # One number of all values, and so one wait for the device and one exchange.
-    finite = torch.stack([value.detach().isfinite().all() for value in values.values()]).all()
-    if bool(finite if alone else distributed.stacked(finite.float()).all()):
+    if bool(all_finite(values, alone)):
         return
     # Only now, when the run ends anyway: which values and which samples, of all ranks.
     local = _not_finite(values, uids, axis)
@@ -48,6 +47,14 @@ def check_finite(
         f"{when}: {name} is {kinds[0]} for {_names(sorted(set().union(*bad)))}; stopped "
         f"before the optimizer used it, and the last checkpoint stays as it was. {remedy}"
     )
+
+
+def all_finite(values: Mapping[str, Tensor], alone: bool = False) -> Bool[Tensor, ""]:
+    """Whether `check_finite` would pass, on the device: who needs other numbers too reads them in
+    the same wait."""
+    # One number of all values, and so one exchange.
+    finite = torch.stack([value.detach().isfinite().all() for value in values.values()]).all()
+    return finite if alone else distributed.stacked(finite.float()).all()
 
 
 def check_logits(pruner: str, logits: Tensor, mask: Tensor, uids: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ log."""
 import os
 import sys
 import time
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -146,20 +147,42 @@ class FitProgress(pl.Callback):
 
 
 class Stopwatch:
-    """Seconds of the phases of something that repeats; starts when made.
+    """Seconds of the phases of something that repeats; starts when made. On a GPU its own clock is
+    read: nobody waits before the seconds are asked for.
 
     Args:
         device: whose queued work belongs to the phase that queued it.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, dict[str, float]()
-        self.start = seconds(device)
+        self.device = device
+        self.phases: list[str] = []
+        self.marks = [self._mark()]
 
     def lap(self, phase: str) -> None:
         """What has passed since the last lap was `phase`."""
-        now = seconds(self.device)
-        self.seconds[phase], self.start = now - self.start, now
+        self.phases.append(phase)
+        self.marks.append(self._mark())
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By phase; waits until all that was queued before the last lap is done."""
+        if self.device.type == "cuda":
+            self.marks[-1].synchronize()
+        pairs = zip(self.phases, pairwise(self.marks), strict=True)
+        return {phase: _between(before, after) for phase, (before, after) in pairs}
+
+    def _mark(self) -> Any:
+        """A point in the work that is queued, or in time where the device has no such points."""
+        if self.device.type != "cuda":
+            return seconds(self.device)
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+def _between(before: Any, after: Any) -> float:
+    return after - before if isinstance(after, float) else before.elapsed_time(after) / 1000
 
 
 def seconds(device: torch.device) -> float:

@@ -41,10 +41,8 @@ def question_parts(
     """`question_flops` part by part (see `cost.total`), for an answer of so many tokens; choosing
     is `selector`."""
     shape: cost.LVLMShape = lvlm.shape
-    # Visual tokens of each image of question i, and all other tokens of its prompt.
-    image_of = encoded.image_of[i][encoded.visual_mask[i]]
-    images = image_of.bincount(minlength=len(encoded.grids[i])).tolist()
-    text = int(encoded.attention[i].sum()) - sum(images)
+    # Visual tokens of each image of question i, all other tokens of its prompt, and its words.
+    images, text, words = encoded.counts[i]
     tiles = sum(encoded.tiles[i], ())
     full = _parts(shape, text, sum(images), answer, tiles)
     if pruner.name == KeepAll.name:
@@ -62,7 +60,6 @@ def question_parts(
             tiles = sum(smaller, ())
         pruned = _parts(shape, text, sum(kept), answer, tiles)
         if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-            words = int(encoded.question[i].sum())
             selector = sum(chooser.flops_by_part(sum(images), words, sum(kept)).values())
         else:
             selector = sum(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tprl.errors import UserError
@@ -89,17 +89,14 @@ class Scorer:
         read = [i for i in range(len(samples)) if "log_prob" in self.needs or i not in set(written)]
         log_prob, score = unknown.clone(), unknown.clone()
         if read:
-            part = prompt
-            if len(read) < len(samples):
-                part = prompt.rows(torch.tensor(read, device=unknown.device))
+            part = prompt if len(read) == len(samples) else _rows(prompt, read)
             answers = [samples[i].answers[0] if targets is None else targets[i] for i in read]
             values, exact = self.lvlm.score(part, answers, **how)
             log_prob[read], score[read] = values, exact.float()
         if "score" not in self.needs:
             return Scored(unknown, log_prob, texts)
         if written:
-            part = prompt.rows(torch.tensor(written, device=prompt.embeds.device))
-            answers = self.lvlm.answer(part, **how)
+            answers = self.lvlm.answer(_rows(prompt, written), **how)
             for i, text in zip(written, answers, strict=True):
                 score[i], texts[i] = self.dataset.score(samples[i], text), text
         return Scored(score, log_prob, texts)
@@ -118,11 +115,11 @@ class Scorer:
         score, log_prob = torch.empty(2, len(rows), device=encoded.embeds.device)
         predictions: list[str | None] = [None] * len(rows)
         for at, prompt in selected(encoded, rows, keep):
-            questions = [rows[i] for i in at.tolist()]
+            questions = [rows[i] for i in at]
             asked = [samples[i] for i in questions]
             scored = self(asked, prompt, [targets[i] for i in questions])
             score[at], log_prob[at] = scored.score, scored.log_prob
-            for i, text in zip(at.tolist(), scored.predictions, strict=True):
+            for i, text in zip(at, scored.predictions, strict=True):
                 predictions[i] = text
         return Scored(score, log_prob, predictions)
 
@@ -133,7 +130,7 @@ class Scorer:
         if fresh:
             part, asked = encoded.rows(fresh), [samples[i] for i in fresh]
             scored = self(asked, splice(part, keep_all(part)), self.targets(asked, part))
-            pairs = zip(scored.score.tolist(), scored.log_prob.tolist(), strict=True)
+            pairs = torch.stack([scored.score, scored.log_prob], 1).tolist()
             self._full.add(dict(zip((samples[i].uid for i in fresh), pairs, strict=True)))
         score, log_prob = zip(*(self._full.known[sample.uid] for sample in samples), strict=True)
         device = encoded.embeds.device
@@ -211,21 +208,27 @@ class Scorer:
         reference = self.reference(encoded)
         kl, same = torch.empty(2, len(rows), device=encoded.embeds.device)
         for at, prompt in selected(encoded, rows, keep):
-            kl[at], same[at] = self.fidelity(prompt, reference, [rows[i] for i in at.tolist()])
+            kl[at], same[at] = self.fidelity(prompt, reference, [rows[i] for i in at])
         return kl, same
 
 
 def selected(
     encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
-) -> Iterator[tuple[Int[Tensor, " R"], Prompt]]:
+) -> Iterator[tuple[list[int], Prompt]]:
     """The prompts of N selections, and which they are: from short to long, as many at a time as the
     limits allow."""
     # Prompts are padded to the longest: those of like length go together.
-    question = torch.tensor([*rows], device=keep.device)
-    text = encoded.attention.sum(1) - encoded.visual_mask.sum(1)
+    counts, kept = encoded.counts, keep.sum(1).tolist()
+    lengths = [counts[row].text + n for row, n in zip(rows, kept, strict=True)]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
     size = max(1, min(AT_ONCE, TOKENS_AT_ONCE // encoded.attention.shape[1]))
-    for at in (text[question] + keep.sum(1)).argsort(stable=True).split(size):
-        yield at, splice(encoded.rows(question[at].tolist()), TokenSelection(keep[at]))
+    for start in range(0, len(order), size):
+        at = order[start : start + size]
+        yield at, splice(encoded.rows([rows[i] for i in at]), TokenSelection(keep[at]))
+
+
+def _rows(prompt: Prompt, numbers: Sequence[int]) -> Prompt:
+    return prompt.rows(torch.tensor(numbers, device=prompt.embeds.device), numbers=numbers)
 
 
 class Agreement:

@@ -134,7 +134,7 @@ class Distill(KeepBest):
         # [I] how many tokens of each image the gates sum to.
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
         images = x.images
-        k = step_budgets(ratio[images.sample.cpu()], images.mask, 1, 0)
+        k = step_budgets(ratio[list(images.owners)], images.sizes, 1, 0).to(x.mask.device)
         # [B V] logits of the unpruned state, as when served.
         logits = self.pruner.net(x, x.mask, 0, ratio.to(x.mask.device))[0]
         # Gates harden: the temperature falls geometrically over the iterations.

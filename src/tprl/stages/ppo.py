@@ -213,7 +213,7 @@ class PPO(PPOUpdate):
         x = self.pruner.observe(encoded)
         # Every question draws one ratio, which its episodes share: they are compared.
         drawn = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
-        keep_ratio = drawn.repeat_interleave(h["group"]).to(x.mask.device)
+        keep_ratio = drawn.repeat_interleave(h["group"])  # on the host, which counts with it
         noise = self._noise(samples, x, rule)
         rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
         watch.lap("rollout")
@@ -275,7 +275,7 @@ class PPO(PPOUpdate):
         if self.hparams["budget"] != "lagrange":
             return torch.zeros_like(kept)
         # The mean over all ranks: they share one multiplier.
-        excess = kept - keep_ratio.to(kept.dtype)
+        excess = kept - keep_ratio.to(kept)
         mean = float(distributed.stacked(excess.mean()).mean())
         multiplier = self.lagrange + self.hparams["lagrange_gain"] * mean
         self.lagrange += self.hparams["lr_lagrange"] * mean

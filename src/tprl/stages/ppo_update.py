@@ -12,7 +12,7 @@ from tprl.policy.networks import PolicyInput, PolicyNet
 from tprl.rl.ppo import PPOLoss, ppo_loss
 from tprl.rl.rollout import Rollout, evaluate_actions
 from tprl.runtime import distributed
-from tprl.runtime.finite import check_finite
+from tprl.runtime.finite import all_finite, check_finite
 from tprl.stages.rollout_log import RolloutLog, over_ranks
 
 
@@ -23,22 +23,22 @@ class Episodes(NamedTuple):
     x: PolicyInput  # of the questions; everything below is of the episodes
     rule: ActionRule
     rollout: Rollout
-    keep_ratio: Float[Tensor, " B"]
+    keep_ratio: Float[Tensor, " B"]  # on the host
     advantage: Float[Tensor, "T B"] | Float[Tensor, "T B V"]
     target: Float[Tensor, "T B"] | None
     uids: Sequence[str]
 
     def about(self, questions: Int[Tensor, " M"], group: int) -> "Episodes":
         """Those of some questions; `uids` holds each of them once."""
-        device = self.keep_ratio.device
-        rows = (questions.unsqueeze(1) * group + torch.arange(group)).flatten().to(device)
+        at = (questions.unsqueeze(1) * group + torch.arange(group)).flatten()
+        rows = at.to(self.advantage.device)
         return self._replace(
-            x=self.x.rows(questions.to(device)),
+            x=self.x.rows(questions),
             rollout=self.rollout.rows(rows),
-            keep_ratio=self.keep_ratio[rows],
+            keep_ratio=self.keep_ratio[at],
             advantage=self.advantage[:, rows],
             target=None if self.target is None else self.target[:, rows],
-            uids=[self.uids[int(question) * group] for question in questions],
+            uids=[self.uids[question * group] for question in questions.tolist()],
         )
 
 
@@ -78,13 +78,18 @@ class PPOUpdate(RolloutLog):
                 minibatch = episodes.about(prompts, h["group"])
                 loss = self._share_of_loss(minibatch, weight)
                 losses.append(over_ranks(loss))
-                # Before the step, and on the KL of all ranks, so that all of them stop alike.
-                if len(losses) > 1 and float(losses[-1].kl) > h["kl_stop"]:
-                    return losses, epoch
                 optimizer.zero_grad()
                 self.manual_backward(loss.total)
                 norm = nn.utils.clip_grad_norm_(self.net.parameters(), h["grad_clip"])
-                self._check(loss, norm, minibatch.uids)
+                # Before the step, and on the KL of all ranks, so that all of them stop alike. Both
+                # in one wait: an iteration that stops has computed one gradient for nothing.
+                parts = {f"ppo/{name}": value for name, value in loss._asdict().items()}
+                parts["ppo/grad_norm"] = norm
+                kl, finite = torch.stack([losses[-1].kl, all_finite(parts).float()]).tolist()
+                if len(losses) > 1 and kl > h["kl_stop"]:
+                    return losses, epoch
+                if not finite:
+                    check_finite(parts, minibatch.uids, f"iteration {self.iteration}")
                 optimizer.step()
         return losses, h["update_epochs"]
 
@@ -94,12 +99,6 @@ class PPOUpdate(RolloutLog):
         # A largest value is no mean: it counts whole, or not at all where the share is empty.
         largest = loss.ratio_max * (weight > 0)
         return PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
-
-    def _check(self, loss: PPOLoss, norm: Tensor, uids: Sequence[str]) -> None:
-        """Stop before a step that is not finite; `uids` are this rank's."""
-        parts = {f"ppo/{name}": value for name, value in loss._asdict().items()}
-        parts["ppo/grad_norm"] = norm
-        check_finite(parts, uids, f"iteration {self.iteration}")
 
     def _loss(self, episodes: Episodes) -> PPOLoss:
         """The mean of the losses of the T steps."""

@@ -76,8 +76,9 @@ class RolloutLog(KeepBest):
 
     def _log_speed(self, watch: Stopwatch, evaluations: int) -> None:
         """Seconds of this rank's phases; evaluations of all ranks."""
-        self.log_dict({f"time/{phase}": seconds for phase, seconds in watch.seconds.items()})
-        rate = evaluations / sum(watch.seconds.values())
+        phases = watch.seconds
+        self.log_dict({f"time/{phase}": seconds for phase, seconds in phases.items()})
+        rate = evaluations / sum(phases.values())
         self.log("ppo/evaluations_per_second", float(distributed.stacked(torch.tensor(rate)).sum()))
 
 
