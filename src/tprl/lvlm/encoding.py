@@ -20,6 +20,7 @@ from tprl.lvlm.batching import (
     unique_images,
 )
 from tprl.lvlm.limits import Limits
+from tprl.lvlm.listening import WORD_ATTENTION, Listening
 from tprl.lvlm.overflow import check_seen
 from tprl.lvlm.prompting import Prompting
 from tprl.lvlm.regions import region_rank
@@ -28,8 +29,10 @@ from tprl.lvlm.shapes import REFUSALS, ReadsShapes
 from tprl.lvlm.texts import Placed, question_mask
 from tprl.types import Box, Encoded, Sample, columns_of
 
+ASSEMBLED = frozenset({"region", WORD_ATTENTION})  # extras that no tower provides
 
-class Encoding(Prompting, ReadsShapes, Limits, Seeing):
+
+class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
     """The half of `FrozenLVLM` that encodes: prompts as token ids, images as tokens, put together.
 
     Attributes:
@@ -62,7 +65,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
                 processor refuses, a processor that writes another number of placeholders than there
                 are features, or tokens that are not finite.
         """
-        # "region" is drawn from the sample's boxes, not seen: no tower provides it.
+        # "region" is drawn from the sample's boxes, "word_attention" read in the language model.
         self.check_extras(extras, self.known_extras | {"region"})
         inputs, prompts = self.processed(samples)
         uids = [sample.uid for sample in samples]
@@ -71,8 +74,8 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
         if first:
             pixels = self.pixels_of(inputs)
             pixels = pick_images(pixels, self.rows_per_image(pixels), first)
-            seen = self.look(pixels, extras - {"region"})
-            self._check_seen(seen, pixels, extras - {"region"}, occurrences, uids)
+            seen = self.look(pixels, extras - ASSEMBLED)
+            self._check_seen(seen, pixels, extras - ASSEMBLED, occurrences, uids)
         is_image = inputs["input_ids"] == self.image_token
         lengths = [len(tokens) for tokens in seen.tokens]
         check_placeholders(is_image, occurrences, lengths, uids, self.one_run, self.remedy)
@@ -89,15 +92,21 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
             questions=tuple(sample.question for sample in samples),
             seen=tuple(self.seen_boxes(sample) for sample in samples),
         )
-        # What needs the assembled batch comes last: the region's cells, and CLIP's texts.
+        # What needs the assembled batch comes last: the region's cells, CLIP's texts, attention.
         if "region" in extras:
             width = encoded.visual_at.shape[1]
             encoded.extras["region"] = region_rank(samples, encoded.grids, width, encoded.seen).to(
                 self.device
             )
+        self._complete(encoded, extras)
+        return encoded
+
+    def _complete(self, encoded: Encoded, extras: frozenset[str]) -> None:
+        """Extras that read the question and the assembled batch."""
         if extras & self.related:
             self.relate(encoded)
-        return encoded
+        if WORD_ATTENTION in extras:
+            encoded.extras[WORD_ATTENTION] = self.word_attention(encoded)
 
     def processed(self, samples: Sequence[Sample]) -> tuple[Any, list[Placed]]:
         """What the stock processor makes of samples, with the place of every token in its text; and
@@ -133,22 +142,21 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing):
             UserError: an extra that is not known here, or images that do not fit the prompts.
         """
         self.check_extras(extras, self.known_extras)
-        seen = self.look(pixels := self.pixels_of(inputs), extras)
+        seen = self.look(pixels := self.pixels_of(inputs), extras - ASSEMBLED)
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
         is_image, lengths = ids == self.image_token, [len(tokens) for tokens in seen.tokens]
         # No samples here: which images a prompt shows follows from its placeholders.
         occurrences = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
         names = [f"prompt {row}" for row in range(len(ids))]
         # Numbers first, then counts: a model that overflows fails whatever its prompt is.
-        self._check_seen(seen, pixels, extras, occurrences, names)
+        self._check_seen(seen, pixels, extras - ASSEMBLED, occurrences, names)
         check_placeholders(is_image, occurrences, lengths, names, self.one_run, self.remedy)
         uids = input_uids(
             ids, attention, pixels["pixel_values"].split(self.rows_per_image(pixels)), occurrences
         )
         encoded = self._assemble(inputs, seen, occurrences, uids, question)
         encoded = replace(encoded, questions=question_texts(self.tokenizer, ids, question))
-        if extras & self.related:
-            self.relate(encoded)
+        self._complete(encoded, extras)
         return encoded
 
     def _check_seen(

@@ -9,6 +9,7 @@ import torch
 
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, pick_images
+from tprl.lvlm.listening import WORD_ATTENTION
 
 log = logging.getLogger(__name__)
 # Pixel values that the vision side gets at once: 99 images of LLaVA-1.5, 55 tiles of InternVL3
@@ -41,7 +42,7 @@ class Seeing:
         Raises:
             UserError: there is one.
         """
-        missing = extras - known
+        missing = extras - known - {WORD_ATTENTION}  # every family has a language model
         if "pixels" in missing and self.bounds:
             raise UserError(
                 f"{self.name} sees tiles of one size, so its images cannot be scaled to fewer "
