@@ -39,7 +39,8 @@ def toy_encoded(
 
     Args:
         extras: names among "cls_attention" [B V] (sums to 1; as do "last_cls_attention",
-            "middle_attention" and "last_attention"), "vision_features" [B V vision_width],
+            "middle_attention", "last_attention" and "word_attention"),
+            "vision_features" [B V vision_width],
             "cls_feature" (the same for all tokens of an image), "vision_keys" [B V 8], "last_keys"
             [B V vision_width], "clip_relevance" [B V], "region" [B V] (1/(1+rank) on about a sixth
             of the tokens), "patch_embeds" [B V vision_width], with `toy_tower` for them, and
@@ -174,6 +175,7 @@ def _sample(
         },
         "patch_embeds": torch.randn(n, vision_width, generator=rng),
         "pixels": torch.randn(n, 3, 2, 2, generator=rng),
+        "word_attention": torch.randn(n, generator=rng).softmax(0),
     }
     return part | {name: values[name] for name in extras}
 

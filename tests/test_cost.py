@@ -290,10 +290,13 @@ def test_total_is_the_sum_of_its_parts() -> None:
     assert parts["lm_head"] == 3 * 2 * 4096 * 32064
 
 
+# Policies, what wraps one, and what runs parts of the model.
+UNCOUNTED = {"pooling", "resize", "word_attention", "keyword_budget"}
+UNCOUNTED |= {"tprl", "tprl_adaptive", "mlp", "scorer_mmr"}
 SELECTORS = [
     made
     for name in choices("pruner")
-    if name not in ("pooling", "resize", "tprl", "tprl_adaptive", "mlp", "keyword_budget")
+    if name not in UNCOUNTED
     for made in [load_component("pruner", name)]
     if isinstance(made, Pruner)
 ]
@@ -313,7 +316,8 @@ def test_selectors_match_the_counter(pruner: Any, kept: int) -> None:
     # and `select` is a second one.
     second = 6 * cost.encoder_layer_flops(24, 96, 65) + cost.projector_flops(shape)
     greedy = dict.fromkeys(
-        ("cdpruner", "attention_dpp", "question_dpp", "oracle_dpp"), 2 * kept**2 * 64
+        ("cdpruner", "attention_dpp", "question_dpp", "keyword_color", "oracle_dpp"),
+        2 * kept**2 * 64,
     )
     unseen = {**greedy, "tome": -second}.get(pruner.name, 0)
     assert fc.get_total_flops() == pruner.flops(shape, 64, kept) - unseen

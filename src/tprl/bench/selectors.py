@@ -14,7 +14,7 @@ from tprl.evaluation.results import FULL
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.types import Encoded
 
-SIDE, WIDTH, VISION, KEY = 24, 4096, 1024, 64  # LLaVA-1.5-7B: 576 tokens
+SIDE, WIDTH, VISION, KEY, PATCH = 24, 4096, 1024, 64, 14  # LLaVA-1.5-7B: 576 tokens
 
 
 class Selector(NamedTuple):
@@ -34,7 +34,13 @@ def synthetic(
     """Random prompts with 32 words each, of LLaVA-1.5-7B's geometry where no other is given."""
     draw, n = torch.Generator().manual_seed(0), side * side
     # Attention sums to 1 over tokens, other extras are of any size.
-    attentions = ("cls_attention", "last_cls_attention", "middle_attention", "last_attention")
+    attentions = (
+        "cls_attention",
+        "last_cls_attention",
+        "middle_attention",
+        "last_attention",
+        "word_attention",
+    )
     sizes = {
         "vision_features": vision,
         "cls_feature": vision,
@@ -44,6 +50,7 @@ def synthetic(
     tensors = {name: torch.randn(batch, n, generator=draw).softmax(1) for name in attentions}
     tensors |= {name: torch.randn(batch, n, size, generator=draw) for name, size in sizes.items()}
     tensors |= {name: torch.rand(batch, n, generator=draw) for name in ("clip_relevance", "region")}
+    tensors["pixels"] = torch.randn(batch, n, 3, PATCH, PATCH, generator=draw)
     # BOS, the image's tokens, 32 words.
     columns = torch.arange(n + 33)
     projector = torch.randn(vision, width, generator=draw) / vision**0.5
@@ -60,6 +67,7 @@ def synthetic(
         question=(columns > n).expand(batch, -1),
         extras={name: tensors[name] for name in extras},
         project=lambda features: features @ projector,
+        questions=("what is left of the red bus?",) * batch,
     )
 
 
@@ -74,7 +82,7 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
     ]
     # Three kinds: those that choose before the language model are timed, the others described.
     inside = [pruner for pruner in pruners if isinstance(pruner, LayerPruner)]
-    towers = [pruner for pruner in pruners if pruner.extras & {"patch_embeds", "pixels"}]
+    towers = [pruner for pruner in pruners if _runs_tower(pruner)]
     before = [
         pruner
         for pruner in pruners
@@ -105,7 +113,7 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
         for pruner in before
     ]
     for pruner in towers:
-        budget = "at most" if "pixels" in pruner.extras else "yes"
+        budget = "at most" if hasattr(pruner, "tiles") else "yes"
         lines.append(
             Selector(pruner.name, _needs(pruner), budget, "runs the tower again", _test(pruner))
         )
@@ -113,6 +121,11 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
         Selector(pruner.name, "one layer's q, k", "mean over layers", "in the model", _test(pruner))
         for pruner in inside
     ]
+
+
+def _runs_tower(pruner: Any) -> bool:
+    """Whether it merges inside the tower, or shows it another image."""
+    return "patch_embeds" in pruner.extras or hasattr(pruner, "tiles")
 
 
 def _needs(pruner: Any) -> str:

@@ -23,7 +23,6 @@ COLORS = {
     "orange": (255, 165, 0),
     "pink": (255, 192, 203),
     "brown": (165, 42, 42),
-    "magenta": (255, 0, 255),
 }
 # What CLIP's processors (and Qwen's) take off and divide by.
 MEAN, SPREAD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)

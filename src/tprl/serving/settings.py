@@ -12,6 +12,7 @@ from tprl.errors import UserError
 from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.keyword_budget import KeywordBudget
 from tprl.pruners.learned import LearnedPruner, load_pruner
+from tprl.pruners.scorer_mmr import ScorerMMR
 from tprl.pruners.tprl import TPRL
 from tprl.types import Pruner
 
@@ -104,6 +105,11 @@ def check_servable(pruner: Any) -> None:
             f"pruner {name} gives every question its own budget, and an "
             "engine must know the number of tokens before the vision "
             "tower runs: serve pruner=tprl with a fixed keep_ratio."
+        )
+    if isinstance(pruner, ScorerMMR):
+        raise UserError(
+            f"pruner {name} reranks what {pruner.pruner.name} scores, and an export "
+            f"carries no pruner inside another: serve {pruner.pruner.name}."
         )
     if not hasattr(pruner, "select"):
         raise UserError(
