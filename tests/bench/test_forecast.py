@@ -99,9 +99,13 @@ def test_hours() -> None:
     computing = need.flops / 0.4e15
     # a further token of 16 answers is one pass of the weights
     writing = need.written / 16 * 14e9 / 2e12
-    assert need.hours(device, LLAVA, QUESTION) == pytest.approx(
-        (computing + writing + 0.2 * need.encodes) / 3600
-    )
+    alone, few, many = (replace(LLAVA, workers=count) for count in (0, 1, 10**6))
+    together = (computing + writing + 0.2 * need.encodes) / 3600
+    assert need.hours(device, alone, QUESTION) == pytest.approx(together)
+    # threads prepare images meanwhile: the longer of both counts
+    assert need.hours(device, few, QUESTION) == pytest.approx(0.2 * need.encodes / 3600)
+    assert need.hours(device, many, QUESTION) == pytest.approx((computing + writing) / 3600)
+    assert (LLAVA.workers_on(device), LLAVA.workers_on(replace(device, name="CPU"))) == (4, 0)
     # a small picture
     assert TypicalQuestion(40, 4, 2, ((2, 2),)).preparation(14) == pytest.approx(
         0.2 * 4 * 196 / 1e5

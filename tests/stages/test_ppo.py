@@ -30,6 +30,7 @@ from tprl.rewards.score_change import ScoreChange
 from tprl.rewards.tokens_saved import TokensSaved
 from tprl.rl.ppo import PPOLoss
 from tprl.rl.rollout import Rollout, evaluate_actions
+from tprl.scoring.ahead import Ready
 from tprl.scoring.flops import question_flops
 from tprl.scoring.scorer import Scorer
 from tprl.scoring.validation import ServedScore
@@ -70,9 +71,9 @@ class Probe(PPO):
         self.uids: list[list[str]] = []
         self.rewards: list[Tensor] = []
 
-    def training_step(self, samples: list[Sample], index: int) -> None:
-        self.uids.append([sample.uid for sample in samples])
-        super().training_step(samples, index)
+    def training_step(self, batch: Ready, index: int) -> None:
+        self.uids.append([sample.uid for sample in batch.samples])
+        super().training_step(batch, index)
 
     def _advantage(self, reward: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
         self.rewards.append(reward)

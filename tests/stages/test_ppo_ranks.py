@@ -20,7 +20,7 @@ class Report(LastWeights):
     def on_train_end(self, trainer, module):
         super().on_train_end(trainer, module)
         module.iteration = 0
-        uids = [sample.uid for sample in next(iter(module.train_dataloader()))]
+        uids = [sample.uid for sample in next(iter(module.train_dataloader())).samples]
         found = {"weights": self.weights, "epochs": self.epochs, "uids": uids}
         torch.save(found, f"{sys.argv[1]}/{trainer.global_rank}.pt")
 

@@ -57,5 +57,5 @@ class TestPromptStream:
         assert [len(batch) for batch in self.read(size=3)] == [5] * 6
 
     def test_the_loader_hands_samples_through_unchanged(self) -> None:
-        first = next(iter(ppo().train_dataloader()))
+        first = next(iter(ppo().train_dataloader())).samples
         assert all(type(sample) is Sample and type(sample.images) is tuple for sample in first)

@@ -14,6 +14,7 @@ from typing import Any
 from tprl import cost
 from tprl.bench.devices import Device
 from tprl.cost import LVLMShape
+from tprl.lvlm.frozen import WORKERS
 from tprl.scoring.scorer import AT_ONCE, TOKENS_AT_ONCE
 from tprl.stages import adapt, autoencoder, demonstrations
 from tprl.stages.ppo_settings import blocks_read
@@ -59,6 +60,13 @@ class Model:
     policy_layers: int
     code_width: int
     select: str = "dpp"  # what the policy serves by
+    workers: int | None = None  # threads that prepare images; None: what the device's kind takes
+
+    def workers_on(self, device: Device) -> int:
+        """Threads that prepare images while this device computes; 0: it waits for them."""
+        if self.workers is not None:
+            return self.workers
+        return 0 if device.name == "CPU" else WORKERS
 
 
 @dataclass(frozen=True)
@@ -76,13 +84,15 @@ class Need:
 
     def hours(self, device: Device, model: Model, question: TypicalQuestion) -> float:
         """On a device: FLOPs at a share of its peak, for every token written the weights through
-        its memory, and images prepared one after the other."""
+        its memory, and images prepared before that, or meanwhile by `workers`."""
         # Decoding one token reads every weight once: its time is memory traffic, not FLOPs.
         share = CPU_UTILIZATION if device.name == "CPU" else UTILIZATION
         steps = self.written / model.micro_batch * max(question.answer - 1, 0)
         computing = self.flops / (device.tflops * 1e12 * share)
         writing = steps * model.weights / (device.bandwidth * 1e12)
         preparing = self.encodes * question.preparation(model.shape.vision.patch_size)
+        if workers := model.workers_on(device):
+            return max(computing + writing, preparing / workers) / 3600
         return (computing + writing + preparing) / 3600
 
 

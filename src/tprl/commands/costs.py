@@ -92,8 +92,8 @@ def _footnotes(
         ),
         (
             f"hours: at {utilization}, prompts of {question.text} + "
-            f"{question.visual} tokens, answers of {question.answer}; of it "
-            f"{_preparing(needs, model, question):.1f} h prepare images on one core"
+            f"{question.visual} tokens, answers of {question.answer}; images take a core "
+            f"{_preparing(needs, model, question):.1f} h ({_beside(model, place)})"
         ),
     ]
     if most.device_bytes / GIB > place.memory:
@@ -109,6 +109,14 @@ def _footnotes(
             f"the dataset could not be opened: {QUESTIONS} questions of an evaluation are assumed"
         )
     return lines
+
+
+def _beside(model: forecast.Model, place: Device) -> str:
+    """Who prepares images, and when."""
+    workers = model.workers_on(place)
+    if not workers:
+        return f"on {place.name} the model waits for it"
+    return f"on {place.name} {workers} of them meanwhile: model.workers"
 
 
 def _preparing(
@@ -150,7 +158,7 @@ def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
     return forecast.Model(
         lvlm.shape, int(weights), number, lvlm.micro_batch,
         sum(w.numel() for w in policy.parameters()), options["width"] or 64, options["layers"] or 1,
-        options["code_width"] or lvlm.width, policy.serving.select,
+        options["code_width"] or lvlm.width, policy.serving.select, config.model.get("workers"),
     )  # fmt: skip
 
 

@@ -227,7 +227,9 @@ class Benchmark(ABC):
     def read_by(self, lvlm: Any) -> None:
         """Count rows as damaged that this LVLM cannot read (see its `refusal`); call it before a
         question is taken."""
-        self._reader = lvlm if hasattr(lvlm, "refusal") else None
+        reader = lvlm if hasattr(lvlm, "refusal") else None
+        # Where threads draw questions, the tokenizer of the model is busy with others.
+        self._reader = lvlm.twin() if getattr(lvlm, "workers", 0) and reader else reader
 
     def _count(self, index: int, bad: BadRow) -> None:
         self._bad[index] = bad.reason

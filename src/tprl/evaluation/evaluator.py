@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tprl import cost
 from tprl.budget import need_ratio
-from tprl.data.taking import nothing_left, numbered_batches
+from tprl.data.taking import nothing_left
 from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import Row, SampleRow
@@ -22,6 +22,7 @@ from tprl.pruners.chunks import select_in_chunks
 from tprl.pruners.learned import check_family
 from tprl.runtime import distributed
 from tprl.runtime.store import Record
+from tprl.scoring.ahead import ahead, numbered_ready
 from tprl.scoring.flops import question_flops
 from tprl.scoring.lengths import check_lengths
 from tprl.scoring.scorer import Scored, Scorer
@@ -85,15 +86,16 @@ def evaluate(
     indices = questions[distributed.rank() :: distributed.count()]
     answered: list[Answered] = []
     done, total, place = 0, len(indices), dict[str, int]()
-    for batch in numbered_batches(dataset, indices, batch_size):
-        samples = [sample for _, sample in batch]
-        _add_places(dataset, place, ((sample.uid, index) for index, sample in batch))
-        # A batch goes by its first and last row, which a restart draws alike.
-        key = f"{batch[0][0]}-{batch[-1][0]}"
-        if record is not None and key in record.known:
-            answered += [_answered(**item) for item in record.known[key]]
+    known = {} if record is None else record.known
+    stream = numbered_ready(dataset, indices, batch_size, lambda numbers: _key(numbers) in known)
+    for batch in ahead(scorer.lvlm, stream):
+        samples, key = batch.samples, _key(batch.numbers)
+        uids = (sample.uid for sample in samples)
+        _add_places(dataset, place, zip(uids, batch.numbers, strict=True))
+        if batch.known:
+            answered += [_answered(**item) for item in known[key]]
         else:
-            encoded = scorer.lvlm.encode(samples, extras)
+            encoded = batch.encode(scorer.lvlm, extras)
             pairs = [(entry, ratio) for entry in entries for ratio in entry.keep_ratios]
             fresh = [item for pair in pairs for item in _answer(scorer, samples, encoded, *pair)]
             answered += fresh
@@ -109,6 +111,11 @@ def evaluate(
         asked = min(limit or len(dataset), len(dataset))
         raise nothing_left(dataset, asked, "to evaluate", _damage(dataset))
     return everything
+
+
+def _key(numbers: Sequence[int]) -> str:
+    """A batch goes by its first and last row, which a restart draws alike."""
+    return f"{numbers[0]}-{numbers[-1]}"
 
 
 def _answered(

@@ -18,6 +18,7 @@ from tprl.evaluation.results import ratio_label
 from tprl.evaluation.statistics import Interval, image_key, interval, open_side
 from tprl.pruners.learned import LearnedPruner
 from tprl.runtime.progress import Progress
+from tprl.scoring.ahead import Ready, ahead
 from tprl.scoring.scorer import Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Box, Dataset, Encoded, Pruner, Sample, TokenSelection
@@ -203,9 +204,9 @@ def gallery(
     pool = min(pool, limit or pool, len(dataset))
     # A failure scores less than with all tokens, whatever the score is.
     samples, failed = list[Sample](), list[bool]()
-    for batch in batches(dataset, pool, batch_size):
+    for part in ahead(scorer.lvlm, map(Ready, batches(dataset, pool, batch_size))):
         tick(len(samples), pool)
-        encoded = scorer.lvlm.encode(batch, extras)
+        batch, encoded = part.samples, part.encode(scorer.lvlm, extras)
         keep = next(iter(pruners.values())).select(encoded, keep_ratio)
         first = scorer(batch, splice(encoded, keep)).score
         failed += (first < scorer.full(batch, encoded).score).tolist()

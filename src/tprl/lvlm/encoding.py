@@ -1,7 +1,9 @@
 """From questions about images to what the language model reads: everything before the pruning."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -56,9 +58,15 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
     relate: Callable[[Encoded], None]
 
     @torch.no_grad()
-    def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
+    def encode(
+        self,
+        samples: Sequence[Sample],
+        extras: frozenset[str] = frozenset(),
+        prepared: tuple[Any, list[Placed]] | None = None,
+    ) -> Encoded:
         """Everything up to the language model's input. An image that several samples share is
-        encoded once.
+        encoded once. `prepared` is what `processed` returned for these samples, in another thread
+        perhaps.
 
         Raises:
             UserError: an extra that is not known here, `prompts_of`'s reasons, an image that the
@@ -67,7 +75,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
         """
         # "region" is drawn from the sample's boxes, "word_attention" read in the language model.
         self.check_extras(extras, self.known_extras | {"region"})
-        inputs, prompts = self.processed(samples)
+        inputs, prompts = self.processed(samples) if prepared is None else prepared
         uids = [sample.uid for sample in samples]
         # Each distinct image passes the tower once, whatever number of samples show it.
         seen, (first, occurrences) = Seen([], [], [], {}), unique_images(samples)
@@ -130,6 +138,19 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
         except REFUSALS as error:  # rows of datasets do not get here: `refusal` says so before
             self.check_shapes(samples, error)
             raise
+
+    def twin(self) -> "Encoding":
+        """The same for another thread, with a processor of its own: fast tokenizers refuse two at a
+        time. It reads prompts and images; the model stays with this one."""
+        twin = copy.copy(self)
+        # What is kept of the texts holds on to the tokenizer.
+        for kind in type(self).__mro__:
+            for name, value in vars(kind).items():
+                if isinstance(value, cached_property):
+                    vars(twin).pop(name, None)
+        twin.processor = copy.deepcopy(self.processor)
+        twin.tokenizer = getattr(twin.processor, "tokenizer", twin.processor)
+        return twin
 
     @torch.no_grad()
     def encode_inputs(

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from tprl.data.taking import nothing_left, numbered_batches
+from tprl.data.taking import nothing_left
 from tprl.errors import UserError
 from tprl.pruners.chunks import select_in_chunks
 from tprl.runtime import distributed
+from tprl.scoring.ahead import ahead, numbered_ready
 from tprl.scoring.scorer import Agreement, Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
@@ -56,9 +57,8 @@ class ServedScore:
         # Cut by number before ranks share them: every rank count judges on the same questions.
         numbers = [(first + i) % len(dataset) for i in range(_size(dataset, limit))]
         share = distributed.share(numbers)
-        for batch in numbered_batches(dataset, share, batch_size):
-            samples = [sample for _, sample in batch]
-            self.batches.append((samples, lvlm.encode(samples, extras)))
+        for batch in ahead(lvlm, numbered_ready(dataset, share, batch_size)):
+            self.batches.append((batch.samples, batch.encode(lvlm, extras)))
         # All ranks raise or none does: one alone would leave the others waiting.
         if not all(distributed.gathered(bool(self.batches))):
             raise _nothing_left(dataset, limit)

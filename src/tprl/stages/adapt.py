@@ -20,6 +20,7 @@ from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.tprl import TPRL
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
+from tprl.scoring.ahead import Ready, ahead
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
@@ -143,9 +144,10 @@ class Adapt(Stage):
         """What the head will read of each training question, and what it is to forecast."""
         scorer = Scorer(self.lvlm, self.dataset, LIKELIHOOD)
         gists, chances = [], []
-        for samples in batches(self.dataset, self.hparams["questions"], AT_ONCE):
+        stream = batches(self.dataset, self.hparams["questions"], AT_ONCE)
+        for batch in ahead(self.lvlm, map(Ready, stream)):
             # One pass of the network serves all budgets, as in the adaptive mode.
-            encoded = self.lvlm.encode(samples, self.pruner.extras)
+            samples, encoded = batch.samples, batch.encode(self.lvlm, self.pruner.extras)
             x = self.pruner.observe(encoded)
             logits, gist = self.pruner.survey(x)
             answers = scorer.targets(samples, encoded)

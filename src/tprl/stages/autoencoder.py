@@ -15,6 +15,7 @@ from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite, compact
+from tprl.scoring.ahead import Ready, ahead
 from tprl.stages.base import Next, Stage, Unread
 from tprl.types import LVLM, Dataset, Sample
 
@@ -104,8 +105,10 @@ class AutoencoderStage(Stage):
             )
         # Some images at a time; on the host and without padding, because all of them are kept.
         tokens = []
-        for start in range(0, len(samples), AT_ONCE):
-            encoded = self.lvlm.encode(samples[start : start + AT_ONCE])
+        starts = range(0, len(samples), AT_ONCE)
+        parts = (Ready(samples[start : start + AT_ONCE]) for start in starts)
+        for batch in ahead(self.lvlm, parts):
+            encoded = batch.encode(self.lvlm)
             visual = compact(encoded.visual)
             check_finite({"visual tokens": visual}, encoded.uids, "stage=autoencoder")
             pairs = zip(visual.cpu(), encoded.visual_mask.cpu(), strict=True)

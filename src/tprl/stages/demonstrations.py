@@ -26,6 +26,7 @@ from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
 from tprl.runtime.progress import Progress
 from tprl.runtime.store import Cache, Shards, opened
+from tprl.scoring.ahead import Ready, ahead
 from tprl.scoring.identity import of_weights
 from tprl.seeding import stable_seed
 from tprl.types import LVLM, Dataset, Encoded, Pruner
@@ -200,8 +201,8 @@ def demonstrate(
 
     def make_shard(first: int, stop: int) -> dict[str, Tensor]:
         records: list[_Shown] = []
-        for samples in batches(dataset, stop, batch_size, first):
-            encoded = lvlm.encode(samples, demonstrator.extras)
+        for batch in ahead(lvlm, map(Ready, batches(dataset, stop, batch_size, first))):
+            encoded = batch.encode(lvlm, demonstrator.extras)
             records += _shown(demonstrator, pruner, encoded, schedules)
         return _packed(records)
 

@@ -21,11 +21,12 @@ from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rl.rollout import step_budgets
 from tprl.runtime.finite import check_finite
+from tprl.scoring.ahead import Ready
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore, merit
 from tprl.stages.base import UNCALIBRATED, KeepBest, Next
-from tprl.stages.prompts import PromptStream, drawn_ratios
-from tprl.types import LVLM, Dataset, Encoded, GatedLVLM, Sample
+from tprl.stages.prompts import PreparedPrompts, PromptStream, drawn_ratios
+from tprl.types import LVLM, Dataset, Encoded, GatedLVLM
 
 BISECTIONS = 40
 
@@ -108,12 +109,12 @@ class Distill(KeepBest):
     def setup(self, stage: str) -> None:
         self.pruner.train_only("net.", without="net.value_head")
 
-    def train_dataloader(self) -> DataLoader[list[Sample]]:
+    def train_dataloader(self) -> DataLoader[Ready]:
         h = self.hparams
         stream = PromptStream(
             self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"]
         )
-        return DataLoader(stream, batch_size=None, collate_fn=list)
+        return PreparedPrompts(self.lvlm, stream).loader()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.Adam(self.pruner.net.parameters(), lr=self.hparams["lr"], eps=1e-5)
@@ -125,11 +126,11 @@ class Distill(KeepBest):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, samples: list[Sample], index: int) -> Tensor:
-        h = self.hparams
+    def training_step(self, batch: Ready, index: int) -> Tensor:
+        h, samples = self.hparams, batch.samples
         if self.iteration % h["validate_every"] == 0:
             self._validate()
-        encoded = self.lvlm.encode(samples, self.pruner.extras)
+        encoded = batch.encode(self.lvlm, self.pruner.extras)
         x = self.pruner.observe(encoded)
         # [I] how many tokens of each image the gates sum to.
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)

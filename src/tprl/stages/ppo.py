@@ -25,13 +25,14 @@ from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
 from tprl.runtime.progress import Stopwatch
 from tprl.runtime.store import Cache
+from tprl.scoring.ahead import Ready
 from tprl.scoring.episodes import measure_episodes
 from tprl.scoring.scorer import LABELS, Scorer
 from tprl.scoring.validation import ServedScore, merit
 from tprl.stages.base import Next, Points, Settings
 from tprl.stages.ppo_settings import UNREAD, blocks_read, check_choices, check_credit, check_groups
 from tprl.stages.ppo_update import Episodes, PPOUpdate
-from tprl.stages.prompts import PromptStream, drawn_ratios
+from tprl.stages.prompts import PreparedPrompts, PromptStream, drawn_ratios
 from tprl.stages.rollout_log import normalize_over_ranks
 from tprl.types import LVLM, Dataset, Encoded, Sample
 
@@ -173,13 +174,12 @@ class PPO(PPOUpdate):
             needs = sorted(self.reward.needs)
             self.scorer.remember(self.cache.folder("scores", needs=needs, targets="own", **drawn))
 
-    def train_dataloader(self) -> DataLoader[list[Sample]]:
+    def train_dataloader(self) -> DataLoader[Ready]:
         h = self.hparams
         stream = PromptStream(
             self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"]
         )
-        # the default one would rebuild every Sample
-        return DataLoader(stream, batch_size=None, collate_fn=list)
+        return PreparedPrompts(self.lvlm, stream).loader()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer, two groups: the value head has the critic's rate, everything else the
@@ -200,13 +200,13 @@ class PPO(PPOUpdate):
 
     # --- one iteration ----------------------------------------------------------------------------
 
-    def training_step(self, samples: list[Sample], index: int) -> None:
-        h, rule = self.hparams, self.rule()
+    def training_step(self, batch: Ready, index: int) -> None:
+        h, rule, samples = self.hparams, self.rule(), batch.samples
         if self.iteration == 0:
             self._validate()
         watch, before = Stopwatch(self.lvlm.device), self.scorer.evaluations
         # Encode: the vision tower runs once per question, for all of its episodes.
-        encoded = self.lvlm.encode(samples, self.pruner.extras)
+        encoded = batch.encode(self.lvlm, self.pruner.extras)
         watch.lap("encode")
         # Sample: `group` episodes of each question, which follow each other.
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from tprl.data.taking import nothing_left, taken
 from tprl.errors import UserError
 from tprl.runtime import distributed
-from tprl.types import Dataset, Sample
+from tprl.scoring.ahead import Ready, ahead
+from tprl.types import LVLM, Dataset, Sample
 
 
 def drawn_ratios(
@@ -20,6 +21,23 @@ def drawn_ratios(
     """One of `ratios` for each question, from (seed, iteration, uid) alone."""
     draws = [random.Random(f"{seed}/{iteration}/{sample.uid}").choice(ratios) for sample in samples]
     return torch.tensor(draws, dtype=torch.float64)
+
+
+class PreparedPrompts(IterableDataset[Ready]):
+    """Batches of a `PromptStream`, prepared for an LVLM while it works on those before."""
+
+    def __init__(self, lvlm: LVLM, stream: "PromptStream") -> None:
+        self.lvlm, self.stream = lvlm, stream
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[Ready]:
+        return ahead(self.lvlm, map(Ready, self.stream))
+
+    def loader(self) -> DataLoader[Ready]:
+        """As stages hand it to Lightning; the default one would rebuild every batch."""
+        return DataLoader(self, batch_size=None, collate_fn=lambda batch: batch)
 
 
 class PromptStream(IterableDataset[list[Sample]]):
