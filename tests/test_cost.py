@@ -59,8 +59,15 @@ def counted(fc: FlopCounterMode, module: str) -> int:
 
 
 def held(cache: Any) -> int:
-    """Bytes that a KV cache of transformers holds."""
-    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    """Bytes that a cache of transformers holds: keys and values, or states."""
+    total = 0
+    for layer in cache.layers:
+        if hasattr(layer, "recurrent_states"):
+            states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
+        else:
+            states = [layer.keys, layer.values]
+        total += sum(part.nbytes for part in states)
+    return total
 
 
 @pytest.fixture(scope="module")

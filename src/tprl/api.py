@@ -41,9 +41,9 @@ def prune(
     itself is not changed.
 
     Args:
-        model: a LLaVA, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL or SmolVLM of
-            transformers, or a wrapper around one (peft with LoRA, `torch.compile`,
-            DistributedDataParallel): then the model inside is pruned.
+        model: an LVLM of transformers whose class TPRL knows (docs/lvlms.md), or a wrapper around
+            one (peft with LoRA, `torch.compile`, DistributedDataParallel): then the model inside is
+            pruned.
         pruner: a `Pruner`, or the name of one (`conf/pruner/*.yaml`), such as "random".
         keep_ratio: fraction of each image's visual tokens to keep, in (0, 1]; for "tprl_adaptive"
             the mean over questions.
@@ -98,6 +98,7 @@ def prune(
         )
     _check_fit(built, lvlm)
     if isinstance(built, LayerPruner) and keep_ratio is not None:
+        lvlm.check_layers(built.name)
         built.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean
     if isinstance(model.generate, Pruning):
         raise UserError(
@@ -108,7 +109,7 @@ def prune(
     if getattr(built, "reads_question", False):
         if lvlm.processor is None:
             lvlm = type(lvlm).around(model, _processor(lvlm, built.name))
-        finder = QuestionFinder(lvlm.processor, lvlm.image_token)
+        finder = QuestionFinder(lvlm.processor, lvlm.image_token, lvlm.placeholder)
     # Some wrappers hold a bound copy of `generate`, which no longer asks the model for it.
     pruning = Pruning(lvlm, built, keep_ratio, finder, positions)
     if (

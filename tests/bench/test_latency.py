@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.commands.calls import call, refused
-from tests.lvlm.small import families
+from tests.lvlm.small import each_family
 from tests.test_cost import counter
 
 from tprl import cost
@@ -158,7 +158,7 @@ def test_every_round_runs_all_of_them_and_starts_with_another(lvlm: FrozenLVLM) 
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", each_family())
 def test_prompts_have_the_text_that_was_asked_for(name: str) -> None:
     lvlm = load_component("model", name, pretrained=None, dtype="float32")
     for wanted in (150, 151):

@@ -28,7 +28,7 @@ class TestFamilies:
             "eval", evaluate, tmp_path / "parity", "mode=parity", "model=qwen2_5_vl", *options
         )
         table = (run / "parity.md").read_text()
-        assert "| `qwen2_5_vl` | 0 | " in table
+        assert "| `qwen2_5_vl` | masked | 0 | " in table
         assert table.rstrip().endswith("| yes |")
         assert table in capsys.readouterr().out + "\n"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.data.test_screens import rendered, row
 from tests.helpers import toy_encoded
-from tests.lvlm.small import families
+from tests.lvlm.small import each_family
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
@@ -114,7 +114,7 @@ def test_a_method_inside_the_model_is_counted_layer_by_layer() -> None:
         assert random.flops < fastv.flops < rows["keep_all", 1.0].flops
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", each_family())
 def test_every_family_is_evaluated(name: str) -> None:
     lvlm, data = (
         load_component("model", name, pretrained=None, dtype="float32", max_new_tokens=2),

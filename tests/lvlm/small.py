@@ -4,6 +4,7 @@ questions for it."""
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import (
@@ -46,6 +47,17 @@ def families() -> tuple[str, ...]:
         if issubclass(target, FrozenLVLM) and name != "tiny_llava":
             found.setdefault(target.model_type, name)
     return tuple(found.values())
+
+
+# Those that generic tests run on by default; later ones are slow there, and each has cheap tests of
+# its own (test_later_families.py).
+FIRST = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl3", "smolvlm2")
+
+
+def each_family(*without: str) -> list[Any]:
+    """`families` as parameters of tests, but for some."""
+    names = (name for name in families() if name not in without)
+    return [pytest.param(name, marks=[] if name in FIRST else pytest.mark.slow) for name in names]
 
 
 DATA = Scenes("val")

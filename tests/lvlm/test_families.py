@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.lvlm.small import families, half_on_disk, save_folder
+from tests.lvlm.small import each_family, half_on_disk, save_folder
 from torch import Tensor
 from torch.nn import functional as F
 
-from tprl.bench.parity import forward, masked, parity, parity_table, stock_inputs, varied
+from tprl.bench.parity import defined, forward, parity, parity_table, stock_inputs, varied
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.errors import UserError
@@ -19,7 +19,7 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
 
-FAMILIES = families()
+FAMILIES = each_family()
 SAMPLES = varied([Scenes("val")[i] for i in range(6)])
 
 
@@ -45,6 +45,24 @@ def logits(lvlm: FrozenLVLM, prompt: Prompt) -> Tensor:
 
 
 @torch.no_grad()
+def written(lvlm: FrozenLVLM, selection: TokenSelection, count: int) -> list[str]:
+    """Greedy answers to SAMPLES pruned as the definition says, by one uncached forward per
+    token."""
+    ids = torch.zeros(len(SAMPLES), 0, dtype=torch.long)
+    for _ in range(count):
+        unread = torch.cat([ids, ids.new_zeros(len(ids), 1)], 1)
+        new = defined(lvlm, SAMPLES, selection, unread)[:, -1].argmax(-1)
+        ids = torch.cat([ids, new.unsqueeze(1)], 1)
+    return texts_of(lvlm, ids)
+
+
+def texts_of(lvlm: FrozenLVLM, ids: Tensor) -> list[str]:
+    end = lvlm.tokenizer.eos_token_id
+    rows = [row[: row.index(end)] if end in row else row for row in ids.tolist()]
+    return [lvlm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+@torch.no_grad()
 def greedy(lvlm: FrozenLVLM, prompt: Prompt, count: int) -> list[str]:
     """Greedy answers by one uncached forward per token."""
     chosen: list[Tensor] = []
@@ -62,9 +80,7 @@ def greedy(lvlm: FrozenLVLM, prompt: Prompt, count: int) -> list[str]:
             F.pad(prompt.image, (0, 1)),
             None if prompt.deep is None else F.pad(prompt.deep, (0, 0, 0, 1)),
         )
-    end = lvlm.tokenizer.eos_token_id
-    rows = [row[: row.index(end)] if end in row else row for row in torch.stack(chosen, 1).tolist()]
-    return [lvlm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    return texts_of(lvlm, torch.stack(chosen, 1))
 
 
 def test_keeping_everything_is_the_stock_model(lvlm: FrozenLVLM, encoded: Encoded) -> None:
@@ -79,14 +95,17 @@ def test_keeping_everything_is_the_stock_model(lvlm: FrozenLVLM, encoded: Encode
     assert lvlm.answer(prompt) == lvlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def test_a_pruned_token_is_a_masked_token_at_every_step(lvlm: FrozenLVLM, encoded: Encoded) -> None:
+def test_pruned_is_what_the_definition_says_at_every_step(
+    lvlm: FrozenLVLM, encoded: Encoded
+) -> None:
     selection = some(encoded)
-    prompt, reference = splice(encoded, selection), masked(encoded, selection)
-    assert torch.allclose(logits(lvlm, prompt), logits(lvlm, reference), atol=1e-5)
+    prompt = splice(encoded, selection)
+    expected = defined(lvlm, SAMPLES, selection)[:, -1]
+    assert torch.allclose(logits(lvlm, prompt), expected, atol=1e-5)
     assert (
         logits(lvlm, prompt) - logits(lvlm, splice(encoded, keep_all(encoded)))
     ).abs().max() > 0.1
-    assert lvlm.answer(prompt) == greedy(lvlm, reference, 6)
+    assert lvlm.answer(prompt) == written(lvlm, selection, 6)
 
 
 def test_a_ragged_batch_is_its_samples_alone(lvlm: FrozenLVLM, encoded: Encoded) -> None:
@@ -139,6 +158,10 @@ def test_visual_tokens_fill_their_grids_and_the_question_is_found(
 
 def test_gates_of_0_and_1_are_pruning(lvlm: FrozenLVLM, encoded: Encoded) -> None:
     selection, answers = some(encoded), [sample.answers[0] for sample in SAMPLES]
+    if lvlm.definition != "masked":
+        with pytest.raises(UserError, match="a gate of 0 is not pruning: train with stage=lfd and"):
+            lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
+        return
     expected = lvlm.score(splice(encoded, selection), answers)[0]
     assert torch.allclose(
         lvlm.gated_log_prob(encoded, selection.keep.float(), answers), expected, atol=1e-3
@@ -273,7 +296,9 @@ class TestParity:
         assert found.std > 0.3
         assert found.same_ids
         assert (
-            parity_table({lvlm.name: found}).splitlines()[2].startswith(f"| `{lvlm.name}` | 0 | ")
+            parity_table({lvlm.name: found})
+            .splitlines()[2]
+            .startswith(f"| `{lvlm.name}` | {lvlm.definition} | 0 | ")
         )
 
     def test_positions_that_close_the_gaps_would_be_seen(

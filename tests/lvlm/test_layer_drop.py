@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from jaxtyping import Float, Int
-from tests.lvlm.small import families
+from tests.lvlm.small import each_family
 from tests.lvlm.test_families import SAMPLES
 from torch import Tensor
 
@@ -21,8 +21,8 @@ from tprl.lvlm.layer_drop import LayerPlan, LayerStage, Look, dropping
 from tprl.splice import keep_all, splice
 from tprl.types import Prompt
 
-# its deepstack layers are the first ones
-FAMILIES = tuple(name for name in families() if name != "qwen3_vl")
+# Refused: the first layers add deepstack features, or not all layers attend to all tokens.
+FAMILIES = each_family("qwen3_vl", "gemma3", "qwen3_5")
 TWO = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))
 MIXED = [SAMPLES[0], TWO, SAMPLES[3]._replace(images=()), SAMPLES[4]]
 STEPS = 5
@@ -119,9 +119,13 @@ def _row(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, last: int, alive: list
     heads, groups = query.shape[1] // size, query.shape[1] // key.shape[1]
 
     def rotated(vector: Tensor, column: int) -> Tensor:
-        half = size // 2
-        turned = torch.cat([-vector[half:], vector[:half]])
-        return vector * cos[0, column] + turned * sin[0, column]
+        turning = cos.shape[-1]
+        head, still = vector[:turning], vector[turning:]
+        if turning < size:  # GLM's: neighbors are a plane, and a part of a head stands still
+            turned = torch.stack([-head[1::2], head[::2]], -1).flatten()
+        else:
+            turned = torch.cat([-head[turning // 2 :], head[: turning // 2]])
+        return torch.cat([head * cos[0, column] + turned * sin[0, column], still])
 
     total = torch.zeros(len(alive))
     for head in range(heads):

@@ -26,7 +26,11 @@ WRONG: dict[str, list[tuple[str, Any]]] = {
     "llava_next": [("patch_size", 4), ("num_additional_image_tokens", 2)],
     "internvl": [("image_seq_length", 10), ("image_seq_length", 18)],
     "smolvlm": [("image_seq_len", 8)],
+    "llava_onevision": [("num_image_tokens", 16), ("vision_aspect_ratio", "anyres_max_2")],
+    "gemma3": [("full_image_sequence", "<start_of_image>" + 8 * "<image_soft_token>")],
+    "mistral3": [("patch_size", 7), ("spatial_merge_size", 3)],
 }
+SETTINGS = {"full_image_sequence": "image_seq_length"}  # what it is made from
 QWEN = [("image_processor.merge_size", 1), ("image_processor.patch_size", 7)]
 
 
@@ -39,7 +43,7 @@ def changes(lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch) -> Any:
             part = getattr(part, step)
         with monkeypatch.context() as patch:
             patch.setattr(part, last, value)
-            yield last
+            yield SETTINGS.get(last, last)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

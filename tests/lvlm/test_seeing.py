@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lvlm.small import families
+from tests.lvlm.small import each_family
 
 from tprl.bench.parity import varied
 from tprl.build import load_component
@@ -17,7 +17,7 @@ from tprl.lvlm.frozen import FrozenLVLM
 SAMPLES = varied([Scenes("val")[i] for i in range(6)])
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", each_family())
 def test_what_is_seen_does_not_depend_on_how_many_at_a_time(name: str) -> None:
     lvlm: FrozenLVLM = load_component("model", name, pretrained=None, dtype="float32")
     extras = frozenset({"vision_features", "cls_attention"})

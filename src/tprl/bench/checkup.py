@@ -106,7 +106,7 @@ def _marked(lvlm: FrozenLVLM, ids: Sequence[int], mask: Sequence[bool]) -> str:
         # Few image tokens, such as marks of a tile, are shown as they are.
         text = lvlm.tokenizer.decode(ids[start:stop])
         if ids[start] == lvlm.image_token and stop - start > LONGEST_RUN:
-            text = f"{lvlm.placeholder}*{stop - start}"
+            text = f"{lvlm.tokenizer.convert_ids_to_tokens(lvlm.image_token)}*{stop - start}"
         pieces.append(f"«{text.strip()}»" if mask[start] else text)
         start = stop
     return "".join(pieces)

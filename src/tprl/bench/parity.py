@@ -1,7 +1,9 @@
 """Is pruning exact? Our view of a frozen LVLM against the stock class, in logits.
 
 The definition of pruning that everything is measured against: the same model, the same positions,
-and the dropped tokens masked out of attention in every layer and at every step.
+and the dropped tokens masked out of attention in every layer and at every step. Where layers do not
+attend to all tokens (`FrozenLVLM.definition`): the stock model given token ids with fewer
+placeholders, the output of its own encoder without what was dropped, and the same positions.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,12 +32,13 @@ class Parity(NamedTuple):
     scale."""
 
     keep_all: float  # everything kept, against the stock forward on pixel_values
-    pruned: float  # some tokens dropped, against the same tokens masked out
+    pruned: float  # some tokens dropped, against the definition
     decode: float  # the same over cached decoding, against uncached forwards
     batch: float  # a left-padded ragged batch, against its samples alone
     std: float  # of the logits
     # greedy ids of all these pairs are equal, and the stock `generate`'s with everything kept
     same_ids: bool
+    definition: str  # of pruning, see `FrozenLVLM.definition`
 
 
 @torch.no_grad()
@@ -64,11 +67,10 @@ def parity(
     expected = whole[:, inputs["input_ids"].shape[1] :]
     same = [_agree(_generate(lvlm, everything, steps)[0], expected)]
 
-    # Pruned must be masked: with the cache on one side, without one on the other.
+    # Pruned must be what the definition says: with the cache on one side, without on the other.
     selection = RandomPruner().select(encoded, keep_ratio)
-    prompt, reference = splice(encoded, selection), masked(encoded, selection)
-    ids, logits = _generate(lvlm, prompt, steps)
-    uncached, real = forward(lvlm, reference, ids), _real(ids, lvlm.ends)
+    ids, logits = _generate(lvlm, splice(encoded, selection), steps)
+    uncached, real = defined(lvlm, samples, selection, ids), _real(ids, lvlm.ends)
     same.append(bool(((uncached.argmax(-1) == ids) | ~real).all()))
     # Padding and neighbors in the batch must not matter.
     alone = []
@@ -85,6 +87,7 @@ def parity(
         batch=_gap(logits[:, 0], torch.cat(alone)),
         std=float(stock.std()),
         same_ids=all(same),
+        definition=lvlm.definition,
     )
 
 
@@ -117,6 +120,69 @@ def masked(encoded: Encoded, selection: TokenSelection) -> Prompt:
 
 
 @torch.no_grad()
+def defined(
+    lvlm: FrozenLVLM,
+    samples: Sequence[Sample],
+    selection: TokenSelection,
+    ids: Int[Tensor, "B A"] | None = None,
+) -> Float[Tensor, "B A N"]:
+    """Logits as of `forward`, of questions pruned as the definition says."""
+    encoded = lvlm.encode(samples)
+    if lvlm.definition == "masked":
+        return forward(lvlm, masked(encoded, selection), ids)
+    return _shorter(lvlm, samples, encoded, selection, ids)
+
+
+def _shorter(
+    lvlm: FrozenLVLM,
+    samples: Sequence[Sample],
+    encoded: Encoded,
+    selection: TokenSelection,
+    ids: Int[Tensor, "B A"] | None,
+) -> Float[Tensor, "B A N"]:
+    """By the stock class alone: it encodes, looks words up, and puts both together."""
+    inputs = stock_inputs(lvlm, samples)
+    pixels = {name: inputs[name] for name in lvlm.pixel_inputs if name in inputs}
+    seen = lvlm.model.get_image_features(**pixels, return_dict=True)
+    # What is left of each prompt, and after it the answer, all but its last token.
+    dropped = replace(encoded, visual_mask=encoded.visual_mask & ~selection.keep).is_visual
+    alive = encoded.attention & ~dropped
+    answer = encoded.input_ids[:, :0] if ids is None else ids[:, :-1]
+    width = answer.shape[1]
+    text = torch.cat([_left(encoded.input_ids, alive), answer], 1)
+    places = torch.stack([_left(axis, alive) for axis in encoded.positions])
+    places = torch.cat([places, places[..., -1:] + 1 + torch.arange(width, device=lvlm.device)], -1)
+    # Features of all images follow each other as their placeholders do, prompt by prompt. Random
+    # models may write placeholders, which stand for themselves.
+    placeholder = text == lvlm.image_token
+    visual = placeholder[:, : text.shape[1] - width]
+    kept = alive[(encoded.input_ids == lvlm.image_token) & encoded.attention]
+    values = lvlm.model.get_input_embeddings()(text)
+    features = torch.cat(list(seen.pooler_output))[kept]
+    values[F.pad(visual, (0, width))] = features.to(values)
+    stacked = isinstance(seen.pooler_output, Tensor)
+    features = values[placeholder]
+    seen.pooler_output = features.unsqueeze(0) if stacked else [features]
+    out = lvlm.model(
+        input_ids=text,
+        attention_mask=F.pad(_left(alive, alive), (0, width), value=True).long(),
+        position_ids=axes(places),
+        mm_encoder_outputs={"image": seen},
+        logits_to_keep=width + 1,
+        use_cache=False,
+        **lvlm.mask_inputs(visual, width),
+    )
+    return out.logits.float()
+
+
+def _left(values: Shaped[Tensor, "B S"], alive: Bool[Tensor, "B S"]) -> Shaped[Tensor, "B N"]:
+    """The live columns of each row, zeros before them."""
+    length = int(alive.sum(1).max())
+    rows = [row[columns] for row, columns in zip(values, alive, strict=True)]
+    return torch.stack([F.pad(row, (length - len(row), 0)) for row in rows])
+
+
+@torch.no_grad()
 def forward(
     lvlm: FrozenLVLM, prompt: Prompt, ids: Int[Tensor, "B A"] | None = None
 ) -> Float[Tensor, "B A N"]:
@@ -131,6 +197,7 @@ def forward(
             position_ids=axes(torch.cat([prompt.positions, after], -1)),
             logits_to_keep=ids.shape[1] + 1,
             use_cache=False,
+            **lvlm.mask_inputs(prompt.visual, ids.shape[1]),
         )
     return out.logits.float()
 
@@ -145,6 +212,7 @@ def _generate(
             attention_mask=prompt.attention.long(),
             position_ids=axes(prompt.positions),
             max_new_tokens=steps,
+            **lvlm.mask_inputs(prompt.visual),
             **GREEDY,
             output_logits=True,
             return_dict_in_generate=True,
@@ -172,13 +240,14 @@ def _gap(first: Tensor, other: Tensor, where: Tensor | None = None) -> float:
 def parity_table(results: dict[str, Parity]) -> str:
     """Markdown, a line per LVLM."""
     lines = [
-        "| LVLM | all kept | pruned = masked | decoding | batch = alone | logits' std | same ids |",
-        "|---|---|---|---|---|---|---|",
+        "| LVLM | pruning means | all kept | pruned | decoding | batch = alone | logits' std "
+        "| same ids |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         numbers = " | ".join(f"{value:.1e}" if value else "0" for value in result[:4])
         lines.append(
-            f"| `{name}` | {numbers} | {result.std:.2f} | "
+            f"| `{name}` | {result.definition} | {numbers} | {result.std:.2f} | "
             f"{'yes' if result.same_ids else '**no**'} |"
         )
     return "\n".join(lines)

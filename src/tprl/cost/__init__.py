@@ -39,15 +39,31 @@ from tprl.cost.selectors import (
     policy_flops,
     similarity_flops,
 )
-from tprl.cost.shapes import LANGUAGE_MODELS, LMShape, LVLMShape, PolicyShape, VisionShape, unknown
+from tprl.cost.shapes import (
+    FULL,
+    LANGUAGE_MODELS,
+    LINEAR,
+    SLIDING,
+    LinearShape,
+    LMShape,
+    LVLMShape,
+    PolicyShape,
+    VisionShape,
+    layer_kinds,
+    unknown,
+)
 
 __all__ = [
     "CONVENTION",
+    "FULL",
     "LANGUAGE_MODELS",
+    "LINEAR",
+    "SLIDING",
     "Grid",
     "Images",
     "LMShape",
     "LVLMShape",
+    "LinearShape",
     "PolicyShape",
     "VisionShape",
     "autoencoder_flops",
@@ -57,6 +73,7 @@ __all__ = [
     "greedy_flops",
     "grids",
     "kv_bytes",
+    "layer_kinds",
     "layer_mean",
     "lm_head_flops",
     "lm_layer_flops",

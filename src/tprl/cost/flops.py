@@ -3,7 +3,15 @@
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
-from tprl.cost.shapes import LMShape, LVLMShape, VisionShape
+from tprl.cost.shapes import (
+    FULL,
+    LINEAR,
+    SLIDING,
+    LinearShape,
+    LMShape,
+    LVLMShape,
+    VisionShape,
+)
 
 CONVENTION = (
     "FLOPs: 2 per multiply-accumulate; matrix products, convolutions and attention only; "
@@ -76,16 +84,45 @@ def projector_flops(shape: LVLMShape, images: Images = 1) -> int:
     """The MLP projectors over all patches, `merge` x `merge` of them side by side (CLS is dropped
     before)."""
     patches = sum(rows * columns for rows, columns in grids(shape.vision, images))
-    return shape.projectors * mlp_flops(shape.projector, patches // shape.vision.merge**2)
+    tokens = patches // shape.vision.merge**2
+    each = mlp_flops(shape.projector, tokens) + mlp_flops(shape.beside, tokens)
+    return shape.projectors * each
 
 
-def lm_layer_flops(lm: LMShape, new: int, context: int) -> int:
-    """One decoder layer over `new` tokens that attend to `context` keys (docs/baselines.md#flops,
-    times 2 FLOPs per MAC)."""
+def lm_layer_flops(lm: LMShape, new: int, context: int, kind: str = FULL) -> int:
+    """One decoder layer of a kind over `new` tokens that attend to `context` keys
+    (docs/baselines.md#flops, times 2 FLOPs per MAC)."""
+    mlp = new * 2 * lm.width * lm.ffn * (3 if lm.gated else 2)
+    if kind == LINEAR:
+        assert lm.linear is not None
+        return mlp + linear_attention_flops(lm.linear, lm.width, new, new < context)
     q, kv = lm.heads * lm.head_dim, lm.kv_heads * lm.head_dim
-    # Q and output, grouped K and V, MLP; then q k^T and its product with V over the context.
-    linear = 2 * lm.width * (2 * q + 2 * kv) + 2 * lm.width * lm.ffn * (3 if lm.gated else 2)
-    return new * linear + 4 * new * context * q
+    # A window masks the matrix of a whole prompt; later, older keys are no longer there.
+    if kind == SLIDING and new < context:
+        context = min(context, lm.window)
+    # Q (perhaps with a gate) and output, grouped K and V, then q k^T and its product with V over
+    # the context.
+    projections = new * 2 * lm.width * ((3 if lm.query_gate else 2) * q + 2 * kv)
+    return mlp + projections + 4 * new * context * q
+
+
+def linear_attention_flops(linear: LinearShape, width: int, new: int, cached: bool) -> int:
+    """Linear attention over `new` tokens: a prompt in chunks, or one token after a `cached` state,
+    whose recurrence is elementwise. Torch's counter does not count the two triangular systems of
+    each chunk, and neither does this."""
+    values = linear.value_heads * linear.value_dim
+    # Queries, keys and values; the output's gate and its projection; decay and strength by head.
+    projections = 2 * new * width * (linear.mixed + 2 * values + 2 * linear.value_heads)
+    # The convolution runs over its padding too: of a prompt behind it, of a token all that is kept.
+    places = 2 if cached else new + linear.kernel - 1
+    flops = projections + 2 * linear.mixed * linear.kernel * places
+    if cached:
+        return flops
+    # Of each chunk and head: keys with keys and with queries, weights with values, and three
+    # products of the state.
+    c, k, v = linear.chunk, linear.key_dim, linear.value_dim
+    chunk = 2 * (2 * c * c * k + c * c * v + 3 * c * k * v)
+    return flops + -(-new // c) * linear.value_heads * chunk
 
 
 def per_layer(lm: LMShape, tokens: int | Sequence[int]) -> tuple[int, ...]:
@@ -116,7 +153,16 @@ def kv_bytes(lm: LMShape, tokens: int | Sequence[int], dtype_bytes: int = 2) -> 
             count per layer.
         dtype_bytes: bytes per number, 2 for bfloat16.
     """
-    return 2 * lm.kv_heads * lm.head_dim * dtype_bytes * sum(per_layer(lm, tokens))
+    held = 0
+    for n, kind in zip(per_layer(lm, tokens), lm.mixers, strict=True):
+        if kind == LINEAR:  # whatever the prompt's length; the state is float32
+            assert lm.linear is not None
+            held += lm.linear.mixed * lm.linear.kernel * dtype_bytes + 4 * lm.linear.state
+            continue
+        # Of a window, the next query sees all but the oldest token.
+        cached = min(n, lm.window - 1) if kind == SLIDING else n
+        held += 2 * lm.kv_heads * lm.head_dim * dtype_bytes * cached
+    return held
 
 
 def prefill_flops(shape: LVLMShape, text_tokens: int, visual_tokens: int | Sequence[int]) -> int:
@@ -128,8 +174,9 @@ def prefill_flops(shape: LVLMShape, text_tokens: int, visual_tokens: int | Seque
         visual_tokens: kept visual tokens; one count per layer for methods that drop tokens inside
             the model.
     """
-    lengths = (text_tokens + v for v in per_layer(shape.lm, visual_tokens))
-    return sum(lm_layer_flops(shape.lm, n, n) for n in lengths)
+    lengths = [text_tokens + v for v in per_layer(shape.lm, visual_tokens)]
+    layers = zip(lengths, shape.lm.mixers, strict=True)
+    return sum(lm_layer_flops(shape.lm, n, n, kind) for n, kind in layers)
 
 
 def decode_flops(
@@ -142,7 +189,10 @@ def decode_flops(
     """
     lengths = [text_tokens + v for v in per_layer(shape.lm, visual_tokens)]
     # Step t reads one token and attends to the prompt, t earlier ones and itself.
-    return sum(lm_layer_flops(shape.lm, 1, n + t + 1) for t in range(steps) for n in lengths)
+    flops = 0
+    for n, kind in zip(lengths, shape.lm.mixers, strict=True):
+        flops += sum(lm_layer_flops(shape.lm, 1, n + t + 1, kind) for t in range(steps))
+    return flops
 
 
 def lm_head_flops(shape: LVLMShape, positions: int = 1) -> int:

@@ -8,8 +8,23 @@ from tprl.errors import UserError
 # Language models whose layers are attention with grouped keys and an MLP of three matrices,
 # compared with the counter.
 LANGUAGE_MODELS = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"}
+    {
+        "llama",
+        "mistral",
+        "ministral3",
+        "qwen2",
+        "qwen3",
+        "gemma3_text",
+        "glm4v_text",
+        "qwen3_5_text",
+        "qwen2_vl_text",
+        "qwen2_5_vl_text",
+        "qwen3_vl_text",
+    }
 )
+# How a layer of a language model mixes its tokens, as configs of transformers call it.
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+KINDS = (FULL, SLIDING, LINEAR)
 
 
 def unknown(what: str) -> UserError:
@@ -51,6 +66,39 @@ class VisionShape:
         return self.patches + self.cls
 
 
+def layer_kinds(text: Any) -> tuple[str, ...]:
+    """How each layer of a language model mixes its tokens, from its Hugging Face config."""
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:  # of older architectures all layers are alike
+        kinds = [SLIDING if getattr(text, "sliding_window", None) else FULL]
+        kinds *= text.num_hidden_layers
+    return tuple(kinds)
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """Linear attention by the gated delta rule (Yang et al. 2024, arXiv:2412.06464), as
+    transformers computes it without kernels: in chunks, over what a short convolution makes of
+    queries, keys and values."""
+
+    key_heads: int
+    key_dim: int
+    value_heads: int
+    value_dim: int
+    kernel: int  # tokens that the convolution sees
+    chunk: int = 64
+
+    @property
+    def mixed(self) -> int:
+        """Width of queries, keys and values side by side."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
+    def state(self) -> int:
+        """Numbers of the state that goes from token to token."""
+        return self.value_heads * self.key_dim * self.value_dim
+
+
 @dataclass(frozen=True)
 class LMShape:
     """A decoder-only transformer; `gated` is True for SwiGLU-like MLPs of three matrices."""
@@ -63,13 +111,23 @@ class LMShape:
     head_dim: int
     vocab: int
     gated: bool = True
+    # how each layer mixes its tokens, of `KINDS`; () means full attention in all of them
+    kinds: tuple[str, ...] = ()
+    window: int = 0  # tokens that a query of sliding attention sees, its own included
+    linear: LinearShape | None = None  # of layers of linear attention
+    query_gate: bool = False  # queries of full attention come with a gate as wide as they are
+
+    @property
+    def mixers(self) -> tuple[str, ...]:
+        """How each layer mixes its tokens."""
+        return self.kinds or (FULL,) * self.layers
 
     @classmethod
     def of(cls, text: Any) -> "LMShape":
         """The shape of a Hugging Face config of a language model.
 
         Raises:
-            UserError: none of `LANGUAGE_MODELS`, or one that attends to a sliding window.
+            UserError: none of `LANGUAGE_MODELS`, or a layer that is none of `KINDS`.
         """
         # An unknown layer would be counted wrongly without a word: refused instead.
         if text.model_type not in LANGUAGE_MODELS:
@@ -77,10 +135,9 @@ class LMShape:
                 f"the language model {text.model_type!r} (it "
                 f"knows {', '.join(sorted(LANGUAGE_MODELS))})"
             )
-        if getattr(text, "sliding_window", None):
-            raise unknown(
-                f"sliding windows (of {text.sliding_window} tokens in this {text.model_type})"
-            )
+        kinds = layer_kinds(text)
+        if strange := set(kinds) - set(KINDS):
+            raise unknown(f"layers of {min(strange)} (in this {text.model_type})")
         return cls(
             layers=text.num_hidden_layers,
             width=text.hidden_size,
@@ -90,7 +147,21 @@ class LMShape:
             head_dim=getattr(text, "head_dim", None)
             or text.hidden_size // text.num_attention_heads,
             vocab=text.vocab_size,
+            kinds=() if set(kinds) == {FULL} else kinds,
+            window=text.sliding_window if SLIDING in kinds else 0,
+            linear=_linear(text) if LINEAR in kinds else None,
+            query_gate=text.model_type == "qwen3_5_text",
         )
+
+
+def _linear(text: Any) -> LinearShape:
+    return LinearShape(
+        text.linear_num_key_heads,
+        text.linear_key_head_dim,
+        text.linear_num_value_heads,
+        text.linear_value_head_dim,
+        text.linear_conv_kernel_dim,
+    )
 
 
 @dataclass(frozen=True)
@@ -102,6 +173,7 @@ class LVLMShape:
     projector: tuple[int, ...]
     lm: LMShape
     projectors: int = 1  # of these widths, over the same tokens (deepstack has further ones)
+    beside: tuple[int, ...] = ()  # widths of what runs beside the projector, such as a gate
 
     @property
     def features(self) -> int:

@@ -279,6 +279,8 @@ def _infeasible(pruner: Any, ratio: float | None, lvlm: Any) -> str:
                     f"{pruner.name} drops tokens between layers, "
                     f"and {lvlm.name} has none: leave it out."
                 )
+            if hasattr(lvlm, "check_layers"):
+                lvlm.check_layers(pruner.name)
             pruner.stages(need_ratio(pruner.name, ratio), lvlm.layers)
         elif hasattr(pruner, "check_reach"):
             pruner.check_reach(ratio, lvlm.shape)

@@ -205,10 +205,14 @@ def check_images(samples: Sequence[Sample], prompt: str | None, name: str) -> No
 
 
 def gate_bias(
-    encoded: Encoded, gate: Float[Tensor, "B V"], answer: Bool[Tensor, "B A"]
+    encoded: Encoded,
+    gate: Float[Tensor, "B V"],
+    answer: Bool[Tensor, "B A"],
+    ahead: Bool[Tensor, "B S1 S1"] | None = None,
 ) -> Float[Tensor, "B 1 S1 S1"]:
     """What is added to attention logits so that visual token j weighs gate j (above 1e-6): causal,
-    over the prompts and their answers, of which `answer` tokens are real."""
+    over the prompts and their answers, of which `answer` tokens are real; `ahead` are later keys
+    that a query sees all the same."""
     # [B S1] log gate of every key, 0 on text and on the answer.
     column = gate.new_zeros(len(answer), encoded.embeds.shape[1] + answer.shape[1])
     row, token = encoded.visual_mask.nonzero(as_tuple=True)
@@ -221,6 +225,8 @@ def gate_bias(
     eye = torch.eye(size, dtype=torch.bool, device=gate.device)
     # padding sees itself, never nothing
     seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye
+    if ahead is not None:
+        seen = seen | ahead
     dtype = encoded.embeds.dtype
     return column.to(dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
@@ -236,18 +242,26 @@ def runs(mask: Bool[Tensor, "B S"]) -> list[list[tuple[int, int]]]:
     return spans
 
 
-def unique_images(samples: Sequence[Sample]) -> tuple[list[int], list[list[int]]]:
+def unique_images(
+    samples: Sequence[Sample], by_company: bool = False
+) -> tuple[list[int], list[list[int]]]:
     """Where each distinct image object comes first among the images of all samples, and for every
-    sample the numbers of its images among the distinct ones."""
-    numbers: dict[int, int] = {}
+    sample the numbers of its images among the distinct ones. `by_company` tells an image that is
+    alone in its prompt from the same one among others, of which a processor may make other
+    pixels."""
+    numbers: dict[tuple[int, bool], int] = {}
     first: list[int] = []
-    for place, image in enumerate(image for sample in samples for image in sample.images):
-        if id(image) not in numbers:
-            numbers[id(image)] = len(first)
-            first.append(place)
-    by_sample = []
+    by_sample: list[list[int]] = []
+    place = 0
     for sample in samples:
-        by_sample.append([numbers[id(image)] for image in sample.images])
+        by_sample.append([])
+        for image in sample.images:
+            key = id(image), by_company and len(sample.images) == 1
+            if key not in numbers:
+                numbers[key] = len(first)
+                first.append(place)
+            by_sample[-1].append(numbers[key])
+            place += 1
     return first, by_sample
 
 

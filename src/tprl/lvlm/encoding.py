@@ -38,7 +38,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
     """The half of `FrozenLVLM` that encodes: prompts as token ids, images as tokens, put together.
 
     Attributes:
-        known_extras, related, pixel_inputs, one_run: see `FrozenLVLM`.
+        known_extras, related, pixel_inputs, one_run, by_company: see `FrozenLVLM`.
         positions: position ids of the unpruned prompts.
         project: the projector.
         relate: finishes the extras that are `related`; of families that have some.
@@ -47,6 +47,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
     known_extras: frozenset[str]
     related: frozenset[str]
     one_run: bool
+    by_company: bool
     device: torch.device
     processor: Any
     tokenizer: Any
@@ -78,7 +79,8 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
         inputs, prompts = self.processed(samples) if prepared is None else prepared
         uids = [sample.uid for sample in samples]
         # Each distinct image passes the tower once, whatever number of samples show it.
-        seen, (first, occurrences) = Seen([], [], [], {}), unique_images(samples)
+        seen = Seen([], [], [], {})
+        first, occurrences = unique_images(samples, self.by_company)
         if first:
             pixels = self.pixels_of(inputs)
             pixels = pick_images(pixels, self.rows_per_image(pixels), first)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoProcessor
 
-from tprl.cost import LVLMShape
+from tprl.cost import FULL, LVLMShape, layer_kinds
 from tprl.errors import UserError
 from tprl.lvlm.batching import (
     Seen,
@@ -23,7 +23,7 @@ from tprl.lvlm.batching import (
 )
 from tprl.lvlm.blueprint import random_model
 from tprl.lvlm.encoding import Encoding
-from tprl.lvlm.layer_drop import LayerPlan, dropping
+from tprl.lvlm.layer_drop import LayerPlan, check_layers, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.overflow import watched
 from tprl.lvlm.prompting import Prompting
@@ -92,6 +92,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
     one_run = True  # whether the placeholders of an image follow each other
     workers: int = 0
+    by_company = False  # whether the processor makes other pixels of an image that is not alone
     coordinates: str = "relative"  # how it writes boxes, a key of `data.boxes.COORDINATES`
 
     def __init_subclass__(cls) -> None:
@@ -167,6 +168,23 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         return self.model.config.text_config.num_hidden_layers
 
     @property
+    def definition(self) -> str:
+        """What "pruned" means exactly. "masked": the same model with the dropped tokens masked out
+        of attention. "shorter": the stock model given a prompt without them, every other token at
+        its position; where layers do not attend to all tokens, masking is something else, since it
+        leaves gaps in windows and steps in recurrent states."""
+        kinds = layer_kinds(self.model.config.text_config)
+        return "masked" if set(kinds) == {FULL} else "shorter"
+
+    def check_layers(self, name: str) -> None:
+        """Refuse a method, by name, that drops tokens between layers which cannot be reached into.
+
+        Raises:
+            UserError: this model has such layers.
+        """
+        check_layers(self.model.config.text_config, name)
+
+    @property
     @abstractmethod
     def shape(self) -> LVLMShape:
         """What decides its FLOPs, from the config.
@@ -235,6 +253,13 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         made."""
         return (attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0)
 
+    def mask_inputs(
+        self, visual: Bool[Tensor, "B S"], more: int = 0
+    ) -> dict[str, Int[Tensor, "B _"]]:
+        """What the stock class's attention masks depend on beside padding, for prompts with these
+        visual columns and `more` tokens of an answer: its arguments by name."""
+        return {}
+
     @contextmanager
     def deepstack(
         self, deep: Float[Tensor, "B S F"] | None, visual: Bool[Tensor, "B S"]
@@ -272,6 +297,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         # Embeddings in place of ids: the stock class then neither sees images nor looks up words.
         with self.deepstack(prompt.deep, prompt.visual), dropping(self.model, prompt, plan):
             inputs = {"inputs_embeds": prompt.embeds, "attention_mask": prompt.attention.long()}
+            inputs |= self.mask_inputs(prompt.visual)
             with watched(self.model) as watch:
                 ids = self.model.generate(
                     **inputs, position_ids=axes(prompt.positions), **GREEDY, **options

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from tprl.budget import budget, image_rows, keep_top
-from tprl.cost import LMShape
+from tprl.cost import FULL, LMShape, layer_kinds
 from tprl.errors import UserError
 from tprl.types import Prompt, columns_of
 
@@ -185,6 +185,25 @@ class LayerPlan(NamedTuple):
         )
 
 
+def check_layers(text: Any, name: str) -> None:
+    """Refuse a method that drops tokens between layers, by `name`, on a language model, by its
+    config, whose layers are not all full attention with places in its rotary embedding alone.
+
+    Raises:
+        UserError: they are not.
+    """
+    kinds = set(layer_kinds(text)) - {FULL}
+    # Ministral 3 scales queries by their positions too, which are not told layer by layer.
+    scaled = bool((getattr(text, "rope_parameters", None) or {}).get("llama_4_scaling_beta"))
+    if not kinds and not scaled:
+        return
+    what = f"layers of {min(kinds).replace('_', ' ')}" if kinds else "queries scaled by position"
+    raise UserError(
+        f"{name} drops tokens between layers, and this LVLM has {what}, where that is not exact: "
+        "use a method that prunes before the language model, e.g. divprune."
+    )
+
+
 @contextmanager
 def dropping(model: Any, prompt: Prompt, plan: LayerPlan | None) -> Generator[None, None, None]:
     """While it lasts, the stock model reads the unpruned `prompt` as the plan says: in prefill and
@@ -197,13 +216,14 @@ def dropping(model: Any, prompt: Prompt, plan: LayerPlan | None) -> Generator[No
         plan: None changes nothing.
 
     Raises:
-        UserError: a drop before the layers that still add deepstack features.
+        UserError: a drop before the layers that still add deepstack features, or as `check_layers`.
     """
     if plan is None or not plan.stages or not bool(prompt.visual.any()):
         yield
         return
     parts = model.model
     language = parts.language_model if hasattr(parts, "language_model") else parts.text_model
+    check_layers(language.config, plan.pruner.name)
     # Deepstack adds features by the columns of the unpruned prompt.
     first = min(stage.before for stage in plan.stages)
     if prompt.deep is not None and first < prompt.deep.shape[-1] // prompt.embeds.shape[-1]:

@@ -252,11 +252,16 @@ class WithoutVideo(ProcessorMixin):
         return super().check_argument_for_proper_class(argument_name, argument)
 
 
-def image_only(processor_class: type[Any], source: str, **options: Any) -> Any:
-    """A processor `WithoutVideo`, from its parts in a folder or at a hub id."""
+def processor_parts(processor_class: type[Any], source: str) -> tuple[Any, Any, str | None]:
+    """Image processor, tokenizer and chat template in a folder or at a hub id."""
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     template = tokenizer.chat_template
     if template is None:  # then in a file of its own
         template = processor_class.get_processor_dict(source)[0].get("chat_template")
-    images = AutoImageProcessor.from_pretrained(source, backend="pil")
+    return AutoImageProcessor.from_pretrained(source, backend="pil"), tokenizer, template
+
+
+def image_only(processor_class: type[Any], source: str, **options: Any) -> Any:
+    """A processor `WithoutVideo`, from its parts in a folder or at a hub id."""
+    images, tokenizer, template = processor_parts(processor_class, source)
     return processor_class(images, tokenizer, None, chat_template=template, **options)

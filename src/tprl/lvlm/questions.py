@@ -38,13 +38,16 @@ class QuestionFinder:
     Args:
         processor: a stock processor, or a tokenizer with a chat template.
         image_token: id of the placeholder that stands for visual tokens.
+        written: what the template writes in the place of an image; None: that placeholder.
 
     Raises:
         UserError: there is no chat template.
     """
 
-    def __init__(self, processor: Any, image_token: int) -> None:
+    def __init__(self, processor: Any, image_token: int, written: str | None = None) -> None:
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.mark: str = self.tokenizer.convert_ids_to_tokens(image_token)
+        self.written = written or self.mark
         self.template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         if self.template is None:
             raise UserError(
@@ -248,10 +251,9 @@ class QuestionFinder:
         """Ids of a conversation of (role, parts); with `ends` nothing opens the answer."""
         contents = [self._parts(parts) for _, parts in turns]
         if self._of_texts:
-            mark = self.tokenizer.convert_ids_to_tokens(self.image_token)
             contents = []
             for _, parts in turns:
-                contents.append("\n".join(part or mark for part in parts))
+                contents.append("\n".join(part or self.mark for part in parts))
         return self._ids(turns, contents, ends)
 
     def _parts(self, parts: Sequence[str | None]) -> Any:
@@ -278,6 +280,9 @@ class QuestionFinder:
         text = self.tokenizer.apply_chat_template(
             messages, chat_template=self.template, add_generation_prompt=not ends, tokenize=False
         )
+        # What the processor would write there instead, as far as it is no white space.
+        if self.written != self.mark:
+            text = text.replace(self.written, f"{self.written}{self.mark}")
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _after_image(self, ids: list[int]) -> list[int]:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tprl.cost import FULL, layer_kinds
+from tprl.errors import UserError
 from tprl.lvlm.answers import AnswerTurn
 from tprl.lvlm.batching import (
     axes,
@@ -36,6 +38,7 @@ class AnswerReading:
     device: torch.device
     micro_batch: int
     deepstack: Callable[..., AbstractContextManager[None]]
+    mask_inputs: Callable[..., dict[str, Tensor]]
 
     @retry_smaller
     def score(
@@ -122,6 +125,7 @@ class AnswerReading:
                 position_ids=axes(torch.cat([part.positions, after], -1)),
                 logits_to_keep=width + 1,
                 use_cache=False,
+                **self.mask_inputs(part.visual, width),
             )
         # The logits before a token predict it: width + 1 columns, less what follows the last.
         return out.logits[:, :-1].float()
@@ -135,6 +139,7 @@ class AnswerReading:
                 position_ids=axes(prompt.positions),
                 logits_to_keep=1,
                 use_cache=True,
+                **self.mask_inputs(prompt.visual),
             )
 
     def check_written(
@@ -167,6 +172,9 @@ class AnswerReading:
 
         Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is
         one graph.
+
+        Raises:
+            UserError: a gate of 0 would not be pruning in all layers (`check_gates`).
         """
         ids = self.answer_ids(answers)
         real, width = ids >= 0, ids.shape[1]
@@ -180,13 +188,38 @@ class AnswerReading:
         with self.deepstack(encoded.deep, encoded.is_visual):
             out = language(
                 inputs_embeds=self._with_answer(encoded.embeds, ids),
-                attention_mask=gate_bias(encoded, gate, real),
+                attention_mask=self.gate_mask(encoded, gate, real),
                 position_ids=axes(positions),
                 use_cache=False,
             )
         # Called past the outermost hook of a model that is cut, it answers where its last layer is.
         logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).to(self.device)
         return mean_log_prob(logits.float(), ids)
+
+    def check_gates(self) -> None:
+        """Refuse to weigh visual tokens by gates where layers do not attend to all tokens.
+
+        Raises:
+            UserError: this model has such layers.
+        """
+        kinds = set(layer_kinds(self.model.config.text_config)) - {FULL}
+        if kinds:
+            raise UserError(
+                f"gates weigh the attention to visual tokens, and {self.name} has layers of "
+                f"{min(kinds).replace('_', ' ')}, where a gate of 0 is not pruning: train with "
+                "stage=lfd and stage=ppo instead of distill."
+            )
+
+    def gate_mask(
+        self, encoded: Encoded, gate: Float[Tensor, "B V"], real: Bool[Tensor, "B A"]
+    ) -> Any:
+        """The language model's masks with `gate_bias`; of the answers, `real` tokens are seen.
+
+        Raises:
+            UserError: see `check_gates`.
+        """
+        self.check_gates()
+        return gate_bias(encoded, gate, real)
 
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer, end token included."""
