@@ -20,7 +20,10 @@ def count(lvlm: FrozenLVLM) -> int:
     return int(lvlm.encode([LARGE]).visual_mask.sum())
 
 
-@pytest.mark.parametrize(("name", "side"), [("qwen2_vl", 28), ("qwen2_5_vl", 28), ("qwen3_vl", 32)])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("qwen2_vl", 28), ("qwen2_5_vl", 28), ("qwen3_vl", 32)],
+)
 def test_pixels(name: str, side: int) -> None:
     bounded = small(name, max_pixels=20 * side**2)
     assert count(bounded) <= 20 < count(small(name))
@@ -38,6 +41,7 @@ def test_tiles() -> None:
     assert count(small("smolvlm2")) == 9 * (4 + 1)
     assert count(small("smolvlm2", max_tiles=3)) == 9  # no square of more than one tile is within
     assert count(small("llava_next", max_tiles=2)) < count(small("llava_next"))
+    assert count(small("llava_onevision", max_tiles=1)) < count(small("llava_onevision"))
 
 
 def test_what_a_family_does_not_have_is_refused() -> None:

@@ -32,7 +32,7 @@ from tprl.lvlm.blueprint import (
 )
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import clip_settings, completed
-from tprl.lvlm.towers import cls_attention, in_place, layer_of, overheard, query_key
+from tprl.lvlm.towers import Call, cls_attention, in_place, layer_of, overheard, query_key
 
 
 class LlavaNext(FrozenLVLM):
@@ -106,13 +106,8 @@ class LlavaNext(FrozenLVLM):
         vision = config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
         # The stock class packs blank features: how many it cuts off depends on the image's shape.
-        blank = [torch.zeros(count, patches, 1) for count in self._crops(pixels["image_sizes"])]
-        packed, _ = self.model.model.pack_image_features(
-            blank,
-            pixels["image_sizes"],
-            config.vision_feature_select_strategy,
-            image_newline=torch.zeros(1),
-        )
+        blank = [torch.zeros(count, patches, 1) for count in self._crops(pixels)]
+        packed = self._packed(blank, pixels["image_sizes"], torch.zeros(1))
         return [len(tokens) for tokens in packed]
 
     def limit_tiles(self, most: int) -> None:
@@ -134,42 +129,63 @@ class LlavaNext(FrozenLVLM):
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
-        self._check_crops(values, pixels["image_sizes"])
+        self._check_crops(values, pixels)
         modules = self._sources(extras)
         # The newline is a bare parameter: offloading brings it here only while the module runs.
         with overheard(modules) as calls, in_place(self.model.model):
-            out = self.model.model.get_image_features(
-                values, image_sizes=pixels["image_sizes"], return_dict=True
-            )
-            newline = self.model.model.image_newline.to(out.pooler_output[0])
+            tokens = self._tokens(values, pixels)
+            newline = self.model.model.image_newline.to(tokens[0])
         features = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
-            query, keys = query_key(modules["cls_attention"], calls["cls_attention"].x, slice(0, 1))
-            features["cls_attention"] = cls_attention(query, keys)
-        tokens = list(out.pooler_output)
+            features["cls_attention"] = self._attention(
+                modules["cls_attention"], calls["cls_attention"]
+            )
         # The stock class returns newlines among the tokens: what equals the newline is one.
         separators = [(image == newline).all(-1) for image in tokens]
         config = self.model.config.vision_config
         side = config.image_size // config.patch_size
         # Extras go through the same packing as the tokens, so that each stays beside its own.
-        packed = {
-            name: self._pack(value, pixels["image_sizes"], separators)
-            for name, value in features.items()
-        }
-        tiles = [((side, side),) * count for count in self._crops(pixels["image_sizes"])]
+        packed = {name: self._pack(value, pixels, separators) for name, value in features.items()}
+        tiles = [((side, side),) * count for count in self._crops(pixels)]
         return Seen(
             tokens, [_views(rows, side) for rows in separators], tiles, packed, None, separators
         )
 
-    def _crops(self, sizes: Int[Tensor, "J 2"]) -> list[int]:
-        """Crops of images of these (height, width), the small view included."""
+    def _tokens(
+        self, values: Float[Tensor, "J N 3 Y X"], pixels: Mapping[str, Any]
+    ) -> list[Float[Tensor, "_ D"]]:
+        """Tokens of each image with its newlines, by the stock class."""
+        out = self.model.model.get_image_features(
+            values, image_sizes=pixels["image_sizes"], return_dict=True
+        )
+        return list(out.pooler_output)
+
+    def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I N"]:
+        """Attention of the CLS token of every crop to its patches."""
+        return cls_attention(*query_key(layer, call.x, slice(0, 1)))
+
+    def _crops(self, pixels: Mapping[str, Any]) -> list[int]:
+        """Crops of each image, the small view included."""
         config = self.model.config
         side = config.vision_config.image_size
         return [
-            image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes
+            image_size_to_num_patches(size, config.image_grid_pinpoints, side)
+            for size in pixels["image_sizes"]
         ]
 
-    def _check_crops(self, values: Float[Tensor, "J N 3 Y X"], sizes: Int[Tensor, "J 2"]) -> None:
+    def _packed(
+        self,
+        features: Sequence[Float[Tensor, "_ N C"]],
+        sizes: Int[Tensor, "J 2"],
+        newline: Float[Tensor, " C"],
+    ) -> Sequence[Float[Tensor, "_ C"]]:
+        """Features of the crops of each image as the stock class puts them into a row."""
+        strategy = self.model.config.vision_feature_select_strategy
+        return self.model.model.pack_image_features(
+            features, sizes, strategy, image_newline=newline
+        )[0]
+
+    def _check_crops(self, values: Float[Tensor, "J N 3 Y X"], pixels: Mapping[str, Any]) -> None:
         """The stock class drops crops that it does not expect; those of zeros alone are padding."""
         side = self.model.config.vision_config.image_size
         check_size(
@@ -180,7 +196,7 @@ class LlavaNext(FrozenLVLM):
             "give its image processor that size",
         )
         # Crops that are missing, or more of them than the stock class will read.
-        for crops, count in zip(values, self._crops(sizes), strict=True):
+        for crops, count in zip(values, self._crops(pixels), strict=True):
             beyond = int(crops[count:].flatten(1).any(1).sum())
             produced = len(crops[:count]) + beyond
             check_size(self.name, "a number of crops", [produced], [count], self.remedy)
@@ -211,18 +227,15 @@ class LlavaNext(FrozenLVLM):
     def _pack(
         self,
         values: Float[Tensor, "I N ..."],
-        sizes: Int[Tensor, "J 2"],
+        pixels: Mapping[str, Any],
         separators: Sequence[Bool[Tensor, " _"]],
     ) -> list[Float[Tensor, "_ ..."]]:
         """Values of the patches of all crops in the order of each image's visual tokens, without
         separators."""
         # Numbers per patch are packed as features of one channel: [I N 1].
         rows = values if values.ndim == 3 else values.unsqueeze(-1)
-        packed, _ = self.model.model.pack_image_features(
-            rows.split(self._crops(sizes)),
-            sizes,
-            "default",
-            image_newline=rows.new_zeros(rows.shape[-1]),
+        packed = self._packed(
+            rows.split(self._crops(pixels)), pixels["image_sizes"], rows.new_zeros(rows.shape[-1])
         )
         return [
             x[~newline.to(x.device)].flatten(1 if values.ndim == 3 else 0)
