@@ -222,7 +222,7 @@ class TestArguments:
                 "pretrained=tiny_llava/clip is a clip, and TPRL knows how to",
             ),
             ("pruner=keep_all,model=qwen2_vl", "the weights "),
-            ("pruner=keep_all,model=toy", "model must be one of internvl3, "),
+            ("pruner=keep_all,model=toy", "model must be one of gemma3, "),
             (
                 "pruner=keep_all,prunr=divprune",
                 "prunr is not an argument of the model tprl: use pretrained, ",

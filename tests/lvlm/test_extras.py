@@ -38,6 +38,7 @@ LAYERS: dict[str, Callable[[Any], Any]] = {
     "qwen3_vl": lambda parts: parts.visual.blocks[2].attn,
     "llava_next": lambda parts: parts.vision_tower.encoder.layers[1].self_attn,
     "llava_onevision": lambda parts: parts.vision_tower.encoder.layers[2].self_attn,
+    "gemma3": lambda parts: parts.vision_tower.encoder.layers[2].self_attn,
 }
 WITH_CLS = ("internvl3", "llava_next")
 

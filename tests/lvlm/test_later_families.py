@@ -6,13 +6,15 @@ import pytest
 import torch
 from PIL import Image
 from tests.lvlm.small import FIRST, families
-from tests.lvlm.test_families import SAMPLES
+from tests.lvlm.test_families import SAMPLES, some
 from tests.lvlm.test_flops import sample
 from tests.test_cost import counter
 
+import tprl
 from tprl import cost
-from tprl.bench.parity import forward, parity, stock_inputs
+from tprl.bench.parity import defined, forward, masked, parity, stock_inputs
 from tprl.build import load_component
+from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.splice import keep_all, splice
 from tprl.types import Sample
@@ -48,6 +50,52 @@ def test_the_cost_of_a_prompt(name: str) -> None:
         lvlm.model(**stock_inputs(lvlm, [asked]), logits_to_keep=1)
     total = cost.total(lvlm.shape, text_tokens=text, visual_tokens=visual, images=images)["total"]
     assert total == fc.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["gemma3"])
+def test_masking_is_not_dropping(name: str) -> None:
+    """Why these families have another definition: gaps in windows, steps in states."""
+    lvlm = small(name)
+    encoded = lvlm.encode(SAMPLES)
+    selection = some(encoded)
+    reference = masked(encoded, selection)
+    shorter = defined(lvlm, SAMPLES, selection)[:, -1]
+    assert (forward(lvlm, reference)[:, -1] - shorter).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["gemma3"])
+def test_methods_between_layers_are_refused(name: str) -> None:
+    lvlm = small(name)
+    what = "sliding attention" if name == "gemma3" else "linear attention"
+    sentence = rf"^fastv drops tokens between layers, and this LVLM has layers of {what}, where"
+    with pytest.raises(UserError, match=sentence):
+        tprl.prune(lvlm.model, "fastv", keep_ratio=0.5)
+    with pytest.raises(UserError, match=sentence):
+        lvlm.check_layers("fastv")
+
+
+class TestGemma3:
+    def test_gates_are_pruning_where_a_prompt_fits_the_window(self) -> None:
+        lvlm = small("gemma3", geometry={"text_config": {"sliding_window": 4096}})
+        encoded, answers = lvlm.encode([SAMPLES[0], TWO]), ["red", "yes"]
+        selection = some(encoded)
+        expected = lvlm.score(splice(encoded, selection), answers)[0]
+        found = lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
+        assert torch.allclose(found, expected, atol=1e-3)
+        lvlm.model.config.text_config.sliding_window = 24
+        with pytest.raises(UserError, match=r"a prompt of \d+ tokens is longer than the window of"):
+            lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
+
+    def test_an_image_sees_itself_whole_and_no_later_one(self) -> None:
+        lvlm = small("gemma3")
+        encoded = lvlm.encode([TWO])
+        (types,) = lvlm.mask_inputs(encoded.is_visual, 2)["token_type_ids"]
+        assert types.tolist() == [*encoded.is_visual[0].int().tolist(), 0, 0]
+        prompt = splice(encoded, keep_all(encoded))
+        blind = {"token_type_ids": torch.zeros_like(types).unsqueeze(0)}
+        expected = forward(lvlm, prompt)
+        lvlm.mask_inputs = lambda visual, more=0: blind  # type: ignore[method-assign]
+        assert (forward(lvlm, prompt) - expected).abs().max() > 0.02
 
 
 class TestLlavaOnevision:
