@@ -52,7 +52,7 @@ def test_the_cost_of_a_prompt(name: str) -> None:
     assert total == fc.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["gemma3"])
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_5"])
 def test_masking_is_not_dropping(name: str) -> None:
     """Why these families have another definition: gaps in windows, steps in states."""
     lvlm = small(name)
@@ -63,7 +63,7 @@ def test_masking_is_not_dropping(name: str) -> None:
     assert (forward(lvlm, reference)[:, -1] - shorter).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("name", ["gemma3"])
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_5"])
 def test_methods_between_layers_are_refused(name: str) -> None:
     lvlm = small(name)
     what = "sliding attention" if name == "gemma3" else "linear attention"
@@ -130,3 +130,17 @@ class TestLlavaOnevision:
         with torch.no_grad():
             expected = lvlm.model(**stock, logits_to_keep=1).logits
         assert torch.equal(forward(lvlm, splice(encoded, keep_all(encoded))), expected)
+
+
+def test_models_that_think_are_asked_for_an_answer_at_once() -> None:
+    lvlm = small("qwen3_5")
+    thinking = "{{ '<think>\\n\\n</think>\\n\\n' if enable_thinking is false else '<think>\\n' }}"
+    lvlm.processor.chat_template += thinking
+    assert lvlm.render(SAMPLES[0]).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    lvlm = small("qwen3_5")
+    lvlm.model.config.text_config.model_type = "qwen3_5_moe_text"
+    with pytest.raises(UserError, match=r"does not know the language model 'qwen3_5_moe_text'"):
+        _ = lvlm.shape

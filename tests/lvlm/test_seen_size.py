@@ -14,6 +14,7 @@ CONVENTIONS = {
     "qwen2_vl": "thousand",
     "qwen3_vl": "thousand",
     "qwen2_5_vl": "resized",
+    "qwen3_5": "thousand",
     "gemma3": "relative",
     "llava_onevision": "relative",
 }

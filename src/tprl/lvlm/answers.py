@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from tprl.lvlm.prompting import AT_ONCE
 from tprl.types import Utterance
 
 # no template changes or holds such letters
@@ -51,7 +52,11 @@ class AnswerTurn:
 
         def render(turns: list[dict[str, Any]], opens: bool) -> str:
             return self.tokenizer.apply_chat_template(
-                turns, chat_template=template, add_generation_prompt=opens, tokenize=False
+                turns,
+                chat_template=template,
+                add_generation_prompt=opens,
+                tokenize=False,
+                **AT_ONCE,
             )
 
         try:

@@ -10,6 +10,9 @@ from tprl.lvlm.batching import check_images
 from tprl.lvlm.texts import Misreader, Placed, placed
 from tprl.types import Sample
 
+# Templates of models that may think are asked for an answer at once; others do not read it.
+AT_ONCE: dict[str, Any] = {"enable_thinking": False}
+
 
 def adds_bos(tokenizer: Any) -> bool:
     """Whether a tokenizer begins every text with its BOS."""
@@ -113,7 +116,7 @@ class Prompting:
             )
         # The tokenizer renders: some processors ask their video half for settings first.
         text = self.tokenizer.apply_chat_template(
-            turns, chat_template=template, add_generation_prompt=True, tokenize=False
+            turns, chat_template=template, add_generation_prompt=True, tokenize=False, **AT_ONCE
         )
         # Of a folder that was exported for an engine the template writes the BOS, and the tokenizer
         # would add another.
