@@ -132,6 +132,32 @@ class TestLlavaOnevision:
         assert torch.equal(forward(lvlm, splice(encoded, keep_all(encoded))), expected)
 
 
+class TestMistral3:
+    def test_padding_beside_a_larger_image_changes_nothing(self) -> None:
+        lvlm = small("mistral3")
+        images = [Image.new("RGB", size, (200, 30, 30)) for size in ((100, 100), (60, 30))]
+        inputs = lvlm.processor(text=["[IMG][IMG]"], images=[images], return_tensors="pt")
+        (one,) = lvlm.processor(text=["[IMG]"], images=[images[1:]], return_tensors="pt")[
+            "pixel_values"
+        ]
+        pixels = lvlm.pixels_of(inputs)
+        assert pixels["image_grid_thw"].tolist() == [[1, 8, 8], [1, 4, 6]]
+        alone = lvlm.pixels_of({"pixel_values": one[None], "image_sizes": [one.shape[1:]]})
+        assert torch.equal(pixels["pixel_values"][64:], alone["pixel_values"])
+
+    def test_it_needs_no_torchvision(self) -> None:
+        from tprl.lvlm.mistral3 import stock_processor
+
+        assert stock_processor().__name__ == "PixtralProcessor"
+
+    def test_queries_scaled_by_position_bar_methods_between_layers(self) -> None:
+        lvlm = small("mistral3")
+        lvlm.check_layers("fastv")
+        lvlm.model.config.text_config.rope_parameters["llama_4_scaling_beta"] = 0.1
+        with pytest.raises(UserError, match="this LVLM has queries scaled by position, where"):
+            lvlm.check_layers("fastv")
+
+
 def test_models_that_think_are_asked_for_an_answer_at_once() -> None:
     lvlm = small("qwen3_5")
     thinking = "{{ '<think>\\n\\n</think>\\n\\n' if enable_thinking is false else '<think>\\n' }}"

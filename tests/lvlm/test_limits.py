@@ -20,6 +20,14 @@ def count(lvlm: FrozenLVLM) -> int:
     return int(lvlm.encode([LARGE]).visual_mask.sum())
 
 
+def test_pixels_of_a_square() -> None:
+    """Mistral 3 bounds the longer side alone."""
+    bounded = small("mistral3", max_pixels=9 * 28**2 + 100)
+    assert count(bounded) == 3 * 3 < count(small("mistral3"))
+    with pytest.raises(UserError, match=r"max_pixels=9 is less than the 784 pixels of one token"):
+        small("mistral3", max_pixels=9)
+
+
 @pytest.mark.parametrize(
     ("name", "side"),
     [("qwen2_vl", 28), ("qwen2_5_vl", 28), ("qwen3_vl", 32)],

@@ -16,6 +16,7 @@ CONVENTIONS = {
     "qwen2_5_vl": "resized",
     "qwen3_5": "thousand",
     "gemma3": "relative",
+    "mistral3": "relative",
     "llava_onevision": "relative",
 }
 
