@@ -41,6 +41,7 @@ LAYERS: dict[str, Callable[[Any], Any]] = {
     "gemma3": lambda parts: parts.vision_tower.encoder.layers[2].self_attn,
     "qwen3_5": lambda parts: parts.visual.blocks[2].attn,
     "mistral3": lambda parts: parts.vision_tower.transformer.layers[1].attention,
+    "glm4v": lambda parts: parts.visual.blocks[2].attn,
 }
 WITH_CLS = ("internvl3", "llava_next")
 

@@ -30,7 +30,7 @@ def test_pixels_of_a_square() -> None:
 
 @pytest.mark.parametrize(
     ("name", "side"),
-    [("qwen2_vl", 28), ("qwen2_5_vl", 28), ("qwen3_vl", 32)],
+    [("qwen2_vl", 28), ("qwen2_5_vl", 28), ("qwen3_vl", 32), ("glm4v", 28)],
 )
 def test_pixels(name: str, side: int) -> None:
     bounded = small(name, max_pixels=20 * side**2)

@@ -15,6 +15,7 @@ CONVENTIONS = {
     "qwen3_vl": "thousand",
     "qwen2_5_vl": "resized",
     "qwen3_5": "thousand",
+    "glm4v": "thousand",
     "gemma3": "relative",
     "mistral3": "relative",
     "llava_onevision": "relative",
@@ -25,7 +26,7 @@ def small(name: str) -> FrozenLVLM:
     return load_component("model", name, pretrained=None, dtype="float32")
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "glm4v"])
 def test_it_is_what_the_stock_processor_makes_of_an_image(name: str) -> None:
     lvlm = small(name)
     images = lvlm.processor.image_processor

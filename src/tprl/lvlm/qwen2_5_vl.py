@@ -185,7 +185,7 @@ class Qwen25VL(FrozenLVLM):
         block = max(config.fullatt_block_indexes) if self.windows else -1
         modules = {
             "cls_attention": tower.blocks[block].attn,
-            "vision_features": tower.merger,
+            "vision_features": self._merger,
         }
         with overheard({name: modules[name] for name in extras & modules.keys()}) as calls:
             out = self.model.model.get_image_features(values, image_grid_thw=grid, return_dict=True)
@@ -193,9 +193,9 @@ class Qwen25VL(FrozenLVLM):
         # A token is `merge` x `merge` patches, which follow each other.
         views = [(h // merge, w // merge) for _, h, w in grid.tolist()]
         counts = [rows * columns for rows, columns in views]
-        features = {
-            name: call.x.view(-1, merge**2 * call.x.shape[-1]) for name, call in calls.items()
-        }
+        features: dict[str, Tensor] = {}
+        if "vision_features" in calls:
+            features["vision_features"] = self._side_by_side(calls["vision_features"].x)
         if "cls_attention" in calls:
             sizes = [count * merge**2 for count in counts]
             patches = self._attention(modules["cls_attention"], calls["cls_attention"], sizes)
@@ -232,6 +232,16 @@ class Qwen25VL(FrozenLVLM):
         pixels = {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grid)}
         seen = self.look(pixels, frozenset())
         return list(seen.tokens), None if seen.deep is None else list(seen.deep)
+
+    @property
+    def _merger(self) -> Any:
+        """The module that reads the patches which become a token."""
+        return self.model.model.visual.merger
+
+    def _side_by_side(self, x: Float[Tensor, "..."]) -> Float[Tensor, "N C"]:
+        """What the merger was given, the patches of a token side by side."""
+        merge = self.model.config.vision_config.spatial_merge_size
+        return x.view(-1, merge**2 * x.shape[-1])
 
     def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
         """What deeper layers of the tower add, per image (see `Encoded.deep`)."""
