@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = "[llava,llava_next,qwen2_vl,qwen2_5_vl,qwen3_vl,internvl3,smolvlm2]"
+FAMILIES = (
+    "[llava,llava_next,llava_onevision,qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_5,internvl3,smolvlm2,"
+    "gemma3,mistral3,glm4v]"
+)
 LLAVA_7B = ("model=llava", "model.pretrained=null", "geometry=llava_1_5_7b", "model.dtype=bfloat16")
 QUIET = ("logger=none",)
 OUT = "{out}"  # in the words of a command: the check's own folder
