@@ -32,6 +32,7 @@ class TestConfigs:
             "lfd",
             "ppo",
             "pretrain",
+            "tune",
         ]
 
     @pytest.mark.parametrize(("group", "name"), EVERY)

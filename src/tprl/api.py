@@ -11,6 +11,7 @@ from tprl.build import choices, load_component, target_of
 from tprl.errors import UserError
 from tprl.evaluation.calibration import calibration_of
 from tprl.evaluation.retention import check_share
+from tprl.lvlm.adapters import add_adapter
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.lvlm.pruned import Pruning
@@ -30,6 +31,7 @@ def prune(
     retention: float | None = None,
     confidence: float = 0.9,
     calibration: str | Path | None = None,
+    adapter: str | Path | None = None,
     processor: Any = None,
     positions: str = "keep",
 ) -> Pruning:
@@ -54,6 +56,8 @@ def prune(
             calibration (`python -m src.eval mode=calibrate`).
         confidence: in (0, 1), that a calibration gives of it.
         calibration: the directory of that command; by default what lies beside the pruner.
+        adapter: a run of `stage=tune`, or its `adapter/`: the language model reads pruned prompts
+            with it until `undo()`; weights are not changed.
         processor: the model's processor or tokenizer, for pruners that read the question; by
             default the one that belongs to the weights that the model was loaded from.
         positions: "keep" leaves survivors at their places, "compact" closes the gaps.
@@ -64,54 +68,86 @@ def prune(
 
     Raises:
         UserError: a model without image tokens that we know, a wrapper whose model inside cannot be
-            pruned, a pruner made for another one, a ratio outside (0, 1], or a retention without
-            calibration, with that of another model, or one from too few questions.
+            pruned, a pruner made for another one, a ratio outside (0, 1], a retention without
+            calibration, with that of another model, or one from too few questions, or an adapter of
+            another model.
     """
     if positions not in ("keep", "compact"):
         raise UserError(f"positions must be keep or compact, got {positions}.")
     # Checks first, from the cheapest on: a model that is refused stays as it was.
-    wrapper, model = model, stock_model(model)
-    lvlm = family_of(model).around(model, processor)
-    built: Any = pruner
-    if isinstance(pruner, str):
-        if pruner not in choices("pruner"):
-            raise UserError(
-                f"pruner={pruner} does not exist; choose one of: {', '.join(choices('pruner'))}, "
-                "or give what tprl.Pruner.from_pretrained(folder or hub id) returns."
-            )
-        built = load_component("pruner", pruner)
+    stock = stock_model(model)
+    lvlm = family_of(stock).around(stock, processor)
+    take_off = None if adapter is None else add_adapter(stock, adapter, merge=False)
+    try:
+        built = _built(pruner)
+        if retention is not None:
+            _check_alone(retention, keep_ratio=keep_ratio, threshold=threshold)
+            if positions != "keep":  # calibrations are made with survivors at their places
+                raise UserError(f"retention={retention} is calibrated for positions=keep: use it.")
+            scored = calibration_of(built, calibration)
+            scored.check(stock, built)
+            built, keep_ratio, _ = scored.serve(built, retention, confidence)
+        else:
+            built, keep_ratio = _settled(built, keep_ratio, threshold)
+        pruning = _pruning(lvlm, built, keep_ratio, positions, model)
+    except Exception:
+        if take_off is not None:
+            take_off()
+        raise
+    pruning.take_off = take_off
+    return pruning
+
+
+def _built(pruner: Any) -> Any:
+    """A pruner, by name or as it is."""
+    if not isinstance(pruner, str):
+        return pruner
+    if pruner not in choices("pruner"):
+        raise UserError(
+            f"pruner={pruner} does not exist; choose one of: {', '.join(choices('pruner'))}, "
+            "or give what tprl.Pruner.from_pretrained(folder or hub id) returns."
+        )
+    return load_component("pruner", pruner)
+
+
+def _settled(
+    pruner: Any, keep_ratio: float | None, threshold: float | None
+) -> tuple[Any, float | None]:
+    """The pruner and its keep ratio, once it is sure that something decides how many tokens
+    live."""
     if keep_ratio is not None:
         keep_ratio = check_keep_ratio(keep_ratio)
-    if retention is not None:
-        _check_alone(retention, keep_ratio=keep_ratio, threshold=threshold)
-        if positions != "keep":  # calibrations are made with survivors at their places
-            raise UserError(f"retention={retention} is calibrated for positions=keep: use it.")
-        kept = calibration_of(built, calibration)
-        kept.check(model, built)
-        built, keep_ratio, _ = kept.serve(built, retention, confidence)
-    elif threshold is not None:
-        built = _with_threshold(built, keep_ratio, threshold)
-    elif keep_ratio is None and not getattr(built, "decides_alone", False):
+    if threshold is not None:
+        return _with_threshold(pruner, keep_ratio, threshold), keep_ratio
+    if keep_ratio is None and not getattr(pruner, "decides_alone", False):
         raise UserError(
-            f"{built.name} needs a kept fraction of the visual "
+            f"{pruner.name} needs a kept fraction of the visual "
             "tokens: give keep_ratio in (0, 1], e.g. 1/3."
         )
-    _check_fit(built, lvlm)
-    if isinstance(built, LayerPruner) and keep_ratio is not None:
-        lvlm.check_layers(built.name)
-        built.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean
+    return pruner, keep_ratio
+
+
+def _pruning(
+    lvlm: FrozenLVLM, pruner: Any, keep_ratio: float | None, positions: str, wrapper: Any
+) -> Pruning:
+    """The stock model inside `lvlm` with its `generate` replaced; `wrapper` is what prune got."""
+    model = lvlm.model
+    _check_fit(pruner, lvlm)
+    if isinstance(pruner, LayerPruner) and keep_ratio is not None:
+        lvlm.check_layers(pruner.name)
+        pruner.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean
     if isinstance(model.generate, Pruning):
         raise UserError(
             "this model is pruned already: call undo() on the handle that prune returned first."
         )
     # Only pruners that read questions need a processor, and finding it may take the hub.
     finder = None
-    if getattr(built, "reads_question", False):
+    if getattr(pruner, "reads_question", False):
         if lvlm.processor is None:
-            lvlm = type(lvlm).around(model, _processor(lvlm, built.name))
+            lvlm = type(lvlm).around(model, _processor(lvlm, pruner.name))
         finder = QuestionFinder(lvlm.processor, lvlm.image_token, lvlm.placeholder)
     # Some wrappers hold a bound copy of `generate`, which no longer asks the model for it.
-    pruning = Pruning(lvlm, built, keep_ratio, finder, positions)
+    pruning = Pruning(lvlm, pruner, keep_ratio, finder, positions)
     if (
         wrapper is not model
         and getattr(getattr(wrapper, "generate", None), "__self__", None) is model

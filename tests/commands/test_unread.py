@@ -66,6 +66,7 @@ UNREAD_BY_STAGE = {
     "ppo": {"pruner"},
     "distill": {"pruner", "reward", "cache"},
     "adapt": {"pruner", "reward", "cache"},
+    "tune": {"policy", "reward", "cache"},
     "pretrain": {"dataset", "policy", "pruner", "reward", "cache"},
 }
 EVAL_MODE = {mode: f"mode={mode}" for mode in EVAL_READS} | {

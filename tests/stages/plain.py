@@ -11,6 +11,7 @@ from tprl.stages.base import Stage
 from tprl.stages.distill import Distill
 from tprl.stages.lfd import LfD
 from tprl.stages.ppo import PPO
+from tprl.stages.tune import Tune
 
 SETTINGS: dict[type[Stage], dict[str, Any]] = {
     AutoencoderStage: {
@@ -69,6 +70,18 @@ SETTINGS: dict[type[Stage], dict[str, Any]] = {
         "validate_every": 50,
     },
     Adapt: {"epochs": 15, "batch_size": 64, "lr": 1e-3, "weight_decay": 0.05},
+    Tune: {
+        "iterations": 2,
+        "prompts": 4,
+        "keep_ratio": 0.25,
+        "answers": "reference",
+        "rank": 4,
+        "alpha": 8.0,
+        "projector": False,
+        "lr": 1e-2,
+        "grad_clip": 1.0,
+        "validate_every": 100,
+    },
     Pretrain: {
         "vision_steps": 2000,
         "language_steps": 9000,

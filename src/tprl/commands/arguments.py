@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 from tprl.build import build
 from tprl.commands.plan import no_answers
 from tprl.commands.setup import plain
-from tprl.commands.stages import class_of, needs
-from tprl.pruners.learned import LearnedPruner
+from tprl.commands.stages import class_of, in_one_table, needs
 from tprl.runtime.store import Cache
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.lengths import check_lengths
@@ -20,22 +19,33 @@ from tprl.types import LVLM, Dataset
 
 
 class Arguments:
-    """The half of `train.Training` that makes what stages are built of."""
+    """The half of `runs.ModelRun` that makes what stages are built of."""
 
     cfg: DictConfig
     lvlm: LVLM
     train_set: Dataset
     val_set: Dataset
-    pruner: LearnedPruner
     _lengths_checked: bool
+
+    @cached_property
+    def selector(self) -> Any:
+        """The pruner of the group `pruner`, for stages that leave it as it is."""
+        return build(self.cfg.pruner)
+
+    def extras_of(self, config: Any) -> frozenset[str]:
+        """What the pruner that a stage serves reads beside the tokens."""
+        return (
+            frozenset(self.selector.extras)
+            if "selector" in needs(class_of(config))
+            else frozenset()
+        )
 
     def _served(self, config: Any, **others: Any) -> ServedScore:
         """The validation score of a stage."""
         labels = self.check_labels(config)
         options = {**plain(config.served), **others}
-        return ServedScore(
-            self.lvlm, self.val_set, labels=labels, extras=self.pruner.extras, **options
-        )
+        extras = self.extras_of(config)
+        return ServedScore(self.lvlm, self.val_set, labels=labels, extras=extras, **options)
 
     def check_labels(self, config: Any) -> bool:
         """Whether a stage is scored by reference answers. Refuses, before anything is computed,
@@ -48,7 +58,9 @@ class Arguments:
         if "served" not in needs(kind):
             return False
         reward = build(self.cfg.reward) if "reward" in needs(kind) else None
-        there, reads = getattr(self.train_set, "labelled", True), kind.reads_answers(reward)
+        settings = in_one_table("stage", plain(config))
+        there = getattr(self.train_set, "labelled", True)
+        reads = kind.reads_answers(reward, settings)
         if reads and not there:
             raise no_answers(config.name, self.train_set.name)
         if there and (reward is None or reads):

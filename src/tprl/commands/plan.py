@@ -40,13 +40,17 @@ def check_plan(plain: Plain) -> None:
         kind.check(key, settings, plain)
         _check_steps(key, settings, plain["policy"])
         _check_runner(key, kind, settings)
-    if not any("pruner" in needs(kind) for kind, _ in stages.values()):
-        return
-    _check_policy(plain)
+    learns = any("pruner" in needs(kind) for kind, _ in stages.values())
+    if learns:
+        _check_policy(plain)
     for kind, settings in stages.values():
-        _check_labels(kind, settings["name"], plain)
+        _check_labels(kind, settings, plain)
         if "demonstrator" in needs(kind):
             check_demonstrator(plain.get("pruner"))
+        if "selector" in needs(kind) and not plain.get("pruner"):
+            raise UserError(f"stage={settings['name']} needs a pruner: set pruner=<name>.")
+    if not learns:
+        return
     if "chain" in plain["stage"]:
         _check_chain(plain)
     elif source := plain["stage"].get("init_from"):
@@ -142,13 +146,15 @@ def _check_policy(plain: Plain) -> None:
         )
 
 
-def _check_labels(kind: type[Stage], name: str, plain: Plain) -> None:
+def _check_labels(kind: type[Stage], settings: Plain, plain: Plain) -> None:
     """Whether a stage reads answers that the dataset was said not to have."""
+    name = settings["name"]
     dataset = plain["dataset"]
     maker = target_at(dataset["_target_"])
     if dataset.get("labelled", getattr(maker, "labelled", True)):
         return
-    if kind.reads_answers(build(plain["reward"]) if "reward" in needs(kind) else None):
+    reward = build(plain["reward"]) if "reward" in needs(kind) else None
+    if kind.reads_answers(reward, settings):
         raise no_answers(name, getattr(maker, "name", maker.__name__))
 
 

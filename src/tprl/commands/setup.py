@@ -24,7 +24,9 @@ from tprl.evaluation.entries import (
     trained_entries,
 )
 from tprl.evaluation.evaluator import Entry
+from tprl.evaluation.results import FULL
 from tprl.evaluation.sweep import Sweep, read_sweep
+from tprl.lvlm.adapters import FOLDER as ADAPTER
 from tprl.runtime import distributed, run_directory
 from tprl.runtime.provenance import provenance
 from tprl.runtime.tracking import Tracker
@@ -49,7 +51,7 @@ def asked_entries(
     groups: list[list[Entry]] = []
     if cfg.run:
         cfg = with_run_config(cfg, Path(cfg.run))
-        groups.append(trained_entries(Path(cfg.run), settings))
+        groups.append(entries_of_run(Path(cfg.run), settings))
     swept = None
     if cfg.sweep:
         same = [group for group in ("model", "dataset") if not chosen(group)]
@@ -71,6 +73,16 @@ def asked_entries(
             "training run>, sweep, runs, pruner=<name> or pruners."
         )
     return cfg, entries, swept
+
+
+def entries_of_run(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
+    """The pruner of a run and its modes; of one that tuned a model under a rule, which leaves
+    nothing of its own, that rule."""
+    if (run / "pruner").is_dir() or not (run / ADAPTER).is_dir():
+        return trained_entries(run, settings)
+    config = run_directory.read_yaml(run / "config.yaml", COPY_AGAIN).pruner
+    entries = seeded_entries(lambda **live: build(config, **live), settings)
+    return [entry for entry in entries if entry.name != FULL]
 
 
 def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
@@ -95,12 +107,20 @@ def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
     run_directory.settings_of(
         run, run_directory.DONE
     )  # the report quotes it: damage is said now, not after the evaluation
+    tuned = (run / ADAPTER).is_dir()
+    if tuned and chosen("model") and not cfg.model.get("adapter"):
+        raise UserError(
+            f"run={run} tuned its model, and another one is named: leave model out, or add "
+            f"model.adapter={run / ADAPTER}."
+        )
     if chosen("model") and chosen("dataset"):
         return cfg
     before = run_directory.read_yaml(path, COPY_AGAIN)
     for group in ("model", "dataset"):
         if not chosen(group):
             OmegaConf.update(cfg, group, before[group], merge=False, force_add=True)
+    if tuned and not chosen("model"):
+        OmegaConf.update(cfg, "model.adapter", str(run / ADAPTER), force_add=True)
     return cfg
 
 
@@ -109,7 +129,7 @@ def _which(group: str, table: dict[str, Any]) -> dict[str, Any]:
     may differ."""
     if group == "dataset":
         return table
-    return {key: table.get(key) for key in ("name", "pretrained")}
+    return {key: table.get(key) for key in ("name", "pretrained", "adapter")}
 
 
 def with_arms_config(cfg: DictConfig, arms: Mapping[str, Any]) -> DictConfig:

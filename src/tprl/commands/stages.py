@@ -37,6 +37,7 @@ BUILT_FROM = {
     "pruner": "policy",
     "dataset": "dataset",
     "demonstrator": "pruner",
+    "selector": "pruner",
     "reward": "reward",
     "cache": "cache",
 }

@@ -1,54 +1,38 @@
-"""From a composed config to a trained pruner.
-
-The runner builds what the constructor of a stage names, trains it, and does around it what its
-class declares (`stages/base.py`). It knows no stage by name.
-"""
+"""From a composed config to a trained pruner, or to whatever else a stage trains."""
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import build, conf_dir, load_component
-from tprl.commands.arguments import Arguments
 from tprl.commands.check import check_first
 from tprl.commands.entry import chosen
 from tprl.commands.evaluate import Evaluation, evaluate_elsewhere, evaluate_entries, open_datasets
 from tprl.commands.options import checked
 from tprl.commands.plan import check_plan
-from tprl.commands.setup import make_dataset, make_logger, plain, start
-from tprl.commands.stages import class_of, in_one_table, needs
-from tprl.commands.threads import use_threads
-from tprl.data.taking import passed_over
+from tprl.commands.runs import ModelRun, Run
+from tprl.commands.setup import make_dataset, plain, start
+from tprl.commands.stages import class_of, needs
 from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries, with_regions
 from tprl.evaluation.evaluator import check_answers, check_cost, check_entries
 from tprl.evaluation.results import card_results, mean_accuracy
 from tprl.pruners.folder import find_pruner, load_weights, read_config
 from tprl.pruners.learned import LearnedPruner, check_family, load_pruner, pruner_from
-from tprl.report.overlays import Overlays
 from tprl.runtime import distributed
 from tprl.runtime.checkpoint import (
-    Finished,
-    SaveEvery,
-    checkpoint_of,
     csv_position,
     draw_from,
     draws,
-    keep_rows,
 )
-from tprl.runtime.curves import Curves, write_curves
-from tprl.runtime.progress import FitProgress
-from tprl.runtime.tracking import Tracker, log_weights
+from tprl.runtime.tracking import log_weights
 from tprl.scoring.validation import after_these
 from tprl.stages.base import Stage
 from tprl.stages.calibrate import calibrate_fade
-from tprl.types import LVLM, Dataset
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +53,15 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
     if "chain" in cfg.stage:
         check_first(cfg)
         return _train_chain(Training(cfg, directory))
-    if "pruner" not in needs(class_of(cfg.stage)):
+    needed = needs(class_of(cfg.stage))
+    if "lvlm" not in needed:
         return Run(cfg, directory).part(cfg.stage, None)
+    if "pruner" not in needed:
+        other = ModelRun(cfg, directory)
+        other.check_labels(cfg.stage)
+        result = other.part(cfg.stage, None)
+        other.keep_curves()
+        return result
     run = Training(cfg, directory)
     run.check_labels(cfg.stage)
     if run.finished.state is None:  # otherwise it holds the weights
@@ -118,144 +109,12 @@ def _train_chain(run: "Training") -> float | None:
     return mean_accuracy(rows, entries[0].name)
 
 
-class Run:
-    """One or more stages in a directory: what is finished, what goes on, and the trainer of each.
-
-    Args:
-        cfg: the checked config.
-        directory: of the run.
-    """
-
-    def __init__(self, cfg: DictConfig, directory: Path) -> None:
-        self.cfg, self.directory = cfg, directory
-        self.logger: Any = None
-        self.curves: dict[str, list[tuple[float, float]]] = {}
-        self.writes = True  # the only rank, or the first of several
-
-    @cached_property
-    def finished(self) -> Finished:
-        """What an interrupted run had finished."""
-        return Finished(self.directory, bool(self.cfg.get("resume")))
-
-    def part(self, config: Any, folder: Path | None) -> float | None:
-        """Train one stage, unless a run that this one goes on with has finished it.
-
-        Args:
-            config: both blocks of the stage's yaml.
-            folder: where the pruner goes; None: the stage trains none.
-        """
-        if config.name in self.finished.parts:
-            return None
-        module = self.fit(config, folder, config.name)
-        self.note(config.name)
-        return module.result
-
-    def fit(self, config: Any, folder: Path | None, part: str) -> Stage:
-        """Build a stage, train it and keep what it made; `part` is the name of its checkpoint."""
-        module = self.built(config)
-        trainer, checkpoint = self.trainer_of(module, config, part)
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        self.after(module, config, folder)
-        return module
-
-    def built(self, config: Any) -> Stage:
-        """The stage, with all that its constructor names."""
-        use_threads(self.cfg, self.directory)
-        self.logger = make_logger(self.cfg, self.directory)
-        return self.module_of(config)
-
-    def module_of(self, config: Any) -> Stage:
-        """The stage, with what its constructor names of `makers`, and what the stage builds
-        itself."""
-        kind = class_of(config)
-        live = {name: make(config) for name, make in self.makers.items() if name in needs(kind)}
-        arguments = kind.own_arguments(in_one_table("stage", plain(config)), self.cfg.seed)
-        return build(config.module, **live, **arguments)
-
-    @property
-    def makers(self) -> Mapping[str, Callable[[Any], Any]]:
-        """What makes arguments of constructors from the settings of their stage, by the arguments'
-        names."""
-        return {"seed": lambda config: self.cfg.seed}
-
-    def after(self, module: Stage, config: Any, folder: Path | None) -> None:
-        """What the stage leaves behind."""
-        module.save(self.directory)
-
-    def note(self, part: str) -> None:
-        """The part is done: a resumed run starts after it."""
-
-    def trainer_of(self, module: Stage, config: Any, part: str) -> tuple[pl.Trainer, str | None]:
-        """The trainer of a stage, and the checkpoint from which an interrupted one goes on."""
-        checkpoint = checkpoint_of(self.directory, part) if self.cfg.get("resume") else None
-        if checkpoint is None and self.logger:  # the part begins; rows of an attempt at it go
-            keep_rows(
-                [self.logger], 0 if self.finished.state is None else self.finished.state["rows"]
-            )
-        self.following = Curves(module.curve_titles, module.held_out_titles)
-        callbacks: list[pl.Callback] = [
-            FitProgress(config.name, max(0, module.max_steps) or None),
-            self.following,
-        ]
-        callbacks += [
-            SaveEvery(self.directory, config.get("save_every"), part),
-            *self._pictures(module, config.name),
-        ]
-        trainer = build(
-            self.cfg.trainer,
-            **self.device(),
-            max_epochs=module.epochs,
-            max_steps=module.max_steps,
-            logger=self.logger,
-            callbacks=callbacks,
-            enable_progress_bar=False,
-            log_every_n_steps=config.get("log_every", 1),
-            default_root_dir=str(self.directory),
-            **{
-                "gradient_clip_val": module.max_grad_norm,
-                **plain(config.get("trainer") or OmegaConf.create({})),
-            },
-        )
-        self.writes = trainer.is_global_zero
-        return trainer, checkpoint
-
-    def device(self) -> dict[str, Any]:
-        """Where the stage learns, if not where the trainer would choose."""
-        return {}
-
-    def _pictures(self, module: Stage, name: str) -> list[pl.Callback]:
-        """What W&B gets beside the metrics: the stage's arguments, and pictures of what is kept."""
-        if not isinstance(self.logger, Tracker):
-            return []
-        arguments = dict(module.hparams)
-        self.logger.describe({f"arguments/{arguments.get('log_as', name)}": arguments})
-        wanted = min(self.logger.overlays, self.logger.overlay_every) > 0
-        return [Overlays(name, self.logger)] if module.overlays and wanted else []
-
-
-class Training(Run, Arguments):
-    """A run whose stages train a pruner for a frozen LVLM: the model, the data and the pruner they
-    work on."""
+class Training(ModelRun):
+    """A run whose stages train a pruner for a frozen LVLM."""
 
     def __init__(self, cfg: DictConfig, directory: Path) -> None:
         super().__init__(cfg, directory)
-        if OmegaConf.is_list(cfg.trainer.get("devices")):
-            raise UserError(
-                f"trainer.devices={cfg.trainer.devices} would part the policy from its "
-                "LVLM: give a number, and choose the cards with CUDA_VISIBLE_DEVICES."
-            )
-        on_cpu = (
-            {"device": "cpu"}
-            if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model
-            else {}
-        )
-        self.lvlm: LVLM = build(cfg.model, **on_cpu)
-        use_threads(cfg, directory, self.lvlm)
-        self.train_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "train")
-        self.val_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "val")
         self.pruner: LearnedPruner = build(cfg.policy, token_width=self.lvlm.width)
-        self.logger = make_logger(cfg, directory)
-        self._lengths_checked = False
         # by stages that may run again in this run
         self._shared: dict[type[Stage], dict[str, Any]] = {}
         if self.finished.state is not None:
@@ -313,32 +172,22 @@ class Training(Run, Arguments):
 
     @property
     def makers(self) -> Mapping[str, Callable[[Any], Any]]:
-        return {
-            **super().makers,
-            "pruner": lambda config: self.pruner,
-            "lvlm": lambda config: self.lvlm,
-            "dataset": lambda config: self.train_set,
-            "reward": lambda config: build(self.cfg.reward),
-            "cache": lambda config: self._cache_of(config),
-            "served": lambda config: self._served(config),
-            "demonstrator": lambda config: build(self.cfg.pruner),
-        }
+        return {**super().makers, "pruner": lambda config: self.pruner}
+
+    def extras_of(self, config: Any) -> frozenset[str]:
+        """Of the policy in training."""
+        return self.pruner.extras
 
     def after(self, module: Stage, config: Any, folder: Path | None) -> None:
         """Calibrate the pruner on validation questions, note where it comes from, and save it."""
         super().after(module, config, folder)
         assert folder is not None
         self._shared[type(module)] = {name: getattr(module, name) for name in module.shares}
-        self.curves |= self.following.points
-        for data in (self.train_set, self.val_set):
-            if damage := passed_over(data):
-                log.warning("stage=%s: %s", config.name, damage)
         if config.get("calibrate") and module.trained_to is not None:
             beyond = after_these(self.val_set, **plain(config.served))
             calibrate_fade(
                 self.pruner, self._served(config, first=beyond), module.trained_to, config.calibrate
             )
-        self.curves |= {title: list(points) for title, points in module.curves_of_report.items()}
         self.pruner.trained_on.pop("results", None)  # they were another state's
         self.pruner.trained_on |= {
             "model": self.cfg.model.get("name"),
@@ -356,12 +205,6 @@ class Training(Run, Arguments):
             self.pruner.save_pretrained(folder)
         distributed.barrier()
 
-    def keep_curves(self) -> None:
-        """All curves of this run, those of an earlier process included, for the reports of later
-        evaluations."""
-        if distributed.rank() == 0:
-            write_curves(self.directory, self.curves)
-
     def baseline(self, policy: str, config: Any, folder: Path) -> None:
         """Teach another learned pruner (a yaml of conf/policy) by the same stage, on the same
         codes."""
@@ -377,9 +220,3 @@ class Training(Run, Arguments):
         self.fit(renamed, folder, policy)
         self.pruner, self.curves = main, curves
         self.note(policy)
-
-    def device(self) -> dict[str, Any]:
-        """The policy learns where the LVLM is; Lightning alone would choose any accelerator it
-        finds."""
-        on_cpu = self.lvlm.device.type == "cpu" and self.cfg.trainer.accelerator == "auto"
-        return {"accelerator": "cpu"} if on_cpu else {}

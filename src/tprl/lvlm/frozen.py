@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 
 from tprl.cost import FULL, LVLMShape, layer_kinds
 from tprl.errors import UserError
+from tprl.lvlm.adapters import add_adapter
 from tprl.lvlm.batching import (
     Seen,
     axes,
@@ -78,9 +79,11 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         device: where the model lives; "auto" is this process's GPU where there is one, else the
             CPU.
         placement, attention, load_in, max_memory, offload_folder: see `loading.Placement`.
+        adapter: a folder or run of stage=tune, whose adapter is merged into the weights.
 
     Raises:
-        UserError: no weights there, damaged weights, or a placement that cannot be.
+        UserError: no weights there, damaged weights, a placement that cannot be, or an adapter of
+            another model.
     """
 
     model_type: str
@@ -121,6 +124,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         workers: int | None = None,
         max_pixels: int | None = None,
         max_tiles: int | None = None,
+        adapter: str | None = None,
     ) -> None:
         where = Placement(dtype, device, placement, attention, load_in, max_memory, offload_folder)
         if pretrained is None:
@@ -134,6 +138,8 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
                 )
             source = str(folder) if (folder := find_model(pretrained)).is_dir() else pretrained
             model, processor = load(source, name, self.model_type, where, self.load_processor)
+        if adapter is not None:
+            add_adapter(model, adapter, merge=True)
         # Prompts end in one column, so that answers of a batch begin in one.
         processor.tokenizer.padding_side = "left"
         self._hold(model.requires_grad_(False).eval(), processor, name)

@@ -22,6 +22,7 @@ from transformers import (
 from tprl.errors import UserError
 from tprl.lvlm.layouts import check_layout
 from tprl.runtime.hub import within_reach
+from tprl.runtime.packages import need_package
 
 log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -72,8 +73,10 @@ class Placement:
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.shard, self.attention, self.load_in = placement == "shard", attention, load_in
         self.max_memory, self.offload_folder = max_memory, offload_folder
-        _need("accelerate", "shard", "model.placement=shard", self.shard)
-        _need("bitsandbytes", "quant", f"model.load_in={load_in}", load_in is not None)
+        if self.shard:
+            need_package("accelerate", "shard", "model.placement=shard")
+        if load_in is not None:
+            need_package("bitsandbytes", "quant", f"model.load_in={load_in}")
         if self.shard and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError(
                 "model.placement=shard puts one copy over all GPUs, and this run has "
@@ -122,11 +125,6 @@ class Placement:
                 f"are loaded, and model={name} model.pretrained=null makes "
                 "small random ones: set model.pretrained, or leave them out."
             )
-
-
-def _need(package: str, extra: str, option: str, needed: bool) -> None:
-    if needed and find_spec(package) is None:
-        raise UserError(f"{option} needs the package {package}: pip install 'tprl[{extra}]'.")
 
 
 def first_device(model: Any) -> torch.device:

@@ -70,6 +70,7 @@ class Pruning:
         # prune has checked it
         self.positions: Literal["keep", "compact"] = positions  # type: ignore[assignment]
         self.kept: list[list[Kept]] = []
+        self.take_off: Callable[[], None] | None = None  # removes an adapter that prune added
         self._question = question
         self._stock: Callable[..., Any] = lvlm.model.generate
         self._before = vars(lvlm.model).get("generate")  # almost always None: the class has it
@@ -84,6 +85,8 @@ class Pruning:
         del model.generate
         if self._before is not None:
             model.generate = self._before
+        if self.take_off is not None:
+            self.take_off()
 
     def __enter__(self) -> "Pruning":
         return self

@@ -130,6 +130,12 @@ class AnswerReading:
         # The logits before a token predict it: width + 1 columns, less what follows the last.
         return out.logits[:, :-1].float()
 
+    def taught_log_prob(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, " B"]:
+        """`score`'s log-probability with gradients, to whatever of the model or the prompt takes
+        some. The batch is one graph."""
+        ids = self.answer_ids(answers)
+        return mean_log_prob(self._teach(prompt, ids, None), ids)
+
     def prefill(self, prompt: Prompt, plan: LayerPlan | None = None) -> None:
         """Read a prompt as `generate` does, and write nothing."""
         with self.deepstack(prompt.deep, prompt.visual), dropping(self.model, prompt, plan):

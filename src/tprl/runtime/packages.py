@@ -27,6 +27,16 @@ def check_torchvision() -> None:
         ) from error
 
 
+def need_package(package: str, extra: str, option: str) -> None:
+    """Refuse an option without the package of an extra.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if find_spec(package) is None:
+        raise UserError(f"{option} needs the package {package}: pip install 'tprl[{extra}]'.")
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -51,7 +51,7 @@ class ServedScore:
         first: int = 0,
         extras: frozenset[str] = frozenset(),
     ) -> None:
-        self.keep_ratios = tuple(keep_ratios)
+        self.keep_ratios, self.extras = tuple(keep_ratios), extras
         self.scorer = Scorer(lvlm, dataset)
         self.batches: list[tuple[list[Sample], Encoded]] = []
         # Cut by number before ranks share them: every rank count judges on the same questions.
@@ -78,12 +78,15 @@ class ServedScore:
             self.scorer = Scorer(lvlm, same[0])
         self.targets = [self.scorer.targets(samples, encoded) for samples, encoded in self.batches]
 
-    def __call__(self, pruner: Pruner) -> dict[str, float]:
+    def __call__(
+        self, pruner: Pruner, keep_ratios: Sequence[float] | None = None
+    ) -> dict[str, float]:
         """`accuracy` and `log_prob` (nats per token), means over questions and ratios, and
-        `accuracy@<ratio>`."""
+        `accuracy@<ratio>`; at other ratios than those of this score where some are named."""
+        ratios = self.keep_ratios if keep_ratios is None else keep_ratios
         out: dict[str, float] = {}
         total = 0.0
-        for ratio in self.keep_ratios:
+        for ratio in ratios:
             # Selections at each ratio start from the encodings of `__init__`.
             right = 0.0
             for (samples, encoded), targets in zip(self.batches, self.targets, strict=True):
@@ -92,9 +95,14 @@ class ServedScore:
                 right += float(scored.score.sum())
                 total += float(scored.log_prob.sum())
             out[f"accuracy@{ratio:.3f}"] = self._mean(right)
-        out["accuracy"] = sum(out.values()) / len(self.keep_ratios)
-        out["log_prob"] = self._mean(total) / len(self.keep_ratios)
+        out["accuracy"] = sum(out.values()) / len(ratios)
+        out["log_prob"] = self._mean(total) / len(ratios)
         return out
+
+    def encode_again(self) -> None:
+        """Encode the questions anew, for a model whose vision side has changed."""
+        lvlm = self.scorer.lvlm
+        self.batches = [(samples, lvlm.encode(samples, self.extras)) for samples, _ in self.batches]
 
     def log_prob(self, pruner: Pruner, keep_ratio: float) -> float:
         """Mean log-likelihood of the answers at one keep ratio, nats per token; nothing is

@@ -111,7 +111,7 @@ class Adapt(Stage):
         return pruner.learns_budgets
 
     @classmethod
-    def reads_answers(cls, reward: Any) -> bool:
+    def reads_answers(cls, reward: Any, settings: Settings) -> bool:
         return True
 
     @classmethod

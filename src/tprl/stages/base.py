@@ -52,10 +52,11 @@ class Stage(pl.LightningModule):
 
     `module:` holds every argument of the constructor that is a plain value. The others are named
     after what the runner builds: `pruner`, `lvlm`, `dataset`, `seed`, `served` (the validation
-    score), `reward`, `demonstrator`, `cache`. What the constructor does not name is not built, and
-    its group of the command line is refused. The rest of the yaml is the runner's: `name`,
-    `init_from`, `served`, `calibrate`, `save_every`, `log_every`, `trainer`, and `blueprint`, of
-    what `own_arguments` builds. A stage with `curve_titles` counts its questions in `samples_seen`.
+    score), `reward`, `demonstrator`, `selector` (the group `pruner`, as it is), `cache`. What the
+    constructor does not name is not built, and its group of the command line is refused. The rest
+    of the yaml is the runner's: `name`, `init_from`, `served`, `calibrate`, `save_every`,
+    `log_every`, `trainer`, and `blueprint`, of what `own_arguments` builds. A stage with
+    `curve_titles` counts its questions in `samples_seen`.
     """
 
     # The folder of the run in which stage=all keeps the pruner after this stage; a stage alone
@@ -90,9 +91,9 @@ class Stage(pl.LightningModule):
         return True
 
     @classmethod
-    def reads_answers(cls, reward: Any) -> bool:
-        """Whether training reads reference answers; `reward` is built where the constructor names
-        one, else None."""
+    def reads_answers(cls, reward: Any, settings: Settings) -> bool:
+        """Whether training with these settings reads reference answers; `reward` is built where the
+        constructor names one, else None."""
         return False
 
     @classmethod

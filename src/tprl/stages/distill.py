@@ -24,7 +24,7 @@ from tprl.runtime.finite import check_finite
 from tprl.scoring.ahead import Ready
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore, merit
-from tprl.stages.base import UNCALIBRATED, KeepBest, Next
+from tprl.stages.base import UNCALIBRATED, KeepBest, Next, Settings
 from tprl.stages.prompts import PreparedPrompts, PromptStream, drawn_ratios
 from tprl.types import LVLM, Dataset, Encoded, GatedLVLM
 
@@ -95,7 +95,7 @@ class Distill(KeepBest):
         self.begin_best()
 
     @classmethod
-    def reads_answers(cls, reward: Any) -> bool:
+    def reads_answers(cls, reward: Any, settings: Settings) -> bool:
         return True
 
     @property

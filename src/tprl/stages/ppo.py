@@ -150,7 +150,7 @@ class PPO(PPOUpdate):
         self.curves: dict[str, list[tuple[float, float]]] = {"sampled": [], "served": []}
 
     @classmethod
-    def reads_answers(cls, reward: Any) -> bool:
+    def reads_answers(cls, reward: Any, settings: Settings) -> bool:
         return bool(reward.needs & LABELS)
 
     @classmethod
