@@ -16,8 +16,10 @@ from tprl.data.crowd import Crowd
 from tprl.data.taking import take
 from tprl.lvlm.llava import Llava
 from tprl.pruners.attention_dpp import AttentionDPPPruner
+from tprl.pruners.keyword_color import KeywordColorPruner
 from tprl.pruners.quality import diverse, log_attention, standardize
 from tprl.pruners.question_dpp import QuestionDPPPruner, relevance
+from tprl.pruners.word_attention import WordAttentionPruner
 from tprl.splice import splice
 
 RATIOS = (1 / 9, 1 / 18, 1 / 36)
@@ -44,11 +46,16 @@ def main() -> None:
     lvlm, dataset = Llava("tiny_crowd", device="cpu"), Crowd("val")
     samples = take(dataset, range(LIMIT))
     parts = [samples[i : i + 60] for i in range(0, LIMIT, 60)]
-    encoded = [lvlm.encode(part, frozenset({"cls_attention"})) for part in parts]
+    extras = frozenset({"cls_attention", "word_attention", "pixels"})
+    encoded = [lvlm.encode(part, extras) for part in parts]
     arms = {f"attention_dpp alpha={a}": AttentionDPPPruner(a) for a in (0.5, 1.0, 2.0, 4.0)}
     arms |= {f"question_dpp alpha={a}": QuestionDPPPruner(a) for a in (0.1, 0.3, 1.0, 3.0)}
+    arms |= {f"keyword_color alpha={a}": KeywordColorPruner(a) for a in (0.5, 1.0, 2.0, 4.0)}
+    arms |= {f"word_attention alpha={a}": WordAttentionPruner(a) for a in (0.5, 1.0, 2.0, 4.0)}
     arms |= {
-        f"both a={a} b={b}": AttentionQuestionDPP(a, b) for a in (0.5, 1.0) for b in (0.3, 1.0)
+        f"attention and question a={a} b={b}": AttentionQuestionDPP(a, b)
+        for a in (0.5, 1.0)
+        for b in (0.1, 0.3, 1.0)
     }
     print("| rule | " + " | ".join(f"1/{round(1 / ratio)}" for ratio in RATIOS) + " |")
     for name, pruner in arms.items():
