@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The chain of `scenes`, its recipe unchanged, in a world where the question decides; a policy that is blind to it; rules without learning.
+# Demonstrations that read the question, then PPO; the same from demonstrations that do not, with the recipe of `scenes`; rules without learning.
 source "$(dirname "$0")/../common.sh"
 C=runs/study/crowd_train
 chain() { # NAME OPTION...
@@ -7,12 +7,22 @@ chain() { # NAME OPTION...
         'stage.evaluation.pruners=[random]' 'stage.evaluation.keep_ratios=[0.0556]' model=tiny_crowd dataset=crowd logger=csv threads=1 \
         "hydra.sweep.dir=$C" "hydra.sweep.subdir=$1" "${@:2}"
 }
-for seed in 0 1 2; do chain "$seed" "seed=$seed"; done
+QUESTION=(pruner=word_attention stage.lfd.module.demonstrations=10000 stage.lfd.module.epochs=4 stage.lfd.module.lr=2e-3
+    'stage.lfd.module.keep_ratio=[0.2222,0.1111,0.0556,0.0278]' 'stage.lfd.served.keep_ratios=[0.1111,0.0556,0.0278]'
+    stage.ppo.module.iterations=120 stage.ppo.module.lr_actor=3e-4)
+for seed in 0 1 2; do
+    chain "$seed" "seed=$seed" "${QUESTION[@]}"
+    chain "blind_start_$seed" "seed=$seed"
+done
 chain blind seed=0 policy.query=none
 R=runs/study/crowd
-.venv/bin/python -m src.eval model=tiny_crowd dataset=crowd split=final limit=2000 logger=none threads=1 pruner=attention_dpp \
-    pruners=[mmr_attention,scope,question_dpp,vispruner,divprune,cdpruner,random,oracle,oracle_dpp] \
-    keep_ratios=[0.1111,0.0556,0.0278] "hydra.run.dir=${R}_rules"
-.venv/bin/python -m src.eval model=tiny_crowd dataset=crowd split=final limit=2000 logger=none threads=1 keep_ratios=[0.1111,0.0556,0.0278] "hydra.run.dir=${R}_learned" \
-    "runs={tprl: [$C/0, $C/1, $C/2], tprl_lfd: [$C/0/lfd, $C/1/lfd, $C/2/lfd], blind: $C/blind}"
-.venv/bin/python experiments/merge.py experiments/crowd ${R}_learned ${R}_rules
+final() { # NAME OPTION...
+    .venv/bin/python -m src.eval model=tiny_crowd dataset=crowd split=final limit=2000 logger=none threads=1 \
+        keep_ratios=[0.1111,0.0556,0.0278] "hydra.run.dir=${R}_$1" "${@:2}"
+}
+final learned "runs={tprl: [$C/0, $C/1, $C/2], tprl_lfd: [$C/0/lfd, $C/1/lfd, $C/2/lfd]}"
+final blind_start "runs={blind_start: [$C/blind_start_0, $C/blind_start_1, $C/blind_start_2],
+    blind_start_lfd: [$C/blind_start_0/lfd, $C/blind_start_1/lfd, $C/blind_start_2/lfd], blind: $C/blind}"
+final rules pruner=word_attention \
+    'pruners=[keyword_color,attention_dpp,mmr_attention,scope,question_dpp,vispruner,divprune,cdpruner,random,oracle,oracle_dpp]'
+.venv/bin/python experiments/merge.py experiments/crowd ${R}_learned ${R}_blind_start ${R}_rules
