@@ -32,6 +32,7 @@ def prune(
     confidence: float = 0.9,
     calibration: str | Path | None = None,
     adapter: str | Path | None = None,
+    reuse_images: bool = False,
     processor: Any = None,
     positions: str = "keep",
 ) -> Pruning:
@@ -58,6 +59,9 @@ def prune(
         calibration: the directory of that command; by default what lies beside the pruner.
         adapter: a run of `stage=tune`, or its `adapter/`: the language model reads pruned prompts
             with it until `undo()`; weights are not changed.
+        reuse_images: images of the call before are not encoded again, for a conversation about
+            them: each turn is pruned anew for its question. Give the whole conversation with its
+            images in every turn; the vision side of the model must not change meanwhile.
         processor: the model's processor or tokenizer, for pruners that read the question; by
             default the one that belongs to the weights that the model was loaded from.
         positions: "keep" leaves survivors at their places, "compact" closes the gaps.
@@ -90,6 +94,8 @@ def prune(
         else:
             built, keep_ratio = _settled(built, keep_ratio, threshold)
         pruning = _pruning(lvlm, built, keep_ratio, positions, model)
+        if reuse_images:
+            pruning.remember_images()
     except Exception:
         if take_off is not None:
             take_off()

@@ -15,6 +15,7 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
 from tprl.lvlm.overflow import Watch, watched
 from tprl.lvlm.questions import QuestionFinder
+from tprl.lvlm.remembering import LastLook
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Pruner, TokenSelection
 
@@ -54,6 +55,8 @@ class Pruning:
     """A model whose `generate` prunes; made by `tprl.prune`.
 
     Attributes:
+        encoded: the prompts of the latest call before pruning, where images are remembered.
+        look: counts how often the vision tower ran, there too.
         kept: of the latest call, for each prompt a list with a `Kept` per image: what the language
             model's first layer reads. Empty before the first call.
     """
@@ -70,12 +73,20 @@ class Pruning:
         # prune has checked it
         self.positions: Literal["keep", "compact"] = positions  # type: ignore[assignment]
         self.kept: list[list[Kept]] = []
+        self.encoded: Encoded | None = None
+        self.look: LastLook | None = None
         self.take_off: Callable[[], None] | None = None  # removes an adapter that prune added
         self._question = question
         self._stock: Callable[..., Any] = lvlm.model.generate
         self._before = vars(lvlm.model).get("generate")  # almost always None: the class has it
         functools.update_wrapper(self, self._stock)  # inspect.signature shows the stock one's
         lvlm.model.generate = self
+
+    def remember_images(self) -> None:
+        """From here on, images that the call before has shown are not encoded again."""
+        # on this handle's own view of the model
+        self.look = LastLook(self.lvlm.look)
+        self.lvlm.look = self.look  # type: ignore[method-assign]
 
     def undo(self) -> None:
         """The model is again what it was. A second call does nothing."""
@@ -116,6 +127,7 @@ class Pruning:
         self._check(ids, config, kwargs)
         ids = ids.to(self.lvlm.device)
         encoded = self.encode(ids, kwargs)
+        self.encoded = encoded if self.look is not None else None
         # Methods between layers get the whole prompt; all others choose before the first layer.
         plan = None
         if isinstance(self.pruner, LayerPruner):
