@@ -17,7 +17,9 @@ import torch
 from accelerate import dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from tprl.lvlm.frozen import FrozenLVLM
 
@@ -125,6 +127,11 @@ class Machine(TorchFunctionMode):
             (torch.cuda, "current_stream", lambda *_: None),
         ):
             self.patches.enter_context(patch.object(owner, name, value))
+        # What a checkpoint computes again is compared in shape and dtype: notes of devices get lost
+        # where the engine keeps a tensor.
+        checks = checkpoint._allowed_determinism_checks_to_fns
+        alike = {"default": lambda x: {"shape": x.shape, "dtype": x.dtype}}
+        self.patches.enter_context(patch.dict(checks, alike))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -145,6 +152,8 @@ class Machine(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "get_device":
             return -1 if place(args[0]) == HOST else place(args[0]).index
+        if name == "backward":
+            return self._backward(*args, **kwargs)
         if name in MOVING:
             return self._move(name, *args, **kwargs)
         if kwargs.get("device") is not None:
@@ -157,6 +166,25 @@ class Machine(TorchFunctionMode):
                 f"can't convert {home} device type tensor to numpy, at {line_of_tprl()}"
             )
         return self._settle(func(*args, **kwargs), home, operands)
+
+    def _backward(self, tensor: Tensor, gradient: Any = None, **how: Any) -> None:
+        """With the emulation on: layers may be computed again on the way back. The public functions
+        would only ask this class again."""
+        gradient = torch.ones_like(tensor) if gradient is None else gradient
+        steps = bool(how.get("retain_graph") or how.get("create_graph"))
+        TorchFunctionMode.__enter__(self)
+        try:
+            _engine_run_backward(
+                (tensor,),
+                (gradient,),
+                steps,
+                bool(how.get("create_graph")),
+                tuple(how.get("inputs") or ()),
+                allow_unreachable=True,
+                accumulate_grad=True,
+            )
+        finally:
+            TorchFunctionMode.__exit__(self, None, None, None)
 
     def _settle(self, out: Any, home: torch.device, operands: list[Tensor]) -> Any:
         """Note the device of what is new in a result."""

@@ -125,13 +125,17 @@ def test_bytes_are_weights_and_the_largest_activity() -> None:
 
 
 def test_batches_are_those_that_the_stages_encode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice as many images at a time, and the weights beside them stay."""
+    """Twice as many images at a time, and the weights beside them stay; the budget of bytes bounds
+    them."""
     part = {"name": "autoencoder", "images": 1000}
 
-    def held() -> float:
-        (need,) = stage_needs(part, LLAVA, QUESTION, open_ended=False, questions=0)
+    def held(working: float) -> float:
+        model = replace(LLAVA, working=working)
+        (need,) = stage_needs(part, model, QUESTION, open_ended=False, questions=0)
         return need.device_bytes / ALLOCATOR - LLAVA.weights
 
-    usual = held()
+    usual, bounded = held(1e12), held(1e9)
     monkeypatch.setattr(autoencoder, "AT_ONCE", 2 * autoencoder.AT_ONCE)
-    assert held() == pytest.approx(2 * usual)
+    assert held(1e12) == pytest.approx(2 * usual)
+    assert held(1e9) == bounded
+    assert 1e9 < bounded < 1.7e9  # the tower's, and the tokens of what fits

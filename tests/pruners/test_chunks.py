@@ -9,11 +9,13 @@ from tests.helpers import toy_encoded
 from tprl.build import load_component
 from tprl.errors import UserError
 from tprl.pruners.chunks import select_in_chunks
+from tprl.runtime.memory import PER_PAIR
 from tprl.types import Encoded, TokenSelection
 
 EXTRAS = frozenset({"cls_attention", "vision_features", "vision_keys", "cls_feature"})
 ENCODED = toy_encoded([((6, 6),), ((4, 9),), ((3, 4), (5, 4)), ((6, 6),), ((2, 8),)], extras=EXTRAS)
-PAIRS = ENCODED.visual_mask.shape[1] ** 2
+WIDTH = ENCODED.visual_mask.shape[1]
+EACH = PER_PAIR * WIDTH**2 + 8 * WIDTH * ENCODED.embeds.shape[2]  # bytes of a question
 
 
 @pytest.mark.parametrize("name", ["divprune", "random", "visionzip", "attention_dpp", "pooling"])
@@ -21,7 +23,7 @@ def test_the_batch_changes_nothing(name: str) -> None:
     pruner = load_component("pruner", name)
     whole, parts = (
         pruner.select(ENCODED, 0.3),
-        select_in_chunks(pruner, ENCODED, 0.3, at_once=2 * PAIRS),
+        select_in_chunks(pruner, ENCODED, 0.3, budget=2 * EACH),
     )
     assert torch.equal(whole.keep, parts.keep)
     for field in ("merged", "extra", "extra_at", "extra_mask"):

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from tests.data.rows import as_text, encoded, write_jsonl
+from tests.devices import HOST, Machine, device_of
 from tests.stages.toy_runs import ppo
 
 from tprl.build import load_component
@@ -20,9 +21,11 @@ from tprl.evaluation.evaluator import Entry, evaluate
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.tprl import TPRL
 from tprl.runtime.store import Record
-from tprl.scoring.ahead import Ready, ahead
-from tprl.scoring.scorer import Scorer
-from tprl.scoring.validation import ServedScore
+from tprl.scoring.ahead import Ready, ahead, in_parts, questions_at_once
+from tprl.scoring.scorer import Scorer, selected
+from tprl.scoring.validation import Held, ServedScore, moved
+from tprl.splice import splice
+from tprl.types import Encoded, Prompt, TokenSelection
 
 DATA = Scenes("val")
 
@@ -123,6 +126,70 @@ def test_known_answers_are_not_prepared_again(
     )
     assert evaluate(scorer, DATA, entries, batch_size=2, limit=4, record=record) == first
     assert calls == []
+
+
+def test_the_budget_of_bytes_bounds_a_batch(lvlm: FrozenLVLM) -> None:
+    assert questions_at_once(lvlm, DATA, 50) == 50
+    longest = lvlm.encode([DATA[i] for i in range(4)]).attention.shape[1]
+    each = longest * lvlm.width * 16  # bytes
+    lvlm.working_gib = 7.5 * each / 2**30
+    assert questions_at_once(lvlm, DATA, 50) == 7
+    lvlm.working_gib = 1e-9
+    assert questions_at_once(lvlm, DATA, 50) == 1
+    lvlm.working_gib = 2.0
+
+
+def test_where_memory_ends_a_batch_is_halved() -> None:
+    sizes, room = list[int](), [2]
+
+    def work(batch: Ready) -> list[str]:
+        sizes.append(len(batch.samples))
+        if len(batch.samples) > room[0]:
+            raise torch.OutOfMemoryError
+        return [sample.uid for sample in batch.samples]
+
+    samples = [DATA[i] for i in range(5)]
+    parts = in_parts(work, Ready(samples, list(range(5))), "a model")
+    assert [uid for part in parts for uid in part] == [sample.uid for sample in samples]
+    assert sizes == [5, 3, 2, 1, 2]
+    room[0] = 0
+    with pytest.raises(UserError, match=rf"a model has no memory for sample {samples[0].uid}"):
+        in_parts(work, Ready(samples), "a model")
+
+
+def test_where_memory_ends_half_as_many_are_spliced(
+    lvlm: FrozenLVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, rows = lvlm.encode([DATA[0], DATA[5]]), [0, 1] * 10
+    keep = encoded.rows(rows).visual_mask
+    room, sizes = [6], list[int]()
+
+    def narrow(part: Encoded, selection: TokenSelection) -> Prompt:
+        sizes.append(len(part))
+        if len(part) > room[0]:
+            raise torch.OutOfMemoryError
+        return splice(part, selection)
+
+    monkeypatch.setattr("tprl.scoring.scorer.splice", narrow)
+    parts = [at for at, _ in selected(encoded, rows, keep, 1 << 30)]
+    assert sizes == [20, 10, 5, 5, 5, 5]
+    assert sorted(i for at in parts for i in at) == list(range(20))
+    room[0] = 0
+    with pytest.raises(UserError, match=r"no memory for a single prompt of \d+ tokens"):
+        list(selected(encoded, rows, keep, 1 << 30))
+
+
+def test_held_encodings_leave_a_gpu_that_has_no_room_for_them(lvlm: FrozenLVLM) -> None:
+    samples = [DATA[i] for i in range(4)]
+    with Machine():
+        encoded = moved(lvlm.encode(samples), device_of(0))
+        for budget, home in ((1 << 30, device_of(0)), (1, HOST)):
+            held = Held(device_of(0), budget)
+            held.add(samples, encoded)
+            assert held.encodings[0].embeds.device == home
+            assert held[0][1].visual_mask.device == device_of(0)
+            assert [part.uids for _, part in held] == [encoded.uids]
+            assert held[0][1].counts == encoded.counts
 
 
 @pytest.mark.slow

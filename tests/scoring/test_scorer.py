@@ -13,7 +13,7 @@ from tprl.lvlm.toy import ToyLVLM
 from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.oracle import OraclePruner
 from tprl.pruners.random import RandomPruner
-from tprl.scoring.scorer import Scorer, selected
+from tprl.scoring.scorer import Scorer, prompt_bytes, selected
 from tprl.scoring.validation import ServedScore, after_these
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Prompt, Sample, TokenSelection
@@ -196,12 +196,14 @@ class TestSelections:
         _, encoded, rows, kept = self.states(ToyLVLM(), ToyDataset())
         parts = [
             (at, prompt.attention.sum(1))
-            for at, prompt in selected(encoded, rows * 3, torch.cat(kept))
+            for at, prompt in selected(encoded, rows * 3, torch.cat(kept), 1 << 30)
         ]
         assert sorted(i for at, _ in parts for i in at) == list(range(120))
         lengths = torch.cat([length for _, length in parts])
         assert torch.equal(lengths, lengths.sort().values)
         assert max(len(at) for at, _ in parts) == 16
+        few = selected(encoded, rows * 3, torch.cat(kept), 3 * prompt_bytes(encoded))
+        assert max(len(at) for at, _ in few) == 3
 
 
 class TestFidelity:

@@ -91,7 +91,7 @@ class TestMasks:
     def test_samples_with_several_images_of_unequal_size(self) -> None:
         """Each image rounds its own budget, so a sample's count is not the budget of its sum."""
         grids = [((1, 3), (1, 3), (1, 1)), ((2, 3),), ((1, 1), (1, 1))]
-        keep = _episodes(UniformPruner(), toy_encoded(grids), [step_ratios(1 / 3, 2)])[0]
+        keep = _episodes(UniformPruner(), toy_encoded(grids), [step_ratios(1 / 3, 2)], 1 << 30)[0]
         assert keep.sum(2).tolist() == [[5, 3, 2], [3, 2, 2]]
         assert not (keep[1] & ~keep[0]).any()
 
@@ -194,7 +194,7 @@ class TestFiles:
             assert torch.equal(whole.x.query[b, words], x.query[0].half())
             ratio = (0.5, 0.25)[stable_seed(str(number), 0) % 2]
             assert float(whole.keep_ratio[b]) == ratio
-            keep = _episodes(UniformPruner(), encoded, [step_ratios(ratio, 2)])[0]
+            keep = _episodes(UniformPruner(), encoded, [step_ratios(ratio, 2)], 1 << 30)[0]
             assert torch.equal(whole.keep[:, b, mask], keep[:, 0])
             assert not any(
                 part[b, ~mask].any()

@@ -1,6 +1,7 @@
 """Stage `distill`: its gates, and that the language model's gradient really teaches."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,55 @@ class TestStage:
             parts.append((found.detach(), gate.grad))
         assert read[:4] == [5, 2, 2, 1]
         torch.testing.assert_close(parts[0], parts[1], atol=1e-5, rtol=1e-4)
+
+    def test_where_memory_ends_the_gradient_takes_fewer_questions(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = distill(iterations=1, prompts=5)
+        lvlm: Any = module.lvlm
+        samples, sizes, room = [Scenes()[i] for i in range(5)], list[int](), [2]
+        encoded, plain = lvlm.encode(samples), lvlm.gated_log_prob
+        answers = [sample.answers[0] for sample in samples]
+        gate = encoded.visual_mask * 0.3
+        whole = module._log_prob(encoded, gate, answers)
+
+        def narrow(encoded: Encoded, gate: Tensor, answers: Sequence[str]) -> Tensor:
+            sizes.append(len(answers))
+            if len(answers) > room[0]:
+                raise torch.OutOfMemoryError
+            return plain(encoded, gate, answers)
+
+        monkeypatch.setattr(lvlm, "gated_log_prob", narrow)
+        torch.testing.assert_close(module._log_prob(encoded, gate, answers), whole)
+        assert sizes == [5, 3, 2, 2, 1]
+        room[0] = 0
+        with pytest.raises(UserError, match="no memory for the gradient through a single question"):
+            module._log_prob(encoded, gate, answers)
+
+    def test_a_graph_keeps_what_layers_read_and_no_more(self) -> None:
+        _, lvlm = tiny()
+        samples = [Scenes()[i] for i in range(2)]
+        encoded, answers = lvlm.encode(samples), [sample.answers[0] for sample in samples]
+        kept, gradients = [], []
+        for layers in (lvlm.model.model.language_model.layers, []):
+            sizes = list[int]()
+
+            def pack(x: Tensor, sizes: list[int] = sizes) -> Tensor:
+                sizes.append(x.nbytes)
+                return x
+
+            gate = (encoded.visual_mask * 0.3).requires_grad_()
+            with pytest.MonkeyPatch.context() as patch:
+                if not len(layers):
+                    patch.setattr("tprl.lvlm.reading.checkpointed", lambda _: nullcontext())
+                with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                    value = lvlm.gated_log_prob(encoded, gate, answers).sum()
+            value.backward()
+            kept.append(sum(sizes))
+            gradients.append(gate.grad)
+        assert kept[0] < kept[1] / 3
+        assert torch.equal(*gradients)
+        assert "forward" not in vars(lvlm.model.model.language_model.layers[0])
 
     def test_a_resumed_run_is_the_run(self, tmp_path: Path) -> None:
         whole, second = (

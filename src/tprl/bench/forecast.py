@@ -15,7 +15,8 @@ from tprl import cost
 from tprl.bench.devices import Device
 from tprl.cost import LVLMShape
 from tprl.lvlm.frozen import WORKERS
-from tprl.scoring.scorer import AT_ONCE, TOKENS_AT_ONCE
+from tprl.runtime import memory
+from tprl.scoring.scorer import AT_ONCE
 from tprl.stages import adapt, autoencoder, demonstrations
 from tprl.stages.ppo_settings import blocks_read
 
@@ -60,6 +61,7 @@ class Model:
     policy_layers: int
     code_width: int
     select: str = "dpp"  # what the policy serves by
+    working: float = memory.WORKING * memory.GIB  # bytes, see `runtime.memory`
     workers: int | None = None  # threads that prepare images; None: what the device's kind takes
 
     def workers_on(self, device: Device) -> int:
@@ -155,6 +157,7 @@ class _Passes:
     batch: int = 1  # questions encoded at once
     held: int = 0  # questions whose encodings stay in memory
     gradient: bool = False  # through the language model
+    bounded: bool = True  # the budget of bytes makes the batch smaller
 
 
 def _served(
@@ -197,7 +200,7 @@ def _ppo(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     # One pass to draw, and three (forward, backward) per epoch of updates.
     policy = episodes * part["steps"] * (1 + 3 * part["update_epochs"])
     reads = (drawn, (episodes * (2 if open_ended else 1), 1.0), *served)
-    return _Passes(episodes + held, reads, written, policy, prompts, held)
+    return _Passes(episodes + held, reads, written, policy, prompts, held, bounded=False)
 
 
 def _distill(part: Mapping[str, Any], open_ended: bool) -> _Passes:
@@ -206,7 +209,9 @@ def _distill(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     served, written, held = _served(part, validations, open_ended)
     reads = ((3 * count, 1.0), *served)
     batch = part["prompts"]
-    return _Passes(count + held, reads, written, 4 * count, batch, held, gradient=True)
+    return _Passes(
+        count + held, reads, written, 4 * count, batch, held, gradient=True, bounded=False
+    )
 
 
 def _adapt(part: Mapping[str, Any], open_ended: bool) -> _Passes:
@@ -253,7 +258,8 @@ def _evaluation(
     lines = len(settings["pruners"]) + ours
     reads = ((count, 1.0), *((count * lines, ratio) for ratio in ratios))
     written = count * (1 + lines * len(ratios)) if open_ended else 0
-    passes = _Passes(count, reads, written, ours * len(ratios) * count, settings["batch_size"])
+    policy, batch = ours * len(ratios) * count, settings["batch_size"]
+    passes = _Passes(count, reads, written, policy, batch, bounded=False)
     return _need("evaluation", passes, model, question, _bytes_of({}, passes, model, question), 0.0)
 
 
@@ -297,40 +303,45 @@ def _bytes_of(
 ) -> dict[str, float]:
     """Bytes of the device that each activity of a stage holds beside the weights."""
     lm, number = model.shape.lm, model.number
-    batch = max(1, passes.batch)
     # Embeddings of a prompt: [S D] numbers.
     encoding = question.length * lm.width * number
+    each = question.length * lm.width * (2 * number + 2 * 4)
+    batch = max(1, passes.batch)
+    if passes.bounded:
+        batch = memory.how_many(model.working, each, batch)
+    # The tower gets as many images at once as the budget holds; their tokens are of the batch.
+    seen = min(
+        batch * seeing_bytes(model, question), max(model.working, seeing_bytes(model, question))
+    )
     observed = lm.width * (number + 4) + 4 * model.code_width + 2048
     held = {
-        "encoding images": batch * (seeing_bytes(model, question) + 2 * encoding),
-        "observing tokens": batch * question.visual * observed,
-        "encodings of validation questions": float(passes.held * encoding),
+        "encoding images": seen + 2 * batch * encoding,
+        "observing tokens": batch * (question.visual * observed + encoding),
+        "encodings of validation questions": min(float(passes.held * encoding), model.working),
     }
     if passes.reads:
         # As many prompts as `scorer.selected` splices at a time.
-        at_once = max(1, min(AT_ONCE, TOKENS_AT_ONCE // question.length))
+        at_once = memory.how_many(model.working, 2 * encoding, AT_ONCE)
         held["reading prompts"] = reading_bytes(model, question) + batch * encoding
         if part.get("name") == "ppo":
             held["selecting prompts"] = 2 * at_once * encoding + batch * encoding
             rows = max(1, part["minibatch"] // part["group"])
             held["updating the policy"] = policy_bytes(model, question, rows) + batch * encoding
     if passes.gradient:
-        graph = lm.layers * reading_bytes(model, question) / 2
-        held["gradients through the language model"] = graph
+        # A layer keeps what it reads, and is computed again with all its activations, twice over.
+        graph = lm.layers * model.micro_batch * (encoding + question.answer * lm.width * number)
+        graph += 2 * reading_bytes(model, question)
+        held["gradients through the language model"] = graph + batch * encoding
     if part.get("name") == "lfd":
         held["updating the policy"] = policy_bytes(model, question, part["batch_size"])
     return held
 
 
 def seeing_bytes(model: Model, question: TypicalQuestion) -> float:
-    """Of one image in the tower: hidden states of every layer, which stay, and the widest layer's
-    work."""
+    """Of one image in the tower."""
     v = model.shape.vision
-    # Pixel values twice (float32 and the model's dtype), all hidden states, one layer's work.
     tokens = sum(rows * columns + v.cls for rows, columns in question.tiles)
-    pixels = tokens * v.channels * v.frames * v.patch_size**2 * (4 + model.number)
-    widths = v.width * (v.layers + 1) + 2 * v.mlp + 4 * v.width
-    return float(pixels + tokens * model.number * widths)
+    return float(tokens * cost.patch_bytes(v, model.number))
 
 
 def reading_bytes(model: Model, question: TypicalQuestion) -> float:

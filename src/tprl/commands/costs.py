@@ -12,6 +12,7 @@ from tprl.build import build
 from tprl.commands.setup import plain
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.runtime.memory import WORKING
 from tprl.types import Dataset, Sample
 
 QUESTIONS = 5000  # of an evaluation, where the dataset cannot be opened
@@ -158,7 +159,8 @@ def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
     return forecast.Model(
         lvlm.shape, int(weights), number, lvlm.micro_batch,
         sum(w.numel() for w in policy.parameters()), options["width"] or 64, options["layers"] or 1,
-        options["code_width"] or lvlm.width, policy.serving.select, config.model.get("workers"),
+        options["code_width"] or lvlm.width, policy.serving.select,
+        float(config.model.get("working_gib", WORKING)) * GIB, config.model.get("workers"),
     )  # fmt: skip
 
 

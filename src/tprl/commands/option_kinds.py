@@ -174,6 +174,7 @@ KINDS: dict[str, Kind] = {
         1, LARGEST, whole=True, null="what answers of the dataset need", example="16"
     ),
     "micro_batch": Number(1, LARGEST, whole=True, example="16"),
+    "model.working_gib": Number(0.001, 2**20, example="2"),
     "model.workers": Number(0, 256, whole=True, null="4 on a GPU, 0 on a CPU", example="4"),
     "model.max_pixels": Number(
         1, LARGEST, whole=True, null="the processor's own", example="1003520"

@@ -144,6 +144,19 @@ def layer_mean(visual_tokens: Sequence[int]) -> float:
     return sum(visual_tokens) / len(visual_tokens)
 
 
+def patch_bytes(vision: VisionShape, dtype_bytes: int = 2) -> int:
+    """Bytes that a patch holds while its image is in the tower: pixel values in float32 and in the
+    dtype, hidden states of every layer, which stay, and the widest layer's work.
+
+    Args:
+        vision: the tower.
+        dtype_bytes: bytes per number, 2 for bfloat16.
+    """
+    values = vision.channels * vision.frames * vision.patch_size**2
+    widths = vision.width * (vision.layers + 1) + 2 * vision.mlp + 4 * vision.width
+    return values * (4 + dtype_bytes) + dtype_bytes * widths
+
+
 def kv_bytes(lm: LMShape, tokens: int | Sequence[int], dtype_bytes: int = 2) -> int:
     """Bytes of the KV cache of one prompt.
 

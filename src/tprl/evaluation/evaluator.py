@@ -5,6 +5,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ from tprl.evaluation.statistics import Interval, image_key, interval
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
 from tprl.pruners.chunks import select_in_chunks
 from tprl.pruners.learned import check_family
-from tprl.runtime import distributed
+from tprl.runtime import distributed, memory
 from tprl.runtime.store import Record
-from tprl.scoring.ahead import ahead, numbered_ready
+from tprl.scoring.ahead import Ready, ahead, in_parts, numbered_ready
 from tprl.scoring.flops import question_flops
 from tprl.scoring.lengths import check_lengths
 from tprl.scoring.scorer import Scored, Scorer
@@ -86,6 +87,13 @@ def evaluate(
     indices = questions[distributed.rank() :: distributed.count()]
     answered: list[Answered] = []
     done, total, place = 0, len(indices), dict[str, int]()
+    pairs = [(entry, ratio) for entry in entries for ratio in entry.keep_ratios]
+
+    def work(batch: Ready) -> list[Answered]:
+        encoded = batch.encode(scorer.lvlm, extras)
+        parts = (_answer(scorer, batch.samples, encoded, *pair) for pair in pairs)
+        return list(chain.from_iterable(parts))
+
     known = {} if record is None else record.known
     stream = numbered_ready(dataset, indices, batch_size, lambda numbers: _key(numbers) in known)
     for batch in ahead(scorer.lvlm, stream):
@@ -95,9 +103,8 @@ def evaluate(
         if batch.known:
             answered += [_answered(**item) for item in known[key]]
         else:
-            encoded = batch.encode(scorer.lvlm, extras)
-            pairs = [(entry, ratio) for entry in entries for ratio in entry.keep_ratios]
-            fresh = [item for pair in pairs for item in _answer(scorer, samples, encoded, *pair)]
+            parts = in_parts(work, batch, scorer.lvlm.name)
+            fresh = list(chain.from_iterable(parts))
             answered += fresh
             if record is not None:
                 record.add({key: [asdict(item) for item in fresh]})
@@ -303,7 +310,7 @@ def scored_at(
         plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
         selection = keep_all(encoded)
         return scorer(samples, splice(encoded, selection), plan=plan), selection, plan
-    selection = select_in_chunks(pruner, encoded, ratio)
+    selection = select_in_chunks(pruner, encoded, ratio, memory.working_bytes(scorer.lvlm))
     return scorer(samples, splice(encoded, selection)), selection, None
 
 

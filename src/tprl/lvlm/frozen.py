@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoProcessor
 
-from tprl.cost import FULL, LVLMShape, layer_kinds
+from tprl.cost import FULL, LVLMShape, layer_kinds, patch_bytes
 from tprl.errors import UserError
 from tprl.lvlm.adapters import add_adapter
 from tprl.lvlm.batching import (
@@ -30,6 +30,7 @@ from tprl.lvlm.overflow import watched
 from tprl.lvlm.prompting import Prompting
 from tprl.lvlm.reading import AnswerReading
 from tprl.lvlm.shapes import ReadsShapes
+from tprl.runtime import memory
 from tprl.types import Box, Prompt, Sample
 
 WORKERS = 4  # on a GPU: an image takes a core 0.15 to 0.26 s
@@ -71,6 +72,8 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         max_new_tokens: bound of a generated answer; None is what answers of the dataset in use
             usually need.
         micro_batch: prompts per forward; results do not depend on it.
+        working_gib: GiB that one activity may hold on the device beside the weights (encoding,
+            observing, selecting, splicing): sizes of batches follow from it.
         workers: threads that prepare images while the model works (`scoring.ahead`); None: 4 where
             it is on a GPU, none on a CPU, whose cores are the model's.
         max_pixels, max_tiles: bounds of what the processor makes of an image, see `Limits`; None:
@@ -96,6 +99,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
     one_run = True  # whether the placeholders of an image follow each other
     workers: int = 0
     by_company = False  # whether the processor makes other pixels of an image that is not alone
+    working_gib: int | float = memory.WORKING
     coordinates: str = "relative"  # how it writes boxes, a key of `data.boxes.COORDINATES`
 
     def __init_subclass__(cls) -> None:
@@ -121,6 +125,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         max_memory: dict[int | str, str] | None = None,
         offload_folder: str | None = None,
         geometry: Mapping[str, Any] | None = None,
+        working_gib: int | float = memory.WORKING,
         workers: int | None = None,
         max_pixels: int | None = None,
         max_tiles: int | None = None,
@@ -146,6 +151,8 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         self.limit(max_pixels, max_tiles)
         self.prompt, self.micro_batch = check_template(prompt), micro_batch
         self.workers = workers_on(self.device) if workers is None else workers
+        self.working_gib = working_gib
+        self.values_at_once = self._values_at_once()
         # see scoring.lengths
         self.max_new_tokens: int = 16 if max_new_tokens is None else max_new_tokens
         self.length_is_set = max_new_tokens is not None
@@ -167,6 +174,16 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         self.image_token: int = (
             getattr(model.config, "image_token_id", None) or model.config.image_token_index
         )
+
+    def _values_at_once(self) -> int:
+        """Pixel values that the vision side gets at once, by what a patch of them holds."""
+        try:
+            vision = self.shape.vision
+        except UserError:  # the cost model does not know this tower
+            return memory.working_bytes(self) // memory.PER_PIXEL_VALUE
+        values = vision.channels * vision.frames * vision.patch_size**2
+        each = patch_bytes(vision, self.model.dtype.itemsize) / values
+        return int(memory.working_bytes(self) / each)
 
     @property
     def layers(self) -> int:

@@ -1,14 +1,15 @@
 """Answers that a frozen LVLM is made to read (teacher forcing): their likelihood, its
 distributions, and gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tprl.cost import FULL, layer_kinds
 from tprl.errors import UserError
@@ -177,7 +178,7 @@ class AnswerReading:
         `score` gives after pruning.
 
         Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is
-        one graph.
+        one graph, of which a layer's own activations are computed again in the backward pass.
 
         Raises:
             UserError: a gate of 0 would not be pruning in all layers (`check_gates`).
@@ -191,7 +192,7 @@ class AnswerReading:
         # The language model alone takes a mask of four axes, which carries the gates.
         parts = self.model.model
         language = parts.language_model if hasattr(parts, "language_model") else parts.text_model
-        with self.deepstack(encoded.deep, encoded.is_visual):
+        with self.deepstack(encoded.deep, encoded.is_visual), checkpointed(language.layers):
             out = language(
                 inputs_embeds=self._with_answer(encoded.embeds, ids),
                 attention_mask=self.gate_mask(encoded, gate, real),
@@ -260,3 +261,25 @@ class AnswerReading:
         """Embeddings of tokens, on the device of the prompts: those of a model that is cut may be
         elsewhere."""
         return self.model.get_input_embeddings()(ids).to(self.device)
+
+
+@contextmanager
+def checkpointed(layers: Iterable[nn.Module]) -> Generator[None, None, None]:
+    """While it lasts, a layer that runs with gradients keeps only what it reads, and computes the
+    rest again in the backward pass (Chen et al. 2016): a graph holds [B S D] per layer."""
+    if not torch.is_grad_enabled():
+        yield
+        return
+    # What an offloading hook has put on a layer comes back afterwards.
+    stock = [(layer, vars(layer).get("forward"), layer.forward) for layer in layers]
+    for layer, _, forward in stock:
+        # Frozen and without dropout: no random numbers to draw again.
+        again = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = again  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer, before, _ in stock:
+            del layer.forward
+            if before is not None:
+                layer.forward = before

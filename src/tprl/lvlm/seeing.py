@@ -10,11 +10,9 @@ import torch
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, pick_images
 from tprl.lvlm.listening import WORD_ATTENTION
+from tprl.runtime import memory
 
 log = logging.getLogger(__name__)
-# Pixel values that the vision side gets at once: 99 images of LLaVA-1.5, 55 tiles of InternVL3
-# (four images). Their hidden states are a gigabyte or two.
-SEEN_AT_ONCE = 1 << 25
 
 
 class Seeing:
@@ -34,7 +32,7 @@ class Seeing:
     rows_per_image: Callable[[Mapping[str, Any]], list[int]]
     look_again: Any = None
     bounds: ClassVar[frozenset[str]]
-    values_at_once: int = SEEN_AT_ONCE
+    values_at_once: int = int(memory.WORKING * memory.GIB) // memory.PER_PIXEL_VALUE
 
     def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
         """Refuse extras that are not among `known` ones.

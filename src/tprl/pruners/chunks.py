@@ -1,6 +1,5 @@
 """Selections a few questions at a time, so that memory does not grow with the batch."""
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -8,31 +7,32 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tprl.errors import UserError
+from tprl.runtime import memory
 from tprl.types import Encoded, Pruner, TokenSelection
 
-# Numbers that a selector may hold at once: similarities of all pairs of tokens are 4 bytes each,
-# and several of them are alive. 64 questions about 576 tokens are within it, and 2 about 3,328.
-AT_ONCE = 1 << 25
-log = logging.getLogger(__name__)
+# 100 questions about 576 tokens are within the usual budget, and 3 about 3,328.
+BUDGET = int(memory.WORKING * memory.GIB)
 
 
 def select_in_chunks(
-    pruner: Pruner, encoded: Encoded, keep_ratio: float | None, at_once: int = AT_ONCE
+    pruner: Pruner, encoded: Encoded, keep_ratio: float | None, budget: int = BUDGET
 ) -> TokenSelection:
-    """What `pruner.select` returns for the whole batch, from as many questions at a time as
-    `at_once` allows; where GPU memory ends, from half as many. Selections do not depend on the
-    batch (a contract of `Pruner`).
+    """What `pruner.select` returns for the whole batch, from as many questions at a time as the
+    budget holds; where GPU memory ends, from half as many. Selections do not depend on the batch (a
+    contract of `Pruner`).
 
     Args:
         pruner, encoded, keep_ratio: see `Pruner.select`.
-        at_once: pairs of visual tokens.
+        budget: bytes, see `runtime.memory`.
 
     Raises:
         UserError: there is no memory for a single question, or the pruner's reasons.
     """
-    # Similarities of all pairs are what fills the memory: V^2 numbers per question.
+    # Similarities of all pairs are what fills the memory, V^2 numbers per question, and copies of
+    # the tokens in float32.
     width = max(1, encoded.visual_mask.shape[1])
-    size = max(1, min(len(encoded), at_once // width**2))
+    each = memory.PER_PAIR * width**2 + 8 * width * encoded.embeds.shape[2]
+    size = memory.how_many(budget, each, len(encoded))
     while True:
         try:
             if size >= len(encoded):
@@ -49,11 +49,7 @@ def select_in_chunks(
                     "tokens of a single question: bound them with model.max_pixels "
                     "or model.max_tiles, or use a pruner that compares no pairs."
                 ) from error
-        # Here and not above: while an error is handled, its frames hold on to what filled the
-        # memory.
-        size = (size + 1) // 2
-        torch.cuda.empty_cache()
-        log.warning("out of memory: %s selects for %d questions at a time", pruner.name, size)
+        size = memory.half(size, f"questions that {pruner.name} selects for")
 
 
 def _joined(parts: Sequence[TokenSelection]) -> TokenSelection:

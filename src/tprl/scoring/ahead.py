@@ -10,10 +10,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from tprl.data.taking import numbered_batches
+import torch
+
+from tprl.data.taking import numbered_batches, take
+from tprl.errors import UserError
+from tprl.runtime import memory
 from tprl.types import LVLM, Dataset, Encoded, Sample
+
+T = TypeVar("T")
+PROBED = 4  # questions whose length tells that of the others
 
 
 @runtime_checkable
@@ -21,6 +28,7 @@ class Preparing(Protocol):
     """An LVLM whose processor can run ahead of it, in `workers` threads."""
 
     workers: int
+    width: int
 
     def twin(self) -> Any:
         """The same with a processor of its own, for another thread."""
@@ -47,11 +55,54 @@ class Ready:
         self.samples, self.numbers, self.known = samples, numbers, known
         self.prepared: Any = None  # see `Preparing.processed`; None: `encode` asks the processor
 
+    def part(self, rows: slice) -> "Ready":
+        """Some of the questions, not prepared."""
+        return Ready(self.samples[rows], self.numbers[rows], self.known)
+
     def encode(self, lvlm: Any, extras: frozenset[str] = frozenset()) -> Encoded:
         """`lvlm.encode` of the batch."""
         if self.prepared is None:
             return lvlm.encode(self.samples, extras)
         return lvlm.encode(self.samples, extras, self.prepared)
+
+
+def questions_at_once(lvlm: LVLM, dataset: Dataset, most: int) -> int:
+    """How many questions are encoded together, from the longest of the dataset's first ones; the
+    same on every rank and in a resumed run."""
+    if not isinstance(lvlm, Preparing):
+        return most
+    samples = take(dataset, range(min(PROBED, len(dataset))))
+    if not samples:
+        return most
+    inputs, _ = lvlm.processed(samples)
+    # Embeddings and visual tokens out of them, and copies in float32 for codes and the kernel.
+    number = getattr(getattr(lvlm, "model", None), "dtype", torch.float32).itemsize
+    each = inputs["input_ids"].shape[1] * lvlm.width * (2 * number + 2 * 4)
+    return memory.how_many(memory.working_bytes(lvlm), each, most)
+
+
+def in_parts(work: Callable[[Ready], T], batch: Ready, name: str) -> list[T]:
+    """`work` on a batch, or where GPU memory ends, on its halves and theirs.
+
+    Args:
+        work: encodes the batch; it leaves nothing behind that a second try would find.
+        name: of the model.
+
+    Raises:
+        UserError: there is no memory for a single question.
+    """
+    try:
+        return [work(batch)]
+    except torch.OutOfMemoryError as error:
+        if len(batch.samples) == 1:
+            raise UserError(
+                f"{name} has no memory for sample {batch.samples[0].uid} alone: use "
+                "model.max_pixels or model.max_tiles, model.load_in=4bit, "
+                "model.placement=shard or a GPU with more memory."
+            ) from error
+    middle = memory.half(len(batch.samples), "questions that are encoded")
+    halves = (batch.part(slice(0, middle)), batch.part(slice(middle, None)))
+    return [result for half in halves for result in in_parts(work, half, name)]
 
 
 def numbered_ready(

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tprl.errors import UserError
-from tprl.runtime import distributed
+from tprl.runtime import distributed, memory
 from tprl.runtime.store import Record
 from tprl.splice import keep_all, splice
 from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample, TokenSelection, Utterance
@@ -18,9 +18,7 @@ from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample, TokenSe
 LIKELIHOOD = frozenset({"log_prob"})
 LABELS = frozenset({"score", "log_prob"})  # measurements that read the reference answers
 FIDELITY = frozenset({"answer_kl", "agreement"})  # those that compare with the model's own answers
-# Selections that are prompts at the same time, and their tokens: before splicing each is as large
-# as with all tokens.
-AT_ONCE, TOKENS_AT_ONCE = 256, 1 << 17
+AT_ONCE = 256  # selections that are prompts at the same time, where memory holds as many
 RIGHT = 0.5  # an answer counts as right above this official score
 
 
@@ -114,7 +112,7 @@ class Scorer:
         targets = self.targets(samples, encoded)
         score, log_prob = torch.empty(2, len(rows), device=encoded.embeds.device)
         predictions: list[str | None] = [None] * len(rows)
-        for at, prompt in selected(encoded, rows, keep):
+        for at, prompt in selected(encoded, rows, keep, memory.working_bytes(self.lvlm)):
             questions = [rows[i] for i in at]
             asked = [samples[i] for i in questions]
             scored = self(asked, prompt, [targets[i] for i in questions])
@@ -207,24 +205,48 @@ class Scorer:
         """`fidelity` of N selections in one pass; `keep[i]` is of question `rows[i]`."""
         reference = self.reference(encoded)
         kl, same = torch.empty(2, len(rows), device=encoded.embeds.device)
-        for at, prompt in selected(encoded, rows, keep):
+        for at, prompt in selected(encoded, rows, keep, memory.working_bytes(self.lvlm)):
             kl[at], same[at] = self.fidelity(prompt, reference, [rows[i] for i in at])
         return kl, same
 
 
 def selected(
-    encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
+    encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"], budget: int
 ) -> Iterator[tuple[list[int], Prompt]]:
     """The prompts of N selections, and which they are: from short to long, as many at a time as the
-    limits allow."""
+    budget of bytes holds; where GPU memory ends, half as many.
+
+    Raises:
+        UserError: there is no memory for a single one.
+    """
     # Prompts are padded to the longest: those of like length go together.
     counts, kept = encoded.counts, keep.sum(1).tolist()
     lengths = [counts[row].text + n for row, n in zip(rows, kept, strict=True)]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    size = max(1, min(AT_ONCE, TOKENS_AT_ONCE // encoded.attention.shape[1]))
-    for start in range(0, len(order), size):
+    size = memory.how_many(budget, prompt_bytes(encoded), AT_ONCE)
+    start = 0
+    while start < len(order):
         at = order[start : start + size]
-        yield at, splice(encoded.rows([rows[i] for i in at]), TokenSelection(keep[at]))
+        try:
+            prompt = splice(encoded.rows([rows[i] for i in at]), TokenSelection(keep[at]))
+        except torch.OutOfMemoryError as error:
+            if len(at) == 1:
+                raise UserError(
+                    f"there is no memory for a single prompt of {encoded.attention.shape[1]} "
+                    "tokens: use fewer stage.prompts, or model.load_in=4bit."
+                ) from error
+            prompt = None
+        if prompt is None:
+            size = memory.half(len(at), "prompts that are spliced")
+            continue
+        yield at, prompt
+        start += len(at)
+
+
+def prompt_bytes(encoded: Encoded) -> int:
+    """Of a question while it is spliced: a copy with all tokens, and what is left of it."""
+    features = encoded.embeds.shape[2] + (0 if encoded.deep is None else encoded.deep.shape[2])
+    return 2 * encoded.attention.shape[1] * features * encoded.embeds.dtype.itemsize
 
 
 def _rows(prompt: Prompt, numbers: Sequence[int]) -> Prompt:

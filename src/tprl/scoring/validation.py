@@ -3,26 +3,75 @@ set."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tprl.data.taking import nothing_left
 from tprl.errors import UserError
 from tprl.pruners.chunks import select_in_chunks
-from tprl.runtime import distributed
-from tprl.scoring.ahead import ahead, numbered_ready
+from tprl.runtime import distributed, memory
+from tprl.scoring.ahead import Ready, ahead, in_parts, numbered_ready, questions_at_once
 from tprl.scoring.scorer import Agreement, Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
 
 LIMIT = 400  # questions, where the settings do not say
+AT_ONCE = 100  # of them that are encoded together, where memory holds as many
 
 
 def merit(score: Mapping[str, float]) -> float:
     """What chooses checkpoints: accuracy, and log-likelihood at a hundredth of its size between
     equal counts."""
     return score["accuracy"] + 0.01 * score["log_prob"]
+
+
+class Held(Sequence[tuple[list[Sample], Encoded]]):
+    """Batches of encoded questions that stay: on the device as long as the budget of bytes holds
+    them, else all of them on the host, from where each comes when it is read."""
+
+    def __init__(self, device: torch.device, budget: int) -> None:
+        self.device, self.budget, self.bytes = device, budget, 0
+        self.samples: list[list[Sample]] = []
+        self.encodings: list[Encoded] = []
+
+    def add(self, samples: list[Sample], encoded: Encoded) -> None:
+        """A further batch."""
+        self.samples.append(samples)
+        self.bytes += sum(tensor.nbytes for tensor in _tensors(encoded).values())
+        self.encodings.append(encoded)
+        if self.bytes > self.budget and self.device.type != "cpu":
+            host = torch.device("cpu")
+            self.encodings = [moved(part, host) for part in self.encodings]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.samples[number], moved(self.encodings[number], self.device)
+
+
+def moved(encoded: Encoded, device: torch.device) -> Encoded:
+    """The same on another device; itself where it is there."""
+    tensors = _tensors(encoded)
+    if all(tensor.device == device for tensor in tensors.values()):
+        return encoded
+    copy = replace(
+        encoded,
+        extras={name: value.to(device) for name, value in encoded.extras.items()},
+        **{name: tensors[name].to(device) for name in tensors if name not in encoded.extras},
+    )
+    # What the host knows of it stays known.
+    vars(copy)["counts"] = encoded.counts
+    return copy
+
+
+def _tensors(encoded: Encoded) -> dict[str, Tensor]:
+    """Fields and extras."""
+    named = {field.name: getattr(encoded, field.name) for field in fields(encoded)}
+    return {k: v for k, v in (named | encoded.extras).items() if isinstance(v, Tensor)}
 
 
 class ServedScore:
@@ -33,7 +82,7 @@ class ServedScore:
         lvlm, dataset: the frozen model and the validation split.
         keep_ratios: kept fractions to serve; their mean score selects checkpoints.
         limit: questions used; None: the whole split.
-        batch_size: questions per encoding.
+        batch_size: questions per encoding; None: `AT_ONCE`, or what memory holds.
         labels: False scores agreement with the LVLM's own answers and reads no reference answer.
         first: number of the first question, so that what one choice was made on does not judge the
             next; questions are counted on from the beginning where the split is too short.
@@ -46,19 +95,27 @@ class ServedScore:
         dataset: Dataset,
         keep_ratios: Sequence[float],
         limit: int | None = LIMIT,
-        batch_size: int = 100,
+        batch_size: int | None = None,
         labels: bool = True,
         first: int = 0,
         extras: frozenset[str] = frozenset(),
     ) -> None:
         self.keep_ratios, self.extras = tuple(keep_ratios), extras
-        self.scorer = Scorer(lvlm, dataset)
-        self.batches: list[tuple[list[Sample], Encoded]] = []
+        self.scorer, self.budget = Scorer(lvlm, dataset), memory.working_bytes(lvlm)
+        self.batches: Sequence[tuple[list[Sample], Encoded]] = []
         # Cut by number before ranks share them: every rank count judges on the same questions.
         numbers = [(first + i) % len(dataset) for i in range(_size(dataset, limit))]
         share = distributed.share(numbers)
-        for batch in ahead(lvlm, numbered_ready(dataset, share, batch_size)):
-            self.batches.append((batch.samples, batch.encode(lvlm, extras)))
+        size = questions_at_once(lvlm, dataset, AT_ONCE) if batch_size is None else batch_size
+        held = Held(lvlm.device, memory.working_bytes(lvlm))
+
+        def work(batch: Ready) -> tuple[list[Sample], Encoded]:
+            return batch.samples, batch.encode(lvlm, extras)
+
+        for batch in ahead(lvlm, numbered_ready(dataset, share, size)):
+            for part in in_parts(work, batch, lvlm.name):
+                held.add(*part)
+        self.batches = held
         # All ranks raise or none does: one alone would leave the others waiting.
         if not all(distributed.gathered(bool(self.batches))):
             raise _nothing_left(dataset, limit)
@@ -71,10 +128,7 @@ class ServedScore:
                 Agreement(chunk, texts)
                 for (chunk, _), texts in zip(self.batches, answers, strict=True)
             ]
-            self.batches = [
-                (relabelled.samples, encoded)
-                for relabelled, (_, encoded) in zip(same, self.batches, strict=True)
-            ]
+            held.samples = [relabelled.samples for relabelled in same]
             self.scorer = Scorer(lvlm, same[0])
         self.targets = [self.scorer.targets(samples, encoded) for samples, encoded in self.batches]
 
@@ -90,7 +144,7 @@ class ServedScore:
             # Selections at each ratio start from the encodings of `__init__`.
             right = 0.0
             for (samples, encoded), targets in zip(self.batches, self.targets, strict=True):
-                prompt = splice(encoded, select_in_chunks(pruner, encoded, ratio))
+                prompt = splice(encoded, select_in_chunks(pruner, encoded, ratio, self.budget))
                 scored = self.scorer(samples, prompt, targets)
                 right += float(scored.score.sum())
                 total += float(scored.log_prob.sum())
@@ -109,7 +163,7 @@ class ServedScore:
         generated."""
         total = 0.0
         for (_, encoded), targets in zip(self.batches, self.targets, strict=True):
-            prompt = splice(encoded, select_in_chunks(pruner, encoded, keep_ratio))
+            prompt = splice(encoded, select_in_chunks(pruner, encoded, keep_ratio, self.budget))
             total += float(self.scorer.lvlm.score(prompt, targets)[0].sum())
         return self._mean(total)
 

@@ -20,14 +20,14 @@ from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.tprl import TPRL
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite
-from tprl.scoring.ahead import Ready, ahead
+from tprl.scoring.ahead import Ready, ahead, in_parts, questions_at_once
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
 from tprl.stages.base import Next, Settings, Stage, Unread
 from tprl.types import LVLM, Dataset, TokenSelection
 
-AT_ONCE = 100  # questions that are encoded together
+AT_ONCE = 100  # questions that are encoded together, where memory holds as many
 BISECTIONS = 40
 HELD_OUT = 10  # the last one in that many questions is not trained on
 
@@ -143,22 +143,28 @@ class Adapt(Stage):
     def _score(self) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N K"]]:
         """What the head will read of each training question, and what it is to forecast."""
         scorer = Scorer(self.lvlm, self.dataset, LIKELIHOOD)
-        gists, chances = [], []
-        stream = batches(self.dataset, self.hparams["questions"], AT_ONCE)
-        for batch in ahead(self.lvlm, map(Ready, stream)):
+
+        def work(batch: Ready) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B K"]]:
             # One pass of the network serves all budgets, as in the adaptive mode.
-            samples, encoded = batch.samples, batch.encode(self.lvlm, self.pruner.extras)
+            encoded = batch.encode(self.lvlm, self.pruner.extras)
             x = self.pruner.observe(encoded)
             logits, gist = self.pruner.survey(x)
-            answers = scorer.targets(samples, encoded)
+            answers = scorer.targets(batch.samples, encoded)
             # [B K] probability of the answer, pruned at every budget as it will be when served.
             scores = []
             for ratio in self.pruner.config["budgets"]:
                 keep = self.pruner.serve(x, logits, ratio, encoded.uids)
                 prompt = splice(encoded, TokenSelection(keep))
                 scores.append(self.lvlm.score(prompt, answers)[0].exp())
-            gists.append(gist.cpu())
-            chances.append(torch.stack(scores, 1).cpu())
+            return gist.cpu(), torch.stack(scores, 1).cpu()
+
+        size = questions_at_once(self.lvlm, self.dataset, AT_ONCE)
+        gists, chances = [], []
+        stream = batches(self.dataset, self.hparams["questions"], size)
+        for batch in ahead(self.lvlm, map(Ready, stream)):
+            for gist, chance in in_parts(work, batch, self.lvlm.name):
+                gists.append(gist)
+                chances.append(chance)
         # One question is held out, so one alone leaves nothing to train on.
         count = sum(map(len, gists))
         if not count:

@@ -15,11 +15,11 @@ from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite, compact
-from tprl.scoring.ahead import Ready, ahead
+from tprl.scoring.ahead import Ready, ahead, in_parts, questions_at_once
 from tprl.stages.base import Next, Stage, Unread
 from tprl.types import LVLM, Dataset, Sample
 
-AT_ONCE = 64  # images that are encoded together
+AT_ONCE = 64  # images that are encoded together, where memory holds as many
 
 
 class AutoencoderStage(Stage):
@@ -103,16 +103,22 @@ class AutoencoderStage(Stage):
                 f"dataset {self.dataset.name} shows {len(samples)} "
                 "images: stage=autoencoder needs 2."
             )
+
         # Some images at a time; on the host and without padding, because all of them are kept.
-        tokens = []
-        starts = range(0, len(samples), AT_ONCE)
-        parts = (Ready(samples[start : start + AT_ONCE]) for start in starts)
-        for batch in ahead(self.lvlm, parts):
+        def work(batch: Ready) -> list[Float[Tensor, "N D"]]:
             encoded = batch.encode(self.lvlm)
             visual = compact(encoded.visual)
             check_finite({"visual tokens": visual}, encoded.uids, "stage=autoencoder")
             pairs = zip(visual.cpu(), encoded.visual_mask.cpu(), strict=True)
-            tokens += [visual[mask] for visual, mask in pairs]
+            return [visual[mask] for visual, mask in pairs]
+
+        size = questions_at_once(self.lvlm, self.dataset, AT_ONCE)
+        starts = range(0, len(samples), size)
+        stream = (Ready(samples[start : start + size]) for start in starts)
+        tokens = []
+        for batch in ahead(self.lvlm, stream):
+            for part in in_parts(work, batch, self.lvlm.name):
+                tokens += part
         return tokens
 
     def _distinct(self) -> Iterator[Sample]:

@@ -22,17 +22,17 @@ from tprl.policy.networks import PolicyInput
 from tprl.pruners.chunks import select_in_chunks
 from tprl.pruners.learned import LearnedPruner
 from tprl.rl.rollout import step_ratios
-from tprl.runtime import distributed
+from tprl.runtime import distributed, memory
 from tprl.runtime.finite import check_finite
 from tprl.runtime.progress import Progress
 from tprl.runtime.store import Cache, Shards, opened
-from tprl.scoring.ahead import Ready, ahead
+from tprl.scoring.ahead import Ready, ahead, in_parts, questions_at_once
 from tprl.scoring.identity import of_weights
 from tprl.seeding import stable_seed
 from tprl.types import LVLM, Dataset, Encoded, Pruner
 
 log = logging.getLogger(__name__)
-AT_ONCE = 50  # questions that are encoded together
+AT_ONCE = 50  # questions that are encoded together, where memory holds as many
 SHARD = 10  # batches in a file: 500 questions, of LLaVA-1.5 about 40 MB
 
 
@@ -162,7 +162,7 @@ def demonstrate(
     steps: int,
     progressive: Sequence[float] | None = None,
     seed: int = 0,
-    batch_size: int = AT_ONCE,
+    batch_size: int | None = None,
     cache: Cache | None = None,
     quiet: bool = True,
 ) -> StoredDemonstrations:
@@ -176,6 +176,7 @@ def demonstrate(
         steps: T; every step keeps the same share of what is alive.
         progressive: kept share of what is alive at each step instead, e.g. (0.8, 0.6, 0.4) as in
             the reference code; it sets both the number of steps and the final ratio.
+        batch_size: questions that are encoded together; None: `AT_ONCE`, or what memory holds.
         cache: where the files stay, and what they depend on beside this pruner's codes and these
             schedules; None: in a temporary folder, for as long as the result lives.
         quiet: do not print the progress.
@@ -184,6 +185,8 @@ def demonstrate(
         UserError: `refuse_demonstrator`'s reasons, no question is left, or the disk is full.
     """
     refuse_demonstrator(demonstrator)
+    if batch_size is None:
+        batch_size = questions_at_once(lvlm, dataset, AT_ONCE)
     # Kept fractions of the original tokens after each step, for every final ratio.
     schedules = [step_ratios(ratio, steps) for ratio in keep_ratios]
     if progressive:
@@ -199,11 +202,15 @@ def demonstrate(
         temporary = tempfile.TemporaryDirectory(prefix="tprl-", ignore_cleanup_errors=True)
         folder = Path(temporary.name)
 
+    def work(batch: Ready) -> list[_Shown]:
+        encoded = batch.encode(lvlm, demonstrator.extras)
+        return _shown(demonstrator, pruner, encoded, schedules, memory.working_bytes(lvlm))
+
     def make_shard(first: int, stop: int) -> dict[str, Tensor]:
         records: list[_Shown] = []
         for batch in ahead(lvlm, map(Ready, batches(dataset, stop, batch_size, first))):
-            encoded = batch.encode(lvlm, demonstrator.extras)
-            records += _shown(demonstrator, pruner, encoded, schedules)
+            for part in in_parts(work, batch, lvlm.name):
+                records += part
         return _packed(records)
 
     # Files that exist are kept; ranks share out the missing ones.
@@ -220,7 +227,7 @@ def demonstrate(
 
 
 def _episodes(
-    demonstrator: Pruner, encoded: Encoded, schedules: Sequence[Sequence[float]]
+    demonstrator: Pruner, encoded: Encoded, schedules: Sequence[Sequence[float]], budget: int
 ) -> Bool[Tensor, "R T B V"]:
     """Nested masks for each schedule. A heuristic's choices at two budgets need not nest, so we go
     backwards: a longer list starts from the shorter one and is filled from the choice at its own
@@ -229,7 +236,7 @@ def _episodes(
     for schedule in schedules:
         masks: list[Tensor] = []
         for ratio in reversed(schedule):
-            mask = select_in_chunks(demonstrator, encoded, ratio).keep
+            mask = select_in_chunks(demonstrator, encoded, ratio, budget).keep
             # Rank 3 or 2 for what the shorter list keeps, 1 for the choice at this budget.
             if masks:
                 mask = keep_top_per_image(masks[-1].float() * 2 + mask, encoded, ratio)
@@ -281,8 +288,9 @@ def _shown(
     pruner: LearnedPruner,
     encoded: Encoded,
     schedules: Sequence[Sequence[float]],
+    budget: int,
 ) -> list[_Shown]:
-    keep = _episodes(demonstrator, encoded, schedules).cpu().numpy()
+    keep = _episodes(demonstrator, encoded, schedules, budget).cpu().numpy()
     x = pruner.observe(encoded)
     # fp16 on disk: what does not fit into it must stop the run, not become infinite.
     codes, xy, query = x.codes.half().cpu(), x.xy.cpu(), x.query.half().cpu()

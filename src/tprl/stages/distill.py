@@ -7,19 +7,19 @@ as the temperature falls.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner, uniforms
 from tprl.rl.rollout import step_budgets
+from tprl.runtime import memory
 from tprl.runtime.finite import check_finite
 from tprl.scoring.ahead import Ready
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
@@ -173,19 +173,44 @@ class Distill(KeepBest):
     def _log_prob(
         self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
     ) -> Float[Tensor, " B"]:
-        """Of the answers. Beyond the LVLM's micro-batch only one part's graph is in memory at a
-        time: each is computed again in the backward pass."""
-        size = getattr(self.lvlm, "micro_batch", len(answers))
-        if len(answers) <= size:
-            return self.lvlm.gated_log_prob(encoded, gate, answers)
-        parts = []
-        for rows in torch.arange(len(answers)).split(size):
-            part = encoded.rows(rows.tolist())
-            gates = gate[rows.to(gate.device)]
-            texts = [answers[i] for i in rows.tolist()]
-            log_prob = checkpoint(self.lvlm.gated_log_prob, part, gates, texts, use_reentrant=False)
-            parts.append(cast(Tensor, log_prob))
-        return torch.cat(parts)
+        """Of the answers, differentiable in the gates. The gradient is taken a micro-batch at a
+        time and joined to the gates: only one part's graph is ever in memory. Where GPU memory ends
+        it starts again with half as many.
+
+        Raises:
+            UserError: there is not enough for one question.
+        """
+        size = min(getattr(self.lvlm, "micro_batch", len(answers)), len(answers))
+        while True:
+            try:
+                parts = [self._slope(encoded, gate, answers, rows) for rows in _cut(answers, size)]
+                values, slopes = (torch.cat(part) for part in zip(*parts, strict=True))
+                # Each row depends on its own gates alone; the second summand is 0, with a gradient.
+                return values + (slopes * (gate - gate.detach())).sum(1)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise UserError(
+                        f"{self.lvlm.name} has no memory for the gradient through a single "
+                        "question: use model.max_pixels or model.max_tiles, "
+                        "model.load_in=4bit or a GPU with more memory."
+                    ) from error
+            size = memory.half(size, "questions of a gradient")
+            self.lvlm.micro_batch = size  # type: ignore[attr-defined]
+
+    def _slope(
+        self,
+        encoded: Encoded,
+        gate: Float[Tensor, "B V"],
+        answers: Sequence[str],
+        rows: Sequence[int],
+    ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R V"]]:
+        """Log-probabilities of some answers, and the gradient of each in its gates."""
+        whole = len(rows) == len(answers)
+        part = encoded if whole else encoded.rows(rows)
+        leaf = gate[rows[0] : rows[-1] + 1].detach().requires_grad_()
+        value = self.lvlm.gated_log_prob(part, leaf, [answers[i] for i in rows])
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), slope
 
     def on_train_epoch_end(self) -> None:
         self._validate()
@@ -196,6 +221,12 @@ class Distill(KeepBest):
         self.log("distill/served", score["accuracy"], prog_bar=True)
         self.log("samples_seen", float(self.samples_seen))
         self.keep_if_best(merit(score))
+
+
+def _cut(answers: Sequence[str], size: int) -> list[range]:
+    """Places of consecutive answers, `size` at a time."""
+    starts = range(0, len(answers), size)
+    return [range(start, min(start + size, len(answers))) for start in starts]
 
 
 def soft_top_k(
