@@ -22,6 +22,7 @@ from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.attention_dpp import AttentionDPPPruner
 from tprl.pruners.fastv import FastVPruner
 from tprl.pruners.keep_all import KeepAll
+from tprl.scoring.ahead import Ready
 from tprl.scoring.validation import ServedScore
 from tprl.splice import keep_all, splice
 from tprl.stages.tune import Tune
@@ -89,14 +90,14 @@ def test_it_learns_under_the_prompts_that_the_pruner_leaves(
         stage = tune(llava, served, selector)
         stage._validate = lambda: None  # type: ignore[method-assign]
         stage.log = lambda *x, **y: None  # type: ignore[assignment, method-assign]
-        loss = stage.training_step(samples, 0)
+        loss = stage.training_step(Ready(samples), 0)
         prompt = splice(encoded, selector.select(encoded, 0.25))
         assert float(loss.detach()) == pytest.approx(
             -float(llava.score(prompt, answers)[0].mean()), abs=1e-5
         )
         # In parts, each computed again in the backward pass: the same loss.
         llava.micro_batch, whole = 3, llava.micro_batch
-        parted = stage.training_step(samples, 0)
+        parted = stage.training_step(Ready(samples), 0)
         llava.micro_batch = whole
         assert float(parted.detach()) == pytest.approx(float(loss.detach()), abs=1e-5)
         stage.take_off()
