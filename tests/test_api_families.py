@@ -99,7 +99,7 @@ class TestEveryFamily:
                 inputs_embeds=prompt.embeds,
                 attention_mask=prompt.attention.long(),
                 position_ids=axes(prompt.positions),
-                **lvlm.mask_inputs(prompt.visual),
+                **lvlm.inputs_beside(prompt.input_ids, prompt.visual),
                 **options,
             )
         assert torch.equal(found[:, batch["input_ids"].shape[1] :], expected)

@@ -66,7 +66,7 @@ def held(cache: Any) -> int:
             states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
         else:
             states = [layer.keys, layer.values]
-        total += sum(part.nbytes for part in states)
+        total += sum(part.nbytes for part in states if part is not None)
     return total
 
 

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = (
     "[llava,llava_next,llava_onevision,qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_5,internvl3,smolvlm2,"
-    "gemma3,mistral3,glm4v]"
+    "gemma3,gemma4,mistral3,glm4v]"
 )
 LLAVA_7B = ("model=llava", "model.pretrained=null", "geometry=llava_1_5_7b", "model.dtype=bfloat16")
 QUIET = ("logger=none",)

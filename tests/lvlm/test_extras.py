@@ -39,6 +39,7 @@ LAYERS: dict[str, Callable[[Any], Any]] = {
     "llava_next": lambda parts: parts.vision_tower.encoder.layers[1].self_attn,
     "llava_onevision": lambda parts: parts.vision_tower.encoder.layers[2].self_attn,
     "gemma3": lambda parts: parts.vision_tower.encoder.layers[2].self_attn,
+    "gemma4": lambda parts: parts.vision_tower.encoder.layers[1].self_attn,
     "qwen3_5": lambda parts: parts.visual.blocks[2].attn,
     "mistral3": lambda parts: parts.vision_tower.transformer.layers[1].attention,
     "glm4v": lambda parts: parts.visual.blocks[2].attn,
@@ -174,6 +175,9 @@ def expected(eager: FrozenLVLM, sample: Sample, monkeypatch: pytest.MonkeyPatch)
             return [value for tile in calls[0] for value in shuffled(from_cls(tile), 6)]
         case "smolvlm2" | "gemma3":
             return [value for tile in calls[0] for value in shuffled(received(tile), 6)]
+        case "gemma4":  # padding behind the patches neither asks nor receives
+            real = 4 * views[0][0] * views[0][1]
+            return squares(received(calls[0][0][:, :real, :real]), views[0])
         case "mistral3":
             return squares(received(calls[0][0]), views[0])
         case "llava_next":
@@ -277,6 +281,8 @@ def test_substitutes_are_named_where_the_encoder_has_no_cls_token(lvlm: FrozenLV
 def test_a_model_spread_over_memory_and_disk_gives_the_same(
     lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path
 ) -> None:
+    if lvlm.name == "gemma4":
+        pytest.skip("refused: its word embeddings must be where prompts are")
     spread = half_on_disk(lvlm, tmp_path)
     found = spread.encode(SAMPLES, EXTRAS)
     for name in EXTRAS:

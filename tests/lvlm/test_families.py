@@ -73,7 +73,7 @@ def greedy(lvlm: FrozenLVLM, prompt: Prompt, count: int) -> list[str]:
         prompt = Prompt(
             prompt.uids,
             torch.cat([prompt.input_ids, new], 1),
-            torch.cat([prompt.embeds, lvlm.model.get_input_embeddings()(new)], 1),
+            torch.cat([prompt.embeds, lvlm.words(new)], 1),
             torch.cat([prompt.attention, one], 1),
             torch.cat([prompt.positions, prompt.positions[..., -1:] + 1], -1),
             torch.cat([prompt.visual, ~one], 1),
@@ -90,7 +90,7 @@ def test_keeping_everything_is_the_stock_model(lvlm: FrozenLVLM, encoded: Encode
         ids = lvlm.model.generate(**stock, max_new_tokens=6, do_sample=False)[
             :, stock["input_ids"].shape[1] :
         ]
-    assert torch.allclose(logits(lvlm, prompt), expected, atol=1e-5)
+    assert torch.allclose(logits(lvlm, prompt), expected, atol=2e-5)
     assert expected.std() > 0.3
     assert lvlm.answer(prompt) == lvlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
@@ -219,6 +219,10 @@ def test_a_local_folder_is_the_same_model(
 def test_a_model_spread_over_memory_and_disk_is_the_same_model(
     lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path
 ) -> None:
+    if lvlm.name == "gemma4":
+        with pytest.raises(UserError, match="compares every prompt with its word embeddings, whic"):
+            half_on_disk(lvlm, tmp_path)
+        return
     spread = half_on_disk(lvlm, tmp_path)
     assert spread.device == torch.device("cpu")
     prompt, again = (splice(one, some(one)) for one in (encoded, spread.encode(SAMPLES)))

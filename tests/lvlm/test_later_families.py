@@ -31,18 +31,26 @@ def small(name: str, **options: Any) -> FrozenLVLM:
 
 @pytest.mark.parametrize("name", LATER)
 def test_exact(name: str) -> None:
-    found = parity(small(name), [SAMPLES[0], TWO], steps=2)
+    exact(small(name))
+
+
+def exact(lvlm: FrozenLVLM, spread: float = 0.3) -> None:
+    found = parity(lvlm, [SAMPLES[0], TWO], steps=2)
     assert found.keep_all <= 1e-5
     assert max(found.pruned, found.decode, found.batch) <= 1e-5
-    assert found.std > 0.3
+    assert found.std > spread
     assert found.same_ids
 
 
 @pytest.mark.parametrize("name", LATER)
-@torch.no_grad()
 def test_the_cost_of_a_prompt(name: str) -> None:
     """Part by part, pruned and decoded: test_flops.py."""
-    lvlm, asked = small(name), sample([(90, 60)])
+    costs_what_the_counter_says(small(name))
+
+
+@torch.no_grad()
+def costs_what_the_counter_says(lvlm: FrozenLVLM) -> None:
+    asked = sample([(90, 60)])
     encoded = lvlm.encode([asked])
     visual = int(encoded.visual_mask.sum())
     text, images = int(encoded.attention.sum()) - visual, sum(encoded.tiles[0], ())
@@ -52,7 +60,7 @@ def test_the_cost_of_a_prompt(name: str) -> None:
     assert total == fc.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["gemma3", "qwen3_5"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3_5"])
 def test_masking_is_not_dropping(name: str) -> None:
     """Why these families have another definition: gaps in windows, steps in states."""
     lvlm = small(name)
@@ -63,10 +71,10 @@ def test_masking_is_not_dropping(name: str) -> None:
     assert (forward(lvlm, reference)[:, -1] - shorter).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("name", ["gemma3", "qwen3_5"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3_5"])
 def test_methods_between_layers_are_refused(name: str) -> None:
     lvlm = small(name)
-    what = "sliding attention" if name == "gemma3" else "linear attention"
+    what = "linear attention" if name == "qwen3_5" else "sliding attention"
     sentence = rf"^fastv drops tokens between layers, and this LVLM has layers of {what}, where"
     with pytest.raises(UserError, match=sentence):
         tprl.prune(lvlm.model, "fastv", keep_ratio=0.5)
@@ -89,13 +97,41 @@ class TestGemma3:
     def test_an_image_sees_itself_whole_and_no_later_one(self) -> None:
         lvlm = small("gemma3")
         encoded = lvlm.encode([TWO])
-        (types,) = lvlm.mask_inputs(encoded.is_visual, 2)["token_type_ids"]
+        ids = torch.nn.functional.pad(encoded.input_ids, (0, 2))
+        (types,) = lvlm.inputs_beside(ids, encoded.is_visual)["token_type_ids"]
         assert types.tolist() == [*encoded.is_visual[0].int().tolist(), 0, 0]
         prompt = splice(encoded, keep_all(encoded))
-        blind = {"token_type_ids": torch.zeros_like(types).unsqueeze(0)}
+        blind = {"token_type_ids": torch.zeros_like(encoded.input_ids)}
         expected = forward(lvlm, prompt)
-        lvlm.mask_inputs = lambda visual, more=0: blind  # type: ignore[method-assign]
+        lvlm.inputs_beside = lambda ids, visual: blind  # type: ignore[method-assign]
         assert (forward(lvlm, prompt) - expected).abs().max() > 0.02
+
+
+class TestGemma4:
+    @pytest.mark.slow
+    def test_the_large_one_has_neither_shared_keys_nor_embeddings_of_layers(self) -> None:
+        """Keys serve as values in its layers of full attention."""
+        sizes = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+        large = small("gemma4", geometry={"text_config": {**sizes, "attention_k_eq_v": True}})
+        assert [block.kv_projections for block, _ in large.shape.lm.blocks] == [2, 1, 1]
+        exact(large, 0.1)  # its weights are not scaled up
+        costs_what_the_counter_says(large)
+
+    def test_gates_are_refused(self) -> None:
+        lvlm = small("gemma4")
+        with pytest.raises(UserError, match="gemma4 has layers of sliding attention, where a gate"):
+            lvlm.check_gates()
+
+    def test_experts_can_be_trained_on_and_not_evaluated(self) -> None:
+        lvlm = small("gemma4")
+        lvlm.model.config.text_config.enable_moe_block = True
+        with pytest.raises(UserError, match="the mixture of experts of this gemma4_text: such an"):
+            _ = lvlm.shape
+
+    def test_bounds_are_those_of_the_processor(self) -> None:
+        assert small("gemma4", max_pixels=5000).processor.image_processor.max_soft_tokens == 70
+        with pytest.raises(UserError, match=r"is less than the 4480 pixels of the 70 tokens"):
+            small("gemma4", max_pixels=4000)
 
 
 class TestLlavaOnevision:

@@ -22,7 +22,7 @@ from tprl.splice import keep_all, splice
 from tprl.types import Prompt
 
 # Refused: the first layers add deepstack features, or not all layers attend to all tokens.
-FAMILIES = each_family("qwen3_vl", "gemma3", "qwen3_5")
+FAMILIES = each_family("qwen3_vl", "gemma3", "gemma4", "qwen3_5")
 TWO = SAMPLES[1]._replace(images=(SAMPLES[0].images[0], SAMPLES[2].images[0]))
 MIXED = [SAMPLES[0], TWO, SAMPLES[3]._replace(images=()), SAMPLES[4]]
 STEPS = 5

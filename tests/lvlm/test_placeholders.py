@@ -28,6 +28,7 @@ WRONG: dict[str, list[tuple[str, Any]]] = {
     "smolvlm": [("image_seq_len", 8)],
     "llava_onevision": [("num_image_tokens", 16), ("vision_aspect_ratio", "anyres_max_2")],
     "gemma3": [("full_image_sequence", "<start_of_image>" + 8 * "<image_soft_token>")],
+    "gemma4": [("image_processor.patch_size", 8), ("image_processor.pooling_kernel_size", 1)],
     "mistral3": [("patch_size", 7), ("spatial_merge_size", 3)],
 }
 SETTINGS = {"full_image_sequence": "image_seq_length"}  # what it is made from

@@ -17,6 +17,7 @@ CONVENTIONS = {
     "qwen3_5": "thousand",
     "glm4v": "thousand",
     "gemma3": "relative",
+    "gemma4": "relative",
     "mistral3": "relative",
     "llava_onevision": "relative",
 }

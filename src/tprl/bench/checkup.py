@@ -139,6 +139,9 @@ def tiles_of(lvlm: FrozenLVLM, sample: Sample) -> tuple[tuple[int, int], ...]:
     pixels = lvlm.pixels_of(inputs)
     if "image_grid_thw" in pixels:
         return tuple((rows, columns) for _, rows, columns in pixels["image_grid_thw"].tolist())
+    if "image_position_ids" in pixels:  # places of patches, padding behind them
+        last = pixels["image_position_ids"].amax(1) + 1
+        return tuple((rows, columns) for columns, rows in last.tolist())
     values, patches = pixels["pixel_values"], lvlm.shape.vision.patches
     if values.ndim == 5:  # crops or tiles of an image, padded with zeros
         count = int(values.flatten(2).any(2).sum())

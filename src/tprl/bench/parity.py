@@ -157,7 +157,7 @@ def _shorter(
     placeholder = text == lvlm.image_token
     visual = placeholder[:, : text.shape[1] - width]
     kept = alive[(encoded.input_ids == lvlm.image_token) & encoded.attention]
-    values = lvlm.model.get_input_embeddings()(text)
+    values = lvlm.words(text)
     features = torch.cat(list(seen.pooler_output))[kept]
     values[F.pad(visual, (0, width))] = features.to(values)
     stacked = isinstance(seen.pooler_output, Tensor)
@@ -170,7 +170,7 @@ def _shorter(
         mm_encoder_outputs={"image": seen},
         logits_to_keep=width + 1,
         use_cache=False,
-        **lvlm.mask_inputs(visual, width),
+        **{name: x for name, x in lvlm.inputs_beside(text, visual).items() if x.ndim == 2},
     )
     return out.logits.float()
 
@@ -192,12 +192,12 @@ def forward(
     after = prompt.positions[..., -1:] + 1 + torch.arange(ids.shape[1], device=lvlm.device)
     with lvlm.deepstack(prompt.deep, prompt.visual):
         out = lvlm.model(
-            inputs_embeds=torch.cat([prompt.embeds, lvlm.model.get_input_embeddings()(ids)], 1),
+            inputs_embeds=torch.cat([prompt.embeds, lvlm.words(ids)], 1),
             attention_mask=F.pad(prompt.attention, (0, ids.shape[1]), value=True).long(),
             position_ids=axes(torch.cat([prompt.positions, after], -1)),
             logits_to_keep=ids.shape[1] + 1,
             use_cache=False,
-            **lvlm.mask_inputs(prompt.visual, ids.shape[1]),
+            **lvlm.inputs_beside(torch.cat([prompt.input_ids, ids], 1), prompt.visual),
         )
     return out.logits.float()
 
@@ -212,7 +212,7 @@ def _generate(
             attention_mask=prompt.attention.long(),
             position_ids=axes(prompt.positions),
             max_new_tokens=steps,
-            **lvlm.mask_inputs(prompt.visual),
+            **lvlm.inputs_beside(prompt.input_ids, prompt.visual),
             **GREEDY,
             output_logits=True,
             return_dict_in_generate=True,

@@ -60,7 +60,8 @@ def tower_flops(v: VisionShape, grid: Grid) -> int:
     """One pass of the tower: layers as `encoder_layer_flops`, but for windows and gates; and the
     pooling head."""
     rows, columns = grid
-    patches, tokens = rows * columns, rows * columns + v.cls
+    patches = v.padded or rows * columns
+    tokens = patches + v.cls
     # The patch embedding is a convolution: one product per pixel value and width.
     patch = 2 * patches * v.width * v.channels * v.frames * v.patch_size**2
     # Four projections, 2 FLOPs each, and an MLP of two or three matrices.
@@ -72,7 +73,9 @@ def tower_flops(v: VisionShape, grid: Grid) -> int:
         pairs += windowed * _squares(rows, v.window) * _squares(columns, v.window)
     # One query reads all tokens, through four projections of its own attention, and passes an MLP.
     pool = (4 + 4 * tokens) * v.width**2 + 4 * tokens * v.width + 4 * v.width * v.mlp
-    return patch + v.layers * linear + 4 * v.width * pairs + v.pool * pool
+    # Tokens as a product of all patches with a matrix of places.
+    places = 2 * (v.padded // v.merge**2) * v.padded * v.width
+    return patch + v.layers * linear + 4 * v.width * pairs + v.pool * pool + places
 
 
 def _squares(length: int, window: int) -> int:
@@ -102,8 +105,15 @@ def lm_layer_flops(lm: LMShape, new: int, context: int, kind: str = FULL) -> int
         context = min(context, lm.window)
     # Q (perhaps with a gate) and output, grouped K and V, then q k^T and its product with V over
     # the context.
-    projections = new * 2 * lm.width * ((3 if lm.query_gate else 2) * q + 2 * kv)
-    return mlp + projections + 4 * new * context * q
+    projections = new * 2 * lm.width * ((3 if lm.query_gate else 2) * q + lm.kv_projections * kv)
+    # A gate and a projection of what every layer adds.
+    added = new * 2 * 2 * lm.width * lm.per_layer
+    return mlp + projections + added + 4 * new * context * q
+
+
+def per_layer_flops(lm: LMShape, tokens: int) -> int:
+    """What embeddings of every layer cost before the first one: a projection of the tokens."""
+    return 2 * tokens * lm.width * lm.layers * lm.per_layer
 
 
 def linear_attention_flops(linear: LinearShape, width: int, new: int, cached: bool) -> int:
@@ -167,14 +177,16 @@ def kv_bytes(lm: LMShape, tokens: int | Sequence[int], dtype_bytes: int = 2) -> 
         dtype_bytes: bytes per number, 2 for bfloat16.
     """
     held = 0
-    for n, kind in zip(per_layer(lm, tokens), lm.mixers, strict=True):
+    for n, (block, kind) in zip(per_layer(lm, tokens), lm.blocks, strict=True):
+        if not block.kv_projections:  # it reads the cache of another layer
+            continue
         if kind == LINEAR:  # whatever the prompt's length; the state is float32
             assert lm.linear is not None
             held += lm.linear.mixed * lm.linear.kernel * dtype_bytes + 4 * lm.linear.state
             continue
         # Of a window, the next query sees all but the oldest token.
         cached = min(n, lm.window - 1) if kind == SLIDING else n
-        held += 2 * lm.kv_heads * lm.head_dim * dtype_bytes * cached
+        held += 2 * block.kv_heads * block.head_dim * dtype_bytes * cached
     return held
 
 
@@ -188,8 +200,12 @@ def prefill_flops(shape: LVLMShape, text_tokens: int, visual_tokens: int | Seque
             the model.
     """
     lengths = [text_tokens + v for v in per_layer(shape.lm, visual_tokens)]
-    layers = zip(lengths, shape.lm.mixers, strict=True)
-    return sum(lm_layer_flops(shape.lm, n, n, kind) for n, kind in layers)
+    flops = per_layer_flops(shape.lm, lengths[0])
+    for n, (block, kind) in zip(lengths, shape.lm.blocks, strict=True):
+        # Without keys of its own a layer computes what the first answer token needs alone, over
+        # all keys of the prompt.
+        flops += lm_layer_flops(block, *((n, n, kind) if block.kv_projections else (1, n, FULL)))
+    return flops
 
 
 def decode_flops(
@@ -202,9 +218,9 @@ def decode_flops(
     """
     lengths = [text_tokens + v for v in per_layer(shape.lm, visual_tokens)]
     # Step t reads one token and attends to the prompt, t earlier ones and itself.
-    flops = 0
-    for n, kind in zip(lengths, shape.lm.mixers, strict=True):
-        flops += sum(lm_layer_flops(shape.lm, 1, n + t + 1, kind) for t in range(steps))
+    flops = per_layer_flops(shape.lm, steps)
+    for n, (block, kind) in zip(lengths, shape.lm.blocks, strict=True):
+        flops += sum(lm_layer_flops(block, 1, n + t + 1, kind) for t in range(steps))
     return flops
 
 

@@ -1,6 +1,7 @@
 """All that decides the cost of a model: depth, widths, patches, read off its config."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from tprl.errors import UserError
@@ -15,6 +16,7 @@ LANGUAGE_MODELS = frozenset(
         "qwen2",
         "qwen3",
         "gemma3_text",
+        "gemma4_text",
         "glm4v_text",
         "qwen3_5_text",
         "qwen2_vl_text",
@@ -54,6 +56,9 @@ class VisionShape:
     window: int = 0  # patches a side of the windows that attention stays in; 0: there are none
     whole: int = 0  # layers that see the whole image where others see windows
     merge: int = 1  # patches a side that the projector reads as one token
+    # Patches that every image is padded to, of which a matrix of places makes tokens (Gemma 4); 0:
+    # there is no padding.
+    padded: int = 0
 
     @property
     def used(self) -> int:
@@ -116,11 +121,17 @@ class LMShape:
     window: int = 0  # tokens that a query of sliding attention sees, its own included
     linear: LinearShape | None = None  # of layers of linear attention
     query_gate: bool = False  # queries of full attention come with a gate as wide as they are
+    # projections of keys and values; a layer without both reads those of an earlier one, and of a
+    # prompt it computes the last token alone
+    kv_projections: int = 2
+    per_layer: int = 0  # width of the embeddings that every layer adds (Gemma 4)
+    varied: tuple["LMShape", ...] = ()  # where layers differ in width: each as a model of its own
 
-    @property
-    def mixers(self) -> tuple[str, ...]:
-        """How each layer mixes its tokens."""
-        return self.kinds or (FULL,) * self.layers
+    @cached_property
+    def blocks(self) -> tuple[tuple["LMShape", str], ...]:
+        """Each layer's shape, and how it mixes its tokens."""
+        kinds = self.kinds or (FULL,) * self.layers
+        return tuple(zip(self.varied or (self,) * self.layers, kinds, strict=True))
 
     @classmethod
     def of(cls, text: Any) -> "LMShape":
@@ -138,20 +149,46 @@ class LMShape:
         kinds = layer_kinds(text)
         if strange := set(kinds) - set(KINDS):
             raise unknown(f"layers of {min(strange)} (in this {text.model_type})")
-        return cls(
+        if getattr(text, "enable_moe_block", False):
+            raise unknown(f"the mixture of experts of this {text.model_type}")
+        # Of Gemma 4 the first layer's heads; `_varied` has those of each.
+        heads: Any = text.per_layer_config[0] if "gemma4" in text.model_type else text
+        whole = cls(
             layers=text.num_hidden_layers,
             width=text.hidden_size,
             ffn=text.intermediate_size,
             heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None)
+            kv_heads=heads.num_key_value_heads,
+            head_dim=getattr(heads, "head_dim", None)
             or text.hidden_size // text.num_attention_heads,
             vocab=text.vocab_size,
             kinds=() if set(kinds) == {FULL} else kinds,
             window=text.sliding_window if SLIDING in kinds else 0,
             linear=_linear(text) if LINEAR in kinds else None,
             query_gate=text.model_type == "qwen3_5_text",
+            per_layer=getattr(text, "hidden_size_per_layer_input", 0),
         )
+        return replace(whole, varied=_varied(whole, text)) if "gemma4" in text.model_type else whole
+
+
+def _varied(whole: LMShape, text: Any) -> tuple[LMShape, ...]:
+    """The layers of a Gemma 4: those of full attention have heads of their own, and the last ones
+    read keys and values of earlier ones."""
+    layers = []
+    for number, kind in enumerate(text.layer_types):
+        heads, shares = text.per_layer_config[number], text.kv_sharing_modes[number] == "reuse"
+        keys_alone = text.attention_k_eq_v and kind == FULL
+        layer = replace(
+            whole,
+            layers=1,
+            kinds=(kind,),
+            head_dim=heads.head_dim,
+            kv_heads=heads.num_key_value_heads,
+            ffn=whole.ffn * (2 if shares and text.use_double_wide_mlp else 1),
+            kv_projections=0 if shares else 1 if keys_alone else 2,
+        )
+        layers.append(layer)
+    return tuple(layers)
 
 
 def _linear(text: Any) -> LinearShape:

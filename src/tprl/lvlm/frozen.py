@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import AutoProcessor
 
@@ -276,11 +276,12 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         made."""
         return (attention.long().cumsum(1) - 1).clamp(min=0).unsqueeze(0)
 
-    def mask_inputs(
-        self, visual: Bool[Tensor, "B S"], more: int = 0
-    ) -> dict[str, Int[Tensor, "B _"]]:
-        """What the stock class's attention masks depend on beside padding, for prompts with these
-        visual columns and `more` tokens of an answer: its arguments by name."""
+    def inputs_beside(
+        self, ids: Int[Tensor, "B S1"], visual: Bool[Tensor, "B S"]
+    ) -> dict[str, Shaped[Tensor, "B S1 ..."]]:
+        """What the stock class reads beside embeddings and padding, its arguments by name: what its
+        masks depend on, say. `ids` are of prompts with these visual columns, and of answers after
+        them."""
         return {}
 
     @contextmanager
@@ -320,7 +321,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         # Embeddings in place of ids: the stock class then neither sees images nor looks up words.
         with self.deepstack(prompt.deep, prompt.visual), dropping(self.model, prompt, plan):
             inputs = {"inputs_embeds": prompt.embeds, "attention_mask": prompt.attention.long()}
-            inputs |= self.mask_inputs(prompt.visual)
+            inputs |= self.inputs_beside(prompt.input_ids, prompt.visual)
             with watched(self.model) as watch:
                 ids = self.model.generate(
                     **inputs, position_ids=axes(prompt.positions), **GREEDY, **options

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import (
@@ -191,12 +191,12 @@ class Gemma3(FrozenLVLM):
             features = vision_features.to(weight.device)
             return (projector.mm_soft_emb_norm(features).to(weight.device) @ weight).to(features)
 
-    def mask_inputs(
-        self, visual: Bool[Tensor, "B S"], more: int = 0
-    ) -> dict[str, Int[Tensor, "B _"]]:
+    def inputs_beside(
+        self, ids: Int[Tensor, "B S1"], visual: Bool[Tensor, "B S"]
+    ) -> dict[str, Shaped[Tensor, "B S1 ..."]]:
         """Images see themselves whole: runs of visual columns are an image's each, since text
         stands between any two."""
-        return {"token_type_ids": pad(visual.long(), (0, more))}
+        return {"token_type_ids": pad(visual.long(), (0, ids.shape[1] - visual.shape[1]))}
 
     @contextmanager
     def deepstack(

@@ -236,7 +236,7 @@ def _damaged(source: str, name: str, reason: str) -> UserError:
 
 class WithoutVideo(ProcessorMixin):
     """Before a stock processor among the bases: it then accepts None for its video half, which
-    cannot be built where torchvision is missing."""
+    cannot be built where torchvision is missing, and for one that hears."""
 
     def apply_chat_template(
         self, conversation: Any, chat_template: str | None = None, **options: Any
@@ -245,7 +245,7 @@ class WithoutVideo(ProcessorMixin):
         return ProcessorMixin.apply_chat_template(self, conversation, chat_template, **options)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and argument is None:
+        if argument_name in ("video_processor", "feature_extractor") and argument is None:
             return type(None)
         return super().check_argument_for_proper_class(argument_name, argument)
 

@@ -153,7 +153,7 @@ class Pruning:
                     inputs_embeds=prompt.embeds,
                     attention_mask=prompt.attention.long(),
                     position_ids=axes(prompt.positions),
-                    **lvlm.mask_inputs(prompt.visual),
+                    **lvlm.inputs_beside(prompt.input_ids, prompt.visual),
                     **self._remaining(ids.shape[1], config, kwargs),
                 )
         except RuntimeError:  # sampling refuses what is not finite, without saying why it is not

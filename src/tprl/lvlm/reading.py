@@ -39,7 +39,7 @@ class AnswerReading:
     device: torch.device
     micro_batch: int
     deepstack: Callable[..., AbstractContextManager[None]]
-    mask_inputs: Callable[..., dict[str, Tensor]]
+    inputs_beside: Callable[..., dict[str, Tensor]]
 
     @retry_smaller
     def score(
@@ -126,7 +126,7 @@ class AnswerReading:
                 position_ids=axes(torch.cat([part.positions, after], -1)),
                 logits_to_keep=width + 1,
                 use_cache=False,
-                **self.mask_inputs(part.visual, width),
+                **self.inputs_beside(torch.cat([part.input_ids, ids.clamp(min=0)], 1), part.visual),
             )
         # The logits before a token predict it: width + 1 columns, less what follows the last.
         return out.logits[:, :-1].float()
@@ -146,7 +146,7 @@ class AnswerReading:
                 position_ids=axes(prompt.positions),
                 logits_to_keep=1,
                 use_cache=True,
-                **self.mask_inputs(prompt.visual),
+                **self.inputs_beside(prompt.input_ids, prompt.visual),
             )
 
     def check_written(

@@ -1,0 +1,272 @@
+"""Gemma 4 (patches pooled by their places, images of any shape; sliding windows, embeddings for
+every layer, layers that share keys) on the stock Hugging Face class, frozen."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import (
+    AutoConfig,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4Processor,
+    Gemma4TextConfig,
+    Gemma4VisionConfig,
+)
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+from tprl.cost import LMShape, LVLMShape, VisionShape, unknown
+from tprl.errors import UserError
+from tprl.lvlm.batching import Seen, check_size
+from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
+from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.gemma3 import Gemma3
+from tprl.lvlm.loading import WithoutVideo, processor_parts
+from tprl.lvlm.towers import Call, overheard, received_attention
+
+ROLES = {
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+}
+CHAT = (
+    "{% for turn in messages %}<|turn>{{ 'model' if turn.role == 'assistant' else turn.role }}\n"
+    "{% for part in turn.content %}{% if part.type == 'image' %}<|image|>{% else %}"
+    "{{ part.text }}{% endif %}{% endfor %}<turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+)
+SOFT_TOKENS = (70, 140, 280, 560, 1120)  # of an image, the bounds that the stock processor takes
+
+
+class ImageOnly(WithoutVideo, Gemma4Processor):
+    """Images and text; nothing that hears."""
+
+
+class Gemma4(Gemma3):
+    """A frozen Gemma 4; arguments as of `FrozenLVLM`.
+
+    As Gemma 3, but that images see themselves whole in windows alone, if at all, that small models
+    have embeddings of words for every layer, and that an image has any shape, in at most so many
+    patches: the rest of them is padding, which the tower computes too.
+    """
+
+    model_type = "gemma4"
+    bounds = frozenset({"max_pixels"})
+    pixel_inputs = ("pixel_values", "image_position_ids")
+    # Gates would need masks that differ by layer: refused, as other families refuse windows.
+    check_gates, gate_mask = FrozenLVLM.check_gates, FrozenLVLM.gate_mask
+
+    def __init__(self, pretrained: str | None, name: str = "gemma4", **options: Any) -> None:
+        super().__init__(pretrained, name, **options)
+
+    def _hold(self, model: Any, processor: Any, name: str) -> None:
+        super()._hold(model, processor, name)
+        # The stock class looks for placeholders among embeddings, by their table.
+        place = model.get_input_embeddings().weight.device
+        if getattr(model, "hf_device_map", None) and place != self.device:
+            raise UserError(
+                f"{name} compares every prompt with its word embeddings, which are on {place}, and "
+                f"prompts are on {self.device}: raise model.max_memory of the first device, or set "
+                "model.load_in=4bit."
+            )
+
+    @property
+    def shape(self) -> LVLMShape:
+        v, text = self.model.config.vision_config, LMShape.of(self.model.config.text_config)
+        vision = VisionShape(
+            v.num_hidden_layers,
+            v.hidden_size,
+            v.intermediate_size,
+            v.num_attention_heads,
+            patches=0,
+            patch_size=v.patch_size,
+            cls=False,
+            unused=0,
+            gated=True,
+            merge=v.pooling_kernel_size,
+            padded=self.processor.image_processor.max_soft_tokens * v.pooling_kernel_size**2,
+        )
+        # Of its own cost model: projections as wide as the tower, as in all that are published.
+        if v.num_attention_heads * v.head_dim != v.hidden_size or (
+            v.num_key_value_heads != v.num_attention_heads
+        ):
+            raise unknown("a Gemma 4 tower whose heads are not as wide as its tokens")
+        return LVLMShape(vision, (v.hidden_size, text.width), text)
+
+    @staticmethod
+    def blueprint() -> tuple[Any, Any]:
+        tokenizer = byte_tokenizer(["<|turn>", "<turn|>", "<|video|>"], **ROLES)
+        image, begin, end, audio = token_ids(tokenizer, *list(ROLES.values())[:4])
+        (video,) = token_ids(tokenizer, "<|video|>")
+        # All that sizes differ in: windows, heads of full attention, layers that share keys and are
+        # twice as wide, embeddings for every layer.
+        text = Gemma4TextConfig(
+            vocab_size=len(tokenizer),
+            **(SMALL_TEXT | {"num_hidden_layers": 3}),
+            head_dim=12,
+            global_head_dim=16,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention", "full_attention"],
+            num_kv_shared_layers=1,
+            use_double_wide_mlp=True,
+            hidden_size_per_layer_input=8,
+            vocab_size_per_layer_input=len(tokenizer),
+            use_bidirectional_attention="vision",
+        )
+        tower = Gemma4VisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=8,
+            patch_size=4,
+            pooling_kernel_size=2,
+            position_embedding_size=160,
+        )
+        config = Gemma4Config(
+            text_config=text,
+            vision_config=tower,
+            audio_config=None,
+            image_token_id=image,
+            video_token_id=video,
+            audio_token_id=audio,
+            boi_token_id=begin,
+            eoi_token_id=end,
+        )
+        model = Gemma4ForConditionalGeneration(config)
+        # the stock class begins with places that are all alike
+        embedder = model.model.vision_tower.patch_embedder
+        torch.nn.init.normal_(embedder.position_embedding_table, std=0.05)
+        images = Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
+        processor = ImageOnly(None, images, tokenizer, None, chat_template=CHAT)
+        return random_weights(model, tokenizer), processor
+
+    @classmethod
+    def load_processor(cls, source: str) -> Any:
+        images, tokenizer, template = processor_parts(ImageOnly, source)
+        v = AutoConfig.from_pretrained(source).vision_config
+        images.patch_size, images.pooling_kernel_size = v.patch_size, v.pooling_kernel_size
+        return ImageOnly(None, images, tokenizer, None, chat_template=template)
+
+    @property
+    def placeholder(self) -> str:
+        return self.tokenizer.convert_ids_to_tokens(self.image_token)
+
+    def processor_settings(self) -> dict[str, Any]:
+        v = self.model.config.vision_config
+        return {"patch_size": v.patch_size, "pooling_kernel_size": v.pooling_kernel_size}
+
+    def limit_pixels(self, most: int) -> None:
+        images, v = self.processor.image_processor, self.model.config.vision_config
+        token = (v.patch_size * v.pooling_kernel_size) ** 2
+        within = [count for count in SOFT_TOKENS if count * token <= most]
+        if not within:
+            raise UserError(
+                f"model.max_pixels={most} is less than the {SOFT_TOKENS[0] * token} pixels of the "
+                f"{SOFT_TOKENS[0]} tokens that the processor of {self.name} takes at least: give "
+                "as many or more."
+            )
+        images.max_soft_tokens = min(images.max_soft_tokens, within[-1])
+
+    def feature_counts(self, pixels: Mapping[str, Any]) -> list[int]:
+        return [rows * columns for rows, columns in self._grids(pixels)]
+
+    def _grids(self, pixels: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """(rows, columns) of the tokens of each image, by the last place of its patches."""
+        kernel = self.model.config.vision_config.pooling_kernel_size
+        last = torch.as_tensor(pixels["image_position_ids"]).amax(1) + 1  # [I 2], x and y
+        return [(int(y) // kernel, int(x) // kernel) for x, y in last.tolist()]
+
+    @torch.no_grad()
+    def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        places = torch.as_tensor(pixels["image_position_ids"]).to(self.device)
+        self._check_patches(values, places)
+        parts, views = self.model.model, self._grids(pixels)
+        modules = {
+            "cls_attention": parts.vision_tower.encoder.layers[-1].self_attn,
+            "vision_features": parts.embed_vision,
+        }
+        with overheard({name: modules[name] for name in extras}) as calls:
+            tokens = parts.get_image_features(
+                values, image_position_ids=places, return_dict=True
+            ).pooler_output
+        counts = [rows * columns for rows, columns in views]
+        features: dict[str, list[Tensor]] = {}
+        if "vision_features" in calls:
+            features["vision_features"] = list(calls["vision_features"].x.split(counts))
+        if "cls_attention" in calls:
+            attention = self._attention(modules["cls_attention"], calls["cls_attention"], places)
+            features["cls_attention"] = [
+                self._by_token(line, view) for line, view in zip(attention, views, strict=True)
+            ]
+        kernel = self.model.config.vision_config.pooling_kernel_size
+        tiles = [((rows * kernel, columns * kernel),) for rows, columns in views]
+        return Seen(list(tokens), [(view,) for view in views], tiles, features)
+
+    def _check_patches(self, values: Float[Tensor, "I P c"], places: Int[Tensor, "I P 2"]) -> None:
+        """Refuse patches that the tower would misread, or could not pool."""
+        v = self.model.config.vision_config
+        kernel = v.pooling_kernel_size
+        check_size(self.name, "patches", values.shape[-1:], [3 * v.patch_size**2], self.remedy)
+        for columns, rows in (places.amax(1) + 1).tolist():
+            if rows % kernel or columns % kernel or values.shape[1] % kernel**2:
+                raise UserError(
+                    f"the processor makes a grid of {rows} x {columns} patches, padded to "
+                    f"{values.shape[1]}, and {self.name} pools {kernel} x {kernel} of them: "
+                    f"{self.remedy}."
+                )
+
+    def _attention(
+        self, layer: Any, call: Call, places: Int[Tensor, "I P 2"]
+    ) -> Float[Tensor, "I P"]:
+        """Attention that each patch receives."""
+        turn = sys.modules[type(layer).__module__].apply_multidimensional_rope
+        cosine, sine = call.options["position_embeddings"]
+        heads = []
+        for project, norm in ((layer.q_proj, layer.q_norm), (layer.k_proj, layer.k_norm)):
+            x = norm(project(call.x).unflatten(-1, (-1, layer.head_dim)))
+            heads.append(turn(x, cosine, sine, places).transpose(1, 2))
+        # The stock class does not divide by the root of a head's width.
+        query, keys = heads[0] * layer.head_dim**0.5, heads[1]
+        return received_attention(query, keys, (places >= 0).all(-1))
+
+    def _by_token(self, patches: Float[Tensor, " P"], view: tuple[int, int]) -> Float[Tensor, " N"]:
+        """Means over the patches of each token; those of an image are in raster order."""
+        kernel = self.model.config.vision_config.pooling_kernel_size
+        real = patches[: view[0] * view[1] * kernel**2]
+        squares = real.unflatten(0, (view[0], kernel, view[1], kernel))
+        return squares.mean((1, 3)).flatten()
+
+    def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
+        return self.model.model.embed_vision(inputs_embeds=vision_features)
+
+    def inputs_beside(
+        self, ids: Int[Tensor, "B S1"], visual: Bool[Tensor, "B S"]
+    ) -> dict[str, Shaped[Tensor, "B S1 ..."]]:
+        """Which columns are images, and what small models add to every layer, by word."""
+        config = self.model.config
+        types = pad(visual.long(), (0, ids.shape[1] - visual.shape[1]))
+        inputs: dict[str, Tensor] = {"mm_token_type_ids": types}
+        if config.text_config.hidden_size_per_layer_input:
+            table = self.model.model.language_model.get_per_layer_inputs(self._looked_up(ids))
+            inputs["per_layer_inputs"] = table.to(self.device)
+        return inputs
+
+    def words(self, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
+        return super().words(self._looked_up(ids))
+
+    def _looked_up(self, ids: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+        """Token ids as the stock class looks them up: placeholders as padding."""
+        config = self.model.config
+        marks = (config.image_token_id, config.video_token_id, config.audio_token_id)
+        placeholder = torch.isin(ids, torch.tensor(marks, device=ids.device))
+        return torch.where(placeholder, config.text_config.pad_token_id, ids)
