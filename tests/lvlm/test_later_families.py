@@ -1,5 +1,6 @@
 """Families that generic tests leave to the slow suite: what each has to itself, and its parity."""
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -29,9 +30,16 @@ def small(name: str, **options: Any) -> FrozenLVLM:
     )
 
 
-@pytest.mark.parametrize("name", LATER)
+shared = lru_cache(small)  # of tests that change nothing
+
+
+# Gemma 4's stock processor takes no fewer than 280 patches of an image.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "gemma4" else []) for n in LATER],
+)
 def test_exact(name: str) -> None:
-    exact(small(name))
+    exact(shared(name))
 
 
 def exact(lvlm: FrozenLVLM, spread: float = 0.3) -> None:
@@ -45,7 +53,7 @@ def exact(lvlm: FrozenLVLM, spread: float = 0.3) -> None:
 @pytest.mark.parametrize("name", LATER)
 def test_the_cost_of_a_prompt(name: str) -> None:
     """Part by part, pruned and decoded: test_flops.py."""
-    costs_what_the_counter_says(small(name))
+    costs_what_the_counter_says(shared(name))
 
 
 @torch.no_grad()
@@ -63,17 +71,19 @@ def costs_what_the_counter_says(lvlm: FrozenLVLM) -> None:
 @pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3_5"])
 def test_masking_is_not_dropping(name: str) -> None:
     """Why these families have another definition: gaps in windows, steps in states."""
-    lvlm = small(name)
-    encoded = lvlm.encode(SAMPLES)
+    lvlm, samples = shared(name), [SAMPLES[0], TWO]
+    encoded = lvlm.encode(samples)
     selection = some(encoded)
     reference = masked(encoded, selection)
-    shorter = defined(lvlm, SAMPLES, selection)[:, -1]
+    shorter = defined(lvlm, samples, selection)[:, -1]
     assert (forward(lvlm, reference)[:, -1] - shorter).abs().max() > 0.05
+    pruned = forward(lvlm, splice(encoded, selection))[:, -1]
+    assert torch.allclose(pruned, shorter, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3_5"])
 def test_methods_between_layers_are_refused(name: str) -> None:
-    lvlm = small(name)
+    lvlm = shared(name)
     what = "linear attention" if name == "qwen3_5" else "sliding attention"
     sentence = rf"^fastv drops tokens between layers, and this LVLM has layers of {what}, where"
     with pytest.raises(UserError, match=sentence):
@@ -93,6 +103,18 @@ class TestGemma3:
         lvlm.model.config.text_config.sliding_window = 24
         with pytest.raises(UserError, match=r"a prompt of \d+ tokens is longer than the window of"):
             lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
+
+    @pytest.mark.slow
+    def test_crops_of_pan_and_scan_are_images_of_their_own(self) -> None:
+        lvlm, image = small("gemma3"), SAMPLES[0].images[0].resize((96, 48))
+        scan = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16}
+        inputs = lvlm.processor(
+            text=[lvlm.render(SAMPLES[0])], images=[[image]], return_tensors="pt", **scan
+        )
+        assert len(inputs["pixel_values"]) == 3
+        with tprl.prune(lvlm.model, "divprune", keep_ratio=1 / 3) as pruning:
+            lvlm.model.generate(**inputs, max_new_tokens=2)
+        assert [len(crop.indices) for crop in pruning.kept[0]] == [3, 3, 3]
 
     def test_an_image_sees_itself_whole_and_no_later_one(self) -> None:
         lvlm = small("gemma3")
