@@ -113,6 +113,7 @@ KINDS: dict[str, Kind] = {
         example="7860",
     ),
     "share": flag,
+    "deterministic": flag,
     # the export
     "export.target": OneOf(("vllm", "openvino")),
     "export.positions": OneOf(("keep", "compact")),

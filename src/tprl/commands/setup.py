@@ -28,6 +28,7 @@ from tprl.evaluation.results import FULL
 from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.lvlm.adapters import FOLDER as ADAPTER
 from tprl.runtime import distributed, run_directory
+from tprl.runtime.deterministic import use_deterministic
 from tprl.runtime.provenance import provenance
 from tprl.runtime.tracking import Tracker
 from tprl.scoring.lengths import fit_length
@@ -165,6 +166,7 @@ def start(cfg: DictConfig, directory: Path) -> None:
     else:
         directory.mkdir(parents=True, exist_ok=True)
         run_directory.write_settings(directory, cfg)
+    use_deterministic(bool(cfg.get("deterministic")))
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
     # no summary at the end; where the run is, it says at the start
     os.environ.setdefault("WANDB_QUIET", "true")

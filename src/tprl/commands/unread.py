@@ -33,7 +33,8 @@ OWN_MODES = ("compare", "study")
 EVAL_ALWAYS = frozenset({"mode", "resume", "experiment", "logger"})
 # Of `conf/train.yaml`: beside these, what the stages that run read (`stages.groups_of`).
 TRAIN_ALWAYS = frozenset(
-    {"stage", "seed", "resume", "experiment", "debug", "threads", "logger", "trainer", "model"}
+    {"stage", "seed", "resume", "experiment", "debug", "logger", "trainer", "model"}
+    | {"threads", "deterministic"}
 )
 
 

@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from tprl.runtime.deterministic import running_sum
+
 DEAD = -1e4  # log-odds of an item that cannot be drawn: its probability underflows to exactly 0
 BISECTIONS = 16  # the tilt c may be rough, any c is exact
 # of the kernel: the variance that every token keeps, however similar it is to those drawn
@@ -352,7 +354,7 @@ def _pick(weight: Tensor, noise: Tensor) -> Tensor:
     """Index drawn in proportion to `weight` along the last axis; never one of weight 0 unless all
     are."""
     # `<=` steps over leading weights of 0 even at a uniform of exactly 0.
-    cumulative = weight.cumsum(-1)
+    cumulative = running_sum(weight, -1)
     below = cumulative <= noise.unsqueeze(-1) * cumulative[..., -1:]
     return below.sum(-1).clamp(max=weight.shape[-1] - 1)
 

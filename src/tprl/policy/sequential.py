@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from tprl.policy.dpp import JITTER
+from tprl.runtime.deterministic import running_sum
 
 GAIN_RANGE = 40.0  # half-width of log gain before the first step, around the k-th largest
 # numbers in the largest array of what is computed at once: about what a cache holds
@@ -270,7 +271,7 @@ def _steps(
         # [C H V K] (U_t F_i)^2, then minus the sum over the steps before t.
         flat = directions.flatten(1, 2).to(f.dtype)
         part = (f @ flat.mT).view(c, f.shape[1], *item.shape[1:]).transpose(1, 2).square_()
-        gain = part.cumsum(3).sub_(part).neg_()
+        gain = running_sum(part, 3).sub_(part).neg_()
         # The kernel's diagonal, which every gain starts from.
         gain += (f.square().sum(2) + JITTER)[:, None, :, None]
         # Quality enters as a factor q^2; dead tokens get 0.
@@ -357,6 +358,6 @@ def _portions(
 
 def _pick(weight: Float[Tensor, "C G V"], uniform: Float[Tensor, "C G"]) -> Int[Tensor, "C G 1"]:
     """Index drawn in proportion to `weight`; never one of weight 0 unless all are."""
-    cumulative = weight.cumsum(2)
+    cumulative = running_sum(weight, 2)
     below = cumulative <= uniform.unsqueeze(2) * cumulative[..., -1:]
     return below.sum(2, keepdim=True).clamp(max=weight.shape[2] - 1)

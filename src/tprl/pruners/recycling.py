@@ -7,6 +7,7 @@ from torch.nn.functional import one_hot
 
 from tprl.budget import image_rows, keep_top
 from tprl.lvlm.layer_drop import Look
+from tprl.runtime.deterministic import running_sum
 from tprl.types import columns_of
 
 
@@ -58,7 +59,7 @@ def density_peaks(
     order = torch.arange(x.shape[1], device=x.device)
     # Density from the distances to the nearest neighbors, [I T].
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[2] ** 0.5
-    near = distance.square().masked_fill(~both, torch.inf).sort(dim=2).values.cumsum(2)
+    near = running_sum(distance.square().masked_fill(~both, torch.inf).sort(dim=2).values, 2)
     last = (count - 1).clamp(min=0)[:, None, None].expand(-1, x.shape[1], 1)
     density = (-near.gather(2, last).squeeze(2) / count.clamp(min=1).unsqueeze(1)).exp()
     rows, other = density.unsqueeze(2), density.unsqueeze(1)
