@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.lvlm.real import CHECKPOINTS, described, real
-from tests.lvlm.small import save_folder
+from tests.lvlm.small import each_family, save_folder
 
 from tprl.bench.devices import named
 from tprl.build import choices, load_component
@@ -15,10 +15,8 @@ from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.runtime import distributed
 
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl3", "smolvlm2")
 
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family())
 def test_the_forecast_of_tokens_is_what_encoding_makes(name: str) -> None:
     text = report(composed([f"model={name}", "model.pretrained=null", "trainer=cpu"]))
     lvlm: FrozenLVLM = load_component("model", name, pretrained=None, dtype="float32")
