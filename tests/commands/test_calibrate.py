@@ -36,6 +36,7 @@ def test_a_calibration_chooses_the_ratio_of_an_evaluation(
     assert "cls_attention: at least 0.9 promised with confidence 0.9, 1.0000 found on 100" in said
 
 
+@pytest.mark.slow
 def test_a_calibration_of_another_model_is_refused(
     calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

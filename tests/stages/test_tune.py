@@ -103,6 +103,7 @@ def test_it_learns_under_the_prompts_that_the_pruner_leaves(
         stage.take_off()
 
 
+@pytest.mark.slow
 def test_own_answers_are_those_without_adapters(llava: FrozenLVLM, served: ServedScore) -> None:
     samples = [Scenes("train")[i] for i in range(3)]
     encoded = llava.encode(samples)
@@ -130,6 +131,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
     assert all(map(torch.equal, again.adapters, expected))
 
 
+@pytest.mark.slow
 def test_the_projector_may_learn_too(llava: FrozenLVLM, served: ServedScore) -> None:
     stage = tune(llava, served, projector=True, iterations=2)
     fit(stage)
