@@ -93,7 +93,7 @@ def summary(world: str, pool: Pool, fixed: Pool, all_tokens: float) -> list[dict
             splits.append((shares[setting], fresh, pool.kept[setting], accuracy))
         if len(splits) < SPLITS:
             continue
-        found, fresh, tokens, accuracy = np.array(splits).T
+        left, fresh, tokens, accuracy = np.array(splits).T
         equal = [tokens_at(value, fixed, all_tokens) for value in accuracy]
         rows.append(
             {
@@ -101,8 +101,8 @@ def summary(world: str, pool: Pool, fixed: Pool, all_tokens: float) -> list[dict
                 "pruner": pool.pruner,
                 "seed": pool.seed,
                 "retention": promise,
-                "found": found.mean(),
-                "kept_by": np.mean(found >= promise),
+                "found": left.mean(),
+                "kept_by": np.mean(left >= promise),
                 "fresh_found": fresh.mean(),
                 "fresh_kept_by": np.mean(fresh >= promise),
                 "tokens": tokens.mean(),

@@ -7,12 +7,12 @@ from typing import Any
 from tprl.data.taking import batches, nothing_left
 from tprl.errors import UserError
 from tprl.evaluation.calibration import ANY, Calibration, identity
-from tprl.evaluation.evaluator import scored_at
 from tprl.evaluation.statistics import image_key
 from tprl.lvlm.recognition import model_print
 from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.learned import check_family
+from tprl.scoring.at_ratio import scored_at
 from tprl.scoring.scorer import Agreement, Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import Dataset, Encoded, Sample, TokenSelection

@@ -18,17 +18,16 @@ from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore, Published
 from tprl.evaluation.results import Row, SampleRow
 from tprl.evaluation.statistics import Interval, image_key, interval
-from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
-from tprl.pruners.chunks import select_in_chunks
+from tprl.lvlm.layer_drop import LayerPruner
 from tprl.pruners.learned import check_family
-from tprl.runtime import distributed, memory
+from tprl.runtime import distributed
 from tprl.runtime.store import Record
 from tprl.scoring.ahead import Ready, ahead, in_parts, numbered_ready
+from tprl.scoring.at_ratio import scored_at
 from tprl.scoring.flops import question_flops
 from tprl.scoring.lengths import check_lengths
-from tprl.scoring.scorer import Scored, Scorer
-from tprl.splice import keep_all, splice
-from tprl.types import Dataset, Encoded, Pruner, Sample, TokenSelection
+from tprl.scoring.scorer import Scorer
+from tprl.types import Dataset, Encoded, Pruner, Sample
 
 log = logging.getLogger(__name__)
 Tick = Callable[[int, int], None]
@@ -294,24 +293,6 @@ def _infeasible(pruner: Any, ratio: float | None, lvlm: Any) -> str:
     except UserError as error:
         return str(error)
     return ""
-
-
-def scored_at(
-    scorer: Scorer,
-    samples: Sequence[Sample],
-    encoded: Encoded,
-    pruner: Pruner | LayerPruner,
-    ratio: float | None,
-) -> tuple[Scored, TokenSelection, LayerPlan | None]:
-    """How questions do with what a pruner keeps of them; a method between layers has a plan, and
-    selects everything."""
-    if isinstance(pruner, LayerPruner):
-        lvlm: Any = scorer.lvlm
-        plan = LayerPlan.of(pruner, need_ratio(pruner.name, ratio), lvlm.layers)
-        selection = keep_all(encoded)
-        return scorer(samples, splice(encoded, selection), plan=plan), selection, plan
-    selection = select_in_chunks(pruner, encoded, ratio, memory.working_bytes(scorer.lvlm))
-    return scorer(samples, splice(encoded, selection)), selection, None
 
 
 def _answer(
