@@ -124,6 +124,21 @@ def test_bytes_are_weights_and_the_largest_activity() -> None:
     assert reading_bytes(replace(LLAVA, micro_batch=1), QUESTION) > cache
 
 
+def test_few_episodes_are_spliced_in_few_bytes() -> None:
+    """Measured at LLaVA's widths with few layers: experiments/memory."""
+    wide = replace(LLAVA, weights=0, micro_batch=1, policy=0)
+    encoding = 616 * 4096 * 2  # of a question
+    small: dict[str, Any] = {**PPO, "prompts": 2, "group": 2, "served": {}}
+    needs = []
+    for group in (2, 200):
+        (need,) = stage_needs({**small, "group": group}, wide, QUESTION, False, questions=0)
+        needs.append(need.device_bytes / ALLOCATOR)
+    assert needs[0] < needs[1]
+    # at most as many prompts as the budget holds, spliced out of copies, beside two questions
+    most = int(wide.working // (2 * encoding))
+    assert needs[1] == pytest.approx(2 * most * encoding + 2 * encoding)
+
+
 def test_batches_are_those_that_the_stages_encode(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice as many images at a time, and the weights beside them stay; the budget of bytes bounds
     them."""

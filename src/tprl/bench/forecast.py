@@ -320,13 +320,15 @@ def _bytes_of(
         "encodings of validation questions": min(float(passes.held * encoding), model.working),
     }
     if passes.reads:
-        # As many prompts as `scorer.selected` splices at a time.
-        at_once = memory.how_many(model.working, 2 * encoding, AT_ONCE)
-        held["reading prompts"] = reading_bytes(model, question) + batch * encoding
-        if part.get("name") == "ppo":
-            held["selecting prompts"] = 2 * at_once * encoding + batch * encoding
-            rows = max(1, part["minibatch"] // part["group"])
-            held["updating the policy"] = policy_bytes(model, question, rows) + batch * encoding
+        # The questions as encoded, and as spliced for the language model.
+        held["reading prompts"] = reading_bytes(model, question) + 2 * batch * encoding
+    if part.get("name") == "ppo":
+        # Episodes of an iteration, or those less a block; as many as `scorer.selected` splices.
+        sampled = part["prompts"] * max(part["group"] * part["steps"], part["credit_blocks"])
+        at_once = memory.how_many(model.working, 2 * encoding, min(AT_ONCE, sampled))
+        held["selecting prompts"] = 2 * at_once * encoding + batch * encoding
+        rows = max(1, part["minibatch"] // part["group"])
+        held["updating the policy"] = policy_bytes(model, question, rows) + batch * encoding
     if passes.gradient:
         # A layer keeps what it reads, and is computed again with all its activations, twice over.
         graph = lm.layers * model.micro_batch * (encoding + question.answer * lm.width * number)
