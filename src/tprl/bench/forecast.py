@@ -3,8 +3,8 @@ alone.
 
 FLOPs are those of `tprl.cost`. Hours divide them by a share of the device's peak, and add the
 memory traffic of writing answers token by token. Bytes are weights and the largest of the things
-that a stage holds at once; they are formulas of the code as it is, tested against hand counts and
-not yet against a measured peak.
+that a stage holds at once; they are formulas of the code as it is, tested against hand counts, and
+at LLaVA's widths against a measured peak (experiments/memory).
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,7 @@ class Need:
     written: int  # of them, answers that are generated
     flops: float
     device_bytes: float
-    host_bytes: float
+    disk_bytes: float  # of a temporary file
     largest: str  # what holds most of the device's memory beside the weights
 
     def hours(self, device: Device, model: Model, question: TypicalQuestion) -> float:
@@ -235,13 +235,13 @@ _COUNTS = {
 def _part(
     part: Mapping[str, Any], model: Model, question: TypicalQuestion, open_ended: bool
 ) -> Need:
-    # Only the autoencoder keeps tokens of all its images at once, in the host's memory.
+    # Only the autoencoder keeps tokens of all its images at once, in a file.
     passes = _COUNTS[part["name"]](part, open_ended)
     stage_bytes = _bytes_of(part, passes, model, question)
-    host = 0.0
-    if part["name"] == "autoencoder":  # in half precision, and joined once
-        host = float(part["images"] * question.visual * model.shape.lm.width * (2 + 2))
-    return _need(part["name"], passes, model, question, stage_bytes, host)
+    disk = 0.0
+    if part["name"] == "autoencoder":  # in half precision
+        disk = float(part["images"] * question.visual * model.shape.lm.width * 2)
+    return _need(part["name"], passes, model, question, stage_bytes, disk)
 
 
 def _evaluation(
@@ -269,7 +269,7 @@ def _need(
     model: Model,
     question: TypicalQuestion,
     held: Mapping[str, float],
-    host: float,
+    disk: float,
 ) -> Need:
     see = cost.vision_flops(model.shape, question.tiles)
     see += cost.projector_flops(model.shape, question.tiles)
@@ -291,7 +291,7 @@ def _need(
     total = model.weights + max(held.values()) + held.get("encodings of validation questions", 0.0)
     reads = sum(count for count, _ in passes.reads)
     return Need(
-        name, passes.encodes, reads, passes.written, flops, ALLOCATOR * total, host, largest
+        name, passes.encodes, reads, passes.written, flops, ALLOCATOR * total, disk, largest
     )
 
 

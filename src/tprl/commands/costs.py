@@ -84,7 +84,7 @@ def _footnotes(
     guessed: bool,
 ) -> list[str]:
     most = max(needs, key=lambda need: need.device_bytes)
-    host = max(needs, key=lambda need: need.host_bytes)
+    disk = max(needs, key=lambda need: need.disk_bytes)
     utilization = f"{100 * forecast.UTILIZATION:.0f} % of a GPU's peak"
     lines = [
         (
@@ -101,9 +101,10 @@ def _footnotes(
         lines.append(
             "micro-batches are halved until they fit; a smaller model.micro_batch saves the tries"
         )
-    if host.host_bytes > GIB:
+    if disk.disk_bytes > GIB:
         lines.append(
-            f"host memory: stage {host.name} holds {host.host_bytes / GIB:.1f} GiB of visual tokens"
+            f"disk: stage {disk.name} writes {disk.disk_bytes / GIB:.1f} GiB of visual tokens "
+            "into TMPDIR, for each rank"
         )
     if guessed:
         lines.append(

@@ -17,6 +17,7 @@ from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite, compact
 from tprl.scoring.ahead import Ready, ahead, in_parts, questions_at_once
 from tprl.stages.base import Next, Stage, Unread
+from tprl.stages.token_file import TokenFile
 from tprl.types import LVLM, Dataset, Sample
 
 AT_ONCE = 64  # images that are encoded together, where memory holds as many
@@ -82,13 +83,17 @@ class AutoencoderStage(Stage):
             )
         self.pruner.train_only("autoencoder.")
         # Whole images are held out: tokens of one image are too much alike.
-        tokens = self._tokens()
-        held_out = max(1, len(tokens) // 10)
-        self.held_out = torch.cat(tokens[:held_out])
-        self.tokens = torch.cat(tokens[held_out:])
+        self.file, sizes = TokenFile(self.lvlm.width), list[int]()
+        for tokens in self._tokens():
+            self.file.add(tokens)
+            sizes.append(len(tokens))
+        first = sum(sizes[: max(1, len(sizes) // 10)])
+        whole = self.file.mapped()
+        self.held_out, self.tokens = whole[:first], whole[first:]
+        # A stream over the file, too.
         self.pruner.autoencoder.fit_statistics(self.tokens)
 
-    def _tokens(self) -> list[Float[Tensor, "N D"]]:
+    def _tokens(self) -> Iterator[Float[Tensor, "N D"]]:
         """Projected tokens of each of the first `images` questions about distinct images, in fp16
         where they fit.
 
@@ -104,7 +109,7 @@ class AutoencoderStage(Stage):
                 "images: stage=autoencoder needs 2."
             )
 
-        # Some images at a time; on the host and without padding, because all of them are kept.
+        # Some images at a time; on the host and without padding, because all of them are written.
         def work(batch: Ready) -> list[Float[Tensor, "N D"]]:
             encoded = batch.encode(self.lvlm)
             visual = compact(encoded.visual)
@@ -115,11 +120,9 @@ class AutoencoderStage(Stage):
         size = questions_at_once(self.lvlm, self.dataset, AT_ONCE)
         starts = range(0, len(samples), size)
         stream = (Ready(samples[start : start + size]) for start in starts)
-        tokens = []
         for batch in ahead(self.lvlm, stream):
             for part in in_parts(work, batch, self.lvlm.name):
-                tokens += part
-        return tokens
+                yield from part
 
     def _distinct(self) -> Iterator[Sample]:
         """The first question about every image. Pixels decide, because an object's id is soon used
