@@ -133,6 +133,16 @@ class TestRefusals:
         ):
             llava.model.generate(**batch, **options)
 
+    def test_a_checkpoint_that_leaves_the_cache_off_is_no_fault_of_the_caller(
+        self, llava: FrozenLVLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As SmolVLM2's does; the answers are those with the cache on."""
+        batch, options = stock_inputs(llava, SAMPLES[:1]), {"max_new_tokens": 3, "do_sample": False}
+        with tprl.prune(llava.model, "divprune", keep_ratio=0.3):
+            expected = llava.model.generate(**batch, **options)
+            monkeypatch.setattr(llava.model.generation_config, "use_cache", False)
+            assert torch.equal(llava.model.generate(**batch, **options), expected)
+
     def test_videos_alone_and_the_cache_of_a_pruned_prompt(self, llava: FrozenLVLM) -> None:
         batch = stock_inputs(llava, SAMPLES[:1])
         text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}

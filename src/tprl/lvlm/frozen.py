@@ -48,6 +48,7 @@ GREEDY: dict[str, Any] = {
     "num_beams": 1,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
+    "use_cache": True,  # SmolVLM2's config leaves it off
 }
 
 

@@ -125,6 +125,9 @@ class Pruning:
             return self._stock(ids, *args, **kwargs)
         config = args[0] if args else kwargs.get("generation_config")
         self._check(ids, config, kwargs)
+        # Some checkpoints (SmolVLM2) leave the cache off, which only their trainer wanted.
+        if self._cache(config, kwargs) is None:
+            kwargs["use_cache"] = True
         ids = ids.to(self.lvlm.device)
         encoded = self.encode(ids, kwargs)
         self.encoded = encoded if self.look is not None else None
@@ -218,15 +221,18 @@ class Pruning:
                 "generate got a padded batch without attention_mask: "
                 "pass all that the processor returns."
             )
-        cache = kwargs.get("use_cache")
-        if cache is None:
-            cache = _setting("use_cache", config, self.lvlm.model.generation_config)
-        if cache is False:
+        if self._cache(config, kwargs) is False:
             raise UserError(
                 "generate got use_cache=False, and this model is pruned: "
                 "without a cache transformers takes the gaps between "
                 "pruned tokens for packed sequences: leave the cache on."
             )
+
+    @staticmethod
+    def _cache(config: Any, kwargs: Mapping[str, Any]) -> bool | None:
+        """Whether the caller wants a cache; None if nothing says so."""
+        wanted = kwargs.get("use_cache")
+        return getattr(config, "use_cache", None) if wanted is None else wanted
 
     def _check_text_only(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> None:
         """What would go unpruned without a word, or wrong: images that come some other way, a

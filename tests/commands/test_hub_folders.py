@@ -1,0 +1,82 @@
+"""A checkpoint as the hub lays it out, from loading to an evaluation; of every family, with its
+published settings and template, and small random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.commands.calls import call
+from tests.lvlm.real import CHECKPOINTS, real, shrunk
+
+import tprl
+from tprl.bench.parity import parity
+from tprl.build import load_component
+from tprl.commands.check import check_run
+from tprl.commands.evaluate import evaluate
+from tprl.commands.train import train
+from tprl.data.scenes import Scenes
+
+pytestmark = [real, pytest.mark.slow]
+# four images, of which InternVL3 and SmolVLM2 make a tile each
+TILES = ("internvl3", "smolvlm2")
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS.items(), ids=list(CHECKPOINTS))
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(how the model is called, its folder, the options that name it)."""
+    checkpoint, name = request.param
+    folder = shrunk(checkpoint, tmp_path_factory.mktemp("hub") / checkpoint)
+    options = [f"model={name}", f"model.pretrained={folder}", "model.dtype=float32"]
+    options += ["model.max_new_tokens=2", "model.micro_batch=4"]
+    if name in TILES:
+        options.append("model.max_tiles=1")
+    return name, folder, options
+
+
+def test_it_loads_and_equals_the_stock_class(place: Any) -> None:
+    name, folder, _ = place
+    bound = {"max_tiles": 1} if name in TILES else {}
+    lvlm = load_component(
+        "model", name, pretrained=str(folder), dtype="float32", max_new_tokens=2, **bound
+    )
+    gaps = parity(lvlm, [Scenes("val")[0], Scenes("val")[5]], steps=2)
+    assert gaps.same_ids
+    assert max(gaps.keep_all, gaps.pruned) < 1e-4
+
+
+def test_it_is_checked(place: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, options = place
+    assert check_run([*options, "trainer=cpu", "stage=ppo"]) == 0
+    assert "as many placeholders as features" in capsys.readouterr().out
+
+
+def test_the_stock_model_generates_pruned_from_its_own_template(place: Any) -> None:
+    name, folder, _ = place
+    lvlm = load_component("model", name, pretrained=str(folder), dtype="float32")
+    sample = Scenes("val")[0]
+    inputs = lvlm.processor(
+        text=[lvlm.render(sample)], images=[list(sample.images)], return_tensors="pt"
+    )
+    whole = lvlm.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    with tprl.prune(lvlm.model, "divprune", keep_ratio=1.0, processor=lvlm.processor):
+        same = lvlm.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    with tprl.prune(lvlm.model, "divprune", keep_ratio=0.2, processor=lvlm.processor):
+        pruned = lvlm.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert torch.equal(same, whole)
+    assert pruned.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_it_is_trained_in_two_steps_and_evaluated(place: Any, tmp_path: Path) -> None:
+    _, _, options = place
+    options = [*options, "trainer=cpu", "logger=none", "cache=null"]
+    common = ["policy.code_width=0", "policy.width=16", "policy.heads=2", "policy.layers=1"]
+    common += ["stage.calibrate=null", "stage.served.limit=2"]
+    first = ["stage=lfd", "stage.demonstrations=4", "stage.epochs=1"]
+    lfd = call("train", train, tmp_path / "lfd", *first, *common, *options)
+    second = ["stage=ppo", "stage.iterations=1", "stage.prompts=2", "stage.group=2"]
+    second += ["stage.keep_ratio=0.3", "stage.minibatch=4", f"stage.init_from={lfd}"]
+    ppo = call("train", train, tmp_path / "ppo", *second, *common, *options)
+    asked = [f"run={ppo}", "pruners=[random]", "keep_ratios=[0.3]", "limit=2", "logger=none"]
+    table = call("eval", evaluate, tmp_path / "eval", *asked)
+    assert {"tprl", "random"} <= set((table / "results.csv").read_text().replace(",", " ").split())
