@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.pruners.test_adaptive import ENCODED, policy
 
+from tprl.build import load_component
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
 from tprl.evaluation.calibrating import calibrate
@@ -146,3 +147,16 @@ def test_it_belongs_to_a_pruner_a_model_and_a_dataset(
         r"`python -m src\.eval mode=calibrate run=.*`",
     ):
         calibration_of(PRUNER, tmp_path)
+
+
+def test_what_ships_promises_out_of_the_box() -> None:
+    lvlm = load_component("model", "tiny_llava")
+    shares = []
+    for name in ("tprl", "tprl_adaptive"):
+        pruner = load_component("pruner", name)
+        shipped = calibration_of(pruner)
+        shipped.check(lvlm.model, pruner, "scenes")
+        assert shipped.about["split"] == "test"
+        shares.append(shipped.serve(pruner, 0.98, 0.9).kept)
+        assert shares[-1] < 1
+    assert shares[1] < shares[0]  # budgets per question need fewer tokens for the same promise

@@ -17,6 +17,7 @@ from tprl.evaluation.retention import Trials, smallest
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.lvlm.recognition import model_print
 from tprl.pruners.adaptive import Adaptive
+from tprl.pruners.folder import CALIBRATIONS
 from tprl.pruners.keep_all import KeepAll
 from tprl.runtime.files import Damaged, read_sealed, write_sealed
 from tprl.scoring.identity import of_weights
@@ -118,7 +119,7 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write it as json, complete or not at all."""
-        write_sealed(path, json.dumps(asdict(self)) + "\n")
+        write_sealed(path, json.dumps(asdict(self), separators=(",", ":")) + "\n")
 
 
 def bought_at(forecasts: Float[ndarray, "N K"], ratios: Float[ndarray, " K"]) -> ndarray:
@@ -152,7 +153,7 @@ def identity(pruner: ANY) -> dict[str, Any]:
 
 def file_of(pruner: ANY) -> str:
     """The name of the calibration of a pruner; the adaptive mode of a policy shares its folder."""
-    return "retention_adaptive.json" if isinstance(pruner, Adaptive) else "retention.json"
+    return CALIBRATIONS[isinstance(pruner, Adaptive)]
 
 
 def home_of(pruner: ANY) -> Path | None:

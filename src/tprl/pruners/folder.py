@@ -14,6 +14,8 @@ from tprl.runtime.files import SUMS, Damaged, read_sealed
 from tprl.runtime.run_directory import EDITED, other_pruner
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+# how `retention=` chooses, of the pruner and of its adaptive mode (`evaluation.calibration`)
+CALIBRATIONS = ("retention.json", "retention_adaptive.json")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -29,7 +31,9 @@ def find_pruner(pretrained: str | Path, revision: str | None = None) -> Path:
     folder = next((place for place in places if (place / CONFIG).is_file()), Path(pretrained))
     # Only what looks like owner/name and is not here is asked of the hub.
     if not folder.exists() and str(pretrained).count("/") == 1:
-        folder = hub.fetch(str(pretrained), (WEIGHTS, CONFIG, CARD, f"{SUMS}/*"), revision)
+        folder = hub.fetch(
+            str(pretrained), (WEIGHTS, CONFIG, CARD, *CALIBRATIONS, f"{SUMS}/*"), revision
+        )
     if not folder.is_dir():
         raise UserError(
             f"{folder} does not exist: give the directory that a training run printed as `run:`."
