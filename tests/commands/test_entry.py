@@ -46,7 +46,7 @@ class TestCommandLine:
                 "stage=foo",
                 (
                     "stage=foo does not exist; choose one of: adapt, "
-                    "all, autoencoder, distill, lfd, ppo, pretrain."
+                    "all, autoencoder, distill, lfd, ppo, pretrain, tune."
                 ),
             ),
             ("pruner=foo", "pruner=foo does not exist; choose one of: attention_dpp, cdpruner, "),

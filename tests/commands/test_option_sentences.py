@@ -80,7 +80,7 @@ def test_a_single_value_where_a_list_is_meant(
         ("eval", "seeds", [-1], "seeds must be a whole number of at least 0, got -1; use e.g. 0."),
         ("eval", "pruners", "u", "pruners=u does not exist; choose one of: attention_dpp, "),
         ("eval", "pruners", ["u"], "pruners=u does not exist; choose one of: attention_dpp, "),
-        ("eval", "mode", "fast", "mode must be accuracy, parity, selectors or latency, got fast."),
+        ("eval", "mode", "fast", "mode must be accuracy, calibrate, parity, selectors or latency"),
         (
             "eval",
             "model.max_new_tokens",
@@ -100,7 +100,7 @@ def test_a_single_value_where_a_list_is_meant(
             "eval",
             "served",
             1,
-            "served is not an option: nothing reads it. There are: batch_size, compare",
+            "served is not an option: nothing reads it. There are: batch_size, calibrate, ",
         ),
         (
             "eval",

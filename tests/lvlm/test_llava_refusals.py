@@ -166,7 +166,7 @@ class TestPlacement:
     def test_missing_packages(
         self, folder: Path, options: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tprl.lvlm.loading.find_spec", lambda name: None)
+        monkeypatch.setattr("tprl.runtime.packages.find_spec", lambda name: None)
         with pytest.raises(UserError, match=message) as caught:
             Llava(str(folder), **options)
         one_sentence(caught)
@@ -205,7 +205,7 @@ class TestPlacement:
     def test_quantisation_is_passed_on(
         self, load_in: str, bits: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tprl.lvlm.loading.find_spec", lambda name: True)
+        monkeypatch.setattr("tprl.runtime.packages.find_spec", lambda name: True)
         found = Placement("bfloat16", "cpu", load_in=load_in).arguments()
         config = found["quantization_config"]
         assert (config.load_in_8bit, config.load_in_4bit) == (bits == 8, bits == 4)
