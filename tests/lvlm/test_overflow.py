@@ -168,6 +168,6 @@ class TestTraining:
         stage = build_stage(
             AutoencoderStage, pruner=pruner, lvlm=lvlm, dataset=Scenes("val"), images=3
         )
-        tokens = torch.cat(stage._tokens())
+        tokens = torch.cat(list(stage._tokens()))
         assert tokens.isfinite().all()
         assert tokens.abs().max() > 65504

@@ -83,7 +83,7 @@ class TestPush:
         assert asked == {
             "repo": "me/pruner",
             "revision": "v2",
-            "allow_patterns": [WEIGHTS, CONFIG, CARD, f"{SUMS}/*"],
+            "allow_patterns": [WEIGHTS, CONFIG, CARD, *CALIBRATIONS, f"{SUMS}/*"],
         }
         assert torch.equal(
             found.select(toy_encoded(), 0.2).keep, made.select(toy_encoded(), 0.2).keep
