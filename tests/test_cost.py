@@ -176,6 +176,7 @@ def test_real_geometry_as_counted() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_7b_geometry_on_the_meta_device() -> None:
     """Every part of LLaVA-1.5-7B without its weights, and its cache."""
     vision = CLIPVisionConfig(

@@ -45,6 +45,11 @@ COMMANDS = [
     ("demo", "model=toy"),
     ("export", "model=toy"),
 ]
+# The chain has the options of its stages, once more each.
+WITHOUT_CHAIN = [
+    pytest.param(command, marks=pytest.mark.slow) if "stage=all" in command else command
+    for command in COMMANDS
+]
 
 
 class TestEveryOption:
@@ -55,7 +60,7 @@ class TestEveryOption:
         before = composed(*command)
         assert checked(copy.deepcopy(before), command[0]) == before
 
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", WITHOUT_CHAIN)
     def test_a_number_is_nothing_else(self, command: tuple[str, ...]) -> None:
         options = list(numbers(*command))
         assert options

@@ -97,6 +97,7 @@ class TestCompare:
             if name == "tprl":
                 assert (here.pruned[0].answer == here.full.answer) == (theirs.row.score == 1.0)
 
+    @pytest.mark.slow
     def test_with_everything_kept_all_answers_are_the_same(
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]
     ) -> None:

@@ -89,6 +89,7 @@ def fit(module: Pretrain, *callbacks: pl.Callback, resume: Path | None = None) -
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 class TestTraining:
+    @pytest.mark.slow
     def test_both_phases_learn_and_the_tower_rests_in_the_second(self) -> None:
         diary, vision, language = Diary(), 30, 30
         fit(stage(vision, language, lr_vision=4e-3, lr_language=4e-3), diary)

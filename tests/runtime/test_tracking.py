@@ -240,7 +240,9 @@ def test_disabled_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not (tmp_path / "wandb").exists()
 
 
-@pytest.mark.parametrize("none", ["overlay_every", "overlays"])
+@pytest.mark.parametrize(
+    "none", [pytest.param("overlay_every", marks=pytest.mark.slow), "overlays"]
+)
 def test_no_pictures_where_none_are_asked_for(
     none: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ class TestStage:
         assert torch.equal(*gradients)
         assert "forward" not in vars(lvlm.model.model.language_model.layers[0])
 
+    @pytest.mark.slow
     def test_a_resumed_run_is_the_run(self, tmp_path: Path) -> None:
         whole, second = (
             distill(iterations=4, keep_ratio=[0.2222, 0.1111], validate_every=2) for _ in range(2)

@@ -16,6 +16,7 @@ from tprl.rewards.score_change import ScoreChange
 
 
 class TestBudget:
+    @pytest.mark.slow
     def test_lagrange_holds_the_mean_count_and_free_does_not(self) -> None:
         kept = {}
         for budget in ("lagrange", "free"):
