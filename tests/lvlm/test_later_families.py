@@ -85,7 +85,7 @@ def test_masking_is_not_dropping(name: str) -> None:
 def test_methods_between_layers_are_refused(name: str) -> None:
     lvlm = shared(name)
     what = "linear attention" if name == "qwen3_5" else "sliding attention"
-    sentence = rf"^fastv drops tokens between layers, and this LVLM has layers of {what}, where"
+    sentence = rf"^fastv reads layers of the language model, and this LVLM has layers of {what},"
     with pytest.raises(UserError, match=sentence):
         tprl.prune(lvlm.model, "fastv", keep_ratio=0.5)
     with pytest.raises(UserError, match=sentence):

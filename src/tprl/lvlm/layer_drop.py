@@ -186,8 +186,9 @@ class LayerPlan(NamedTuple):
 
 
 def check_layers(text: Any, name: str) -> None:
-    """Refuse a method that drops tokens between layers, by `name`, on a language model, by its
-    config, whose layers are not all full attention with places in its rotary embedding alone.
+    """Refuse a method that reads layers or drops tokens between them, by `name`, on a language
+    model, by its config, whose layers are not all full attention with places in its rotary
+    embedding alone.
 
     Raises:
         UserError: they are not.
@@ -199,8 +200,8 @@ def check_layers(text: Any, name: str) -> None:
         return
     what = f"layers of {min(kinds).replace('_', ' ')}" if kinds else "queries scaled by position"
     raise UserError(
-        f"{name} drops tokens between layers, and this LVLM has {what}, where that is not exact: "
-        "use a method that prunes before the language model, e.g. divprune."
+        f"{name} reads layers of the language model, and this LVLM has {what}, where that is not "
+        "exact: use a method that reads projected tokens, e.g. divprune."
     )
 
 
