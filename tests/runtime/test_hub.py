@@ -9,7 +9,7 @@ from tests.helpers import toy_encoded
 
 import tprl
 from tprl.errors import UserError
-from tprl.pruners.folder import CARD, CONFIG, WEIGHTS
+from tprl.pruners.folder import CALIBRATIONS, CARD, CONFIG, WEIGHTS
 from tprl.pruners.tprl import TPRL
 from tprl.runtime import hub
 from tprl.runtime.files import SUMS
