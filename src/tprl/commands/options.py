@@ -3,7 +3,7 @@ against the annotations of the class that its yaml builds, before anything is lo
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,8 +31,7 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
     Raises:
         UserError: an option cannot hold its value, or is none.
     """
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     _refuse_strangers(plain, entry)
     for name, node in stages_of(plain).items():
         check_arguments({key: value for key, value in node.items() if key not in RUNNER}, name)

@@ -13,7 +13,7 @@ from tprl.lvlm.loading import Placement
 
 # The language model of every small build, as the arguments that all stock configs share: wide
 # enough for four heads, of which two share keys, so that grouped attention is exercised.
-SMALL_TEXT: Mapping[str, int] = {
+SMALL_TEXT: Mapping[str, Any] = {
     "hidden_size": 48,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -21,7 +21,7 @@ SMALL_TEXT: Mapping[str, int] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
 }
-SMALL_CLIP: Mapping[str, int] = {
+SMALL_CLIP: Mapping[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 3,
