@@ -70,15 +70,18 @@ def calibrate(
     Raises:
         UserError: a pruner of another family, or no question is left.
     """
+    # A pruner of another family is refused here, before the first question is encoded.
     arms = []
     for pruner in pruners:
         check_family(pruner, lvlm)
         ratios = pruner.budgets if isinstance(pruner, Adaptive) else sorted(keep_ratios)
         arms.append(_Arm(pruner, ratios))
+    # One encoding serves every pruner, so it carries what any of them reads.
     extras = frozenset().union(*(pruner.extras for pruner in pruners))
     full: list[float] = []
     keys: list[str] = []
     total = min(limit or len(dataset), len(dataset))
+    # All tokens and all arms share the encoding of a batch, the costly part.
     for samples in batches(dataset, total, batch_size):
         encoded = lvlm.encode(samples, extras)
         scorer, asked = _scorer(lvlm, dataset, samples, encoded, labels)
@@ -89,8 +92,10 @@ def calibrate(
         tick(len(keys), total)
     if not keys:
         raise nothing_left(dataset, total, "to calibrate on")
+    # The test needs to know which questions share an image, not what the image is called.
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     images = [numbers[key] for key in keys]
+    # What a calibration belongs to; `Calibration.check` refuses to serve anything else.
     model = {"name": lvlm.name, "print": model_print(getattr(lvlm, "model", lvlm))}
     about = {"model": model, "dataset": dataset.name, "split": split}
     calibrations = []
@@ -116,6 +121,7 @@ def _scorer(
     """Who scores these questions, and the questions with the answers that count as right."""
     if labels:
         return Scorer(lvlm, dataset, SCORE), samples
+    # Without labels the unpruned answers become the references, by which pruned answers are scored.
     answers = lvlm.answer(splice(encoded, keep_all(encoded)))
     relabelled = Agreement(samples, answers)
     return Scorer(lvlm, relabelled, SCORE), relabelled.samples
@@ -131,11 +137,13 @@ def _scores(
 def _score(arm: _Arm, scorer: Scorer, samples: list[Sample], encoded: Encoded) -> None:
     """One row per question, with a column per ratio."""
     selector = arm.selector
+    # [K][B] from the pruner, one column per ratio; stored by question, [B][K].
     columns = []
     for ratio in arm.keep_ratios:
         columns.append(_scores(scorer, samples, encoded, selector, ratio))
     arm.scores += [list(row) for row in zip(*columns, strict=True)]
     if isinstance(arm.pruner, Adaptive):
+        # Forecasts decide at serving time which of the budgets a question buys.
         for row in arm.pruner.forecasts(encoded).tolist():
             arm.forecasts.append([round(chance, DIGITS) for chance in row])
 

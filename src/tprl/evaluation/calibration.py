@@ -69,12 +69,15 @@ class Calibration:
         Raises:
             UserError: numbers outside their range, or too few questions.
         """
+        # Settings go from most tokens to fewest, the order in which the test may stop.
         trials, kept = self.trials
         setting = smallest(trials, retention, confidence).setting
         if setting is None:
             sentence = "%s: only all tokens keep retention=%g with confidence=%g"
             log.warning(sentence, pruner.name, retention, confidence)
             return Served(KeepAll(), 1.0, 1.0)
+        # An adaptive pruner is served at a price, any other at a ratio; ratios are stored
+        # ascending.
         if isinstance(pruner, Adaptive):
             return Served(Adaptive(pruner.pruner, PRICES[setting]), None, kept[setting])
         return Served(pruner, self.keep_ratios[::-1][setting], kept[setting])
@@ -85,6 +88,7 @@ class Calibration:
         adaptive pruner they are prices: what a question scores at a price is what it scored at the
         budget that it buys."""
         pruned, ratios = np.array(self.pruned, dtype=float), np.array(self.keep_ratios)
+        # [N P] the score at a price is the score at the budget that the question buys there.
         if self.forecasts:
             bought = bought_at(np.array(self.forecasts), ratios)
             rows = np.arange(len(pruned))[:, None]
@@ -100,6 +104,7 @@ class Calibration:
         Raises:
             UserError: it was made with another.
         """
+        # From the pruner to the data: the first mismatch is what the user has to mend.
         name, model = self.about["pruner"]["name"], self.about["model"]
         if self.about["pruner"] != identity(pruner):
             raise UserError(
@@ -136,6 +141,7 @@ def bought_at(forecasts: Float[ndarray, "N K"], ratios: Float[ndarray, " K"]) ->
 def identity(pruner: ANY) -> dict[str, Any]:
     """What tells pruners apart: name, settings, weights and way of serving. Seeds of methods that
     draw do not count."""
+    # An adaptive mode goes by its policy. Weights and serving identify a policy, settings a rule.
     learned = getattr(pruner, "pruner", pruner)
     plain = (str, float, int, tuple)
     settings = {} if hasattr(learned, "serving") else vars(pruner)
@@ -170,6 +176,7 @@ def calibration_of(pruner: ANY, folder: str | Path | None = None) -> Calibration
     Raises:
         UserError: there is none, or it is damaged.
     """
+    # A run of mode=calibrate has a folder per pruner, a pruner's own folder holds the file itself.
     if folder is None:
         home = home_of(pruner)
         places = [] if home is None else [home / file_of(pruner)]
@@ -192,6 +199,8 @@ def read_calibration(path: Path) -> Calibration:
         UserError: the file is damaged.
     """
     try:
+        # Shapes are checked here, because a wrong shape would end in a wrong promise, not in an
+        # error.
         calibration = Calibration(**json.loads(read_sealed(path)))
         shape = np.array(calibration.pruned, dtype=float).shape
         if shape != (len(calibration.full), len(calibration.keep_ratios)):

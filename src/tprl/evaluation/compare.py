@@ -50,9 +50,11 @@ def compare_runs(a: str, b: str) -> list[Compared]:
     _same_protocol(a, b)
     names_a = sorted({name for name, _ in first})
     names_b = sorted({name for name, _ in second})
+    # Equal names by default; named arms, or single arms of any name, override that.
     pairs = [(name, name) for name in names_a if name in names_b]
     if arm_a or arm_b or len(names_a) == len(names_b) == 1:
         pairs = [(arm_a or arm_b, arm_b or arm_a)] if arm_a or arm_b else [(names_a[0], names_b[0])]
+    # Arms meet at equal keep ratios only: another budget is another question.
     compared = [
         _pair(x, y, ratio, scores, second[y, ratio])
         for x, y in pairs
@@ -75,6 +77,7 @@ def _same_protocol(a: str, b: str) -> None:
     if not all(path.is_file() for path in paths):
         return  # written before evaluations said what they were about
     first, second = map(read_facts, paths)
+    # Any of these changes what a score means, so a paired difference would be nonsense.
     for name in ("dataset", "source", "protocol"):
         if first.get(name) != second.get(name):
             raise UserError(
@@ -85,6 +88,7 @@ def _same_protocol(a: str, b: str) -> None:
 
 def _folder(run: str) -> tuple[Path, str]:
     """A run and the arm that is asked for, or ""."""
+    # A directory may have a colon in its name: what exists is taken as a whole.
     folder, _, arm = run.rpartition(":") if not Path(run).is_dir() else (run, "", "")
     return Path(folder or run), arm
 
@@ -105,6 +109,7 @@ def _arms(run: str) -> tuple[Arms, str]:
 
 
 def _pair(x: str, y: str, ratio: float | None, ours: Scores, baseline: Scores) -> Compared:
+    # Questions that either run lacks are dropped, because the bootstrap is paired.
     uids = common(ours, baseline)
     if not uids:
         raise UserError(
@@ -125,6 +130,7 @@ def comparison_table(compared: Sequence[Compared]) -> Table:
     for heading in ("a", "b", *numbers):
         out.add_column(heading, justify="left" if heading in ("a", "b") else "right")
     for row in compared:
+        # Equal scores on every image leave no interval: the table says so in place of zeros.
         level = identical(row.difference, row.low, row.high)
         bounds = f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
         change = "level" if level else f"{100 * row.difference:+.1f} {bounds}"

@@ -128,6 +128,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _row(line: dict[str, str]) -> Row:
+    # The ratio is empty where a pruner chose by itself; all other numbers are plain floats.
     numbers = {
         name: float(line[name]) for name in COLUMNS if name not in (*_TEXT, "seed", "keep_ratio")
     }
@@ -210,6 +211,7 @@ def ratios(cells: dict[str, dict[float | None, Cell]]) -> list[float | None]:
 def pruner_order(cells: dict[str, dict[float | None, Cell]]) -> list[str]:
     """Rows of a table: all tokens first, then best first at the smallest shared ratio; names break
     ties."""
+    # The smallest ratio separates pruners best; names without a number there come last.
     last = next((r for r in reversed(ratios(cells)) if r is not None), None)
 
     def key(name: str) -> tuple[bool, float, str]:
@@ -248,6 +250,7 @@ def accuracy_table(
     """A metric with 95 % intervals, pruners by keep ratio (all, or those of `columns`), best rival
     of each column bold: shares as percent, the numbers of a benchmark (<dataset>/<name>) in their
     own unit."""
+    # Numbers of a benchmark have a unit of their own, accuracies are shown in percent.
     cells = grid(rows, metric)
     published = any(metric.startswith(f"{row.dataset}/") for row in rows)
     scale = 1.0 if published else 100.0
@@ -273,6 +276,7 @@ def accuracy_table(
         # of a part of a table that is too wide for the terminal
         if cells[name].keys().isdisjoint(columns):
             continue
+        # An empty cell keeps the column: not every pruner is served at every ratio.
         texts = [
             _cell_text(
                 cell := cells[name].get(ratio),
@@ -292,6 +296,7 @@ def print_table(
     not on a terminal."""
     console = console or Console()
     plain = not console.is_terminal
+    # The table is made per part, since its rows depend on its columns.
     make = functools.partial(accuracy_table, rows, metric, plain)
     print_in_parts(make, ratios(grid(rows, metric)), console)
     console.print(Text(CONVENTION), soft_wrap=plain)
@@ -313,6 +318,7 @@ def print_in_parts(
     unbound = console.options.update_width(10_000)
     while columns:
         tables = (make(columns[:count]) for count in range(len(columns), 0, -1))
+        # Measured with an unbounded width: within the console's own, no table is wider than it.
         fits = (
             t
             for t in tables
@@ -320,6 +326,7 @@ def print_in_parts(
         )
         table = next(fits)
         console.print(table)
+        # The first column names the pruner in every part.
         columns = columns[len(table.columns) - 1 :]
 
 
@@ -332,6 +339,8 @@ def mean_accuracy(rows: Sequence[Row], pruner: str) -> float | None:
 def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[str, Any]]:
     """The accuracies of a model card: all tokens, then the pruner and its adaptive mode at every
     keep ratio."""
+    # The order of a card: reference, policy, adaptive mode. Rows without a ratio have no place
+    # there.
     names = (FULL, pruner, f"{pruner}_adaptive")
     return [
         {

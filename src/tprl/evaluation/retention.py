@@ -48,6 +48,7 @@ def check_share(name: str, value: object, below: bool = False) -> float:
     try:
         share = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
+        # Not a number fails both comparisons below and gets the same sentence.
         share = math.nan
     if not 0 < share <= 1 or (below and share == 1):
         end, example = (")", 0.9) if below else ("]", 0.98)
@@ -62,6 +63,7 @@ def margins(trials: Trials, retention: float) -> Float[ndarray, "G K"]:
     Over images its mean is at least 0 where the promise holds, and no value is below -retention.
     Images with fewer questions weigh less, as they do in a mean over questions.
     """
+    # Division by the largest group bounds every margin below by -retention, which the bets rely on.
     _, group = np.unique(trials.images, return_inverse=True)
     sums = np.zeros((int(group.max()) + 1, trials.pruned.shape[1]))
     np.add.at(sums, group, trials.pruned - retention * trials.full[:, None])
@@ -87,8 +89,10 @@ def p_values(trials: Trials, retention: float) -> Float[ndarray, " K"]:
     betting, Waudby-Smith and Ramdas 2024). It adapts to the variance: where pruning changes few
     answers, few images are enough.
     """
+    # P(at least this many agree) if the true rate is exactly `retention`.
     if _is_coin(trials):
         return binom.sf(trials.pruned.sum(0) - 1, len(trials.full), retention)
+    # A p-value cannot exceed 1: a gambler who lost proves nothing.
     wealth = logsumexp(
         log_wealth(margins(trials, retention), retention), b=WEIGHTS[:, None], axis=0
     )
@@ -115,9 +119,12 @@ def check_enough(trials: Trials, retention: float, confidence: float) -> None:
     Raises:
         UserError: with the number of images that such a setting needs.
     """
+    # Even a setting that changes no answer must be able to pass: with fewer images no test can
+    # succeed.
     unchanged = trials._replace(pruned=trials.full[:, None])
     if p_values(unchanged, retention)[0] <= (1 - confidence) * (1 + 1e-9):
         return
+    # The sentence names a number, so that the next calibration is large enough.
     count = len(np.unique(trials.images))
     needed = _needed(unchanged, retention, confidence)
     what = "no number of images is enough" if needed is None else f"about {needed} are needed"
@@ -130,6 +137,7 @@ def check_enough(trials: Trials, retention: float, confidence: float) -> None:
 
 def _needed(unchanged: Trials, retention: float, confidence: float) -> int | None:
     """Images like these that let a setting pass which changes no answer."""
+    # All n images agree with probability retention^n at most, which must fall to 1 - confidence.
     if _is_coin(unchanged):
         return math.ceil(math.log(1 - confidence) / math.log(retention)) if retention < 1 else None
     # [J] growth of the wealth per image at each bet.
@@ -139,6 +147,7 @@ def _needed(unchanged: Trials, retention: float, confidence: float) -> int | Non
     def enough(images: int) -> bool:
         return bool(logsumexp(growth * images, b=WEIGHTS) >= -math.log(1 - confidence))
 
+    # The wealth grows with the images, so the smallest sufficient number is bisected.
     low, high = count, MOST
     if not enough(high):
         return None
@@ -164,6 +173,7 @@ def smallest(trials: Trials, retention: float, confidence: float) -> Promise:
     """
     check_share("retention", retention)
     check_share("confidence", confidence, below=True)
+    # At retention=1 unchanged answers prove nothing, and all tokens are the valid choice.
     if retention < 1:
         check_enough(trials, retention, confidence)
     p = p_values(trials, retention)

@@ -74,10 +74,13 @@ def write_report(
         ValueError: rows of several models or datasets.
     """
     cells = grid(rows)
+    # Every name of the page gets a color, also names that only pictures or differences show.
     known = sorted(
         {*cells, *(n for p in paired for n in (p.pruner, p.other)), *pruners_shown(gallery)}
     )
+    # Pictures share a fixed number of bytes, so their side depends on their number.
     side = rasters.picture_side(count_pictures(gallery, guided))
+    # From the result to its reasons: numbers first, then pictures, breakdowns and origin.
     sections = [
         _pareto_section(cells, known),
         _accuracy_section(cells),
@@ -117,6 +120,7 @@ def _pareto_section(cells: dict[str, dict[float | None, Cell]], known: Sequence[
 
 def _accuracy_section(cells: dict[str, dict[float | None, Cell]]) -> Section:
     """What is retained of the full accuracy, and the accuracies with their intervals."""
+    # The reference is a sentence instead of a row; without it, nothing can be called retained.
     full = next(iter(cells.get(FULL, {}).values()), None)
     others = {name: row for name, row in cells.items() if name != FULL or full is None}
     sentence, tables, notes = "", [], []
@@ -125,10 +129,12 @@ def _accuracy_section(cells: dict[str, dict[float | None, Cell]]) -> Section:
         sentence = (
             f"With all {full.kept_tokens:.0f} visual tokens: {100 * full.value:.1f} %{bounds}."
         )
+    # Shares of an accuracy of 0 do not exist.
     if others and full is not None and full.value > 0:
         tables.append(_retained_table(others, full.value))
     if others:
         tables.append(_accuracy_table(others))
+        # A note appears only if a name in the table needs it.
         notes = [text for mark, text in NOTES.items() if _ends(others, mark)]
         seeds = max(cell.seeds for row in others.values() for cell in row.values())
         if seeds > 1:
@@ -150,6 +156,7 @@ def _retained_table(cells: dict[str, dict[float | None, Cell]], full: float) -> 
         cell = cells[name].get(columns[column])
         if cell is None:
             return TableEntry(lost=0.0)
+        # Shading follows the loss; bounds are never bold, since they do not compete.
         percent = 100 * cell.value / full
         bold = name not in BOUNDS and cell.value == best[columns[column]]
         return TableEntry(f"{percent:.1f}", bold=bold, lost=100 - percent)
@@ -203,6 +210,7 @@ def _ratio_heading(ratio: float | None, column: Sequence[Cell]) -> TableEntry:
 
 def _families_section(rows: Sequence[Row], names: Sequence[str]) -> Section | None:
     """Families and the overlap of boxes."""
+    # Published numbers have another unit and a section of their own.
     published = {row.metric for row in rows if row.metric.startswith(f"{row.dataset}/")}
     metrics = {row.metric for row in rows} - {"accuracy"} - published
     # Families first, then what else is measured.
@@ -217,6 +225,7 @@ def _families_section(rows: Sequence[Row], names: Sequence[str]) -> Section | No
 
 def _published_section(rows: Sequence[Row], names: Sequence[str], protocol: str) -> Section | None:
     """The benchmark's own numbers in their own unit; its breakdowns are left to results.csv."""
+    # A name with two slashes is a breakdown, e.g. mme/score/count.
     published = dict.fromkeys(
         row.metric for row in rows if row.metric.startswith(f"{row.dataset}/")
     )
@@ -238,6 +247,7 @@ def _tables_by_ratio(
     scale: float = 100.0,
 ) -> list[PageTable]:
     """One table of metrics (with their headings) per keep ratio, from the smallest."""
+    # The ratio of the reference makes no table; what pruners chose by themselves comes last.
     grids = {metric: grid(rows, metric) for metric in headings}
     labels = [heading.replace("_", " ") for heading in headings.values()]
     kept: set[float | None] = set()
@@ -264,6 +274,7 @@ def _metrics_table(
             name: row.get(1.0 if name == FULL else ratio) for name, row in rows.items()
         }
         measured |= {name for name, cell in table[metric].items() if cell is not None}
+    # Rows without a number in this table are left out, and so is their claim to be best.
     metrics = list(table)
     visible = [name for name in names if name in measured]
     best = {}
@@ -288,6 +299,7 @@ def _metrics_table(
 def _paired_section(paired: Sequence[Paired], names: Sequence[str]) -> Section | None:
     if not paired:
         return None
+    # A table per pruner of interest: the main arm and its adaptive mode.
     tables = []
     for ours in dict.fromkeys(pair.pruner for pair in paired):
         tables.append(_paired_table(ours, [pair for pair in paired if pair.pruner == ours], names))
@@ -314,6 +326,8 @@ def _paired_table(ours: str, paired: Sequence[Paired], names: Sequence[str]) -> 
             return TableEntry()
         if pair.identical:
             return TableEntry("level")
+        # Bounds are nan where images are too few for an interval: then only the difference is
+        # shown.
         bounds = ""
         if not math.isnan(pair.low):
             p = "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
@@ -324,6 +338,7 @@ def _paired_table(ours: str, paired: Sequence[Paired], names: Sequence[str]) -> 
 
     caption = f"{ours} minus each other pruner, in percentage points"
     compared = dict.fromkeys(pair.other for pair in paired)
+    # The order of the other tables first, then names that have no accuracy there.
     others = [name for name in names if name in compared]
     others += [name for name in compared if name not in others]
     headings = [ratio_label(ratio) for ratio in columns]

@@ -17,6 +17,7 @@ from tprl.types import Box
 def count_pictures(gallery: Sequence[GalleryItem], guided: Guided | None) -> int:
     """How many pictures the sections below will hold."""
     panels = [panel for item in gallery for panel in item.panels]
+    # Each item has its whole image, a panel per pruner, and maps of those that have probabilities.
     maps = sum(panel.probability is not None for panel in panels)
     return len(gallery) + len(panels) + maps + 3 * len(guided.pairs if guided else ())
 
@@ -49,6 +50,7 @@ def gallery_section(gallery: Sequence[GalleryItem], side: int) -> Section | None
     """One article per question; nothing without items."""
     if not gallery:
         return None
+    # The first panel belongs to the main pruner, whose failures the selection looks for.
     first = next((item.panels[0].pruner for item in gallery if item.panels), FULL)
     cropped = any(item.seen is not None and not _whole(item.seen, item.image) for item in gallery)
     black = " What is black the processor crops away: no pruner could keep it." if cropped else ""
@@ -67,6 +69,7 @@ def _whole(seen: Box, image: Image.Image) -> bool:
 
 
 def _article(item: GalleryItem, side: int) -> dict[str, Any]:
+    # The unpruned answer comes first, because every other answer is judged against it.
     whole = rasters.plain_picture(item.image, side)
     answer = {"answer": item.full_answer, "right": item.full_right}
     views = [_picture(whole, "The whole image", "all tokens", **answer)]
@@ -80,6 +83,7 @@ def _badge(item: GalleryItem) -> str:
     """Says so where the first pruner is wrong."""
     if not item.panels or item.panels[0].right is not False:
         return ""
+    # Whether pruning is to blame depends on the answer with all tokens, which may be unknown.
     cause = {True: ", all tokens are right", False: ", and so are all tokens", None: ""}[
         item.full_right
     ]
@@ -88,6 +92,7 @@ def _badge(item: GalleryItem) -> str:
 
 def _panel(item: GalleryItem, panel: Panel, side: int) -> list[CaptionedPicture]:
     image, name = item.image, panel.pruner
+    # Merged tokens are no patches: there is nothing to darken.
     if panel.keep is None:
         count, picture = "tokens merged", rasters.plain_picture(image, side)
         alt = "merged tokens, the image is whole"
@@ -97,6 +102,7 @@ def _panel(item: GalleryItem, panel: Panel, side: int) -> list[CaptionedPicture]
         alt = f"{kept} of {size} patches kept"
     caption = {"detail": count, "pruner": name, "answer": panel.answer, "right": panel.right}
     views = [_picture(picture, f"{name}: {alt}", name, **caption)]
+    # The map is scaled to its own range, so the caption says which numbers its ends are.
     if panel.probability is not None:
         heat = rasters.probability_picture(image, panel.probability, side, item.seen)
         limits = f"{panel.probability.min():.2g} (dark) to {panel.probability.max():.2g} (bright)"
@@ -109,6 +115,7 @@ def guided_section(guided: Guided | None, side: int) -> Section | None:
     """The figures and pictures of language guidance; nothing without them."""
     if guided is None:
         return None
+    # The overlap of random choices is the control: without it the share says nothing.
     shared = f"{100 * guided.overlap:.1f} % (two random choices share {100 * guided.chance:.1f} %)"
     numbers = [
         ("Kept tokens shared by two questions about one image", shared),

@@ -23,6 +23,7 @@ def write_latency(
     lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting, directory: Path
 ) -> None:
     """Write the files, print table and sentences."""
+    # The csv holds every number; the sentences are what a reader may quote.
     records = latency_rows(lines, lvlm, setting)
     out = io.StringIO()
     writer = csv.DictWriter(out, records[0], lineterminator="\n")
@@ -35,9 +36,11 @@ def write_latency(
         if name != FULL:
             sentences.append(sentence([line for line in lines if line.pruner == name]))
     write_atomic(directory / "latency.md", "".join(f"- {text}\n" for text in sentences))
+    # The reference has a speed-up of 1 by definition, so the plot leaves it out.
     pruned = [line for line in lines if line.pruner != FULL]
     if pruned:
         write_atomic(directory / "speedup.svg", standalone(speedups(pruned), names))
+    # A file has no width to respect, and a wrapped table could not be read by a program.
     console = Console()
     if not console.is_terminal:
         console = Console(
@@ -54,6 +57,7 @@ def latency_rows(lines: Sequence[Line], lvlm: FrozenLVLM, setting: Setting) -> l
     device = (
         torch.cuda.get_device_name(lvlm.device) if lvlm.device.type == "cuda" else lvlm.device.type
     )
+    # Conditions of the measurement stand in every row, so that tables of machines can be joined.
     about = {
         "model": lvlm.name,
         "lm_layers": lvlm.layers,
@@ -75,6 +79,7 @@ def _latency_row(line: Line) -> dict[str, Any]:
         "visual_tokens": line.visual_tokens,
         "kept_tokens_layer_mean": line.kept_tokens,
     }
+    # Times first, then what predicts them: stages add up to the total.
     for stage in (*STAGES, "total"):
         row |= _times(line, stage)
     row |= {f"{stage}_gflops": line.flops[stage] / 1e9 for stage in (*STAGES, "total")}
@@ -103,6 +108,7 @@ def latency_table(lines: Sequence[Line], plain: bool = False) -> Table:
     grid = Table(title="latency", box=box.ASCII2 if plain else box.ROUNDED, title_justify="left")
     for heading in ("pruner", "batch", "kept", *(f"{stage}\nms" for stage in (*STAGES, "total"))):
         grid.add_column(heading, justify="left" if heading == "pruner" else "right", no_wrap=True)
+    # Each measured speed-up stands beside the speed-up that its FLOPs predict.
     for heading in (
         "prefill\nspeed-up",
         "its FLOPs\nsay",
@@ -127,6 +133,7 @@ def _range(of: Spread) -> str:
 def sentence(lines: Sequence[Line]) -> str:
     """Whether a pruner is faster than not pruning, at which it counts only beyond the quantiles of
     the rounds, and its share of the speed-up that FLOPs predict."""
+    # Faster or slower only if the 10 and 90 % quantiles of the rounds agree.
     speedups = [line.speedup() for line in lines]
     faster = sum(speedup.low > 1 for speedup in speedups)
     slower = sum(speedup.high < 1 for speedup in speedups)
@@ -144,8 +151,10 @@ def sentence(lines: Sequence[Line]) -> str:
         "from pixels to the last token"
     )
     text += f" where its FLOPs predict {span([line.predicted() for line in lines], '.2f')}x"
+    # A share of the ideal means nothing for a pruner that is always slower.
     if slower < len(lines):
         text += f", {span([100 * line.share() for line in lines], '.0f')} % of the ideal"
+    # The prefill alone shows what pruning can reach; decoding and vision dilute it in the total.
     alone = span([line.speedup("prefill").median for line in lines], ".2f")
     return (
         f"{text}; the prefill alone {alone}x, "

@@ -46,8 +46,10 @@ def write_numbers(
     directory: Path, rows: Sequence[Row], samples: Sequence[SampleRow], main: str
 ) -> Numbers:
     """Write `results.csv`, `intervals.csv`, `paired.json` and `spreads.json`."""
+    # Tables show intervals over images and seeds; results.csv keeps the rows of each seed.
     opened = analysis.with_open_sides(rows, samples)
     differences = analysis.paired(samples, main)
+    # The adaptive mode is compared too, but headlines speak of the main arm alone.
     everything = differences + analysis.paired(samples, f"{main}_adaptive")
     allocations = token_spreads(samples)
     write_results(directory / "results.csv", rows)
@@ -70,6 +72,8 @@ def intervals(rows: Sequence[Row]) -> str:
         for pruner, cells in grid(rows, metric).items():
             for ratio, cell in cells.items():
                 over = "images and seeds" if cell.seeds > 1 else "images"
+                # Only accuracies get the interval over seeds (`with_open_sides`); other metrics
+                # average the bounds.
                 if cell.seeds > 1 and not metric.startswith("accuracy"):
                     over = "images, mean of the seeds' bounds"
                 place = (pruner, "" if ratio is None else ratio, metric)
@@ -86,12 +90,14 @@ def recompute(study: Path, directory: Path) -> list[Row]:
         UserError: no such file, or a damaged one.
     """
     table = read_scores(study / SCORES)
+    # Scores per question suffice for all metrics except the published, which need the answers.
     rows = table.rows()
     known = {row.metric for row in rows}
     if (study / "results.csv").is_file():
         rows += [row for row in read_results(study / "results.csv") if row.metric not in known]
     numbers = write_all(directory, table, rows)
     print_table(numbers.rows)
+    # Byte by byte: a study is reproduced only if its files are identical.
     for name in ("results.csv", "intervals.csv", "paired.json", "spreads.json"):
         before = study / name
         if before.is_file():

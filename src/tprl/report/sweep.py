@@ -59,6 +59,7 @@ def report_sweep(
         origin: of the numbers, for the page.
         console: where to print.
     """
+    # sweep.csv holds every metric; table, plots and headline show the requested metric alone.
     summaries = summarize_sweep(sweep, rows)
     selected = [item for item in summaries if item.metric == metric]
     scale = _scale(metric)
@@ -67,6 +68,8 @@ def report_sweep(
     write_atomic(directory / "sweep.csv", as_csv(sweep, summaries))
     known = _names(selected)
     write_atomic(directory / "sweep.svg", figures.standalone(plot(selected, metric, scale), known))
+    # The plot is drawn a second time: a page colors lines by its own style sheet, a file brings its
+    # colors.
     origin = origin or Origin({})
     figure = {"drawings": [plot(selected, metric, scale)], "note": f"{BARS} {CONVENTION}"}
     over_seeds = {"full": "", "tables": [_over_seeds(selected, scale)], "note": ""}
@@ -79,6 +82,7 @@ def report_sweep(
     ]
     html = render_page(title(sweep, rows), sentence, summary(origin.facts), known, sections)
     write_atomic(directory / "sweep.html", html)
+    # The console comes last, so that its final line points to files that exist.
     console = console or Console(highlight=False)
     plain = not console.is_terminal
     print_in_parts(
@@ -116,9 +120,11 @@ def _scale(metric: str) -> float:
 def sweep_headline(sweep: Sweep, summaries: Sequence[Summary], scale: float) -> str:
     """How much of the sweep there is, and which arm is ahead at the smallest ratio that all arms
     share, if one is."""
+    # A run is an arm and a training seed; its modes and keep ratios do not count again.
     names = {arm.name for arm in sweep.arms}
     runs = len({(entry.name, entry.seed) for entry in sweep.entries if entry.name in names})
     start = f"{runs} of {runs + len(sweep.left_out)} runs are finished"
+    # Arms are compared at the smallest ratio that all of them were served at.
     swept = [item for item in summaries if item.arm in names and item.keep_ratio is not None]
     arms_at: dict[float | None, set[str]] = {}
     for item in swept:
@@ -133,6 +139,7 @@ def sweep_headline(sweep: Sweep, summaries: Sequence[Summary], scale: float) -> 
 def _ahead(arms: Sequence[Summary], scale: float) -> str:
     """Which arm is ahead, in words. Arms are level where they read the same, or are less apart than
     the larger of their standard deviations over seeds."""
+    # Rivals count as level with the best arm alone, since being level is not transitive.
     best, *others = sorted(arms, key=lambda item: -item.mean)
     level = [best, *(item for item in others if _level(best, item, scale))]
     if not others:
@@ -145,6 +152,7 @@ def _ahead(arms: Sequence[Summary], scale: float) -> str:
 
 
 def _level(a: Summary, b: Summary, scale: float) -> bool:
+    # The deviation is nan where an arm has a single seed; then only the printed digits decide.
     spreads = [item.sd for item in (a, b) if not math.isnan(item.sd)]
     return f"{scale * a.mean:.1f}" == f"{scale * b.mean:.1f}" or abs(a.mean - b.mean) < max(
         spreads, default=0.0
@@ -155,11 +163,14 @@ def as_csv(sweep: Sweep, summaries: Sequence[Summary]) -> str:
     """One line per arm (or other pruner), keep ratio and metric; a column for every swept
     setting."""
     arms = {arm.name: arm for arm in sweep.arms}
+    # Arms may differ in the settings that they sweep: columns are the union, in order of
+    # appearance.
     keys = list(dict.fromkeys(key for arm in sweep.arms for key in arm.swept))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["arm", *keys, "metric", "keep_ratio", "trained", "n", *NUMBERS])
     for item in summaries:
+        # Baselines and the unpruned model belong to no arm, so their settings stay empty.
         swept = arms[item.arm].swept if item.arm in arms else {}
         ratio = "" if item.keep_ratio is None else item.keep_ratio
         numbers = ["" if math.isnan(value := getattr(item, name)) else value for name in NUMBERS]
@@ -177,16 +188,20 @@ def plot(summaries: Sequence[Summary], metric: str, scale: float) -> str:
     # Columns of the legend, by the longest name.
     longest = max(map(len, names), default=0)
     columns = max(1, min(3, int(72 * figures.WIDTH / (40 + 5.5 * longest))))
+    # The legend stands below both panels: the figure grows with its rows.
     height = 6.4 + 0.2 * math.ceil((len(names) + 1) / columns)
     figure = Figure(figsize=(figures.WIDTH, height), layout="constrained")
     first, second = figure.subplots(2, 1, sharey=True)
     value = f"{metric}, %" if scale == 100 else metric
     figures.dress(first, "visual tokens kept, %", value)
     figures.dress(second, "FLOPs, % of the model with all tokens", value)
+    # Both panels show the same summaries over another x; nan leaves points without a ratio out of
+    # the first.
     for axes, x in ((first, _kept_share), (second, _flops_share)):
         for name in names:
             _line(axes, [item for item in summaries if item.arm == name], x, names, scale)
         for item in summaries:
+            # The unpruned model is a level line, because its accuracy belongs to no kept fraction.
             if item.arm == FULL:
                 style: dict[str, Any] = {
                     "color": figures.MUTED,
@@ -216,6 +231,7 @@ def _line(
     names: Sequence[str],
     scale: float,
 ) -> None:
+    # Styles depend on all names, so a line looks alike in both panels and on the page.
     points, known, name = sorted(arm, key=x), figures.styles(names), arm[0].arm
     axes.errorbar(
         [x(item) for item in points],
@@ -245,6 +261,7 @@ def _over_seeds(summaries: Sequence[Summary], scale: float) -> PageTable:
             f"{scale * item.mean:.1f}{'†' if item.trained else ''}", (f"{deviation}n = {item.n}",)
         )
 
+    # All tokens come first, then arms in the order of the sweep.
     arms = list(dict.fromkeys(item.arm for item in summaries))
     names = [FULL, *_names(summaries)] if FULL in arms else _names(summaries)
     return page_table(SPREAD, [ratio_label(ratio) for ratio in ratios], names, mean)
@@ -263,6 +280,7 @@ def _table(
     places = {(item.arm, item.keep_ratio): item for item in summaries}
     for ratio in ratios:
         table.add_column(ratio_label(ratio), justify="right", no_wrap=True)
+    # Only arms with a number in these columns: a wide table is printed in parts.
     for name in dict.fromkeys(item.arm for item in summaries if item.keep_ratio in ratios):
         cells = (places.get((name, ratio)) for ratio in ratios)
         table.add_row(
