@@ -52,6 +52,7 @@ def _latency(cfg: DictConfig, directory: Path) -> None:
             f"mode=latency times one process, and {distributed.count()} "
             "were started: without torchrun or srun."
         )
+    # The setting is built first: its own checks need neither entries nor a model.
     settings = plain(cfg)
     setting = Setting(**settings["latency"])
     cfg, entries, _ = asked_entries(cfg, settings)
@@ -63,6 +64,8 @@ def _latency(cfg: DictConfig, directory: Path) -> None:
             f"model={lvlm.name} has no vision tower and "
             "language model to time: use model=tiny_llava."
         )
+    # A random model has another width than trained pruners: untrained networks of their size
+    # replace them.
     if cfg.model.get("pretrained", "") is None:  # sizes are timed, not weights
         entries = [
             replace(entry, pruner=untrained(entry.pruner, lvlm.width))
@@ -70,6 +73,7 @@ def _latency(cfg: DictConfig, directory: Path) -> None:
             else entry
             for entry in entries
         ]
+    # Entries are checked in their final form, with the widths that are timed.
     check_entries(entries, lvlm)
     with Progress("latency") as tick:
         lines = measure_latency(lvlm, entries, setting, tick=tick)
@@ -80,6 +84,7 @@ def _parity(cfg: DictConfig, directory: Path) -> None:
     """Compare the model, or small random builds of `models`, with its stock class; prints and
     writes a table."""
     start(cfg, directory)
+    # Small random builds in float32: differences are then of rounding alone.
     lvlms = [
         load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []
     ]
@@ -88,6 +93,7 @@ def _parity(cfg: DictConfig, directory: Path) -> None:
     use_threads(cfg, directory, lvlms[0])  # the others are as small
     for lvlm in lvlms:
         questions = make_dataset(cfg.dataset, lvlm, cfg.split)
+        # Six questions by default: two for each of the three image shapes of `varied`.
         asked = range(min(cfg.limit or 6, len(questions)))
         samples = varied(take(questions, asked))
         if not samples:
@@ -104,6 +110,7 @@ def _selectors(cfg: DictConfig, directory: Path) -> None:
     """The table of docs/baselines.md."""
     start(cfg, directory)
     use_threads(cfg, directory)
+    # No model and no dataset: selectors are timed on synthetic batches.
     text = selectors.selector_table(selectors.measure_selectors())
     write_atomically(directory / "selectors.md", text + "\n")
     print(text)

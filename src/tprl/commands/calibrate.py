@@ -44,24 +44,29 @@ def calibrate_pruners(cfg: DictConfig, directory: Path) -> None:
     cfg = checked(cfg, "eval")
     settings = plain(cfg)
     check_logger(settings)
+    # Several ranks would each write the same files.
     if distributed.count() > 1:
         raise UserError(
             f"mode=calibrate scores in one process, and {distributed.count()} "
             "were started: without torchrun or srun."
         )
+    # Entries are made at the ratios of the calibration, not at those of an evaluation.
     how = settings["calibrate"]
     asked = {**settings, "keep_ratios": how["keep_ratios"]}
     cfg, entries, _ = asked_entries(cfg, asked)
     entries = [entry for entry in entries if entry.name != FULL]
+    # All names are known now: the model, the slowest part, is loaded next.
     start(cfg, directory)
     lvlm = build(cfg.model)
     use_threads(cfg, directory, lvlm)
     check_entries(entries, lvlm)
     dataset = make_dataset(cfg.dataset, lvlm, how["split"])
     check_regions(entries, dataset)
+    # What cannot be scored is refused before the first answer.
     check_labels(dataset, how["labels"])
     if how["labels"]:
         check_answers(lvlm, dataset, how["limit"])
+    # A single pass over the questions serves all pruners, which share encodings and full answers.
     pruners = [entry.pruner for entry in entries]
     options = {name: how[name] for name in ("keep_ratios", "limit", "labels", "split")}
     with Progress("calibrate") as tick:
@@ -74,6 +79,7 @@ def calibrate_pruners(cfg: DictConfig, directory: Path) -> None:
 
 def _keep(entry: Entry, calibration: Calibration, directory: Path) -> None:
     """Write a calibration, and say what it can promise."""
+    # The run keeps a copy; the pruner's own folder is where serving looks.
     places = [directory / entry.pruner.name]
     home = home_of(entry.pruner)
     if home is not None and not _is_of_others(home):
@@ -82,6 +88,7 @@ def _keep(entry: Entry, calibration: Calibration, directory: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         calibration.save(place / file_of(entry.pruner))
     print(f"{entry.name}: {places[-1] / file_of(entry.pruner)}")
+    # Examples tell at once whether the questions suffice, before an evaluation relies on them.
     trials, kept = calibration.trials
     for retention in EXAMPLES:
         try:
@@ -107,6 +114,7 @@ def read_calibrations(
     Raises:
         UserError: one has none.
     """
+    # Read before the model is loaded, so a missing calibration is refused at once.
     competing = {number: entry for number, entry in enumerate(entries) if entry.name not in BOUNDS}
     calibrations = {}
     for number, entry in competing.items():
@@ -130,10 +138,12 @@ def promised(
     retention, confidence = settings["retention"], settings["confidence"]
     chosen = []
     for number, entry in enumerate(entries):
+        # Bounds have no calibration and stay as they are.
         calibration = calibrations.get(number)
         if calibration is None:
             chosen.append(entry)
             continue
+        # Checked with the loaded model: its weights are part of what the promise holds for.
         calibration.check(getattr(lvlm, "model", lvlm), entry.pruner, dataset.name)
         served = calibration.serve(entry.pruner, retention, confidence)
         log.info("%s: keeps %.3g of the tokens", entry.name, served.kept)
@@ -143,6 +153,7 @@ def promised(
 
 def say_promise(rows: Sequence[Row], settings: Mapping[str, Any], questions: int) -> None:
     """Print what was promised of each pruner, and what was found."""
+    # The promise is about the expected ratio; the printed ratio is that of this sample.
     means = [row for row in rows if row.metric == "accuracy"]
     full = next(row for row in means if row.pruner == FULL)
     for row in means:

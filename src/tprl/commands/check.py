@@ -52,8 +52,10 @@ def check_run(words: Sequence[str]) -> int:
         print(USAGE)
         return 0
     try:
+        # A wrong torchvision breaks every processor, so it is the first thing to say.
         check_torchvision()
         with_weights = _with_weights(words)
+        # The cheap report comes first: with a bad config no weights are loaded.
         config = composed([word for word in words if not word.startswith(WEIGHTS)])
         print(report(config))
         if with_weights:
@@ -75,6 +77,7 @@ def _with_weights(words: Sequence[str]) -> bool:
 
 def composed(words: Sequence[str]) -> DictConfig:
     """The config that `python -m src.train` would run with the same options."""
+    # The checks of src.train in their order, so that what passes here passes there.
     overrides = [addable(word) for word in words]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         config = compose("train", overrides=overrides)
@@ -90,12 +93,14 @@ def report(config: DictConfig, device: Device | None = None) -> str:
     Raises:
         UserError: what would go wrong in the run, and what would help.
     """
+    # The model has shapes but no weights: everything below is read or counted, nothing is computed.
     lvlm = model_of(config)
     dataset, trouble = _dataset(config, lvlm)
     sample = _sample(dataset)
     parts = [_about(lvlm, config, dataset, trouble), _prompt(lvlm, sample), _shapes(lvlm, sample)]
     parts.append(costs(config, lvlm, dataset, sample, device))
     try:
+        # The reader sees the table before the refusal, because the table shows what to change.
         refuse_what_cannot_fit(config, lvlm, sample, device)
     except UserError:
         print("\n\n".join(parts), flush=True)
@@ -109,6 +114,7 @@ def model_of(config: DictConfig) -> FrozenLVLM:
     Raises:
         UserError: it is none of a stock class, or cannot be read.
     """
+    # Only a stock class has a prompt and weights to check; the toy has neither.
     family = target_at(config.model["_target_"])
     options = {key: value for key, value in plain(config.model).items() if not key.startswith("_")}
     if not (isinstance(family, type) and issubclass(family, FrozenLVLM)):
@@ -131,6 +137,7 @@ def _sample(dataset: Dataset | None) -> Sample:
     """The first question that has an image, or one of our own about a photograph's blank."""
     from PIL import Image
 
+    # The first rows may be damaged or text only, so a few are tried.
     for sample in take(dataset, range(min(8, len(dataset)))) if dataset is not None else ():
         if sample.images:
             return sample
@@ -141,6 +148,7 @@ def _sample(dataset: Dataset | None) -> Sample:
 
 
 def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, trouble: str) -> str:
+    # Versions and classes go with every report: most mismatches are mismatches of packages.
     source = config.model.get("pretrained") or "random weights"
     kinds = f"{type(lvlm.processor).__name__}, {type(lvlm.processor.image_processor).__name__}"
     versions = ", ".join(f"{name} {number}" for name, number in checkup.packages().items())
@@ -171,6 +179,7 @@ def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, troubl
 
 def _warnings(lvlm: FrozenLVLM, dataset: Dataset) -> list[str]:
     """What is allowed and seldom meant."""
+    # A large model on drawings runs well and measures nothing; it is a note, not an error.
     if dataset.name in ("scenes", "toy") and parameter_count(lvlm) > 10**8:
         return [
             (
@@ -183,6 +192,7 @@ def _warnings(lvlm: FrozenLVLM, dataset: Dataset) -> list[str]:
 
 
 def _prompt(lvlm: FrozenLVLM, sample: Sample) -> str:
+    # The question is marked inside the prompt, where a wrong chat template shows.
     reading = checkup.read(lvlm, sample)
     answer = " ".join(map(repr, reading.answer))
     lines = [
@@ -202,6 +212,7 @@ def _prompt(lvlm: FrozenLVLM, sample: Sample) -> str:
 
 def _shapes(lvlm: FrozenLVLM, sample: Sample) -> str:
     lines = ["image          visual tokens  passes of the tower  seen"]
+    # Landscape, portrait and large: tiles, crops and bounds differ between them.
     for size in checkup.SHAPES:
         shape = checkup.shape_of(lvlm, size, sample.question)
         seen = (
@@ -227,6 +238,7 @@ def check_first(config: DictConfig) -> None:
         UserError: the report's reasons.
     """
     family, pretrained = target_at(config.model["_target_"]), config.model.get("pretrained")
+    # Every rank returns here or none does: the gather below waits for all.
     if not (isinstance(family, type) and issubclass(family, FrozenLVLM)) or pretrained is None:
         return
     reason = distributed.gathered("" if distributed.rank() else _first_report(config))[0]
@@ -247,6 +259,7 @@ def _first_report(config: DictConfig) -> str:
         text = report(config, device)
     except UserError as error:
         return str(error)
+    # Remembered only after it was printed, so a refused run reports again.
     print(text, flush=True)
     if record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -259,6 +272,7 @@ def _record(config: DictConfig, device: Device) -> Path | None:
     must fit."""
     if not config.get("cache"):
         return None
+    # Only what the report depends on: a new learning rate repeats nothing.
     about = {name: plain(config[name]) for name in ("model", "dataset", "stage", "policy")}
     about["device"] = {"name": device.name, "memory": round(device.memory)}
     digest = hashlib.blake2b(
@@ -270,11 +284,13 @@ def _record(config: DictConfig, device: Device) -> Path | None:
 def compared(config: DictConfig) -> str:
     """Two questions on the loaded model, everything kept, against the stock class in the run's
     dtype."""
+    # The run's own device and dtype: parity in float32 would not speak of bfloat16.
     on_cpu: Mapping[str, Any] = {"device": "cpu"} if config.trainer.accelerator == "cpu" else {}
     lvlm = build(config.model, **on_cpu)
     dataset, trouble = _dataset(config, lvlm)
     if dataset is None:
         raise UserError(f"two questions are needed to compare with the stock class: {trouble}")
+    # Both questions need an image, since without an image there is nothing to prune.
     samples = [sample for sample in take(dataset, range(min(8, len(dataset)))) if sample.images][:2]
     gaps = parity(lvlm, samples, steps=2)
     verdict = "the same tokens" if gaps.same_ids else "DIFFERENT TOKENS: do not train on this"

@@ -27,6 +27,7 @@ def costs(
     device: Device | None = None,
 ) -> str:
     """The table of stages."""
+    # Counted once for the sizes of this model and question, then timed on every device.
     place = device or at_hand(config.trainer.accelerator == "cpu")
     model, question = sizes(config, lvlm), typical(lvlm, sample)
     stage, open_ended = plain(config.stage), _open_ended(dataset, sample)
@@ -34,6 +35,7 @@ def costs(
     needs = forecast.stage_needs(stage, model, question, open_ended, QUESTIONS)
     if not needs:
         return f"costs      nobody has counted what stage {', '.join(uncounted)} takes"
+    # This machine first, then well-known GPUs for comparison.
     places = [place, *(named(name) for name in STATED if name not in place.name)]
     titles = "".join(f"{place.name[:12]:>13}" for place in places)
     lines = [
@@ -48,6 +50,7 @@ def costs(
             f"{need.name:12} {need.encodes:>9} {need.reads:>13} {need.written:>9} "
             f"{need.flops / 1e15:>9.1f} {need.device_bytes / GIB:>6.1f}         {hours}"
         )
+    # Stages run one after the other, so hours and FLOPs add up; memory does not.
     sums = [_total_hours(needs, place, model, question) for place in places]
     totals = "".join(f"{hours:>13.2f}" for hours in sums)
     lines.append(
@@ -83,6 +86,7 @@ def _footnotes(
     place: Device,
     guessed: bool,
 ) -> list[str]:
+    # The largest stage decides over memory and disk.
     most = max(needs, key=lambda need: need.device_bytes)
     disk = max(needs, key=lambda need: need.disk_bytes)
     utilization = f"{100 * forecast.UTILIZATION:.0f} % of a GPU's peak"
@@ -144,6 +148,7 @@ def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
     """What the forecast needs of model and policy."""
     from torch import device
 
+    # Quantization touches matrices inside layers alone; embeddings and norms keep the dtype.
     number = next(lvlm.model.parameters()).dtype.itemsize
     inner = sum(
         w.numel() for name, w in lvlm.model.named_parameters() if w.ndim > 1 and ".layers." in name
@@ -151,6 +156,7 @@ def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
     # scales included
     each = {"4bit": 0.55, "8bit": 1.05}.get(config.model.get("load_in") or "", float(number))
     weights = (parameter_count(lvlm) - inner) * number + inner * each
+    # The policy is built without memory, since only its sizes count.
     with device("meta"):
         policy = build(config.policy, token_width=lvlm.width)
     options = {
@@ -167,6 +173,7 @@ def sizes(config: DictConfig, lvlm: FrozenLVLM) -> forecast.Model:
 
 def typical(lvlm: FrozenLVLM, sample: Sample) -> forecast.TypicalQuestion:
     """The question that stands for all: as long as the first one, about an image of its shape."""
+    # Without a reference answer the longest allowed one is assumed.
     reading = checkup.read(lvlm, sample)
     answer = len(reading.answer) or lvlm.max_new_tokens
     words = len(lvlm.tokenizer(sample.question, add_special_tokens=False)["input_ids"])
@@ -186,6 +193,7 @@ def refuse_what_cannot_fit(
     """
     place = device or at_hand(config.trainer.accelerator == "cpu")
     model = replace(sizes(config, lvlm), micro_batch=1)
+    # Sharded weights lie on several devices: the memory of a single device says nothing.
     if config.model.get("placement") == "shard":
         return
     for need in forecast.stage_needs(

@@ -36,6 +36,7 @@ def demo(cfg: DictConfig, directory: Path) -> None:
         UserError: no gradio, bad input, or no free port.
     """
     cfg = checked(cfg, "demo")
+    # Host, names and gradio are checked first: loading the model takes longest.
     check_settings(cfg)
     if cfg.run:
         cfg = with_run_config(cfg, Path(cfg.run))
@@ -53,6 +54,8 @@ def demo(cfg: DictConfig, directory: Path) -> None:
         )
     pruners = make_pruners(cfg, lvlm)
     dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
+    # Twenty questions per example: examples are images, and datasets ask several questions about
+    # each.
     asked = range(min(len(dataset), 20 * cfg.examples))
     samples = take(dataset, asked)
     if not samples:
@@ -62,6 +65,7 @@ def demo(cfg: DictConfig, directory: Path) -> None:
         raise UserError(
             f"dataset {dataset.name} has no question about one image to begin with: choose another."
         )
+    # The page opens with a finished comparison in place of empty cards.
     name, first = next(iter(pruners.items()))
     ratio = starting_ratio(cfg, lvlm, first, dataset.name)
     begin = compare_pruners(lvlm, {name: first}, examples[0].image, examples[0].questions[0], ratio)
@@ -77,6 +81,7 @@ def starting_ratio(cfg: DictConfig, lvlm: FrozenLVLM, first: AnyPruner, dataset:
     """
     if cfg.retention is None:
         return cfg.keep_ratio
+    # The slider has one scale for all pruners, so the promise becomes a mean ratio.
     calibration = calibration_of(first, cfg.calibration)
     calibration.check(lvlm.model, first, dataset)
     kept = calibration.serve(first, cfg.retention, cfg.confidence).kept
@@ -91,6 +96,7 @@ def check_settings(cfg: DictConfig) -> None:
         UserError: no such host, or `run` beside `pruner`.
     """
     try:
+        # Resolved now: gradio would fail only after the model is loaded.
         socket.getaddrinfo(cfg.host, cfg.port)
     except OSError as error:
         raise UserError(
@@ -107,6 +113,7 @@ def check_settings(cfg: DictConfig) -> None:
 def make_pruners(cfg: DictConfig, lvlm: FrozenLVLM) -> dict[str, AnyPruner]:
     """The pruner of `run`, or `pruner`; then those of `pruners` that can read what this LVLM
     has."""
+    # The requested pruner must fit; further pruners of the list are left out if they do not.
     first = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
     lvlm.check_extras(first.extras, lvlm.known_extras)
     pruners: dict[str, AnyPruner] = {first.name: first}
@@ -130,6 +137,7 @@ def serve(page: Any, host: str, port: int | None, share: bool = False) -> None:
     from tprl.demo.page import LOOK
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
+    # The launch returns at once, so that the address can be printed before waiting.
     how: dict[str, Any] = {
         "quiet": True,
         "prevent_thread_lock": True,
@@ -144,6 +152,7 @@ def serve(page: Any, host: str, port: int | None, share: bool = False) -> None:
         raise UserError(f"the page cannot be served on host={host}, {where} ({error}).") from error
     print(f"open {shared or address} in a browser; Ctrl-C ends it", flush=True)
     try:
+        # Nothing sets the event: only a signal ends the wait.
         threading.Event().wait()
     except (KeyboardInterrupt, Stopped):
         page.close(verbose=False)

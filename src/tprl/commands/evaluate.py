@@ -97,6 +97,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     cfg = checked(cfg, "eval")
     settings = plain(cfg)
     check_logger(settings)
+    # Modes with a command of their own branch off before entries are made.
     if cfg.mode == "calibrate":
         return calibrate_pruners(cfg, directory)
     if cfg.mode != "accuracy":  # src.bench has a command line of its own for these
@@ -107,12 +108,14 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
         start(cfg, directory)
         study.recompute(Path(cfg.study), directory)
         return None
+    # Names, pruners and calibrations come first: a mistyped path must not cost a model load.
     cfg, entries, swept = asked_entries(cfg, settings)
     promise = cfg.retention is not None
     calibrations = read_calibrations(entries, settings) if promise else {}
     start(cfg, directory)
     lvlm = build(cfg.model)
     use_threads(cfg, directory, lvlm)
+    # Everything that could be refused is refused before the first answer.
     check_cost(lvlm)
     check_entries(entries, lvlm)
     logger = make_logger(cfg, directory)
@@ -120,9 +123,11 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     check_regions(entries, dataset)
     if promise:
         entries = promised(entries, calibrations, lvlm, dataset, settings)
+    # The report of a run shows how it was trained; named pruners have no curves.
     curves = read_curves(Path(cfg.run)) if cfg.run else {}
     table = Evaluation(lvlm, dataset, entries, settings, cfg, directory)
     rows = evaluate_entries(table, logger, curves, swept)
+    # Only rank 0 speaks: rows are the same on all ranks.
     if promise and not distributed.rank():
         say_promise(rows, settings, min(settings["limit"] or len(dataset), len(dataset)))
     return mean_accuracy(rows, main_entry(entries).name)
@@ -149,6 +154,7 @@ def open_datasets(
     """
     opened = {}
     for name in names:
+        # Opened now: a training of hours must not end at a missing dataset.
         config = OmegaConf.load(conf_dir() / "dataset" / f"{name}.yaml")
         assert isinstance(config, DictConfig)
         dataset = make_dataset(config, lvlm, "test")
@@ -163,6 +169,7 @@ def evaluate_elsewhere(opened: Mapping[str, tuple[DictConfig, Dataset]], table: 
     for name, (config, dataset) in opened.items():
         folder = table.directory / name
         folder.mkdir(exist_ok=True)
+        # A merge copies the config, whose dataset is then replaced as a whole.
         cfg = OmegaConf.merge(table.cfg)
         assert isinstance(cfg, DictConfig)
         OmegaConf.update(cfg, "dataset", config, merge=False)
@@ -196,6 +203,7 @@ def evaluate_entries(
     lvlm, dataset, entries, settings, cfg, directory = table
     check_answers(lvlm, dataset, settings["limit"])
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
+    # Answers survive a kill: questions that the record knows are not asked again.
     record = _record(table)
     before = (
         len({item["row"]["uid"] for batch in record.known.values() for item in batch})
@@ -207,18 +215,23 @@ def evaluate_entries(
         )
     rows = summarize(answered, lvlm.name, dataset)
     measured = about(dataset, answered)
+    # Answers are gathered, so every rank has all rows; files are written by rank 0.
     if distributed.rank():
         return rows
     write_sealed(directory / "evaluation.json", json.dumps(measured, indent=1) + "\n")
     log_results(logger, rows)
+    # Raw answers are written before anything is derived from them.
     main = main_entry(entries)
     sample_rows = [item.row for item in answered]
     write_samples(directory / "samples.jsonl", sample_rows)
     write_scores(directory / study.SCORES, score_table(answered, rows, main.name))
     numbers = study.write_numbers(directory, rows, sample_rows, main.name)
+    # Pictures are made at the smallest ratio, where pruners differ most; 1/9 is for pruners without
+    # a ratio.
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
     pruners = _pictured(entries, main, ratio, sample_rows)
     guided, pictures = looked_at(scorer, dataset, main, pruners, ratio, settings)
+    # Origin and commands let a reader repeat the page.
     facts = {"model": lvlm.name, **measured, "split": cfg.get("split", "test"), **origin()}
     source = Origin(facts, _commands(cfg), OmegaConf.to_yaml(cfg, resolve=True))
     metric = _headline_metric(dataset)
@@ -263,6 +276,7 @@ def _record(table: Evaluation) -> Record:
         ],
         "batches": [table.settings["batch_size"], table.settings["limit"], distributed.count()],
     }
+    # Any change in the digest starts a new record, so old answers never mix with new ones.
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
     return Record(table.directory / ANSWERS.replace("*", digest))
 
@@ -280,6 +294,7 @@ def _pictured(
     entries: Sequence[Entry], main: Entry, ratio: float, rows: Sequence[SampleRow]
 ) -> dict[str, Pruner]:
     """The main pruner and two baselines for the gallery; layer pruners have no map to show."""
+    # Only pruners with answers at this ratio, so that panels can be compared.
     ran = {(row.pruner, row.keep_ratio, row.seed) for row in rows}
     excluded = {*BOUNDS, *variants(main.name)}
     others = [e for e in entries if (e.name, ratio, e.seed) in ran and e.name not in excluded]
@@ -295,6 +310,7 @@ def _commands(cfg: DictConfig) -> list[str]:
     record = Path(cfg.run) / "done.json" if cfg.get("run") else None
     trained = []
     if record is not None and record.is_file():
+        # Quoted from the record of the finished run; before done.json exists, training goes on.
         trained.append(
             command("train", *(run_directory.settings_of(record.parent, run_directory.DONE) or ()))
         )

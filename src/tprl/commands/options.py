@@ -31,8 +31,10 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
     Raises:
         UserError: an option cannot hold its value, or is none.
     """
+    # Strangers first: an unknown name must not be reported as a wrong value.
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     _refuse_strangers(plain, entry)
+    # Then names of arguments, for stages and groups, against the constructors.
     for name, node in stages_of(plain).items():
         check_arguments({key: value for key, value in node.items() if key not in RUNNER}, name)
         _check_complete(name, node)
@@ -40,6 +42,7 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
     for group, node in plain.items():
         if group != "stage" and isinstance(node, Mapping):
             check_arguments(node, str(group))
+    # Then values. A changed type counts as a change, since 1 and True and 1.0 are equal.
     for key, place, value, annotation in _options(plain, entry):
         if (decides := _set_by(key)) is not None:
             raise UserError(
@@ -56,6 +59,7 @@ def _check_complete(key: str, stage: Mapping[str, Any]) -> None:
 
     The settings of a run of an earlier version know nothing of options that have come since.
     """
+    # What is built for a stage has no kind of option, so it cannot be missing from a yaml.
     kind = class_of(stage)
     hints = annotations_of(stage["_target_"])
     for name, parameter in arguments_of(kind).items():
@@ -81,6 +85,7 @@ def _check_trainer(key: str, stage: Mapping[str, Any], plain: Mapping[str, Any])
     stage has itself."""
     options = stage.get("trainer") or {}
     check_arguments({**options, "_target_": plain["trainer"]["_target_"]}, f"{key}.trainer")
+    # The stage clips by an option of its class; two norms would contradict each other.
     clip = next((name for name in CLIPS if name in stage), None)
     if clip and options.get("gradient_clip_val") is not None:
         raise UserError(
@@ -92,6 +97,7 @@ def _check_trainer(key: str, stage: Mapping[str, Any], plain: Mapping[str, Any])
 def _set_by(key: str) -> str | None:
     """What decides an option that is none, if something does; of a stage of a chain as of the stage
     alone."""
+    # From stage.ppo.trainer.x to stage.trainer.x and trainer.x: tables name an option once.
     above, _, last = key.rpartition(".")
     if above.partition(".")[0] != "stage":
         return SET_BY.get(key)
@@ -104,11 +110,14 @@ def _set_by(key: str) -> str | None:
 
 def _refuse_strangers(plain: Mapping[str, Any], entry: str) -> None:
     """Refuse options that +name=... adds where nothing reads them."""
+    # What the packaged yaml and its groups name is known; tables of fixed options follow below.
     packaged = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{entry}.yaml"))
     assert isinstance(packaged, dict)
     groups = {name for line in packaged["defaults"] if isinstance(line, dict) for name in line}
     nodes = {"": (plain, groups | packaged.keys())}
     for name, node in (("", plain), *stages_of(plain).items(), ("stage", plain.get("stage") or {})):
+        # `served`, `calibrate` and the like belong to no class, so their options are listed in
+        # FIXED.
         inside = {
             key: child for key, child in node.items() if key in FIXED and isinstance(child, Mapping)
         }
@@ -139,6 +148,7 @@ def _stage_options(plain: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, An
     stages = stages_of(plain)
     for key, settings in stages.items():
         yield from _below(key, settings["name"], settings, None)
+    # In a chain, options beside the stages themselves are checked too.
     if "stage" not in stages:
         around = {
             key: value for key, value in plain["stage"].items() if f"stage.{key}" not in stages
@@ -152,6 +162,7 @@ def _below(
 ) -> Iterator[tuple[str, str, Any, Any]]:
     """An option, or those below it. Lists of numbers are one option, lists of components are
     several."""
+    # A built component knows the annotations of its arguments; a fixed table has none.
     last = place.rpartition(".")[2]
     if isinstance(value, Mapping) and (
         "_target_" in value or (value and last in {*FIXED, "trainer"})
@@ -160,6 +171,7 @@ def _below(
         for name, child in value.items():
             if not str(name).startswith("_"):
                 yield from _below(f"{key}.{name}", f"{place}.{name}", child, hints.get(str(name)))
+    # Tables of components have names that nothing annotates: each entry is checked by itself.
     elif isinstance(value, Mapping) and ("geometry" in place or _are_components(value)):
         for name, child in value.items():
             yield from _below(f"{key}.{name}", f"{place}.{name}", child, None)
@@ -180,6 +192,7 @@ def _are_components(table: Mapping[Any, Any]) -> bool:
 def _kind(key: str, place: str, annotation: Any) -> Kind:
     """What an option may hold: by the longest end of its full name, else by its annotation."""
     parts = place.split(".")
+    # From the full name to its last word: the most specific entry of the table wins.
     for start in range(len(parts)):
         end = ".".join(parts[start:])
         if end in KINDS:

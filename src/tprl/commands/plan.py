@@ -33,24 +33,29 @@ def check_plan(plain: Plain) -> None:
     Raises:
         UserError: they do not.
     """
+    # Cheap refusals first: names, then stages, then whatever needs a class or a folder.
     check_logger(plain)
     _check_cache(plain.get("cache"))
+    # First the rules of the class of a stage, then the rules of the runner.
     stages = {key: (class_of(settings), settings) for key, settings in stages_of(plain).items()}
     for key, (kind, settings) in stages.items():
         kind.check(key, settings, plain)
         _check_steps(key, settings, plain["policy"])
         _check_runner(key, kind, settings)
     learns = any("pruner" in needs(kind) for kind, _ in stages.values())
+    # Policies are built on the meta device: their options are checked without any weights.
     if learns:
         _check_policy(plain)
     for kind, settings in stages.values():
         _check_labels(kind, settings, plain)
+        # A missing pruner is named by the stage that needs it.
         if "demonstrator" in needs(kind):
             check_demonstrator(plain.get("pruner"))
         if "selector" in needs(kind) and not plain.get("pruner"):
             raise UserError(f"stage={settings['name']} needs a pruner: set pruner=<name>.")
     if not learns:
         return
+    # A chain hands weights on by itself; a single stage may start from a folder, which must exist.
     if "chain" in plain["stage"]:
         _check_chain(plain)
     elif source := plain["stage"].get("init_from"):
@@ -79,6 +84,7 @@ def _check_cache(cache: str | None) -> None:
     """Refuse a cache that cannot be written."""
     if cache is None:
         return
+    # The cache may not exist yet: its nearest existing parent must be writable.
     there = next(
         folder for folder in (Path(cache), *Path(cache).absolute().parents) if folder.exists()
     )
@@ -95,6 +101,7 @@ def _check_steps(key: str, stage: Plain, policy: Plain) -> None:
     parameters = inspect.signature(target_at(policy["_target_"])).parameters
     if "max_steps" not in parameters or "steps" not in stage:
         return
+    # `progressive` lists a ratio per step and then decides over `steps`.
     most = policy.get("max_steps", parameters["max_steps"].default)
     listed = stage.get("progressive")
     steps = len(listed) if listed else stage.get("steps", 1)
@@ -108,6 +115,7 @@ def _check_steps(key: str, stage: Plain, policy: Plain) -> None:
 def _check_runner(key: str, kind: type[Stage], stage: Plain) -> None:
     """The runner's block: a stage has a use for what stands there, and one that is scored says on
     which questions."""
+    # A stage that overrides the hook builds a model by itself, so it reads a blueprint.
     builds = kind.own_arguments.__func__ is not Stage.own_arguments.__func__
     for option, used, why in (
         ("calibrate", kind.trained_to is not Stage.trained_to, "holds the policy to no keep ratio"),
@@ -124,6 +132,7 @@ def _check_runner(key: str, kind: type[Stage], stage: Plain) -> None:
                 f"{key}.{option}={typed(stage[option])} is not "
                 f"read: stage={stage['name']} {why}; leave it out."
             )
+    # Validation and calibration need ratios, and the questions that they are scored on.
     served = stage.get("served") or {}
     if ("served" in needs(kind) or stage.get("calibrate")) and "keep_ratios" not in served:
         raise UserError(
@@ -136,6 +145,7 @@ def _check_policy(plain: Plain) -> None:
     """Whether the options of the policies go together; weights are neither made nor loaded."""
     policy = plain["policy"]
     baselines = plain["stage"].get("baselines", ())
+    # Building draws random numbers; the fork keeps the run's own generator where it was.
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         build(policy, token_width=ANY_WIDTH)
         for name in baselines:
@@ -151,6 +161,7 @@ def _check_labels(kind: type[Stage], settings: Plain, plain: Plain) -> None:
     name = settings["name"]
     dataset = plain["dataset"]
     maker = target_at(dataset["_target_"])
+    # The yaml decides over the class, since `labelled=false` is how a user declares it.
     if dataset.get("labelled", getattr(maker, "labelled", True)):
         return
     reward = build(plain["reward"]) if "reward" in needs(kind) else None
@@ -181,6 +192,7 @@ def _check_chain(plain: Plain) -> None:
                 f"{key}.init_from={part['init_from']} would not be read: in stage=all every stage "
                 f"goes on from the one before. Leave it out, or run stage={part['name']} alone."
             )
+    # Names become folders and rows of one table, so each may occur once.
     name = target_at(plain["policy"]["_target_"]).name
     if name in stage["baselines"]:
         raise UserError(

@@ -57,6 +57,7 @@ class Run:
         """
         if config.name in self.finished.parts:
             return None
+        # Noted after it was kept: a run that dies in between repeats the part.
         module = self.fit(config, folder, config.name)
         self.note(config.name)
         return module.result
@@ -78,6 +79,7 @@ class Run:
     def module_of(self, config: Any) -> Stage:
         """The stage, with what its constructor names of `makers`, and what the stage builds
         itself."""
+        # Only what the constructor names is made, since a model or a cache is costly.
         kind = class_of(config)
         live = {name: make(config) for name, make in self.makers.items() if name in needs(kind)}
         arguments = kind.own_arguments(in_one_table("stage", plain(config)), self.cfg.seed)
@@ -98,6 +100,7 @@ class Run:
 
     def trainer_of(self, module: Stage, config: Any, part: str) -> tuple[pl.Trainer, str | None]:
         """The trainer of a stage, and the checkpoint from which an interrupted one goes on."""
+        # Only a checkpoint of this very part counts; an earlier part is finished and in its folder.
         checkpoint = checkpoint_of(self.directory, part) if self.cfg.get("resume") else None
         if checkpoint is None and self.logger:  # the part begins; rows of an attempt at it go
             keep_rows(
@@ -123,6 +126,8 @@ class Run:
             log_every_n_steps=config.get("log_every", 1),
             default_root_dir=str(self.directory),
             **{
+                # The stage's own numbers come before its yaml's `trainer` block, which may replace
+                # them.
                 "gradient_clip_val": module.max_grad_norm,
                 **plain(config.get("trainer") or OmegaConf.create({})),
             },
@@ -138,6 +143,7 @@ class Run:
         """What W&B gets beside the metrics: the stage's arguments, and pictures of what is kept."""
         if not isinstance(self.logger, Tracker):
             return []
+        # Pictures cost time and storage: they are made only if both settings ask for some.
         arguments = dict(module.hparams)
         self.logger.describe({f"arguments/{arguments.get('log_as', name)}": arguments})
         wanted = min(self.logger.overlays, self.logger.overlay_every) > 0
@@ -153,11 +159,13 @@ class ModelRun(Run, Arguments):
 
     def __init__(self, cfg: DictConfig, directory: Path) -> None:
         super().__init__(cfg, directory)
+        # Refused before the model is loaded.
         if OmegaConf.is_list(cfg.trainer.get("devices")):
             raise UserError(
                 f"trainer.devices={cfg.trainer.devices} would part the policy from its "
                 "LVLM: give a number, and choose the cards with CUDA_VISIBLE_DEVICES."
             )
+        # A trainer on the CPU implies a model on the CPU, unless the model's yaml says otherwise.
         on_cpu = (
             {"device": "cpu"}
             if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model
@@ -165,6 +173,7 @@ class ModelRun(Run, Arguments):
         )
         self.lvlm: LVLM = build(cfg.model, **on_cpu)
         use_threads(cfg, directory, self.lvlm)
+        # The model comes first: datasets write their boxes and bound their answers as it does.
         self.train_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "train")
         self.val_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "val")
         self.logger = make_logger(cfg, directory)
@@ -187,6 +196,7 @@ class ModelRun(Run, Arguments):
         """Keep the curves, and say what was passed over."""
         super().after(module, config, folder)
         self.curves |= self.following.points
+        # Damage is counted while questions are read, so it is known only after training.
         for data in (self.train_set, self.val_set):
             if damage := passed_over(data):
                 log.warning("stage=%s: %s", config.name, damage)

@@ -49,6 +49,7 @@ def asked_entries(
 ) -> tuple[DictConfig, list[Entry], Sweep | None]:
     """What `run`, `sweep`, `runs`, `pruner` and `pruners` ask for, and the config with the run's
     model and dataset."""
+    # One group per option: `check_names` allows equal names within a group, as seeds.
     groups: list[list[Entry]] = []
     if cfg.run:
         cfg = with_run_config(cfg, Path(cfg.run))
@@ -59,6 +60,7 @@ def asked_entries(
         swept = read_sweep(Path(cfg.sweep), settings["keep_ratios"], same)
         cfg = with_run_config(cfg, swept.config.parent)
         groups.append(list(swept.entries))
+    # Arms decide over model and dataset only if neither run nor sweep did.
     arms = settings["runs"] or {}
     groups.append(compared_entries(arms, settings))
     if arms and not cfg.run and not cfg.sweep:
@@ -68,6 +70,7 @@ def asked_entries(
     groups.append(named_entries(settings["pruners"], settings))
     check_names(*groups)
     entries = [entry for group in groups for entry in group]
+    # `named_entries` always adds the reference, so one entry means that nothing was named.
     if len(entries) == 1 and not cfg.get("pruner"):
         raise UserError(
             "nothing to evaluate: give run=<directory of a "
@@ -81,6 +84,7 @@ def entries_of_run(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
     nothing of its own, that rule."""
     if (run / "pruner").is_dir() or not (run / ADAPTER).is_dir():
         return trained_entries(run, settings)
+    # The run tuned the model; the rule that pruned during tuning is what it is served with.
     config = run_directory.read_yaml(run / "config.yaml", COPY_AGAIN).pruner
     entries = seeded_entries(lambda **live: build(config, **live), settings)
     return [entry for entry in entries if entry.name != FULL]
@@ -90,6 +94,7 @@ def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
     """A split of the questions, which reads boxes as this LVLM writes them, and counts what it
     cannot read; the LVLM writes answers as long as its questions usually need, unless its settings
     say otherwise."""
+    # Before the first question is taken: both change how questions are worded.
     dataset = build(config, split=split)
     if hasattr(dataset, "read_by"):
         dataset.read_by(lvlm)
@@ -101,6 +106,7 @@ def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
 
 def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
     """Model and dataset of the run, unless the command line names others."""
+    # Missing folders first, then damage: each has its own remedy.
     path = run / "config.yaml"
     if not path.is_file():
         why = "does not exist" if not run.exists() else "holds no config.yaml"
@@ -116,6 +122,7 @@ def with_run_config(cfg: DictConfig, run: Path) -> DictConfig:
         )
     if chosen("model") and chosen("dataset"):
         return cfg
+    # Groups from the command line win; other groups come from the run as a whole.
     before = run_directory.read_yaml(path, COPY_AGAIN)
     for group in ("model", "dataset"):
         if not chosen(group):
@@ -140,12 +147,14 @@ def with_arms_config(cfg: DictConfig, arms: Mapping[str, Any]) -> DictConfig:
     Raises:
         UserError: runs on different models or datasets.
     """
+    # A run's config lies in its folder, or above the folder of one of its stages.
     paths = [Path(run) for name, spec in arms.items() for run in name_list(f"runs.{name}", spec)]
     places = [place for path in paths for place in (path, path.parent)]
     runs = [place for place in places if (place / "config.yaml").is_file()]
     if not runs:
         return cfg
     configs = [run_directory.read_yaml(run / "config.yaml", COPY_AGAIN) for run in runs]
+    # Arms of different models would share one table, and their difference would not be the pruner.
     for group in ("model", "dataset"):
         settings = [_which(group, plain(config[group])) for config in configs]
         different = [table for table in settings if table != settings[0]]
@@ -159,6 +168,7 @@ def with_arms_config(cfg: DictConfig, arms: Mapping[str, Any]) -> DictConfig:
 
 def start(cfg: DictConfig, directory: Path) -> None:
     """What every run begins with: its ranks, its directory, its resolved config, its seed."""
+    # Ranks come first: only rank 0 writes the directory.
     if "trainer" in cfg:
         distributed.launch_ranks(plain(cfg.trainer))
     if distributed.rank():
@@ -166,6 +176,7 @@ def start(cfg: DictConfig, directory: Path) -> None:
     else:
         directory.mkdir(parents=True, exist_ok=True)
         run_directory.write_settings(directory, cfg)
+    # Before anything runs on a GPU, since cuBLAS reads its workspace setting once.
     use_deterministic(bool(cfg.get("deterministic")))
     pl.seed_everything(cfg.get("seed", 0), verbose=False)
     # no summary at the end; where the run is, it says at the start

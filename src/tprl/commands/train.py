@@ -47,9 +47,11 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
     Raises:
         UserError: bad input; nothing has been computed yet, or what has been is in `directory`.
     """
+    # Every refusal by name comes before the directory is made.
     cfg = checked(cfg, "train")
     check_plan(plain(cfg))
     start(cfg, directory)
+    # From here on the run grows: chain, then stages without a model, without a pruner, with both.
     if "chain" in cfg.stage:
         check_first(cfg)
         return _train_chain(Training(cfg, directory))
@@ -62,6 +64,7 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
         result = other.part(cfg.stage, None)
         other.keep_curves()
         return result
+    # Labels and lengths are checked before weights are loaded from `init_from`.
     run = Training(cfg, directory)
     run.check_labels(cfg.stage)
     if run.finished.state is None:  # otherwise it holds the weights
@@ -76,6 +79,7 @@ def _train_chain(run: "Training") -> float | None:
     """Every stage of the chain on the pruner of the one before, then the evaluation."""
     stage, directory = run.cfg.stage, run.directory
     settings = plain(stage.evaluation)
+    # The evaluation at the end is checked and opened now, before hours of training.
     check_cost(run.lvlm)
     test_set = make_dataset(run.cfg.dataset, run.lvlm, "test")
     check_answers(run.lvlm, test_set, settings["limit"])
@@ -84,15 +88,18 @@ def _train_chain(run: "Training") -> float | None:
     for name in stage.chain:
         run.check_labels(stage[name])
     for name in stage.chain:
+        # A stage may have no use for this policy, e.g. an autoencoder where codes are off.
         kind = class_of(stage[name])
         if not kind.applies_to(run.pruner):
             log.info("stage=%s is left out: it has no use for this %s", name, run.pruner.name)
             continue
         run.part(stage[name], directory / kind.folder)
+        # Baselines learn from the same stage and codes, so that only the policy differs.
         if kind.teaches_baselines:
             for baseline in stage.baselines:
                 run.baseline(baseline, stage[name], directory / baseline)
     run.keep_curves()
+    # Loaded from their folders, as a later evaluation would load them.
     ours, others = (
         trained_entries(directory, settings),
         named_entries(settings["pruners"], settings),
@@ -100,9 +107,11 @@ def _train_chain(run: "Training") -> float | None:
     check_names(ours, others)
     entries = with_regions(ours + others, test_set)
     table = Evaluation(run.lvlm, test_set, entries, settings, run.cfg, directory)
+    # Further datasets first: the table of the run itself, printed last, is what the reader sees.
     evaluate_elsewhere(further, table._replace(entries=ours + others))
     rows = evaluate_entries(table, run.logger, run.curves)
     questions = min(settings["limit"] or len(test_set), len(test_set))
+    # The card of the pruner is written again, now with its accuracies.
     run.pruner.trained_on["results"] = card_results(rows, entries[0].name, questions)
     run.save(directory / "pruner")
     log_weights(run.logger, directory)
@@ -122,12 +131,15 @@ class Training(ModelRun):
 
     def _take_up(self, state: dict[str, Any]) -> None:
         """Where an earlier process got to: what `note` wrote."""
+        # The policy is rebuilt from the checkpoint, since prepare() may have replaced the config's
+        # policy.
         self.pruner = pruner_from(state["pruner"])
         self.pruner.load_state_dict(state["weights"])
         self.curves = {name: list(map(tuple, points)) for name, points in state["curves"].items()}
         draw_from(state["draws"])
 
     def note(self, part: str) -> None:
+        # What the next part starts from: weights, curves, random states and rows of metrics.csv.
         weights = {name: value.cpu() for name, value in self.pruner.state_dict().items()}
         where = {"curves": self.curves, "draws": draws(), "rows": csv_position([self.logger])}
         self.finished.add(
@@ -137,6 +149,8 @@ class Training(ModelRun):
     def prepare(self) -> None:
         """What the stage starts from: the pruner of `stage.init_from`, or its weights in this
         policy, or a policy whose autoencoder is trained first."""
+        # Three starts: a pruner with its config, weights for this policy, or an autoencoder to
+        # train first.
         kind, source = class_of(self.cfg.stage), self.cfg.stage.get("init_from")
         if kind.continues:
             name = self.cfg.stage.name
@@ -163,9 +177,11 @@ class Training(ModelRun):
     def built(self, config: Any) -> Stage:
         """The stage; the pruner loses what stages before this one calibrated, unless it keeps
         that."""
+        # A stage that trains the policy again voids what was calibrated on its earlier logits.
         kind, module = class_of(config), self.module_of(config)
         if not kind.keeps_serving:
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
+        # A stage that runs twice takes over its costly attributes instead of computing them again.
         for name, value in self._shared.get(kind, {}).items():
             setattr(module, name, value)
         return module
@@ -182,8 +198,10 @@ class Training(ModelRun):
         """Calibrate the pruner on validation questions, note where it comes from, and save it."""
         super().after(module, config, folder)
         assert folder is not None
+        # Kept for a baseline that the same stage teaches next.
         self._shared[type(module)] = {name: getattr(module, name) for name in module.shares}
         if config.get("calibrate") and module.trained_to is not None:
+            # Questions behind those of the served score, so that validation stays held out.
             beyond = after_these(self.val_set, **plain(config.served))
             calibrate_fade(
                 self.pruner, self._served(config, first=beyond), module.trained_to, config.calibrate
@@ -201,6 +219,7 @@ class Training(ModelRun):
 
     def save(self, folder: Path) -> None:
         """The pruner, by rank 0; when it returns the folder is there for all."""
+        # All ranks wait: the next stage may read the folder.
         if distributed.rank() == 0:
             self.pruner.save_pretrained(folder)
         distributed.barrier()
@@ -210,11 +229,15 @@ class Training(ModelRun):
         codes."""
         if policy in self.finished.parts:
             return
+        # The baseline takes the place of the main pruner, and the curves of the run go on without
+        # it.
         main, curves = self.pruner, self.curves.copy()
         same = {key: main.config[key] for key in ("token_width", "code_width", "hidden")}
         self.pruner = load_component("policy", policy, **same)
+        # Equal codes for both: the comparison is about the policy, not its input.
         if self.pruner.autoencoder is not None and main.autoencoder is not None:
             self.pruner.autoencoder.load_state_dict(main.autoencoder.state_dict())
+        # The metrics of the baseline get separate names, or both policies would share a curve.
         renamed = OmegaConf.create(plain(config))
         renamed.module.log_as = f"{config.name}/{policy}"
         self.fit(renamed, folder, policy)

@@ -91,13 +91,16 @@ RULES = {"demo": DEMO_RULES, "eval": EVAL_RULES, "export": EXPORT_RULES}
 def _of_stages(config: DictConfig) -> list[Rule]:
     """What the classes of the stages say of their options, and stages of the chain that this policy
     has no use for."""
+    # Rules of stages depend on the composed values, since one option can make another ineffective.
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     rules = []
     policy = plain.get("policy") or {}
     for key, settings in stages_of(plain).items():
         kind = class_of(settings)
+        # A condition may read the policy, e.g. whether a DPP serves.
         together = {**settings, "policy": policy}
+        # An entry without an option is about the whole stage, which only a chain can leave out.
         unread = [
             entry
             for entry in kind.unread
@@ -106,6 +109,7 @@ def _of_stages(config: DictConfig) -> list[Rule]:
         rules += [
             Rule(f"{key}.{entry.option}".rstrip("."), lambda _: True, entry.why) for entry in unread
         ]
+        # Options of a stage that this chain skips would be typed in vain.
         maker = policy.get("_target_")
         if "chain" in plain["stage"] and maker and not kind.applies_to(target_at(maker)):
             why = f"stage={settings['name']} needs another policy and is left out"
@@ -133,9 +137,11 @@ def check_read(command: str, config: DictConfig, typed: Iterable[str]) -> None:
 def _unread(command: str, config: DictConfig, key: str) -> str | None:
     """Why an option changes nothing; None where it is read."""
     key = f"model.{key}" if key == "geometry" else in_short(key)  # where the group's yamls go
+    # Hydra's own keys and the name of the config itself are read by Hydra.
     top = key.replace("/", ".").partition(".")[0]
     if top in ("hydra", "", command):
         return None
+    # Whole groups by the tables above, single options by the rules.
     reason = _of_command(command, config, top)
     rules = _of_stages(config) if command == "train" else RULES.get(command, ())
     matching = (
@@ -148,6 +154,7 @@ def _unread(command: str, config: DictConfig, key: str) -> str | None:
 
 def _of_command(command: str, config: DictConfig, top: str) -> str | None:
     if command == "eval":
+        # compare and study are typed without mode=, and then take the place of accuracy.
         asked = (name for name in OWN_MODES if config.mode == "accuracy" and config.get(name))
         mode = next(asked, str(config.mode))
         return _outside(top, f"mode={mode}", EVAL_READS.get(mode), EVAL_ALWAYS, config)
@@ -171,6 +178,7 @@ def _outside(
 ) -> str | None:
     """Why a key or group is none of those that `what` reads; an option that is null or empty asks
     for nothing."""
+    # Unknown keys are not judged here: another check calls them no option.
     if (
         reads is None
         or top in reads
