@@ -48,6 +48,7 @@ STYLE = """
 
 def cards(comparison: Comparison) -> str:
     """A sentence, the answer with all tokens, then one card per pruner."""
+    # The card with all tokens comes first, because every other card is compared with it.
     panels = "".join(_card(comparison, result) for result in (comparison.full, *comparison.pruned))
     sentences = "<br>".join(escape(_sentence(comparison, result)) for result in comparison.pruned)
     return (
@@ -71,6 +72,7 @@ def _sentence(comparison: Comparison, result: Result) -> str:
 
 
 def _card(comparison: Comparison, result: Result) -> str:
+    # Equality is by words, as a reader judges it; scores need a reference that the page lacks.
     full = result is comparison.full
     if full:
         verdict = '<p class="same">what pruning is compared with</p>'
@@ -89,6 +91,7 @@ def _card(comparison: Comparison, result: Result) -> str:
 
 def _numbers(comparison: Comparison, result: Result) -> str:
     full, reading = comparison.full, result.reading
+    # Every number stands beside its share of the unpruned one.
     rows = [
         ("visual tokens", f"{result.kept:.4g} of {full.kept:.0f}", result.kept / full.kept),
         ("FLOPs", flops_text(result.flops), result.flops / full.flops),
@@ -98,6 +101,7 @@ def _numbers(comparison: Comparison, result: Result) -> str:
     for name, value, ratio in rows:
         share = "" if result is full else f"{100 * ratio:.0f} %"
         body += f'<tr><th scope="row">{name}</th><td>{value}</td><td>{share}</td></tr>'
+    # The parts of the time follow it; without pruning there is no selector to time.
     for stage in STAGES:
         taken = (
             "–" if result is full and stage == "selector" else f"{getattr(reading, stage):.3g} ms"
@@ -107,6 +111,7 @@ def _numbers(comparison: Comparison, result: Result) -> str:
 
 
 def _kept(comparison: Comparison, result: Result) -> str:
+    # What is merged or dropped between layers has no single mask to show.
     if result.keep is None:
         alt = "The whole image: tokens are merged, or dropped between layers"
         return _figure(rasters.plain_picture(comparison.image, SIDE), alt)
@@ -134,5 +139,6 @@ def _figure(picture: Image.Image, alt: str) -> str:
 def flops_text(flops: float) -> str:
     """With a prefix: 12.3 GFLOPs."""
     names = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+    # The largest prefix that leaves a number of at least 1; below a million it is kilo.
     size, name = next(((size, name) for size, name in names if flops >= size), (1e3, "K"))
     return f"{flops / size:.3g} {name}FLOPs"

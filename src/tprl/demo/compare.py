@@ -80,13 +80,16 @@ def compare_pruners(
         UserError: no image or question that the model can read, no pruner, or one that does not fit
             model or ratio.
     """
+    # Input is refused before the model runs.
     image, question = open_image(source), check_question(lvlm, question)
     if not pruners:
         raise UserError("There is nothing to compare with: choose a pruner.")
     ratio = check_keep_ratio(keep_ratio)
     sample = Sample(f"demo/{question}", (image,), question, ())
+    # The reference takes its turns with the others and comes first in every round.
     everyone: dict[str, AnyPruner] = {FULL: KeepAll(), **pruners}
     fastest = _fastest(lvlm, everyone, sample, ratio)
+    # FLOPs of all are counted for the same length, or a short answer would look cheap.
     length = lvlm.answer_length(_text(lvlm, fastest[FULL]))
     full, *pruned = (
         _result(lvlm, name, everyone[name], asked, ratio, length) for name, asked in fastest.items()
@@ -117,6 +120,7 @@ def check_question(lvlm: FrozenLVLM, question: str) -> str:
         UserError: there is none, it is too long, or it has words that the model's tokenizer does
             not know.
     """
+    # From cheap to costly: characters, then the placeholder, then the tokenizer.
     question = question.strip()
     if not question:
         raise UserError("There is no question: type one, or pick a suggestion.")
@@ -130,6 +134,7 @@ def check_question(lvlm: FrozenLVLM, question: str) -> str:
         )
     if (refused := lvlm.refusal(Sample("", (), question, ()))) is not None:
         raise UserError(f"{lvlm.name} cannot be asked this, {refused[0]}: {refused[1]}.")
+    # A small vocabulary maps strange words to a single unknown token; offsets tell which words.
     read = lvlm.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
     unread = {lvlm.tokenizer.unk_token_id}
     pairs = zip(read["input_ids"], read["offset_mapping"], strict=True)
@@ -150,6 +155,7 @@ def _fastest(
     """Of `TURNS` identical passes of every pruner. They take turns, and a pass before them does not
     count: what runs first after a while is slow, and the same work should show the same time,
     whoever does it."""
+    # Pruners that do not fit are refused before the clock runs.
     for pruner in pruners.values():
         check_family(pruner, lvlm)
         chooser: Any = pruner
@@ -160,7 +166,9 @@ def _fastest(
     def passed(pruner: AnyPruner) -> Asked:
         return ask(lvlm, lambda: lvlm.encode([sample], pruner.extras), pruner, ratio, clock, length)
 
+    # The uncounted pass; see the docstring.
     passed(next(iter(pruners.values())))
+    # The minimum is the least disturbed pass: disturbances only add time.
     fastest: dict[str, Asked] = {}
     for _ in range(TURNS):
         for name, pruner in pruners.items():
@@ -177,9 +185,11 @@ def _text(lvlm: FrozenLVLM, asked: Asked) -> str:
 def _result(
     lvlm: FrozenLVLM, name: str, pruner: AnyPruner, asked: Asked, ratio: float, length: int
 ) -> Result:
+    # One question in the batch: FLOPs follow the tokens that each of its images kept.
     (images,) = asked.selection.per_image(asked.encoded)
     flops, _ = question_parts(lvlm, asked.encoded, 0, length, pruner, images, asked.plan)
     kept = cost.layer_mean(asked.plan.counts(*images)) if asked.plan else float(sum(images))
+    # A mask is shown only where kept tokens are still patches.
     patches = asked.plan is None and asked.selection.extra is None
     keep = on_grid(asked.encoded, 0, asked.selection.keep[0]) if patches else None
     return Result(

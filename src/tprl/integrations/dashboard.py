@@ -63,6 +63,7 @@ PICTURES = ("ppo/overlays", "distill/overlays")
 def workspace(entity: str, project: str) -> Any:
     """A saved view of the project: one section per group of charts, and the pictures of the kept
     tokens."""
+    # A section per group of charts, in the order of the report.
     ws, wr = _library()
     sections = [
         ws.Section(name=name, panels=_plots(charts), is_open=True)
@@ -76,6 +77,7 @@ def workspace(entity: str, project: str) -> Any:
 def dashboard_report(entity: str, project: str) -> Any:
     """The same charts of all runs of the project, with a sentence on each group."""
     _, wr = _library()
+    # A sentence per group; a new group of charts needs an entry here.
     about = {
         "Frontier": (
             "Every pruner over the kept fraction of the visual "
@@ -124,6 +126,7 @@ def create(project: str, entity: str | None = None) -> list[str]:
         UserError: no library, no key, or W&B did not take them.
     """
     _library()
+    # Without a key wandb would ask on the terminal and wait.
     if not has_key():
         raise UserError(
             "make dashboard needs a W&B account: run `wandb login`, or set WANDB_API_KEY."
@@ -131,6 +134,7 @@ def create(project: str, entity: str | None = None) -> list[str]:
     import wandb
 
     try:
+        # W&B raises many kinds of errors: all become a single line with its words.
         owner = entity or str(wandb.Api().default_entity)
         pages = [
             dashboard_report(owner, project).save(),

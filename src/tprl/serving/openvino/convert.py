@@ -45,17 +45,21 @@ def convert(
     Raises:
         UserError: see `check_convert` and `wording`.
     """
+    # Everything is checked and read before a folder exists.
     check_convert(lvlm, pruner)
     about = facts(lvlm, pruner, settings)
     folder.mkdir(parents=True, exist_ok=True)
     on_cpu(lvlm, pruner)
+    # SDPA becomes one operation of OpenVINO; flash attention cannot be traced.
     lvlm.model.set_attn_implementation("sdpa")
     for name, graph in graphs(lvlm, pruner).items():
         if weights == "int8":
             log.info("%s: %d matrices as int8", name, compress(graph))
+        # OpenVINO would store weights as float16 by default, and f32 promises exact answers.
         ov.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
     lvlm.processor.tokenizer.save_pretrained(folder)
     write_atomically(folder / FACTS, json.dumps(about, indent=1) + "\n")
+    # The program lies beside its graphs: the folder needs no TPRL to answer.
     shutil.copy(runtime.__file__, folder / PROGRAM)
 
 
@@ -65,10 +69,12 @@ def graphs(lvlm: FrozenLVLM, pruner: LearnedPruner) -> dict[str, ov.Model]:
     them."""
     config, width = lvlm.model.config, lvlm.width
     side = config.vision_config.image_size
+    # Values of the examples do not matter, their ranks and types do.
     pixels = torch.zeros(1, 3, side, side)
     tokens = Eyes(lvlm)(pixels)
     words = torch.zeros(1, 5, width)
     places = torch.rand(1, tokens.shape[1], 2)
+    # -1 leaves an axis open: numbers of tokens and words differ by question.
     parts = {
         "eyes": _traced(Eyes(lvlm), (pixels,), [[1, 3, side, side]]),
         "words": _traced(Words(lvlm), (torch.zeros(1, 5, dtype=torch.long),), [[1, -1]]),
@@ -96,11 +102,13 @@ def _language(lvlm: FrozenLVLM) -> ov.Model:
     )
     shapes = [[1, -1, lvlm.width], [1, -1], [1, 1, -1, -1], *([1, heads, -1, head] for _ in past)]
     graph = _traced(Language(lvlm), inputs, shapes)
+    # Inputs 0 to 2 are embeddings, positions and mask; output 0 is the logits.
     pairs = {}
     for number in range(len(past)):
         graph.inputs[3 + number].get_tensor().set_names({f"past.{number}"})
         graph.outputs[1 + number].get_tensor().set_names({f"present.{number}"})
         pairs[f"past.{number}"] = f"present.{number}"
+    # OpenVINO then keeps keys and values between calls, so that they are never copied out.
     apply_make_stateful_transformation(graph, pairs)
     return graph
 
@@ -128,6 +136,8 @@ def compress(graph: ov.Model) -> int:
             source = node.input_value(place).get_node()
             if source.get_type_name() != "Constant" or not _is_matrix(source):
                 continue
+            # The graph keeps computing in float: int8 is how a weight is stored, not how it is
+            # used.
             node.input(place).replace_source_output(_int8(source.data).output(0))
             changed += 1
     graph.validate_nodes_and_infer_types()
@@ -143,6 +153,7 @@ def _is_matrix(constant: Any) -> bool:
 
 
 def _int8(matrix: np.ndarray) -> Any:
+    # 127 on both sides keeps zero exact; a row of zeros would divide by zero.
     scale = np.abs(matrix).max(1, keepdims=True).astype(np.float32) / 127
     scale[scale == 0] = 1
     rounded = np.clip(np.round(matrix / scale), -127, 127).astype(np.int8)
@@ -181,6 +192,7 @@ def wording(lvlm: FrozenLVLM) -> list[str]:
         UserError: the template does not write the question once as it is.
     """
     picture: Any = object()  # prompts count images, they do not look at them
+    # The template is asked once with a marked question, and its text is cut at the mark.
     text = lvlm.render(Sample("wording", (picture,), MARK, ()))
     before, mark, after = text.partition(MARK)
     if not mark or MARK in after or before.count(lvlm.placeholder) != 1:

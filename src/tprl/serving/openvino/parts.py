@@ -30,11 +30,13 @@ class Eyes(nn.Module):
             lvlm.model.model.vision_tower,
             lvlm.model.model.multi_modal_projector,
         )
+        # The strategy "default" drops the CLS token, which comes first.
         config = lvlm.model.config
         self.layer = config.vision_feature_layer
         self.skip = int(config.vision_feature_select_strategy == "default")
 
     def forward(self, pixels: Tensor) -> Tensor:
+        # hidden[0] is the embedding, so the layer counts from 1 or from the end.
         hidden = self.tower(pixels, output_hidden_states=True).hidden_states
         return self.projector(hidden[self.layer][:, self.skip :])
 
@@ -62,6 +64,7 @@ class Policy(nn.Module):
         self, tokens: Tensor, xy: Tensor, words: Tensor, ratio: Tensor
     ) -> tuple[Tensor, Tensor]:
         autoencoder = self.pruner.autoencoder
+        # As `LearnedPruner.observe`: codes feed the network and, by default, the diversity kernel.
         codes = tokens if autoencoder is None else autoencoder.encode(tokens)
         # Made of the inputs, so that a trace holds no shape.
         seen, read = torch.ones_like(tokens[..., 0]) > 0, torch.ones_like(words[..., 0]) > 0
@@ -83,6 +86,7 @@ class Language(nn.Module):
     def forward(
         self, embeds: Tensor, positions: Tensor, mask: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
+        # Inputs of a trace are tensors: the cache is built inside, and taken apart again below.
         cache = cache_of(past)
         out = self.model(
             inputs_embeds=embeds,
@@ -91,6 +95,7 @@ class Language(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
+        # Keys and values alternate by layer, in the order in which `past` brought them.
         states = [state for layer in cache.layers for state in (layer.keys, layer.values)]
         return self.head(out.last_hidden_state[:, -1]), *states
 
@@ -101,6 +106,7 @@ def cache_of(past: Sequence[Tensor]) -> DynamicCache:
     for keys, values in zip(past[0::2], past[1::2], strict=True):
         layer = DynamicLayer()
         layer.keys, layer.values = keys, values
+        # A layer that counts as initialized appends to these tensors instead of starting empty.
         layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
         cache.layers.append(layer)
     return cache

@@ -17,14 +17,20 @@ from tokenizers import Tokenizer
 def greedy(scores: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
     """Places of the k tokens that greedily maximize det(diag(q) (F F^T + 0.01 I) diag(q)), log q =
     scores / 2."""
+    # As `policy.sequential`: scores are measured from the k-th largest, so that float64 holds all
+    # gains.
     anchor = np.sort(scores)[-k]
     q = np.exp(np.clip(scores - anchor, -40, 40).astype(np.float64) / 2)
+    # Rows of q F: the gain of a token is its squared length, and 0.01 q^2 of jitter that no step
+    # removes.
     b = features.astype(np.float64) * q[:, None]
     gain, taken, factors = (b**2).sum(1) + 0.01 * q**2, [], []
     for _ in range(k):
         item = int(gain.argmax())
+        # [Z] the part of this row that the chosen rows leave, by earlier steps of the Cholesky.
         u = b[item] - sum((b[item] @ h) * u for u, h in factors)
         factors.append((u, u / gain[item]))
+        # Every token loses what it shares with the chosen token (Schur complement).
         gain = gain - (b @ u) * (b @ factors[-1][1])
         taken.append(item)
         gain[taken] = -math.inf
@@ -48,6 +54,7 @@ def checked_ratio(ratio: float | str) -> float:
     Raises:
         ValueError: it is not a number in (0, 1].
     """
+    # A nan fails the comparison below, so words and bad numbers get the same sentence.
     try:
         number = float(ratio)
     except ValueError:
@@ -66,6 +73,8 @@ class Answerer:
         self.facts = json.loads((folder / "serving.json").read_text())
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         how = {"INFERENCE_PRECISION_HINT": precision}
+        # Graphs are compiled in the order of use; only the language model keeps a state between
+        # calls.
         parts = (
             core.compile_model(folder / f"{name}.xml", device, how)
             for name in ("eyes", "words", "policy", "language")
@@ -76,6 +85,7 @@ class Answerer:
     def pixels(self, image: Image.Image) -> np.ndarray:
         """[1 3 H W] as the model's image processor makes them."""
         size, crop = self.facts["size"], self.facts["crop"]
+        # Resize, crop, rescale, normalize: the order of the CLIP processor in transformers.
         image = image.convert("RGB")
         image = image.resize(resized(image.size, size), Image.Resampling.BICUBIC)
         left, top = (image.width - crop["width"]) // 2, (image.height - crop["height"]) // 2
@@ -88,12 +98,16 @@ class Answerer:
     def select(self, tokens: np.ndarray, words: np.ndarray, ratio: float) -> np.ndarray:
         """Places of the tokens that are kept."""
         facts, (rows, columns) = self.facts, self.facts["grid"]
+        # [1 N 2] centers of the patches in raster order, as fractions of the image.
         y, x = np.divmod(np.arange(rows * columns), columns)
         xy = np.stack([(x + 0.5) / columns, (y + 0.5) / rows], 1)[None].astype(np.float32)
         logits, features = self.policy([tokens, xy, words, np.float32([ratio])]).values()
+        # The budget of `tprl.budget`: half is rounded up, and at least one token stays.
         k = max(1, math.floor(ratio * rows * columns + 0.5))
+        # The stable sort gives ties to the lower index; places come back in raster order.
         if facts["select"] == "topk":
             return np.sort(np.argsort(-logits[0], kind="stable")[:k])
+        # Above the ratios of the training, relevance fades against diversity (`Serving.fade`).
         quality = facts["quality"] * min(1.0, facts["trained_to"] / ratio) ** facts["fade"]
         return greedy(np.float32(quality) * logits[0], features[0], k)
 
@@ -108,20 +122,25 @@ class Answerer:
                 placeholder.
         """
         ratio = checked_ratio(self.facts["keep_ratio"] if ratio is None else ratio)
+        # The question is located by characters, since its words are what the policy reads.
         before, after = self.facts["prompt"]
         line = self.tokenizer.encode(before + question + after)
         ids, span = np.array(line.ids), (len(before), len(before) + len(question))
         asked = [
             n for n, (a, b) in enumerate(line.offsets) if a < span[1] and b > span[0] and b > a
         ]
+        # A placeholder in the question would count as a second image.
         if not question.strip() or (ids == self.facts["image_token"]).sum() != 1:
             raise ValueError(
                 f"a question must be words without an image placeholder, got {question!r}."
             )
+        # The policy sees all N tokens, the language model only those that are kept.
         tokens, words = self.eyes(self.pixels(image))[0], self.words(ids[None])[0]
         self.kept = self.select(tokens, words[:, asked], ratio)
+        # The kept tokens replace the placeholder in the prompt.
         at = int(np.flatnonzero(ids == self.facts["image_token"])[0])
         embeds = np.concatenate([words[:, :at], tokens[:, self.kept], words[:, at + 1 :]], 1)
+        # With positions=keep every token stands where it would stand unpruned, with gaps.
         behind = at + tokens.shape[1] + np.arange(len(ids) - at - 1)
         places = np.concatenate([np.arange(at), at + self.kept, behind])
         return self.write(
@@ -130,12 +149,15 @@ class Answerer:
 
     def write(self, embeds: np.ndarray, places: np.ndarray, length: int) -> list[int]:
         """Greedy ids after a prompt of embeddings [1 S D] at positions [S]."""
+        # Keys and values of an earlier answer are forgotten.
         self.language.reset_state()
         answer: list[int] = []
+        # [1 1 S S] causal mask of the prompt: the lowest number above the diagonal, 0 elsewhere.
         mask = np.triu(np.full((len(places), len(places)), np.finfo(np.float32).min), 1)[None, None]
         while len(answer) < length and (not answer or answer[-1] not in self.facts["ends"]):
             logits = self.language.infer([embeds, places[None], mask])[0]
             answer.append(int(logits[0].argmax()))
+            # From here on a single token at a time, which may attend to everything before it.
             embeds, places = self.words(np.array([answer[-1:]]))[0], places[-1:] + 1
             mask = np.zeros((1, 1, 1, mask.shape[-1] + 1), np.float32)
         return answer
