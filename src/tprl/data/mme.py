@@ -54,11 +54,13 @@ class MME(Benchmark):
     headline = "perception"
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        # A row that cannot be scored by this protocol counts as damaged.
         answer = text_of(row["answer"], "no answer").lower()
         if answer not in ("yes", "no"):
             raise BadRow("no answer")
         if row["category"] not in SUBTASKS:
             raise BadRow("unknown subtask")
+        # MME's instruction would contradict that of LLaVA-1.5, which replaces it.
         question = text_of(_OWN_INSTRUCTION.sub("", row["question"] or ""), "empty question")
         key = row["question_id"]  # of both questions about an image
         image = self.image(row["image"], key)
@@ -71,6 +73,7 @@ class MME(Benchmark):
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each subtask: right, asked."""
+        # A pair (right, asked) per subtask; a question fills the pair of its subtask.
         counts = [0.0] * 2 * len(SUBTASKS)
         place = 2 * SUBTASKS.index(sample.family)
         counts[place : place + 2] = self.score(sample, prediction), 1.0
@@ -79,6 +82,7 @@ class MME(Benchmark):
     def per_image(self, facts: Float[Tensor, "N F"]) -> Float[Tensor, " G"]:
         """For each subtask: right, asked, images with both questions right, images with both
         asked."""
+        # Both questions about an image share a subtask: accuracy+ counts images with 2 of 2.
         right, asked = facts.sum(0).unflatten(-1, (len(SUBTASKS), 2)).unbind(-1)
         return torch.stack([right, asked, (asked == 2) & (right == 2), asked == 2], -1).flatten()
 
@@ -87,6 +91,7 @@ class MME(Benchmark):
         right, asked, both, images = total.unflatten(-1, (len(SUBTASKS), 4)).unbind(-1)
         accuracy, plus = 100 * right / asked, 100 * both / images
         score = accuracy + plus
+        # SUBTASKS lists perception first, so the scores split at its length.
         perception, cognition = (
             part.sum(-1) for part in score.split([len(PERCEPTION), len(COGNITION)], -1)
         )

@@ -48,6 +48,7 @@ class ScreenSpotPro(Grounding):
     )
 
     def read(self, source: str, split: str) -> Table:
+        # A clone has one json per program; without `annotations` it is a table like any other.
         folder = Path(source)
         if not (folder / "annotations").is_dir():
             return super().read(source, split)
@@ -56,13 +57,16 @@ class ScreenSpotPro(Grounding):
         return [{**row, "image": str(folder / "images" / row["img_filename"])} for row in rows]
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        # The family decides where the answer counts, so an unknown family is damage.
         family = f"{row['group']}-{row['ui_type']}"
         if family not in FAMILIES:
             raise BadRow("unknown group or type of element")
         instruction = text_of(row["instruction"], "empty question")
         image = self.image(row["image"], row["img_filename"])
+        # The box is drawn on the original screen and scaled to the image that the model gets.
         size = _size(row["img_size"], self.original_size)
         box = scaled(self.true_box(row["bbox"], size, index, "bbox"), size, image)
+        # Slashes separate the parts of a uid, so an id must not hold any.
         uid = self.uid(row["img_filename"], str(row["id"]).replace("/", "_"))
         question = self.asked(QUESTION.format(instruction=instruction))
         return Sample(uid, (image,), question, (self.written(box, image),), family, box, (box,))
@@ -74,6 +78,7 @@ class ScreenSpotPro(Grounding):
 
     def facts(self, sample: Sample, prediction: str) -> Sequence[float]:
         """For each group and type: right, asked; then IoU."""
+        # Pairs (right, asked) in the order of FAMILIES: groups outside, types inside.
         counts = [0.0] * 2 * len(FAMILIES)
         place = 2 * FAMILIES.index(sample.family)
         counts[place : place + 2] = self.score(sample, prediction), 1.0
@@ -85,6 +90,7 @@ class ScreenSpotPro(Grounding):
         overlap = total[..., -1]
         # [... groups types] each.
         right, asked = blocks.unbind(-1)
+        # Sums before divisions: a type's accuracy is over its questions, not a mean of groups.
         every = asked.sum((-1, -2))
         numbers = {"accuracy": 100 * right.sum((-1, -2)) / every, "mean_iou": 100 * overlap / every}
         for at, kind in enumerate(TYPES):

@@ -69,6 +69,7 @@ def write_adapter(
         about: what it was trained on: "print" and "model" of the model before, and whatever else.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # The names and types of peft: float32 on the CPU, whatever the model computes in.
     tensors = {}
     for name, pair in pairs.items():
         for part, tensor in (("lora_A", pair.down), ("lora_B", pair.up)):
@@ -84,6 +85,7 @@ def read_adapter(source: str | Path) -> Adapter:
     Raises:
         UserError: there is none, it is damaged, or it is no plain LoRA.
     """
+    # A run holds its adapter in a folder; a bare adapter is the folder.
     places = [Path(source) / FOLDER, Path(source)]
     folder = next((place for place in places if (place / CONFIG).is_file()), None)
     if folder is None or not (folder / WEIGHTS).is_file():
@@ -93,6 +95,7 @@ def read_adapter(source: str | Path) -> Adapter:
         )
     try:
         config = json.loads(read_sealed(folder / CONFIG))
+        # peft alone writes no record of ours, and its adapters are read all the same.
         about = json.loads(read_sealed(folder / ABOUT)) if (folder / ABOUT).is_file() else {}
         tensors = load(read_sealed(folder / WEIGHTS))
         scale = config["lora_alpha"] / config["r"]
@@ -100,6 +103,7 @@ def read_adapter(source: str | Path) -> Adapter:
         raise UserError(
             f"{folder} is damaged ({error}): copy it again, or train it again."
         ) from error
+    # Anything beyond the formula would be dropped in silence, so it is refused.
     strange = [name for name in BEYOND if config.get(name)]
     unread = [key for key in tensors if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
     if config.get("peft_type") != "LORA" or strange or unread:
@@ -108,6 +112,7 @@ def read_adapter(source: str | Path) -> Adapter:
             f"{folder} is more than a plain LoRA ({what}): load it with peft, and give tprl.prune "
             "the model that peft returns."
         )
+    # Both halves of each pair must be there: a single half adds nothing.
     names = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
     pairs = {}
     for name in names:
@@ -124,6 +129,7 @@ def check_adapter(adapter: Adapter, model: Any) -> None:
     Raises:
         UserError: it was, or a layer of its is not there or has other sizes.
     """
+    # Equal shapes do not make an adapter fit: the weights below it must be the same.
     made_for = adapter.about.get("print")
     if made_for is not None and made_for != model_print(model):
         raise UserError(
@@ -131,6 +137,7 @@ def check_adapter(adapter: Adapter, model: Any) -> None:
             f"{adapter.about.get('model')}): load those, or train one for this model by "
             "`python -m src.train stage=tune model=...`."
         )
+    # An adapter without a record is checked by names and sizes alone.
     modules = dict(model.named_modules())
     for name, pair in adapter.pairs.items():
         layer = modules.get(name)
@@ -156,16 +163,19 @@ def add_adapter(model: Any, source: str | Path, merge: bool) -> Callable[[], Non
     """
     adapter = read_adapter(source)
     check_adapter(adapter, model)
+    # The print is read before merging, which changes the weights that it is made of.
     before, had = model_print(model), hasattr(model, ADAPTED)
     handles = []
     for layer, pair in _layers(model, adapter):
         weight = layer.weight
         if merge and weight.is_floating_point() and not weight.is_meta:
+            # Summed in float32 and rounded once, to the type of the weight.
             added = adapter.scale * (pair.up.to(weight.device) @ pair.down.to(weight.device))
             with torch.no_grad():
                 weight.copy_(weight.float() + added)
         else:
             handles.append(layer.register_forward_hook(_hook(pair, adapter.scale)))
+    # From here on the model is recognized as the model before plus this adapter.
     setattr(model, ADAPTED, f"{before}+{adapter.print}")
 
     def take_off() -> None:
@@ -191,6 +201,7 @@ def _hook(pair: Pair, scale: float) -> Callable[..., Tensor]:
 
     def added(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
+        # A model may be spread over devices; each device gets a copy at its first call.
         if x.device not in moved:
             moved[x.device] = Pair(pair.down.to(x.device), pair.up.to(x.device))
         down, up = moved[x.device]

@@ -74,6 +74,7 @@ class Gemma3(FrozenLVLM):
     def shape(self) -> LVLMShape:
         config = self.model.config
         v, text = config.vision_config, LMShape.of(config.text_config)
+        # The tower sees one square size, so the number of patches is part of the shape.
         vision = VisionShape(
             v.num_hidden_layers,
             v.hidden_size,
@@ -110,6 +111,7 @@ class Gemma3(FrozenLVLM):
         )
         tower = SiglipVisionConfig(**SMALL_CLIP, image_size=48, patch_size=8)
         tower.vision_use_head = False
+        # 6 x 6 patches are pooled to 3 x 3 tokens.
         config = Gemma3Config(
             vision_config=tower,
             text_config=text,
@@ -128,6 +130,7 @@ class Gemma3(FrozenLVLM):
     @classmethod
     def load_processor(cls, source: str) -> Any:
         images, tokenizer, template = processor_parts(Gemma3Processor, source)
+        # The number of tokens stands in the model's config; the processor must write as many.
         count = AutoConfig.from_pretrained(source).mm_tokens_per_image
         return Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=count)
 
@@ -144,6 +147,7 @@ class Gemma3(FrozenLVLM):
 
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        # Checked here, where the sentence can name the images; the tower would name a shape.
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         side = self.model.config.vision_config.image_size
         check_size(
@@ -154,6 +158,7 @@ class Gemma3(FrozenLVLM):
             "give its image processor that size",
         )
         parts = self.model.model
+        # The layer of the attention, and the module whose input the features are.
         modules = {
             "cls_attention": parts.vision_tower.encoder.layers[-1].self_attn,
             "vision_features": parts.multi_modal_projector,
@@ -163,6 +168,7 @@ class Gemma3(FrozenLVLM):
         # A token is a square of patches, and what it has of them their mean.
         features = {name: call.x for name, call in calls.items()}
         if "cls_attention" in calls:
+            # [I P 1]: attention passes the same pooling as features, as a single channel.
             patches = received_attention(
                 *query_key(modules["cls_attention"], calls["cls_attention"].x)
             )
@@ -170,6 +176,7 @@ class Gemma3(FrozenLVLM):
         pooled = {name: self._pooled(value) for name, value in features.items()}
         if "cls_attention" in pooled:
             pooled["cls_attention"] = pooled["cls_attention"].squeeze(-1)
+        # Tokens of an image form a square grid, as its patches do.
         rows = round(tokens.shape[1] ** 0.5)
         return Seen(
             list(tokens),
@@ -180,12 +187,14 @@ class Gemma3(FrozenLVLM):
 
     def _pooled(self, patches: Float[Tensor, "I P C"]) -> Float[Tensor, "I N C"]:
         """Means over the patches of each token, as the projector takes them."""
+        # [I C y x] for the stock pooling.
         grid = patches.mT.unflatten(-1, (self._side, self._side))
         return self.model.model.multi_modal_projector.avg_pool(grid).flatten(2).mT
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         """The projector behind its pooling, for methods that merge tokens before it."""
         projector = self.model.model.multi_modal_projector
+        # The weight is read beside the forward, so an offloaded one must be brought in first.
         with in_place(projector):
             weight = projector.mm_input_projection_weight
             features = vision_features.to(weight.device)
@@ -204,6 +213,7 @@ class Gemma3(FrozenLVLM):
     ) -> Generator[None, None, None]:
         """Nothing is deep here. While it lasts, `generate` takes embeddings: the stock class reads
         them, but transformers judges by the signature of a method that hands them on unnamed."""
+        # An attribute of the instance hides the method of the class, and is deleted afterwards.
         stock = self.model.prepare_inputs_for_generation
 
         # transformers looks for a parameter of this name, and for one called kwargs
@@ -235,5 +245,6 @@ class Gemma3(FrozenLVLM):
         row, token = encoded.visual_mask.nonzero(as_tuple=True)
         image[row, encoded.visual_at[row, token]] = encoded.image_of[row, token] + 1
         ahead = (image.unsqueeze(2) == image.unsqueeze(1)) & (image > 0).unsqueeze(1)
+        # Both kinds of layers get one mask: the prompt fits into the window.
         bias = gate_bias(encoded, gate, real, ahead)
         return {"full_attention": bias, "sliding_attention": bias}

@@ -80,6 +80,7 @@ class Gemma4(Gemma3):
     @property
     def shape(self) -> LVLMShape:
         v, text = self.model.config.vision_config, LMShape.of(self.model.config.text_config)
+        # Any number of patches per image; padding up to the bound is computed too, and counted.
         vision = VisionShape(
             v.num_hidden_layers,
             v.hidden_size,
@@ -120,6 +121,7 @@ class Gemma4(Gemma3):
             vocab_size_per_layer_input=len(tokenizer),
             use_bidirectional_attention="vision",
         )
+        # Four heads of 8 are as wide as the tower, which the cost model requires.
         tower = Gemma4VisionConfig(
             hidden_size=32,
             intermediate_size=48,
@@ -152,6 +154,7 @@ class Gemma4(Gemma3):
     @classmethod
     def load_processor(cls, source: str) -> Any:
         images, tokenizer, template = processor_parts(ImageOnly, source)
+        # Sizes of the checkpoint win: a processor file may miss them or disagree.
         v = AutoConfig.from_pretrained(source).vision_config
         images.patch_size, images.pooling_kernel_size = v.patch_size, v.pooling_kernel_size
         return ImageOnly(None, images, tokenizer, None, chat_template=template)
@@ -166,6 +169,7 @@ class Gemma4(Gemma3):
 
     def limit_pixels(self, most: int) -> None:
         images, v = self.processor.image_processor, self.model.config.vision_config
+        # The stock bound counts tokens from a fixed list: the largest that fits into the pixels.
         token = (v.patch_size * v.pooling_kernel_size) ** 2
         within = [count for count in SOFT_TOKENS if count * token <= most]
         if not within:
@@ -182,6 +186,7 @@ class Gemma4(Gemma3):
     def _grids(self, pixels: Mapping[str, Any]) -> list[tuple[int, int]]:
         """(rows, columns) of the tokens of each image, by the last place of its patches."""
         kernel = self.model.config.vision_config.pooling_kernel_size
+        # Padded patches have negative places, so the largest place is that of a real patch.
         last = torch.as_tensor(pixels["image_position_ids"]).amax(1) + 1  # [I 2], x and y
         return [(int(y) // kernel, int(x) // kernel) for x, y in last.tolist()]
 
@@ -199,6 +204,8 @@ class Gemma4(Gemma3):
             tokens = parts.get_image_features(
                 values, image_position_ids=places, return_dict=True
             ).pooler_output
+        # Features are those of all images one after the other, behind the pooling; attention is by
+        # patch, before it.
         counts = [rows * columns for rows, columns in views]
         features: dict[str, list[Tensor]] = {}
         if "vision_features" in calls:
@@ -209,6 +216,7 @@ class Gemma4(Gemma3):
                 self._by_token(line, view) for line, view in zip(attention, views, strict=True)
             ]
         kernel = self.model.config.vision_config.pooling_kernel_size
+        # Grids in patches, for attention maps and costs; views are in tokens.
         tiles = [((rows * kernel, columns * kernel),) for rows, columns in views]
         return Seen(list(tokens), [(view,) for view in views], tiles, features)
 
@@ -217,6 +225,7 @@ class Gemma4(Gemma3):
         v = self.model.config.vision_config
         kernel = v.pooling_kernel_size
         check_size(self.name, "patches", values.shape[-1:], [3 * v.patch_size**2], self.remedy)
+        # A grid that the kernel does not divide would mix patches of two tokens.
         for columns, rows in (places.amax(1) + 1).tolist():
             if rows % kernel or columns % kernel or values.shape[1] % kernel**2:
                 raise UserError(
@@ -229,9 +238,11 @@ class Gemma4(Gemma3):
         self, layer: Any, call: Call, places: Int[Tensor, "I P 2"]
     ) -> Float[Tensor, "I P"]:
         """Attention that each patch receives."""
+        # The rotation of the stock module of this layer, whatever package it came from.
         turn = sys.modules[type(layer).__module__].apply_multidimensional_rope
         cosine, sine = call.options["position_embeddings"]
         heads = []
+        # [I H P c] queries and keys as the layer makes them: projected, normed, rotated.
         for project, norm in ((layer.q_proj, layer.q_norm), (layer.k_proj, layer.k_norm)):
             x = norm(project(call.x).unflatten(-1, (-1, layer.head_dim)))
             heads.append(turn(x, cosine, sine, places).transpose(1, 2))
@@ -243,6 +254,7 @@ class Gemma4(Gemma3):
         """Means over the patches of each token; those of an image are in raster order."""
         kernel = self.model.config.vision_config.pooling_kernel_size
         real = patches[: view[0] * view[1] * kernel**2]
+        # [rows k columns k] by axes; both k are averaged away.
         squares = real.unflatten(0, (view[0], kernel, view[1], kernel))
         return squares.mean((1, 3)).flatten()
 
@@ -254,8 +266,10 @@ class Gemma4(Gemma3):
     ) -> dict[str, Shaped[Tensor, "B S1 ..."]]:
         """Which columns are images, and what small models add to every layer, by word."""
         config = self.model.config
+        # Answers behind the prompt are text.
         types = pad(visual.long(), (0, ids.shape[1] - visual.shape[1]))
         inputs: dict[str, Tensor] = {"mm_token_type_ids": types}
+        # Pruning drops columns: what words add to every layer must be dropped with them.
         if config.text_config.hidden_size_per_layer_input:
             table = self.model.model.language_model.get_per_layer_inputs(self._looked_up(ids))
             inputs["per_layer_inputs"] = table.to(self.device)

@@ -64,6 +64,7 @@ class Glm4v(Qwen25VL):
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
         tokenizer = byte_tokenizer(MARKS, image_token=IMAGE, video_token=VIDEO)
+        # The first four marks enclose images and videos and have settings in the config.
         image, video, *marks = token_ids(tokenizer, IMAGE, VIDEO, *MARKS[:4])
         names = ("image_start", "image_end", "video_start", "video_end")
         # Half of a head turns with its place, as in those that are published.
@@ -95,6 +96,7 @@ class Glm4v(Qwen25VL):
         return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
 
     def seen_size(self, width: int, height: int) -> tuple[int, int]:
+        # The stock function counts both frames of a patch, and answers (height, width).
         images = self.processor.image_processor
         frames, size = images.temporal_patch_size, images.size
         seen = smart_resize(
@@ -125,12 +127,14 @@ class Glm4v(Qwen25VL):
         return self.model.model.visual.downsample
 
     def _side_by_side(self, x: Float[Tensor, "N C y x"]) -> Float[Tensor, "N c"]:
+        # [N C y x] -> [N y*x*C]: patches of a token side by side, each with all its channels.
         return x.flatten(2).mT.flatten(1)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         """The convolution that joins the patches of a token, which stand side by side, and the
         merger behind it."""
         tower, merge = self.model.model.visual, self.model.config.vision_config.spatial_merge_size
+        # [T m*m c]: the patches of each token, as the convolution wants them on a grid.
         patches = vision_features.reshape(-1, merge**2, vision_features.shape[-1] // merge**2)
         joined = tower.downsample(patches.mT.unflatten(-1, (merge, merge))).flatten(1)
         return tower.merger(joined).view(*vision_features.shape[:-1], self.width)

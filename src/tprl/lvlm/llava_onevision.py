@@ -75,8 +75,10 @@ class LlavaOnevision(LlavaNext):
             ["<|im_start|>", "<|im_end|>"], image_token="<image>", video_token="<video>"
         )
         image, video = token_ids(tokenizer, "<image>", "<video>")
+        # Every layout of crops, at tiny sizes: single, wide, high and square.
         pinpoints = [[24, 24], [24, 48], [48, 24], [48, 48]]
         tower = SiglipVisionConfig(**SMALL_CLIP, image_size=24, patch_size=8)
+        # The published towers have no pooling head either.
         tower.vision_use_head = False
         config = LlavaOnevisionConfig(
             vision_config=tower,
@@ -104,6 +106,7 @@ class LlavaOnevision(LlavaNext):
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The stock processor says how many images each prompt has; here each image says whether it
         is alone."""
+        # [I] alone or in company decides between crops and a single padded view.
         counts = torch.as_tensor(inputs["batch_num_images"])
         return {
             "pixel_values": inputs["pixel_values"],
@@ -117,6 +120,8 @@ class LlavaOnevision(LlavaNext):
         return tuple(_square(*image.size) for image in sample.images)
 
     def _crops(self, pixels: Mapping[str, Any]) -> list[int]:
+        # The processor pads every image to the same number of crops; in company only the view is
+        # read.
         pairs = zip(super()._crops(pixels), pixels["alone"].tolist(), strict=True)
         return [count if alone else 1 for count, alone in pairs]
 
@@ -127,6 +132,7 @@ class LlavaOnevision(LlavaNext):
         parts, counts = self.model.model, self._crops(pixels)
         tiles = [crops[:count] for crops, count in zip(values, counts, strict=True)]
         states = parts.vision_tower(torch.cat(tiles), output_hidden_states=True).hidden_states
+        # The strategy "default" would drop a CLS token, which SigLIP does not have.
         skip = int(self.model.config.vision_feature_select_strategy == "default")
         layers = [states[layer][:, skip:] for layer in feature_layers(self.model.config)]
         features = self.project(torch.cat(layers, -1)).split(counts)
@@ -147,6 +153,7 @@ class LlavaOnevision(LlavaNext):
 
     def _sources(self, extras: frozenset[str]) -> dict[str, nn.Module]:
         config, parts = self.model.config, self.model.model
+        # Extras are read from one layer of patches; anything else has no agreed meaning.
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
         if not extras:
             return {}
@@ -179,6 +186,7 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _square(width: int, height: int) -> Box:
     """What the view of an image among others shows: the image, padded evenly to a square."""
+    # The box reaches outside the image where the square is padding.
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
     return float(-left), float(-top), float(side - left), float(side - top)

@@ -39,6 +39,7 @@ MARKS = ("[INST]", "[/INST]", "[IMG_BREAK]", "[IMG_END]")
 def stock_processor() -> Any:
     """PixtralProcessor. Its module takes one function from the torchvision half of its image
     processor; the PIL half has the same."""
+    # The PIL module stands in for the import only; a loaded torchvision half stays.
     half = "transformers.models.pixtral.image_processing_pixtral"
     loaded = sys.modules.get(half)
     sys.modules[half] = loaded or pil
@@ -82,6 +83,7 @@ class Mistral3(FrozenLVLM):
     def shape(self) -> LVLMShape:
         config = self.model.config
         v, text = config.vision_config, LMShape.of(config.text_config)
+        # The features may come from an inner layer; later layers add nothing to them.
         vision = VisionShape(
             v.num_hidden_layers,
             v.hidden_size,
@@ -127,6 +129,7 @@ class Mistral3(FrozenLVLM):
             image_size=112,
             patch_size=14,
         )
+        # Up to 8 x 8 patches, so up to 4 x 4 tokens: a few rows, each with its break.
         config = Mistral3Config(
             vision_config=tower,
             text_config=MistralConfig(
@@ -166,6 +169,7 @@ class Mistral3(FrozenLVLM):
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Patches of all images without the padding that the stock processor puts around smaller
         ones, and the grid of each."""
+        # Padding would become patches of its own in the tower.
         sizes = torch.as_tensor(inputs["image_sizes"]).tolist()
         images = zip(inputs["pixel_values"], sizes, strict=True)
         patches = [cells(image[:, :high, :wide], self._patch) for image, (high, wide) in images]
@@ -182,6 +186,7 @@ class Mistral3(FrozenLVLM):
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         grids = [(rows, columns) for _, rows, columns in pixels["image_grid_thw"].tolist()]
+        # A remainder of patches would belong to no token.
         for rows, columns in grids:
             if rows % self._merge or columns % self._merge:
                 raise UserError(
@@ -194,12 +199,14 @@ class Mistral3(FrozenLVLM):
         tokens: list[Tensor] = []
         features: dict[str, list[Tensor]] = {name: [] for name in extras}
         for patches, squares, grid in zip(values.split(counts), raw, grids, strict=True):
+            # Raw pixels are cut here, all other extras are overheard in the tower.
             seen, beside = self._see_image(whole(patches, *grid), grid, extras - {"pixels"})
             tokens.append(seen)
             if "pixels" in extras:
                 beside["pixels"] = cells(whole(squares, *grid), side)
             for name, value in beside.items():
                 features[name].append(value)
+        # Grids in tokens for places, in patches for whoever maps attention.
         views = [((rows // self._merge, columns // self._merge),) for rows, columns in grids]
         return Seen(tokens, views, [(grid,) for grid in grids], features)
 
@@ -213,6 +220,7 @@ class Mistral3(FrozenLVLM):
             "vision_features": parts.multi_modal_projector,
         }
         with overheard({name: modules[name] for name in extras}) as calls:
+            # Inputs of these modules are noted during the stock forward.
             out = parts.get_image_features(
                 image.unsqueeze(0), image_sizes=[tuple(image.shape[1:])], return_dict=True
             )
@@ -220,6 +228,7 @@ class Mistral3(FrozenLVLM):
         if "vision_features" in calls:
             features["vision_features"] = self._by_token(calls["vision_features"].x, grid)
         if "cls_attention" in calls:
+            # A token's attention is the mean over its patches, side by side in the last axis.
             patches = self._attention(modules["cls_attention"], calls["cls_attention"])
             features["cls_attention"] = self._by_token(patches.unsqueeze(-1), grid).mean(-1)
         return out.pooler_output[0], features
@@ -228,11 +237,13 @@ class Mistral3(FrozenLVLM):
         self, patches: Float[Tensor, "P C"], grid: tuple[int, int]
     ) -> Float[Tensor, "N c"]:
         """Patches of an image in raster order -> those of each token side by side."""
+        # [rows m columns m C] -> tokens in raster order, each with its m x m patches.
         squares = patches.unflatten(0, (grid[0] // self._merge, self._merge, -1, self._merge))
         return squares.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _attention(self, layer: Any, call: Call) -> Float[Tensor, " P"]:
         """Attention that each patch of an image receives."""
+        # [P H c] each, rotated as the layer rotates them; then heads come first.
         query, keys = (
             rotated(
                 project(call.x)[0].unflatten(-1, (layer.num_heads, -1)),
@@ -247,6 +258,7 @@ class Mistral3(FrozenLVLM):
         any size."""
         sizes = (image.shape[1:] for image in images)
         grid = [[1, high // self._patch, wide // self._patch] for high, wide in sizes]
+        # Images of any size take the way of `see`, only without a processor.
         patches = torch.cat([cells(image, self._patch) for image in images])
         pixels = {"pixel_values": patches, "image_grid_thw": torch.tensor(grid)}
         return list(self.look(pixels, frozenset()).tokens), None
