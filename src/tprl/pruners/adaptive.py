@@ -35,6 +35,7 @@ class Adaptive:
     """
 
     def __init__(self, pruner: TPRL, fixed_price: float | None = None) -> None:
+        # Prices are what stage=adapt calibrates: without them the head is untrained.
         if not pruner.serving.prices:
             raise UserError(
                 f"pruner {pruner.name} has learned no budgets: "
@@ -53,6 +54,7 @@ class Adaptive:
         Raises:
             UserError: outside the calibrated range.
         """
+        # Ratios ascend, as interpolation needs.
         ratios, prices = np.array(self.pruner.serving.prices).T
         if not self.reaches(keep_ratio):
             raise UserError(
@@ -84,9 +86,11 @@ class Adaptive:
         Raises:
             UserError: wrong width, or a mean that is not calibrated.
         """
+        # A ratio decides over the fixed price; without both there is nothing to choose by.
         price = self.fixed_price
         if price is None or keep_ratio is not None:
             price = self.price(need_ratio(self.name, keep_ratio))
+        # One pass gives logits for the tokens and [B .] a summary for the budget head.
         x = self.pruner.observe(encoded)
         logits, gist = self.pruner.survey(x)
         # [B K] forecasts, and the budget that each question buys at this price.
@@ -121,6 +125,7 @@ class Adaptive:
     def flops_by_part(self, tokens: int, words: int, kept: int) -> dict[str, int]:
         """What choosing costs on one sample: as for the policy, and the budget head."""
         width = self.pruner.config["width"]
+        # The head reads a summary twice as wide as the policy, once per question.
         head = cost.mlp_flops((2 * width, width, len(self.pruner.config["budgets"])), 1)
         return {**self.pruner.flops_by_part(tokens, words, kept), "budget": head}
 

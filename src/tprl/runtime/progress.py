@@ -70,12 +70,14 @@ class Progress:
             self.bar = None
 
     def _draw(self, done: int, total: int, note: str) -> None:
+        # The bar appears with the first step, since the total is not known earlier.
         if self.bar is None:
             self.bar = _bar()
             self.bar.add_task(self.label, total=total, completed=self.before, rest="", note="")
             self.bar.start()
         left = self._rest(time.monotonic() - self.start, done, total) if done > self.before else ""
         self.bar.update(self.bar.task_ids[0], completed=done, total=total, rest=left, note=note)
+        # A finished bar is closed at once, so that what is printed next stands below it.
         if done >= total:
             self.close()
 
@@ -120,6 +122,7 @@ class FitProgress(pl.Callback):
         # those of a run that this one goes on with
         self.done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         self.progress = Progress(self.label, before=self.done)
+        # Only now does the trainer know its number of batches.
         if self.total is None:
             self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
 
@@ -133,6 +136,7 @@ class FitProgress(pl.Callback):
     ) -> None:
         assert self.total is not None
         self.done += 1
+        # v_num is the number of the run in Lightning, not a metric.
         metrics = {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
         note = "  ".join(f"{name} {float(value):.3f}" for name, value in metrics.items())
         self.progress(self.done, self.total, note)
@@ -167,6 +171,7 @@ class Stopwatch:
     @property
     def seconds(self) -> dict[str, float]:
         """By phase; waits until all that was queued before the last lap is done."""
+        # The last mark is reached after all earlier marks, so a single wait is enough.
         if self.device.type == "cuda":
             self.marks[-1].synchronize()
         pairs = zip(self.phases, pairwise(self.marks), strict=True)
@@ -176,17 +181,20 @@ class Stopwatch:
         """A point in the work that is queued, or in time where the device has no such points."""
         if self.device.type != "cuda":
             return seconds(self.device)
+        # An event joins the queue of the device and does not stop the host.
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
 
 
 def _between(before: Any, after: Any) -> float:
+    # Events measure milliseconds, clocks seconds.
     return after - before if isinstance(after, float) else before.elapsed_time(after) / 1000
 
 
 def seconds(device: torch.device) -> float:
     """What a clock shows when everything queued on the device is done."""
+    # Without this wait the clock would show when work was queued, not when it was done.
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

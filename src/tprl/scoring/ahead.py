@@ -71,6 +71,7 @@ def questions_at_once(lvlm: LVLM, dataset: Dataset, most: int) -> int:
     same on every rank and in a resumed run."""
     if not isinstance(lvlm, Preparing):
         return most
+    # From the first questions alone, so that every rank computes the same number.
     samples = take(dataset, range(min(PROBED, len(dataset))))
     if not samples:
         return most
@@ -95,11 +96,13 @@ def in_parts(work: Callable[[Ready], T], batch: Ready, name: str) -> list[T]:
         return [work(batch)]
     except torch.OutOfMemoryError as error:
         if len(batch.samples) == 1:
+            # Nothing left to halve.
             raise UserError(
                 f"{name} has no memory for sample {batch.samples[0].uid} alone: use "
                 "model.max_pixels or model.max_tiles, model.load_in=4bit, "
                 "model.placement=shard or a GPU with more memory."
             ) from error
+    # Outside the handler: its traceback would keep the tensors of the failed try alive.
     middle = memory.half(len(batch.samples), "questions that are encoded")
     halves = (batch.part(slice(0, middle)), batch.part(slice(middle, None)))
     return [result for half in halves for result in in_parts(work, half, name)]
@@ -113,6 +116,7 @@ def numbered_ready(
 ) -> Iterator[Ready]:
     """`numbered_batches`; `known` says of their numbers which nobody will encode."""
     for batch in numbered_batches(dataset, indices, size):
+        # [(number, sample)] -> two lists.
         numbers, samples = (list(part) for part in zip(*batch, strict=True))
         yield Ready(samples, numbers, known(numbers))
 
@@ -132,9 +136,11 @@ def ahead(lvlm: LVLM, batches: Iterable[Ready]) -> Iterator[Ready]:
         twins.put(lvlm.twin())
 
     def prepared(drawn: Future[Ready | None]) -> Ready | None:
+        # A fault of drawing is raised here and travels with the batch to its turn.
         batch = drawn.result()
         if batch is None or batch.known:
             return batch
+        # There are as many twins as threads, so this never waits.
         twin = twins.get()
         try:
             batch.prepared = twin.processed(batch.samples)
@@ -146,6 +152,7 @@ def ahead(lvlm: LVLM, batches: Iterable[Ready]) -> Iterator[Ready]:
     stream, queue = iter(batches), deque[Future[Ready | None]]()
     drawing, preparing = ThreadPoolExecutor(1), ThreadPoolExecutor(lvlm.workers)
     try:
+        # Every worker has a batch at hand, and a further batch is drawn.
         for _ in range(lvlm.workers + 1):
             queue.append(preparing.submit(prepared, drawing.submit(next, stream, None)))
         while (batch := queue.popleft().result()) is not None:

@@ -50,6 +50,7 @@ UNREAD = (
 def check_choices(budget: str, advantage: str, group: int) -> None:
     """Refuse an unknown budget or advantage, and one that compares the episodes of a question where
     there is one."""
+    # Unknown words are refused before the rule about their pair.
     if budget not in ("free", "lagrange", "exact_k"):
         raise UserError(f"stage.budget must be free, lagrange or exact_k, got {budget}.")
     if advantage not in ("gae", "grpo", "rloo"):
@@ -61,6 +62,7 @@ def check_groups(key: str, settings: Settings) -> None:
     """Episodes of one question are compared with one another, and stay together in minibatches."""
     group, minibatch = settings.get("group"), settings.get("minibatch")
     advantage = settings.get("advantage")
+    # Incomplete settings are reported elsewhere: here only pairs are compared.
     if group is None:
         return
     _check_comparison(key, advantage, group)
@@ -89,6 +91,8 @@ def _check_comparison(key: str, advantage: str | None, group: int) -> None:
 def check_credit(key: str, settings: Mapping[str, Any], select: str) -> None:
     """Refuse blocks of credit where nothing can be shared out among them; `select` is what the
     policy serves by."""
+    # A single block has nothing to share with; 0 turns sharing off, and unset leaves the choice to
+    # `blocks_read`.
     count = settings.get("credit_blocks")
     if count == 1:
         raise UserError(
@@ -96,6 +100,7 @@ def check_credit(key: str, settings: Mapping[str, Any], select: str) -> None:
             "credit with: use 2 or more, or 0 for one advantage per set."
         )
     if count and not _draws_one_by_one(settings, select):
+        # The sentence lists all conditions, because each of them is needed.
         options = ("budget", "law", "steps", "ratio")
         listed = ", ".join(f"{option}={settings.get(option)}" for option in options)
         raise UserError(
@@ -113,6 +118,7 @@ def blocks_read(settings: Mapping[str, Any], select: str) -> int:
         settings: of the stage.
         select: what the policy serves by.
     """
+    # An explicit number wins; otherwise credit is shared wherever that is possible.
     if settings.get("credit_blocks") is not None:
         return settings["credit_blocks"]
     return CREDIT_BLOCKS if _draws_one_by_one(settings, select) and settings["group"] > 1 else 0
@@ -121,6 +127,7 @@ def blocks_read(settings: Mapping[str, Any], select: str) -> int:
 def _draws_one_by_one(settings: Mapping[str, Any], select: str) -> bool:
     """Whether an episode is one set that is drawn token by token: then every token can have an
     advantage of its own."""
+    # Any other draw has one log-probability per set, or several sets per episode.
     required = {"budget": "exact_k", "law": "sequential", "steps": 1, "ratio": "token"}
     met = [settings.get(option) == value for option, value in required.items()]
     return select == "dpp" and all(met)
