@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.scoring.shouting import Shouting
 from torch import Tensor
 
 from tprl.data.toy import ToyDataset
@@ -311,19 +312,8 @@ class TestServedScore:
         assert sum(len(samples) for samples, _ in self.served(limit=10_000).batches) == 600
 
 
-class Shouted(ToyDataset):
-    """Toy questions whose labels are spelled as the model never writes; the official score does not
-    mind the case."""
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = super().__getitem__(index)
-        return sample._replace(answers=(sample.answers[0].upper(),))
-
-    def score(self, sample: Sample, prediction: str) -> float:
-        return float(prediction.upper() == sample.answers[0])
-
-    def teacher_forced(self, sample: Sample) -> bool:
-        return False
+class Shouted(Shouting, ToyDataset):
+    """Toy questions whose labels are spelled as the model never writes."""
 
 
 class Spelling(ToyLVLM):

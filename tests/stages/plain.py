@@ -78,6 +78,7 @@ SETTINGS: dict[type[Stage], dict[str, Any]] = {
         "rank": 4,
         "alpha": 8.0,
         "projector": False,
+        "warmup": 0.05,
         "lr": 1e-2,
         "grad_clip": 1.0,
         "validate_every": 100,

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from tests.helpers import untrained_policy
+from tests.scoring.shouting import Shouting
 from tests.stages.plain import build_stage
 from tests.stages.toy_runs import Metrics, SaveAt, fit
 from tests.stages.toy_runs import lvlm as toy
@@ -53,7 +54,7 @@ STAGES: list[Tune] = []
 
 def tune(llava: FrozenLVLM, served: ServedScore, selector: Any = RULE, **options: Any) -> Tune:
     live = {"lvlm": llava, "dataset": Scenes("train"), "served": served, "selector": selector}
-    STAGES.append(build_stage(Tune, **live, **options))
+    STAGES.append(build_stage(Tune, **(live | options)))
     return STAGES[-1]
 
 
@@ -101,6 +102,27 @@ def test_it_learns_under_the_prompts_that_the_pruner_leaves(
         llava.micro_batch = whole
         assert float(parted.detach()) == pytest.approx(float(loss.detach()), abs=1e-5)
         stage.take_off()
+
+
+class Shouted(Shouting, Scenes):
+    """References spelled as the model never writes."""
+
+
+def test_references_are_taught_in_the_words_of_the_model(
+    llava: FrozenLVLM, served: ServedScore
+) -> None:
+    shouted = Shouted("train")
+    samples = [shouted[i] for i in range(4)]
+    encoded = llava.encode(samples)
+    words = llava.answer(splice(encoded, keep_all(encoded)))
+    # Two questions that the model answers right but for the case, and two that it does not.
+    for row in (0, 2):
+        samples[row] = samples[row]._replace(answers=(words[row].upper(),))
+    stage = tune(llava, served, answers="reference", dataset=shouted)
+    references = [sample.answers[0] for sample in samples]
+    expected = [words[0], references[1], words[2], references[3]]
+    assert stage._answers(samples, encoded) == expected
+    assert expected != references
 
 
 @pytest.mark.slow

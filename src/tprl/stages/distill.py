@@ -25,7 +25,7 @@ from tprl.scoring.ahead import Ready
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore, merit
 from tprl.stages.base import UNCALIBRATED, KeepBest, Next, Settings
-from tprl.stages.prompts import PreparedPrompts, PromptStream, drawn_ratios
+from tprl.stages.prompts import drawn_ratios, prompt_loader, stepwise
 from tprl.types import LVLM, Dataset, Encoded, GatedLVLM
 
 BISECTIONS = 40
@@ -112,11 +112,7 @@ class Distill(KeepBest):
         self.pruner.train_only("net.", without="net.value_head")
 
     def train_dataloader(self) -> DataLoader[Ready]:
-        h = self.hparams
-        stream = PromptStream(
-            self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"]
-        )
-        return PreparedPrompts(self.lvlm, stream).loader()
+        return prompt_loader(self.lvlm, self.dataset, self.hparams, self.iteration)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.Adam(self.pruner.net.parameters(), lr=self.hparams["lr"], eps=1e-5)
@@ -125,8 +121,7 @@ class Distill(KeepBest):
         def rate(step: int) -> float:
             return max(0.0, 1 - step / total)
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return stepwise(optimizer, rate)
 
     def training_step(self, batch: Ready, index: int) -> Tensor:
         h, samples = self.hparams, batch.samples

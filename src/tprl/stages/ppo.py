@@ -32,7 +32,7 @@ from tprl.scoring.validation import ServedScore, merit
 from tprl.stages.base import Next, Points, Settings
 from tprl.stages.ppo_settings import UNREAD, blocks_read, check_choices, check_credit, check_groups
 from tprl.stages.ppo_update import Episodes, PPOUpdate
-from tprl.stages.prompts import PreparedPrompts, PromptStream, drawn_ratios
+from tprl.stages.prompts import drawn_ratios, prompt_loader
 from tprl.stages.rollout_log import normalize_over_ranks
 from tprl.types import LVLM, Dataset, Encoded, Sample
 
@@ -175,11 +175,7 @@ class PPO(PPOUpdate):
             self.scorer.remember(self.cache.folder("scores", needs=needs, targets="own", **drawn))
 
     def train_dataloader(self) -> DataLoader[Ready]:
-        h = self.hparams
-        stream = PromptStream(
-            self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"]
-        )
-        return PreparedPrompts(self.lvlm, stream).loader()
+        return prompt_loader(self.lvlm, self.dataset, self.hparams, self.iteration)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer, two groups: the value head has the critic's rate, everything else the

@@ -1,10 +1,12 @@
 """The questions that stages which learn from the LVLM read, iteration by iteration."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float64
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -38,6 +40,26 @@ class PreparedPrompts(IterableDataset[Ready]):
     def loader(self) -> DataLoader[Ready]:
         """As stages hand it to Lightning; the default one would rebuild every batch."""
         return DataLoader(self, batch_size=None, collate_fn=lambda batch: batch)
+
+
+def prompt_loader(
+    lvlm: LVLM, dataset: Dataset, hparams: Mapping[str, Any], iteration: int
+) -> DataLoader[Ready]:
+    """The batches from `iteration` on, by the hyper-parameters `prompts`, `iterations` and
+    `seed`."""
+    stream = PromptStream(
+        dataset, hparams["prompts"], iteration, hparams["iterations"], hparams["seed"]
+    )
+    return PreparedPrompts(lvlm, stream).loader()
+
+
+def stepwise(
+    optimizer: torch.optim.Optimizer, factor: Callable[[int], float]
+) -> OptimizerLRSchedulerConfig:
+    """What Lightning wants of an optimizer whose rate is multiplied by `factor(step)` at every
+    step."""
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class PromptStream(IterableDataset[list[Sample]]):

@@ -24,14 +24,15 @@ from tprl.lvlm.recognition import model_print
 from tprl.pruners.chunks import select_in_chunks
 from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.learned import LearnedPruner, check_family, check_width
+from tprl.runtime import memory
 from tprl.runtime.finite import check_finite
 from tprl.runtime.packages import need_package
 from tprl.scoring.ahead import Ready
-from tprl.scoring.scorer import Scorer
+from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
 from tprl.stages.base import Next, Points, Settings, Stage
-from tprl.stages.prompts import PreparedPrompts, PromptStream, drawn_ratios
+from tprl.stages.prompts import drawn_ratios, prompt_loader, stepwise
 from tprl.types import LVLM, Dataset, Encoded, Prompt, Sample
 
 # Linear layers of decoders, and the modules between vision tower and language model, by the names
@@ -55,11 +56,13 @@ class Tune(Stage):
         served: the validation score.
         iterations, prompts: training steps, and fresh questions in each.
         keep_ratio: kept fraction, or several (each question draws one).
-        answers: "reference", the first one of each question; "own", what the model without adapters
-            answers with all tokens (no labels are read).
+        answers: "reference", the first one of each question, in the words of the model without
+            adapters where the official score calls those right (`Scorer.targets`); "own", what that
+            model answers with all tokens (no labels are read).
         rank, alpha: R of the adapters; what they add is scaled by alpha / R.
         projector: whether the modules between tower and language model get adapters too.
-        lr: AdamW without decay, annealed linearly to 0 after a warm-up over a twentieth.
+        lr: Adam, annealed linearly to 0.
+        warmup: share of the iterations in which the rate rises from 0, in [0, 1].
         grad_clip: largest norm of a gradient.
         validate_every: iterations between served scores.
         seed: questions, ratios, and what the adapters start from.
@@ -87,6 +90,7 @@ class Tune(Stage):
         alpha: Annotated[float, Number(0, above=True, example="16")],
         projector: bool,
         lr: float,
+        warmup: Annotated[float, Number(0, 1, example="0.05")],
         grad_clip: float,
         validate_every: int,
         seed: int = 0,
@@ -150,22 +154,18 @@ class Tune(Stage):
         return {"tune, accuracy: served": self.curve}
 
     def train_dataloader(self) -> DataLoader[Ready]:
-        h = self.hparams
-        stream = PromptStream(
-            self.dataset, h["prompts"], self.iteration, h["iterations"], h["seed"]
-        )
-        return PreparedPrompts(self.lvlm, stream).loader()
+        return prompt_loader(self.lvlm, self.dataset, self.hparams, self.iteration)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
-        optimizer = torch.optim.AdamW(self.adapters, lr=h["lr"], weight_decay=0.0)
-        total, warm = h["iterations"], max(1, h["iterations"] // 20)
+        optimizer = torch.optim.Adam(self.adapters, lr=h["lr"])
+        total = h["iterations"]
+        warm = max(1, round(h["warmup"] * total))
 
         def rate(step: int) -> float:
             return min((step + 1) / warm, max(0.0, 1 - step / total))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return stepwise(optimizer, rate)
 
     def training_step(self, batch: Ready, index: int) -> Tensor:
         h, samples = self.hparams, batch.samples
@@ -188,12 +188,13 @@ class Tune(Stage):
 
     def _answers(self, samples: Sequence[Sample], encoded: Encoded) -> list[str]:
         """What the model is to say."""
-        if self.hparams["answers"] == "reference":
-            return [sample.answers[0] for sample in samples]
         self.lora.disable_adapter_layers()
         try:
             # Without memory of earlier ones: every question of the stream is new.
-            return list(Scorer(self.lvlm, self.dataset).texts(encoded))
+            scorer = Scorer(self.lvlm, self.dataset, LIKELIHOOD)
+            if self.hparams["answers"] == "reference":
+                return scorer.targets(samples, encoded)
+            return list(scorer.texts(encoded))
         finally:
             self.lora.enable_adapter_layers()
 
@@ -205,7 +206,9 @@ class Tune(Stage):
             rows = (ratio == value).nonzero().squeeze(1).tolist()
             part = encoded.rows(rows)
             with torch.no_grad():
-                selection = select_in_chunks(self.selector, part, value)
+                selection = select_in_chunks(
+                    self.selector, part, value, memory.working_bytes(self.lvlm)
+                )
             yield rows, splice(self._projected(part), selection)
 
     def _projected(self, part: Encoded) -> Encoded:
