@@ -335,6 +335,17 @@ def check_size(
         )
 
 
+def check_sides(
+    name: str, what: str, values: Float[Tensor, "... Y X"], wanted: Sequence[int]
+) -> None:
+    """`check_size` of the sides of pixel values.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    check_size(name, what, values.shape[-2:], wanted, "give its image processor that size")
+
+
 def question_texts(
     tokenizer: Any, ids: Int[Tensor, "B S"], question: Bool[Tensor, "B S"]
 ) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 
 from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import Seen, check_size, gate_bias
+from tprl.lvlm.batching import Seen, check_sides, gate_bias
 from tprl.lvlm.blueprint import (
     SMALL_CLIP,
     SMALL_TEXT,
@@ -150,13 +150,7 @@ class Gemma3(FrozenLVLM):
         # Checked here, where the sentence can name the images; the tower would name a shape.
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         side = self.model.config.vision_config.image_size
-        check_size(
-            self.name,
-            "images",
-            values.shape[-2:],
-            (side, side),
-            "give its image processor that size",
-        )
+        check_sides(self.name, "images", values, (side, side))
         parts = self.model.model
         # The layer of the attention, and the module whose input the features are.
         modules = {

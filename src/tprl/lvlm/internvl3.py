@@ -16,7 +16,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 
 from tprl.cost import LMShape, LVLMShape, VisionShape, unknown
 from tprl.errors import UserError
-from tprl.lvlm.batching import Seen, check_size, runs
+from tprl.lvlm.batching import Seen, check_sides, runs
 from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
@@ -154,9 +154,7 @@ class InternVL3(FrozenLVLM):
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         size = self.model.config.vision_config.image_size
-        check_size(
-            self.name, "tiles", values.shape[-2:], size, "give its image processor that size"
-        )
+        check_sides(self.name, "tiles", values, size)
         parts = self.model.model
         layers = parts.vision_tower.encoder.layer
         # Extras are inputs of modules on the way: CLS attention is computed from one of them.

@@ -20,7 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import Seen, check_size
+from tprl.lvlm.batching import Seen, check_sides
 from tprl.lvlm.blueprint import (
     SMALL_CLIP,
     SMALL_TEXT,
@@ -145,13 +145,7 @@ class Llava(FrozenLVLM):
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         side = self.model.config.vision_config.image_size
-        check_size(
-            self.name,
-            "images",
-            values.shape[-2:],
-            (side, side),
-            "give its image processor that size",
-        )
+        check_sides(self.name, "images", values, (side, side))
         # [I M C] after every block; features and most extras are read off these.
         states = self.model.model.vision_tower(values, output_hidden_states=True).hidden_states
         layers, features = feature_layers(self.model.config), self._features(states)

@@ -21,7 +21,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import Seen, check_size
+from tprl.lvlm.batching import Seen, check_sides, check_size
 from tprl.lvlm.blueprint import (
     SMALL_CLIP,
     SMALL_TEXT,
@@ -188,13 +188,7 @@ class LlavaNext(FrozenLVLM):
     def _check_crops(self, values: Float[Tensor, "J N 3 Y X"], pixels: Mapping[str, Any]) -> None:
         """The stock class drops crops that it does not expect; those of zeros alone are padding."""
         side = self.model.config.vision_config.image_size
-        check_size(
-            self.name,
-            "crops",
-            values.shape[-2:],
-            (side, side),
-            "give its image processor that size",
-        )
+        check_sides(self.name, "crops", values, (side, side))
         # Crops that are missing, or more of them than the stock class will read.
         for crops, count in zip(values, self._crops(pixels), strict=True):
             beyond = int(crops[count:].flatten(1).any(1).sum())

@@ -4,12 +4,11 @@ stock Hugging Face class, frozen."""
 from typing import Any
 
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tprl.cost import LVLMShape
 from tprl.lvlm.blueprint import random_weights
-from tprl.lvlm.qwen2_5_vl import CHAT, Qwen25VL, small_text
-from tprl.lvlm.qwen3_vl import ImageOnly
+from tprl.lvlm.qwen2_5_vl import Qwen25VL, small_text
+from tprl.lvlm.qwen3_vl import SMALL_TOWER, ImageOnly, small_processor
 
 
 class Qwen35(Qwen25VL):
@@ -52,19 +51,6 @@ class Qwen35(Qwen25VL):
             "linear_key_head_dim": 8,
             "linear_value_head_dim": 6,
         }
-        config = Qwen3_5Config(
-            vision_config={
-                "depth": 3,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "out_hidden_size": 48,
-                "num_position_embeddings": 64,
-            },
-            **text,
-        )
-        images = Qwen2VLImageProcessorPil(
-            patch_size=16, min_pixels=32 * 32 * 4, max_pixels=32 * 32 * 64
-        )
+        config = Qwen3_5Config(vision_config=dict(SMALL_TOWER), **text)
         model = random_weights(Qwen3_5ForConditionalGeneration(config), tokenizer)
-        return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
+        return model, small_processor(tokenizer)

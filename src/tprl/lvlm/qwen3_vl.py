@@ -1,6 +1,6 @@
 """Qwen3-VL (ViT with deepstack, M-RoPE) on the stock Hugging Face class, frozen."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,27 @@ from tprl.lvlm.blueprint import random_weights
 from tprl.lvlm.loading import WithoutVideo
 from tprl.lvlm.qwen2_5_vl import CHAT, Qwen25VL, small_text
 
+# Of small builds, also of later families with this tower.
+SMALL_TOWER: Mapping[str, Any] = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 4,
+    "out_hidden_size": 48,
+    "num_position_embeddings": 64,
+}
+
 
 class ImageOnly(WithoutVideo, StockProcessor):
     """Images and text."""
+
+
+def small_processor(tokenizer: Any) -> ImageOnly:
+    """For small builds: images of 4 to 64 tokens."""
+    images = Qwen2VLImageProcessorPil(
+        patch_size=16, min_pixels=32 * 32 * 4, max_pixels=32 * 32 * 64
+    )
+    return ImageOnly(images, tokenizer, None, chat_template=CHAT)
 
 
 class Qwen3VL(Qwen25VL):
@@ -51,22 +69,11 @@ class Qwen3VL(Qwen25VL):
         # it.
         text["text_config"]["rope_parameters"]["mrope_interleaved"] = True
         config = Qwen3VLConfig(
-            vision_config={
-                "depth": 3,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "out_hidden_size": 48,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0, 1],
-            },
+            vision_config={**SMALL_TOWER, "deepstack_visual_indexes": [0, 1]},
             **text,
         )
-        images = Qwen2VLImageProcessorPil(
-            patch_size=16, min_pixels=32 * 32 * 4, max_pixels=32 * 32 * 64
-        )
         model = random_weights(Qwen3VLForConditionalGeneration(config), tokenizer)
-        return model, ImageOnly(images, tokenizer, None, chat_template=CHAT)
+        return model, small_processor(tokenizer)
 
     def _deep(self, out: Any) -> list[Float[Tensor, "N F"]] | None:
         # the mergers of a model that is cut may be on several
