@@ -79,6 +79,12 @@ def test_the_smallest_ratio_against_the_best_other_pruner(best: Paired, words: s
     )
 
 
+def test_it_says_what_the_best_other_pruner_costs() -> None:
+    rows = [*ROWS, row("word_attention", 1 / 18, 8.0, 0.96, 0.664)]
+    sentence = evaluation_headline(rows, [paired("word_attention", -0.02, -0.03, -0.01)], "tprl")
+    assert "best other pruner (word_attention, 0.66 of the FLOPs) is 2.0 points above" in sentence
+
+
 def test_without_a_reference_or_a_ratio_it_claims_nothing() -> None:
     assert evaluation_headline(ROWS[1:], [], "tprl") == "tprl on d with m."
     assert (

@@ -153,7 +153,10 @@ def evaluation_headline(rows: Sequence[Row], differences: Sequence[Paired], prun
     rivals = [d for d in differences if d.keep_ratio == lowest and d.other not in variants(pruner)]
     if rivals:
         best = min(rivals, key=lambda d: d.difference)
-        sentence += f", and the best other pruner ({best.other}) is {_distance(best)}"
+        # A rival at as many tokens may cost more: one that reads the model first.
+        rival = cells.get(best.other, {}).get(lowest)
+        cost = "" if rival is None else f", {rival.flops_ratio:.2f} of the FLOPs"
+        sentence += f", and the best other pruner ({best.other}{cost}) is {_distance(best)}"
     return sentence + "."
 
 
