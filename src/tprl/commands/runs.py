@@ -179,6 +179,10 @@ class ModelRun(Run, Arguments):
         self.logger = make_logger(cfg, directory)
         self._lengths_checked = False
 
+    def built(self, config: Any) -> Stage:
+        """The stage; threads and logger are those that the run began with."""
+        return self.module_of(config)
+
     @property
     def makers(self) -> Mapping[str, Callable[[Any], Any]]:
         return {
