@@ -107,9 +107,14 @@ def test_what_belongs_to_another_model_is_refused(llava: FrozenLVLM, folder: Pat
     # peft alone says nothing of weights: names and sizes tell.
     (folder / "adapter" / ABOUT).unlink()
     add_adapter(other.model, folder, merge=False)()
-    for pairs, what in (({NAME: pair(40)}, "of another size"), ({f"{NAME}x": pair()}, "missing")):
-        write_adapter(folder / "adapter", pairs, PLAIN, {})
-        with pytest.raises(UserError, match=f"does not fit this model: {NAME}x? is {what}"):
+    attention = NAME.rpartition(".")[0]
+    for name, sizes, what in (
+        (NAME, (40,), "of another size"),
+        (f"{NAME}x", (), "missing"),
+        (attention, (), "no linear layer"),
+    ):
+        write_adapter(folder / "adapter", {name: pair(*sizes)}, PLAIN, {})
+        with pytest.raises(UserError, match=f"does not fit this model: {name} is {what}"):
             add_adapter(llava.model, folder, merge=False)
 
 
@@ -117,6 +122,9 @@ def test_what_cannot_be_read(folder: Path) -> None:
     place = folder / "adapter"
     with pytest.raises(UserError, match=r"nowhere holds no adapter \(adapter_config\.json and"):
         read_adapter("nowhere")
+    write_adapter(place, {NAME: pair()}, {**PLAIN, "r": 0}, {})
+    with pytest.raises(UserError, match=r"is damaged .*: copy it again, or train it again"):
+        read_adapter(folder)
     for change in ({"use_dora": True}, {"peft_type": "IA3"}):
         write_adapter(place, {NAME: pair()}, {**PLAIN, **change}, {})
         with pytest.raises(UserError, match=r"is more than a plain LoRA .*: load it with peft"):

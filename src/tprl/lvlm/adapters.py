@@ -99,7 +99,7 @@ def read_adapter(source: str | Path) -> Adapter:
         about = json.loads(read_sealed(folder / ABOUT)) if (folder / ABOUT).is_file() else {}
         tensors = load(read_sealed(folder / WEIGHTS))
         scale = config["lora_alpha"] / config["r"]
-    except (Damaged, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (Damaged, ValueError, KeyError, TypeError, ArithmeticError, SafetensorError) as error:
         raise UserError(
             f"{folder} is damaged ({error}): copy it again, or train it again."
         ) from error
@@ -142,11 +142,17 @@ def check_adapter(adapter: Adapter, model: Any) -> None:
     for name, pair in adapter.pairs.items():
         layer = modules.get(name)
         sizes = (pair.down.shape[1], pair.up.shape[0])
-        if layer is None or (layer.in_features, layer.out_features) != sizes:
+        fault = None
+        if layer is None:
+            fault = "missing"
+        elif not isinstance(layer, nn.Linear):
+            fault = "no linear layer"
+        elif (layer.in_features, layer.out_features) != sizes:
+            fault = "of another size"
+        if fault is not None:
             raise UserError(
-                f"{adapter.folder} does not fit this model: {name} is "
-                f"{'missing' if layer is None else 'of another size'}; use the model that it was "
-                "trained on."
+                f"{adapter.folder} does not fit this model: {name} is {fault}; use the model that "
+                "it was trained on."
             )
 
 
