@@ -122,6 +122,9 @@ def test_it_is_read_as_it_was_written(calibration: Calibration, tmp_path: Path) 
     (tmp_path / ".sums" / "retention.json.sha256").unlink()
     with pytest.raises(UserError, match=r"is damaged \(it has \(40, 2\) scores\)"):
         read_calibration(path)
+    path.write_text(json.dumps({**content, "forecasts": [[0.5]]}))
+    with pytest.raises(UserError, match=r"is damaged \(it has \(1, 1\) forecasts\)"):
+        read_calibration(path)
 
 
 def test_it_belongs_to_a_pruner_a_model_and_a_dataset(

@@ -7,7 +7,15 @@ import pytest
 from numpy import ndarray
 
 from tprl.errors import UserError
-from tprl.evaluation.retention import Trials, last_accepted, log_wealth, margins, p_values, smallest
+from tprl.evaluation.retention import (
+    Trials,
+    check_share,
+    last_accepted,
+    log_wealth,
+    margins,
+    p_values,
+    smallest,
+)
 
 DRAWS = 300
 # What each setting loses of the answers that were right, from most tokens to fewest: at a retention
@@ -102,6 +110,8 @@ def test_what_it_refuses() -> None:
     for value in (0.0, 1.2, float("nan"), -0.5):
         with pytest.raises(UserError, match=r"retention must be a number in \(0, 1\], got"):
             smallest(trials, value, 0.9)
+    with pytest.raises(UserError, match=r"retention must be a number in \(0, 1\], got True"):
+        check_share("retention", True)
     for value in (0.0, 1.0):
         with pytest.raises(UserError, match=r"confidence must be a number in \(0, 1\), got"):
             smallest(trials, 0.9, value)

@@ -207,6 +207,9 @@ def read_calibration(path: Path) -> Calibration:
             raise Damaged(f"it has {shape} scores")
         if len(calibration.images) != len(calibration.full):
             raise Damaged(f"it has {len(calibration.images)} images")
+        forecasts = np.array(calibration.forecasts, dtype=float).shape
+        if calibration.forecasts and forecasts != shape:
+            raise Damaged(f"it has {forecasts} forecasts")
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): copy it again, or run `{AGAIN}`.") from error
     return calibration
