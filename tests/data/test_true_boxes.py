@@ -1,6 +1,7 @@
 """Boxes of rows: units, forms, clipping, and what cannot be right for a whole file."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +203,12 @@ def test_boxes_of_benchmarks_are_checked_alike(tmp_path: Path) -> None:
         ([1280, 960], [20, 20, 60, 60], None),  # the stored image is a smaller copy
         ([480, 640], [10, 10, 30, 30], "img_size is not that of the image"),
         ([640], [10, 10, 30, 30], "no size of the screen"),
+        ([640, math.inf], [10, 10, 30, 30], "no size of the screen"),
         ([640, 480], [10, 10, 5, 30], "empty box"),
         ([640, 480], [0.1, 0.1, 0.5, 0.3], "box in another unit"),
     ],
 )
-def test_screens(tmp_path: Path, size: list[int], box: list[float], reason: str | None) -> None:
+def test_screens(tmp_path: Path, size: list[float], box: list[float], reason: str | None) -> None:
     Image.new("RGB", SIZE).save(tmp_path / "a.png")
     row = {
         "image": "a.png",

@@ -104,3 +104,9 @@ def test_rate_and_eta_are_of_what_this_run_did(
         "demonstrate  [############        ] 600/1000  0:10<0:40  10/s",
         "demonstrate  [####################] 1000/1000  0:20<0:00  25/s  note",
     ]
+
+
+def test_nothing_to_do_is_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("evaluate") as tick:
+        tick(0, 0)
+    assert "0/0" in capsys.readouterr().out

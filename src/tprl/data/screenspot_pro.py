@@ -1,5 +1,6 @@
 """ScreenSpot-Pro: which element of a professional program's screen does an instruction mean?"""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,7 +112,7 @@ def _size(value: Any, stored: Size) -> Size:
     if (
         not isinstance(value, list | tuple)
         or len(value) != 2
-        or not all(isinstance(v, int | float) for v in value)
+        or not all(isinstance(v, int | float) and math.isfinite(v) for v in value)
     ):
         raise BadRow("no size of the screen", f"img_size={shortened(value)}; give [width, height]")
     width, height = map(int, value)

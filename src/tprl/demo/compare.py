@@ -72,7 +72,7 @@ def compare_pruners(
     Args:
         lvlm: the frozen model.
         pruners: under the names that they get in the result.
-        given: the image or its file.
+        source: the image or its file.
         question: about it.
         keep_ratio: kept fraction of the visual tokens.
 

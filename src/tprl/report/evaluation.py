@@ -25,7 +25,7 @@ from tprl.report.gallery import count_pictures, gallery_section, guided_section,
 from tprl.report.page import PageTable, Section, TableEntry, number, page_table, render_page
 from tprl.report.spread import TokenSpread, spread_section
 
-NOTES = {  # how a name ends: what it says
+NOTES = {  # part of a name: what it says
     "_adaptive": (
         "“_adaptive”: each question has its own number of tokens, the ratio is their mean."
     ),
@@ -135,7 +135,7 @@ def _accuracy_section(cells: dict[str, dict[float | None, Cell]]) -> Section:
     if others:
         tables.append(_accuracy_table(others))
         # A note appears only if a name in the table needs it.
-        notes = [text for mark, text in NOTES.items() if _ends(others, mark)]
+        notes = [text for mark, text in NOTES.items() if _marked(others, mark)]
         seeds = max(cell.seeds for row in others.values() for cell in row.values())
         if seeds > 1:
             notes.append(
@@ -145,8 +145,8 @@ def _accuracy_section(cells: dict[str, dict[float | None, Cell]]) -> Section:
     return Section("Accuracy by keep ratio", "accuracy.html", values)
 
 
-def _ends(names: Iterable[str], mark: str) -> bool:
-    return any(name.endswith(mark) for name in names)
+def _marked(names: Iterable[str], mark: str) -> bool:
+    return any(mark in name for name in names)
 
 
 def _retained_table(cells: dict[str, dict[float | None, Cell]], full: float) -> PageTable:

@@ -48,7 +48,7 @@ class Progress:
         # A line whenever another 1 / `lines` of the whole is done, and at the end.
         if done < total and done * self.lines < (self.shown + 1) * total:
             return None
-        self.shown = done * self.lines // total
+        self.shown = done * self.lines // max(total, 1)
         print(self._line(done, total, note), flush=True)
         return None
 
@@ -82,7 +82,7 @@ class Progress:
             self.close()
 
     def _line(self, done: int, total: int, note: str) -> str:
-        spent, bar = time.monotonic() - self.start, "#" * (20 * done // total)
+        spent, bar = time.monotonic() - self.start, "#" * (20 * done // max(total, 1))
         left = self._rest(spent, done, total)
         return f"{self.label:12} [{bar:20}] {done}/{total}  {clock(spent)}<{left}  {note}".rstrip()
 
