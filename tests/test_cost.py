@@ -299,8 +299,8 @@ def test_total_is_the_sum_of_its_parts() -> None:
 
 
 # Policies, what wraps one, and what runs parts of the model.
-UNCOUNTED = {"pooling", "resize", "word_attention", "keyword_budget"}
-UNCOUNTED |= {"tprl", "tprl_adaptive", "mlp", "scorer_mmr"}
+UNCOUNTED = {"pooling", "resize", "word_attention", "attention_words"}
+UNCOUNTED |= {"keyword_budget", "tprl", "tprl_adaptive", "mlp", "scorer_mmr"}
 SELECTORS = [
     made
     for name in choices("pruner")
@@ -324,7 +324,14 @@ def test_selectors_match_the_counter(pruner: Any, kept: int) -> None:
     # and `select` is a second one.
     second = 6 * cost.encoder_layer_flops(24, 96, 65) + cost.projector_flops(shape)
     greedy = dict.fromkeys(
-        ("cdpruner", "attention_dpp", "question_dpp", "keyword_color", "oracle_dpp"),
+        (
+            "cdpruner",
+            "attention_dpp",
+            "question_dpp",
+            "keyword_color",
+            "attention_color",
+            "oracle_dpp",
+        ),
         2 * kept**2 * 64,
     )
     unseen = {**greedy, "tome": -second}.get(pruner.name, 0)

@@ -23,7 +23,8 @@ COMMANDS = re.findall(
     r"python -m src\.(train|eval|bench|demo|export)([^#\n`]*)", "\n".join(PAGES.values())
 )
 CONTROLS = {"attention_dpp", "question_dpp", "mmr_attention", "keyword_budget"}
-CONTROLS |= {"word_attention", "keyword_color"}
+CONTROLS |= {"word_attention", "attention_words"}
+CONTROLS |= {"keyword_color", "attention_color"}
 LEARNED, ORACLES = {"mlp", "tprl", "tprl_adaptive", "scorer_mmr"}, {"oracle", "oracle_dpp"}
 EMBEDDED = {"scenes", "crowd", "screens", "toy", "custom"}
 

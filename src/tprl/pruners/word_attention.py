@@ -41,7 +41,11 @@ class WordAttentionPruner(PerImage):
         return diverse(log_q, images, encoded, k)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
-        """The early layers on the image's tokens (their text is not counted), the kernel, and
-        greedy MAP on it."""
-        early = listening_layer(shape.lm.layers) * lm_layer_flops(shape.lm, tokens, tokens)
-        return early + dpp_flops(tokens, shape.lm.width, kept)
+        """The early layers on the image's tokens, the kernel, and greedy MAP on it."""
+        return listening_flops(shape, tokens) + dpp_flops(tokens, shape.lm.width, kept)
+
+
+def listening_flops(shape: LVLMShape, tokens: int) -> int:
+    """The layers up to the one that listens, on all of an image's tokens; their text is not
+    counted."""
+    return listening_layer(shape.lm.layers) * lm_layer_flops(shape.lm, tokens, tokens)
