@@ -104,6 +104,6 @@ class TestBuild:
     def test_a_component_is_built_without_hydra(self) -> None:
         assert load_component("pruner", "random").name == "random"
         with pytest.raises(
-            UserError, match="pruner=rnd does not exist; choose one of: attention_dpp, cdpruner, "
+            UserError, match="pruner=rnd does not exist; choose one of: attention_color, "
         ):
             load_component("pruner", "rnd")

@@ -49,7 +49,7 @@ class TestCommandLine:
                     "all, autoencoder, distill, lfd, ppo, pretrain, tune."
                 ),
             ),
-            ("pruner=foo", "pruner=foo does not exist; choose one of: attention_dpp, cdpruner, "),
+            ("pruner=foo", "pruner=foo does not exist; choose one of: attention_color, "),
             ("experiment=foo", "experiment=foo does not exist; choose one of: crowd, demo, "),
             (
                 "stage.foo=1",

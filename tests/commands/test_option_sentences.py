@@ -78,8 +78,8 @@ def test_a_single_value_where_a_list_is_meant(
             "keep_ratios=[0.1,0.1] names 0.1 twice: name each once.",
         ),
         ("eval", "seeds", [-1], "seeds must be a whole number of at least 0, got -1; use e.g. 0."),
-        ("eval", "pruners", "u", "pruners=u does not exist; choose one of: attention_dpp, "),
-        ("eval", "pruners", ["u"], "pruners=u does not exist; choose one of: attention_dpp, "),
+        ("eval", "pruners", "u", "pruners=u does not exist; choose one of: attention_color, "),
+        ("eval", "pruners", ["u"], "pruners=u does not exist; choose one of: attention_color, "),
         ("eval", "mode", "fast", "mode must be accuracy, calibrate, parity, selectors or latency"),
         (
             "eval",
