@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tprl.errors import UserError
-from tprl.types import Encoded, Prompt, Sample, Tower
+from tprl.types import Prompt, Sample, Tower
 
 log = logging.getLogger(__name__)
 
@@ -202,33 +202,6 @@ def check_images(samples: Sequence[Sample], prompt: str | None, name: str) -> No
                 f"sample {sample.uid} has {len(sample.images)} images, and the prompt "
                 f"of {name} shows {room}: write as many <image> into model.prompt."
             )
-
-
-def gate_bias(
-    encoded: Encoded,
-    gate: Float[Tensor, "B V"],
-    answer: Bool[Tensor, "B A"],
-    ahead: Bool[Tensor, "B S1 S1"] | None = None,
-) -> Float[Tensor, "B 1 S1 S1"]:
-    """What is added to attention logits so that visual token j weighs gate j (above 1e-6): causal,
-    over the prompts and their answers, of which `answer` tokens are real; `ahead` are later keys
-    that a query sees all the same."""
-    # [B S1] log gate of every key, 0 on text and on the answer.
-    column = gate.new_zeros(len(answer), encoded.embeds.shape[1] + answer.shape[1])
-    row, token = encoded.visual_mask.nonzero(as_tuple=True)
-    column = column.index_put(
-        (row, encoded.visual_at[row, token]), gate[row, token].clamp(min=1e-6).log()
-    )
-    # [B S1 S1] whether a query may see a key.
-    attention = torch.cat([encoded.attention, answer], 1)
-    size = attention.shape[1]
-    eye = torch.eye(size, dtype=torch.bool, device=gate.device)
-    # padding sees itself, never nothing
-    seen = (attention.unsqueeze(1) & eye.new_ones(size, size).tril()) | eye
-    if ahead is not None:
-        seen = seen | ahead
-    dtype = encoded.embeds.dtype
-    return column.to(dtype).unsqueeze(1).masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def runs(mask: Bool[Tensor, "B S"]) -> list[list[tuple[int, int]]]:

@@ -21,7 +21,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 
 from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import Seen, check_sides, gate_bias
+from tprl.lvlm.batching import Seen, check_sides
 from tprl.lvlm.blueprint import (
     SMALL_CLIP,
     SMALL_TEXT,
@@ -30,6 +30,7 @@ from tprl.lvlm.blueprint import (
     token_ids,
 )
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.gates import Gates, gates_of
 from tprl.lvlm.loading import processor_parts
 from tprl.lvlm.towers import RECEIVED, in_place, overheard, query_key, received_attention
 from tprl.types import Encoded
@@ -221,11 +222,11 @@ class Gemma3(FrozenLVLM):
             del self.model.prepare_inputs_for_generation
 
     def check_gates(self) -> None:
-        """Windows that a prompt fits into hide nothing: `gate_mask` looks at each prompt."""
+        """Windows that a prompt fits into hide nothing: `gates` looks at each prompt."""
 
-    def gate_mask(
+    def gates(
         self, encoded: Encoded, gate: Float[Tensor, "B V"], real: Bool[Tensor, "B A"]
-    ) -> dict[str, Tensor]:
+    ) -> Gates:
         window = self.model.config.text_config.sliding_window
         length = encoded.attention.shape[1] + real.shape[1]
         if length > window:
@@ -239,6 +240,8 @@ class Gemma3(FrozenLVLM):
         row, token = encoded.visual_mask.nonzero(as_tuple=True)
         image[row, encoded.visual_at[row, token]] = encoded.image_of[row, token] + 1
         ahead = (image.unsqueeze(2) == image.unsqueeze(1)) & (image > 0).unsqueeze(1)
+        return gates_of(encoded, gate, real, ahead)
+
+    def mask_of_layers(self, mask: Shaped[Tensor, "B 1 S1 S1"]) -> dict[str, Tensor]:
         # Both kinds of layers get one mask: the prompt fits into the window.
-        bias = gate_bias(encoded, gate, real, ahead)
-        return {"full_attention": bias, "sliding_attention": bias}
+        return {"full_attention": mask, "sliding_attention": mask}

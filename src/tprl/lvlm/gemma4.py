@@ -61,7 +61,8 @@ class Gemma4(Gemma3):
     bounds = frozenset({"max_pixels"})
     pixel_inputs = ("pixel_values", "image_position_ids")
     # Gates would need masks that differ by layer: refused, as other families refuse windows.
-    check_gates, gate_mask = FrozenLVLM.check_gates, FrozenLVLM.gate_mask
+    check_gates, gates = FrozenLVLM.check_gates, FrozenLVLM.gates
+    mask_of_layers = FrozenLVLM.mask_of_layers
 
     def __init__(self, pretrained: str | None, name: str = "gemma4", **options: Any) -> None:
         super().__init__(pretrained, name, **options)

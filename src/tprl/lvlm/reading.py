@@ -1,30 +1,30 @@
 """Answers that a frozen LVLM is made to read (teacher forcing): their likelihood, its
 distributions, and gradients."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
 
-from tprl.cost import FULL, layer_kinds
+from tprl.cost import FULL, LVLMShape, layer_kinds
 from tprl.errors import UserError
 from tprl.lvlm.answers import AnswerTurn
 from tprl.lvlm.batching import (
     axes,
     divergence,
-    gate_bias,
     mean_log_prob,
     micro_batches,
     padded_ids,
     retry_smaller,
 )
+from tprl.lvlm.gates import Gates, gated, gates_of, graph_bytes
 from tprl.lvlm.layer_drop import LayerPlan, dropping
 from tprl.lvlm.overflow import check_rows, finite_logits
+from tprl.runtime import memory
 from tprl.types import Encoded, Prompt
 
 
@@ -38,6 +38,7 @@ class AnswerReading:
     prompt: str | None
     device: torch.device
     micro_batch: int
+    shape: LVLMShape
     deepstack: Callable[..., AbstractContextManager[None]]
     inputs_beside: Callable[..., dict[str, Tensor]]
 
@@ -178,7 +179,8 @@ class AnswerReading:
         `score` gives after pruning.
 
         Implemented as log(gate) added to the attention logits, with gates above 1e-6. The batch is
-        one graph, of which a layer's own activations are computed again in the backward pass.
+        one graph; where it would not fit into `working_gib`, a layer's own activations are computed
+        again in the backward pass.
 
         Raises:
             UserError: a gate of 0 would not be pruning in all layers (`check_gates`).
@@ -189,19 +191,34 @@ class AnswerReading:
         last = encoded.positions.amax((0, 2), keepdim=True)
         after = last + 1 + torch.arange(width, device=gate.device)
         positions = torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)
-        # The language model alone takes a mask of four axes, which carries the gates.
+        # The language model alone takes a mask of four axes.
         parts = self.model.model
         language = parts.language_model if hasattr(parts, "language_model") else parts.text_model
-        with self.deepstack(encoded.deep, encoded.is_visual), checkpointed(language.layers):
+        gates = self.gates(encoded, gate, real)
+        folded = self.device.type == "cpu" and language.config._attn_implementation == "sdpa"
+        mask = gates.seen() if folded else gates.bias()
+        keep = self._holds(*gates.real.shape, folded)
+        with (
+            self.deepstack(encoded.deep, encoded.is_visual),
+            gated(language.layers, gates if folded else None, keep),
+        ):
             out = language(
                 inputs_embeds=self._with_answer(encoded.embeds, ids),
-                attention_mask=self.gate_mask(encoded, gate, real),
+                attention_mask=self.mask_of_layers(mask),
                 position_ids=axes(positions),
                 use_cache=False,
             )
         # Called past the outermost hook of a model that is cut, it answers where its last layer is.
         logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).to(self.device)
         return mean_log_prob(logits.float(), ids)
+
+    def _holds(self, rows: int, length: int, folded: bool) -> bool:
+        """Whether the graph of so many rows of `length` tokens fits into the working memory."""
+        try:
+            lm = self.shape.lm
+        except UserError:  # the cost model does not know it
+            return False
+        return graph_bytes(lm, rows, length, folded) <= memory.working_bytes(self)
 
     def check_gates(self) -> None:
         """Refuse to weigh visual tokens by gates where layers do not attend to all tokens.
@@ -217,16 +234,20 @@ class AnswerReading:
                 "stage=lfd and stage=ppo instead of distill."
             )
 
-    def gate_mask(
+    def gates(
         self, encoded: Encoded, gate: Float[Tensor, "B V"], real: Bool[Tensor, "B A"]
-    ) -> Any:
-        """The language model's masks with `gate_bias`; of the answers, `real` tokens are seen.
+    ) -> Gates:
+        """What the layers attend by; of the answers, `real` tokens are seen.
 
         Raises:
             UserError: see `check_gates`.
         """
         self.check_gates()
-        return gate_bias(encoded, gate, real)
+        return gates_of(encoded, gate, real)
+
+    def mask_of_layers(self, mask: Shaped[Tensor, "B 1 S1 S1"]) -> Any:
+        """The same mask for all layers, as the language model takes it."""
+        return mask
 
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer, end token included."""
@@ -261,25 +282,3 @@ class AnswerReading:
         """Embeddings of tokens, on the device of the prompts: those of a model that is cut may be
         elsewhere."""
         return self.model.get_input_embeddings()(ids).to(self.device)
-
-
-@contextmanager
-def checkpointed(layers: Iterable[nn.Module]) -> Generator[None, None, None]:
-    """While it lasts, a layer that runs with gradients keeps only what it reads, and computes the
-    rest again in the backward pass (Chen et al. 2016): a graph holds [B S D] per layer."""
-    if not torch.is_grad_enabled():
-        yield
-        return
-    # What an offloading hook has put on a layer comes back afterwards.
-    stock = [(layer, vars(layer).get("forward"), layer.forward) for layer in layers]
-    for layer, _, forward in stock:
-        # Frozen and without dropout: no random numbers to draw again.
-        again = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
-        layer.forward = again  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer, before, _ in stock:
-            del layer.forward
-            if before is not None:
-                layer.forward = before
