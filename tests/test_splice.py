@@ -120,6 +120,32 @@ def test_extra_tokens_stand_right_after_their_anchor():
         )
 
 
+def test_a_core_stands_at_the_front_of_its_image_at_its_own_positions():
+    encoded = toy_encoded()
+    keep = encoded.visual_mask.clone()
+    keep[:, ::3] = False
+    core = keep.clone()
+    core[:, ::2] = False
+    raster = splice(encoded, TokenSelection(keep))
+    prompt = splice(encoded, TokenSelection(keep, core=core))
+    for row in range(len(encoded)):
+        mask, at = encoded.visual_mask[row], encoded.visual_at[row]
+        text = encoded.attention[row] & ~encoded.is_visual[row]
+        # What is written by hand: the text, and each image as core, then focus.
+        columns = text.nonzero().squeeze(1).tolist()
+        for image in encoded.image_of[row][mask].unique().tolist():
+            tokens = mask & (encoded.image_of[row] == image)
+            place = sum(column < int(at[tokens].min()) for column in columns)
+            front, behind = tokens & core[row], tokens & keep[row] & ~core[row]
+            columns[place:place] = [*at[front].tolist(), *at[behind].tolist()]
+        count = len(columns)
+        assert prompt.attention[row].sum() == count
+        assert torch.equal(prompt.embeds[row, -count:], encoded.embeds[row, columns])
+        assert torch.equal(prompt.positions[:, row, -count:], encoded.positions[:, row, columns])
+        assert sorted(columns) == sorted(set(columns))
+    assert torch.equal(prompt.attention, raster.attention)
+
+
 def test_a_sample_alone_and_in_a_batch_gives_the_same_prompt():
     encoded = toy_encoded(RAGGED)
     keep = _random_keep(encoded)

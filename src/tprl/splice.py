@@ -19,7 +19,7 @@ def splice(
         selection: kept tokens in raster order, with `merged` embeddings and `extra` tokens if a
             method makes them. An extra token enters the sequence right after the place of the
             visual token it is anchored to, and has its deepstack features unless it has some of its
-            own.
+            own. A `core` moves to the front of its image.
         positions: "keep" leaves every survivor at its original position (gaps appear) or at that
             which the selection gives, "compact" renumbers 0..n-1.
 
@@ -48,6 +48,8 @@ def splice(
     pos = encoded.positions if moved is None else moved[..., : ids.shape[1]]
     # Even numbers leave room for an extra token right after its anchor.
     order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) * 2
+    if selection.core is not None:
+        order = _core_first(encoded, selection.core & selection.keep, order)
     if selection.extra is not None:
         assert selection.extra_at is not None
         assert selection.extra_mask is not None
@@ -92,6 +94,24 @@ def splice(
 def keep_all(encoded: Encoded) -> TokenSelection:
     """The selection that prunes nothing."""
     return TokenSelection(keep=encoded.visual_mask)
+
+
+def _core_first(encoded: Encoded, core: Tensor, order: Tensor) -> Tensor:
+    """`order` [B S], in which the core's columns come right before the first column of their
+    image."""
+    at, mask, image = encoded.visual_at, encoded.visual_mask, encoded.image_of
+    width = max(map(len, encoded.grids), default=0)
+    # [B images] the first column of each image, then of the image that every token belongs to.
+    last = order.shape[1]
+    columns = at.masked_fill(~mask, last)
+    first = at.new_full((len(at), max(width, 1)), last).scatter_reduce(1, image, columns, "amin")
+    # An odd number between the text before the image and the image; ties keep raster order.
+    front = torch.where(core, 2 * first.gather(1, image) - 1, order.gather(1, at))
+    # Padded entries name column 0, which stays what it is.
+    row, token = (core & mask).nonzero(as_tuple=True)
+    order = order.clone()
+    order[row, at[row, token]] = front[row, token]
+    return order
 
 
 def _columns_at(values: Tensor, index: Tensor) -> Tensor:

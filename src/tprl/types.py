@@ -1,6 +1,6 @@
 """The vocabulary that every part of TPRL speaks.
 
-Dimension letters, used in every annotation of the package:
+Dimension letters, in every annotation:
 
     B samples · V visual tokens before pruning, padded · E extra tokens a method adds
     S sequence length · D width of the language model · Z width of the policy's codes
@@ -45,8 +45,7 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class TowerBlock(Protocol):
-    """A block of a vision tower in two halves, because tokens may merge between them; of I images
-    with M tokens."""
+    """A block of a vision tower in two halves: tokens may merge between; of I images, M tokens."""
 
     def attend(
         self, x: Float[Tensor, "I M C"], bias: Float[Tensor, "I 1 1 M"]
@@ -216,7 +215,8 @@ class TokenSelection:
     position of the visual token `extra_at` names (entries with `extra_mask` False are padding).
     Kept tokens stay in raster order. Extra tokens have the deepstack features of that token, or
     `extra_deep`. `positions`, where they are not those of the unpruned prompt, are of its S
-    columns, then of the E extra tokens.
+    columns, then of the E extra tokens. `core`, a part of `keep`, stands at the front of its image,
+    at its own positions: what else is kept then changes nothing of its keys and values.
     """
 
     keep: Bool[Tensor, "B V"]
@@ -226,6 +226,7 @@ class TokenSelection:
     extra_mask: Bool[Tensor, "B E"] | None = None
     extra_deep: Float[Tensor, "B E F"] | None = None
     positions: Int[Tensor, "P B _"] | None = None
+    core: Bool[Tensor, "B V"] | None = None
 
     @property
     def count(self) -> Int[Tensor, " B"]:
@@ -248,8 +249,7 @@ class TokenSelection:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the language model reads after pruning. Left-padded; `visual` is True on visual
-    tokens."""
+    """What the language model reads after pruning, left-padded; `visual` marks visual tokens."""
 
     uids: tuple[str, ...]
     input_ids: Int[Tensor, "B S"]

@@ -268,3 +268,39 @@ def test_a_set_is_a_mask_of_its_sequence() -> None:
     assert len(masks) == 10
     order = torch.tensor([places((3, 1), 5)])
     assert bool(((order > 0) == masks).all(1).any())
+
+
+class TestStart:
+    """Tokens that are there already: what follows is chosen by its gains beside them."""
+
+    CORE: tuple[int, ...] = (5, 2)
+
+    def test_greedy_continues_from_it(self) -> None:
+        scores, features, alive = world(images=1)
+        start = torch.zeros_like(alive)
+        start[0, list(self.CORE)] = True
+        keep = sequential.greedy(scores, features, alive, torch.tensor([4]), start)
+        chosen = list(self.CORE)
+        for _ in range(2):
+            chosen.append(int(naive_gains(scores[0], features[0], chosen).argmax()))
+        assert sorted(chosen) == keep[0].nonzero().squeeze(1).tolist()
+
+    def test_draws_continue_from_it_in_proportion_to_the_gains(self) -> None:
+        scores, features, alive = world(images=1)
+        start = torch.tensor([[places(self.CORE, 7)]]).expand(1, 4000, -1)
+        noise = torch.rand(1, 4000, 7, generator=torch.Generator().manual_seed(1))
+        order = sequential.draw(scores, features, alive, torch.tensor([3]), 1.0, noise, start)
+        assert bool((order[..., list(self.CORE)] == torch.tensor([1, 2])).all())
+        counts = (order == 3).sum(1)[0]
+        gains = naive_gains(scores[0], features[0], list(self.CORE))
+        assert (counts / 4000 - gains / gains.sum()).abs().max() < 0.03
+
+    def test_a_start_of_nothing_draws_the_same(self) -> None:
+        scores, features, alive = world()
+        k, noise = torch.tensor([3, 2]), torch.rand(2, 5, 7, generator=torch.Generator())
+        none = torch.zeros(2, 5, 7, dtype=torch.long)
+        plain = sequential.draw(scores, features, alive, k, 1.0, noise)
+        assert torch.equal(plain, sequential.draw(scores, features, alive, k, 1.0, noise, none))
+        empty = torch.zeros_like(alive)
+        greedy = sequential.greedy(scores, features, alive, k, empty)
+        assert torch.equal(greedy, sequential.greedy(scores, features, alive, k))

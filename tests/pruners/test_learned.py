@@ -14,9 +14,9 @@ from tprl.budget import budget, image_rows
 from tprl.errors import UserError
 from tprl.policy.dpp import cosine_kernel, greedy_map
 from tprl.pruners.folder import load_weights
-from tprl.pruners.learned import LearnedPruner, load_pruner, places, uniforms
+from tprl.pruners.learned import LearnedPruner, load_pruner, places
 from tprl.pruners.mlp import MLPPruner
-from tprl.pruners.serving import Serving
+from tprl.pruners.serving import Serving, uniforms
 from tprl.pruners.tprl import TPRL
 from tprl.runtime import files
 from tprl.types import Encoded

@@ -193,6 +193,7 @@ KINDS: dict[str, Kind] = {
     "geometry.*": anything,
     # pruners, rewards, data
     "pruner.alpha": NOT_NEGATIVE,
+    "pruner.share": SHARE,
     "important": SHARE,
     **dict.fromkeys(("chunks", "drop", "image_pivots", "text_pivots"), COUNT),
     "pruner.r": FROM_ZERO,

@@ -171,12 +171,14 @@ def serve(
     noise: Float[Tensor, "B N"] | None = None,
     quality: float = 2.0,
     temperature: float = 1.0,
+    start: Bool[Tensor, "B V"] | None = None,
 ) -> Bool[Tensor, "B V"]:
     """The kept set at inference; one True per row at least where anything is alive.
 
     "topk": the k largest logits. "gumbel": top-k of logit / temperature + Gumbel noise, N >= V
     uniforms. "dpp": greedy MAP of the kernel that kinds "dpp" and "sequential" sample from.
-    "threshold": every token with sigmoid(logit) > tau, or the likeliest one; k is not used.
+    "threshold": every token with sigmoid(logit) > tau, or the likeliest one; k is not used. All but
+    a threshold keep the tokens of `start`, at most k, and choose the others beside them.
 
     Raises:
         ValueError: an argument the mode needs is missing, or the mode is unknown.
@@ -189,6 +191,8 @@ def serve(
         raise ValueError(f"select={select} keeps exactly k tokens: give k.")
     # The other modes keep exactly k tokens and compare finite scores.
     scores = logits.float().masked_fill(~alive, 0.0) / temperature
+    if start is not None and select != "dpp":
+        scores = scores.masked_fill(start, torch.inf)
     if select == "topk":
         return keep_top(scores, alive, k)
     if select == "gumbel":
@@ -202,7 +206,7 @@ def serve(
     if select == "dpp":
         if features is None:
             raise ValueError("select=dpp needs the features of the diversity kernel.")
-        return sequential.greedy(quality * scores, features, alive, k)
+        return sequential.greedy(quality * scores, features, alive, k, start)
     raise ValueError(f"select={select} is unknown: use topk, gumbel, dpp or threshold.")
 
 

@@ -57,6 +57,7 @@ def greedy(
     features: Float[Tensor, "I V Z"],
     alive: Bool[Tensor, "I V"],
     k: Int[Tensor, " I"],
+    start: Bool[Tensor, "I V"] | None = None,
 ) -> Bool[Tensor, "I V"]:
     """The k tokens that greedily maximize det(L_Y): always the largest gain, ties to the lower
     index.
@@ -66,6 +67,8 @@ def greedy(
         features: unit rows, see `dpp.unit_features`.
         alive: tokens that may be kept; k must not exceed their number.
         k: tokens to keep of each image; on the host, or their largest is waited for.
+        start: tokens that are kept whatever their gains, at most k; the others are chosen by what
+            they add to these.
     """
     keep = torch.zeros_like(alive)
     log_gain, counts = log_gains(scores, alive, k), k.to(alive.device)
@@ -75,7 +78,8 @@ def greedy(
         gains = _Gains(features[rows].double(), log_gain[rows], alive[rows], steps)
         items = []
         for _ in range(steps):
-            gain, item = gains.value.max(2, keepdim=True)
+            value = gains.value if start is None else _started(gains.value, start[rows])
+            gain, item = value.max(2, keepdim=True)
             gains.take(item, gain)
             items.append(item)
         if items:
@@ -89,6 +93,13 @@ def greedy(
     return keep
 
 
+def _started(value: Float[Tensor, "C G V"], start: Bool[Tensor, "C V"]) -> Float[Tensor, "C G V"]:
+    """The gains to choose from: those of `start` while some of it is not taken, then all."""
+    # A taken token has gain 0 for ever, and every other a positive one.
+    left = start.unsqueeze(1) & (value > 0)
+    return value.masked_fill(left.any(2, keepdim=True) & ~left, -torch.inf)
+
+
 @torch.no_grad()
 def draw(
     scores: Float[Tensor, "I V"],
@@ -97,8 +108,12 @@ def draw(
     k: Int[Tensor, " I"],
     temperature: float,
     noise: Float[Tensor, "I G N"],
+    start: Int[Tensor, "I G V"] | None = None,
 ) -> Int[Tensor, "I G V"]:
     """Sequences of k tokens each, from uniform noise in [0, 1), N >= max(k); k as for `greedy`.
+
+    `start` holds the places of tokens that each sequence begins with; what follows is drawn given
+    them.
 
     Returns:
         The place of every token in its sequence, from 1 on; 0 for tokens that were not drawn.
@@ -113,6 +128,10 @@ def draw(
         # All sequences draw at the same time; those that are complete draw without effect.
         for step in range(steps):
             item = _pick(gains.weight(temperature), uniform[..., step])
+            if start is not None:
+                begun = start[rows, groups] == step + 1
+                first = begun.to(torch.uint8).argmax(2, keepdim=True)
+                item = torch.where(begun.any(2, keepdim=True), first, item)
             active = (step < counts[rows])[:, None, None]
             place.scatter_add_(2, item, (step + 1) * active.expand_as(item).long())
             gains.take(item, gains.value.gather(2, item))

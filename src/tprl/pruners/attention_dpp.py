@@ -1,17 +1,16 @@
 """Attention x DPP: TPRL's way of choosing a set, with CLS attention in the place of what TPRL has
 learned."""
 
-from jaxtyping import Bool, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tprl.budget import Rows
 from tprl.cost import LVLMShape, dpp_flops
-from tprl.pruners.per_image import PerImage
-from tprl.pruners.quality import diverse, log_attention, standardize
+from tprl.pruners.quality import QualityDPP, log_attention, standardize
 from tprl.types import Encoded
 
 
-class AttentionDPPPruner(PerImage):
+class AttentionDPPPruner(QualityDPP):
     """Greedy MAP of a DPP whose quality is CLS attention: the control that says what learning adds.
 
     log q = alpha * z, where z is the z-score of log CLS attention within the image; kernel and
@@ -28,13 +27,9 @@ class AttentionDPPPruner(PerImage):
     name = "attention_dpp"
     extras: frozenset[str] = frozenset({"cls_attention"})
 
-    def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = alpha
-
-    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+    def log_quality(self, images: Rows, encoded: Encoded) -> Float[Tensor, "I W"]:
         attention = log_attention(images.split(encoded.extras["cls_attention"]))
-        log_q = self.alpha * standardize(attention, images.mask)
-        return diverse(log_q, images, encoded, k)
+        return standardize(attention, images.mask)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """The kernel of projected tokens and greedy MAP on it."""

@@ -60,7 +60,7 @@ def _joined(parts: Sequence[TokenSelection]) -> TokenSelection:
         values = [getattr(part, name) for part in parts]
         if values[0] is None:
             return None
-        if name in ("keep", "merged"):
+        if name in ("keep", "merged", "core"):
             return torch.cat(values)
         # Extra tokens: as many as the question with most has. Positions have an axis before that of
         # questions.
@@ -72,5 +72,5 @@ def _joined(parts: Sequence[TokenSelection]) -> TokenSelection:
 
     keep = together("keep")
     assert keep is not None
-    names = ("merged", "extra", "extra_at", "extra_mask", "extra_deep", "positions")
+    names = ("merged", "extra", "extra_at", "extra_mask", "extra_deep", "positions", "core")
     return TokenSelection(keep, *(together(name) for name in names))

@@ -3,13 +3,12 @@
 import re
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tprl.budget import Rows
 from tprl.cost import LVLMShape, dpp_flops
-from tprl.pruners.per_image import PerImage
-from tprl.pruners.quality import diverse, standardize
+from tprl.pruners.quality import QualityDPP, standardize
 from tprl.types import Encoded
 
 # Named colors of CSS that have a hue, red, green and blue in [0, 255].
@@ -30,7 +29,7 @@ FAINT = 0.08  # chroma, of 1, at which a hue counts half
 SHARE = 4  # the best fourth of a token's pixels decides
 
 
-class KeywordColorPruner(PerImage):
+class KeywordColorPruner(QualityDPP):
     """Greedy MAP of a DPP whose quality is how much of a token has a hue that the question names:
     the control for drawn worlds, where a color names a few things among many.
 
@@ -48,12 +47,8 @@ class KeywordColorPruner(PerImage):
     extras: frozenset[str] = frozenset({"pixels"})
     reads_question = True
 
-    def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = alpha
-
-    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
-        log_q = self.alpha * standardize(images.split(likeness(encoded)), images.mask)
-        return diverse(log_q, images, encoded, k)
+    def log_quality(self, images: Rows, encoded: Encoded) -> Float[Tensor, "I W"]:
+        return standardize(images.split(likeness(encoded)), images.mask)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """The kernel of projected tokens and greedy MAP on it; comparing pixels is no matrix

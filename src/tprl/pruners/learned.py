@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tprl import cost
-from tprl.budget import check_keep_ratio
+from tprl.budget import check_keep_ratio, need_ratio
 from tprl.build import target_at
 from tprl.errors import UserError
 from tprl.policy.action import Select, serve
@@ -25,11 +25,10 @@ from tprl.policy.dpp import unit_features
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.card import model_card
 from tprl.pruners.folder import CARD, CONFIG, WEIGHTS, find_pruner, load_weights, read_config
-from tprl.pruners.serving import Serving
+from tprl.pruners.serving import Serving, uniforms
 from tprl.runtime import distributed, hub
 from tprl.runtime.files import write_atomically, write_sealed
 from tprl.runtime.finite import check_logits
-from tprl.seeding import stable_seed
 from tprl.types import Encoded, TokenSelection
 
 # What folders without `_target_` (0.1) name by `pruner`.
@@ -141,10 +140,24 @@ class LearnedPruner(nn.Module, ABC):
         ratio = check_keep_ratio(keep_ratio)
         return TokenSelection(self.serve(x, self.logits(x, ratio), ratio, encoded.uids))
 
+    def complete(
+        self, encoded: Encoded, keep_ratio: float | None, core: Bool[Tensor, "B V"]
+    ) -> TokenSelection:
+        """Keep the `core`, and of the other tokens those that add most to it, up to
+        `budget(keep_ratio, n)` of each image. Raises as `select` does."""
+        x, ratio = self.observe(encoded), need_ratio(self.name, keep_ratio)
+        logits = self.logits(x, ratio)
+        return TokenSelection(self.serve(x, logits, ratio, encoded.uids, core))
+
     def serve(
-        self, x: PolicyInput, logits: Float[Tensor, "B V"], keep_ratio: float, uids: Sequence[str]
+        self,
+        x: PolicyInput,
+        logits: Float[Tensor, "B V"],
+        keep_ratio: float,
+        uids: Sequence[str],
+        core: Bool[Tensor, "B V"] | None = None,
     ) -> Bool[Tensor, "B V"]:
-        """The kept set for given logits."""
+        """The kept set for given logits; the `core` is in it whatever its logits."""
         check_logits(self.name, logits, x.mask, uids)
         # Budgets are per image: [B V] -> [I W] and back.
         images, how = x.images, self.serving
@@ -167,6 +180,7 @@ class LearnedPruner(nn.Module, ABC):
             tau=how.tau,
             noise=noise,
             quality=how.quality_at(keep_ratio),
+            start=None if core is None else images.split(core) & images.mask,
         )
         return images.join(keep, x.mask)
 
@@ -328,15 +342,6 @@ def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
             out[b, start : start + rows * columns] = tables[rows, columns]
             start += rows * columns
     return out.to(encoded.embeds.device)
-
-
-def uniforms(uids: Sequence[str], seed: int, width: int) -> Float[Tensor, "B N"]:
-    """Uniforms in [0, 1), a row per sample that depends on (uid, seed) alone."""
-    rows = []
-    for uid in uids:
-        generator = torch.Generator().manual_seed(stable_seed(uid, seed))
-        rows.append(torch.rand(width, generator=generator))
-    return torch.stack(rows) if rows else torch.zeros(0, width)
 
 
 def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedPruner:

@@ -1,13 +1,18 @@
 """Relevance x diversity without training: any score of the tokens as the quality of TPRL's DPP,
 served greedily."""
 
+from abc import abstractmethod
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
-from tprl.budget import Rows
+from tprl.budget import Rows, need_ratio, rows_of
 from tprl.policy.dpp import cosine_kernel, greedy_map
-from tprl.types import Encoded
+from tprl.pruners.per_image import PerImage
+from tprl.types import Encoded, TokenSelection
+
+CERTAIN = 100.0  # log q of a token that is kept whatever else is, above all others
 
 
 def standardize(x: Shaped[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
@@ -25,6 +30,44 @@ def standardize(x: Shaped[Tensor, "I W"], mask: Bool[Tensor, "I W"]) -> Float64[
 def log_attention(attention: Float[Tensor, "I W"]) -> Float64[Tensor, "I W"]:
     """Its logarithm; attention below 1e-8, which half precision rounds to 0, counts as 1e-8."""
     return attention.double().clamp(min=1e-8).log()
+
+
+class QualityDPP(PerImage):
+    """A rule whose quality is one number per token; `diverse` makes a set of it.
+
+    Args:
+        alpha: weight of the quality against diversity; 0 is diversity alone.
+    """
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = alpha
+
+    @abstractmethod
+    def log_quality(self, images: Rows, encoded: Encoded) -> Float[Tensor, "I W"]:
+        """z-scores within each image, which `alpha` weighs."""
+
+    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+        return diverse(self.alpha * self.log_quality(images, encoded), images, encoded, k)
+
+    def complete(
+        self, encoded: Encoded, keep_ratio: float | None, core: Bool[Tensor, "B V"]
+    ) -> TokenSelection:
+        """Keep the `core`, and of the other tokens those that add most to it, up to
+        `budget(keep_ratio, n)` of each image.
+
+        Raises:
+            UserError: `keep_ratio` is None or not in (0, 1].
+        """
+        if not bool(core.any()):
+            return self.select(encoded, keep_ratio)
+        images, ratio = rows_of(encoded), need_ratio(self.name, keep_ratio)
+        log_q = (self.alpha * self.log_quality(images, encoded)).double()
+        # Greedy MAP takes the core first, whatever its gains, and compares what is left with it.
+        chosen = images.split(core) & images.mask
+        highest = log_q.masked_fill(~images.mask, -torch.inf).amax(1, keepdim=True)
+        log_q = torch.where(chosen, highest + CERTAIN, log_q)
+        keep = diverse(log_q, images, encoded, images.budgets(ratio))
+        return TokenSelection(images.join(keep, encoded.visual_mask))
 
 
 def diverse(

@@ -1,18 +1,17 @@
 """Question x DPP: TPRL's way of choosing a set, with a similarity to the question's words as
 quality, untrained."""
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tprl.budget import Rows
 from tprl.cost import LVLMShape, dpp_flops
-from tprl.pruners.per_image import PerImage
-from tprl.pruners.quality import diverse, standardize
+from tprl.pruners.quality import QualityDPP, standardize
 from tprl.types import Encoded
 
 
-class QuestionDPPPruner(PerImage):
+class QuestionDPPPruner(QualityDPP):
     """Greedy MAP of a DPP whose quality is the similarity to the question: what the question gives
     for nothing.
 
@@ -34,11 +33,10 @@ class QuestionDPPPruner(PerImage):
     reads_question = True
 
     def __init__(self, alpha: float = 0.1) -> None:
-        self.alpha = alpha
+        super().__init__(alpha)
 
-    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
-        log_q = self.alpha * standardize(images.split(relevance(encoded)), images.mask)
-        return diverse(log_q, images, encoded, k)
+    def log_quality(self, images: Rows, encoded: Encoded) -> Float[Tensor, "I W"]:
+        return standardize(images.split(relevance(encoded)), images.mask)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """One product of every token with the mean of the words, the kernel, and greedy MAP on

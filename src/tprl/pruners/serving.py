@@ -4,8 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from tprl.errors import UserError
 from tprl.policy.action import Select
+from tprl.seeding import stable_seed
 
 
 @dataclass(frozen=True)
@@ -51,3 +56,12 @@ class Serving:
     def quality_at(self, keep_ratio: float) -> float:
         """Weight of relevance against diversity when that fraction is kept."""
         return self.quality * min(1.0, self.trained_to / keep_ratio) ** self.fade
+
+
+def uniforms(uids: Sequence[str], seed: int, width: int) -> Float[Tensor, "B N"]:
+    """Uniforms in [0, 1), a row per sample that depends on (uid, seed) alone."""
+    rows = []
+    for uid in uids:
+        generator = torch.Generator().manual_seed(stable_seed(uid, seed))
+        rows.append(torch.rand(width, generator=generator))
+    return torch.stack(rows) if rows else torch.zeros(0, width)

@@ -1,18 +1,17 @@
 """Word attention x DPP: TPRL's way of choosing a set, with the language model's own attention to
 the question's words as quality."""
 
-from jaxtyping import Bool, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tprl.budget import Rows
 from tprl.cost import LVLMShape, dpp_flops, lm_layer_flops
 from tprl.lvlm.listening import WORD_ATTENTION, listening_layer
-from tprl.pruners.per_image import PerImage
-from tprl.pruners.quality import diverse, log_attention, standardize
+from tprl.pruners.quality import QualityDPP, log_attention, standardize
 from tprl.types import Encoded
 
 
-class WordAttentionPruner(PerImage):
+class WordAttentionPruner(QualityDPP):
     """Greedy MAP of a DPP whose quality is where the question's words look in an early layer of the
     unpruned language model.
 
@@ -32,13 +31,9 @@ class WordAttentionPruner(PerImage):
     extras: frozenset[str] = frozenset({WORD_ATTENTION})
     reads_question = True
 
-    def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = alpha
-
-    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
+    def log_quality(self, images: Rows, encoded: Encoded) -> Float[Tensor, "I W"]:
         attention = log_attention(images.split(encoded.extras[WORD_ATTENTION]))
-        log_q = self.alpha * standardize(attention, images.mask)
-        return diverse(log_q, images, encoded, k)
+        return standardize(attention, images.mask)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """The early layers on the image's tokens, the kernel, and greedy MAP on it."""

@@ -111,6 +111,11 @@ def check_servable(pruner: Any) -> None:
             f"pruner {name} reranks what {pruner.pruner.name} scores, and an export "
             f"carries no pruner inside another: serve {pruner.pruner.name}."
         )
+    if hasattr(pruner, "core_share"):
+        raise UserError(
+            f"pruner {name} keeps a core for a conversation, and an export carries no pruner "
+            "inside another: serve pruner=divprune, which every turn keeps alike, or a policy."
+        )
     if not hasattr(pruner, "select"):
         raise UserError(
             f"pruner {name} drops tokens between layers of the language model, "

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
-from tprl.pruners.learned import LearnedPruner, uniforms
+from tprl.pruners.learned import LearnedPruner
+from tprl.pruners.serving import uniforms
 from tprl.rl.rollout import step_budgets
 from tprl.runtime import memory
 from tprl.runtime.finite import check_finite

@@ -16,7 +16,8 @@ from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.policy.action import ActionRule, action_kind, noise_width
 from tprl.policy.networks import PolicyInput
-from tprl.pruners.learned import LearnedPruner, uniforms
+from tprl.pruners.learned import LearnedPruner
+from tprl.pruners.serving import uniforms
 from tprl.rewards import WeightedReward
 from tprl.rl import credit
 from tprl.rl.gae import gae, group_advantage, leave_one_out
