@@ -34,6 +34,11 @@ def budget(keep_ratio: float, n: int) -> int:
     return max(1, math.floor(check_keep_ratio(keep_ratio) * n + 0.5)) if n else 0
 
 
+def core_budget(share: float, kept: int) -> int:
+    """Tokens of the core among `kept` ones of an image: floor(share * kept + 0.5)."""
+    return math.floor(share * kept + 0.5)
+
+
 def budgets(keep_ratio: float, visual_mask: Bool[Tensor, "B V"]) -> Int[Tensor, " B"]:
     """`budget` of every sample, counting its unpadded visual tokens."""
     # Rounded in Python, in float64: float32 would round 0.7 of 5 tokens to 3.

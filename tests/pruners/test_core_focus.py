@@ -7,12 +7,12 @@ import pytest
 import torch
 from tests.helpers import RAGGED, toy_encoded
 
-from tprl.budget import budget
+from tprl.budget import budget, core_budget
 from tprl.build import load_component
 from tprl.errors import UserError
 from tprl.policy.dpp import cosine_kernel
 from tprl.pruners.attention_dpp import AttentionDPPPruner
-from tprl.pruners.core_focus import CoreFocus, core_budget, load_core_focus
+from tprl.pruners.core_focus import CoreFocus, load_core_focus
 from tprl.pruners.divprune import DivPrunePruner
 from tprl.pruners.random import RandomPruner
 from tprl.pruners.word_attention import WordAttentionPruner

@@ -24,6 +24,7 @@ from tprl.commands.plan import check_logger
 from tprl.commands.setup import asked_entries, make_dataset, make_logger, plain, start
 from tprl.commands.shell import command
 from tprl.commands.threads import use_threads
+from tprl.commands.turns import evaluate_turns_of
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation import analysis
@@ -100,6 +101,8 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     # Modes with a command of their own branch off before entries are made.
     if cfg.mode == "calibrate":
         return calibrate_pruners(cfg, directory)
+    if cfg.mode == "turns":
+        return evaluate_turns_of(cfg, directory)
     if cfg.mode != "accuracy":  # src.bench has a command line of its own for these
         return bench(cfg, directory)
     if cfg.compare:

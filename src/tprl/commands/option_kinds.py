@@ -68,7 +68,7 @@ PRUNERS = Listed(component("pruner"), least=0, distinct=True)
 # also where one types `stage.`.
 KINDS: dict[str, Kind] = {
     # what is measured
-    "mode": OneOf(("accuracy", "calibrate", "parity", "selectors", "latency")),
+    "mode": OneOf(("accuracy", "turns", "calibrate", "parity", "selectors", "latency")),
     "retention": Number(0, 1, above=True, example="0.98", null="keep ratios as they are given"),
     "confidence": CONFIDENCE,
     "calibrate.split": text,
@@ -90,6 +90,10 @@ KINDS: dict[str, Kind] = {
         whole=True,
         null="a choice by the model",
     ),
+    "turns.questions": Listed(
+        Number(1, LARGEST, whole=True, example="4"), distinct=True, purpose="ask"
+    ),
+    "turns.equal": Listed(OneOf(("read", "computed")), distinct=True, purpose="compare by"),
     "latency.batch_sizes": Listed(COUNT, distinct=True, purpose="time"),
     "latency.image": Listed(Number(1, 2**15, whole=True, example="672"), exactly=2),
     "latency.repeats": COUNT,
@@ -122,6 +126,8 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(
         ("epochs", "iterations", "prompts", "group", "minibatch", "update_epochs", "steps"), COUNT
     ),
+    **dict.fromkeys(("turns.turns", "dataset.rounds"), COUNT),
+    "turns.share": SHARE,
     **dict.fromkeys(
         ("demonstrations", "validate_every", "log_every", "autoencoder.images", "questions"), COUNT
     ),
@@ -135,7 +141,9 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(
         ("kl_stop", "noise", "look_weight", "cls_look_weight", "next_weight"), NOT_NEGATIVE
     ),
-    **dict.fromkeys(("ppo.clip", "lfd.clip", "grad_clip"), Number(0, above=True, example="1.0")),
+    **dict.fromkeys(
+        ("ppo.clip", "turns.clip", "lfd.clip", "grad_clip"), Number(0, above=True, example="1.0")
+    ),
     **dict.fromkeys(("gamma", "lam", "full_share", "object_share"), SHARE),
     **dict.fromkeys(("discount", "keep_low"), Number(0, 1, above=True, example="0.5")),
     "threshold_ratio": RATIO,
@@ -216,6 +224,7 @@ FIXED = {  # options that no class names
     "served": {"keep_ratios", "limit", "first"},
     "evaluation": {"pruners", "datasets", "keep_ratios", "limit", "batch_size", "seeds"},
     "calibrate": {"split", "limit", "keep_ratios", "labels"},
+    "turns": {"questions", "equal"},
     "latency": {"batch_sizes", "repeats", "warmup", "text_tokens", "new_tokens", "image"},
 }
 OPTIONS = ("cache",)  # what stages are built from that is no group of yamls

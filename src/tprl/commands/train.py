@@ -21,6 +21,7 @@ from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries, with_regions
 from tprl.evaluation.evaluator import check_answers, check_cost, check_entries
 from tprl.evaluation.results import card_results, mean_accuracy
+from tprl.pruners.core_focus import CORE
 from tprl.pruners.folder import find_pruner, load_weights, read_config
 from tprl.pruners.learned import LearnedPruner, check_family, load_pruner, pruner_from
 from tprl.runtime import distributed
@@ -181,6 +182,7 @@ class Training(ModelRun):
         kind, module = class_of(config), self.module_of(config)
         if not kind.keeps_serving:
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
+            self.pruner.trained_on.pop(CORE, None)  # the core was shared by other logits
         # A stage that runs twice takes over its costly attributes instead of computing them again.
         for name, value in self._shared.get(kind, {}).items():
             setattr(module, name, value)

@@ -23,6 +23,7 @@ EVAL_READS: Mapping[str, frozenset[str]] = {
     | {"retention", "confidence", "calibration"},
     "calibrate": ENTRIES - {"keep_ratios", "seeds"}
     | {"model", "dataset", "batch_size", "threads", "calibrate"},
+    "turns": ENTRIES | {"model", "dataset", "split", "limit", "batch_size", "threads", "turns"},
     "latency": ENTRIES | {"model", "latency", "threads"},
     "parity": frozenset({"model", "models", "dataset", "split", "limit", "threads"}),
     "selectors": frozenset({"threads"}),

@@ -32,6 +32,7 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": (5, 7), "large": (10, 13)}  # half of the side, pixels, inclusive
 Split = Literal["train", "val", "test", "final"]
+ROUNDS = (1, 2, 3)  # every family has three different questions about three objects
 
 
 class Thing(NamedTuple):
@@ -289,9 +290,12 @@ class Scenes:
         limit: use only the first `limit` questions; None uses the whole split.
         seed: shifts the *training* images only.
         families: families to ask, None asks all; leaving one out is for transfer studies.
+        rounds: questions of each family about an image, 1 to 3; the first of them is that of one
+            round.
 
     Raises:
-        UserError: an unknown split or family, a family twice, or a limit below 1.
+        UserError: an unknown split or family, a family twice, a limit below 1, or more rounds
+            than there surely are questions.
     """
 
     name = "scenes"
@@ -303,6 +307,7 @@ class Scenes:
         limit: int | None = None,
         seed: int = 0,
         families: str | Sequence[str] | None = None,
+        rounds: int = 1,
     ) -> None:
         world = self.world
         families = world.families if families is None else name_list("dataset.families", families)
@@ -321,25 +326,36 @@ class Scenes:
             raise UserError(
                 f"limit must be at least 1 or null, got {limit}; null reads the whole split."
             )
-        self.split, self.families = split, tuple(families)
+        if rounds not in ROUNDS:
+            raise UserError(
+                f"rounds must be 1 to {max(ROUNDS)}, got {rounds}: an image of three objects has "
+                "no more different questions of every family."
+            )
+        self.split, self.families, self.rounds = split, tuple(families), rounds
         self._key = (split, seed if split == "train" else 0)
-        questions = world.splits[split]
+        questions = world.splits[split] * rounds
         self._length = questions if limit is None else min(limit, questions)
 
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def per_image(self) -> int:
+        """Questions that follow each other about one image."""
+        return len(self.families) * self.rounds
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"question {index} of {len(self)}")
-        image, slot = divmod(index, len(self.families))
-        family = self.families[slot]
+        image, slot = divmod(index, self.per_image)
+        number, family = divmod(slot, len(self.families))
+        family = self.families[family]
         scene, picture = _scene(self.world, *self._key, image)
-        stream = Stream("question", *self._key, image, family)
-        question = self.world.ask[family](scene.things, stream)
+        question = self._question(scene, image, family, number)
         # A seed of its own shows in the uid: other images, other questions.
         split = f"{self.split}-{self._key[1]}" if self._key[1] else self.split
-        uid = f"{self.name}/{split}/{image}/{family}"
+        again = f"-{number + 1}" if number else ""
+        uid = f"{self.name}/{split}/{image}/{family}{again}"
         return Sample(
             uid,
             (picture,),
@@ -349,6 +365,19 @@ class Scenes:
             question.box,
             question.region,
         )
+
+    def _question(self, scene: Scene, image: int, family: str, number: int) -> Question:
+        """Question `number` of a family; those after the first are drawn until their words are
+        new."""
+        key = ("question", *self._key, image, family)
+        asked = [self.world.ask[family](scene.things, Stream(*key))]
+        draw = 0
+        while len(asked) <= number:
+            draw += 1
+            question = self.world.ask[family](scene.things, Stream(*key, draw))
+            if question.text not in [before.text for before in asked]:
+                asked.append(question)
+        return asked[number]
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1.0 if the prediction counts as right, else 0.0."""

@@ -15,6 +15,7 @@ from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.results import FULL
 from tprl.pruners.adaptive import Adaptive
+from tprl.pruners.core_focus import CORE, CoreFocus
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.pruners.tprl import TPRL
 from tprl.types import Dataset, Pruner
@@ -23,12 +24,12 @@ log = logging.getLogger(__name__)
 # questions that tell whether a dataset has regions: some have them for a kind of question only
 LOOKED_AT = 64
 # modes of a trained pruner, and its state before PPO
-ADAPTIVE, LFD, THRESHOLD = "adaptive", "lfd", "threshold"
+ADAPTIVE, LFD, THRESHOLD, CORE_FOCUS = "adaptive", "lfd", "threshold", "core_focus"
 
 
 def variants(name: str) -> frozenset[str]:
     """The entries that are the pruner of this name itself, and so no rivals of it."""
-    return frozenset({name, *(f"{name}_{kind}" for kind in (ADAPTIVE, LFD, THRESHOLD))})
+    return frozenset({name, *(f"{name}_{kind}" for kind in (ADAPTIVE, LFD, THRESHOLD, CORE_FOCUS))})
 
 
 def trained_entries(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
@@ -80,8 +81,8 @@ def compared_entries(runs: Any, settings: Mapping[str, Any]) -> list[Entry]:
 def with_modes(
     name: str, pruner: LearnedPruner, ratios: tuple[float, ...], seed: int = 0
 ) -> list[Entry]:
-    """A trained pruner with exact budgets, and the adaptive and threshold modes that it was
-    calibrated for."""
+    """A trained pruner with exact budgets, and its adaptive, threshold and core-and-focus modes,
+    where it was calibrated or trained for them."""
     entries = [Entry(name, pruner, ratios, seed)]
     # Modes exist only where the run was calibrated for them.
     if pruner.serving.prices:
@@ -90,6 +91,9 @@ def with_modes(
             entries.append(Entry(f"{name}_{ADAPTIVE}", adaptive, within, seed))
     if pruner.serving.tau is not None:
         entries.append(Entry(f"{name}_{THRESHOLD}", pruner, (None,), seed))
+    if CORE in pruner.trained_on:
+        shared = CoreFocus(pruner, pruner, **pruner.trained_on[CORE])
+        entries.append(Entry(f"{name}_{CORE_FOCUS}", shared, ratios, seed))
     return entries
 
 

@@ -103,6 +103,7 @@ def act(
     features: Float[Tensor, "B V Z"] | None = None,
     action: Shaped[Tensor, "B *G V"] | None = None,
     noise: Float[Tensor, "B *G N"] | None = None,
+    start: Int[Tensor, "B *G V"] | None = None,
 ) -> tuple[Shaped[Tensor, "B *G V"], Float[Tensor, "B *G A"], Float[Tensor, "B *G A"]]:
     """Sample an action (`action` None) or evaluate a given one; the same code, so the two cannot
     drift apart.
@@ -119,6 +120,8 @@ def act(
             order of drawing, from 1 on, 0 where it was not drawn. With an axis G: several actions
             of the same state, which share one normalizer (for a DPP: one eigendecomposition).
         noise: uniforms in [0, 1) to sample with, at least `noise_width` of them; the same axis G.
+        start: "sequential" only: places of tokens that the action begins with and that were not
+            drawn from these logits; what follows is drawn given them.
 
     Returns:
         The action (what is positive is executed), its log-probability and the entropy, in nats.
@@ -152,7 +155,7 @@ def act(
     elif features is None:
         raise ValueError(f"kind {rule.kind} needs the features of the diversity kernel.")
     elif rule.kind == "sequential":
-        return _sequential(logits.float(), alive, rule, k, features, action, noise)
+        return _sequential(logits.float(), alive, rule, k, features, action, noise, start)
     else:
         action, log_prob, entropy = _kdpp(scores, alive, rule.quality, k, features, action, noise)
     # [B] -> [B *G]: the entropy belongs to the state, not to the action.
@@ -287,6 +290,7 @@ def _sequential(
     features: Tensor,
     action: Tensor | None,
     noise: Tensor | None,
+    start: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens one after the other (`policy.sequential`), whose log-probabilities stand where the
     tokens do."""
@@ -296,16 +300,18 @@ def _sequential(
         assert noise is not None
         # `sequential` knows one axis of sequences: [B *G N] -> [B G N].
         flat = noise.reshape(len(noise), -1, noise.shape[-1])
-        drawn = sequential.draw(scores, features, alive, k, rule.temperature, flat)
+        begun = None if start is None else start.reshape(*flat.shape[:2], alive.shape[1])
+        drawn = sequential.draw(scores, features, alive, k, rule.temperature, flat, begun)
         action = drawn.reshape(*noise.shape[:-1], alive.shape[1])
         _check_count(alive, k, action)
     flat = action.reshape(len(action), -1, action.shape[-1])
     log_prob = sequential.log_prob(scores, features, alive, k, rule.temperature, flat)
     log_prob = log_prob.reshape(action.shape)
-    # Every draw of a sequence has the entropy of its state.
+    # Every draw of a sequence has the entropy of its state; what it began with was not drawn.
     evenness = _evenness(scores / rule.temperature, alive).float()
     evenness = evenness.reshape(-1, *[1] * (action.ndim - 1))
-    return action, log_prob, evenness * (action > 0)
+    drawn_here = action > 0 if start is None else (action > 0) & (start == 0)
+    return action, log_prob * drawn_here, evenness * drawn_here
 
 
 def _evenness(logits: Tensor, alive: Tensor) -> Tensor:

@@ -2,19 +2,21 @@
 part that each question chooses beside it."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from tprl.budget import budget, check_keep_ratio, need_ratio, rows_of
+from tprl.budget import budget, check_keep_ratio, core_budget, need_ratio, rows_of
 from tprl.build import choices, load_component
 from tprl.errors import UserError
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.types import Encoded, Pruner, TokenSelection
+
+# What a policy's `trained_on` holds after stage=turns: the other arguments of `CoreFocus`.
+CORE = "core"
 
 
 @runtime_checkable
@@ -29,11 +31,6 @@ class Completes(Protocol):
     ) -> TokenSelection:
         """Keep `core`, and fill up to `budget(keep_ratio, n)` tokens of each image."""
         ...
-
-
-def core_budget(share: float, kept: int) -> int:
-    """Tokens of the core among `kept` ones of an image: floor(share * kept + 0.5)."""
-    return int(share * kept + 0.5)
 
 
 class CoreFocus:

@@ -22,6 +22,7 @@ class Rollout(NamedTuple):
     action: Shaped[Tensor, "T B V"]
     log_prob: Float[Tensor, "T B A"]
     value: Float[Tensor, "T B"]
+    core: Bool[Tensor, "T B V"] | None = None  # what of it stands first (`TokenSelection.core`)
 
     @property
     def keep(self) -> Bool[Tensor, "T B V"]:
@@ -30,7 +31,7 @@ class Rollout(NamedTuple):
 
     def rows(self, index: Tensor | slice) -> "Rollout":
         """The episodes at `index`, in its order."""
-        return Rollout(*(part[:, index] for part in self))
+        return Rollout(*(None if part is None else part[:, index] for part in self))
 
 
 def step_ratios(keep_ratio: float, steps: int) -> list[float]:
@@ -162,9 +163,11 @@ def _step(
         features = images.split(x.features)
     # [B*G V] -> [I G W]: the episodes of a question share its state, hence one normalizer.
     if action is not None:
-        action = _split(images, action.unflatten(0, (-1, shared))) * images.mask.unsqueeze(1)
+        action = split_episodes(images, action.unflatten(0, (-1, shared))) * images.mask.unsqueeze(
+            1
+        )
     if noise is not None:
-        noise = _split_noise(images, noise.unflatten(0, (-1, shared)), rule, alive.shape[1])
+        noise = split_noise(images, noise.unflatten(0, (-1, shared)), rule, alive.shape[1])
     action, log_prob, entropy = act(
         images.split(logits),
         images.split(alive) & images.mask,
@@ -176,20 +179,23 @@ def _step(
         noise=noise,
     )
     # Back to one row per episode.
-    action = _join(images, action, alive)
+    action = join_episodes(images, action, alive)
     if rule.per_set:
         log_prob, entropy = _over_images(images, log_prob, entropy, len(alive))
     else:
-        log_prob, entropy = _join(images, log_prob, alive), _join(images, entropy, alive)
+        log_prob, entropy = (
+            join_episodes(images, log_prob, alive),
+            join_episodes(images, entropy, alive),
+        )
     flat = [part.flatten(0, 1) for part in (action, log_prob, entropy)]
     return flat[0], flat[1], flat[2], value.repeat_interleave(shared)
 
 
-def _split(images: Rows, x: Shaped[Tensor, "B G V"]) -> Shaped[Tensor, "I G W"]:
+def split_episodes(images: Rows, x: Shaped[Tensor, "B G V"]) -> Shaped[Tensor, "I G W"]:
     return images.split(x.transpose(1, 2)).transpose(1, 2)
 
 
-def _split_noise(
+def split_noise(
     images: Rows, noise: Float[Tensor, "B G N"], rule: ActionRule, v: int
 ) -> Float[Tensor, "I G M"]:
     """Every token takes its own uniforms along, so that a sample with one image draws the same as
@@ -202,7 +208,7 @@ def _split_noise(
     return images.split(tokens).transpose(1, 2).flatten(2)
 
 
-def _join(
+def join_episodes(
     images: Rows, x: Shaped[Tensor, "I G W"], like: Shaped[Tensor, "B V"]
 ) -> Shaped[Tensor, "B G V"]:
     return torch.stack([images.join(episode, like) for episode in x.unbind(1)], 1)

@@ -29,18 +29,19 @@ def measure_episodes(
     # [T + 1 B]: row 0 has all tokens, row t what step t has left.
     kept = torch.stack([rollout.alive[0].sum(1), *(action.sum(1) for action in rollout.keep)])
     steps, keep = len(rollout.action), rollout.keep.flatten(0, 1)
+    core = None if rollout.core is None else rollout.core.flatten(0, 1)
     asked, states = [*rows] * steps, (steps, len(rows))
     # Scores against answers; those with all tokens are measured once per question.
     if needs & LABELS:
         full = scorer.full(samples, encoded)
-        scored = scorer.selections(samples, encoded, asked, keep)
+        scored = scorer.selections(samples, encoded, asked, keep, core)
         log_prob, score = full.log_prob[rows].unsqueeze(0), full.score[rows].unsqueeze(0)
         fields["log_prob"] = torch.cat([log_prob, scored.log_prob.view(states)])
         if "score" in needs:
             fields["score"] = torch.cat([score, scored.score.view(states)])
     # Agreement with the model's own answers needs no label; row 0 agrees by definition.
     if needs & FIDELITY:
-        kl, same = scorer.fidelities(encoded, asked, keep)
+        kl, same = scorer.fidelities(encoded, asked, keep, core)
         none, every = torch.zeros_like(kl[: len(rows)]), torch.ones_like(same[: len(rows)])
         fields["answer_kl"] = torch.cat([none, kl]).view(-1, len(rows))
         fields["agreement"] = torch.cat([every, same]).view(-1, len(rows))

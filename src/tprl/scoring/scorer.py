@@ -105,14 +105,15 @@ class Scorer:
         encoded: Encoded,
         rows: Sequence[int],
         keep: Bool[Tensor, "N V"],
+        core: Bool[Tensor, "N V"] | None = None,
     ) -> Scored:
         """Measure N selections in one pass, by the likelihood of `targets`; `keep[i]` is of
-        question `rows[i]`."""
+        question `rows[i]`, and `core[i]` what of it stands first."""
         # The same targets for every selection of a question, or likelihoods could not be compared.
         targets = self.targets(samples, encoded)
         score, log_prob = torch.empty(2, len(rows), device=encoded.embeds.device)
         predictions: list[str | None] = [None] * len(rows)
-        for at, prompt in selected(encoded, rows, keep, memory.working_bytes(self.lvlm)):
+        for at, prompt in selected(encoded, rows, keep, memory.working_bytes(self.lvlm), core):
             questions = [rows[i] for i in at]
             asked = [samples[i] for i in questions]
             scored = self(asked, prompt, [targets[i] for i in questions])
@@ -200,18 +201,26 @@ class Scorer:
         return self.lvlm.divergence(prompt, answers, reference.log_probs, index)
 
     def fidelities(
-        self, encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"]
+        self,
+        encoded: Encoded,
+        rows: Sequence[int],
+        keep: Bool[Tensor, "N V"],
+        core: Bool[Tensor, "N V"] | None = None,
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """`fidelity` of N selections in one pass; `keep[i]` is of question `rows[i]`."""
+        """`fidelity` of N selections in one pass; arguments as of `selections`."""
         reference = self.reference(encoded)
         kl, same = torch.empty(2, len(rows), device=encoded.embeds.device)
-        for at, prompt in selected(encoded, rows, keep, memory.working_bytes(self.lvlm)):
+        for at, prompt in selected(encoded, rows, keep, memory.working_bytes(self.lvlm), core):
             kl[at], same[at] = self.fidelity(prompt, reference, [rows[i] for i in at])
         return kl, same
 
 
 def selected(
-    encoded: Encoded, rows: Sequence[int], keep: Bool[Tensor, "N V"], budget: int
+    encoded: Encoded,
+    rows: Sequence[int],
+    keep: Bool[Tensor, "N V"],
+    budget: int,
+    core: Bool[Tensor, "N V"] | None = None,
 ) -> Iterator[tuple[list[int], Prompt]]:
     """The prompts of N selections, and which they are: from short to long, as many at a time as the
     budget of bytes holds; where GPU memory ends, half as many.
@@ -228,7 +237,8 @@ def selected(
     while start < len(order):
         at = order[start : start + size]
         try:
-            prompt = splice(encoded.rows([rows[i] for i in at]), TokenSelection(keep[at]))
+            selection = TokenSelection(keep[at], core=None if core is None else core[at])
+            prompt = splice(encoded.rows([rows[i] for i in at]), selection)
         except torch.OutOfMemoryError as error:
             if len(at) == 1:
                 raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -35,7 +35,7 @@ from tprl.stages.ppo_settings import UNREAD, blocks_read, check_choices, check_c
 from tprl.stages.ppo_update import Episodes, PPOUpdate
 from tprl.stages.prompts import drawn_ratios, prompt_loader
 from tprl.stages.rollout_log import normalize_over_ranks
-from tprl.types import LVLM, Dataset, Encoded, Sample
+from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
 
 
 class PPO(PPOUpdate):
@@ -209,10 +209,9 @@ class PPO(PPOUpdate):
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]
         x = self.pruner.observe(encoded)
         # Every question draws one ratio, which its episodes share: they are compared.
-        drawn = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
+        drawn = self.draw_ratios(samples)
         keep_ratio = drawn.repeat_interleave(h["group"])  # on the host, which counts with it
-        noise = self._noise(samples, x, rule)
-        rollout = collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
+        rollout = self.sampled(samples, x, rule, keep_ratio)
         watch.lap("rollout")
         # Score: the LVLM reads what every state of the episodes keeps.
         outcome = measure_episodes(
@@ -245,6 +244,21 @@ class PPO(PPOUpdate):
         # Lightning would repeat it until the next one, but not in a resumed run.
         self.log_dict({f"ppo/served/{name}": value for name, value in self.score.items()})
         self.log("ppo/served", self.score["accuracy"], prog_bar=True)
+
+    def draw_ratios(self, samples: Sequence[Sample]) -> Float64[Tensor, " B"]:
+        """The kept fraction of each question in this iteration."""
+        return drawn_ratios(self.ratios, samples, self.hparams["seed"], self.iteration)
+
+    def sampled(
+        self,
+        samples: Sequence[Sample],
+        x: PolicyInput,
+        rule: ActionRule,
+        keep_ratio: Float[Tensor, " B"],
+    ) -> Rollout:
+        """The episodes of this iteration."""
+        h, noise = self.hparams, self._noise(samples, x, rule)
+        return collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
 
     def _noise(
         self, samples: Sequence[Sample], x: PolicyInput, rule: ActionRule
@@ -324,9 +338,14 @@ class PPO(PPOUpdate):
 
     def _validate(self) -> None:
         """Served score on validation; the best weights are kept."""
-        self.score = self.served(self.pruner)
+        self.score = self.served(self.served_pruner)
         self.curves["served"].append((float(self.samples_seen), self.score["accuracy"]))
         self.keep_if_best(merit(self.score))
+
+    @property
+    def served_pruner(self) -> Pruner:
+        """What the policy is served as."""
+        return self.pruner
 
     def on_fit_end(self) -> None:
         super().on_fit_end()

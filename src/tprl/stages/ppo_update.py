@@ -100,15 +100,25 @@ class PPOUpdate(RolloutLog):
         largest = loss.ratio_max * (weight > 0)
         return PPOLoss(*(value * weight for value in loss))._replace(ratio_max=largest)
 
+    def evaluated(
+        self,
+        x: PolicyInput,
+        rule: ActionRule,
+        rollout: Rollout,
+        keep_ratio: Float[Tensor, " B"],
+        t: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(log-probability, entropy, value) of the actions of step t under the present policy."""
+        group = self.hparams["group"]
+        return evaluate_actions(self.net, x, rule, rollout, keep_ratio, t, group)
+
     def _loss(self, episodes: Episodes) -> PPOLoss:
         """The mean of the losses of the T steps."""
         h, parts = self.hparams, []
         x, rule, rollout, target = episodes.x, episodes.rule, episodes.rollout, episodes.target
         for t in range(len(rollout.alive)):
             # The same function as in the rollout: before the first step the ratio is exactly 1.
-            log_prob, entropy, value = evaluate_actions(
-                self.net, x, rule, rollout, episodes.keep_ratio, t, h["group"]
-            )
+            log_prob, entropy, value = self.evaluated(x, rule, rollout, episodes.keep_ratio, t)
             # Decisions: the tokens drawn one by one, or every token that could be kept.
             decisions = rollout.keep[t] if rule.kind == "sequential" else rollout.alive[t]
             loss = ppo_loss(
