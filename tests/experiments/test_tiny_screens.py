@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from experiments.screens.tiny import labels, pages, sheets, train
+from experiments.screens.tiny import labels, pages, readings, sheets, train
 from experiments.screens.tiny.blueprint import (
     CELLS,
     SIDE,
@@ -89,7 +89,8 @@ class TestBlueprint:
         picture = np.asarray(Screens("val")[0].images[0].convert("RGB"))
         shown = {"runs": [], "elements": [], "containers": []}
         with torch.no_grad():
-            tower(pages.views([pages.item(picture, shown, [], 0, 0)]).pixels)
+            batch = pages.views([pages.item(picture, shown, [], 0, 0)])
+            tower(pages.scaled(batch.pictures))
         here = 10 * CELLS + 10
         looked = weights[0][0, :4, 1 + here, 1:].argmax(-1).tolist()
         assert looked == [here - 1, here + 1, here - CELLS, here + CELLS]
@@ -294,13 +295,12 @@ class TestPrompt:
         classes."""
         training = Training(Run(tmp_path / "run", plan()), rendered)
         losses(training, 8)
-        picture, shown, asked = training.folder.page(3)
+        picture, shown, asked = training.source.folder.page(3)
         one = pages.item(picture, shown, asked[:1], 0, 0)
         pack = training.packer.pack([one], 0, 0)
         row = training.packer.segment(asked[0])
         with torch.no_grad():
-            features = training.features(pack.views.pixels)
-            terms = training.reader.terms(features, pack, torch.arange(400)[None])
+            terms = training.read(readings.reading(pack, torch.arange(400)[None]))
         train.export(training, tmp_path / "model")
         model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(tmp_path / "model")
@@ -313,9 +313,9 @@ class TestPrompt:
         with torch.no_grad():
             logits = model(input_ids=ids, pixel_values=inputs.pixel_values).logits
         picked = logits[0, len(prompt) - 1 : -1]
-        ours = training.reader._answer_loss(
-            picked, answer[0], torch.tensor(row["place"], dtype=torch.float32)
-        )
+        place = torch.tensor(row["place"], dtype=torch.float32)
+        points = torch.arange(4)  # the coordinates; the end follows
+        ours = training.reader.answer_loss(picked, answer[0], place, points)
         assert float(ours.mean()) == pytest.approx(float(terms["loss/answer"]), rel=2e-2)
 
     def test_where_the_answer_is(self) -> None:

@@ -7,7 +7,7 @@ down.
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,7 +147,7 @@ def sheet(aligned: bool, *key: int) -> tuple[UInt8[np.ndarray, "H W 3"], dict[st
 class Views(NamedTuple):
     """Labels of a batch; see `Labels`."""
 
-    pixels: Float[Tensor, "B 3 H W"]
+    pictures: UInt8[Tensor, "B H W 3"]
     characters: Int[Tensor, "B N points"]
     word: Int[Tensor, "B N"]
     number: Int[Tensor, "B N digits"]
@@ -162,17 +162,27 @@ class Views(NamedTuple):
 
 
 def views(items: Sequence[Item]) -> Views:
-    """Pixels as CLIP's image processor scales them, and the labels of every patch."""
-    pictures = torch.from_numpy(np.stack([item.picture for item in items])).permute(0, 3, 1, 2)
-    pixels = (
-        pictures.float()
-        .div_(255)
-        .sub_(torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1))
-        .div_(torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1))
-    )
+    """Pictures and the labels of every patch."""
     stacked = {
         name: torch.from_numpy(np.stack([getattr(item.labels, name) for item in items]))
         for name in Labels._fields
     }
     stacked["box"] = stacked["box"].float()
-    return Views(pixels, **stacked)
+    return Views(torch.from_numpy(np.stack([item.picture for item in items])), **stacked)
+
+
+def scaled(pictures: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+    """Pixels as CLIP's image processor scales them."""
+    pixels = pictures.permute(0, 3, 1, 2).float()
+    mean, deviation = _moments(pixels.device)
+    return pixels.div_(255).sub_(mean).div_(deviation)
+
+
+@cache
+def _moments(device: torch.device) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    """Mean and deviation of a color, on a device once and for all."""
+    mean, deviation = (
+        torch.tensor(values, device=device).view(3, 1, 1)
+        for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    )
+    return mean, deviation

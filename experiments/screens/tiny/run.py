@@ -33,6 +33,9 @@ class Plan:
         lr, muon: learning rates of AdamW and of Muon in the first phase.
         reader_lr, reader_muon: in the second.
         questions: at most so many of a page.
+        minutes: of the clock that both phases take together, whatever the number of steps: their
+            schedules follow the clock. 0: as many steps as above.
+        tower_share: of these minutes, for the first phase.
         seed: of weights and data.
         sizes: of `blueprint.build` where they differ from its defaults.
     """
@@ -50,6 +53,8 @@ class Plan:
     questions: int = 8
     seed: int = 0
     sizes: Mapping[str, int] | None = None
+    minutes: float = 0.0
+    tower_share: float = 0.5
 
     @property
     def steps(self) -> int:
@@ -127,19 +132,30 @@ class Meter:
     """Means of what steps report, and the seconds they took."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, list[float]] = {}
-        self.clock = time.process_time()
+        self.terms: dict[str, list[Tensor | float]] = {}
+        self.cpu, self.clock = time.process_time(), time.monotonic()
 
     def add(self, terms: Mapping[str, Tensor | float]) -> None:
+        """Values stay where they are: reading one from a GPU makes the host wait."""
         for name, value in terms.items():
-            number = float(value.detach() if isinstance(value, Tensor) else value)
-            if number == number:  # nothing of that kind in the batch
-                self.sums.setdefault(name, []).append(number)
+            kept = value.detach() if isinstance(value, Tensor) else value
+            self.terms.setdefault(name, []).append(kept)
 
     def take(self) -> dict[str, float]:
-        """Means since the last call; `cpu` is seconds of this process."""
-        now = time.process_time()
-        row = {name: round(sum(values) / len(values), 4) for name, values in self.sums.items()}
-        row["cpu"] = round(now - self.clock, 1)
-        self.sums, self.clock = {}, now
+        """Means since the last call; `cpu` is seconds of this process, `clock` of everybody."""
+        row = {}
+        for name, values in self.terms.items():
+            numbers = [number for number in _numbers(values) if number == number]
+            if numbers:  # else nothing of that kind was in the batches
+                row[name] = round(sum(numbers) / len(numbers), 4)
+        cpu, clock = time.process_time(), time.monotonic()
+        row |= {"cpu": round(cpu - self.cpu, 1), "clock": round(clock - self.clock, 1)}
+        self.terms, self.cpu, self.clock = {}, cpu, clock
         return row
+
+
+def _numbers(values: list[Tensor | float]) -> list[float]:
+    """Fetched from a GPU all at once."""
+    tensors = [value.float() for value in values if isinstance(value, Tensor)]
+    fetched = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [next(fetched) if isinstance(value, Tensor) else float(value) for value in values]

@@ -15,7 +15,7 @@ from tprl.pretraining.tiny_llava import TinyLlava
 
 from .blueprint import SIDE, SPACE, vocabulary
 from .labels import ICONS, IGNORE, NUMBER, OTHER, POINTS, ROLES
-from .pages import Views
+from .targets import Chosen, Targets
 
 BIN = 4  # pixels of a class of coordinates
 BINS = SIDE // BIN + 1
@@ -99,13 +99,11 @@ def cls_row(layer: nn.Module, hidden: Float[Tensor, "B N1 C"]) -> Float[Tensor, 
     return score.softmax(-1)[:, :, 0, 1:].mean(1)
 
 
-def cls_look(row: Float[Tensor, "B N"], owner: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
+def cls_look(row: Float[Tensor, "B N"], asked: Targets) -> Float[Tensor, ""]:
     """-log of the attention of CLS that each element gets, a mean over elements, nats."""
-    size = int(owner.max()) + 1
-    mass = torch.zeros(len(row), size).scatter_add(1, owner, row)
-    patches = torch.zeros(len(row), size).scatter_add(1, owner, torch.ones_like(row))
-    there = (patches > 0) & (torch.arange(size) > 0)
-    return -(mass[there] + 1e-3).log().mean()
+    mass = torch.zeros(len(row), asked.elements, device=row.device)
+    mass = mass.scatter_add(1, asked.owner, row)
+    return -(mass.flatten()[asked.there] + 1e-3).log().mean()
 
 
 def dense_terms(
@@ -113,16 +111,17 @@ def dense_terms(
     tokens: Float[Tensor, "B N D"],
     between: Float[Tensor, "B N C"],
     embedding: Float[Tensor, "vocab D"],
-    views: Views,
+    asked: Targets,
 ) -> dict[str, Tensor]:
     """Losses (nats, not weighted) and rates of what is right, of what patches show."""
     terms: dict[str, Tensor] = {}
     for name, features in (("glyph", between), ("character", tokens)):
         logits = getattr(heads, name)(features).float().unflatten(-1, (POINTS, -1))
-        _characters(terms, name, logits, views.characters)
-    _words(terms, heads, tokens, embedding, views)
-    _classes(terms, heads, tokens, views)
-    _boxes(terms, heads, tokens, views)
+        _characters(terms, name, logits, asked.characters)
+    flat = tokens.flatten(0, 1)
+    _words(terms, heads, flat, embedding, asked)
+    _classes(terms, heads, flat, asked)
+    _boxes(terms, heads, flat, asked.boxes)
     return terms
 
 
@@ -134,25 +133,26 @@ def _characters(terms: dict[str, Tensor], name: str, logits: Tensor, target: Ten
     weight = torch.where(target.flatten() > 0, 1.0, 0.1) * (target.flatten() != IGNORE)
     terms[f"loss/{name}"] = (loss * weight).sum() / weight.sum().clamp(min=1)
     text = target > 0
-    terms[f"{name}_accuracy"] = (logits.argmax(-1) == target)[text].float().mean()
+    terms[f"{name}_accuracy"] = ((logits.argmax(-1) == target) & text).sum() / text.sum()
 
 
 def _words(
-    terms: dict[str, Tensor], heads: DenseHeads, tokens: Tensor, embedding: Tensor, views: Views
+    terms: dict[str, Tensor],
+    heads: DenseHeads,
+    tokens: Float[Tensor, "BN D"],
+    embedding: Tensor,
+    asked: Targets,
 ) -> None:
     """Words are asked where there are some, and of as many of the other patches as there are of
     these, at most."""
-    for which, target in (("word", views.word), ("key", views.key)):
-        chosen = _some(target, target > 0)
-        logits = heads.word_logits(which, tokens[chosen], embedding).float()
-        terms[f"loss/{which}"] = F.cross_entropy(logits, heads.places(target[chosen]))
-        labeled = target[chosen] > 0
-        terms[f"{which}_accuracy"] = (
-            (logits.argmax(-1) == heads.places(target[chosen]))[labeled].float().mean()
-        )
-    chosen = views.name[..., 0] >= 0
-    logits = heads.word_logits("name", tokens[chosen], embedding).float()
-    names = heads.places(views.name[chosen])
+    for which, chosen in asked.words.items():
+        logits = heads.word_logits(which, tokens[chosen.at], embedding).float()
+        truth = heads.places(chosen.truth)
+        terms[f"loss/{which}"] = F.cross_entropy(logits, truth)
+        right = logits.argmax(-1) == truth
+        terms[f"{which}_accuracy"] = right[chosen.counted].float().mean()
+    logits = heads.word_logits("name", tokens[asked.names.at], embedding).float()
+    names = heads.places(asked.names.truth)
     labeled = names >= 0
     share = labeled / labeled.sum(-1, keepdim=True)
     picked = logits.log_softmax(-1).gather(-1, names.clamp(min=0))
@@ -160,38 +160,31 @@ def _words(
     terms["name_accuracy"] = (logits.argmax(-1, keepdim=True) == names).any(-1).float().mean()
 
 
-def _some(target: Tensor, wanted: Tensor) -> Tensor:
-    """Mask of the wanted patches and every eighth of those known to be nothing."""
-    blank = target == 0
-    order = blank.flatten().cumsum(0).view_as(blank)
-    return wanted | (blank & (order % 8 == 0))
-
-
-def _classes(terms: dict[str, Tensor], heads: DenseHeads, tokens: Tensor, views: Views) -> None:
+def _classes(
+    terms: dict[str, Tensor], heads: DenseHeads, tokens: Float[Tensor, "BN D"], asked: Targets
+) -> None:
     for name, head in heads.classes.items():
-        target = getattr(views, name)
-        chosen = target != IGNORE if name in ("checked", "active") else _some(target, target > 0)
-        if not bool(chosen.any()):
+        chosen = asked.classes[name]
+        if not len(chosen.at):
             continue
-        logits = head(tokens[chosen]).float()
-        terms[f"loss/{name}"] = F.cross_entropy(logits, target[chosen])
-        labeled = target[chosen] > 0 if name in ("icon", "role") else target[chosen] >= 0
-        terms[f"{name}_accuracy"] = (logits.argmax(-1) == target[chosen])[labeled].float().mean()
-    chosen = views.number[..., 0] >= 0
-    if bool(chosen.any()):
-        logits = heads.number(tokens[chosen]).float().unflatten(-1, (NUMBER, -1))
-        terms["loss/number"] = F.cross_entropy(logits.flatten(0, 1), views.number[chosen].flatten())
-        terms["number_accuracy"] = (
-            (logits.argmax(-1) == views.number[chosen]).all(-1).float().mean()
-        )
+        logits = head(tokens[chosen.at]).float()
+        terms[f"loss/{name}"] = F.cross_entropy(logits, chosen.truth)
+        right = logits.argmax(-1) == chosen.truth
+        terms[f"{name}_accuracy"] = right[chosen.counted].float().mean()
+    chosen = asked.numbers
+    if len(chosen.at):
+        logits = heads.number(tokens[chosen.at]).float().unflatten(-1, (NUMBER, -1))
+        terms["loss/number"] = F.cross_entropy(logits.flatten(0, 1), chosen.truth.flatten())
+        terms["number_accuracy"] = (logits.argmax(-1) == chosen.truth).all(-1).float().mean()
 
 
-def _boxes(terms: dict[str, Tensor], heads: DenseHeads, tokens: Tensor, views: Views) -> None:
-    chosen = (views.owner > 0) & (views.role != IGNORE)
-    truth = views.box[chosen].clamp(0, SIDE)
-    classes = heads.box(tokens[chosen]).float().unflatten(-1, (4, BINS))
+def _boxes(
+    terms: dict[str, Tensor], heads: DenseHeads, tokens: Float[Tensor, "BN D"], chosen: Chosen
+) -> None:
+    truth = chosen.truth
+    classes = heads.box(tokens[chosen.at]).float().unflatten(-1, (4, BINS))
     terms["loss/box"] = soft_cross_entropy(classes, truth / BIN).mean()
-    edges = heads.edge(tokens[chosen]).float()
+    edges = heads.edge(tokens[chosen.at]).float()
     terms["loss/edge"] = F.smooth_l1_loss(edges, truth / SIDE, beta=0.05)
     terms["box_error"] = (classes.argmax(-1) * BIN - truth).abs().mean()
 
@@ -206,12 +199,13 @@ def soft_cross_entropy(
     return -(soft * logits.log_softmax(-1)).sum(-1)
 
 
-def present_loss(heads: DenseHeads, cls: Float[Tensor, "B C"], views: Views) -> Float[Tensor, ""]:
+def present_loss(
+    heads: DenseHeads, cls: Float[Tensor, "B C"], names: Int[Tensor, "B N names"]
+) -> Float[Tensor, ""]:
     """CLS tells which words elements of the page have: binary cross-entropy, those that are and are
     not alike."""
     truth = torch.zeros(len(cls), len(heads.ids) + 1, device=cls.device)
-    names = heads.places(views.name).clamp(min=0).flatten(1)
-    truth.scatter_(1, names, 1.0)
+    truth.scatter_(1, heads.places(names).clamp(min=0).flatten(1), 1.0)
     truth = truth[:, 1:]
     logits = heads.present(cls).float()
     loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
