@@ -119,7 +119,7 @@ format: install  ## ruff, in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-typecheck: install  ## pyright
+typecheck: install  ## pyright on src and examples
 	$(BIN)/pyright
 
 clean:  ## caches and builds; .venv and runs/ stay

@@ -62,6 +62,7 @@ def imitate(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, steps: int) -
         samples = [dataset[step * QUESTIONS + i] for i in range(QUESTIONS)]
         encoded = lvlm.encode(samples, teacher.extras)
         x, members = observe(encoded), teacher.select(encoded, KEEP_RATIO).keep
+        assert x.features is not None  # `observe` makes them
         # A set has no order. Draw one, and ask how likely the policy is to stay inside the set at
         # each draw.
         noise = torch.rand(QUESTIONS, 1, x.mask.shape[1], generator=generator)

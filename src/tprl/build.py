@@ -4,7 +4,7 @@ allow-list."""
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate  # noqa: TID251
@@ -33,6 +33,11 @@ def conf_dir() -> Path:
 def choices(group: str) -> list[str]:
     """The names a config group offers, sorted; empty if there is no such group."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def plain(config: Any, resolve: bool = True) -> dict[str, Any]:
+    """A config node as containers of plain values, interpolations resolved or as they are."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))
 
 
 def build(config: DictConfig | Mapping[str, Any], /, **live: Any) -> Any:
@@ -116,7 +121,7 @@ def _moved(node: DictConfig) -> DictConfig:
     """The config node with today's `_target_`s; itself where it names no old one."""
     raw = OmegaConf.to_container(node, resolve=False)
     today = _today(raw)
-    return node if today == raw else OmegaConf.create(today)
+    return node if today == raw else DictConfig(today)
 
 
 def _today(node: Any) -> Any:

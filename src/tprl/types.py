@@ -352,6 +352,10 @@ class GatedLVLM(LVLM, Protocol):
         """`score`'s log-probability with attention to each visual token weighted by its gate."""
         ...
 
+    def check_gates(self) -> None:
+        """Raise a `UserError` where a gate of 0 is not pruning in every layer."""
+        ...
+
 
 @runtime_checkable
 class Pruner(Protocol):

@@ -27,9 +27,11 @@ class Engine(Protocol):
 
     def step(self) -> Iterable[Step]:
         """Compute once, for all requests together."""
+        ...
 
     def blocks(self) -> int:
         """Blocks of the KV cache in use."""
+        ...
 
 
 class Point(NamedTuple):

@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from errno import EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -342,7 +343,7 @@ def _failed(directory: Path, error: Exception, sweep: bool) -> None:
             (directory / FAILED).write_text("".join(traceback.format_exception(error)))
 
 
-def _stop(name: str, stop: Stopped) -> None:
+def _stop(name: str, stop: Stopped) -> NoReturn:
     """One line about a signal, and the exit status that shells give it."""
     if not _main_process():
         # otherwise Lightning's launcher takes it for a crash, and kills the main process while it
@@ -392,7 +393,7 @@ def option_of(text: str) -> str:
     return text.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
-def _exit(sentence: str) -> None:
+def _exit(sentence: str) -> NoReturn:
     if _main_process():
         print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)

@@ -3,11 +3,11 @@ against the annotations of the class that its yaml builds, before anything is lo
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tprl.build import arguments_of, check_arguments, choices, conf_dir
+from tprl.build import arguments_of, check_arguments, choices, conf_dir, plain
 from tprl.commands.annotated import annotations_of, kind_of
 from tprl.commands.option_kinds import FIXED, KINDS, SET_BY
 from tprl.commands.stages import RUNNER, class_of, in_full, stages_of
@@ -32,18 +32,18 @@ def checked(config: DictConfig, entry: str) -> DictConfig:
         UserError: an option cannot hold its value, or is none.
     """
     # Strangers first: an unknown name must not be reported as a wrong value.
-    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    _refuse_strangers(plain, entry)
+    values = plain(config)
+    _refuse_strangers(values, entry)
     # Then names of arguments, for stages and groups, against the constructors.
-    for name, node in stages_of(plain).items():
+    for name, node in stages_of(values).items():
         check_arguments({key: value for key, value in node.items() if key not in RUNNER}, name)
         _check_complete(name, node)
-        _check_trainer(name, node, plain)
-    for group, node in plain.items():
+        _check_trainer(name, node, values)
+    for group, node in values.items():
         if group != "stage" and isinstance(node, Mapping):
             check_arguments(node, str(group))
     # Then values. A changed type counts as a change, since 1 and True and 1.0 are equal.
-    for key, place, value, annotation in _options(plain, entry):
+    for key, place, value, annotation in _options(values, entry):
         if (decides := _set_by(key)) is not None:
             raise UserError(
                 f"{key}={typed(value)} would change nothing: it is set by {decides}. Leave it out."
@@ -76,7 +76,8 @@ def _packaged(stage: str, option: str) -> str:
     it is missing."""
     if stage not in choices("stage"):
         return ""
-    module = OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml").get("module") or {}
+    packaged = plain(OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml"))
+    module = packaged.get("module") or {}
     return f"; conf/stage/{stage}.yaml has {typed(module[option])}" if option in module else ""
 
 
@@ -108,14 +109,17 @@ def _set_by(key: str) -> str | None:
     return SET_BY.get(f"stage.trainer.{last}", SET_BY.get(f"trainer.{last}"))
 
 
-def _refuse_strangers(plain: Mapping[str, Any], entry: str) -> None:
+def _refuse_strangers(values: Mapping[str, Any], entry: str) -> None:
     """Refuse options that +name=... adds where nothing reads them."""
     # What the packaged yaml and its groups name is known; tables of fixed options follow below.
-    packaged = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{entry}.yaml"))
-    assert isinstance(packaged, dict)
-    groups = {name for line in packaged["defaults"] if isinstance(line, dict) for name in line}
-    nodes = {"": (plain, groups | packaged.keys())}
-    for name, node in (("", plain), *stages_of(plain).items(), ("stage", plain.get("stage") or {})):
+    packaged = plain(OmegaConf.load(conf_dir() / f"{entry}.yaml"), resolve=False)
+    groups = set[str]()
+    for line in packaged["defaults"]:
+        if isinstance(line, Mapping):
+            groups |= line.keys()
+    nodes = {"": (values, groups | packaged.keys())}
+    stages = (*stages_of(values).items(), ("stage", values.get("stage") or {}))
+    for name, node in (("", values), *stages):
         # `served`, `calibrate` and the like belong to no class, so their options are listed in
         # FIXED.
         inside = {

@@ -6,13 +6,13 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
-from tprl.build import build
+from tprl.build import build, plain
 from tprl.commands.entry import chosen, run_names
 from tprl.data.values import name_list
 from tprl.errors import UserError
@@ -200,8 +200,3 @@ def make_logger(cfg: DictConfig, directory: Path) -> Any:
         facts = {**plain(cfg), **provenance(), "directory": str(directory.resolve())}
         logger.describe(facts, name=name, group=group, job_type=job_type)
     return logger
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A config node as containers of plain values."""
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from tprl.build import target_at
+from tprl.build import plain, target_at
 from tprl.commands.stages import class_of, groups_of, in_full, stages_of
 from tprl.errors import UserError
 from tprl.runtime.quoting import in_short
@@ -93,11 +93,10 @@ def _of_stages(config: DictConfig) -> list[Rule]:
     """What the classes of the stages say of their options, and stages of the chain that this policy
     has no use for."""
     # Rules of stages depend on the composed values, since one option can make another ineffective.
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
+    values = plain(config)
     rules = []
-    policy = plain.get("policy") or {}
-    for key, settings in stages_of(plain).items():
+    policy = values.get("policy") or {}
+    for key, settings in stages_of(values).items():
         kind = class_of(settings)
         # A condition may read the policy, e.g. whether a DPP serves.
         together = {**settings, "policy": policy}
@@ -112,7 +111,7 @@ def _of_stages(config: DictConfig) -> list[Rule]:
         ]
         # Options of a stage that this chain skips would be typed in vain.
         maker = policy.get("_target_")
-        if "chain" in plain["stage"] and maker and not kind.applies_to(target_at(maker)):
+        if "chain" in values["stage"] and maker and not kind.applies_to(target_at(maker)):
             why = f"stage={settings['name']} needs another policy and is left out"
             rules.append(Rule(key, lambda _: True, why))
     return rules
@@ -168,10 +167,8 @@ def _of_command(command: str, config: DictConfig, top: str) -> str | None:
 
 def _groups(config: DictConfig) -> frozenset[str]:
     """The groups that the stages of this run read."""
-    plain = OmegaConf.to_container(config.stage)
-    return frozenset().union(
-        *(groups_of(class_of(part)) for part in stages_of({"stage": plain}).values())
-    )
+    parts = stages_of({"stage": plain(config.stage)})
+    return frozenset().union(*(groups_of(class_of(part)) for part in parts.values()))
 
 
 def _outside(

@@ -64,7 +64,8 @@ class Grounding(Benchmark):
                 f"dataset.coordinates must be one of {', '.join(COORDINATES)}, "
                 f"got {coordinates}; use null for those of the model."
             )
-        self._coordinates, self._lvlm, self._rule = coordinates, None, self.protocol
+        self._coordinates, self._rule = coordinates, self.protocol
+        self._lvlm: Any = None  # what answers, once it is known
         self.reader = BoxReader(box_unit or "absolute", box_form or self.form)
         self._clipped = set[int]()
         self._say()
@@ -136,7 +137,9 @@ class Grounding(Benchmark):
         """A box as long as any that the LVLM would write, of a screen of four digits; "" where
         nothing says how boxes are written."""
         value = {"relative": 0.888, "thousand": 888.0, None: 0.0}.get(self._coordinates, 8888.0)
-        return box_text((value,) * 4, self._coordinates, (1.0, 1.0)) if self._coordinates else ""
+        if self._coordinates is None:
+            return ""
+        return box_text((value, value, value, value), self._coordinates, (1.0, 1.0))
 
     def references(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
         """A box for every question, see `longest_box`."""
@@ -196,6 +199,6 @@ class Grounding(Benchmark):
                     f"dataset.coordinates=resized: {getattr(self._lvlm, 'name', 'no model')} does "
                     "not say what size it sees an image in; use absolute, relative or thousand."
                 )
-            seen = self._lvlm.seen_size(*image.size)  # type: ignore[union-attr]
+            seen = self._lvlm.seen_size(*image.size)
         x1, y1, x2, y2 = self._shown(image)
         return unit(self.coordinates, (x2 - x1, y2 - y1), seen), (x1, y1)

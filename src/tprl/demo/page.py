@@ -89,7 +89,7 @@ def make_page(
             raise gr.Error(str(error), title="Not answered", print_exception=False) from error
 
     def pick(event: gr.SelectData) -> tuple[Image.Image, Any, str]:
-        example = examples[int(event.index)]  # type: ignore[arg-type]
+        example = examples[int(event.index)]
         return example.image, gr.Radio(list(example.questions), value=None), example.questions[0]
 
     first, compared = examples[0], [item.pruner for item in begin.pruned]

@@ -129,13 +129,20 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _row(line: dict[str, str]) -> Row:
     # The ratio is empty where a pruner chose by itself; all other numbers are plain floats.
-    numbers = {
-        name: float(line[name]) for name in COLUMNS if name not in (*_TEXT, "seed", "keep_ratio")
-    }
-    ratio = float(line["keep_ratio"]) if line["keep_ratio"] else None
     return Row(
-        **{name: line[name] for name in _TEXT}, seed=int(line["seed"]), keep_ratio=ratio, **numbers
-    )  # type: ignore[arg-type]
+        model=line["model"],
+        dataset=line["dataset"],
+        pruner=line["pruner"],
+        seed=int(line["seed"]),
+        keep_ratio=float(line["keep_ratio"]) if line["keep_ratio"] else None,
+        kept_tokens=float(line["kept_tokens"]),
+        metric=line["metric"],
+        value=float(line["value"]),
+        ci_low=float(line["ci_low"]),
+        ci_high=float(line["ci_high"]),
+        flops=float(line["flops"]),
+        flops_ratio=float(line["flops_ratio"]),
+    )
 
 
 def write_samples(path: Path, samples: Iterable[SampleRow]) -> None:

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +65,8 @@ class ScoreTable:
         rows = []
         for i, arm in enumerate(self.arms):
             for j in np.flatnonzero(~np.isnan(self.score[i])):
-                measured = float(self.score[i, j]), float(self.kept[i, j])
-                rows.append(SampleRow(*names[j], *arm, None, *measured))
+                score, kept = float(self.score[i, j]), float(self.kept[i, j])
+                rows.append(SampleRow(*names[j], *arm, None, score, kept))
         return rows
 
 
@@ -131,13 +132,13 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
                     "scored differently in two evaluations."
                 )
     # [arms questions] of every field, and [arms 3] of costs.
-    fields = []
+    fields = dict[str, Floats]()
     for name in FIELDS:
-        fields.append(np.stack([values[name] for values, _ in rows.values()]))
+        fields[name] = np.stack([values[name] for values, _ in rows.values()])
     cost = np.stack([cost for _, cost in rows.values()])
     kinds = np.array([families[uid] for uid in place], dtype=np.str_)
     return ScoreTable(
-        first.model, first.dataset, first.main, uids, kinds, tuple(rows), *fields, cost
+        first.model, first.dataset, first.main, uids, kinds, tuple(rows), **fields, cost=cost
     )
 
 
@@ -146,6 +147,7 @@ def write_scores(path: Path, table: ScoreTable) -> None:
     out = io.BytesIO()
     # Arrays of numbers and texts only: no pickle is ever loaded.
     pruners, seeds, ratios = zip(*table.arms, strict=True)
+    fields: dict[str, Any] = {name: _narrow(getattr(table, name)) for name in FIELDS}
     np.savez_compressed(
         out,
         format=np.array(FORMAT),
@@ -158,7 +160,7 @@ def write_scores(path: Path, table: ScoreTable) -> None:
             [np.nan if ratio is None else ratio for ratio in ratios], dtype=np.float64
         ),
         cost=table.cost,
-        **{name: _narrow(getattr(table, name)) for name in FIELDS},
+        **fields,
     )
     write_atomically(path, out.getvalue())
 
@@ -185,9 +187,10 @@ def read_scores(path: Path) -> ScoreTable:
     # nan stands for a pruner that decides alone.
     ratios = [None if np.isnan(ratio) else float(ratio) for ratio in parts["keep_ratio"]]
     arms = tuple(zip(parts["pruner"].tolist(), parts["seed"].tolist(), ratios, strict=True))
-    fields = [_wide(parts[name]) for name in FIELDS]
+    model, dataset, main = parts["about"].tolist()
+    fields = {name: _wide(parts[name]) for name in FIELDS}
     return ScoreTable(
-        *parts["about"].tolist(), parts["uids"], parts["families"], arms, *fields, parts["cost"]
+        model, dataset, main, parts["uids"], parts["families"], arms, **fields, cost=parts["cost"]
     )
 
 

@@ -3,7 +3,7 @@ are those that one training seed answered. One seed: a bootstrap over images. Se
 image variance added, and Student's t."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -159,11 +159,11 @@ def over_seeds(
         clusters: [n] the cluster of each sample.
         level: coverage.
     """
+    # [C] the same for every row of every arm
+    _, counts = _per_cluster(arms[0][0], clusters)
     sums = []
     for arm in arms:
-        tables = [_per_cluster(row, clusters) for row in arm]
-        counts = tables[0][1]  # the same for every row
-        sums.append(np.stack([table[0] for table in tables]))
+        sums.append(np.stack([_per_cluster(row, clusters)[0] for row in arm]))
     return crossed(sums, counts, level)
 
 
@@ -195,8 +195,10 @@ def crossed(sums: Sequence[Floats], counts: Floats, level: float = 0.95) -> Pair
     error, least = variance**0.5, 1e-300
     # Half the interval; the p-value is the level at which the interval would end at 0.
     half, away = quantile(1 - level) * error, abs(mean) / error
-    p_value = brentq(lambda p: quantile(p) - away, least, 1.0) if away < quantile(least) else 0.0
-    return PairedInterval(mean, mean - half, mean + half, float(p_value))
+    p_value = 0.0
+    if away < quantile(least):
+        p_value = cast(float, brentq(lambda p: quantile(p) - away, least, 1.0))
+    return PairedInterval(mean, mean - half, mean + half, p_value)
 
 
 def identical(difference: float, low: float, high: float) -> bool:

@@ -211,7 +211,7 @@ def _check_same(directory: Path, folders: Sequence[Path], same: Sequence[str]) -
     """One table is about one model and one dataset."""
     configs = [_left(folder / "config.yaml") for folder in folders]
     for name in same:
-        nodes = [OmegaConf.to_container(config[name]) for config in configs]  # type: ignore[index]
+        nodes = [OmegaConf.to_container(config[name]) for config in configs]
         other = next((i for i, node in enumerate(nodes) if node != nodes[0]), None)
         if other is not None:
             raise UserError(

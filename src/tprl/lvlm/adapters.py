@@ -116,10 +116,10 @@ def read_adapter(source: str | Path) -> Adapter:
     names = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
     pairs = {}
     for name in names:
-        parts = [tensors.get(f"{PREFIX}{name}.lora_{side}.weight") for side in "AB"]
-        if parts[0] is None or parts[1] is None:
+        down, up = (tensors.get(f"{PREFIX}{name}.lora_{side}.weight") for side in "AB")
+        if down is None or up is None:
             raise UserError(f"{folder} is damaged (half of {name} is missing): copy it again.")
-        pairs[name] = Pair(*parts)
+        pairs[name] = Pair(down, up)
     return Adapter(folder, pairs, scale, about)
 
 

@@ -244,7 +244,7 @@ def pick_images(
     """The inputs of the `chosen` images alone; `rows[i]` rows of `pixel_values` are image i's."""
     # Rows of one image stay together: it may have several tiles.
     parts = pixels["pixel_values"].split(list(rows))
-    picked = {"pixel_values": torch.cat([parts[i] for i in chosen])}
+    picked: dict[str, Any] = {"pixel_values": torch.cat([parts[i] for i in chosen])}
     for name, value in pixels.items():
         if name != "pixel_values":
             rows_of = [value[i] for i in chosen]

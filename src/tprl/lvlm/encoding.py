@@ -41,6 +41,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
         known_extras, related, pixel_inputs, one_run, by_company: see `FrozenLVLM`.
         positions: position ids of the unpruned prompts.
         project: the projector.
+        words: embeddings of tokens.
         relate: finishes the extras that are `related`; of families that have some.
     """
 
@@ -57,6 +58,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
     positions: Callable[..., Tensor]
     project: Callable[[Tensor], Tensor]
     relate: Callable[[Encoded], None]
+    words: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
     def encode(

@@ -107,13 +107,15 @@ class Gemma4(Gemma3):
         tokenizer = byte_tokenizer(["<|turn>", "<turn|>", "<|video|>"], **ROLES)
         image, begin, end, audio = token_ids(tokenizer, *list(ROLES.values())[:4])
         (video,) = token_ids(tokenizer, "<|video|>")
+        # The stock class takes it by this name, and holds it as settings of single layers.
+        heads: dict[str, Any] = {"global_head_dim": 16}
         # All that sizes differ in: windows, heads of full attention, layers that share keys and are
         # twice as wide, embeddings for every layer.
         text = Gemma4TextConfig(
             vocab_size=len(tokenizer),
-            **(SMALL_TEXT | {"num_hidden_layers": 3}),
+            **{**SMALL_TEXT, "num_hidden_layers": 3},
             head_dim=12,
-            global_head_dim=16,
+            **heads,
             sliding_window=24,
             layer_types=["sliding_attention", "full_attention", "full_attention"],
             num_kv_shared_layers=1,
@@ -145,6 +147,7 @@ class Gemma4(Gemma3):
             eoi_token_id=end,
         )
         model = Gemma4ForConditionalGeneration(config)
+        assert model.model.vision_tower is not None  # the config has one
         # the stock class begins with places that are all alike
         embedder = model.model.vision_tower.patch_embedder
         torch.nn.init.normal_(embedder.position_embedding_table, std=0.05)

@@ -66,7 +66,7 @@ class Glm4v(Qwen25VL):
         tokenizer = byte_tokenizer(MARKS, image_token=IMAGE, video_token=VIDEO)
         # The first four marks enclose images and videos and have settings in the config.
         image, video, *marks = token_ids(tokenizer, IMAGE, VIDEO, *MARKS[:4])
-        names = ("image_start", "image_end", "video_start", "video_end")
+        image_start, image_end, video_start, video_end = marks
         # Half of a head turns with its place, as in those that are published.
         rope = {
             "rope_type": "default",
@@ -86,7 +86,10 @@ class Glm4v(Qwen25VL):
             text_config={"vocab_size": len(tokenizer), **SMALL_TEXT, "rope_parameters": rope},
             image_token_id=image,
             video_token_id=video,
-            **{f"{name}_token_id": mark for name, mark in zip(names, marks, strict=True)},
+            image_start_token_id=image_start,
+            image_end_token_id=image_end,
+            video_start_token_id=video_start,
+            video_end_token_id=video_end,
         )
         # bounds in pixels of both frames of a patch
         images = Glm4vImageProcessorPil(

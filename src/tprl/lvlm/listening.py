@@ -1,6 +1,7 @@
 """Where an early layer of the language model looks: attention from the question's words to the
 visual tokens, before anything is pruned."""
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -26,8 +27,12 @@ class Listening:
     """The half of `FrozenLVLM` that reads its own early layers."""
 
     micro_batch: int
-    layers: int
     prefill: Any
+
+    @property
+    @abstractmethod
+    def layers(self) -> int:
+        """Decoder layers of the language model."""
 
     def word_attention(self, encoded: Encoded) -> Float[Tensor, "B V"]:
         """Softmax attention of layer `listening_layer` from the question's words to every visual

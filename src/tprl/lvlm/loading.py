@@ -238,11 +238,9 @@ class WithoutVideo(ProcessorMixin):
     """Before a stock processor among the bases: it then accepts None for its video half, which
     cannot be built where torchvision is missing, and for one that hears."""
 
-    def apply_chat_template(
-        self, conversation: Any, chat_template: str | None = None, **options: Any
-    ) -> Any:
+    def apply_chat_template(self, *args: Any, **options: Any) -> Any:
         # SmolVLM's own asks the video half for its settings first, whatever the conversation shows.
-        return ProcessorMixin.apply_chat_template(self, conversation, chat_template, **options)
+        return ProcessorMixin.apply_chat_template(self, *args, **options)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         if argument_name in ("video_processor", "feature_extractor") and argument is None:

@@ -122,5 +122,5 @@ def join_seen(parts: Sequence[Seen]) -> Seen:
     extras: dict[str, list[torch.Tensor]] = {}
     for name in first.extras:
         extras[name] = list(chain.from_iterable(part.extras[name] for part in parts))
-    lists = (together(name) for name in ("tokens", "views", "tiles"))
-    return Seen(*lists, extras, together("deep"), together("separators"), first.tower)
+    lists = {name: together(name) for name in ("tokens", "views", "tiles", "deep", "separators")}
+    return Seen(**lists, extras=extras, tower=first.tower)

@@ -81,8 +81,8 @@ def overheard(modules: Mapping[str, nn.Module]) -> Generator[dict[str, Call], No
 
     def listen(name: str, module: nn.Module) -> Any:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = kwargs.get("hidden_states", kwargs.get("inputs_embeds"))
-            calls[name] = Call(args[0] if args else x, kwargs)
+            name_of_x = "hidden_states" if "hidden_states" in kwargs else "inputs_embeds"
+            calls[name] = Call(args[0] if args else kwargs[name_of_x], kwargs)
 
         return module.register_forward_pre_hook(note, with_kwargs=True)
 

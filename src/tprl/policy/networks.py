@@ -33,7 +33,7 @@ class PolicyInput(NamedTuple):
         host."""
         numbers, place = index.tolist(), index.to(self.mask.device)
         *tensors, sizes = self
-        parts = [None if part is None else part[place] for part in tensors]  # type: ignore[index]
+        parts = [None if part is None else part[place] for part in tensors]
         picked = None if sizes is None else tuple(sizes[number] for number in numbers)
         return PolicyInput(*parts, picked)  # type: ignore[arg-type]
 

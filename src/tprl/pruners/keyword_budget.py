@@ -45,8 +45,8 @@ class KeywordBudget:
         self.name, self.extras = f"{base.name}_keyword", base.extras
         # Where it was trained, and what it costs, is what the base says.
         self.trained_on: dict[str, Any] = getattr(base, "trained_on", {})
-        if hasattr(base, "flops_by_part"):
-            self.flops_by_part = base.flops_by_part
+        if (of_parts := getattr(base, "flops_by_part", None)) is not None:
+            self.flops_by_part = of_parts
 
     def check_reach(self, keep_ratio: float | None, shape: LVLMShape | None = None) -> None:
         """Refuse a mean at which a question would need more tokens than there are.

@@ -76,7 +76,7 @@ class TPRL(LearnedPruner):
             nn.init.zeros_(self.net.policy_head.out.weight)
 
     @property
-    def reads_question(self) -> bool:  # type: ignore[override]
+    def reads_question(self) -> bool:
         """Whether its choice depends on the question."""
         return self.net.query != "none"
 

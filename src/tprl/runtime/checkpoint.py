@@ -268,12 +268,13 @@ def load(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
 def draws() -> dict[str, Any]:
     """The states of all random number generators, as tensors and plain values."""
     # Plain values, since `weights_only` loads no arrays of NumPy.
-    name, keys, *numbers = np.random.get_state()
-    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    return states | {
-        "numpy": [name, keys.tolist(), *numbers],
+    name, keys, *numbers = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *numbers],
         "cuda": torch.cuda.get_rng_state_all(),
-    }  # type: ignore[union-attr]
+    }
 
 
 def draw_from(states: dict[str, Any]) -> None:

@@ -54,7 +54,9 @@ def pruned_embeds(
     """
     # The handle serves as a checked view of the model: its `generate` is never called.
     with prune(model, pruner, keep_ratio, processor=processor, positions="compact") as pruning:
-        check_servable(pruning.pruner)
+        chooser = pruning.pruner
+        check_servable(chooser)
+        assert isinstance(chooser, Pruner)  # the others are refused above
         ids = inputs["input_ids"].to(pruning.lvlm.device)
         encoded = pruning.encode(ids, inputs)
         if encoded.deep is not None:
@@ -62,7 +64,7 @@ def pruned_embeds(
                 f"{pruning.lvlm.name} gives deeper layers features of images too, "
                 "which embeddings do not carry: serve it with the vLLM plugin."
             )
-        prompt = splice(encoded, pruning.pruner.select(encoded, pruning.keep_ratio), "compact")
+        prompt = splice(encoded, chooser.select(encoded, pruning.keep_ratio), "compact")
     if COST not in _said:
         _said.add(COST)
         log.warning(COST)

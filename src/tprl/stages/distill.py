@@ -86,8 +86,7 @@ class Distill(KeepBest):
                 "stage=distill cannot differentiate through model "
                 f"{lvlm.name}: use model=tiny_llava or llava."
             )
-        if hasattr(lvlm, "check_gates"):
-            lvlm.check_gates()
+        lvlm.check_gates()
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.lvlm: GatedLVLM = lvlm
         self.scorer = Scorer(lvlm, dataset, LIKELIHOOD)

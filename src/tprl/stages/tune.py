@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Float64
@@ -314,7 +314,11 @@ def _injected(model: Any, rank: int, alpha: float, projector: bool, seed: int) -
             "decoder of linear layers, e.g. model=llava."
         )
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=layers, lora_dropout=0.0, bias="none"
+        r=rank,
+        lora_alpha=cast(int, alpha),  # annotated so, and only divided by the rank
+        target_modules=layers,
+        lora_dropout=0.0,
+        bias="none",
     )
     # The start is the same whatever drew before.
     with torch.random.fork_rng():

@@ -96,7 +96,12 @@ class Language(nn.Module):
             use_cache=True,
         )
         # Keys and values alternate by layer, in the order in which `past` brought them.
-        states = [state for layer in cache.layers for state in (layer.keys, layer.values)]
+        states: list[Tensor] = []
+        for layer in cache.layers:
+            assert isinstance(layer, DynamicLayer)  # `cache_of` makes no other ones
+            assert layer.keys is not None
+            assert layer.values is not None
+            states += [layer.keys, layer.values]
         return self.head(out.last_hidden_state[:, -1]), *states
 
 

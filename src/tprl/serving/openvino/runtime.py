@@ -101,7 +101,7 @@ class Answerer:
         # [1 N 2] centers of the patches in raster order, as fractions of the image.
         y, x = np.divmod(np.arange(rows * columns), columns)
         xy = np.stack([(x + 0.5) / columns, (y + 0.5) / rows], 1)[None].astype(np.float32)
-        logits, features = self.policy([tokens, xy, words, np.float32([ratio])]).values()
+        logits, features = self.policy([tokens, xy, words, np.array([ratio], np.float32)]).values()
         # The budget of `tprl.budget`: half is rounded up, and at least one token stays.
         k = max(1, math.floor(ratio * rows * columns + 0.5))
         # The stable sort gives ties to the lower index; places come back in raster order.
@@ -176,10 +176,11 @@ def print_answer(arguments: list[str]) -> None:
             "error: give an image, a question and, if you like, "
             "a keep ratio: answer.py photo.png 'how many?' 0.2"
         )
-    path, question, *ratio = arguments
+    path, question, *more = arguments
     try:
+        ratio = checked_ratio(more[0]) if more else None
         image = Image.open(path).convert("RGB")
-        print(Answerer(Path(__file__).parent).text(image, question, *map(checked_ratio, ratio)))
+        print(Answerer(Path(__file__).parent).text(image, question, ratio))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -47,7 +47,7 @@ class TPRLLlavaForConditionalGeneration(Pruned, LlavaForConditionalGeneration):
 
     def embed_multimodal(self, **kwargs: object) -> Any:
         question = questions_in(kwargs)
-        pixels = kwargs.get("pixel_values")
+        pixels: Any = kwargs.get("pixel_values")
         tokens = super().embed_multimodal(**kwargs)
         if not len(tokens):
             return tokens
