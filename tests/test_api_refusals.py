@@ -39,7 +39,7 @@ class TestRefusals:
             ),
             ({"keep_ratio": 0.0}, "keep_ratio must be a number"),
             ({}, "random needs a kept fraction of the visual tokens"),
-            ({"threshold": 0.5}, "threshold=0.5 means nothing to random"),
+            ({"threshold": 0.5}, "random was not trained with free budgets, so threshold=0.5"),
             ({"keep_ratio": 0.3, "threshold": 0.5}, "contradict each other"),
             (
                 {"keep_ratio": 0.3, "positions": "gapped"},

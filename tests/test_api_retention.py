@@ -70,7 +70,10 @@ def test_the_same_weights_in_another_type_are_the_same_model(llava: FrozenLVLM) 
         ),
         ({"retention": 0.9, "keep_ratio": 0.3}, "keep_ratio=0.3 and retention=0.9 contradict"),
         ({"retention": 0.9, "threshold": 0.3}, "threshold=0.3 and retention=0.9 contradict"),
-        ({"retention": 0.9, "positions": "compact"}, "calibrated for positions=keep: use it"),
+        (
+            {"retention": 0.9, "positions": "compact"},
+            "is calibrated for positions=keep",
+        ),
         (
             {"retention": 0.995},
             r"retention=0\.995 with confidence=0\.9 cannot be promised from 200 calibration images",

@@ -87,7 +87,10 @@ def prune(
         if retention is not None:
             _check_alone(retention, keep_ratio=keep_ratio, threshold=threshold)
             if positions != "keep":  # calibrations are made with survivors at their places
-                raise UserError(f"retention={retention} is calibrated for positions=keep: use it.")
+                raise UserError(
+                    f"retention={retention} is calibrated for positions=keep, got "
+                    f"positions={positions}: use positions=keep."
+                )
             scored = calibration_of(built, calibration)
             scored.check(stock, built)
             built, keep_ratio, _ = scored.serve(built, retention, confidence)
@@ -160,8 +163,8 @@ def _pruning(
     ):
         pruning.undo()
         raise UserError(
-            f"{type(wrapper).__name__} has kept the generate of the model inside as it was before "
-            "prune, so it would not be pruned: give prune the stock model, and wrap it after that."
+            f"{type(wrapper).__name__} still calls the generate that its model had before prune, "
+            "so nothing would be pruned: prune the stock model, and wrap it afterwards."
         )
     return pruning
 
@@ -202,9 +205,8 @@ def _with_threshold(pruner: Any, keep_ratio: float | None, threshold: float) -> 
         )
     if not isinstance(pruner, LearnedPruner) or "threshold_ratio" not in pruner.trained_on:
         raise UserError(
-            f"threshold={threshold} means nothing to {pruner.name}, which was "
-            "not trained with free budgets: give keep_ratio; budgets per "
-            "question are pruner='tprl_adaptive' with keep_ratio as their mean."
+            f"pruner {pruner.name} was not trained with free budgets, so threshold={threshold} has "
+            "no meaning: give keep_ratio, or use pruner='tprl_adaptive' for budgets per question."
         )
     if not 0 <= threshold < 1:
         raise UserError(

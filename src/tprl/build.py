@@ -56,7 +56,9 @@ def build(config: DictConfig | Mapping[str, Any], /, **live: Any) -> Any:
     node = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
     plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=not live)
     if not isinstance(plain, dict) or "_target_" not in plain:
-        raise UserError(f"this config has no _target_, so nothing can be built from it: {plain}.")
+        raise UserError(
+            f"a config must name a class or function, got {plain}: add _target_: tprl.<...>."
+        )
     _check(plain)
     try:
         component = instantiate(_moved(node), _partial_=True, _convert_="all")
@@ -159,8 +161,7 @@ def _allowed(target: Any) -> Any:
         if callable(loaded) and f"{home}.".startswith(ALLOWED):
             return loaded
     raise UserError(
-        f"_target_ {target} is not allowed; a target is "
-        f"a class or function of {', '.join(ALLOWED)}."
+        f"_target_ {target} is not allowed: name a class or function of {', '.join(ALLOWED)}."
     )
 
 

@@ -42,4 +42,5 @@ def test_a_mode_as_src_eval_spells_it(
         "limit=1",
         f"hydra.run.dir={tmp_path}",
     )
-    assert line.endswith("error: model=toy has no stock class to compare with.\n")
+    error = "error: model=toy has no stock class to compare with: use model=tiny_llava.\n"
+    assert line.endswith(error)

@@ -100,13 +100,13 @@ def test_a_single_value_where_a_list_is_meant(
             "eval",
             "served",
             1,
-            "served is not an option: nothing reads it. There are: batch_size, calibrate, ",
+            "served is not an option: nothing reads it. Choose from: batch_size, calibrate, ",
         ),
         (
             "eval",
             "latency.rounds",
             1,
-            "latency.rounds is not an option: nothing reads it. There are: batch_sizes, ",
+            "latency.rounds is not an option: nothing reads it. Choose from: batch_sizes, ",
         ),
         (
             "eval",
@@ -204,7 +204,7 @@ def test_a_single_value_where_a_list_is_meant(
             "stage.trainer.gradient_clip_val",
             2,
             (
-                "stage.trainer.gradient_clip_val=2 would stand against "
+                "stage.trainer.gradient_clip_val=2 contradicts "
                 "stage.clip=1.0: leave it out, and set stage.clip."
             ),
         ),

@@ -158,7 +158,7 @@ def test_what_ships_fits(words: tuple[str, ...]) -> None:
         (
             "stage=distill dataset=custom reward=fidelity",
             {"dataset__labelled": False},
-            "stage=distill reads answers, and dataset custom was said to have none",
+            "stage=distill reads answers, and dataset custom has none (dataset.labelled=false)",
         ),
     ],
 )

@@ -111,9 +111,10 @@ def test_ppo_without_any_answer(folder: Path, lfd: Path, tmp_path: Path) -> None
     [
         (
             PPO,
-            "stage=ppo reads answers, and dataset custom was said to have none: use stage=lfd, and",
+            "stage=ppo reads answers, and dataset custom has none (dataset.labelled=false): use "
+            "stage=lfd, and",
         ),
-        (("stage=all",), "stage=ppo reads answers, and dataset custom was said to have none"),
+        (("stage=all",), "stage=ppo reads answers, and dataset custom has none"),
     ],
 )
 def test_answers_that_are_needed(

@@ -315,7 +315,7 @@ class TestErrors:
             UserError, match=r"dataset\.images must be a folder, got /nowhere; use the one"
         ):
             custom(folder, images="/nowhere")
-        with pytest.raises(UserError, match=r"data\.jsonl is empty: it holds no row"):
+        with pytest.raises(UserError, match=r"data\.jsonl holds no row"):
             custom(folder, [])
 
 

@@ -122,7 +122,7 @@ class TestConvention:
         data.reads_boxes_as(SimpleNamespace(name="toy"))
         with pytest.raises(
             UserError,
-            match=r"boxes of refcoco are written is not known: set dataset\.coordinates to one",
+            match=r"boxes in answers to refcoco are unknown: set dataset\.coordinates to one",
         ):
             data[0]
 
@@ -130,7 +130,7 @@ class TestConvention:
         data = RefCOCO(source=path, coordinates="resized")
         data.reads_boxes_as(SimpleNamespace(name="toy"))
         with pytest.raises(
-            UserError, match="coordinates=resized: toy does not say what size it sees"
+            UserError, match=r"coordinates=resized needs the size .* and toy does not say it"
         ):
             data[0]
 

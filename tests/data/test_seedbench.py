@@ -126,7 +126,7 @@ def test_splits_and_other_tables(tmp_path: Path) -> None:
     source = saved(tmp_path, rows())
     with pytest.raises(UserError, match="seedbench has no labelled split 'train', only test"):
         SeedBench("train", source=source)
-    with pytest.raises(UserError, match="has no split dev: it holds test"):
+    with pytest.raises(UserError, match="has no split dev, only test"):
         SeedBench("dev", source=source)
     other = write_jsonl(tmp_path / "other.jsonl", [{"question": "?", "image": as_text(encoded())}])
     with pytest.raises(UserError, match="the rows have no column data_type, only image, question"):

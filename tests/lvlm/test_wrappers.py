@@ -195,7 +195,7 @@ def test_weights_that_a_hook_brings() -> None:
             lambda m: PeftLike(FullyShardedDataParallel(m)),
             "FullyShardedDataParallel in PeftLike shards",
         ),
-        (Captured, "Captured has kept the generate of the model inside.*wrap it after that"),
+        (Captured, "Captured still calls the generate that its model had.*wrap it afterwards"),
         (
             lambda m: nn.ModuleList([m, load_component("model", "llava", pretrained=None).model]),
             "holds 2 models",

@@ -181,7 +181,7 @@ class TestSchedule:
         with pytest.raises(UserError) as error:
             schedule(144, 17, 3, has_cls)
         assert str(error.value) == (
-            "tome at most halves the tokens in each of the 3 blocks that make the features, which "
+            "tome at most halves the tokens in each of 3 blocks, which "
             "leaves 18 of 144: keeping 17 is infeasible, give a keep_ratio of at least 0.125."
         )
         assert sum(schedule(9, 1, 4, has_cls)) == 8

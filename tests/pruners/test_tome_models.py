@@ -154,8 +154,8 @@ class TestOnTheStockModel:
             answered = evaluate(Scorer(lvlm, data), data, entries, limit=8)
         assert [record.message for record in caplog.records if "left out" in record.message] == [
             (
-                "left out: tome at most halves the tokens in each of the 5 "
-                "blocks that make the features, which leaves 5 of 144: keeping "
+                "left out: tome at most halves the tokens in each of 5 "
+                "blocks, which leaves 5 of 144: keeping "
                 "3 is infeasible, give a keep_ratio of at least 0.0347."
             )
         ]

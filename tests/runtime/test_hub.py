@@ -98,7 +98,7 @@ class TestPush:
             policy().push_to_hub("me/pruner")
         with pytest.raises(
             UserError,
-            match="me/pruner does not exist as a folder, nor is it within reach on the hub",
+            match="me/pruner is neither a folder nor within reach on the hub",
         ):
             tprl.Pruner.from_pretrained("me/pruner")
 

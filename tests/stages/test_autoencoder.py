@@ -44,7 +44,7 @@ class TestTokens:
 
     def test_a_single_picture_is_refused(self) -> None:
         with pytest.raises(
-            UserError, match="dataset toy shows 1 images: stage=autoencoder needs 2"
+            UserError, match="needs at least 2 images, and dataset toy shows 1: use"
         ):
             stage(dataset=ToyDataset(limit=6)).setup("fit")
 

@@ -67,9 +67,9 @@ def read(lvlm: FrozenLVLM, sample: Sample) -> PromptReading:
     asked = lvlm.tokenizer.decode(ids[mask]).strip()
     if _squeezed(asked) != _squeezed(sample.question):
         raise UserError(
-            f"the question of sample {sample.uid} is {sample.question!r}, "
-            f"and in the prompt of {lvlm.name} {asked!r} would be taken "
-            "for it: set model.prompt to a template with {question}."
+            f"in the prompt of {lvlm.name}, {asked!r} would be read as the question of sample "
+            f"{sample.uid}, which is {sample.question!r}: set model.prompt to a template with "
+            "{question}."
         )
     answer = lvlm.answer_row(sample.answers[0]) if sample.answers else []
     tokens = lvlm.tokenizer.convert_ids_to_tokens(answer)

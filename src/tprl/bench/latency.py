@@ -352,9 +352,10 @@ def _question(lvlm: FrozenLVLM, shortest: Sample, wanted: int) -> str:
             text = lvlm.render(shortest._replace(question=question))
             if template + len(lvlm.tokenizer(text)["input_ids"]) == wanted:
                 return question
+    least = int((ids != lvlm.image_token).sum()) - 1
     raise UserError(
         f"{lvlm.name} has no prompt of latency.text_tokens={wanted}: its template alone takes "
-        f"{int((ids != lvlm.image_token).sum()) - 1}, give another number above that."
+        f"{least}; give another number above {least}."
     )
 
 

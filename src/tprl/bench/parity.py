@@ -52,9 +52,8 @@ def parity(
     """
     if not any(sample.images for sample in samples):
         raise UserError(
-            "pruning is compared with the stock class on questions about "
-            f"images, and none of the {len(samples)} questions at hand "
-            "has one: use a dataset with images, e.g. dataset=scenes."
+            f"none of the {len(samples)} questions has an image, and without one there is nothing "
+            "to prune: use a dataset with images, e.g. dataset=scenes."
         )
     encoded = lvlm.encode(samples)
     # Everything kept must be the stock model: logits, and greedy ids through the cache.

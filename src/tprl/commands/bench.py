@@ -50,7 +50,7 @@ def _latency(cfg: DictConfig, directory: Path) -> None:
     if distributed.count() > 1:
         raise UserError(
             f"mode=latency times one process, and {distributed.count()} "
-            "were started: without torchrun or srun."
+            "were started: start it without torchrun or srun."
         )
     # The setting is built first: its own checks need neither entries nor a model.
     settings = plain(cfg)
@@ -99,7 +99,9 @@ def _parity(cfg: DictConfig, directory: Path) -> None:
         if not samples:
             raise nothing_left(questions, len(asked), "to compare")
         if not isinstance(lvlm, FrozenLVLM):
-            raise UserError(f"model={lvlm.name} has no stock class to compare with.")
+            raise UserError(
+                f"model={lvlm.name} has no stock class to compare with: use model=tiny_llava."
+            )
         results[lvlm.name] = parity(lvlm, samples)
         log.info("%s: %s", lvlm.name, results[lvlm.name])
     write_atomically(directory / "parity.md", parity_table(results) + "\n")

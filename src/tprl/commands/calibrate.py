@@ -48,7 +48,7 @@ def calibrate_pruners(cfg: DictConfig, directory: Path) -> None:
     if distributed.count() > 1:
         raise UserError(
             f"mode=calibrate scores in one process, and {distributed.count()} "
-            "were started: without torchrun or srun."
+            "were started: start it without torchrun or srun."
         )
     # Entries are made at the ratios of the calibration, not at those of an evaluation.
     how = settings["calibrate"]

@@ -149,7 +149,10 @@ def serve(page: Any, host: str, port: int | None, share: bool = False) -> None:
         _, address, shared = page.launch(server_name=host, server_port=port, share=share, **how)
     except (OSError, ValueError) as error:
         where = f"port={port}" if port else "any port from 7860 to 7959"
-        raise UserError(f"the page cannot be served on host={host}, {where} ({error}).") from error
+        raise UserError(
+            f"the page cannot be served on host={host}, {where} ({error}): choose another host or "
+            "port."
+        ) from error
     print(f"open {shared or address} in a browser; Ctrl-C ends it", flush=True)
     try:
         # Nothing sets the event: only a signal ends the wait.

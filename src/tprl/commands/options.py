@@ -90,8 +90,8 @@ def _check_trainer(key: str, stage: Mapping[str, Any], plain: Mapping[str, Any])
     clip = next((name for name in CLIPS if name in stage), None)
     if clip and options.get("gradient_clip_val") is not None:
         raise UserError(
-            f"{key}.trainer.gradient_clip_val={typed(options['gradient_clip_val'])} would stand "
-            f"against {key}.{clip}={typed(stage[clip])}: leave it out, and set {key}.{clip}."
+            f"{key}.trainer.gradient_clip_val={typed(options['gradient_clip_val'])} contradicts "
+            f"{key}.{clip}={typed(stage[clip])}: leave it out, and set {key}.{clip}."
         )
 
 
@@ -133,7 +133,7 @@ def _refuse_strangers(values: Mapping[str, Any], entry: str) -> None:
             if name not in known:
                 listed = ", ".join(sorted(known - groups - {"defaults", "hydra"}))
                 raise UserError(
-                    f"{prefix}{name} is not an option: nothing reads it. There are: {listed}."
+                    f"{prefix}{name} is not an option: nothing reads it. Choose from: {listed}."
                 )
 
 

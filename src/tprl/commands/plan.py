@@ -172,8 +172,8 @@ def _check_labels(kind: type[Stage], settings: Plain, plain: Plain) -> None:
 def no_answers(stage: str, dataset: str) -> UserError:
     """What a stage says that reads answers of a dataset which has none."""
     return UserError(
-        f"stage={stage} reads answers, and dataset {dataset} was said to "
-        "have none: use stage=lfd, and stage=ppo with reward=fidelity."
+        f"stage={stage} reads answers, and dataset {dataset} has none (dataset.labelled=false): "
+        "use stage=lfd, and stage=ppo with reward=fidelity."
     )
 
 

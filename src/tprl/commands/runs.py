@@ -162,8 +162,8 @@ class ModelRun(Run, Arguments):
         # Refused before the model is loaded.
         if OmegaConf.is_list(cfg.trainer.get("devices")):
             raise UserError(
-                f"trainer.devices={cfg.trainer.devices} would part the policy from its "
-                "LVLM: give a number, and choose the cards with CUDA_VISIBLE_DEVICES."
+                f"trainer.devices={cfg.trainer.devices} would put the policy and its LVLM on "
+                "different GPUs: give a number, and choose the GPUs by CUDA_VISIBLE_DEVICES."
             )
         # A trainer on the CPU implies a model on the CPU, unless the model's yaml says otherwise.
         on_cpu = (

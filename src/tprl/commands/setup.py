@@ -160,8 +160,8 @@ def with_arms_config(cfg: DictConfig, arms: Mapping[str, Any]) -> DictConfig:
         different = [table for table in settings if table != settings[0]]
         if different and not chosen(group):
             raise UserError(
-                f"the runs of runs= have different settings of {group}, {settings[0]} and "
-                f"{different[0]}: say on which to evaluate them, e.g. {group}=<name>."
+                f"the runs of runs={{...}} have different settings of {group}, {settings[0]} and "
+                f"{different[0]}: choose one for all by {group}=<name>."
             )
     return with_run_config(cfg, runs[0])
 

@@ -111,8 +111,8 @@ class Grounding(Benchmark):
         """
         if self._coordinates is None:
             raise UserError(
-                f"in which coordinates boxes of {self.name} are written is not "
-                f"known: set dataset.coordinates to one of {', '.join(COORDINATES)}."
+                f"the coordinates of boxes in answers to {self.name} are unknown: set "
+                f"dataset.coordinates to one of {', '.join(COORDINATES)}."
             )
         return self._coordinates
 
@@ -196,8 +196,9 @@ class Grounding(Benchmark):
         if self.coordinates == "resized":
             if not hasattr(self._lvlm, "seen_size"):
                 raise UserError(
-                    f"dataset.coordinates=resized: {getattr(self._lvlm, 'name', 'no model')} does "
-                    "not say what size it sees an image in; use absolute, relative or thousand."
+                    "dataset.coordinates=resized needs the size at which a model sees an image, "
+                    f"and {getattr(self._lvlm, 'name', 'no model')} does not say it: use absolute, "
+                    "relative or thousand."
                 )
             seen = self._lvlm.seen_size(*image.size)
         x1, y1, x2, y2 = self._shown(image)

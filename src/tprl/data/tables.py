@@ -158,8 +158,8 @@ def column(table: Table, name: str) -> list[Any]:
         there = set(stored.column_names)
     if name not in there:
         raise UserError(
-            f"the rows have no column {name}, only "
-            f"{', '.join(sorted(there))}: is it the right dataset?"
+            f"the rows have no column {name}, only {', '.join(sorted(there))}: choose the dataset "
+            "that fits them, or rename the column."
         )
     return [row.get(name) for row in table] if isinstance(table, list) else list(stored[name])
 
@@ -238,7 +238,9 @@ def _saved(path: Path, split: str) -> Any:
         ) from error
     if isinstance(dataset, library.DatasetDict):
         if split not in dataset:
-            raise UserError(f"{path} has no split {split}: it holds {', '.join(dataset)}.")
+            raise UserError(
+                f"{path} has no split {split}, only {', '.join(dataset)}: choose one of these."
+            )
         dataset = dataset[split]
     return _undecoded(library, dataset)
 

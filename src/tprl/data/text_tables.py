@@ -55,7 +55,7 @@ def read_text_table(path: Path) -> TextRows:
     """
     text = read_text(path)
     if not text.strip():
-        raise UserError(f"{path} is empty: it holds no row.")
+        raise UserError(f"{path} holds no row: write at least one.")
     suffix = text_suffix(path)
     # The suffix decides: a JSON list and JSON lines cannot be told apart by every first line.
     if suffix == ".json":
@@ -105,7 +105,10 @@ def _content(path: Path) -> bytes:
             f"{path} is damaged ({error}): it cannot be unpacked; fetch or pack it again."
         ) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
+        reason = error.strerror or error
+        raise UserError(
+            f"{path} cannot be read ({reason}): make it readable, or give another file."
+        ) from error
 
 
 def _json_list(path: Path, text: str) -> list[dict[str, Any]]:
@@ -124,7 +127,7 @@ def _json_list(path: Path, text: str) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} must be a list of objects: write one object per row.")
     if not rows:
-        raise UserError(f"{path} is empty: it holds no row.")
+        raise UserError(f"{path} holds no row: write at least one.")
     return rows
 
 
@@ -164,7 +167,7 @@ def _cells(path: Path, text: str, delimiter: str) -> TextRows:
             f"{path} names a column twice ({', '.join(columns)}): give each its own name."
         )
     if not rows:
-        raise UserError(f"{path} is empty: below its line of column names there is no row.")
+        raise UserError(f"{path} holds no row below its line of column names: write at least one.")
     return TextRows(rows, lines)
 
 

@@ -109,9 +109,8 @@ def check_names(*groups: Sequence[Entry]) -> None:
     for (name, seed), count in seen.items():
         if count > 1:
             raise UserError(
-                f"{name} with seed {seed} occurs {count} times: name a pruner "
-                "once, in pruner or in pruners; give each arm of runs a name of "
-                "its own, and within an arm runs of different training seeds."
+                f"{name} with seed {seed} occurs {count} times: name each pruner once, give each "
+                "arm of runs its own name, and each run of an arm another training seed."
             )
     # Within an option names repeat for seeds; two options must not share one.
     names: Counter[str] = Counter()

@@ -109,7 +109,10 @@ class OfficialScore(Metric):
             for name in DTYPES
         )
         if not len(question):
-            raise UserError("no question was answered, so there is no official score.")
+            raise UserError(
+                "no question was answered, so there is no official score: raise limit, or mend the "
+                "damaged rows."
+            )
         # Sorted by question, so that the first answer of several to one is kept.
         values = values.reshape(len(question), -1)
         order = question.argsort(stable=True)

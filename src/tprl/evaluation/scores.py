@@ -128,8 +128,8 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
             before = rows.setdefault(arm, (spread, table.cost[i]))
             if not np.array_equal(before[0]["score"], spread["score"], equal_nan=True):
                 raise UserError(
-                    f"{arm[0]} (seed {arm[1]}, keep_ratio {arm[2]}) "
-                    "scored differently in two evaluations."
+                    f"{arm[0]} (seed {arm[1]}, keep_ratio {arm[2]}) scored differently in two "
+                    "evaluations: leave one of them out, or evaluate both again."
                 )
     # [arms questions] of every field, and [arms 3] of costs.
     fields = dict[str, Floats]()
@@ -182,7 +182,8 @@ def read_scores(path: Path) -> ScoreTable:
         raise UserError(f"{path} is damaged ({error}): copy it again.") from error
     if int(parts.get("format", 0)) != FORMAT:
         raise UserError(
-            f"{path} has format {parts.get('format', 'none')}, and this version reads {FORMAT}."
+            f"{path} has format {parts.get('format', 'none')}, and this version reads {FORMAT}: "
+            "evaluate again."
         )
     # nan stands for a pruner that decides alone.
     ratios = [None if np.isnan(ratio) else float(ratio) for ratio in parts["keep_ratio"]]

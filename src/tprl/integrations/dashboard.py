@@ -142,7 +142,10 @@ def create(project: str, entity: str | None = None) -> list[str]:
         ]  # the report makes the project
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"W&B did not take the dashboard of project {project} ({why}).") from error
+        raise UserError(
+            f"W&B refused the dashboard of project {project} ({why}): check the project's name and "
+            "your rights."
+        ) from error
     return [page.url for page in pages]
 
 

@@ -152,8 +152,8 @@ class Llava(FrozenLVLM):
         has_cls = self.model.config.vision_feature_select_strategy == "default"
         if not has_cls and extras - {"vision_features", "patch_embeds", "pixels"}:
             raise UserError(
-                f"{self.name}'s vision tower has no CLS "
-                "token, so there is no CLS attention to read."
+                f"the vision tower of {self.name} has no CLS token whose attention could be read: "
+                "use a pruner that reads projected tokens, e.g. divprune."
             )
         # One tensor per image of each extra: [N ...].
         inside = sorted(extras - {"pixels"})

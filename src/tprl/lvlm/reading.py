@@ -229,9 +229,8 @@ class AnswerReading:
         kinds = set(layer_kinds(self.model.config.text_config)) - {FULL}
         if kinds:
             raise UserError(
-                f"gates weigh the attention to visual tokens, and {self.name} has layers of "
-                f"{min(kinds).replace('_', ' ')}, where a gate of 0 is not pruning: train with "
-                "stage=lfd and stage=ppo instead of distill."
+                f"{self.name} has layers of {min(kinds).replace('_', ' ')}, where a gate of 0 is "
+                "not pruning: train with stage=lfd and stage=ppo instead of distill."
             )
 
     def gates(

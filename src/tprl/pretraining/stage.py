@@ -118,8 +118,8 @@ class Pretrain(Stage):
         layers = parts.llava.model.language_model.layers
         if len(layers) < 2 or config.text_config.num_attention_heads < 2:
             raise UserError(
-                "one layer or one head of the language model "
-                "cannot be told where to look: use at least two."
+                f"a language model needs two layers and two heads to learn where to look, got "
+                f"{len(layers)} and {config.text_config.num_attention_heads}: use two or more."
             )
         self.looking = slice(len(layers) // 2 - 1, len(layers) // 2 + 1)
         if compile:

@@ -47,9 +47,8 @@ def schedule(n: int, k: int, blocks: int, has_cls: bool) -> tuple[int, ...]:
             return merges
     fewest = n - sum(clipped(n, n, n, blocks, has_cls))
     raise UserError(
-        f"tome at most halves the tokens in each of the {blocks} blocks "
-        f"that make the features, which leaves {fewest} of {n}: keeping {k} "
-        f"is infeasible, give a keep_ratio of at least {fewest / n:.3g}."
+        f"tome at most halves the tokens in each of {blocks} blocks, which leaves {fewest} of "
+        f"{n}: keeping {k} is infeasible, give a keep_ratio of at least {fewest / n:.3g}."
     )
 
 

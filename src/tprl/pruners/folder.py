@@ -40,7 +40,8 @@ def find_pruner(pretrained: str | Path, revision: str | None = None) -> Path:
         )
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"{folder} holds no trained pruner ({CONFIG} and {WEIGHTS}): has its run finished?"
+            f"{folder} holds no trained pruner ({CONFIG} and {WEIGHTS}): finish its run, or give "
+            "another directory."
         )
     return folder
 

@@ -34,8 +34,8 @@ def merged_selection(
     the images that have it: one token, at the first (or last) place that is not kept."""
     if encoded.project is None:
         raise UserError(
-            "These prompts have no projector (Encoded.project), "
-            "so merge no vision features: use divprune."
+            "these prompts have no projector (Encoded.project), so vision features cannot be "
+            "merged: use divprune."
         )
     # Sums in float32, before the projector, as the methods define them.
     image, slot = real.nonzero(as_tuple=True)

@@ -69,7 +69,7 @@ class ResizePruner:
         images = _scaled(encoded, need_ratio(self.name, keep_ratio))
         if images and encoded.look is None:
             raise UserError(
-                "These prompts have no vision side (Encoded.look) "
+                "these prompts have no vision side (Encoded.look) "
                 "for resize to run again: use pooling."
             )
         # An image that gets smaller loses all of its tokens; the others stay untouched.

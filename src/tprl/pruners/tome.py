@@ -56,7 +56,7 @@ class ToMePruner:
             return TokenSelection(keep=encoded.visual_mask)
         if tower is None or encoded.project is None:
             raise UserError(
-                "These prompts have no vision tower (Encoded.tower) "
+                "these prompts have no vision tower (Encoded.tower) "
                 "for tome to run again: use divprune."
             )
         # How many tokens merge in each block follows from the counts alone.

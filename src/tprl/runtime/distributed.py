@@ -100,9 +100,9 @@ def launch_ranks(trainer: Mapping[str, Any]) -> None:
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         asked = ", ".join(f"trainer.{name}={value}" for name, value in places.items())
         raise UserError(
-            f"no ranks with {asked} ({' '.join(str(error).split())}): on "
-            "CPUs set trainer.accelerator=cpu trainer.devices=<processes>, "
-            "under torchrun or srun devices and num_nodes as given there."
+            f"ranks cannot start with {asked} ({' '.join(str(error).split())}): on CPUs set "
+            "trainer.accelerator=cpu trainer.devices=<processes>; under torchrun or srun set "
+            "devices and num_nodes as given there."
         ) from error
 
 

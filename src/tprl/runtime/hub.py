@@ -53,8 +53,8 @@ def fetch(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
     except (OSError, ValueError) as error:  # the hub's own errors are among them
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{repo} does not exist as a folder, nor is it within reach on the hub ({reason}): "
-            "give the directory that a training run printed as `run:`, or check the hub id."
+            f"{repo} is neither a folder nor within reach on the hub ({reason}): give the "
+            "directory that a training run printed as `run:`, or check the hub id."
         ) from error
 
 

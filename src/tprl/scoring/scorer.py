@@ -179,8 +179,8 @@ class Scorer:
         """
         if not isinstance(self.lvlm, OpenLVLM):
             raise UserError(
-                "reward fidelity needs the output distributions "
-                f"of {self.lvlm.name}, which shows none."
+                f"reward=fidelity needs output distributions, and {self.lvlm.name} shows none: use "
+                "another reward, e.g. reward=score_change."
             )
         answers = self.texts(encoded)
         self.evaluations += len(answers)

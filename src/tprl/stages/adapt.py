@@ -98,8 +98,8 @@ class Adapt(Stage):
         for ratio in keep_ratios:
             if not min(budgets) < check_keep_ratio(ratio) < max(budgets):
                 raise UserError(
-                    f"stage.keep_ratios: {ratio} is not a mean of "
-                    f"the budgets {list(budgets)}: stay within."
+                    f"stage.keep_ratios={list(keep_ratios)} must lie between the budgets, got "
+                    f"{ratio}; give numbers between {min(budgets)} and {max(budgets)}."
                 )
         self.pruner, self.lvlm, self.dataset = pruner, lvlm, dataset
         self.served, self.epochs = served, epochs

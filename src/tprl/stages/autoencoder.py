@@ -105,8 +105,8 @@ class AutoencoderStage(Stage):
             raise nothing_left(self.dataset, len(self.dataset), "to take images from")
         if len(samples) < 2:
             raise UserError(
-                f"dataset {self.dataset.name} shows {len(samples)} "
-                "images: stage=autoencoder needs 2."
+                f"stage=autoencoder needs at least 2 images, and dataset {self.dataset.name} shows "
+                f"{len(samples)}: use a larger one."
             )
 
         # Some images at a time; on the host and without padding, because all of them are written.
