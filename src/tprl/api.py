@@ -81,7 +81,7 @@ def prune(
     # Checks first, from the cheapest on: a model that is refused stays as it was.
     stock = stock_model(model)
     lvlm = family_of(stock).around(stock, processor)
-    take_off = None if adapter is None else add_adapter(stock, adapter, merge=False)
+    take_off = None if adapter is None else add_adapter(stock, adapter)
     try:
         built = _built(pruner)
         if retention is not None:

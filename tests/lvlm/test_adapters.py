@@ -20,6 +20,7 @@ from tprl.lvlm.adapters import (
     WEIGHTS,
     Pair,
     add_adapter,
+    merge_adapter,
     read_adapter,
     write_adapter,
 )
@@ -59,7 +60,7 @@ def answers(lvlm: FrozenLVLM) -> Tensor:
 
 def test_merged_and_hooked_are_the_same_model(llava: FrozenLVLM, folder: Path) -> None:
     start, before = answers(llava), model_print(llava.model)
-    take_off = add_adapter(llava.model, folder, merge=False)
+    take_off = add_adapter(llava.model, folder)
     hooked, other = answers(llava), model_print(llava.model)
     take_off()
     assert torch.equal(answers(llava), start)
@@ -72,6 +73,19 @@ def test_merged_and_hooked_are_the_same_model(llava: FrozenLVLM, folder: Path) -
     weight = dict(llava.model.named_parameters())[f"{NAME}.weight"]
     changed = dict(merged.model.named_parameters())[f"{NAME}.weight"]
     assert torch.allclose(changed, weight + 4 * pair().up @ pair().down, atol=1e-6)
+
+
+def test_hooks_over_a_merge_come_off_and_the_merge_stays(folder: Path) -> None:
+    """A merge gives nothing to take off: that would restore the print alone, not the weights."""
+    lvlm = small()
+    assert merge_adapter(lvlm.model, folder) is None
+    merged, name = answers(lvlm), model_print(lvlm.model)
+    (folder / "adapter" / ABOUT).unlink()  # it says which weights the adapter is for
+    take_off = add_adapter(lvlm.model, folder)
+    assert not torch.allclose(answers(lvlm), merged)
+    take_off()
+    assert torch.equal(answers(lvlm), merged)
+    assert model_print(lvlm.model) == name
 
 
 def test_prune_adds_it_until_undo(llava: FrozenLVLM, folder: Path) -> None:
@@ -103,10 +117,10 @@ def test_what_belongs_to_another_model_is_refused(llava: FrozenLVLM, folder: Pat
     ):
         tprl.prune(other.model, "uniform", keep_ratio=0.25, adapter=folder)
     with pytest.raises(UserError, match="trained on other weights"):
-        add_adapter(other.model, folder, merge=True)
+        merge_adapter(other.model, folder)
     # peft alone says nothing of weights: names and sizes tell.
     (folder / "adapter" / ABOUT).unlink()
-    add_adapter(other.model, folder, merge=False)()
+    add_adapter(other.model, folder)()
     attention = NAME.rpartition(".")[0]
     for name, sizes, what in (
         (NAME, (40,), "of another size"),
@@ -115,7 +129,7 @@ def test_what_belongs_to_another_model_is_refused(llava: FrozenLVLM, folder: Pat
     ):
         write_adapter(folder / "adapter", {name: pair(*sizes)}, PLAIN, {})
         with pytest.raises(UserError, match=f"does not fit this model: {name} is {what}"):
-            add_adapter(llava.model, folder, merge=False)
+            add_adapter(llava.model, folder)
 
 
 def test_what_cannot_be_read(folder: Path) -> None:

@@ -156,43 +156,64 @@ def check_adapter(adapter: Adapter, model: Any) -> None:
             )
 
 
-def add_adapter(model: Any, source: str | Path, merge: bool) -> Callable[[], None]:
-    """Add an adapter to a stock model; what is returned takes hooks off again.
+def merge_adapter(model: Any, source: str | Path) -> None:
+    """Add an adapter to a stock model for good: into its weights, and by hooks where weights cannot
+    be changed (quantized and offloaded ones).
 
     Args:
         source: its folder, or a run of stage=tune.
-        merge: change weights rather than add hooks. Quantized and offloaded ones cannot be changed
-            and get hooks all the same.
 
     Raises:
         UserError: no adapter there, or one of another model.
     """
-    adapter = read_adapter(source)
-    check_adapter(adapter, model)
-    # The print is read before merging, which changes the weights that it is made of.
-    before, had = model_print(model), hasattr(model, ADAPTED)
-    handles = []
+    adapter, adapted = _fitting(model, source)
     for layer, pair in _layers(model, adapter):
         weight = layer.weight
-        if merge and weight.is_floating_point() and not weight.is_meta:
+        if weight.is_floating_point() and not weight.is_meta:
             # Summed in float32 and rounded once, to the type of the weight.
             added = adapter.scale * (pair.up.to(weight.device) @ pair.down.to(weight.device))
             with torch.no_grad():
                 weight.copy_(weight.float() + added)
         else:
-            handles.append(layer.register_forward_hook(_hook(pair, adapter.scale)))
-    # From here on the model is recognized as the model before plus this adapter.
-    setattr(model, ADAPTED, f"{before}+{adapter.print}")
+            layer.register_forward_hook(_hook(pair, adapter.scale))
+    setattr(model, ADAPTED, adapted)
+
+
+def add_adapter(model: Any, source: str | Path) -> Callable[[], None]:
+    """Add an adapter to a stock model by hooks; what is returned takes them off again, and the
+    model is exactly what it was.
+
+    Args:
+        source: as for `merge_adapter`.
+
+    Raises:
+        UserError: as `merge_adapter`.
+    """
+    adapter, adapted = _fitting(model, source)
+    before = getattr(model, ADAPTED, None)
+    handles = []
+    for layer, pair in _layers(model, adapter):
+        handles.append(layer.register_forward_hook(_hook(pair, adapter.scale)))
+    setattr(model, ADAPTED, adapted)
 
     def take_off() -> None:
         for handle in handles:
             handle.remove()
-        if had:
-            setattr(model, ADAPTED, before)
-        else:
+        if before is None:
             delattr(model, ADAPTED)
+        else:
+            setattr(model, ADAPTED, before)
 
     return take_off
+
+
+def _fitting(model: Any, source: str | Path) -> tuple[Adapter, str]:
+    """An adapter that fits this model, and by what the model with it is recognized: the model
+    before, plus the adapter."""
+    adapter = read_adapter(source)
+    check_adapter(adapter, model)
+    # The print is read before merging, which changes the weights that it is made of.
+    return adapter, f"{model_print(model)}+{adapter.print}"
 
 
 def _layers(model: Any, adapter: Adapter) -> Iterator[tuple[nn.Linear, Pair]]:

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 
 from tprl.cost import FULL, LVLMShape, layer_kinds, patch_bytes
 from tprl.errors import UserError
-from tprl.lvlm.adapters import add_adapter
+from tprl.lvlm.adapters import merge_adapter
 from tprl.lvlm.batching import (
     Seen,
     axes,
@@ -145,7 +145,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
             source = str(folder) if (folder := find_model(pretrained)).is_dir() else pretrained
             model, processor = load(source, name, self.model_type, where, self.load_processor)
         if adapter is not None:
-            add_adapter(model, adapter, merge=True)
+            merge_adapter(model, adapter)
         # Prompts end in one column, so that answers of a batch begin in one.
         processor.tokenizer.padding_side = "left"
         self._hold(model.requires_grad_(False).eval(), processor, name)
