@@ -30,6 +30,7 @@ from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.llava import Llava
+from tprl.report import figures
 from tprl.report.latency import sentence
 
 SETTING = Setting(batch_sizes=(1, 3), repeats=2, warmup=1, new_tokens=3, image=(56, 56))
@@ -201,6 +202,24 @@ def test_speedups_compare_rounds_with_themselves() -> None:
     assert found.milliseconds("total").median == 20.0
     assert found.predicted() == 2.0
     assert found.share() == 0.75
+
+
+def test_a_line_joins_the_keep_ratios_of_a_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "as_svg", lambda figure, *_: figure)
+    drawn: Any = figures.speedups(
+        [
+            line("a", [30.0] * 3, [20.0] * 3, 300, 1 / 9),
+            line("a", [30.0] * 3, [25.0] * 3, 200, 1 / 3),
+            line("b", [30.0] * 3, [20.0] * 3, 300, 1 / 9),
+        ]
+    )
+    joined = {plot.get_label(): plot for plot in drawn.axes[1].lines}
+    x, y = joined["a"].get_data()
+    assert list(x) == sorted(x)
+    assert sorted(y) == [1.2, 1.5]
+    assert joined["a"].get_linestyle() != "None"
+    assert len(joined["b"].get_xdata()) == 1
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["a", "b"]
 
 
 def test_spreads_are_quantiles() -> None:

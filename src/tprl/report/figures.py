@@ -180,10 +180,10 @@ def _box(axes: Axes, y: int, quantiles: Sequence[float], color: str) -> None:
 
 def speedups(lines: Sequence[Line]) -> str:
     """Measured against predicted speed-up, of the prefill and from pixels to the last token: an
-    `<svg>`. On the dashed line a pruner gets all that its FLOPs promise; below 1 it is slower than
-    not pruning."""
+    `<svg>`. A line joins the keep ratios of a pruner at one batch size. On the dashed line it gets
+    all that its FLOPs promise; below 1 it is slower than not pruning."""
     names = sorted({line.pruner for line in lines})
-    known, batches = styles(names), sorted({line.batch for line in lines})
+    batches = sorted({line.batch for line in lines})
     figure = Figure(figsize=(9.4, 4.6), layout="constrained")
     panels: list[Axes] = [figure.add_subplot(1, 2, place) for place in (1, 2)]
     for axes, (stage, title) in zip(
@@ -194,30 +194,51 @@ def speedups(lines: Sequence[Line]) -> str:
         end = max(line.predicted(stage) for line in lines)
         axes.plot([1, end], [1, end], color=MUTED, lw=1.2, ls=(0, (6, 3)))
         axes.axhline(1, color=MUTED, lw=0.8)
-        for line in lines:
-            color = stand_in(list(known).index(line.pruner))
-            middle, low, high = line.speedup(stage)
-            axes.plot([line.predicted(stage)] * 2, [low, high], color=color, lw=1, alpha=0.55)
-            style = {
-                "color": color,
-                "marker": known[line.pruner][3],
-                "ms": 5 + 2 * batches.index(line.batch),
-            }
-            label = (
-                line.pruner
-                if line is next(other for other in lines if other.pruner == line.pruner)
-                else None
-            )
-            axes.plot([line.predicted(stage)], [middle], ls="", label=label, **style)
+        for name in names:
+            for place, batch in enumerate(batches):
+                series = [line for line in lines if (line.pruner, line.batch) == (name, batch)]
+                _speedup_series(axes, series, stage, names, marker_size=5 + 2 * place)
+    # One entry a pruner, whatever number of batch sizes it has.
     handles, labels = figure.axes[0].get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
     figure.legend(
-        handles, labels, fontsize=8, frameon=False, labelcolor=INK, loc="outside right center"
+        entries.values(),
+        entries.keys(),
+        fontsize=8,
+        frameon=False,
+        labelcolor=INK,
+        loc="outside right center",
     )
     what = (
-        "Measured against predicted speed-up; larger marks are "
-        f"larger batches ({', '.join(map(str, batches))})."
+        "Measured against predicted speed-up. A line joins the keep ratios of a pruner at one "
+        f"batch size; larger marks are larger batches ({', '.join(map(str, batches))})."
     )
     return as_svg(figure, "speedups", what)
+
+
+def _speedup_series(
+    axes: Axes, series: Sequence[Line], stage: str, names: Sequence[str], marker_size: int
+) -> None:
+    """The keep ratios of a pruner at one batch size: medians on a line, and their quantiles."""
+    if not series:
+        return
+    known, name = styles(names), series[0].pruner
+    color = stand_in(list(known).index(name))
+    joined = sorted(series, key=lambda line: line.predicted(stage))
+    x = [line.predicted(stage) for line in joined]
+    spreads = [line.speedup(stage) for line in joined]
+    axes.plot(
+        x,
+        [spread.median for spread in spreads],
+        color=color,
+        ls=known[name][2],
+        lw=1.2,
+        marker=known[name][3],
+        ms=marker_size,
+        label=name,
+    )
+    for place, spread in zip(x, spreads, strict=True):
+        axes.plot([place] * 2, [spread.low, spread.high], color=color, lw=1, alpha=0.55)
 
 
 def _axes(x: str, y: str, width: float, height: float) -> tuple[Figure, Axes]:
