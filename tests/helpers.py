@@ -44,7 +44,8 @@ def toy_encoded(
             "cls_feature" (the same for all tokens of an image), "vision_keys" [B V 8], "last_keys"
             [B V vision_width], "clip_relevance" [B V], "region" [B V] (1/(1+rank) on about a sixth
             of the tokens), "patch_embeds" [B V vision_width], with `toy_tower` for them, and
-            "pixels" [B V 3 2 2], with `toy_look` for them; padded entries are 0.
+            "pixels" [B V 3 2 2], with `toy_look` for them, and "rgb" [B V 3 2 2]; padded entries
+            are 0.
         uids: defaults to "toy-0", "toy-1", ...
         axes: P, the number of position axes; axis p counts columns multiplied by p + 1.
     """
@@ -176,6 +177,7 @@ def _sample(
         "patch_embeds": torch.randn(n, vision_width, generator=rng),
         "pixels": torch.randn(n, 3, 2, 2, generator=rng),
         "word_attention": torch.randn(n, generator=rng).softmax(0),
+        "rgb": torch.rand(n, 3, 2, 2, generator=rng),
     }
     return part | {name: values[name] for name in extras}
 

@@ -273,7 +273,7 @@ def test_extras_do_not_change_the_tokens_and_leave_no_hooks(
 
 
 def test_substitutes_are_named_where_the_encoder_has_no_cls_token(lvlm: FrozenLVLM) -> None:
-    assert lvlm.known_extras - {"pixels"} == EXTRAS
+    assert lvlm.known_extras - {"pixels", "rgb"} == EXTRAS
     assert set(lvlm.substitutes) == (set() if lvlm.name in WITH_CLS else {"cls_attention"})
 
 

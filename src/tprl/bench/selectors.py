@@ -50,7 +50,8 @@ def synthetic(
     tensors = {name: torch.randn(batch, n, generator=draw).softmax(1) for name in attentions}
     tensors |= {name: torch.randn(batch, n, size, generator=draw) for name, size in sizes.items()}
     tensors |= {name: torch.rand(batch, n, generator=draw) for name in ("clip_relevance", "region")}
-    tensors["pixels"] = torch.randn(batch, n, 3, PATCH, PATCH, generator=draw)
+    for name in ("pixels", "rgb"):
+        tensors[name] = torch.rand(batch, n, 3, PATCH, PATCH, generator=draw)
     # BOS, the image's tokens, 32 words.
     columns = torch.arange(n + 33)
     projector = torch.randn(vision, width, generator=draw) / vision**0.5

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -31,7 +31,9 @@ from tprl.lvlm.shapes import REFUSALS, ReadsShapes
 from tprl.lvlm.texts import Placed, question_mask
 from tprl.types import Box, Encoded, Sample, columns_of
 
-ASSEMBLED = frozenset({"region", WORD_ATTENTION})  # extras that no tower provides
+# "pixels" as red, green and blue in [0, 1], whatever the processor normalizes by
+RGB = "rgb"
+ASSEMBLED = frozenset({"region", WORD_ATTENTION, RGB})  # extras that no tower provides
 
 
 class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
@@ -86,8 +88,8 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
         if first:
             pixels = self.pixels_of(inputs)
             pixels = pick_images(pixels, self.rows_per_image(pixels), first)
-            seen = self.look(pixels, extras - ASSEMBLED)
-            self._check_seen(seen, pixels, extras - ASSEMBLED, occurrences, uids)
+            seen = self.look(pixels, of_tower(extras))
+            self._check_seen(seen, pixels, of_tower(extras), occurrences, uids)
         is_image = inputs["input_ids"] == self.image_token
         lengths = [len(tokens) for tokens in seen.tokens]
         check_placeholders(is_image, occurrences, lengths, uids, self.one_run, self.remedy)
@@ -115,6 +117,11 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
 
     def _complete(self, encoded: Encoded, extras: frozenset[str]) -> None:
         """Extras that read the question and the assembled batch."""
+        if RGB in extras and "pixels" in encoded.extras:
+            pixels = encoded.extras["pixels"]
+            encoded.extras[RGB] = colors_of(pixels, self.processor.image_processor)
+            if "pixels" not in extras:
+                del encoded.extras["pixels"]
         if extras & self.related:
             self.relate(encoded)
         if WORD_ATTENTION in extras:
@@ -167,14 +174,14 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
             UserError: an extra that is not known here, or images that do not fit the prompts.
         """
         self.check_extras(extras, self.known_extras)
-        seen = self.look(pixels := self.pixels_of(inputs), extras - ASSEMBLED)
+        seen = self.look(pixels := self.pixels_of(inputs), of_tower(extras))
         ids, attention = inputs["input_ids"], inputs["attention_mask"].bool()
         is_image, lengths = ids == self.image_token, [len(tokens) for tokens in seen.tokens]
         # No samples here: which images a prompt shows follows from its placeholders.
         occurrences = shown_images(is_image.sum(1).tolist(), lengths, self.remedy)
         names = [f"prompt {row}" for row in range(len(ids))]
         # Numbers first, then counts: a model that overflows fails whatever its prompt is.
-        self._check_seen(seen, pixels, extras - ASSEMBLED, occurrences, names)
+        self._check_seen(seen, pixels, of_tower(extras), occurrences, names)
         check_placeholders(is_image, occurrences, lengths, names, self.one_run, self.remedy)
         uids = input_uids(
             ids, attention, pixels["pixel_values"].split(self.rows_per_image(pixels)), occurrences
@@ -264,6 +271,22 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
             tower=seen.tower,
             look=self.look_again,
         )
+
+
+def of_tower(extras: frozenset[str]) -> frozenset[str]:
+    """What the vision side is asked for, for these extras."""
+    return (extras - ASSEMBLED) | ({"pixels"} if RGB in extras else set())
+
+
+def colors_of(pixels: Float[Tensor, "B V 3 ..."], images: Any) -> Float[Tensor, "B V 3 ..."]:
+    """Red, green and blue in [0, 1] of what an image processor of transformers made of them: its
+    steps in reverse."""
+    # [3 1 ...] a mean and a deviation per channel.
+    channels = (3, *[1] * (pixels.ndim - 3))
+    if images.do_normalize:
+        mean, std = (pixels.new_tensor(list(x)) for x in (images.image_mean, images.image_std))
+        pixels = pixels * std.view(channels) + mean.view(channels)
+    return pixels / (255 * (images.rescale_factor if images.do_rescale else 1))
 
 
 def _of_images(values: Sequence[Any], occurrences: Sequence[Sequence[int]]) -> list[list[Any]]:

@@ -23,7 +23,7 @@ from tprl.lvlm.batching import (
     retry_smaller,
 )
 from tprl.lvlm.blueprint import random_model
-from tprl.lvlm.encoding import Encoding
+from tprl.lvlm.encoding import RGB, Encoding
 from tprl.lvlm.layer_drop import LayerPlan, check_layers, dropping
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.overflow import watched
@@ -105,6 +105,8 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "pixels" in cls.known_extras:  # colors follow from them: see `Encoding._complete`
+            cls.known_extras |= {RGB}
         if cls.related and not hasattr(cls, "relate"):
             raise TypeError(
                 f"{cls.__name__} has extras related to the "

@@ -23,8 +23,6 @@ COLORS = {
     "pink": (255, 192, 203),
     "brown": (165, 42, 42),
 }
-# What CLIP's processors (and Qwen's) take off and divide by.
-MEAN, SPREAD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 FAINT = 0.08  # chroma, of 1, at which a hue counts half
 SHARE = 4  # the best fourth of a token's pixels decides
 
@@ -37,14 +35,14 @@ class KeywordColorPruner(QualityDPP):
     color word of the question: the cosine between a pixel's RGB less its gray and the color's,
     times chroma / (chroma + 0.08), mean over the best fourth of the token's pixels. Without a color
     word diversity alone decides. No training, no language model. Source: ours; a hostile reading of
-    `crowd` asked for it. Needs extras["pixels"].
+    `crowd` asked for it. Needs extras["rgb"].
 
     Args:
         alpha: weight of color against diversity.
     """
 
     name = "keyword_color"
-    extras: frozenset[str] = frozenset({"pixels"})
+    extras: frozenset[str] = frozenset({"rgb"})
     reads_question = True
 
     def log_quality(self, images: Rows, encoded: Encoded) -> Float[Tensor, "I W"]:
@@ -59,12 +57,10 @@ class KeywordColorPruner(QualityDPP):
 def likeness(encoded: Encoded) -> Float[Tensor, "B V"]:
     """How much of each token has a hue that its question names, in [-1, 1]; 0 without a color
     word."""
-    cells = encoded.extras["pixels"].flatten(3).double()  # [B V 3 p]
-    scale, shift = (cells.new_tensor(x).view(3, 1) for x in (SPREAD, MEAN))
-    rgb = cells * scale + shift
+    rgb = encoded.extras["rgb"].flatten(3).double()  # [B V 3 p]
     chroma = rgb - rgb.mean(2, keepdim=True)
     norm = chroma.norm(dim=2)
-    best = max(1, cells.shape[3] // SHARE)
+    best = max(1, rgb.shape[3] // SHARE)
     scores = torch.zeros_like(encoded.visual_mask, dtype=torch.float32)
     for row, question in enumerate(encoded.questions):
         named = [COLORS[word] for word in re.findall(r"[a-z]+", question.lower()) if word in COLORS]
