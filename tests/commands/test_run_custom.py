@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tests.commands.calls import call, refused
 
-from tprl.commands.evaluate import evaluate
+from tprl.commands import evaluate as evaluation
+from tprl.commands.evaluate import evaluate, evaluate_entries
 from tprl.commands.train import train
 from tprl.data.scenes import Scenes
 from tprl.evaluation.results import read_results, read_samples
@@ -57,8 +58,18 @@ def lfd(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_evaluation_says_what_it_counted(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    counted = []
+
+    def spy(*args: Any) -> evaluation.Evaluated:
+        counted.append(evaluate_entries(*args))
+        return counted[-1]
+
+    monkeypatch.setattr(evaluation, "evaluate_entries", spy)
     options = (
         "logger=none",
         "dataset=custom",
@@ -72,6 +83,8 @@ def test_an_evaluation_says_what_it_counted(
     about = json.loads((run / "evaluation.json").read_text())
     assert (about["questions"], about["damaged rows"], about["damaged: broken image"]) == (24, 2, 1)
     assert about["damaged: empty question"] == 1
+    # what a model card and a promise say of it
+    assert [item.questions for item in counted] == [24]
     assert about["protocol"].endswith("boxes in relative coordinates")
     rows = {(row.pruner, row.metric): row.value for row in read_results(run / "results.csv")}
     assert rows["keep_all", "custom/accuracy"] == pytest.approx(100 * rows["keep_all", "accuracy"])

@@ -84,6 +84,13 @@ class Evaluation(NamedTuple):
     directory: Path
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation found."""
+
+    rows: list[Row]  # of `results.csv`
+    questions: int  # that were answered: damaged ones are none of them
+
+
 def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     """Evaluate a run (`run=<directory>`), a sweep, or named pruners (`pruner=<name>`,
     `pruners=[...]`), into `directory`.
@@ -129,10 +136,10 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     # The report of a run shows how it was trained; named pruners have no curves.
     curves = read_curves(Path(cfg.run)) if cfg.run else {}
     table = Evaluation(lvlm, dataset, entries, settings, cfg, directory)
-    rows = evaluate_entries(table, logger, curves, swept)
+    rows, questions = evaluate_entries(table, logger, curves, swept)
     # Only rank 0 speaks: rows are the same on all ranks.
     if promise and not distributed.rank():
-        say_promise(rows, settings, min(settings["limit"] or len(dataset), len(dataset)))
+        say_promise(rows, settings, questions)
     return mean_accuracy(rows, main_entry(entries).name)
 
 
@@ -200,9 +207,8 @@ def evaluate_entries(
     logger: Any,
     curves: Mapping[str, list[tuple[float, float]]] | None = None,
     swept: Sweep | None = None,
-) -> list[Row]:
-    """Answer everything, then (on rank 0) table, files and report, and those of a sweep; returns
-    the rows of `results.csv`."""
+) -> Evaluated:
+    """Answer everything, then (on rank 0) table, files and report, and those of a sweep."""
     lvlm, dataset, entries, settings, cfg, directory = table
     check_answers(lvlm, dataset, settings["limit"])
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
@@ -218,9 +224,10 @@ def evaluate_entries(
         )
     rows = summarize(answered, lvlm.name, dataset)
     measured = about(dataset, answered)
+    evaluated = Evaluated(rows, measured["questions"])
     # Answers are gathered, so every rank has all rows; files are written by rank 0.
     if distributed.rank():
-        return rows
+        return evaluated
     write_sealed(directory / "evaluation.json", json.dumps(measured, indent=1) + "\n")
     log_results(logger, rows)
     # Raw answers are written before anything is derived from them.
@@ -262,7 +269,7 @@ def evaluate_entries(
     print(f"report: {directory / 'report.html'}")
     if swept is not None:
         sweep.report_sweep(swept, rows, directory, metric, source)
-    return rows
+    return evaluated
 
 
 def _record(table: Evaluation) -> Record:

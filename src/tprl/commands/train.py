@@ -110,8 +110,7 @@ def _train_chain(run: "Training") -> float | None:
     table = Evaluation(run.lvlm, test_set, entries, settings, run.cfg, directory)
     # Further datasets first: the table of the run itself, printed last, is what the reader sees.
     evaluate_elsewhere(further, table._replace(entries=ours + others))
-    rows = evaluate_entries(table, run.logger, run.curves)
-    questions = min(settings["limit"] or len(test_set), len(test_set))
+    rows, questions = evaluate_entries(table, run.logger, run.curves)
     # The card of the pruner is written again, now with its accuracies.
     run.pruner.trained_on["results"] = card_results(rows, entries[0].name, questions)
     run.save(directory / "pruner")
