@@ -101,7 +101,7 @@ def report(config: DictConfig, device: Device | None = None) -> str:
     parts.append(costs(config, lvlm, dataset, sample, device))
     try:
         # The reader sees the table before the refusal, because the table shows what to change.
-        refuse_what_cannot_fit(config, lvlm, sample, device)
+        refuse_what_cannot_fit(config, lvlm, dataset, sample, device)
     except UserError:
         print("\n\n".join(parts), flush=True)
         raise

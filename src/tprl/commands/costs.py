@@ -183,7 +183,11 @@ def typical(lvlm: FrozenLVLM, sample: Sample) -> forecast.TypicalQuestion:
 
 
 def refuse_what_cannot_fit(
-    config: DictConfig, lvlm: FrozenLVLM, sample: Sample, device: Device | None = None
+    config: DictConfig,
+    lvlm: FrozenLVLM,
+    dataset: Dataset | None,
+    sample: Sample,
+    device: Device | None = None,
 ) -> None:
     """Refuse a run of which a stage does not fit into the device's memory even with one prompt at a
     time: micro-batches are halved by themselves.
@@ -196,9 +200,9 @@ def refuse_what_cannot_fit(
     # Sharded weights lie on several devices: the memory of a single device says nothing.
     if config.model.get("placement") == "shard":
         return
-    for need in forecast.stage_needs(
-        plain(config.stage), model, typical(lvlm, sample), False, QUESTIONS
-    ):
+    stage, open_ended = plain(config.stage), _open_ended(dataset, sample)
+    question = typical(lvlm, sample)
+    for need in forecast.stage_needs(stage, model, question, open_ended, QUESTIONS):
         required = need.device_bytes / GIB
         if required > place.memory:
             options = forecast.remedies(need, model, plain(config.model))
