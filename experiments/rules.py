@@ -42,7 +42,7 @@ def main(world: str) -> None:
     lvlm, dataset = Llava(pretrained, device="cpu"), dataset_class("val")
     samples = take(dataset, range(LIMIT))
     parts = [samples[i : i + 60] for i in range(0, LIMIT, 60)]
-    extras = frozenset({"cls_attention", "word_attention", "pixels"})
+    extras = frozenset({"cls_attention", "word_attention", "rgb"})
     encoded = [lvlm.encode(part, extras) for part in parts]
     arms: dict[str, Pruner] = {}
     for weights in WEIGHTS:

@@ -17,7 +17,7 @@ ALONE = {
     "words": WordAttentionPruner(2.0),
     "color": KeywordColorPruner(2.0),
 }
-EXTRAS = ["cls_attention", "word_attention", "pixels"]
+EXTRAS = ["cls_attention", "word_attention", "rgb"]
 
 
 @pytest.mark.parametrize("score", list(ALONE))

@@ -3,7 +3,8 @@ names."""
 
 from collections.abc import Callable, Mapping
 
-from jaxtyping import Bool, Float64, Int
+import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from tprl.budget import Rows
@@ -11,8 +12,7 @@ from tprl.cost import LVLMShape, dpp_flops
 from tprl.errors import UserError
 from tprl.lvlm.listening import WORD_ATTENTION
 from tprl.pruners.keyword_color import likeness
-from tprl.pruners.per_image import PerImage
-from tprl.pruners.quality import diverse, log_attention, standardize
+from tprl.pruners.quality import QualityDPP, log_attention, standardize
 from tprl.pruners.word_attention import listening_flops
 from tprl.types import Encoded
 
@@ -21,11 +21,11 @@ Score = Callable[[Rows, Encoded], Tensor]
 SCORES: dict[str, tuple[str, Score]] = {
     "cls": ("cls_attention", lambda i, e: log_attention(i.split(e.extras["cls_attention"]))),
     "words": (WORD_ATTENTION, lambda i, e: log_attention(i.split(e.extras[WORD_ATTENTION]))),
-    "color": ("pixels", lambda i, e: i.split(likeness(e))),
+    "color": ("rgb", lambda i, e: i.split(likeness(e))),
 }
 
 
-class JoinedPruner(PerImage):
+class JoinedPruner(QualityDPP):
     """Greedy MAP of a DPP whose quality joins scores of several rules: the strongest controls.
 
     log q = sum of weight * z over the scores, where z is the z-score within the image: `cls` is
@@ -47,6 +47,7 @@ class JoinedPruner(PerImage):
             raise UserError(
                 f"weights holds {unknown[0]}, which is no score: use {', '.join(SCORES)}."
             )
+        super().__init__()
         self.name = name
         self.weights = {score: weight for score, weight in weights.items() if weight}
         if not self.weights:
@@ -56,19 +57,14 @@ class JoinedPruner(PerImage):
         self.extras = frozenset(SCORES[score][0] for score in self.weights)
         self.reads_question = bool(self.weights.keys() - {"cls"})
 
-    def choose(self, images: Rows, encoded: Encoded, k: Int[Tensor, " I"]) -> Bool[Tensor, "I W"]:
-        return diverse(self.log_quality(images, encoded), images, encoded, k)
-
     def log_quality(self, images: Rows, encoded: Encoded) -> Float64[Tensor, "I W"]:
         """The weighted sum of z-scores."""
-        z = [
-            weight * standardize(SCORES[score][1](images, encoded), images.mask)
-            for score, weight in self.weights.items()
-        ]
-        total = z[0]
-        for further in z[1:]:
-            total = total + further
-        return total
+        return torch.stack(
+            [
+                weight * standardize(SCORES[score][1](images, encoded), images.mask)
+                for score, weight in self.weights.items()
+            ]
+        ).sum(0)
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """The kernel and greedy MAP on it, and with `words` the early layers that listen."""
