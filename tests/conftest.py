@@ -57,13 +57,15 @@ def browser() -> Iterator[Any]:
     except ImportError:
         missing("playwright is not installed: pip install -c constraints.txt -e '.[browser]'")
     with api.sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), own)
-        if not Path(found).exists():
+        packaged = playwright.chromium.executable_path
+        path = os.environ.get("CHROMIUM") or next(
+            filter(None, map(shutil.which, BROWSERS)), packaged
+        )
+        if not Path(path).exists():
             missing(
-                f"there is no {found}: install chromium (apt install chromium, or python -m "
+                f"there is no {path}: install chromium (apt install chromium, or python -m "
                 "playwright install chromium), or name one with CHROMIUM=/path/to/chromium."
             )
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
         chromium.close()

@@ -109,8 +109,8 @@ class ToyBlock:
     def attend(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         h = layer_norm(x, x.shape[-1:])
         q, k, v = (
-            (h @ one).unflatten(-1, (3, -1)).transpose(1, 2)
-            for one in (self.query, self.key, self.value)
+            (h @ matrix).unflatten(-1, (3, -1)).transpose(1, 2)
+            for matrix in (self.query, self.key, self.value)
         )
         mixed = (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1) @ v
         return x + mixed.transpose(1, 2).flatten(2) @ self.out, k.mean(1)
@@ -202,7 +202,7 @@ def untrained_policy(width: int) -> TPRL:
     """A policy for tokens of this width, with logits that differ, and that depend on the
     question."""
     torch.manual_seed(0)
-    made = TPRL(width, code_width=8, hidden=16, width=16, layers=1, heads=2, select="topk")
+    policy = TPRL(width, code_width=8, hidden=16, width=16, layers=1, heads=2, select="topk")
     with torch.no_grad():
-        made.net.policy_head.out.weight.mul_(50)
-    return made.eval()
+        policy.net.policy_head.out.weight.mul_(50)
+    return policy.eval()

@@ -120,20 +120,23 @@ class TestGenerate:
     def test_lengths_count_the_original_prompt(self, llava: FrozenLVLM, how: str) -> None:
         batch = stock_inputs(llava, SAMPLES[:2])
         length = batch["input_ids"].shape[1]
-        own = llava.model.generation_config
+        stock_value = llava.model.generation_config
         options: dict[str, Any] = {"max_length": length + 4, "min_length": length + 4}
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             if how == "argument":
                 out = llava.model.generate(**batch, do_sample=False, **options)
             elif how == "config":
-                ids = {"pad_token_id": own.pad_token_id, "eos_token_id": own.eos_token_id}
+                ids = {
+                    "pad_token_id": stock_value.pad_token_id,
+                    "eos_token_id": stock_value.eos_token_id,
+                }
                 out = llava.model.generate(
                     **batch, generation_config=GenerationConfig(do_sample=False, **options, **ids)
                 )
             else:
-                own.update(**options)
+                stock_value.update(**options)
                 out = llava.model.generate(**batch, do_sample=False)
-                own.update(max_length=None, min_length=None)
+                stock_value.update(max_length=None, min_length=None)
         assert out.shape[1] == length + 4
 
     def test_a_dictionary_is_returned_on_demand(self, llava: FrozenLVLM) -> None:
@@ -158,10 +161,10 @@ class TestGenerate:
         options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             expected = llava.model.generate(**batch, **options)
-            found = llava.model.generate(
+            result = llava.model.generate(
                 **batch, **options, cache_implementation="static", disable_compile=True
             )
-        assert torch.equal(found, expected)
+        assert torch.equal(result, expected)
 
     def test_right_padding_answers_as_left_padding(self, llava: FrozenLVLM) -> None:
         """The stock method warns of right padding and reads the pad tokens; here they are moved out
@@ -174,7 +177,7 @@ class TestGenerate:
                 right[name] = right[name].clone()
                 right[name][row] = left[name][row].roll(count)
         assert not torch.equal(right["attention_mask"], left["attention_mask"])
-        found = []
+        result = []
         for batch in (left, right):
             with tprl.prune(
                 llava.model,
@@ -183,8 +186,8 @@ class TestGenerate:
                 processor=llava.processor,
             ):
                 out = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
-            found.append(out[:, left["input_ids"].shape[1] :])
-        assert torch.equal(*found)
+            result.append(out[:, left["input_ids"].shape[1] :])
+        assert torch.equal(*result)
 
     def test_positional_ids(self, llava: FrozenLVLM) -> None:
         batch = stock_inputs(llava, SAMPLES[:1])
@@ -207,14 +210,14 @@ class TestGenerate:
             assert pruning.kept == [[]]
 
     def test_compact_positions(self, llava: FrozenLVLM) -> None:
-        made, batch = untrained_policy(llava.width), stock_inputs(llava, SAMPLES[:2])
+        policy, batch = untrained_policy(llava.width), stock_inputs(llava, SAMPLES[:2])
         with tprl.prune(
-            llava.model, made, keep_ratio=0.3, processor=llava.processor, positions="compact"
+            llava.model, policy, keep_ratio=0.3, processor=llava.processor, positions="compact"
         ):
-            found = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+            result = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         encoded = llava.encode(SAMPLES[:2])
-        texts = llava.answer(splice(encoded, made.select(encoded, 0.3), positions="compact"))
-        new = found[:, batch["input_ids"].shape[1] :]
+        texts = llava.answer(splice(encoded, policy.select(encoded, 0.3), positions="compact"))
+        new = result[:, batch["input_ids"].shape[1] :]
         assert llava.tokenizer.batch_decode(new, skip_special_tokens=True) == texts
 
     def test_half_precision(self) -> None:
@@ -228,21 +231,21 @@ class TestGenerate:
         assert [len(images[0].indices) for images in pruning.kept] == [budget(0.3, 36)] * 2
 
     def test_a_threshold_decides_how_many(self, llava: FrozenLVLM) -> None:
-        made, batch = untrained_policy(llava.width), stock_inputs(llava, SAMPLES[:4])
-        made.calibrate([llava.encode(SAMPLES)], 0.3)
-        before, counts = made.serving.tau, []
+        policy, batch = untrained_policy(llava.width), stock_inputs(llava, SAMPLES[:4])
+        policy.calibrate([llava.encode(SAMPLES)], 0.3)
+        before, counts = policy.serving.tau, []
         for threshold in (0.2, 0.5, 0.8):
             with tprl.prune(
-                llava.model, made, threshold=threshold, processor=llava.processor
+                llava.model, policy, threshold=threshold, processor=llava.processor
             ) as pruning:
                 llava.model.generate(**batch, max_new_tokens=1)
             counts.append([len(images[0].indices) for images in pruning.kept])
             encoded = llava.encode(SAMPLES[:4])
-            x = made.observe(encoded)
-            likely = (made.logits(x, 0.3).sigmoid() > threshold) & x.mask
+            x = policy.observe(encoded)
+            likely = (policy.logits(x, 0.3).sigmoid() > threshold) & x.mask
             assert counts[-1] == likely.sum(1).clamp(min=1).tolist()
         assert sum(counts[0]) > sum(counts[1]) > sum(counts[2])
-        assert made.serving.tau == before
+        assert policy.serving.tau == before
 
     def test_budgets_per_question_on_the_embedded_model(self) -> None:
         lvlm, data = Llava("tiny_llava"), Scenes("test")
@@ -262,11 +265,11 @@ class TestGenerate:
     def test_methods_inside_the_language_model(self, llava: FrozenLVLM, name: str) -> None:
         batch = stock_inputs(llava, SAMPLES[:3])
         with tprl.prune(llava.model, name, keep_ratio=0.7):
-            found = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+            result = llava.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         encoded = llava.encode(SAMPLES[:3])
         plan = LayerPlan.of(load_component("pruner", name), 0.7, llava.layers)
         texts = llava.answer(splice(encoded, keep_all(encoded)), plan)
-        new = found[:, batch["input_ids"].shape[1] :]
+        new = result[:, batch["input_ids"].shape[1] :]
         assert llava.tokenizer.batch_decode(new, skip_special_tokens=True) == texts
         with pytest.raises(UserError, match="infeasible"):
             tprl.prune(llava.model, name, keep_ratio=0.3)
@@ -274,8 +277,8 @@ class TestGenerate:
     def test_methods_that_make_new_tokens(self, llava: FrozenLVLM) -> None:
         with tprl.prune(llava.model, "pooling", keep_ratio=0.25) as pruning:
             llava.model.generate(**stock_inputs(llava, [TWO]), max_new_tokens=1)
-        assert [len(one.indices) for one in pruning.kept[0]] == [
-            budget(0.25, one.total) for one in pruning.kept[0]
+        assert [len(item.indices) for item in pruning.kept[0]] == [
+            budget(0.25, item.total) for item in pruning.kept[0]
         ]
 
     @pytest.mark.parametrize("name", ["cdpruner", "trim"])
@@ -313,9 +316,9 @@ class TestUndo:
         assert "generate" not in vars(llava.model)
 
     def test_a_method_of_ones_own_comes_back(self, llava: FrozenLVLM) -> None:
-        own = llava.model.generate
-        llava.model.generate = own
+        stock_value = llava.model.generate
+        llava.model.generate = stock_value
         with tprl.prune(llava.model, "random", keep_ratio=0.3):
             pass
-        assert vars(llava.model)["generate"] is own
+        assert vars(llava.model)["generate"] is stock_value
         del llava.model.generate

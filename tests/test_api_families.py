@@ -39,18 +39,18 @@ class TestEveryFamily:
         batch = stock_inputs(lvlm, MIXED)
         expected = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         with tprl.prune(lvlm.model, "random", keep_ratio=1.0):
-            found = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
-        assert torch.equal(found, expected)
+            result = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        assert torch.equal(result, expected)
 
     def test_pruned_generation_is_that_of_the_definition(self, lvlm: FrozenLVLM) -> None:
         """Dropped tokens are masked out of attention, at every step, or the stock class reads a
         shorter prompt."""
-        made, batch = untrained_policy(lvlm.width), stock_inputs(lvlm, MIXED)
-        with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
-            found = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
-        assert torch.equal(found[:, : batch["input_ids"].shape[1]], batch["input_ids"])
-        ids, encoded = found[:, batch["input_ids"].shape[1] :], lvlm.encode(MIXED)
-        expected = defined(lvlm, MIXED, made.select(encoded, 0.3), ids).argmax(-1)
+        policy, batch = untrained_policy(lvlm.width), stock_inputs(lvlm, MIXED)
+        with tprl.prune(lvlm.model, policy, keep_ratio=0.3, processor=lvlm.processor):
+            result = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        assert torch.equal(result[:, : batch["input_ids"].shape[1]], batch["input_ids"])
+        ids, encoded = result[:, batch["input_ids"].shape[1] :], lvlm.encode(MIXED)
+        expected = defined(lvlm, MIXED, policy.select(encoded, 0.3), ids).argmax(-1)
         ends = torch.isin(ids, torch.tensor(lvlm.ends)).cumsum(1)
         real = ends - torch.isin(ids, torch.tensor(lvlm.ends)).long() == 0
         assert torch.equal(ids[real], expected[real])
@@ -61,14 +61,14 @@ class TestEveryFamily:
             together = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
             kept = pruning.kept
             for row, sample in enumerate(MIXED):
-                one = stock_inputs(lvlm, [sample])
-                alone = lvlm.model.generate(**one, max_new_tokens=NEW, do_sample=False)
-                new = alone[0, one["input_ids"].shape[1] :].tolist()
+                item = stock_inputs(lvlm, [sample])
+                alone = lvlm.model.generate(**item, max_new_tokens=NEW, do_sample=False)
+                new = alone[0, item["input_ids"].shape[1] :].tolist()
                 padded = together[row, batch["input_ids"].shape[1] :].tolist()
                 assert new == padded[: len(new)]
                 assert len(pruning.kept[0]) == len(sample.images)
-                for mine, other in zip(pruning.kept[0], kept[row], strict=True):
-                    assert torch.equal(mine.indices, other.indices)
+                for kept_alone, other in zip(pruning.kept[0], kept[row], strict=True):
+                    assert torch.equal(kept_alone.indices, other.indices)
 
     def test_what_was_kept_is_the_budget_of_each_image(self, lvlm: FrozenLVLM) -> None:
         encoded = lvlm.encode(MIXED)
@@ -78,22 +78,22 @@ class TestEveryFamily:
         for sample, images in zip(MIXED, pruning.kept, strict=True):
             assert len(images) == len(sample.images)
         for row, images in enumerate(pruning.kept):
-            assert [one.grid for one in images] == list(encoded.grids[row])
-            assert [len(one.indices) for one in images] == [
-                budget(0.3, one.total) for one in images
+            assert [item.grid for item in images] == list(encoded.grids[row])
+            assert [len(item.indices) for item in images] == [
+                budget(0.3, item.total) for item in images
             ]
 
     def test_beams_and_several_sequences(self, lvlm: FrozenLVLM) -> None:
-        made, batch = untrained_policy(lvlm.width), stock_inputs(lvlm, [TWO, SAMPLES[4]])
+        policy, batch = untrained_policy(lvlm.width), stock_inputs(lvlm, [TWO, SAMPLES[4]])
         options: dict[str, Any] = {
             "num_beams": 3,
             "num_return_sequences": 2,
             "max_new_tokens": NEW,
             "do_sample": False,
         }
-        with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor):
-            found = lvlm.model.generate(**batch, **options)
-        prompt = pruned_prompt(lvlm, [TWO, SAMPLES[4]], made, 0.3)
+        with tprl.prune(lvlm.model, policy, keep_ratio=0.3, processor=lvlm.processor):
+            result = lvlm.model.generate(**batch, **options)
+        prompt = pruned_prompt(lvlm, [TWO, SAMPLES[4]], policy, 0.3)
         with lvlm.deepstack(prompt.deep, prompt.visual):
             expected = lvlm.model.generate(
                 inputs_embeds=prompt.embeds,
@@ -102,8 +102,8 @@ class TestEveryFamily:
                 **lvlm.inputs_beside(prompt.input_ids, prompt.visual),
                 **options,
             )
-        assert torch.equal(found[:, batch["input_ids"].shape[1] :], expected)
-        assert len(found) == 4
+        assert torch.equal(result[:, batch["input_ids"].shape[1] :], expected)
+        assert len(result) == 4
 
     def test_a_conversation_of_two_turns_asks_the_last_question(self, lvlm: FrozenLVLM) -> None:
         turns = [
@@ -122,11 +122,11 @@ class TestEveryFamily:
         )
         image = SAMPLES[0].images[0]
         batch = dict(lvlm.processor(text=[text], images=[[image]], return_tensors="pt"))
-        made = untrained_policy(lvlm.width)
-        with tprl.prune(lvlm.model, made, keep_ratio=0.3, processor=lvlm.processor) as pruning:
+        policy = untrained_policy(lvlm.width)
+        with tprl.prune(lvlm.model, policy, keep_ratio=0.3, processor=lvlm.processor) as pruning:
             question = pruning._question
             assert question is not None
-            found = question(batch["input_ids"], batch["attention_mask"].bool())
-            assert lvlm.tokenizer.decode(batch["input_ids"][found]) == "is it large?"
+            result = question(batch["input_ids"], batch["attention_mask"].bool())
+            assert lvlm.tokenizer.decode(batch["input_ids"][result]) == "is it large?"
             out = lvlm.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         assert torch.equal(out[:, : batch["input_ids"].shape[1]], batch["input_ids"])

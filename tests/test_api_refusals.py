@@ -71,13 +71,13 @@ class TestRefusals:
             UserError, match="tokens of width 192, and those of this LVLM have 48: train one for it"
         ):
             tprl.prune(llava.model, "tprl", keep_ratio=0.3)
-        made = untrained_policy(llava.width)
-        made.trained_on |= {"family": "qwen2_5_vl", "model": "Qwen"}
+        policy = untrained_policy(llava.width)
+        policy.trained_on |= {"family": "qwen2_5_vl", "model": "Qwen"}
         with pytest.raises(
             UserError,
             match=r"trained for a qwen2_5_vl \(Qwen\), and this model is a llava: train one",
         ):
-            tprl.prune(llava.model, made, keep_ratio=0.3, processor=llava.processor)
+            tprl.prune(llava.model, policy, keep_ratio=0.3, processor=llava.processor)
 
     def test_what_the_family_cannot_provide(self) -> None:
         lvlm = load_component("model", "smolvlm2", pretrained=None, dtype="float32")

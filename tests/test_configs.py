@@ -15,8 +15,8 @@ EVAL_GROUPS = {"model", "pruner", "dataset", "logger"}
 
 def targets(node: object) -> list[str]:
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    own = [node["_target_"]] if isinstance(node, dict) and "_target_" in node else []
-    return own + [target for child in children for target in targets(child)]
+    names = [node["_target_"]] if isinstance(node, dict) and "_target_" in node else []
+    return names + [target for child in children for target in targets(child)]
 
 
 class TestConfigs:

@@ -48,9 +48,9 @@ def module(page: str, tmp_path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(PAGES[page], path)
     assert spec is not None
     assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -78,8 +78,8 @@ def test_a_benchmark_with_its_own_score(module: Any, tmp_path: Path) -> None:
     data = module.Counting(source=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
     assert data[0].uid == "counting/test/7/0"
     assert data[3].question == "How many?\nAnswer with a number."
-    said = ["3 dogs", "There are 4.", "three", "10"]
-    assert official(data, said) == pytest.approx({"accuracy": 25, "within_one": 50})
+    predictions = ["3 dogs", "There are 4.", "three", "10"]
+    assert official(data, predictions) == pytest.approx({"accuracy": 25, "within_one": 50})
 
 
 def test_the_rows_are_data(tmp_path: Path) -> None:
@@ -93,22 +93,22 @@ def test_the_rows_are_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["lvlm"])
 def test_an_lvlm_that_is_exact_and_has_a_cost(module: Any) -> None:
     lvlm = module.VipLlava(None)
-    found = parity(lvlm, [Scenes("test")[i] for i in range(3)])
-    assert found.keep_all == 0
-    assert max(found.pruned, found.decode, found.batch) < 1e-5
-    assert found.same_ids
+    result = parity(lvlm, [Scenes("test")[i] for i in range(3)])
+    assert result.keep_all == 0
+    assert max(result.pruned, result.decode, result.batch) < 1e-5
+    assert result.same_ids
     assert lvlm.shape.projector[0] == 2 * lvlm.model.config.vision_config.hidden_size
 
 
 @pytest.mark.parametrize("page", ["pruner"])
 def test_a_pruner_keeps_exactly_the_loudest(module: Any) -> None:
-    pruner, found = (
+    pruner, result = (
         module.LoudestPruner(),
         Llava(None).encode([Scenes("test")[i] for i in range(2)]),
     )
     assert isinstance(pruner, Pruner)
-    keep = pruner.select(found, 1 / 4).keep
-    loud = found.visual.norm(dim=-1)
+    keep = pruner.select(result, 1 / 4).keep
+    loud = result.visual.norm(dim=-1)
     assert keep.sum(1).tolist() == [9, 9]
     assert bool(
         (loud.masked_fill(~keep, torch.inf).amin(1) >= loud.masked_fill(keep, 0).amax(1)).all()
@@ -144,9 +144,9 @@ def test_a_policy_is_trained_evaluated_and_loaded_as_the_page_says(tmp_path: Pat
             *(["cache=null"] if "src.train" in command else []),
         ]
         subprocess.run([sys.executable, *words], cwd=tmp_path, check=True, timeout=300)
-    shown = f"import src\n{load}\nprint(type(pruner).__module__, pruner.trained_on['stages'])"
+    program = f"import src\n{load}\nprint(type(pruner).__module__, pruner.trained_on['stages'])"
     done = subprocess.run(
-        [sys.executable, "-c", shown], cwd=tmp_path, check=True, capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert done.stdout.split()[0] == "tprl.pruners.matching"
     rows = (tmp_path / "runs/matching/results.csv").read_text()

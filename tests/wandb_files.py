@@ -26,18 +26,18 @@ class OfflineRun:
     @property
     def config(self) -> dict[str, Any]:
         updates = [self.about["config"], *self._of("config")]
-        return {key: value for one in updates for key, value in one.get("update", {}).items()}
+        return {key: value for entry in updates for key, value in entry.get("update", {}).items()}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """What was logged, one dictionary for each call; of pictures and tables a dictionary of
         their parts."""
-        return [_joined(one["item"]) for one in self._of("history")]
+        return [_joined(entry["item"]) for entry in self._of("history")]
 
     @property
     def axes(self) -> dict[str, str | None]:
         """The x axis of each metric by name; None for the axes themselves."""
-        return {one["name"]: one.get("step_metric") for one in self._of("metric")}
+        return {entry["name"]: entry.get("step_metric") for entry in self._of("metric")}
 
     def _of(self, kind: str) -> list[dict[str, Any]]:
         return [record[kind] for record in self.records if record["type"] == kind]
@@ -60,6 +60,6 @@ def _joined(item: dict[str, Any]) -> dict[str, Any]:
     media = {key.removesuffix("._type"): dict[str, Any]() for key in item if key.endswith("._type")}
     out: dict[str, Any] = {key: value for key, value in item.items() if not key.startswith("_")}
     for name, parts in media.items():
-        own = [key for key in out if key.startswith(f"{name}.")]
-        parts |= {key.removeprefix(f"{name}."): out.pop(key) for key in own}
+        keys = [key for key in out if key.startswith(f"{name}.")]
+        parts |= {key.removeprefix(f"{name}."): out.pop(key) for key in keys}
     return out | media

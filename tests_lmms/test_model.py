@@ -22,7 +22,7 @@ SAMPLES = [DATA[i] for i in range(10) if DATA[i].box is None]
 GREEDY = {"max_new_tokens": 8, "temperature": 0, "until": ["\n\n"]}
 
 
-def made(**arguments: Any) -> PrunedModel:
+def instance(**arguments: Any) -> PrunedModel:
     return PrunedModel(
         **{"pretrained": "tiny_llava", "pruner": "divprune", "keep_ratio": 0.33} | arguments
     )
@@ -53,23 +53,23 @@ def truth() -> list[str]:
 
 class TestGenerate:
     def test_answers_come_in_the_order_of_the_requests(self) -> None:
-        assert asked(made(batch_size=3), documents()) == truth()
+        assert asked(instance(batch_size=3), documents()) == truth()
 
     def test_it_prunes(self) -> None:
-        model = made(batch_size=8)
+        model = instance(batch_size=8)
         asked(model, documents())
         assert [len(image.indices) for prompt in model.pruning.kept for image in prompt] == [48] * 8
 
     def test_batches_mix_requests_of_several_gen_kwargs_without_changing_them(self) -> None:
-        model = made(batch_size=8)
+        model = instance(batch_size=8)
         model.task_dict["task"] = {"test": documents()}
         wanted = [{"max_new_tokens": 8}, {"max_new_tokens": 8, "until": ["e", "o"]}]
         rows = [
             (text, wanted[i % 2], lambda doc: doc[1], i, "task", "test")
             for i, (text, _) in enumerate(documents())
         ]
-        found = model.generate_until([SimpleNamespace(args=row) for row in rows])
-        assert found == [
+        result = model.generate_until([SimpleNamespace(args=row) for row in rows])
+        assert result == [
             answer if i % 2 == 0 else cut(answer, ["e", "o"]) for i, answer in enumerate(truth())
         ]
         assert wanted == [{"max_new_tokens": 8}, {"max_new_tokens": 8, "until": ["e", "o"]}]
@@ -78,47 +78,47 @@ class TestGenerate:
         boxes = [
             (DATA[i].question, list(DATA[i].images)) for i in range(10) if DATA[i].box is not None
         ]
-        whole, short = asked(made(), boxes), asked(made(), boxes, {"max_new_tokens": 2})
+        whole, short = asked(instance(), boxes), asked(instance(), boxes, {"max_new_tokens": 2})
         assert all(
             len(text.split()) == 2 and full.startswith(text)
             for text, full in zip(short, whole, strict=True)
         )
-        assert asked(made(max_new_tokens=2), boxes, {"temperature": 0}) == short
+        assert asked(instance(max_new_tokens=2), boxes, {"temperature": 0}) == short
 
     def test_beams_and_seeded_sampling_go_through(self) -> None:
-        assert asked(made(batch_size=4), documents(), GREEDY | {"num_beams": 3}) == truth()
-        model, hot = made(batch_size=4), GREEDY | {"temperature": 30.0, "top_p": 1.0}
-        found = []
+        assert asked(instance(batch_size=4), documents(), GREEDY | {"num_beams": 3}) == truth()
+        model, hot = instance(batch_size=4), GREEDY | {"temperature": 30.0, "top_p": 1.0}
+        result = []
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
-            found.append(asked(model, documents(), hot))
-        assert found[0] == found[1] != found[2]
+            result.append(asked(model, documents(), hot))
+        assert result[0] == result[1] != result[2]
 
     def test_what_is_not_read_is_named_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        said: list[str] = []
+        output: list[str] = []
         monkeypatch.setattr(
             lmms_eval_model.logger,
             "warning",
-            lambda text, *values: said.append(text.format(*values)),
+            lambda text, *values: output.append(text.format(*values)),
         )
-        asked(made(), documents()[:2], GREEDY | {"image_aspect_ratio": "original"})
-        assert len(said) == 1
-        assert said[0].startswith(
+        asked(instance(), documents()[:2], GREEDY | {"image_aspect_ratio": "original"})
+        assert len(output) == 1
+        assert output[0].startswith(
             "tprl does not read image_aspect_ratio of gen_kwargs; it reads max_new_tokens, until"
         )
 
     def test_a_marker_in_the_text_is_no_second_image(self) -> None:
         marked = [(f"<image>\n{text}", images) for text, images in documents()]
-        assert asked(made(batch_size=8), marked) == truth()
+        assert asked(instance(batch_size=8), marked) == truth()
 
     def test_a_question_without_images_passes_through(self) -> None:
-        (answer,) = asked(made(), [(SAMPLES[0].question, [])])
+        (answer,) = asked(instance(), [(SAMPLES[0].question, [])])
         assert answer
-        assert made()._sample("?", None, 0, "task", "test").images == ()
+        assert instance()._sample("?", None, 0, "task", "test").images == ()
 
     def test_videos_are_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
-            asked(made(), [("what happens?", ["clip.mp4"])])
+            asked(instance(), [("what happens?", ["clip.mp4"])])
         assert stop.value.code == 2
         assert capsys.readouterr().err.endswith(
             "error: task shows a str, and only images are pruned: leave the task out.\n"
@@ -130,7 +130,7 @@ class TestGenerate:
     ) -> None:
         request = SimpleNamespace(args=("text", dict(GREEDY), None, 0, "mmstar", "test"))
         with pytest.raises(SystemExit) as stop:
-            getattr(made(), name)([request])
+            getattr(instance(), name)([request])
         assert stop.value.code == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith("error: mmstar ")
@@ -139,7 +139,7 @@ class TestGenerate:
         )
 
     def test_clean_frees_the_model(self) -> None:
-        model = made()
+        model = instance()
         model.clean()
         assert not hasattr(model, "lvlm")
         assert model.device == torch.device("cpu")
@@ -159,26 +159,26 @@ def test_every_family_answers_ragged_batches_as_it_answers_alone(name: str, tmp_
         ("who are you ?", []),
         ("?", images[2:]),
     ]
-    found = {}
+    result = {}
     for size in (1, 4):
-        model = made(pretrained=str(tmp_path), dtype="float32", batch_size=size, keep_ratio=0.4)
+        model = instance(pretrained=str(tmp_path), dtype="float32", batch_size=size, keep_ratio=0.4)
         assert model.lvlm.name == name
-        found[size] = asked(model, docs)
-    assert found[1] == found[4]
-    assert all(found[1])
+        result[size] = asked(model, docs)
+    assert result[1] == result[4]
+    assert all(result[1])
 
 
 class TestArguments:
     @pytest.mark.parametrize("pruner", [name for name in choices("pruner") if name != "oracle"])
     def test_every_pruner_answers(self, pruner: str) -> None:
         ratio = 1 / 3 if pruner.startswith("tprl") else 0.6
-        assert all(asked(made(pruner=pruner, keep_ratio=ratio, batch_size=2), documents()[:2]))
+        assert all(asked(instance(pruner=pruner, keep_ratio=ratio, batch_size=2), documents()[:2]))
 
     def test_a_saved_pruner_is_found_by_its_folder(self, tmp_path: Path) -> None:
         load_pruner("tprl_tiny_llava").save_pretrained(tmp_path)
         kept = []
         for pruner in ("tprl", str(tmp_path)):
-            model = made(pruner=pruner, keep_ratio=0.06, batch_size=8)
+            model = instance(pruner=pruner, keep_ratio=0.06, batch_size=8)
             asked(model, documents())
             kept.append(
                 [image.indices.tolist() for prompt in model.pruning.kept for image in prompt]
@@ -197,7 +197,7 @@ class TestArguments:
         )
 
     @pytest.mark.parametrize(
-        ("given", "sentence"),
+        ("options", "sentence"),
         [
             ("pruner=divprune,keep_ratio=1.7", "keep_ratio must be a number in (0, 1], got 1.7"),
             ("pruner=divprune,keep_ratio=1/3", "keep_ratio must be a number in (0, 1], got 1/3"),
@@ -233,9 +233,9 @@ class TestArguments:
         ],
     )
     def test_a_wrong_one_is_one_sentence(
-        self, given: str, sentence: str, capsys: pytest.CaptureFixture[str]
+        self, options: str, sentence: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        words = given if "pretrained" in given else f"pretrained=tiny_llava,{given}"
+        words = options if "pretrained" in options else f"pretrained=tiny_llava,{options}"
         with pytest.raises(SystemExit) as stop:
             PrunedModel.create_from_arg_string(words)
         assert stop.value.code == 2
@@ -246,12 +246,12 @@ class TestArguments:
 
     def test_a_mean_that_is_not_calibrated_is_refused_when_it_is_needed(self) -> None:
         with pytest.raises(SystemExit):
-            asked(made(pruner="tprl_adaptive", keep_ratio=0.9), documents())
+            asked(instance(pruner="tprl_adaptive", keep_ratio=0.9), documents())
 
 
 class TestSettings:
     @pytest.mark.parametrize(
-        ("given", "sample"),
+        ("options", "sample"),
         [
             ({}, False),
             ({"temperature": 0}, False),
@@ -261,8 +261,10 @@ class TestSettings:
             ({"do_sample": True, "temperature": 0}, False),
         ],
     )
-    def test_greedy_unless_the_task_wants_draws(self, given: dict[str, Any], sample: bool) -> None:
-        assert settings(given, 5)["do_sample"] is sample
+    def test_greedy_unless_the_task_wants_draws(
+        self, options: dict[str, Any], sample: bool
+    ) -> None:
+        assert settings(options, 5)["do_sample"] is sample
 
     def test_literal(self) -> None:
         assert settings({"temperature": 0, "top_p": 1.0, "num_beams": 2, "until": "."}, 5) == {

@@ -70,8 +70,8 @@ def ours(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]
         sample = json.loads(line)
         answers[sample["pruner"]].append(sample["prediction"])
     table = list(csv.DictReader((out / "results.csv").open()))
-    found = {row["pruner"]: float(row["value"]) for row in table if row["metric"] == "accuracy"}
-    return {arm: Run(found[arm], answers[arm]) for arm in ARMS}
+    result = {row["pruner"]: float(row["value"]) for row in table if row["metric"] == "accuracy"}
+    return {arm: Run(result[arm], answers[arm]) for arm in ARMS}
 
 
 def test_the_rows_tell_the_arms_apart(ours: dict[str, Run]) -> None:
@@ -93,18 +93,18 @@ def test_the_number_and_every_answer_are_the_same(
     )
     lines = sorted(
         (json.loads(line) for line in samples.read_text().splitlines()),
-        key=lambda one: one["doc_id"],
+        key=lambda item: item["doc_id"],
     )
-    theirs = Run(
+    reference = Run(
         json.loads(results.read_text())["results"][NAME]["exact,none"],
-        [one["filtered_resps"].strip() for one in lines],
+        [item["filtered_resps"].strip() for item in lines],
     )
     print(
-        f"{arm}: lmms-eval {theirs.accuracy:.4f}, tprl "
-        f"{ours[arm].accuracy:.4f}, {len(theirs.answers)} answers"
+        f"{arm}: lmms-eval {reference.accuracy:.4f}, tprl "
+        f"{ours[arm].accuracy:.4f}, {len(reference.answers)} answers"
     )
-    assert theirs.answers == [answer.strip() for answer in ours[arm].answers]
-    assert theirs.accuracy == pytest.approx(ours[arm].accuracy, abs=1e-12)
+    assert reference.answers == [answer.strip() for answer in ours[arm].answers]
+    assert reference.accuracy == pytest.approx(ours[arm].accuracy, abs=1e-12)
 
 
 def test_a_wrong_argument_ends_the_process_with_one_sentence(rows: Path, tmp_path: Path) -> None:

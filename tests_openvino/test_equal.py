@@ -69,11 +69,11 @@ def reference(
 def answered(
     answerer: Answerer, samples: list[Sample], ratio: float | None
 ) -> list[tuple[list[int], ...]]:
-    found = []
+    result = []
     for sample in samples:
         ids = answerer(sample.images[0], sample.question, ratio, LENGTH)
-        found.append((ids, answerer.kept.tolist()))
-    return found
+        result.append((ids, answerer.kept.tolist()))
+    return result
 
 
 def test_ids_and_kept_tokens_are_equal(lvlm: FrozenLVLM, answerer: Answerer) -> None:
@@ -91,7 +91,7 @@ def test_compact_positions_answer_otherwise(
     compact = reference(lvlm, SAMPLES, 1 / 9, "compact")
     keep = answered(answerer, SAMPLES, None)
     assert (
-        sum(ours[0] != theirs[0] for ours, theirs in zip(keep, compact, strict=True))
+        sum(ours[0] != counterpart[0] for ours, counterpart in zip(keep, compact, strict=True))
         > len(SAMPLES) / 10
     )
     other = Answerer(folder)
@@ -127,9 +127,9 @@ class TestInt8:
 
         matrix = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
         matrix[3] = 0
-        given = operators.parameter([1, 5], ov.Type.f32)
+        options = operators.parameter([1, 5], ov.Type.f32)
         graph = ov.Model(
-            [operators.matmul(given, operators.constant(matrix), False, True)], [given]
+            [operators.matmul(options, operators.constant(matrix), False, True)], [options]
         )
         assert compress(graph) == 1
         how = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -150,7 +150,7 @@ class TestInt8:
             answered(answerer, SAMPLES, None),
             strict=True,
         )
-        assert sum(ours[0] == theirs[0] for ours, theirs in pairs) > 0.7 * len(SAMPLES)
+        assert sum(ours[0] == counterpart[0] for ours, counterpart in pairs) > 0.7 * len(SAMPLES)
 
 
 class TestRefusals:

@@ -49,11 +49,13 @@ def lvlm() -> FrozenLVLM:
 
 
 def entries(width: int, *names: str) -> list[Entry]:
-    made = [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,))]
+    chosen_entries = [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,))]
     for name in names:
         pruner = load_component("pruner", name)
-        made.append(Entry(name, untrained(pruner, width) if name == "tprl" else pruner, RATIOS))
-    return made
+        chosen_entries.append(
+            Entry(name, untrained(pruner, width) if name == "tprl" else pruner, RATIOS)
+        )
+    return chosen_entries
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def lines(lvlm: FrozenLVLM) -> list[Line]:
 
 def test_a_line_per_pruner_ratio_and_batch(lines: list[Line]) -> None:
     # FastV runs 1 of these 2 layers on everything, so its mean over layers is above a half.
-    found = {(line.pruner, line.keep_ratio, line.batch) for line in lines}
+    result = {(line.pruner, line.keep_ratio, line.batch) for line in lines}
     named = {
         (name, ratio, batch)
         for name in NAMES
@@ -71,8 +73,8 @@ def test_a_line_per_pruner_ratio_and_batch(lines: list[Line]) -> None:
         for ratio in RATIOS
         for batch in (1, 3)
     }
-    assert found == named | {("keep_all", 1.0, batch) for batch in (1, 3)}
-    assert len(lines) == len(found)
+    assert result == named | {("keep_all", 1.0, batch) for batch in (1, 3)}
+    assert len(lines) == len(result)
     assert all(len(line.readings) == len(line.full) == SETTING.repeats for line in lines)
 
 
@@ -113,12 +115,12 @@ def test_predicted_flops_are_those_of_the_pass(
         pruner = untrained(load_component("pruner", "tprl"), lvlm.width)
     bench = Bench(lvlm, SETTING, batch, ticks())
     with counter() as fc:
-        _, found = bench.run(pruner, ratio)
-    assert found["flops"]["total"] == fc.get_total_flops()
-    assert found["flops"]["total"] == sum(found["flops"][stage] for stage in STAGES)
+        _, result = bench.run(pruner, ratio)
+    assert result["flops"]["total"] == fc.get_total_flops()
+    assert result["flops"]["total"] == sum(result["flops"][stage] for stage in STAGES)
     everything = cost.total(lvlm.shape, text_tokens=64, visual_tokens=36, answer_tokens=3)
-    assert found["full_flops"]["total"] == batch * everything["total"]
-    assert found["full_flops"]["prefill"] == batch * (
+    assert result["full_flops"]["total"] == batch * everything["total"]
+    assert result["full_flops"]["prefill"] == batch * (
         everything["prefill"] + everything["lm_head"] // 3
     )
 
@@ -176,10 +178,12 @@ def test_prompts_that_cannot_be_are_refused(lvlm: FrozenLVLM) -> None:
 
 
 def line(
-    pruner: str, full: list[float], own: list[float], predicted: int, ratio: float = 1 / 3
+    pruner: str, full: list[float], stock: list[float], predicted: int, ratio: float = 1 / 3
 ) -> Line:
     """Rounds in milliseconds, all of them prefill."""
-    readings, reference = ([Reading(0.0, 0.0, ms, 0.0) for ms in values] for values in (own, full))
+    readings, reference = (
+        [Reading(0.0, 0.0, ms, 0.0) for ms in values] for values in (stock, full)
+    )
     flops = {"prefill": 100, "total": 100}
     return Line(
         pruner,
@@ -197,11 +201,11 @@ def line(
 
 def test_speedups_compare_rounds_with_themselves() -> None:
     # The machine is three times slower in the second round; both are.
-    found = line("a", [30.0, 90.0, 30.0], [20.0, 60.0, 20.0], 200)
-    assert found.speedup() == Spread(1.5, 1.5, 1.5)
-    assert found.milliseconds("total").median == 20.0
-    assert found.predicted() == 2.0
-    assert found.share() == 0.75
+    result = line("a", [30.0, 90.0, 30.0], [20.0, 60.0, 20.0], 200)
+    assert result.speedup() == Spread(1.5, 1.5, 1.5)
+    assert result.milliseconds("total").median == 20.0
+    assert result.predicted() == 2.0
+    assert result.share() == 0.75
 
 
 def test_a_line_joins_the_keep_ratios_of_a_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,18 +264,18 @@ def test_the_command_writes_a_table_a_plot_and_sentences(
         "keep_ratios=[0.5]",
         "pruner=tprl",
         "pruners=[divprune]",
-        *(f"latency.{one}" for one in options),
+        *(f"latency.{word}" for word in options),
     ]
     run = call("eval", evaluate, tmp_path / "run", *words)
     with (run / "latency.csv").open() as file:
-        found = list(csv.DictReader(file))
-    assert [(row["pruner"], row["batch_size"]) for row in found] == [
+        result = list(csv.DictReader(file))
+    assert [(row["pruner"], row["batch_size"]) for row in result] == [
         (name, batch) for batch in "12" for name in ("tprl", "keep_all", "divprune")
     ]
     assert all(
-        float(row["text_tokens"]) == 64 and float(row["visual_tokens"]) == 36 for row in found
+        float(row["text_tokens"]) == 64 and float(row["visual_tokens"]) == 36 for row in result
     )
-    row = found[-1]
+    row = result[-1]
     shape = Llava(None).shape
     assert float(row["kv_cache_bytes"]) == 2 * cost.kv_bytes(shape.lm, 64 + 18 + 1, 4)
     expected = {
@@ -284,8 +288,8 @@ def test_the_command_writes_a_table_a_plot_and_sentences(
     assert float(row["total_ms"]) == pytest.approx(sum(times))
     svg = (run / "speedup.svg").read_text()
     assert all(name in svg for name in ("divprune", "tprl", "measured speed-up"))
-    said = (run / "latency.md").read_text().splitlines()
-    assert [one.split(" is ")[0] for one in said] == ["- divprune", "- tprl"]
+    sentences = (run / "latency.md").read_text().splitlines()
+    assert [word.split(" is ")[0] for word in sentences] == ["- divprune", "- tprl"]
     out = capsys.readouterr().out
     assert "peak memory: measured on CUDA devices only." in out
     assert "FLOPs: 2 per multiply-accumulate" in out

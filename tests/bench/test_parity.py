@@ -29,11 +29,11 @@ def test_any_of_several_tokens_may_end_an_answer(lvlm: FrozenLVLM) -> None:
     assert early not in ids[1:]
     lvlm.model.generation_config.eos_token_id = [usual, early]
     try:
-        found = parity(lvlm, SAMPLES)
+        gaps = parity(lvlm, SAMPLES)
     finally:
         lvlm.model.generation_config.eos_token_id = usual
-    assert found.same_ids
-    assert found.decode <= 1e-5
+    assert gaps.same_ids
+    assert gaps.decode <= 1e-5
 
 
 def test_padding_begins_after_the_first_end() -> None:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     monkeypatch.setattr(sys, "argv", ["src.bench", *words])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "src/bench.py"), run_name="__main__")
@@ -22,18 +22,18 @@ def test_what_it_does_not_measure_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     place = f"hydra.run.dir={tmp_path}"
-    assert said(monkeypatch, capsys, place).startswith(
+    assert output(monkeypatch, capsys, place).startswith(
         "error: mode=accuracy is not a benchmark: use latency, parity, sel"
     )
-    assert said(monkeypatch, capsys, "speed", place).startswith("error: mode must be ")
-    line = said(monkeypatch, capsys, "latency", "limit=3", place)
+    assert output(monkeypatch, capsys, "speed", place).startswith("error: mode must be ")
+    line = output(monkeypatch, capsys, "latency", "limit=3", place)
     assert line.startswith("error: limit is not read: mode=latency reads ")
 
 
 def test_a_mode_as_src_eval_spells_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    line = said(
+    line = output(
         monkeypatch,
         capsys,
         "mode=parity",

@@ -23,8 +23,8 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_calibration_chooses_the_ratio_of_an_evaluation(
     calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = read_calibration(calibrated / "cls_attention" / "retention.json")
-    assert (made.about["dataset"], made.about["split"]) == ("toy", "val")
+    record = read_calibration(calibrated / "cls_attention" / "retention.json")
+    assert (record.about["dataset"], record.about["split"]) == ("toy", "val")
     words = ("retention=0.9", f"calibration={calibrated}", "limit=100")
     run = call("eval", evaluate, tmp_path / "run", *TOY, *words)
     rows = read_results(run / "results.csv")
@@ -32,8 +32,8 @@ def test_a_calibration_chooses_the_ratio_of_an_evaluation(
         ("keep_all", 1.0),
         ("cls_attention", 0.25),
     }
-    said = capsys.readouterr().out
-    assert "cls_attention: at least 0.9 promised with confidence 0.9, 1.0000 found on 100" in said
+    output = capsys.readouterr().out
+    assert "cls_attention: at least 0.9 promised with confidence 0.9, 1.0000 found on 100" in output
 
 
 @pytest.mark.slow

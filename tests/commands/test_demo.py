@@ -71,18 +71,18 @@ class TestPruners:
     def test_the_chosen_one_comes_first_and_none_comes_twice(self) -> None:
         lvlm = load_component("model", "tiny_llava")
         assert list(make_pruners(config(), lvlm)) == ["tprl", *config().pruners]
-        found = make_pruners(config("pruner=divprune", "pruners=[random,divprune]"), lvlm)
-        assert list(found) == ["divprune", "random"]
+        chosen = make_pruners(config("pruner=divprune", "pruners=[random,divprune]"), lvlm)
+        assert list(chosen) == ["divprune", "random"]
 
     def test_those_that_the_model_cannot_serve_are_left_out(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         lvlm = load_component("model", "qwen2_5_vl", pretrained=None)
         with caplog.at_level("INFO"):
-            found = make_pruners(
+            chosen = make_pruners(
                 config("pruner=random", "pruners=[divprune,visionzip,fastv]"), lvlm
             )
-        assert list(found) == ["random", "divprune", "fastv"]
+        assert list(chosen) == ["random", "divprune", "fastv"]
         assert "left out: visionzip" in caplog.text
         with pytest.raises(UserError, match="cannot provide"):
             make_pruners(config("pruner=visionzip"), lvlm)

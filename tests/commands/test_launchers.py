@@ -39,11 +39,16 @@ def test_jobs_do_not_collide_and_finished_ones_are_skipped(launcher: str, tmp_pa
         *TOY,
         *SHORT,
     ]
-    here = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(*more: str) -> None:
         done = subprocess.run(
-            [*command, *more], cwd=tmp_path, env=here, capture_output=True, text=True, timeout=400
+            [*command, *more],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
         )
         assert done.returncode == 0, done.stderr[-3000:]
 

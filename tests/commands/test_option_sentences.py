@@ -39,8 +39,10 @@ from tprl.commands.stages import in_full
 def test_a_single_value_where_a_list_is_meant(
     command: str, key: str, value: Any, becomes: Any
 ) -> None:
-    made = checked(config(*command.split(), **{key.replace(".", "__"): value}), command.split()[0])
-    assert OmegaConf.select(made, in_full(key)) == becomes
+    instance = checked(
+        config(*command.split(), **{key.replace(".", "__"): value}), command.split()[0]
+    )
+    assert OmegaConf.select(instance, in_full(key)) == becomes
 
 
 @pytest.mark.parametrize(

@@ -152,14 +152,14 @@ def test_numbers_in_words() -> None:
         Number(1, 9, whole=True),
         Number(0, above=True),
     ]
-    shown = [
+    texts = [
         "a number",
         "a number in (0, 1]",
         "a number in [0, 1)",
         "a whole number from 1 to 9",
         "a number above 0",
     ]
-    assert [kind.in_words() for kind in kinds] == shown
+    assert [kind.in_words() for kind in kinds] == texts
 
 
 def test_reward_terms_compose_on_the_command_line() -> None:

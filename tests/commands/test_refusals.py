@@ -62,8 +62,8 @@ class TestOneSentence:
         assert "needs a trained policy: give stage.init_from" in refused(
             capsys, "train", tmp_path, "stage=adapt"
         )
-        given = ("stage=adapt", "stage.init_from=tprl_tiny_llava", "policy.select=topk")
-        assert "leave policy out" in refused(capsys, "train", tmp_path / "other", *given)
+        options = ("stage=adapt", "stage.init_from=tprl_tiny_llava", "policy.select=topk")
+        assert "leave policy out" in refused(capsys, "train", tmp_path / "other", *options)
 
     @pytest.mark.parametrize("name", ["budgets=[0.1,1.7]", "keep_ratios=[0.2,0]"])
     def test_bad_ratios_of_any_kind_before_anything_is_trained(

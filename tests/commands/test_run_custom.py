@@ -167,13 +167,13 @@ def test_answers_longer_than_the_model_writes(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = ("dataset=custom", f"dataset.source={long_answers}", "logger=none", *options)
-    said = refused(capsys, name, tmp_path / "run", *given)
+    words = ("dataset=custom", f"dataset.source={long_answers}", "logger=none", *options)
+    output = refused(capsys, name, tmp_path / "run", *words)
     assert (
         "none of the 2 reference answers of custom can be written within model.max_new_tokens=16"
-        in said
+        in output
     )
-    assert said.endswith("set model.max_new_tokens=20.")
+    assert output.endswith("set model.max_new_tokens=20.")
     assert not (tmp_path / "run" / "autoencoder").exists()  # nothing was trained
 
 
@@ -189,8 +189,8 @@ def test_some_answers_longer_than_the_model_writes(
         "pruner=uniform",
     )
     call("eval", evaluate, tmp_path / "run", *options, "keep_ratios=[0.5]")
-    said = " ".join("".join(capsys.readouterr()).split())
-    assert "2 of 3 reference answers of custom cannot be written" in said
+    output = " ".join("".join(capsys.readouterr()).split())
+    assert "2 of 3 reference answers of custom cannot be written" in output
 
 
 def test_the_number_that_is_printed_is_the_published_one(
@@ -229,7 +229,7 @@ def test_the_number_that_is_printed_is_the_published_one(
         "pruner=random",
     )
     printed = capsys.readouterr().out
-    found = {
+    result = {
         row.metric: row.value
         for row in read_results(run / "results.csv")
         if row.pruner == "keep_all"
@@ -238,7 +238,7 @@ def test_the_number_that_is_printed_is_the_published_one(
     # a single pruner beside all tokens
     assert "differences of the mean score over questions:" not in printed
     assert "accuracy (%)" not in printed
-    assert {"mmbench/accuracy", "mmbench/vanilla"} <= set(found)
+    assert {"mmbench/accuracy", "mmbench/vanilla"} <= set(result)
 
 
 def test_parity_reads_any_dataset(folder: Path, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ def test_a_stage_of_a_run_with_a_model_goes_on_with_the_logger_of_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A second tracker would be a second run in W&B."""
-    made: list[Any] = []
-    monkeypatch.setattr(runs, "make_logger", lambda *settings: made.append(settings))
+    loggers: list[Any] = []
+    monkeypatch.setattr(runs, "make_logger", lambda *settings: loggers.append(settings))
     run = object.__new__(runs.ModelRun)
     run.logger = "the one that the run began with"
     stage = object.__new__(Stage)
     monkeypatch.setattr(run, "module_of", lambda config: stage)
     assert run.built({}) is stage
     assert run.logger == "the one that the run began with"
-    assert made == []
+    assert loggers == []

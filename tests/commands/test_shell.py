@@ -181,14 +181,14 @@ def launched(entry: str, work: Callable[[Any, Path], Path], *words: str) -> None
 
 def ended(entry: str, *words: str) -> str:
     """The sentence of a command that ends with status 2."""
-    shown: list[str] = []
+    lines: list[str] = []
 
     def leave(sentence: str) -> None:
-        shown.append(sentence)
+        lines.append(sentence)
         sys.exit(2)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tprl.commands.entry._exit", leave)
         with pytest.raises(SystemExit):
             launched(entry, lambda config, directory: None, *words)
-    return shown[0]
+    return lines[0]

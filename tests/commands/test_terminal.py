@@ -44,15 +44,15 @@ class TestHelp:
             for key in entry
             if " " not in str(key)
         ]
-        shown = " ".join(text.split())
+        summary = " ".join(text.split())
         for group in (
             groups if name == "train" else [g for g in groups if g not in ("experiment", "debug")]
         ):
-            assert f"{group} {', '.join(choices(str(group)))}" in shown, group
+            assert f"{group} {', '.join(choices(str(group)))}" in summary, group
 
     def test_its_options_exist_and_have_the_values_it_says(self, name: str) -> None:
         options = help_of(name).partition("Options")[2]
-        shown = dict(re.findall(r"^  ([a-z_]+)=(\S+)", options, re.MULTILINE))
+        summary = dict(re.findall(r"^  ([a-z_]+)=(\S+)", options, re.MULTILINE))
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             config = compose(name)
         main = {
@@ -61,8 +61,8 @@ class TestHelp:
             "demo": {"run", "port"},
         }
         main["export"] = {"run", "target", "keep_ratio"}
-        assert main[name] <= shown.keys()
-        for key, value in shown.items():
+        assert main[name] <= summary.keys()
+        for key, value in summary.items():
             assert OmegaConf.create({"value": config[key]}) == OmegaConf.from_dotlist(
                 [f"value={value}"]
             )

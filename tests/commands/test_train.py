@@ -109,9 +109,9 @@ class TestTheChain:
         }
         assert before
         assert before == after
-        said = re.findall(r"^(\w+) +\[#{20}\] (\d+)/\2 ", capsys.readouterr().out, re.MULTILINE)
+        output = re.findall(r"^(\w+) +\[#{20}\] (\d+)/\2 ", capsys.readouterr().out, re.MULTILINE)
         # never silent for long
-        assert [name for name, _ in said] == ["evaluate", "questions", "pictures"]
+        assert [name for name, _ in output] == ["evaluate", "questions", "pictures"]
         commands = (
             (again / "report.html")
             .read_text()
@@ -154,8 +154,8 @@ class TestTheChain:
         names = {row.pruner for row in read_results(table / "results.csv")}
         assert names == {"best", "best_adaptive", "start", "keep_all"}
         pairs = {
-            (found["pruner"], found["other"])
-            for found in json.loads((table / "paired.json").read_text())
+            (record["pruner"], record["other"])
+            for record in json.loads((table / "paired.json").read_text())
         }
         assert pairs == {
             *(("best", other) for other in ("start", "best_adaptive")),
@@ -192,9 +192,9 @@ class TestTheChain:
         capsys: pytest.CaptureFixture[str],
         tmp_path: Path,
     ) -> None:
-        given = arms.format(run=run)
+        argument = arms.format(run=run)
         assert sentence in refused(
-            capsys, "eval", tmp_path, f"runs={given}", "pruners=[random]", "logger=none"
+            capsys, "eval", tmp_path, f"runs={argument}", "pruners=[random]", "logger=none"
         )
 
     def test_arms_are_evaluated_where_they_were_trained(
@@ -224,10 +224,10 @@ class TestTheChain:
             (entry.name, entry.seed) for entry in trained_entries(other, {"keep_ratios": [0.1111]})
         }
         assert seeds == {(name, 3) for name in ("tprl", "tprl_adaptive", "tprl_lfd", "mlp")}
-        said = refused(
+        output = refused(
             capsys, "eval", tmp_path / "eval", f"run={other}", "pruners=[tprl]", "logger=none"
         )
-        assert "tprl occurs 2 times" in said
+        assert "tprl occurs 2 times" in output
 
     def test_what_was_calibrated_ends_with_the_weights_and_a_threshold_is_evaluated(
         self, run: Path, tmp_path: Path

@@ -51,7 +51,7 @@ class TestFamilies:
             tmp_path / "weights",
         )
         options = (f"model.pretrained={tmp_path / 'weights'}", "model.dtype=float32", "logger=none")
-        given = (
+        arguments = (
             "stage=lfd",
             "stage.demonstrations=4",
             "stage.epochs=1",
@@ -62,7 +62,7 @@ class TestFamilies:
             "train",
             train,
             tmp_path / "lfd",
-            *given,
+            *arguments,
             "model=qwen2_5_vl",
             "policy.code_width=0",
             *options,
@@ -99,16 +99,16 @@ class TestFamilies:
             "stage.calibrate=null",
             "stage.served.limit=4",
         )
-        given = ("stage=lfd", "stage.demonstrations=8", "stage.epochs=1")
-        lfd = call("train", train, tmp_path / "lfd", *given, *options)
-        given = (
+        arguments = ("stage=lfd", "stage.demonstrations=8", "stage.epochs=1")
+        lfd = call("train", train, tmp_path / "lfd", *arguments, *options)
+        arguments = (
             "stage=ppo",
             "stage.iterations=1",
             "stage.prompts=2",
             "stage.group=2",
             "stage.keep_ratio=0.3",
         )
-        ppo = call("train", train, tmp_path / "ppo", *given, *options, f"stage.init_from={lfd}")
+        ppo = call("train", train, tmp_path / "ppo", *arguments, *options, f"stage.init_from={lfd}")
         about = json.loads((ppo / "pruner" / CONFIG).read_text())
         assert about["trained_on"]["model"] == model
         assert about["trained_on"]["stages"] == ["lfd", "ppo"]

@@ -135,7 +135,7 @@ def test_every_stage_and_mode_has_its_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "words", "said"),
+    ("command", "words", "reason"),
     [
         (
             "eval",
@@ -249,10 +249,10 @@ def test_every_stage_and_mode_has_its_table() -> None:
     ],
 )
 def test_options_that_others_leave_without_effect(
-    command: str, words: list[str], said: str | None
+    command: str, words: list[str], reason: str | None
 ) -> None:
-    found = sentence(command, *words)
-    assert found is None if said is None else found is not None and found.startswith(said)
+    refusal = sentence(command, *words)
+    assert refusal is None if reason is None else refusal is not None and refusal.startswith(reason)
 
 
 def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

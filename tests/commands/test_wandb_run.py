@@ -54,8 +54,10 @@ def documented(sections: tuple[str, ...] = SECTIONS) -> list[str]:
 
 
 def expanded(name: str) -> list[str]:
-    found = re.search(r"\{(.*)\}", name)
-    return [name.replace(found[0], one) for one in found[1].split(",")] if found else [name]
+    braces = re.search(r"\{(.*)\}", name)
+    if braces is None:
+        return [name]
+    return [name.replace(braces[0], word) for word in braces[1].split(",")]
 
 
 def pattern(name: str) -> re.Pattern[str]:
@@ -66,7 +68,7 @@ def pattern(name: str) -> re.Pattern[str]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
+def offline(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
     folder = tmp_path_factory.mktemp("runs") / "all"
     before = sys.argv
     sys.argv = [
@@ -85,45 +87,46 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
     return run
 
 
-def test_everything_documented_is_there(found: OfflineRun) -> None:
-    logged = {name for row in found.rows for name in row}
+def test_everything_documented_is_there(offline: OfflineRun) -> None:
+    logged = {name for row in offline.rows for name in row}
     missing = [name for name in documented() if not any(map(pattern(name).fullmatch, logged))]
     assert set(missing) == NOT_HERE
     assert logged >= AXES
 
 
-def test_everything_there_is_documented(found: OfflineRun) -> None:
-    logged = {name for row in found.rows for name in row}
+def test_everything_there_is_documented(offline: OfflineRun) -> None:
+    logged = {name for row in offline.rows for name in row}
     known = [pattern(name) for name in documented()]
     assert {
-        name for name in logged - AXES if not any(one.fullmatch(name) for one in known)
+        name for name in logged - AXES if not any(item.fullmatch(name) for item in known)
     } == set()
 
 
-def test_every_metric_is_drawn_over_its_axis(found: OfflineRun) -> None:
-    assert {name for name, axis in found.axes.items() if axis is None} == AXES
-    for row in found.rows:
+def test_every_metric_is_drawn_over_its_axis(offline: OfflineRun) -> None:
+    assert {name for name, axis in offline.axes.items() if axis is None} == AXES
+    for row in offline.rows:
         for name in row.keys() - AXES:
             axis = "keep_ratio" if name.startswith("eval/") else "samples_seen"
-            assert found.axes[name] == axis
+            assert offline.axes[name] == axis
             assert axis in row or name == "eval/results"
 
 
-def test_the_axis_counts_the_samples_of_each_stage(found: OfflineRun) -> None:
+def test_the_axis_counts_the_samples_of_each_stage(offline: OfflineRun) -> None:
     counts = {
-        name: [row.get("samples_seen") for row in found.rows if name in row] for name in found.axes
+        name: [row.get("samples_seen") for row in offline.rows if name in row]
+        for name in offline.axes
     }
     assert counts["autoencoder/mse"] == [432]  # 18 of 20 images of 24 tokens
     assert counts["lfd/loss"] == counts["lfd/served"] == counts["lfd/mlp/loss"] == [50]
     assert counts["ppo/kl"] == [8, 16]
     assert counts["ppo/overlays"] == [0, 8, 16]
     assert counts["adapt/loss"] == [45 * epoch for epoch in range(1, 16)]
-    ratios = [row["keep_ratio"] for row in found.rows if "eval/tprl/accuracy" in row]
+    ratios = [row["keep_ratio"] for row in offline.rows if "eval/tprl/accuracy" in row]
     assert ratios == [0.0278, 0.0556, 0.1111, 0.3333]
 
 
-def test_pictures_say_what_was_asked_and_answered(found: OfflineRun) -> None:
-    first = next(row["ppo/overlays"] for row in found.rows if "ppo/overlays" in row)
+def test_pictures_say_what_was_asked_and_answered(offline: OfflineRun) -> None:
+    first = next(row["ppo/overlays"] for row in offline.rows if "ppo/overlays" in row)
     # so many images do the ten questions show
     assert first["count"] == len(set(first["captions"])) == 2
     assert all(
@@ -131,10 +134,10 @@ def test_pictures_say_what_was_asked_and_answered(found: OfflineRun) -> None:
     )
 
 
-def test_the_config_is_plain_and_whole(found: OfflineRun) -> None:
-    config = found.config
+def test_the_config_is_plain_and_whole(offline: OfflineRun) -> None:
+    config = offline.config
     assert config["stage"]["ppo"]["module"]["budget"] == "lagrange"
     assert config["arguments/ppo"]["gamma"] == 0.99  # a default that no yaml holds
     assert config["arguments/lfd/mlp"]["log_as"] == "lfd/mlp"
     assert config["environment"]["threads"] >= 1
-    assert found.about["job_type"] == "all"
+    assert offline.about["job_type"] == "all"

@@ -19,7 +19,7 @@ from tprl.stages.prompts import PromptStream
 
 
 def row(i: int, **other: Any) -> dict[str, Any]:
-    made = {
+    fields = {
         "question_id": str(i),
         "question": f"Is there a dog in image {i}?",
         "answer": "yes",
@@ -27,7 +27,7 @@ def row(i: int, **other: Any) -> dict[str, Any]:
         "image": as_text(encoded(i // 2)),
         "category": "random",
     }
-    return made | other
+    return fields | other
 
 
 def pope(
@@ -63,12 +63,12 @@ class TestDamage:
         clean = [
             [s.uid for s in batch] for batch in PromptStream(pope(tmp_path / ".."), 5, 0, 2, seed=1)
         ]
-        found = [[s.uid for s in batch] for batch in PromptStream(data, 5, 0, 2, seed=1)]
+        result = [[s.uid for s in batch] for batch in PromptStream(data, 5, 0, 2, seed=1)]
         order = [uid for batch in clean for uid in batch]
         bad = {order[i] for i in range(10) if order[i].rpartition("-")[2] in ("2", "3", "8")}
         expected = [next(uid for uid in (order + order)[i:] if uid not in bad) for i in range(10)]
-        assert [len(batch) for batch in found] == [5, 5]
-        assert [uid for batch in found for uid in batch] == expected
+        assert [len(batch) for batch in result] == [5, 5]
+        assert [uid for batch in result for uid in batch] == expected
 
     def test_a_row_of_another_make_is_damaged_and_no_crash(self, tmp_path: Path) -> None:
         data = pope(tmp_path, bad={1: {"image": 7, "image_source": "new"}}, max_bad_rows=0.2)

@@ -25,20 +25,20 @@ def folder(tmp_path: Path) -> Path:
 
 def rows() -> list[dict[str, Any]]:
     """Two questions about each image: one in words, one with a box."""
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for number in range(10):
         image = f"photos/{number}.png"
-        found.append(
+        records.append(
             {"image": image, "question": f"What is {number}?", "answers": ["Big Dog", str(number)]}
         )
-        found.append({"image": image, "question": "Where is it?", "box": [10, 10, 30, 30]})
-    return found
+        records.append({"image": image, "question": "Where is it?", "box": [10, 10, 30, 30]})
+    return records
 
 
 def custom(folder: Path, content: list[dict[str, Any]] | None = None, **options: Any) -> Custom:
     path = write_jsonl(folder / "data.jsonl", rows() if content is None else content)
-    given: dict[str, Any] = {"split": "all"} | options
-    data = Custom(source=str(path), **given)
+    arguments: dict[str, Any] = {"split": "all"} | options
+    data = Custom(source=str(path), **arguments)
     data.reads_boxes_as(SimpleNamespace(name="m", coordinates="absolute"))
     return data
 
@@ -57,8 +57,15 @@ class TestScore:
 
     def test_the_numbers_of_both_kinds(self, folder: Path) -> None:
         """Right: two of three in words, two of three boxes with IoU 1, 0.5 and 1/3."""
-        said = ["0", "[10, 10, 30, 30]", "2", "(10,10),(20,30)", "big dog", "[20, 10, 40, 30]"]
-        assert official(custom(folder), said) == pytest.approx(
+        predictions = [
+            "0",
+            "[10, 10, 30, 30]",
+            "2",
+            "(10,10),(20,30)",
+            "big dog",
+            "[20, 10, 40, 30]",
+        ]
+        assert official(custom(folder), predictions) == pytest.approx(
             {"accuracy": 66.666667, "mean_iou": 61.111111}
         )
 
@@ -323,9 +330,9 @@ def test_the_spelling_of_a_path_decides_nothing(folder: Path) -> None:
     content = [row for row in rows() if "answers" in row]
     spelt = [row | {"image": f"./{row['image']}"} for row in content]
     absolute = [row | {"image": str(folder / row["image"])} for row in content]
-    found = []
-    for given in (content, spelt, absolute):
-        train = custom(folder, given, split="train")
-        found.append([sample.uid for sample in take(train, range(len(train)))])
-    assert found[0] == found[1] == found[2]
-    assert 4 < len(found[0]) < 10
+    records = []
+    for arguments in (content, spelt, absolute):
+        train = custom(folder, arguments, split="train")
+        records.append([sample.uid for sample in take(train, range(len(train)))])
+    assert records[0] == records[1] == records[2]
+    assert 4 < len(records[0]) < 10

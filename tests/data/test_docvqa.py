@@ -32,7 +32,7 @@ ASKED: list[tuple[list[str], str, float]] = [
     (["a b c"], "a b\nc", 1),
     (["12.5%"], "12.5 %", 0.833333333),
 ]
-SAID = [said for _, said, _ in ASKED]
+SAID = [prediction for _, prediction, _ in ASKED]
 
 
 def rows() -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def rows() -> list[dict[str, Any]]:
 
 class TestScore:
     def test_of_each_answer(self) -> None:
-        assert [anls(said, answers) for answers, said, _ in ASKED] == pytest.approx(
+        assert [anls(prediction, answers) for answers, prediction, _ in ASKED] == pytest.approx(
             [score for _, _, score in ASKED]
         )
 

@@ -20,8 +20,8 @@ class TestStream:
         assert max(abs(n - 1000) for n in counts.values()) < 5 * 1000**0.5
 
     def test_one_draw_is_the_array_of_one(self) -> None:
-        one, many = Stream("k"), Stream("k")
-        assert [one.integer(5, 60) for _ in range(50)] == many.integers(5, 60, (50,)).tolist()
+        single, many = Stream("k"), Stream("k")
+        assert [single.integer(5, 60) for _ in range(50)] == many.integers(5, 60, (50,)).tolist()
 
     def test_a_permutation_reaches_every_order(self) -> None:
         stream = Stream("orders")

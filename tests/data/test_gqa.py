@@ -23,7 +23,7 @@ ASKED = [
     ("girl", "girls", 0),
     ("two", "2", 0),
 ]
-SAID = [said for _, said, _ in ASKED]
+SAID = [prediction for _, prediction, _ in ASKED]
 
 
 def write(
@@ -61,7 +61,7 @@ def asked() -> list[dict[str, Any]]:
 class TestScore:
     def test_exact_match_but_for_case_and_punctuation(self, tmp_path: Path) -> None:
         data = GQA(source=write(tmp_path))
-        assert [data.score(data[i], said) for i, said in enumerate(SAID)] == [
+        assert [data.score(data[i], prediction) for i, prediction in enumerate(SAID)] == [
             right for _, _, right in ASKED
         ]
         assert official(data, SAID) == pytest.approx({"accuracy": 40})

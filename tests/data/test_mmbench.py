@@ -115,7 +115,7 @@ class TestRows:
         assert mmbench[0].family == COARSE
 
     def test_a_table_of_first_passes_asks_the_same(self, mmbench: MMBench, tmp_path: Path) -> None:
-        plain = [one for one in rows() if one["index"] < 1_000_000]
+        plain = [record for record in rows() if record["index"] < 1_000_000]
         other = MMBench(source=str(write_jsonl(tmp_path / "plain.jsonl", plain)))
         asked = [
             [(s.uid, s.question, s.answers) for s in take(d, range(9))] for d in (mmbench, other)

@@ -29,7 +29,7 @@ IMAGES = [
     ("numerical_calculation", "no", "no"),
     ("text_translation", "Answer: Yes", "The answer is no"),
 ]
-SAID = [said for image in IMAGES for said in image[1:]]
+SAID = [output for image in IMAGES for output in image[1:]]
 
 
 def rows() -> list[dict[str, Any]]:

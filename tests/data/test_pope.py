@@ -33,7 +33,7 @@ ASKED = [
     ("random", "no", "no"),
     ("random", "no", "Nothing."),
 ]
-SAID = [said for _, _, said in ASKED]
+SAID = [output for _, _, output in ASKED]
 
 
 def rows() -> list[dict[str, Any]]:

@@ -56,7 +56,14 @@ class TestScore:
         data = RefCOCO(source=path, coordinates="relative")
         expected = {"accuracy": 50, "mean_iou": 47.227431}
         assert official(data, SAID) == pytest.approx(expected, abs=1e-5)
-        assert [data.score(data[i], said) for i, said in enumerate(SAID)] == [1, 0, 1, 1, 0, 0]
+        assert [data.score(data[i], prediction) for i, prediction in enumerate(SAID)] == [
+            1,
+            0,
+            1,
+            1,
+            0,
+            0,
+        ]
         assert data.iou(data[1], SAID[1]) == pytest.approx(1 / 3)
         assert data.headline in expected
 
@@ -169,12 +176,12 @@ class TestRows:
             for row, number in zip(rows(), (1, 1, 2), strict=True)
         ]
         as_hub(stored).to_parquet(tmp_path / "testA.parquet")
-        found = RefCOCO(source=str(tmp_path), coordinates="absolute")
+        result = RefCOCO(source=str(tmp_path), coordinates="absolute")
         expected = RefCOCO(source=path, coordinates="absolute")
-        assert len(found) == 6
-        for one, other in zip(take(found, range(6)), take(expected, range(6)), strict=True):
-            assert one[0:1] + one[2:] == other[0:1] + other[2:]
-            assert one.images[0].tobytes() == other.images[0].tobytes()
+        assert len(result) == 6
+        for first, other in zip(take(result, range(6)), take(expected, range(6)), strict=True):
+            assert first[0:1] + first[2:] == other[0:1] + other[2:]
+            assert first.images[0].tobytes() == other.images[0].tobytes()
 
     def test_a_huge_image_is_scaled_down_with_its_box(self, path: str) -> None:
         # a quarter of 100 x 50
@@ -194,8 +201,8 @@ class TestRows:
         assert lengths == {"refcoco": 2, "refcoco_plus": 2, "refcocog": 6}
         assert len(RefCOCO("refcoco", "testB", source=source)) == 3
         assert len(RefCOCO("refcoco", "val", source=source)) == 2
-        found = RefCOCO("refcocog", source=source, coordinates="absolute")
-        assert (found.hub, found[0].uid.split("/")[0]) == ("lmms-lab/RefCOCOg", "refcocog")
+        result = RefCOCO("refcocog", source=source, coordinates="absolute")
+        assert (result.hub, result[0].uid.split("/")[0]) == ("lmms-lab/RefCOCOg", "refcocog")
         with pytest.raises(
             UserError,
             match=r"dataset\.variant must be one of refcoco, refcoco_plus, refcocog, got grefcoco",

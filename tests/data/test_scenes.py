@@ -236,7 +236,7 @@ class TestQuestions:
         assert len(negatives) > 320
 
     @pytest.mark.parametrize(
-        ("family", "one", "other"),
+        ("family", "item", "other"),
         [
             ("existence", "yes", "no"),
             ("relation", "left", "right"),
@@ -244,11 +244,11 @@ class TestQuestions:
             ("attribute", "small", "large"),
         ],
     )
-    def test_both_answers_are_as_likely(self, family: str, one: str, other: str) -> None:
+    def test_both_answers_are_as_likely(self, family: str, item: str, other: str) -> None:
         counts = Counter(question.answer for _, question in asked(family))
-        share = counts[one] / (counts[one] + counts[other])
+        share = counts[item] / (counts[item] + counts[other])
         assert share == pytest.approx(0.5, abs=0.06)
-        assert counts[one] + counts[other] > 320
+        assert counts[item] + counts[other] > 320
 
     def test_no_answer_dominates_its_family(self) -> None:
         attribute = Counter(question.answer for _, question in asked("attribute"))

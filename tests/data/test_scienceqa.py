@@ -64,9 +64,9 @@ def cloned(folder: Path, table: list[dict[str, Any]]) -> str:
 def test_accuracy(tmp_path: Path) -> None:
     """Right are 0, 1, 3 and 5."""
     scienceqa = ScienceQA(source=cloned(tmp_path, rows()))
-    said = [text for *_, text in ASKED]
-    assert official(scienceqa, said) == {"accuracy": 50}
-    assert official(scienceqa, said, [7, 0, 1, 1, 2, 6, 5, 4, 3, 3]) == {"accuracy": 50}
+    predictions = [text for *_, text in ASKED]
+    assert official(scienceqa, predictions) == {"accuracy": 50}
+    assert official(scienceqa, predictions, [7, 0, 1, 1, 2, 6, 5, 4, 3, 3]) == {"accuracy": 50}
 
 
 def test_samples_of_every_split(tmp_path: Path) -> None:

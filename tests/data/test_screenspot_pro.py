@@ -35,11 +35,11 @@ ASKED: list[tuple[str, str, str, int, float]] = [
     ("OS", "icon", "", 0, 0),
     ("OS", "icon", "The box is [100,200,300,600]; I click (900,900)", 1, 1),
 ]
-SAID = [said for _, _, said, _, _ in ASKED]
+SAID = [prediction for _, _, prediction, _, _ in ASKED]
 
 
 def rows(images: bool = True) -> list[dict[str, Any]]:
-    found = [
+    records = [
         {
             "img_filename": f"vscode_macos/screen_{number // 4}.png",
             "bbox": [10, 10, 30, 30],
@@ -55,9 +55,9 @@ def rows(images: bool = True) -> list[dict[str, Any]]:
         for number, (group, kind, _, _, _) in enumerate(ASKED)
     ]
     if images:
-        for number, row in enumerate(found):
+        for number, row in enumerate(records):
             row["image"] = as_text(encoded(number // 4, (100, 50)))
-    return found
+    return records
 
 
 @pytest.fixture
@@ -69,11 +69,12 @@ def screens(tmp_path: Path) -> ScreenSpotPro:
 
 class TestScore:
     def test_of_each_answer(self, screens: ScreenSpotPro) -> None:
-        for number, (_, _, said, hit, overlap) in enumerate(ASKED):
+        for number, (_, _, prediction, hit, overlap) in enumerate(ASKED):
             sample = screens[number]
-            assert (screens.score(sample, said), screens.iou(sample, said)) == pytest.approx(
-                (hit, overlap)
-            ), said
+            assert (
+                screens.score(sample, prediction),
+                screens.iou(sample, prediction),
+            ) == pytest.approx((hit, overlap)), prediction
 
     def test_the_numbers_of_twenty_answers(self, screens: ScreenSpotPro) -> None:
         """Eleven clicks of twenty, six of ten on text, five of ten on icons; the IoUs sum to

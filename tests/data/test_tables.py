@@ -71,10 +71,10 @@ class TestEncodings:
             else '{"a": 1}\n{"a": "日本"}'
         )
         (tmp_path / "r.jsonl").write_bytes(text.encode(encoding))
-        said = refusal(tmp_path / "r.jsonl")
+        sentence = refusal(tmp_path / "r.jsonl")
         line = 1 if encoding == "utf-16-le" else 2
-        assert said.startswith(f"{tmp_path / 'r.jsonl'}, line {line}, ")
-        assert said.endswith("save the file as UTF-8.")
+        assert sentence.startswith(f"{tmp_path / 'r.jsonl'}, line {line}, ")
+        assert sentence.endswith("save the file as UTF-8.")
 
     def test_lines_of_another_end_are_counted(self, tmp_path: Path) -> None:
         (tmp_path / "r.jsonl").write_bytes(b'{"a": 1}\r\r{"a": 1}\r{"a"}')
@@ -151,10 +151,10 @@ class TestDamagedFiles:
         path.write_bytes(
             {"other": b"hello\n", "cut": content[: len(content) // 2], "inside": content}[damage]
         )
-        said = refusal(path)
-        assert said.startswith(str(path))
-        assert "damaged" in said
-        assert said.endswith("fetch or write it again.")
+        sentence = refusal(path)
+        assert sentence.startswith(str(path))
+        assert "damaged" in sentence
+        assert sentence.endswith("fetch or write it again.")
 
     def test_the_damaged_one_of_several(self, tmp_path: Path) -> None:
         for number in range(2):
@@ -178,8 +178,11 @@ class TestFolders:
         (tmp_path / "train.csv").write_text("a\n1\n")
         assert rows_of(tmp_path) == [{"a": 1}]
         (tmp_path / "test-1.csv").write_text("a\n1\n")
-        said = refusal(tmp_path)
-        assert f"{tmp_path} holds split test in files of two kinds (test-1.csv, test.jsonl)" in said
+        sentence = refusal(tmp_path)
+        assert (
+            f"{tmp_path} holds split test in files of two kinds (test-1.csv, test.jsonl)"
+            in sentence
+        )
 
     def test_parts_of_a_split_are_read_in_order(self, tmp_path: Path) -> None:
         for number in (1, 0):

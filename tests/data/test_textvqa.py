@@ -20,7 +20,7 @@ ASKED: list[tuple[dict[str, int], str, float]] = [
     ({"two": 4, "unanswerable": 6}, "2", 1),
     ({"": 4, "stop": 1, "go": 5}, "", 1),
 ]
-SAID = [said for _, said, _ in ASKED]
+SAID = [prediction for _, prediction, _ in ASKED]
 
 
 def rows(images: int = 4) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> str:
 class TestScore:
     def test_of_each_answer(self, path: str) -> None:
         data = TextVQA(source=path)
-        scores = [data.score(data[number], said) for number, said in enumerate(SAID)]
+        scores = [data.score(data[number], prediction) for number, prediction in enumerate(SAID)]
         assert scores == pytest.approx([score for _, _, score in ASKED])
 
     def test_the_number(self, path: str) -> None:

@@ -15,9 +15,9 @@ class TestSamples:
         assert not pixels["train"] & pixels["val"]
         assert ToyDataset("test", seed=3)[5].uid == ToyDataset("test")[5].uid == "toy/test/0/flute"
         assert ToyDataset(seed=3)[5].uid == "toy/train-3/0/flute"
-        one, again = ToyDataset()[100], ToyDataset(limit=200)[100]
-        assert one.images[0].tobytes() == again.images[0].tobytes()
-        assert (one.question, one.answers, one.region) == (
+        first, again = ToyDataset()[100], ToyDataset(limit=200)[100]
+        assert first.images[0].tobytes() == again.images[0].tobytes()
+        assert (first.question, first.answers, first.region) == (
             again.question,
             again.answers,
             again.region,
@@ -27,11 +27,13 @@ class TestSamples:
         for i in range(12):
             sample = ToyDataset()[i]
             cells = read_cells(sample.images[0])
-            found = [at for at, cell in enumerate(cells) if cell.kind == KINDS.index(sample.family)]
+            places = [
+                at for at, cell in enumerate(cells) if cell.kind == KINDS.index(sample.family)
+            ]
             assert len(cells) == 24
-            assert len(found) == 1
+            assert len(places) == 1
             assert sample.region is not None
-            x, y = found[0] % 6 * 8.0, found[0] // 6 * 8.0
+            x, y = places[0] % 6 * 8.0, places[0] // 6 * 8.0
             assert sample.region == ((x, y, x + 8, y + 8),)
             assert sample.family in sample.question
 

@@ -38,8 +38,8 @@ SIZE = (640, 480)
 def test_boxes_become_pixels_within_the_image(
     unit: str, form: str, value: list[float], box: tuple[float, ...], clipped: bool
 ) -> None:
-    found, cut = BoxReader(unit, form).read(value, SIZE)
-    assert found == pytest.approx(box)
+    result, cut = BoxReader(unit, form).read(value, SIZE)
+    assert result == pytest.approx(box)
     assert cut is clipped
 
 

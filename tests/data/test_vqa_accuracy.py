@@ -110,7 +110,7 @@ class TestAccuracy:
         assert soft_accuracy("yes", ["yes"] * 3) == 1
 
     def test_of_a_single_answer(self) -> None:
-        assert [soft_accuracy(said, ["yes"]) for said in ("yes", "no")] == [1, 0]
+        assert [soft_accuracy(prediction, ["yes"]) for prediction in ("yes", "no")] == [1, 0]
 
     def test_the_most_common_answer_comes_first(self) -> None:
         assert by_frequency(["b", "a", "c", "a", "", "", ""]) == ("a", "a", "b", "c", "", "", "")

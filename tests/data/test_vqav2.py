@@ -33,7 +33,7 @@ ASKED: list[tuple[str, dict[str, int], str, float]] = [
     ("other", {"men's": 10}, "mens", 0),
     ("other", {"frisbee": 10}, "", 0),
 ]
-SAID = [said for _, _, said, _ in ASKED]
+SAID = [prediction for _, _, prediction, _ in ASKED]
 
 
 def rows() -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def vqa(tmp_path: Path) -> VQAv2:
 
 class TestScore:
     def test_of_each_answer(self, vqa: VQAv2) -> None:
-        scores = [vqa.score(vqa[number], said) for number, said in enumerate(SAID)]
+        scores = [vqa.score(vqa[number], prediction) for number, prediction in enumerate(SAID)]
         assert scores == pytest.approx([score for _, _, _, score in ASKED])
 
     def test_the_numbers_of_twenty_answers(self, vqa: VQAv2) -> None:
@@ -102,9 +102,9 @@ class TestRows:
     def test_the_same_from_parquet(self, vqa: VQAv2, tmp_path: Path) -> None:
         stored = [{**row, "image": encoded(number // 4)} for number, row in enumerate(rows())]
         as_hub(stored).to_parquet(tmp_path / "validation.parquet")
-        found = VQAv2(source=str(tmp_path))
-        assert [found[i].answers for i in range(20)] == [vqa[i].answers for i in range(20)]
-        assert official(found, SAID)["accuracy"] == pytest.approx(67.5)
+        result = VQAv2(source=str(tmp_path))
+        assert [result[i].answers for i in range(20)] == [vqa[i].answers for i in range(20)]
+        assert official(result, SAID)["accuracy"] == pytest.approx(67.5)
 
     def test_damaged_rows_are_counted_by_reason(self, tmp_path: Path) -> None:
         bad = rows()

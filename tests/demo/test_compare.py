@@ -46,7 +46,7 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def found(lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]) -> Comparison:
+def comparison(lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]) -> Comparison:
     return compare_pruners(lvlm, pruners, samples[0].images[0], samples[0].question, 1 / 3)
 
 
@@ -56,7 +56,7 @@ class TestCompare:
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], name: str
     ) -> None:
         for sample in samples[:5]:
-            here = compare_pruners(
+            local = compare_pruners(
                 lvlm, {name: pruners[name]}, sample.images[0], sample.question, 0.25
             )
             inputs = stock_inputs(lvlm, [sample])
@@ -67,9 +67,9 @@ class TestCompare:
                 ]
                 return lvlm.tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip()
 
-            assert here.full.answer == answer()
+            assert local.full.answer == answer()
             with tprl.prune(lvlm.model, name, keep_ratio=0.25, processor=lvlm.processor):
-                assert here.pruned[0].answer == answer()
+                assert local.pruned[0].answer == answer()
 
     @pytest.mark.parametrize("name", ["tprl", "divprune", "fastv", "pooling"])
     def test_tokens_and_flops_are_those_of_the_evaluation(
@@ -82,62 +82,72 @@ class TestCompare:
         ]
         scorer = Scorer(lvlm, dataset, frozenset({"score"}))
         rows = {
-            (one.row.pruner, one.row.uid): one for one in evaluate(scorer, dataset, entries, 10, 10)
+            (answered.row.pruner, answered.row.uid): answered
+            for answered in evaluate(scorer, dataset, entries, 10, 10)
         }
         right = [s for s in samples if rows["keep_all", s.uid].row.score == 1.0]
         assert len(right) > 5
         for sample in right[:3]:  # the evaluation's FLOPs are of the reference answer
-            here = compare_pruners(
+            local = compare_pruners(
                 lvlm, {name: pruners[name]}, sample.images[0], sample.question, 1 / 3
             )
-            theirs = rows[name, sample.uid]
-            assert (here.full.answer, here.full.kept) == (sample.answers[0], TOTAL)
-            assert (here.full.flops, here.pruned[0].flops) == (theirs.full_flops, theirs.flops)
-            assert here.pruned[0].kept == theirs.row.kept_tokens
+            reference = rows[name, sample.uid]
+            assert (local.full.answer, local.full.kept) == (sample.answers[0], TOTAL)
+            assert (local.full.flops, local.pruned[0].flops) == (
+                reference.full_flops,
+                reference.flops,
+            )
+            assert local.pruned[0].kept == reference.row.kept_tokens
             if name == "tprl":
-                assert (here.pruned[0].answer == here.full.answer) == (theirs.row.score == 1.0)
+                assert (local.pruned[0].answer == local.full.answer) == (reference.row.score == 1.0)
 
     @pytest.mark.slow
     def test_with_everything_kept_all_answers_are_the_same(
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]
     ) -> None:
         for sample in samples[:5]:
-            here = compare_pruners(lvlm, pruners, sample.images[0], sample.question, 1.0)
-            assert {one.answer for one in here.pruned} == {here.full.answer}
-            assert {one.kept for one in here.pruned} == {TOTAL}
-            assert all(one.keep is None or one.keep.all() for one in here.pruned)
+            local = compare_pruners(lvlm, pruners, sample.images[0], sample.question, 1.0)
+            assert {answered.answer for answered in local.pruned} == {local.full.answer}
+            assert {answered.kept for answered in local.pruned} == {TOTAL}
+            assert all(answered.keep is None or answered.keep.all() for answered in local.pruned)
 
     @pytest.mark.parametrize("ratio", [0.02, 0.11, 0.5, 0.93])
     def test_the_slider_sets_the_budget(
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], ratio: float
     ) -> None:
         chosen = {name: pruners[name] for name in ("tprl", "divprune", "random")}
-        for one in compare_pruners(
+        for answered in compare_pruners(
             lvlm, chosen, samples[0].images[0], samples[0].question, ratio
         ).pruned:
-            assert one.keep is not None
-            assert one.keep.shape == (12, 12)
-            assert one.kept == one.keep.sum() == budget(ratio, TOTAL)
+            assert answered.keep is not None
+            assert answered.keep.shape == (12, 12)
+            assert answered.kept == answered.keep.sum() == budget(ratio, TOTAL)
 
-    def test_only_patches_have_a_mask_and_only_policies_a_map(self, found: Comparison) -> None:
-        by_name = {one.pruner: one for one in found.pruned}
+    def test_only_patches_have_a_mask_and_only_policies_a_map(self, comparison: Comparison) -> None:
+        by_name = {answered.pruner: answered for answered in comparison.pruned}
         assert list(by_name) == list(NAMES)
-        assert {name for name, one in by_name.items() if one.keep is not None} == {
+        assert {name for name, answered in by_name.items() if answered.keep is not None} == {
             "tprl",
             "divprune",
             "random",
         }
-        assert {name for name, one in by_name.items() if one.probability is not None} == {"tprl"}
+        assert {name for name, answered in by_name.items() if answered.probability is not None} == {
+            "tprl"
+        }
         tprl_ = by_name["tprl"]
         assert tprl_.probability is not None
         assert tprl_.keep is not None
         assert tprl_.probability.shape == (12, 12)
         assert tprl_.probability[tprl_.keep].mean() > tprl_.probability[~tprl_.keep].mean()
 
-    def test_every_stage_is_timed(self, found: Comparison) -> None:
-        for one in (found.full, *found.pruned):
-            assert min(one.reading.vision, one.reading.prefill, one.reading.decode) > 0
-            assert (one.reading.selector == 0) == (one is found.full or one.pruner == "fastv")
+    def test_every_stage_is_timed(self, comparison: Comparison) -> None:
+        for answered in (comparison.full, *comparison.pruned):
+            assert (
+                min(answered.reading.vision, answered.reading.prefill, answered.reading.decode) > 0
+            )
+            assert (answered.reading.selector == 0) == (
+                answered is comparison.full or answered.pruner == "fastv"
+            )
 
     def test_pruners_take_turns_and_a_slow_start_counts_for_none(
         self, lvlm: FrozenLVLM, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
@@ -146,21 +156,21 @@ class TestCompare:
         order: list[str] = []
         real, times = page_work.ask, iter([50.0, 5.0, 6.0, 90.0, 5.5])
 
-        def timed(lvlm: Any, encode: Any, pruner: Any, *rest: Any) -> Any:
+        def timed(lvlm: Any, encode: Any, pruner: Any, *remainder: Any) -> Any:
             order.append(pruner.name)
-            return real(lvlm, encode, pruner, *rest)._replace(
+            return real(lvlm, encode, pruner, *remainder)._replace(
                 reading=Reading(next(times), 0.0, 0.0, 0.0)
             )
 
         monkeypatch.setattr(page_work, "ask", timed)
         random = load_component("pruner", "random")
-        here = compare_pruners(
+        local = compare_pruners(
             lvlm, {"random": random}, samples[0].images[0], samples[0].question, 0.5
         )
         assert order == ["keep_all", "keep_all", "random", "keep_all", "random"]
-        assert (here.full.reading.total, here.pruned[0].reading.total) == (5.0, 5.5)
+        assert (local.full.reading.total, local.pruned[0].reading.total) == (5.0, 5.5)
 
-    def test_nothing_is_left_on_the_model(self, lvlm: FrozenLVLM, found: Comparison) -> None:
+    def test_nothing_is_left_on_the_model(self, lvlm: FrozenLVLM, comparison: Comparison) -> None:
         assert "generate" not in vars(lvlm.model)
         assert not torch.is_grad_enabled() or not any(
             p.requires_grad for p in lvlm.model.parameters()
@@ -232,21 +242,21 @@ class TestImages:
 
 
 class TestCards:
-    def test_one_card_per_answer_with_its_numbers(self, found: Comparison) -> None:
-        page = cards(found)
+    def test_one_card_per_answer_with_its_numbers(self, comparison: Comparison) -> None:
+        page = cards(comparison)
         assert page.count('<section class="card"') == 1 + len(NAMES)
         assert page.count("<details>") == 1
         assert (
             "With 48 of 144 visual tokens and "
-            f"{100 * found.pruned[0].flops / found.full.flops:.0f} %"
+            f"{100 * comparison.pruned[0].flops / comparison.full.flops:.0f} %"
         ) in page
-        assert flops_text(found.full.flops) in page
+        assert flops_text(comparison.full.flops) in page
         assert "://" not in page
 
-    def test_they_say_whether_the_answers_agree(self, found: Comparison) -> None:
-        other = replace(found.pruned[1], answer="green <b>cheese</b>")
-        same = replace(found.pruned[0], answer=found.full.answer)
-        page = cards(replace(found, question="<i>?", pruned=(same, other)))
+    def test_they_say_whether_the_answers_agree(self, comparison: Comparison) -> None:
+        other = replace(comparison.pruned[1], answer="green <b>cheese</b>")
+        same = replace(comparison.pruned[0], answer=comparison.full.answer)
+        page = cards(replace(comparison, question="<i>?", pruned=(same, other)))
         assert page.count("✓ the same answer") == page.count("≠ another answer") == 1
         assert "“green &lt;b&gt;cheese&lt;/b&gt;”" in page
         assert "&lt;i&gt;?" in page

@@ -51,8 +51,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/"
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
-    said = (directory / "log").read_text().splitlines()
-    assert said == [
+    lines = (directory / "log").read_text().splitlines()
+    assert lines == [
         f"open http://127.0.0.1:{port}/ in a browser; Ctrl-C ends it",
         f"run: {directory}",
     ]
@@ -72,7 +72,7 @@ def ask(page: Any, question: str) -> None:
     page.get_by_role("heading", name=question).wait_for()
 
 
-def said(page: Any) -> list[str]:
+def lines(page: Any) -> list[str]:
     return [text.strip("“”") for text in page.locator(".said").all_inner_texts()]
 
 
@@ -94,8 +94,8 @@ def test_answers_are_those_of_the_function_behind_it(page: Any) -> None:
     page.get_by_label("number input for Kept fraction").fill("0.3")
     for question in ("how many purple objects are there?", "where is the purple square?"):
         ask(page, question)
-        found = compare_pruners(lvlm, {"tprl": tprl}, sample.images[0], question, 0.3)
-        assert said(page) == [found.full.answer, found.pruned[0].answer]
+        comparison = compare_pruners(lvlm, {"tprl": tprl}, sample.images[0], question, 0.3)
+        assert lines(page) == [comparison.full.answer, comparison.pruned[0].answer]
         assert (
             page.locator(".answers [role=status]")
             .inner_text()
@@ -114,8 +114,8 @@ def test_an_example_and_a_suggestion_are_answered_at_once(page: Any) -> None:
     page.get_by_role("heading", name=samples[6].question).wait_for()
     lvlm = load_component("model", "tiny_llava")
     pruners = {"tprl": load_component("pruner", "tprl")}
-    found = compare_pruners(lvlm, pruners, samples[6].images[0], samples[6].question, 0.11)
-    assert said(page) == [found.full.answer, found.pruned[0].answer]
+    comparison = compare_pruners(lvlm, pruners, samples[6].images[0], samples[6].question, 0.11)
+    assert lines(page) == [comparison.full.answer, comparison.pruned[0].answer]
 
 
 def test_an_image_is_uploaded_and_a_broken_one_refused(page: Any, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_an_image_is_uploaded_and_a_broken_one_refused(page: Any, tmp_path: Path
     page.locator("input[type=file]").first.set_input_files(tmp_path / "red.jpg")
     page.get_by_label("Remove Image").wait_for()
     ask(page, "is there a red square?")
-    assert len(said(page)) == 2
+    assert len(lines(page)) == 2
     assert (
         page.locator(".answers img").first.evaluate("i => i.naturalWidth / i.naturalHeight") == 1.5
     )
@@ -145,7 +145,7 @@ def test_bad_questions_end_in_a_sentence_and_the_next_one_is_answered(page: Any)
         page.get_by_role("button", name="Ask").click()
         page.get_by_text(sentence).wait_for()
     ask(page, "where is the purple square?")
-    assert len(said(page)) == 2
+    assert len(lines(page)) == 2
 
 
 def test_a_keyboard_is_enough(page: Any) -> None:

@@ -110,9 +110,9 @@ def test_a_rival_may_begin_with_the_same_letters() -> None:
 def test_pictures_are_of_questions_that_were_answered() -> None:
     lvlm, data = load_component("model", "tiny_llava"), Scenes("test")
     pruners = {"random": load_component("pruner", "random")}
-    found = gallery(Scorer(lvlm, data), data, pruners, 0.1111, limit=4)
-    assert {item.question for item in found} == {data[i].question for i in range(4)}
-    assert len(found) == 4
+    result = gallery(Scorer(lvlm, data), data, pruners, 0.1111, limit=4)
+    assert {item.question for item in result} == {data[i].question for i in range(4)}
+    assert len(result) == 4
 
 
 def test_tables_open_the_interval_of_scores_that_all_agree() -> None:
@@ -127,12 +127,12 @@ def test_tables_open_the_interval_of_scores_that_all_agree() -> None:
         replace(whole, metric="accuracy/count"),
         replace(whole, value=0.0, ci_low=0.0, ci_high=0.0),
     )
-    found = [
+    result = [
         (row.value, row.ci_low, row.ci_high)
         for row in with_open_sides([whole, family, none], samples)
     ]
-    assert found[0] == found[1] == (1.0, pytest.approx(0.8064, abs=1e-4), 1.0)
-    assert found[2] == (0.0, 0.0, pytest.approx(0.1936, abs=1e-4))
+    assert result[0] == result[1] == (1.0, pytest.approx(0.8064, abs=1e-4), 1.0)
+    assert result[2] == (0.0, 0.0, pytest.approx(0.1936, abs=1e-4))
     other = [
         replace(whole, metric="mean_iou"),
         replace(whole, ci_low=0.9),
@@ -159,20 +159,24 @@ def test_questions_of_several_images_are_swapped_in_one_batch() -> None:
     lvlm: Any = Counting(load_component("model", "tiny_llava"))
     data = Scenes("test")
     pruner = load_pruner("tprl_tiny_llava")
-    found = [
+    result = [
         guided(Scorer(lvlm, data), data, pruner, 0.03, 24, batch_size=size) for size in (1, 24)
     ]
     alone, together = lvlm.sizes[:-2], lvlm.sizes[-2:]
     assert together == [24, 24]
     assert len(alone) > 8
-    one, many = found
-    assert one is not None
+    entry, many = result
+    assert entry is not None
     assert many is not None
-    assert (one.questions, one.images, one.overlap) == (many.questions, many.images, many.overlap)
-    assert (one.accuracy, one.shuffled) == (many.accuracy, many.shuffled)
-    assert one.accuracy.mean > one.shuffled.mean  # the swap does something
-    assert [pair.answers for pair in one.pairs] == [pair.answers for pair in many.pairs]
-    assert len(one.pairs) == 3
+    assert (entry.questions, entry.images, entry.overlap) == (
+        many.questions,
+        many.images,
+        many.overlap,
+    )
+    assert (entry.accuracy, entry.shuffled) == (many.accuracy, many.shuffled)
+    assert entry.accuracy.mean > entry.shuffled.mean  # the swap does something
+    assert [pair.answers for pair in entry.pairs] == [pair.answers for pair in many.pairs]
+    assert len(entry.pairs) == 3
 
 
 def test_a_batch_holds_whole_groups() -> None:
@@ -192,23 +196,25 @@ def scored(pruner: str, seed: int, scores: list[float]) -> list[SampleRow]:
 def test_seeds_are_paired_by_their_number_not_by_their_order() -> None:
     """Each seed of ours is .5 better than the same seed of theirs on every second image, whatever
     the order."""
-    theirs = {seed: [float((i * (seed + 3)) % 7 < 3) / 2 for i in range(40)] for seed in range(3)}
+    other_scores = {
+        seed: [float((i * (seed + 3)) % 7 < 3) / 2 for i in range(40)] for seed in range(3)
+    }
     ours = {
         seed: [score + 0.5 * (i % 2) for i, score in enumerate(scores)]
-        for seed, scores in theirs.items()
+        for seed, scores in other_scores.items()
     }
     samples = [row for seed in (0, 1, 2) for row in scored("tprl", seed, ours[seed])]
     others = [
         row
         for seed in (2, 0, 1)
-        for row in scored("random", seed, theirs[seed])[:: -1 if seed else 1]
+        for row in scored("random", seed, other_scores[seed])[:: -1 if seed else 1]
     ]
-    (found,) = compared([*samples, *others], "tprl")
+    (result,) = compared([*samples, *others], "tprl")
     (same,) = compared([*samples, *sorted(others, key=lambda row: (row.seed, row.uid))], "tprl")
-    assert found == same
+    assert result == same
     # t with 39 degrees of freedom; seeds differ in nothing
     half = 0.25 * (40 / 39) ** 0.5 / 40**0.5 * 2.0226908
-    assert (found.difference, found.low, found.high) == pytest.approx(
+    assert (result.difference, result.low, result.high) == pytest.approx(
         (0.25, 0.25 - half, 0.25 + half)
     )
 
@@ -230,8 +236,8 @@ def test_only_questions_that_all_seeds_answered_are_compared() -> None:
         *scored("tprl", 1, [1.0] * 6),
         *scored("random", 0, [0.0] * 8),
     ]
-    (found,) = compared(samples, "tprl")
-    assert (found.difference, found.low, found.high) == (1.0, 1.0, 1.0)
+    (result,) = compared(samples, "tprl")
+    assert (result.difference, result.low, result.high) == (1.0, 1.0, 1.0)
 
 
 def test_tables_show_one_interval_of_an_arm_of_several_seeds() -> None:
@@ -241,10 +247,10 @@ def test_tables_show_one_interval_of_an_arm_of_several_seeds() -> None:
         Row("m", "d", "tprl", seed, 0.5, 8.0, "accuracy", sum(scores) / 20, 0.8, 0.9, 1.0, 0.5)
         for seed, scores in values.items()
     ]
-    found = with_open_sides(rows, samples)
-    assert len({(row.ci_low, row.ci_high) for row in found}) == 1
-    assert [row.value for row in found] == [0.9, 0.7, 1.0]
-    assert found[0].ci_low < 0.6  # seeds differ by .15: t with about two degrees of freedom
-    assert found[0].ci_high == 1.0  # cut
+    result = with_open_sides(rows, samples)
+    assert len({(row.ci_low, row.ci_high) for row in result}) == 1
+    assert [row.value for row in result] == [0.9, 0.7, 1.0]
+    assert result[0].ci_low < 0.6  # seeds differ by .15: t with about two degrees of freedom
+    assert result[0].ci_high == 1.0  # cut
     single = [row for row in rows if row.seed == 0]
     assert with_open_sides(single, samples[:20]) == single

@@ -36,8 +36,8 @@ RATIOS = (1 / 24, 0.25)
 
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
-    (made,) = calibrate(LVLM, QUESTIONS, [PRUNER], RATIOS, 40, batch_size=16, split="val")
-    return made
+    (fresh,) = calibrate(LVLM, QUESTIONS, [PRUNER], RATIOS, 40, batch_size=16, split="val")
+    return fresh
 
 
 def test_scores_are_those_of_the_evaluation(calibration: Calibration) -> None:
@@ -54,11 +54,11 @@ def test_scores_are_those_of_the_evaluation(calibration: Calibration) -> None:
 
 
 def test_without_labels_the_answers_with_all_tokens_are_right(calibration: Calibration) -> None:
-    (made,) = calibrate(LVLM, QUESTIONS, [PRUNER], RATIOS, 40, batch_size=16, labels=False)
-    assert made.agreement
-    assert made.full == [1.0] * 40
+    (fresh,) = calibrate(LVLM, QUESTIONS, [PRUNER], RATIOS, 40, batch_size=16, labels=False)
+    assert fresh.agreement
+    assert fresh.full == [1.0] * 40
     # The toy is right with all tokens, so what agrees with it is what is right.
-    assert made.pruned == calibration.pruned
+    assert fresh.pruned == calibration.pruned
 
 
 def test_what_questions_buy_is_what_the_adaptive_pruner_keeps() -> None:
@@ -100,9 +100,9 @@ def test_an_adaptive_pruner_is_served_at_a_price() -> None:
     """Questions whose forecast is flat can do with a token; the others need a quarter of them."""
     flat, steep = [0.8, 0.8], [0.1, 0.9]
     forecasts = [row for row in (flat, flat, flat, steep) for _ in range(100)]
-    made = many([[1.0, 1.0]] * 3 + [[0.0, 1.0]], forecasts=forecasts)
+    fresh = many([[1.0, 1.0]] * 3 + [[0.0, 1.0]], forecasts=forecasts)
     pruner = policy()
-    served, ratio, kept = made.serve(Adaptive(pruner), 0.95, 0.9)
+    served, ratio, kept = fresh.serve(Adaptive(pruner), 0.95, 0.9)
     assert ratio is None
     assert kept == pytest.approx((3 / 24 + 0.25) / 4)
     assert isinstance(served, Adaptive)

@@ -31,23 +31,23 @@ def run(folder: Path, arms: dict[str, Any], ratio: float | None = THIRD, first: 
 def test_arms_of_one_name_are_compared_on_the_questions_of_both(tmp_path: Path) -> None:
     a = run(tmp_path / "a", {"x": [1.0, 0.0, 1.0, 1.0, 1.0, 0.0], "only": [1.0] * 6})
     b = run(tmp_path / "b", {"x": [0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0], "other": [1.0] * 8})
-    (found,) = compare_runs(a, b)
-    assert (found.a, found.b, found.keep_ratio, found.questions) == ("x", "x", THIRD, 6)
-    assert (found.score_a, found.score_b) == pytest.approx((4 / 6, 2 / 6))
-    assert found.difference == pytest.approx(2 / 6)
+    (pair,) = compare_runs(a, b)
+    assert (pair.a, pair.b, pair.keep_ratio, pair.questions) == ("x", "x", THIRD, 6)
+    assert (pair.score_a, pair.score_b) == pytest.approx((4 / 6, 2 / 6))
+    assert pair.difference == pytest.approx(2 / 6)
     # Images differ by 1/2, 1/2 and 0: no draw is below 0, 1 of 27 is 0.
-    assert (found.low, found.high) == pytest.approx((0.0, 0.5))
-    assert 0.05 < found.p_value < 0.1
+    assert (pair.low, pair.high) == pytest.approx((0.0, 0.5))
+    assert 0.05 < pair.p_value < 0.1
 
 
 def test_arms_by_name_and_lone_arms_of_different_names(tmp_path: Path) -> None:
     a = run(tmp_path / "a", {"x": [1.0, 0.0], "y": [0.0, 0.0]})
     b = run(tmp_path / "b", {"z": [0.0, 0.0]})
-    assert [(one.a, one.b, one.difference) for one in compare_runs(f"{a}:x", b + ":z")] == [
+    assert [(item.a, item.b, item.difference) for item in compare_runs(f"{a}:x", b + ":z")] == [
         ("x", "z", 0.5)
     ]
     c = run(tmp_path / "c", {"w": [1.0, 1.0]})
-    assert [(one.a, one.b, one.difference) for one in compare_runs(b, c)] == [("z", "w", -1.0)]
+    assert [(item.a, item.b, item.difference) for item in compare_runs(b, c)] == [("z", "w", -1.0)]
     console = Console(width=160, file=io.StringIO())
     equal = [run(tmp_path / name, {"x": [1.0, 0.0] * 3}) for name in "de"]
     console.print(comparison_table(compare_runs(*equal)))
@@ -57,8 +57,8 @@ def test_arms_by_name_and_lone_arms_of_different_names(tmp_path: Path) -> None:
 def test_seeds_are_compared_one_by_one_where_they_are_the_same(tmp_path: Path) -> None:
     many = run(tmp_path / "a", {"x": [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]})
     same = run(tmp_path / "b", {"x": [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]})
-    (found,) = compare_runs(many, same)
-    assert (found.score_a, found.score_b, found.difference) == (0.75, 0.25, 0.5)
+    (pair,) = compare_runs(many, same)
+    assert (pair.score_a, pair.score_b, pair.difference) == (0.75, 0.25, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_seeds_are_compared_one_by_one_where_they_are_the_same(tmp_path: Path) -
 def test_what_cannot_be_compared_is_said(
     tmp_path: Path, first: str, second: str, message: str
 ) -> None:
-    made = {
+    folders = {
         "a": run(tmp_path / "a", {"x": [1.0], "y": [1.0]}),
         "b": run(tmp_path / "b", {"z": [1.0], "v": [1.0]}),
         "c": run(tmp_path / "c", {"x": [1.0]}, first=10),
     }
     with pytest.raises(UserError, match=message):
-        compare_runs(first.format(**made), second.format(**made))
+        compare_runs(first.format(**folders), second.format(**folders))
 
 
 def test_the_table_and_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,13 +39,13 @@ def test_ratios_that_no_schedule_has_are_left_out_and_said(
 ) -> None:
     lvlm = Llava("tiny_llava")
     with caplog.at_level(logging.INFO):
-        found = feasible([entry("fastv"), entry("divprune")], lvlm)
-    assert [(one.name, one.keep_ratios) for one in found] == [
+        result = feasible([entry("fastv"), entry("divprune")], lvlm)
+    assert [(item.name, item.keep_ratios) for item in result] == [
         ("fastv", RATIOS[:2]),
         ("divprune", RATIOS),
     ]
-    said = [record.message for record in caplog.records if "left out" in record.message]
-    assert said == [
+    messages = [record.message for record in caplog.records if "left out" in record.message]
+    assert messages == [
         (
             "left out: fastv runs 1 of 5 layers on all tokens, so their mean "
             "over layers stays above 0.2: keep_ratio=0.111 is infeasible."
@@ -82,13 +82,13 @@ def test_pruners_that_cannot_be_had_are_refused_before_anything_is_answered() ->
 def test_a_substitute_is_named_in_the_result(caplog: pytest.LogCaptureFixture) -> None:
     lvlm = load_component("model", "smolvlm2", pretrained=None, dtype="float32")
     with caplog.at_level(logging.INFO):
-        found = feasible([entry("cls_attention"), entry("divprune")], lvlm)
-    assert [one.name for one in found] == ["cls_attention*", "divprune"]
+        result = feasible([entry("cls_attention"), entry("divprune")], lvlm)
+    assert [item.name for item in result] == ["cls_attention*", "divprune"]
     assert any(
         "smolvlm2 has no cls_attention of its own; in its place: " in r.message
         for r in caplog.records
     )
-    assert [one.name for one in feasible([entry("cls_attention")], Llava("tiny_llava"))] == [
+    assert [item.name for item in feasible([entry("cls_attention")], Llava("tiny_llava"))] == [
         "cls_attention"
     ]
 
@@ -127,11 +127,11 @@ def test_every_family_is_evaluated(name: str) -> None:
         entry("divprune"),
     ]
     rows = summarize(evaluate(Scorer(lvlm, data), data, entries, limit=6), name, data)
-    found = {(row.pruner, row.keep_ratio): row for row in rows if row.metric == "accuracy"}
-    assert found["keep_all", 1.0].flops_ratio == 1
-    ratios = [found["random", ratio].flops_ratio for ratio in (1 / 2, 0.3333, 0.1111)]
+    result = {(row.pruner, row.keep_ratio): row for row in rows if row.metric == "accuracy"}
+    assert result["keep_all", 1.0].flops_ratio == 1
+    ratios = [result["random", ratio].flops_ratio for ratio in (1 / 2, 0.3333, 0.1111)]
     assert 1 > ratios[0] >= ratios[1] >= ratios[2] > 0
-    assert all(found["divprune", ratio].flops > found["random", ratio].flops for ratio in RATIOS)
+    assert all(result["divprune", ratio].flops > result["random", ratio].flops for ratio in RATIOS)
 
 
 def test_a_benchmark_that_is_partly_teacher_forced_has_its_own_numbers(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_benchmark_that_is_partly_teacher_forced_has_its_own_numbers(tmp_path:
     answered = evaluate(
         scorer, data, [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,))]
     )
-    assert [one.row.prediction is None for one in answered] == [True, True, False]
+    assert [item.row.prediction is None for item in answered] == [True, True, False]
     values = {row.metric: row.value for row in summarize(answered, "m", data)}
     assert values["screens/accuracy"] == pytest.approx(100 * values["accuracy"])
     assert values["screens/accuracy/count"] == pytest.approx(100 * values["accuracy/count"])

@@ -38,26 +38,26 @@ UIDS = ["p/a/1", "p/a/2", "p/b/1", "p/b/2", "p/c/1", "p/c/2"]
 RIGHT = [1, 1, 1, 0, 0, 0]  # 3 of 6 questions, 1 of 3 images
 
 
-def given(order: Sequence[int]) -> OfficialScore:
+def options(order: Sequence[int]) -> OfficialScore:
     metric = OfficialScore(Pairs())
     for i in order:
         metric.update([UIDS[i]], [(float(RIGHT[i]), 1.0)])
     return metric
 
 
-def plain(found: dict[str, Tensor]) -> dict[str, float]:
-    return {name: round(float(value), 4) for name, value in found.items()}
+def plain(numbers: dict[str, Tensor]) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in numbers.items()}
 
 
 @pytest.mark.parametrize(
     "order", [[0, 1, 2, 3, 4, 5], [5, 2, 0, 4, 1, 3], [0, 1, 2, 3, 4, 5, 0, 3, 3]]
 )
 def test_neither_order_nor_repetition_changes_the_numbers(order: list[int]) -> None:
-    assert plain(given(order).compute()) == {"accuracy": 50.0, "both": 33.3333}
+    assert plain(options(order).compute()) == {"accuracy": 50.0, "both": 33.3333}
 
 
 def test_an_image_counts_whole_though_its_questions_come_in_different_batches() -> None:
-    metric = given([0, 2, 4])
+    metric = options([0, 2, 4])
     assert plain(metric.compute()) == {"accuracy": 66.6667, "both": 66.6667}
     metric.update([UIDS[i] for i in (1, 3, 5)], [(float(RIGHT[i]), 1.0) for i in (1, 3, 5)])
     assert plain(metric.compute()) == {"accuracy": 50.0, "both": 33.3333}
@@ -67,16 +67,16 @@ def test_an_image_counts_whole_though_its_questions_come_in_different_batches() 
 
 
 def test_intervals_resample_images() -> None:
-    found = given(range(6)).intervals()
-    assert {name: round(one.mean, 4) for name, one in found.items()} == {
+    numbers = options(range(6)).intervals()
+    assert {name: round(item.mean, 4) for name, item in numbers.items()} == {
         "accuracy": 50.0,
         "both": 33.3333,
     }
     # 1 of 27 draws shows only the wrong image, 1 of 27 only the right one: more than the 2.5 % on
     # either side.
-    assert (found["accuracy"].low, found["accuracy"].high) == (0.0, 100.0)
-    assert given([5, 4, 3, 2, 1, 0]).intervals() == found
-    alone = given([0, 1]).intervals()["both"]
+    assert (numbers["accuracy"].low, numbers["accuracy"].high) == (0.0, 100.0)
+    assert options([5, 4, 3, 2, 1, 0]).intervals() == numbers
+    alone = options([0, 1]).intervals()["both"]
     assert alone.mean == 100.0
     assert alone.low != alone.low  # nan: one image leaves nothing to resample
 
@@ -104,14 +104,14 @@ def test_a_group_that_few_images_have_keeps_its_interval() -> None:
     metric.update(
         [f"p/{i}/0" for i in range(200)], [(float(i == 0), float(i < 2)) for i in range(200)]
     )
-    found = metric.intervals()["rare"]
-    assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
+    numbers = metric.intervals()["rare"]
+    assert (numbers.mean, numbers.low, numbers.high) == (0.5, 0.0, 1.0)
 
 
 def _process(rank: int, parts: Sequence[Sequence[int]], port: int, queue: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    queue.put(plain(given(parts[rank]).compute()))
+    queue.put(plain(options(parts[rank]).compute()))
     dist.destroy_process_group()
 
 
@@ -131,7 +131,7 @@ def test_two_processes_give_the_numbers_of_one(parts: Sequence[Sequence[int]]) -
     ]
     for process in processes:
         process.start()
-    found = [queue.get(timeout=120) for _ in processes]
+    numbers = [queue.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()
-    assert found == [{"accuracy": 50.0, "both": 33.3333}] * 2
+    assert numbers == [{"accuracy": 50.0, "both": 33.3333}] * 2

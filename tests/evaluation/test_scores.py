@@ -43,9 +43,9 @@ ARMS = (
 
 
 def table_of(arms=ARMS) -> tuple[ScoreTable, list[Row]]:
-    given = answered(arms)
-    rows = summarize(given, "m", Scenes("val"))
-    return score_table(given, rows, "tprl"), rows
+    items = answered(arms)
+    rows = summarize(items, "m", Scenes("val"))
+    return score_table(items, rows, "tprl"), rows
 
 
 def test_the_rows_come_back_exactly(tmp_path: Path) -> None:

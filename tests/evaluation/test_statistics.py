@@ -39,10 +39,10 @@ def test_mean_is_over_samples_not_clusters() -> None:
 
 def test_identical_samples_of_a_cluster_carry_no_information() -> None:
     rng = np.random.default_rng(1)
-    one = rng.random(100) < 0.6
-    four = np.repeat(one, 4).astype(float)
+    single = rng.random(100) < 0.6
+    four = np.repeat(single, 4).astype(float)
     clustered = interval(four, [key for key in singles(100) for _ in range(4)])
-    assert clustered == pytest.approx(interval(one.astype(float), singles(100)))
+    assert clustered == pytest.approx(interval(single.astype(float), singles(100)))
     naive = interval(four, singles(400))
     assert clustered.high - clustered.low == pytest.approx(2 * (naive.high - naive.low), rel=0.15)
 
@@ -144,18 +144,18 @@ class TestSeeds:
 
     def test_equal_rows_leave_the_variance_of_images(self) -> None:
         a, b = np.random.default_rng(0).random((2, 120))
-        found = paired_interval(np.stack([a, a, a]), b, singles(120))
+        estimate = paired_interval(np.stack([a, a, a]), b, singles(120))
         test = stats.ttest_rel(a, b)
-        assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval()))
-        assert found.p_value == pytest.approx(test.pvalue)
+        assert (estimate.low, estimate.high) == pytest.approx(tuple(test.confidence_interval()))
+        assert estimate.p_value == pytest.approx(test.pvalue)
 
     def test_seeds_that_disagree_on_every_image_alike_are_all_there_is(self) -> None:
         """Images say nothing, seeds everything: Student's t with two degrees of freedom over -1, 0
         and +1."""
         a = np.repeat([[-1.0], [0.0], [1.0]], 200, axis=1)
-        found = paired_interval(a, np.zeros(200), singles(200))
+        estimate = paired_interval(a, np.zeros(200), singles(200))
         half = stats.t.ppf(0.975, 2) / 3**0.5
-        assert found == pytest.approx((0.0, -half, half, 1.0))
+        assert estimate == pytest.approx((0.0, -half, half, 1.0))
 
     def test_balanced_data_give_the_textbooks_mean_squares(self) -> None:
         """Two-way layout without repetition: Var = (MS seeds + MS images - MS rest) / (S C)."""
@@ -168,8 +168,8 @@ class TestSeeds:
         )
         seeds = c * np.var(y.mean(1), ddof=1)
         images = s * np.var(y.mean(0), ddof=1)
-        rest = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
-        noise = np.square(rest).sum() / ((s - 1) * (c - 1))
+        residual = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
+        noise = np.square(residual).sum() / ((s - 1) * (c - 1))
         variance = (seeds + images - noise) / (s * c)
         share = (seeds - noise) / (seeds + images - noise)
         half = (
@@ -184,24 +184,24 @@ class TestSeeds:
         rng = np.random.default_rng(2)
         a = np.repeat(rng.standard_normal((3, 1)), 50, axis=1)
         b = np.repeat(rng.standard_normal((5, 1)), 50, axis=1)
-        found = paired_interval(a, b, singles(50), same_seeds=False)
-        ours, theirs = np.var(a[:, 0], ddof=1) / 3, np.var(b[:, 0], ddof=1) / 5
-        quantile = (ours * stats.t.ppf(0.975, 2) + theirs * stats.t.ppf(0.975, 4)) / (ours + theirs)
-        middle, half = a.mean() - b.mean(), quantile * (ours + theirs) ** 0.5
-        assert found[:3] == pytest.approx((middle, middle - half, middle + half))
-        at_p = paired_interval(a, b, singles(50), same_seeds=False, level=1 - found.p_value)
+        estimate = paired_interval(a, b, singles(50), same_seeds=False)
+        ours, others = np.var(a[:, 0], ddof=1) / 3, np.var(b[:, 0], ddof=1) / 5
+        quantile = (ours * stats.t.ppf(0.975, 2) + others * stats.t.ppf(0.975, 4)) / (ours + others)
+        middle, half = a.mean() - b.mean(), quantile * (ours + others) ** 0.5
+        assert estimate[:3] == pytest.approx((middle, middle - half, middle + half))
+        at_p = paired_interval(a, b, singles(50), same_seeds=False, level=1 - estimate.p_value)
         # the interval that just reaches 0
         assert min(abs(at_p.low), abs(at_p.high)) == pytest.approx(0.0, abs=1e-6)
 
     def test_seeds_of_the_other_side_count_too(self) -> None:
         rng = np.random.default_rng(3)
         a, b = rng.random(60), rng.random((3, 60)) + np.array([[0.0], [0.3], [-0.3]])
-        ours, theirs, one = (
+        ours, others, single = (
             paired_interval(x, y, singles(60))
             for x, y in ((a, b), (b, a), (a, b[0] - b[0].mean() + b.mean()))
         )
-        assert (ours.low, ours.high) == pytest.approx((-theirs.high, -theirs.low))
-        assert ours.high - ours.low > 2 * (one.high - one.low)
+        assert (ours.low, ours.high) == pytest.approx((-others.high, -others.low))
+        assert ours.high - ours.low > 2 * (single.high - single.low)
 
     def test_where_all_agree_there_is_no_width(self) -> None:
         assert interval(np.ones((3, 20)), singles(20)) == (1.0, 1.0, 1.0)
@@ -239,8 +239,8 @@ class TestSeeds:
         level = spread * rng.standard_normal((trials, seeds, 1), dtype=np.float32)
         covered = 0
         for trial in range(trials):
-            own = 0.2 * rng.standard_normal((seeds, images), dtype=np.float32)
-            sums = 5.0 * (0.85 + level[trial] + image[trial] + own)
+            noise_of_seeds = 0.2 * rng.standard_normal((seeds, images), dtype=np.float32)
+            sums = 5.0 * (0.85 + level[trial] + image[trial] + noise_of_seeds)
             _, low, high, _ = crossed([sums.astype(np.float64)], np.full(images, 5.0))
             covered += low <= 0.85 <= high
         assert 0.92 <= covered / trials <= 0.97

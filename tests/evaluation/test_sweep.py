@@ -87,10 +87,10 @@ def test_what_was_planned_for_another_sweep_is_not_missing(sweep: Path, tmp_path
 
 
 def test_arms_are_the_swept_settings_and_seeds_their_repetitions(sweep: Path) -> None:
-    found = read_sweep(sweep, [0.1])
-    assert found.keys == ("seed", "stage.keep_ratio")
-    assert [arm.name for arm in found.arms] == ["keep_ratio=0.5", "keep_ratio=[0.3333,0.25]"]
-    lines = [(entry.name, entry.seed, entry.keep_ratios) for entry in found.entries]
+    result = read_sweep(sweep, [0.1])
+    assert result.keys == ("seed", "stage.keep_ratio")
+    assert [arm.name for arm in result.arms] == ["keep_ratio=0.5", "keep_ratio=[0.3333,0.25]"]
+    lines = [(entry.name, entry.seed, entry.keep_ratios) for entry in result.entries]
     assert lines == [
         ("keep_ratio=0.5", 0, (0.1, 0.5)),
         ("keep_ratio=0.5", 1, (0.1, 0.5)),
@@ -108,7 +108,7 @@ def test_the_csv_holds_means_and_spread_over_seeds(table: Path) -> None:
     with (table / "sweep.csv").open() as file:
         lines = [line for line in csv.DictReader(file) if line["metric"] == "accuracy"]
     (pair,) = [
-        one for one in lines if one["arm"] == "keep_ratio=0.5" and one["keep_ratio"] == "0.5"
+        row for row in lines if row["arm"] == "keep_ratio=0.5" and row["keep_ratio"] == "0.5"
     ]
     values = [
         r.value
@@ -120,9 +120,9 @@ def test_the_csv_holds_means_and_spread_over_seeds(table: Path) -> None:
     assert float(pair["mean"]) == pytest.approx(sum(values) / 2)
     assert float(pair["sd"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert (float(pair["low"]), float(pair["high"])) == (min(values), max(values))
-    alone = [one for one in lines if one["arm"] == "keep_ratio=[0.3333,0.25]"]
-    assert {(one["n"], one["sd"]) for one in alone} == {("1", "")}
-    assert [one["keep_ratio"] for one in alone if one["trained"] == "1"] == ["0.333", "0.25"]
+    alone = [row for row in lines if row["arm"] == "keep_ratio=[0.3333,0.25]"]
+    assert {(row["n"], row["sd"]) for row in alone} == {("1", "")}
+    assert [row["keep_ratio"] for row in alone if row["trained"] == "1"] == ["0.333", "0.25"]
 
 
 def test_page_and_plot_name_arms_and_missing_runs(sweep: Path, table: Path) -> None:
@@ -199,15 +199,15 @@ def test_parts_of_a_table_hold_no_empty_rows(sweep: Path, table: Path, tmp_path:
 )
 def test_nobody_is_ahead_of_an_equal(arms: list[tuple[float, float, int]], words: str) -> None:
     names = "abcde"[: len(arms)]
-    shown = [
+    view = [
         Summary(name, 0.1, "accuracy", n, mean, sd, mean, mean, 8.0, 0.5, False)
         for name, (mean, sd, n) in zip(names, arms, strict=True)
     ]
     sweep = Sweep(Path(), ("x",), tuple(Arm(name, {}, (0.1,)) for name in names), (), (), Path())
-    assert sweep_headline(sweep, shown, 100.0).startswith(
+    assert sweep_headline(sweep, view, 100.0).startswith(
         f"0 of 0 runs are finished; at 10 % of the visual tokens {words}"
     )
-    assert ("more." in sweep_headline(sweep, shown, 100.0)) == (len(arms) == 5)
+    assert ("more." in sweep_headline(sweep, view, 100.0)) == (len(arms) == 5)
 
 
 def test_the_table_is_plain_when_piped(

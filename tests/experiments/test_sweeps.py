@@ -20,7 +20,7 @@ SWEEPS = sorted((STUDIES / "sweeps").glob("*.yaml"))
 def grid(parameters: dict[str, dict[str, Any]]) -> list[list[str]]:
     """What `${args_no_hyphens}` becomes, by W&B's own code, in runs of a sweep that show every
     value at least once."""
-    values = {key: one.get("values", [one.get("value")]) for key, one in parameters.items()}
+    values = {key: item.get("values", [item.get("value")]) for key, item in parameters.items()}
     runs = [
         {key: {"value": v[i % len(v)]} for key, v in values.items()}
         for i in range(max(map(len, values.values())))
@@ -46,16 +46,16 @@ def test_every_run_of_a_sweep_composes(path: Path, monkeypatch: pytest.MonkeyPat
         place,
     ]
     assert sweep.get("metric", {"name": "ppo/served"})["name"] in DOCS.read_text()
-    found = []
+    result = []
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         for words in grid(sweep["parameters"]):
             overrides = [addable(word) for word in (*words, place)]
             config = compose(entry.removeprefix("src."), overrides, return_hydra_config=True)
             folder = config.hydra.run.dir
             config.hydra = None
-            found.append(str(OmegaConf.to_container(config, resolve=True)))
+            result.append(str(OmegaConf.to_container(config, resolve=True)))
             assert folder == f"runs/sweeps/{path.stem}/r1"
-    assert len(set(found)) == len(found) > 1  # every parameter changes the run
+    assert len(set(result)) == len(result) > 1  # every parameter changes the run
 
 
 def test_a_policy_starts_from_the_base_of_its_own_seed() -> None:

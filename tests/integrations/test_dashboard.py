@@ -24,39 +24,41 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def plots(node: Any) -> list[dict[str, Any]]:
     """Every line plot in what is sent to W&B."""
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    own = (
+    entries = (
         [node["config"]]
         if isinstance(node, dict) and node.get("viewType") == "Run History Line Plot"
         else []
     )
-    return own + [plot for child in children for plot in plots(child)]
+    return entries + [plot for child in children for plot in plots(child)]
 
 
 @pytest.mark.parametrize("make", [workspace, dashboard_report])
 def test_every_chart_is_sent_with_its_axis(make: Any) -> None:
     sent = plots(json.loads(make("me", "tprl")._to_model().model_dump_json(by_alias=True)))
     charts = [chart for group in CHARTS.values() for chart in group]
-    assert [(one["chartTitle"], one["xAxis"]) for one in sent] == [
+    assert [(item["chartTitle"], item["xAxis"]) for item in sent] == [
         (chart.title, chart.axis) for chart in charts
     ]
-    assert [one["metricRegex"] for one in sent] == [chart.regex for chart in charts]
-    assert [tuple(one["metrics"]) for one in sent] == [chart.metrics for chart in charts]
+    assert [item["metricRegex"] for item in sent] == [chart.regex for chart in charts]
+    assert [tuple(item["metrics"]) for item in sent] == [chart.metrics for chart in charts]
 
 
 def test_charts_show_documented_metrics_over_their_axes() -> None:
     names = documented((*SECTIONS, "`stage=distill`"))
     known = [pattern(name) for name in names]
     charts = [chart for group in CHARTS.values() for chart in group]
-    shown = {metric for chart in charts for metric in chart.metrics} | {*PICTURES}
-    assert {name for name in shown if not any(one.fullmatch(name) for one in known)} == set()
+    drawn_metrics = {metric for chart in charts for metric in chart.metrics} | {*PICTURES}
+    assert {
+        name for name in drawn_metrics if not any(item.fullmatch(name) for item in known)
+    } == set()
     for chart in charts:
-        found = [n for n in names if chart.regex and re.search(chart.regex, n)] or list(
+        matches = [n for n in names if chart.regex and re.search(chart.regex, n)] or list(
             chart.metrics
         )
-        assert found
-        assert {"keep_ratio" if name.startswith("eval/") else "samples_seen" for name in found} == {
-            chart.axis
-        }
+        assert matches
+        assert {
+            "keep_ratio" if name.startswith("eval/") else "samples_seen" for name in matches
+        } == {chart.axis}
 
 
 def test_seeds_and_speed_and_distillation_are_shown() -> None:
@@ -69,8 +71,8 @@ def test_seeds_and_speed_and_distillation_are_shown() -> None:
             )
     frontier = CHARTS["Frontier"][0].regex or ""
     assert not re.search(frontier, "eval/tprl/accuracy/color")  # of a family
-    shown = {metric for chart in charts for metric in chart.metrics}
-    assert {"ppo/evaluations_per_second", "distill/served", "distill/loss"} <= shown
+    drawn_metrics = {metric for chart in charts for metric in chart.metrics}
+    assert {"ppo/evaluations_per_second", "distill/served", "distill/loss"} <= drawn_metrics
     assert any(chart.regex and re.search(chart.regex, "time/score") for chart in charts)
 
 

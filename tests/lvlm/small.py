@@ -41,12 +41,12 @@ TEXT: dict[str, Any] = {
 
 def families() -> tuple[str, ...]:
     """A config of every family that a stock class stands behind."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for name in choices("model"):
         target = target_of("model", name)
         if issubclass(target, FrozenLVLM) and name != "tiny_llava":
-            found.setdefault(target.model_type, name)
-    return tuple(found.values())
+            result.setdefault(target.model_type, name)
+    return tuple(result.values())
 
 
 # Those that generic tests run on by default; later ones are slow there, and each has cheap tests of
@@ -79,7 +79,7 @@ def save_folder(lvlm: FrozenLVLM, folder: Path) -> None:
 def half_on_disk(lvlm: FrozenLVLM, folder: Path) -> FrozenLVLM:
     """The same model, half of it in memory and the rest on disk."""
     save_folder(lvlm, folder)
-    found = load_component(
+    result = load_component(
         "model",
         lvlm.name,
         pretrained=str(folder),
@@ -89,8 +89,8 @@ def half_on_disk(lvlm: FrozenLVLM, folder: Path) -> FrozenLVLM:
         max_memory={"cpu": f"{(folder / 'model.safetensors').stat().st_size // 2000}KB"},
         offload_folder=str(folder / "offload"),
     )
-    assert {"cpu", "disk"} == set(found.model.hf_device_map.values())
-    return found
+    assert {"cpu", "disk"} == set(result.model.hf_device_map.values())
+    return result
 
 
 def small_parts() -> TinyLlava:

@@ -38,7 +38,7 @@ def test_the_micro_batch_is_halved_until_it_fits(
     lvlm, samples = Llava("tiny_llava", device="cpu"), take(Scenes("test"), range(7))
     encoded = lvlm.encode(samples)
     prompt, answers = splice(encoded, keep_all(encoded)), [sample.answers[0] for sample in samples]
-    scored, said = lvlm.score(prompt, answers), lvlm.answer(prompt)
+    scored, texts = lvlm.score(prompt, answers), lvlm.answer(prompt)
     fits(lvlm, 2, monkeypatch)
     with caplog.at_level(logging.WARNING):
         again = lvlm.score(prompt, answers)
@@ -50,7 +50,7 @@ def test_the_micro_batch_is_halved_until_it_fits(
     ]
     torch.testing.assert_close(again[0], scored[0], atol=1e-5, rtol=0)
     assert torch.equal(again[1], scored[1])
-    assert lvlm.answer(prompt) == said
+    assert lvlm.answer(prompt) == texts
 
 
 def test_not_even_one_prompt_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

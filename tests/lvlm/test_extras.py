@@ -75,19 +75,19 @@ def real_weights(
     """Attention weights [I H N N] of the layer, call by call, as the stock eager attention computes
     them."""
     layer = LAYERS[eager.name](eager.model.model)
-    module, found = sys.modules[type(layer).__module__], []
+    module, result = sys.modules[type(layer).__module__], []
     stock = module.eager_attention_forward
 
     def spy(which: nn.Module, *args: Any, **kwargs: Any) -> Any:
         out, weights = stock(which, *args, **kwargs)
         if which is layer:
-            found.append(weights)
+            result.append(weights)
         return out, weights
 
     monkeypatch.setattr(module, "eager_attention_forward", spy)
     run()
     monkeypatch.undo()
-    return found
+    return result
 
 
 def from_cls(weights: Tensor) -> list[float]:
@@ -194,11 +194,11 @@ def test_cls_attention_is_what_eager_attention_uses(
     lvlm: FrozenLVLM, eager: FrozenLVLM, encoded: Encoded, i: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = torch.tensor(expected(eager, SAMPLES[i], monkeypatch))
-    found = encoded.extras["cls_attention"][i][encoded.visual_mask[i]]
-    assert torch.allclose(found, reference, atol=1e-6)
+    result = encoded.extras["cls_attention"][i][encoded.visual_mask[i]]
+    assert torch.allclose(result, reference, atol=1e-6)
     # tokens differ, so that another order would be seen
     assert reference.std() > 1e-3 * reference.mean()
-    assert not torch.allclose(found.flip(0), reference, atol=1e-5)
+    assert not torch.allclose(result.flip(0), reference, atol=1e-5)
 
 
 def test_attention_sums_to_what_it_must(
@@ -215,20 +215,20 @@ def test_attention_sums_to_what_it_must(
             views, itself, patches = views[:1], itself[:1], 1
         else:
             patches = 4
-        found = torch.stack([patches * view.sum() for view in views])
-        assert torch.allclose(found + itself, torch.ones(len(views)), atol=1e-5)
+        result = torch.stack([patches * view.sum() for view in views])
+        assert torch.allclose(result + itself, torch.ones(len(views)), atol=1e-5)
 
 
 def test_the_projector_on_vision_features_makes_the_tokens(
     lvlm: FrozenLVLM, encoded: Encoded
 ) -> None:
     features = encoded.extras["vision_features"]
-    found = lvlm.project(features)
-    assert found.shape == encoded.visual.shape
+    result = lvlm.project(features)
+    assert result.shape == encoded.visual.shape
     assert torch.allclose(
-        found[encoded.visual_mask], encoded.visual[encoded.visual_mask], atol=1e-5
+        result[encoded.visual_mask], encoded.visual[encoded.visual_mask], atol=1e-5
     )
-    assert torch.allclose(lvlm.project(features[0, 1]), found[0, 1], atol=1e-5)
+    assert torch.allclose(lvlm.project(features[0, 1]), result[0, 1], atol=1e-5)
     assert lvlm.project(features[:, :0]).shape == (len(SAMPLES), 0, lvlm.width)
     assert encoded.visual[encoded.visual_mask].std() > 0.1
 
@@ -248,10 +248,10 @@ def test_extras_of_two_images_stand_at_their_tokens(lvlm: FrozenLVLM, encoded: E
         pytest.skip("it sees an image among others otherwise: test_later_families.py")
     chat = make(lvlm.name, prompt=None)
     pair = SAMPLES[0]._replace(images=(SAMPLES[3].images[0], SAMPLES[1].images[0]))
-    found = chat.encode([SAMPLES[2], pair], EXTRAS)
+    result = chat.encode([SAMPLES[2], pair], EXTRAS)
     for name in EXTRAS:
         alone = torch.cat([encoded.extras[name][i][encoded.visual_mask[i]] for i in (3, 1)])
-        assert torch.allclose(found.extras[name][1][found.visual_mask[1]], alone, atol=1e-5)
+        assert torch.allclose(result.extras[name][1][result.visual_mask[1]], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["cls_attention", "vispruner"])
@@ -284,9 +284,9 @@ def test_a_model_spread_over_memory_and_disk_gives_the_same(
     if lvlm.name == "gemma4":
         pytest.skip("refused: its word embeddings must be where prompts are")
     spread = half_on_disk(lvlm, tmp_path)
-    found = spread.encode(SAMPLES, EXTRAS)
+    result = spread.encode(SAMPLES, EXTRAS)
     for name in EXTRAS:
-        assert torch.allclose(found.extras[name], encoded.extras[name], atol=1e-6)
+        assert torch.allclose(result.extras[name], encoded.extras[name], atol=1e-6)
 
 
 def test_internvls_norm_of_queries_and_keys_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,10 +298,10 @@ def test_internvls_norm_of_queries_and_keys_counts(monkeypatch: pytest.MonkeyPat
         for lvlm in (plain, eager):
             setattr(LAYERS[lvlm.name](lvlm.model.model), attribute, norm)
     reference = torch.tensor(expected(eager, SAMPLES[0], monkeypatch))
-    found = plain.encode(SAMPLES[:1], EXTRAS).extras["cls_attention"][0]
-    assert torch.allclose(found, reference, atol=1e-6)
+    result = plain.encode(SAMPLES[:1], EXTRAS).extras["cls_attention"][0]
+    assert torch.allclose(result, reference, atol=1e-6)
     assert not torch.allclose(
-        found, make("internvl3").encode(SAMPLES[:1], EXTRAS).extras["cls_attention"][0]
+        result, make("internvl3").encode(SAMPLES[:1], EXTRAS).extras["cls_attention"][0]
     )
 
 
@@ -317,10 +317,10 @@ def test_padded_patches_of_smolvlm_neither_ask_nor_receive(monkeypatch: pytest.M
     asking = [r * 6 + c for r in range(4) for c in range(2)]
     (weights,) = real_weights(eager, lambda: eager.see(pixels, frozenset()), monkeypatch)
     reference = shuffled(received(weights[1], asking), 6)
-    (found,) = plain.see(pixels, EXTRAS).extras["cls_attention"]
-    assert torch.allclose(found[9:18], torch.tensor(reference), atol=1e-6)
-    assert (found[9:18] > 0).tolist() == [True, False, False] * 2 + [False] * 3
-    assert abs(4 * float(found[9:18].sum()) - 1) < 1e-5
+    (result,) = plain.see(pixels, EXTRAS).extras["cls_attention"]
+    assert torch.allclose(result[9:18], torch.tensor(reference), atol=1e-6)
+    assert (result[9:18] > 0).tolist() == [True, False, False] * 2 + [False] * 3
+    assert abs(4 * float(result[9:18].sum()) - 1) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -358,9 +358,9 @@ class TestTowers:
     @pytest.mark.parametrize("size", [1, 2, 4])
     def test_windows(self, size: int) -> None:
         views = [(3, 5), (8, 8), (1, 7), (4, 2)]
-        found = towers.window_order(views, size).split([rows * columns for rows, columns in views])
+        result = towers.window_order(views, size).split([rows * columns for rows, columns in views])
         start = 0
-        for (rows, columns), order in zip(views, found, strict=True):
+        for (rows, columns), order in zip(views, result, strict=True):
             assert (order - start).tolist() == window_places(rows, columns, size)
             start += rows * columns
 

@@ -69,14 +69,14 @@ def greedy(lvlm: FrozenLVLM, prompt: Prompt, count: int) -> list[str]:
     for _ in range(count):
         new = logits(lvlm, prompt).argmax(-1).unsqueeze(1)
         chosen.append(new.squeeze(1))
-        one = torch.ones_like(new, dtype=torch.bool)
+        single = torch.ones_like(new, dtype=torch.bool)
         prompt = Prompt(
             prompt.uids,
             torch.cat([prompt.input_ids, new], 1),
             torch.cat([prompt.embeds, lvlm.words(new)], 1),
-            torch.cat([prompt.attention, one], 1),
+            torch.cat([prompt.attention, single], 1),
             torch.cat([prompt.positions, prompt.positions[..., -1:] + 1], -1),
-            torch.cat([prompt.visual, ~one], 1),
+            torch.cat([prompt.visual, ~single], 1),
             F.pad(prompt.image, (0, 1)),
             None if prompt.deep is None else F.pad(prompt.deep, (0, 0, 0, 1)),
         )
@@ -114,29 +114,32 @@ def test_a_ragged_batch_is_its_samples_alone(lvlm: FrozenLVLM, encoded: Encoded)
     answers = [sample.answers[0] for sample in SAMPLES]
     texts, (log_prob, exact) = lvlm.answer(prompt), lvlm.score(prompt, answers)
     for i, sample in enumerate(SAMPLES):
-        one = lvlm.encode([sample])
-        alone = splice(one, TokenSelection(selection.keep[i : i + 1, : one.visual_mask.shape[1]]))
+        single = lvlm.encode([sample])
+        alone = splice(
+            single,
+            TokenSelection(selection.keep[i : i + 1, : single.visual_mask.shape[1]]),
+        )
         assert torch.allclose(logits(lvlm, alone), logits(lvlm, prompt)[i : i + 1], atol=1e-5)
         assert lvlm.answer(alone) == texts[i : i + 1]
-        found = lvlm.score(alone, answers[i : i + 1])
-        assert torch.allclose(found[0], log_prob[i : i + 1], atol=1e-5)
-        assert torch.equal(found[1], exact[i : i + 1])
+        result = lvlm.score(alone, answers[i : i + 1])
+        assert torch.allclose(result[0], log_prob[i : i + 1], atol=1e-5)
+        assert torch.equal(result[1], exact[i : i + 1])
 
 
 def test_distributions_are_those_that_score_reads(lvlm: FrozenLVLM, encoded: Encoded) -> None:
     prompt, answers = splice(encoded, some(encoded)), [sample.answers[0] for sample in SAMPLES]
     log_prob, exact = lvlm.score(prompt, answers)
-    found = lvlm.distributions(prompt, answers)
+    result = lvlm.distributions(prompt, answers)
     assert torch.allclose(
-        found.exp().sum(-1).nan_to_num(nan=1.0), torch.ones(found.shape[:2]), atol=1e-5
+        result.exp().sum(-1).nan_to_num(nan=1.0), torch.ones(result.shape[:2]), atol=1e-5
     )
     for i, answer in enumerate(answers):
         ids = lvlm.answer_ids([answer])[0].tolist()
         assert lvlm.tokenizer.decode(ids[:-1]).strip() == answer
         assert ids[-1] == lvlm.tokenizer.eos_token_id
-        assert found[i, len(ids) :].isnan().all()
-        assert found[i, range(len(ids)), ids].mean() == pytest.approx(float(log_prob[i]), abs=1e-5)
-        assert (found[i, : len(ids)].argmax(-1).tolist() == ids) == bool(exact[i])
+        assert result[i, len(ids) :].isnan().all()
+        assert result[i, range(len(ids)), ids].mean() == pytest.approx(float(log_prob[i]), abs=1e-5)
+        assert (result[i, : len(ids)].argmax(-1).tolist() == ids) == bool(exact[i])
 
 
 def test_compact_positions_close_the_gaps(lvlm: FrozenLVLM, encoded: Encoded) -> None:
@@ -203,16 +206,16 @@ def test_a_local_folder_is_the_same_model(
     lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path
 ) -> None:
     save_folder(lvlm, tmp_path)
-    found = load_component(
+    result = load_component(
         "model", lvlm.name, pretrained=str(tmp_path), dtype="float32", max_new_tokens=6
     )
-    again = found.encode(SAMPLES)
+    again = result.encode(SAMPLES)
     assert torch.equal(again.input_ids, encoded.input_ids)
     prompt = splice(again, some(again))
     assert torch.allclose(
-        logits(found, prompt), logits(lvlm, splice(encoded, some(encoded))), atol=1e-6
+        logits(result, prompt), logits(lvlm, splice(encoded, some(encoded))), atol=1e-6
     )
-    assert found.answer(prompt) == lvlm.answer(splice(encoded, some(encoded)))
+    assert result.answer(prompt) == lvlm.answer(splice(encoded, some(encoded)))
 
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys")
@@ -225,7 +228,7 @@ def test_a_model_spread_over_memory_and_disk_is_the_same_model(
         return
     spread = half_on_disk(lvlm, tmp_path)
     assert spread.device == torch.device("cpu")
-    prompt, again = (splice(one, some(one)) for one in (encoded, spread.encode(SAMPLES)))
+    prompt, again = (splice(single, some(single)) for single in (encoded, spread.encode(SAMPLES)))
     answers = [sample.answers[0] for sample in SAMPLES]
     assert spread.answer(again) == lvlm.answer(prompt)
     assert torch.equal(spread.score(again, answers)[0], lvlm.score(prompt, answers)[0])
@@ -268,8 +271,8 @@ def test_a_chat_template_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
     (tmp_path / "chat_template.json").write_text(
         json.dumps({"chat_template": lvlm.processor.chat_template})
     )
-    found = load_component("model", "qwen2_5_vl", pretrained=str(tmp_path), dtype="float32")
-    assert found.render(SAMPLES[0]) == lvlm.render(SAMPLES[0])
+    result = load_component("model", "qwen2_5_vl", pretrained=str(tmp_path), dtype="float32")
+    assert result.render(SAMPLES[0]) == lvlm.render(SAMPLES[0])
 
 
 def test_a_checkpoints_own_repetition_penalty_does_not_change_greedy_answers(
@@ -294,13 +297,13 @@ def test_smolvlm_without_num2words_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
 class TestParity:
     def test_every_family_is_exact(self, lvlm: FrozenLVLM) -> None:
-        found = parity(lvlm, SAMPLES)
-        assert found.keep_all == 0
-        assert max(found.pruned, found.decode, found.batch) <= 1e-5
-        assert found.std > 0.3
-        assert found.same_ids
+        result = parity(lvlm, SAMPLES)
+        assert result.keep_all == 0
+        assert max(result.pruned, result.decode, result.batch) <= 1e-5
+        assert result.std > 0.3
+        assert result.same_ids
         assert (
-            parity_table({lvlm.name: found})
+            parity_table({lvlm.name: result})
             .splitlines()[2]
             .startswith(f"| `{lvlm.name}` | {lvlm.definition} | 0 | ")
         )
@@ -311,13 +314,13 @@ class TestParity:
         monkeypatch.setattr(
             "tprl.bench.parity.splice", lambda e, s: splice(e, s, positions="compact")
         )
-        found = parity(lvlm, SAMPLES)
-        assert found.pruned > 0.05
-        assert found.decode > 0.05
+        result = parity(lvlm, SAMPLES)
+        assert result.pruned > 0.05
+        assert result.decode > 0.05
 
     def test_lost_deepstack_features_would_be_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
         lvlm = load_component("model", "qwen3_vl", pretrained=None, dtype="float32")
         monkeypatch.setattr(lvlm, "deepstack", lambda deep, visual: nullcontext())
-        found = parity(lvlm, SAMPLES)
-        assert found.keep_all > 0.05
-        assert not found.same_ids
+        result = parity(lvlm, SAMPLES)
+        assert result.keep_all > 0.05
+        assert not result.same_ids

@@ -99,12 +99,12 @@ class WithSiglip(Llava):
 def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
     options = {"pretrained": None, "dtype": "float32", "prompt": None}
     if request.param == "siglip":
-        made: FrozenLVLM = WithSiglip(name="siglip", **options)
+        vision_model: FrozenLVLM = WithSiglip(name="siglip", **options)
     else:
-        made = load_component("model", request.param, **options)
-    made.max_new_tokens = made.answer_length(ANSWER)
-    made.model.generation_config.eos_token_id = None  # every answer has its full length
-    return made
+        vision_model = load_component("model", request.param, **options)
+    vision_model.max_new_tokens = vision_model.answer_length(ANSWER)
+    vision_model.model.generation_config.eos_token_id = None  # every answer has its full length
+    return vision_model
 
 
 def sample(sizes: list[tuple[int, int]]) -> Sample:
@@ -116,8 +116,8 @@ def sample(sizes: list[tuple[int, int]]) -> Sample:
 def spent(fc: FlopCounterMode, lvlm: FrozenLVLM, path: str) -> int:
     """FLOPs of a part of the stock class, which is called in its `forward`, or by `generate` before
     that."""
-    first, *rest = path.split(".")
-    alone = ".".join([type(getattr(lvlm.model.model, first)).__name__, *rest])
+    first, *remainder = path.split(".")
+    alone = ".".join([type(getattr(lvlm.model.model, first)).__name__, *remainder])
     counts = fc.get_flop_counts()
     return sum(
         sum(counts[name].values())
@@ -257,9 +257,9 @@ def test_a_method_between_layers(lvlm: FrozenLVLM) -> None:
     with counter() as fc:
         lvlm.encode([asked])
         lvlm.answer(prompt, plan)
-    found, full = flops(lvlm, encoded, asked, pruner, images, plan)
-    assert found == fc.get_total_flops()
-    assert found < full
+    result, full = flops(lvlm, encoded, asked, pruner, images, plan)
+    assert result == fc.get_total_flops()
+    assert result < full
     counts = plan.counts(*images)
     tokens = [text + count + lvlm.max_new_tokens - 1 for count in counts]
     assert held(generated(lvlm, prompt, plan)) == cost.kv_bytes(lvlm.shape.lm, tokens, 4)

@@ -20,11 +20,11 @@ MODELS = {"llava_1_5_7b": "llava", "qwen2_5_vl_7b": "qwen2_5_vl"}
 
 
 def geometry(name: str) -> dict[str, Any]:
-    found: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "geometry" / f"{name}.yaml"))
-    return found
+    settings: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "geometry" / f"{name}.yaml"))
+    return settings
 
 
-def made(name: str, **options: Any) -> FrozenLVLM:
+def instance(name: str, **options: Any) -> FrozenLVLM:
     return load_component(
         "model", MODELS[name], pretrained=None, geometry=geometry(name), **options
     )
@@ -36,7 +36,7 @@ def parameters(lvlm: FrozenLVLM) -> float:
 
 def test_every_geometry_is_that_of_its_model() -> None:
     assert choices("geometry") == sorted(MODELS)
-    llava, qwen = (made(name, device="meta") for name in MODELS)
+    llava, qwen = (instance(name, device="meta") for name in MODELS)
     assert llava.shape == LLAVA_7B
     assert parameters(llava) == pytest.approx(7.063, abs=1e-3)
     assert qwen.shape.lm == cost.LMShape(28, 3584, 18944, 28, 4, 128, 152064)
@@ -45,23 +45,23 @@ def test_every_geometry_is_that_of_its_model() -> None:
         window=8, whole=4, merge=2,
     )  # fmt: skip
     assert parameters(qwen) == pytest.approx(8.292, abs=1e-3)
-    assert all(one.model.dtype == torch.bfloat16 for one in (llava, qwen))
+    assert all(first.model.dtype == torch.bfloat16 for first in (llava, qwen))
 
 
 def test_sizes_can_be_changed_and_weights_are_drawn_alike() -> None:
     small = {"text_config": {"num_hidden_layers": 3, "hidden_size": 96, "head_dim": 24}}
     state = torch.get_rng_state()
-    one, two = (
+    first, two = (
         load_component("model", "llava", pretrained=None, geometry=small, dtype="float32")
         for _ in range(2)
     )
     assert torch.equal(state, torch.get_rng_state())
-    assert (one.layers, one.width) == (3, 96)
+    assert (first.layers, first.width) == (3, 96)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True)
+        for a, b in zip(first.model.parameters(), two.model.parameters(), strict=True)
     )
-    assert len(one.answer(_prompt(one))) == 2
+    assert len(first.answer(_prompt(first))) == 2
 
 
 def _prompt(lvlm: FrozenLVLM) -> Any:

@@ -99,8 +99,8 @@ class TestGemma3:
         encoded, answers = lvlm.encode([SAMPLES[0], TWO]), ["red", "yes"]
         selection = some(encoded)
         expected = lvlm.score(splice(encoded, selection), answers)[0]
-        found = lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
-        assert torch.allclose(found, expected, atol=1e-3)
+        result = lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
+        assert torch.allclose(result, expected, atol=1e-3)
         lvlm.model.config.text_config.sliding_window = 24
         with pytest.raises(UserError, match=r"a prompt of \d+ tokens is longer than the window of"):
             lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
@@ -199,12 +199,12 @@ class TestMistral3:
         lvlm = small("mistral3")
         images = [Image.new("RGB", size, (200, 30, 30)) for size in ((100, 100), (60, 30))]
         inputs = lvlm.processor(text=["[IMG][IMG]"], images=[images], return_tensors="pt")
-        (one,) = lvlm.processor(text=["[IMG]"], images=[images[1:]], return_tensors="pt")[
+        (item,) = lvlm.processor(text=["[IMG]"], images=[images[1:]], return_tensors="pt")[
             "pixel_values"
         ]
         pixels = lvlm.pixels_of(inputs)
         assert pixels["image_grid_thw"].tolist() == [[1, 8, 8], [1, 4, 6]]
-        alone = lvlm.pixels_of({"pixel_values": one[None], "image_sizes": [one.shape[1:]]})
+        alone = lvlm.pixels_of({"pixel_values": item[None], "image_sizes": [item.shape[1:]]})
         assert torch.equal(pixels["pixel_values"][64:], alone["pixel_values"])
 
     def test_it_needs_no_torchvision(self) -> None:

@@ -87,18 +87,18 @@ def naive(
         for stage in stages:
             if stage.before == number:
                 for image in range(int(prompt.image.max()) + 1):
-                    mine = [
+                    block = [
                         c
                         for c in range(width)
                         if prompt.visual[0, c] and int(prompt.image[0, c]) == image
                     ]
                     left = sorted(
-                        (c for c in mine if alive[c]), key=lambda c: -float(rows[stage.reads][c])
+                        (c for c in block if alive[c]), key=lambda c: -float(rows[stage.reads][c])
                     )
-                    for column in left[budget(stage.keep, len(mine)) :]:
+                    for column in left[budget(stage.keep, len(block)) :]:
                         alive[column] = False
         mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
-        mask[:, [not here for here in alive]] = torch.finfo(torch.float32).min
+        mask[:, [not present for present in alive]] = torch.finfo(torch.float32).min
         mask.fill_diagonal_(0.0)
         hidden = layer(
             hidden,
@@ -153,8 +153,8 @@ def test_dropping_is_masking_in_later_layers_at_every_step(
     sample = TWO
     encoded = lvlm.encode([sample])
     prompt = splice(encoded, keep_all(encoded))
-    found = plan(lvlm, *stages)
-    text = lvlm.answer(prompt, found)[0]
+    layer_plan = plan(lvlm, *stages)
+    text = lvlm.answer(prompt, layer_plan)[0]
     ids = []
     for _ in range(STEPS):
         logits, _ = naive(lvlm, prompt, torch.tensor([*ids, 0]), stages)
@@ -165,7 +165,7 @@ def test_dropping_is_masking_in_later_layers_at_every_step(
     answer = lvlm.answer_ids(["yes it is"])
     logits, _ = naive(lvlm, prompt, answer[0], stages)
     expected = logits.log_softmax(-1).gather(1, answer.T).mean()
-    assert float(lvlm.score(prompt, ["yes it is"], found)[0]) == pytest.approx(
+    assert float(lvlm.score(prompt, ["yes it is"], layer_plan)[0]) == pytest.approx(
         float(expected), abs=1e-5
     )
     assert abs(float(lvlm.score(prompt, ["yes it is"])[0]) - float(expected)) > 1e-4
@@ -175,23 +175,26 @@ def test_dropping_is_masking_in_later_layers_at_every_step(
 def test_a_ragged_batch_is_its_samples_alone(
     lvlm: FrozenLVLM, stages: tuple[LayerStage, ...]
 ) -> None:
-    found, answers = plan(lvlm, *stages), ["yes it is", "no", "red", "two of them"]
+    layer_plan, answers = plan(lvlm, *stages), ["yes it is", "no", "red", "two of them"]
     encoded = lvlm.encode(MIXED)
     prompt = splice(encoded, keep_all(encoded))
-    texts, (log_prob, exact) = lvlm.answer(prompt, found), lvlm.score(prompt, answers, found)
+    texts, (log_prob, exact) = (
+        lvlm.answer(prompt, layer_plan),
+        lvlm.score(prompt, answers, layer_plan),
+    )
     for row, sample in enumerate(MIXED):
-        one = lvlm.encode([sample])
-        alone = splice(one, keep_all(one))
-        assert lvlm.answer(alone, found) == texts[row : row + 1]
-        again = lvlm.score(alone, answers[row : row + 1], found)
+        single = lvlm.encode([sample])
+        alone = splice(single, keep_all(single))
+        assert lvlm.answer(alone, layer_plan) == texts[row : row + 1]
+        again = lvlm.score(alone, answers[row : row + 1], layer_plan)
         assert torch.allclose(again[0], log_prob[row : row + 1], atol=1e-5)
         assert torch.equal(again[1], exact[row : row + 1])
 
 
 def test_the_cache_really_shrinks_from_the_first_drop_on(lvlm: FrozenLVLM) -> None:
     encoded = lvlm.encode([TWO])
-    prompt, found = splice(encoded, keep_all(encoded)), plan(lvlm, LayerStage(1, 0, 0.3))
-    with lvlm.deepstack(prompt.deep, prompt.visual), dropping(lvlm.model, prompt, found):
+    prompt, layer_plan = splice(encoded, keep_all(encoded)), plan(lvlm, LayerStage(1, 0, 0.3))
+    with lvlm.deepstack(prompt.deep, prompt.visual), dropping(lvlm.model, prompt, layer_plan):
         out = lvlm.model.generate(
             inputs_embeds=prompt.embeds,
             attention_mask=prompt.attention.long(),
@@ -221,16 +224,16 @@ def test_eager_attention_gives_the_same() -> None:
         )
         for attention in ("sdpa", "eager")
     ]
-    found = []
+    layer_plan = []
     for lvlm in both:
         encoded = lvlm.encode(MIXED)
         prompt = splice(encoded, keep_all(encoded))
-        found.append(
+        layer_plan.append(
             lvlm.score(
                 prompt, ["yes it is", "no", "red", "two"], plan(lvlm, LayerStage(1, 0, 0.3))
             )[0]
         )
-    assert torch.allclose(*found, atol=1e-5)
+    assert torch.allclose(*layer_plan, atol=1e-5)
 
 
 def test_layers_that_add_deepstack_features_are_not_dropped_before() -> None:
@@ -246,5 +249,5 @@ def test_layers_that_add_deepstack_features_are_not_dropped_before() -> None:
 
 
 def test_what_layers_compute_is_counted() -> None:
-    found = LayerPlan(LastRow(), (LayerStage(1, 0, 0.5), LayerStage(3, 3, 0.25)), 5)
-    assert found.counts(36) == [36, 18, 18, 9, 9]
+    layer_plan = LayerPlan(LastRow(), (LayerStage(1, 0, 0.5), LayerStage(3, 3, 0.25)), 5)
+    assert layer_plan.counts(36) == [36, 18, 18, 9, 9]

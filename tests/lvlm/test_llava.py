@@ -136,8 +136,8 @@ class TestEncode:
             hook.remove()
         assert seen == [3]
         apart = [lvlm.encode([sample], frozenset({"vision_features"})) for sample in mixed]
-        assert torch.allclose(encoded.visual, torch.cat([one.visual for one in apart]), atol=1e-5)
-        expected = torch.cat([one.extras["vision_features"] for one in apart])
+        assert torch.allclose(encoded.visual, torch.cat([item.visual for item in apart]), atol=1e-5)
+        expected = torch.cat([item.extras["vision_features"] for item in apart])
         assert torch.allclose(encoded.extras["vision_features"], expected, atol=1e-5)
 
     def test_nothing_needs_a_gradient(self, lvlm: Llava, encoded: Encoded) -> None:
@@ -216,8 +216,8 @@ class TestStock:
         out = lvlm.model.generate(**x, max_new_tokens=6, do_sample=False)[
             :, x["input_ids"].shape[1] :
         ]
-        theirs = [[i for i in row if i != lvlm.tokenizer.pad_token_id] for row in out.tolist()]
-        assert sorted(ours) == sorted(theirs)
+        stock_ids = [[i for i in row if i != lvlm.tokenizer.pad_token_id] for row in out.tolist()]
+        assert sorted(ours) == sorted(stock_ids)
         assert texts == lvlm.tokenizer.batch_decode(out, skip_special_tokens=True)
         assert len({tuple(row) for row in ours}) > 5  # not one answer for everything
         assert len({len(row) for row in ours}) > 1
@@ -249,8 +249,8 @@ class TestStock:
         answers = [sample.answers[0] for sample in SAMPLES]
         together = (lvlm.answer(prompt), *lvlm.score(prompt, answers), logits_of(lvlm, prompt))
         for i, sample in enumerate(SAMPLES[:8]):
-            one = lvlm.encode([sample])
-            alone = splice(one, TokenSelection(keep=selection.keep[i : i + 1]))
+            item = lvlm.encode([sample])
+            alone = splice(item, TokenSelection(keep=selection.keep[i : i + 1]))
             assert lvlm.answer(alone) == together[0][i : i + 1]
             log_prob, exact = lvlm.score(alone, answers[i : i + 1])
             assert torch.allclose(log_prob, together[1][i : i + 1], atol=1e-4)
@@ -305,13 +305,13 @@ class TestScore:
         for seed in range(4):
             prompt = splice(encoded, random_selection(encoded, share=0.2 + 0.2 * seed, seed=seed))
             greedy = greedy_ids(lvlm, prompt, 8)
-            own = [lvlm.tokenizer.decode(ids[:6], skip_special_tokens=True) for ids in greedy]
+            written = [lvlm.tokenizer.decode(ids[:6], skip_special_tokens=True) for ids in greedy]
             others = [
-                own[1:] + own[:1],
-                [" ".join(text.split()[:-1]) for text in own],
-                [f"{text} red" for text in own],
+                written[1:] + written[:1],
+                [" ".join(text.split()[:-1]) for text in written],
+                [f"{text} red" for text in written],
             ]
-            for answers in (own, *others):
+            for answers in (written, *others):
                 _, exact = lvlm.score(prompt, answers)
                 for text, ids, flag in zip(answers, greedy, exact.tolist(), strict=True):
                     wanted = [
@@ -336,10 +336,10 @@ class TestGates:
         selection = random_selection(encoded)
         answers = [sample.answers[0] for sample in SAMPLES]
         expected = lvlm.score(splice(encoded, selection), answers)[0]
-        found = lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
-        assert torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
+        result = lvlm.gated_log_prob(encoded, selection.keep.float(), answers)
+        assert torch.allclose(result, expected, atol=1e-3, rtol=1e-3)
         assert not torch.allclose(
-            found, lvlm.score(splice(encoded, keep_all(encoded)), answers)[0], atol=1e-2
+            result, lvlm.score(splice(encoded, keep_all(encoded)), answers)[0], atol=1e-2
         )
 
     def test_the_gradient_reaches_every_gate(self, lvlm: Llava, encoded: Encoded) -> None:
@@ -353,7 +353,7 @@ class TestGates:
     def test_half_precision_with_gates_of_the_policy(self, folder: Path) -> None:
         half = Llava(str(folder), dtype="bfloat16")
         encoded = half.encode(SAMPLES[:3])
-        found = half.gated_log_prob(
+        result = half.gated_log_prob(
             encoded, encoded.visual_mask.float() * 0.7, [s.answers[0] for s in SAMPLES[:3]]
         )
-        assert torch.isfinite(found).all()
+        assert torch.isfinite(result).all()

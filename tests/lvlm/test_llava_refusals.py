@@ -206,10 +206,10 @@ class TestPlacement:
         self, load_in: str, bits: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("tprl.runtime.packages.find_spec", lambda name: True)
-        found = Placement("bfloat16", "cpu", load_in=load_in).arguments()
-        config = found["quantization_config"]
+        result = Placement("bfloat16", "cpu", load_in=load_in).arguments()
+        config = result["quantization_config"]
         assert (config.load_in_8bit, config.load_in_4bit) == (bits == 8, bits == 4)
-        assert found["device_map"] == {"": torch.device("cpu")}
+        assert result["device_map"] == {"": torch.device("cpu")}
         assert bits == 8 or config.bnb_4bit_compute_dtype == torch.bfloat16
 
 

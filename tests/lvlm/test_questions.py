@@ -52,29 +52,29 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         vocab_size=500, special_tokens=["<unk>", "<s>"], initial_alphabet=start
     )
     backend.train_from_iterator(corpus, trainer)
-    made = PreTrainedTokenizerFast(
+    tok = PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", pad_token="<s>"
     )
-    made.add_special_tokens({"additional_special_tokens": MARKS})
-    return made
+    tok.add_special_tokens({"additional_special_tokens": MARKS})
+    return tok
 
 
-def prompt(made: PreTrainedTokenizerFast, template: str, *turns: tuple[str, str, int]) -> str:
+def prompt(tok: PreTrainedTokenizerFast, template: str, *turns: tuple[str, str, int]) -> str:
     messages = [
         {"role": role, "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}
         for role, text, images in turns
     ]
     return str(
-        made.apply_chat_template(
+        tok.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, tokenize=False
         )
     )
 
 
-def found(made: PreTrainedTokenizerFast, finder: QuestionFinder, text: str) -> tuple[str, Tensor]:
-    ids = made([text], return_tensors="pt")["input_ids"]
+def located(tok: PreTrainedTokenizerFast, finder: QuestionFinder, text: str) -> tuple[str, Tensor]:
+    ids = tok([text], return_tensors="pt")["input_ids"]
     mask = finder(ids, torch.ones_like(ids, dtype=torch.bool))
-    return str(made.decode(ids[mask])).strip(), mask
+    return str(tok.decode(ids[mask])).strip(), mask
 
 
 @pytest.mark.parametrize("kind", ["metaspace", "bytes"])
@@ -82,42 +82,42 @@ def found(made: PreTrainedTokenizerFast, finder: QuestionFinder, text: str) -> t
 class TestFinding:
     @pytest.mark.parametrize("question", QUESTIONS)
     def test_after_one_or_two_images(self, kind: str, image: str, question: str) -> None:
-        made = tokenizer(kind)
-        made.chat_template = TEMPLATES[image]
-        finder = QuestionFinder(made, made.get_vocab()[image])
+        tok = tokenizer(kind)
+        tok.chat_template = TEMPLATES[image]
+        finder = QuestionFinder(tok, tok.get_vocab()[image])
         for images in (1, 2):
-            text = prompt(made, TEMPLATES[image], ("user", question, images))
-            assert found(made, finder, text)[0] == made.decode(
-                made(question, add_special_tokens=False)["input_ids"]
+            text = prompt(tok, TEMPLATES[image], ("user", question, images))
+            assert located(tok, finder, text)[0] == tok.decode(
+                tok(question, add_special_tokens=False)["input_ids"]
             )
 
     def test_of_the_last_turn(self, kind: str, image: str) -> None:
-        made = tokenizer(kind)
-        made.chat_template = TEMPLATES[image]
-        finder = QuestionFinder(made, made.get_vocab()[image])
+        tok = tokenizer(kind)
+        tok.chat_template = TEMPLATES[image]
+        finder = QuestionFinder(tok, tok.get_vocab()[image])
         first = ("user", QUESTIONS[0], 1), ("assistant", "red.", 0)
-        text = prompt(made, TEMPLATES[image], *first, ("user", QUESTIONS[1], 0))
-        assert found(made, finder, text)[0] == QUESTIONS[1]
-        text = prompt(made, TEMPLATES[image], *first, ("user", QUESTIONS[1], 1))
-        assert found(made, finder, text)[0] == QUESTIONS[1]
+        text = prompt(tok, TEMPLATES[image], *first, ("user", QUESTIONS[1], 0))
+        assert located(tok, finder, text)[0] == QUESTIONS[1]
+        text = prompt(tok, TEMPLATES[image], *first, ("user", QUESTIONS[1], 1))
+        assert located(tok, finder, text)[0] == QUESTIONS[1]
 
     def test_nowhere_without_an_image(self, kind: str, image: str) -> None:
-        made = tokenizer(kind)
-        made.chat_template = TEMPLATES[image]
-        finder = QuestionFinder(made, made.get_vocab()[image])
-        assert not found(made, finder, prompt(made, TEMPLATES[image], ("user", QUESTIONS[0], 0)))[
+        tok = tokenizer(kind)
+        tok.chat_template = TEMPLATES[image]
+        finder = QuestionFinder(tok, tok.get_vocab()[image])
+        assert not located(tok, finder, prompt(tok, TEMPLATES[image], ("user", QUESTIONS[0], 0)))[
             1
         ].any()
 
 
 def test_a_prompt_that_ignores_the_template_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    made = tokenizer("metaspace")
-    made.chat_template = USER_ASSISTANT
-    finder = QuestionFinder(made, made.get_vocab()["<image>"])
+    tok = tokenizer("metaspace")
+    tok.chat_template = USER_ASSISTANT
+    finder = QuestionFinder(tok, tok.get_vocab()["<image>"])
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert (
-                found(made, finder, "<image> what color is the circle?")[0]
+                located(tok, finder, "<image> what color is the circle?")[0]
                 == "what color is the circle?"
             )
     assert [record.message for record in caplog.records if "chat template" in record.message] == [
@@ -126,11 +126,11 @@ def test_a_prompt_that_ignores_the_template_is_said_once(caplog: pytest.LogCaptu
 
 
 def test_no_template_is_refused() -> None:
-    made = tokenizer("metaspace")
+    tok = tokenizer("metaspace")
     with pytest.raises(
         UserError, match=r"no chat template.*set processor\.chat_template, or use a pruner"
     ):
-        QuestionFinder(made, made.get_vocab()["<image>"])
+        QuestionFinder(tok, tok.get_vocab()["<image>"])
 
 
 IMAGE = {"type": "image"}
@@ -163,7 +163,7 @@ OTHERS = {
 }
 
 
-def said(role: str, *parts: str | None) -> dict[str, object]:
+def output(role: str, *parts: str | None) -> dict[str, object]:
     """A turn; None is an image."""
     return {
         "role": role,
@@ -172,24 +172,24 @@ def said(role: str, *parts: str | None) -> dict[str, object]:
 
 
 def words(
-    made: PreTrainedTokenizerFast, template: str, image: str, *turns: dict[str, object]
+    tok: PreTrainedTokenizerFast, template: str, image: str, *turns: dict[str, object]
 ) -> list[str]:
     """The question of a conversation, blank-separated."""
-    made.chat_template = template
-    finder = QuestionFinder(made, made.get_vocab()[image])
+    tok.chat_template = template
+    finder = QuestionFinder(tok, tok.get_vocab()[image])
     texts = any(isinstance(turn["content"], str) for turn in turns)
-    text = made.apply_chat_template(
+    text = tok.apply_chat_template(
         list(turns), chat_template=template, add_generation_prompt=True, tokenize=False
     )
     assert texts or image in text
-    ids = made([text], return_tensors="pt")["input_ids"]
+    ids = tok([text], return_tensors="pt")["input_ids"]
     mask = finder(ids, torch.ones_like(ids, dtype=torch.bool))[0]
-    assert not (mask & (ids[0] == made.get_vocab()[image])).any()
+    assert not (mask & (ids[0] == tok.get_vocab()[image])).any()
     runs = torch.tensor_split(
         torch.arange(len(mask))[mask],
         (torch.arange(len(mask))[mask].diff() > 1).nonzero()[:, 0] + 1,
     )
-    return " ".join(str(made.decode(ids[0, run])) for run in runs).split()
+    return " ".join(str(tok.decode(ids[0, run])) for run in runs).split()
 
 
 @pytest.mark.parametrize("kind", ["metaspace", "bytes"])
@@ -208,59 +208,59 @@ class TestAnywhereInTheTurn:
         self, kind: str, image: str, parts: tuple[str | None, ...]
     ) -> None:
         expected = " ".join(part for part in parts if part is not None).split()
-        assert words(tokenizer(kind), TEMPLATES[image], image, said("user", *parts)) == expected
+        assert words(tokenizer(kind), TEMPLATES[image], image, output("user", *parts)) == expected
 
     def test_after_other_turns_and_a_system_text(self, kind: str, image: str) -> None:
         before = (
-            said("system", "what color is"),
-            said("user", None, QUESTIONS[0]),
-            said("assistant", "red."),
+            output("system", "what color is"),
+            output("user", None, QUESTIONS[0]),
+            output("assistant", "red."),
         )
         expected = QUESTIONS[1].split()
         for last in (
-            said("user", QUESTIONS[1], None),
-            said("user", QUESTIONS[1]),
-            said("user", None, QUESTIONS[1]),
+            output("user", QUESTIONS[1], None),
+            output("user", QUESTIONS[1]),
+            output("user", None, QUESTIONS[1]),
         ):
             assert words(tokenizer(kind), TEMPLATES[image], image, *before, last) == expected
-        only = said("system", "what color is"), said("user", QUESTIONS[1], None)
+        only = output("system", "what color is"), output("user", QUESTIONS[1], None)
         assert words(tokenizer(kind), TEMPLATES[image], image, *only) == expected
 
     def test_before_an_answer_that_has_begun(self, kind: str, image: str) -> None:
-        made = tokenizer(kind)
-        made.chat_template = TEMPLATES[image]
-        text = prompt(made, TEMPLATES[image], ("user", QUESTIONS[1], 1)) + " what color"
-        assert found(made, QuestionFinder(made, made.get_vocab()[image]), text)[0] == QUESTIONS[1]
+        tok = tokenizer(kind)
+        tok.chat_template = TEMPLATES[image]
+        text = prompt(tok, TEMPLATES[image], ("user", QUESTIONS[1], 1)) + " what color"
+        assert located(tok, QuestionFinder(tok, tok.get_vocab()[image]), text)[0] == QUESTIONS[1]
 
     def test_no_words_are_said_once(
         self, kind: str, image: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        made = tokenizer(kind)
-        made.chat_template = TEMPLATES[image]
-        finder = QuestionFinder(made, made.get_vocab()[image])
-        text = prompt(made, TEMPLATES[image], ("user", "", 2))
+        tok = tokenizer(kind)
+        tok.chat_template = TEMPLATES[image]
+        finder = QuestionFinder(tok, tok.get_vocab()[image])
+        text = prompt(tok, TEMPLATES[image], ("user", "", 2))
         with caplog.at_level(logging.WARNING):
-            assert not any(found(made, finder, text)[1].any() for _ in range(2))
+            assert not any(located(tok, finder, text)[1].any() for _ in range(2))
         assert len([r for r in caplog.records if "no words of a user" in r.message]) == 1
 
     def test_a_batch_of_mixed_layouts_padded_on_either_side(self, kind: str, image: str) -> None:
-        made = tokenizer(kind)
-        made.chat_template = TEMPLATES[image]
+        tok = tokenizer(kind)
+        tok.chat_template = TEMPLATES[image]
         turns = [
-            said("user", None, QUESTIONS[0]),
-            said("user", QUESTIONS[1], None),
-            said("user", QUESTIONS[0]),
+            output("user", None, QUESTIONS[0]),
+            output("user", QUESTIONS[1], None),
+            output("user", QUESTIONS[0]),
         ]
         texts = [
-            str(made.apply_chat_template([turn], add_generation_prompt=True, tokenize=False))
+            str(tok.apply_chat_template([turn], add_generation_prompt=True, tokenize=False))
             for turn in turns
         ]
-        finder = QuestionFinder(made, made.get_vocab()[image])
+        finder = QuestionFinder(tok, tok.get_vocab()[image])
         for side in ("left", "right"):
-            batch = made(texts, padding=True, padding_side=side, return_tensors="pt")
+            batch = tok(texts, padding=True, padding_side=side, return_tensors="pt")
             mask = finder(batch["input_ids"], batch["attention_mask"].bool())
             asked = [
-                str(made.decode(ids[row])).split()
+                str(tok.decode(ids[row])).split()
                 for ids, row in zip(batch["input_ids"], mask, strict=True)
             ]
             assert asked == [QUESTIONS[0].split(), QUESTIONS[1].split(), []]
@@ -270,7 +270,7 @@ class TestAnywhereInTheTurn:
 @pytest.mark.parametrize("name", list(OTHERS))
 def test_templates_of_other_kinds(kind: str, name: str) -> None:
     for parts in ((None, QUESTIONS[0]), (QUESTIONS[0], None), (QUESTIONS[0], None, None)):
-        turn = said("user", *parts)
+        turn = output("user", *parts)
         if name == "texts alone":
             turn["content"] = "\n".join("<image>" if part is None else part for part in parts)
         assert words(tokenizer(kind), OTHERS[name], "<image>", turn) == QUESTIONS[0].split()

@@ -32,8 +32,8 @@ def test_it_is_what_the_stock_processor_makes_of_an_image(name: str) -> None:
     lvlm = small(name)
     images = lvlm.processor.image_processor
     for size in ((96, 96), (640, 480), (480, 640), (3840, 2160), (30, 200), (100, 37), (41, 43)):
-        made = images(images=[Image.new("RGB", size)], return_tensors="pt")["image_grid_thw"][0]
-        rows, columns = (int(count) * images.patch_size for count in made[1:])
+        grid = images(images=[Image.new("RGB", size)], return_tensors="pt")["image_grid_thw"][0]
+        rows, columns = (int(count) * images.patch_size for count in grid[1:])
         assert lvlm.seen_size(*size) == (columns, rows), size
 
 

@@ -60,21 +60,21 @@ class TestQuestion:
 
     def test_the_first_word_with_the_space_before_it(self) -> None:
         """As SentencePiece cuts: its offsets begin at the space."""
-        made = tokenizer("metaspace")
+        tok = tokenizer("metaspace")
         sample = Sample("a", (), "what color is the circle?", ())
         prompt = placed(lambda s: f"USER: <image> {s.question} ASSISTANT:", sample, "toy")
         assert prompt.text[prompt.start : prompt.stop] == sample.question
         long = prompt.text.replace("<image>", "<image>" * 5)
-        read = made([long], return_offsets_mapping=True, return_tensors="pt")
-        image = read["input_ids"] == made.get_vocab()["<image>"]
-        mask = question_mask(made, read["offset_mapping"], image, [prompt], [[5]], "<image>")
-        assert str(made.decode(read["input_ids"][mask])).strip() == sample.question
+        read = tok([long], return_offsets_mapping=True, return_tensors="pt")
+        image = read["input_ids"] == tok.get_vocab()["<image>"]
+        mask = question_mask(tok, read["offset_mapping"], image, [prompt], [[5]], "<image>")
+        assert str(tok.decode(read["input_ids"][mask])).strip() == sample.question
 
     def test_none(self) -> None:
-        made = tokenizer("bytes")
-        read = made(["ab"], return_offsets_mapping=True, return_tensors="pt")
+        tok = tokenizer("bytes")
+        read = tok(["ab"], return_offsets_mapping=True, return_tensors="pt")
         mask = question_mask(
-            made,
+            tok,
             read["offset_mapping"],
             torch.zeros_like(read["input_ids"]).bool(),
             [Placed("ab", 1, 1)],

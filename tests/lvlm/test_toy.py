@@ -54,8 +54,8 @@ class TestAnswers:
         lvlm = ToyLVLM()
         _, encoded = batch(lvlm, 60)
         mean = encoded.visual.mean(1, keepdim=True).expand_as(encoded.visual)
-        one = TokenSelection(torch.arange(24).expand(60, -1) == 0, merged=mean)
-        assert lvlm.answer(splice(encoded, one)) == ["unknown"] * 60
+        single = TokenSelection(torch.arange(24).expand(60, -1) == 0, merged=mean)
+        assert lvlm.answer(splice(encoded, single)) == ["unknown"] * 60
 
 
 class TestEncode:
@@ -76,13 +76,13 @@ class TestEncode:
         # two wordings: padding happens
         assert encoded.attention.sum(1).tolist() == [30] * 6 + [34] * 6
         for i, sample in enumerate(samples):
-            one = lvlm.encode([sample], frozenset({"cls_attention"}))
-            assert torch.equal(one.visual[0], encoded.visual[i])
-            width = one.embeds.shape[1]
-            assert torch.equal(one.embeds[0], encoded.embeds[i, -width:])
-            assert torch.equal(one.question[0], encoded.question[i, -width:])
-            assert one.question.sum() == len(sample.question.split())
-            assert one.extras["cls_attention"].sum() == pytest.approx(1)
+            single = lvlm.encode([sample], frozenset({"cls_attention"}))
+            assert torch.equal(single.visual[0], encoded.visual[i])
+            width = single.embeds.shape[1]
+            assert torch.equal(single.embeds[0], encoded.embeds[i, -width:])
+            assert torch.equal(single.question[0], encoded.question[i, -width:])
+            assert single.question.sum() == len(sample.question.split())
+            assert single.extras["cls_attention"].sum() == pytest.approx(1)
 
     def test_what_it_cannot_do_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"toy cannot provide \['depth'\]"):

@@ -54,6 +54,6 @@ def subsets(n: int, k: int) -> torch.Tensor:
 
 def features(tokens: Sequence[int]) -> torch.Tensor:
     """Unit features of random tokens."""
-    found = policy_input(tokens, [1] * len(tokens)).features
-    assert found is not None
-    return found
+    result = policy_input(tokens, [1] * len(tokens)).features
+    assert result is not None
+    return result

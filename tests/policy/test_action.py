@@ -171,11 +171,11 @@ def test_log_probability_and_entropy_have_finite_gradients(rule: ActionRule, sca
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
 def test_a_policy_gradient_step_makes_the_action_likelier(rule: ActionRule) -> None:
     s = state(scale=0.5)
-    logits, rest = s["logits"].requires_grad_(), only(s, "k", "features")
-    action = act(logits, s["alive"], rule, 1, **rest, noise=s["noise"])[0]
-    before = act(logits, s["alive"], rule, 1, **rest, action=action)[1].sum(1)
+    logits, remainder = s["logits"].requires_grad_(), only(s, "k", "features")
+    action = act(logits, s["alive"], rule, 1, **remainder, noise=s["noise"])[0]
+    before = act(logits, s["alive"], rule, 1, **remainder, action=action)[1].sum(1)
     (grad,) = torch.autograd.grad(before.sum(), logits)
-    after = act(logits + 0.01 * grad, s["alive"], rule, 1, **rest, action=action)[1].sum(1)
+    after = act(logits + 0.01 * grad, s["alive"], rule, 1, **remainder, action=action)[1].sum(1)
     full = s["k"] == s["alive"].sum(1) if rule.per_set else torch.zeros(4, dtype=torch.bool)
     assert bool((after > before)[~full].all())
     # keeping everything is certain: nothing to learn

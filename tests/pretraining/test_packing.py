@@ -182,25 +182,27 @@ class TestPackedForward:
 
     @pytest.mark.parametrize("kept", [TOKENS, 7])
     def test_logits_equal_those_of_single_prompts(self, kept: int) -> None:
-        made, pack = parts(), stream().pack(12)
+        model_parts, pack = parts(), stream().pack(12)
         steps = {
             "vision_steps": TEXT_FROM,
             "language_steps": 90,
             "vision_batch": 3,
             "language_batch": 2,
         }
-        module = build_stage(Pretrain, parts=made, **steps)
+        module = build_stage(Pretrain, parts=model_parts, **steps)
         module.eval()
         order = torch.rand(2, TOKENS, generator=torch.Generator().manual_seed(0)).argsort(1)
         at = order[:, :kept].sort(1).values
         with torch.no_grad():
-            features = made.llava.model.vision_tower(
+            features = model_parts.llava.model.vision_tower(
                 pack.pixels, output_hidden_states=True
             ).hidden_states[-2][:, 1:]
-            tokens = made.llava.model.multi_modal_projector(features)
+            tokens = model_parts.llava.model.multi_modal_projector(features)
             seen = tokens.gather(1, at.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-            hidden, (lower, upper) = read_packed(made, module.looking, seen, at, pack, TOKENS)
-            packed = made.llava.lm_head(hidden)
+            hidden, (lower, upper) = read_packed(
+                model_parts, module.looking, seen, at, pack, TOKENS
+            )
+            packed = model_parts.llava.lm_head(hidden)
         assert lower.shape == (2, 4, kept, kept)
         assert upper.shape == (2, 4, pack.text.shape[1], 1 + kept)
         for row in range(2):
@@ -217,21 +219,23 @@ class TestPackedForward:
     def alone(pack: Pack, row: int, columns: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Logits of the segment's columns from the plain prompt and the picture; dropped tokens are
         masked out."""
-        made = parts()
+        model_parts = parts()
         question, answer = words(pack.text[row, columns]).split(" ASSISTANT :")
         picture = Image.fromarray(
             scenes.scene_pixels(scenes.draw_scene("pretrain", 0, pack.step, row))
         )
         text = PROMPT.format(question=question) + answer
-        processor: Any = made.processor
+        processor: Any = model_parts.processor
         x = processor(text=text, images=picture, return_tensors="pt")
-        image = (x["input_ids"][0] == made.llava.config.image_token_index).nonzero().squeeze(1)
+        image = (
+            (x["input_ids"][0] == model_parts.llava.config.image_token_index).nonzero().squeeze(1)
+        )
         mask = torch.ones_like(x["input_ids"])
         mask[0, image] = 0
         mask[0, image[kept]] = 1
         positions = torch.arange(mask.shape[1]).unsqueeze(0)
         with torch.no_grad():
-            out = made.llava(**{**x, "attention_mask": mask, "position_ids": positions})
+            out = model_parts.llava(**{**x, "attention_mask": mask, "position_ids": positions})
         return out.logits[0, -int(columns.sum()) :]
 
 

@@ -122,10 +122,10 @@ class TestTraining:
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.add_(1)  # everything must come out of the checkpoint
-        rest = fit(other, rest_diary, resume=tmp_path / f"step={cut}.ckpt")
+        resumed = fit(other, rest_diary, resume=tmp_path / f"step={cut}.ckpt")
         assert rest_diary.losses == whole_diary.losses[cut:]
-        assert rest.consumed == whole.consumed == 6
-        a, b = whole.state_dict(), rest.state_dict()
+        assert resumed.consumed == whole.consumed == 6
+        a, b = whole.state_dict(), resumed.state_dict()
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -166,11 +166,11 @@ class TestKeptTokens:
         module = stage(0, 400, full_share=0.0, object_share=share)
         front = blank(8, 100)
         front[:, :20] = True
-        found = [
+        result = [
             float(front.gather(1, module.kept_tokens(step, front)).float().mean())
             for step in range(200, 260)
         ]
-        assert low < sum(found) / len(found) < high
+        assert low < sum(result) / len(result) < high
 
     def test_from_8_percent_to_all_in_raster_order(self) -> None:
         module = stage(10, 300, keep_low=0.08)

@@ -30,9 +30,9 @@ def parts() -> TinyLlava:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TinyLlava]:
-    folder, made = tmp_path_factory.mktemp("tiny") / "llava", build()
-    save(folder, made)
-    return folder, made
+    folder, trained = tmp_path_factory.mktemp("tiny") / "llava", build()
+    save(folder, trained)
+    return folder, trained
 
 
 def asked(processor: Any, question: str) -> Any:
@@ -93,10 +93,10 @@ class TestFolder:
         assert list(saved[0].glob("*.safetensors"))
 
     def test_the_auto_classes_load_the_same_weights(self, saved: tuple[Path, TinyLlava]) -> None:
-        folder, made = saved
+        folder, trained = saved
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float16)
-        assert type(model) is type(made.llava)
-        loaded, original = model.state_dict(), made.llava.state_dict()
+        assert type(model) is type(trained.llava)
+        loaded, original = model.state_dict(), trained.llava.state_dict()
         assert loaded.keys() == original.keys()
         assert all(torch.equal(loaded[name], original[name]) for name in loaded)
 
@@ -134,9 +134,12 @@ class TestFolder:
     ) -> None:
         clip = CLIPModel.from_pretrained(saved[0] / "clip")
         llava = AutoModelForImageTextToText.from_pretrained(saved[0])
-        mine, theirs = clip.vision_model.state_dict(), llava.model.vision_tower.state_dict()
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+        clip_weights, tower_weights = (
+            clip.vision_model.state_dict(),
+            llava.model.vision_tower.state_dict(),
+        )
+        assert clip_weights.keys() == tower_weights.keys()
+        assert all(torch.equal(clip_weights[name], tower_weights[name]) for name in clip_weights)
         texts = clip.text_model.state_dict()
         assert all(
             torch.equal(texts[name], value)

@@ -20,13 +20,13 @@ BUDGETS = [0.1, 0.25, 0.5]
 
 def policy(select: str = "dpp") -> TPRL:
     torch.manual_seed(0)
-    made = TPRL(16, 8, hidden=12, width=16, layers=1, heads=2, select=select)
-    made.learn_budgets(BUDGETS[::-1])
+    base = TPRL(16, 8, hidden=12, width=16, layers=1, heads=2, select=select)
+    base.learn_budgets(BUDGETS[::-1])
     with torch.no_grad():
-        made.net.budget_head[-1].weight.mul_(30)  # type: ignore[index]  # so that forecasts differ
-        made.net.policy_head.out.weight.mul_(200)
-    made.serving = replace(made.serving, prices=((0.15, 1.0), (0.4, 0.1)), trained_to=0.1, fade=1.0)
-    return made
+        base.net.budget_head[-1].weight.mul_(30)  # type: ignore[index]  # so that forecasts differ
+        base.net.policy_head.out.weight.mul_(200)
+    base.serving = replace(base.serving, prices=((0.15, 1.0), (0.4, 0.1)), trained_to=0.1, fade=1.0)
+    return base
 
 
 ENCODED = toy_encoded([((6, 6),)] * 12)
@@ -58,14 +58,14 @@ class TestChoice:
 
 class TestSelect:
     def test_keeps_what_the_policy_keeps_at_the_chosen_budget(self) -> None:
-        made = policy()
-        x = made.observe(ENCODED)
-        logits, read = made.survey(x)
-        choice = choose(made.net.budget_logits(read).sigmoid(), torch.tensor(BUDGETS), 1.0)
-        keep = Adaptive(made).select(ENCODED, 0.15).keep
+        base = policy()
+        x = base.observe(ENCODED)
+        logits, read = base.survey(x)
+        choice = choose(base.net.budget_logits(read).sigmoid(), torch.tensor(BUDGETS), 1.0)
+        keep = Adaptive(base).select(ENCODED, 0.15).keep
         assert len(set(choice.tolist())) > 1
         for row, number in enumerate(choice.tolist()):
-            assert torch.equal(keep[row], made.serve(x, logits, BUDGETS[number], ENCODED.uids)[row])
+            assert torch.equal(keep[row], base.serve(x, logits, BUDGETS[number], ENCODED.uids)[row])
         assert keep.sum(1).tolist() == [round(BUDGETS[number] * 36) for number in choice.tolist()]
 
     @pytest.mark.parametrize("select", ["topk", "gumbel", "dpp"])
@@ -82,15 +82,15 @@ class TestSelect:
         assert counts[0] < counts[2]
 
     def test_logits_are_those_of_the_policy_at_the_middle_budget(self) -> None:
-        made = policy()
-        x = made.observe(ENCODED)
-        assert torch.allclose(made.survey(x)[0], made.logits(x, (0.1 * 0.5) ** 0.5), atol=1e-6)
+        base = policy()
+        x = base.observe(ENCODED)
+        assert torch.allclose(base.survey(x)[0], base.logits(x, (0.1 * 0.5) ** 0.5), atol=1e-6)
 
     def test_its_flops_are_the_policys_and_the_heads(self) -> None:
-        made = policy()
-        flops = Adaptive(made).flops_by_part(36, 7, 9)
+        base = policy()
+        flops = Adaptive(base).flops_by_part(36, 7, 9)
         assert flops.pop("budget") == 2 * (32 * 16 + 16 * 3)
-        assert flops == made.flops_by_part(36, 7, 9)
+        assert flops == base.flops_by_part(36, 7, 9)
 
 
 class TestRefusals:
@@ -113,10 +113,10 @@ class TestRefusals:
 
 
 def test_a_round_trip_is_exact(tmp_path: Path) -> None:
-    made = policy()
-    made.save_pretrained(tmp_path)
+    base = policy()
+    base.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["budgets"] == BUDGETS
     assert torch.equal(
-        load_adaptive(tmp_path).select(ENCODED, 0.2).keep, Adaptive(made).select(ENCODED, 0.2).keep
+        load_adaptive(tmp_path).select(ENCODED, 0.2).keep, Adaptive(base).select(ENCODED, 0.2).keep
     )
-    assert load_pruner(tmp_path).serving == made.serving
+    assert load_pruner(tmp_path).serving == base.serving

@@ -24,13 +24,13 @@ from tprl.types import Encoded, Pruner, TokenSelection
 def heuristics() -> dict[str, type[Any]]:
     """Every class that a yaml of conf/pruner names, except those inside the language model and
     `keep_all`."""
-    found: list[Any] = [target_of("pruner", name) for name in choices("pruner")]
-    found = [
-        one
-        for one in found
-        if inspect.isclass(one) and not hasattr(one, "stages") and one is not KeepAll
+    result: list[Any] = [target_of("pruner", name) for name in choices("pruner")]
+    result = [
+        item
+        for item in result
+        if inspect.isclass(item) and not hasattr(item, "stages") and item is not KeepAll
     ]
-    return {one.name: one for one in found}
+    return {item.name: item for item in result}
 
 
 def published() -> dict[str, Any]:
@@ -45,7 +45,7 @@ def published() -> dict[str, Any]:
 
 HEURISTICS = heuristics()
 RATIOS = [1.0, 1 / 2, 1 / 3, 2 / 9, 1 / 9, 1 / 18]
-EXTRAS = sorted(frozenset().union(*(one.extras for one in HEURISTICS.values())))
+EXTRAS = sorted(frozenset().union(*(item.extras for item in HEURISTICS.values())))
 EMPTY = ((), ((3, 4),))  # a prompt without images beside one with
 
 OURS = {name: cls() for name, cls in HEURISTICS.items()}
@@ -54,7 +54,7 @@ OURS |= {
     "oracle_dpp": OraclePruner(diversity=True),
 }
 EXACT = {
-    name: one for name, one in OURS.items() if name != "resize"
+    name: item for name, item in OURS.items() if name != "resize"
 }  # as many as a smaller grid has
 EXACT |= {"visionzip as published": VisionZipPruner(published=True)}
 ALL = OURS | published()
@@ -73,13 +73,13 @@ every_case = pytest.mark.parametrize(
     ("pruner", "ratio"),
     [
         pytest.param(
-            one,
+            item,
             ratio,
             id=f"{name}-{ratio and f'{ratio:.3f}'}",
             marks=pytest.mark.slow if ratio in (1 / 2, 2 / 9, 1 / 18) else (),
         )
-        for name, one in ALL.items()
-        for ratio in _ratios(one)
+        for name, item in ALL.items()
+        for ratio in _ratios(item)
     ],
 )
 
@@ -105,18 +105,18 @@ def _extra(selection: TokenSelection, row: int) -> tuple[torch.Tensor, torch.Ten
     return selection.extra[row, live], selection.extra_at[row, live]
 
 
-def _assert_same(one: TokenSelection, row: int, batch: TokenSelection) -> None:
+def _assert_same(item: TokenSelection, row: int, batch: TokenSelection) -> None:
     """Row 0 of `one` (less padded) decides the same as `row` of `batch`."""
-    v = one.keep.shape[1]
-    assert torch.equal(one.keep[0], batch.keep[row, :v])
+    v = item.keep.shape[1]
+    assert torch.equal(item.keep[0], batch.keep[row, :v])
     assert not batch.keep[row, v:].any()
-    if one.merged is not None or batch.merged is not None:
-        assert one.merged is not None
+    if item.merged is not None or batch.merged is not None:
+        assert item.merged is not None
         assert batch.merged is not None
-        torch.testing.assert_close(one.merged[0], batch.merged[row, :v])
-    if one.extra is not None or batch.extra is not None:
-        (mine, at), (other, other_at) = _extra(one, 0), _extra(batch, row)
-        torch.testing.assert_close(mine, other)
+        torch.testing.assert_close(item.merged[0], batch.merged[row, :v])
+    if item.extra is not None or batch.extra is not None:
+        (members, at), (other, other_at) = _extra(item, 0), _extra(batch, row)
+        torch.testing.assert_close(members, other)
         assert torch.equal(at, other_at)
 
 
@@ -137,8 +137,8 @@ def test_budget_is_exact_in_every_image(pruner, ratio, batch):
     live = _live(pruner.select(encoded, ratio), encoded)
     for b, grids in enumerate(batch):
         for i, (rows, columns) in enumerate(grids):
-            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
-            assert live[b, mine].sum() == budget(ratio, rows * columns)
+            members = encoded.visual_mask[b] & (encoded.image_of[b] == i)
+            assert live[b, members].sum() == budget(ratio, rows * columns)
     assert (live[~encoded.visual_mask] == 0).all()
     assert live.max() == 1
 
@@ -183,10 +183,10 @@ def test_values_in_the_padding_change_nothing(pruner, ratio, value):
     dirty = pruner.select(
         replace(encoded, extras=extras, embeds=embeds, visual_at=_moved(encoded)), ratio
     )
-    for one, other in zip(
+    for item, other in zip(
         vars(pruner.select(encoded, ratio)).values(), vars(dirty).values(), strict=True
     ):
-        assert one is other is None or torch.equal(one, other)
+        assert item is other is None or torch.equal(item, other)
 
 
 def _moved(encoded: Encoded) -> torch.Tensor:
@@ -206,10 +206,10 @@ def test_prompts_without_images(pruner, ratio):
 @pytest.mark.parametrize(
     ("pruner", "bad"),
     [
-        pytest.param(one, bad, id=f"{name}-{bad}")
-        for name, one in ALL.items()
+        pytest.param(item, bad, id=f"{name}-{bad}")
+        for name, item in ALL.items()
         for bad in (0.0, -0.5, 1.7, None)
-        if bad not in _ratios(one)
+        if bad not in _ratios(item)
     ],
 )
 def test_bad_ratio_is_a_user_error(pruner, bad):

@@ -14,10 +14,12 @@ from tprl.pruners.attention_dpp import AttentionDPPPruner
 def test_attention_dpp_is_the_naive_loop(ratio, alpha):
     encoded = toy_encoded(RAGGED, width=64, extras=["cls_attention"])
 
-    def log_q(b, mine):
+    def log_q(b, members):
         return [
             alpha * z
-            for z in scores_by_hand([math.log(a) for a in encoded.extras["cls_attention"][b, mine]])
+            for z in scores_by_hand(
+                [math.log(a) for a in encoded.extras["cls_attention"][b, members]]
+            )
         ]
 
     check(AttentionDPPPruner(alpha), encoded, ratio, log_q)

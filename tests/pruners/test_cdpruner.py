@@ -35,19 +35,19 @@ def _by_hand(
 
 
 def _greedy(kernel: list[list[float]], k: int, rank: int) -> list[int]:
-    own = [kernel[i][i] for i in range(len(kernel))]
-    gain, factors, chosen = list(own), [[] for _ in own], []
+    stock = [kernel[i][i] for i in range(len(kernel))]
+    gain, factors, chosen = list(stock), [[] for _ in stock], []
     for step in range(k):
-        free = [i for i in range(len(own)) if i not in chosen]
-        useful = [i for i in free if gain[i] > 1e-10 * own[i] and step < rank]
+        free = [i for i in range(len(stock)) if i not in chosen]
+        useful = [i for i in free if gain[i] > 1e-10 * stock[i] and step < rank]
         if not useful:  # the rank is exhausted: most relevant first
-            chosen.append(max(free, key=lambda i: (own[i], -i)))
+            chosen.append(max(free, key=lambda i: (stock[i], -i)))
             continue
         j = max(useful, key=lambda i: (gain[i], -i))
         chosen.append(j)
         row = [
             (kernel[j][i] - sum(map(mul, factors[j], factors[i]))) / math.sqrt(gain[j])
-            for i in range(len(own))
+            for i in range(len(stock))
         ]
         for i, e in enumerate(row):
             factors[i].append(e)
@@ -65,11 +65,13 @@ def _check(
     keep = CDPruner(negative, theta).select(encoded, ratio).keep
     for b, grids in enumerate(encoded.grids):
         for i, ((rows, columns),) in enumerate(grids):
-            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
-            relevance = encoded.extras["clip_relevance"][b, mine].tolist()
+            members = encoded.visual_mask[b] & (encoded.image_of[b] == i)
+            relevance = encoded.extras["clip_relevance"][b, members].tolist()
             k = budget(ratio, rows * columns)
-            expected = _by_hand(relevance, encoded.visual[b, mine], k, theta, -1 if negative else 1)
-            assert keep[b, mine].nonzero().squeeze(1).tolist() == expected
+            expected = _by_hand(
+                relevance, encoded.visual[b, members], k, theta, -1 if negative else 1
+            )
+            assert keep[b, members].nonzero().squeeze(1).tolist() == expected
 
 
 @pytest.mark.parametrize(

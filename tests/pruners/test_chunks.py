@@ -27,17 +27,17 @@ def test_the_batch_changes_nothing(name: str) -> None:
     )
     assert torch.equal(whole.keep, parts.keep)
     for field in ("merged", "extra", "extra_at", "extra_mask"):
-        one, other = getattr(whole, field), getattr(parts, field)
-        assert (one is None) == (other is None)
-        if one is not None:
+        item, other = getattr(whole, field), getattr(parts, field)
+        assert (item is None) == (other is None)
+        if item is not None:
             mask = (
                 whole.extra_mask
                 if field == "extra"
-                else torch.ones_like(one[..., 0] if one.ndim == 3 else one)
+                else torch.ones_like(item[..., 0] if item.ndim == 3 else item)
             )
-            shape = one.shape[1]
+            shape = item.shape[1]
             assert torch.allclose(
-                one[mask.bool()].float(), other[:, :shape][mask.bool()].float(), atol=1e-6
+                item[mask.bool()].float(), other[:, :shape][mask.bool()].float(), atol=1e-6
             )
 
 

@@ -36,8 +36,8 @@ def _by_hand(
             (view, r, c + 1),
         ]
         chosen |= {cells.index(cell) for cell in around if cell in cells}
-    rest = sorted(set(range(len(last))) - chosen, key=lambda v: (-last[v], v))
-    return sorted(chosen | set(rest[: k - len(chosen)]))
+    remainder = sorted(set(range(len(last))) - chosen, key=lambda v: (-last[v], v))
+    return sorted(chosen | set(remainder[: k - len(chosen)]))
 
 
 def _encoded(grids=RAGGED, **options) -> Encoded:
@@ -48,12 +48,13 @@ def _check(encoded: Encoded, ratio: float, **options) -> None:
     keep = HiPrunePruner(**options).select(encoded, ratio).keep
     for b, grids in enumerate(encoded.grids):
         for i, views in enumerate(grids):
-            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
+            members = encoded.visual_mask[b] & (encoded.image_of[b] == i)
             middle, last = (
-                encoded.extras[x][b, mine].tolist() for x in ("middle_attention", "last_attention")
+                encoded.extras[x][b, members].tolist()
+                for x in ("middle_attention", "last_attention")
             )
             k = budget(ratio, len(middle))
-            assert keep[b, mine].nonzero().squeeze(1).tolist() == _by_hand(
+            assert keep[b, members].nonzero().squeeze(1).tolist() == _by_hand(
                 middle, last, views, k, **options
             )
 
@@ -105,8 +106,8 @@ def test_neighbors_stop_at_the_borders(at, objects):
         .squeeze(1)
         .tolist()
     )
-    rest = [v for v in range(19, -1, -1) if v not in objects]
-    assert keep == sorted(objects + rest[: 6 - len(objects)])
+    remainder = [v for v in range(19, -1, -1) if v not in objects]
+    assert keep == sorted(objects + remainder[: 6 - len(objects)])
 
 
 def test_neighbors_stay_in_their_view_and_anchors_are_of_the_whole_image():

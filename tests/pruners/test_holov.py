@@ -51,8 +51,8 @@ def _by_hand(
         for i in sorted(part, key=lambda i: (-attention[i], i))[: quotas[c]]
     ]
     if not published:
-        rest = sorted(set(range(n)) - set(chosen), key=lambda i: (-score[i], i))
-        chosen += rest[: k - len(chosen)]
+        remainder = sorted(set(range(n)) - set(chosen), key=lambda i: (-score[i], i))
+        chosen += remainder[: k - len(chosen)]
     return sorted(chosen)
 
 
@@ -68,11 +68,11 @@ def _check(encoded: Encoded, ratio: float, **options) -> None:
     keep = HoloVPruner(**options).select(encoded, ratio).keep
     for b, grids in enumerate(encoded.grids):
         for i, ((rows, columns),) in enumerate(grids):
-            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
-            attention = encoded.extras["cls_attention"][b, mine].tolist()
-            features = encoded.visual[b, mine].tolist()
+            members = encoded.visual_mask[b] & (encoded.image_of[b] == i)
+            attention = encoded.extras["cls_attention"][b, members].tolist()
+            features = encoded.visual[b, members].tolist()
             expected = _by_hand(attention, features, budget(ratio, rows * columns), **options)
-            assert keep[b, mine].nonzero().squeeze(1).tolist() == expected
+            assert keep[b, members].nonzero().squeeze(1).tolist() == expected
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -141,10 +141,10 @@ def test_the_variance_cancels_in_the_quotas(alpha):
 
 def test_the_variance_decides_what_a_full_chunk_leaves():
     pruner = HoloVPruner(alpha=1.0)
-    one, other = (
+    item, other = (
         pruner.select(_with_other_features(_encoded(peak=6), seed), 1 / 3).keep for seed in (1, 2)
     )
-    assert not torch.equal(one, other)
+    assert not torch.equal(item, other)
 
 
 def test_ties_go_to_the_lower_index_and_the_earlier_chunk():

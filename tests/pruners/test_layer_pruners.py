@@ -23,17 +23,17 @@ from tprl.splice import keep_all, splice
 
 BUDGETS = [(144, 48), (144, 32), (144, 16), (576, 192), (576, 128), (576, 64)]
 METHODS = (FastVPruner(), PyramidDropPruner(), DARTPruner())
-every_method = pytest.mark.parametrize("pruner", METHODS, ids=[one.name for one in METHODS])
+every_method = pytest.mark.parametrize("pruner", METHODS, ids=[item.name for item in METHODS])
 
 
 @every_method
 @pytest.mark.parametrize("layers", [5, 28, 32])
 @pytest.mark.parametrize("ratio", [1 / 2, 1 / 3, 0.3])
 def test_the_mean_over_layers_is_the_keep_ratio(pruner: Any, layers: int, ratio: float) -> None:
-    found = LayerPlan.of(pruner, ratio, layers).counts(576)
-    assert len(found) == layers
-    assert found[0] == 576
-    assert sum(found) / layers / 576 == pytest.approx(ratio, abs=1 / 576)
+    result = LayerPlan.of(pruner, ratio, layers).counts(576)
+    assert len(result) == layers
+    assert result[0] == 576
+    assert sum(result) / layers / 576 == pytest.approx(ratio, abs=1 / 576)
 
 
 @every_method
@@ -128,9 +128,10 @@ def naive_last_row(look: Look, row: int) -> list[float]:
     query, key = look.heads("q")[row].double().tolist(), look.heads("k")[row].double().tolist()
     total = [0.0] * len(key[0])
     for head, rows in enumerate(query):
-        mine = key[head * len(key) // len(query)]
+        group = key[head * len(key) // len(query)]
         logits = [
-            sum(a * b for a, b in zip(rows[-1], one, strict=True)) / len(one) ** 0.5 for one in mine
+            sum(a * b for a, b in zip(rows[-1], item, strict=True)) / len(item) ** 0.5
+            for item in group
         ]
         weights = [
             math.exp(x) if real else 0.0
@@ -164,26 +165,28 @@ def naive_dart(look: Look, row: int, image: int, k: int, pivots: int, text_pivot
     strength = [float(keys[:, column].abs().sum()) for column in range(keys.shape[1])]
     states = look.norm(look.hidden)[row]
 
-    def alike(one: int, other: int) -> float:
+    def alike(item: int, other: int) -> float:
         return float(
-            torch.dot(states[one], states[other]) / states[one].norm() / states[other].norm()
+            torch.dot(states[item], states[other]) / states[item].norm() / states[other].norm()
         )
 
-    mine = [
+    group = [
         c for c in range(len(strength)) if look.visual[row, c] and int(look.image[row, c]) == image
     ]
     last = max(c for c in range(len(strength)) if look.visual[row, c])
     words = [
         c for c in range(last + 1, len(strength)) if look.real[row, c] and not look.answer[row, c]
     ]
-    own = sorted(mine, key=lambda c: -strength[c])[:pivots]
-    theirs = sorted(words, key=lambda c: -strength[c])[:text_pivots]
-    if k <= len(own):
-        return set(own[:k])
-    kept, turns = list(own), own + theirs
+    pivots_of_image = sorted(group, key=lambda c: -strength[c])[:pivots]
+    pivots_of_text = sorted(words, key=lambda c: -strength[c])[:text_pivots]
+    if k <= len(pivots_of_image):
+        return set(pivots_of_image[:k])
+    kept, turns = list(pivots_of_image), pivots_of_image + pivots_of_text
     for turn, pivot in enumerate(turns):
-        count = (k - len(own)) // len(turns) + (turn < (k - len(own)) % len(turns))
-        pool = [c for c in mine if c not in kept]
+        count = (k - len(pivots_of_image)) // len(turns) + (
+            turn < (k - len(pivots_of_image)) % len(turns)
+        )
+        pool = [c for c in group if c not in kept]
         kept += sorted(pool, key=lambda c: alike(pivot, c))[:count]
     return set(kept)
 
@@ -220,18 +223,18 @@ def test_nothing_reads_the_answer_that_is_scored(lvlm: FrozenLVLM) -> None:
     encoded = lvlm.encode([SAMPLES[0]])
     prompt = splice(encoded, keep_all(encoded))
     for pruner in METHODS:
-        found = []
+        result = []
         for answer in ("yes it is", "no no no"):
             spy = Spy(pruner)
             lvlm.score(prompt, [answer], LayerPlan.of(spy, 0.7, lvlm.layers))
             width = prompt.embeds.shape[1]
-            found.append(spy.seen[0][2][0, :width] * prompt.visual[0])
-        assert torch.allclose(*found, atol=1e-6)
+            result.append(spy.seen[0][2][0, :width] * prompt.visual[0])
+        assert torch.allclose(*result, atol=1e-6)
 
 
 def test_every_layer_pruner_has_its_yaml() -> None:
     names = {target_of("pruner", name).__name__ for name in choices("pruner")}
-    assert {type(one).__name__ for one in METHODS} <= names
+    assert {type(item).__name__ for item in METHODS} <= names
 
 
 def test_counted_flops_are_those_of_the_keys_and_one_row() -> None:

@@ -30,13 +30,13 @@ def test_every_image_of_a_ragged_batch(ratio, redundancy):
     keep = MMRAttentionPruner(redundancy).select(encoded, ratio).keep
     for b, grids in enumerate(encoded.grids):
         for i, ((rows, columns),) in enumerate(grids):
-            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
+            members = encoded.visual_mask[b] & (encoded.image_of[b] == i)
             attention, tokens = (
-                encoded.extras["cls_attention"][b, mine].tolist(),
-                encoded.visual[b, mine].tolist(),
+                encoded.extras["cls_attention"][b, members].tolist(),
+                encoded.visual[b, members].tolist(),
             )
             expected = _by_hand(attention, tokens, budget(ratio, rows * columns), redundancy)
-            assert keep[b, mine].nonzero().squeeze(1).tolist() == expected
+            assert keep[b, members].nonzero().squeeze(1).tolist() == expected
 
 
 def test_a_copy_waits_until_it_is_worth_its_price():

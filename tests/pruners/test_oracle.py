@@ -78,14 +78,14 @@ def test_oracle_with_diversity_takes_the_region_first(ratio):
         pruner,
         encoded,
         ratio,
-        lambda b, mine: (4.0 * (encoded.extras["region"][b, mine] > 0)).tolist(),
+        lambda b, members: (4.0 * (encoded.extras["region"][b, members] > 0)).tolist(),
     )
     keep = pruner.select(encoded, ratio).keep
     for b, grids in enumerate(RAGGED):
         for i in range(len(grids)):
-            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
-            on = encoded.extras["region"][b, mine] > 0
-            assert (keep[b, mine] & on).sum() == min(int(keep[b, mine].sum()), int(on.sum()))
+            members = encoded.visual_mask[b] & (encoded.image_of[b] == i)
+            on = encoded.extras["region"][b, members] > 0
+            assert (keep[b, members] & on).sum() == min(int(keep[b, members].sum()), int(on.sum()))
 
 
 def test_copies_of_the_region_still_come_before_anything_else():

@@ -39,9 +39,9 @@ def _published(c: list[float], plus: bool) -> list[int]:
 
 def _filled(c: list[float], plus: bool, count: int) -> list[int]:
     kept = _top(c, min(_outliers(c), count) if plus else count)
-    rest = [v for v in range(len(c)) if v not in kept]
+    remainder = [v for v in range(len(c)) if v not in kept]
     more = count - len(kept)
-    return sorted(kept + [rest[math.ceil(j * len(rest) / more)] for j in range(more)])
+    return sorted(kept + [remainder[math.ceil(j * len(remainder) / more)] for j in range(more)])
 
 
 def _merged(c, keys, h, kept: list[int]) -> tuple[list[list[float]], list[float]]:
@@ -101,12 +101,12 @@ def test_published_equals_the_naive_loop_and_ignores_the_ratio(cls, side, seed):
         _check(encoded, selection, b, kept)
         assert selection.count[b] == len(kept) + 1
     again = cls(published=True).select(encoded, 1 / 3)
-    for one, other in zip(
+    for item, other in zip(
         (selection.keep, *merged_and_extra(selection)),
         (again.keep, *merged_and_extra(again)),
         strict=True,
     ):
-        assert torch.equal(one, other)
+        assert torch.equal(item, other)
 
 
 @both

@@ -42,18 +42,18 @@ def check(pruner, encoded: Encoded, ratio: float, log_q_of) -> None:
     keep = pruner.select(encoded, ratio).keep
     for b, grids in enumerate(encoded.grids):
         for i, ((rows, columns),) in enumerate(grids):
-            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
-            tokens = encoded.visual[b, mine].double().tolist()
-            expected = chosen_by_hand(log_q_of(b, mine), tokens, budget(ratio, rows * columns))
-            assert keep[b, mine].nonzero().squeeze(1).tolist() == expected
+            members = encoded.visual_mask[b] & (encoded.image_of[b] == i)
+            tokens = encoded.visual[b, members].double().tolist()
+            expected = chosen_by_hand(log_q_of(b, members), tokens, budget(ratio, rows * columns))
+            assert keep[b, members].nonzero().squeeze(1).tolist() == expected
 
 
 def test_scores_of_rows_with_padding():
     x = torch.tensor([[1.0, 2.0, 3.0, 99.0], [5.0, 5.0, 5.0, 5.0], [7.0, -1.0, -1.0, -1.0]])
     mask = torch.tensor([[True, True, True, False], [True] * 4, [True, False, False, False]])
-    found = standardize(x, mask)
-    assert found[0].tolist() == pytest.approx([-(1.5**0.5), 0.0, 1.5**0.5, 0.0])
-    assert found[1:].tolist() == [[0.0] * 4] * 2
+    result = standardize(x, mask)
+    assert result[0].tolist() == pytest.approx([-(1.5**0.5), 0.0, 1.5**0.5, 0.0])
+    assert result[1:].tolist() == [[0.0] * 4] * 2
     assert standardize(
         torch.full((1, 3), 0.1).double(), torch.ones(1, 3, dtype=torch.bool)
     ).tolist() == [[0.0] * 3]

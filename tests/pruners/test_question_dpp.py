@@ -15,10 +15,10 @@ from tprl.pruners.question_dpp import QuestionDPPPruner
 def test_question_dpp_is_the_naive_loop(ratio):
     encoded, pruner = toy_encoded(RAGGED, width=64), QuestionDPPPruner(0.5)
 
-    def log_q(b, mine):
+    def log_q(b, members):
         words, tokens = (
             x.double().tolist()
-            for x in (encoded.embeds[b, encoded.question[b]], encoded.visual[b, mine])
+            for x in (encoded.embeds[b, encoded.question[b]], encoded.visual[b, members])
         )
         assert words
 

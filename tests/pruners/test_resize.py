@@ -117,9 +117,9 @@ class TestSelection:
             ResizePruner().select(encoded, 1 / 9),
             select_in_chunks(ResizePruner(), encoded, 1 / 9, 1),
         )
-        one, other = splice(encoded, whole), splice(encoded, parts)
-        torch.testing.assert_close(one.embeds, other.embeds)
-        assert torch.equal(one.positions, other.positions)
+        entry, other = splice(encoded, whole), splice(encoded, parts)
+        torch.testing.assert_close(entry.embeds, other.embeds)
+        assert torch.equal(entry.positions, other.positions)
 
     def test_refusals(self) -> None:
         with pytest.raises(UserError, match=r"pruner\.positions must be compact or keep, got some"):
@@ -202,7 +202,7 @@ class TestAnyGrid:
         """Positions and deepstack features included; image by image, as the batch is ragged."""
         lvlm = family(name)
         encoded = lvlm.encode(SAMPLES[:3], EXTRAS)
-        found = forward(lvlm, splice(encoded, ResizePruner().select(encoded, 1 / 2)))[:, -1]
+        result = forward(lvlm, splice(encoded, ResizePruner().select(encoded, 1 / 2)))[:, -1]
         v = lvlm.model.config.vision_config
         merge, side, frames = v.spatial_merge_size, v.patch_size, v.temporal_patch_size
         for i, sample in enumerate(SAMPLES[:3]):
@@ -238,7 +238,7 @@ class TestAnyGrid:
                 pixel_values=patches.reshape(h * w * merge**2, -1),
                 image_grid_thw=torch.tensor([[1, h * merge, w * merge]]),
             ).logits[0, -1]
-            torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(result[i], expected, atol=1e-5, rtol=1e-5)
             assert expected.std() > 0.1
 
 

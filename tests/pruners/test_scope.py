@@ -41,11 +41,11 @@ def test_every_image_of_a_ragged_batch(ratio, alpha):
     keep = ScopePruner(alpha).select(encoded, ratio).keep
     for b, grids in enumerate(encoded.grids):
         for i, ((rows, columns),) in enumerate(grids):
-            mine = encoded.visual_mask[b] & (encoded.image_of[b] == i)
-            attention = encoded.extras["cls_attention"][b, mine].double().tolist()
-            features = encoded.extras["vision_features"][b, mine].double().tolist()
+            members = encoded.visual_mask[b] & (encoded.image_of[b] == i)
+            attention = encoded.extras["cls_attention"][b, members].double().tolist()
+            features = encoded.extras["vision_features"][b, members].double().tolist()
             expected = _by_hand(attention, features, budget(ratio, rows * columns), alpha)
-            assert keep[b, mine].nonzero().squeeze(1).tolist() == expected
+            assert keep[b, members].nonzero().squeeze(1).tolist() == expected
 
 
 def test_what_is_covered_adds_nothing_and_attention_fills_up():

@@ -28,11 +28,11 @@ def selector(**options: int) -> SelectorPruner:
 
 def images_of(encoded: Encoded) -> list[tuple[int, torch.Tensor]]:
     """The sample and the tokens' mask of every image."""
-    found = []
+    result = []
     for b, grids in enumerate(encoded.grids):
         for i in range(len(grids)):
-            found.append((b, encoded.visual_mask[b] & (encoded.image_of[b] == i)))
-    return found
+            result.append((b, encoded.visual_mask[b] & (encoded.image_of[b] == i)))
+    return result
 
 
 def received_by_hand(pruner: SelectorPruner, tokens: torch.Tensor) -> list[float]:
@@ -51,16 +51,16 @@ class TestSelector:
     def test_logits_are_the_attention_received_within_each_image(self) -> None:
         encoded, pruner = toy_encoded(), selector()
         logits = pruner.logits(pruner.observe(encoded), 0.5)
-        for b, mine in images_of(encoded):
-            expected = torch.tensor(received_by_hand(pruner, encoded.visual[b, mine]))
-            assert torch.allclose(logits[b, mine], expected, atol=1e-4)
+        for b, members in images_of(encoded):
+            expected = torch.tensor(received_by_hand(pruner, encoded.visual[b, members]))
+            assert torch.allclose(logits[b, members], expected, atol=1e-4)
         assert not logits[~encoded.visual_mask].any()
 
     def test_it_keeps_the_budget_alone_as_in_a_batch_and_whatever_is_asked(self) -> None:
         encoded, pruner = toy_encoded(), selector()
         keep = pruner.select(encoded, 1 / 9).keep
-        sizes = [budget(1 / 9, int(mine.sum())) for _, mine in images_of(encoded)]
-        assert [int(keep[b, mine].sum()) for b, mine in images_of(encoded)] == sizes
+        sizes = [budget(1 / 9, int(members.sum())) for _, members in images_of(encoded)]
+        assert [int(keep[b, members].sum()) for b, members in images_of(encoded)] == sizes
         for b, grids in enumerate(RAGGED):
             alone = pruner.select(toy_encoded([grids], uids=[f"toy-{b}"]), 1 / 9).keep[0]
             assert torch.equal(alone, keep[b, : len(alone)])
@@ -99,8 +99,8 @@ class TestScorerMMR:
         encoded, scorer = toy_encoded(), selector()
         keep = ScorerMMR(scorer, balance).select(encoded, ratio).keep
         logits = scorer.logits(scorer.observe(encoded), ratio)
-        for b, mine in images_of(encoded):
-            tokens, score = encoded.visual[b, mine].double(), logits[b, mine].double()
+        for b, members in images_of(encoded):
+            tokens, score = encoded.visual[b, members].double(), logits[b, members].double()
             unit = tokens / tokens.norm(dim=1, keepdim=True)
             importance = (score - score.min()) / (score.max() - score.min() + 1e-6)
             chosen = [int(importance.argmax())]
@@ -108,7 +108,7 @@ class TestScorerMMR:
                 value = balance * importance - (1 - balance) * (unit @ unit[chosen].T).amax(1)
                 value[chosen] = -torch.inf
                 chosen.append(int(value.argmax()))
-            assert keep[b, mine].nonzero().squeeze(1).tolist() == sorted(chosen)
+            assert keep[b, members].nonzero().squeeze(1).tolist() == sorted(chosen)
 
     def test_importance_alone_is_top_k_of_the_scorer(self) -> None:
         encoded, scorer = toy_encoded(), selector()

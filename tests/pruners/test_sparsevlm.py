@@ -42,10 +42,10 @@ schedules = pytest.mark.parametrize("stages", SCHEDULES.values(), ids=list(SCHED
 @pytest.mark.parametrize("ratio", [0.97, 0.6, 1 / 2, 1 / 3, 0.3, 2 / 9, 0.21])
 def test_the_mean_over_layers_is_the_keep_ratio(pruner: Any, layers: int, ratio: float) -> None:
     plan = LayerPlan.of(pruner, ratio, layers)
-    found = plan.counts(576)
-    assert found[0] == 576
-    assert found == sorted(found, reverse=True)
-    assert sum(found) / layers / 576 == pytest.approx(ratio, abs=1 / 576)
+    result = plan.counts(576)
+    assert result[0] == 576
+    assert result == sorted(result, reverse=True)
+    assert sum(result) / layers / 576 == pytest.approx(ratio, abs=1 / 576)
     assert [stage.before for stage in plan.stages] == {
         5: [1, 2, 3],
         28: [3, 6, 14],
@@ -107,12 +107,12 @@ def test_published_lists_and_their_true_means(
     for ratio in (label / 576, (label + 10) / 576):
         counts = LayerPlan.of(pruner, ratio, 32).counts(576)
         assert sum(counts) / 32 == pytest.approx(mean, abs=0.06)
-        found, alive = [], 576
+        result, alive = [], 576
         for count in (counts[3], counts[7], counts[16]):
             recycled = 0 if plus else naive_clusters(alive, count)
-            found.append(count - recycled)
+            result.append(count - recycled)
             alive = count
-        assert found == chosen
+        assert result == chosen
     # Asked for that mean, the solver comes back to the list.
     again = LayerPlan.of(SparseVLMPruner(plus), sum(counts) / 32 / 576, 32).counts(576)
     assert again == counts
@@ -227,16 +227,16 @@ def naive_density_peaks(x: Tensor, count: int) -> tuple[list[int], Tensor]:
 
 
 def naive_survivors(
-    hidden: Tensor, scores: dict[int, float], mine: list[int], count: int, plus: bool
+    hidden: Tensor, scores: dict[int, float], members: list[int], count: int, plus: bool
 ) -> tuple[list[int], list[int], Tensor]:
     """Of one image: the columns that live, and those of them that are centroids, with their
     states."""
-    order = sorted(mine, key=lambda c: -scores[c])
-    recycled = 0 if plus else naive_clusters(len(mine), count)
+    order = sorted(members, key=lambda c: -scores[c])
+    recycled = 0 if plus else naive_clusters(len(members), count)
     keep = order[: count - recycled]
     if not recycled:
         return keep, [], hidden[:0]
-    pool = sorted(order[len(keep) : len(keep) + 3 * (len(mine) - len(keep)) // 10 + 1])
+    pool = sorted(order[len(keep) : len(keep) + 3 * (len(members) - len(keep)) // 10 + 1])
     centers, centroids = naive_density_peaks(hidden[pool], recycled)
     columns = [pool[center] for center in centers]
     return keep + columns, columns, centroids
@@ -268,38 +268,40 @@ def test_random_states(pruner: SparseVLMPruner, n: int, k: int) -> None:
 def test_raters_scores_and_what_lives_are_those_of_loops(
     lvlm: FrozenLVLM, pruner: SparseVLMPruner, stages: tuple[LayerStage, ...]
 ) -> None:
-    found = seen(lvlm, pruner, stages)
-    made = []
-    rows = found[0][1].visual.any(1).nonzero().flatten().tolist()  # scoring sorts prompts by length
+    result = seen(lvlm, pruner, stages)
+    tensors = []
+    rows = (
+        result[0][1].visual.any(1).nonzero().flatten().tolist()
+    )  # scoring sorts prompts by length
     assert len(rows) == 3
     for row in rows:
-        raters = naive_raters(found[0][1], row)
-        words = int(found[0][1].after[row].sum())
+        raters = naive_raters(result[0][1], row)
+        words = int(result[0][1].after[row].sum())
         assert 0 < len(raters) < words
-        for stage, (look, read, k, after, best) in zip(stages, found, strict=True):
+        for stage, (look, read, k, after, best) in zip(stages, result, strict=True):
             # text stands behind the images: it moves together
-            gone = found[0][1].real.shape[1] - read.real.shape[1]
-            here = [c - gone for c in raters]
-            assert after.marked[row].nonzero().flatten().tolist() == here
-            expected = naive_scores(read, row, here, pruner.plus)
+            gone = result[0][1].real.shape[1] - read.real.shape[1]
+            places = [c - gone for c in raters]
+            assert after.marked[row].nonzero().flatten().tolist() == places
+            expected = naive_scores(read, row, places, pruner.plus)
             scores = pruner.rank(read._replace(marked=after.marked), k)[row]
             assert torch.allclose(
                 scores[list(expected)], torch.tensor(list(expected.values())), atol=1e-6
             )
             hidden = look.hidden[row].clone()
             for image in range(int(look.image[row].max()) + 1):
-                mine = [c for c in expected if int(look.image[row, c]) == image]
-                count = int(k[row, mine[0]])
+                members = [c for c in expected if int(look.image[row, c]) == image]
+                count = int(k[row, members[0]])
                 assert count == budget(stage.keep, 36)
                 keep, columns, centroids = naive_survivors(
-                    look.hidden[row], expected, mine, count, pruner.plus
+                    look.hidden[row], expected, members, count, pruner.plus
                 )
                 hidden[columns] = centroids
-                made.append(len(columns))
-                assert set(sorted(mine, key=lambda c: -float(best[row, c]))[:count]) == set(keep)
+                tensors.append(len(columns))
+                assert set(sorted(members, key=lambda c: -float(best[row, c]))[:count]) == set(keep)
             assert torch.allclose(after.hidden[row], hidden, atol=1e-5)
     if not pruner.plus:
-        assert set(made) == {0.6: {1}, 0.17: {2}, 0.9: {0, 1}}[stages[0].keep]
+        assert set(tensors) == {0.6: {1}, 0.17: {2}, 0.9: {0, 1}}[stages[0].keep]
 
 
 def test_density_peaks_are_those_of_loops() -> None:
@@ -335,8 +337,8 @@ def test_a_ragged_batch_is_its_samples_alone(
     texts, log_prob = lvlm.answer(prompt, plan), lvlm.score(prompt, ANSWERS, plan)[0]
     assert not torch.allclose(log_prob, lvlm.score(prompt, ANSWERS)[0], atol=1e-4)
     for row, sample in enumerate(MIXED):
-        one = lvlm.encode([sample])
-        alone = splice(one, keep_all(one))
+        item = lvlm.encode([sample])
+        alone = splice(item, keep_all(item))
         assert lvlm.answer(alone, plan) == texts[row : row + 1]
         assert torch.allclose(
             lvlm.score(alone, ANSWERS[row : row + 1], plan)[0], log_prob[row : row + 1], atol=1e-5
@@ -347,16 +349,16 @@ def test_a_ragged_batch_is_its_samples_alone(
 def test_nothing_reads_the_answer_that_is_scored(lvlm: FrozenLVLM, pruner: SparseVLMPruner) -> None:
     encoded = lvlm.encode([SAMPLES[0]])
     prompt = splice(encoded, keep_all(encoded))
-    width, found = prompt.embeds.shape[1], []
+    width, result = prompt.embeds.shape[1], []
     for answer in ("yes it is", "no no no"):
         spy = Spy(pruner)
         lvlm.score(prompt, [answer], LayerPlan(spy, SCHEDULES["reads the layer"], lvlm.layers))
-        (_, _, _, one, scores), (_, _, _, other, final) = spy.seen
-        assert not one.marked[:, width:].any()
-        found.append(
+        (_, _, _, item, scores), (_, _, _, other, final) = spy.seen
+        assert not item.marked[:, width:].any()
+        result.append(
             (scores[0, :width] * prompt.visual[0], final[other.visual], other.hidden[other.visual])
         )
-    for first, second in zip(*found, strict=True):
+    for first, second in zip(*result, strict=True):
         assert torch.allclose(first, second, atol=1e-5)
 
 

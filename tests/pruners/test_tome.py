@@ -37,14 +37,14 @@ def _attended(
     )
     sizes, width = np.array([len(token["patches"]) for token in tokens]), len(query[0]) // heads
     keys, values, out = np.array(key), np.array(value), block.out.double().numpy()
-    found = []
+    result = []
     for i, token in enumerate(tokens):
         mixed = []
         for part in (slice(h * width, (h + 1) * width) for h in range(heads)):
             weight = sizes * np.exp(keys[:, part] @ query[i][part] / width**0.5)
             mixed.append(weight @ values[:, part] / weight.sum())
-        found.append(token["x"] + np.concatenate(mixed) @ out)
-    return found, [one.reshape(heads, width).mean(0) for one in key]
+        result.append(token["x"] + np.concatenate(mixed) @ out)
+    return result, [item.reshape(heads, width).mean(0) for item in key]
 
 
 def _merged(tokens: list[Plain], keys: list[np.ndarray], r: int) -> list[Plain]:
@@ -73,8 +73,8 @@ def by_hand(patches: torch.Tensor, tower: Tower, plan: Sequence[int]) -> dict[in
     if tower.cls is not None:
         tokens.insert(0, {"x": tower.cls.double().numpy(), "patches": [-1], "place": -1})
     for block, r in zip(tower.blocks, plan, strict=True):
-        found, keys = _attended(tokens, block)
-        tokens = [token | {"x": x} for token, x in zip(tokens, found, strict=True)]
+        result, keys = _attended(tokens, block)
+        tokens = [token | {"x": x} for token, x in zip(tokens, result, strict=True)]
         tokens = _merged(tokens, keys, r)
         for token in tokens:
             up, down = (weight.double() for weight in (block.up, block.down))  # type: ignore

@@ -48,9 +48,9 @@ def siglip() -> Llava:
     model = LlavaForConditionalGeneration(config).eval()
     for weight in model.model.vision_tower.parameters():
         weight.data.mul_(2 if weight.ndim > 1 else 1)
-    made = Llava.around(model)
-    assert isinstance(made, Llava)
-    return made
+    wrapped = Llava.around(model)
+    assert isinstance(wrapped, Llava)
+    return wrapped
 
 
 class TestOnTheStockModel:
@@ -69,9 +69,9 @@ class TestOnTheStockModel:
         tokens = merged_tower(
             seen.tower, start, mask, torch.zeros(2, len(seen.tower.blocks), dtype=torch.long)
         )
-        found = lvlm.project(tokens.x[:, int(seen.tower.cls is not None) :])
+        result = lvlm.project(tokens.x[:, int(seen.tower.cls is not None) :])
         torch.testing.assert_close(
-            found, torch.stack(list(stock.pooler_output)), atol=1e-5, rtol=1e-5
+            result, torch.stack(list(stock.pooler_output)), atol=1e-5, rtol=1e-5
         )
         assert len(seen.tower.blocks) == lvlm.model.config.vision_config.num_hidden_layers - 1
         assert all(isinstance(block, TowerBlock) for block in seen.tower.blocks)
@@ -113,18 +113,18 @@ class TestOnTheStockModel:
         inputs = stock_inputs(lvlm, batch)
         stock = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
         with tprl.prune(lvlm.model, "tome", keep_ratio=1 / 3) as pruning:
-            found = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+            result = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
         width = inputs["input_ids"].shape[1]
-        assert torch.equal(found[:, :width], stock[:, :width])
-        assert found.shape[1] > width
+        assert torch.equal(result[:, :width], stock[:, :width])
+        assert result.shape[1] > width
         for sample, images in zip(batch, pruning.kept, strict=True):
-            assert [len(one.indices) for one in images] == [
-                budget(1 / 3, one.total) for one in images
+            assert [len(item.indices) for item in images] == [
+                budget(1 / 3, item.total) for item in images
             ]
             assert len(images) == len(sample.images)
         with tprl.prune(lvlm.model, "tome", keep_ratio=1.0):
-            found = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
-        assert torch.equal(found, stock)
+            result = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        assert torch.equal(result, stock)
 
     def test_flops_are_those_counted_in_the_stock_blocks(self) -> None:
         lvlm = random_llava()
@@ -160,7 +160,7 @@ class TestOnTheStockModel:
             )
         ]
         cells: dict[tuple[str, float | None], Any] = {
-            (one.row.pruner, one.row.keep_ratio): one for one in answered
+            (item.row.pruner, item.row.keep_ratio): item for item in answered
         }
         assert ("tome", 1 / 48) not in cells
         for ratio in (1 / 3, 1 / 9):

@@ -21,11 +21,11 @@ def _by_hand(
 ):
     """Kept indices, and the mean of the others with the last of them (None without a mean)."""
     order = sorted(range(len(relevance)), key=lambda v: (-sign * relevance[v], v))
-    rest = sorted(order[kept:])
+    remainder = sorted(order[kept:])
     if not mean:
         return sorted(order[:kept]), None, None
-    average = [sum(tokens[v][d] for v in rest) / len(rest) for d in range(len(tokens[0]))]
-    return sorted(order[:kept]), average, rest[-1]
+    average = [sum(tokens[v][d] for v in remainder) / len(remainder) for d in range(len(tokens[0]))]
+    return sorted(order[:kept]), average, remainder[-1]
 
 
 def _share_by_hand(relevance: list[float], sign: int = -1) -> int:
@@ -53,26 +53,26 @@ def _check(
     assert selection.extra_at is not None
     assert selection.extra_mask is not None
     live = [0] * len(encoded)  # means of a sample follow each other
-    for (b, _, mine), (kept, mean) in zip(_images(encoded), counts, strict=True):
+    for (b, _, members), (kept, mean) in zip(_images(encoded), counts, strict=True):
         relevance, tokens = (
-            encoded.extras["clip_relevance"][b, mine].tolist(),
-            encoded.visual[b, mine].tolist(),
+            encoded.extras["clip_relevance"][b, members].tolist(),
+            encoded.visual[b, members].tolist(),
         )
         expected, average, last = _by_hand(relevance, tokens, kept, mean, sign)
-        assert selection.keep[b, mine].nonzero().squeeze(1).tolist() == expected
+        assert selection.keep[b, members].nonzero().squeeze(1).tolist() == expected
         if average is not None:
             torch.testing.assert_close(
                 selection.extra[b, live[b]], torch.tensor(average), atol=1e-5, rtol=0
             )
-            assert selection.extra_at[b, live[b]] == mine[last]
+            assert selection.extra_at[b, live[b]] == members[last]
         live[b] += mean
     assert selection.extra_mask.sum(1).tolist() == live
 
 
 def _exact(encoded: Encoded, ratio: float) -> list[tuple[int, bool]]:
     counts = []
-    for _, _, mine in _images(encoded):
-        n, k = len(mine), budget(ratio, len(mine))
+    for _, _, members in _images(encoded):
+        n, k = len(members), budget(ratio, len(members))
         mean = 1 < k < n
         counts.append((k - mean, mean))
     return counts
@@ -132,7 +132,7 @@ def test_the_mean_enters_the_prompt_where_the_last_dropped_token_stood():
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_published_keeps_one_more(ratio, sign):
     encoded = _encoded()
-    counts = [(int(len(mine) * ratio), ratio < 1) for _, _, mine in _images(encoded)]
+    counts = [(int(len(members) * ratio), ratio < 1) for _, _, members in _images(encoded)]
     _check(encoded, TrimPruner(sign < 0, published=True).select(encoded, ratio), counts, sign)
 
 
@@ -143,10 +143,10 @@ def test_published_without_a_ratio_keeps_the_outliers(sign):
         4 * encoded.extras["clip_relevance"].square() * (1 + encoded.image_of)
     )
     counts = [
-        _share_by_hand(encoded.extras["clip_relevance"][b, mine].tolist(), sign)
-        if len(mine) > 1
+        _share_by_hand(encoded.extras["clip_relevance"][b, members].tolist(), sign)
+        if len(members) > 1
         else 0
-        for b, _, mine in _images(encoded)
+        for b, _, members in _images(encoded)
     ]
     assert sum(counts) > 6
     assert 0 in counts

@@ -20,22 +20,22 @@ def _by_hand(attention, keys, features, k: int, t: int) -> tuple[list[int], dict
     """Dominant patches, and the features of each contextual token by its target."""
     order = sorted(range(len(attention)), key=lambda v: (-attention[v], v))
     dominant = sorted(order[: k - t - 1])
-    rest = [v for v in range(len(attention)) if v not in dominant]
-    targets = rest[:: max(1, len(rest) // t)][:t] if t else []
+    remainder = [v for v in range(len(attention)) if v not in dominant]
+    targets = remainder[:: max(1, len(remainder) // t)][:t] if t else []
     joined: dict[int, list[int]] = {target: [] for target in targets}
-    for v in rest:
+    for v in remainder:
         if v not in joined and targets:
             joined[max(targets, key=lambda target: _cosine(keys[v], keys[target]))].append(
                 v
             )  # max: the first of equals
-    found = {}
+    result = {}
     for target, others in joined.items():
         mean = [
             sum(features[v][c] for v in others) / max(1, len(others))
             for c in range(len(features[0]))
         ]
-        found[target] = [h + m for h, m in zip(features[target], mean, strict=True)]
-    return dominant, found
+        result[target] = [h + m for h, m in zip(features[target], mean, strict=True)]
+    return dominant, result
 
 
 def _cosine(a: list[float], b: list[float]) -> float:
@@ -49,19 +49,19 @@ def _check(encoded: Encoded, selection: TokenSelection, b: int, k: int, t: int) 
         encoded.extras[x][b, :n].tolist()
         for x in ("cls_attention", "vision_keys", "vision_features")
     )
-    dominant, found = _by_hand(attention, keys, h, k, t)
+    dominant, result = _by_hand(attention, keys, h, k, t)
     merged, extra, extra_at, extra_mask = merged_and_extra(selection)
-    assert selection.keep[b].nonzero().squeeze(1).tolist() == sorted([*dominant, *found])
+    assert selection.keep[b].nonzero().squeeze(1).tolist() == sorted([*dominant, *result])
     assert torch.equal(merged[b, dominant], encoded.visual[b, dominant])
     assert encoded.project is not None
     expected = encoded.project(
-        torch.tensor([found[v] for v in sorted(found)]).reshape(len(found), len(h[0]))
+        torch.tensor([result[v] for v in sorted(result)]).reshape(len(result), len(h[0]))
     )
-    torch.testing.assert_close(merged[b, sorted(found)], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(merged[b, sorted(result)], expected, rtol=1e-5, atol=1e-5)
     assert extra_mask[b].sum() == 1
     cls = encoded.project(encoded.extras["cls_feature"][b, :1])
     torch.testing.assert_close(extra[b, extra_mask[b]], cls, rtol=1e-5, atol=1e-5)
-    assert extra_at[b, 0] == min(set(range(n)) - set(dominant) - set(found))
+    assert extra_at[b, 0] == min(set(range(n)) - set(dominant) - set(result))
     assert selection.count[b] == k
 
 
@@ -131,9 +131,9 @@ def test_a_patch_joins_the_target_with_the_most_similar_key_and_the_first_of_equ
     )
     merged, *_ = merged_and_extra(selection)
     assert selection.keep[0].nonzero().squeeze(1).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 11]
-    one, other = torch.eye(24)[7], torch.eye(24)[11]
-    one[[8, 9, 10, 12, 14, 15]], other[13] = 1 / 6, 1  # 14 is as near to both
-    torch.testing.assert_close(merged[0, [7, 11]], torch.stack([one, other]))
+    first, other = torch.eye(24)[7], torch.eye(24)[11]
+    first[[8, 9, 10, 12, 14, 15]], other[13] = 1 / 6, 1  # 14 is as near to both
+    torch.testing.assert_close(merged[0, [7, 11]], torch.stack([first, other]))
 
 
 def test_equal_attention_keeps_the_first_patches():
@@ -144,11 +144,13 @@ def test_equal_attention_keeps_the_first_patches():
 
 def test_nothing_to_prune_is_the_identity_unless_published():
     encoded = _hand_made()
-    ours, theirs = (VisionZipPruner(published).select(encoded, 1.0) for published in (False, True))
+    ours, published_selection = (
+        VisionZipPruner(published).select(encoded, 1.0) for published in (False, True)
+    )
     assert torch.equal(splice(encoded, ours).embeds, encoded.embeds)
-    _check(encoded, theirs, 0, 8, 1)
-    assert theirs.count.tolist() == ours.count.tolist() == [8]
-    assert not torch.equal(splice(encoded, theirs).embeds, encoded.embeds)
+    _check(encoded, published_selection, 0, 8, 1)
+    assert published_selection.count.tolist() == ours.count.tolist() == [8]
+    assert not torch.equal(splice(encoded, published_selection).embeds, encoded.embeds)
 
 
 def test_dominant_patches_reach_the_language_model_bit_by_bit():

@@ -21,16 +21,16 @@ def _by_hand(
 ):
     order = sorted(range(len(attention)), key=lambda v: (-attention[v], v))
     first = int(k * important)
-    chosen, rest, goal = order[:first], order[first:], k - first
+    chosen, remainder, goal = order[:first], order[first:], k - first
     while goal > 0:
-        r = min(drop, len(rest) - goal)
+        r = min(drop, len(remainder) - goal)
         if r <= 0:
             break
-        evens, odds = rest[0::2], rest[1::2]
+        evens, odds = remainder[0::2], remainder[1::2]
         similar = {i: max((cosine[i][j] for j in odds), default=-math.inf) for i in evens}
         evens = sorted(evens, key=lambda i: -similar[i])  # Python's sort is stable
-        rest = evens[min(r, len(evens)) :] + odds
-    return sorted(chosen + (rest if goal > 0 else []))
+        remainder = evens[min(r, len(evens)) :] + odds
+    return sorted(chosen + (remainder if goal > 0 else []))
 
 
 def _inputs(encoded, b: int) -> tuple[list[float], list[list[float]]]:

@@ -122,12 +122,12 @@ def gallery(items: int, panels: int = 4) -> list[GalleryItem]:
         )
 
     names = ["tprl", "vispruner", "random", "divprune", "mlp", "uniform"][:panels]
-    shown = [
+    views = [
         [*map(panel, names), Panel("pooling", None, "blue", right=False)] for _ in range(items)
     ]
     question = 'Is the <b>red</b> square left of the "big" circle?'
     return [
-        GalleryItem(picture(i), question, "yes & no", "yes", shown[i], True) for i in range(items)
+        GalleryItem(picture(i), question, "yes & no", "yes", views[i], True) for i in range(items)
     ]
 
 

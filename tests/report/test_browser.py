@@ -40,12 +40,14 @@ CONTRAST = """() => {
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("browser") / "report.html"
-    shown = gallery(3)
-    shown[1] = replace(shown[1], panels=[replace(panel, right=False) for panel in shown[1].panels])
+    pictures = gallery(3)
+    pictures[1] = replace(
+        pictures[1], panels=[replace(panel, right=False) for panel in pictures[1].panels]
+    )
     facts = {"questions": 150, "date": "2026-11-23", "hardware": "a_CPU_" * 30}
     write(
         path,
-        gallery=shown,
+        gallery=pictures,
         facts=facts,
         commands=["a_command_" * 40],
         config_yaml=f"key: {'value_' * 60}",
@@ -86,9 +88,9 @@ def test_the_page_does_not_scroll_sideways_with_everything_open(page: Any) -> No
 @pytest.mark.parametrize("page", EVERY, indirect=True)
 def test_text_is_legible(page: Any) -> None:
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    found = page.evaluate(CONTRAST)
-    assert len(found) > 300
-    assert [(round(ratio, 2), text) for ratio, text in found if ratio < 4.5] == []
+    contrasts = page.evaluate(CONTRAST)
+    assert len(contrasts) > 300
+    assert [(round(ratio, 2), text) for ratio, text in contrasts if ratio < 4.5] == []
 
 
 def test_plots_and_pictures_are_not_blank_in_either_scheme(browser: Any, report: Path) -> None:
@@ -102,8 +104,8 @@ def test_plots_and_pictures_are_not_blank_in_either_scheme(browser: Any, report:
         plots = page.locator(".plot svg:visible")
         assert plots.count() == 6
         for i in range(plots.count()):
-            shown = pixels(plots.nth(i).screenshot())
-            assert 0.01 < (abs(shown - whole[0, 0]).max(-1) > 60).mean() < 0.6
+            pictures = pixels(plots.nth(i).screenshot())
+            assert 0.01 < (abs(pictures - whole[0, 0]).max(-1) > 60).mean() < 0.6
         assert page.locator(".panels img").first.evaluate("image => image.naturalWidth") > 100
         page.close()
     assert grounds == [255, 20, 255, 20]

@@ -98,9 +98,9 @@ def test_bold_is_the_best_rival(text: str) -> None:
 def test_retained_is_a_share_of_the_accuracy_with_all_tokens(text: str) -> None:
     """80.7 / 95.3 = 84.7 % for the best rival at 1/9; the oracle's 93.3 are 97.9 %, and not
     bold."""
-    shown = part(text, "Accuracy by keep ratio")
-    assert "With all 192 visual tokens: 95.3 % (92.3 to 98.1)." in shown
-    table = shown[shown.index('<table class="shaded">') :].partition("</table>")[0]
+    lines = part(text, "Accuracy by keep ratio")
+    assert "With all 192 visual tokens: 95.3 % (92.3 to 98.1)." in lines
+    table = lines[lines.index('<table class="shaded">') :].partition("</table>")[0]
     assert '<td style="--lost: 15"><strong>84.7</strong></td>' in table
     assert '<td style="--lost: 2">97.9</td>' in table
     assert "keep_all" not in table
@@ -122,9 +122,9 @@ def test_where_the_numbers_are_from(tmp_path: Path) -> None:
     facts = {"questions": 150, "date": "today", "hardware": "an <abacus>"}
     text = write(tmp_path / "report.html", facts=facts)
     assert '<p class="note">150 questions · date today</p>' in text
-    shown = part(text, "How this was made")
-    assert "<dt>hardware</dt><dd>an &lt;abacus&gt;</dd>" in shown
-    assert "python -m src.train stage=all" in shown
+    lines = part(text, "How this was made")
+    assert "<dt>hardware</dt><dd>an &lt;abacus&gt;</dd>" in lines
+    assert "python -m src.train stage=all" in lines
 
 
 def test_every_plot_is_drawn_once(text: str) -> None:
@@ -140,11 +140,11 @@ def test_paired_bold_only_where_the_interval_excludes_zero(text: str) -> None:
 
 
 def test_a_difference_of_nothing_has_no_interval(tmp_path: Path) -> None:
-    found = [
+    result = [
         Paired("tprl", "random", 1 / 9, 0.0, 0.0, 0.0, 1.0),
         Paired("tprl", "mlp", 1 / 9, 0.0, -0.1, 0.1, 1.0),
     ]
-    table = part(write(tmp_path / "report.html", paired=found), "Paired differences")
+    table = part(write(tmp_path / "report.html", paired=result), "Paired differences")
     assert table.count("<td><em>level</em></td>") == 1
     assert "+0.0<small>-10.0 to +10.0, p 1.000</small>" in table
     assert "Level: the same score on every image" in table

@@ -31,21 +31,21 @@ ROWS = [
 
 
 def test_only_adaptive_pruners_by_family_and_difficulty() -> None:
-    found = {(one.group, one.pruner, one.keep_ratio): one for one in token_spreads(ROWS)}
-    assert {key[0] for key in found} == {"attribute", "count", "easy", "hard"}
-    assert {key[1:] for key in found} == {("tprl_adaptive", 0.2)}
-    hard = found["hard", "tprl_adaptive", 0.2]
+    result = {(item.group, item.pruner, item.keep_ratio): item for item in token_spreads(ROWS)}
+    assert {key[0] for key in result} == {"attribute", "count", "easy", "hard"}
+    assert {key[1:] for key in result} == {("tprl_adaptive", 0.2)}
+    hard = result["hard", "tprl_adaptive", 0.2]
     counts = [10, 13, 16, 19]  # questions 0, 3, 6, 9 are wrong with the fewest tokens
     assert (hard.questions, hard.mean) == (4, 14.5)
     assert hard.quantiles == pytest.approx(np.quantile(counts, QUANTILES))
-    assert found["count", "tprl_adaptive", 0.2].mean == 16
+    assert result["count", "tprl_adaptive", 0.2].mean == 16
 
 
 def test_difficulty_is_that_of_the_same_seed() -> None:
     rows = [sample(0, "a", 0.1, float(seed), 5, seed) for seed in (0, 1)]
     rows += [sample(0, "a_adaptive", 0.1, 1.0, 20 + seed, seed) for seed in (0, 1)]
-    found = {one.group: one.mean for one in token_spreads(rows)}
-    assert (found["hard"], found["easy"]) == (20, 21)
+    result = {item.group: item.mean for item in token_spreads(rows)}
+    assert (result["hard"], result["easy"]) == (20, 21)
 
 
 def test_without_the_exact_mode_there_is_nothing_to_compare_with() -> None:

@@ -48,9 +48,9 @@ def test_the_same_draw_for_the_same_rewards_in_any_order_of_the_questions() -> N
     turned = Outcome(
         tuple(outcome.uids[i] for i in order), outcome.kept[:, order], score=outcome.score[:, order]
     )
-    one, other = Permuted(TERMS)(outcome), Permuted(TERMS)(turned)
-    assert all(torch.equal(one[name][:, order], other[name]) for name in one)
-    assert not torch.equal(Permuted(TERMS, seed=1)(outcome)["score_change"], one["score_change"])
+    first, other = Permuted(TERMS)(outcome), Permuted(TERMS)(turned)
+    assert all(torch.equal(first[name][:, order], other[name]) for name in first)
+    assert not torch.equal(Permuted(TERMS, seed=1)(outcome)["score_change"], first["score_change"])
 
 
 def test_advantages_say_nothing_about_actions() -> None:

@@ -21,8 +21,8 @@ def outcome(**fields: list[list[float]]) -> Outcome:
 
 class TestScoreChange:
     def test_the_first_step_starts_from_the_full_token_score(self) -> None:
-        found = ScoreChange()(outcome(score=[[1.0, 0.25], [0.5, 0.25], [1.0, 1.0]]))
-        assert found.tolist() == [[-0.5, 0.0], [0.5, 0.75]]
+        reading = ScoreChange()(outcome(score=[[1.0, 0.25], [0.5, 0.25], [1.0, 1.0]]))
+        assert reading.tolist() == [[-0.5, 0.0], [0.5, 0.75]]
 
     def test_telescopes_to_final_minus_full(self) -> None:
         score = torch.rand(6, 50, generator=torch.Generator().manual_seed(0))
@@ -49,8 +49,8 @@ class TestLogLikelihood:
 
 class TestTokensSaved:
     def test_is_the_share_of_the_living_tokens_that_a_step_removes(self) -> None:
-        found = TokensSaved()(outcome(kept=[[24, 10], [12, 10], [3, 1]]))
-        assert found.tolist() == [[0.5, 0.0], [0.75, pytest.approx(0.9)]]
+        reading = TokensSaved()(outcome(kept=[[24, 10], [12, 10], [3, 1]]))
+        assert reading.tolist() == [[0.5, 0.0], [0.75, pytest.approx(0.9)]]
 
     def test_a_sample_without_images_divides_by_no_zero(self) -> None:
         assert torch.isfinite(TokensSaved()(outcome(kept=[[0, 4], [0, 2]]))).all()
@@ -74,8 +74,8 @@ class TestFidelity:
 
 class TestFlopsSaved:
     def test_is_a_share_of_all_flops(self) -> None:
-        found = FlopsSaved()(outcome(flops=[[200.0, 100.0], [150.0, 110.0], [50.0, 60.0]]))
-        assert found.tolist() == [[0.25, pytest.approx(-0.1)], [0.5, 0.5]]
+        reading = FlopsSaved()(outcome(flops=[[200.0, 100.0], [150.0, 110.0], [50.0, 60.0]]))
+        assert reading.tolist() == [[0.25, pytest.approx(-0.1)], [0.5, 0.5]]
 
     def test_without_a_measurement_it_raises(self) -> None:
         with pytest.raises(ValueError, match=r"outcome\.flops, which was not measured"):
@@ -85,8 +85,8 @@ class TestFlopsSaved:
 class TestWeightedReward:
     def test_weights_each_term_by_its_name(self) -> None:
         reward = WeightedReward([ScoreChange(2.0), TokensSaved(0.1)])
-        found = reward(outcome(score=[[1.0, 0.0], [0.0, 1.0]], kept=[[10, 10], [5, 8]]))
-        assert {name: value.tolist() for name, value in found.items()} == {
+        reading = reward(outcome(score=[[1.0, 0.0], [0.0, 1.0]], kept=[[10, 10], [5, 8]]))
+        assert {name: value.tolist() for name, value in reading.items()} == {
             "score_change": [[-2.0, 2.0]],
             "tokens_saved": [[pytest.approx(0.05), pytest.approx(0.02)]],
         }

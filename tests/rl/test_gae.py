@@ -63,8 +63,8 @@ def test_incomplete_groups_are_refused() -> None:
 class TestLeaveOneOut:
     def test_literal(self) -> None:
         """Group 1: 3 - (0 + 0) / 2 = 3, 0 - (3 + 0) / 2 = -1.5 twice; group 2 is all equal."""
-        found = leave_one_out(torch.tensor([3.0, 0.0, 0.0, 7.0, 7.0, 7.0]), 3)
-        assert found.tolist() == [3.0, -1.5, -1.5, 0.0, 0.0, 0.0]
+        result = leave_one_out(torch.tensor([3.0, 0.0, 0.0, 7.0, 7.0, 7.0]), 3)
+        assert result.tolist() == [3.0, -1.5, -1.5, 0.0, 0.0, 0.0]
 
     def test_whole_groups_only(self) -> None:
         with pytest.raises(ValueError, match="whole groups"):

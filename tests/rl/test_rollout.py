@@ -92,15 +92,15 @@ def test_a_sample_alone_or_in_another_order_gives_the_same(rule: ActionRule) -> 
     for got, expected in zip(permuted, rollout.rows(order), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     for i, n in enumerate(TOKENS):
-        one = policy_input(TOKENS[i : i + 1], WORDS[i : i + 1], seeds=[i])
-        alone = collect(net, one, rule, STEPS, RATIO[i : i + 1], noise()[:, i : i + 1])
+        entry = policy_input(TOKENS[i : i + 1], WORDS[i : i + 1], seeds=[i])
+        alone = collect(net, entry, rule, STEPS, RATIO[i : i + 1], noise()[:, i : i + 1])
         for got, expected in zip(alone, rollout.rows(slice(i, i + 1)), strict=True):
             width = n if expected.ndim == 3 and expected.shape[2] > 1 else None
             torch.testing.assert_close(
                 got, expected[:, :, :width] if width else expected, atol=1e-4, rtol=1e-4
             )
         for t in range(STEPS):
-            parts = evaluate_actions(net, one, rule, alone, RATIO[i : i + 1], t)
+            parts = evaluate_actions(net, entry, rule, alone, RATIO[i : i + 1], t)
             whole = evaluate_actions(net, x, rule, rollout, RATIO, t)
             row = slice(i, i + 1)
             cut = (whole[0][row], whole[1][row], whole[2][row])
@@ -213,9 +213,9 @@ def test_images_of_a_sample_are_pruned_independently(rule: ActionRule) -> None:
             )
         )
     assert torch.allclose(
-        log_prob[0].sum(), torch.stack([found[1].sum() for found in parts]).sum(), atol=1e-5
+        log_prob[0].sum(), torch.stack([result[1].sum() for result in parts]).sum(), atol=1e-5
     )
-    joined = torch.cat([found[2].flatten() for found in parts])
+    joined = torch.cat([result[2].flatten() for result in parts])
     assert torch.allclose(entropy[0].mean(), joined.mean(), atol=1e-5)
 
 

@@ -206,9 +206,9 @@ class TestCaches:
         shards.fill(make)
         path = shards.paths[1]
         path.write_bytes(damage(path.read_bytes()))
-        made: list[int] = []
-        shards.fill(lambda first, stop: made.append(first) or make(first, stop))
-        assert made == [100]
+        counts: list[int] = []
+        shards.fill(lambda first, stop: counts.append(first) or make(first, stop))
+        assert counts == [100]
         assert f"{path} is damaged: its rows are computed again" in caplog.text
         with opened(path) as file:
             assert file.get_tensor("x").tolist() == list(range(100, 200))

@@ -47,12 +47,12 @@ class TestShares:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sampler = BatchSampler(SequentialSampler(range(7)), 3, drop_last=False)
-        found = []
+        result = []
         for rank in range(2):
             as_rank(rank, 2, monkeypatch)
             assert len(distributed.Shares(sampler)) == 3
-            found.append(list(distributed.Shares(sampler)))
-        assert found == [[[0, 2], [3, 5], [6]], [[1], [4], [6]]]
+            result.append(list(distributed.Shares(sampler)))
+        assert result == [[[0, 2], [3, 5], [6]], [[1], [4], [6]]]
         assert distributed.weight(1) == 0
 
     def test_alone_nothing_changes(self) -> None:
@@ -87,18 +87,18 @@ class TestLaunch:
             distributed.launch_ranks({"accelerator": "cpu", "devices": 1})
 
 
-def told(**more: object) -> dict[str, str]:
-    found = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | {
+def environment(**more: object) -> dict[str, str]:
+    result = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | {
         name: str(value) for name, value in more.items()
     }
-    return os.environ | found
+    return os.environ | result
 
 
 def only_run(folder: Path) -> Path:
     """The one run directory that all ranks agreed on."""
-    (found,) = (folder / "runs").iterdir()
-    assert json.loads((found / "done.json").read_text())
-    return found
+    (result,) = (folder / "runs").iterdir()
+    assert json.loads((result / "done.json").read_text())
+    return result
 
 
 @pytest.mark.slow
@@ -107,11 +107,11 @@ class TestCommands:
     called in."""
 
     def call(self, folder: Path, *command: str) -> str:
-        here = told(PYTHONPATH=ROOT)
+        variables = environment(PYTHONPATH=ROOT)
         done = subprocess.run(
             [sys.executable, *command],
             cwd=folder,
-            env=here,
+            env=variables,
             capture_output=True,
             text=True,
             timeout=300,
@@ -166,7 +166,7 @@ class TestCommands:
             subprocess.Popen(
                 [sys.executable, "-m", "src.train", *PPO, *TOY, *DDP],
                 cwd=tmp_path,
-                env=told(**job, SLURM_PROCID=task, SLURM_LOCALID=task, PYTHONPATH=ROOT),
+                env=environment(**job, SLURM_PROCID=task, SLURM_LOCALID=task, PYTHONPATH=ROOT),
             )
             for task in range(2)
         ]
@@ -182,11 +182,11 @@ class TestCommands:
             "-m",
             "src.train",
         )
-        here = told(PYTHONPATH=ROOT)
+        variables = environment(PYTHONPATH=ROOT)
         done = subprocess.run(
             [sys.executable, *command, *PPO, *TOY, "trainer=cpu"],
             cwd=tmp_path,
-            env=here,
+            env=variables,
             capture_output=True,
             text=True,
             timeout=300,

@@ -117,8 +117,8 @@ class TestChecksums:
     def test_the_tool_of_the_system_reads_them(self, tmp_path: Path) -> None:
         write_sealed(tmp_path / "a.json", "text")
         command = ["sha256sum", "--check", "--strict", f"{SUMS}/a.json.sha256"]
-        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert said.stdout == "a.json: OK\n"
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert process.stdout == "a.json: OK\n"
 
     def test_a_file_of_an_older_version_loads(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_text("text")

@@ -39,7 +39,7 @@ def policy(**about: Any) -> TPRL:
 class FakeApi:
     """Keeps what is uploaded."""
 
-    made: dict[str, Any]
+    instance: dict[str, Any]
 
     def __init__(self, token: str | None = None) -> None:
         type(self).made = {"token": token}
@@ -61,9 +61,9 @@ class TestPush:
     ) -> None:
         monkeypatch.setattr(hub, "HfApi", FakeApi)
         monkeypatch.setattr(hub, "_hub_answers", lambda: True)
-        made = policy(**ABOUT)
+        instance = policy(**ABOUT)
         assert (
-            made.push_to_hub("me/pruner", private=True, token="t")
+            instance.push_to_hub("me/pruner", private=True, token="t")
             == "https://huggingface.co/me/pruner"
         )
         assert FakeApi.made["private"]
@@ -79,16 +79,16 @@ class TestPush:
             return str(tmp_path)
 
         monkeypatch.setattr(hub, "snapshot_download", snapshot)
-        found = tprl.Pruner.from_pretrained("me/pruner", revision="v2")
+        result = tprl.Pruner.from_pretrained("me/pruner", revision="v2")
         assert asked == {
             "repo": "me/pruner",
             "revision": "v2",
             "allow_patterns": [WEIGHTS, CONFIG, CARD, *CALIBRATIONS, f"{SUMS}/*"],
         }
         assert torch.equal(
-            found.select(toy_encoded(), 0.2).keep, made.select(toy_encoded(), 0.2).keep
+            result.select(toy_encoded(), 0.2).keep, instance.select(toy_encoded(), 0.2).keep
         )
-        assert found.trained_on == ABOUT
+        assert result.trained_on == ABOUT
 
     def test_an_unreachable_hub_is_one_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub, "_hub_answers", lambda: False)

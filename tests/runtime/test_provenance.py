@@ -39,7 +39,7 @@ def test_without_git_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("facts", "words"),
     [
         ({}, None),
         ({"commit": "a" * 40, "dirty": False}, "a" * 10),
@@ -47,9 +47,9 @@ def test_without_git_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_a_report_has_the_commit_in_words(
-    found: dict[str, Any], words: str | None, monkeypatch: pytest.MonkeyPatch
+    facts: dict[str, Any], words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provenance, "_git", lambda root: found)
+    monkeypatch.setattr(provenance, "_git", lambda root: facts)
     assert provenance.origin().get("commit") == words
 
 
@@ -59,17 +59,17 @@ def test_the_processor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "flags : a\nmodel name\t: Abacus 7 @ 1 Hz\nmodel name\t: Abacus 7 @ 1 Hz\n"
     )
     monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "cpuinfo")
-    found = provenance.origin()
-    assert found["hardware"].startswith("Abacus 7 @ 1 Hz, ")
-    assert f"torch {torch.__version__}" in found["versions"]
+    facts = provenance.origin()
+    assert facts["hardware"].startswith("Abacus 7 @ 1 Hz, ")
+    assert f"torch {torch.__version__}" in facts["versions"]
     monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "none")
     assert " cores" in provenance.origin()["hardware"]
 
 
 def test_a_run_knows_the_code_and_the_machine() -> None:
-    found = provenance.provenance()
+    facts = provenance.provenance()
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
-    assert found["git"].get("commit", "") == head.stdout.strip()  # a copy without git has neither
-    assert {"torch", "transformers", "device", "threads", "command"} <= found["environment"].keys()
+    assert facts["git"].get("commit", "") == head.stdout.strip()  # a copy without git has neither
+    assert {"torch", "transformers", "device", "threads", "command"} <= facts["environment"].keys()

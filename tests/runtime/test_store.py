@@ -31,11 +31,11 @@ def square(first: int, stop: int) -> dict[str, Tensor]:
 
 
 def contents(shards: Shards) -> list[int]:
-    found: list[int] = []
+    values: list[int] = []
     for path in shards.paths:
         with opened(path) as file:
-            found += file.get_tensor("x").tolist()
-    return found
+            values += file.get_tensor("x").tolist()
+    return values
 
 
 class Making:
@@ -102,8 +102,8 @@ class TestShards:
         processes = [started(work) for _ in range(3)]
         for process in processes:
             process.join(60)
-        made = [path.name.split("-") for path in notes.glob("made-*")]
-        assert sorted(int(first) for _, first, _ in made) == list(range(0, 120, 10))
+        names = [path.name.split("-") for path in notes.glob("made-*")]
+        assert sorted(int(first) for _, first, _ in names) == list(range(0, 120, 10))
         assert [path.read_text() for path in notes.glob("read-*")] == ["True"] * 3
         assert not list(shards.folder.glob("*.part"))
 
@@ -163,8 +163,8 @@ class TestShards:
         assert making.made == [10]
         # wandb's console of a test before may speak, too
         records = [record for record in caplog.records if record.name.startswith("tprl")]
-        said = [record.getMessage() for record in records]
-        assert said == [f"{shards.paths[1]} is damaged: its rows are computed again"]
+        messages = [record.getMessage() for record in records]
+        assert messages == [f"{shards.paths[1]} is damaged: its rows are computed again"]
         assert shards.paths[1].read_bytes() == whole
 
     @pytest.mark.parametrize("fault", ["gone", "short"])
@@ -232,15 +232,15 @@ class TestFullDisk:
 
 class TestCache:
     def test_a_folder_for_every_key_with_the_key_in_words(self, tmp_path: Path) -> None:
-        one = Cache(tmp_path, {"model": {"name": "a"}})
+        item = Cache(tmp_path, {"model": {"name": "a"}})
         folders = [
-            one.folder("scores", seed=0),
-            one.folder("scores", seed=1),
-            one.folder("codes", seed=0),
+            item.folder("scores", seed=0),
+            item.folder("scores", seed=1),
+            item.folder("codes", seed=0),
             Cache(tmp_path, {"model": {"name": "b"}}).folder("scores", seed=0),
         ]
         assert len(set(folders)) == 4
-        assert one.folder("scores", seed=0) == folders[0]
+        assert item.folder("scores", seed=0) == folders[0]
         assert json.loads((folders[0] / "meta.json").read_text()) == {
             "format": 1,
             "model": {"name": "a"},
@@ -260,12 +260,12 @@ class TestCache:
         with claim(path) as part, claim(path, wait=False) as other:
             assert other is None
             commit(part, path, b"contents")
-        assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [
+        assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [
             ("file", b"contents")
         ]
         with pytest.raises(ZeroDivisionError), claim(path):
             raise ZeroDivisionError
-        assert [one.name for one in tmp_path.iterdir()] == ["file"]
+        assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
 class TestRecord:
@@ -273,10 +273,10 @@ class TestRecord:
         value = [float(torch.tensor(0.1)), -1e-30, math.nan]
         Record(tmp_path / "r").add({"a/ü": value, "b": "two\nlines"})
         Record(tmp_path / "r").add({"c": None})
-        found = Record(tmp_path / "r").known
-        assert found["a/ü"][:2] == value[:2]
-        assert math.isnan(found["a/ü"][2])
-        assert found == {"a/ü": found["a/ü"], "b": "two\nlines", "c": None}
+        values = Record(tmp_path / "r").known
+        assert values["a/ü"][:2] == value[:2]
+        assert math.isnan(values["a/ü"][2])
+        assert values == {"a/ü": values["a/ü"], "b": "two\nlines", "c": None}
 
     def test_a_batch_is_lost_as_a_whole(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

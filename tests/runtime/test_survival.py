@@ -46,13 +46,17 @@ class Command:
 
     def __init__(self, folder: Path, *words: str, name: str = "train") -> None:
         self.told, self.run = folder / "err.txt", folder / "run"
-        here = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         with self.told.open("w") as err:
             command = [sys.executable, "-m", f"src.{name}", *words]
             self.process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=here,
+                env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=err,
                 start_new_session=True,
@@ -75,10 +79,10 @@ class Command:
 
     def ranks(self) -> list[int]:
         """Process ids, rank by rank."""
-        found = subprocess.run(
+        result = subprocess.run(
             ["pgrep", "-g", str(self.process.pid)], capture_output=True, text=True, check=True
         )
-        return sorted(map(int, found.stdout.split()))
+        return sorted(map(int, result.stdout.split()))
 
     def end(self) -> tuple[int, str]:
         """Exit status and what was said; no process is left."""
@@ -103,10 +107,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         return started[-1]
 
     yield begin
-    for one in started:
-        if one.process.poll() is None:
-            one.signal(signal.SIGKILL)
-            one.process.wait()
+    for item in started:
+        if item.process.poll() is None:
+            item.signal(signal.SIGKILL)
+            item.process.wait()
 
 
 Start = Callable[..., Command]
@@ -146,12 +150,12 @@ class TestOneRankOrTwo:
         command.signal(signal.SIGKILL)
         assert command.end()[0] == -signal.SIGKILL
         assert 20 <= command.iteration() < 80
-        code, said = start(f"resume={tmp_path / 'run'}").end()
+        code, output = start(f"resume={tmp_path / 'run'}").end()
         assert code == 0
-        assert "going on with the run in" in said
-        one, other = left(tmp_path / "whole"), left(tmp_path / "run")
-        assert same(one[0], other[0])
-        assert one[1] == other[1]
+        assert "going on with the run in" in output
+        item, other = left(tmp_path / "whole"), left(tmp_path / "run")
+        assert same(item[0], other[0])
+        assert item[1] == other[1]
         curves = [(tmp_path / name / "curves.json").read_text() for name in ("whole", "run")]
         assert "ppo, return" in curves[0]
         assert curves[0] == curves[1]
@@ -162,14 +166,14 @@ class TestOneRankOrTwo:
         command = start(*PPO, *TOY, *OFTEN, "trainer=cpu", f"hydra.run.dir={tmp_path / 'run'}")
         command.until(lambda: command.iteration() > 0)
         command.signal(number)
-        code, said = command.end()
+        code, output = command.end()
         assert code == 128 + number
         name = signal.Signals(number).name
         done = command.iteration()
         assert (
             f"stopped by {name}: iteration {done} is finished and saved; "
             f"go on with `python -m src.train resume={tmp_path / 'run'}`\n"
-        ) in said
+        ) in output
 
     @pytest.mark.parametrize("to", ["first", "second", "all"])
     def test_a_signal_to_any_rank_stops_all(self, to: str, start: Start, tmp_path: Path) -> None:
@@ -178,10 +182,10 @@ class TestOneRankOrTwo:
         first, second = command.ranks()
         for rank in {"first": [first], "second": [second], "all": [first, second]}[to]:
             os.kill(rank, signal.SIGTERM)
-        code, said = command.end()
+        code, output = command.end()
         assert code == 128 + signal.SIGTERM
-        assert f"iteration {command.iteration()} is finished and saved" in said
-        assert "Traceback" not in said
+        assert f"iteration {command.iteration()} is finished and saved" in output
+        assert "Traceback" not in output
 
 
 @pytest.mark.slow
@@ -196,9 +200,9 @@ def test_an_evaluation_goes_on_after_a_signal(start: Start, tmp_path: Path) -> N
         )
     )
     command.signal(signal.SIGTERM)
-    code, said = command.end()
+    code, output = command.end()
     assert code == 128 + signal.SIGTERM
-    assert f"go on with `python -m src.eval resume={run}`" in said
+    assert f"go on with `python -m src.eval resume={run}`" in output
     assert start(f"resume={run}", name="eval").end()[0] == 0
     for name in ("results.csv", "samples.jsonl", "evaluation.json", "paired.json", "spreads.json"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

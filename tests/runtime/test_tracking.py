@@ -33,7 +33,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "key", "found"),
+    ("mode", "key", "offline"),
     [
         (None, None, "offline"),
         (None, "k", "online"),
@@ -42,17 +42,17 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ],
 )
 def test_offline_without_a_key(
-    mode: str | None, key: str | None, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    mode: str | None, key: str | None, offline: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in (("WANDB_MODE", mode), ("WANDB_API_KEY", key)):
         if value:
             monkeypatch.setenv(name, value)
-    assert Tracker(tmp_path)._wandb_init["mode"] == found
+    assert Tracker(tmp_path)._wandb_init["mode"] == offline
 
 
 def the_run(folder: Path) -> OfflineRun:
-    (found,) = offline_runs(folder)
-    return found
+    (offline,) = offline_runs(folder)
+    return offline
 
 
 class TestMetrics:
@@ -61,15 +61,15 @@ class TestMetrics:
         tracker.log_metrics({"ppo/kl": 0.1, "samples_seen": 8.0}, step=0)
         tracker.log_metrics({"ppo/kl": 0.2, "ppo/served": 0.5, "samples_seen": 16.0}, step=1)
         tracker.log_row({"keep_ratio": 0.5, "eval/tprl/accuracy": 0.7}, axis="keep_ratio")
-        found = the_run(tmp_path)
-        assert found.axes == {
+        offline = the_run(tmp_path)
+        assert offline.axes == {
             "ppo/kl": "samples_seen",
             "ppo/served": "samples_seen",
             "eval/tprl/accuracy": "keep_ratio",
             **dict.fromkeys(["samples_seen", "keep_ratio", "trainer/global_step"]),
         }
-        assert [row.get("ppo/kl") for row in found.rows] == [0.1, 0.2, None]
-        assert found.rows[1]["samples_seen"] == 16
+        assert [row.get("ppo/kl") for row in offline.rows] == [0.1, 0.2, None]
+        assert offline.rows[1]["samples_seen"] == 16
 
     def test_a_stage_does_not_overwrite_the_arguments_of_another(self, tmp_path: Path) -> None:
         tracker = Tracker(tmp_path)
@@ -77,13 +77,13 @@ class TestMetrics:
         tracker.log_row({"a": 1.0})
         tracker.log_hyperparams({"lr": 1.0})
         tracker.describe({"arguments/lfd": {"lr": 2.0}})
-        found = the_run(tmp_path)
-        assert {key: found.config[key] for key in ("stage", "arguments/lfd")} == {
+        offline = the_run(tmp_path)
+        assert {key: offline.config[key] for key in ("stage", "arguments/lfd")} == {
             "stage": {"name": "all"},
             "arguments/lfd": {"lr": 2},
         }
-        assert "lr" not in found.config
-        assert (found.about["display_name"], found.about["job_type"]) == ("demo", "all")
+        assert "lr" not in offline.config
+        assert (offline.about["display_name"], offline.about["job_type"]) == ("demo", "all")
 
     def test_names_from_outside_win(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("WANDB_NAME", "mine")
@@ -112,21 +112,21 @@ class TestEvaluations:
             row("tprl_threshold", None, 6.0, "accuracy", 0.6),
         ]
         log_results(Tracker(tmp_path), rows)
-        found = the_run(tmp_path)
-        curve = {one["keep_ratio"]: one for one in found.rows if "eval/tprl/accuracy" in one}
+        offline = the_run(tmp_path)
+        curve = {item["keep_ratio"]: item for item in offline.rows if "eval/tprl/accuracy" in item}
         assert list(curve) == [0.25, 0.5]
         assert curve[0.5]["eval/tprl/mean_iou"] == 0.5
         assert (curve[0.25]["eval/tprl/flops_ratio"], curve[0.25]["eval/tprl/kept_tokens"]) == (
             0.2,
             4,
         )
-        alone = next(one for one in found.rows if "eval/tprl_threshold/accuracy" in one)
+        alone = next(item for item in offline.rows if "eval/tprl_threshold/accuracy" in item)
         assert alone["keep_ratio"] == 6 / 16
-        assert {axis for name, axis in found.axes.items() if name.startswith("eval/")} == {
+        assert {axis for name, axis in offline.axes.items() if name.startswith("eval/")} == {
             "keep_ratio"
         }
-        assert "eval/random/seed1/accuracy" in found.axes
-        assert found.rows[-1]["eval/results"]["nrows"] == len(rows)
+        assert "eval/random/seed1/accuracy" in offline.axes
+        assert offline.rows[-1]["eval/results"]["nrows"] == len(rows)
 
     def test_other_loggers_get_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         started: list[Any] = []
@@ -155,15 +155,15 @@ class TestFailures:
         for value in (1.0, 2.0):
             tracker.log_row({"a": value})
         (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-        assert self.said(caplog) == [
+        assert self.output(caplog) == [
             (
                 "W&B failed (CommError: no route to host): offline "
                 f"from here; upload with: wandb sync {folder}"
             )
         ]
-        found = the_run(tmp_path)
-        assert [one["a"] for one in found.rows] == [1, 2]
-        assert (found.config["seed"], found.axes["a"]) == (3, "samples_seen")
+        offline = the_run(tmp_path)
+        assert [item["a"] for item in offline.rows] == [1, 2]
+        assert (offline.config["seed"], offline.axes["a"]) == (3, "samples_seen")
 
     def test_logging_fails_in_the_middle(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
@@ -180,9 +180,9 @@ class TestFailures:
             tracker.log_row({"a": value})
         runs = offline_runs(tmp_path)
         # the row that failed is there
-        assert [[one["a"] for one in found.rows] for found in runs] == [[1], [2, 3]]
-        assert [found.config["seed"] for found in runs] == [3, 3]
-        (line,) = self.said(caplog)
+        assert [[item["a"] for item in offline.rows] for offline in runs] == [[1], [2, 3]]
+        assert [offline.config["seed"] for offline in runs] == [3, 3]
+        (line,) = self.output(caplog)
         assert all(str(path) in line for path in (tmp_path / "wandb").glob("offline-run-*"))
 
     def test_the_process_behind_it_is_killed(
@@ -199,13 +199,13 @@ class TestFailures:
         # they are.
         for value in range(2, 1002):
             tracker.log_row({"a": float(value)})
-            if self.said(caplog):
+            if self.output(caplog):
                 break
             time.sleep(0.01)
         tracker.log_row({"a": 2000.0})
         assert children.stdout
-        assert len(self.said(caplog)) == 1
-        assert [one["a"] for one in offline_runs(tmp_path)[-1].rows][-1] == 2000
+        assert len(self.output(caplog)) == 1
+        assert [item["a"] for item in offline_runs(tmp_path)[-1].rows][-1] == 2000
 
     def test_nothing_works(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
@@ -219,12 +219,12 @@ class TestFailures:
         tracker.describe({"b": 1})
         log_weights(tracker, tmp_path)
         assert tracker.name == "tprl"
-        (line,) = self.said(caplog)
+        (line,) = self.output(caplog)
         assert "no space left" in line
         assert "nothing more is logged" in line
 
     @staticmethod
-    def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    def output(caplog: pytest.LogCaptureFixture) -> list[str]:
         return [
             record.getMessage()
             for record in caplog.records
@@ -259,7 +259,7 @@ def test_no_pictures_where_none_are_asked_for(
         sys, "argv", ["train", *options, "policy.select=topk", f"hydra.run.dir={tmp_path}/run"]
     )
     launch("train", train)
-    names = {name for one in the_run(tmp_path / "run").rows for name in one}
+    names = {name for item in the_run(tmp_path / "run").rows for name in item}
     assert "ppo/kl" in names
     assert "ppo/overlays" not in names
 
@@ -274,7 +274,7 @@ def test_the_pruner_is_an_artifact_if_asked(tmp_path: Path) -> None:
     records = the_run(tmp_path / "True").records
     (artifact,) = (record["artifact"] for record in records if record["type"] == "artifact")
     assert artifact["type"] == "model"
-    assert {one["path"] for one in artifact["manifest"]["contents"]} == {
+    assert {item["path"] for item in artifact["manifest"]["contents"]} == {
         "pruner/config.json",
         "last.ckpt",
     }
@@ -293,15 +293,15 @@ def test_the_jobs_of_a_sweep_are_runs_of_one_group(
     )
     launch("train", work)
     runs = [the_run(tmp_path / "night" / str(job)) for job in (0, 1)]
-    assert [[*one.rows[0]] for one in runs] == [
+    assert [[*item.rows[0]] for item in runs] == [
         ["only/1", "samples_seen"],
         ["only/2", "samples_seen"],
     ]
-    assert [one.about["run_group"] for one in runs] == ["night", "night"]
-    assert [one.about["display_name"] for one in runs] == ["seed=1", "seed=2"]
-    assert {one.about["job_type"] for one in runs} == {"ppo"}
+    assert [item.about["run_group"] for item in runs] == ["night", "night"]
+    assert [item.about["display_name"] for item in runs] == ["seed=1", "seed=2"]
+    assert {item.about["job_type"] for item in runs} == {"ppo"}
     assert runs[0].about["run_id"] != runs[1].about["run_id"]
-    assert [one.config["seed"] for one in runs] == [1, 2]
+    assert [item.config["seed"] for item in runs] == [1, 2]
     assert runs[0].config["stage"]["module"]["group"] == 16
     assert runs[0].config["directory"] == str(tmp_path / "night/0")
 

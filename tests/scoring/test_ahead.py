@@ -53,10 +53,10 @@ def test_batches_come_in_order_and_encode_to_the_same(threads: FrozenLVLM) -> No
     prepared = list(ahead(threads, stream(6)))
     assert all(batch.prepared is not None for batch in prepared)
     for batch, plain in zip(prepared, stream(6), strict=True):
-        one, other = batch.encode(threads), plain.encode(threads)
-        assert one.uids == other.uids
+        item, other = batch.encode(threads), plain.encode(threads)
+        assert item.uids == other.uids
         for name in ("input_ids", "embeds", "question", "positions", "visual_at"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
+            assert torch.equal(getattr(item, name), getattr(other, name))
 
 
 def test_only_so_many_batches_are_drawn_ahead(threads: FrozenLVLM) -> None:

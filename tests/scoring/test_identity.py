@@ -73,9 +73,9 @@ class TestProcessor:
         size.processor.image_processor.do_rescale = not size.processor.image_processor.do_rescale
         template.processor.chat_template += " "
         words.tokenizer.add_tokens(["another"])
-        found = [of_processor(one.processor) for one in (lvlm, same, size, template, words)]
-        assert found[0] == found[1]
-        assert len(set(found)) == 4
+        digests = [of_processor(item.processor) for item in (lvlm, same, size, template, words)]
+        assert digests[0] == digests[1]
+        assert len(set(digests)) == 4
 
 
 class TestData:
@@ -91,18 +91,18 @@ class TestData:
             "name": "no path",
         }
 
-        def found() -> dict[str, object]:
+        def digests() -> dict[str, object]:
             return of_dataset(ToyDataset(limit=5), config, "train")
 
-        before = found()
-        assert found() == before
+        before = digests()
+        assert digests() == before
         assert before["questions"] == 5
         assert isinstance(before["files"], dict)
         assert before["files"].keys() == {"source", "images"}
         rows.write_text("12")
-        edited = found()
+        edited = digests()
         os.utime(images / "deep" / "a.png", (0, 0))
-        assert len({str(one) for one in (before, edited, found())}) == 3
+        assert len({str(item) for item in (before, edited, digests())}) == 3
 
     def test_a_folder_without_opening_it(self, tmp_path: Path) -> None:
         (tmp_path / "broken").symlink_to("nowhere")
@@ -110,8 +110,8 @@ class TestData:
 
 
 def test_a_learned_pruner_is_told_by_weights_and_serving() -> None:
-    found = [
-        of_pruner(one, {"a": 1})
-        for one in (policy(0), policy(0, quality=9.0), policy(1), UniformPruner())
+    digests = [
+        of_pruner(item, {"a": 1})
+        for item in (policy(0), policy(0, quality=9.0), policy(1), UniformPruner())
     ]
-    assert len({str(one) for one in found}) == 4
+    assert len({str(item) for item in digests}) == 4

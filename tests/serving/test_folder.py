@@ -77,9 +77,9 @@ class TestFolder:
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
         ours = lvlm.model.state_dict()
-        theirs = loaded.state_dict()
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        loaded_weights = loaded.state_dict()
+        assert ours.keys() == loaded_weights.keys()
+        assert all(torch.equal(ours[name], loaded_weights[name]) for name in ours)
 
     def test_it_says_how_it_prunes(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -135,9 +135,9 @@ class TestRefusals:
         rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
         lvlm.model.config.text_config.rope_parameters = rope
         pruner = load_component("pruner", "divprune")
-        said = self.refused(lvlm, pruner, tmp_path)
-        assert said.startswith("the language model of llava turns by rope_type=linear")
-        assert said.endswith("use positions=compact.")
+        output = self.refused(lvlm, pruner, tmp_path)
+        assert output.startswith("the language model of llava turns by rope_type=linear")
+        assert output.endswith("use positions=compact.")
         write_folder(lvlm, pruner, Settings(1 / 9, "compact", DIVPRUNE), tmp_path)
         assert (tmp_path / "config.json").is_file()
 

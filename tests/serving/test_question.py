@@ -30,14 +30,14 @@ class TestQuestions:
         ids = prompt(lvlm, "what color is the large circle?", images)
         image = lvlm.image_token
         expanded = torch.tensor(
-            [[token for one in ids for token in [one] * (144 if one == image else 1)]]
+            [[token for item in ids for token in [item] * (144 if item == image else 1)]]
         )
         mask = QuestionFinder(lvlm.processor, image)(
             expanded, torch.ones_like(expanded, dtype=torch.bool)
         )
-        found = Questions(lvlm.processor, image)(ids)
-        assert found == tuple(expanded[mask].tolist())
-        assert lvlm.tokenizer.decode(list(found)) == "what color is the large circle ?"
+        result = Questions(lvlm.processor, image)(ids)
+        assert result == tuple(expanded[mask].tolist())
+        assert lvlm.tokenizer.decode(list(result)) == "what color is the large circle ?"
 
     def test_none_in_texts_and_in_what_measures_memory(
         self, lvlm: FrozenLVLM, caplog: pytest.LogCaptureFixture

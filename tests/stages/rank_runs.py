@@ -127,7 +127,7 @@ class Report(pl.Callback):
         }
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        found = {
+        result = {
             "gradient": self.gradient,
             "start": self.start,
             "weights": weights(pl_module.pruner),
@@ -135,7 +135,7 @@ class Report(pl.Callback):
             "best": getattr(pl_module, "best_state", {}),
             "curves": getattr(pl_module, "curves", {}),
         }
-        torch.save(found, self.path)
+        torch.save(result, self.path)
 
 
 class Scratched(Scenes):
@@ -164,24 +164,24 @@ def everything(folder: Path) -> None:
     torch.set_num_threads(1)
     for name, stage in STAGES.items():
         report = Report(folder / f"{name}.{distributed.count()}.{distributed.rank()}.pt")
-        here: dict[str, Any] = (
+        state: dict[str, Any] = (
             {"strategy": "ddp", "devices": RANKS} if distributed.count() > 1 else {}
         )
-        fit(stage(), report, use_distributed_sampler=False, **here)
+        fit(stage(), report, use_distributed_sampler=False, **state)
     evaluation(folder / f"evaluation.{distributed.count()}")
 
 
 def one_rank(number: int, port: int, folder: Path) -> None:
     """What torchrun says to the processes that it starts."""
-    told = {
+    environment = {
         "RANK": number,
         "LOCAL_RANK": number,
         "WORLD_SIZE": RANKS,
         "LOCAL_WORLD_SIZE": RANKS,
         "GROUP_RANK": 0,
     }
-    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {name: str(value) for name, value in told.items()}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {name: str(value) for name, value in environment.items()}
     distributed.join()
     everything(folder)
 
@@ -198,11 +198,11 @@ def main(folder: Path) -> None:
     several = [
         get_context("fork").Process(target=one_rank, args=(n, port, folder)) for n in range(RANKS)
     ]
-    for one in several:
-        one.start()
-    for one in several:
-        one.join()
-    if any(one.exitcode for one in several):
+    for process in several:
+        process.start()
+    for process in several:
+        process.join()
+    if any(process.exitcode for process in several):
         sys.exit("a rank failed")
     everything(folder)
 

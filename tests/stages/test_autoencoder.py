@@ -26,21 +26,21 @@ def stage(pruner: TPRL | None = None, **options: Any) -> AutoencoderStage:
 
 class TestTokens:
     def test_every_picture_counts_once(self) -> None:
-        one = stage(images=10)
-        one.setup("fit")
+        module = stage(images=10)
+        module.setup("fit")
         pictures = ToyDataset()
         samples = [pictures[i * len(KINDS)] for i in range(10)]
         expected = lvlm().encode(samples).visual.half()
-        assert torch.equal(one.held_out, expected[:1].flatten(0, 1))
-        assert torch.equal(one.tokens, expected[1:].flatten(0, 1))
+        assert torch.equal(module.held_out, expected[:1].flatten(0, 1))
+        assert torch.equal(module.tokens, expected[1:].flatten(0, 1))
 
     @pytest.mark.parametrize(("limit", "pictures"), [(12, 2), (400, 67)])
     def test_a_dataset_with_fewer_pictures_than_asked_for_is_used_up(
         self, limit: int, pictures: int
     ) -> None:
-        one = stage(dataset=ToyDataset(limit=limit), images=1000)
-        one.setup("fit")
-        assert len(one.tokens) + len(one.held_out) == pictures * 24
+        module = stage(dataset=ToyDataset(limit=limit), images=1000)
+        module.setup("fit")
+        assert len(module.tokens) + len(module.held_out) == pictures * 24
 
     def test_a_single_picture_is_refused(self) -> None:
         with pytest.raises(
@@ -56,17 +56,17 @@ class TestTokens:
                 grids = [((2, 2 + i % 3),) for i in range(len(samples))]
                 return toy_encoded(grids, width=24, uids=[sample.uid for sample in samples])
 
-        one = stage(lvlm=Ragged(width=24), images=6)
-        one.setup("fit")
-        assert (len(one.held_out), len(one.tokens)) == (4, 6 + 8 + 4 + 6 + 8)
-        assert not (torch.cat([one.held_out, one.tokens]) == 0).all(1).any()
+        module = stage(lvlm=Ragged(width=24), images=6)
+        module.setup("fit")
+        assert (len(module.held_out), len(module.tokens)) == (4, 6 + 8 + 4 + 6 + 8)
+        assert not (torch.cat([module.held_out, module.tokens]) == 0).all(1).any()
 
     def test_statistics_come_from_the_training_tokens(self) -> None:
-        one = stage()
-        one.setup("fit")
-        assert one.pruner.autoencoder is not None
+        module = stage()
+        module.setup("fit")
+        assert module.pruner.autoencoder is not None
         torch.testing.assert_close(
-            one.pruner.autoencoder.mean, one.tokens.float().mean(0), atol=1e-5, rtol=1e-4
+            module.pruner.autoencoder.mean, module.tokens.float().mean(0), atol=1e-5, rtol=1e-4
         )
 
     def test_a_pruner_without_autoencoder_is_refused(self) -> None:
@@ -77,19 +77,19 @@ class TestTokens:
 class TestTraining:
     def test_codes_of_half_the_width_learn_to_reconstruct_held_out_pictures(self) -> None:
         metrics = Metrics()
-        one = stage(images=200, epochs=8)
-        before = weights(one.pruner.net)
-        trainer = fit(one, metrics)
+        module = stage(images=200, epochs=8)
+        before = weights(module.pruner.net)
+        trainer = fit(module, metrics)
         # about the fraction of variance lost: nothing is known yet
         assert metrics["autoencoder/mse"][0] > 0.9
         assert float(trainer.callback_metrics["autoencoder/val_mse"]) < 0.5
-        assert same(weights(one.pruner.net), before)
+        assert same(weights(module.pruner.net), before)
 
     def test_the_same_seed_gives_the_same_bits(self) -> None:
         ends = []
         for seed in (0, 0, 1):
-            one = stage(seed=seed)
-            fit(one)
-            ends.append(weights(one.pruner))
+            module = stage(seed=seed)
+            fit(module)
+            ends.append(weights(module.pruner))
         assert same(ends[0], ends[1])
         assert not same(ends[0], ends[2])

@@ -38,12 +38,12 @@ def test_it_measures_what_is_served() -> None:
     calibrate_fade(pruner, judge, 0.1, [0.5])
     best = judge(pruner)["log_prob"]
     assert judge.log_prob(pruner, 0.5) == pytest.approx(best, abs=1e-6)
-    found = []
+    result = []
     for fade in FADES:
         pruner.serving = Serving(trained_to=0.1, fade=fade)
-        found.append(judge(pruner)["log_prob"])
-    assert best == max(found)
-    assert len(set(found)) > 1
+        result.append(judge(pruner)["log_prob"])
+    assert best == max(result)
+    assert len(set(result)) > 1
 
 
 @pytest.mark.parametrize(("select", "ratios"), [("topk", [0.5]), ("dpp", [0.1, 0.2])])

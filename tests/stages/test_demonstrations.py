@@ -51,10 +51,10 @@ def stored(
     )  # type: ignore[arg-type]
 
 
-def shown(*args: Any, **options: Any) -> Demonstrations:
+def demonstrated(*args: Any, **options: Any) -> Demonstrations:
     """All of `stored`, in order."""
-    found = stored(*args, **options)
-    return found.rows(torch.arange(len(found)))
+    result = stored(*args, **options)
+    return result.rows(torch.arange(len(result)))
 
 
 class TestMasks:
@@ -63,30 +63,30 @@ class TestMasks:
         encoded = lvlm().encode([ToyDataset()[0]])
         free = [UniformPruner().select(encoded, ratio).keep for ratio in (0.5, 0.25)]
         assert (free[1] & ~free[0]).any()
-        keep = shown().keep
+        keep = demonstrated().keep
         assert keep.shape == (3, 30, 24)
         assert not (keep[1:] & ~keep[:-1]).any()
 
     def test_the_last_mask_is_the_heuristics_own_choice(self) -> None:
-        found = shown(keep_ratios=(0.25,))
+        result = demonstrated(keep_ratios=(0.25,))
         encoded = lvlm().encode([ToyDataset()[i] for i in range(30)])
-        assert torch.equal(found.keep[-1], UniformPruner().select(encoded, 0.25).keep)
+        assert torch.equal(result.keep[-1], UniformPruner().select(encoded, 0.25).keep)
 
     def test_counts_shrink_geometrically_to_the_budget(self) -> None:
-        found = shown()
+        result = demonstrated()
         counts = {
             (ratio, *column)
             for ratio, column in zip(
-                found.keep_ratio.tolist(), found.keep.sum(2).T.tolist(), strict=True
+                result.keep_ratio.tolist(), result.keep.sum(2).T.tolist(), strict=True
             )
         }
         assert counts == {(0.5, 19, 15, 12), (1 / 12, 10, 5, 2)}
 
     def test_progressive_shares_are_of_what_is_alive(self) -> None:
         """0.8, 0.6 and 0.4 of 24: 19.2, 11.52 and 4.608."""
-        found = shown(progressive=(0.8, 0.6, 0.4), keep_ratios=(0.9,), steps=1)
-        assert found.keep.sum(2).T.tolist() == [[19, 12, 5]] * 30
-        assert found.keep_ratio.tolist() == pytest.approx([0.192] * 30)
+        result = demonstrated(progressive=(0.8, 0.6, 0.4), keep_ratios=(0.9,), steps=1)
+        assert result.keep.sum(2).T.tolist() == [[19, 12, 5]] * 30
+        assert result.keep_ratio.tolist() == pytest.approx([0.192] * 30)
 
     def test_samples_with_several_images_of_unequal_size(self) -> None:
         """Each image rounds its own budget, so a sample's count is not the budget of its sum."""
@@ -100,10 +100,10 @@ class TestDraws:
     def test_batch_size_changes_nothing(self) -> None:
         """Nor the order: each question's ratio depends on (seed, uid), its masks on the heuristic
         alone."""
-        one, other = shown(batch_size=50), shown(batch_size=7)
-        assert torch.equal(one.keep, other.keep)
-        assert torch.equal(one.keep_ratio, other.keep_ratio)
-        for a, b in zip(one.x, other.x, strict=True):
+        first, other = demonstrated(batch_size=50), demonstrated(batch_size=7)
+        assert torch.equal(first.keep, other.keep)
+        assert torch.equal(first.keep_ratio, other.keep_ratio)
+        for a, b in zip(first.x, other.x, strict=True):
             assert (
                 torch.equal(a, b)
                 if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
@@ -111,42 +111,42 @@ class TestDraws:
             )
 
     def test_ratios_are_spread_over_the_questions_and_follow_the_seed(self) -> None:
-        one, other = shown(count=200), shown(count=200, seed=1)
-        assert 60 < int((one.keep_ratio == 0.5).sum()) < 140
-        assert not torch.equal(one.keep_ratio, other.keep_ratio)
+        first, other = demonstrated(count=200), demonstrated(count=200, seed=1)
+        assert 60 < int((first.keep_ratio == 0.5).sum()) < 140
+        assert not torch.equal(first.keep_ratio, other.keep_ratio)
 
     def test_uses_the_dataset_up_and_no_more(self) -> None:
-        found = demonstrate(
+        result = demonstrate(
             UniformPruner(), policy(), lvlm(), ToyDataset(limit=11), 50, [0.5], 1, batch_size=4
         )
-        assert len(found) == 11
+        assert len(result) == 11
 
     def test_an_epoch_shows_every_question_once(self) -> None:
         store = stored(keep_ratios=(0.5,), demonstrator=ClsAttentionPruner())
-        batches, found = (
+        batches, result = (
             list(store.batches(8, torch.Generator().manual_seed(0))),
             store.rows(torch.arange(30)),
         )
         assert [len(batch.keep_ratio) for batch in batches] == [8, 8, 8, 6]
         rows = torch.cat([batch.x.codes.flatten(1) for batch in batches])
-        assert sorted(rows.sum(1).tolist()) == sorted(found.x.codes.flatten(1).sum(1).tolist())
-        assert not torch.equal(rows, found.x.codes.flatten(1))
+        assert sorted(rows.sum(1).tolist()) == sorted(result.x.codes.flatten(1).sum(1).tolist())
+        assert not torch.equal(rows, result.x.codes.flatten(1))
 
     def test_the_oracle_and_what_keeps_no_token_cannot_demonstrate(self) -> None:
         with pytest.raises(
             UserError, match=r"pruner=oracle knows where the answer is and cannot demonstrate"
         ):
-            shown(OraclePruner())
+            demonstrated(OraclePruner())
         with pytest.raises(
             UserError,
             match=r"pruner=pooling puts new tokens in the place of all that there are and",
         ):
-            shown(PoolingPruner())
+            demonstrated(PoolingPruner())
 
     def test_codes_are_stored_in_half_precision(self) -> None:
-        found = shown()
-        assert (found.x.codes.dtype, found.x.query.dtype) == (torch.float16, torch.float16)
-        assert found.x.features is None
+        result = demonstrated()
+        assert (result.x.codes.dtype, result.x.query.dtype) == (torch.float16, torch.float16)
+        assert result.x.features is None
 
 
 class Ragged(ToyLVLM):
@@ -180,9 +180,9 @@ class TestFiles:
         )  # fmt: skip
 
     def test_ragged_questions_come_back_bit_for_bit(self) -> None:
-        found, learner = self.ragged(), untrained_policy(16)
-        whole = found.rows(torch.arange(len(found)))
-        assert (len(found), len(found.paths)) == (44, 3)
+        result, learner = self.ragged(), untrained_policy(16)
+        whole = result.rows(torch.arange(len(result)))
+        assert (len(result), len(result.paths)) == (44, 3)
         assert whole.x.codes.shape == (44, 16, 8)
         assert whole.x.query.shape[1] == int(whole.x.query_mask.sum(1).max())
         for b, number in enumerate(n for n in range(45) if n != 13):
@@ -202,9 +202,9 @@ class TestFiles:
             )
 
     def test_any_rows_in_any_order(self) -> None:
-        found = self.ragged()
-        whole, index = found.rows(torch.arange(44)), torch.tensor([43, 0, 20, 43])
-        some = found.rows(index)
+        result = self.ragged()
+        whole, index = result.rows(torch.arange(44)), torch.tensor([43, 0, 20, 43])
+        some = result.rows(index)
         assert torch.equal(some.keep, whole.keep[:, index])
         assert torch.equal(some.keep_ratio, whole.keep_ratio[index])
         for a, b in zip(some.x[:5], whole.x[:5], strict=True):
@@ -212,8 +212,8 @@ class TestFiles:
 
     def test_an_image_is_stored_once_for_all_its_questions(self) -> None:
         """Six questions about a picture of 24 tokens; 22 different words in all of them."""
-        found = stored()
-        with opened(found.paths[0]) as file:
+        result = stored()
+        with opened(result.paths[0]) as file:
             assert file.get_tensor("codes").shape == (5 * 24, WIDTH)
             assert file.get_tensor("places").shape == (24, 2)
             vectors = file.get_tensor("vectors")
@@ -230,10 +230,10 @@ class TestFiles:
             demonstrate(UniformPruner(), policy(), lvlm(), Broken(), 5, [0.5], 1)
 
     def test_a_temporary_folder_goes_with_them(self) -> None:
-        found = stored()
-        folder = found.paths[0].parent
+        result = stored()
+        folder = result.paths[0].parent
         assert folder.is_dir()
-        del found
+        del result
         gc.collect()
         assert not folder.exists()
 
@@ -242,20 +242,20 @@ class TestFiles:
         codes = torch.ones(4096, 64).half()
         bits = torch.zeros(1, 512, dtype=torch.uint8)
         for shard in range(10):
-            shown = [
+            demonstrated = [
                 _Shown(
                     f"{shard}/{i}", codes * (20 * shard + i), torch.zeros(4096, 2), codes[:2], bits
                 )
                 for i in range(20)
             ]
-            save_file(_packed(shown), tmp_path / str(shard))
+            save_file(_packed(demonstrated), tmp_path / str(shard))
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 100e6
         read, write = os.pipe()
         if (child := os.fork()) == 0:
             before = peak()
-            found = StoredDemonstrations(sorted(tmp_path.iterdir()), [0.5], 1, 0)
+            result = StoredDemonstrations(sorted(tmp_path.iterdir()), [0.5], 1, 0)
             seen = sum(
-                float(part.x.codes[:, 0, 0].sum()) for part in found.batches(8, torch.Generator())
+                float(part.x.codes[:, 0, 0].sum()) for part in result.batches(8, torch.Generator())
             )
             os.write(write, json.dumps([peak() - before, seen]).encode())
             os._exit(0)
@@ -276,15 +276,17 @@ class Watched(UniformPruner):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shown = 0
+        self.demonstrated = 0
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
-        self.shown += len(encoded)
+        self.demonstrated += len(encoded)
         return super().select(encoded, keep_ratio)
 
 
 class TestCache:
-    def shown(self, cache: Cache, learner: LearnedPruner | None = None, **options: Any) -> int:
+    def demonstrated(
+        self, cache: Cache, learner: LearnedPruner | None = None, **options: Any
+    ) -> int:
         """How many questions were demonstrated."""
         watched = Watched()
         settings = {"count": 30, "keep_ratios": [0.5], "steps": 1, "batch_size": 2} | options
@@ -295,25 +297,25 @@ class TestCache:
 
     def test_what_is_there_is_not_demonstrated_again(self, tmp_path: Path) -> None:
         cache = Cache(tmp_path, {})
-        assert self.shown(cache) == 30
-        assert self.shown(cache) == 0
-        assert self.shown(cache, seed=1) == 0
-        assert self.shown(cache, count=20) == 0
-        assert self.shown(cache, count=50) == 30  # rows 20 .. 40 were cut at 30
+        assert self.demonstrated(cache) == 30
+        assert self.demonstrated(cache) == 0
+        assert self.demonstrated(cache, seed=1) == 0
+        assert self.demonstrated(cache, count=20) == 0
+        assert self.demonstrated(cache, count=50) == 30  # rows 20 .. 40 were cut at 30
         assert len(list(tmp_path.iterdir())) == 1
 
     @pytest.mark.parametrize(
         "option", [{"keep_ratios": [0.25]}, {"steps": 2}, {"progressive": [0.9, 0.5]}]
     )
     def test_other_schedules_are_others(self, option: dict[str, Any], tmp_path: Path) -> None:
-        self.shown(Cache(tmp_path, {}))
-        assert self.shown(Cache(tmp_path, {}), **option) >= 30
+        self.demonstrated(Cache(tmp_path, {}))
+        assert self.demonstrated(Cache(tmp_path, {}), **option) >= 30
         assert len(list(tmp_path.iterdir())) == 2
 
     def test_so_are_other_codes_and_other_runs(self, tmp_path: Path) -> None:
-        self.shown(Cache(tmp_path, {}))
-        assert self.shown(Cache(tmp_path, {}), policy(1, code_width=8)) == 30
-        assert self.shown(Cache(tmp_path, {"model": "another"})) == 30
+        self.demonstrated(Cache(tmp_path, {}))
+        assert self.demonstrated(Cache(tmp_path, {}), policy(1, code_width=8)) == 30
+        assert self.demonstrated(Cache(tmp_path, {"model": "another"})) == 30
         assert len(list(tmp_path.iterdir())) == 3
 
     def test_other_networks_on_the_same_codes_share_them(self, tmp_path: Path) -> None:
@@ -321,4 +323,7 @@ class TestCache:
         assert mlp.autoencoder is not None
         assert learner.autoencoder is not None
         mlp.autoencoder.load_state_dict(learner.autoencoder.state_dict())
-        assert [self.shown(Cache(tmp_path, {}), one) for one in (learner, mlp)] == [30, 0]
+        assert [self.demonstrated(Cache(tmp_path, {}), first) for first in (learner, mlp)] == [
+            30,
+            0,
+        ]

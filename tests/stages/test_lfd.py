@@ -46,26 +46,26 @@ def lfd(pruner: LearnedPruner | None = None, **options: Any) -> LfD:
 
 
 def demonstrations(steps: int = 3, count: int = 20, **options: Any) -> Demonstrations:
-    found = demonstrate(
+    result = demonstrate(
         ClsAttentionPruner(), policy(), lvlm(), ToyDataset(), count, [0.25, 0.5], steps, **options
     )
-    return found.rows(torch.arange(count))
+    return result.rows(torch.arange(count))
 
 
 class TestLoss:
     def test_equals_a_plain_loop_over_samples_steps_and_tokens(self) -> None:
-        shown = demonstrations()
+        batch = demonstrations()
         pruner = policy()
-        loss, _, agreement = token_loss(pruner, shown, NOISE)
-        x = shown.x._replace(codes=shown.x.codes.float(), query=shown.x.query.float())
+        loss, _, agreement = token_loss(pruner, batch, NOISE)
+        x = batch.x._replace(codes=batch.x.codes.float(), query=batch.x.query.float())
         errors, equal = torch.zeros(3, 20), torch.zeros(3, 20)
         for b in range(20):
-            alive = shown.x.mask[b]
+            alive = batch.x.mask[b]
             for t in range(3):
                 logits = pruner.net(
-                    x.rows(torch.tensor([b])), alive[None], t, shown.keep_ratio[b : b + 1]
+                    x.rows(torch.tensor([b])), alive[None], t, batch.keep_ratio[b : b + 1]
                 )[0][0]
-                kept = shown.keep[t, b]
+                kept = batch.keep[t, b]
                 errors[t, b] = F.binary_cross_entropy_with_logits(
                     logits[alive], kept[alive].float()
                 )
@@ -75,28 +75,28 @@ class TestLoss:
         assert float(agreement) == pytest.approx(float(equal.mean()), abs=1e-5)
 
     def test_does_not_depend_on_the_order_of_the_batch(self) -> None:
-        shown, pruner = demonstrations(), policy()
+        batch, pruner = demonstrations(), policy()
         order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
         shuffled = Demonstrations(
-            shown.x.rows(order), shown.keep[:, order], shown.keep_ratio[order]
+            batch.x.rows(order), batch.keep[:, order], batch.keep_ratio[order]
         )
         for a, b in zip(
-            token_loss(pruner, shown, NOISE), token_loss(pruner, shuffled, NOISE), strict=True
+            token_loss(pruner, batch, NOISE), token_loss(pruner, shuffled, NOISE), strict=True
         ):
             assert float(a.detach()) == pytest.approx(float(b.detach()), abs=1e-6)
 
     def test_padding_changes_nothing(self) -> None:
-        shown, pruner = demonstrations(), policy()
-        x = shown.x._replace(
-            codes=F.pad(shown.x.codes, (0, 0, 0, 5), value=9.0),
-            xy=F.pad(shown.x.xy, (0, 0, 0, 5)),
-            mask=F.pad(shown.x.mask, (0, 5)),
-            query=F.pad(shown.x.query, (0, 0, 0, 2), value=-7.0),
-            query_mask=F.pad(shown.x.query_mask, (0, 2)),
+        batch, pruner = demonstrations(), policy()
+        x = batch.x._replace(
+            codes=F.pad(batch.x.codes, (0, 0, 0, 5), value=9.0),
+            xy=F.pad(batch.x.xy, (0, 0, 0, 5)),
+            mask=F.pad(batch.x.mask, (0, 5)),
+            query=F.pad(batch.x.query, (0, 0, 0, 2), value=-7.0),
+            query_mask=F.pad(batch.x.query_mask, (0, 2)),
         )
-        padded = Demonstrations(x, F.pad(shown.keep, (0, 5)), shown.keep_ratio)
+        padded = Demonstrations(x, F.pad(batch.keep, (0, 5)), batch.keep_ratio)
         for a, b in zip(
-            token_loss(pruner, shown, NOISE), token_loss(pruner, padded, NOISE), strict=True
+            token_loss(pruner, batch, NOISE), token_loss(pruner, padded, NOISE), strict=True
         ):
             assert float(a.detach()) == pytest.approx(float(b.detach()), abs=1e-6)
 
@@ -125,8 +125,8 @@ class TestSetLoss:
         pruner = policy(select="dpp")
         with torch.no_grad():
             pruner.net.policy_head.out.weight.zero_()
-        found = set_loss(pruner, demonstrations(), NOISE.manual_seed(0))
-        assert float(found.loss.detach()) == pytest.approx(float(found.constant))
+        result = set_loss(pruner, demonstrations(), NOISE.manual_seed(0))
+        assert float(result.loss.detach()) == pytest.approx(float(result.constant))
 
     @pytest.mark.parametrize(
         "demonstrator", [ClsAttentionPruner(), FarthestPruner()], ids=lambda d: d.name

@@ -215,9 +215,9 @@ class TestReward:
             def __getitem__(self, index: int) -> Sample:
                 return super().__getitem__(index)._replace(answers=())
 
-        given = ServedScore(lvlm(), Unlabelled("val"), (SMALL,), 24, labels=False)
+        arguments = ServedScore(lvlm(), Unlabelled("val"), (SMALL,), 24, labels=False)
         stage = probed(
-            dataset=Unlabelled(), reward=WeightedReward([Fidelity()]), steps=2, served=given
+            dataset=Unlabelled(), reward=WeightedReward([Fidelity()]), steps=2, served=arguments
         )
         for outcome, reward in zip(stage.outcomes, stage.rewards, strict=True):
             assert outcome.answer_kl is not None
@@ -342,10 +342,10 @@ class TestUpdate:
 
     def test_temperature_moves_from_first_to_last(self) -> None:
         stage = ppo(iterations=5, temperature=(1.0, 0.2))
-        found = []
+        temperatures = []
         for stage.iteration in range(5):
-            found.append(stage.rule().temperature)
-        assert found == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+            temperatures.append(stage.rule().temperature)
+        assert temperatures == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
 
     @pytest.mark.parametrize("advantage", ["grpo", "rloo"])
     def test_a_group_baseline_leaves_the_critic_alone(self, advantage: str) -> None:

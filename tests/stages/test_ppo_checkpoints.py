@@ -55,7 +55,7 @@ class TestCheckpoints:
         scripted = Scripted(script)
         stage = ppo(served=scripted, iterations=3, validate_every=1)
         fit(stage)
-        assert not any(same(one, other) for one, other in pairwise(scripted.seen))
+        assert not any(same(first, other) for first, other in pairwise(scripted.seen))
         assert same(weights(stage.pruner), scripted.seen[best])
         assert [accuracy for _, accuracy in stage.curves["served"]] == [
             accuracy for accuracy, _ in script

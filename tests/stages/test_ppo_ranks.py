@@ -82,12 +82,12 @@ class TestRanks:
     ) -> None:
         done = on_two_ranks(tmp_path, RANKS, advantage, "0.02")
         assert done.returncode == 0, done.stderr[-2000:]
-        one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-        assert same(one["weights"], two["weights"])
-        assert not same(one["weights"], weights(policy(code_width=8, hidden=16)))  # they moved
-        assert one["epochs"] == two["epochs"]
-        assert len(set(one["epochs"])) > 1  # some iterations stopped early, some did not
-        assert not set(one["uids"]) & set(two["uids"])
+        item, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+        assert same(item["weights"], two["weights"])
+        assert not same(item["weights"], weights(policy(code_width=8, hidden=16)))  # they moved
+        assert item["epochs"] == two["epochs"]
+        assert len(set(item["epochs"])) > 1  # some iterations stopped early, some did not
+        assert not set(item["uids"]) & set(two["uids"])
 
     @pytest.mark.slow  # test_finite shows the same on one rank
     def test_what_is_not_finite_on_one_rank_stops_both_with_its_sample(
