@@ -19,12 +19,11 @@ from tprl.pruners.adaptive import choose
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.tprl import TPRL
 from tprl.runtime import distributed
-from tprl.runtime.finite import check_finite
 from tprl.scoring.ahead import Ready, ahead, in_parts, questions_at_once
 from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
-from tprl.stages.base import Next, Settings, Stage, Unread
+from tprl.stages.base import Next, RowStage, Settings, Unread
 from tprl.types import LVLM, Dataset, TokenSelection
 
 AT_ONCE = 100  # questions that are encoded together, where memory holds as many
@@ -32,7 +31,7 @@ BISECTIONS = 40
 HELD_OUT = 10  # the last one in that many questions is not trained on
 
 
-class Adapt(Stage):
+class Adapt(RowStage):
     """Regresses the probability of the reference answer (geometric mean over its tokens) at each
     budget.
 
@@ -56,6 +55,7 @@ class Adapt(Stage):
             outside (0, 1], or a mean that they cannot reach.
     """
 
+    rows = "questions"
     continues = True
     keeps_serving = True
     curve_titles: ClassVar = {"adapt/loss": "adapt, divergence in nats: training"}
@@ -195,16 +195,7 @@ class Adapt(Stage):
         )
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        # Questions of the batch on all ranks: the last batch of an epoch is smaller.
-        batch_size = self.hparams["batch_size"]
-        size = min(batch_size, len(self.train_data) - index * batch_size)
-        loss = self._loss(batch) * distributed.weight(size)
-        batch_name = [f"questions of batch {index}"]
-        check_finite({"adapt/loss": loss}, batch_name, f"epoch {self.current_epoch}")
-        self.samples_seen += size
-        metrics = {"adapt/loss": loss, "samples_seen": float(self.samples_seen)}
-        self.log_dict(metrics, sync_dist=True)
-        return loss
+        return self.counted("adapt/loss", self._loss(batch), index, len(self.train_data))
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         self.log("adapt/val_loss", self._loss(batch), batch_size=len(batch[0]), prog_bar=True)

@@ -16,14 +16,14 @@ from tprl.pruners.learned import LearnedPruner
 from tprl.runtime import distributed
 from tprl.runtime.finite import check_finite, compact
 from tprl.scoring.ahead import Ready, ahead, in_parts, questions_at_once
-from tprl.stages.base import Next, Stage, Unread
+from tprl.stages.base import Next, RowStage, Unread
 from tprl.stages.token_file import TokenFile
 from tprl.types import LVLM, Dataset, Sample
 
 AT_ONCE = 64  # images that are encoded together, where memory holds as many
 
 
-class AutoencoderStage(Stage):
+class AutoencoderStage(RowStage):
     """Trains `pruner.autoencoder` on the projected tokens of training images (TPRL, stage 1).
 
     Args:
@@ -35,6 +35,7 @@ class AutoencoderStage(Stage):
         seed: order of the tokens.
     """
 
+    rows = "tokens"
     folder = "autoencoder"
     needs_codes = False
     curve_titles: ClassVar = {"autoencoder/mse": "autoencoder, share of variance lost: training"}
@@ -153,16 +154,8 @@ class AutoencoderStage(Stage):
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         assert self.pruner.autoencoder is not None
-        # Tokens of the batch on all ranks: the last batch of an epoch is smaller.
-        batch_size = self.hparams["batch_size"]
-        size = min(batch_size, len(self.tokens) - index * batch_size)
-        loss = self.pruner.autoencoder.relative_mse(batch[0].float()) * distributed.weight(size)
-        batch_name = [f"tokens of batch {index}"]
-        check_finite({"autoencoder/mse": loss}, batch_name, f"epoch {self.current_epoch}")
-        self.samples_seen += size
-        metrics = {"autoencoder/mse": loss, "samples_seen": float(self.samples_seen)}
-        self.log_dict(metrics, sync_dist=True)
-        return loss
+        error = self.pruner.autoencoder.relative_mse(batch[0].float())
+        return self.counted("autoencoder/mse", error, index, len(self.tokens))
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         assert self.pruner.autoencoder is not None

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import lightning.pytorch as pl
+from jaxtyping import Float
+from torch import Tensor
 
 from tprl.pruners.learned import LearnedPruner
+from tprl.runtime import distributed
+from tprl.runtime.finite import check_finite
 
 Settings = Mapping[str, Any]  # both blocks of a stage's yaml in one table
 Points = list[tuple[float, float]]  # (samples seen, value)
@@ -147,6 +151,25 @@ class Stage(pl.LightningModule):
     def checkpoint_key(self) -> str:
         """Where `remembers` stands in a checkpoint."""
         return type(self).__module__.rpartition(".")[2]
+
+
+class RowStage(Stage):
+    """A stage that trains on rows which it has made before, an epoch after the other."""
+
+    rows: ClassVar[str]  # what a row is, for sentences
+    samples_seen: int
+
+    def counted(self, name: str, loss: Float[Tensor, ""], index: int, total: int) -> Tensor:
+        """The loss of this rank's part of batch `index` of an epoch of `total` rows, weighted by
+        its share, checked and logged by name."""
+        # Rows of the batch on all ranks: the last batch of an epoch is smaller.
+        batch_size = self.hparams["batch_size"]
+        size = min(batch_size, total - index * batch_size)
+        loss = loss * distributed.weight(size)
+        check_finite({name: loss}, [f"{self.rows} of batch {index}"], f"epoch {self.current_epoch}")
+        self.samples_seen += size
+        self.log_dict({name: loss, "samples_seen": float(self.samples_seen)}, sync_dist=True)
+        return loss
 
 
 class KeepBest(Stage):
