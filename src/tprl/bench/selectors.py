@@ -2,6 +2,7 @@
 
 import inspect
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from tprl.lvlm.layer_drop import LayerPruner
 from tprl.types import Encoded
 
 SIDE, WIDTH, VISION, KEY, PATCH = 24, 4096, 1024, 64, 14  # LLaVA-1.5-7B: 576 tokens
+Times = dict[tuple[str, int], list[float]]  # (pruner, batch size) -> milliseconds of every turn
 
 
 class Selector(NamedTuple):
@@ -89,20 +91,7 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
         for pruner in pruners
         if pruner not in inside and pruner not in towers and pruner.name != FULL
     ]
-    times: dict[tuple[str, int], list[float]] = {
-        (pruner.name, b): [] for pruner in before for b in batches
-    }
-    exact = dict.fromkeys((pruner.name for pruner in before), True)
-    for b in batches:
-        encoded = synthetic(b, sorted(frozenset().union(*(pruner.extras for pruner in before))))
-        # In turns, so that what disturbs the machine disturbs all alike.
-        for turn in range(repeats + 1):  # the first warms up
-            for pruner in before:
-                start = time.perf_counter()
-                count = pruner.select(encoded, 1 / 9).count
-                if turn:
-                    times[pruner.name, b].append(1e3 * (time.perf_counter() - start))
-                exact[pruner.name] &= count.tolist() == [SIDE * SIDE // 9] * b
+    times, exact = _timed(before, batches, repeats)
     lines = [
         Selector(
             pruner.name,
@@ -124,6 +113,26 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
     ]
 
 
+def _timed(
+    pruners: Sequence[Any], batches: Sequence[int], repeats: int
+) -> tuple[Times, dict[str, bool]]:
+    """Milliseconds of every turn, and which pruners kept exactly the budget in all of them."""
+    times: Times = defaultdict(list)
+    exact = dict.fromkeys((pruner.name for pruner in pruners), True)
+    extras = sorted(frozenset().union(*(pruner.extras for pruner in pruners)))
+    for b in batches:
+        encoded = synthetic(b, extras)
+        # In turns, so that what disturbs the machine disturbs all alike.
+        for turn in range(repeats + 1):  # the first warms up
+            for pruner in pruners:
+                start = time.perf_counter()
+                count = pruner.select(encoded, 1 / 9).count
+                if turn:
+                    times[pruner.name, b].append(1e3 * (time.perf_counter() - start))
+                exact[pruner.name] &= count.tolist() == [SIDE * SIDE // 9] * b
+    return times, exact
+
+
 def _runs_tower(pruner: Any) -> bool:
     """Whether it merges inside the tower, or shows it another image."""
     return "patch_embeds" in pruner.extras or hasattr(pruner, "tiles")
@@ -135,7 +144,7 @@ def _needs(pruner: Any) -> str:
 
 
 def _spread(
-    times: dict[tuple[str, int], list[float]], name: str, batches: Sequence[int]
+    times: Times, name: str, batches: Sequence[int]
 ) -> tuple[tuple[float, float, float], ...]:
     turns = [times[name, b] for b in batches]
     return tuple((float(np.median(t)), min(t), max(t)) for t in turns)

@@ -62,11 +62,10 @@ class RefCOCO(Grounding):
         rows = super().read(source, split)
         expressions = column(rows, "answer")
         # A question per expression; a region without any is one question, and a damaged one.
-        self._places = [
-            (place, i)
-            for place, some in enumerate(expressions)
-            for i in range(len(several(some) or [""]))
-        ]
+        self._places = []
+        for place, some in enumerate(expressions):
+            count = len(several(some) or [""])
+            self._places += [(place, number) for number in range(count)]
         return rows
 
     def count(self) -> int:

@@ -55,12 +55,11 @@ def compare_runs(a: str, b: str) -> list[Compared]:
     if arm_a or arm_b or len(names_a) == len(names_b) == 1:
         pairs = [(arm_a or arm_b, arm_b or arm_a)] if arm_a or arm_b else [(names_a[0], names_b[0])]
     # Arms meet at equal keep ratios only: another budget is another question.
-    compared = [
-        _pair(x, y, ratio, scores, second[y, ratio])
-        for x, y in pairs
-        for (name, ratio), scores in first.items()
-        if name == x and (y, ratio) in second
-    ]
+    compared = []
+    for x, y in pairs:
+        for (name, ratio), scores in first.items():
+            if name == x and (y, ratio) in second:
+                compared.append(_pair(x, y, ratio, scores, second[y, ratio]))
     if not compared:
         raise UserError(
             f"{a} ({', '.join(names_a)}) and {b} ({', '.join(names_b)}) have no "

@@ -47,13 +47,12 @@ def _outermost(model: Any) -> list[Any]:
         parts = [
             part for name in INSIDE if isinstance(part := getattr(model, name, None), nn.Module)
         ]
-        models = [
-            candidate
-            for part in parts
-            for candidate in ([part] if _generates(part) else _outermost(part))
-        ]
-        return list({id(candidate): candidate for candidate in models}.values())
-    models: list[Any] = []
+        candidates: dict[int, Any] = {}
+        for part in parts:
+            models = [part] if _generates(part) else _outermost(part)
+            candidates |= {id(model): model for model in models}
+        return list(candidates.values())
+    models = []
     covered: set[int] = set()
     for module in model.modules():  # parents first
         if id(module) not in covered and _generates(module):

@@ -68,18 +68,8 @@ def report_sweep(
     write_atomic(directory / "sweep.csv", as_csv(sweep, summaries))
     known = _names(selected)
     write_atomic(directory / "sweep.svg", figures.standalone(plot(selected, metric, scale), known))
-    # The plot is drawn a second time: a page colors lines by its own style sheet, a file brings its
-    # colors.
     origin = origin or Origin({})
-    figure = {"drawings": [plot(selected, metric, scale)], "note": f"{BARS} {CONVENTION}"}
-    over_seeds = {"full": "", "tables": [_over_seeds(selected, scale)], "note": ""}
-    sections = [
-        Section("Against kept tokens and FLOPs", "plots.html", {"figures": [figure], "fold": None}),
-        Section("Over training seeds", "accuracy.html", over_seeds),
-        Section("Runs that are missing", "missing.html", {"lines": left_out}),
-        Section("More", "more.html"),
-        origin_section(origin.facts, origin.commands, origin.config_yaml),
-    ]
+    sections = _sections(selected, metric, scale, left_out, origin)
     html = render_page(title(sweep, rows), sentence, summary(origin.facts), known, sections)
     write_atomic(directory / "sweep.html", html)
     # The console comes last, so that its final line points to files that exist.
@@ -97,6 +87,23 @@ def report_sweep(
         console.print(
             _ascii(text) if plain else text, soft_wrap=True, markup=False, highlight=False
         )
+
+
+def _sections(
+    selected: Sequence[Summary], metric: str, scale: float, left_out: Sequence[str], origin: Origin
+) -> list[Section]:
+    """Of the page, top to bottom."""
+    # The plot is drawn a second time: a page colors lines by its own style sheet, a file brings its
+    # colors.
+    figure = {"drawings": [plot(selected, metric, scale)], "note": f"{BARS} {CONVENTION}"}
+    over_seeds = {"full": "", "tables": [_over_seeds(selected, scale)], "note": ""}
+    return [
+        Section("Against kept tokens and FLOPs", "plots.html", {"figures": [figure], "fold": None}),
+        Section("Over training seeds", "accuracy.html", over_seeds),
+        Section("Runs that are missing", "missing.html", {"lines": left_out}),
+        Section("More", "more.html"),
+        origin_section(origin.facts, origin.commands, origin.config_yaml),
+    ]
 
 
 def title(sweep: Sweep, rows: Sequence[Row]) -> str:
