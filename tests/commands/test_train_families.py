@@ -39,7 +39,7 @@ class TestFamilies:
         options = ("model=qwen2_5_vl", "model.pretrained=null", "model.dtype=float32", "debug=fast")
         line = refused(capsys, "train", tmp_path / "run", *options)
         assert (
-            "The cost model does not know the language model 'qwen2_5_vl_text' (it knows llama): "
+            "the cost model does not know the language model 'qwen2_5_vl_text' (it knows llama): "
             in line
         )
         assert not (tmp_path / "run" / "lfd").exists()

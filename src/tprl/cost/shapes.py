@@ -32,7 +32,7 @@ KINDS = (FULL, SLIDING, LINEAR)
 def unknown(what: str) -> UserError:
     """The refusal of a config that the cost model does not know."""
     return UserError(
-        f"The cost model does not know {what}: such an LVLM can be trained on but not evaluated."
+        f"the cost model does not know {what}: such an LVLM can be trained on but not evaluated."
     )
 
 

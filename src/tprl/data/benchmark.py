@@ -99,7 +99,9 @@ class Benchmark(ABC):
         self.rows = self.read(self.source, self.split_name(split))
         self._length = self.count() if limit is None else min(limit, self.count())
         if not self._length:
-            raise UserError(f"{self.name} has no rows in split {split} of {self.source}.")
+            raise UserError(
+                f"{self.name} has no rows in split {split} of {self.source}: choose another split."
+            )
         self._bad: dict[int, str] = {}
         self._latest: tuple[str, Picture] | None = None
         self._reader: Any = None

@@ -318,10 +318,10 @@ class Scenes:
             )
         if not families or set(families) - set(world.families):
             raise UserError(
-                f"families must be among {', '.join(world.families)}, got {list(families)}."
+                f"dataset.families must be among {', '.join(world.families)}, got {list(families)}."
             )
         if len(set(families)) < len(families):
-            raise UserError(f"families must name each family once, got {list(families)}.")
+            raise UserError(f"dataset.families must name each family once, got {list(families)}.")
         if limit is not None and limit < 1:
             raise UserError(
                 f"limit must be at least 1 or null, got {limit}; null reads the whole split."

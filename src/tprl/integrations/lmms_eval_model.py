@@ -172,7 +172,8 @@ class PrunedModel(lmms):
             images = tuple(read_picture(image, max_pixels=None).image for image in visuals)
         except BadImage as bad:
             raise UserError(
-                f"document {doc_id} of {task} has an image that cannot be read ({bad})."
+                f"document {doc_id} of {task} has an image that cannot be read ({bad}): mend it, "
+                "or leave it out with --limit or --samples."
             ) from bad
         sample = Sample(f"{task}/{doc_id}", images, question, ())
         if question and (refusal := self.lvlm.refusal(sample)) is not None:
@@ -251,7 +252,8 @@ def family(pretrained: str) -> str:
     if not fitting:
         known = ", ".join(sorted({read for read in types.values() if read}))
         raise UserError(
-            f"pretrained={pretrained} is a {kind}, and TPRL knows how to prune {known}."
+            f"pretrained={pretrained} is a {kind}, which TPRL does not know how to prune; use one "
+            f"of {known}."
         )
     return next((name for name in fitting if _yaml(name)["pretrained"] == pretrained), fitting[0])
 

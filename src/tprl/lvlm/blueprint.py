@@ -132,5 +132,6 @@ def _merged(old: dict[str, Any], new: Mapping[str, Any], path: str = "") -> dict
 def _need(field: str, known: bool, what: str) -> None:
     if not known:
         raise UserError(
-            f"model.geometry names {field}, and this architecture's {what} has no such field."
+            f"model.geometry names {field}, which this architecture's {what} does not have: leave "
+            "it out."
         )

@@ -231,9 +231,9 @@ class Gemma3(FrozenLVLM):
         length = encoded.attention.shape[1] + real.shape[1]
         if length > window:
             raise UserError(
-                f"a prompt of {length} tokens is longer than the window of {window} tokens of "
-                f"{self.name}, where a gate of 0 is not pruning: train with stage=lfd and "
-                "stage=ppo instead of distill."
+                f"a prompt of {length} tokens is longer than the window of {window} of "
+                f"{self.name}, where a gate of 0 is not pruning: use stage=lfd and stage=ppo "
+                "instead of distill."
             )
         # [B S1] the image of every visual column, 0 on text; columns of one image see each other.
         image = torch.zeros(len(real), length, dtype=torch.long, device=gate.device)

@@ -134,9 +134,9 @@ class InternVL3(FrozenLVLM):
         ]
         if any(length % each for length in lengths) or sum(lengths) != each * len(values):
             raise UserError(
-                f"the processor wrote image placeholders in runs of {lengths} for {len(values)} "
-                f"tiles, and the vision tower makes {each} features of each tile: pass what one "
-                f"call of the processor returned, complete, and {self.remedy}."
+                f"the processor wrote runs of {lengths} image placeholders for {len(values)} "
+                f"tiles, each of which makes {each} features: pass what one call of the processor "
+                f"returned, complete, and {self.remedy}."
             )
         return {"pixel_values": values, "num_patches": [length // each for length in lengths]}
 

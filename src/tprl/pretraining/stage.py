@@ -159,8 +159,8 @@ class Pretrain(Stage):
         folder = find_model(source)
         if not (folder / "clip").is_dir():
             raise UserError(
-                f"stage.init_from={source} holds no model "
-                "written by stage=pretrain (no clip/ in it)."
+                f"stage.init_from={source} holds no model written by stage=pretrain (no clip/ in "
+                "it): give the model/ of such a run."
             )
         loaded = tiny_llava.load(folder)
         # A model of another world has other words: its weights are carried over by word.

@@ -375,7 +375,8 @@ def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint"
     if target is None:
         known = ", ".join(BEFORE_TARGETS)
         raise UserError(
-            f"{source} names the pruner {about.get('pruner')!r}, which is not one of {known}."
+            f"{source} names the pruner {about.get('pruner')!r}, which is not one of {known}: "
+            "train it again."
         )
     try:
         # The allow-list of `build`: a config must not name any class it likes.

@@ -41,7 +41,10 @@ class WeightedReward:
         # Terms are logged by name, so two of one name would hide each other.
         names = [term.name for term in terms]
         if not names or len(set(names)) < len(names):
-            raise UserError(f"a reward needs at least one term, each named once, got {names}.")
+            raise UserError(
+                f"a reward needs at least one term, each named once, got {names}; use e.g. "
+                "reward=log_likelihood."
+            )
         self.terms = tuple(terms)
         self.needs = frozenset().union(*(term.needs for term in terms))
         # A charge of weight 0 charges nothing: a free budget would keep every token.
