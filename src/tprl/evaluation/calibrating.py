@@ -12,6 +12,7 @@ from tprl.lvlm.recognition import model_print
 from tprl.pruners.adaptive import Adaptive
 from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.learned import check_family
+from tprl.scoring.ahead import Ready
 from tprl.scoring.at_ratio import scored_at
 from tprl.scoring.scorer import Agreement, Scorer
 from tprl.splice import keep_all, splice
@@ -83,7 +84,7 @@ def calibrate(
     total = min(limit or len(dataset), len(dataset))
     # All tokens and all arms share the encoding of a batch, the costly part.
     for samples in batches(dataset, total, batch_size):
-        encoded = lvlm.encode(samples, extras)
+        encoded = Ready(samples).encode_in_parts(lvlm, extras)
         scorer, asked = _scorer(lvlm, dataset, samples, encoded, labels)
         full += _scores(scorer, asked, encoded, KeepAll(), 1.0)
         keys += [image_key(sample.uid) for sample in samples]

@@ -123,9 +123,10 @@ def guided(
         tick(numbers[0], len(groups))
         samples = [sample for number in numbers for sample in groups[number]]
         swapped = [sample for number in numbers for sample in _swapped(groups, number)]
-        encoded = scorer.lvlm.encode(samples, pruner.extras)
+        encoded = Ready(samples).encode_in_parts(scorer.lvlm, pruner.extras)
         keep = pruner.select(encoded, keep_ratio).keep
-        wrong = pruner.select(scorer.lvlm.encode(swapped, pruner.extras), keep_ratio).keep
+        strange = Ready(swapped).encode_in_parts(scorer.lvlm, pruner.extras)
+        wrong = pruner.select(strange, keep_ratio).keep
         # Both choices of every question are prompts of one pass.
         scores = scorer.selections(
             samples, encoded, [*range(len(samples))] * 2, torch.cat([keep, wrong])
@@ -206,7 +207,7 @@ def gallery(
     samples, failed = list[Sample](), list[bool]()
     for part in ahead(scorer.lvlm, map(Ready, batches(dataset, pool, batch_size))):
         tick(len(samples), pool)
-        batch, encoded = part.samples, part.encode(scorer.lvlm, extras)
+        batch, encoded = part.samples, part.encode_in_parts(scorer.lvlm, extras)
         keep = next(iter(pruners.values())).select(encoded, keep_ratio)
         first = scorer(batch, splice(encoded, keep)).score
         failed += (first < scorer.full(batch, encoded).score).tolist()
@@ -215,7 +216,7 @@ def gallery(
     if not samples:  # the first rows are damaged, and only later ones were answered
         return []
     picked = [samples[i] for i in _mixed(samples, failed, items)]
-    part = scorer.lvlm.encode(picked, extras)
+    part = Ready(picked).encode_in_parts(scorer.lvlm, extras)
     answers = scorer.lvlm.answer(splice(part, keep_all(part)))
     columns = [
         panels(scorer, picked, part, name, pruner, keep_ratio) for name, pruner in pruners.items()

@@ -17,6 +17,7 @@ import torch
 from tprl.data.taking import numbered_batches, take
 from tprl.errors import UserError
 from tprl.runtime import memory
+from tprl.scoring.joining import joined
 from tprl.types import LVLM, Dataset, Encoded, Sample
 
 T = TypeVar("T")
@@ -64,6 +65,15 @@ class Ready:
         if self.prepared is None:
             return lvlm.encode(self.samples, extras)
         return lvlm.encode(self.samples, extras, self.prepared)
+
+    def encode_in_parts(self, lvlm: Any, extras: frozenset[str] = frozenset()) -> Encoded:
+        """The same, where GPU memory ends in halves that are put together: what encoding works
+        with is then of a part alone.
+
+        Raises:
+            UserError: there is no memory for a single question.
+        """
+        return joined(in_parts(lambda part: part.encode(lvlm, extras), self, lvlm.name))
 
 
 def questions_at_once(lvlm: LVLM, dataset: Dataset, most: int) -> int:

@@ -155,8 +155,10 @@ class ServedScore:
 
     def encode_again(self) -> None:
         """Encode the questions anew, for a model whose vision side has changed."""
-        lvlm = self.scorer.lvlm
-        self.batches = [(samples, lvlm.encode(samples, self.extras)) for samples, _ in self.batches]
+        lvlm, again = self.scorer.lvlm, []
+        for samples, _ in self.batches:
+            again.append((samples, Ready(samples).encode_in_parts(lvlm, self.extras)))
+        self.batches = again
 
     def log_prob(self, pruner: Pruner, keep_ratio: float) -> float:
         """Mean log-likelihood of the answers at one keep ratio, nats per token; nothing is

@@ -127,7 +127,7 @@ class Distill(KeepBest):
         h, samples = self.hparams, batch.samples
         if self.iteration % h["validate_every"] == 0:
             self._validate()
-        encoded = batch.encode(self.lvlm, self.pruner.extras)
+        encoded = batch.encode_in_parts(self.lvlm, self.pruner.extras)
         x = self.pruner.observe(encoded)
         # [I] how many tokens of each image the gates sum to.
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)

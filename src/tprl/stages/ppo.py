@@ -203,7 +203,7 @@ class PPO(PPOUpdate):
             self._validate()
         watch, before = Stopwatch(self.lvlm.device), self.scorer.evaluations
         # Encode: the vision tower runs once per question, for all of its episodes.
-        encoded = batch.encode(self.lvlm, self.pruner.extras)
+        encoded = batch.encode_in_parts(self.lvlm, self.pruner.extras)
         watch.lap("encode")
         # Sample: `group` episodes of each question, which follow each other.
         rows = [i for i in range(len(samples)) for _ in range(h["group"])]

@@ -171,7 +171,7 @@ class Tune(Stage):
         h, samples = self.hparams, batch.samples
         if self.iteration % h["validate_every"] == 0:
             self._validate()
-        encoded = batch.encode(self.lvlm, self.extras)
+        encoded = batch.encode_in_parts(self.lvlm, self.extras)
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
         answers = self._answers(samples, encoded)
         total = encoded.embeds.new_zeros(())
