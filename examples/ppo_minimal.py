@@ -14,10 +14,9 @@ from tprl.data.toy import ToyDataset
 from tprl.lvlm.toy import ToyLVLM
 from tprl.policy.action import ActionRule, act, serve
 from tprl.policy.dpp import unit_features
-from tprl.policy.networks import PolicyInput, PolicyNet
+from tprl.policy.networks import PolicyInput, PolicyNet, places
 from tprl.policy.sequential import log_stay
 from tprl.pruners.attention_dpp import AttentionDPPPruner
-from tprl.pruners.learned import places
 from tprl.rewards.log_likelihood import LogLikelihood
 from tprl.rl.gae import leave_one_out
 from tprl.rl.ppo import normalize, ppo_loss

@@ -299,7 +299,7 @@ def test_total_is_the_sum_of_its_parts() -> None:
 
 
 # Policies, what wraps one, and what runs parts of the model.
-UNCOUNTED = {"pooling", "resize", "word_attention", "attention_words"}
+UNCOUNTED = {"pooling", "resize", "word_attention", "attention_words", "core_focus"}
 UNCOUNTED |= {"keyword_budget", "tprl", "tprl_adaptive", "mlp", "scorer_mmr"}
 SELECTORS = [
     made

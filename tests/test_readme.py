@@ -24,7 +24,7 @@ COMMANDS = re.findall(
 )
 CONTROLS = {"attention_dpp", "question_dpp", "mmr_attention", "keyword_budget"}
 CONTROLS |= {"word_attention", "attention_words"}
-CONTROLS |= {"keyword_color", "attention_color"}
+CONTROLS |= {"keyword_color", "attention_color", "core_focus"}
 LEARNED, ORACLES = {"mlp", "tprl", "tprl_adaptive", "scorer_mmr"}, {"oracle", "oracle_dpp"}
 EMBEDDED = {"scenes", "crowd", "screens", "toy", "custom"}
 

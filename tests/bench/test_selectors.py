@@ -7,6 +7,7 @@ from tprl.build import choices
 
 ROOT = Path(__file__).parents[2]
 UNTIMED = {"keep_all", "mlp", "tprl", "tprl_adaptive", "keyword_budget", "scorer_mmr"}
+UNTIMED |= {"core_focus"}
 
 
 def test_it_lists_every_method_with_its_budget_and_its_test() -> None:

@@ -82,7 +82,7 @@ def test_a_single_value_where_a_list_is_meant(
         ("eval", "seeds", [-1], "seeds must be a whole number of at least 0, got -1; use e.g. 0."),
         ("eval", "pruners", "u", "pruners=u does not exist; choose one of: attention_color, "),
         ("eval", "pruners", ["u"], "pruners=u does not exist; choose one of: attention_color, "),
-        ("eval", "mode", "fast", "mode must be accuracy, calibrate, parity, selectors or latency"),
+        ("eval", "mode", "fast", "mode must be accuracy, turns, calibrate, parity, selectors or "),
         (
             "eval",
             "model.max_new_tokens",

@@ -31,7 +31,7 @@ EVALUATION = {
         "split",
     ),
     *("limit", "batch_size", "seeds", "latency", "threads"),
-    *("retention", "calibrate"),
+    *("retention", "calibrate", "turns"),
 }
 # read with a retention alone
 OF_RETENTION = {"confidence", "calibration"}
@@ -39,9 +39,12 @@ ABSENT = {"pruner", "geometry"}  # null in eval.yaml, so that the config has no 
 TRAINING = {"dataset", "policy", "pruner", "reward", "cache"}
 # The options that each mode and stage accepts and would not read.
 UNREAD_BY_MODE = {
-    "accuracy": {"models", "latency", "calibrate"},
-    "calibrate": {"models", "latency", "keep_ratios", "seeds", "split", "limit", "retention"},
-    "latency": {"dataset", "split", "limit", "batch_size", "models", "retention", "calibrate"},
+    "accuracy": {"models", "latency", "calibrate", "turns"},
+    "turns": {"models", "latency", "calibrate", "retention"},
+    "calibrate": {"models", "latency", "keep_ratios", "seeds", "split", "limit", "retention"}
+    | {"turns"},
+    "latency": {"dataset", "split", "limit", "batch_size", "models", "retention", "calibrate"}
+    | {"turns"},
     "parity": {
         "pruner",
         "run",
@@ -54,6 +57,7 @@ UNREAD_BY_MODE = {
         "latency",
         "retention",
         "calibrate",
+        "turns",
     },
     "selectors": EVALUATION - {"threads"},
     "compare": EVALUATION,
@@ -67,6 +71,7 @@ UNREAD_BY_STAGE = {
     "distill": {"pruner", "reward", "cache"},
     "adapt": {"pruner", "reward", "cache"},
     "tune": {"policy", "reward", "cache"},
+    "turns": {"pruner"},
     "pretrain": {"dataset", "policy", "pruner", "reward", "cache"},
 }
 EVAL_MODE = {mode: f"mode={mode}" for mode in EVAL_READS} | {

@@ -13,8 +13,9 @@ from tests.helpers import RAGGED, toy_encoded
 from tprl.budget import budget, image_rows
 from tprl.errors import UserError
 from tprl.policy.dpp import cosine_kernel, greedy_map
+from tprl.policy.networks import places
 from tprl.pruners.folder import load_weights
-from tprl.pruners.learned import LearnedPruner, load_pruner, places
+from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.pruners.mlp import MLPPruner
 from tprl.pruners.serving import Serving, uniforms
 from tprl.pruners.tprl import TPRL
@@ -247,6 +248,25 @@ class TestFolder:
         assert names == [".sums", "README.md", "config.json", "model.safetensors"]
         found = load_pruner(tmp_path).state_dict()["net.policy_head.out.weight"]
         assert torch.equal(found, pruner(sharp=3.0).state_dict()["net.policy_head.out.weight"])
+
+    def test_calibrations_travel_with_the_weights_that_they_are_of(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        pruner().save_pretrained(tmp_path / "home")
+        files.write_sealed(tmp_path / "home" / "retention.json", '{"about": 1}')
+        again = load_pruner(tmp_path / "home")
+        again.save_pretrained(tmp_path / "copy")
+        copy = tmp_path / "copy" / "retention.json"
+        assert files.read_sealed(copy) == b'{"about": 1}'
+        assert not (tmp_path / "copy" / "retention_adaptive.json").exists()
+        again.save_pretrained(tmp_path / "home")  # onto itself: nothing to copy
+        # Another state of the pruner has no calibration, and that is said.
+        with torch.no_grad():
+            again.net.policy_head.out.weight.add_(1)
+        again.save_pretrained(tmp_path / "changed")
+        assert not (tmp_path / "changed" / "retention.json").exists()
+        assert "retention.json of" in caplog.text
+        assert "the pruner has changed since it was calibrated" in caplog.text
 
     def test_a_run_directory_stands_for_its_pruner(self, tmp_path: Path) -> None:
         pruner().save_pretrained(tmp_path / "pruner")

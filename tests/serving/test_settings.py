@@ -59,6 +59,7 @@ class TestServable:
         assert set(choices("pruner")) - refusals.keys() == SERVED
         assert "its own budget" in refusals["tprl_adaptive"]
         assert "its own budget" in refusals["keyword_budget"]
+        assert "keeps a core for a conversation" in refusals["core_focus"]
         assert "between layers" in refusals["fastv"]
         assert "reads cls_attention of the vision tower" in refusals["cls_attention"]
         assert all(

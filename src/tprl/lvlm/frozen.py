@@ -98,6 +98,8 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
     substitutes: ClassVar[dict[str, str]] = {}
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
     one_run = True  # whether the placeholders of an image follow each other
+    # Of a view around somebody else's model (`around`), which no settings made:
+    micro_batch: int = 64
     workers: int = 0
     by_company = False  # whether the processor makes other pixels of an image that is not alone
     working_gib: int | float = memory.WORKING

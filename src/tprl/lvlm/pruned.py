@@ -11,13 +11,14 @@ from torch import Tensor
 from tprl.budget import need_ratio, rows_of
 from tprl.errors import UserError
 from tprl.lvlm.batching import axes
+from tprl.lvlm.carrying import MARK, Carried, Held, carry
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
 from tprl.lvlm.overflow import Watch, watched
 from tprl.lvlm.questions import QuestionFinder
 from tprl.lvlm.remembering import LastLook
 from tprl.splice import keep_all, splice
-from tprl.types import Encoded, Pruner, TokenSelection
+from tprl.types import Encoded, Prompt, Pruner, TokenSelection
 
 # What the processor gives beside pixels; `generate` gets our own in their place.
 TEXT_INPUTS = ("attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids")
@@ -26,7 +27,7 @@ REFUSED = {
     "pixel_values_videos": "videos are not pruned yet: give images, or call undo() first",
     "inputs_embeds": "there is nothing to prune in embeddings: give input_ids and pixel_values",
     "past_key_values": (
-        "a cache of an earlier call cannot be continued: "
+        "a cache is carried on with prune(..., reuse_images=True) alone: "
         "give the whole conversation with its images"
     ),
     "assistant_model": "assisted decoding reads the unpruned prompt: leave it out",
@@ -34,8 +35,6 @@ REFUSED = {
     "prefill_chunk_size": "a pruned prompt is prefilled in one piece: leave it out",
     "mm_encoder_outputs": "images are encoded here: give pixel_values",
 }
-# on caches that are returned: positions and lengths are not those of the prompt's ids
-MARK = "holds_pruned_prompt"
 
 
 class Kept(NamedTuple):
@@ -57,6 +56,8 @@ class Pruning:
     Attributes:
         encoded: the prompts of the latest call before pruning, where images are remembered.
         look: counts how often the vision tower ran, there too.
+        carried: tokens of each prompt of the latest call that `past_key_values` of the turn before
+            held, and the visual ones among them; None without.
         kept: of the latest call, for each prompt a list with a `Kept` per image: what the language
             model's first layer reads. Empty before the first call.
     """
@@ -75,6 +76,7 @@ class Pruning:
         self.kept: list[list[Kept]] = []
         self.encoded: Encoded | None = None
         self.look: LastLook | None = None
+        self.carried: Carried | None = None
         self.take_off: Callable[[], None] | None = None  # removes an adapter that prune added
         self._question = question
         self._stock: Callable[..., Any] = lvlm.model.generate
@@ -143,10 +145,15 @@ class Pruning:
         prompt = splice(encoded, selection, self.positions)
         names = [f"prompt {row}" for row in range(len(ids))]
         lvlm, watch = self.lvlm, Watch()
+        past = kwargs.pop("past_key_values", None)
+        self.carried = None if past is None else self._carry(past, prompt, plan)
+        # What a cache holds is not read again: [B S2] of the S1 columns are left.
+        left = prompt if self.carried is None else columns_from(prompt, self.carried.columns)
+        more = {} if self.carried is None else {"past_key_values": self.carried.cache}
         out: Any = None
         try:
             with (
-                lvlm.deepstack(prompt.deep, prompt.visual),
+                lvlm.deepstack(left.deep, left.visual),
                 dropping(lvlm.model, prompt, plan),
                 watched(lvlm.model, watch),
             ):
@@ -158,6 +165,7 @@ class Pruning:
                     position_ids=axes(prompt.positions),
                     **lvlm.inputs_beside(prompt.input_ids, prompt.visual),
                     **self._remaining(ids.shape[1], config, kwargs),
+                    **more,
                 )
         except RuntimeError:  # sampling refuses what is not finite, without saying why it is not
             lvlm.check_written(watch.finite, prompt, plan, names)
@@ -165,8 +173,30 @@ class Pruning:
         lvlm.check_written(watch.finite, prompt, plan, names)
         # A later call with this cache would count positions of the unpruned prompt.
         if getattr(out, "past_key_values", None) is not None:
-            setattr(out.past_key_values, MARK, True)
+            setattr(out.past_key_values, MARK, self._held(prompt, plan, out.sequences, ids))
         return out
+
+    def _carry(self, past: Any, prompt: Prompt, plan: LayerPlan | None) -> Carried:
+        """What the cache of the turn before holds of this turn's prompt."""
+        assert self.look is not None
+        if plan is not None:
+            raise UserError(
+                f"generate got past_key_values, and {self.pruner.name} drops tokens between "
+                "layers, whose caches differ: leave past_key_values out."
+            )
+        return carry(self.lvlm, past, prompt, self.look.runs)
+
+    def _held(
+        self, prompt: Prompt, plan: LayerPlan | None, sequences: Tensor, ids: Tensor
+    ) -> Held | str:
+        """What the columns of a cache are of, for `carry`; or why it cannot be carried on."""
+        if self.look is None:
+            return "it was returned without reuse_images=True"
+        if plan is not None:
+            return "its layers hold different tokens"
+        if len(sequences) != len(ids):
+            return "it is of several sequences per prompt"
+        return Held(prompt, sequences[:, ids.shape[1] :], self.look.runs)
 
     def encode(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Encoded:
         """The batch before pruning, from the arguments of `generate`."""
@@ -207,6 +237,9 @@ class Pruning:
     def _check(self, ids: Tensor | None, config: Any, kwargs: Mapping[str, Any]) -> None:
         # An argument may also come as a field of the generation config.
         for name, why in REFUSED.items():
+            # With remembered images it is judged beside this turn's prompt (`carry`).
+            if name == "past_key_values" and self.look is not None:
+                continue
             if kwargs.get(name) is not None or getattr(config, name, None) is not None:
                 raise UserError(f"generate got {name}, and this model is pruned: {why}.")
         if ids is None:
@@ -251,6 +284,12 @@ class Pruning:
                 "generate got image tokens without pixel_values: "
                 "pass all that the processor returns."
             )
+
+
+def columns_from(prompt: Prompt, first: int) -> Prompt:
+    """The prompts without their first columns."""
+    rows = torch.arange(len(prompt.uids), device=prompt.embeds.device)
+    return prompt.rows(rows, prompt.embeds.shape[1] - first)
 
 
 def kept(encoded: Encoded, selection: TokenSelection) -> list[list[Kept]]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tprl.budget import Rows, image_rows, rows_by_size
 from tprl.errors import UserError
+from tprl.types import Encoded
 
 
 class PolicyInput(NamedTuple):
@@ -325,3 +326,21 @@ def order_code(rank: Int[Tensor, "B Q"], width: int) -> Float[Tensor, "B Q W"]:
     rate = torch.exp(-math.log(1e4) * torch.arange(0, width, 2, device=rank.device) / width)
     angles = rank.unsqueeze(-1) * rate
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(2)[..., :width]
+
+
+def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
+    """Center (x, y) of every visual token in its image, fractions of width and height; 0 where
+    padded."""
+    out = torch.zeros(*encoded.visual_mask.shape, 2)
+    tables: dict[tuple[int, int], Tensor] = {}
+    for b, images in enumerate(encoded.grids):
+        start = 0
+        # Views of a sample follow each other in V, each with fractions of its own.
+        for rows, columns in (view for views in images for view in views):
+            if (rows, columns) not in tables:
+                y = (torch.arange(rows) + 0.5).div(rows).repeat_interleave(columns)
+                x = (torch.arange(columns) + 0.5).div(columns).repeat(rows)
+                tables[rows, columns] = torch.stack([x, y], 1)
+            out[b, start : start + rows * columns] = tables[rows, columns]
+            start += rows * columns
+    return out.to(encoded.embeds.device)

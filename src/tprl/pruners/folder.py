@@ -1,6 +1,7 @@
 """The folder of a trained pruner: where it is, and what its files hold."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch import nn
 
 from tprl.errors import UserError
 from tprl.runtime import hub
-from tprl.runtime.files import SUMS, Damaged, read_sealed
+from tprl.runtime.files import SUMS, Damaged, read_sealed, write_sealed
 from tprl.runtime.run_directory import EDITED, other_pruner
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # how `retention=` chooses, of the pruner and of its adaptive mode (`evaluation.calibration`)
 CALIBRATIONS = ("retention.json", "retention_adaptive.json")
+log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -58,6 +60,42 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder / CONFIG} is damaged ({error}): {other_pruner(folder)}{EDITED}."
         ) from error
+
+
+def copy_calibrations(source: Path, folder: Path) -> None:
+    """Put the calibrations of the pruner in `source` beside that in `folder`, if both have the same
+    weights and settings; says where they have not.
+
+    Raises:
+        UserError: a calibration is damaged.
+    """
+    names = [name for name in CALIBRATIONS if (source / name).is_file()]
+    if not names or source.resolve() == folder.resolve():
+        return
+    if _content(source) != _content(folder):
+        log.warning(
+            "%s of %s not copied to %s: the pruner has changed since it was calibrated; calibrate "
+            "it again by `python -m src.eval mode=calibrate`",
+            " and ".join(names),
+            source,
+            folder,
+        )
+        return
+    for name in names:
+        try:
+            write_sealed(folder / name, read_sealed(source / name))
+        except Damaged as error:
+            raise UserError(f"{source / name} is damaged ({error}): copy it again.") from error
+
+
+def _content(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and weights of a pruner, whatever it was trained on and in whatever float type."""
+    config = read_config(folder)
+    config.pop("trained_on")
+    weights = {}
+    for name, value in load(read_sealed(folder / WEIGHTS)).items():
+        weights[name] = value.float().tolist()
+    return config, weights
 
 
 def load_weights(pruner: nn.Module, folder: Path) -> None:

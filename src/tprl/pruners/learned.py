@@ -22,9 +22,17 @@ from tprl.errors import UserError
 from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
 from tprl.policy.dpp import unit_features
-from tprl.policy.networks import PolicyInput
+from tprl.policy.networks import PolicyInput, places
 from tprl.pruners.card import model_card
-from tprl.pruners.folder import CARD, CONFIG, WEIGHTS, find_pruner, load_weights, read_config
+from tprl.pruners.folder import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    copy_calibrations,
+    find_pruner,
+    load_weights,
+    read_config,
+)
 from tprl.pruners.serving import Serving, uniforms
 from tprl.runtime import distributed, hub
 from tprl.runtime.files import write_atomically, write_sealed
@@ -258,8 +266,8 @@ class LearnedPruner(nn.Module, ABC):
         return {**target, **self.config, **asdict(self.serving), "trained_on": self.trained_on}
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Write `model.safetensors` (fp16 if `half`), `config.json` and a model card; each complete
-        or not at all.
+        """Write `model.safetensors` (fp16 if `half`), `config.json`, a model card, and the
+        calibrations of the folder that it was loaded from; each complete or not at all.
 
         The weights come first: older settings leave out what newer weights have, the reverse could
         not be loaded.
@@ -276,6 +284,8 @@ class LearnedPruner(nn.Module, ABC):
         write_sealed(folder / WEIGHTS, save(state))
         write_sealed(folder / CONFIG, json.dumps(self.about, indent=1) + "\n")
         write_atomically(folder / CARD, model_card(self.name, self.trained_on, str(folder)))
+        if self.folder is not None:
+            copy_calibrations(self.folder, folder)
 
     def push_to_hub(self, repo: str, private: bool = False, token: str | None = None) -> str:
         """Write what `save_pretrained` writes to a model repository on the hub; returns its
@@ -324,24 +334,6 @@ def check_width(pruner: Any, width: int, lvlm: str = "this LVLM") -> None:
             f"pruner {pruner.name} reads tokens of width {read}, and those of {lvlm} have "
             f"{width}: train one for it with `python -m src.train stage=all model=...`."
         )
-
-
-def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
-    """Center (x, y) of every visual token in its image, fractions of width and height; 0 where
-    padded."""
-    out = torch.zeros(*encoded.visual_mask.shape, 2)
-    tables: dict[tuple[int, int], Tensor] = {}
-    for b, images in enumerate(encoded.grids):
-        start = 0
-        # Views of a sample follow each other in V, each with fractions of its own.
-        for rows, columns in (view for views in images for view in views):
-            if (rows, columns) not in tables:
-                y = (torch.arange(rows) + 0.5).div(rows).repeat_interleave(columns)
-                x = (torch.arange(columns) + 0.5).div(columns).repeat(rows)
-                tables[rows, columns] = torch.stack([x, y], 1)
-            out[b, start : start + rows * columns] = tables[rows, columns]
-            start += rows * columns
-    return out.to(encoded.embeds.device)
 
 
 def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedPruner:
