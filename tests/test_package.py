@@ -68,3 +68,12 @@ class TestPackage:
             for line in (ROOT / "constraints.txt").read_text().splitlines()
         }
         assert names - pinned == set()
+
+
+def test_make_plans_engine_environments_before_they_are_there(tmp_path: Path) -> None:
+    """Make expands every line of a recipe before it runs the first one."""
+    there = [f"{name}={tmp_path / name}" for name in ("VLLM", "OPENVINO", "LMMS")]
+    words = ["make", "--dry-run", *there, "test-vllm", "test-openvino", "test-lmms"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-m pytest tests_vllm" in done.stdout
