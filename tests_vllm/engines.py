@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 import tprl
-from tprl.build import load_component
+from tprl.build import choices, load_component
 from tprl.data.scenes import Scenes
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.pruners.learned import load_pruner
 from tprl.serving.folder import settings_for, write_folder
 from tprl.types import Sample
 
@@ -33,14 +34,21 @@ class Answer(NamedTuple):
     gaps: list[float]
 
 
-def questions(count: int, first: int = 0) -> list[Sample]:
+def questions(count: int, first: int = 0, world: type[Scenes] = Scenes) -> list[Sample]:
     """That many test questions, five about each image."""
-    data = Scenes("test")
+    data = world("test")
     return [data[index] for index in range(first, first + count)]
 
 
+def pruner_of(name: str) -> Any:
+    """That of a yaml, or one that ships in a folder."""
+    return load_component("pruner", name) if name in choices("pruner") else load_pruner(name)
+
+
 def node_of(name: str) -> Mapping[str, Any]:
-    """How the pruner of a yaml is built."""
+    """How the pruner of a yaml is built; of a folder, nothing."""
+    if name not in choices("pruner"):
+        return {}
     from omegaconf import OmegaConf
 
     from tprl.build import conf_dir
@@ -53,7 +61,7 @@ def export(
     folder: Path, lvlm: FrozenLVLM, pruner: str, keep_ratio: float, positions: str = "keep"
 ) -> Path:
     """A served folder."""
-    loaded = load_component("pruner", pruner)
+    loaded = pruner_of(pruner)
     settings = settings_for(loaded, node_of(pruner), keep_ratio, positions)
     write_folder(lvlm, loaded, settings, folder)
     return folder
@@ -71,7 +79,8 @@ def reference(
     """What the stock model answers under `tprl.prune`, in float32."""
     processor = lvlm.processor
     answers = []
-    with tprl.prune(lvlm.model, pruner, keep_ratio, processor=processor, positions=positions):
+    chosen = pruner_of(pruner)
+    with tprl.prune(lvlm.model, chosen, keep_ratio, processor=processor, positions=positions):
         for start in range(0, len(samples), 32):
             part = samples[start : start + 32]
             texts = [lvlm.render(sample) for sample in part]

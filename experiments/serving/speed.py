@@ -13,6 +13,7 @@ make cheaper, are left out.
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -94,6 +95,7 @@ def loads(width: int, image: int) -> dict[str, Callable[[int], Sequence[Any]]]:
 
 def main(rounds: int, concurrencies: Sequence[int], clock: Callable[[], float]) -> None:
     """All ratios at these concurrencies, `rounds` times."""
+    load = os.getloadavg()[0]
     lvlm = load_component("model", "llava", pretrained=None, dtype="float32", geometry=GEOMETRY)
     size = sum(weight.numel() for weight in lvlm.model.model.language_model.parameters())
     with tempfile.TemporaryDirectory() as folder:
@@ -107,13 +109,15 @@ def main(rounds: int, concurrencies: Sequence[int], clock: Callable[[], float]) 
     lines = rows(points, "all")
     script = Path(__file__)
     result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "load_average": [load, os.getloadavg()[0]],  # of a minute, before and after
         "language_model_parameters": size,
         "rounds": rounds,
         "rows": [line._asdict() for line in lines],
     }
     script.with_name("speed.json").write_text(json.dumps(result, indent=1) + "\n")
     script.with_name("speed.md").write_text(serving_table(lines) + "\n")
-    print(size, serving_table(lines), sep="\n")
+    print(size, result["load_average"], serving_table(lines), sep="\n")
 
 
 def positive(text: str) -> int:

@@ -68,6 +68,15 @@ def test_loads_take_turns_and_say_where_pruning_pays() -> None:
     assert serving_table(list(lines.values())).count("\n") == 7
 
 
+def test_the_spread_over_rounds_is_said() -> None:
+    rounds = {"all": [1.0, 2.0, 1.0], "few": [3.0, 2.0, 4.0]}
+    points = {(n, 8): [Point(rate, [0.1], [0.2], 1) for rate in of] for n, of in rounds.items()}
+    (every, few) = rows(points, "all")
+    assert (few.least, few.gain, few.most) == (1.0, 3.0, 4.0)
+    assert "| 3.00x (1.00 to 4.00) | yes |" in serving_table([every, few])
+    assert "| 1.00x | - |" in serving_table([every, few])
+
+
 def test_a_verdict_needs_more_than_noise() -> None:
     assert [verdict(gain) for gain in (0.9, 0.97, 1.04, 1.05, 3.0)] == [
         "no",

@@ -121,6 +121,8 @@ class ServingRow(NamedTuple):
     p95: float
     blocks: int
     gain: float  # requests a second against all tokens, median over rounds
+    least: float  # that of the worst round
+    most: float  # that of the best round
     pays: str
 
 
@@ -131,7 +133,7 @@ def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[S
         # Rounds are compared with themselves; latencies of all rounds go together.
         pairs = zip(rounds, points[full, concurrency], strict=True)
         # Median over rounds: one disturbed round moves it little.
-        gain = median(point.requests / base.requests for point, base in pairs)
+        gains = [point.requests / base.requests for point, base in pairs]
         latency = [seconds for point in rounds for seconds in point.latency]
         lines.append(
             ServingRow(
@@ -142,8 +144,10 @@ def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[S
                 quantile(latency, 0.5),
                 quantile(latency, 0.95),
                 max(point.blocks for point in rounds),
-                gain,
-                "-" if name == full else verdict(gain),
+                median(gains),
+                min(gains),
+                max(gains),
+                "-" if name == full else verdict(median(gains)),
             )
         )
     return lines
@@ -152,6 +156,13 @@ def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[S
 def verdict(gain: float) -> str:
     """Whether pruning pays at a point."""
     return "yes" if gain >= PAYS else "no" if gain <= 1 / PAYS else "no difference"
+
+
+def _gain(row: ServingRow) -> str:
+    """Median over rounds, and between which values they were where they differ."""
+    return f"{row.gain:.2f}x" + (
+        "" if row.least == row.most else f" ({row.least:.2f} to {row.most:.2f})"
+    )
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -170,7 +181,7 @@ def serving_table(lines: Sequence[ServingRow]) -> str:
     body = [
         (
             f"| {r.load} | {r.concurrency} | {r.requests:.2f} | {r.first:.2f} | "
-            f"{r.p50:.2f} | {r.p95:.2f} | {r.blocks} | {r.gain:.2f}x | {r.pays} |"
+            f"{r.p50:.2f} | {r.p95:.2f} | {r.blocks} | {_gain(r)} | {r.pays} |"
         )
         for r in sorted(lines, key=lambda row: row.concurrency)
     ]
