@@ -13,6 +13,7 @@ GROUPS = (
     "pruner",
     "policy",
     "reward",
+    "scorer",
     "dataset",
     "trainer",
     "logger",

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 from tests.commands.configs import config
+from tests.configs import composed
 
 from tprl.commands.options import checked
 from tprl.commands.plan import check_plan
 from tprl.errors import UserError
+from tprl.stages.ppo_settings import check_scorer
 
 
 def planned(*words: str, **values: Any) -> Any:
@@ -65,6 +67,11 @@ def test_what_ships_fits(words: tuple[str, ...]) -> None:
             "stage=all",
             {"stage__evaluation__pruners": "tprl"},
             "stage.evaluation.pruners=tprl has the name of a pruner",
+        ),
+        (
+            "stage=ppo scorer=vllm",
+            {},
+            "vLLM is not installed here: `make test-vllm` makes an environment with ",
         ),
         (
             "stage=all policy=mlp",
@@ -174,6 +181,13 @@ def test_without_labels_fidelity_will_do() -> None:
             planned(*words, "dataset=custom", dataset__labelled=False)["dataset"]["labelled"]
             is False
         )
+
+
+def test_an_engine_compares_no_distributions() -> None:
+    config = composed("train", "stage=ppo", "scorer=vllm", "reward=fidelity")
+    with pytest.raises(UserError, match="reward=fidelity compares whole distributions, and the e"):
+        check_scorer({"scorer": config.scorer, "reward": config.reward})
+    check_scorer({"scorer": config.scorer, "reward": composed("train").reward})
 
 
 def test_a_mode_that_wandb_does_not_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -53,6 +53,20 @@ def batch(
     return samples, lvlm.encode(samples, frozenset({"region"}))
 
 
+def test_a_reader_reads_everything_and_the_model_nothing() -> None:
+    lvlm, reader, data = Counting(), Counting(), Generated()
+    samples, encoded = batch(lvlm, dataset=data)
+    prompt = splice(encoded, keep_all(encoded))
+    read, stock = Scorer(lvlm, data, reader=reader), Scorer(Counting(), data)
+    assert read(samples, prompt).log_prob.equal(stock(samples, prompt).log_prob)
+    assert read.full(samples, encoded).score.equal(stock.full(samples, encoded).score)
+    served = ServedScore(lvlm, data, [0.5], limit=4, labels=False, reader=reader)
+    served.log_prob(KeepAll(), 1.0)
+    assert lvlm.scored == lvlm.answered == 0
+    assert reader.scored > 12
+    assert reader.answered > 4
+
+
 def without_answer(encoded: Encoded) -> TokenSelection:
     return TokenSelection(encoded.visual_mask & (encoded.extras["region"] == 0))
 

@@ -14,6 +14,7 @@ from tprl.commands.stages import class_of, in_one_table, needs
 from tprl.runtime.store import Cache
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.lengths import check_lengths
+from tprl.scoring.scorer import Reader
 from tprl.scoring.validation import ServedScore
 from tprl.types import LVLM, Dataset
 
@@ -45,7 +46,19 @@ class Arguments:
         labels = self.check_labels(config)
         options = {**plain(config.served), **others}
         extras = self.extras_of(config)
-        return ServedScore(self.lvlm, self.val_set, labels=labels, extras=extras, **options)
+        reader = self.reader_of(config)
+        return ServedScore(
+            self.lvlm, self.val_set, labels=labels, extras=extras, reader=reader, **options
+        )
+
+    def reader_of(self, config: Any) -> Reader | None:
+        """Who reads prompts for a stage in place of the LVLM; None: the LVLM does."""
+        return self._engine if "scorer" in needs(class_of(config)) else None
+
+    @cached_property
+    def _engine(self) -> Reader | None:
+        """The reader of the group `scorer`, started once for all stages of a run."""
+        return build(self.cfg.scorer, lvlm=self.lvlm) if self.cfg.get("scorer") else None
 
     def check_labels(self, config: Any) -> bool:
         """Whether a stage is scored by reference answers. Refuses, before anything is computed,

@@ -37,7 +37,7 @@ from tprl.runtime.signals import Stopped, listening
 Work = Callable[[DictConfig, Path], float | None]  # what it returns, a sweeper may optimize
 UNWRITABLE = {EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS}
 # groups whose yamls describe one object
-COMPONENTS = ("model", "pruner", "policy", "dataset", "reward")
+COMPONENTS = ("model", "pruner", "policy", "dataset", "reward", "scorer")
 LONGEST_NAME = 128  # of a run in W&B
 # torchrun or srun started this process, maybe among others
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}

@@ -235,7 +235,7 @@ SET_BY = {  # arguments of a class that are no options: something else decides t
         for name, group in BUILT_FROM.items()
     },
     **dict.fromkeys(("stage.lvlm", "stage.parts"), "the command"),
-    "policy.token_width": "the model",
+    **dict.fromkeys(("policy.token_width", "scorer.lvlm"), "the model"),
     "dataset.split": "the stage in training, and by split in an evaluation",
     "trainer.max_epochs": "the stage, e.g. stage.epochs",
     "trainer.max_steps": "the stage, e.g. stage.iterations",

@@ -36,6 +36,7 @@ def check_plan(plain: Plain) -> None:
     # Cheap refusals first: names, then stages, then whatever needs a class or a folder.
     check_logger(plain)
     _check_cache(plain.get("cache"))
+    _check_scorer(plain.get("scorer"))
     # First the rules of the class of a stage, then the rules of the runner.
     stages = {key: (class_of(settings), settings) for key, settings in stages_of(plain).items()}
     for key, (kind, settings) in stages.items():
@@ -94,6 +95,14 @@ def _check_cache(cache: str | None) -> None:
             f"cache={cache} cannot be used ({there} {why}): "
             "choose another folder, or null for none."
         )
+
+
+def _check_scorer(scorer: Plain | None) -> None:
+    """Refuse an engine that is not installed; a class that needs something says so by
+    `check_installed()`."""
+    kind = target_at(scorer["_target_"]) if scorer else None
+    if hasattr(kind, "check_installed"):
+        kind.check_installed()
 
 
 def _check_steps(key: str, stage: Plain, policy: Plain) -> None:

@@ -190,6 +190,7 @@ class ModelRun(Run, Arguments):
             "lvlm": lambda config: self.lvlm,
             "dataset": lambda config: self.train_set,
             "reward": lambda config: build(self.cfg.reward),
+            "scorer": lambda config: self.reader_of(config),
             "cache": lambda config: self._cache_of(config),
             "served": lambda config: self._served(config),
             "demonstrator": lambda config: build(self.cfg.pruner),

@@ -39,6 +39,7 @@ BUILT_FROM = {
     "demonstrator": "pruner",
     "selector": "pruner",
     "reward": "reward",
+    "scorer": "scorer",
     "cache": "cache",
 }
 

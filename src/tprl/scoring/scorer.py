@@ -3,7 +3,7 @@ evaluation."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,6 +39,21 @@ class Reference(NamedTuple):
     log_probs: Float[Tensor, "B A N"]  # nan where an answer is shorter
 
 
+@runtime_checkable
+class Reader(Protocol):
+    """Who reads prompts: the LVLM itself, or an engine that has its weights."""
+
+    def answer(self, prompt: Prompt) -> list[str]:
+        """Greedy answers."""
+        ...
+
+    def score(
+        self, prompt: Prompt, answers: Sequence[str]
+    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """See `LVLM.score`."""
+        ...
+
+
 class Scorer:
     """Scores prompts by the dataset's own rule. Scores with all tokens are computed once per sample
     and kept.
@@ -48,10 +63,18 @@ class Scorer:
         dataset: whose official score counts.
         needs: what to measure; without "score" nothing is generated, and scores are nan, without
             "log_prob" likelihoods are nan where no score needs them.
+        reader: who reads prompts in place of `lvlm`, which then only sees; None: `lvlm`.
     """
 
-    def __init__(self, lvlm: LVLM, dataset: Dataset, needs: frozenset[str] = LABELS) -> None:
+    def __init__(
+        self,
+        lvlm: LVLM,
+        dataset: Dataset,
+        needs: frozenset[str] = LABELS,
+        reader: Reader | None = None,
+    ) -> None:
         self.lvlm, self.dataset, self.needs = lvlm, dataset, needs
+        self.reader: Any = lvlm if reader is None else reader
         self._full, self._said = Record(), Record()
         self.evaluations = 0  # prompts that the LVLM has read
 
@@ -89,12 +112,12 @@ class Scorer:
         if read:
             part = prompt if len(read) == len(samples) else _rows(prompt, read)
             answers = [samples[i].answers[0] if targets is None else targets[i] for i in read]
-            values, exact = self.lvlm.score(part, answers, **how)
+            values, exact = self.reader.score(part, answers, **how)
             log_prob[read], score[read] = values, exact.float()
         if "score" not in self.needs:
             return Scored(unknown, log_prob, texts)
         if written:
-            answers = self.lvlm.answer(_rows(prompt, written), **how)
+            answers = self.reader.answer(_rows(prompt, written), **how)
             for i, text in zip(written, answers, strict=True):
                 score[i], texts[i] = self.dataset.score(samples[i], text), text
         return Scored(score, log_prob, texts)
@@ -165,7 +188,7 @@ class Scorer:
         fresh = [i for i, uid in enumerate(encoded.uids) if uid not in self._said.known]
         if fresh:
             part = encoded.rows(fresh)
-            answers = self.lvlm.answer(splice(part, keep_all(part)))
+            answers = self.reader.answer(splice(part, keep_all(part)))
             self._said.add(dict(zip((encoded.uids[i] for i in fresh), answers, strict=True)))
             self.evaluations += len(fresh)
         return [Utterance(self._said.known[uid]) for uid in encoded.uids]

@@ -14,7 +14,7 @@ from tprl.errors import UserError
 from tprl.pruners.chunks import select_in_chunks
 from tprl.runtime import distributed, memory
 from tprl.scoring.ahead import Ready, ahead, in_parts, numbered_ready, questions_at_once
-from tprl.scoring.scorer import Agreement, Scorer
+from tprl.scoring.scorer import Agreement, Reader, Scorer
 from tprl.splice import keep_all, splice
 from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
 
@@ -87,6 +87,7 @@ class ServedScore:
         first: number of the first question, so that what one choice was made on does not judge the
             next; questions are counted on from the beginning where the split is too short.
         extras: what the pruners read of the vision tower beside the tokens.
+        reader: see `Scorer`.
     """
 
     def __init__(
@@ -99,9 +100,11 @@ class ServedScore:
         labels: bool = True,
         first: int = 0,
         extras: frozenset[str] = frozenset(),
+        reader: Reader | None = None,
     ) -> None:
         self.keep_ratios, self.extras = tuple(keep_ratios), extras
-        self.scorer, self.budget = Scorer(lvlm, dataset), memory.working_bytes(lvlm)
+        self.scorer = Scorer(lvlm, dataset, reader=reader)
+        self.budget = memory.working_bytes(lvlm)
         self.batches: Sequence[tuple[list[Sample], Encoded]] = []
         # Cut by number before ranks share them: every rank count judges on the same questions.
         numbers = [(first + i) % len(dataset) for i in range(_size(dataset, limit))]
@@ -122,14 +125,15 @@ class ServedScore:
         # The model's own answers become the labels, and `Agreement` their rule.
         if not labels:
             answers = [
-                lvlm.answer(splice(encoded, keep_all(encoded))) for _, encoded in self.batches
+                self.scorer.reader.answer(splice(encoded, keep_all(encoded)))
+                for _, encoded in self.batches
             ]
             same = [
                 Agreement(chunk, texts)
                 for (chunk, _), texts in zip(self.batches, answers, strict=True)
             ]
             held.samples = [relabelled.samples for relabelled in same]
-            self.scorer = Scorer(lvlm, same[0])
+            self.scorer = Scorer(lvlm, same[0], reader=reader)
         self.targets = [self.scorer.targets(samples, encoded) for samples, encoded in self.batches]
 
     def __call__(
@@ -166,7 +170,7 @@ class ServedScore:
         total = 0.0
         for (_, encoded), targets in zip(self.batches, self.targets, strict=True):
             prompt = splice(encoded, select_in_chunks(pruner, encoded, keep_ratio, self.budget))
-            total += float(self.scorer.lvlm.score(prompt, targets)[0].sum())
+            total += float(self.scorer.reader.score(prompt, targets)[0].sum())
         return self._mean(total)
 
     def _mean(self, total: float) -> float:

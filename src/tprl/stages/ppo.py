@@ -28,10 +28,17 @@ from tprl.runtime.progress import Stopwatch
 from tprl.runtime.store import Cache
 from tprl.scoring.ahead import Ready
 from tprl.scoring.episodes import measure_episodes
-from tprl.scoring.scorer import LABELS, Scorer
+from tprl.scoring.scorer import LABELS, Reader, Scorer
 from tprl.scoring.validation import ServedScore, merit
 from tprl.stages.base import Next, Points, Settings
-from tprl.stages.ppo_settings import UNREAD, blocks_read, check_choices, check_credit, check_groups
+from tprl.stages.ppo_settings import (
+    UNREAD,
+    blocks_read,
+    check_choices,
+    check_credit,
+    check_groups,
+    check_scorer,
+)
 from tprl.stages.ppo_update import Episodes, PPOUpdate
 from tprl.stages.prompts import drawn_ratios, prompt_loader
 from tprl.stages.rollout_log import normalize_over_ranks
@@ -80,6 +87,7 @@ class PPO(PPOUpdate):
         threshold_ratio: mean kept fraction at which budgets "free" and "lagrange" calibrate their
             threshold at the end.
         validate_every: iterations between served scores.
+        scorer: who reads prompts in place of `lvlm`; None: `lvlm`.
         seed: prompts and sampling; every draw depends on (seed, iteration, uid, episode) only.
         cache: keeps scores with all tokens for runs that read the same prompts in the same batches.
     """
@@ -125,11 +133,13 @@ class PPO(PPOUpdate):
         lagrange_gain: float,
         threshold_ratio: float,
         validate_every: int,
+        scorer: Reader | None = None,
         seed: int = 0,
         cache: Cache | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["pruner", "lvlm", "dataset", "reward", "served", "cache"])
+        objects = ["pruner", "lvlm", "dataset", "reward", "served", "scorer", "cache"]
+        self.save_hyperparameters(ignore=objects)
         self.automatic_optimization, self.cache = False, cache
         self.pruner, self.lvlm, self.dataset = pruner, lvlm, dataset
         self.reward, self.served = reward, served
@@ -144,7 +154,7 @@ class PPO(PPOUpdate):
             )
         check_credit("stage", self.hparams, pruner.serving.select)
         self.credit_blocks = blocks_read(self.hparams, pruner.serving.select)
-        self.epochs, self.scorer = 1, Scorer(lvlm, dataset, reward.needs)
+        self.epochs, self.scorer = 1, Scorer(lvlm, dataset, reward.needs, scorer)
         self.iteration, self.lagrange, self.samples_seen = 0, 0.0, 0
         self.begin_best()
         self.score: dict[str, float] = {}  # the last served one
@@ -158,6 +168,7 @@ class PPO(PPOUpdate):
     def check(cls, key: str, settings: Settings, plain: Settings) -> None:
         check_groups(key, settings)
         check_credit(key, settings, plain["policy"].get("select", "dpp"))
+        check_scorer(plain)
 
     @property
     def trained_to(self) -> float | None:
@@ -172,6 +183,8 @@ class PPO(PPOUpdate):
         # by all that decides which prompts are scored together: rounding depends on it
         if self.cache is not None:
             drawn = {"seed": h["seed"], "prompts": h["prompts"], "ranks": distributed.count()}
+            if self.scorer.reader is not self.lvlm:  # an engine rounds otherwise
+                drawn["scorer"] = type(self.scorer.reader).__name__
             needs = sorted(self.reward.needs)
             self.scorer.remember(self.cache.folder("scores", needs=needs, targets="own", **drawn))
 

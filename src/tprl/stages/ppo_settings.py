@@ -4,7 +4,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from tprl.build import build
 from tprl.errors import UserError
+from tprl.scoring.scorer import FIDELITY
 from tprl.stages.base import UNCALIBRATED, Settings, Unread, serves_otherwise
 
 CREDIT_BLOCKS = 4  # where credit is shared out and the settings do not say in how many blocks
@@ -107,6 +109,19 @@ def check_credit(key: str, settings: Mapping[str, Any], select: str) -> None:
             f"{key}.credit_blocks={count} needs {key}.law=sequential, {key}.budget=exact_k, "
             f"{key}.steps=1, {key}.ratio=token and policy.select=dpp; got {listed} and "
             f"select={select}. Use {key}.credit_blocks=0."
+        )
+
+
+def check_scorer(plain: Settings) -> None:
+    """Refuse rewards that an engine cannot measure; `plain` is the whole config.
+
+    Raises:
+        UserError: one needs whole distributions, of which an engine gives single likelihoods.
+    """
+    if plain.get("scorer") and build(plain["reward"]).needs & FIDELITY:
+        raise UserError(
+            "reward=fidelity compares whole distributions, and the engine of scorer=... gives "
+            "likelihoods of single tokens: use reward=log_likelihood, or leave scorer out."
         )
 
 
