@@ -33,6 +33,7 @@ class TestConfigs:
             "ppo",
             "pretrain",
             "tune",
+            "turns",
         ]
 
     @pytest.mark.parametrize(("group", "name"), EVERY)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tprl.data.crowd import Crowd
 from tprl.data.scenes import (
     FAMILIES,
     SCENES,
@@ -74,6 +75,8 @@ class TestSplits:
             ({"families": ["count", "count"]}, ["count", "once"]),
             ({"limit": 0}, ["limit", "at least 1", "got 0"]),
             ({"limit": -4}, ["limit", "at least 1", "got -4"]),
+            ({"rounds": 0}, ["rounds", "1 to 3", "got 0"]),
+            ({"rounds": 4}, ["rounds", "1 to 3", "got 4"]),
         ],
     )
     def test_bad_input_is_one_sentence(
@@ -88,3 +91,23 @@ class TestSplits:
 
     def test_a_limit_beyond_the_split_is_the_split(self) -> None:
         assert len(Scenes("val", limit=10**9)) == 2_000
+
+
+class TestRounds:
+    @pytest.mark.parametrize("world", [Scenes, Crowd])
+    def test_more_questions_about_the_same_images(self, world: type[Scenes]) -> None:
+        plain, more = world("val"), world("val", rounds=3)
+        families = len(plain.families)
+        assert len(more) == 3 * len(plain)
+        assert (plain.per_image, more.per_image) == (families, 3 * families)
+        for image in (0, 7):
+            questions = [more[image * 3 * families + slot] for slot in range(3 * families)]
+            # The first round is what one round asks; all are different, about one image.
+            for slot in range(families):
+                before = plain[image * families + slot]
+                assert questions[slot]._replace(images=()) == before._replace(images=())
+            assert len({sample.question for sample in questions}) == 3 * families
+            assert len({sample.uid for sample in questions}) == 3 * families
+            assert len({sample.uid.rpartition("/")[0] for sample in questions}) == 1
+            assert len({sample.images[0].tobytes() for sample in questions}) == 1
+        assert questions[-1].uid.endswith(f"/{plain.families[-1]}-3")

@@ -12,7 +12,7 @@ from tprl.data.scenes import Scenes
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.results import FULL
-from tprl.evaluation.turns import Arm, arms_of, conversations, converse, rows_of_turns
+from tprl.evaluation.turns import Contender, arms_of, conversations, converse, rows_of_turns
 from tprl.lvlm.prefixes import shared_prefix, visual_in
 from tprl.pruners.keep_all import KeepAll
 from tprl.scoring.scorer import Scorer
@@ -167,6 +167,6 @@ def test_conversations_are_beginnings_of_one_order_of_different_questions() -> N
 
 
 def test_equal_computed_tokens_never_exceed_the_image() -> None:
-    blind = Arm("blind", Entry("keep_all", KeepAll(), (0.5,)), 1.0)
+    blind = Contender("blind", Entry("keep_all", KeepAll(), (0.5,)), 1.0)
     assert blind.ratio(0.5, 8, "computed") == 1.0
     assert blind.ratio(0.5, 8, "read") == 0.5

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +13,11 @@ from tprl.build import conf_dir
 from tprl.commands.stages import in_one_table
 from tprl.commands.train import train
 from tprl.data.scenes import Scenes
+from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
 from tprl.evaluation.entries import trained_entries
 from tprl.pruners.core_focus import CoreFocus
+from tprl.rl.rollout import Rollout
 from tprl.stages.turns import ImageStream, Turns
 
 DPP = {"policy": {"select": "dpp"}}
@@ -51,9 +52,8 @@ class TestRefusals:
     def test_more_turns_than_there_are_questions_about_an_image(self) -> None:
         with pytest.raises(UserError, match=r"use stage.turns=5 or dataset.rounds above it"):
             ImageStream(Scenes("train"), 8, 16, 0, 1)
-        lonely: Any = SimpleNamespace(name="lonely")
         with pytest.raises(UserError, match="use dataset=scenes or dataset=crowd"):
-            ImageStream(lonely, 2, 4, 0, 1)
+            ImageStream(ToyDataset("train"), 2, 4, 0, 1)
 
 
 def test_images_come_with_several_questions_each_and_go_on_after_a_break() -> None:
@@ -78,7 +78,8 @@ def test_the_core_answers_for_the_mean_over_questions_and_the_focus_for_its_own(
     stage.core = core
     # Rewards [image, question, episode].
     reward = torch.tensor([[1.0, 0.0, 0.0, 1.0, 3.0, 1.0, 1.0, 1.0]])
-    advantage, target = Turns._advantage(stage, reward, None)  # type: ignore[arg-type]
+    draws = core.long(), torch.zeros(1, 8, 2), reward
+    advantage, target = Turns._advantage(stage, reward, Rollout(core, *draws))
     assert target is None
     of_core, of_focus = advantage[0, :, 0], advantage[0, :, 1]
     # Means over questions: image 0 (0.5, 0.5), image 1 (2, 1); less the other episode's.

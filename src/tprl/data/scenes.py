@@ -32,7 +32,6 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": (5, 7), "large": (10, 13)}  # half of the side, pixels, inclusive
 Split = Literal["train", "val", "test", "final"]
-ROUNDS = (1, 2, 3)  # every family has three different questions about three objects
 
 
 class Thing(NamedTuple):
@@ -290,12 +289,10 @@ class Scenes:
         limit: use only the first `limit` questions; None uses the whole split.
         seed: shifts the *training* images only.
         families: families to ask, None asks all; leaving one out is for transfer studies.
-        rounds: questions of each family about an image, 1 to 3; the first of them is that of one
-            round.
+        rounds: questions of each family about an image, 1 to 3, those of one round first.
 
     Raises:
-        UserError: an unknown split or family, a family twice, a limit below 1, or more rounds
-            than there surely are questions.
+        UserError: an unknown split or family, a family twice, a limit below 1, or other rounds.
     """
 
     name = "scenes"
@@ -326,11 +323,8 @@ class Scenes:
             raise UserError(
                 f"limit must be at least 1 or null, got {limit}; null reads the whole split."
             )
-        if rounds not in ROUNDS:
-            raise UserError(
-                f"rounds must be 1 to {max(ROUNDS)}, got {rounds}: an image of three objects has "
-                "no more different questions of every family."
-            )
+        if rounds not in (1, 2, 3):  # every family has three questions about three objects
+            raise UserError(f"rounds must be 1 to 3, got {rounds}; use e.g. 2.")
         self.split, self.families, self.rounds = split, tuple(families), rounds
         self._key = (split, seed if split == "train" else 0)
         questions = world.splits[split] * rounds

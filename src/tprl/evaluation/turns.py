@@ -29,7 +29,7 @@ HELD = "first question"  # arms that keep what the first question of a conversat
 
 
 @dataclass(frozen=True)
-class Arm:
+class Contender:
     """A pruner in a conversation.
 
     Attributes:
@@ -68,7 +68,7 @@ class Turn(NamedTuple):
     cached: int  # those of them whose keys and values the turn before had computed
 
 
-class Setting(NamedTuple):
+class TurnSetting(NamedTuple):
     """One conversation length of one arm at one budget."""
 
     arm: str
@@ -109,7 +109,7 @@ class TurnRow:
     tower_runs: float
 
 
-def arms_of(entries: Sequence[Entry]) -> list[Arm]:
+def arms_of(entries: Sequence[Entry]) -> list[Contender]:
     """The arms that entries make: one that reads the question also as what its first question
     chose.
 
@@ -132,13 +132,13 @@ def arms_of(entries: Sequence[Entry]) -> list[Arm]:
         share = getattr(pruner, "core_share", None)
         reads = getattr(pruner, "reads_question", False) or "region" in pruner.extras
         if share is not None:
-            arms.append(Arm(entry.name, entry, share))
+            arms.append(Contender(entry.name, entry, share))
         elif reads:
-            arms.append(Arm(entry.name, entry, 0.0))
-            arms.append(Arm(f"{entry.name}, {HELD}", entry, 1.0, held=True))
+            arms.append(Contender(entry.name, entry, 0.0))
+            arms.append(Contender(f"{entry.name}, {HELD}", entry, 1.0, held=True))
         else:
             # One that draws would draw anew for every question: the first draw is kept.
-            arms.append(Arm(entry.name, entry, 1.0, held=hasattr(pruner, "seed")))
+            arms.append(Contender(entry.name, entry, 1.0, held=hasattr(pruner, "seed")))
     return arms
 
 
@@ -171,13 +171,13 @@ def conversations(
 def converse(
     scorer: Scorer,
     dataset: Dataset,
-    arms: Sequence[Arm],
+    arms: Sequence[Contender],
     lengths: Sequence[int],
     equals: Sequence[str],
     limit: int | None = None,
     batch_size: int = 32,
     tick: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[dict[Setting, list[Turn]], float]:
+) -> tuple[dict[TurnSetting, list[Turn]], float]:
     """Answer every conversation in every setting; and how often the vision tower ran per
     conversation, counted in images.
 
@@ -190,7 +190,7 @@ def converse(
     # All tokens stand in the table of every budget.
     others = [arm.entry.keep_ratios for arm in arms if arm.name != FULL]
     budgets = sorted(set().union(*others), reverse=True) or [1.0]
-    turns: dict[Setting, list[Turn]] = defaultdict(list)
+    turns: dict[TurnSetting, list[Turn]] = defaultdict(list)
     looks = _Looks(scorer.lvlm)
     done = 0
     with looks:
@@ -206,7 +206,9 @@ def converse(
                 for keep_ratio in budgets if arm.name == FULL else arm.entry.keep_ratios:
                     assert keep_ratio is not None
                     ratio = arm.ratio(keep_ratio, length, equal)
-                    setting = Setting(arm.name, arm.entry.seed, length, equal, keep_ratio, ratio)
+                    setting = TurnSetting(
+                        arm.name, arm.entry.seed, length, equal, keep_ratio, ratio
+                    )
                     turns[setting] += batch.answered(arm, ratio, length)
             done += len(some)
             tick(done, len(talks))
@@ -243,7 +245,7 @@ class _Batch:
         self.scorer, self.samples, self.encoded, self.most = scorer, samples, encoded, most
         self._known: dict[tuple[str, int, float], dict[int, Turn]] = {}
 
-    def answered(self, arm: Arm, ratio: float, length: int) -> list[Turn]:
+    def answered(self, arm: Contender, ratio: float, length: int) -> list[Turn]:
         """The first `length` turns of each conversation."""
         key = arm.name, arm.entry.seed, ratio
         rows = [i for i in range(len(self.samples)) if i % self.most < length]
@@ -254,7 +256,7 @@ class _Batch:
             self._known[key].update(zip(rows, fresh, strict=True))
         return [self._known[key][i] for i in rows]
 
-    def _answer(self, arm: Arm, ratio: float, rows: list[int], length: int) -> list[Turn]:
+    def _answer(self, arm: Contender, ratio: float, rows: list[int], length: int) -> list[Turn]:
         encoded, samples = self.encoded.rows(rows), [self.samples[i] for i in rows]
         selection = self._selection(arm, encoded, ratio, length)
         prompt = splice(encoded, selection)
@@ -276,7 +278,9 @@ class _Batch:
             turns.append(Turn(image, sample.uid, place, scores[row], read[row], cached[row]))
         return turns
 
-    def _selection(self, arm: Arm, encoded: Encoded, ratio: float, length: int) -> TokenSelection:
+    def _selection(
+        self, arm: Contender, encoded: Encoded, ratio: float, length: int
+    ) -> TokenSelection:
         pruner: Any = arm.entry.pruner
         budget = memory.working_bytes(self.scorer.lvlm)
         if not arm.held:
@@ -292,7 +296,7 @@ class _Batch:
 
 
 def rows_of_turns(
-    turns: dict[Setting, list[Turn]], towers: float, model: str, dataset: Dataset, main: str
+    turns: dict[TurnSetting, list[Turn]], towers: float, model: str, dataset: Dataset, main: str
 ) -> list[TurnRow]:
     """Accuracy with a 95 % bootstrap interval over images, tokens, and the difference to the arm
     `main` at the same budget, of every turn and of whole conversations."""
@@ -311,7 +315,7 @@ def rows_of_turns(
 
 
 def _row(
-    setting: Setting, answered: Sequence[Turn], compared: Sequence[Turn] | None, number: int
+    setting: TurnSetting, answered: Sequence[Turn], compared: Sequence[Turn] | None, number: int
 ) -> tuple[Any, ...]:
     """Turn `number`, or with 0 all of them."""
     part = [turn for turn in answered if number in (0, turn.number)]
@@ -322,7 +326,7 @@ def _row(
     difference = Interval(float("nan"), float("nan"), float("nan"))
     if compared is not None:
         others = [turn for turn in compared if number in (0, turn.number)]
-        assert [turn.uid for turn in others] == [turn.uid for turn in part]
+        assert all(a.uid == b.uid for a, b in zip(others, part, strict=True))
         other_scores = np.array([turn.score for turn in others])
         difference = Interval(*paired_interval(other_scores, scores, images)[:3])
     # Sums over a conversation, means over a turn: either way a number per image.

@@ -20,13 +20,13 @@ from tprl.errors import UserError
 from tprl.lvlm.prefixes import shared_prefix, visual_in
 from tprl.types import Prompt
 
-# On caches that are returned: `Held`, or why they cannot be carried on.
+# On caches that are returned: `CachedTurn`, or why they cannot be carried on.
 MARK = "holds_pruned_prompt"
 LEAVE_OUT = "leave past_key_values out"
 
 
 @dataclass(frozen=True)
-class Held:
+class CachedTurn:
     """What the columns of a returned cache are of.
 
     Attributes:
@@ -82,7 +82,7 @@ def carry(lvlm: Any, cache: Any, prompt: Prompt, looks: int) -> Carried:
     """
     check_carries(lvlm)
     held = getattr(cache, MARK, None)
-    if not isinstance(held, Held):
+    if not isinstance(held, CachedTurn):
         what = held if isinstance(held, str) else "it was not returned by this pruned model"
         raise UserError(f"generate got past_key_values that cannot be used: {what}; {LEAVE_OUT}.")
     layers = getattr(cache, "layers", [])
@@ -124,7 +124,7 @@ def _nothing_shared(looks_before: int, looks: int) -> str:
     )
 
 
-def _as_cached(lvlm: Any, held: Held, length: int) -> Prompt:
+def _as_cached(lvlm: Any, held: CachedTurn, length: int) -> Prompt:
     """The prompt of the turn before with what was written after it, as far as it was read again:
     `length` columns."""
     prompt = held.prompt

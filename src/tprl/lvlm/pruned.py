@@ -11,7 +11,7 @@ from torch import Tensor
 from tprl.budget import need_ratio, rows_of
 from tprl.errors import UserError
 from tprl.lvlm.batching import axes
-from tprl.lvlm.carrying import MARK, Carried, Held, carry
+from tprl.lvlm.carrying import MARK, CachedTurn, Carried, carry
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner, dropping
 from tprl.lvlm.overflow import Watch, watched
@@ -188,7 +188,7 @@ class Pruning:
 
     def _held(
         self, prompt: Prompt, plan: LayerPlan | None, sequences: Tensor, ids: Tensor
-    ) -> Held | str:
+    ) -> CachedTurn | str:
         """What the columns of a cache are of, for `carry`; or why it cannot be carried on."""
         if self.look is None:
             return "it was returned without reuse_images=True"
@@ -196,7 +196,7 @@ class Pruning:
             return "its layers hold different tokens"
         if len(sequences) != len(ids):
             return "it is of several sequences per prompt"
-        return Held(prompt, sequences[:, ids.shape[1] :], self.look.runs)
+        return CachedTurn(prompt, sequences[:, ids.shape[1] :], self.look.runs)
 
     def encode(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Encoded:
         """The batch before pruning, from the arguments of `generate`."""
