@@ -18,6 +18,7 @@ from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.serving.engine import EngineReading
 from tprl.splice import splice
+from tprl.types import TokenSelection
 
 ROOT = Path(__file__).parents[1]
 TRAIN = (
@@ -74,6 +75,19 @@ def test_likelihoods_and_answers_are_equal(
     assert torch.equal(ours[1], theirs[1])
     assert 0 < int(ours[1].sum()) < len(samples) or pruner == "keep_all"
     assert reader.answer(prompt) == lvlm.answer(prompt)
+
+
+def test_prompts_that_keep_differently_many_are_read_together(
+    lvlm: FrozenLVLM, reader: EngineReading
+) -> None:
+    samples = questions(12, 400)
+    encoded = lvlm.encode(samples)
+    counts = torch.tensor([4, 16, 144]).repeat(4).unsqueeze(1)
+    keep = torch.arange(encoded.visual_mask.shape[1]) % (144 // counts) == 0
+    prompt = splice(encoded, TokenSelection(keep & encoded.visual_mask))
+    answers = [sample.answers[0] for sample in samples]
+    ours, theirs = lvlm.score(prompt, answers), reader.score(prompt, answers)
+    assert torch.allclose(ours[0], theirs[0], atol=1e-4)
 
 
 def test_other_positions_are_other_likelihoods_and_refused(

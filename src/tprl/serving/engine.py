@@ -25,8 +25,15 @@ ARCHITECTURE = "TPRLLlavaForScoring"  # of `serving.vllm.scoring`: reads embeddi
 SETTINGS = Settings(1.0, "keep", {"_target_": "tprl.pruners.keep_all.KeepAll"})
 COUNT = Number(1, LARGEST, whole=True, example="8")
 SHARE = Number(0, 1, above=True, example="0.5")
-# The engine steps in this process, and says nothing of its own; what the environment says wins.
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+# The engine steps in this process and says nothing of its own. On a CPU it would bind the threads
+# of this process to cores, and take its share of all memory. What the environment says wins.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
 
 
 class EngineReading:

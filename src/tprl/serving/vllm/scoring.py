@@ -33,6 +33,12 @@ class TPRLLlavaForScoring(Pruned, LlavaForConditionalGeneration):
         skip = int(self.config.vision_feature_select_strategy == "default")
         self._count = self.vision_tower.vision_model.embeddings.num_positions - skip
 
+    def embed_multimodal(self, **kwargs: object) -> Any:
+        # [K F] of each image. The stock class takes images of one step only if they have equally
+        # many tokens, and here the ratios of a policy in training meet.
+        embeds: Any = kwargs.get("image_embeds", ())
+        return list(embeds)
+
     def layout(self, ids: Any) -> list[Span]:
         return spans(ids, self.config.image_token_index)
 
