@@ -9,13 +9,16 @@ from tests.helpers import RAGGED, toy_encoded
 
 from tprl.budget import budget, core_budget
 from tprl.build import load_component
+from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.errors import UserError
 from tprl.policy.dpp import cosine_kernel
 from tprl.pruners.attention_dpp import AttentionDPPPruner
 from tprl.pruners.core_focus import CoreFocus, load_core_focus
 from tprl.pruners.divprune import DivPrunePruner
+from tprl.pruners.learned import load_pruner
 from tprl.pruners.random import RandomPruner
 from tprl.pruners.word_attention import WordAttentionPruner
+from tprl.scoring.flops import choosing
 from tprl.types import Encoded
 
 EXTRAS = ("cls_attention", "word_attention")
@@ -117,3 +120,18 @@ def test_cores_that_draw_or_merge_are_refused() -> None:
     pooling: Any = load_component("pruner", "pooling")
     with pytest.raises(UserError, match="pooling merges tokens, so it is no core"):
         CoreFocus(pooling, WordAttentionPruner()).select(two_questions(), 1 / 4)
+
+
+def test_choosing_costs_what_both_parts_cost() -> None:
+    vision = VisionShape(7, 24, 96, 3, patches=64, patch_size=8)
+    shape = LVLMShape(vision, (24, 16), LMShape(2, 16, 32, 2, 2, 8, 100))
+    core, focus, policy = (
+        AttentionDPPPruner(),
+        WordAttentionPruner(),
+        load_pruner("tprl_tiny_llava"),
+    )
+    rules = choosing(CoreFocus(core, focus, 0.25), shape, [36], 5, [12])
+    assert rules == core.flops(shape, 36, 3) + focus.flops(shape, 36, 12)
+    mixed = choosing(CoreFocus(core, policy, 0.25), shape, [36], 5, [12])
+    by_policy = sum(policy.flops_by_part(36, 5, 12).values())
+    assert mixed == core.flops(shape, 36, 3) + by_policy

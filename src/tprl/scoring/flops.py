@@ -59,18 +59,18 @@ def question_parts(
             ]
             tiles = sum(smaller, ())
         pruned = _parts(shape, text, sum(kept), answer, tiles)
-        selector = _choosing(chooser, shape, images, words, kept)
+        selector = choosing(chooser, shape, images, words, kept)
     return {**pruned, "selector": selector, "total": pruned["total"] + selector}, full
 
 
-def _choosing(
+def choosing(
     chooser: Any, shape: cost.LVLMShape, images: Sequence[int], words: int, kept: Sequence[int]
 ) -> int:
     """What choosing `kept` tokens of each image costs; of core and focus, both."""
     if hasattr(chooser, "choosers"):
         total = 0
         for part, share in chooser.choosers:
-            total += _choosing(part, shape, images, words, [round(share * n) for n in kept])
+            total += choosing(part, shape, images, words, [round(share * n) for n in kept])
         return total
     if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
         return sum(chooser.flops_by_part(sum(images), words, sum(kept)).values())
