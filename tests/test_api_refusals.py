@@ -81,10 +81,8 @@ class TestRefusals:
 
     def test_what_the_family_cannot_provide(self) -> None:
         lvlm = load_component("model", "smolvlm2", pretrained=None, dtype="float32")
-        with pytest.raises(
-            UserError, match=r"smolvlm cannot provide \['cls_feature', 'vision_keys'\]"
-        ):
-            tprl.prune(lvlm.model, "visionzip", keep_ratio=0.3)
+        with pytest.raises(UserError, match=r"smolvlm makes its tokens of patches on a grid"):
+            tprl.prune(lvlm.model, "tome", keep_ratio=0.3)
         with pytest.raises(UserError, match=r"cannot provide \['region'\]"):
             tprl.prune(lvlm.model, "oracle", keep_ratio=0.3)
 

@@ -72,7 +72,7 @@ def test_pruners_that_cannot_be_had_are_refused_before_anything_is_answered() ->
         check_entries([Entry("fastv", load_component("pruner", "fastv"), (0.1,))], lvlm)
     small = load_component("model", "qwen2_5_vl", pretrained=None, dtype="float32")
     for name, sentence in (
-        ("visionzip", r"qwen2_5_vl cannot provide \["),
+        ("tome", "qwen2_5_vl makes its tokens of patches on a grid"),
         ("tprl", "was trained for a llava"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -272,11 +272,6 @@ def test_extras_do_not_change_the_tokens_and_leave_no_hooks(
     assert not any(module._forward_pre_hooks for module in lvlm.model.modules())
 
 
-def test_substitutes_are_named_where_the_encoder_has_no_cls_token(lvlm: FrozenLVLM) -> None:
-    assert lvlm.known_extras - {"pixels", "rgb"} == EXTRAS
-    assert set(lvlm.substitutes) == (set() if lvlm.name in WITH_CLS else {"cls_attention"})
-
-
 @pytest.mark.filterwarnings("ignore:The following device_map keys")
 def test_a_model_spread_over_memory_and_disk_gives_the_same(
     lvlm: FrozenLVLM, encoded: Encoded, tmp_path: Path
@@ -337,8 +332,8 @@ def test_features_of_llava_next_that_are_not_known_are_refused(setting: dict[str
 
 
 def test_every_extra_that_is_not_known_is_refused(lvlm: FrozenLVLM) -> None:
-    with pytest.raises(UserError, match=r"cannot provide \['cls_feature'\]"):
-        lvlm.encode(SAMPLES, frozenset({"cls_feature"}))
+    with pytest.raises(UserError, match=r"cannot provide \['keys'\]"):
+        lvlm.encode(SAMPLES, frozenset({"keys"}))
 
 
 class TestTowers:

@@ -128,7 +128,7 @@ class TestSelection:
         with pytest.raises(UserError, match=r"no vision side \(Encoded.look\) .*: use pooling"):
             ResizePruner().select(encoded, 1 / 3)
         with pytest.raises(
-            UserError, match=r"^internvl3 sees tiles of one size, .* with model\.max_tiles, which"
+            UserError, match=r"^internvl3 sees tiles of one size: .* with model\.max_tiles\."
         ):
             family("internvl3").encode(SAMPLES[:1], EXTRAS)
 

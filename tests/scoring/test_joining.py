@@ -8,7 +8,7 @@ from tests.lvlm.small import SAMPLES
 from tests.stages.toy_runs import fit, ppo
 
 from tprl.build import load_component
-from tprl.scoring.joining import joined
+from tprl.scoring.joining import joined_encodings
 from tprl.splice import keep_all, splice
 from tprl.types import Sample
 
@@ -28,7 +28,9 @@ def test_parts_put_together_are_the_whole() -> None:
     whole = model.encode(MIXED, extras)
     expected = model.score(splice(whole, keep_all(whole)), answers)[0]
     for cut in (1, 3):
-        again = joined([model.encode(MIXED[:cut], extras), model.encode(MIXED[cut:], extras)])
+        again = joined_encodings(
+            [model.encode(MIXED[:cut], extras), model.encode(MIXED[cut:], extras)]
+        )
         for name in ("uids", "grids", "tiles", "seen", "counts", "questions"):
             assert getattr(again, name) == getattr(whole, name), name
         for name in ("attention", "visual_at", "visual_mask", "image_of", "positions", "question"):

@@ -87,9 +87,12 @@ def projector_flops(shape: LVLMShape, images: Images = 1) -> int:
     """The MLP projectors over all patches, `merge` x `merge` of them side by side (CLS is dropped
     before)."""
     patches = sum(rows * columns for rows, columns in grids(shape.vision, images))
-    tokens = patches // shape.vision.merge**2
-    each = mlp_flops(shape.projector, tokens) + mlp_flops(shape.beside, tokens)
-    return shape.projectors * each
+    return shape.projectors * projecting_flops(shape, patches // shape.vision.merge**2)
+
+
+def projecting_flops(shape: LVLMShape, tokens: int) -> int:
+    """One of the projectors over so many tokens."""
+    return mlp_flops(shape.projector, tokens) + mlp_flops(shape.beside, tokens)
 
 
 def lm_layer_flops(lm: LMShape, new: int, context: int, kind: str = FULL) -> int:

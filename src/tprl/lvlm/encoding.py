@@ -43,8 +43,6 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
         known_extras, related, pixel_inputs, one_run, by_company: see `FrozenLVLM`.
         positions: position ids of the unpruned prompts.
         project: the projector.
-        words: embeddings of tokens.
-        relate: finishes the extras that are `related`; of families that have some.
     """
 
     known_extras: frozenset[str]
@@ -59,8 +57,6 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
     seen_boxes: Callable[[Sample], tuple[Box, ...]]
     positions: Callable[..., Tensor]
     project: Callable[[Tensor], Tensor]
-    relate: Callable[[Encoded], None]
-    words: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
     def encode(
@@ -202,7 +198,8 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
         """Refuse what is not finite; `seen` was made of `pixels`."""
 
         def again(image: int) -> Seen:
-            return self.see(pick_images(pixels, self.rows_per_image(pixels), [image]), extras)
+            read = self.sources(extras)
+            return self.see(pick_images(pixels, self.rows_per_image(pixels), [image]), read)
 
         check_seen(self, seen, occurrences, names, again)
 

@@ -30,6 +30,7 @@ from tprl.lvlm.overflow import watched
 from tprl.lvlm.prompting import Prompting
 from tprl.lvlm.reading import AnswerReading
 from tprl.lvlm.shapes import ReadsShapes
+from tprl.lvlm.standing import EVERY, RECEIVED
 from tprl.runtime import memory
 from tprl.types import Box, Prompt, Sample
 
@@ -91,11 +92,11 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
     """
 
     model_type: str
-    known_extras: frozenset[str] = frozenset()
+    known_extras: frozenset[str] = EVERY
     # those of them that depend on the question too: `relate` finishes them
-    related: frozenset[str] = frozenset()
-    # extras that stand in for what the encoder lacks, and what they are
-    substitutes: ClassVar[dict[str, str]] = {}
+    related: frozenset[str] = frozenset({"clip_relevance"})
+    # extras that stand in for what the encoder lacks, and what they are (`standing`)
+    substitutes: ClassVar[dict[str, str]] = RECEIVED
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
     one_run = True  # whether the placeholders of an image follow each other
     # Of a view around somebody else's model (`around`), which no settings made:
@@ -109,11 +110,6 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         super().__init_subclass__()
         if "pixels" in cls.known_extras:  # colors follow from them: see `Encoding._complete`
             cls.known_extras |= {RGB}
-        if cls.related and not hasattr(cls, "relate"):
-            raise TypeError(
-                f"{cls.__name__} has extras related to the "
-                "question and no relate(encoded) for them."
-            )
 
     def __init__(
         self,

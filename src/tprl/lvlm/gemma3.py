@@ -32,7 +32,8 @@ from tprl.lvlm.blueprint import (
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.gates import Gates, gates_of
 from tprl.lvlm.loading import processor_parts
-from tprl.lvlm.towers import RECEIVED, in_place, overheard, query_key, received_attention
+from tprl.lvlm.standing import ATTENTIONS, keys_of, object_layer, reading
+from tprl.lvlm.towers import in_place, overheard, query_key, received_attention
 from tprl.types import Encoded
 
 ROLES = {
@@ -57,16 +58,7 @@ class Gemma3(FrozenLVLM):
     """
 
     model_type = "gemma3"
-    known_extras = frozenset(
-        {
-            # [B V] attention received in the last layer: mean over heads, queries and the patches
-            # of a token
-            "cls_attention",
-            # [B V C] mean of a token's patches, which the projector's norm reads
-            "vision_features",
-        }
-    )
-    substitutes = RECEIVED
+    sees = "sees images of one size"
 
     def __init__(self, pretrained: str | None, name: str = "gemma3", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
@@ -154,23 +146,22 @@ class Gemma3(FrozenLVLM):
         check_sides(self.name, "images", values, (side, side))
         parts = self.model.model
         # The layer of the attention, and the module whose input the features are.
-        modules = {
-            "cls_attention": parts.vision_tower.encoder.layers[-1].self_attn,
-            "vision_features": parts.multi_modal_projector,
-        }
-        with overheard({name: modules[name] for name in extras}) as calls:
+        layers = parts.vision_tower.encoder.layers
+        middle = layers[object_layer(range(len(layers)))].self_attn
+        modules = reading(extras, layers[-1].self_attn, middle, parts.multi_modal_projector)
+        with overheard(modules) as calls:
             tokens = parts.get_image_features(values, return_dict=True).pooler_output
         # A token is a square of patches, and what it has of them their mean.
         features = {name: call.x for name, call in calls.items()}
-        if "cls_attention" in calls:
+        for name in ATTENTIONS & calls.keys():
             # [I P 1]: attention passes the same pooling as features, as a single channel.
-            patches = received_attention(
-                *query_key(modules["cls_attention"], calls["cls_attention"].x)
-            )
-            features["cls_attention"] = patches.unsqueeze(-1)
+            patches = received_attention(*query_key(modules[name], calls[name].x))
+            features[name] = patches.unsqueeze(-1)
+        if "last_keys" in calls:
+            features["last_keys"] = keys_of(modules["last_keys"], calls["last_keys"].x)
         pooled = {name: self._pooled(value) for name, value in features.items()}
-        if "cls_attention" in pooled:
-            pooled["cls_attention"] = pooled["cls_attention"].squeeze(-1)
+        for name in ATTENTIONS & pooled.keys():
+            pooled[name] = pooled[name].squeeze(-1)
         # Tokens of an image form a square grid, as its patches do.
         rows = round(tokens.shape[1] ** 0.5)
         return Seen(

@@ -26,6 +26,7 @@ from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, toke
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.gemma3 import Gemma3
 from tprl.lvlm.loading import WithoutVideo, processor_parts
+from tprl.lvlm.standing import ATTENTIONS, keys_of, object_layer, reading
 from tprl.lvlm.towers import Call, overheard, received_attention
 
 ROLES = {
@@ -58,6 +59,7 @@ class Gemma4(Gemma3):
     """
 
     model_type = "gemma4"
+    sees = "pads every image to one number of patches"
     bounds = frozenset({"max_pixels"})
     pixel_inputs = ("pixel_values", "image_position_ids")
     # Gates would need masks that differ by layer: refused, as other families refuse windows.
@@ -200,11 +202,10 @@ class Gemma4(Gemma3):
         places = torch.as_tensor(pixels["image_position_ids"]).to(self.device)
         self._check_patches(values, places)
         parts, views = self.model.model, self._grids(pixels)
-        modules = {
-            "cls_attention": parts.vision_tower.encoder.layers[-1].self_attn,
-            "vision_features": parts.embed_vision,
-        }
-        with overheard({name: modules[name] for name in extras}) as calls:
+        layers = parts.vision_tower.encoder.layers
+        middle = layers[object_layer(range(len(layers)))].self_attn
+        modules = reading(extras, layers[-1].self_attn, middle, parts.embed_vision)
+        with overheard(modules) as calls:
             tokens = parts.get_image_features(
                 values, image_position_ids=places, return_dict=True
             ).pooler_output
@@ -214,11 +215,14 @@ class Gemma4(Gemma3):
         features: dict[str, list[Tensor]] = {}
         if "vision_features" in calls:
             features["vision_features"] = list(calls["vision_features"].x.split(counts))
-        if "cls_attention" in calls:
-            attention = self._attention(modules["cls_attention"], calls["cls_attention"], places)
-            features["cls_attention"] = [
-                self._by_token(line, view) for line, view in zip(attention, views, strict=True)
-            ]
+        patches: dict[str, Tensor] = {}
+        for name in ATTENTIONS & calls.keys():
+            patches[name] = self._attention(modules[name], calls[name], places)
+        if "last_keys" in calls:
+            patches["last_keys"] = keys_of(modules["last_keys"], calls["last_keys"].x)
+        for name, value in patches.items():
+            lines = zip(value, views, strict=True)
+            features[name] = [self._by_token(line, view) for line, view in lines]
         kernel = self.model.config.vision_config.pooling_kernel_size
         # Grids in patches, for attention maps and costs; views are in tokens.
         tiles = [((rows * kernel, columns * kernel),) for rows, columns in views]
@@ -254,13 +258,15 @@ class Gemma4(Gemma3):
         query, keys = heads[0] * layer.head_dim**0.5, heads[1]
         return received_attention(query, keys, (places >= 0).all(-1))
 
-    def _by_token(self, patches: Float[Tensor, " P"], view: tuple[int, int]) -> Float[Tensor, " N"]:
+    def _by_token(
+        self, patches: Float[Tensor, "P ..."], view: tuple[int, int]
+    ) -> Float[Tensor, "N ..."]:
         """Means over the patches of each token; those of an image are in raster order."""
         kernel = self.model.config.vision_config.pooling_kernel_size
         real = patches[: view[0] * view[1] * kernel**2]
         # [rows k columns k] by axes; both k are averaged away.
         squares = real.unflatten(0, (view[0], kernel, view[1], kernel))
-        return squares.mean((1, 3)).flatten()
+        return squares.mean((1, 3)).flatten(0, 1)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.embed_vision(inputs_embeds=vision_features)

@@ -20,6 +20,7 @@ from tprl.lvlm.batching import Seen, check_sides, runs
 from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
+from tprl.lvlm.standing import ATTENTIONS, WITH_CLS, keys_of, object_layer, reading
 from tprl.lvlm.towers import Call, cls_attention, joined_tiles, layer_of, overheard, split_heads
 
 ROLES = {
@@ -39,17 +40,9 @@ class InternVL3(FrozenLVLM):
     """A frozen InternVL3; arguments as of `FrozenLVLM`."""
 
     model_type = "internvl"
+    substitutes = WITH_CLS
     coordinates = "thousand"
     bounds = frozenset({"max_tiles"})
-    known_extras = frozenset(
-        {
-            # [B V] CLS -> patch in the layer that makes the features: mean over heads and its
-            # patches
-            "cls_attention",
-            # [B V C] what the projector reads: the patches of a token side by side
-            "vision_features",
-        }
-    )
 
     def __init__(self, pretrained: str | None, name: str = "internvl3", **options: Any) -> None:
         super().__init__(pretrained, name, **options)
@@ -158,18 +151,18 @@ class InternVL3(FrozenLVLM):
         layers = parts.vision_tower.encoder.layer
         # Extras are inputs of modules on the way: CLS attention is computed from one of them.
         feature = layer_of(self.model.config.vision_feature_layer, len(layers))
-        modules = {
-            "cls_attention": layers[feature].attention,
-            "vision_features": parts.multi_modal_projector,
-        }
+        middle = layers[object_layer(range(feature + 1))].attention
+        modules = reading(extras, layers[feature].attention, middle, parts.multi_modal_projector)
         # [I N D] tokens of all tiles, tile by tile.
-        with overheard({name: modules[name] for name in extras}) as calls:
+        with overheard(modules) as calls:
             tiles = parts.get_image_features(values, return_dict=True).pooler_output
         features = {name: call.x for name, call in calls.items()}
-        if "cls_attention" in calls:
-            features["cls_attention"] = self._attention(
-                modules["cls_attention"], calls["cls_attention"]
-            )
+        for name in ATTENTIONS & calls.keys():
+            patches = self._attention(modules[name], calls[name])
+            features[name] = self._by_token(patches.unsqueeze(-1)).squeeze(-1)
+        if "last_keys" in calls:
+            keys = keys_of(modules["last_keys"], calls["last_keys"].x)
+            features["last_keys"] = self._by_token(keys[:, 1:])
         # Tokens of a tile are a square; those of an image are its tiles, one after the other.
         counts = self.rows_per_image(pixels)
         side = round(tiles.shape[1] ** 0.5)
@@ -180,21 +173,22 @@ class InternVL3(FrozenLVLM):
             {name: joined_tiles(value, counts) for name, value in features.items()},
         )
 
-    def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I N"]:
-        """CLS attention of every token of a tile: the pixel shuffle that makes tokens tells which
-        patches are its."""
-        # [I P] CLS attention of the patches of each tile, before they are merged.
+    def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I P"]:
+        """CLS attention of the patches of each tile, before they are merged."""
         query = split_heads(layer.q_norm(layer.q_proj(call.x[:, :1])), layer.num_heads)
-        patches = cls_attention(
+        return cls_attention(
             query, split_heads(layer.k_norm(layer.k_proj(call.x)), layer.num_heads)
         )
-        # The shuffle of the features, on attention as their only channel: its order is theirs.
+
+    def _by_token(self, patches: Float[Tensor, "I P C"]) -> Float[Tensor, "I N C"]:
+        """Means over the patches of every token of a tile: the pixel shuffle that makes tokens
+        tells which are its."""
+        # The shuffle of the features: its order is theirs, channels of a patch stay together.
         side = round(patches.shape[1] ** 0.5)
-        grid = patches.unflatten(1, (side, side)).unsqueeze(-1)
         shuffled = self.model.model.pixel_shuffle(
-            grid, scale_factor=self.model.config.downsample_ratio
+            patches.unflatten(1, (side, side)), scale_factor=self.model.config.downsample_ratio
         )
-        return shuffled.flatten(1, 2).mean(-1)
+        return shuffled.flatten(1, 2).unflatten(-1, (-1, patches.shape[-1])).mean(-2)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         return self.model.model.multi_modal_projector(vision_features)

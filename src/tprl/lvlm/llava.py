@@ -78,7 +78,7 @@ class Llava(FrozenLVLM):
             "clip_relevance",
         }
     )
-    related = frozenset({"clip_relevance"})
+    derived, substitutes = frozenset(), {}
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ from tprl.lvlm.blueprint import (
 )
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import clip_settings, completed
+from tprl.lvlm.standing import ATTENTIONS, WITH_CLS, keys_of, object_layer, reading
 from tprl.lvlm.towers import Call, cls_attention, in_place, layer_of, overheard, query_key
 
 
@@ -43,13 +44,7 @@ class LlavaNext(FrozenLVLM):
     """
 
     model_type = "llava_next"
-    known_extras = frozenset(
-        {
-            # [B V] mean over heads of CLS -> patch, in its own crop and the layer of the features
-            "cls_attention",
-            "vision_features",  # [B V C] what the projector reads
-        }
-    )
+    substitutes = WITH_CLS
     pixel_inputs = ("pixel_values", "image_sizes")
     bounds = frozenset({"max_tiles"})
 
@@ -136,10 +131,10 @@ class LlavaNext(FrozenLVLM):
             tokens = self._tokens(values, pixels)
             newline = self.model.model.image_newline.to(tokens[0])
         features = {name: call.x for name, call in calls.items()}
-        if "cls_attention" in calls:
-            features["cls_attention"] = self._attention(
-                modules["cls_attention"], calls["cls_attention"]
-            )
+        for name in ATTENTIONS & calls.keys():
+            features[name] = self._attention(modules[name], calls[name])
+        if "last_keys" in calls:
+            features["last_keys"] = self._keys(modules["last_keys"], calls["last_keys"])
         # The stock class returns newlines among the tokens: what equals the newline is one.
         separators = [(image == newline).all(-1) for image in tokens]
         config = self.model.config.vision_config
@@ -163,6 +158,10 @@ class LlavaNext(FrozenLVLM):
     def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I N"]:
         """Attention of the CLS token of every crop to its patches."""
         return cls_attention(*query_key(layer, call.x, slice(0, 1)))
+
+    def _keys(self, layer: Any, call: Call) -> Float[Tensor, "I N C"]:
+        """Keys of the patches of every crop."""
+        return keys_of(layer, call.x)[:, 1:]
 
     def _crops(self, pixels: Mapping[str, Any]) -> list[int]:
         """Crops of each image, the small view included."""
@@ -212,11 +211,9 @@ class LlavaNext(FrozenLVLM):
             )
         # Attention is that of the layer whose output is read, features are the projector's input.
         layers = parts.vision_tower.encoder.layers
-        modules = {
-            "cls_attention": layers[layer_of(config.vision_feature_layer, len(layers))].self_attn,
-            "vision_features": parts.multi_modal_projector,
-        }
-        return {name: modules[name] for name in extras}
+        last = layer_of(config.vision_feature_layer, len(layers))
+        middle = layers[object_layer(range(last + 1))].self_attn
+        return reading(extras, layers[last].self_attn, middle, parts.multi_modal_projector)
 
     def _pack(
         self,

@@ -30,7 +30,8 @@ from tprl.lvlm.blueprint import (
 from tprl.lvlm.llava import feature_layers
 from tprl.lvlm.llava_next import LlavaNext
 from tprl.lvlm.loading import WithoutVideo, image_only
-from tprl.lvlm.towers import RECEIVED, Call, layer_of, query_key, received_attention
+from tprl.lvlm.standing import RECEIVED, keys_of, object_layer, reading
+from tprl.lvlm.towers import Call, layer_of, query_key, received_attention
 from tprl.types import Box, Sample
 
 CHAT = (
@@ -52,14 +53,6 @@ class LlavaOnevision(LlavaNext):
     """
 
     model_type = "llava_onevision"
-    known_extras = frozenset(
-        {
-            # [B V] attention received in the layer of the features, within its own crop: mean over
-            # heads and queries
-            "cls_attention",
-            "vision_features",  # [B V C] what the projector reads
-        }
-    )
     substitutes = RECEIVED
     pixel_inputs = ("pixel_values", "image_sizes", "batch_num_images")
     by_company = True
@@ -163,15 +156,16 @@ class LlavaOnevision(LlavaNext):
                 f"by strategy {strategy}, and known is one layer by strategy full."
             )
         layers = parts.vision_tower.encoder.layers
-        modules = {
-            "cls_attention": layers[layer_of(layer, len(layers))].self_attn,
-            "vision_features": parts.multi_modal_projector,
-        }
-        return {name: modules[name] for name in extras}
+        last = layer_of(layer, len(layers))
+        middle = layers[object_layer(range(last + 1))].self_attn
+        return reading(extras, layers[last].self_attn, middle, parts.multi_modal_projector)
 
     def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I N"]:
         """Attention that each patch of a crop receives: the tower has no CLS token."""
         return received_attention(*query_key(layer, call.x))
+
+    def _keys(self, layer: Any, call: Call) -> Float[Tensor, "I N C"]:
+        return keys_of(layer, call.x)
 
 
 def _settings(config: Any) -> dict[str, Any]:

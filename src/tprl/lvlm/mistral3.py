@@ -26,7 +26,8 @@ from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, toke
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import processor_parts
 from tprl.lvlm.patches import cells, whole
-from tprl.lvlm.towers import RECEIVED, Call, layer_of, overheard, received_attention, rotated
+from tprl.lvlm.standing import ATTENTIONS, EVERY, keys_of, object_layer, reading
+from tprl.lvlm.towers import Call, layer_of, overheard, received_attention, rotated
 
 CHAT = (
     "{% for turn in messages %}{% if turn.role == 'user' %}[INST]{% for part in turn.content %}"
@@ -59,19 +60,7 @@ class Mistral3(FrozenLVLM):
     """
 
     model_type = "mistral3"
-    known_extras = frozenset(
-        {
-            # [B V] attention received in the layer of the features: mean over heads, queries and
-            # the patches of a token
-            "cls_attention",
-            # [B V C] what the projector reads: the patches of a token side by side
-            "vision_features",
-            # [B V 3 y x] those of a token, as the processor made them; `Encoded.look` sees other
-            # sizes
-            "pixels",
-        }
-    )
-    substitutes = RECEIVED
+    known_extras = EVERY | {"pixels"}
     bounds = frozenset({"max_pixels"})
     one_run = False  # rows are broken
     pixel_inputs = ("pixel_values", "image_sizes")
@@ -215,11 +204,10 @@ class Mistral3(FrozenLVLM):
     ) -> tuple[Float[Tensor, "N D"], dict[str, Float[Tensor, "N ..."]]]:
         """Tokens of an image, and its extras."""
         parts = self.model.model
-        modules = {
-            "cls_attention": parts.vision_tower.transformer.layers[self._feature].attention,
-            "vision_features": parts.multi_modal_projector,
-        }
-        with overheard({name: modules[name] for name in extras}) as calls:
+        layers = parts.vision_tower.transformer.layers
+        last, middle = layers[self._feature], layers[object_layer(range(self._feature + 1))]
+        modules = reading(extras, last.attention, middle.attention, parts.multi_modal_projector)
+        with overheard(modules) as calls:
             # Inputs of these modules are noted during the stock forward.
             out = parts.get_image_features(
                 image.unsqueeze(0), image_sizes=[tuple(image.shape[1:])], return_dict=True
@@ -227,10 +215,14 @@ class Mistral3(FrozenLVLM):
         features = {}
         if "vision_features" in calls:
             features["vision_features"] = self._by_token(calls["vision_features"].x, grid)
-        if "cls_attention" in calls:
-            # A token's attention is the mean over its patches, side by side in the last axis.
-            patches = self._attention(modules["cls_attention"], calls["cls_attention"])
-            features["cls_attention"] = self._by_token(patches.unsqueeze(-1), grid).mean(-1)
+        # A token's attention and key are means over its patches, side by side in the last axis.
+        for name in ATTENTIONS & calls.keys():
+            patches = self._attention(modules[name], calls[name])
+            features[name] = self._by_token(patches.unsqueeze(-1), grid).mean(-1)
+        if "last_keys" in calls:
+            keys = keys_of(modules["last_keys"], calls["last_keys"].x[0])
+            beside = self._by_token(keys, grid)
+            features["last_keys"] = beside.unflatten(-1, (-1, keys.shape[-1])).mean(-2)
         return out.pooler_output[0], features
 
     def _by_token(

@@ -23,7 +23,8 @@ from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, toke
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
 from tprl.lvlm.patches import cells, merged_cells, patches_of
-from tprl.lvlm.towers import RECEIVED, Call, overheard, received_attention, rotated, window_order
+from tprl.lvlm.standing import ATTENTIONS, EVERY, keys_of, object_layer, reading
+from tprl.lvlm.towers import Call, overheard, received_attention, rotated, window_order
 
 CHAT = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}{% if "
@@ -61,19 +62,9 @@ class Qwen25VL(FrozenLVLM):
     """A frozen Qwen2.5-VL; arguments as of `FrozenLVLM`."""
 
     model_type = "qwen2_5_vl"
-    known_extras = frozenset(
-        {
-            # [B V] attention received in the last block that sees the whole image: mean over heads,
-            # queries and the token's patches
-            "cls_attention",
-            # [B V C] what the merger reads, before its norm: the patches of a token side by side
-            "vision_features",
-            # [B V 3 y x] those of a token, as the processor made them; `Encoded.look` sees other
-            # sizes
-            "pixels",
-        }
-    )
-    substitutes = RECEIVED
+    # Features are what the merger reads, before its norm. pixels: [B V 3 y x] those of a token, as
+    # the processor made them; `Encoded.look` sees other sizes.
+    known_extras = EVERY | {"pixels"}
     bounds = frozenset({"max_pixels"})
     # all blocks of the tower but a few see windows, and its tokens are in window order
     windows = True
@@ -182,12 +173,10 @@ class Qwen25VL(FrozenLVLM):
                     f"{config.spatial_merge_size} of them: {self.remedy}."
                 )
         # Blocks that see windows say nothing of the whole image.
-        block = max(config.fullatt_block_indexes) if self.windows else -1
-        modules = {
-            "cls_attention": tower.blocks[block].attn,
-            "vision_features": self._merger,
-        }
-        with overheard({name: modules[name] for name in extras & modules.keys()}) as calls:
+        whole = config.fullatt_block_indexes if self.windows else range(len(tower.blocks))
+        last, middle = tower.blocks[max(whole)].attn, tower.blocks[object_layer(whole)].attn
+        modules = reading(extras, last, middle, self._merger)
+        with overheard(modules) as calls:
             out = self.model.model.get_image_features(values, image_grid_thw=grid, return_dict=True)
         merge = config.spatial_merge_size
         # A token is `merge` x `merge` patches, which follow each other.
@@ -196,10 +185,13 @@ class Qwen25VL(FrozenLVLM):
         features: dict[str, Tensor] = {}
         if "vision_features" in calls:
             features["vision_features"] = self._side_by_side(calls["vision_features"].x)
-        if "cls_attention" in calls:
-            sizes = [count * merge**2 for count in counts]
-            patches = self._attention(modules["cls_attention"], calls["cls_attention"], sizes)
-            features["cls_attention"] = patches.view(-1, merge**2).mean(1)
+        sizes = [count * merge**2 for count in counts]
+        for name in ATTENTIONS & calls.keys():
+            patches = self._attention(modules[name], calls[name], sizes)
+            features[name] = patches.view(-1, merge**2).mean(1)
+        if "last_keys" in calls:
+            keys = keys_of(modules["last_keys"], calls["last_keys"].x)
+            features["last_keys"] = keys.unflatten(0, (-1, merge**2)).mean(1)
         if self.windows:
             # The stock tower sorts its output back itself, what was overheard inside it is not.
             back = window_order(views, config.window_size // merge // config.patch_size).argsort()

@@ -10,12 +10,13 @@ import torch
 from tprl.errors import UserError
 from tprl.lvlm.batching import Seen, pick_images
 from tprl.lvlm.listening import WORD_ATTENTION
+from tprl.lvlm.standing import StandingIn
 from tprl.runtime import memory
 
 log = logging.getLogger(__name__)
 
 
-class Seeing:
+class Seeing(StandingIn):
     """The half of `FrozenLVLM` that looks at images.
 
     Attributes:
@@ -32,6 +33,7 @@ class Seeing:
     rows_per_image: Callable[[Mapping[str, Any]], list[int]]
     look_again: Any = None
     bounds: ClassVar[frozenset[str]]
+    sees: ClassVar[str] = "sees tiles of one size"  # why, where "pixels" is not known
     values_at_once: int = int(memory.WORKING * memory.GIB) // memory.PER_PIXEL_VALUE
 
     def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
@@ -41,10 +43,19 @@ class Seeing:
             UserError: there is one.
         """
         missing = extras - known - {WORD_ATTENTION}  # every family has a language model
-        if "pixels" in missing and self.bounds:
+        if "pixels" in missing:
+            bounds = [f"bound them with model.{bound}" for bound in sorted(self.bounds)]
+            remedy = "use another pruner, or " if bounds else "use another pruner"
             raise UserError(
-                f"{self.name} sees tiles of one size, so its images cannot be scaled to fewer "
-                f"tokens: bound them with model.{min(self.bounds)}, which its processor follows."
+                f"{self.name} {self.sees}: there are no pixels of a token, and no image can be "
+                f"scaled to fewer tokens; "
+                f"{remedy}{''.join(bounds)}."
+            )
+        if "patch_embeds" in missing:
+            raise UserError(
+                f"{self.name} makes its tokens of patches on a grid, by squares that are joined or "
+                "crops whose padding is cut off, and patches that merge inside the tower leave no "
+                "grid: use another pruner."
             )
         if missing:
             raise UserError(
@@ -58,14 +69,14 @@ class Seeing:
         Raises:
             UserError: there is not enough for one image.
         """
-        rows = self.rows_per_image(pixels)
+        rows, read = self.rows_per_image(pixels), self.sources(extras)
         while True:
             parts: list[Seen] = []
             chunks = image_chunks(pixels, rows, self.values_at_once)
             try:
                 for chunk in chunks:
-                    parts.append(self.see(pick_images(pixels, rows, chunk), extras))
-                return join_seen(parts)
+                    parts.append(self.see(pick_images(pixels, rows, chunk), read))
+                return self.complete(join_seen(parts), extras)
             except torch.OutOfMemoryError as error:
                 failed = chunks[min(len(parts), len(chunks) - 1)]
                 if len(failed) == 1:

@@ -24,7 +24,8 @@ from tprl.lvlm.batching import Seen, runs
 from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
-from tprl.lvlm.towers import RECEIVED, Call, joined_tiles, overheard, query_key, received_attention
+from tprl.lvlm.standing import ATTENTIONS, keys_of, object_layer, reading
+from tprl.lvlm.towers import Call, joined_tiles, overheard, query_key, received_attention
 
 CHAT = (
     "<|im_start|>{% for turn in messages %}{{ turn.role | capitalize }}:{% for "
@@ -48,15 +49,6 @@ class SmolVLM2(FrozenLVLM):
     """
 
     model_type = "smolvlm"
-    known_extras = frozenset(
-        {
-            # [B V] attention received in the last layer: mean over heads, queries and its patches
-            "cls_attention",
-            # [B V C] what the projection reads: the patches of a token side by side
-            "vision_features",
-        }
-    )
-    substitutes = RECEIVED
     bounds = frozenset({"max_tiles"})
     one_run = False  # every tile is announced
     pixel_inputs = ("pixel_values", "pixel_attention_mask")
@@ -164,11 +156,11 @@ class SmolVLM2(FrozenLVLM):
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
         parts = self.model.model
-        modules = {
-            "cls_attention": parts.vision_model.encoder.layers[-1].self_attn,
-            "vision_features": parts.connector.modality_projection,
-        }
-        with overheard({name: modules[name] for name in extras}) as calls:
+        layers = parts.vision_model.encoder.layers
+        middle = layers[object_layer(range(len(layers)))].self_attn
+        projection = parts.connector.modality_projection
+        modules = reading(extras, layers[-1].self_attn, middle, projection)
+        with overheard(modules) as calls:
             out = parts.get_image_features(
                 pixels["pixel_values"].to(self.device, self.model.dtype),
                 pixel_attention_mask=pixels["pixel_attention_mask"].to(self.device),
@@ -180,10 +172,12 @@ class SmolVLM2(FrozenLVLM):
         real = pixel_mask.flatten(2).any(2)  # tiles that are no padding
         counts = real.sum(1).tolist()
         features = {name: call.x for name, call in calls.items()}
-        if "cls_attention" in calls:
-            features["cls_attention"] = self._attention(
-                modules["cls_attention"], calls["cls_attention"], pixel_mask[real]
-            )
+        for name in ATTENTIONS & calls.keys():
+            patches = self._attention(modules[name], calls[name], pixel_mask[real])
+            features[name] = self._by_token(patches.unsqueeze(-1)).squeeze(-1)
+        if "last_keys" in calls:
+            keys = keys_of(modules["last_keys"], calls["last_keys"].x)
+            features["last_keys"] = self._by_token(keys)
         # One tensor per tile in transformers 5.18, one per prompt in 5.23.
         tokens = torch.cat(list(out.pooler_output)).split([count * side**2 for count in counts])
         return Seen(
@@ -199,18 +193,21 @@ class SmolVLM2(FrozenLVLM):
 
     def _attention(
         self, layer: Any, call: Call, pixel_mask: Shaped[Tensor, "I Y X"]
-    ) -> Float[Tensor, "I N"]:
-        """Attention received by every token of a tile: the pixel shuffle that makes tokens tells
-        which patches are its. A patch is real where any of its pixels is `shown`."""
+    ) -> Float[Tensor, "I P"]:
+        """Attention received by every patch of a tile. A patch is real where any of its pixels is
+        `shown`."""
         # Padded patches neither give nor receive attention: [I P].
         patch = self.model.config.vision_config.patch_size
         real = max_pool2d(pixel_mask.float(), patch).flatten(1).bool()
-        patches = received_attention(*query_key(layer, call.x), real)
-        # The shuffle of the features, on attention as their only channel: its order is theirs.
-        shuffled = self.model.model.connector.pixel_shuffle(
-            patches.unsqueeze(-1), self.model.config.scale_factor
-        )
-        return shuffled.mean(-1)
+        return received_attention(*query_key(layer, call.x), real)
+
+    def _by_token(self, patches: Float[Tensor, "I P C"]) -> Float[Tensor, "I N C"]:
+        """Means over the patches of every token of a tile: the pixel shuffle that makes tokens
+        tells which are its."""
+        # The shuffle of the features: its order is theirs, channels of a patch stay together.
+        scale = self.model.config.scale_factor
+        shuffled = self.model.model.connector.pixel_shuffle(patches, scale)
+        return shuffled.unflatten(-1, (-1, patches.shape[-1])).mean(-2)
 
 
 def _side(config: Any) -> int:

@@ -10,8 +10,6 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-# `substitutes` of families whose encoder has no CLS token.
-RECEIVED = {"cls_attention": "attention received, mean over heads and queries"}
 CHUNK = 2**25  # attention weights that exist at a time
 
 

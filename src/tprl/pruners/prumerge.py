@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tprl.budget import keep_top, need_ratio, rows_of
-from tprl.cost import LVLMShape, mlp_flops
+from tprl.cost import LVLMShape, projecting_flops
 from tprl.pruners.merging import merged_selection, outliers, similarity
 from tprl.types import Encoded, TokenSelection, columns_of
 
@@ -87,9 +87,8 @@ class PruMergePruner:
         """Cosines of keys with the kept tokens', weighted sums of features, and the projector once
         more."""
         merged = 0 if kept == tokens else max(kept - 1, 1)
-        width = shape.vision.width
-        sums = 2 * tokens * width * (2 * merged + 1)
-        return sums + mlp_flops(shape.projector, 0 if kept == tokens else kept)
+        sums = 2 * tokens * (merged * shape.vision.width + (merged + 1) * shape.features)
+        return sums + projecting_flops(shape, 0 if kept == tokens else kept)
 
 
 class PruMergePlusPruner(PruMergePruner):

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tprl.budget import keep_top, need_ratio, rows_of
-from tprl.cost import LVLMShape, mlp_flops
+from tprl.cost import LVLMShape, projecting_flops
 from tprl.pruners.merging import merged_selection, similarity
 from tprl.types import Encoded, TokenSelection, columns_of
 
@@ -81,8 +81,8 @@ class VisionZipPruner:
             return 0
         targets = max((5 * kept + 16) // 32, int(kept >= 2))
         keys = shape.vision.width // shape.vision.heads
-        similar = 2 * tokens * targets * (keys + shape.vision.width)
-        return similar + mlp_flops(shape.projector, targets + 1)
+        similar = 2 * tokens * targets * (keys + shape.features)
+        return similar + projecting_flops(shape, targets + 1)
 
 
 def contextual(k: Int[Tensor, " I"]) -> Int[Tensor, " I"]:

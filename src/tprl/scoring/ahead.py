@@ -17,7 +17,7 @@ import torch
 from tprl.data.taking import numbered_batches, take
 from tprl.errors import UserError
 from tprl.runtime import memory
-from tprl.scoring.joining import joined
+from tprl.scoring.joining import joined_encodings
 from tprl.types import LVLM, Dataset, Encoded, Sample
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Ready:
         Raises:
             UserError: there is no memory for a single question.
         """
-        return joined(in_parts(lambda part: part.encode(lvlm, extras), self, lvlm.name))
+        return joined_encodings(in_parts(lambda part: part.encode(lvlm, extras), self, lvlm.name))
 
 
 def questions_at_once(lvlm: LVLM, dataset: Dataset, most: int) -> int:

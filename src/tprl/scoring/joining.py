@@ -16,7 +16,7 @@ IN_TOKENS = ("visual_mask", "image_of")  # [B V]
 LISTS = ("uids", "grids", "tiles", "questions", "seen")  # one entry per sample
 
 
-def joined(parts: Sequence[Encoded]) -> Encoded:
+def joined_encodings(parts: Sequence[Encoded]) -> Encoded:
     """Encodings of consecutive questions by one model, as one batch."""
     if len(parts) == 1:
         return parts[0]
@@ -30,10 +30,9 @@ def joined(parts: Sequence[Encoded]) -> Encoded:
         fields[name] = tuple(chain.from_iterable(getattr(line, name) for line in lines))
     fields["positions"] = torch.cat([line.positions for line in lines], 1)
     # Prompts of text alone have none of what is made of images.
-    names = dict.fromkeys(chain.from_iterable(line.extras for line in lines))
-    fields["extras"] = {
-        name: _rows([line.extras.get(name) for line in lines], lines) for name in names
-    }
+    fields["extras"] = extras = {}
+    for name in dict.fromkeys(chain.from_iterable(line.extras for line in lines)):
+        extras[name] = _rows([line.extras.get(name) for line in lines], lines)
     if any(line.deep is not None for line in lines):
         fields["deep"] = _rows([line.deep for line in lines], lines)
     seeing = max(lines, key=lambda line: len(line.extras) + (line.tower is not None))
