@@ -50,6 +50,40 @@ def test_passes_of_ppo() -> None:
     assert open_ended.written == 10 * 4 + 20 * (1 + 3)
 
 
+TUNE: dict[str, Any] = {
+    "name": "tune", "iterations": 10, "prompts": 4, "keep_ratio": [0.5, 0.25], "answers": "own",
+    "rank": 8, "validate_every": 4, "served": {"keep_ratios": [0.5, 0.25], "limit": 20},
+}  # fmt: skip
+
+
+def test_passes_of_tune() -> None:
+    (need,) = stage_needs(TUNE, LLAVA, QUESTION, open_ended=False, questions=0)
+    assert need.encodes == 10 * 4 + 20
+    # validated before, after 4 and 8, and at the end: two ratios and all tokens
+    assert need.reads == 3 * 10 * 4 + 4 * 20 * 3
+    assert need.written == 10 * 4
+    (labels,) = stage_needs({**TUNE, "answers": "reference"}, LLAVA, QUESTION, False, questions=0)
+    assert labels.written == 0
+    assert uncounted(TUNE) == []
+
+
+def test_bytes_of_gradients() -> None:
+    """All activations where they fit, else what layers read; adapters come with their moments."""
+    model, cost_of = replace(LLAVA, micro_batch=4), {}
+    for working in (1e9, 1e15):
+        (need,) = stage_needs(TUNE, replace(model, working=working), QUESTION, False, questions=0)
+        assert need.largest == "gradients through the language model"
+        cost_of[working] = need.device_bytes / ALLOCATOR - LLAVA.weights
+    tokens = 40 + 288 + 2
+    # inputs of 32 layers for four prompts, at least, and a fraction of everything
+    assert 32 * 4 * tokens * 4096 * 2 < cost_of[1e9] < 0.2 * cost_of[1e15]
+    assert cost_of[1e15] > 4 * 32 * 4 * tokens * (14 * 4096 + 4 * 11008)
+    (ranked,) = stage_needs({**TUNE, "rank": 16}, model, QUESTION, False, questions=0)
+    (need,) = stage_needs(TUNE, model, QUESTION, False, questions=0)
+    numbers = 32 * (4 * 2 * 4096 + 3 * (4096 + 11008))  # in and out of seven matrices
+    assert ranked.device_bytes - need.device_bytes == pytest.approx(ALLOCATOR * 16 * 8 * numbers)
+
+
 def test_what_null_means() -> None:
     stage = {
         **PPO,

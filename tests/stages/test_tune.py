@@ -13,6 +13,7 @@ from tests.scoring.shouting import Shouting
 from tests.stages.plain import build_stage
 from tests.stages.toy_runs import Metrics, SaveAt, fit
 from tests.stages.toy_runs import lvlm as toy
+from torch import Tensor
 
 from tprl.build import load_component
 from tprl.data.scenes import Scenes
@@ -20,6 +21,7 @@ from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
 from tprl.lvlm.adapters import FOLDER, read_adapter
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.lvlm.gates import graph_bytes
 from tprl.pruners.attention_dpp import AttentionDPPPruner
 from tprl.pruners.fastv import FastVPruner
 from tprl.pruners.keep_all import KeepAll
@@ -56,6 +58,36 @@ def tune(llava: FrozenLVLM, served: ServedScore, selector: Any = RULE, **options
     live = {"lvlm": llava, "dataset": Scenes("train"), "served": served, "selector": selector}
     STAGES.append(build_stage(Tune, **(live | options)))
     return STAGES[-1]
+
+
+def test_where_memory_is_short_layers_are_computed_again(
+    llava: FrozenLVLM, served: ServedScore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tune(llava, served)
+    encoded = llava.encode(samples := [Scenes("val")[i] for i in range(3)])
+    prompt, answers = splice(encoded, keep_all(encoded)), [sample.answers[0] for sample in samples]
+    length = prompt.attention.shape[1] + llava.answer_ids(answers).shape[1]
+    for adapter in module.adapters:
+        torch.nn.init.normal_(adapter, std=0.1)
+    weights = {weight.untyped_storage().data_ptr() for weight in llava.model.parameters()}
+    held, slopes = [], []
+    for gib in (2.0, 0.0):
+        monkeypatch.setattr(llava, "working_gib", gib)
+        kept: dict[int, int] = {}
+
+        def pack(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            value = llava.taught_log_prob(prompt, answers).sum()
+        slopes.append(torch.autograd.grad(value, tuple(module.adapters)))
+        held.append(sum(kept.values()))
+    torch.testing.assert_close(*slopes)
+    assert held[1] < held[0] / 2
+    assert held[0] < graph_bytes(llava.shape.lm, 3, length, folded=True, adapted=True)
 
 
 def logits(lvlm: FrozenLVLM) -> torch.Tensor:

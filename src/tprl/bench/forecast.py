@@ -13,8 +13,15 @@ from typing import Any
 
 from tprl import cost
 from tprl.bench.devices import Device
-from tprl.cost import LVLMShape
-from tprl.lvlm.frozen import WORKERS
+from tprl.bench.sizes import (
+    Model,
+    TypicalQuestion,
+    adapter_bytes,
+    gradient_bytes,
+    policy_bytes,
+    reading_bytes,
+    seeing_bytes,
+)
 from tprl.runtime import memory
 from tprl.scoring.scorer import AT_ONCE
 from tprl.stages import adapt, autoencoder, demonstrations
@@ -22,53 +29,8 @@ from tprl.stages.ppo_settings import blocks_read
 
 UTILIZATION = 0.4  # of a GPU's peak; prefills of hundreds of tokens reach 0.3 to 0.6 in practice
 CPU_UTILIZATION = 0.8  # of the speed of a matrix product (measured: 0.83 to 0.93, docs/latency.md)
-# seconds (0.15 to 0.26 were measured) of an image of so many pixels or more
-PREPARATION, PHOTOGRAPH = 0.2, 1e5
+GRADIENTS = "gradients through the language model"
 ALLOCATOR = 1.05  # of blocks that are not used whole
-
-
-@dataclass(frozen=True)
-class TypicalQuestion:
-    """A typical prompt: tokens, and the patches of the passes of the tower."""
-
-    text: int
-    visual: int
-    answer: int
-    tiles: tuple[cost.Grid, ...]
-    words: int = 12  # of the question, which the policy reads
-
-    @property
-    def length(self) -> int:
-        return self.text + self.visual
-
-    def preparation(self, patch: int) -> float:
-        """Seconds of one core until an image is pixel values; `patch` is the side of a patch in
-        pixels."""
-        pixels = sum(rows * columns for rows, columns in self.tiles) * patch**2
-        return PREPARATION * min(1.0, pixels / PHOTOGRAPH)
-
-
-@dataclass(frozen=True)
-class Model:
-    """Sizes of a frozen model and of the policy that is trained for it."""
-
-    shape: LVLMShape
-    weights: int  # bytes, as loaded
-    number: int  # bytes of one activation
-    micro_batch: int
-    policy: int  # parameters
-    policy_width: int
-    policy_layers: int
-    code_width: int
-    select: str = "dpp"  # what the policy serves by
-    working: float = memory.WORKING * memory.GIB  # bytes, see `runtime.memory`
-    workers: int | None = None  # threads that prepare images; None: what the device's kind takes
-
-    def workers_on(self, device: Device) -> int:
-        """Threads that prepare images while this device computes; 0: it waits for them."""
-        if self.workers is not None:
-            return self.workers
-        return 0 if device.name == "CPU" else WORKERS
 
 
 @dataclass(frozen=True)
@@ -156,7 +118,8 @@ class _Passes:
     policy: int = 0
     batch: int = 1  # questions encoded at once
     held: int = 0  # questions whose encodings stay in memory
-    gradient: bool = False  # through the language model
+    # kept fraction of the longest prompt with a gradient through the language model; 0: none has
+    gradient: float = 0.0
     bounded: bool = True  # the budget of bytes makes the batch smaller
 
 
@@ -210,7 +173,25 @@ def _distill(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     reads = ((3 * count, 1.0), *served)
     batch = part["prompts"]
     return _Passes(
-        count + held, reads, written, 4 * count, batch, held, gradient=True, bounded=False
+        count + held, reads, written, 4 * count, batch, held, gradient=1.0, bounded=False
+    )
+
+
+def _tune(part: Mapping[str, Any], open_ended: bool) -> _Passes:
+    count = part["iterations"] * part["prompts"]
+    ratios = part["keep_ratio"] if isinstance(part["keep_ratio"], list) else [part["keep_ratio"]]
+    # Pruned and with all tokens: every so many iterations, and at the end.
+    validations = 1 + -(-part["iterations"] // part["validate_every"])
+    served, written, held = _served(part, validations, open_ended)
+    whole = (held * validations, 1.0)
+    written += held * validations if open_ended else 0
+    # Forward, backward through frozen weights, and layers that are computed again.
+    reads = ((3 * count, sum(ratios) / len(ratios)), whole, *served)
+    # What the model says with all tokens is written: as targets, or to word a reference.
+    own = part["answers"] == "own"
+    written += count if own or open_ended else 0
+    return _Passes(
+        count + held, reads, written, 0, part["prompts"], held, gradient=max(ratios), bounded=False
     )
 
 
@@ -229,6 +210,7 @@ _COUNTS = {
     "ppo": _ppo,
     "distill": _distill,
     "adapt": _adapt,
+    "tune": _tune,
 }
 
 
@@ -330,42 +312,16 @@ def _bytes_of(
         rows = max(1, part["minibatch"] // part["group"])
         held["updating the policy"] = policy_bytes(model, question, rows) + batch * encoding
     if passes.gradient:
-        # A layer keeps what it reads, and is computed again with all its activations, twice over.
-        graph = lm.layers * model.micro_batch * (encoding + question.answer * lm.width * number)
-        graph += 2 * reading_bytes(model, question)
-        held["gradients through the language model"] = graph + batch * encoding
+        # Gates see all tokens, adapters what the pruner keeps.
+        tuned = part.get("name") == "tune"
+        visual = round(passes.gradient * question.visual)
+        graph = gradient_bytes(model, question, part["prompts"], visual, adapted=tuned)
+        held[GRADIENTS] = graph + batch * encoding
+        if tuned:
+            held[GRADIENTS] += adapter_bytes(model, part["rank"])
     if part.get("name") == "lfd":
         held["updating the policy"] = policy_bytes(model, question, part["batch_size"])
     return held
-
-
-def seeing_bytes(model: Model, question: TypicalQuestion) -> float:
-    """Of one image in the tower."""
-    v = model.shape.vision
-    tokens = sum(rows * columns + v.cls for rows, columns in question.tiles)
-    return float(tokens * cost.patch_bytes(v, model.number))
-
-
-def reading_bytes(model: Model, question: TypicalQuestion) -> float:
-    """Of a micro-batch in the language model, with all visual tokens: the widest layer's work,
-    logits of the answers in three precisions, and the cache of an answer that is written."""
-    lm, count = model.shape.lm, model.micro_batch
-    tokens = question.length + question.answer
-    # Per token: residual and norm, three matrices of the MLP, queries and keys with values.
-    widths = 2 * lm.width + 3 * lm.ffn + 2 * (lm.heads + lm.kv_heads) * lm.head_dim
-    layer = tokens * model.number * widths
-    logits = (question.answer + 1) * lm.vocab * (model.number + 4 + 4)
-    cache, embeds = cost.kv_bytes(lm, tokens, model.number), tokens * lm.width * model.number
-    return float(count * (layer + logits + cache + embeds))
-
-
-def policy_bytes(model: Model, question: TypicalQuestion, rows: int) -> float:
-    """Weights, gradients and two moments of the policy, and what its backward pass keeps of `rows`
-    questions."""
-    sequence = question.visual + question.words
-    # 14 activations of the policy's width per token and layer in float32; 4 copies of parameters.
-    kept = sequence * model.policy_width * 14 * model.policy_layers * 4
-    return float(4 * 4 * model.policy + rows * kept)
 
 
 # --- advice ---------------------------------------------------------------------------------------

@@ -97,12 +97,14 @@ class FoldedGates(TorchFunctionMode):
         return out[..., :-1]
 
 
-def graph_bytes(lm: LMShape, rows: int, length: int, folded: bool) -> int:
+def graph_bytes(lm: LMShape, rows: int, length: int, folded: bool, adapted: bool = False) -> int:
     """What the graph of all layers holds of so many rows of `length` tokens, at most, where no
-    layer is computed again."""
+    layer is computed again; `adapted`: with adapters on their linear layers."""
     each = 0
     for layer, _ in lm.blocks:
         each += HIDDEN_STATES * layer.width + MLP_STATES * layer.ffn
+        # A copy in float32 of what each of seven linear layers reads.
+        each += 6 * layer.width + layer.ffn if adapted else 0
         # Masks with gradients: the softmax of all pairs, what went into it, and its mask.
         each += 0 if folded else 3 * layer.heads * length
     return BYTES * rows * length * each

@@ -134,9 +134,19 @@ class AnswerReading:
 
     def taught_log_prob(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, " B"]:
         """`score`'s log-probability with gradients, to whatever of the model or the prompt takes
-        some. The batch is one graph."""
+        some. The batch is one graph; where it would not fit into `working_gib`, a layer's own
+        activations are computed again in the backward pass."""
         ids = self.answer_ids(answers)
-        return mean_log_prob(self._teach(prompt, ids, None), ids)
+        length = prompt.attention.shape[1] + ids.shape[1]
+        keep = self._holds(len(ids), length, folded=True, adapted=True)
+        with gated(self._language.layers, None, keep):
+            return mean_log_prob(self._teach(prompt, ids, None), ids)
+
+    @property
+    def _language(self) -> Any:
+        """The language model without its head."""
+        parts = self.model.model
+        return parts.language_model if hasattr(parts, "language_model") else parts.text_model
 
     def prefill(self, prompt: Prompt, plan: LayerPlan | None = None) -> None:
         """Read a prompt as `generate` does, and write nothing."""
@@ -192,8 +202,7 @@ class AnswerReading:
         after = last + 1 + torch.arange(width, device=gate.device)
         positions = torch.cat([encoded.positions, after.expand(len(encoded.positions), -1, -1)], -1)
         # The language model alone takes a mask of four axes.
-        parts = self.model.model
-        language = parts.language_model if hasattr(parts, "language_model") else parts.text_model
+        language = self._language
         gates = self.gates(encoded, gate, real)
         folded = self.device.type == "cpu" and language.config._attn_implementation == "sdpa"
         mask = gates.seen() if folded else gates.bias()
@@ -212,13 +221,13 @@ class AnswerReading:
         logits = self.model.lm_head(out.last_hidden_state[:, -width - 1 : -1]).to(self.device)
         return mean_log_prob(logits.float(), ids)
 
-    def _holds(self, rows: int, length: int, folded: bool) -> bool:
+    def _holds(self, rows: int, length: int, folded: bool, adapted: bool = False) -> bool:
         """Whether the graph of so many rows of `length` tokens fits into the working memory."""
         try:
             lm = self.shape.lm
         except UserError:  # the cost model does not know it
             return False
-        return graph_bytes(lm, rows, length, folded) <= memory.working_bytes(self)
+        return graph_bytes(lm, rows, length, folded, adapted) <= memory.working_bytes(self)
 
     def check_gates(self) -> None:
         """Refuse to weigh visual tokens by gates where layers do not attend to all tokens.
