@@ -219,6 +219,15 @@ def see_neighbors(tower: nn.Module) -> None:
         _look_at(layer.self_attn, offsets, content)
 
 
+@torch.no_grad()
+def rest(tower: nn.Module, first: int) -> None:
+    """Layers from `first` on, but for CLIP's own, begin by changing nothing: what reads text in the
+    layers before them is not disturbed when they begin to learn."""
+    for layer in tower.encoder.layers[first:-1]:
+        layer.self_attn.out_proj.weight.zero_()
+        layer.mlp.fc2.weight.zero_()
+
+
 def position_codes() -> Float[Tensor, "N 32"]:
     """Cosines and sines of row and of column, amplitude 1; their products tell offsets."""
     angles = torch.arange(CELLS).unsqueeze(1) * 2 * math.pi * torch.arange(1, WAVES + 1) / PERIOD

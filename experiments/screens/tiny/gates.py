@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
-from tprl.build import load_component
 from tprl.data.screens import POINTING, Screens
 from tprl.data.taking import take
 from tprl.errors import UserError
 from tprl.evaluation.statistics import image_key
+from tprl.lvlm.llava import Llava
+from tprl.pruners.oracle import OraclePruner
+from tprl.pruners.random import RandomPruner
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Sample, TokenSelection
 
@@ -31,7 +33,7 @@ Select = Callable[[Encoded, Sequence[Sample]], TokenSelection]
 
 def ways(lvlm: Any) -> dict[str, Select]:
     """How tokens are chosen."""
-    random, oracle = load_component("pruner", "random"), load_component("pruner", "oracle")
+    random, oracle = RandomPruner(), OraclePruner()
 
     def other(encoded: Encoded, samples: Sequence[Sample]) -> TokenSelection:
         swapped = [
@@ -54,26 +56,28 @@ def next_region(at: int, samples: Sequence[Sample]) -> Any:
     return samples[same[(same.index(at) + 1) % len(same)]].region
 
 
-def by_page(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Batches in which all questions about a page are together."""
+def by_page(samples: Sequence[Sample], size: int = BATCH) -> list[list[Sample]]:
+    """Batches of about a size in which all questions about a page are together."""
     pages: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         pages[image_key(sample.uid)].append(sample)
     batches: list[list[Sample]] = [[]]
     for page in pages.values():
-        if batches[-1] and len(batches[-1]) + len(page) > BATCH:
+        if batches[-1] and len(batches[-1]) + len(page) > size:
             batches.append([])
         batches[-1] += page
     return batches
 
 
 @torch.no_grad()
-def measure(lvlm: Any, data: Screens, limit: int | None) -> dict[str, dict[str, float]]:
+def measure(
+    lvlm: Any, data: Screens, limit: int | None, size: int = BATCH
+) -> dict[str, dict[str, float]]:
     """Percent right for each way and family, and over `click` and `read`."""
     samples = take(data, range(min(limit or len(data), len(data))))
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     chosen = ways(lvlm)
-    for batch in by_page(samples):
+    for batch in by_page(samples, size):
         encoded = lvlm.encode(batch, frozenset({"region"}))
         for name, select in chosen.items():
             answers = lvlm.answer(splice(encoded, select(encoded, batch)))
@@ -110,11 +114,13 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--split", default="val")
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--batch", type=int, default=BATCH, help="questions at a time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        lvlm = load_component("model", "tiny_screens", pretrained=str(options.model))
-        rates = measure(lvlm, Screens(options.split, bare=True), options.limit)
+        lvlm = Llava(str(options.model), "tiny_screens", max_new_tokens=16)
+        data = Screens(options.split, bare=True)
+        rates = measure(lvlm, data, options.limit, options.batch)
     except UserError as error:
         sys.exit(f"error: {error}")
     for name, groups in rates.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 DECAY = 0.3  # last share of a phase, in which the rate falls to 0
-WARM = 200  # steps, at most a twentieth of a phase
+WARM = 200  # steps unless a plan says otherwise; at most a twentieth of a phase
 
 
 def grown(batch: int) -> float:
@@ -20,9 +20,9 @@ def grown(batch: int) -> float:
     return math.sqrt(min(8.0, max(1.0, batch / 8)))
 
 
-def rate(step: float, steps: float) -> float:
+def rate(step: float, steps: float, warm: float = WARM) -> float:
     """Linear warm-up, constant, linear to 0: a phase may be made longer before the rate falls."""
-    warm = max(1.0, min(WARM, steps / 20))
+    warm = max(1.0, min(warm, steps / 20))
     return min(1.0, (step + 1) / warm, (steps - step) / max(1.0, DECAY * steps))
 
 

@@ -6,6 +6,7 @@ from .optimizing import rate
 from .run import Plan
 
 UNITS = 10_000.0  # parts of a phase that is told by the clock
+WARM = 100  # of them
 
 
 class When(NamedTuple):
@@ -57,7 +58,7 @@ class Pace:
 
     def rate(self) -> float:
         """Share of the peak learning rate."""
-        return rate(self.at, self.steps)
+        return rate(self.at, self.steps, WARM if self.plan.minutes else self.plan.warm)
 
     def when(self, ahead: int, count: int) -> When:
         """What the step depends on that is `ahead` steps away; by the clock its phase and place are

@@ -86,9 +86,14 @@ class Folder:
         with (self.path / "elements.jsonl").open("rb") as stream:
             stream.seek(start)
             record = json.loads(stream.readline())
-        name = f"{number:08d}"
-        with Image.open(self.path / f"images/{name[:5]}/{name}.png") as picture:
+        with Image.open(self._picture(number)) as picture:
             return np.asarray(picture.convert("RGB")), record, self.questions.get(number, [])
+
+    def _picture(self, number: int) -> Path:
+        """As render.mjs wrote it, or as WebP where travel.py unpacked it."""
+        name = f"{number:08d}"
+        file = self.path / f"images/{name[:5]}/{name}.png"
+        return file if file.exists() else file.with_suffix(".webp")
 
 
 class Item(NamedTuple):
@@ -123,9 +128,16 @@ def item(
 
 
 def draw(
-    folder: Folder | None, count: int, share: float, loose: float, seed: int, step: int, index: int
+    folder: Folder | None,
+    count: int,
+    share: float,
+    loose: float,
+    seed: int,
+    step: int,
+    index: int,
+    kind: str = "things",
 ) -> Item:
-    """A page of the first `count` of the folder, or with probability 1 - `share` a sheet.
+    """A page of the first `count` of the folder, or with probability 1 - `share` a sheet of a kind.
 
     Below 1, `loose` is the share of the usual shift that lines of a sheet are off the rows of
     patches.
@@ -134,14 +146,16 @@ def draw(
     dx, dy = (int(at) for at in rng.integers(-SHIFT, SHIFT + 1, 2))
     if folder is not None and count and rng.random() < share:
         return item(*folder.page(int(rng.integers(count))), dx, dy)
-    aligned = loose < 1
-    return item(*sheet(aligned, seed, step // SHEET_STEPS, index), [], dx, round(loose * dy))
+    aligned = loose < 1 or kind == "words"
+    shown = sheet(kind, aligned, seed, step // SHEET_STEPS, index)
+    return item(*shown, [], dx, round(loose * dy))
 
 
 @lru_cache(maxsize=64)
-def sheet(aligned: bool, *key: int) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
+def sheet(kind: str, aligned: bool, *key: int) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
     """Drawing one takes a fifth of the time of a step, so that some steps share them, shifted."""
-    return sheets.draw(np.random.default_rng([1, *key]), aligned)
+    rng = np.random.default_rng([1, *key])
+    return sheets.draw(rng, aligned) if kind == "things" else sheets.draw_words(rng)
 
 
 class Views(NamedTuple):

@@ -30,6 +30,9 @@ class Plan:
             its end.
         aligned: share of the first phase in which lines of sheets are moved off the rows of
             patches, a little further with every step; then they are anywhere.
+        letters: share of the first phase in which only the layers up to that of the first look at
+            characters learn, on sheets full of words.
+        warm: steps in which the rates of a phase rise.
         lr, muon: learning rates of AdamW and of Muon in the first phase.
         reader_lr, reader_muon: in the second.
         questions: at most so many of a page.
@@ -40,12 +43,14 @@ class Plan:
         sizes: of `blueprint.build` where they differ from its defaults.
     """
 
-    tower_steps: int = 16000
-    reader_steps: int = 12000
+    tower_steps: int = 6000
+    reader_steps: int = 6000
     tower_batch: int = 8
     reader_batch: int = 8
     sheets: float = 0.9
     aligned: float = 0.15
+    letters: float = 0.3
+    warm: int = 50
     lr: float = 1e-3
     muon: float = 2e-3
     reader_lr: float = 1e-3

@@ -253,10 +253,37 @@ class Sheet:
         return int(values[0]), int(values[1]), int(values[2])
 
 
+class Words(Sheet):
+    """A sheet of words alone, in the middle of every row of patches; each row has a font, a size
+    and colors of its own, so that a few sheets show most of what text looks like."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        super().__init__(rng, aligned=True)
+
+    def aligned_line(self, y: float) -> float:
+        rng = self.rng
+        self.name = FONTS[rng.integers(len(FONTS))]
+        self.size = float(rng.integers(22, 30)) / 2
+        ground = self.ground()
+        self.draw.rectangle((0, y, SIDE, y + PATCH), fill=ground)
+        self.things(y + PATCH / 2, ground, True)
+        return y + PATCH
+
+
+def draw_words(
+    rng: np.random.Generator,
+) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
+    """A picture of words, and what it shows."""
+    return _drawn(Words(rng))
+
+
 def draw(
     rng: np.random.Generator, aligned: bool = False
 ) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
     """A picture, and what it shows."""
-    sheet = Sheet(rng, aligned)
+    return _drawn(Sheet(rng, aligned))
+
+
+def _drawn(sheet: Sheet) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
     visible = {"runs": sheet.runs, "elements": sheet.elements, "containers": []}
     return np.asarray(sheet.image), visible

@@ -44,19 +44,23 @@ class Source:
             self.grow()
         return self._tower(when) if when.tower else self._reader(when)
 
-    def items(self, when: When, batch: int, share: float) -> list[Item]:
-        """Pages of a step, and sheets in the place of 1 - `share` of them."""
+    def items(self, when: When, batch: int, share: float, kind: str = "things") -> list[Item]:
+        """Pages of a step, and sheets of a kind in the place of 1 - `share` of them."""
         plan = self.plan
         used = when.count if when.count >= FEW else 0
         loose = min(1.0, when.at / max(1.0, plan.aligned * when.steps))
         return [
-            draw(self.folder, used, share, loose, plan.seed, when.step, at) for at in range(batch)
+            draw(self.folder, used, share, loose, plan.seed, when.step, at, kind)
+            for at in range(batch)
         ]
 
     def _tower(self, when: When) -> Targets:
-        planned = 1 - self.plan.sheets * (1 - 0.9 * when.at / when.steps)
+        plan, batch = self.plan, self.plan.tower_batch
+        if letters(plan, when.at, when.steps):
+            return targets(views_of(self.items(when, batch, 0.0, "words")))
+        planned = 1 - plan.sheets * (1 - 0.9 * when.at / when.steps)
         share = planned * min(1.0, 0.2 + when.count / PLENTY)
-        views = views_of(self.items(when, self.plan.tower_batch, share))
+        views = views_of(self.items(when, batch, share))
         return targets(
             views, self.captions(views.name, when.step) if when.step % CONTRAST == 0 else None
         )
@@ -74,6 +78,11 @@ class Source:
     def _kept(self, pack: Pack, when: When) -> Tensor:
         visible = (pack.views.owner > 0) | (pack.views.word > 0)
         return kept_tokens(visible, when.at / when.steps, self.plan.seed, when.step)
+
+
+def letters(plan: Plan, at: float, steps: float) -> bool:
+    """Whether the first phase is still about letters and words alone."""
+    return at < plan.letters * steps
 
 
 def every_token(pack: Pack) -> Tensor:

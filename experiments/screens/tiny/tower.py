@@ -19,6 +19,7 @@ from .targets import Chosen, Targets
 
 BIN = 4  # pixels of a class of coordinates
 BINS = SIDE // BIN + 1
+BANDS = 5  # of four rows of patches, in which lines are read at first
 WEIGHTS = {
     "glyph": 1.0, "character": 0.5, "word": 1.0, "number": 0.3, "name": 0.7, "key": 0.2,
     "icon": 0.5, "role": 0.3, "checked": 0.3, "active": 0.2, "box": 0.3, "edge": 3.0,
@@ -89,6 +90,18 @@ def see(
     return hidden, between, cls_row(layers[-1], before)
 
 
+def see_lines(
+    tower: nn.Module, pixels: Float[Tensor, "B 3 H W"], middle: int, bands: int = BANDS
+) -> Float[Tensor, "B N C"]:
+    """Features of patches after layer `middle`, seen in bands of some rows each that know nothing
+    of each other: enough to read a line, for a fifth of the attention."""
+    patches = tower.pre_layrnorm(tower.embeddings(pixels))[:, 1:]
+    hidden = patches.unflatten(1, (bands, -1)).flatten(0, 1)
+    for layer in tower.encoder.layers[:middle]:
+        hidden = layer(hidden, attention_mask=None)
+    return hidden.unflatten(0, (-1, bands)).flatten(1, 2)
+
+
 def cls_row(layer: nn.Module, hidden: Float[Tensor, "B N1 C"]) -> Float[Tensor, "B N"]:
     """The first row of a layer's attention without CLS itself: fast attention does not give it."""
     attention, normal = layer.self_attn, layer.layer_norm1(hidden)
@@ -114,14 +127,37 @@ def dense_terms(
     asked: Targets,
 ) -> dict[str, Tensor]:
     """Losses (nats, not weighted) and rates of what is right, of what patches show."""
+    flat = tokens.flatten(0, 1)
+    terms = text_terms(heads, tokens, flat, between, embedding, asked)
+    _names(terms, heads, flat, embedding, asked)
+    _classes(terms, heads, flat, asked)
+    terms |= number_terms(heads, flat, asked.numbers)
+    _boxes(terms, heads, flat, asked.boxes)
+    return terms
+
+
+def text_terms(
+    heads: DenseHeads,
+    tokens: Float[Tensor, "B N D"],
+    flat: Float[Tensor, "BN D"],
+    between: Float[Tensor, "B N C"],
+    embedding: Float[Tensor, "vocab D"],
+    asked: Targets,
+) -> dict[str, Tensor]:
+    """What is written: characters and words; numbers have `number_terms`.
+
+    Args:
+        heads: that are asked.
+        tokens, flat: the same tokens twice, so that their gradients add up in one order.
+        between: features in the middle of the tower.
+        embedding: of the language model's words.
+        asked: what is written.
+    """
     terms: dict[str, Tensor] = {}
     for name, features in (("glyph", between), ("character", tokens)):
         logits = getattr(heads, name)(features).float().unflatten(-1, (POINTS, -1))
         _characters(terms, name, logits, asked.characters)
-    flat = tokens.flatten(0, 1)
-    _words(terms, heads, flat, embedding, asked)
-    _classes(terms, heads, flat, asked)
-    _boxes(terms, heads, flat, asked.boxes)
+    _word(terms, heads, flat, embedding, "word", asked.words["word"])
     return terms
 
 
@@ -136,21 +172,32 @@ def _characters(terms: dict[str, Tensor], name: str, logits: Tensor, target: Ten
     terms[f"{name}_accuracy"] = ((logits.argmax(-1) == target) & text).sum() / text.sum()
 
 
-def _words(
+def _word(
+    terms: dict[str, Tensor],
+    heads: DenseHeads,
+    tokens: Float[Tensor, "BN D"],
+    embedding: Tensor,
+    which: str,
+    chosen: Chosen,
+) -> None:
+    """Words are asked where there are some, and of as many of the other patches as there are of
+    these, at most."""
+    logits = heads.word_logits(which, tokens[chosen.at], embedding).float()
+    truth = heads.places(chosen.truth)
+    terms[f"loss/{which}"] = F.cross_entropy(logits, truth)
+    right = logits.argmax(-1) == truth
+    terms[f"{which}_accuracy"] = right[chosen.counted].float().mean()
+
+
+def _names(
     terms: dict[str, Tensor],
     heads: DenseHeads,
     tokens: Float[Tensor, "BN D"],
     embedding: Tensor,
     asked: Targets,
 ) -> None:
-    """Words are asked where there are some, and of as many of the other patches as there are of
-    these, at most."""
-    for which, chosen in asked.words.items():
-        logits = heads.word_logits(which, tokens[chosen.at], embedding).float()
-        truth = heads.places(chosen.truth)
-        terms[f"loss/{which}"] = F.cross_entropy(logits, truth)
-        right = logits.argmax(-1) == truth
-        terms[f"{which}_accuracy"] = right[chosen.counted].float().mean()
+    """Names of elements, and of what is around them."""
+    _word(terms, heads, tokens, embedding, "key", asked.words["key"])
     logits = heads.word_logits("name", tokens[asked.names.at], embedding).float()
     names = heads.places(asked.names.truth)
     labeled = names >= 0
@@ -171,11 +218,19 @@ def _classes(
         terms[f"loss/{name}"] = F.cross_entropy(logits, chosen.truth)
         right = logits.argmax(-1) == chosen.truth
         terms[f"{name}_accuracy"] = right[chosen.counted].float().mean()
-    chosen = asked.numbers
-    if len(chosen.at):
-        logits = heads.number(tokens[chosen.at]).float().unflatten(-1, (NUMBER, -1))
-        terms["loss/number"] = F.cross_entropy(logits.flatten(0, 1), chosen.truth.flatten())
-        terms["number_accuracy"] = (logits.argmax(-1) == chosen.truth).all(-1).float().mean()
+
+
+def number_terms(
+    heads: DenseHeads, tokens: Float[Tensor, "BN D"], chosen: Chosen
+) -> dict[str, Tensor]:
+    """The digits of numbers; nothing where there are none."""
+    if not len(chosen.at):
+        return {}
+    logits = heads.number(tokens[chosen.at]).float().unflatten(-1, (NUMBER, -1))
+    return {
+        "loss/number": F.cross_entropy(logits.flatten(0, 1), chosen.truth.flatten()),
+        "number_accuracy": (logits.argmax(-1) == chosen.truth).all(-1).float().mean(),
+    }
 
 
 def _boxes(

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from tprl.errors import UserError
 
-from .blueprint import build
+from .blueprint import build, rest
 from .feed import Direct, Drawers, mapped, placed
 from .optimizing import grown, optimizers, step
 from .pace import Pace
@@ -19,9 +19,19 @@ from .pages import Item, item, scaled, views
 from .reader import Reader
 from .readings import Reading, reading
 from .run import Meter, Run
-from .source import FEW, Source, every_token
+from .source import FEW, Source, every_token, letters
 from .targets import Targets, targets
-from .tower import DenseHeads, cls_look, dense_terms, present_loss, see, total
+from .tower import (
+    DenseHeads,
+    cls_look,
+    dense_terms,
+    number_terms,
+    present_loss,
+    see,
+    see_lines,
+    text_terms,
+    total,
+)
 
 TESTED = 32  # pages of a validation
 LIMIT = 9_000_000  # parameters
@@ -54,6 +64,8 @@ class Training:
             model.set_attn_implementation("sdpa")
             model.to(self.device)
         self.heads = DenseHeads(self.parts).to(self.device)
+        if self.plan.letters:
+            rest(self.parts.llava.model.vision_tower, self.heads.middle)
         self.reader = Reader(self.parts)
         self.pace, self.count, self.cpu = Pace(self.plan), len(self.source), 0.0
         self.modules = {"llava": self.parts.llava, "clip": self.parts.clip, "heads": self.heads}
@@ -128,7 +140,7 @@ class Training:
         batch = self.feed.take(self.pace, self.count)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             if isinstance(batch, Targets):
-                terms: dict[str, Tensor | float] = dict(self.look(batch))
+                terms: dict[str, Tensor | float] = dict(self.tower_terms(batch))
                 loss = total(terms)
             else:
                 terms = self.read(batch)
@@ -160,8 +172,23 @@ class Training:
                 "and give the same command, or set --reader-steps 0."
             )
 
+    def tower_terms(self, asked: Targets) -> dict[str, Tensor]:
+        """Terms of the first phase, at first of letters and words alone."""
+        first = letters(self.plan, self.pace.at, self.pace.steps)
+        return self.spell(asked) if first else self.look(asked)
+
+    def spell(self, asked: Targets) -> dict[str, Tensor]:
+        """Terms of text alone, read by the lower layers."""
+        llava, heads = self.parts.llava, self.heads
+        features = see_lines(llava.model.vision_tower, scaled(asked.pictures), heads.middle)
+        tokens = llava.model.multi_modal_projector(features)
+        embedding = llava.get_input_embeddings().weight
+        flat = tokens.flatten(0, 1)
+        terms = text_terms(heads, tokens, flat, features, embedding, asked)
+        return terms | number_terms(heads, flat, asked.numbers)
+
     def look(self, asked: Targets) -> dict[str, Tensor]:
-        """Terms of the first phase."""
+        """Terms of all that pages show."""
         llava = self.parts.llava
         tower = llava.model.vision_tower
         hidden, between, row = see(tower, scaled(asked.pictures), self.heads.middle)
@@ -228,7 +255,7 @@ class Training:
 
     def _tested(self, items: list[Item], start: int) -> dict[str, Any]:
         if self.pace.tower:
-            return self.look(self._placed(targets(views(items))))
+            return self.tower_terms(self._placed(targets(views(items))))
         pack = self.packer.pack(items, self.plan.seed, start)
         return self.read(self._placed(reading(pack, every_token(pack))))
 
