@@ -12,10 +12,13 @@ from experiments.screens.tiny import sheets
 from experiments.screens.tiny.optimizing import BatchedMuon, grown
 from experiments.screens.tiny.pace import Pace
 from experiments.screens.tiny.run import Plan, Run
+from experiments.screens.tiny.train import export
 from experiments.screens.tiny.training import Training
 from PIL import Image
 from tests.devices import Machine
 from torch import nn
+
+from tprl.errors import UserError
 
 SMALL = {
     "vision_width": 64, "vision_layers": 4, "vision_heads": 2, "vision_ffn": 64, "width": 64,
@@ -49,7 +52,7 @@ class TestMuon:
             assert float((one - other).norm() / one.norm()) < 0.01
 
     def test_the_rate_grows_with_the_root_of_the_batch(self) -> None:
-        assert [grown(batch) for batch in (2, 8, 32, 512)] == [1, 1, 2, pytest.approx(8**0.5)]
+        assert [grown(batch) for batch in (2, 8, 18, 32, 512)] == [1, 1, 1.5, 2, 2]
 
 
 class TestPace:
@@ -142,3 +145,36 @@ class TestDevices:
             training.save()
         assert waits[1:] == [1, 1, 1]
         assert Training(Run(tmp_path, Plan(**PLAN)), rendered).done == 4  # a CPU goes on
+
+    def test_what_was_drawn_ahead_is_forgotten_and_drawn_anew(
+        self, tmp_path: Path, rendered: Path
+    ) -> None:
+        alone = Training(Run(tmp_path / "alone", Plan(**PLAN)), rendered)
+        helped = Training(Run(tmp_path / "helped", Plan(**PLAN)), rendered, workers=1)
+        first = helped.feed.take(helped.pace, helped.count)
+        helped.feed.forget()
+        again = helped.feed.take(helped.pace, helped.count)
+        helped.feed.close()
+        wanted = alone.feed.take(alone.pace, alone.count)
+        for batch in (first, again):
+            assert torch.equal(batch.pictures, wanted.pictures)
+            assert torch.equal(batch.words["word"].at, wanted.words["word"].at)
+
+
+@pytest.mark.slow
+class TestBeginning:
+    def test_a_run_begins_with_the_weights_of_an_exported_model(
+        self, tmp_path: Path, rendered: Path
+    ) -> None:
+        old = Training(Run(tmp_path / "old", Plan(**PLAN)), rendered)
+        losses(old)
+        export(old, tmp_path / "model")
+        new = Plan(**PLAN | {"tower_steps": 0, "init": str(tmp_path / "model")})
+        begun = Training(Run(tmp_path / "new", new), rendered)
+        for name, value in begun.parts.llava.state_dict().items():
+            assert torch.equal(value.half(), old.parts.llava.state_dict()[name])
+
+    def test_a_folder_without_a_model_is_refused(self, tmp_path: Path) -> None:
+        plan = Plan(**PLAN | {"init": str(tmp_path / "none")})
+        with pytest.raises(UserError, match=r"--init .*none holds no model of these sizes .*\.$"):
+            Training(Run(tmp_path / "new", plan), None)

@@ -24,7 +24,7 @@ from .source import Source
 PAGE_BYTES = 700_000  # room for a page: its picture takes 307,200, labels and masks the rest
 MORE_BYTES = 1 << 24
 SLOTS = 2 * SHEET_STEPS  # batches that a process may be ahead
-LINE = 64  # bytes to which tensors are aligned
+LINE = 64  # bytes to which tensors are aligned; as many before them hold the generation
 
 
 class Leaf(NamedTuple):
@@ -80,12 +80,14 @@ class Drawers:
         return mapped(drawer.answer(), lambda leaf: self._loaded(leaf, drawer, slot))
 
     def _loaded(self, leaf: Leaf, drawer: "Drawer", slot: int) -> Tensor:
-        start = slot * self.size + leaf.start
+        start = LINE + slot * self.size + leaf.start
         values = np.ndarray(leaf.shape, leaf.kind, drawer.memory, start)
         return placed(torch.from_numpy(values), self.device, shared=True)
 
     def forget(self) -> None:
         """Drop what was drawn ahead: the phase has changed before its time."""
+        for drawer in self.drawers:
+            drawer.generation[0] += 1
         while self.asked:
             self.asked.popleft()[0].answer()
 
@@ -99,7 +101,9 @@ class Drawer:
 
     def __init__(self, source: Source, size: int) -> None:
         # Anonymous memory, which a child shares: /dev/shm may be small.
-        self.memory = mmap.mmap(-1, SLOTS * size)
+        self.memory = mmap.mmap(-1, LINE + SLOTS * size)
+        # What was asked for in an earlier generation is no longer wanted.
+        self.generation = np.ndarray(1, np.int64, self.memory)
         context = multiprocessing.get_context("fork")
         self.line, other = context.Pipe()
         self.process = context.Process(
@@ -112,7 +116,7 @@ class Drawer:
     def ask(self, when: When) -> int:
         """Have a batch drawn; the slot it will lie in."""
         slot = self.turn % SLOTS
-        self.line.send((slot, when))
+        self.line.send((slot, int(self.generation[0]), when))
         self.waiting, self.turn = self.waiting + 1, self.turn + 1
         return slot
 
@@ -139,13 +143,16 @@ def _draw(source: Source, line: Connection, memory: mmap.mmap, size: int) -> Non
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
+    now = np.ndarray(1, np.int64, memory)
     while True:
         try:
-            slot, when = line.recv()
+            slot, generation, when = line.recv()
         except (EOFError, OSError):
             return
         try:
-            line.send(Writer(memory, slot * size, size).write(source(when)))
+            wanted = generation == now[0]
+            batch = source(when) if wanted else None
+            line.send(Writer(memory, LINE + slot * size, size).write(batch))
         except Exception as error:  # the parent raises it
             line.send(error)
 

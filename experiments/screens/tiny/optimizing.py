@@ -16,8 +16,8 @@ WARM = 200  # steps unless a plan says otherwise; at most a twentieth of a phase
 def grown(batch: int) -> float:
     """What learning rates are multiplied with for a larger batch: its root, as the noise of a mean
     gradient falls with it (Malladi et al. 2022, for Adam), from the eight pages they were chosen
-    for up to 64."""
-    return math.sqrt(min(8.0, max(1.0, batch / 8)))
+    for up to 32."""
+    return math.sqrt(min(4.0, max(1.0, batch / 8)))
 
 
 def rate(step: float, steps: float, warm: float = WARM) -> float:

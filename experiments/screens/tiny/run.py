@@ -40,6 +40,7 @@ class Plan:
             schedules follow the clock. 0: as many steps as above.
         tower_share: of these minutes, for the first phase.
         seed: of weights and data.
+        init: folder of a model that `--export` wrote, whose weights the run begins with.
         sizes: of `blueprint.build` where they differ from its defaults.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     sizes: Mapping[str, int] | None = None
     minutes: float = 0.0
     tower_share: float = 0.5
+    init: str = ""
 
     @property
     def steps(self) -> int:

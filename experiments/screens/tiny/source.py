@@ -57,7 +57,7 @@ class Source:
     def _tower(self, when: When) -> Targets:
         plan, batch = self.plan, self.plan.tower_batch
         if letters(plan, when.at, when.steps):
-            return targets(views_of(self.items(when, batch, 0.0, "words")))
+            return targets(views_of(self.items(when, batch, 0.0, "words")), letters=True)
         planned = 1 - plan.sheets * (1 - 0.9 * when.at / when.steps)
         share = planned * min(1.0, 0.2 + when.count / PLENTY)
         views = views_of(self.items(when, batch, share))

@@ -41,9 +41,12 @@ class Targets(NamedTuple):
     elements: int  # most of a page, plus one
     there: Int[Tensor, " S"]  # of B x elements, those that own a patch
     captions: Int[Tensor, "B L"] | None  # where CLIP's text tower learns in this step
+    letters: bool  # only what is written is asked for
 
 
-def targets(views: Views, captions: Int[Tensor, "B L"] | None = None) -> Targets:
+def targets(
+    views: Views, captions: Int[Tensor, "B L"] | None = None, letters: bool = False
+) -> Targets:
     """All that is asked about a batch."""
     words = {name: _classes(getattr(views, name)) for name in ("word", "key")}
     classes = {name: _classes(getattr(views, name)) for name in ("icon", "role")}
@@ -66,6 +69,7 @@ def targets(views: Views, captions: Int[Tensor, "B L"] | None = None) -> Targets
         elements,
         there,
         captions,
+        letters,
     )
 
 

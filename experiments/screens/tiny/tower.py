@@ -198,6 +198,8 @@ def _names(
 ) -> None:
     """Names of elements, and of what is around them."""
     _word(terms, heads, tokens, embedding, "key", asked.words["key"])
+    if not len(asked.names.at):
+        return
     logits = heads.word_logits("name", tokens[asked.names.at], embedding).float()
     names = heads.places(asked.names.truth)
     labeled = names >= 0
@@ -237,6 +239,8 @@ def _boxes(
     terms: dict[str, Tensor], heads: DenseHeads, tokens: Float[Tensor, "BN D"], chosen: Chosen
 ) -> None:
     truth = chosen.truth
+    if not len(chosen.at):
+        return
     classes = heads.box(tokens[chosen.at]).float().unflatten(-1, (4, BINS))
     terms["loss/box"] = soft_cross_entropy(classes, truth / BIN).mean()
     edges = heads.edge(tokens[chosen.at]).float()

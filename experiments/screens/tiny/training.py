@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tprl.errors import UserError
+from tprl.pretraining import tiny_llava
 
 from .blueprint import build, rest
 from .feed import Direct, Drawers, mapped, placed
@@ -64,7 +65,9 @@ class Training:
             model.set_attn_implementation("sdpa")
             model.to(self.device)
         self.heads = DenseHeads(self.parts).to(self.device)
-        if self.plan.letters:
+        if self.plan.init:
+            self._begin_with(Path(self.plan.init))
+        elif self.plan.letters:
             rest(self.parts.llava.model.vision_tower, self.heads.middle)
         self.reader = Reader(self.parts)
         self.pace, self.count, self.cpu = Pace(self.plan), len(self.source), 0.0
@@ -77,6 +80,18 @@ class Training:
     @property
     def done(self) -> int:
         return self.pace.done
+
+    def _begin_with(self, folder: Path) -> None:
+        """Weights of a model that `export` wrote."""
+        try:
+            known = tiny_llava.load(folder)
+            self.parts.llava.load_state_dict(known.llava.state_dict())
+            self.parts.clip.load_state_dict(known.clip.state_dict())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"--init {folder} holds no model of these sizes ({error}): "
+                "give a folder that --export wrote."
+            ) from error
 
     # --- phases ---------------------------------------------------------------------------------
 
@@ -174,8 +189,7 @@ class Training:
 
     def tower_terms(self, asked: Targets) -> dict[str, Tensor]:
         """Terms of the first phase, at first of letters and words alone."""
-        first = letters(self.plan, self.pace.at, self.pace.steps)
-        return self.spell(asked) if first else self.look(asked)
+        return self.spell(asked) if asked.letters else self.look(asked)
 
     def spell(self, asked: Targets) -> dict[str, Tensor]:
         """Terms of text alone, read by the lower layers."""
@@ -255,7 +269,8 @@ class Training:
 
     def _tested(self, items: list[Item], start: int) -> dict[str, Any]:
         if self.pace.tower:
-            return self.tower_terms(self._placed(targets(views(items))))
+            first = letters(self.plan, self.pace.at, self.pace.steps)
+            return self.tower_terms(self._placed(targets(views(items), letters=first)))
         pack = self.packer.pack(items, self.plan.seed, start)
         return self.read(self._placed(reading(pack, every_token(pack))))
 
