@@ -1,11 +1,11 @@
 """Images as the cells that their visual tokens stand for, and back."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
-def cells(images: Float[Tensor, "... 3 Y X"], side: int) -> Float[Tensor, "... N 3 y x"]:
+def cells(images: Shaped[Tensor, "... 3 Y X"], side: int) -> Shaped[Tensor, "... N 3 y x"]:
     """The squares of `side` pixels that tile images, in raster order; what is left over at the
     right and below is not among them, as a convolution without padding leaves it out."""
     rows, columns = images.shape[-2] // side, images.shape[-1] // side
