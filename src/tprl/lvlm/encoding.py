@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -275,11 +275,12 @@ def of_tower(extras: frozenset[str]) -> frozenset[str]:
     return (extras - ASSEMBLED) | ({"pixels"} if RGB in extras else set())
 
 
-def colors_of(pixels: Float[Tensor, "B V 3 ..."], images: Any) -> Float[Tensor, "B V 3 ..."]:
+def colors_of(pixels: Shaped[Tensor, "B V 3 ..."], images: Any) -> Float[Tensor, "B V 3 ..."]:
     """Red, green and blue in [0, 1] of what an image processor of transformers made of them: its
     steps in reverse."""
     # [3 1 ...] a mean and a deviation per channel.
     channels = (3, *[1] * (pixels.ndim - 3))
+    pixels = pixels.float()  # bytes, where it does not rescale
     if images.do_normalize:
         mean, std = (pixels.new_tensor(list(x)) for x in (images.image_mean, images.image_std))
         pixels = pixels * std.view(channels) + mean.view(channels)
