@@ -30,7 +30,7 @@ def lvlm(request: pytest.FixtureRequest) -> FrozenLVLM:
 
 
 def test_rules_made_for_llava_run_with_exact_budgets_and_a_star(lvlm: FrozenLVLM) -> None:
-    assert lvlm.known_extras - {"pixels"} == EVERY
+    assert lvlm.known_extras - {"pixels", "rgb"} == EVERY
     assert EVERY - lvlm.substitutes.keys() - {"vision_features"} == (
         {"cls_attention"} if lvlm.name in WITH_CLS else set()
     )
