@@ -310,3 +310,11 @@ def cut(lvlm: FrozenLVLM, count: int) -> None:
     dispatch_model(model, where, skip_keys=model._skip_keys_device_placement, force_hooks=True)
     model.hf_device_map = where
     lvlm._hold(model, lvlm.processor, lvlm.name)
+
+
+def live_on(lvlm: FrozenLVLM, device: torch.device) -> None:
+    """Put a whole model on one emulated GPU, as a rank with a copy of its own does; no hook moves
+    what it is given."""
+    for tensor in (*lvlm.model.parameters(), *lvlm.model.buffers()):
+        put(tensor, device)
+    lvlm._hold(lvlm.model, lvlm.processor, lvlm.name)

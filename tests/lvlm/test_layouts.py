@@ -77,6 +77,18 @@ def test_any_other_code_is_not_run_either(copy: Path) -> None:
         load(copy)
 
 
+def test_what_a_folder_lacks_is_named(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"there is a config\.json, and no weights .*: download"):
+        load(copy)
+    (copy / "config.json").rename(copy / "params.json")
+    with pytest.raises(UserError, match=r"there is Mistral's own layout, and transformers reads a"):
+        load(copy)
+    (copy / "params.json").unlink()
+    with pytest.raises(UserError, match=r"cannot load the folder '.*': there is no config\.json"):
+        load(copy)
+
+
 def test_another_family_is_named(copy: Path) -> None:
     with pytest.raises(
         UserError, match=r"are a llava, and model=smolvlm2 reads a smolvlm: .* them, model=llava\."

@@ -167,6 +167,8 @@ def explained(source: str, name: str) -> Generator[None, None, None]:
             f"options: {str(error).strip().splitlines()[0]}"
         ) from error
     except (OSError, ValueError) as error:
+        if Path(source).is_dir():
+            raise _incomplete(Path(source), name, error) from error
         raise UserError(
             f"model={name} needs the weights '{source}', and they are neither a local folder "
             "nor within reach on the hub: set model.pretrained=/path/to/a/downloaded/folder, "
@@ -226,6 +228,21 @@ def completed(processor: Any, source: str) -> Any:
             )
             setattr(processor, name, value)
     return processor
+
+
+def _incomplete(folder: Path, name: str, error: Exception) -> UserError:
+    """What is said of a folder that is there and cannot be loaded."""
+    if not (folder / "config.json").is_file():
+        kind = "Mistral's own layout" if (folder / "params.json").is_file() else "no config.json"
+        why = f"there is {kind}, and transformers reads a config.json"
+    elif not any(folder.glob("*.safetensors")):
+        why = "there is a config.json, and no weights (*.safetensors)"
+    else:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return UserError(
+        f"model={name} cannot load the folder '{folder}': {why}: download the checkpoint whole, or "
+        "set model.pretrained=null for a small model with random weights."
+    )
 
 
 def _damaged(source: str, name: str, reason: str) -> UserError:
