@@ -99,7 +99,7 @@ class TestRounds:
         plain, more = world("val"), world("val", rounds=3)
         families = len(plain.families)
         assert len(more) == 3 * len(plain)
-        assert (plain.per_image, more.per_image) == (families, 3 * families)
+        assert (plain.questions_per_image, more.questions_per_image) == (families, 3 * families)
         for image in (0, 7):
             questions = [more[image * 3 * families + slot] for slot in range(3 * families)]
             # The first round is what one round asks; all are different, about one image.

@@ -20,6 +20,13 @@ from tprl.pruners.core_focus import CoreFocus
 from tprl.rl.rollout import Rollout
 from tprl.stages.turns import ImageStream, Turns
 
+
+class Lonely(ToyDataset):
+    """One that does not say how its questions follow each other."""
+
+    questions_per_image = 1
+
+
 DPP = {"policy": {"select": "dpp"}}
 
 
@@ -36,7 +43,7 @@ class TestRefusals:
             ({"budget": "free"}, "stage.budget must be exact_k where a core is shared, got free"),
             ({"steps": 3}, "stage.steps must be 1 where a core is shared, got 3"),
             ({"credit_blocks": 4}, "stage.credit_blocks must be 0"),
-            ({"prompts": 10}, "stage.prompts=10 questions are not whole images of stage.turns=4"),
+            ({"prompts": 10}, "stage.prompts=10 are not whole images of stage.questions=4"),
             ({"group": 1}, "compares episodes of one question: set stage.group above 1"),
         ],
     )
@@ -50,10 +57,10 @@ class TestRefusals:
             Turns.check("stage", settings(), {"policy": {"select": "topk"}})
 
     def test_more_turns_than_there_are_questions_about_an_image(self) -> None:
-        with pytest.raises(UserError, match=r"use stage.turns=5 or dataset.rounds above it"):
+        with pytest.raises(UserError, match=r"use stage.questions=5 or dataset.rounds above it"):
             ImageStream(Scenes("train"), 8, 16, 0, 1)
         with pytest.raises(UserError, match="use dataset=scenes or dataset=crowd"):
-            ImageStream(ToyDataset("train"), 2, 4, 0, 1)
+            ImageStream(Lonely("train"), 2, 4, 0, 1)
 
 
 def test_images_come_with_several_questions_each_and_go_on_after_a_break() -> None:
@@ -73,7 +80,7 @@ def test_the_core_answers_for_the_mean_over_questions_and_the_focus_for_its_own(
     """Two images, two questions, two episodes: by hand."""
     stage: Any = Turns.__new__(Turns)
     torch.nn.Module.__init__(stage)
-    stage._hparams = {"group": 2, "turns": 2}
+    stage._hparams = {"group": 2, "questions": 2}
     core = torch.tensor([True, False]).expand(1, 8, 2)
     stage.core = core
     # Rewards [image, question, episode].
@@ -90,15 +97,16 @@ def test_the_core_answers_for_the_mean_over_questions_and_the_focus_for_its_own(
     torch.testing.assert_close(of_focus, of_focus[0] * own)
 
 
-@pytest.mark.slow
 class TestRun:
-    SMALL = ("stage.iterations=1", "stage.prompts=4", "stage.turns=2", "stage.group=2")
-    SMALL += ("stage.minibatch=4", "stage.served.limit=4", "stage.validate_every=1")
-    COMMON = ("stage=turns", "stage.init_from=tprl_tiny_llava", "logger=csv", "cache=null")
+    """On the toy world, six questions about a picture."""
+
+    TOY = ("model=toy", "dataset=toy", "logger=csv", "cache=null", "policy.code_width=0")
+    SMALL = ("stage.iterations=1", "stage.prompts=4", "stage.group=2", "stage.minibatch=4")
+    SMALL += ("stage.served.limit=4", "stage.served.keep_ratios=[0.25]", "stage.keep_ratio=0.25")
 
     def test_what_is_trained_is_served_as_core_and_focus(self, tmp_path: Path) -> None:
-        words = (*self.COMMON, *self.SMALL, "stage.share=0.25", "stage.core_first=false")
-        run = call("train", train, tmp_path / "run", *words)
+        words = ("stage=turns", *self.TOY, *self.SMALL, "stage.questions=2", "stage.share=0.25")
+        run = call("train", train, tmp_path / "run", *words, "stage.core_first=false")
         about = json.loads((run / "pruner" / "config.json").read_text())["trained_on"]
         assert about["core"] == {"share": 0.25, "core_first": False}
         assert about["stages"][-1] == "turns"
@@ -106,17 +114,19 @@ class TestRun:
         shared = entries["tprl_core_focus"]
         assert isinstance(shared, CoreFocus)
         assert (shared.core_share, shared.core_first) == (0.25, False)
-        # A stage that trains the logits anew shares no core any more.
-        more = ("stage=ppo", "stage.iterations=1", "stage.prompts=2", "stage.group=2")
-        more += ("stage.minibatch=4", "stage.served.limit=2", "stage.calibrate=null")
-        again = (*more, f"stage.init_from={run}", "logger=csv", "cache=null")
-        after = call("train", train, tmp_path / "after", *again)
+
+    @pytest.mark.slow
+    def test_a_stage_that_trains_the_logits_anew_shares_no_core(self, tmp_path: Path) -> None:
+        words = ("stage=turns", *self.TOY, *self.SMALL, "stage.questions=2")
+        run = call("train", train, tmp_path / "run", *words)
+        more = ("stage=ppo", *self.TOY, *self.SMALL, "stage.calibrate=null")
+        after = call("train", train, tmp_path / "after", *more, f"stage.init_from={run}")
         later = json.loads((after / "pruner" / "config.json").read_text())
         assert "core" not in later["trained_on"]
 
-    def test_a_dataset_of_single_questions(
+    def test_more_turns_than_questions_is_one_sentence(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        words = ("stage=turns", "model=toy", "dataset=toy", "logger=csv", *self.SMALL)
-        line = refused(capsys, "train", tmp_path / "run", *words, "stage.served.limit=4")
-        assert "use dataset=scenes or dataset=crowd" in line
+        words = ("stage=turns", *self.TOY, *self.SMALL, "stage.questions=8", "stage.prompts=8")
+        line = refused(capsys, "train", tmp_path / "run", *words)
+        assert "stage.questions=8 asks more questions about an image than the 6" in line

@@ -126,7 +126,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(
         ("epochs", "iterations", "prompts", "group", "minibatch", "update_epochs", "steps"), COUNT
     ),
-    **dict.fromkeys(("turns.turns", "dataset.rounds"), COUNT),
+    "dataset.rounds": COUNT,
     "turns.share": SHARE,
     **dict.fromkeys(
         ("demonstrations", "validate_every", "log_every", "autoencoder.images", "questions"), COUNT

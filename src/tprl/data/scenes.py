@@ -334,14 +334,14 @@ class Scenes:
         return self._length
 
     @property
-    def per_image(self) -> int:
+    def questions_per_image(self) -> int:
         """Questions that follow each other about one image."""
         return len(self.families) * self.rounds
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"question {index} of {len(self)}")
-        image, slot = divmod(index, self.per_image)
+        image, slot = divmod(index, self.questions_per_image)
         number, family = divmod(slot, len(self.families))
         family = self.families[family]
         scene, picture = _scene(self.world, *self._key, image)

@@ -47,6 +47,7 @@ class ToyDataset:
     """
 
     name = "toy"
+    questions_per_image = len(KINDS)
 
     def __init__(self, split: str = "train", limit: int | None = None, seed: int = 0) -> None:
         if split not in SPLITS:

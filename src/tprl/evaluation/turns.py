@@ -156,7 +156,7 @@ def conversations(
         numbers[image_key(sample.uid)].append(number)
     most = max(map(len, numbers.values()), default=0)
     if most < turns:
-        rounds = ", or more rounds by dataset.rounds" if hasattr(dataset, "per_image") else ""
+        rounds = ", or more rounds by dataset.rounds" if hasattr(dataset, "rounds") else ""
         raise UserError(
             f"turns.questions={turns} needs an image with as many questions, and those of "
             f"{dataset.name} have at most {most}: use turns.questions=[{max(most, 1)}]{rounds}."

@@ -49,6 +49,7 @@ def turns_table(rows: Sequence[TurnRow], main: str) -> str:
         columns = ["arm", "accuracy", *(f"turn {number + 1}" for number in range(turns))]
         columns += ["read a turn", "computed", "cached", f"{main} minus it"]
         parts += [head, "", _line(columns), _line(["---"] * len(columns))]
+        lines.sort(key=lambda row: row.arm != main)  # the main arm first, the others as they are
         for name in dict.fromkeys((row.arm, row.seed) for row in lines):
             parts.append(_arm([row for row in lines if (row.arm, row.seed) == name]))
         parts.append("")

@@ -43,7 +43,7 @@ FIXED = {
 class Turns(PPO):
     """PPO on the mean reward over the questions about an image.
 
-    The policy draws one core for all `turns` questions of an image without reading them, and for
+    The policy draws one core for all `questions` of an image without reading them, and for
     each question a focus given that core. Draws of the core have the advantage of the mean reward
     over the questions, draws of a focus that of their own question, both against the other
     episodes of the group. What is served is `CoreFocus` of the policy with itself, and the
@@ -51,7 +51,7 @@ class Turns(PPO):
 
     Args:
         pruner: a policy that reads the question and serves by a DPP.
-        turns: questions about each image.
+        questions: asked about each image.
         share: of the budget that is core.
         core_first: whether the core stands at the front of its image (see `CoreFocus`).
         options: those of `PPO`; budget, law, steps, advantage, ratio and credit_blocks are
@@ -68,7 +68,7 @@ class Turns(PPO):
     def __init__(
         self,
         pruner: LearnedPruner,
-        turns: int,
+        questions: int,
         share: float,
         core_first: bool,
         **options: Any,
@@ -94,18 +94,18 @@ class Turns(PPO):
                 f"stage=turns draws the focus beside the core by the gains of a DPP: use "
                 f"policy.select=dpp, got {plain['policy']['select']}."
             )
-        prompts, turns = settings["prompts"], settings["turns"]
+        prompts, turns = settings["prompts"], settings["questions"]
         if prompts % turns:
             raise UserError(
-                f"{key}.prompts={prompts} questions are not whole images of {key}.turns={turns} "
-                f"questions: use a multiple, e.g. {key}.prompts={turns * max(1, prompts // turns)}."
+                f"{key}.prompts={prompts} are not whole images of {key}.questions={turns} each: "
+                f"use a multiple, e.g. {key}.prompts={turns * max(1, prompts // turns)}."
             )
         super().check(key, settings, plain)
 
     def train_dataloader(self) -> DataLoader[Ready]:
         h = self.hparams
         stream = ImageStream(
-            self.dataset, h["turns"], h["prompts"], self.iteration, h["iterations"], h["seed"]
+            self.dataset, h["questions"], h["prompts"], self.iteration, h["iterations"], h["seed"]
         )
         return PreparedPrompts(self.lvlm, stream).loader()
 
@@ -124,13 +124,13 @@ class Turns(PPO):
         h, width = self.hparams, noise_width(rule, x.mask.shape[1])
         # The core's noise is the image's alone: no question decides over it.
         keys = []
-        for sample in samples[:: h["turns"]]:
+        for sample in samples[:: h["questions"]]:
             image = image_key(sample.uid)
             keys += [f"{self.iteration}/{image}/core/{g}" for g in range(h["group"])]
         core_noise = uniforms(keys, h["seed"], width).to(x.mask.device)
         noise = self._noise(samples, x, rule)[0]
         share, group = self.view.core_share, h["group"]
-        how = (share, keep_ratio, core_noise, noise, group, h["turns"])
+        how = (share, keep_ratio, core_noise, noise, group, h["questions"])
         rollout = collect_turns(self.net, x, rule, *how)
         self.core = rollout.core
         return rollout if self.view.core_first else rollout._replace(core=None)
@@ -145,7 +145,7 @@ class Turns(PPO):
         self, reward: Float[Tensor, "T B"], rollout: Rollout
     ) -> tuple[Float[Tensor, "T B V"], None]:
         h = self.hparams
-        group, turns = h["group"], h["turns"]
+        group, turns = h["group"], h["questions"]
         focus = normalize_over_ranks(leave_one_out(reward[0], group))
         # [P T G] rewards; the core of episode g is answerable for the mean over the questions.
         mean = reward[0].view(-1, turns, group).mean(1)
@@ -179,16 +179,17 @@ class ImageStream(PromptStream):
     def __init__(
         self, dataset: Dataset, turns: int, prompts: int, start: int, stop: int, seed: int = 0
     ) -> None:
-        per_image = getattr(dataset, "per_image", 1)
+        per_image = getattr(dataset, "questions_per_image", 1)
         if per_image < turns:
             rounds = (
                 " or dataset.rounds above it"
-                if hasattr(dataset, "per_image")
+                if hasattr(dataset, "rounds")
                 else ": use dataset=scenes or dataset=crowd"
             )
             raise UserError(
-                f"stage.turns={turns} asks more questions about an image than the {per_image} that "
-                f"follow each other in {dataset.name}: use stage.turns={per_image}{rounds}."
+                f"stage.questions={turns} asks more questions about an image than the {per_image} "
+                f"that follow each other in {dataset.name}: use "
+                f"stage.questions={per_image}{rounds}."
             )
         super().__init__(dataset, prompts // turns, start, stop, seed)
         self.turns, self.per_image = turns, per_image
