@@ -58,6 +58,10 @@ class TestCommandLine:
                     "runs several stages: name the stage, as in "
                 ),
             ),
+            (
+                "stage.reward=fidelity",
+                "stage.reward is a group of its own: write reward=<choice>, one of: fidelity, ",
+            ),
             ("foo=1", "foo is not a key here; there are: cache, dataset, "),
             ("seed", "the option 'seed' cannot be read ("),
             ("hydra.run.dir=/proc/tprl", "cannot write to /proc/tprl ("),

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tprl.build import choices
+from tprl.commands.stages import BUILT_FROM
 from tprl.errors import UserError
 from tprl.runtime import run_directory
 from tprl.runtime.quoting import MODULE, in_short
@@ -61,14 +62,26 @@ def _unknown_stage_option(chain: Sequence[BaseException]) -> str:
     stages."""
     option = next(match[1] for cause in chain if (match := OVERRIDDEN.search(str(cause))))
     name = in_short(option).removeprefix("stage.")
-    return (
+    return _of_group(f"stage.{name}") or (
         f"stage.{name} is not a key here, because stage=all runs several stages: name "
         f"the stage, as in stage.ppo.{name}=..., or choose one of them, as in stage=ppo."
     )
 
 
+def _of_group(option: str) -> str | None:
+    """For what a stage is built from, typed as an option of it: its group."""
+    first, _, name = option.partition(".")
+    group = BUILT_FROM.get(name.rpartition(".")[2], "") if first == "stage" else ""
+    if not (group and choices(group)):
+        return None
+    listed = ", ".join(choices(group))
+    return f"{option} is a group of its own: write {group}=<choice>, one of: {listed}."
+
+
 def _unknown_key(error: OmegaConfBaseException) -> str:
     where = in_short(str(error.full_key or error.key))
+    if sentence := _of_group(where):
+        return sentence
     parent = where.rpartition(".")[0]
     keys = sorted(str(key) for key in error.parent_node or () if key != "hydra")
     return (
