@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# tiny_screens in one lease of a GPU (device tool: 10 minutes a command, 64 MiB of working tree in all, files of at most 16 MiB back).
+# tiny_screens in one lease of a GPU: 10 minutes a command, 64 MiB of working tree in all, files of at most 16 MiB back.
 #
-#   here   bash experiments/screens/gpu.sh pack <train folder>   # runs/screens_gpu/part-*.tar, of MIB MiB each (20)
-#   there  bash experiments/screens/gpu.sh unpack                # once per part that did not fit into the same call
-#   there  bash experiments/screens/gpu.sh train                 # carry runs/screens_gpu; writes to $OUT
-#   here   bash experiments/screens/gpu.sh join <files> <folder> # puts model.tar.* together again
+#   here   gpu.sh pack <train folder>    # runs/screens_gpu/<n>/part-<n>.tar, of at most MIB (20) MiB each, about 1,700 pages
+#   there  gpu.sh unpack                 # carry runs/screens_gpu/0; with one part left this call is not needed
+#   there  gpu.sh train                  # carry the next part in the same lease; writes to $OUT
+#   here   gpu.sh join <files> <folder>  # puts model.tar.* together again: <folder>/model
 #
-# `train` takes MINUTES (7.5) of training, TOWER (0.5) of them for the tower, and then at most 70 seconds for export and gates: under 9.5 minutes.
-# More words go to the training, such as --tower-batch 32. A second `train` in the same lease goes on where the first was stopped.
+# `train` takes MINUTES (7.5) of the clock, TOWER (0.5) of them for the tower, and then up to 90 seconds for export and gates.
+# More words go to the training, such as --tower-batch 32. A second `train` of the same lease and words goes on where the first stopped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PARTS=${PARTS:-runs/screens_gpu} PLACE=${PLACE:-/tmp/screens} PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda}

@@ -1,9 +1,10 @@
 """python experiments/screens/travel.py pack <train folder> <out> [--mib 20], or unpack <parts>
 <out>: rendered pages, and the fonts of sheets, on their way to a machine that renders none.
 
-Pictures become lossless WebP, lines of JSON are compressed together; each part is a tar of its own
-and no larger than asked for. `unpack` adds the pages of parts to a folder as the training reads it,
-in the order of the parts, and puts fonts where sheets look for them.
+Pictures become lossless WebP, lines of JSON are compressed together; each part is a tar of its own,
+in a folder of its own (0, 1, ...), and no larger than asked for. `unpack` adds the pages of parts
+to a folder as the training reads it, in the order of the parts, and puts fonts where sheets look
+for them.
 """
 
 import argparse
@@ -55,7 +56,9 @@ def picture(folder: Path, number: int) -> bytes:
 class Part:
     """A tar under way."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, out: Path, number: int) -> None:
+        file = out / f"{number}/part-{number}.tar"
+        file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self.tar = file, tarfile.TarFile(file, "w")
         self.size = self.count = 0
         self.lines: dict[str, list[str]] = {name: [] for name in TABLES}
@@ -84,10 +87,9 @@ class Part:
 
 def pack(folder: Path, out: Path, most: int) -> None:
     """Parts of at most so many bytes."""
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("part-*.tar"):
+    for old in out.glob("*/part-*.tar"):
         old.unlink()
-    part = Part(out / "part-0.tar")
+    part = Part(out, 0)
     modules = HERE / "node_modules"
     fonts = sorted(file for pattern in FONTS for file in modules.glob(pattern))
     if not fonts:
@@ -100,7 +102,7 @@ def pack(folder: Path, out: Path, most: int) -> None:
         if part.size + len(content) + TEXT + 1024 > most:
             part.close()
             number += 1
-            part = Part(out / f"part-{number}.tar")
+            part = Part(out, number)
         part.page(page, lines, content)
     part.close()
 
@@ -153,7 +155,7 @@ def main() -> None:
     if options.what == "pack":
         pack(options.folder, options.out, int(options.mib * 2**20))
     else:
-        unpack(sorted(options.folder.glob("part-*.tar")), options.out)
+        unpack(list(options.folder.rglob("part-*.tar")), options.out)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_what_is_unpacked_is_what_was_packed(
     """In parts of a size, none twice; a page whose questions are not all there stays behind."""
     most = 11_000  # room for the font and three of these pages
     travel.pack(rendered, tmp_path / "parts", most)
-    parts = sorted((tmp_path / "parts").glob("*.tar"))
+    parts = sorted((tmp_path / "parts").glob("*/*.tar"))
     assert len(parts) == 2
     assert max(part.stat().st_size for part in parts) <= most
     monkeypatch.setattr(travel, "HERE", tmp_path / "there")
