@@ -346,9 +346,6 @@ class GatedLVLM(LVLM, Protocol):
     ) -> Float[Tensor, " B"]:
         """`score`'s log-probability with attention to each visual token weighted by its gate."""
 
-    def check_gates(self) -> None:
-        """Raise a `UserError` where a gate of 0 is not pruning in every layer."""
-
 
 @runtime_checkable
 class Pruner(Protocol):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
+from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.serving import uniforms
 from tprl.rl.rollout import step_budgets
@@ -86,7 +87,8 @@ class Distill(KeepBest):
                 "stage=distill cannot differentiate through model "
                 f"{lvlm.name}: use model=tiny_llava or llava."
             )
-        lvlm.check_gates()
+        if isinstance(lvlm, FrozenLVLM):  # its layers may be of kinds that gates do not hide from
+            lvlm.check_gates()
         ratios = [keep_ratio] if isinstance(keep_ratio, float | int) else keep_ratio
         self.lvlm: GatedLVLM = lvlm
         self.scorer = Scorer(lvlm, dataset, LIKELIHOOD)
