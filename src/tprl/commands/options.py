@@ -76,7 +76,7 @@ def _packaged(stage: str, option: str) -> str:
     it is missing."""
     if stage not in choices("stage"):
         return ""
-    packaged = plain(OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml"))
+    packaged = plain(OmegaConf.load(conf_dir() / "stage" / f"{stage}.yaml"), resolve=False)
     module = packaged.get("module") or {}
     return f"; conf/stage/{stage}.yaml has {typed(module[option])}" if option in module else ""
 

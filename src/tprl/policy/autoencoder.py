@@ -53,10 +53,14 @@ class Autoencoder(nn.Module):
             )
         # Some tokens at a time: a copy of all in double precision would be four times as large as
         # they are.
-        sums = [part.double().sum(0) for part in flat.split(AT_ONCE)]
-        mean = torch.stack(sums).sum(0) / len(flat)
-        deviations = [(part.double() - mean).square().sum(0) for part in flat.split(AT_ONCE)]
-        squares = torch.stack(deviations).sum(0)
+        parts = flat.split(AT_ONCE)
+        total = torch.zeros(self.in_width, dtype=torch.float64, device=flat.device)
+        squares = torch.zeros_like(total)
+        for part in parts:
+            total += part.double().sum(0)
+        mean = total / len(flat)
+        for part in parts:
+            squares += (part.double() - mean).square().sum(0)
         std = (squares / (len(flat) - 1)).sqrt()
         # Constant features get std 1, or standardizing them would divide by zero.
         self.mean.copy_(mean)
