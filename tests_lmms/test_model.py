@@ -208,7 +208,7 @@ class TestArguments:
             ),
             (
                 "pruner=./divprun,keep_ratio=0.3",
-                "./divprun does not exist as a folder, nor is it within reach on the hub",
+                "./divprun is neither a folder nor within reach on the hub",
             ),
             ("pruner=oracle,keep_ratio=0.3", "llava cannot provide ['region']"),
             ("keep_ratio=0.3", "pruner is missing: give one of cdpruner, "),

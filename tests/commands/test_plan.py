@@ -117,8 +117,8 @@ def test_what_ships_fits(words: tuple[str, ...]) -> None:
             "stage=all dataset=custom",
             {"dataset__labelled": False},
             (
-                "stage=ppo reads answers, and dataset custom was said "
-                "to have none: use stage=lfd, and stage=ppo with rew"
+                "stage=ppo reads answers, and dataset custom has none (dataset.labelled=false): "
+                "use stage=lfd, and stage=ppo with rew"
             ),
         ),
         (

@@ -322,7 +322,7 @@ class TestErrors:
             UserError, match=r"dataset\.images must be a folder, got /nowhere; use the one"
         ):
             custom(folder, images="/nowhere")
-        with pytest.raises(UserError, match=r"data\.jsonl holds no row"):
+        with pytest.raises(UserError, match=r"data\.jsonl is empty: write at least one row"):
             custom(folder, [])
 
 

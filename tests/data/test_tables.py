@@ -102,7 +102,7 @@ class TestCells:
             ('a,b\n"x\ny",2\n1,2,3\n', "line 4, has 3 cells"),
             ('a,b\n"1,2\n', "is damaged"),
             ("a,a\n1,2\n", "names a column twice"),
-            ("a,b\n", "holds no row below its line of column names"),
+            ("a,b\n", "is empty below its line of column names"),
         ],
     )
     def test_damage(self, tmp_path: Path, text: str, reason: str) -> None:

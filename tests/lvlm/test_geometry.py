@@ -91,7 +91,7 @@ def test_the_processor_fits() -> None:
 )
 def test_unknown_fields_are_refused(sizes: dict[str, Any], field: str) -> None:
     with pytest.raises(
-        UserError, match=f"model.geometry names {field}, and this architecture's .* no such field"
+        UserError, match=f"model.geometry names {field}, which this architecture's .* does not have"
     ):
         load_component("model", "llava", pretrained=None, geometry=sizes)
 

@@ -152,7 +152,7 @@ def test_a_model_too_small_to_be_told_where_to_look(size: dict[str, int]) -> Non
         "layers": 2,
         "heads": 2,
     } | size
-    with pytest.raises(UserError, match="use at least two"):
+    with pytest.raises(UserError, match=r"needs two layers and two heads .* use two or more"):
         build_stage(Pretrain, parts=build(**sizes))
 
 

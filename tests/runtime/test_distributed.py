@@ -76,7 +76,8 @@ class TestLaunch:
     def test_ranks_that_cannot_be_had(self, monkeypatch: pytest.MonkeyPatch) -> None:
         if not torch.cuda.is_available():
             with pytest.raises(
-                UserError, match=r"no ranks with trainer.accelerator=gpu, trainer.devices=-1 .*=cpu"
+                UserError,
+                match=r"ranks cannot start with trainer.accelerator=gpu, trainer.devices=-1 .*=cpu",
             ):
                 distributed.launch_ranks({"strategy": "ddp", "accelerator": "gpu", "devices": -1})
         as_rank(0, 2, monkeypatch)

@@ -97,5 +97,5 @@ def test_what_it_cannot_teach() -> None:
         stage(budgets=[0.5, 0.5])
     with pytest.raises(UserError, match="keep_ratio must be"):
         stage(budgets=[0.1, 1.7])
-    with pytest.raises(UserError, match=r"0\.6 is not a mean of the budgets"):
+    with pytest.raises(UserError, match=r"must lie between the budgets, got 0\.6; give"):
         stage(keep_ratios=[0.6])

@@ -55,7 +55,7 @@ def read_text_table(path: Path) -> TextRows:
     """
     text = read_text(path)
     if not text.strip():
-        raise UserError(f"{path} holds no row: write at least one.")
+        raise UserError(f"{path} is empty: write at least one row.")
     suffix = text_suffix(path)
     # The suffix decides: a JSON list and JSON lines cannot be told apart by every first line.
     if suffix == ".json":
@@ -127,7 +127,7 @@ def _json_list(path: Path, text: str) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} must be a list of objects: write one object per row.")
     if not rows:
-        raise UserError(f"{path} holds no row: write at least one.")
+        raise UserError(f"{path} is empty: write at least one row.")
     return rows
 
 
@@ -167,7 +167,7 @@ def _cells(path: Path, text: str, delimiter: str) -> TextRows:
             f"{path} names a column twice ({', '.join(columns)}): give each its own name."
         )
     if not rows:
-        raise UserError(f"{path} holds no row below its line of column names: write at least one.")
+        raise UserError(f"{path} is empty below its line of column names: write at least one row.")
     return TextRows(rows, lines)
 
 

@@ -99,7 +99,7 @@ class Adapt(RowStage):
             if not min(budgets) < check_keep_ratio(ratio) < max(budgets):
                 raise UserError(
                     f"stage.keep_ratios={list(keep_ratios)} must lie between the budgets, got "
-                    f"{ratio}; give numbers between {min(budgets)} and {max(budgets)}."
+                    f"{ratio}; give numbers between {min(budgets):.4g} and {max(budgets):.4g}."
                 )
         self.pruner, self.lvlm, self.dataset = pruner, lvlm, dataset
         self.served, self.epochs = served, epochs
