@@ -100,7 +100,7 @@ def _check_cache(cache: str | None) -> None:
 def _check_scorer(scorer: Plain | None) -> None:
     """Refuse an engine that is not installed; a class that needs something says so by
     `check_installed()`."""
-    kind = target_at(scorer["_target_"]) if scorer else None
+    kind: Any = target_at(scorer["_target_"]) if scorer else None
     if hasattr(kind, "check_installed"):
         kind.check_installed()
 

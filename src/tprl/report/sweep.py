@@ -91,7 +91,7 @@ def report_sweep(
 
 def _sections(
     selected: Sequence[Summary], metric: str, scale: float, left_out: Sequence[str], origin: Origin
-) -> list[Section]:
+) -> list[Section | None]:
     """Of the page, top to bottom."""
     # The plot is drawn a second time: a page colors lines by its own style sheet, a file brings its
     # colors.
