@@ -52,9 +52,11 @@ class TowerBlock(Protocol):
     ) -> tuple[Float[Tensor, "I M C"], Float[Tensor, "I M c"]]:
         """`x` plus its attention, of which the logits have `bias` added per key, and the keys' mean
         over heads."""
+        ...
 
     def feed(self, x: Float[Tensor, "I M C"]) -> Float[Tensor, "I M C"]:
         """`x` plus its MLP."""
+        ...
 
 
 class Tower(NamedTuple):
@@ -316,6 +318,7 @@ class LVLM(Protocol):
     ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """Teacher-forced mean log-probability (nats per token, end token included) of each answer,
         and whether greedy decoding would produce exactly that answer."""
+        ...
 
 
 @runtime_checkable
@@ -325,6 +328,7 @@ class OpenLVLM(LVLM, Protocol):
     def distributions(self, prompt: Prompt, answers: Sequence[str]) -> Float[Tensor, "B A N"]:
         """Log-probabilities of all N vocabulary entries at every answer token, teacher-forced; nan
         where an answer is shorter."""
+        ...
 
     def divergence(
         self,
@@ -335,6 +339,7 @@ class OpenLVLM(LVLM, Protocol):
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """KL(reference[index[i]] || distributions of prompt i), mean over the answer's tokens in
         nats, and 1.0 where every token has the same arg-max; `reference` is of `distributions`."""
+        ...
 
 
 @runtime_checkable
@@ -345,6 +350,7 @@ class GatedLVLM(LVLM, Protocol):
         self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]
     ) -> Float[Tensor, " B"]:
         """`score`'s log-probability with attention to each visual token weighted by its gate."""
+        ...
 
 
 @runtime_checkable
@@ -366,6 +372,7 @@ class Pruner(Protocol):
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
         """Keep exactly `budget(keep_ratio, n)` tokens per image; with None the pruner decides how
         many."""
+        ...
 
 
 @runtime_checkable
@@ -390,3 +397,4 @@ class Dataset(Protocol):
     def teacher_forced(self, sample: Sample) -> bool:
         """Whether this sample's score equals "the greedy answer is exactly answers[0]" (then one
         teacher-forced forward replaces a generation)."""
+        ...
