@@ -130,11 +130,11 @@ def _put(name: str, content: bytes, out: Path) -> None:
         with (out / name.removesuffix(".xz")).open("ab") as stream:
             stream.write(lzma.decompress(content))
         return
-    kind, _, rest = name.partition("/")
+    kind, _, path = name.partition("/")
     target = (
-        HERE / "node_modules" / rest
+        HERE / "node_modules" / path
         if kind == "fonts"
-        else out / "images" / rest[:5] / rest  # as render.mjs lays them
+        else out / "images" / path[:5] / path  # as render.mjs lays them
     )
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from experiments.screens.tiny import sheets, tower
-from experiments.screens.tiny.blueprint import CELLS, PATCH, SIDE, build, rest
+from experiments.screens.tiny.blueprint import CELLS, PATCH, SIDE, build, silence
 from experiments.screens.tiny.run import Plan
 from experiments.screens.tiny.source import letters
 
@@ -37,7 +37,7 @@ def test_bands_know_nothing_of_each_other_and_rows_of_a_band_do(vision: Any) -> 
 def test_layers_above_the_reading_ones_begin_by_changing_nothing(vision: Any) -> None:
     torch.manual_seed(0)
     pixels = torch.randn(1, 3, SIDE, SIDE)
-    rest(vision, 2)
+    silence(vision, 2)
     hidden, between, _ = tower.see(vision, pixels, 2)
     assert torch.equal(hidden[:, 1:], between)
 

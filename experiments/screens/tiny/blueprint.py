@@ -220,7 +220,7 @@ def see_neighbors(tower: nn.Module) -> None:
 
 
 @torch.no_grad()
-def rest(tower: nn.Module, first: int) -> None:
+def silence(tower: nn.Module, first: int) -> None:
     """Layers from `first` on, but for CLIP's own, begin by changing nothing: what reads text in the
     layers before them is not disturbed when they begin to learn."""
     for layer in tower.encoder.layers[first:-1]:

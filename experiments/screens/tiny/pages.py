@@ -147,8 +147,8 @@ def draw(
     if folder is not None and count and rng.random() < share:
         return item(*folder.page(int(rng.integers(count))), dx, dy)
     aligned = loose < 1 or kind == "words"
-    shown = sheet(kind, aligned, seed, step // SHEET_STEPS, index)
-    return item(*shown, [], dx, round(loose * dy))
+    drawn = sheet(kind, aligned, seed, step // SHEET_STEPS, index)
+    return item(*drawn, [], dx, round(loose * dy))
 
 
 @lru_cache(maxsize=64)

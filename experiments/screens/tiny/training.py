@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from tprl.errors import UserError
 from tprl.pretraining import tiny_llava
 
-from .blueprint import build, rest
+from .blueprint import build, silence
 from .feed import Direct, Drawers, mapped, placed
 from .optimizing import grown, optimizers, step
 from .pace import Pace
@@ -68,7 +68,7 @@ class Training:
         if self.plan.init:
             self._begin_with(Path(self.plan.init))
         elif self.plan.letters:
-            rest(self.parts.llava.model.vision_tower, self.heads.middle)
+            silence(self.parts.llava.model.vision_tower, self.heads.middle)
         self.reader = Reader(self.parts)
         self.pace, self.count, self.cpu = Pace(self.plan), len(self.source), 0.0
         self.modules = {"llava": self.parts.llava, "clip": self.parts.clip, "heads": self.heads}

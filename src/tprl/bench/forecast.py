@@ -188,8 +188,8 @@ def _tune(part: Mapping[str, Any], open_ended: bool) -> _Passes:
     # Forward, backward through frozen weights, and layers that are computed again.
     reads = ((3 * count, sum(ratios) / len(ratios)), whole, *served)
     # What the model says with all tokens is written: as targets, or to word a reference.
-    own = part["answers"] == "own"
-    written += count if own or open_ended else 0
+    worded = part["answers"] == "own"
+    written += count if worded or open_ended else 0
     return _Passes(
         count + held, reads, written, 0, part["prompts"], held, gradient=max(ratios), bounded=False
     )
