@@ -15,10 +15,10 @@ train turns/trained stage=turns $crowd stage.init_from=tprl_tiny_crowd stage.ite
 
 ask() { # NAME OPTION...: 12 questions per image, of which each conversation asks 2, 4 or 8
     [ -f "$T/$1/done.json" ] || .venv/bin/python -m src.eval mode=turns $crowd dataset.rounds=2 split=final limit=$((12 * IMAGES)) \
-        'turns.questions=[2,4,8]' 'keep_ratios=[0.0556]' logger=none threads=1 "hydra.run.dir=$T/$1" "${@:2}"
+        'turns.lengths=[2,4,8]' 'keep_ratios=[0.0556]' logger=none threads=1 "hydra.run.dir=$T/$1" "${@:2}"
     cp "$T/$1/turns.csv" "experiments/turns/$1.csv"
 }
 ask rules pruner=core_focus 'runs={tprl: tprl_tiny_crowd}' 'pruners=[word_attention,attention_dpp]'
 ask color pruner=core_focus pruner.focus=keyword_color 'pruners=[keyword_color]'
-ask policy pruner=core_focus pruner.core=tprl_tiny_crowd pruner.focus=tprl_tiny_crowd "runs={trained: $T/trained}"
-ask raster pruner=core_focus pruner.core_first=false
+ask policy pruner=core_focus pruner.core=tprl_tiny_crowd pruner.focus=tprl_tiny_crowd "runs={tprl: tprl_tiny_crowd, trained: $T/trained}"
+ask raster pruner=core_focus pruner.core_first=false 'pruners=[core_focus]'

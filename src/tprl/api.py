@@ -62,6 +62,8 @@ def prune(
         reuse_images: images of the call before are not encoded again, for a conversation about
             them: each turn is pruned anew for its question. Give the whole conversation with its
             images in every turn; the vision side of the model must not change meanwhile.
+            `past_key_values` of the turn before is then used as far as both pruned prompts begin
+            alike, and refused with the reason where they share nothing of an image.
         processor: the model's processor or tokenizer, for pruners that read the question; by
             default the one that belongs to the weights that the model was loaded from.
         positions: "keep" leaves survivors at their places, "compact" closes the gaps.

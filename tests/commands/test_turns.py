@@ -12,7 +12,7 @@ TOY = ("mode=turns", "model=toy", "dataset=toy", "logger=none", "keep_ratios=[0.
 
 
 def test_a_table_of_every_arm_and_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("pruner=cls_attention", "limit=36", "turns.questions=[2,3]", "turns.equal=[read]")
+    words = ("pruner=cls_attention", "limit=36", "turns.lengths=[2,3]", "turns.equal=[read]")
     run = call("eval", evaluate, tmp_path, *TOY, *words)
     with (run / "turns.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -35,9 +35,9 @@ def test_a_table_of_every_arm_and_turn(tmp_path: Path, capsys: pytest.CaptureFix
 def test_too_few_questions_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("pruner=cls_attention", "limit=12", "turns.questions=[9]")
+    words = ("pruner=cls_attention", "limit=12", "turns.lengths=[9]")
     line = refused(capsys, "eval", tmp_path, *TOY, *words)
     assert line == (
-        "error: turns.questions=9 needs an image with as many questions, and those of toy have at "
-        "most 6: use turns.questions=[6]."
+        "error: turns.lengths=9 needs an image with as many questions, and those of toy have at "
+        "most 6: use turns.lengths=[6]."
     )

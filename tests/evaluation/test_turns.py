@@ -145,8 +145,8 @@ class TestRefusals:
     def test_too_few_questions_about_an_image(self) -> None:
         with pytest.raises(
             UserError,
-            match=r"turns.questions=8 needs an image with as many questions, and those of scenes "
-            r"have at most 5: use turns.questions=\[5\], or more rounds by dataset.rounds",
+            match=r"turns.lengths=8 needs an image with as many questions, and those of scenes "
+            r"have at most 5: use turns.lengths=\[5\], or more rounds by dataset.rounds",
         ):
             conversations(Scenes("val", limit=20), 8)
 

@@ -90,7 +90,7 @@ KINDS: dict[str, Kind] = {
         whole=True,
         null="a choice by the model",
     ),
-    "turns.questions": Listed(
+    "turns.lengths": Listed(
         Number(1, LARGEST, whole=True, example="4"), distinct=True, purpose="ask"
     ),
     "turns.equal": Listed(OneOf(("read", "computed")), distinct=True, purpose="compare by"),
@@ -224,7 +224,7 @@ FIXED = {  # options that no class names
     "served": {"keep_ratios", "limit", "first"},
     "evaluation": {"pruners", "datasets", "keep_ratios", "limit", "batch_size", "seeds"},
     "calibrate": {"split", "limit", "keep_ratios", "labels"},
-    "turns": {"questions", "equal"},
+    "turns": {"lengths", "equal"},
     "latency": {"batch_sizes", "repeats", "warmup", "text_tokens", "new_tokens", "image"},
 }
 OPTIONS = ("cache",)  # what stages are built from that is no group of yamls

@@ -56,7 +56,7 @@ def evaluate_turns_of(cfg: DictConfig, directory: Path) -> float | None:
             scorer,
             dataset,
             arms,
-            how["questions"],
+            how["lengths"],
             how["equal"],
             settings["limit"],
             settings["batch_size"],

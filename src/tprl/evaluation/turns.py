@@ -158,8 +158,8 @@ def conversations(
     if most < turns:
         rounds = ", or more rounds by dataset.rounds" if hasattr(dataset, "rounds") else ""
         raise UserError(
-            f"turns.questions={turns} needs an image with as many questions, and those of "
-            f"{dataset.name} have at most {most}: use turns.questions=[{max(most, 1)}]{rounds}."
+            f"turns.lengths={turns} needs an image with as many questions, and those of "
+            f"{dataset.name} have at most {most}: use turns.lengths=[{max(most, 1)}]{rounds}."
         )
     chosen = []
     for key, questions in numbers.items():

@@ -68,7 +68,7 @@ class CoreFocus:
         if not 0 <= share <= 1:
             raise UserError(f"share must be in [0, 1], got {share}; use e.g. 0.5.")
         self.core_share, self.core_first = float(share), core_first
-        self.name = f"{core.name}+{focus.name}"
+        self.name = f"{core.name}+{focus.name}{'' if core_first else '_raster'}"
         self.extras = self.core.extras | self.focus.extras
         # Where it was trained is what a policy in it says; of two, the focus.
         about = [getattr(part, "trained_on", None) for part in (focus, core)]

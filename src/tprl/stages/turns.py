@@ -74,6 +74,8 @@ class Turns(PPO):
         **options: Any,
     ) -> None:
         super().__init__(pruner, **options)
+        shared = {"questions": questions, "share": share, "core_first": core_first}
+        self.save_hyperparameters(shared)
         self.check("stage", self.hparams, {"policy": {"select": pruner.serving.select}})
         if not pruner.reads_question:
             raise UserError(
