@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from experiments.screens.tiny import sheets, tower
+from experiments.screens.tiny.attention import LIGHT
 from experiments.screens.tiny.blueprint import CELLS, PATCH, SIDE, build, silence
 from experiments.screens.tiny.run import Plan
 from experiments.screens.tiny.source import letters
@@ -57,3 +58,14 @@ def test_every_row_of_a_sheet_of_words_is_in_the_middle_of_its_patches() -> None
     assert {int(middle // PATCH) for middle in middles} == set(range(CELLS))
     assert shown["elements"] == []
     assert len({run["y2"] - run["y1"] for run in shown["runs"]}) > 4  # sizes of text
+
+
+@torch.no_grad()
+def test_light_attention_is_attention(vision: Any) -> None:
+    torch.manual_seed(0)
+    pixels = torch.randn(1, 3, SIDE, SIDE)
+    outputs = []
+    for kind in ("sdpa", LIGHT):
+        vision.set_attn_implementation(kind)
+        outputs.append(tower.see(vision, pixels, 2)[0])
+    assert torch.allclose(*outputs, atol=1e-4)

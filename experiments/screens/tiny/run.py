@@ -41,6 +41,7 @@ class Plan:
         tower_share: of these minutes, for the first phase.
         seed: of weights and data.
         init: folder of a model that `--export` wrote, whose weights the run begins with.
+        attention: of the tower on a CPU: "light" (see attention.py) or "sdpa".
         sizes: of `blueprint.build` where they differ from its defaults.
     """
 
@@ -49,7 +50,7 @@ class Plan:
     tower_batch: int = 8
     reader_batch: int = 8
     sheets: float = 0.9
-    aligned: float = 0.15
+    aligned: float = 0.08
     letters: float = 0.3
     warm: int = 50
     lr: float = 1e-3
@@ -62,6 +63,7 @@ class Plan:
     minutes: float = 0.0
     tower_share: float = 0.5
     init: str = ""
+    attention: str = "light"
 
     @property
     def steps(self) -> int:

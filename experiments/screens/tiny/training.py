@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from tprl.errors import UserError
 from tprl.pretraining import tiny_llava
 
+from .attention import LIGHT
 from .blueprint import build, silence
 from .feed import Direct, Drawers, mapped, placed
 from .optimizing import grown, optimizers, step
@@ -64,6 +65,8 @@ class Training:
         for model in (self.parts.llava, self.parts.clip):
             model.set_attn_implementation("sdpa")
             model.to(self.device)
+        if self.plan.attention == LIGHT and self.device.type == "cpu":
+            self.parts.llava.model.vision_tower.set_attn_implementation(LIGHT)
         self.heads = DenseHeads(self.parts).to(self.device)
         if self.plan.init:
             self._begin_with(Path(self.plan.init))
