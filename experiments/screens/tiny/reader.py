@@ -17,6 +17,7 @@ from tprl.pretraining.losses import outside_loss
 from tprl.pretraining.reading import packed_mask
 from tprl.pretraining.tiny_llava import TinyLlava
 
+from .attention import LIGHT
 from .blueprint import number_ids
 from .packs import Packer
 from .readings import Rated, Reading
@@ -45,8 +46,9 @@ class Reader:
         device = parts.llava.device
         self.numbers = torch.tensor(number_ids(tokenizer), device=device)
         self.before = torch.tensor(Packer(parts.processor).before(), device=device)
-        for number in (self.asking, self.answering):  # fast attention does not give its weights
-            self.model.layers[number].self_attn.config = _eager(self.model.config)
+        if self.model.config._attn_implementation != LIGHT:
+            for number in (self.asking, self.answering):  # fast attention gives no weights
+                self.model.layers[number].self_attn.config = _eager(self.model.config)
 
     def terms(self, features: Float[Tensor, "B N C"], asked: Reading) -> dict[str, Tensor | float]:
         """Losses, nats, and rates of what is right, in percent of answers."""

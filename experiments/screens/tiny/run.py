@@ -31,7 +31,7 @@ class Plan:
         aligned: share of the first phase in which lines of sheets are moved off the rows of
             patches, a little further with every step; then they are anywhere.
         letters: share of the first phase in which only the layers up to that of the first look at
-            characters learn, on sheets full of words.
+            characters learn, on sheets full of words; those above begin by changing nothing.
         warm: steps in which the rates of a phase rise.
         lr, muon: learning rates of AdamW and of Muon in the first phase.
         reader_lr, reader_muon: in the second.
@@ -40,8 +40,9 @@ class Plan:
             schedules follow the clock. 0: as many steps as above.
         tower_share: of these minutes, for the first phase.
         seed: of weights and data.
-        init: folder of a model that `--export` wrote, whose weights the run begins with.
-        attention: of the tower on a CPU: "light" (see attention.py) or "sdpa".
+        init: folder of a model that `--export` wrote, whose weights the run begins with; letters
+            should be 0 if all of its layers have learned.
+        attention: on a CPU: "light" (see attention.py) or "sdpa".
         sizes: of `blueprint.build` where they differ from its defaults.
     """
 

@@ -66,11 +66,11 @@ class Training:
             model.set_attn_implementation("sdpa")
             model.to(self.device)
         if self.plan.attention == LIGHT and self.device.type == "cpu":
-            self.parts.llava.model.vision_tower.set_attn_implementation(LIGHT)
+            self.parts.llava.set_attn_implementation(LIGHT)
         self.heads = DenseHeads(self.parts).to(self.device)
         if self.plan.init:
             self._begin_with(Path(self.plan.init))
-        elif self.plan.letters:
+        if self.plan.letters:
             silence(self.parts.llava.model.vision_tower, self.heads.middle)
         self.reader = Reader(self.parts)
         self.pace, self.count, self.cpu = Pace(self.plan), len(self.source), 0.0
