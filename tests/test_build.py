@@ -66,7 +66,7 @@ class TestBuild:
     def test_a_missing_module_and_a_missing_target_say_so(self) -> None:
         with pytest.raises(UserError, match="cannot be imported"):
             build({"_target_": "tprl.nowhere.Thing"})
-        with pytest.raises(UserError, match="no _target_"):
+        with pytest.raises(UserError, match="must name a class or function, got"):
             build({"a": 1})
 
     def test_a_user_error_inside_a_nested_component_stays_one(self) -> None:

@@ -209,14 +209,16 @@ def test_speedups_compare_rounds_with_themselves() -> None:
 
 
 def test_a_line_joins_the_keep_ratios_of_a_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "as_svg", lambda figure, *_: figure)
-    drawn: Any = figures.speedups(
+    figures_drawn: list[Any] = []
+    monkeypatch.setattr(figures, "as_svg", lambda figure, *_: figures_drawn.append(figure) or "")
+    figures.speedups(
         [
             line("a", [30.0] * 3, [20.0] * 3, 300, 1 / 9),
             line("a", [30.0] * 3, [25.0] * 3, 200, 1 / 3),
             line("b", [30.0] * 3, [20.0] * 3, 300, 1 / 9),
         ]
     )
+    (drawn,) = figures_drawn
     joined = {plot.get_label(): plot for plot in drawn.axes[1].lines}
     x, y = joined["a"].get_data()
     assert list(x) == sorted(x)

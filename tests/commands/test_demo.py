@@ -80,12 +80,12 @@ class TestPruners:
         lvlm = load_component("model", "qwen2_5_vl", pretrained=None)
         with caplog.at_level("INFO"):
             chosen = make_pruners(
-                config("pruner=random", "pruners=[divprune,visionzip,fastv]"), lvlm
+                config("pruner=random", "pruners=[divprune,visionzip,tome]"), lvlm
             )
-        assert list(chosen) == ["random", "divprune", "fastv"]
-        assert "left out: visionzip" in caplog.text
-        with pytest.raises(UserError, match="cannot provide"):
-            make_pruners(config("pruner=visionzip"), lvlm)
+        assert list(chosen) == ["random", "divprune", "visionzip"]
+        assert "left out: tome" in caplog.text
+        with pytest.raises(UserError, match="qwen2_5_vl makes its tokens of patches"):
+            make_pruners(config("pruner=tome"), lvlm)
 
     def test_a_run_names_its_own(self, tmp_path: Path) -> None:
         lvlm = load_component("model", "tiny_llava")

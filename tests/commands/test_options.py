@@ -19,7 +19,7 @@ from tprl.kinds import Number, typed
 
 NAN, INF = float("nan"), float("inf")
 SIGNED = ("floor", "weight", "agreement", "devices")  # may be below 0
-MAY_BE_NULL = ("limit", "save_every", "port", "tau", "theta", "gradient_clip_val")
+MAY_BE_NULL = ("credit_blocks", "limit", "save_every", "port", "tau", "theta", "gradient_clip_val")
 
 
 def numbers(entry: str, *words: str) -> Iterator[tuple[str, Callable[[str, Any], Any], Any]]:

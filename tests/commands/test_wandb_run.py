@@ -75,6 +75,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
         "train",
         "model=toy",
         "dataset=toy",
+        "pruner=cls_attention",
         "debug=fast",
         *OPTIONS,
         f"hydra.run.dir={folder}",

@@ -76,7 +76,3 @@ def test_a_family_that_forgets_what_it_promises_is_refused_when_its_class_is_mad
         TypeError, match=r"Forgetful has the bound max_tiles and no limit_tiles\(most\)"
     ):
         type("Forgetful", (Llava,), {"bounds": frozenset({"max_tiles"})})
-    with pytest.raises(
-        TypeError, match=r"Forgetful has extras related to the question and no relate\(encoded\)"
-    ):
-        type("Forgetful", (FrozenLVLM,), {"related": frozenset({"clip_relevance"})})

@@ -293,7 +293,7 @@ class TestCache:
         demonstrate(
             watched, learner or policy(code_width=8), lvlm(), ToyDataset(), cache=cache, **settings
         )
-        return watched.shown
+        return watched.demonstrated
 
     def test_what_is_there_is_not_demonstrated_again(self, tmp_path: Path) -> None:
         cache = Cache(tmp_path, {})

@@ -202,6 +202,8 @@ KINDS: dict[str, Kind] = {
     # pruners, rewards, data
     "pruner.alpha": NOT_NEGATIVE,
     "pruner.share": SHARE,
+    "pruner.weights": anything,
+    "pruner.weights.*": NOT_NEGATIVE,
     "important": SHARE,
     **dict.fromkeys(("chunks", "drop", "image_pivots", "text_pivots"), COUNT),
     "pruner.r": FROM_ZERO,
