@@ -5,7 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,8 +188,8 @@ def converse(
     talks = conversations(dataset, most, limit)
     extras = frozenset().union(*(arm.entry.pruner.extras for arm in arms))
     # All tokens stand in the table of every budget.
-    others = [arm.entry.keep_ratios for arm in arms if arm.name != FULL]
-    budgets = sorted(set().union(*others), reverse=True) or [1.0]
+    others = chain.from_iterable(arm.entry.keep_ratios for arm in arms if arm.name != FULL)
+    budgets = sorted({ratio for ratio in others if ratio is not None}, reverse=True) or [1.0]
     turns: dict[TurnSetting, list[Turn]] = defaultdict(list)
     looks = _Looks(scorer.lvlm)
     done = 0
@@ -310,7 +310,8 @@ def rows_of_turns(
         compared = turns[rival[0]] if rival else None
         for number in range(setting.turns + 1):
             row = _row(setting, answered, compared, number)
-            rows.append(TurnRow(model, dataset.name, *row, towers))
+            cells: list[Any] = [model, dataset.name, *row, towers]
+            rows.append(TurnRow(*cells))
     return rows
 
 

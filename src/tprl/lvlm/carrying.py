@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from tprl.errors import UserError
 from tprl.lvlm.prefixes import shared_prefix, visual_in
@@ -155,6 +155,7 @@ def _cut(
     at = (start.unsqueeze(1) + place - padding.unsqueeze(1)).clamp(min=0)
     cut = DynamicCache()
     for number, layer in enumerate(cache.layers):
+        assert isinstance(layer, CacheLayerMixin)
         assert layer.keys is not None
         assert layer.values is not None
         parts = []

@@ -43,6 +43,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
         known_extras, related, pixel_inputs, one_run, by_company: see `FrozenLVLM`.
         positions: position ids of the unpruned prompts.
         project: the projector.
+        words: embeddings of tokens.
     """
 
     known_extras: frozenset[str]
@@ -57,6 +58,7 @@ class Encoding(Prompting, ReadsShapes, Limits, Seeing, Listening):
     seen_boxes: Callable[[Sample], tuple[Box, ...]]
     positions: Callable[..., Tensor]
     project: Callable[[Tensor], Tensor]
+    words: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
     def encode(

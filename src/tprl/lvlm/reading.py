@@ -38,9 +38,13 @@ class AnswerReading:
     prompt: str | None
     device: torch.device
     micro_batch: int
-    shape: LVLMShape
     deepstack: Callable[..., AbstractContextManager[None]]
     inputs_beside: Callable[..., dict[str, Tensor]]
+
+    @property
+    def shape(self) -> LVLMShape:
+        """What decides its FLOPs: see `FrozenLVLM`."""
+        raise NotImplementedError
 
     @retry_smaller
     def score(
@@ -206,7 +210,8 @@ class AnswerReading:
         gates = self.gates(encoded, gate, real)
         folded = self.device.type == "cpu" and language.config._attn_implementation == "sdpa"
         mask = gates.seen() if folded else gates.bias()
-        keep = self._holds(*gates.real.shape, folded)
+        prompts, columns = gates.real.shape
+        keep = self._holds(prompts, columns, folded)
         with (
             self.deepstack(encoded.deep, encoded.is_visual),
             gated(language.layers, gates if folded else None, keep),

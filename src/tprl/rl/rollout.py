@@ -31,7 +31,9 @@ class Rollout(NamedTuple):
 
     def rows(self, index: Tensor | slice) -> "Rollout":
         """The episodes at `index`, in its order."""
-        return Rollout(*(None if part is None else part[:, index] for part in self))
+        alive, action, log_prob, value, core = self
+        core = None if core is None else core[:, index]
+        return Rollout(alive[:, index], action[:, index], log_prob[:, index], value[:, index], core)
 
 
 def step_ratios(keep_ratio: float, steps: int) -> list[float]:
