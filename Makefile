@@ -108,7 +108,7 @@ $(OPENVINO_STAMP): pyproject.toml
 	@echo "installing into $(OPENVINO): torch, then openvino (2 minutes the first time, 1.4 GB)"
 	@$(OPENVINO)/bin/python $(QUIET) torch==2.13.0 hatchling
 	@$(OPENVINO)/bin/python $(QUIET) openvino==2026.4.1 transformers==5.23.0 Pillow torch==2.13.0 $(SERVING)
-	@$(OPENVINO)/bin/python $(QUIET) --no-deps --no-build-isolation --editable .
+	@$(OPENVINO)/bin/python $(QUIET) --no-build-isolation --editable .
 	@touch $@
 
 lint: install  ## ruff, changes nothing
