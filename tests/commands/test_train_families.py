@@ -99,7 +99,14 @@ class TestFamilies:
             "stage.calibrate=null",
             "stage.served.limit=4",
         )
-        arguments = ("stage=lfd", "stage.demonstrations=8", "stage.epochs=1")
+        # The default demonstrator reads layers of the language model, which these refuse.
+        teacher = "attention_dpp" if model in ("gemma3", "gemma4", "qwen3_5") else "attention_words"
+        arguments = (
+            "stage=lfd",
+            f"pruner={teacher}",
+            "stage.demonstrations=8",
+            "stage.epochs=1",
+        )
         lfd = call("train", train, tmp_path / "lfd", *arguments, *options)
         arguments = (
             "stage=ppo",

@@ -201,7 +201,7 @@ def check_layers(text: Any, name: str) -> None:
     what = f"layers of {min(kinds).replace('_', ' ')}" if kinds else "queries scaled by position"
     raise UserError(
         f"{name} reads layers of the language model, and this LVLM has {what}, where that is not "
-        "exact: use a method that reads projected tokens, e.g. divprune."
+        "exact: use a method that does not, e.g. pruner=attention_dpp."
     )
 
 

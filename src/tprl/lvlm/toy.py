@@ -86,7 +86,8 @@ class ToyLVLM:
         """
         if extras - EXTRAS:
             raise UserError(
-                f"{self.name} cannot provide {sorted(extras - EXTRAS)}: it knows {sorted(EXTRAS)}."
+                f"{self.name} cannot provide {sorted(extras - EXTRAS)}: it knows {sorted(EXTRAS)}; "
+                "use e.g. pruner=cls_attention."
             )
         seen = [self._see(sample) for sample in samples]
         tokens = torch.stack([token for token, _ in seen])
