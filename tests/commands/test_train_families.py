@@ -44,6 +44,20 @@ class TestFamilies:
         )
         assert not (tmp_path / "run" / "lfd").exists()
 
+    @pytest.mark.parametrize(
+        ("model", "reason"),
+        [("toy", "toy cannot provide"), ("gemma3", "word_attention reads layers of the language")],
+    )
+    def test_a_demonstrator_that_the_model_cannot_serve_is_refused_before_any_training(
+        self, model: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        small = ("dataset=toy",) if model == "toy" else ("model.pretrained=null",)
+        options = (f"model={model}", *small, "debug=fast", "pruner=attention_words")
+        line = refused(capsys, "train", tmp_path / "run", *options)
+        assert line.startswith(f"error: {reason}")
+        assert "e.g. pruner=" in line
+        assert not (tmp_path / "run" / "autoencoder").exists()
+
     def test_weights_from_a_local_folder(self, tmp_path: Path) -> None:
         """The path that a downloaded checkpoint takes."""
         save_folder(

@@ -20,6 +20,7 @@ from tprl.evaluation.evaluator import (
     check_entries,
     evaluate,
     feasible,
+    fitting,
     summarize,
 )
 from tprl.lvlm.llava import Llava
@@ -77,6 +78,17 @@ def test_pruners_that_cannot_be_had_are_refused_before_anything_is_answered() ->
     ):
         with pytest.raises(UserError, match=sentence):
             check_entries([entry(name)], small)
+
+
+def test_a_list_for_any_model_loses_what_this_one_cannot_serve(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = ("random", "attention_words", "cls_attention", "fastv")
+    with caplog.at_level("INFO"):
+        fit = fitting([entry(name) for name in names], load_component("model", "toy"))
+    assert [fitted.name for fitted in fit] == ["random", "cls_attention"]
+    assert "attention_words is left out: toy cannot provide ['word_attention']" in caplog.text
+    assert "fastv is left out: " in caplog.text
 
 
 def test_a_substitute_is_named_in_the_result(caplog: pytest.LogCaptureFixture) -> None:

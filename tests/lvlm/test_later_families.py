@@ -91,6 +91,9 @@ def test_methods_between_layers_are_refused(name: str) -> None:
         tprl.prune(lvlm.model, "fastv", keep_ratio=0.5)
     with pytest.raises(UserError, match=sentence):
         lvlm.check_layers("fastv")
+    # So is attention of words, with the other extras and before anything is encoded.
+    with pytest.raises(UserError, match=sentence.replace("fastv", "word_attention")):
+        lvlm.check_extras(frozenset({"word_attention"}), lvlm.known_extras)
 
 
 class TestGemma3:

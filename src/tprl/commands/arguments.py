@@ -81,6 +81,17 @@ class Arguments:
             return True
         return False
 
+    def check_demonstrator(self, config: Any) -> None:
+        """Refuse a demonstrator that reads what this LVLM does not have, before a stage that comes
+        first is trained.
+
+        Raises:
+            UserError: the stage learns from one, and it does.
+        """
+        if "demonstrator" in needs(class_of(config)) and hasattr(self.lvlm, "check_extras"):
+            extras = frozenset(build(self.cfg.pruner).extras)
+            self.lvlm.check_extras(extras, self.lvlm.known_extras | {"region"})
+
     def _check_lengths(self) -> None:
         """Once for all stages of a run: training and validation questions."""
         if not self._lengths_checked:

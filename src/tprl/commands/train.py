@@ -19,7 +19,7 @@ from tprl.commands.setup import make_dataset, plain, start
 from tprl.commands.stages import class_of, needs
 from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries, with_regions
-from tprl.evaluation.evaluator import check_answers, check_cost, check_entries
+from tprl.evaluation.evaluator import check_answers, check_cost, check_entries, fitting
 from tprl.evaluation.results import card_results, mean_accuracy
 from tprl.pruners.core_focus import CORE
 from tprl.pruners.folder import find_pruner, load_weights, read_config
@@ -68,6 +68,7 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
     # Labels and lengths are checked before weights are loaded from `init_from`.
     run = Training(cfg, directory)
     run.check_labels(cfg.stage)
+    run.check_demonstrator(cfg.stage)
     if run.finished.state is None:  # otherwise it holds the weights
         run.prepare()
     result = run.part(cfg.stage, directory / "pruner")
@@ -84,10 +85,16 @@ def _train_chain(run: "Training") -> float | None:
     check_cost(run.lvlm)
     test_set = make_dataset(run.cfg.dataset, run.lvlm, "test")
     check_answers(run.lvlm, test_set, settings["limit"])
-    check_entries(named_entries(settings["pruners"], settings), run.lvlm)
+    others = named_entries(settings["pruners"], settings)
+    # Asked for by name, all must fit; the list of a yaml is for any model.
+    if chosen("stage.evaluation.pruners"):
+        check_entries(others, run.lvlm)
+    else:
+        others = fitting(others, run.lvlm)
     further = open_datasets(settings["datasets"], run.lvlm, settings["limit"])
     for name in stage.chain:
         run.check_labels(stage[name])
+        run.check_demonstrator(stage[name])
     for name in stage.chain:
         # A stage may have no use for this policy, e.g. an autoencoder where codes are off.
         kind = class_of(stage[name])
@@ -101,10 +108,7 @@ def _train_chain(run: "Training") -> float | None:
                 run.baseline(baseline, stage[name], directory / baseline)
     run.keep_curves()
     # Loaded from their folders, as a later evaluation would load them.
-    ours, others = (
-        trained_entries(directory, settings),
-        named_entries(settings["pruners"], settings),
-    )
+    ours = trained_entries(directory, settings)
     check_names(ours, others)
     entries = with_regions(ours + others, test_set)
     table = Evaluation(run.lvlm, test_set, entries, settings, run.cfg, directory)

@@ -236,6 +236,19 @@ def check_entries(entries: Sequence[Entry], lvlm: Any) -> None:
             raise UserError(f"{entry.name} cannot be evaluated on {lvlm.name}: {reasons[0]}")
 
 
+def fitting(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
+    """What `check_entries` accepts of a list written for any LVLM; says what is left out."""
+    fit = []
+    for entry in entries:
+        try:
+            check_entries([entry], lvlm)
+        except UserError as error:
+            log.info("%s is left out: %s", entry.name, error)
+        else:
+            fit.append(entry)
+    return fit
+
+
 def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
     """The entries without the keep ratios that a method inside this LVLM's layers or tower cannot
     have; says which they are, and marks methods that read a substitute.

@@ -25,6 +25,7 @@ from tprl.lvlm.batching import (
 from tprl.lvlm.blueprint import random_model
 from tprl.lvlm.encoding import RGB, Encoding
 from tprl.lvlm.layer_drop import LayerPlan, check_layers, dropping
+from tprl.lvlm.listening import WORD_ATTENTION
 from tprl.lvlm.loading import Placement, find_model, first_device, load
 from tprl.lvlm.overflow import watched
 from tprl.lvlm.prompting import Prompting
@@ -199,6 +200,17 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
         leaves gaps in windows and steps in recurrent states."""
         kinds = layer_kinds(self.model.config.text_config)
         return "masked" if set(kinds) == {FULL} else "shorter"
+
+    def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
+        """Refuse extras that are not among `known` ones, and attention of words in layers that
+        cannot be read.
+
+        Raises:
+            UserError: there is one.
+        """
+        super().check_extras(extras, known)
+        if WORD_ATTENTION in extras:
+            self.check_layers(WORD_ATTENTION)
 
     def check_layers(self, name: str) -> None:
         """Refuse a method, by name, that drops tokens between layers which cannot be reached into.

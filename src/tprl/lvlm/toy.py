@@ -41,6 +41,8 @@ class ToyLVLM:
         UserError: the width is too small.
     """
 
+    known_extras = EXTRAS
+
     def __init__(
         self, name: str = "toy", width: int = 32, sharpness: float = 8.0, device: str = "cpu"
     ) -> None:
@@ -77,6 +79,18 @@ class ToyLVLM:
             [self._noise[256 : 256 + len(WORDS) - len(KINDS)], 2**0.5 * self._kinds]
         )
 
+    def check_extras(self, extras: frozenset[str], known: frozenset[str]) -> None:
+        """Refuse extras that are not among `known` ones.
+
+        Raises:
+            UserError: there is one.
+        """
+        if missing := sorted(extras - known):
+            raise UserError(
+                f"{self.name} cannot provide {missing}: it knows {sorted(known)}; "
+                "use e.g. pruner=cls_attention."
+            )
+
     def encode(self, samples: Sequence[Sample], extras: frozenset[str] = frozenset()) -> Encoded:
         """Everything up to the language model's input; `extras` among cls_attention (higher on
         objects than on noise), vision_features (the tokens themselves) and region.
@@ -84,11 +98,7 @@ class ToyLVLM:
         Raises:
             UserError: an extra that this model does not have.
         """
-        if extras - EXTRAS:
-            raise UserError(
-                f"{self.name} cannot provide {sorted(extras - EXTRAS)}: it knows {sorted(EXTRAS)}; "
-                "use e.g. pruner=cls_attention."
-            )
+        self.check_extras(extras, self.known_extras)
         seen = [self._see(sample) for sample in samples]
         tokens = torch.stack([token for token, _ in seen])
         n = ROWS * COLUMNS
