@@ -8,11 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tprl.build import build
 from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
-from tprl.commands.setup import asked_entries, make_dataset, plain, start
-from tprl.commands.threads import use_threads
+from tprl.commands.setup import asked_entries, model_and_data, one_process, plain
 from tprl.errors import UserError
 from tprl.evaluation.calibrating import calibrate, check_labels
 from tprl.evaluation.calibration import (
@@ -21,12 +19,10 @@ from tprl.evaluation.calibration import (
     file_of,
     home_of,
 )
-from tprl.evaluation.entries import check_regions
-from tprl.evaluation.evaluator import Entry, check_answers, check_entries
+from tprl.evaluation.evaluator import Entry, check_answers
 from tprl.evaluation.results import BOUNDS, FULL, Row
 from tprl.evaluation.retention import smallest
 from tprl.pruners.folder import ASSETS
-from tprl.runtime import distributed
 from tprl.runtime.progress import Progress
 from tprl.types import Dataset
 
@@ -44,24 +40,14 @@ def calibrate_pruners(cfg: DictConfig, directory: Path) -> None:
     cfg = checked(cfg, "eval")
     settings = plain(cfg)
     check_logger(settings)
-    # Several ranks would each write the same files.
-    if distributed.count() > 1:
-        raise UserError(
-            f"mode=calibrate scores in one process, and {distributed.count()} "
-            "were started: start it without torchrun or srun."
-        )
+    one_process("calibrate")
     # Entries are made at the ratios of the calibration, not at those of an evaluation.
     how = settings["calibrate"]
     asked = {**settings, "keep_ratios": how["keep_ratios"]}
     cfg, entries, _ = asked_entries(cfg, asked)
     entries = [entry for entry in entries if entry.name != FULL]
     # All names are known now: the model, the slowest part, is loaded next.
-    start(cfg, directory)
-    lvlm = build(cfg.model)
-    use_threads(cfg, directory, lvlm)
-    check_entries(entries, lvlm)
-    dataset = make_dataset(cfg.dataset, lvlm, how["split"])
-    check_regions(entries, dataset)
+    lvlm, dataset = model_and_data(cfg, directory, entries, how["split"])
     # What cannot be scored is refused before the first answer.
     check_labels(dataset, how["labels"])
     if how["labels"]:

@@ -4,7 +4,7 @@ logger."""
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from tprl.build import build, plain
 from tprl.commands.entry import chosen, run_names
+from tprl.commands.threads import use_threads
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation.entries import (
     check_names,
+    check_regions,
     compared_entries,
     named_entries,
     seeded_entries,
     trained_entries,
 )
-from tprl.evaluation.evaluator import Entry
+from tprl.evaluation.evaluator import Entry, check_entries
 from tprl.evaluation.results import FULL
 from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.lvlm.adapters import FOLDER as ADAPTER
@@ -88,6 +90,37 @@ def entries_of_run(run: Path, settings: Mapping[str, Any]) -> list[Entry]:
     config = run_directory.read_yaml(run / "config.yaml", COPY_AGAIN).pruner
     entries = seeded_entries(lambda **live: build(config, **live), settings)
     return [entry for entry in entries if entry.name != FULL]
+
+
+def one_process(mode: str) -> None:
+    """Refuse to go on as one of several processes, each of which would write the same files.
+
+    Raises:
+        UserError: this is one of several.
+    """
+    if distributed.count() > 1:
+        raise UserError(
+            f"mode={mode} works in one process, and {distributed.count()} were started: start it "
+            "without torchrun or srun."
+        )
+
+
+def model_and_data(
+    cfg: DictConfig, directory: Path, entries: Sequence[Entry], split: str
+) -> tuple[Any, Dataset]:
+    """The LVLM and the questions of a mode that answers with `entries`, once all names are known.
+
+    Raises:
+        UserError: an entry that this LVLM or these questions cannot serve, or bad settings.
+    """
+    start(cfg, directory)
+    # The model comes first: datasets write their boxes and bound their answers as it does.
+    lvlm = build(cfg.model)
+    use_threads(cfg, directory, lvlm)
+    check_entries(entries, lvlm)
+    dataset = make_dataset(cfg.dataset, lvlm, split)
+    check_regions(entries, dataset)
+    return lvlm, dataset
 
 
 def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:

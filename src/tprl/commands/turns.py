@@ -4,18 +4,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tprl.build import build
 from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
-from tprl.commands.setup import asked_entries, make_dataset, plain, start
-from tprl.commands.threads import use_threads
-from tprl.errors import UserError
-from tprl.evaluation.entries import check_regions
-from tprl.evaluation.evaluator import check_answers, check_entries, feasible
+from tprl.commands.setup import asked_entries, model_and_data, one_process, plain
+from tprl.evaluation.evaluator import check_answers, feasible
 from tprl.evaluation.results import BOUNDS
 from tprl.evaluation.turns import arms_of, converse, rows_of_turns
 from tprl.report.turns import write_turns
-from tprl.runtime import distributed
 from tprl.runtime.progress import Progress
 from tprl.scoring.scorer import Scorer
 
@@ -32,19 +27,10 @@ def evaluate_turns_of(cfg: DictConfig, directory: Path) -> float | None:
     cfg = checked(cfg, "eval")
     settings = plain(cfg)
     check_logger(settings)
-    if distributed.count() > 1:
-        raise UserError(
-            f"mode=turns answers in one process, and {distributed.count()} were started: without "
-            "torchrun or srun."
-        )
+    one_process("turns")
     cfg, entries, _ = asked_entries(cfg, settings)
     arms = arms_of(entries)  # refused before a model is loaded
-    start(cfg, directory)
-    lvlm = build(cfg.model)
-    use_threads(cfg, directory, lvlm)
-    check_entries(entries, lvlm)
-    dataset = make_dataset(cfg.dataset, lvlm, cfg.split)
-    check_regions(entries, dataset)
+    lvlm, dataset = model_and_data(cfg, directory, entries, cfg.split)
     check_answers(lvlm, dataset, settings["limit"])
     arms = arms_of(feasible(entries, lvlm))
     # The main arm is the first that shares a core, else the first that competes.
