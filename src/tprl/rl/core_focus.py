@@ -52,6 +52,7 @@ def collect_turns(
         group: episodes per question.
         turns: questions per image.
     """
+    # Eval mode, as in the update: the network must give both the same numbers.
     training = policy.training
     policy.eval()
     # The core is drawn for the first question of each image, and is that of the others.
@@ -69,6 +70,7 @@ def collect_turns(
     start = split_episodes(images, core) * images.mask.unsqueeze(1)
     focus_part = _phase(policy, x, keep_ratio[::group], images)
     order, _, _ = _act(x, rule, images, focus_part, noise=uniforms, start=start)
+    # [1 B V] one step; log-probabilities are computed as the update will compute them.
     action = join_episodes(images, order, x.mask).flatten(0, 1).unsqueeze(0)
     alive = x.mask.repeat_interleave(group, 0).unsqueeze(0)
     value = torch.zeros(alive.shape[:2], device=action.device)
@@ -131,6 +133,7 @@ def _served(
     k: Int[Tensor, " I"], images: Rows, keep_ratio: Float[Tensor, " Q"]
 ) -> Float[Tensor, " Q"]:
     """The ratio of each question at which a core of k tokens of its images is asked for."""
+    # [Q] tokens of the core, and all tokens, summed over each question's images.
     counts = torch.zeros(len(keep_ratio), dtype=torch.float64)
     sizes = counts.clone()
     owners = torch.tensor(images.owners, dtype=torch.long)

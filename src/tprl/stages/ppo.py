@@ -270,17 +270,18 @@ class PPO(PPOUpdate):
         keep_ratio: Float[Tensor, " B"],
     ) -> Rollout:
         """The episodes of this iteration."""
-        h, noise = self.hparams, self._noise(samples, x, rule)
+        h, noise = self.hparams, self._noise([sample.uid for sample in samples], x, rule)
         return collect(self.net, x, rule, h["steps"], keep_ratio, noise, h["group"])
 
     def _noise(
-        self, samples: Sequence[Sample], x: PolicyInput, rule: ActionRule
+        self, names: Sequence[str], x: PolicyInput, rule: ActionRule
     ) -> Float[Tensor, "T B N"]:
-        """Uniforms of every episode, from (seed, iteration, uid, episode) alone."""
+        """Uniforms of `group` episodes for each name, from (seed, iteration, name, episode)
+        alone."""
         h, width = self.hparams, noise_width(rule, x.mask.shape[1])
         keys = []
-        for sample in samples:
-            keys += [f"{self.iteration}/{sample.uid}/{g}" for g in range(h["group"])]
+        for name in names:
+            keys += [f"{self.iteration}/{name}/{g}" for g in range(h["group"])]
         # [B T*N] -> [T B N]
         flat = uniforms(keys, h["seed"], h["steps"] * width)
         return flat.unflatten(1, (h["steps"], width)).transpose(0, 1).to(x.mask.device)

@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader
 from tprl.data.taking import nothing_left, take
 from tprl.errors import UserError
 from tprl.evaluation.statistics import image_key
-from tprl.policy.action import ActionRule, noise_width
+from tprl.policy.action import ActionRule
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.core_focus import CORE, CoreFocus
 from tprl.pruners.learned import LearnedPruner
-from tprl.pruners.serving import uniforms
 from tprl.rl.core_focus import collect_turns, evaluate_turns
 from tprl.rl.gae import leave_one_out
 from tprl.rl.rollout import Rollout
@@ -123,17 +122,15 @@ class Turns(PPO):
         rule: ActionRule,
         keep_ratio: Float[Tensor, " B"],
     ) -> Rollout:
-        h, width = self.hparams, noise_width(rule, x.mask.shape[1])
+        h = self.hparams
         # The core's noise is the image's alone: no question decides over it.
-        keys = []
-        for sample in samples[:: h["questions"]]:
-            image = image_key(sample.uid)
-            keys += [f"{self.iteration}/{image}/core/{g}" for g in range(h["group"])]
-        core_noise = uniforms(keys, h["seed"], width).to(x.mask.device)
-        noise = self._noise(samples, x, rule)[0]
+        images = [f"{image_key(sample.uid)}/core" for sample in samples[:: h["questions"]]]
+        core_noise = self._noise(images, x, rule)[0]
+        noise = self._noise([sample.uid for sample in samples], x, rule)[0]
         share, group = self.view.core_share, h["group"]
         how = (share, keep_ratio, core_noise, noise, group, h["questions"])
         rollout = collect_turns(self.net, x, rule, *how)
+        # Whose advantage is the mean's, also where the core stands in raster order.
         self.core = rollout.core
         return rollout if self.view.core_first else rollout._replace(core=None)
 
@@ -148,11 +145,13 @@ class Turns(PPO):
     ) -> tuple[Float[Tensor, "T B V"], None]:
         h = self.hparams
         group, turns = h["group"], h["questions"]
+        # [B] each focus against the other episodes of its question.
         focus = normalize_over_ranks(leave_one_out(reward[0], group))
         # [P T G] rewards; the core of episode g is answerable for the mean over the questions.
         mean = reward[0].view(-1, turns, group).mean(1)
         core = normalize_over_ranks(leave_one_out(mean.flatten(), group)).view(-1, 1, group)
         core = core.expand(-1, turns, -1).flatten()
+        # [B V] a draw has the advantage of the part that it belongs to.
         assert self.core is not None
         each = torch.where(self.core[0], core.unsqueeze(1), focus.unsqueeze(1))
         return each.unsqueeze(0), None
