@@ -1,6 +1,7 @@
 """Answers that a frozen LVLM is made to read (teacher forcing): their likelihood, its
 distributions, and gradients."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -42,9 +43,9 @@ class AnswerReading:
     inputs_beside: Callable[..., dict[str, Tensor]]
 
     @property
+    @abstractmethod
     def shape(self) -> LVLMShape:
         """What decides its FLOPs: see `FrozenLVLM`."""
-        raise NotImplementedError
 
     @retry_smaller
     def score(
