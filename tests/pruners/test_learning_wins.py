@@ -16,7 +16,7 @@ from tprl.splice import splice
 from tprl.types import Encoded, Pruner, Sample, TokenSelection
 
 RULES = ("attention_dpp", "scope", "question_dpp")
-READING = ("word_attention", "keyword_color")
+READING = ("word_attention", "keyword_color", "attention_words", "attention_color")
 KEEP_RATIO = 1 / 18
 FAMILIES = len(CROWD.families)  # questions about each picture
 
