@@ -3,6 +3,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 B=runs/study/base # trained by bases.sh, one directory per seed
 
+# The recipe of before 4d4676a: demonstrations that never read the question (options of a chain).
+FORMER=(pruner=attention_dpp stage.lfd.module.demonstrations=2500 stage.lfd.module.epochs=3 stage.lfd.module.lr=5e-4
+    'stage.lfd.module.keep_ratio=[0.3333,0.2222,0.1111,0.0556]' 'stage.lfd.served.keep_ratios=[0.3333,0.1111]'
+    stage.ppo.module.iterations=200 stage.ppo.module.lr_actor=1e-3)
+
 # train NAME OPTION...: a sweep of one, because sweeps skip what is finished and refuse other settings under its name
 train() {
     .venv/bin/python -m src.train -m "${@:2}" logger=csv hydra.sweep.dir=runs/study "hydra.sweep.subdir=$1"

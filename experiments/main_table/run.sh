@@ -2,9 +2,11 @@
 # Every pruner on 5,000 test questions at six keep ratios; needs bases.sh.
 source "$(dirname "$0")/../common.sh"
 R=runs/study/main_table
-evaluate main_table "tprl: [$B/0, $B/1, $B/2, $B/3, $B/4], tprl_lfd: [$B/0/lfd, $B/1/lfd, $B/2/lfd, $B/3/lfd, $B/4/lfd], mlp: $B/0/mlp" limit=5000 \
-    keep_ratios=[0.5,0.3333,0.2222,0.1111,0.0556,0.0278] \
-    pruners=[random,uniform,pooling,cls_attention,vispruner,divprune,attention_dpp,mmr_attention,scope,question_dpp,keyword_budget,oracle,oracle_dpp]
+F=${B}_former
+five() { echo "[$1/0$2, $1/1$2, $1/2$2, $1/3$2, $1/4$2]"; } # BASE [/STAGE]
+evaluate main_table "tprl: $(five $B), tprl_lfd: $(five $B /lfd), attention_start: $(five $F), attention_start_lfd: $(five $F /lfd), mlp: $F/0/mlp" \
+    limit=5000 keep_ratios=[0.5,0.3333,0.2222,0.1111,0.0556,0.0278] \
+    pruners=[random,uniform,pooling,cls_attention,vispruner,divprune,attention_dpp,mmr_attention,scope,question_dpp,attention_words,attention_color,word_attention,keyword_color,keyword_budget,oracle,oracle_dpp]
 more() {
     .venv/bin/python -m src.eval logger=none split=final limit=5000 pruner=divprune "pruners=[$2]" "keep_ratios=[$3]" "hydra.run.dir=${R}_$1"
 }
