@@ -88,9 +88,10 @@ class Arguments:
         Raises:
             UserError: the stage learns from one, and it does.
         """
-        if "demonstrator" in needs(class_of(config)) and hasattr(self.lvlm, "check_extras"):
+        lvlm: Any = self.lvlm  # one of your own may have no extras to check
+        if "demonstrator" in needs(class_of(config)) and hasattr(lvlm, "check_extras"):
             extras = frozenset(build(self.cfg.pruner).extras)
-            self.lvlm.check_extras(extras, self.lvlm.known_extras | {"region"})
+            lvlm.check_extras(extras, lvlm.known_extras | {"region"})
 
     def _check_lengths(self) -> None:
         """Once for all stages of a run: training and validation questions."""
