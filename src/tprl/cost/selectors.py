@@ -53,6 +53,7 @@ def policy_flops(policy: PolicyShape, tokens: int, words: int) -> int:
     # One linear layer per input, a two-layer MLP for the two numbers of the budget.
     inputs = mlp_flops((policy.code_width, w), tokens) + mlp_flops((policy.query_width, w), words)
     inputs += mlp_flops((policy.place_features, w), tokens) + mlp_flops((2, w, w), 1)
+    inputs += mlp_flops((policy.scores, w), tokens)
     # A logit per token, one value per sample.
     heads = mlp_flops((w, w, w, 1), tokens) + mlp_flops((w, w, w, 1), 1)
     return inputs + policy.layers * encoder_layer_flops(w, 4 * w, sequence) + heads

@@ -272,6 +272,7 @@ class PolicyShape:
     layers: int
     query: str = "tokens"
     place_features: int = 24  # sines and cosines of a token's place; 0 without positions
+    scores: int = 0  # of each token, read beside its code
 
     @classmethod
     def from_net(cls, net: Any) -> "PolicyShape":
@@ -283,4 +284,5 @@ class PolicyShape:
             layers=len(net.blocks),
             query=net.query,
             place_features=net.place.in_features if net.place is not None else 0,
+            scores=net.score_in.in_features if net.score_in is not None else 0,
         )

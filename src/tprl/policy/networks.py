@@ -26,6 +26,7 @@ class PolicyInput(NamedTuple):
     features: Float[Tensor, "B V F"] | None = None
     image: Int[Tensor, "B V"] | None = None  # which image a token belongs to; None: all the same
     prior: Float[Tensor, "B V"] | None = None  # what keep logits start from; None: 0
+    scores: Float[Tensor, "B V S"] | None = None  # what the prior joins; the network reads it
     # Tokens of each image by sample, as plain numbers: with them `images` waits for no device.
     sizes: tuple[tuple[int, ...], ...] | None = None
 
@@ -84,6 +85,7 @@ class PolicyNet(nn.Module):
             hides the question.
         positions: add a projection of sines and cosines of each token's place in its image.
         budgets: outputs of the budget head (see `budget_logits`); 0 for none.
+        scores: S, scores of each token (`PolicyInput.scores`) that are read beside its code.
 
     Raises:
         UserError: `width` is not a multiple of `heads`, or `query` is unknown.
@@ -100,6 +102,7 @@ class PolicyNet(nn.Module):
         query: str = "tokens",
         positions: bool = True,
         budgets: int = 0,
+        scores: int = 0,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -116,6 +119,7 @@ class PolicyNet(nn.Module):
         if query != "none":
             self.query_in = nn.Sequential(nn.LayerNorm(query_width), nn.Linear(query_width, width))
         self.place = nn.Linear(4 * OCTAVES, width) if positions else None
+        self.score_in = nn.Linear(scores, width) if scores else None
         self.step = nn.Embedding(max_steps, width)
         self.ratio = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
         self.kind = nn.Parameter(torch.zeros(2, width))  # tells visual tokens from words
@@ -170,15 +174,19 @@ class PolicyNet(nn.Module):
             width = alive.shape[1] if x.longest is None else max(x.longest, 1)
             valid = alive[:, :width]
             at = torch.arange(width, device=alive.device).expand_as(valid)
-            tokens = self._embedded(x.codes[:, :width], x.xy[:, :width], valid)
+            scores = None if x.scores is None else x.scores[:, :width]
+            tokens = self._embedded(x.codes[:, :width], x.xy[:, :width], valid, scores)
         else:
             # Dead tokens are left out, so later steps cost less: [B N W].
             at = alive_first(alive)
             valid = alive.gather(1, at)
             index = at.unsqueeze(2)
-            codes = x.codes.gather(1, index.expand(-1, -1, x.codes.shape[2]))
-            xy = x.xy.gather(1, index.expand(-1, -1, x.xy.shape[2]))
-            tokens = self._embedded(codes, xy, valid)
+
+            def living(part: Tensor) -> Tensor:
+                return part.gather(1, index.expand(-1, -1, part.shape[2]))
+
+            scores = None if x.scores is None else living(x.scores)
+            tokens = self._embedded(living(x.codes), living(x.xy), valid, scores)
         words, word_mask = self._words(x)
         # One sequence of visual tokens and words, [B N + Q W].
         everything = torch.cat([tokens, words], 1)
@@ -208,7 +216,11 @@ class PolicyNet(nn.Module):
         return self.budget_head(gist).float()
 
     def _embedded(
-        self, codes: Float[Tensor, "B N Z"], xy: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"]
+        self,
+        codes: Float[Tensor, "B N Z"],
+        xy: Float[Tensor, "B N 2"],
+        valid: Bool[Tensor, "B N"],
+        scores: Float[Tensor, "B N S"] | None,
     ) -> Float[Tensor, "B N W"]:
         """Tokens as the encoder reads them. Contents of those that are not alive are erased, not
         only masked: a NaN among them would survive an attention weight of zero."""
@@ -217,7 +229,12 @@ class PolicyNet(nn.Module):
             return part.masked_fill(~valid.unsqueeze(2), 0.0).to(self.kind.dtype)
 
         tokens = self.code_in(erased(codes)) + self.kind[0]
-        return tokens if self.place is None else tokens + self.place(sinusoids(erased(xy)))
+        if self.place is not None:
+            tokens = tokens + self.place(sinusoids(erased(xy)))
+        if self.score_in is not None:
+            assert scores is not None
+            tokens = tokens + self.score_in(erased(scores))
+        return tokens
 
     def _words(self, x: PolicyInput) -> tuple[Float[Tensor, "B Q1 W"], Bool[Tensor, "B Q1"]]:
         """The question as tokens: all words with their order, one mean, or nothing."""

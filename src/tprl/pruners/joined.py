@@ -1,7 +1,7 @@
 """Several scores of the tokens as one quality of TPRL's DPP: what stands out, and what the question
 names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from jaxtyping import Float64
@@ -23,6 +23,13 @@ SCORES: dict[str, tuple[str, Score]] = {
     "words": (WORD_ATTENTION, lambda i, e: log_attention(i.split(e.extras[WORD_ATTENTION]))),
     "color": ("rgb", lambda i, e: i.split(likeness(e))),
 }
+
+
+def scores_of(names: Iterable[str], images: Rows, encoded: Encoded) -> Float64[Tensor, "I W S"]:
+    """The scores of these names, each as z-scores within the image."""
+    return torch.stack(
+        [standardize(SCORES[name][1](images, encoded), images.mask) for name in names], -1
+    )
 
 
 class JoinedPruner(QualityDPP):
@@ -59,12 +66,8 @@ class JoinedPruner(QualityDPP):
 
     def log_quality(self, images: Rows, encoded: Encoded) -> Float64[Tensor, "I W"]:
         """The weighted sum of z-scores."""
-        return torch.stack(
-            [
-                weight * standardize(SCORES[score][1](images, encoded), images.mask)
-                for score, weight in self.weights.items()
-            ]
-        ).sum(0)
+        scores = scores_of(self.weights, images, encoded)
+        return scores @ scores.new_tensor(list(self.weights.values()))
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """The kernel and greedy MAP on it, and with `words` the early layers that listen."""

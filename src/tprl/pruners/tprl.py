@@ -14,10 +14,15 @@ from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.policy.networks import PolicyInput, PolicyNet, gist
 from tprl.pruners.learned import LearnedPruner
-from tprl.pruners.quality import log_attention, standardize
+from tprl.pruners.joined import SCORES, scores_of
 from tprl.types import Encoded
 
-ATTENTION = "cls_attention"
+# What keep logits may start from: weights of the scores that rules join.
+PRIORS: dict[str, dict[str, float]] = {
+    "none": {},
+    "attention": {"cls": 1.0},
+    "attention_words": {"cls": 1.0, "words": 0.5},
+}
 
 
 class TPRL(LearnedPruner):
@@ -27,10 +32,12 @@ class TPRL(LearnedPruner):
     Args:
         token_width, code_width, hidden, common: see `LearnedPruner`.
         width, layers, heads, max_steps, query, positions: see `PolicyNet`.
-        prior: what keep logits start from. "none": nothing, all tokens alike. "attention": the
-            z-score of log CLS attention within the image, to which the network adds what it learns
-            (nothing at first): an untrained policy chooses as `attention_dpp` does, on the kernel
-            of its codes. Needs extras["cls_attention"], so no engine serves it.
+        prior: what keep logits start from. "none": nothing, all tokens alike. "attention" and
+            "attention_words": the quality of the rules `attention_dpp` and `attention_words`, to
+            which the network adds what it learns (nothing at first): an untrained policy chooses
+            as they do, on the kernel of its codes. Needs what they read, so no engine serves it;
+            the second costs the layers that listen, too.
+        reads_prior: whether the network also reads the scores that the prior joins.
         budgets: kept fractions, ascending, between which the adaptive mode chooses; empty until
             stage=adapt taught it.
 
@@ -54,11 +61,12 @@ class TPRL(LearnedPruner):
         query: str = "tokens",
         positions: bool = True,
         prior: str = "none",
+        reads_prior: bool = False,
         budgets: Sequence[float] = (),
         **common: Any,
     ) -> None:
-        if prior not in ("none", "attention"):
-            raise UserError(f"policy.prior must be none or attention, got {prior}.")
+        if prior not in PRIORS:
+            raise UserError(f"policy.prior must be one of {', '.join(PRIORS)}, got {prior}.")
         super().__init__(token_width, code_width, hidden, **common)
         self.config = {"token_width": token_width, "code_width": code_width, "hidden": hidden}
         net: dict[str, Any] = {
@@ -69,26 +77,34 @@ class TPRL(LearnedPruner):
             "query": query,
             "positions": positions,
         }
-        self.config |= net | {"prior": prior, "budgets": list(budgets)}
-        self.net = PolicyNet(code_width or token_width, token_width, **net, budgets=len(budgets))
-        if prior == "attention":
-            self.extras = frozenset({ATTENTION})
+        self.config |= net | {"prior": prior, "reads_prior": reads_prior, "budgets": list(budgets)}
+        self.prior, self.reads_prior = PRIORS[prior], reads_prior
+        scores = len(self.prior) if reads_prior else 0
+        read = code_width or token_width
+        self.net = PolicyNet(read, token_width, **net, budgets=len(budgets), scores=scores)
+        if self.prior:
+            self.extras = frozenset(SCORES[score][0] for score in self.prior)
             nn.init.zeros_(self.net.policy_head.out.weight)
 
     @property
     def reads_question(self) -> bool:
         """Whether its choice depends on the question."""
-        return self.net.query != "none"
+        return self.net.query != "none" or "words" in self.prior
 
     def observe(self, encoded: Encoded) -> PolicyInput:
         x = super().observe(encoded)
-        if ATTENTION not in self.extras:
+        if not self.prior:
             return x
-        # Quality is q = exp(logit) where `quality` is 2, so this is what attention_dpp compares.
+        # [I W S] z-scores within each image. Quality is q = exp(logit) where `quality` is 2, so
+        # their weighted sum is what the rule of that name compares.
         images = x.images
-        attention = log_attention(images.split(encoded.extras[ATTENTION]))
-        prior = standardize(attention, images.mask).float()
-        return x._replace(prior=images.join(prior, x.mask))
+        scores = scores_of(self.prior, images, encoded).float()
+        weights = scores.new_tensor(list(self.prior.values()))
+        x = x._replace(prior=images.join(scores @ weights, x.mask))
+        if not self.reads_prior:
+            return x
+        columns = [images.join(score, x.mask) for score in scores.unbind(-1)]
+        return x._replace(scores=torch.stack(columns, -1))
 
     def learn_budgets(self, budgets: Sequence[float]) -> None:
         """A fresh budget head for these kept fractions."""

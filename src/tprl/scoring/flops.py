@@ -6,7 +6,9 @@ from typing import Any
 
 from tprl import cost
 from tprl.lvlm.layer_drop import LayerPlan, LayerPruner
+from tprl.lvlm.listening import WORD_ATTENTION
 from tprl.pruners.keep_all import KeepAll
+from tprl.pruners.word_attention import listening_flops
 from tprl.scoring.scorer import Scorer
 from tprl.types import Encoded, Pruner, Sample
 
@@ -73,7 +75,9 @@ def choosing(
             total += choosing(part, shape, images, words, [round(share * n) for n in kept])
         return total
     if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-        return sum(chooser.flops_by_part(sum(images), words, sum(kept)).values())
+        own = sum(chooser.flops_by_part(sum(images), words, sum(kept)).values())
+        heard = images if WORD_ATTENTION in chooser.extras else ()
+        return own + sum(listening_flops(shape, tokens) for tokens in heard)
     return sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
 
 

@@ -107,8 +107,9 @@ class LfD(KeepBest):
         self.loss = _loss(loss, pruner)
         if pruner.extras:
             raise UserError(
-                "policy.prior=attention starts from attention, which demonstrations do not "
-                "hold: leave stage=lfd out, e.g. stage.chain=[autoencoder,ppo]."
+                f"the policy starts from {', '.join(sorted(pruner.extras))}, which demonstrations do "
+                "not hold: set policy.prior=none, or leave stage=lfd out, e.g. "
+                "stage.chain=[autoencoder,ppo]."
             )
         # (loss, loss of a constant) of each step of this epoch
         self.progress: list[tuple[float, float]] = []
