@@ -254,6 +254,11 @@ class TestFolder:
     ) -> None:
         pruner().save_pretrained(tmp_path / "home")
         files.write_sealed(tmp_path / "home" / "retention.json", '{"about": 1}')
+        # An older version wrote fewer settings; the others had their defaults.
+        config = tmp_path / "home" / "config.json"
+        settings = json.loads(config.read_text())
+        del settings["prior"]
+        files.write_sealed(config, json.dumps(settings))
         again = load_pruner(tmp_path / "home")
         again.save_pretrained(tmp_path / "copy")
         copy = tmp_path / "copy" / "retention.json"

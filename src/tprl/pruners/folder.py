@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def copy_calibrations(source: Path, folder: Path) -> None:
-    """Put the calibrations of the pruner in `source` beside that in `folder`, if both have the same
-    weights and settings; says where they have not.
+def copy_calibrations(source: Path, folder: Path, same: Callable[[Path, Path], bool]) -> None:
+    """Put the calibrations of the pruner in `source` beside that in `folder`, if `same` says that
+    both have the same weights and settings; says where they have not.
 
     Raises:
         UserError: a calibration is damaged.
@@ -72,7 +73,7 @@ def copy_calibrations(source: Path, folder: Path) -> None:
     names = [name for name in CALIBRATIONS if (source / name).is_file()]
     if not names or source.resolve() == folder.resolve():
         return
-    if _content(source) != _content(folder):
+    if not same(source, folder):
         log.warning(
             "%s of %s not copied to %s: the pruner has changed since it was calibrated; calibrate "
             "it again by `python -m src.eval mode=calibrate`",
@@ -86,16 +87,6 @@ def copy_calibrations(source: Path, folder: Path) -> None:
             write_sealed(folder / name, read_sealed(source / name))
         except Damaged as error:
             raise UserError(f"{source / name} is damaged ({error}): copy it again.") from error
-
-
-def _content(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and weights of a pruner, whatever it was trained on and in whatever float type."""
-    config = read_config(folder)
-    config.pop("trained_on")
-    weights = {}
-    for name, value in load(read_sealed(folder / WEIGHTS)).items():
-        weights[name] = value.float().tolist()
-    return config, weights
 
 
 def load_weights(pruner: nn.Module, folder: Path) -> None:

@@ -285,7 +285,7 @@ class LearnedPruner(nn.Module, ABC):
         write_sealed(folder / CONFIG, json.dumps(self.about, indent=1) + "\n")
         write_atomically(folder / CARD, model_card(self.name, self.trained_on, str(folder)))
         if self.folder is not None:
-            copy_calibrations(self.folder, folder)
+            copy_calibrations(self.folder, folder, _same_pruner)
 
     def push_to_hub(self, repo: str, private: bool = False, token: str | None = None) -> str:
         """Write what `save_pretrained` writes to a model repository on the hub; returns its
@@ -348,6 +348,15 @@ def load_pruner(pretrained: str | Path, revision: str | None = None) -> LearnedP
     load_weights(pruner, folder)
     pruner.folder = folder
     return pruner.eval()
+
+
+def _same_pruner(a: Path, b: Path) -> bool:
+    """Whether two folders hold the same weights and settings, whatever they were trained on. What
+    an older folder does not name has its default, so pruners are compared, not files."""
+    pair = load_pruner(a), load_pruner(b)
+    settings = [{**pruner.about, "trained_on": None} for pruner in pair]
+    weights, others = (pruner.state_dict() for pruner in pair)
+    return settings[0] == settings[1] and all(torch.equal(weights[k], others[k]) for k in weights)
 
 
 def pruner_from(about: Mapping[str, Any], source: str | Path = "this checkpoint") -> LearnedPruner:
