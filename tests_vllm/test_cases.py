@@ -179,7 +179,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [
-            ({"hf_overrides": {"tprl_keep_ratio": 1.7}}, r"keep_ratio=1\.7 is not a kept fraction"),
+            (
+                {"hf_overrides": {"tprl_keep_ratio": 1.7}},
+                r"keep_ratio must be a number in \(0, 1\], got 1\.7",
+            ),
             ({"hf_overrides": {"tprl_positions": "some"}}, "positions=some is unknown"),
             (
                 {

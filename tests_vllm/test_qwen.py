@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from tests_vllm.engines import ask, compare, engine, export, questions, reference
 from transformers import AutoProcessor
+from vllm.exceptions import VLLMValidationError
 
 from tprl.build import load_component
 from tprl.lvlm.frozen import FrozenLVLM
@@ -95,7 +96,7 @@ def test_positions_beyond_what_the_language_model_knows(tmp_path: Path) -> None:
     with (
         engine(tmp_path, max_model_len=words + 5) as llm,
         pytest.raises(
-            ValueError,
+            VLLMValidationError,
             match=rf"position \d+ before pruning, and the language model knows {words + 5}",
         ),
     ):
