@@ -13,8 +13,8 @@ from tprl import cost
 from tprl.budget import check_keep_ratio
 from tprl.errors import UserError
 from tprl.policy.networks import PolicyInput, PolicyNet, gist
-from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.joined import SCORES, scores_of
+from tprl.pruners.learned import LearnedPruner
 from tprl.types import Encoded
 
 # What keep logits may start from: weights of the scores that rules join.

@@ -107,8 +107,8 @@ class LfD(KeepBest):
         self.loss = _loss(loss, pruner)
         if pruner.extras:
             raise UserError(
-                f"the policy starts from {', '.join(sorted(pruner.extras))}, which demonstrations do "
-                "not hold: set policy.prior=none, or leave stage=lfd out, e.g. "
+                f"the policy starts from {', '.join(sorted(pruner.extras))}, which demonstrations "
+                "do not hold: set policy.prior=none, or leave stage=lfd out, e.g. "
                 "stage.chain=[autoencoder,ppo]."
             )
         # (loss, loss of a constant) of each step of this epoch
