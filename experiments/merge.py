@@ -3,23 +3,35 @@ RUN...
 
 OUT gets every file of a study (results.csv, intervals.csv, paired.json, spreads.json, scores.npz,
 pareto.svg) and equal_flops.md. An arm that several runs hold is taken from the first; its scores
-must be the same in all.
+must be the same in all. RUN@1 counts the pruners of an evaluation as those of training seed 1, for
+pruners that take a trained one by `pruner.pretrained`.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tprl.evaluation.results import grid
-from tprl.evaluation.scores import joined, read_scores
+from tprl.evaluation.results import FULL, grid
+from tprl.evaluation.scores import ScoreTable, joined, read_scores
 from tprl.report.study import SCORES, write_all
 
 
-def main(out: Path, *runs: Path) -> None:
-    table = joined([read_scores(run / SCORES) for run in runs])
+def main(out: Path, *runs: str) -> None:
+    table = joined([scores(run) for run in runs])
     numbers = write_all(out, table, table.rows())
     (out / "equal_flops.md").write_text(equal_flops(grid(numbers.rows), table.main))
+
+
+def scores(run: str) -> ScoreTable:
+    """Those of an evaluation, RUN or RUN@SEED."""
+    folder, _, seed = run.partition("@")
+    table = read_scores(Path(folder) / SCORES)
+    if not seed:
+        return table
+    arms = [(name, 0 if name == FULL else int(seed), ratio) for name, _, ratio in table.arms]
+    return replace(table, arms=tuple(arms))
 
 
 def equal_flops(cells: dict, pruner: str) -> str:
@@ -42,4 +54,4 @@ def equal_flops(cells: dict, pruner: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-main(*map(Path, sys.argv[1:]))
+main(Path(sys.argv[1]), *sys.argv[2:])
