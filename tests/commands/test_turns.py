@@ -1,6 +1,7 @@
 """`python -m src.eval mode=turns`."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def test_a_table_of_every_arm_and_turn(tmp_path: Path, capsys: pytest.CaptureFix
     # 6 of 24 tokens, computed once and cached twice; the toy world marks its objects by attention.
     assert (whole["read"], whole["computed"], whole["cached"]) == ("18", "6", "12")
     assert (whole["accuracy"], whole["images"]) == ("1", "6")
+    # What is averaged there stands question by question beside it.
+    answers = [json.loads(line) for line in (run / "turns.jsonl").read_text().splitlines()]
+    talk = [row for row in answers if (row["arm"], row["turns"]) == ("cls_attention", 3)]
+    assert len(talk) == 18
+    assert {row["number"] for row in talk} == {1, 2, 3}
+    assert sum(row["read"] for row in talk) == 6 * float(whole["read"])
+    assert sum(row["cached"] for row in talk) == 6 * float(whole["cached"])
     table = capsys.readouterr().out
     assert (
         "3 questions, keep_ratio 0.25: every turn reads as many visual tokens (6 images)" in table

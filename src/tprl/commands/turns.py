@@ -10,7 +10,7 @@ from tprl.commands.setup import asked_entries, model_and_data, one_process, plai
 from tprl.evaluation.evaluator import check_answers, feasible
 from tprl.evaluation.results import BOUNDS
 from tprl.evaluation.turns import arms_of, converse, rows_of_turns
-from tprl.report.turns import write_turns
+from tprl.report.turns import write_questions, write_turns
 from tprl.runtime.progress import Progress
 from tprl.scoring.scorer import Scorer
 
@@ -48,6 +48,7 @@ def evaluate_turns_of(cfg: DictConfig, directory: Path) -> float | None:
             settings["batch_size"],
             tick,
         )
+    write_questions(turns, directory)
     rows = rows_of_turns(turns, towers, lvlm.name, dataset, main.name)
     write_turns(rows, main.name, directory)
     print(f"table: {directory / 'turns.csv'}")

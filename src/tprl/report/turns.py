@@ -1,14 +1,16 @@
-"""What mode=turns leaves behind: `turns.csv` and a table per length and kind of equal tokens."""
+"""What mode=turns leaves behind: `turns.csv`, every question in `turns.jsonl`, and a table per
+length and kind of equal tokens."""
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
 
 from tprl.evaluation.results import write_atomic
-from tprl.evaluation.turns import READ, TurnRow
+from tprl.evaluation.turns import READ, Turn, TurnRow, TurnSetting
 
 TITLES = {
     READ: "every turn reads as many visual tokens",
@@ -30,6 +32,17 @@ def write_turns(rows: Sequence[TurnRow], main: str, directory: Path) -> None:
     text = turns_table(rows, main)
     write_atomic(directory / "turns.md", text)
     print(text, end="")
+
+
+def write_questions(turns: Mapping[TurnSetting, Sequence[Turn]], directory: Path) -> None:
+    """Every answered question: what `turns.csv` averages, so that any interval can be computed
+    again."""
+    lines = [
+        json.dumps(setting._asdict() | turn._asdict()) + "\n"
+        for setting, answered in turns.items()
+        for turn in answered
+    ]
+    write_atomic(directory / "turns.jsonl", "".join(lines))
 
 
 def turns_table(rows: Sequence[TurnRow], main: str) -> str:
