@@ -17,6 +17,7 @@ import torch
 from accelerate import dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from torch import Tensor, nn
+from torch._functorch import vmap
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
@@ -95,6 +96,17 @@ def line_of_tprl() -> str:
     return f"{frame.f_code.co_filename.rpartition('/src/')[2]}:{frame.f_lineno}"
 
 
+def _noted(wrap: Any) -> Any:
+    """What vmap wraps a tensor in, or takes out of it, is where the tensor is."""
+
+    def wrapped(tensor: Tensor, *how: int) -> Tensor:
+        out = wrap(tensor, *how)
+        put(out, place(tensor))
+        return out
+
+    return wrapped
+
+
 class Event:
     """A point in the work of an emulated GPU, which is done as soon as it is queued."""
 
@@ -125,6 +137,9 @@ class Machine(TorchFunctionMode):
             (torch.accelerator, "synchronize", lambda *_: self._wait()),
             (torch.cuda, "Event", lambda **_: Event(self)),
             (torch.cuda, "current_stream", lambda *_: None),
+            # Transformers makes masks by vmap, which wraps and unwraps tensors past this class.
+            (vmap, "_add_batch_dim", _noted(vmap._add_batch_dim)),
+            (vmap, "_remove_batch_dim", _noted(vmap._remove_batch_dim)),
         ):
             self.patches.enter_context(patch.object(owner, name, value))
         # What a checkpoint computes again is compared in shape and dtype: notes of devices get lost
@@ -275,16 +290,18 @@ class Machine(TorchFunctionMode):
 
 def parts_of(model: nn.Module) -> Iterator[tuple[str, list[Tensor], bool]]:
     """What of a model may lie on different devices, by name, in order; and whether it is a block,
-    which is whole."""
-    blocks: list[str] = []
+    which is whole. So is a module around a single leaf: accelerate cuts it only where the leaf does
+    not fit."""
+    whole: list[str] = []
     for name, module in model.named_modules():
-        if any(name.startswith(f"{block}.") for block in blocks):
+        if any(name.startswith(f"{block}.") for block in whole):
             continue
         if isinstance(module, nn.ModuleList):
-            blocks += [f"{name}.{number}" for number in range(len(module))]
-        if name in blocks:
+            whole += [f"{name}.{number}" for number in range(len(module))]
+        if name in whole:
             yield name, [*module.parameters(), *module.buffers()], True
-        elif not list(module.children()):
+        elif len([*module.modules()]) <= 2 and not isinstance(module, nn.ModuleList):
+            whole.append(name)
             yield name, [*module.parameters(), *module.buffers()], False
         else:
             yield from (
@@ -293,15 +310,15 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, list[Tensor], bool]]:
             )
 
 
-def cut(lvlm: FrozenLVLM, count: int) -> None:
+def cut(lvlm: FrozenLVLM, count: int, words: int = -1) -> None:
     """Spread a model over so many emulated GPUs by accelerate's hooks, as `placement=shard` does:
-    every block on another one than the block before, what follows a block with it, and word
-    embeddings on the last."""
+    every block on another one than the block before, what follows a block with it, and embeddings
+    of words on the last GPU, or on number `words`."""
     model, where, block = lvlm.model, dict[str, int](), 0
     homes: dict[int, int] = {}  # of weights, which modules may share
     for name, tensors, is_block in parts_of(model):
         block += is_block
-        usual = count - 1 if name.endswith("embed_tokens") else block % count
+        usual = words % count if name.endswith("embed_tokens") else block % count
         where[name] = next((homes[id(tensor)] for tensor in tensors if id(tensor) in homes), usual)
         for tensor in tensors:
             homes[id(tensor)] = where[name]

@@ -89,11 +89,11 @@ def equal(value: Any, expected: Any) -> bool:
 def test_a_family_on_one_device_and_on_two(name: str) -> None:
     lvlm = small(name)
     expected = everything(lvlm)
-    # These stock classes mix devices where their tower is cut before the blocks (GLM-V), or word
-    # embeddings are not where prompts are (Gemma 4, which says so).
-    for count in (1,) if name in ("glm4v", "gemma4") else (1, 2):
+    # Gemma 4 compares prompts with embeddings of words, and says so where they are elsewhere.
+    words = 0 if name == "gemma4" else 1
+    for count in (1, 2):
         with Machine():
-            cut(lvlm, count)
+            cut(lvlm, count, words)
             results = everything(lvlm)
         assert "text" in results
         assert differing(results, expected) == set()
@@ -155,6 +155,14 @@ class TestMachine:
                     tensor[at]
             with pytest.raises(RuntimeError, match="in __setitem__"):
                 x[index] = torch.ones(2)
+
+    def test_results_of_vmap_are_where_its_operands_are(self) -> None:
+        with Machine():
+            x, y = torch.ones(3, device=1), torch.ones(2, device=1)
+            grid = torch.vmap(torch.vmap(torch.add, (None, 0)), (0, None))(x, y)
+            assert (grid.shape, grid.device) == ((3, 2), x.device)
+            with pytest.raises(RuntimeError, match="on the same device, got cuda:0, cuda:1 in add"):
+                torch.vmap(torch.add, (0, None))(x, torch.ones(2, device=0))
 
     def test_gradients_are_where_their_parameters_are(self) -> None:
         with Machine():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from tests.devices import Machine, device_of, live_on, place
+from tests.lvlm.small import families
 from tests.stages.plain import build_stage
 from tests.stages.test_ppo_waits import Emulated
 from tests.stages.toy_runs import ppo
@@ -20,7 +21,6 @@ from tprl.pruners.tprl import TPRL
 from tprl.scoring.validation import ServedScore
 from tprl.stages.lfd import LfD
 
-LATER = ("llava_next", "llava_onevision")
 SECOND = device_of(1)  # of the rank with this number
 
 
@@ -79,7 +79,7 @@ def lfd_on(lvlm: FrozenLVLM) -> dict[str, torch.Tensor]:
     ("name", "stage"),
     [("llava", ppo_on)]
     + [pytest.param("llava", lfd_on, marks=pytest.mark.slow)]
-    + [pytest.param(name, ppo_on, marks=pytest.mark.slow) for name in LATER],
+    + [pytest.param(n, ppo_on, marks=pytest.mark.slow) for n in families() if n != "llava"],
 )
 def test_a_stage_of_the_second_rank(name: str, stage: Any) -> None:
     expected = stage(small(name))

@@ -2,7 +2,8 @@
 every layer, layers that share keys) on the stock Hugging Face class, frozen."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from tprl.lvlm.batching import Seen, check_size
 from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.gemma3 import Gemma3
-from tprl.lvlm.loading import WithoutVideo, processor_parts
+from tprl.lvlm.loading import WithoutVideo, module_device, processor_parts
 from tprl.lvlm.standing import ATTENTIONS, keys_of, object_layer, reading
 from tprl.lvlm.towers import Call, overheard, received_attention
 
@@ -284,6 +285,27 @@ class Gemma4(Gemma3):
             table = self.model.model.language_model.get_per_layer_inputs(self._looked_up(ids))
             inputs["per_layer_inputs"] = table.to(self.device)
         return inputs
+
+    @contextmanager
+    def deepstack(
+        self, deep: Float[Tensor, "B S F"] | None, visual: Bool[Tensor, "B S"]
+    ) -> Generator[None, None, None]:
+        """Nothing is deep here. While it lasts, what words add to every layer goes where the stock
+        class adds it to a projection of the prompt: of a model that is cut, maybe another GPU."""
+        language = self.model.model.language_model
+
+        def move(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if (table := kwargs.get("per_layer_inputs")) is not None:
+                norm = language.per_layer_projection_norm
+                kwargs["per_layer_inputs"] = table.to(module_device(norm, norm.weight))
+            return args, kwargs
+
+        with super().deepstack(deep, visual):
+            handle = language.register_forward_pre_hook(move, with_kwargs=True)
+            try:
+                yield
+            finally:
+                handle.remove()
 
     def words(self, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
         return super().words(self._looked_up(ids))

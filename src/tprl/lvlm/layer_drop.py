@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot, pad
 from tprl.budget import budget, image_rows, keep_top
 from tprl.cost import FULL, LMShape, layer_kinds
 from tprl.errors import UserError
+from tprl.lvlm.loading import module_device
 from tprl.types import Prompt, columns_of
 
 
@@ -245,12 +246,6 @@ def dropping(model: Any, prompt: Prompt, plan: LayerPlan | None) -> Generator[No
             handle.remove()
 
 
-def _home(layer: Any, hidden: Tensor) -> torch.device:
-    """Where a layer computes: accelerate moves what it gets there."""
-    device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
-    return hidden.device if device is None else torch.device(device)
-
-
 class _Dropping:
     """One prompt on its way through the layers."""
 
@@ -292,14 +287,14 @@ class _Dropping:
         layer = self.language.layers[number]
         self.look = look.to(hidden.device)._replace(layer=layer, hidden=hidden)
         if number in self.readers:  # of no other layer: this holds hidden states
-            self.read[number] = self.look.to(_home(layer, hidden))
+            self.read[number] = self.look.to(module_device(layer, hidden))
         for stage in self.plan.stages:
             # What was read before a drop has other columns and is of no use after it.
             if stage.before == number:
                 self.look = self._drop(stage)
                 self.read.clear()
                 if number in self.readers:
-                    self.read[number] = self.look.to(_home(layer, hidden))
+                    self.read[number] = self.look.to(module_device(layer, hidden))
         if number >= self.first:
             # Rotary turns and mask of the columns that are left, in place of the prompt's.
             self.real[number] = self.look.real

@@ -136,9 +136,19 @@ def first_device(model: Any) -> torch.device:
         return model.device
     # Offloaded by hooks of accelerate alone: weights are away until a module runs, where its hook
     # says.
-    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
-    running = (getattr(hook, "execution_device", None) for hook in hooks)
+    running = map(_hooked_to, model.modules())
     return torch.device(next((device for device in running if device is not None), "cpu"))
+
+
+def _hooked_to(module: Any) -> Any:
+    """Where a hook of accelerate moves what a module gets, if it has one."""
+    return getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+
+
+def module_device(module: Any, tensor: torch.Tensor) -> torch.device:
+    """Where a module computes: where a hook moves what it gets, else where this tensor is."""
+    device = _hooked_to(module)
+    return tensor.device if device is None else torch.device(device)
 
 
 def find_model(pretrained: str) -> Path:
