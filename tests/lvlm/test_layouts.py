@@ -78,8 +78,16 @@ def test_any_other_code_is_not_run_either(copy: Path) -> None:
 
 
 def test_what_a_folder_lacks_is_named(copy: Path) -> None:
-    (copy / "model.safetensors").unlink()
+    (copy / "processor_config.json").rename(copy / "elsewhere")
+    with pytest.raises(UserError, match=r"': there is no preprocessor_config\.json, which says"):
+        load(copy)
+    (copy / "elsewhere").rename(copy / "processor_config.json")
+    # weights are never unpickled
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"there is a config\.json, and no weights .*: download"):
+        load(copy)
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer \(tokenizer\.json\): download"):
         load(copy)
     (copy / "config.json").rename(copy / "params.json")
     with pytest.raises(UserError, match=r"there is Mistral's own layout, and transformers reads a"):
@@ -91,7 +99,8 @@ def test_what_a_folder_lacks_is_named(copy: Path) -> None:
 
 def test_another_family_is_named(copy: Path) -> None:
     with pytest.raises(
-        UserError, match=r"are a llava, and model=smolvlm2 reads a smolvlm: .* them, model=llava\."
+        UserError,
+        match=r"are of type llava, and model=smolvlm2 reads smolvlm: .*, model=llava\.",
     ):
         load(copy, "smolvlm2")
 
@@ -123,6 +132,32 @@ def test_a_template_that_shows_no_image(copy: Path) -> None:
         UserError, match=r"writes 0 image placeholders <image> for sample a.*set model\.prompt"
     ):
         load(copy).encode([SAMPLE])
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for turn in messages %}{{ turn.role }", "unexpected '}'"),
+        ("{{ messages[0].role + ': ' + messages[0].content }}", "can only concatenate str"),
+        ("{{ raise_exception('text only') }}", "text only"),
+    ],
+)
+def test_a_template_that_cannot_write_the_question(copy: Path, template: str, reason: str) -> None:
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError) as error:
+        load(copy).encode([SAMPLE])
+    assert f"cannot write sample a ({reason}" in str(error.value)
+    assert "set model.prompt, e.g. 'USER: <image>" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert load(copy, prompt="Q: <image> {question} A:").encode([SAMPLE]).question.any()
+
+
+@pytest.mark.parametrize("layer", [-9, [-2, 4]])
+def test_a_layer_that_the_tower_does_not_have(copy: Path, layer: Any) -> None:
+    lvlm = load_component("model", "llava", pretrained=None, dtype="float32")
+    lvlm.model.config.vision_feature_layer = layer
+    with pytest.raises(UserError, match=r"vision_feature_layer=.* its vision tower of 3 does not"):
+        type(lvlm).around(lvlm.model, lvlm.processor)
 
 
 def test_several_layers_of_the_tower_are_the_stock_models(copy: Path) -> None:

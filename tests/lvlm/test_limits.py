@@ -52,6 +52,11 @@ def test_tiles() -> None:
     assert count(small("llava_onevision", max_tiles=1)) < count(small("llava_onevision"))
 
 
+def test_no_tile_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^model\.max_tiles must be at least 1, got 0; leave"):
+        load_component("model", "internvl3", pretrained=None, dtype="float32", max_tiles=0)
+
+
 def test_what_a_family_does_not_have_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"model\.max_tiles .* qwen2_5_vl has no such bound: set model\.max_pixels"

@@ -76,7 +76,8 @@ def test_image_by_image() -> None:
 
 
 def test_pixels_of_another_size() -> None:
-    for family, what in (("llava", "images"), ("llava_next", "crops"), ("internvl3", "tiles")):
+    tiles = (("internvl3", "tiles"), ("smolvlm2", "tiles"))
+    for family, what in (("llava", "images"), ("llava_next", "crops"), *tiles):
         lvlm = load_component("model", family, pretrained=None, dtype="float32")
         batch = stock_inputs(lvlm, SAMPLES[:1])
         batch["pixel_values"] = batch["pixel_values"][..., :-4]

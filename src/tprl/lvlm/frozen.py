@@ -32,6 +32,7 @@ from tprl.lvlm.prompting import Prompting
 from tprl.lvlm.reading import AnswerReading
 from tprl.lvlm.shapes import ReadsShapes
 from tprl.lvlm.standing import EVERY, RECEIVED
+from tprl.lvlm.towers import check_feature_layers
 from tprl.runtime import memory
 from tprl.types import Box, Prompt, Sample
 
@@ -169,6 +170,7 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
 
     def _hold(self, model: Any, processor: Any, name: str) -> None:
         # What `around` shares with `__init__`: nothing that a setting decides.
+        check_feature_layers(model.config, name)
         self.model, self.processor, self.name = model, processor, name
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.device = first_device(model)

@@ -15,6 +15,8 @@ CONVERTED = {
     "llava_next": "llava-hf/llava-v1.6-vicuna-7b-hf",
     "internvl_chat": "OpenGVLab/InternVL3-2B-hf",
 }
+# a tokenizer's file, by what kind it is of
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 # fields of LLaVA's own config
 LLAVA_OWN = ("mm_vision_tower", "mm_hidden_size", "mm_projector_type")
 
@@ -44,7 +46,7 @@ def check_layout(source: str, name: str, model_type: str) -> None:
             source, "LLaVA's own layout", CONVERTED.get(model_type, CONVERTED["llava"])
         )
     if kind == "internvl_chat":
-        raise _converted(source, "InternVL's own layout, which needs its own code", CONVERTED[kind])
+        raise _converted(source, "InternVL's own layout (its code is never run)", CONVERTED[kind])
     if kind != model_type and "auto_map" in config:
         raise UserError(
             f"the weights '{source}' ({kind}) need code from their folder, "
@@ -53,7 +55,7 @@ def check_layout(source: str, name: str, model_type: str) -> None:
         )
     if kind != model_type:
         raise UserError(
-            f"the weights '{source}' are a {kind}, and model={name} reads a "
+            f"the weights '{source}' are of type {kind}, and model={name} reads "
             f"{model_type}: choose the model that fits them{_named(kind)}."
         )
     _check_tokenizer(Path(source), source)
@@ -80,7 +82,13 @@ def _named(kind: str) -> str:
 
 
 def _check_tokenizer(folder: Path, source: str) -> None:
-    """A folder may have a SentencePiece file alone."""
+    """A folder may have a SentencePiece file alone, or no tokenizer at all, for which some stock
+    classes make an empty one."""
+    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZERS):
+        raise UserError(
+            f"the folder '{source}' has no tokenizer ({TOKENIZERS[0]}): download the checkpoint "
+            "whole."
+        )
     if not (folder / "tokenizer.model").is_file() or (folder / "tokenizer.json").is_file():
         return
     if find_spec("sentencepiece") is None:

@@ -36,12 +36,14 @@ class Limits:
         """Set the bounds that are given.
 
         Raises:
-            UserError: one that this family does not have, or that is smaller than its smallest
-                image.
+            UserError: one that this family does not have, that is less than 1, or smaller than its
+                smallest image.
         """
         for option, most in (("max_pixels", max_pixels), ("max_tiles", max_tiles)):
             if most is None:
                 continue
+            if most < 1:
+                raise UserError(f"model.{option} must be at least 1, got {most}; leave it out.")
             if option not in self.bounds:
                 other = next(
                     (f"set model.{bound} instead" for bound in sorted(self.bounds)), "leave it out"

@@ -25,6 +25,7 @@ from tprl.runtime.hub import within_reach
 from tprl.runtime.packages import need_package
 
 log = logging.getLogger(__name__)
+IMAGES = "preprocessor_config.json"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -209,7 +210,7 @@ def load(
         arguments = where.arguments()
         # The report on loading tells weights that are missing.
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, output_loading_info=True, **arguments
+            source, output_loading_info=True, use_safetensors=True, **arguments
         )
     model, info = loaded
     if info["missing_keys"]:  # transformers would go on with random weights in their place
@@ -247,6 +248,8 @@ def _incomplete(folder: Path, name: str, error: Exception) -> UserError:
         why = f"there is {kind}, and transformers reads a config.json"
     elif not any(folder.glob("*.safetensors")):
         why = "there is a config.json, and no weights (*.safetensors)"
+    elif "image processor" in str(error) and not (folder / IMAGES).is_file():
+        why = f"there is no {IMAGES}, which says how images are prepared"
     else:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return UserError(

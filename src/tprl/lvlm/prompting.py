@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from tprl.errors import UserError
 from tprl.lvlm.batching import check_images
 from tprl.lvlm.texts import Misreader, Placed, placed
@@ -115,9 +117,16 @@ class Prompting:
                 f"model.prompt, e.g. 'USER: <image> {{question}}'."
             )
         # The tokenizer renders: some processors ask their video half for settings first.
-        text = self.tokenizer.apply_chat_template(
-            turns, chat_template=template, add_generation_prompt=True, tokenize=False, **AT_ONCE
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, chat_template=template, add_generation_prompt=True, tokenize=False, **AT_ONCE
+            )
+        # TypeError: it joins texts, and content is a list here, in which images have places
+        except (TemplateError, TypeError) as error:
+            raise UserError(
+                f"the chat template of {self.name} cannot write sample {sample.uid} ({error}): set "
+                "model.prompt, e.g. 'USER: <image> {question} ASSISTANT:', or mend the template."
+            ) from error
         # Of a folder that was exported for an engine the template writes the BOS, and the tokenizer
         # would add another.
         return text.removeprefix(self.tokenizer.bos_token) if self._adds_bos else text

@@ -20,7 +20,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.errors import UserError
-from tprl.lvlm.batching import Seen, runs
+from tprl.lvlm.batching import Seen, check_sides, runs
 from tprl.lvlm.blueprint import SMALL_TEXT, byte_tokenizer, random_weights, token_ids
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.loading import WithoutVideo, image_only
@@ -155,6 +155,9 @@ class SmolVLM2(FrozenLVLM):
 
     @torch.no_grad()
     def see(self, pixels: Mapping[str, Any], extras: frozenset[str]) -> Seen:
+        # The shuffle would take tiles of another size apart in the wrong places.
+        edge = self.model.config.vision_config.image_size
+        check_sides(self.name, "tiles", pixels["pixel_values"], (edge, edge))
         parts = self.model.model
         layers = parts.vision_model.encoder.layers
         middle = layers[object_layer(range(len(layers)))].self_attn

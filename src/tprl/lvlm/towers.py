@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from tprl.errors import UserError
+
 CHUNK = 2**25  # attention weights that exist at a time
 
 
@@ -97,6 +99,27 @@ def layer_of(feature: int, layers: int) -> int:
     """The layer, counted from 0, that makes `hidden_states[feature]`; `hidden_states[0]` is the
     embedding."""
     return feature - 1 if feature > 0 else layers + feature
+
+
+def check_feature_layers(config: Any, name: str) -> None:
+    """Refuse a config that reads features of layers which its vision tower does not have.
+
+    Args:
+        config: of the whole model; one without `vision_feature_layer` reads the last layer.
+        name: of the model, for errors.
+
+    Raises:
+        UserError: with the number of layers.
+    """
+    features = getattr(config, "vision_feature_layer", None)
+    for feature in [features] if isinstance(features, int) else features or []:
+        # hidden states: the embedding, and what each layer makes
+        layers: int = config.vision_config.num_hidden_layers
+        if not -layers - 1 <= feature <= layers:
+            raise UserError(
+                f"vision_feature_layer={features} in the config of {name} names a layer that its "
+                f"vision tower of {layers} does not have: copy the checkpoint's config.json again."
+            )
 
 
 def split_heads(x: Float[Tensor, "... N C"], heads: int) -> Float[Tensor, "... H N c"]:
