@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 TILES = ("internvl3", "smolvlm2")
 # They refuse the default demonstrator, which reads layers of the language model.
 UNREAD = ("gemma3", "gemma4", "qwen3_5")
+SHORT = ("calibrate=null", "served.limit=2")  # of each stage
 PUBLISHED = [pytest.param(item, marks=real, id=item[0]) for item in CHECKPOINTS.items()]
 SAVED = [name for name in families() if name not in CHECKPOINTS.values()]
 
@@ -78,16 +79,20 @@ def test_the_stock_model_generates_pruned_from_its_own_template(place: Any) -> N
 
 
 def test_it_is_trained_in_two_steps_and_evaluated(place: Any, tmp_path: Path) -> None:
+    """By one command: the chain of a single `stage=all`, which ends with a table."""
     name, _, options = place
-    options = [*options, "trainer=cpu", "logger=none", "cache=null"]
-    common = ["policy.code_width=0", "policy.width=16", "policy.heads=2", "policy.layers=1"]
-    common += ["stage.calibrate=null", "stage.served.limit=2"]
-    first = ["stage=lfd", "stage.demonstrations=4", "stage.epochs=1"]
-    first += ["pruner=attention_dpp"] if name in UNREAD else []
-    lfd = call("train", train, tmp_path / "lfd", *first, *common, *options)
-    second = ["stage=ppo", "stage.iterations=1", "stage.prompts=2", "stage.group=2"]
-    second += ["stage.keep_ratio=0.3", "stage.minibatch=4", f"stage.init_from={lfd}"]
-    ppo = call("train", train, tmp_path / "ppo", *second, *common, *options)
-    asked = [f"run={ppo}", "pruners=[random]", "keep_ratios=[0.3]", "limit=2", "logger=none"]
-    table = call("eval", evaluate, tmp_path / "eval", *asked)
-    assert {"tprl", "random"} <= set((table / "results.csv").read_text().replace(",", " ").split())
+    words = ["stage=all", "stage.chain=[lfd,ppo]", "stage.baselines=[]", *options]
+    words += ["trainer=cpu", "logger=none", "cache=null"]
+    words += ["policy.code_width=0", "policy.width=16", "policy.heads=2", "policy.layers=1"]
+    words += [f"stage.{stage}.{word}" for stage in ("lfd", "ppo") for word in SHORT]
+    words += ["stage.lfd.demonstrations=4", "stage.lfd.epochs=1"]
+    words += ["pruner=attention_dpp"] if name in UNREAD else []
+    words += ["stage.ppo.iterations=1", "stage.ppo.prompts=2", "stage.ppo.group=2"]
+    words += ["stage.ppo.keep_ratio=0.3", "stage.ppo.minibatch=4"]
+    words += ["stage.evaluation.pruners=[random]", "stage.evaluation.keep_ratios=[0.3]"]
+    run = call("train", train, tmp_path, *words, "stage.evaluation.limit=2")
+    (table,) = run.rglob("results.csv")
+    assert {"tprl", "random"} <= set(table.read_text().replace(",", " ").split())
+    asked = [f"run={run}", "pruners=[uniform]", "keep_ratios=[0.3]", "limit=2", "logger=none"]
+    table = call("eval", evaluate, tmp_path / "again", *asked) / "results.csv"
+    assert {"tprl", "uniform"} <= set(table.read_text().replace(",", " ").split())

@@ -9,6 +9,7 @@ from tests.data.rows import picture
 
 from tprl.build import build
 from tprl.data.taking import BadRow
+from tprl.scoring.scorer import RIGHT
 from tprl.types import Sample
 
 QUESTION = {"image": "a.png", "image_id": 1, "question_id": 1, "question": "Brand?"}
@@ -114,6 +115,30 @@ def test_one_value_is_one_value(
     data = dataset(tmp_path, name, row)
     assert data[0].answers == answers
     assert data.score(data[0], answers[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("textvqa", {**QUESTION, "answers": "acme"}),
+        ("docvqa", {**PAGE, "answers": "acme"}),
+        ("vqav2", {**VQA, "answers": "acme"}),
+        ("custom", {**QUESTION, "answers": "acme"}),
+        ("gqa", GQA),
+        ("pope", POPE),
+        ("seedbench", SEED),
+        ("mmbench", MMBENCH),
+        ("scienceqa", SCIENCE),
+    ],
+)
+def test_an_answer_as_a_model_writes_it_is_what_likelihoods_are_of(
+    tmp_path: Path, name: str, row: dict[str, Any]
+) -> None:
+    """Labels are written small, models write "Yes": `Scorer.targets` takes the model's words."""
+    data = dataset(tmp_path, name, row)
+    sample = data[0]
+    assert not data.teacher_forced(sample)
+    assert data.score(sample, sample.answers[0].capitalize()) > RIGHT
 
 
 def test_one_expression_is_one_question(tmp_path: Path) -> None:
