@@ -26,6 +26,7 @@ FAMILIES = (
 LLAVA_7B = ("model=llava", "model.pretrained=null", "geometry=llava_1_5_7b", "model.dtype=bfloat16")
 QUIET = ("logger=none",)
 OUT = "{out}"  # in the words of a command: the check's own folder
+PATIENCE = 5  # times the limit of a check on a CPU, which may be a shared one
 TAIL = 4000  # letters of a check's output that are kept
 
 
@@ -40,7 +41,7 @@ class Check:
         small: the same on a CPU, on small models; None: it says nothing there.
         package: that it needs beside ours.
         pattern: what of the output goes into the table, the last match.
-        minutes: after which it is given up.
+        minutes: after which it is given up; on a CPU `PATIENCE` times as many.
     """
 
     name: str
@@ -212,11 +213,10 @@ def one_check(check: Check, folder: Path, small: bool) -> dict[str, Any]:
     command = [sys.executable, *(word.replace(OUT, str(out)) for word in words)]
     if words[:2] in (("-m", "src.train"), ("-m", "src.eval")):
         command.append(f"hydra.run.dir={out}")
+    limit = 60 * check.minutes * (PATIENCE if small else 1)
     started = time.monotonic()
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=60 * check.minutes
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
         state, output = ("ok" if done.returncode == 0 else "failed"), done.stdout + done.stderr
     except subprocess.TimeoutExpired as error:
         state, output = "timeout", str(error)

@@ -126,6 +126,16 @@ def test_without_a_gpu_what_says_nothing_there_is_skipped(
     assert rows[0]["result"] == "needs a GPU"
 
 
+def test_a_dry_run_on_a_busy_cpu_has_more_time(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "PATIENCE", 100)
+    sleep = python("import time; time.sleep(1.5); print('awake')")
+    check = script.Check("chain", "it ends", sleep, sleep, minutes=0.02)
+    assert script.run([check], tmp_path)[0]["state"] == "timeout"
+    assert script.run([check], tmp_path, small=True)[0]["state"] == "ok"
+
+
 def test_a_dry_run_does_not_count_as_the_run(script: ModuleType, tmp_path: Path) -> None:
     check = script.Check("gpu", "speed", python("print('whole')"), python("print('small')"))
     assert script.run([check], tmp_path, small=True)[0]["result"] == "small"

@@ -15,6 +15,7 @@ from tests.lvlm.small import save_folder
 import tprl
 from tprl.build import load_component
 from tprl.errors import UserError
+from tprl.lvlm.loading import explained
 from tprl.types import Sample
 
 SAMPLE = Sample("a", (Image.new("RGB", (64, 48), (200, 30, 30)),), "what is it?", ("red",))
@@ -95,6 +96,16 @@ def test_what_a_folder_lacks_is_named(copy: Path) -> None:
     (copy / "params.json").unlink()
     with pytest.raises(UserError, match=r"cannot load the folder '.*': there is no config\.json"):
         load(copy)
+
+
+def test_pickled_weights_of_the_hub_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tprl.lvlm.loading.within_reach", lambda source: True)
+    reason = "me/old does not appear to have a file named model.safetensors\nPlease ..."
+    with (
+        pytest.raises(UserError, match=r"^the weights 'me/old' are not in safetensors, and"),
+        explained("me/old", "llava"),
+    ):
+        raise OSError(reason)
 
 
 def test_another_family_is_named(copy: Path) -> None:

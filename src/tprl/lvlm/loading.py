@@ -180,6 +180,11 @@ def explained(source: str, name: str) -> Generator[None, None, None]:
     except (OSError, ValueError) as error:
         if Path(source).is_dir():
             raise _incomplete(Path(source), name, error) from error
+        if "safetensors" in str(error):
+            raise UserError(
+                f"the weights '{source}' are not in safetensors, and TPRL unpickles nothing: use "
+                "a checkpoint that has model.safetensors."
+            ) from error
         raise UserError(
             f"model={name} needs the weights '{source}', and they are neither a local folder "
             "nor within reach on the hub: set model.pretrained=/path/to/a/downloaded/folder, "
