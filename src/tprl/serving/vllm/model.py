@@ -14,6 +14,7 @@ from tprl.pruners.random import RandomPruner
 from tprl.serving.choose import Image, Kept, choose
 from tprl.serving.places import Span, delta, rewritten, text_positions, with_places, without_places
 from tprl.serving.settings import Settings
+from tprl.serving.vllm.compiled import let_positions_have_axes
 from tprl.serving.vllm.cpu import answer_for_pruning
 from tprl.serving.vllm.processing import QUESTION
 
@@ -46,6 +47,7 @@ class Pruned(ABC):
         object.__setattr__(self, "pruner", pruner)
         self.pruner_calls = 0
         answer_for_pruning()
+        let_positions_have_axes(self)
 
     settings: Settings
     pruner: Any
