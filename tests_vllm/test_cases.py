@@ -93,7 +93,7 @@ class TestBatches:
 
     def test_a_placeholder_in_a_question_is_refused(self, llm: Any) -> None:
         sample = questions(1)[0]._replace(question="what is <image> ?")
-        with pytest.raises(VLLMValidationError, match="1 image placeholders more than images"):
+        with pytest.raises(VLLMValidationError, match="2 image placeholders for 1 image:"):
             ask(llm, [sample])
 
     def test_a_client_cannot_give_the_question_itself(self, lvlm: FrozenLVLM, llm: Any) -> None:
@@ -171,6 +171,20 @@ class TestChunks:
             assert not compare(answers, ask(llm, samples)).wrong
             counted = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
         assert counted["vllm:num_preemptions"] > 0
+
+
+class TestCompiled:
+    """As a server starts without `--enforce-eager`, which all other tests give."""
+
+    @pytest.mark.parametrize("positions", ["keep", "compact"])
+    def test_ids_are_equal(self, lvlm: FrozenLVLM, tmp_path: Path, positions: str) -> None:
+        samples = questions(20, 20)
+        answers = reference(lvlm, samples, "tprl", 1 / 9, positions)
+        # Traced as by default, and computed as it was traced: Inductor would take minutes.
+        options = {"enforce_eager": False, "compilation_config": {"mode": 3, "backend": "eager"}}
+        with engine(export(tmp_path, lvlm, "tprl", 1 / 9, positions), **options) as llm:
+            assert model_of(llm).get_language_model().model.compiled
+            assert not compare(answers, ask(llm, samples)).wrong
 
 
 class TestRefusals:

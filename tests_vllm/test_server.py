@@ -26,6 +26,7 @@ from tprl.types import Sample
 PATIENCE = 1200  # seconds; 50 to 80 on two idle cores
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--skip-mm-profiling", "--max-num-seqs", "8")
 SAMPLES = questions(40, 200)
+FRESH = questions(1, 240)[0]  # about an image that is in no cache
 
 
 def free_port() -> int:
@@ -141,13 +142,13 @@ def test_40_requests_on_8_threads(server: Server, texts: list[str]) -> None:
 def test_others_do_no_harm(server: Server, texts: list[str]) -> None:
     """While good requests run: a client that leaves, no image, too many words, a placeholder too
     many."""
-    good = url_of(SAMPLES[0].images[0])
+    good, fresh = url_of(SAMPLES[0].images[0]), url_of(FRESH.images[0])
     bad = {
         "wrong image": body(
             str(server.folder), "is there a circle?", "data:image/png;base64,bm8gaW1hZ2U="
         ),
         "over-long": body(str(server.folder), "is there a circle? " * 200, good),
-        "placeholder": body(str(server.folder), "what is <image> ?", good),
+        "placeholder": body(str(server.folder), f"<image> {FRESH.question}", fresh),
         "two images": body(str(server.folder), "is there a circle?", good, good),
     }
     with ThreadPoolExecutor(12) as threads:
@@ -160,5 +161,10 @@ def test_others_do_no_harm(server: Server, texts: list[str]) -> None:
     assert statuses == dict.fromkeys(bad, 400), {
         name: future.result() for name, future in refused.items()
     }
-    assert "1 image placeholders more than images" in str(refused["placeholder"].result()[1])
+    assert "the prompt has 2 image placeholders for 1 image" in str(
+        refused["placeholder"].result()[1]
+    )
+    # The same image and question, this time as they should be: the refused one left nothing behind.
+    status, reply = server.post(body(str(server.folder), FRESH.question, fresh))
+    assert status == 200, reply
     assert answers(server, SAMPLES[20:28]) == texts[20:28]

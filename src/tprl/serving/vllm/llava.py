@@ -30,7 +30,7 @@ class Info(PrunedInfo, LlavaProcessingInfo):
 class Processor(PrunedProcessor, LlavaMultiModalProcessor):
     """The question with every image."""
 
-    def extent(self, number: int, placeholder: Any, inputs: Any) -> int:
+    def extent(self, number: int, inputs: Any) -> int:
         return self.info.unpruned()
 
 

@@ -63,37 +63,36 @@ class PrunedProcessor(ABC):
         return Questions(self.info.get_hf_processor(), image_token)
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
-        """Stock `apply`, on a prompt that is known to be whole: afterwards every placeholder is an
-        image's, and no position is beyond what the language model knows."""
+        """Stock `apply`, of a prompt with a placeholder for each image and no position beyond what
+        the language model knows."""
+        # Before the stock method caches an image: of a refused request it would stay in the
+        # server's cache alone, and the next request with this image and question would fail.
+        self._check(inputs)
         options = {
             name: value for name, value in inputs.hf_processor_mm_kwargs.items() if name != QUESTION
         }
         if self._questions is not None:
             options[QUESTION] = self._questions(inputs.prompt)
         inputs = replace(inputs, hf_processor_mm_kwargs=options)
-        processed = super().apply(inputs, timing_ctx)  # type: ignore[misc]
-        self._check(processed, inputs)
-        return processed
+        return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
-    def _check(self, processed: Mapping[str, Any], inputs: Any) -> None:
+    def _check(self, inputs: Any) -> None:
         config = self.info.ctx.model_config.hf_config
         image_token = getattr(config, "image_token_id", None) or config.image_token_index
-        ids = processed["prompt_token_ids"]
-        kept = sum(
-            range_.get_num_embeds() for range_ in processed["mm_placeholders"].get("image", ())
-        )
-        if ids.count(image_token) != kept:
+        count = inputs.mm_data_items.get_all_counts().get("image", 0)
+        if (written := inputs.prompt.count(image_token)) != count:
             raise VLLMValidationError(  # status 400
                 (
-                    f"the prompt has {ids.count(image_token) - kept} image placeholders more "
-                    "than images: write one for each image, and none in the text of a question."
+                    f"the prompt has {written} image placeholders for {count} "
+                    f"image{'s' if count != 1 else ''}: write one for each image, "
+                    "and none in the text of a question."
                 ),
                 parameter="image",
             )
         if self.info.settings.positions == "compact":
             return
         longest = self.info.longest
-        if (length := self.unpruned_length(processed, inputs)) > longest:
+        if (length := self.unpruned_length(inputs)) > longest:
             raise VLLMValidationError(
                 (
                     f"the prompt reaches position {length} before pruning, "
@@ -103,22 +102,17 @@ class PrunedProcessor(ABC):
                 parameter="image",
             )
 
-    def unpruned_length(self, processed: Mapping[str, Any], inputs: Any) -> int:
+    def unpruned_length(self, inputs: Any) -> int:
         """Positions that a prompt takes with all its visual tokens."""
-        ranges = processed["mm_placeholders"].get("image", ())
-        kept = sum(placeholder.length for placeholder in ranges)
-        extents = (
-            self.extent(number, placeholder, inputs) for number, placeholder in enumerate(ranges)
-        )
-        return len(processed["prompt_token_ids"]) - kept + sum(extents)
+        count = inputs.mm_data_items.get_all_counts().get("image", 0)
+        return len(inputs.prompt) - count + sum(self.extent(at, inputs) for at in range(count))
 
     @abstractmethod
-    def extent(self, number: int, placeholder: Any, inputs: Any) -> int:
+    def extent(self, number: int, inputs: Any) -> int:
         """Positions that an image takes before pruning.
 
         Args:
             number: of the image in its prompt.
-            placeholder: where its kept tokens are.
             inputs: what vLLM made of the request.
         """
 

@@ -29,13 +29,12 @@ class QwenProcessor(PrunedProcessor):
     def images_in(self, data: Any) -> int:
         return len(data.get("image_grid_thw", ()))
 
-    def extent(self, number: int, placeholder: Any, inputs: Any) -> int:
+    def extent(self, number: int, inputs: Any) -> int:
         """As many positions as the longer side has tokens."""
         images, options = inputs.mm_data_items["image"], inputs.hf_processor_mm_kwargs
         if images.get(number) is None:
-            # Named by its hash alone, so that its size is not known here: at least what is kept of
-            # it.
-            return placeholder.length
+            # Named by its hash alone, so that its size is not known here: at least one.
+            return 1
         vision, size = self.info.get_hf_config().vision_config, images.get_image_size(number)
         seen, _ = self.info._get_vision_info(
             image_width=size.width,
