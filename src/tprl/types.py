@@ -95,9 +95,8 @@ class Encoded:
     image_of: Int[Tensor, "B V"]  # index of the image each visual token belongs to
     # per sample and image: (rows, columns) of each view
     grids: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
-    # True on the question: the user's words of the last user turn of a prompt with an image,
-    # before, between or after images; template words and image tokens are never among them.
-    # `encode` marks it in prompts of text alone, too.
+    # True on the question: the user's words of the last user turn, before, between or after its
+    # images, or in a prompt of text alone; never on template words or image tokens.
     question: Bool[Tensor, "B S"]
     extras: dict[str, Tensor] = field(default_factory=dict)
     # what deeper layers add to visual columns (deepstack), layer by layer
@@ -109,9 +108,8 @@ class Encoded:
     # extras["pixels"]: tokens [K D] of each, in raster order, and what deeper layers add to those.
     # None where the family has no other sizes.
     look: Callable[[Sequence[Tensor]], tuple[list[Tensor], list[Tensor] | None]] | None = None
-    # Per sample and image: (rows, columns) of the patches of each pass of the vision tower, which
-    # is what it costs. Not always told by `grids`: LLaVA-NeXT drops the padding of its crops after
-    # the tower.
+    # Per sample and image: (rows, columns) of the patches of each pass of the vision tower, its
+    # cost. `grids` does not always say it: LLaVA-NeXT drops the padding of crops after the tower.
     tiles: tuple[tuple[tuple[tuple[int, int], ...], ...], ...] = ()
     # per sample the question as text, for rules that look for words; () if unknown
     questions: tuple[str, ...] = ()
@@ -344,7 +342,9 @@ class OpenLVLM(LVLM, Protocol):
 
 @runtime_checkable
 class GatedLVLM(LVLM, Protocol):
-    """An LVLM that a pruner can be differentiated through."""
+    """An LVLM that a pruner can be differentiated through, `micro_batch` prompts at a time."""
+
+    micro_batch: int
 
     def gated_log_prob(
         self, encoded: Encoded, gate: Float[Tensor, "B V"], answers: Sequence[str]

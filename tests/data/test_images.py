@@ -356,7 +356,7 @@ class TestReasons:
         data = Custom("all", source=str(tmp_path / "d.jsonl"), max_bad_rows=0.5)
         data.read_by(
             SimpleNamespace(
-                refusal=lambda s: ("wide", "100 x 4") if s.images[0].width > 9 else None
+                refusal=lambda s: ("wide", "100 x 4") if s.images[0].width > 9 else None, workers=0
             )
         )
         read = [sample.images[0].width for batch in PromptStream(data, 4, 0, 2) for sample in batch]

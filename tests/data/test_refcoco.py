@@ -10,6 +10,7 @@ from tests.data.rows import as_hub, as_text, encoded, official, write_jsonl
 from tprl.data.refcoco import RefCOCO
 from tprl.data.taking import take
 from tprl.errors import UserError
+from tprl.lvlm.toy import ToyLVLM
 
 SAID = [
     "[0.1, 0.2, 0.3, 0.6]",  # the box itself
@@ -126,7 +127,7 @@ class TestConvention:
 
     def test_none_at_all_is_refused(self, path: str) -> None:
         data = RefCOCO(source=path)
-        data.reads_boxes_as(SimpleNamespace(name="toy"))
+        data.reads_boxes_as(ToyLVLM())
         with pytest.raises(
             UserError,
             match=r"boxes in answers to refcoco are unknown: set dataset\.coordinates to one",
@@ -135,7 +136,7 @@ class TestConvention:
 
     def test_resized_needs_a_model_that_says_how(self, path: str) -> None:
         data = RefCOCO(source=path, coordinates="resized")
-        data.reads_boxes_as(SimpleNamespace(name="toy"))
+        data.reads_boxes_as(ToyLVLM())
         with pytest.raises(
             UserError, match=r"coordinates=resized needs the size .* and toy does not say it"
         ):

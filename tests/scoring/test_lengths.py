@@ -16,6 +16,7 @@ from tprl.data.gqa import GQA
 from tprl.data.scenes import Scenes
 from tprl.data.vqav2 import VQAv2
 from tprl.errors import UserError
+from tprl.lvlm.toy import ToyLVLM
 from tprl.scoring.lengths import Lengths, check_lengths, fit_length, reference_lengths
 
 
@@ -132,7 +133,7 @@ class TestSaid:
         check_lengths(model(16), custom(tmp_path, ["a", "b"]))
         check_lengths(model(16), Scenes("test"))
         # a model that does not generate
-        check_lengths(SimpleNamespace(), custom(tmp_path, ["a" * 99]))
+        check_lengths(ToyLVLM(), custom(tmp_path, ["a" * 99]))
         assert not about_lengths(caplog)
 
     @pytest.mark.parametrize(

@@ -11,19 +11,20 @@ from tprl.build import build
 from tprl.commands.plan import no_answers
 from tprl.commands.setup import plain
 from tprl.commands.stages import class_of, in_one_table, needs
+from tprl.lvlm.base import BaseLVLM
 from tprl.runtime.store import Cache
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.lengths import check_lengths
 from tprl.scoring.scorer import Reader
 from tprl.scoring.validation import ServedScore
-from tprl.types import LVLM, Dataset
+from tprl.types import Dataset
 
 
 class Arguments:
     """The half of `runs.ModelRun` that makes what stages are built of."""
 
     cfg: DictConfig
-    lvlm: LVLM
+    lvlm: BaseLVLM
     train_set: Dataset
     val_set: Dataset
     _lengths_checked: bool

@@ -130,7 +130,7 @@ def promised(
             chosen.append(entry)
             continue
         # Checked with the loaded model: its weights are part of what the promise holds for.
-        calibration.check(getattr(lvlm, "model", lvlm), entry.pruner, dataset.name)
+        calibration.check(lvlm.identified, entry.pruner, dataset.name)
         served = calibration.serve(entry.pruner, retention, confidence)
         log.info("%s: keeps %.3g of the tokens", entry.name, served.kept)
         chosen.append(Entry(entry.name, served.pruner, (served.keep_ratio,), entry.seed))

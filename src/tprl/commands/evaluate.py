@@ -56,6 +56,7 @@ from tprl.evaluation.results import (
 from tprl.evaluation.scores import score_table, write_scores
 from tprl.evaluation.sweep import Sweep
 from tprl.evaluation.tracked import log_results
+from tprl.lvlm.base import BaseLVLM
 from tprl.report import study, sweep
 from tprl.report.evaluation import write_report
 from tprl.report.sweep import Origin
@@ -68,7 +69,7 @@ from tprl.runtime.run_directory import ANSWERS
 from tprl.runtime.store import Record
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.scorer import Scorer
-from tprl.types import LVLM, Dataset, Pruner
+from tprl.types import Dataset, Pruner
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ log = logging.getLogger(__name__)
 class Evaluation(NamedTuple):
     """What one table is made of."""
 
-    lvlm: LVLM
+    lvlm: BaseLVLM
     dataset: Dataset
     entries: Sequence[Entry]
     settings: Mapping[str, Any]  # the block of the config that says what to evaluate, and how
@@ -154,7 +155,7 @@ def _headline_metric(dataset: Dataset) -> str:
 
 
 def open_datasets(
-    names: Sequence[str], lvlm: LVLM, limit: int | None
+    names: Sequence[str], lvlm: BaseLVLM, limit: int | None
 ) -> dict[str, tuple[DictConfig, Dataset]]:
     """Test splits of datasets by name with their configs, opened before a training that ends with
     them.

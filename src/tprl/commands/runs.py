@@ -17,6 +17,7 @@ from tprl.commands.stages import class_of, in_one_table, needs
 from tprl.commands.threads import use_threads
 from tprl.data.taking import passed_over
 from tprl.errors import UserError
+from tprl.lvlm.base import BaseLVLM
 from tprl.report.overlays import Overlays
 from tprl.runtime import distributed
 from tprl.runtime.checkpoint import Finished, SaveEvery, checkpoint_of, keep_rows
@@ -24,7 +25,7 @@ from tprl.runtime.curves import Curves, write_curves
 from tprl.runtime.progress import FitProgress
 from tprl.runtime.tracking import Tracker
 from tprl.stages.base import Stage
-from tprl.types import LVLM, Dataset
+from tprl.types import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ class ModelRun(Run, Arguments):
             if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model
             else {}
         )
-        self.lvlm: LVLM = build(cfg.model, **on_cpu)
+        self.lvlm: BaseLVLM = build(cfg.model, **on_cpu)
         use_threads(cfg, directory, self.lvlm)
         # The model comes first: datasets write their boxes and bound their answers as it does.
         self.train_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "train")

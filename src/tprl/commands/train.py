@@ -214,7 +214,7 @@ class Training(ModelRun):
         self.pruner.trained_on.pop("results", None)  # they were another state's
         self.pruner.trained_on |= {
             "model": self.cfg.model.get("name"),
-            "family": getattr(self.lvlm, "model_type", None),
+            "family": self.lvlm.model_type or None,
             "pretrained": self.cfg.model.get("pretrained"),
             "dataset": self.train_set.name,
             "stages": [*self.pruner.trained_on.get("stages", []), config.name],

@@ -231,7 +231,7 @@ class Benchmark(ABC):
         question is taken."""
         reader = lvlm if hasattr(lvlm, "refusal") else None
         # Where threads draw questions, the tokenizer of the model is busy with others.
-        self._reader = lvlm.twin() if getattr(lvlm, "workers", 0) and reader else reader
+        self._reader = lvlm.twin() if lvlm.workers and reader else reader
 
     def _count(self, index: int, bad: BadRow) -> None:
         self._bad[index] = bad.reason

@@ -76,7 +76,7 @@ class Grounding(Benchmark):
         question is taken."""
         self._lvlm = lvlm
         if self._coordinates is None:
-            self._coordinates = getattr(lvlm, "coordinates", None)
+            self._coordinates = lvlm.coordinates or None
         self._say()
         self._warn_of_crops(lvlm)
 
@@ -195,10 +195,10 @@ class Grounding(Benchmark):
         seen: Size = image.size
         if self.coordinates == "resized":
             if not hasattr(self._lvlm, "seen_size"):
+                name = "no model" if self._lvlm is None else self._lvlm.name
                 raise UserError(
                     "dataset.coordinates=resized needs the size at which a model sees an image, "
-                    f"and {getattr(self._lvlm, 'name', 'no model')} does not say it: use absolute, "
-                    "relative or thousand."
+                    f"and {name} does not say it: use absolute, relative or thousand."
                 )
             seen = self._lvlm.seen_size(*image.size)
         x1, y1, x2, y2 = self._shown(image)

@@ -97,7 +97,7 @@ def calibrate(
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     images = [numbers[key] for key in keys]
     # What a calibration belongs to; `Calibration.check` refuses to serve anything else.
-    model = {"name": lvlm.name, "print": model_print(getattr(lvlm, "model", lvlm))}
+    model = {"name": lvlm.name, "print": model_print(lvlm.identified)}
     about = {"model": model, "dataset": dataset.name, "split": split}
     calibrations = []
     for arm in arms:

@@ -271,9 +271,7 @@ def feasible(entries: Sequence[Entry], lvlm: Any) -> list[Entry]:
 def _named(entry: Entry, lvlm: Any) -> str:
     """The entry's name, with a star where its method reads something that stands in for what this
     encoder lacks."""
-    instead = {
-        k: v for k, v in getattr(lvlm, "substitutes", {}).items() if k in entry.pruner.extras
-    }
+    instead = {k: v for k, v in lvlm.substitutes.items() if k in entry.pruner.extras}
     for extra, what in instead.items():
         log.info(
             "%s*: %s has no %s of its own; in its place: %s", entry.name, lvlm.name, extra, what

@@ -220,7 +220,7 @@ class _Looks:
 
     def __init__(self, lvlm: Any) -> None:
         self.lvlm, self.images = lvlm, 0
-        self._look = getattr(lvlm, "look", None)
+        self._look = lvlm.look
 
     def __enter__(self) -> None:
         if self._look is not None:

@@ -15,6 +15,7 @@ from transformers import AutoProcessor
 from tprl.cost import FULL, LVLMShape, layer_kinds, patch_bytes
 from tprl.errors import UserError
 from tprl.lvlm.adapters import merge_adapter
+from tprl.lvlm.base import BaseLVLM
 from tprl.lvlm.batching import (
     Seen,
     axes,
@@ -55,7 +56,7 @@ GREEDY: dict[str, Any] = {
 }
 
 
-class FrozenLVLM(Encoding, AnswerReading, ABC):
+class FrozenLVLM(Encoding, AnswerReading, BaseLVLM, ABC):
     """A frozen model. Not a module: Lightning neither moves, trains nor saves it.
 
     It sees and writes here, words its prompts in `Prompting` and reads answers in `AnswerReading`;
@@ -101,12 +102,8 @@ class FrozenLVLM(Encoding, AnswerReading, ABC):
     substitutes: ClassVar[dict[str, str]] = RECEIVED
     pixel_inputs: tuple[str, ...] = ("pixel_values",)  # what its processor makes of images
     one_run = True  # whether the placeholders of an image follow each other
-    # Of a view around somebody else's model (`around`), which no settings made:
-    micro_batch: int = 64
-    workers: int = 0
     by_company = False  # whether the processor makes other pixels of an image that is not alone
-    working_gib: int | float = memory.WORKING
-    coordinates: str = "relative"  # how it writes boxes, a key of `data.boxes.COORDINATES`
+    coordinates: str = "relative"
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

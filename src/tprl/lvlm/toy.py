@@ -13,6 +13,7 @@ from torch import Tensor
 from tprl.cost import LMShape, LVLMShape, VisionShape
 from tprl.data.toy import CELL, COLUMNS, KINDS, ROWS, VALUES, read_cells
 from tprl.errors import UserError
+from tprl.lvlm.base import BaseLVLM
 from tprl.lvlm.batching import divergence
 from tprl.lvlm.regions import region_rank
 from tprl.types import Encoded, Prompt, Sample
@@ -22,7 +23,7 @@ WORDS = ("<pad>", "<image>", "USER:", "ASSISTANT:", "what", "is", "the", "value"
 EXTRAS = frozenset({"cls_attention", "vision_features", "region"})
 
 
-class ToyLVLM:
+class ToyLVLM(BaseLVLM):
     """A frozen LVLM for `ToyDataset`: 24 visual tokens, no vision tower, no language model.
 
     A token of an object is the sum of a direction of its kind, one of its value and a little noise;

@@ -308,8 +308,8 @@ def check_family(pruner: Any, lvlm: Any) -> None:
         UserError: it was.
     """
     about = getattr(pruner, "trained_on", {})
-    family, model_family = about.get("family"), getattr(lvlm, "model_type", None)
-    if family is not None and model_family is not None and family != model_family:
+    family, model_family = about.get("family"), lvlm.model_type
+    if family is not None and model_family and family != model_family:
         raise UserError(
             f"pruner {pruner.name} was trained for a {family} ({about.get('model')}), "
             f"and this model is a {model_family}: train one for it with "

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def working_bytes(lvlm: Any) -> int:
     """The budget of a model."""
-    return int(getattr(lvlm, "working_gib", WORKING) * GIB)
+    return int(lvlm.working_gib * GIB)
 
 
 def how_many(budget: int | float, each: int | float, most: int) -> int:

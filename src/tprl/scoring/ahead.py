@@ -30,6 +30,7 @@ class Preparing(Protocol):
 
     workers: int
     width: int
+    model: Any
 
     def twin(self) -> Any:
         """The same with a processor of its own, for another thread."""
@@ -87,7 +88,7 @@ def questions_at_once(lvlm: LVLM, dataset: Dataset, most: int) -> int:
         return most
     inputs, _ = lvlm.processed(samples)
     # Embeddings and visual tokens out of them, and copies in float32 for codes and the kernel.
-    number = getattr(getattr(lvlm, "model", None), "dtype", torch.float32).itemsize
+    number = lvlm.model.dtype.itemsize
     each = inputs["input_ids"].shape[1] * lvlm.width * (2 * number + 2 * 4)
     return memory.how_many(memory.working_bytes(lvlm), each, most)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tprl.data import draws, image_files, images
+from tprl.lvlm.base import BaseLVLM
 from tprl.lvlm.layer_drop import LayerPruner
-from tprl.types import LVLM, Dataset, Pruner
+from tprl.types import Dataset, Pruner
 
 # another release may round or resize otherwise
 LIBRARIES = ("tprl", "torch", "transformers", "pillow")
@@ -24,20 +25,20 @@ PICTURES = (draws, image_files, images)  # how draws and files become pictures
 NUMBERS = 4096  # read of each tensor: any training changes some of them, and 14 GB need not be read
 
 
-def of_lvlm(lvlm: LVLM, config: Mapping[str, Any]) -> dict[str, Any]:
+def of_lvlm(lvlm: BaseLVLM, config: Mapping[str, Any]) -> dict[str, Any]:
     """A frozen LVLM: its settings, weights, processor and tokenizer, and the kind of device that
     rounds its numbers."""
     return {
         "config": dict(config),
         "device": lvlm.device.type,
         "weights": of_weights(lvlm),
-        "processor": of_processor(getattr(lvlm, "processor", None)),
+        "processor": of_processor(lvlm.processor),
         "code": of_code(lvlm),
         "libraries": {name: version(name) for name in LIBRARIES},
         # With torchvision transformers resizes by another algorithm: about one pixel in a hundred
         # differs.
         "torchvision": _installed("torchvision"),
-        "pixels": _class_of(getattr(getattr(lvlm, "processor", None), "image_processor", None)),
+        "pixels": _class_of(getattr(lvlm.processor, "image_processor", None)),
     }
 
 

@@ -33,7 +33,7 @@ def fit_length(lvlm: Any, dataset: Dataset) -> None:
     """Let an LVLM whose `max_new_tokens` nobody has set write as much as answers of this dataset
     usually need."""
     usual = getattr(dataset, "answer_tokens", 0)
-    if not getattr(lvlm, "length_is_set", True) and usual > lvlm.max_new_tokens:
+    if not lvlm.length_is_set and usual > lvlm.max_new_tokens:
         lvlm.max_new_tokens = usual
         log.info("model.max_new_tokens=%d: what answers of %s usually need", usual, dataset.name)
 
@@ -76,8 +76,8 @@ def check_lengths(
     Raises:
         UserError: not one of them can be written.
     """
-    bound = getattr(lvlm, "max_new_tokens", None)
-    if bound is None:
+    bound = lvlm.max_new_tokens
+    if not bound:  # it generates nothing
         return
     # Without a list of references only what the dataset says of its answers is known.
     if not isinstance(dataset, Referenced):

@@ -149,7 +149,7 @@ class EngineReading:
 
 def _check(lvlm: Any) -> None:
     check_vllm()
-    if getattr(lvlm, "model_type", None) != "llava":
+    if lvlm.model_type != "llava":
         raise UserError(
             f"scorer=vllm reads for LLaVA-1.5 alone, and model={lvlm.name} is another family: "
             "leave scorer out."

@@ -37,7 +37,7 @@ def check_export(lvlm: Any, pruner: Any, settings: Settings) -> None:
     """
     # The pruner alone, then whether it fits the model, then the model's own state.
     check_servable(pruner)
-    kind = getattr(lvlm, "model_type", lvlm.name)
+    kind = lvlm.model_type or lvlm.name
     if kind not in ARCHITECTURES:
         raise UserError(
             f"model={lvlm.name} is a {kind}, and target=vllm serves {', '.join(ARCHITECTURES)}: "

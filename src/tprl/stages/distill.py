@@ -177,7 +177,7 @@ class Distill(KeepBest):
         Raises:
             UserError: there is not enough for one question.
         """
-        size = min(getattr(self.lvlm, "micro_batch", len(answers)), len(answers))
+        size = min(self.lvlm.micro_batch, len(answers))
         while True:
             try:
                 parts = [self._slope(encoded, gate, answers, rows) for rows in _cut(answers, size)]
@@ -192,7 +192,7 @@ class Distill(KeepBest):
                         "model.load_in=4bit or a GPU with more memory."
                     ) from error
             size = memory.half(size, "questions of a gradient")
-            self.lvlm.micro_batch = size  # type: ignore[attr-defined]
+            self.lvlm.micro_batch = size
 
     def _slope(
         self,
