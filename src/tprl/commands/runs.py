@@ -1,5 +1,6 @@
-"""What runs stages in a directory: it builds what the constructor of a stage names, trains it, and
-does around it what its class declares (`stages/base.py`). It knows no stage by name."""
+"""What a run holds: it builds what the constructor of a stage names, the trainer, and what the
+stage leaves behind, as its class declares (`stages/base.py`). It knows no stage by name, and
+`train.py` says what happens in which order."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -48,28 +49,6 @@ class Run:
     def finished(self) -> Finished:
         """What an interrupted run had finished."""
         return Finished(self.directory, bool(self.cfg.get("resume")))
-
-    def part(self, config: Any, folder: Path | None) -> float | None:
-        """Train one stage, unless a run that this one goes on with has finished it.
-
-        Args:
-            config: both blocks of the stage's yaml.
-            folder: where the pruner goes; None: the stage trains none.
-        """
-        if config.name in self.finished.parts:
-            return None
-        # Noted after it was kept: a run that dies in between repeats the part.
-        module = self.fit(config, folder, config.name)
-        self.note(config.name)
-        return module.result
-
-    def fit(self, config: Any, folder: Path | None, part: str) -> Stage:
-        """Build a stage, train it and keep what it made; `part` is the name of its checkpoint."""
-        module = self.built(config)
-        trainer, checkpoint = self.trainer_of(module, config, part)
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        self.after(module, config, folder)
-        return module
 
     def built(self, config: Any) -> Stage:
         """The stage, with all that its constructor names."""

@@ -58,11 +58,11 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
         return _train_chain(Training(cfg, directory))
     needed = needs(class_of(cfg.stage))
     if "lvlm" not in needed:
-        return Run(cfg, directory).part(cfg.stage, None)
+        return run_stage(Run(cfg, directory), cfg.stage, None)
     if "pruner" not in needed:
         other = ModelRun(cfg, directory)
         other.check_labels(cfg.stage)
-        result = other.part(cfg.stage, None)
+        result = run_stage(other, cfg.stage, None)
         other.keep_curves()
         return result
     # Labels and lengths are checked before weights are loaded from `init_from`.
@@ -71,10 +71,35 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
     run.check_demonstrator(cfg.stage)
     if run.finished.state is None:  # otherwise it holds the weights
         run.prepare()
-    result = run.part(cfg.stage, directory / "pruner")
+    result = run_stage(run, cfg.stage, directory / "pruner")
     run.keep_curves()
     log_weights(run.logger, directory)
     return result
+
+
+def run_stage(run: Run, config: Any, folder: Path | None) -> float | None:
+    """Train one stage, unless a run that this one goes on with has finished it.
+
+    Args:
+        run: what builds the stage, and keeps what it leaves.
+        config: both blocks of the stage's yaml.
+        folder: where the pruner goes; None: the stage trains none.
+    """
+    if config.name in run.finished.parts:
+        return None
+    # Noted after it was kept: a run that dies in between repeats the part.
+    module = fit_stage(run, config, folder, config.name)
+    run.note(config.name)
+    return module.result
+
+
+def fit_stage(run: Run, config: Any, folder: Path | None, part: str) -> Stage:
+    """Build a stage, train it and keep what it made; `part` is the name of its checkpoint."""
+    module = run.built(config)
+    trainer, checkpoint = run.trainer_of(module, config, part)
+    trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    run.after(module, config, folder)
+    return module
 
 
 def _train_chain(run: "Training") -> float | None:
@@ -101,7 +126,7 @@ def _train_chain(run: "Training") -> float | None:
         if not kind.applies_to(run.pruner):
             log.info("stage=%s is left out: it has no use for this %s", name, run.pruner.name)
             continue
-        run.part(stage[name], directory / kind.folder)
+        run_stage(run, stage[name], directory / kind.folder)
         # Baselines learn from the same stage and codes, so that only the policy differs.
         if kind.teaches_baselines:
             for baseline in stage.baselines:
@@ -175,8 +200,8 @@ class Training(ModelRun):
             check_family(self.pruner, self.lvlm)
         elif kind.needs_codes and self.pruner.autoencoder is not None:
             log.info("no stage.init_from: the autoencoder is trained first")
-            config = OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml")
-            self.part(config, self.directory / class_of(config).folder)  # type: ignore[arg-type]
+            config: Any = OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml")
+            run_stage(self, config, self.directory / class_of(config).folder)
 
     def built(self, config: Any) -> Stage:
         """The stage; the pruner loses what stages before this one calibrated, unless it keeps
@@ -245,6 +270,6 @@ class Training(ModelRun):
         # The metrics of the baseline get separate names, or both policies would share a curve.
         renamed = OmegaConf.create(plain(config))
         renamed.module.log_as = f"{config.name}/{policy}"
-        self.fit(renamed, folder, policy)
+        fit_stage(self, renamed, folder, policy)
         self.pruner, self.curves = main, curves
         self.note(policy)
