@@ -15,7 +15,7 @@ from tprl.bench.parity import parity, parity_table, varied
 from tprl.build import build, load_component
 from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
-from tprl.commands.setup import asked_entries, make_dataset, plain, start
+from tprl.commands.setup import asked_entries, make_dataset, one_process, plain, start
 from tprl.commands.threads import use_threads
 from tprl.data.taking import nothing_left, take
 from tprl.errors import UserError
@@ -23,7 +23,6 @@ from tprl.evaluation.evaluator import check_entries
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import LearnedPruner
 from tprl.report import latency
-from tprl.runtime import distributed
 from tprl.runtime.files import write_atomically
 from tprl.runtime.progress import Progress
 
@@ -47,11 +46,7 @@ def bench(cfg: DictConfig, directory: Path) -> None:
 
 def _latency(cfg: DictConfig, directory: Path) -> None:
     """Milliseconds of every pruner, stage by stage, against what its FLOPs predict."""
-    if distributed.count() > 1:
-        raise UserError(
-            f"mode=latency times one process, and {distributed.count()} "
-            "were started: start it without torchrun or srun."
-        )
+    one_process("latency")
     # The setting is built first: its own checks need neither entries nor a model.
     settings = plain(cfg)
     setting = Setting(**settings["latency"])
