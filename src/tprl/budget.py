@@ -180,7 +180,7 @@ def view_rows(encoded: Encoded, keep_ratio: float) -> tuple[Rows, tuple[tuple[in
     images = rows_of(encoded)
     shapes: list[tuple[int, int, int]] = []
     # Cells of all views of an image are its tokens, in that order.
-    all_views = [views for sample in encoded.grids for views in sample]
+    all_views = list(chain.from_iterable(encoded.grids))
     for views, n in zip(all_views, images.sizes, strict=True):
         cells = [rows * columns for rows, columns in views]
         if n != sum(cells):

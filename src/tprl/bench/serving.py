@@ -4,6 +4,7 @@ of the KV cache, with all visual tokens and with fewer, in turns in one engine."
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from statistics import median
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -134,13 +135,13 @@ def rows(points: Mapping[tuple[str, int], Sequence[Point]], full: str) -> list[S
         pairs = zip(rounds, points[full, concurrency], strict=True)
         # Median over rounds: one disturbed round moves it little.
         gains = [point.requests / base.requests for point, base in pairs]
-        latency = [seconds for point in rounds for seconds in point.latency]
+        latency = list(chain.from_iterable(point.latency for point in rounds))
         lines.append(
             ServingRow(
                 name,
                 concurrency,
                 median(point.requests for point in rounds),
-                median(seconds for point in rounds for seconds in point.first),
+                median(chain.from_iterable(point.first for point in rounds)),
                 quantile(latency, 0.5),
                 quantile(latency, 0.95),
                 max(point.blocks for point in rounds),

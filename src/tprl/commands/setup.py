@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def asked_entries(
         groups.append(seeded_entries(lambda **live: build(cfg.pruner, **live), settings))
     groups.append(named_entries(settings["pruners"], settings))
     check_names(*groups)
-    entries = [entry for group in groups for entry in group]
+    entries = list(chain.from_iterable(groups))
     # `named_entries` always adds the reference, so one entry means that nothing was named.
     if len(entries) == 1 and not cfg.get("pruner"):
         raise UserError(
@@ -182,7 +183,7 @@ def with_arms_config(cfg: DictConfig, arms: Mapping[str, Any]) -> DictConfig:
     """
     # A run's config lies in its folder, or above the folder of one of its stages.
     paths = [Path(run) for name, spec in arms.items() for run in name_list(f"runs.{name}", spec)]
-    places = [place for path in paths for place in (path, path.parent)]
+    places = list(chain.from_iterable((path, path.parent) for path in paths))
     runs = [place for place in places if (place / "config.yaml").is_file()]
     if not runs:
         return cfg

@@ -7,6 +7,7 @@ which.
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 
@@ -36,9 +37,7 @@ def draw_crowd(*key: object) -> Scene:
     look."""
     stream = Stream("things", *key)
     wanted = stream.integer(24, 40)
-    looks = stream.shuffled(
-        [(size, color, shape) for size in SIZES for color in COLORS for shape in SHAPES]
-    )
+    looks = stream.shuffled(list(product(SIZES, COLORS, SHAPES)))
     # The twin of the first in the other size comes last, and so never: the size of one object at
     # least can be asked.
     first = looks[0]
@@ -96,7 +95,7 @@ def _existence(things: Sequence[Thing], stream: Stream) -> Question:
         return Question("existence", f"is there a {full_name(thing)}?", "yes", None, (thing.box,))
     looks = {(o.size, o.color, o.shape) for o in things}
     size, color, shape = stream.choice(
-        [(s, c, f) for s in SIZES for c in COLORS for f in SHAPES if (s, c, f) not in looks]
+        [look for look in product(SIZES, COLORS, SHAPES) if look not in looks]
     )
     # Hard negatives: some object differs from what is asked for in one word.
     alike = [o for o in things if (o.size == size) + (o.color == color) + (o.shape == shape) == 2]

@@ -9,6 +9,7 @@ the pixels, so the same (split, index) gives the same bytes on every machine.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -79,7 +80,7 @@ def draw_scene(*key: object) -> Scene:
     wanted = stream.integer(3, 6)
     # few colors, so that counts exceed one
     palette = stream.shuffled(list(COLORS))[: stream.integer(3, 4)]
-    looks = stream.shuffled([(color, shape) for color in palette for shape in SHAPES])
+    looks = stream.shuffled(list(product(palette, SHAPES)))
     things: list[Thing] = []
     while len(things) < wanted:
         size = stream.choice(list(SIZES))

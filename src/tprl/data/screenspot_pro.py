@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ QUESTION = (
 )
 GROUPS = ("Dev", "Creative", "CAD", "Scientific", "Office", "OS")
 TYPES = ("text", "icon")
-FAMILIES = tuple(f"{group}-{kind}" for group in GROUPS for kind in TYPES)
+FAMILIES = tuple(f"{group}-{kind}" for group, kind in product(GROUPS, TYPES))
 
 
 class ScreenSpotPro(Grounding):
@@ -54,7 +55,7 @@ class ScreenSpotPro(Grounding):
         if not (folder / "annotations").is_dir():
             return super().read(source, split)
         files = sorted((folder / "annotations").glob("*.json"))
-        rows = [row for file in files for row in read_text_table(file)]
+        rows = list(chain.from_iterable(read_text_table(file) for file in files))
         return [{**row, "image": str(folder / "images" / row["img_filename"])} for row in rows]
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:

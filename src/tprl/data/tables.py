@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,7 +44,7 @@ def read_table(source: str, subset: str | None, split: str) -> Table:
     if path.is_dir():
         shards = _shards(path / (subset or ""), split)
         if shards and all(text_suffix(file) for file in shards):
-            return TextRows([row for file in shards for row in read_text_table(file)])
+            return TextRows(list(chain.from_iterable(read_text_table(file) for file in shards)))
         path = shards[0] if len(shards) == 1 else path
     if path.is_file():
         return _file(path)
@@ -152,10 +153,8 @@ def column(table: Table, name: str) -> list[Any]:
     """
     stored: Any = table
     # Rows of text files may differ in their columns.
-    if isinstance(table, list):
-        there = {key for row in table for key in row}
-    else:
-        there = set(stored.column_names)
+    columns = chain.from_iterable(table) if isinstance(table, list) else stored.column_names
+    there = set(columns)
     if name not in there:
         raise UserError(
             f"the rows have no column {name}, only {', '.join(sorted(there))}: choose the dataset "

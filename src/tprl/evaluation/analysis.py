@@ -4,6 +4,7 @@ in a sentence."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,8 @@ def _by_seed(side: Scores, uids: Sequence[str]) -> np.ndarray:
 
 def common(*sides: Scores) -> list[str]:
     """The questions that all seeds of all sides answered, in the order of the first."""
-    answered = [set(scores) for side in sides for scores in side.values()]
-    everyone = set.intersection(*answered)
+    arms = chain.from_iterable(side.values() for side in sides)
+    everyone = set.intersection(*map(set, arms))
     return [uid for uid in next(iter(sides[0].values())) if uid in everyone]
 
 
@@ -126,7 +127,7 @@ def _over_seeds(arm: Scores) -> tuple[int, Interval | None]:
     images = [image_key(uid) for uid in uids]
     # One seed keeps the bootstrap's interval; how many images it had still counts.
     if len(arm) < 2 or not uids:
-        return len({image_key(uid) for scores in arm.values() for uid in scores}), None
+        return len(set(map(image_key, chain.from_iterable(arm.values())))), None
     lines = []
     for scores in arm.values():
         lines.append([scores[uid] for uid in uids])

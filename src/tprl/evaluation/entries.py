@@ -5,6 +5,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,7 +106,7 @@ def check_names(*groups: Sequence[Entry]) -> None:
         UserError: a name and seed is there twice, or a name in two groups.
     """
     # A name may come back with another seed within a group, in another group never.
-    seen = Counter((entry.name, entry.seed) for group in groups for entry in group)
+    seen = Counter((entry.name, entry.seed) for entry in chain.from_iterable(groups))
     for (name, seed), count in seen.items():
         if count > 1:
             raise UserError(

@@ -140,7 +140,7 @@ def _of_all_ranks(
     everywhere = dict[str, int]()
     for item in distributed.gathered(place):
         _add_places(dataset, everywhere, item.items())
-    whole = [item for part in distributed.gathered(answered) for item in part]
+    whole = list(chain.from_iterable(distributed.gathered(answered)))
     return sorted(whole, key=lambda item: everywhere[item.row.uid])
 
 
@@ -343,7 +343,9 @@ def summarize(answered: Sequence[Answered], model: str, dataset: Dataset) -> lis
     groups: dict[tuple[str, int, float | None], list[Answered]] = defaultdict(list)
     for item in answered:
         groups[item.row.pruner, item.row.seed, item.row.keep_ratio].append(item)
-    return [row for key, group in groups.items() for row in _rows(model, dataset, key, group)]
+    return list(
+        chain.from_iterable(_rows(model, dataset, key, group) for key, group in groups.items())
+    )
 
 
 def _rows(

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -65,7 +66,7 @@ class OfficialScore(Metric):
         # Texts cannot be gathered between processes: their hashes can.
         self.question.append(_keys(uids).to(self.device))
         self.image.append(_keys([image_key(uid) for uid in uids]).to(self.device))
-        flat = [value for row in facts for value in row]
+        flat = list(chain.from_iterable(facts))
         self.values.append(torch.tensor(flat, dtype=torch.float64, device=self.device))
 
     def sync(self, *args: Any, **options: Any) -> None:

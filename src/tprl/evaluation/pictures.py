@@ -3,6 +3,7 @@ the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -121,8 +122,8 @@ def guided(
     shares, right, shuffled, clusters, pairs = [], [], [], [], []
     for numbers in _together(groups, batch_size):
         tick(numbers[0], len(groups))
-        samples = [sample for number in numbers for sample in groups[number]]
-        swapped = [sample for number in numbers for sample in _swapped(groups, number)]
+        samples = list(chain.from_iterable(groups[number] for number in numbers))
+        swapped = list(chain.from_iterable(_swapped(groups, number) for number in numbers))
         encoded = Ready(samples).encode_in_parts(scorer.lvlm, pruner.extras)
         keep = pruner.select(encoded, keep_ratio).keep
         strange = Ready(swapped).encode_in_parts(scorer.lvlm, pruner.extras)
@@ -276,7 +277,7 @@ def _pair(
 ) -> GuidedPair:
     """The two questions of an image that share least."""
     # The pair that shows most of what the question changes.
-    couples = [(overlap(masks[i], masks[j]), i, j) for i in range(len(masks)) for j in range(i)]
+    couples = [(overlap(masks[i], masks[j]), i, j) for j, i in combinations(range(len(masks)), 2)]
     share, i, j = min(couples)
     answers = scorer.lvlm.answer(splice(encoded, TokenSelection(keep)))
     questions = (samples[i].question, samples[j].question)
@@ -313,7 +314,7 @@ def panels(
 def on_grid(encoded: Encoded, i: int, values: Tensor) -> NDArray:
     """[V] -> [rows columns] of the last view of the sample's last image."""
     # Views follow each other; the last one shows the whole image.
-    *others, (rows, columns) = [view for views in encoded.grids[i] for view in views]
+    *others, (rows, columns) = list(chain.from_iterable(encoded.grids[i]))
     start = sum(r * c for r, c in others)
     return values[start : start + rows * columns].reshape(rows, columns).cpu().numpy()
 

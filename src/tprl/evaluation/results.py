@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def _mean(values: Sequence[float]) -> float:
 def ratios(cells: dict[str, dict[float | None, Cell]]) -> list[float | None]:
     """Columns of a table: keep ratios from large to small, then the pruner's own choice if anybody
     made one."""
-    seen = {ratio for row in cells.values() for ratio in row}
+    seen = set(chain.from_iterable(cells.values()))
     known = sorted((ratio for ratio in seen if ratio is not None), reverse=True)
     return [*known, None] if None in seen else list(known)
 

@@ -5,6 +5,7 @@ import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,8 @@ def joined(tables: Sequence[ScoreTable]) -> ScoreTable:
     """
     first = tables[0]
     # Questions of all tables, each in one column whichever tables asked it.
-    uids = np.array(
-        list(dict.fromkeys(uid for table in tables for uid in table.uids.tolist())), dtype=np.str_
-    )
+    every = chain.from_iterable(table.uids.tolist() for table in tables)
+    uids = np.array(list(dict.fromkeys(every)), dtype=np.str_)
     place = {uid: j for j, uid in enumerate(uids.tolist())}
     families, rows = dict[str, str](), dict[Arm, tuple[dict[str, Floats], Floats]]()
     for table in tables:

@@ -5,7 +5,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ def _arm(job: Job, keys: Sequence[str], pruner: str) -> Arm:
 
 
 def _keys(jobs: Sequence[Job]) -> list[str]:
-    return list(dict.fromkeys(key for job in jobs for key in job.settings))
+    return list(dict.fromkeys(chain.from_iterable(job.settings for job in jobs)))
 
 
 def _words(overrides: Any) -> frozenset[str]:

@@ -197,7 +197,7 @@ def converse(
         size = max(1, batch_size // most)
         for start in range(0, len(talks), size):
             some = talks[start : start + size]
-            numbers = [number for talk in some for number in talk]
+            numbers = list(chain.from_iterable(some))
             samples = take(dataset, numbers)
             encoded = scorer.lvlm.encode(samples, extras)
             batch = _Batch(scorer, samples, encoded, most)

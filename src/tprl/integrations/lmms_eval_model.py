@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class PrunedModel(lmms):
         ):
             for batch in order.get_batched(n=self.batch_size):
                 answers += self._answer(batch)
-                for image in (image for prompt in self.pruning.kept for image in prompt):
+                for image in chain.from_iterable(self.pruning.kept):
                     read, total = read + len(image.indices), total + image.total
                 bar.update(len(batch))
         logger.info(

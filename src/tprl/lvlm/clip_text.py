@@ -3,6 +3,7 @@ own relevance."""
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class ClipText:
         owner = torch.tensor(
             [b for b, segment in enumerate(segments) for _ in segment], device=patches.device
         )
-        embedded = self._embed([ids for segment in segments for ids in segment])
+        embedded = self._embed(list(chain.from_iterable(segments)))
         # [S V] against the patches of the segment's own sample.
         cosine = torch.einsum(
             "svp,sp->sv", normalize(image, dim=-1)[owner], normalize(embedded, dim=-1)

@@ -1,6 +1,7 @@
 """InternVL3 (tiles and a thumbnail, pixel shuffle) on the stock Hugging Face class, frozen."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -122,9 +123,8 @@ class InternVL3(FrozenLVLM):
         """The stock processor does not say how many tiles an image has: as many as its run of
         tokens is long."""
         values, each = inputs["pixel_values"], self.processor_settings()["image_seq_length"]
-        lengths = [
-            length for row in runs(inputs["input_ids"] == self.image_token) for _, length in row
-        ]
+        images = chain.from_iterable(runs(inputs["input_ids"] == self.image_token))
+        lengths = [length for _, length in images]
         if any(length % each for length in lengths) or sum(lengths) != each * len(values):
             raise UserError(
                 f"the processor wrote runs of {lengths} image placeholders for {len(values)} "

@@ -2,6 +2,7 @@
 only."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,7 +41,7 @@ def region_rank(
     frames = seen or [_frames(sample) for sample in samples]
     for row, sample, images, views in zip(scores, samples, grids, frames, strict=True):
         # Only the last view, which shows the whole image, has places in the box's image.
-        sizes = [view for views in images for view in views]
+        sizes = list(chain.from_iterable(images))
         if not sample.region or not sizes:
             continue
         end = sum(rows * columns for rows, columns in sizes)

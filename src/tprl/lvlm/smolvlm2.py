@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from itertools import product
 from math import isqrt
 from typing import Any
 
@@ -81,7 +82,7 @@ class SmolVLM2(FrozenLVLM):
 
     @staticmethod
     def blueprint() -> tuple[Any, Any]:
-        tiles = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+        tiles = [f"<row_{row}_col_{column}>" for row, column in product(range(1, 5), repeat=2)]
         tokenizer = byte_tokenizer([*MARKS, *tiles], image_token="<image>")
         (image,) = token_ids(tokenizer, "<image>")
         config = SmolVLMConfig(

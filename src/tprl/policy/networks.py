@@ -1,6 +1,7 @@
 """The actor-critic: a small transformer over the alive visual tokens and the question."""
 
 import math
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -353,7 +354,7 @@ def places(encoded: Encoded) -> Float[Tensor, "B V 2"]:
     for b, images in enumerate(encoded.grids):
         start = 0
         # Views of a sample follow each other in V, each with fractions of its own.
-        for rows, columns in (view for views in images for view in views):
+        for rows, columns in chain.from_iterable(images):
             if (rows, columns) not in tables:
                 y = (torch.arange(rows) + 0.5).div(rows).repeat_interleave(columns)
                 x = (torch.arange(columns) + 0.5).div(columns).repeat(rows)

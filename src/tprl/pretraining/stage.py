@@ -8,6 +8,7 @@ language model gets (at their original positions), because a model that never sa
 punishes every pruner for its own brittleness.
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,7 +201,7 @@ class Pretrain(Stage):
         first = [llava.model.vision_tower, clip.text_model]
         first += [clip.visual_projection, clip.text_projection]
         # Everything that reads the tower learns with it; the contrastive scale is a bare parameter.
-        tower = [parameter for module in first for parameter in module.parameters()]
+        tower = list(chain.from_iterable(module.parameters() for module in first))
         tower.append(clip.logit_scale)
         for head in (self.cls_head, self.box_head, self.edge_head, self.patch_head, self.next_head):
             tower += head.parameters()

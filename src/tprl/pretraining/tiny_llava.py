@@ -8,6 +8,7 @@ CLIP model (the same vision tower, and the text tower it was trained with) in it
 
 import math
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ class TinyLlava(NamedTuple):
 def vocabulary(world: World = SCENES) -> list[str]:
     """Special tokens, then every word of the questions and captions, then the integers 0..side."""
     phrases = (*_PHRASES, "next to") if world is CROWD else _PHRASES
-    words = [word for phrase in phrases for word in re.findall(r"\w+|[^\w\s]", phrase)]
+    words = list(chain.from_iterable(re.findall(r"\w+|[^\w\s]", phrase) for phrase in phrases))
     words += [*COLORS, *SHAPES, *SIZES, *(str(i) for i in range(world.side + 1))]
     return [*SPECIAL, *dict.fromkeys(words)]
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -133,7 +134,7 @@ def _scaled(encoded: Encoded, keep_ratio: float) -> list[Scaled]:
     images = rows_of(encoded)
     counts, k = images.mask.sum(1).tolist(), images.budgets(keep_ratio).tolist()
     # One grid per image: families that cut images into tiles are refused.
-    grids = [views[-1] for sample in encoded.grids for views in sample]
+    grids = [views[-1] for views in chain.from_iterable(encoded.grids)]
     smaller = []
     for number, sample in enumerate(images.sample.tolist()):
         after = fit(*grids[number], k[number])

@@ -3,6 +3,7 @@ dark."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from tprl.cost import CONVENTION
@@ -76,7 +77,7 @@ def write_report(
     cells = grid(rows)
     # Every name of the page gets a color, also names that only pictures or differences show.
     known = sorted(
-        {*cells, *(n for p in paired for n in (p.pruner, p.other)), *pruners_shown(gallery)}
+        {*cells, *chain.from_iterable((p.pruner, p.other) for p in paired), *pruners_shown(gallery)}
     )
     # Pictures share a fixed number of bytes, so their side depends on their number.
     side = rasters.picture_side(count_pictures(gallery, guided))

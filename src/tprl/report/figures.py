@@ -6,6 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import matplotlib
@@ -96,7 +97,7 @@ def pareto(cells: Mapping[str, Mapping[float | None, Cell]], all_names: Sequence
     axes.plot(x, y, color=MUTED, zorder=1, **broad)
     for name in reversed(names):  # the best lie on top
         _series(axes, points[name], known[name], colors[name], bold=name == OURS)
-    flops = [x for series in points.values() for x, *_ in series] or [100.0]
+    flops = [x for x, *_ in chain.from_iterable(points.values())] or [100.0]
     span = max(max(flops) - min(flops), 1.0)
     axes.set_xlim(min(flops) - 0.55 * span, max(flops) + 0.04 * span)
     ends = [(series[0][1], series[0][0], name) for name, series in points.items()]

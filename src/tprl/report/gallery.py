@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -16,7 +17,7 @@ from tprl.types import Box
 
 def count_pictures(gallery: Sequence[GalleryItem], guided: Guided | None) -> int:
     """How many pictures the sections below will hold."""
-    panels = [panel for item in gallery for panel in item.panels]
+    panels = list(chain.from_iterable(item.panels for item in gallery))
     # Each item has its whole image, a panel per pruner, and maps of those that have probabilities.
     maps = sum(panel.probability is not None for panel in panels)
     return len(gallery) + len(panels) + maps + 3 * len(guided.pairs if guided else ())

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def as_csv(sweep: Sweep, summaries: Sequence[Summary]) -> str:
     arms = {arm.name: arm for arm in sweep.arms}
     # Arms may differ in the settings that they sweep: columns are the union, in order of
     # appearance.
-    keys = list(dict.fromkeys(key for arm in sweep.arms for key in arm.swept))
+    keys = list(dict.fromkeys(chain.from_iterable(arm.swept for arm in sweep.arms)))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["arm", *keys, "metric", "keep_ratio", "trained", "n", *NUMBERS])

@@ -9,6 +9,7 @@ its batch is due.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -116,7 +117,7 @@ def in_parts(work: Callable[[Ready], T], batch: Ready, name: str) -> list[T]:
     # Outside the handler: its traceback would keep the tensors of the failed try alive.
     middle = memory.half(len(batch.samples), "questions that are encoded")
     halves = (batch.part(slice(0, middle)), batch.part(slice(middle, None)))
-    return [result for half in halves for result in in_parts(work, half, name)]
+    return list(chain.from_iterable(in_parts(work, half, name) for half in halves))
 
 
 def numbered_ready(

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def of_weights(owner: Any) -> str | None:
     modules = [part for part in parts if isinstance(part, nn.Module)]
     # Names, types and shapes are all read, of numbers only some.
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in (pair for module in modules for pair in module.state_dict().items()):
+    for name, tensor in chain.from_iterable(module.state_dict().items() for module in modules):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if not tensor.is_meta:  # offloaded to disk by accelerate
             digest.update(_sampled(tensor))

@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -320,7 +320,8 @@ def _packed(records: Sequence[_Shown]) -> dict[str, Tensor]:
     # Questions about one image share its codes, and all questions share their words.
     codes, codes_at = _distinct([record.codes for record in records])
     places, places_at = _distinct([record.places for record in records])
-    vectors, spoken = _distinct([word for record in records for word in record.words.split(1)])
+    words = chain.from_iterable(record.words.split(1) for record in records)
+    vectors, spoken = _distinct(list(words))
     # [N 6] of each question: how many tokens and words, and where each kind of content begins.
     columns = [[len(record.codes), len(record.words)] for record in records]
     counts = torch.tensor(columns, dtype=torch.long).reshape(-1, 2)
