@@ -1,8 +1,11 @@
 """Set before anything is imported: no test may reach the network or an account."""
 
+import gc
 import logging
 import os
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +23,36 @@ os.environ |= {
 os.environ.pop("WANDB_API_KEY", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Rewriting asserts and type checks anew takes each process 18 s: the bytecode is kept, also where
+# PYTHONDONTWRITEBYTECODE is set. git ignores it, `make clean` deletes it.
+sys.dont_write_bytecode = False
+
+# Files of few tests that take long: begun first, or a process waits for the other at the end.
+DEAR = (
+    "test_train.py",
+    "test_ranks.py",
+    "test_run_custom.py",
+    "test_ppo_learning.py",
+    "test_refusals.py",
+    "test_wandb_run.py",
+    "test_train_families.py",
+    "test_checkpoint.py",
+    "test_devices.py",
+    "test_ppo_checkpoints.py",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Modules and tests live to the end: the garbage collector would look at them again and again,
+    while they are collected and in every test, and find nothing."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,7 +61,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     about."""
     if config.getoption("dist") != "load":  # another way was asked for
         return None
+    config.option.loadscopereorder = False  # `pytest_collection_modifyitems` has ordered them
     return import_module("xdist.scheduler").LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Dear files first, then those of many tests; the tests of a file stay together."""
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in DEAR, -counts[item.path]))
 
 
 @pytest.fixture(autouse=True)

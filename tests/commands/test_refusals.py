@@ -8,43 +8,54 @@ from tests.commands.calls import FAST, refused
 
 
 class TestOneSentence:
-    def test_cards_are_chosen_elsewhere(
+    def test_devices_as_a_list_are_refused(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         assert "CUDA_VISIBLE_DEVICES" in refused(
             capsys, "train", tmp_path, "trainer.devices=[1]", "logger=none"
         )
 
-    @pytest.mark.parametrize("value", ["0", "1.7", "a"])
-    def test_a_keep_ratio_that_is_none(
-        self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    @pytest.mark.parametrize(
+        ("name", "words", "value"),
+        [
+            ("train", ["stage=lfd", "stage.keep_ratio=0"], "0"),
+            ("train", ["stage=ppo", "stage.keep_ratio=1.7"], "1.7"),
+            ("eval", ["pruner=random", "keep_ratios=[a]"], "a"),
+        ],
+    )
+    def test_a_keep_ratio_out_of_range(
+        self,
+        name: str,
+        words: list[str],
+        value: str,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
     ) -> None:
-        for stage in ("lfd", "ppo"):
-            sentence = refused(
-                capsys, "train", tmp_path, f"stage={stage}", f"stage.keep_ratio={value}"
-            )
-            assert f"keep_ratio must be a number in (0, 1], got {value}" in sentence
-        assert f"keep_ratios must be a number in (0, 1], got {value}" in refused(
-            capsys, "eval", tmp_path, "pruner=random", f"keep_ratios=[{value}]"
-        )
+        sentence = refused(capsys, name, tmp_path, *words)
+        key = words[1].partition("=")[0]
+        assert f"{key} must be a number in (0, 1], got {value}" in sentence
 
-    @pytest.mark.parametrize("value", ["0", "-3", "few"])
+    @pytest.mark.parametrize(
+        ("name", "words", "key", "value"),
+        [
+            ("eval", ("pruner=random",), "limit", "0"),
+            ("train", FAST, "stage.evaluation.limit", "-3"),
+            ("train", FAST, "stage.ppo.served.limit", "few"),
+        ],
+    )
     def test_a_limit_that_leaves_no_question(
-        self, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+        self,
+        name: str,
+        words: tuple[str, ...],
+        key: str,
+        value: str,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
     ) -> None:
-        bound = "a whole number of at least 1"
-        sentence = (
-            f"limit must be {bound}, got {value}; use e.g. 1000, or null for the whole split."
+        assert refused(capsys, name, tmp_path, f"{key}={value}", *words) == (
+            f"error: {key} must be a whole number of at least 1, got {value}; use e.g. 1000, or "
+            "null for the whole split."
         )
-        assert (
-            refused(capsys, "eval", tmp_path, "pruner=random", f"limit={value}")
-            == f"error: {sentence}"
-        )
-        for key in ("stage.evaluation.", "stage.ppo.served."):
-            assert (
-                refused(capsys, "train", tmp_path, f"{key}limit={value}", *FAST)
-                == f"error: {key}{sentence}"
-            )
         assert not (tmp_path / "autoencoder").exists()
 
     def test_a_run_that_does_not_exist(
@@ -65,18 +76,21 @@ class TestOneSentence:
         options = ("stage=adapt", "stage.init_from=tprl_tiny_llava", "policy.select=topk")
         assert "leave policy out" in refused(capsys, "train", tmp_path / "other", *options)
 
-    @pytest.mark.parametrize("name", ["budgets=[0.1,1.7]", "keep_ratios=[0.2,0]"])
-    def test_bad_ratios_of_any_kind_before_anything_is_trained(
-        self, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    @pytest.mark.parametrize(
+        ("stage", "option"),
+        [
+            ("all", "stage.adapt.budgets=[0.1,1.7]"),
+            ("all", "stage.adapt.keep_ratios=[0.2,0]"),
+            ("ppo", "stage.calibrate=[0.5,7]"),
+            ("ppo", "stage.served.keep_ratios=[2]"),
+        ],
+    )
+    def test_ratios_of_any_option_are_checked_before_training(
+        self, stage: str, option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        sentence = refused(capsys, "train", tmp_path, "stage=all", f"stage.adapt.{name}")
-        assert sentence.startswith(f"error: stage.adapt.{name.partition('=')[0]} must be")
-        assert "must be a number in (0, 1]" in sentence
+        sentence = refused(capsys, "train", tmp_path, f"stage={stage}", option)
+        assert sentence.startswith(f"error: {option.partition('=')[0]} must be a number in (0, 1]")
         assert not (tmp_path / "config.yaml").exists()
-        for words in ("stage.calibrate=[0.5,7]", "stage.served.keep_ratios=[2]"):
-            assert "must be a number in (0, 1]" in refused(
-                capsys, "train", tmp_path, "stage=ppo", words
-            )
 
     def test_a_run_without_weights(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -94,7 +108,7 @@ class TestOneSentence:
         assert "model.pretrained=" in sentence
         assert "model=tiny_llava" in sentence
 
-    def test_the_oracle_teaches_nobody(
+    def test_the_oracle_cannot_demonstrate(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         sentence = refused(

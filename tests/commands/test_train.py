@@ -95,7 +95,7 @@ class TestTheChain:
             f"run={run}",
             "pruners=[random]",
             "keep_ratios=[0.1111]",
-            "limit=25",
+            "limit=12",
         )
         before = {
             (r.pruner, r.metric, r.value)
@@ -184,7 +184,7 @@ class TestTheChain:
             ("{run}", "names no arms"),
         ],
     )
-    def test_arms_that_cannot_be_told_apart(
+    def test_ambiguous_arms_are_refused(
         self,
         arms: str,
         sentence: str,

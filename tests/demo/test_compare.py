@@ -20,7 +20,7 @@ from tprl.demo import compare as page_work
 from tprl.demo.cards import cards, flops_text
 from tprl.demo.compare import Comparison, check_question, compare_pruners, open_image
 from tprl.errors import UserError
-from tprl.evaluation.evaluator import Entry, evaluate
+from tprl.evaluation.evaluator import Answered, Entry, evaluate
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.scoring.scorer import Scorer
 from tprl.types import Sample
@@ -46,16 +46,26 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
+def evaluated(lvlm: FrozenLVLM, pruners: dict[str, Any]) -> dict[tuple[str, str], Answered]:
+    """What an evaluation says of each pruner and question, as of all tokens."""
+    dataset = Scenes("test")
+    entries = [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,))]
+    entries += [Entry(name, pruners[name], (1 / 3,)) for name in ("tprl", "fastv", "pooling")]
+    answers = evaluate(Scorer(lvlm, dataset, frozenset({"score"})), dataset, entries, 10, 10)
+    return {(answered.row.pruner, answered.row.uid): answered for answered in answers}
+
+
+@pytest.fixture(scope="module")
 def comparison(lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample]) -> Comparison:
     return compare_pruners(lvlm, pruners, samples[0].images[0], samples[0].question, 1 / 3)
 
 
 class TestCompare:
-    @pytest.mark.parametrize("name", ["tprl", "divprune", "fastv"])
+    @pytest.mark.parametrize("name", ["tprl", "fastv"])
     def test_answers_are_those_of_the_stock_model_and_of_prune(
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], name: str
     ) -> None:
-        for sample in samples[:5]:
+        for sample in samples[:3]:
             local = compare_pruners(
                 lvlm, {name: pruners[name]}, sample.images[0], sample.question, 0.25
             )
@@ -71,27 +81,22 @@ class TestCompare:
             with tprl.prune(lvlm.model, name, keep_ratio=0.25, processor=lvlm.processor):
                 assert local.pruned[0].answer == answer()
 
-    @pytest.mark.parametrize("name", ["tprl", "divprune", "fastv", "pooling"])
+    @pytest.mark.parametrize("name", ["tprl", "fastv", "pooling"])
     def test_tokens_and_flops_are_those_of_the_evaluation(
-        self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], name: str
+        self,
+        lvlm: FrozenLVLM,
+        pruners: dict[str, Any],
+        samples: list[Sample],
+        evaluated: dict[tuple[str, str], Answered],
+        name: str,
     ) -> None:
-        dataset = Scenes("test")
-        entries = [
-            Entry("keep_all", load_component("pruner", "keep_all"), (1.0,)),
-            Entry(name, pruners[name], (1 / 3,)),
-        ]
-        scorer = Scorer(lvlm, dataset, frozenset({"score"}))
-        rows = {
-            (answered.row.pruner, answered.row.uid): answered
-            for answered in evaluate(scorer, dataset, entries, 10, 10)
-        }
-        right = [s for s in samples if rows["keep_all", s.uid].row.score == 1.0]
+        right = [s for s in samples if evaluated["keep_all", s.uid].row.score == 1.0]
         assert len(right) > 5
         for sample in right[:3]:  # the evaluation's FLOPs are of the reference answer
             local = compare_pruners(
                 lvlm, {name: pruners[name]}, sample.images[0], sample.question, 1 / 3
             )
-            reference = rows[name, sample.uid]
+            reference = evaluated[name, sample.uid]
             assert (local.full.answer, local.full.kept) == (sample.answers[0], TOTAL)
             assert (local.full.flops, local.pruned[0].flops) == (
                 reference.full_flops,
@@ -111,7 +116,7 @@ class TestCompare:
             assert {answered.kept for answered in local.pruned} == {TOTAL}
             assert all(answered.keep is None or answered.keep.all() for answered in local.pruned)
 
-    @pytest.mark.parametrize("ratio", [0.02, 0.11, 0.5, 0.93])
+    @pytest.mark.parametrize("ratio", [0.02, 0.93])
     def test_the_slider_sets_the_budget(
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], ratio: float
     ) -> None:

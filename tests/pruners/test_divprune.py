@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.helpers import toy_encoded
+from tests.pruners.sizes import GRIDS
 from torch import Tensor
 
 from tprl.pruners.divprune import DivPrunePruner, max_min
@@ -34,9 +35,7 @@ def _distances(side: int, seed: int) -> Tensor:
     return (1 - x @ x.T).fill_diagonal_(0)
 
 
-@pytest.mark.parametrize(
-    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
-)
+@pytest.mark.parametrize(("side", "k"), GRIDS)
 def test_greedy_equals_the_naive_loop_in_float64(side, k):
     distance = torch.stack([_distances(side, seed) for seed in (0, 1)])
     mask = torch.ones(2, side * side, dtype=torch.bool)
@@ -52,9 +51,7 @@ def _signs(side: int) -> Encoded:
     return replace(encoded, embeds=encoded.embeds.sign())
 
 
-@pytest.mark.parametrize(
-    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
-)
+@pytest.mark.parametrize(("side", "k"), GRIDS)
 @pytest.mark.parametrize("exact", [True, False])
 def test_selector_equals_the_naive_loop(side, k, exact):
     # With seed 5 no choice is nearer than 9e-6, thirty times what float32 can err.

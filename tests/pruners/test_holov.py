@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.helpers import RAGGED, toy_encoded
+from tests.pruners.sizes import GRIDS
 
 from tprl.budget import budget
 from tprl.pruners.holov import HoloVPruner
@@ -77,9 +78,7 @@ def _check(encoded: Encoded, ratio: float, **options) -> None:
 
 @pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("peak", [1, 4])
-@pytest.mark.parametrize(
-    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
-)
+@pytest.mark.parametrize(("side", "k"), GRIDS)
 def test_equals_the_naive_loop(side, k, peak, published):
     _check(_encoded([((side, side),)] * 2, peak=peak), k / side**2, published=published)
 

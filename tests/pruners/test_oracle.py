@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.helpers import RAGGED, toy_encoded
+from tests.pruners.sizes import GRIDS
 from tests.pruners.test_quality import RATIOS, check
 
 from tprl.pruners.oracle import OraclePruner
@@ -39,9 +40,7 @@ def _by_hand(region: list[float], side: int, k: int) -> list[int]:
     return sorted((on + [v for v in spread if region[v] == 0])[:k])
 
 
-@pytest.mark.parametrize(
-    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
-)
+@pytest.mark.parametrize(("side", "k"), GRIDS)
 def test_equals_the_naive_loop(side, k):
     encoded = toy_encoded([((side, side),)] * 2, extras=["region"])
     keep = OraclePruner().select(encoded, k / side**2).keep

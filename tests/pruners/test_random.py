@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 from tests.helpers import toy_encoded
+from tests.pruners.sizes import GRIDS
 
 from tprl.pruners.random import RandomPruner, _uniform
 from tprl.seeding import stable_seed
@@ -37,9 +38,7 @@ def test_scores_follow_the_generator():
     assert scores.tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
-)
+@pytest.mark.parametrize(("side", "k"), GRIDS)
 def test_equals_the_naive_loop(side, k):
     encoded = toy_encoded([((side, side),)] * 2)
     keep = RandomPruner(seed=3).select(encoded, k / side**2).keep

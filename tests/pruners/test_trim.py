@@ -7,6 +7,7 @@ from statistics import quantiles
 import pytest
 import torch
 from tests.helpers import RAGGED, toy_encoded
+from tests.pruners.sizes import GRIDS
 
 from tprl.budget import budget
 from tprl.pruners.trim import TrimPruner
@@ -78,9 +79,7 @@ def _exact(encoded: Encoded, ratio: float) -> list[tuple[int, bool]]:
     return counts
 
 
-@pytest.mark.parametrize(
-    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
-)
+@pytest.mark.parametrize(("side", "k"), GRIDS)
 def test_equals_the_naive_loop(side, k):
     encoded = _encoded([((side, side),)] * 2)
     selection = TrimPruner().select(encoded, k / side**2)

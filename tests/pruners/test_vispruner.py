@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tests.helpers import toy_encoded
+from tests.pruners.sizes import GRIDS
 
 from tprl.pruners.vispruner import VisPruner
 
@@ -48,17 +49,13 @@ def _check(encoded, ratio, k, **options):
         assert keep[b].nonzero().squeeze(1).tolist() == _by_hand(attention, cosine, k, **options)
 
 
-@pytest.mark.parametrize(
-    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
-)
+@pytest.mark.parametrize(("side", "k"), GRIDS)
 def test_equals_the_naive_loop(side, k):
     encoded = toy_encoded([((side, side),)] * 2, extras=["cls_attention", "vision_features"])
     _check(encoded, k / side**2, k)
 
 
-@pytest.mark.parametrize(
-    ("side", "k"), [(12, 48), (12, 32), (12, 16), (24, 192), (24, 128), (24, 64)]
-)
+@pytest.mark.parametrize(("side", "k"), GRIDS)
 def test_rounds_equal_the_naive_loop_on_the_same_float64_matrix(side, k):
     draw, n = torch.Generator().manual_seed(k), side * side
     attention = torch.rand(2, n, generator=draw, dtype=torch.float64)

@@ -27,6 +27,8 @@ NAMES = (
     "tprl",
     "<new>",
 )
+# options of `write`: without the sections that take long to draw
+LEAN: dict[str, object] = {"gallery": [], "guided": None, "spreads": [], "learning_curves": None}
 RATIOS = {1 / 3: 64, 2 / 9: 43, 1 / 9: 21}
 
 
@@ -140,7 +142,7 @@ def guided() -> Guided:
     return Guided("tprl", 1 / 9, 0.35, 1 / 9, accuracy, shuffled, [pair], 523, 200)
 
 
-def write(path: Path, items: int = 3, **options: object) -> str:
+def write(path: Path, **options: object) -> str:
     paired = [
         Paired("tprl", name, ratio, 0.03 * i, 0.03 * i - 0.02, 0.03 * i + 0.02, 0.2 / (1 + 100 * i))
         for i, name in enumerate(reversed(NAMES[:-2]))
@@ -155,7 +157,7 @@ def write(path: Path, items: int = 3, **options: object) -> str:
         ),
         "rows": list(rows()),
         "paired": paired,
-        "gallery": gallery(items),
+        "gallery": gallery(3),
         "guided": guided(),
         "spreads": [
             TokenSpread("tprl_adaptive", ratio, group, 100, 20.0, (4.0, 8.0, 12.0, 24.0, 48.0))

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.report.pages import NAMES, Page, gallery, picture, rows, write
+from tests.report.pages import LEAN, NAMES, Page, gallery, picture, rows, write
 
 from tprl.evaluation.analysis import Paired
 from tprl.evaluation.pictures import GalleryItem, Panel
@@ -111,7 +111,8 @@ def test_a_failure_says_so(tmp_path: Path) -> None:
         return GalleryItem(picture(0), "?", "2", "2", [Panel("tprl", None, "1", right)], full)
 
     cases = [(False, True), (False, False), (False, None), (True, False), (None, True)]
-    text = write(tmp_path / "report.html", gallery=[item(*case) for case in cases])
+    lean = LEAN | {"gallery": [item(*case) for case in cases]}
+    text = write(tmp_path / "report.html", **lean)
     badges = re.findall(r'<p class="badge">(.*?)</p>', text)
     wrong = "Failure: tprl is wrong"
     assert badges == [f"{wrong}, all tokens are right", f"{wrong}, and so are all tokens", wrong]
@@ -120,7 +121,7 @@ def test_a_failure_says_so(tmp_path: Path) -> None:
 
 def test_where_the_numbers_are_from(tmp_path: Path) -> None:
     facts = {"questions": 150, "date": "today", "hardware": "an <abacus>"}
-    text = write(tmp_path / "report.html", facts=facts)
+    text = write(tmp_path / "report.html", facts=facts, **LEAN)
     assert '<p class="note">150 questions · date today</p>' in text
     lines = part(text, "How this was made")
     assert "<dt>hardware</dt><dd>an &lt;abacus&gt;</dd>" in lines
@@ -144,7 +145,7 @@ def test_a_difference_of_nothing_has_no_interval(tmp_path: Path) -> None:
         Paired("tprl", "random", 1 / 9, 0.0, 0.0, 0.0, 1.0),
         Paired("tprl", "mlp", 1 / 9, 0.0, -0.1, 0.1, 1.0),
     ]
-    table = part(write(tmp_path / "report.html", paired=result), "Paired differences")
+    table = part(write(tmp_path / "report.html", paired=result, **LEAN), "Paired differences")
     assert table.count("<td><em>level</em></td>") == 1
     assert "+0.0<small>-10.0 to +10.0, p 1.000</small>" in table
     assert "Level: the same score on every image" in table
@@ -186,21 +187,14 @@ def test_both_color_schemes_define_every_color(text: str) -> None:
 
 
 def test_many_pictures_stay_below_three_megabytes(tmp_path: Path) -> None:
-    text = write(tmp_path / "report.html", items=16, gallery=gallery(16, panels=6))
+    text = write(tmp_path / "report.html", **LEAN | {"gallery": gallery(16, panels=6)})
     assert 1_000_000 < len(text.encode()) < 3_000_000
 
 
 def test_sections_without_material_are_left_out(tmp_path: Path) -> None:
-    empty = {
-        "paired": [],
-        "gallery": [],
-        "guided": None,
-        "spreads": [],
-        "commands": [],
-        "config_yaml": "",
-    }
+    empty = {**LEAN, "paired": [], "commands": [], "config_yaml": ""}
     accuracy = [row for row in rows() if row.metric == "accuracy"]
-    page = Page(write(tmp_path / "report.html", rows=accuracy, learning_curves=None, **empty))
+    page = Page(write(tmp_path / "report.html", rows=accuracy, **empty))
     assert [word for tag, word in page.words if tag == "h2"] == [
         "Accuracy against compute",
         "Accuracy by keep ratio",
@@ -213,7 +207,7 @@ def test_the_same_report_twice_is_the_same_file(tmp_path: Path, text: str) -> No
 
 def test_the_model_alone_makes_a_report(tmp_path: Path) -> None:
     full = [row for row in rows() if row.pruner == "keep_all"]
-    page = write(tmp_path / "report.html", rows=full, gallery=[], guided=None)
+    page = write(tmp_path / "report.html", rows=full, **LEAN)
     assert "With all 192 visual tokens: 95.3 %" in page
     Page(page)  # well-formed
 

@@ -129,7 +129,9 @@ class TestSetLoss:
         assert float(result.loss.detach()) == pytest.approx(float(result.constant))
 
     @pytest.mark.parametrize(
-        "demonstrator", [ClsAttentionPruner(), FarthestPruner()], ids=lambda d: d.name
+        "demonstrator",
+        [pytest.param(ClsAttentionPruner(), marks=pytest.mark.slow), FarthestPruner()],
+        ids=lambda d: d.name,
     )
     def test_the_policy_gets_below_the_constant(self, demonstrator: Any) -> None:
         stage = lfd(
