@@ -350,6 +350,10 @@ def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[
     # The order of a card: reference, policy, adaptive mode. Rows without a ratio have no place
     # there.
     names = (FULL, pruner, f"{pruner}_adaptive")
+    means = [row for row in rows if row.metric == "accuracy" and row.keep_ratio is not None]
+    of_card = [row for row in means if row.pruner in names]
+    # A stable sort: within a pruner the ratios keep their order.
+    of_card.sort(key=lambda row: names.index(row.pruner))
     return [
         {
             "dataset": row.dataset,
@@ -362,7 +366,5 @@ def card_results(rows: Sequence[Row], pruner: str, questions: int) -> list[dict[
             "high": row.ci_high,
             "flops_ratio": row.flops_ratio,
         }
-        for name in names
-        for row in rows
-        if row.pruner == name and row.metric == "accuracy" and row.keep_ratio is not None
+        for row in of_card
     ]
