@@ -83,6 +83,7 @@ def prune(
     # Checks first, from the cheapest on: a model that is refused stays as it was.
     stock = stock_model(model)
     lvlm = family_of(stock).around(stock, processor)
+    # The adapter is the first change to the model: whatever is refused below takes it off again.
     take_off = None if adapter is None else add_adapter(stock, adapter)
     try:
         built = _built(pruner)
@@ -94,6 +95,7 @@ def prune(
                     f"positions={positions}: use positions=keep."
                 )
             scored = calibration_of(built, calibration)
+            # With its adapter: the promise is of these weights.
             scored.check(stock, built)
             built, keep_ratio, _ = scored.serve(built, retention, confidence)
         else:
@@ -128,6 +130,7 @@ def _settled(
     live."""
     if keep_ratio is not None:
         keep_ratio = check_keep_ratio(keep_ratio)
+    # A threshold decides alone: `_with_threshold` refuses a ratio beside it.
     if threshold is not None:
         return _with_threshold(pruner, keep_ratio, threshold), keep_ratio
     if keep_ratio is None and not getattr(pruner, "decides_alone", False):
@@ -147,6 +150,7 @@ def _pruning(
     if isinstance(pruner, LayerPruner) and keep_ratio is not None:
         lvlm.check_layers(pruner.name)
         pruner.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean
+    # A second pruning would wrap the first, and undo() would restore the wrong one.
     if isinstance(model.generate, Pruning):
         raise UserError(
             "this model is pruned already: call undo() on the handle that prune returned first."
@@ -187,6 +191,7 @@ def family_of(model: Any) -> type[FrozenLVLM]:
     Raises:
         UserError: there is none.
     """
+    # conf/model is the list of families: a new yaml is known here too.
     targets = [target_of("model", name) for name in choices("model")]
     known = {target.model_type: target for target in targets if issubclass(target, FrozenLVLM)}
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -228,6 +233,7 @@ def _check_fit(pruner: Any, lvlm: FrozenLVLM) -> None:
 
 def _processor(lvlm: FrozenLVLM, name: str) -> Any:
     """The processor that belongs to the weights that the model was loaded from."""
+    # Asked only where it is at hand: without a network the hub would be tried for minutes.
     source = getattr(lvlm.model, "name_or_path", "")
     why = "it was not loaded from a folder or the hub"
     if source and within_reach(source):

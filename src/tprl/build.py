@@ -53,16 +53,19 @@ def build(config: DictConfig | Mapping[str, Any], /, **live: Any) -> Any:
     Raises:
         UserError: a target that is not on the allow-list, does not exist, or has no such argument.
     """
+    # Plain values are for checking alone: the node keeps its parent, which interpolations need.
     node = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
     plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=not live)
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UserError(
             f"a config must name a class or function, got {plain}: add _target_: tprl.<...>."
         )
+    # Before anything is built. A partial, because live objects would not survive OmegaConf.
     _check(plain)
     try:
         component = instantiate(_moved(node), _partial_=True, _convert_="all")
     except InstantiationException as error:
+        # Hydra wraps what a nested constructor refused; its own sentence is the one to show.
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
@@ -154,7 +157,7 @@ def _allowed(target: Any) -> Any:
     if isinstance(target, str) and target.startswith(ALLOWED):
         try:
             loaded = get_object(current(target))
-        except Exception as error:
+        except Exception as error:  # a module may raise anything while it is imported
             reason = " ".join(str(error.__cause__ or error).split())
             raise UserError(f"_target_ {target} cannot be imported ({reason}).") from error
         home = getattr(loaded, "__module__", None) or ""
@@ -180,6 +183,7 @@ def _arguments(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
         if maker is not target and not maker.__module__.startswith("tprl."):
             return arguments, False
         parameters = inspect.signature(maker).parameters.values()
+        # setdefault: a subclass's own parameter hides its base's.
         for parameter in parameters:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 arguments.setdefault(parameter.name, parameter)
@@ -192,6 +196,7 @@ def _check_arguments(target: Any, node: dict[Any, Any]) -> None:
     names, complete = _arguments(target)
     if not complete:
         return
+    # Hydra's own keys stand beside the arguments.
     for key in node:
         if key not in names and key not in (
             "_target_",

@@ -73,6 +73,7 @@ class Arguments:
             return False
         reward = build(self.cfg.reward) if "reward" in needs(kind) else None
         settings = in_one_table("stage", plain(config))
+        # Labels that a stage does not need are not asked for: fidelity rewards read none.
         there = getattr(self.train_set, "labelled", True)
         reads = kind.reads_answers(reward, settings)
         if reads and not there:
@@ -106,6 +107,7 @@ class Arguments:
         """Where other runs find what this one computes, if they have the same model and data."""
         if not self.cfg.get("cache"):
             return None
+        # Keyed by all that decides what is stored: another model or dataset finds nothing.
         model, data = of_lvlm(self.lvlm, plain(self.cfg.model)), plain(self.cfg.dataset)
         return Cache(
             Path(self.cfg.cache),

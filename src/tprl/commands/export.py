@@ -28,6 +28,7 @@ def export(cfg: DictConfig, directory: Path) -> None:
     cfg = checked(cfg, "export")
     if cfg.run and chosen("pruner"):
         raise UserError("run and pruner both name the pruner: leave one out.")
+    # A folder for vLLM is written anywhere; where vLLM is installed, its version must fit.
     if cfg.target == "vllm" and vllm_version() is not None:
         check_vllm()
     if cfg.target == "openvino" and importlib.util.find_spec("openvino") is None:
@@ -37,6 +38,7 @@ def export(cfg: DictConfig, directory: Path) -> None:
         )
     if cfg.run:
         cfg = with_run_config(cfg, Path(cfg.run))
+    # The pruner first: it is small, and a mistake in it costs no loading of the model.
     start(cfg, directory)
     pruner = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
     lvlm = build(cfg.model)
@@ -49,6 +51,7 @@ def export(cfg: DictConfig, directory: Path) -> None:
     if cfg.target == "vllm":
         write_folder(lvlm, pruner, settings, folder)
     else:
+        # late: openvino is an extra
         from tprl.serving.openvino.convert import convert
 
         convert(lvlm, pruner, settings, folder, cfg.weights)

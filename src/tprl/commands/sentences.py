@@ -37,8 +37,10 @@ def explain(error: BaseException, of_system: Callable[[OSError], str] | None = N
             f"the option {error.override!r} cannot be read ({reason}); "
             "write key=value, special characters in quotes."
         )
+    # Hydra wraps errors of OmegaConf and of the system: the first cause that we know speaks.
     chain = _chain(error)
     for cause in chain:
+        # `stage.x` was looked up in the block `module`, which the user did not type
         if isinstance(cause, OmegaConfBaseException) and OmegaConf.is_dict(cause.parent_node):
             return _unknown_stage_option(chain) if cause.key == MODULE else _unknown_key(cause)
         if isinstance(cause, OSError):
@@ -110,6 +112,7 @@ def unreadable(error: OSError) -> str:
 
 def unwritable(error: OSError, directory: Path | None = None, again: str = "") -> str:
     where = error.filename or directory or "the output folder"
+    # A full disk ends a run that can go on; other refusals come before anything was computed.
     if (
         directory is not None
         and error.errno in (EDQUOT, ENOSPC)

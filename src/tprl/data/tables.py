@@ -67,6 +67,7 @@ def _file(path: Path) -> Table:
         )
     if kind in SUFFIXES:
         return read_text_table(path)
+    # pyarrow names the fault of a file in one line, `datasets` in a page.
     _library()
     check_file(path)
     return _loaded(kind.removeprefix("."), None, "train", path, data_files=str(path))
@@ -86,6 +87,7 @@ def _shards(folder: Path, split: str) -> list[Path]:
     Raises:
         UserError: they are of two kinds, of which one would be ignored.
     """
+    # "val" must not take val2.jsonl: what follows a split's name begins with a separator.
     name = re.compile(rf"{re.escape(split)}(?:[-_.]\d[\w-]*)?\.\w+(?:\.gz)?", re.IGNORECASE)
     # Shards in the order of their numbers.
     files = sorted(
@@ -110,6 +112,7 @@ def check_file(path: Path) -> None:
     """
     if not path.stat().st_size:
         raise UserError(f"{path} is empty (0 bytes): fetch or write it again.")
+    # The index alone, which takes milliseconds; rows are looked at where reading them fails.
     if reason := _fault(path, whole=False):
         raise UserError(
             f"{path} is not a {path.suffix.lower()} file, or it "
@@ -200,6 +203,7 @@ def _loaded(
 
 def _line(error: BaseException) -> str:
     """What went wrong, in one line: `datasets` gives its reasons as causes."""
+    # The innermost one names the file or the value; those around it say where they were.
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -246,6 +250,7 @@ def _saved(path: Path, split: str) -> Any:
 
 def _undecoded(library: Any, table: Any) -> Any:
     """Images as they are stored: a damaged one must be one bad row, not the end of the run."""
+    # Columns with one image, and those with a list of them.
     for name, feature in table.features.items():
         if isinstance(feature, library.Image):
             table = table.cast_column(name, library.Image(decode=False))

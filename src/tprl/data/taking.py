@@ -25,7 +25,7 @@ def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sa
     for index in indices:
         try:
             yield index, dataset[index]
-        except BadRow:
+        except BadRow:  # the dataset has counted it, and raises where they are too many
             continue
 
 
@@ -53,6 +53,7 @@ def batches(
     dataset: Dataset, limit: int | None, size: int, first: int = 0
 ) -> Iterator[list[Sample]]:
     """The samples of rows `first` .. `limit` (None: all), `size` at a time."""
+    # Rows, not samples: damaged ones count, so that a limit means the same questions everywhere.
     indices = range(first, min(limit or len(dataset), len(dataset)))
     for batch in numbered_batches(dataset, indices, size):
         yield [sample for _, sample in batch]

@@ -111,18 +111,21 @@ class InternVL3(FrozenLVLM):
         )
 
     def processor_settings(self) -> dict[str, Any]:
+        # The pixel shuffle merges patches in both directions: by its ratio squared.
         rows, columns = self._patches
         merged = round(rows * columns * self.model.config.downsample_ratio**2)
         return {"image_seq_length": merged}
 
     def limit_tiles(self, most: int) -> None:
         images = self.processor.image_processor
+        # `max_patches` counts tiles, though its name says patches.
         images.max_patches, images.min_patches = most, min(most, images.min_patches)
 
     def pixels_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The stock processor does not say how many tiles an image has: as many as its run of
         tokens is long."""
         values, each = inputs["pixel_values"], self.processor_settings()["image_seq_length"]
+        # (start, length) of every run of placeholders in the batch: one run is one image.
         images = chain.from_iterable(runs(inputs["input_ids"] == self.image_token))
         lengths = [length for _, length in images]
         if any(length % each for length in lengths) or sum(lengths) != each * len(values):
@@ -162,6 +165,7 @@ class InternVL3(FrozenLVLM):
             features[name] = self._by_token(patches.unsqueeze(-1)).squeeze(-1)
         if "last_keys" in calls:
             keys = keys_of(modules["last_keys"], calls["last_keys"].x)
+            # without CLS, which is no token
             features["last_keys"] = self._by_token(keys[:, 1:])
         # Tokens of a tile are a square; those of an image are its tiles, one after the other.
         counts = self.rows_per_image(pixels)
@@ -175,6 +179,7 @@ class InternVL3(FrozenLVLM):
 
     def _attention(self, layer: Any, call: Call) -> Float[Tensor, "I P"]:
         """CLS attention of the patches of each tile, before they are merged."""
+        # CLS stands first. InternViT may normalize queries and keys before it splits the heads.
         query = split_heads(layer.q_norm(layer.q_proj(call.x[:, :1])), layer.num_heads)
         return cls_attention(
             query, split_heads(layer.k_norm(layer.k_proj(call.x)), layer.num_heads)
@@ -188,6 +193,7 @@ class InternVL3(FrozenLVLM):
         shuffled = self.model.model.pixel_shuffle(
             patches.unflatten(1, (side, side)), scale_factor=self.model.config.downsample_ratio
         )
+        # [I rows columns 4C] to a mean over the patches that share a token.
         return shuffled.flatten(1, 2).unflatten(-1, (-1, patches.shape[-1])).mean(-2)
 
     def project(self, vision_features: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:

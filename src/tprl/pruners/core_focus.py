@@ -83,6 +83,7 @@ class CoreFocus:
         """
         ratio = need_ratio(self.name, keep_ratio)
         core = core_of(self.core, encoded, ratio, self.core_share)
+        # The focus sees the core and fills the budget beside it, so both share one count.
         keep = self.focus.complete(encoded, ratio, core).keep
         return TokenSelection(keep, core=core if self.core_first else None)
 
@@ -105,6 +106,7 @@ def core_of(
     for count, size in sorted(set(zip(counts, images.sizes, strict=True))):
         if not count:
             continue
+        # A ratio that rounds to `count` at this size; rows of other sizes are dropped below.
         selection = pruner.select(blind(encoded), check_keep_ratio(count / size))
         if selection.merged is not None or selection.extra is not None:
             raise UserError(
@@ -118,6 +120,7 @@ def core_of(
 
 def blind(encoded: Encoded) -> Encoded:
     """The same prompts without a question that a policy could read."""
+    # Tokens stay where they are: only the marks go, by which a policy finds the words.
     empty = replace(encoded, question=torch.zeros_like(encoded.question), questions=())
     # All counts but that of words stay known.
     vars(empty)["counts"] = tuple(counts._replace(words=0) for counts in encoded.counts)
@@ -137,6 +140,7 @@ def _checked_core(core: Any) -> Pruner:
             f"core={core.name} reads the question, so it is another one in every turn: use one "
             "that does not, e.g. core=attention_dpp, or a trained policy."
         )
+    # Drawn by the question's uid, a core would change from turn to turn.
     if hasattr(core, "seed"):
         raise UserError(
             f"core={core.name} draws other tokens for every question: use one that does not, "
@@ -146,6 +150,7 @@ def _checked_core(core: Any) -> Pruner:
 
 
 def _checked_focus(focus: Any) -> Completes:
+    # A threshold has no count, so nothing is left to be completed.
     free = getattr(getattr(focus, "serving", None), "select", None) == "threshold"
     if not isinstance(focus, Completes) or free:
         raise UserError(

@@ -69,6 +69,7 @@ class TPRL(LearnedPruner):
             raise UserError(f"policy.prior must be one of {', '.join(PRIORS)}, got {prior}.")
         super().__init__(token_width, code_width, hidden, **common)
         self.config = {"token_width": token_width, "code_width": code_width, "hidden": hidden}
+        # Both the network's arguments and what config.json rebuilds it from.
         net: dict[str, Any] = {
             "width": width,
             "layers": layers,
@@ -84,6 +85,7 @@ class TPRL(LearnedPruner):
         self.net = PolicyNet(read, token_width, **net, budgets=len(budgets), scores=scores)
         if self.prior:
             self.extras = frozenset(SCORES[score][0] for score in self.prior)
+            # Zero logits leave the prior alone, until the first step has moved these weights.
             nn.init.zeros_(self.net.policy_head.out.weight)
 
     @property
@@ -108,6 +110,7 @@ class TPRL(LearnedPruner):
 
     def learn_budgets(self, budgets: Sequence[float]) -> None:
         """A fresh budget head for these kept fractions."""
+        # Ascending: `survey` takes the first and the last, and ties go to the smaller budget.
         self.config["budgets"] = sorted(check_keep_ratio(ratio) for ratio in budgets)
         self.net.add_budget_head(len(budgets))
 
@@ -117,7 +120,9 @@ class TPRL(LearnedPruner):
         for both, at the geometric middle of the budgets."""
         low, *_, high = self.config["budgets"]
         middle = math.sqrt(low * high)
+        # [B] float64, as every ratio, so that no budget rounds otherwise.
         ratio = torch.full((len(x.mask),), middle, dtype=torch.float64, device=x.mask.device)
+        # Step 0: the adaptive mode serves in one step, whatever the policy was trained with.
         read = self.net.read(x, x.mask, 0, ratio)
         return self.net.keep_logits(read, x, x.mask), gist(read)
 

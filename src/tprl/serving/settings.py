@@ -40,6 +40,7 @@ class Settings:
     pruner: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # A frozen dataclass sets its own fields like this; the number may come as an int from json.
         object.__setattr__(self, "keep_ratio", check_keep_ratio(self.keep_ratio))
         if self.positions not in POSITIONS:
             raise UserError(f"positions={self.positions} is unknown: use keep or compact.")
@@ -60,6 +61,7 @@ class Settings:
         Raises:
             UserError: it carries none, or values that cannot be.
         """
+        # All or none: a folder with some of them was edited, and a default would hide that.
         names = ("keep_ratio", "positions", "pruner")
         missing = [f"{PREFIX}{name}" for name in names if not hasattr(config, f"{PREFIX}{name}")]
         if missing:
@@ -79,6 +81,7 @@ class Settings:
         Raises:
             UserError: it is not there, or cannot be served.
         """
+        # Rules are rebuilt from the config; a policy has weights, which lie beside the model's.
         if self.pruner:
             pruner = build(self.pruner)
         elif (Path(folder) / FOLDER).is_dir():
@@ -99,6 +102,7 @@ def check_servable(pruner: Any) -> None:
     Raises:
         UserError: with the reason.
     """
+    # The most particular reason first: a reranker has extras too, and what it wraps would do.
     name = pruner.name
     if isinstance(pruner, Adaptive | KeywordBudget):
         raise UserError(
@@ -143,6 +147,7 @@ def check_weights(lvlm: Any) -> None:
     # A GPU is a map of its own where accelerate loads straight onto it: only several places are a
     # spread.
     places = {str(place) for place in getattr(lvlm.model, "hf_device_map", {}).values()}
+    # Offloaded to disk, weights stand on the meta device.
     away = any(weight.is_meta for weight in lvlm.model.parameters())
     if getattr(lvlm.model, "is_quantized", False) or len(places) > 1 or away:
         raise UserError(

@@ -88,10 +88,11 @@ class AutoencoderStage(RowStage):
         for tokens in self._tokens():
             self.file.add(tokens)
             sizes.append(len(tokens))
+        # The first tenth of the images, one at least, as a number of tokens in the file.
         first = sum(sizes[: max(1, len(sizes) // 10)])
         whole = self.file.mapped()
         self.held_out, self.tokens = whole[:first], whole[first:]
-        # A stream over the file, too.
+        # Mean and variance by a stream over the file: codes are those of standardized tokens.
         self.pruner.autoencoder.fit_statistics(self.tokens)
 
     def _tokens(self) -> Iterator[Float[Tensor, "N D"]]:
@@ -102,6 +103,7 @@ class AutoencoderStage(RowStage):
             UserError: the dataset shows fewer than two images.
         """
         samples = list(islice(self._distinct(), self.hparams["images"]))
+        # Where every row was damaged, the rows are the reason, not the number of images.
         if not samples and getattr(self.dataset, "damage", {}):
             raise nothing_left(self.dataset, len(self.dataset), "to take images from")
         if len(samples) < 2:
@@ -114,6 +116,7 @@ class AutoencoderStage(RowStage):
         def work(batch: Ready) -> list[Float[Tensor, "N D"]]:
             encoded = batch.encode(self.lvlm)
             visual = compact(encoded.visual)
+            # One bad image would spoil the statistics of all: it is named here.
             check_finite({"visual tokens": visual}, encoded.uids, "stage=autoencoder")
             pairs = zip(visual.cpu(), encoded.visual_mask.cpu(), strict=True)
             return [visual[mask] for visual, mask in pairs]
@@ -136,6 +139,7 @@ class AutoencoderStage(RowStage):
                 yield sample
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        # A generator of its own: the order follows from the seed alone, whatever else draws.
         order = torch.Generator().manual_seed(self.hparams["seed"])
         data = TensorDataset(self.tokens)
         sampler = RandomSampler(data, generator=order)
@@ -143,6 +147,7 @@ class AutoencoderStage(RowStage):
         return DataLoader(data, batch_sampler=distributed.Shares(batches), generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        # Without gradients far more tokens fit than in a training batch.
         return DataLoader(TensorDataset(self.held_out), 8192)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -21,6 +21,7 @@ def drawn_ratios(
     ratios: Sequence[float], samples: Sequence[Sample], seed: int, iteration: int
 ) -> Float64[Tensor, " B"]:
     """One of `ratios` for each question, from (seed, iteration, uid) alone."""
+    # A generator per question: neither batches, nor ranks, nor a resume change what one draws.
     draws = [random.Random(f"{seed}/{iteration}/{sample.uid}").choice(ratios) for sample in samples]
     return torch.tensor(draws, dtype=torch.float64)
 
@@ -35,6 +36,7 @@ class PreparedPrompts(IterableDataset[Ready]):
         return len(self.stream)
 
     def __iter__(self) -> Iterator[Ready]:
+        # Lazy: a batch is drawn when a thread is free to prepare it, not all of them at once.
         return ahead(self.lvlm, map(Ready, self.stream))
 
     def loader(self) -> DataLoader[Ready]:
@@ -79,6 +81,7 @@ class PromptStream(IterableDataset[list[Sample]]):
     def __init__(
         self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0
     ) -> None:
+        # Gradients are averaged over ranks, which is the mean over questions for equal shares only.
         if prompts % distributed.count():
             raise UserError(
                 f"stage.prompts={prompts} are the questions of all ranks "
@@ -108,6 +111,7 @@ class PromptStream(IterableDataset[list[Sample]]):
 
     def _sample(self, order: Tensor, at: int) -> Sample:
         """Entry `at` of the order; in place of a damaged row the next one that is not."""
+        # In its place alone: a damaged row moves no other question, and ranks stay in step.
         following = (int(order[(at + step) % len(order)]) for step in range(len(order)))
         sample = next(taken(self.dataset, following), None)
         if sample is None:

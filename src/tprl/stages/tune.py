@@ -114,6 +114,7 @@ class Tune(Stage):
         self.ratios = [check_keep_ratio(ratio) for ratio in ratios]
         self.max_grad_norm, self.iteration = grad_clip, 0
         self.curve: list[tuple[float, float]] = []
+        # Before adapters are in: an adapter belongs to the weights that it was trained on.
         self.base_print = model_print(lvlm.model)
         self.extras = frozenset(selector.extras)
         if projector:
@@ -159,6 +160,7 @@ class Tune(Stage):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
         optimizer = torch.optim.Adam(self.adapters, lr=h["lr"])
+        # Up over the warm-up and down to 0 at the end: the smaller of two lines.
         total = h["iterations"]
         warm = max(1, round(h["warmup"] * total))
 
@@ -174,6 +176,7 @@ class Tune(Stage):
         encoded = batch.encode_in_parts(self.lvlm, self.extras)
         ratio = drawn_ratios(self.ratios, samples, h["seed"], self.iteration)
         answers = self._answers(samples, encoded)
+        # One sum over all ratios, divided once: a ratio weighs as much as its questions.
         total = encoded.embeds.new_zeros(())
         for rows, prompt in self._prompts(encoded, ratio):
             log_prob = self._log_prob(prompt, [answers[row] for row in rows])
@@ -188,6 +191,7 @@ class Tune(Stage):
 
     def _answers(self, samples: Sequence[Sample], encoded: Encoded) -> list[str]:
         """What the model is to say."""
+        # By the model without adapters: otherwise it would imitate its own drift.
         self.lora.disable_adapter_layers()
         try:
             # Without memory of earlier ones: every question of the stream is new.
@@ -205,6 +209,7 @@ class Tune(Stage):
         for value in sorted(set(ratio.tolist())):
             rows = (ratio == value).nonzero().squeeze(1).tolist()
             part = encoded.rows(rows)
+            # The choice is not trained; gradients reach the tokens that it keeps.
             with torch.no_grad():
                 selection = select_in_chunks(
                     self.selector, part, value, memory.working_bytes(self.lvlm)
@@ -217,6 +222,7 @@ class Tune(Stage):
             return part
         tokens = self.lvlm.project(part.extras["vision_features"])
         row, token = part.visual_mask.nonzero(as_tuple=True)
+        # Padded tokens name column 0: they are left out, or they would overwrite a word.
         at = (row, part.visual_at[row, token])
         embeds = part.embeds.index_put(at, tokens[row, token].to(part.embeds.dtype))
         return replace(part, embeds=embeds)
@@ -248,6 +254,7 @@ class Tune(Stage):
     def _validate(self) -> None:
         if self.hparams["projector"]:  # what was encoded before has another projector's tokens
             self.served.encode_again()
+        # Whole prompts too: an adapter that only helps pruned ones would show here.
         scores = {"served": self.served(self.selector), "full": self.served(KeepAll(), [1.0])}
         for name, score in scores.items():
             self.log_dict({f"tune/{name}/{key}": value for key, value in score.items()})
@@ -262,6 +269,7 @@ class Tune(Stage):
         h = self.hparams
         pairs: dict[str, dict[str, Tensor]] = {}
         for name, parameter in zip(self.names, self.adapters, strict=True):
+            # peft's <module>.lora_A.default.weight, and B: one pair of each module
             module, _, side = name.removesuffix(".default.weight").rpartition(".lora_")
             pairs.setdefault(module, {})[side] = parameter
         about = {

@@ -73,6 +73,7 @@ class Turns(PPO):
         **options: Any,
     ) -> None:
         super().__init__(pruner, **options)
+        # Kept beside PPO's, so that `check` sees all of them.
         shared = {"questions": questions, "share": share, "core_first": core_first}
         self.save_hyperparameters(shared)
         self.check("stage", self.hparams, {"policy": {"select": pruner.serving.select}})
@@ -95,6 +96,7 @@ class Turns(PPO):
                 f"stage=turns draws the focus beside the core by the gains of a DPP: use "
                 f"policy.select=dpp, got {plain['policy']['select']}."
             )
+        # The core's baseline compares whole conversations: none may be cut by the batch's end.
         prompts, turns = settings["prompts"], settings["questions"]
         if prompts % turns:
             raise UserError(
@@ -126,6 +128,7 @@ class Turns(PPO):
         # The core's noise is the image's alone: no question decides over it.
         images = [f"{image_key(sample.uid)}/core" for sample in samples[:: h["questions"]]]
         core_noise = self._noise(images, x, rule)[0]
+        # That of a focus is its question's: two questions about an image draw independently.
         noise = self._noise([sample.uid for sample in samples], x, rule)[0]
         share, group = self.view.core_share, h["group"]
         how = (share, keep_ratio, core_noise, noise, group, h["questions"])
@@ -147,7 +150,7 @@ class Turns(PPO):
         group, turns = h["group"], h["questions"]
         # [B] each focus against the other episodes of its question.
         focus = normalize_over_ranks(leave_one_out(reward[0], group))
-        # [P T G] rewards; the core of episode g is answerable for the mean over the questions.
+        # [P T G] rewards to [P G] means over the questions, for which the core is answerable.
         mean = reward[0].view(-1, turns, group).mean(1)
         core = normalize_over_ranks(leave_one_out(mean.flatten(), group)).view(-1, 1, group)
         core = core.expand(-1, turns, -1).flatten()
@@ -180,6 +183,7 @@ class ImageStream(PromptStream):
     def __init__(
         self, dataset: Dataset, turns: int, prompts: int, start: int, stop: int, seed: int = 0
     ) -> None:
+        # Questions about an image are found by arithmetic, not by reading all rows.
         per_image = getattr(dataset, "questions_per_image", 1)
         if per_image < turns:
             rounds = (
@@ -211,9 +215,11 @@ class ImageStream(PromptStream):
 
     def _questions(self, image: int, iteration: int) -> list[Sample]:
         """`turns` of the questions about an image, other ones in every pass."""
+        # From (seed, iteration, image) alone, as ratios are: a resumed run asks the same.
         draw = random.Random(f"{self.seed}/{iteration}/{image}")
         slots = draw.sample(range(self.per_image), self.turns)
         samples = take(self.dataset, [image * self.per_image + slot for slot in slots])
+        # A conversation that lacks a turn would shift all groups behind it.
         if len(samples) < self.turns:
             raise nothing_left(self.dataset, self.turns, "to train on")
         return samples
