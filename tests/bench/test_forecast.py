@@ -107,7 +107,7 @@ def test_what_null_means() -> None:
     assert reads(credit_blocks=0, served={**PPO["served"], "limit": None}) == whole + 3 * 80
 
 
-def test_stages_that_nobody_has_counted() -> None:
+def test_stages_without_a_cost_model_have_no_forecast() -> None:
     assert stage_needs({"name": "center"}, LLAVA, QUESTION, open_ended=False, questions=0) == []
     chain = {"chain": ["ppo", "center"], "ppo": PPO, "center": {"name": "center"}}
     assert (uncounted(chain), uncounted(PPO)) == (["center"], [])

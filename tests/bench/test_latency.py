@@ -149,7 +149,7 @@ class Listener:
         return 0
 
 
-def test_every_round_runs_all_of_them_and_starts_with_another(lvlm: FrozenLVLM) -> None:
+def test_every_round_runs_all_pruners_in_rotated_order(lvlm: FrozenLVLM) -> None:
     heard: list[str] = []
     setting, seen = (
         Setting(batch_sizes=(1,), repeats=2, warmup=1, new_tokens=1),

@@ -46,7 +46,7 @@ def test_padding_begins_after_the_first_end() -> None:
     assert _real(ids, []).all()
 
 
-def test_nothing_to_compare_is_one_sentence(lvlm: FrozenLVLM) -> None:
+def test_nothing_to_compare_is_refused(lvlm: FrozenLVLM) -> None:
     with pytest.raises(UserError, match="none of the 0 questions has an image"):
         parity(lvlm, [])
     with pytest.raises(

@@ -68,7 +68,7 @@ def test_loads_take_turns_and_say_where_pruning_pays() -> None:
     assert serving_table(list(lines.values())).count("\n") == 7
 
 
-def test_the_spread_over_rounds_is_said() -> None:
+def test_the_spread_over_rounds_is_reported() -> None:
     rounds = {"all": [1.0, 2.0, 1.0], "few": [3.0, 2.0, 4.0]}
     points = {(n, 8): [Point(rate, [0.1], [0.2], 1) for rate in of] for n, of in rounds.items()}
     (every, few) = rows(points, "all")

@@ -18,7 +18,7 @@ def output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return capsys.readouterr().err
 
 
-def test_what_it_does_not_measure_is_one_sentence(
+def test_unknown_benchmarks_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     place = f"hydra.run.dir={tmp_path}"
@@ -30,7 +30,7 @@ def test_what_it_does_not_measure_is_one_sentence(
     assert line.startswith("error: limit is not read: mode=latency reads ")
 
 
-def test_a_mode_as_src_eval_spells_it(
+def test_modes_of_src_eval_still_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     line = output(

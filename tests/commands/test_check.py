@@ -38,7 +38,7 @@ def test_no_weight_is_made(capsys: pytest.CaptureFixture[str]) -> None:
     assert "all of it" in printed
 
 
-def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_run(["model=llava", "model.pretrained=/nowhere/at/all"]) == 2
     assert check_run(["model=toy"]) == 2
     assert check_run(["model.mikro_batch=3"]) == 2
@@ -71,7 +71,7 @@ def test_options_are_those_of_training(capsys: pytest.CaptureFixture[str]) -> No
         ),
     ],
 )
-def test_a_file_that_is_not_there(
+def test_missing_files_are_reported(
     error: OSError,
     sentence: str,
     capsys: pytest.CaptureFixture[str],
@@ -86,12 +86,12 @@ def test_a_file_that_is_not_there(
     assert line.startswith(sentence)
 
 
-def test_a_stage_that_nobody_has_counted() -> None:
+def test_a_stage_without_a_cost_model_is_named() -> None:
     text = report(composed(["stage=pretrain", "trainer=cpu"]))
     assert text.endswith("costs      nobody has counted what stage pretrain takes")
 
 
-def test_another_rank_is_refused_for_the_first_ones_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_are_refused_for_the_reason_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "gathered", lambda reason: ["it does not fit.", reason])
     with pytest.raises(UserError, match=r"^it does not fit\.$"):

@@ -47,7 +47,7 @@ def test_bad_settings_end_in_a_sentence(
     assert sentence in refused(capsys, tmp_path, *words)
 
 
-def test_without_gradio_it_says_how_to_get_it(
+def test_without_gradio_the_error_names_the_install_command(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
@@ -68,7 +68,7 @@ def test_a_retention_says_where_the_slider_starts(tmp_path: Path) -> None:
 
 
 class TestPruners:
-    def test_the_chosen_one_comes_first_and_none_comes_twice(self) -> None:
+    def test_the_chosen_pruner_comes_first_without_duplicates(self) -> None:
         lvlm = load_component("model", "tiny_llava")
         assert list(make_pruners(config(), lvlm)) == ["tprl", *config().pruners]
         chosen = make_pruners(config("pruner=divprune", "pruners=[random,divprune]"), lvlm)
@@ -87,7 +87,7 @@ class TestPruners:
         with pytest.raises(UserError, match="qwen2_5_vl makes its tokens of patches"):
             make_pruners(config("pruner=tome"), lvlm)
 
-    def test_a_run_names_its_own(self, tmp_path: Path) -> None:
+    def test_a_run_selects_its_own_pruner(self, tmp_path: Path) -> None:
         lvlm = load_component("model", "tiny_llava")
         load_component("pruner", "mlp").save_pretrained(tmp_path / "pruner")
         assert next(iter(make_pruners(config(f"run={tmp_path}"), lvlm))) == "mlp"

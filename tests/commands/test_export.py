@@ -86,7 +86,7 @@ def test_an_engine_that_was_not_tried(
     )
 
 
-def test_openvino_must_be_there(
+def test_a_missing_openvino_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)

@@ -28,7 +28,7 @@ SHORT = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_jobs_do_not_collide_and_finished_ones_are_skipped(launcher: str, tmp_path: Path) -> None:
+def test_jobs_do_not_collide_and_finished_jobs_are_skipped(launcher: str, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",

@@ -50,7 +50,7 @@ def test_a_hyper_parameter_is_typed_without_its_block(typed_word: str, full: str
     assert in_full(in_short(full)) == full
 
 
-def test_a_hyper_parameter_beside_its_block_is_one_sentence() -> None:
+def test_a_hyper_parameter_beside_its_block_is_refused() -> None:
     changed = composed("train", "stage=ppo", "+stage.iterations=3")
     assert sentence_of(checked, changed, "train") == (
         "stage.iterations=3 stands beside the block `module` of stage, where hyper-parameters are: "
@@ -61,7 +61,7 @@ def test_a_hyper_parameter_beside_its_block_is_one_sentence() -> None:
 @pytest.mark.parametrize(
     ("stage", "option"), [("ppo", "law"), ("ppo", "credit_blocks"), ("lfd", "loss")]
 )
-def test_settings_of_before_an_option_was_there_are_one_sentence(stage: str, option: str) -> None:
+def test_settings_older_than_an_option_are_refused(stage: str, option: str) -> None:
     before = copy.deepcopy(composed("train", f"stage={stage}"))
     OmegaConf.set_struct(before, False)
     today = before.stage.module.pop(option)
@@ -83,7 +83,7 @@ def test_a_stage_may_join_the_chain() -> None:
 
 
 @pytest.mark.parametrize("stage", ["ppo", "all"])
-def test_the_settings_of_a_run_of_before_there_were_blocks_are_todays(stage: str) -> None:
+def test_settings_without_blocks_are_converted(stage: str) -> None:
     today = composed("train", f"stage={stage}")
     before = copy.deepcopy(today)
     OmegaConf.set_struct(before, False)

@@ -200,7 +200,7 @@ def test_a_mode_that_wandb_does_not_know(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert planned("stage=lfd", "logger=csv")["stage"]["name"] == "lfd"
 
 
-def test_groups_that_a_minibatch_cannot_hold_whole_are_counted(
+def test_groups_cut_by_a_minibatch_are_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level("INFO"):

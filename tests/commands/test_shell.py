@@ -83,7 +83,7 @@ class TestOption:
         assert {key: config[key] for key in values} == values
         assert value_of(words[2]) == name
 
-    def test_plain_values_stay_as_one_types_them(self) -> None:
+    def test_plain_values_are_not_quoted(self) -> None:
         assert option("run", "runs/2026-01-02_x") == "run=runs/2026-01-02_x"
         assert option("pruners", ["a", "b"]) == "pruners=[a,b]"
         assert [option("x", value) for value in (None, True, 3, 0.5)] == [
@@ -150,7 +150,9 @@ class TestPrintedCommands:
         assert value_of(paste(line)[2]) == str(run)
 
     @pytest.mark.parametrize("name", RUNS)
-    def test_the_pasted_line_goes_on_there(self, name: str, paste: Paste, tmp_path: Path) -> None:
+    def test_the_pasted_line_resumes_that_run(
+        self, name: str, paste: Paste, tmp_path: Path
+    ) -> None:
         run = tmp_path / name
         run.mkdir()
         (run / "started.json").write_text('{"overrides": ["seed=1"]}')

@@ -86,7 +86,7 @@ class TestHelp:
                 compose(name, overrides=[addable(word) for word in words[3:]])
 
 
-def test_it_shows_what_was_chosen() -> None:
+def test_help_shows_the_chosen_groups() -> None:
     assert "(here: stage=ppo model=toy " in help_of("train", "stage=ppo", "model=toy")
 
 
@@ -130,7 +130,7 @@ def test_what_to_type_next(stage: str, words: list[str], command: str | None) ->
     )
 
 
-def test_a_run_and_a_sweep_say_it_at_their_end(
+def test_runs_and_sweeps_print_the_next_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["src.train", "stage=ppo", f"hydra.run.dir={tmp_path}/run"])

@@ -60,7 +60,7 @@ class TestChoice:
         [(model(49), 1), (model(51), 4), (model(3, "cuda"), 4), (None, 4)],
         ids=str,
     )
-    def test_all_where_the_work_is_worth_it_or_is_not_here(
+    def test_the_number_follows_size_and_device(
         self, lvlm: Any, count: int, tmp_path: Path
     ) -> None:
         assert used(tmp_path, lvlm) == count
@@ -81,7 +81,7 @@ class TestChoice:
 
 
 @pytest.mark.parametrize("value", [0, -1, "two", 1.5, True])
-def test_a_number_that_is_none(value: Any) -> None:
+def test_invalid_numbers_are_refused(value: Any) -> None:
     sentence = (
         rf"threads must be a whole number .*, got {re.escape(typed(value))}; use e\.g\. 1, or null"
     )
@@ -89,7 +89,7 @@ def test_a_number_that_is_none(value: Any) -> None:
         KINDS["threads"]("threads", value)
 
 
-def test_the_run_remembers_it(tmp_path: Path) -> None:
+def test_the_run_records_its_threads(tmp_path: Path) -> None:
     """`resume` starts from config.yaml (see test_entry), where the number counts as an option."""
     use_threads(OmegaConf.create({"seed": 0, "threads": None}), tmp_path, model(1))
     again: DictConfig = read_yaml(tmp_path / SETTINGS, "")
@@ -98,5 +98,5 @@ def test_the_run_remembers_it(tmp_path: Path) -> None:
     assert use_threads(again, tmp_path, model(60)) == 1
 
 
-def test_parameters_of_what_holds_no_module() -> None:
+def test_parameters_of_objects_without_modules_are_zero() -> None:
     assert parameters(load_component("model", "toy")) == 0

@@ -32,7 +32,7 @@ class TestFamilies:
         assert table.rstrip().endswith("| yes |")
         assert table in capsys.readouterr().out + "\n"
 
-    def test_the_whole_chain_is_refused_at_once_where_its_evaluation_cannot_be(
+    def test_an_infeasible_evaluation_refuses_the_whole_chain(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("tprl.cost.shapes.LANGUAGE_MODELS", frozenset({"llama"}))

@@ -40,9 +40,7 @@ def test_a_table_of_every_arm_and_turn(tmp_path: Path, capsys: pytest.CaptureFix
     assert (run / "turns.md").read_text() in table
 
 
-def test_too_few_questions_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_few_questions_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("pruner=cls_attention", "limit=12", "turns.lengths=[9]")
     line = refused(capsys, "eval", tmp_path, *TOY, *words)
     assert line == (

@@ -253,14 +253,16 @@ def test_every_stage_and_mode_has_its_table() -> None:
         ("demo", ["split=val", "pruners=uniform"], None),
     ],
 )
-def test_options_that_others_leave_without_effect(
+def test_options_disabled_by_other_options_are_refused(
     command: str, words: list[str], reason: str | None
 ) -> None:
     refusal = sentence(command, *words)
     assert refusal is None if reason is None else refusal is not None and refusal.startswith(reason)
 
 
-def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_names_unread_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = refused(
         capsys, "eval", tmp_path / "run", "limit=8", "pruners=[uniform]", "models=[llava]"
     )

@@ -88,14 +88,14 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
     return run
 
 
-def test_everything_documented_is_there(offline: OfflineRun) -> None:
+def test_documented_metrics_are_logged(offline: OfflineRun) -> None:
     logged = {name for row in offline.rows for name in row}
     missing = [name for name in documented() if not any(map(pattern(name).fullmatch, logged))]
     assert set(missing) == NOT_HERE
     assert logged >= AXES
 
 
-def test_everything_there_is_documented(offline: OfflineRun) -> None:
+def test_logged_metrics_are_documented(offline: OfflineRun) -> None:
     logged = {name for row in offline.rows for name in row}
     known = [pattern(name) for name in documented()]
     assert {
@@ -126,7 +126,7 @@ def test_the_axis_counts_the_samples_of_each_stage(offline: OfflineRun) -> None:
     assert ratios == [0.0278, 0.0556, 0.1111, 0.3333]
 
 
-def test_pictures_say_what_was_asked_and_answered(offline: OfflineRun) -> None:
+def test_pictures_are_captioned_with_the_answers(offline: OfflineRun) -> None:
     first = next(row["ppo/overlays"] for row in offline.rows if "ppo/overlays" in row)
     # so many images do the ten questions show
     assert first["count"] == len(set(first["captions"])) == 2

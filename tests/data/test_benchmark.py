@@ -50,7 +50,7 @@ class TestDamage:
         take(data, range(10))
         assert sum(data.damage.values()) == 3  # each row once
 
-    def test_one_too_many_is_an_error_that_lists_them(self, tmp_path: Path) -> None:
+    def test_too_many_bad_rows_raise_an_error_that_lists_them(self, tmp_path: Path) -> None:
         data = pope(tmp_path, bad=BAD, max_bad_rows=0.2)
         with pytest.raises(
             UserError,
@@ -86,7 +86,7 @@ class TestDamage:
         assert take(data, [0]) == []
         assert data.damage == {"value is not a text": 1}
 
-    def test_nothing_but_damaged_rows_is_said(self, tmp_path: Path) -> None:
+    def test_a_dataset_of_damaged_rows_alone_is_refused(self, tmp_path: Path) -> None:
         data = pope(
             tmp_path, count=2, bad={0: {"question": ""}, 1: {"question": ""}}, max_bad_rows=1.0
         )
@@ -161,7 +161,7 @@ class TestArguments:
             ),
         ],
     )
-    def test_sources_that_are_not_there(
+    def test_missing_sources_are_refused(
         self, monkeypatch: pytest.MonkeyPatch, source: str, message: str
     ) -> None:
         monkeypatch.setattr("tprl.data.tables.within_reach", lambda source: False)

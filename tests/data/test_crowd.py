@@ -89,7 +89,7 @@ class TestQuestions:
             assert set(question.region) <= {thing.box for thing in scene.things}
             assert len(set(question.region)) == len(question.region) > 0
 
-    def test_a_name_is_of_one_object(self) -> None:
+    def test_every_name_refers_to_one_object(self) -> None:
         for family in ("attribute", "relation", "neighbor", "grounding"):
             for scene, question in asked(family):
                 for name in bare(question.text):
@@ -105,7 +105,7 @@ class TestQuestions:
             answers = Counter(question.answer for _, question in asked(family))
             assert max(answers.values()) < most * answers.total(), family
 
-    def test_a_neighbor_is_clearly_the_nearest_where_one_is(self) -> None:
+    def test_almost_all_neighbors_are_clearly_the_nearest(self) -> None:
         clear = 0
         for scene, question in asked("neighbor"):
             named = [thing.box for thing in scene.things].index(question.region[0])

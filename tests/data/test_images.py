@@ -77,7 +77,7 @@ def tiff(bits: int, photometric: int, pixels: bytes, form: int = 1) -> bytes:
 
 class TestOrientation:
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-    def test_all_eight_stand_as_viewers_show_them(self, kind: str) -> None:
+    def test_all_eight_orientations_are_applied(self, kind: str) -> None:
         """The sides of the stored picture, clockwise from the top: red, green, blue, white."""
         pixels = np.zeros((48, 64, 3), np.uint8)
         pixels[:8], pixels[8:, 56:], pixels[40:, 8:56], pixels[8:40, :8] = (
@@ -258,7 +258,7 @@ class TestTransparency:
         packed = b"".join(b"\0" + bytes([0b00011011] * 16) for _ in range(HEIGHT))
         assert (seen(png(2, 0, packed, b"\0\1"))[0, :4, 0] == [0, 255, 170, 255]).all()
 
-    def test_the_callers_object_stays_as_it_is(self) -> None:
+    def test_the_callers_image_is_unchanged(self) -> None:
         image = Image.fromarray(RAMP)
         image.info["transparency"] = 0
         read_picture(image)
@@ -327,7 +327,7 @@ class TestReasons:
             (Image.new("1", (20_000, 10_000)), "too many pixels", "= 200000000 > 178956970"),
         ],
     )
-    def test_the_true_reason_is_said(self, value: Any, reason: str, detail: str) -> None:
+    def test_the_actual_reason_is_reported(self, value: Any, reason: str, detail: str) -> None:
         with pytest.raises(BadImage) as error:
             read_picture(value)
         assert error.value.reason == reason

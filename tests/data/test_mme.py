@@ -82,7 +82,7 @@ class TestScore:
         assert len(numbers) == 3 + 3 * 14
         assert mme.headline in numbers
 
-    def test_everything_right_is_2000_and_800(self, mme: MME) -> None:
+    def test_perfect_scores_are_2000_and_800(self, mme: MME) -> None:
         numbers = official(mme, ["yes", "no"] * 15)
         assert (numbers["perception"], numbers["cognition"], numbers["total"]) == (2000, 800, 2800)
 

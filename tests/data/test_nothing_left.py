@@ -59,7 +59,7 @@ def test_the_rows_of_a_limit(tmp_path: Path) -> None:
         evaluate(Scorer(ToyLVLM(), data(tmp_path)), data(tmp_path), entries(), limit=1)
 
 
-def test_the_pictures_of_a_report_need_not_be_there(tmp_path: Path) -> None:
+def test_reports_work_without_pictures(tmp_path: Path) -> None:
     rows = data(tmp_path, good=5)
     pruners = {"uniform": load_component("pruner", "uniform")}
     assert gallery(Scorer(ToyLVLM(), rows), rows, pruners, 0.5, pool=3) == []

@@ -120,12 +120,12 @@ class TestScore:
 
 
 class TestConvention:
-    def test_a_named_one_beats_the_models(self, path: str) -> None:
+    def test_an_explicit_convention_overrides_the_models(self, path: str) -> None:
         data = RefCOCO(source=path, coordinates="absolute")
         data.reads_boxes_as(SimpleNamespace(name="m", coordinates="thousand"))
         assert data[0].answers == ("[10, 10, 30, 30]",)
 
-    def test_none_at_all_is_refused(self, path: str) -> None:
+    def test_an_unknown_convention_of_the_model_is_refused(self, path: str) -> None:
         data = RefCOCO(source=path)
         data.reads_boxes_as(ToyLVLM())
         with pytest.raises(
@@ -142,7 +142,7 @@ class TestConvention:
         ):
             data[0]
 
-    def test_an_unknown_one_is_refused(self, path: str) -> None:
+    def test_an_invalid_convention_is_refused(self, path: str) -> None:
         with pytest.raises(
             UserError, match=r"dataset\.coordinates must be one of absolute, .*, got percent"
         ):

@@ -54,7 +54,7 @@ class TestSplits:
         assert [data[i].family for i in range(20)] == list(FAMILIES) * 4
         assert len(data) == 20
 
-    def test_a_family_asks_the_same_whoever_sits_beside_it(self) -> None:
+    def test_a_family_asks_the_same_beside_any_other_family(self) -> None:
         alone = Scenes("test", families=["count"])
         assert [alone[i].question for i in range(8)] == [
             Scenes("test")[5 * i + 2].question for i in range(8)

@@ -124,7 +124,7 @@ class TestWholeFiles:
             ),
         ],
     )
-    def test_another_unit_is_said_before_anything_runs(
+    def test_another_unit_is_reported_before_anything_runs(
         self, tmp_path: Path, boxes: list[Any], reason: str, remedy: dict[str, str]
     ) -> None:
         (key, value), *_ = remedy.items()

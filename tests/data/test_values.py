@@ -33,7 +33,7 @@ def test_a_value_is_a_list_of_one(value: Any, values: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("value", [3, [3], ["a", None], "", [" "], {"a": 1}])
-def test_what_is_no_name(value: Any) -> None:
+def test_invalid_names_are_refused(value: Any) -> None:
     with pytest.raises(UserError, match=r"pruners=.* is not a name: write pruners=<name>"):
         name_list("pruners", value)
 

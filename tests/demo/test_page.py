@@ -77,7 +77,7 @@ def lines(page: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("page", EVERY, indirect=True)
-def test_it_asks_nobody_else_complains_about_nothing_and_fits(page: Any, address: str) -> None:
+def test_the_page_makes_no_requests_logs_no_errors_and_fits(page: Any, address: str) -> None:
     ask(page, "is there a purple triangle?")
     assert page.heard == []
     assert page.asked

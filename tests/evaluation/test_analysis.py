@@ -79,13 +79,13 @@ def test_the_smallest_ratio_against_the_best_other_pruner(best: Paired, words: s
     )
 
 
-def test_it_says_what_the_best_other_pruner_costs() -> None:
+def test_the_headline_names_the_cost_of_the_best_rival() -> None:
     rows = [*ROWS, row("word_attention", 1 / 18, 8.0, 0.96, 0.664)]
     sentence = evaluation_headline(rows, [paired("word_attention", -0.02, -0.03, -0.01)], "tprl")
     assert "best other pruner (word_attention, 0.66 of the FLOPs) is 2.0 points above" in sentence
 
 
-def test_without_a_reference_or_a_ratio_it_claims_nothing() -> None:
+def test_without_a_reference_or_a_ratio_there_is_no_claim() -> None:
     assert evaluation_headline(ROWS[1:], [], "tprl") == "tprl on d with m."
     assert (
         evaluation_headline([ROWS[0], row("own", None, 20.0, 0.9, 0.5)], [], "own")

@@ -110,7 +110,7 @@ def test_an_adaptive_pruner_is_served_at_a_price() -> None:
     assert served.fixed_price == max(price for price in PRICES if price < 3.84)
 
 
-def test_it_is_read_as_it_was_written(calibration: Calibration, tmp_path: Path) -> None:
+def test_a_saved_calibration_is_read_back(calibration: Calibration, tmp_path: Path) -> None:
     path = tmp_path / "retention.json"
     calibration.save(path)
     assert read_calibration(path) == replace(calibration, keep_ratios=list(RATIOS))

@@ -74,7 +74,7 @@ def test_seeds_are_compared_one_by_one_where_they_are_the_same(tmp_path: Path) -
         ("{a}:x", "{c}:x", "share no question: evaluate both on the same dataset and split"),
     ],
 )
-def test_what_cannot_be_compared_is_said(
+def test_incomparable_arms_are_refused(
     tmp_path: Path, first: str, second: str, message: str
 ) -> None:
     folders = {

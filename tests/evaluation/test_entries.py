@@ -19,7 +19,7 @@ class Plain(Scenes):
         return super().__getitem__(index)._replace(region=None)
 
 
-def test_an_oracle_without_regions_is_no_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_regions_the_oracle_has_no_entry(caplog: pytest.LogCaptureFixture) -> None:
     entries = named_entries(["divprune", "oracle", "oracle_dpp"], SETTINGS)
     assert [entry.name for entry in with_regions(entries, Plain("val"))] == ["keep_all", "divprune"]
     assert (
@@ -32,7 +32,7 @@ def test_an_oracle_without_regions_is_no_line(caplog: pytest.LogCaptureFixture) 
         check_regions(entries, Plain("val"))
 
 
-def test_an_oracle_with_regions_is_one() -> None:
+def test_with_regions_the_oracle_is_an_entry() -> None:
     entries = named_entries(["oracle"], SETTINGS)
     assert with_regions(entries, Scenes("val")) == entries
     check_regions(entries, Scenes("val"))

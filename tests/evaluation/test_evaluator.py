@@ -35,7 +35,7 @@ def entry(name: str) -> Entry:
     return Entry(name, load_component("pruner", name), RATIOS)
 
 
-def test_ratios_that_no_schedule_has_are_left_out_and_said(
+def test_infeasible_ratios_are_left_out_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     lvlm = Llava("tiny_llava")
@@ -80,7 +80,7 @@ def test_pruners_that_cannot_be_had_are_refused_before_anything_is_answered() ->
             check_entries([entry(name)], small)
 
 
-def test_a_list_for_any_model_loses_what_this_one_cannot_serve(
+def test_default_lists_lose_pruners_that_do_not_fit_the_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     names = ("random", "attention_words", "cls_attention", "fastv")

@@ -105,7 +105,7 @@ def ones(count: int) -> tuple[ndarray, ndarray, ndarray]:
     return np.arange(count), np.ones(count), np.ones((count, 1))
 
 
-def test_what_it_refuses() -> None:
+def test_bad_input_is_refused() -> None:
     trials = Trials(*ones(500))
     for value in (0.0, 1.2, float("nan"), -0.5):
         with pytest.raises(UserError, match=r"retention must be a number in \(0, 1\], got"):

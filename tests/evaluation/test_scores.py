@@ -146,7 +146,7 @@ def test_evaluations_of_the_same_questions_are_joined() -> None:
         joined([parts[0], replace(parts[1], model="n")])
 
 
-def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "scores.npz"
     with pytest.raises(UserError, match=r"scores\.npz does not exist: give a folder"):
         recompute(tmp_path, tmp_path)

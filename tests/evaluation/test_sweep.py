@@ -98,7 +98,7 @@ def test_arms_are_the_swept_settings_and_seeds_their_repetitions(sweep: Path) ->
     ]
 
 
-def test_a_ratio_that_reads_the_same_is_no_column_of_its_own() -> None:
+def test_ratios_with_equal_labels_share_a_column() -> None:
     arm = Arm("a", {}, (0.333, 0.25))
     assert ratios_of(arm, [0.5, 0.3333]) == (0.5, 0.3333, 0.25)
     assert ratio_label(0.333) == ratio_label(0.3333)
@@ -225,7 +225,9 @@ def test_the_table_is_plain_when_piped(
     assert text.count("left out: ") == 3
 
 
-def test_what_is_no_sweep(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_are_not_sweeps_are_refused(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "does not exist" in refused(capsys, "eval", tmp_path / "a", "sweep=/no/such/sweep")
     assert f"is one run, not a sweep: use run={sweep}/0" in refused(
         capsys, "eval", tmp_path, f"sweep={sweep}/0"

@@ -49,7 +49,7 @@ def of(rows: Any, arm: str, turns: int = 4, equal: str = "read", turn: int = 0) 
     return row
 
 
-def test_arms_say_what_stays() -> None:
+def test_arms_name_what_stays_between_turns() -> None:
     names = ("keep_all", "core_focus", "word_attention", "attention_dpp", "random")
     arms = arms_of([entry(name, 1.0 if name == FULL else RATIO) for name in names])
     assert [(arm.name, arm.stays, arm.held) for arm in arms] == [

@@ -73,7 +73,7 @@ def test_the_ppo_bench_reads_its_words_and_prints_the_line(
     )
 
 
-def test_its_commands_are_ones(script: ModuleType) -> None:
+def test_its_commands_compose(script: ModuleType) -> None:
     for check in script.CHECKS:
         for words in (check.words, check.small):
             if words is None:
@@ -116,9 +116,7 @@ def test_results_are_kept_and_what_is_finished_is_not_run_again(
     assert log.read_text() == "xx"
 
 
-def test_without_a_gpu_what_says_nothing_there_is_skipped(
-    script: ModuleType, tmp_path: Path
-) -> None:
+def test_without_a_gpu_meaningless_checks_are_skipped(script: ModuleType, tmp_path: Path) -> None:
     rows = script.run(
         [script.Check("gpu", "speed", python("raise SystemExit(1)"))], tmp_path, small=True
     )

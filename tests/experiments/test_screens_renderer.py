@@ -232,7 +232,7 @@ class TestRefusals:
         assert f"error: {folder} holds pages of other settings or versions" in done.stderr
         assert pictures(folder) == before
 
-    def test_a_page_that_never_settles_is_said_and_the_others_are_kept(
+    def test_a_page_that_never_settles_is_reported_and_others_are_kept(
         self, tmp_path: Path
     ) -> None:
         """A chromium that does not answer in the time allowed: one stopped by its wrapper after a

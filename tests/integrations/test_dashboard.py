@@ -109,7 +109,7 @@ class TestOneSentence:
             create("tprl")
 
 
-def test_make_calls_it() -> None:
+def test_the_make_target_calls_the_dashboard() -> None:
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     assert re.search(
         r"^dashboard: install .*\n\t\$\(BIN\)/python -m src\.dashboard$", makefile, re.MULTILINE

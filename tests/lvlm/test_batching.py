@@ -53,7 +53,7 @@ def test_the_micro_batch_is_halved_until_it_fits(
     assert lvlm.answer(prompt) == texts
 
 
-def test_not_even_one_prompt_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_a_single_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lvlm, samples = Llava("tiny_llava", device="cpu"), take(Scenes("test"), range(2))
     encoded = lvlm.encode(samples)
     fits(lvlm, 0, monkeypatch)

@@ -135,7 +135,7 @@ class TestGemma3:
 
 class TestGemma4:
     @pytest.mark.slow
-    def test_the_large_one_has_neither_shared_keys_nor_embeddings_of_layers(self) -> None:
+    def test_the_large_model_has_neither_shared_keys_nor_layer_embeddings(self) -> None:
         """Keys serve as values in its layers of full attention."""
         sizes = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
         large = small("gemma4", geometry={"text_config": {**sizes, "attention_k_eq_v": True}})

@@ -78,5 +78,5 @@ def test_without_words_it_is_zero() -> None:
 
 
 @pytest.mark.parametrize(("layers", "number"), [(5, 2), (32, 13), (2, 1)])
-def test_it_lies_at_two_fifths_of_the_depth(layers: int, number: int) -> None:
+def test_the_layer_is_at_two_fifths_of_the_depth(layers: int, number: int) -> None:
     assert listening_layer(layers) == number

@@ -151,7 +151,7 @@ class TestEncode:
 
 
 class TestExtras:
-    def test_only_what_was_asked_for(self, lvlm: Llava, encoded: Encoded) -> None:
+    def test_extras_hold_only_what_was_requested(self, lvlm: Llava, encoded: Encoded) -> None:
         assert encoded.extras == {}
         names = frozenset({"cls_attention", "vision_features", "region"})
         extras = lvlm.encode(SAMPLES[:2], names).extras

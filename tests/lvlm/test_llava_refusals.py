@@ -123,7 +123,7 @@ def test_the_device_of_a_process(
 
 
 class TestPlacement:
-    def test_memory_that_is_not_there_is_no_damage(
+    def test_out_of_memory_is_not_reported_as_damage(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(*args: object, **kwargs: object) -> None:

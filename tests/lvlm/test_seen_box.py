@@ -142,7 +142,7 @@ def test_pictures_show_the_grid_where_it_lies() -> None:
     assert whole[2, 2] == 200
 
 
-def test_the_oracle_finds_it(lvlm: FrozenLVLM) -> None:
+def test_the_oracle_keeps_the_token_of_the_region(lvlm: FrozenLVLM) -> None:
     sample = Sample(
         "s", (Image.new("RGB", WIDE),), "?", ("a",), region=((480.0, 400.0, 560.0, 480.0),)
     )

@@ -98,7 +98,7 @@ def test_relevance_is_minus_the_cosine_to_the_words(lvlm: FrozenLVLM) -> None:
     assert not relevance[~encoded.visual_mask].any()
 
 
-def test_what_no_family_without_the_blocks_for_it_can_do_is_said(lvlm: FrozenLVLM) -> None:
+def test_unavailable_extras_are_refused(lvlm: FrozenLVLM) -> None:
     with pytest.raises(UserError, match="makes its tokens of patches on a grid, by squares that"):
         lvlm.encode(SAMPLES[:1], frozenset({"patch_embeds"}))
     if "pixels" not in lvlm.known_extras:

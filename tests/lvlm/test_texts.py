@@ -112,7 +112,7 @@ class TestMisread:
             ("\u200b\ufeff", "empty question"),
         ],
     )
-    def test_texts_that_are_none(self, question: str, reason: str) -> None:
+    def test_unreadable_texts_are_refused(self, question: str, reason: str) -> None:
         bad = Misreader(tokenizer("bytes")).refuses(Sample("a", (), question, ("yes",)))
         assert bad is not None
         assert bad[0] == reason
@@ -138,7 +138,7 @@ class TestMisread:
         assert bad[0] == "the tokenizer reads nothing in the question"
         assert misreader.refuses(Sample("a", (), "really!", ())) is None  # a letter is text
 
-    def test_encode_says_it_in_a_sentence(self, lvlm: FrozenLVLM) -> None:
+    def test_encode_refuses_unreadable_texts(self, lvlm: FrozenLVLM) -> None:
         for question in (f"what is {lvlm.placeholder}?", "cut \ud83d?"):
             with pytest.raises(
                 UserError, match=r"cannot be asked scenes/.*(special token in|no Unicode)"

@@ -84,7 +84,7 @@ class TestEncode:
             assert single.question.sum() == len(sample.question.split())
             assert single.extras["cls_attention"].sum() == pytest.approx(1)
 
-    def test_what_it_cannot_do_is_refused(self) -> None:
+    def test_unknown_extras_and_small_widths_are_refused(self) -> None:
         with pytest.raises(UserError, match=r"toy cannot provide \['depth'\]"):
             ToyLVLM().encode([ToyDataset()[0]], frozenset({"depth"}))
         with pytest.raises(

@@ -135,7 +135,7 @@ class TestCounting:
         worse, _ = look(HOME, upper(1, self.aim([0])), KEPT, asked)
         assert float(worse) > 0.1
 
-    def test_none_of_them(self, look: Looking) -> None:
+    def test_an_answer_of_zero_needs_a_look_at_every_object(self, look: Looking) -> None:
         """Every object had to be looked at, and none counts."""
         asked = pack(("is", "the"), "0", "count", [0, 1, 2, 4])
         loss, _ = look(HOME, upper(1, [1.0, 0.0, 0.0, 0.0, 0.0]), KEPT, asked)

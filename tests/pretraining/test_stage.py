@@ -143,7 +143,7 @@ def blank(batch: int, tokens: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [{"layers": 1}, {"heads": 1}])
-def test_a_model_too_small_to_be_told_where_to_look(size: dict[str, int]) -> None:
+def test_a_model_too_small_for_looking_is_refused(size: dict[str, int]) -> None:
     sizes = {
         "vision_width": 32,
         "vision_layers": 2,

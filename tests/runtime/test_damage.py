@@ -105,7 +105,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
 
 @every_damage
 @pytest.mark.parametrize("name", KINDS)
-def test_damage_is_one_sentence_with_the_file_and_the_way_on(
+def test_damage_is_reported_with_the_file_and_the_remedy(
     name: str, damage: Callable[[bytes], bytes], tmp_path: Path
 ) -> None:
     write, read = KINDS[name]

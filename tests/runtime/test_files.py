@@ -114,7 +114,7 @@ class TestChecksums:
                     seen.add(read_sealed(path))
         assert seen == {b"new", b"newer"} | ({b"old"} if before != "nothing" else set())
 
-    def test_the_tool_of_the_system_reads_them(self, tmp_path: Path) -> None:
+    def test_sha256sum_accepts_the_checksum_files(self, tmp_path: Path) -> None:
         write_sealed(tmp_path / "a.json", "text")
         command = ["sha256sum", "--check", "--strict", f"{SUMS}/a.json.sha256"]
         process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -125,7 +125,7 @@ class TestChecksums:
         check(tmp_path / "a")
         assert read_sealed(tmp_path / "a") == b"text"
 
-    def test_a_checksum_that_is_damaged_itself_is_said(self, tmp_path: Path) -> None:
+    def test_a_damaged_checksum_file_is_reported(self, tmp_path: Path) -> None:
         write_sealed(tmp_path / "a", "text")
         (tmp_path / SUMS / "a.sha256").write_bytes(b"")
         with pytest.raises(Damaged, match=r"a\.sha256 is unreadable; without that file"):
