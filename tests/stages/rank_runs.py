@@ -1,10 +1,10 @@
-"""Every stage and an evaluation, on two ranks and on one: `python -m tests.stages.rank_runs
-<folder>` writes what came of each."""
+"""Stages and an evaluation, on two ranks and on one: `python -m tests.stages.rank_runs <folder>
+<stage> ...` writes what came of each."""
 
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -160,18 +160,18 @@ def evaluation(directory: Path) -> None:
     evaluate_entries(table, False)
 
 
-def everything(folder: Path) -> None:
+def everything(folder: Path, stages: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    for name, stage in STAGES.items():
+    for name in stages:
         report = Report(folder / f"{name}.{distributed.count()}.{distributed.rank()}.pt")
         state: dict[str, Any] = (
             {"strategy": "ddp", "devices": RANKS} if distributed.count() > 1 else {}
         )
-        fit(stage(), report, use_distributed_sampler=False, **state)
+        fit(STAGES[name](), report, use_distributed_sampler=False, **state)
     evaluation(folder / f"evaluation.{distributed.count()}")
 
 
-def one_rank(number: int, port: int, folder: Path) -> None:
+def one_rank(number: int, port: int, folder: Path, stages: Sequence[str]) -> None:
     """What torchrun says to the processes that it starts."""
     environment = {
         "RANK": number,
@@ -183,10 +183,10 @@ def one_rank(number: int, port: int, folder: Path) -> None:
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {name: str(value) for name, value in environment.items()}
     distributed.join()
-    everything(folder)
+    everything(folder, stages)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, stages: Sequence[str]) -> None:
     # Plain gradient descent: Adam would turn rounding errors of gradients that are zero into steps.
     def plain(parameters: Any, **_: Any) -> torch.optim.SGD:
         return torch.optim.SGD(parameters, lr=0.5)
@@ -196,7 +196,8 @@ def main(folder: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     several = [
-        get_context("fork").Process(target=one_rank, args=(n, port, folder)) for n in range(RANKS)
+        get_context("fork").Process(target=one_rank, args=(n, port, folder, stages))
+        for n in range(RANKS)
     ]
     for process in several:
         process.start()
@@ -204,8 +205,8 @@ def main(folder: Path) -> None:
         process.join()
     if any(process.exitcode for process in several):
         sys.exit("a rank failed")
-    everything(folder)
+    everything(folder, stages)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
