@@ -149,6 +149,19 @@ class TestSeeds:
         assert (estimate.low, estimate.high) == pytest.approx(tuple(test.confidence_interval()))
         assert estimate.p_value == pytest.approx(test.pvalue)
 
+    @pytest.mark.parametrize("seeds", [2, 3, 4])  # scipy loses the far tail of 3 degrees
+    def test_p_value_and_interval_agree_where_seeds_do(self, seeds: int) -> None:
+        """Seeds that differ less than chance makes them add no variance, however few they are."""
+        for draw in range(20):
+            rng = np.random.default_rng(draw)
+            common = rng.standard_normal(60) + 0.2
+            a = common + 0.01 * (rng.standard_normal((seeds, 60)))
+            estimate = paired_interval(
+                a - a.mean(1, keepdims=True) + common.mean(), 0 * common, singles(60)
+            )
+            assert estimate.p_value == pytest.approx(stats.ttest_1samp(common, 0).pvalue, rel=0.05)
+            assert (estimate.low <= 0 <= estimate.high) == (estimate.p_value >= 0.05)
+
     def test_with_equal_images_only_the_variance_of_seeds_remains(self) -> None:
         """Images say nothing, seeds everything: Student's t with two degrees of freedom over -1, 0
         and +1."""

@@ -190,9 +190,11 @@ def crossed(sums: Sequence[Floats], counts: Floats, level: float = 0.95) -> Pair
         return PairedInterval(mean, mean, mean, 1.0 if mean == 0 else 0.0)
 
     def quantile(p: float) -> float:
-        return sum(part * float(student.isf(p / 2, freedom)) for part, freedom in parts) / variance
+        spread = [(part, freedom) for part, freedom in parts if part]
+        return sum(part * float(student.isf(p / 2, freedom)) for part, freedom in spread) / variance
 
-    error, least = variance**0.5, 1e-300
+    # Smaller p-values count as 0: with few seeds their quantiles leave the range of a float.
+    error, least = variance**0.5, 1e-100
     # Half the interval; the p-value is the level at which the interval would end at 0.
     half, away = quantile(1 - level) * error, abs(mean) / error
     p_value = 0.0
