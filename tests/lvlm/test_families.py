@@ -258,7 +258,7 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
     save_folder(load_component("model", "qwen3_vl", pretrained=None, dtype="float32"), tmp_path)
     with pytest.raises(
         UserError,
-        match=r"are a qwen3_vl, and model=qwen2_5_vl reads a qwen2_5_vl: choose the model",
+        match=r"are of type qwen3_vl, and model=qwen2_5_vl reads qwen2_5_vl: choose the model",
     ):
         load_component("model", "qwen2_5_vl", pretrained=str(tmp_path), dtype="float32")
 

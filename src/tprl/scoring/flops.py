@@ -75,9 +75,9 @@ def choosing(
             total += choosing(part, shape, images, words, [round(share * n) for n in kept])
         return total
     if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-        own = sum(chooser.flops_by_part(sum(images), words, sum(kept)).values())
+        policy = sum(chooser.flops_by_part(sum(images), words, sum(kept)).values())
         heard = images if WORD_ATTENTION in chooser.extras else ()
-        return own + sum(listening_flops(shape, tokens) for tokens in heard)
+        return policy + sum(listening_flops(shape, tokens) for tokens in heard)
     return sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))
 
 
