@@ -50,7 +50,9 @@ def evaluated(lvlm: FrozenLVLM, pruners: dict[str, Any]) -> dict[tuple[str, str]
     """What an evaluation says of each pruner and question, as of all tokens."""
     dataset = Scenes("test")
     entries = [Entry("keep_all", load_component("pruner", "keep_all"), (1.0,))]
-    entries += [Entry(name, pruners[name], (1 / 3,)) for name in ("tprl", "fastv", "pooling")]
+    entries += [
+        Entry(name, pruners[name], (1 / 3,)) for name in ("tprl", "fastv", "pooling", "divprune")
+    ]
     answers = evaluate(Scorer(lvlm, dataset, frozenset({"score"})), dataset, entries, 10, 10)
     return {(answered.row.pruner, answered.row.uid): answered for answered in answers}
 
@@ -61,7 +63,9 @@ def comparison(lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample])
 
 
 class TestCompare:
-    @pytest.mark.parametrize("name", ["tprl", "fastv"])
+    @pytest.mark.parametrize(
+        "name", ["tprl", "fastv", pytest.param("divprune", marks=pytest.mark.slow)]
+    )
     def test_answers_are_those_of_the_stock_model_and_of_prune(
         self, lvlm: FrozenLVLM, pruners: dict[str, Any], samples: list[Sample], name: str
     ) -> None:
@@ -81,7 +85,9 @@ class TestCompare:
             with tprl.prune(lvlm.model, name, keep_ratio=0.25, processor=lvlm.processor):
                 assert local.pruned[0].answer == answer()
 
-    @pytest.mark.parametrize("name", ["tprl", "fastv", "pooling"])
+    @pytest.mark.parametrize(
+        "name", ["tprl", "fastv", "pooling", pytest.param("divprune", marks=pytest.mark.slow)]
+    )
     def test_tokens_and_flops_are_those_of_the_evaluation(
         self,
         lvlm: FrozenLVLM,

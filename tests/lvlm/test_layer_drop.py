@@ -145,8 +145,12 @@ FROM_THE_START = (LayerStage(0, 0, 0.6), LayerStage(1, 1, 0.2))
 
 @pytest.mark.parametrize(
     "stages",
-    [(LayerStage(1, 0, 0.3),), FROM_THE_START],
-    ids=["as FastV", "before the first layer"],
+    [
+        (LayerStage(1, 0, 0.3),),
+        FROM_THE_START,
+        pytest.param((LayerStage(1, 1, 0.4),), marks=pytest.mark.slow),
+    ],
+    ids=["as FastV", "before the first layer", "as PyramidDrop"],
 )
 def test_dropping_is_masking_in_later_layers_at_every_step(
     lvlm: FrozenLVLM, stages: tuple[LayerStage, ...]
@@ -172,8 +176,19 @@ def test_dropping_is_masking_in_later_layers_at_every_step(
     assert abs(float(lvlm.score(prompt, ["yes it is"])[0]) - float(expected)) > 1e-4
 
 
-def test_a_ragged_batch_is_its_samples_alone(lvlm: FrozenLVLM) -> None:
-    layer_plan, answers = plan(lvlm, *FROM_THE_START), ["yes it is", "no", "red", "two of them"]
+@pytest.mark.parametrize(
+    "stages",
+    [
+        FROM_THE_START,
+        pytest.param((LayerStage(1, 0, 0.3),), marks=pytest.mark.slow),
+        pytest.param((LayerStage(1, 1, 0.4),), marks=pytest.mark.slow),
+    ],
+    ids=["before the first layer", "as FastV", "as PyramidDrop"],
+)
+def test_a_ragged_batch_is_its_samples_alone(
+    lvlm: FrozenLVLM, stages: tuple[LayerStage, ...]
+) -> None:
+    layer_plan, answers = plan(lvlm, *stages), ["yes it is", "no", "red", "two of them"]
     encoded = lvlm.encode(MIXED)
     prompt = splice(encoded, keep_all(encoded))
     texts, (log_prob, exact) = (

@@ -93,7 +93,9 @@ def test_greedy_equals_the_naive_loop_on_the_same_float64_kernel(side, k):
         )
 
 
-@pytest.mark.parametrize(("side", "k"), [(12, 48), (12, 144)])
+@pytest.mark.parametrize(
+    ("side", "k"), [(12, 48), (12, 144), pytest.param(24, 192, marks=pytest.mark.slow)]
+)
 def test_a_width_below_the_budget_is_filled_up_with_relevant_tokens(side, k):
     encoded = _encoded([((side, side),)] * 2, width=16)
     _check(encoded, k / side**2)

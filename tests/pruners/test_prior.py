@@ -8,10 +8,9 @@ from tests.stages.test_lfd import lfd
 from tests.stages.toy_runs import SMALL, fit, lvlm, policy, ppo
 from tests.test_cost import LLAVA_7B
 
+from tprl.build import load_component
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
-from tprl.pruners.attention_dpp import AttentionDPPPruner
-from tprl.pruners.joined import JoinedPruner
 from tprl.pruners.learned import load_pruner
 from tprl.pruners.quality import QualityDPP
 from tprl.pruners.word_attention import listening_flops
@@ -19,9 +18,10 @@ from tprl.scoring.flops import choosing
 from tprl.scoring.validation import ServedScore
 from tprl.types import Encoded
 
+# As configured: a rule whose yaml changes takes its prior with it, or this file fails.
 RULES: dict[str, QualityDPP] = {
-    "attention": AttentionDPPPruner(alpha=1.0),
-    "attention_words": JoinedPruner("attention_words", {"cls": 1.0, "words": 0.5}),
+    "attention": load_component("pruner", "attention_dpp"),
+    "attention_words": load_component("pruner", "attention_words"),
 }
 
 

@@ -91,7 +91,17 @@ def test_exact_fill_equals_the_naive_loop(cls, side, k):
 
 
 @both
-@pytest.mark.parametrize(("side", "seed"), [(12, 0), (12, 1), (12, 2), (24, 0)])
+@pytest.mark.parametrize(
+    ("side", "seed"),
+    [
+        (12, 0),
+        (12, 1),
+        (12, 2),
+        (24, 0),
+        pytest.param(24, 1, marks=pytest.mark.slow),
+        pytest.param(24, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_published_equals_the_naive_loop_and_ignores_the_ratio(cls, side, seed):
     encoded = toy_encoded([((side, side),)] * 2, extras=EXTRAS, seed=seed)
     selection = cls(published=True).select(encoded, None)

@@ -109,6 +109,15 @@ class TestRatio:
             ("lagrange", "topk", "grpo", 4),
             ("exact_k", "topk", "gae", 1),
             ("exact_k", "dpp", "grpo", 4),
+            *(
+                pytest.param(*pair, marks=pytest.mark.slow)
+                for pair in (
+                    ("free", "topk", "grpo", 4),
+                    ("lagrange", "topk", "gae", 1),
+                    ("exact_k", "topk", "grpo", 4),
+                    ("exact_k", "dpp", "gae", 1),
+                )
+            ),
         ],
     )
     def test_is_exactly_one_before_the_first_update_of_every_iteration(
@@ -127,9 +136,21 @@ class TestRatio:
                 1.0,
             )
 
-    @pytest.mark.parametrize("select", ["topk", "dpp"])
-    def test_stays_at_one_within_rounding_in_a_shuffled_minibatch(self, select: str) -> None:
-        stage = probed(pruner=policy(select=select), steps=3, iterations=2, minibatch=4)
+    @pytest.mark.parametrize(
+        ("budget", "select"),
+        [
+            ("exact_k", "topk"),
+            ("exact_k", "dpp"),
+            pytest.param("free", "topk", marks=pytest.mark.slow),
+            pytest.param("lagrange", "topk", marks=pytest.mark.slow),
+        ],
+    )
+    def test_stays_at_one_within_rounding_in_a_shuffled_minibatch(
+        self, budget: str, select: str
+    ) -> None:
+        stage = probed(
+            pruner=policy(select=select), budget=budget, steps=3, iterations=2, minibatch=4
+        )
         for loss in stage.first:
             assert float(loss.kl) < 1e-9
             assert float(loss.clip_fraction) == 0
