@@ -242,18 +242,11 @@ def naive_survivors(
     return keep + columns, columns, centroids
 
 
+LARGE = [pytest.param(576, k, marks=pytest.mark.slow) for k in (128, 192)]
+
+
 @both
-@pytest.mark.parametrize(
-    ("n", "k"),
-    [
-        (144, 48),
-        (144, 32),
-        (144, 16),
-        (576, 64),
-        pytest.param(576, 128, marks=pytest.mark.slow),
-        pytest.param(576, 192, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("n", "k"), [(144, 48), (144, 32), (144, 16), (576, 64), *LARGE])
 def test_random_states(pruner: SparseVLMPruner, n: int, k: int) -> None:
     look = random_look(n)
     after, best = pruner.rewrite(look, look, torch.full_like(look.image, k))
