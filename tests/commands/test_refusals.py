@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from tests.commands.calls import FAST, refused
+
+from tprl.commands.setup import make_lvlm
+from tprl.errors import UserError
 
 
 class TestOneSentence:
@@ -125,3 +129,9 @@ class TestOneSentence:
 
     def test_nothing_to_evaluate(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "nothing to evaluate" in refused(capsys, "eval", tmp_path)
+
+
+def test_a_model_of_another_kind() -> None:
+    config = OmegaConf.create({"_target_": "tprl.pruners.keep_all.KeepAll"})
+    with pytest.raises(UserError, match=r"KeepAll does not derive from tprl\.lvlm\.base\.BaseLVLM"):
+        make_lvlm(config)

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from tprl.bench import selectors
 from tprl.bench.latency import Setting, measure_latency, untrained
 from tprl.bench.parity import parity, parity_table, varied
-from tprl.build import build, load_component
+from tprl.build import load_component
 from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
-from tprl.commands.setup import asked_entries, make_dataset, one_process, plain, start
+from tprl.commands.setup import asked_entries, make_dataset, make_lvlm, one_process, plain, start
 from tprl.commands.threads import use_threads
 from tprl.data.taking import nothing_left, take
 from tprl.errors import UserError
@@ -52,7 +52,7 @@ def _latency(cfg: DictConfig, directory: Path) -> None:
     setting = Setting(**settings["latency"])
     cfg, entries, _ = asked_entries(cfg, settings)
     start(cfg, directory)
-    lvlm = build(cfg.model)
+    lvlm = make_lvlm(cfg.model)
     use_threads(cfg, directory, lvlm)
     if not isinstance(lvlm, FrozenLVLM):
         raise UserError(
@@ -84,7 +84,7 @@ def _parity(cfg: DictConfig, directory: Path) -> None:
         load_component("model", name, pretrained=None, dtype="float32") for name in cfg.models or []
     ]
     results = {}
-    lvlms = lvlms or [build(cfg.model)]
+    lvlms = lvlms or [make_lvlm(cfg.model)]
     use_threads(cfg, directory, lvlms[0])  # the others are as small
     for lvlm in lvlms:
         questions = make_dataset(cfg.dataset, lvlm, cfg.split)

@@ -14,13 +14,13 @@ from omegaconf import DictConfig
 from tprl.bench import checkup
 from tprl.bench.devices import Device, at_hand
 from tprl.bench.parity import parity
-from tprl.build import build, conf_dir, target_at
+from tprl.build import conf_dir, target_at
 from tprl.commands.costs import costs, parameter_count, refuse_what_cannot_fit
 from tprl.commands.entry import addable, option_of
 from tprl.commands.options import checked
 from tprl.commands.plan import check_plan
 from tprl.commands.sentences import explain, unreadable
-from tprl.commands.setup import make_dataset, plain
+from tprl.commands.setup import make_dataset, make_lvlm, plain
 from tprl.commands.shell import value_of
 from tprl.commands.unread import check_read
 from tprl.data.boxes import COORDINATES
@@ -286,7 +286,7 @@ def compared(config: DictConfig) -> str:
     dtype."""
     # The run's own device and dtype: parity in float32 would not speak of bfloat16.
     on_cpu: Mapping[str, Any] = {"device": "cpu"} if config.trainer.accelerator == "cpu" else {}
-    lvlm = build(config.model, **on_cpu)
+    lvlm = make_lvlm(config.model, **on_cpu)
     dataset, trouble = _dataset(config, lvlm)
     if dataset is None:
         raise UserError(f"two questions are needed to compare with the stock class: {trouble}")

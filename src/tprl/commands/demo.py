@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from tprl.build import build, load_component
 from tprl.commands.entry import chosen
 from tprl.commands.options import checked
-from tprl.commands.setup import make_dataset, start, with_run_config
+from tprl.commands.setup import make_dataset, make_lvlm, start, with_run_config
 from tprl.data.taking import nothing_left, take
 from tprl.demo.compare import AnyPruner, compare_pruners
 from tprl.errors import UserError
@@ -45,7 +45,7 @@ def demo(cfg: DictConfig, directory: Path) -> None:
     from tprl.demo.page import Example, make_page
 
     start(cfg, directory)
-    lvlm = build(cfg.model)
+    lvlm = make_lvlm(cfg.model)
     check_cost(lvlm)
     if not isinstance(lvlm, FrozenLVLM):
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 import tprl
-from tprl.build import build, conf_dir
+from tprl.build import conf_dir
 from tprl.commands.bench import bench
 from tprl.commands.calibrate import (
     calibrate_pruners,
@@ -21,7 +21,7 @@ from tprl.commands.calibrate import (
 from tprl.commands.entry import command_line
 from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
-from tprl.commands.setup import asked_entries, make_dataset, make_logger, plain, start
+from tprl.commands.setup import asked_entries, make_dataset, make_logger, make_lvlm, plain, start
 from tprl.commands.shell import command
 from tprl.commands.threads import use_threads
 from tprl.commands.turns import evaluate_turns_of
@@ -124,7 +124,7 @@ def evaluate(cfg: DictConfig, directory: Path) -> float | None:
     promise = cfg.retention is not None
     calibrations = read_calibrations(entries, settings) if promise else {}
     start(cfg, directory)
-    lvlm = build(cfg.model)
+    lvlm = make_lvlm(cfg.model)
     use_threads(cfg, directory, lvlm)
     # Everything that could be refused is refused before the first answer.
     check_cost(lvlm)

@@ -11,7 +11,7 @@ from tprl.build import build
 from tprl.commands.engines import STARTS
 from tprl.commands.entry import chosen
 from tprl.commands.options import checked
-from tprl.commands.setup import start, with_run_config
+from tprl.commands.setup import make_lvlm, start, with_run_config
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import load_pruner
@@ -41,7 +41,7 @@ def export(cfg: DictConfig, directory: Path) -> None:
     # The pruner first: it is small, and a mistake in it costs no loading of the model.
     start(cfg, directory)
     pruner = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
-    lvlm = build(cfg.model)
+    lvlm = make_lvlm(cfg.model)
     if not isinstance(lvlm, FrozenLVLM):
         raise UserError(
             f"model={lvlm.name} has no weights of a stock class to export: use model=tiny_llava."

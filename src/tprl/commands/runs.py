@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import build
 from tprl.commands.arguments import Arguments
-from tprl.commands.setup import make_dataset, make_logger, plain
+from tprl.commands.setup import make_dataset, make_logger, make_lvlm, plain
 from tprl.commands.stages import class_of, in_one_table, needs
 from tprl.commands.threads import use_threads
 from tprl.data.taking import passed_over
@@ -151,7 +151,7 @@ class ModelRun(Run, Arguments):
             if cfg.trainer.accelerator == "cpu" and "device" not in cfg.model
             else {}
         )
-        self.lvlm: BaseLVLM = build(cfg.model, **on_cpu)
+        self.lvlm: BaseLVLM = make_lvlm(cfg.model, **on_cpu)
         use_threads(cfg, directory, self.lvlm)
         # The model comes first: datasets write their boxes and bound their answers as it does.
         self.train_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "train")

@@ -30,6 +30,7 @@ from tprl.evaluation.evaluator import Entry, check_entries
 from tprl.evaluation.results import FULL
 from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.lvlm.adapters import FOLDER as ADAPTER
+from tprl.lvlm.base import BaseLVLM
 from tprl.runtime import distributed, run_directory
 from tprl.runtime.deterministic import use_deterministic
 from tprl.runtime.provenance import provenance
@@ -116,12 +117,27 @@ def model_and_data(
     """
     start(cfg, directory)
     # The model comes first: datasets write their boxes and bound their answers as it does.
-    lvlm = build(cfg.model)
+    lvlm = make_lvlm(cfg.model)
     use_threads(cfg, directory, lvlm)
     check_entries(entries, lvlm)
     dataset = make_dataset(cfg.dataset, lvlm, split)
     check_regions(entries, dataset)
     return lvlm, dataset
+
+
+def make_lvlm(config: DictConfig, **live: Any) -> BaseLVLM:
+    """The LVLM of a config.
+
+    Raises:
+        UserError: its class lacks what `BaseLVLM` holds, or it cannot be built.
+    """
+    lvlm = build(config, **live)
+    if not isinstance(lvlm, BaseLVLM):
+        raise UserError(
+            f"model._target_={config['_target_']} does not derive from tprl.lvlm.base.BaseLVLM: "
+            "derive it, as docs/howto-lvlm.md shows."
+        )
+    return lvlm
 
 
 def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
