@@ -188,8 +188,8 @@ def test_parts_of_a_table_hold_no_empty_rows(sweep: Path, table: Path, tmp_path:
             [(0.90, 0.001, 2), (0.95, 0.06, 2)],
             "all arms are level: b with 95.0 ± 6.0 (n=2), a with 90.0 ± 0.1 (n=2)",
         ),
-        ([(0.90, 0.001, 2), (0.95, 0.01, 2)], "b is ahead with 95.0 ± 1.0 (n=2)"),
-        ([(0.90, math.nan, 1), (0.95, math.nan, 1)], "b is ahead with 95.0 (n=1)"),
+        ([(0.90, 0.001, 2), (0.95, 0.01, 2)], "b has the highest mean, 95.0 ± 1.0 (n=2)"),
+        ([(0.90, math.nan, 1), (0.95, math.nan, 1)], "b has the highest mean, 95.0 (n=1)"),
         (
             [(0.9, 0.1, 2)] * 4 + [(0.1, 0.0, 2)],
             "the best arms are level: a with 90.0 ± 10.0 (n=2), b with 90.0 ± ",

@@ -153,7 +153,7 @@ def _ahead(arms: Sequence[Summary], scale: float) -> str:
     if not others:
         return f"{best.arm} has {_text(best, scale)}"
     if len(level) == 1:
-        return f"{best.arm} is ahead with {_text(best, scale)}"
+        return f"{best.arm} has the highest mean, {_text(best, scale)}"
     who = ", ".join(f"{item.arm} with {_text(item, scale)}" for item in level[:3])
     more = f" and {len(level) - 3} more" if len(level) > 3 else ""
     return f"{'all arms' if len(level) == len(arms) else 'the best arms'} are level: {who}{more}"
