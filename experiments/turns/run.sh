@@ -19,6 +19,7 @@ ask() { # NAME OPTION...: 12 questions per image, of which each conversation ask
     cp "$T/$1/turns.csv" "experiments/turns/$1.csv"
 }
 ask rules pruner=core_focus 'runs={tprl: tprl_tiny_crowd}' 'pruners=[word_attention,attention_dpp]'
+ask saliency pruner=core_focus 'pruners=[attention_words]'
 ask color pruner=core_focus pruner.focus=keyword_color 'pruners=[keyword_color]'
 ask policy pruner=core_focus pruner.core=tprl_tiny_crowd pruner.focus=tprl_tiny_crowd "runs={tprl: tprl_tiny_crowd, trained: $T/trained}"
 IMAGES=$((IMAGES / 2))
