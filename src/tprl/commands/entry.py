@@ -29,6 +29,7 @@ from tprl.commands.terminal import next_command, register_resolvers
 from tprl.commands.unread import check_read
 from tprl.errors import UserError
 from tprl.runtime import run_directory
+from tprl.runtime.files import write_atomically
 from tprl.runtime.packages import check_torchvision
 from tprl.runtime.quoting import in_short, quoted
 from tprl.runtime.run_directory import DONE, FAILED, STARTED
@@ -340,7 +341,7 @@ def _failed(directory: Path, error: Exception, sweep: bool) -> None:
     if _main_process():
         # the error may be that nothing can be written; it is raised in any case
         with suppress(OSError):
-            (directory / FAILED).write_text("".join(traceback.format_exception(error)))
+            write_atomically(directory / FAILED, "".join(traceback.format_exception(error)))
 
 
 def _stop(name: str, stop: Stopped) -> NoReturn:

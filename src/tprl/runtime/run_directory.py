@@ -1,15 +1,12 @@
 """A run's directory: who works in it, with which settings, how far it got."""
 
-import fcntl
 import json
-import logging
 import os
 import shutil
 import socket
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from errno import EACCES, EAGAIN
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tprl.errors import UserError
 from tprl.runtime.files import Damaged, check, read_sealed, remove, sweep, write_sealed
+from tprl.runtime.locks import lock
 from tprl.runtime.quoting import escaped
 
 STARTED, DONE, FAILED, LOCK = "started.json", "done.json", "FAILED", ".lock"
@@ -27,7 +25,6 @@ LAST, PARTS = "last.ckpt", "parts.ckpt"
 EDITED = "; if you edited it yourself, delete its checksum"
 STAGES = ("pruner", "lfd", "autoencoder")  # folders of the pruner after a stage, newest first
 ANSWERS = "answers-*.jsonl"  # what an evaluation has answered so far
-log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -35,39 +32,28 @@ def locked(directory: Path) -> Generator[None, None, None]:
     """Work alone in a directory. The system ends the lock with its process, so a killed run leaves
     none.
 
-    A record lock, not flock: worker processes forked meanwhile do not inherit it.
-
     Raises:
         UserError: another process works there.
         OSError: the directory cannot be written.
     """
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # Somebody holds it; other errors mean that this file system has no locks.
-            if error.errno in (EACCES, EAGAIN):
-                other = os.read(descriptor, 1000).decode().strip() or "another process"
-                raise UserError(
-                    f"{directory} is in use by {other}: wait for it, stop it, "
-                    "or choose another folder with hydra.run.dir=<folder>."
-                ) from None
-            log.warning(
-                "%s: file locks do not work here (%s), a second run in it would go unnoticed",
-                directory,
-                error,
+    with (directory / LOCK).open("a+b") as file:
+        if not lock(file, wait=False, without="a second run in it would go unnoticed"):
+            file.seek(0)
+            other = file.read(1000).decode().strip() or "another process"
+            raise UserError(
+                f"{directory} is in use by {other}: wait for it, stop it, "
+                "or choose another folder with hydra.run.dir=<folder>."
             )
-        os.ftruncate(descriptor, 0)
+        # Whoever is refused reads who works here.
         since = time.strftime("%F %T")
         owner = f"process {os.getpid()} on {socket.gethostname()} (since {since})"
-        os.write(descriptor, owner.encode())
+        file.truncate(0)
+        file.write(owner.encode())
+        file.flush()
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)
+            file.truncate(0)
 
 
 def begin(directory: Path, overrides: Sequence[str]) -> None:

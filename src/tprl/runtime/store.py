@@ -1,7 +1,6 @@
 """What is expensive to compute and used often, on disk: complete or not there, shared by all
 processes that need it."""
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,9 +18,11 @@ from torch import Tensor
 
 from tprl.errors import UserError
 from tprl.runtime.files import Damaged, check, open_row, put_in_place, sealed_row, sealing
+from tprl.runtime.locks import lock
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise it when the same key comes to mean other contents
+NO_LOCKS = "what two processes make at once is the same, only made twice"
 REMEDY = (
     "free space or choose another disk with cache=<folder>; "
     "what is complete stays, and the next run goes on there"
@@ -167,7 +168,7 @@ class Record:
         if self.path is None:
             return
         with _writing(self.path), self.path.open("a+b") as file:
-            _locked(file, wait=True)  # released when the file is closed
+            lock(file, wait=True, without=NO_LOCKS)  # released when the file is closed
             # A killed writer may have left half a line: the next one starts on its own.
             torn = file.seek(0, os.SEEK_END) > 0 and _last_byte(file) != b"\n"
             file.write(b"\n" * torn + sealed_row(dict(measured)) + b"\n")
@@ -182,7 +183,7 @@ def claim(path: Path, wait: bool = True) -> Iterator[Any]:
         with _writing(part):
             file = part.open("ab")  # does not truncate what another process may be writing
         with file:
-            if not _locked(file, wait):
+            if not lock(file, wait, NO_LOCKS):
                 yield None
                 return
             if not _is_file(file, part):
@@ -234,17 +235,6 @@ def _intact(path: Path) -> bool:
             return True
     except (FileNotFoundError, Damaged, SafetensorError):
         return False
-
-
-def _locked(file: BinaryIO, wait: bool) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    # a network file system without locks: what two processes make is the same, only twice
-    except OSError as error:
-        log.warning("%s: file locks do not work here (%s)", file.name, error)
-    return True
 
 
 def _is_file(file: BinaryIO, path: Path) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tprl.runtime.files import replacing, write_atomically
+
 TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
 INDEX = "model.safetensors.index.json"
 
@@ -29,13 +31,12 @@ def rename_weights(folder: Path, rename: Callable[[str], str]) -> int:
                 continue
             weights = {new: file.get_tensor(old) for old, new in names.items()}
         changed += sum(old != new for old, new in names.items())
-        # Beside the old file first: what is cut short must not look complete.
-        draft = path.with_suffix(".draft")
-        save_file(weights, draft, metadata=metadata)
-        draft.replace(path)
+        # What is cut short must not look complete.
+        with replacing(path) as temporary:
+            save_file(weights, temporary, metadata=metadata)
     # The index names weights too, where there are several files.
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text())
         index["weight_map"] = {rename(name): file for name, file in index["weight_map"].items()}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
     return changed

@@ -48,8 +48,8 @@ class TokenFile:
         wide.touch()
         for piece in () if before is None else before.split(PIECE):
             self._write(wide, piece.float())
-        wide.replace(self.path)
-        self.dtype = torch.float32
+        self.path.unlink()
+        self.path, self.dtype = wide, torch.float32
 
     def _write(self, path: Path, rows: Float[Tensor, "N D"]) -> None:
         try:
