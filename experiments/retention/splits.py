@@ -26,7 +26,13 @@ from tprl.evaluation.statistics import image_key
 HERE = Path(__file__).parent
 STUDIES = {"scenes": "main_table", "crowd": "crowd"}
 PRUNERS = ("tprl", "tprl_adaptive", "attention_dpp")
-TOKENS = 144  # of an image of scenes
+TOKENS = {"scenes": 144, "crowd": 256}  # of an image
+# World, pruner and weights of the calibrations that ship; the first of a world has fixed ratios.
+SHIPPED = (
+    ("scenes", "tprl", "tprl_tiny_llava"),
+    ("scenes", "tprl_adaptive", "tprl_tiny_llava"),
+    ("crowd", "tprl", "tprl_tiny_crowd"),
+)
 SPLITS, SHARE = 200, 0.7  # of the images for the calibration
 PROMISES, CONFIDENCE = (0.99, 0.98, 0.95, 0.9, 0.85), 0.9
 
@@ -126,12 +132,12 @@ def main() -> None:
         for pool in pools:
             table += summary(world, pool, fixed.get(pool.seed, fixed[0]), float(counts))
     # The calibrations that ship: every price of a token is a setting of the adaptive mode.
-    shipped = []
-    for name in ("tprl", "tprl_adaptive"):
-        trials, kept = calibration_of(load_component("pruner", name)).trials
-        shipped.append(Pool(f"{name} (ships)", 0, trials, TOKENS * np.array(kept)))
-    for pool in shipped:
-        table += summary("scenes", pool, shipped[0], float(TOKENS))
+    fixed_pools: dict[str, Pool] = {}
+    for world, name, pretrained in SHIPPED:
+        trials, kept = calibration_of(load_component("pruner", name, pretrained=pretrained)).trials
+        pool = Pool(f"{name} (ships)", 0, trials, TOKENS[world] * np.array(kept))
+        fixed = fixed_pools.setdefault(world, pool)
+        table += summary(world, pool, fixed, float(TOKENS[world]))
     with (HERE / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*table[0]], lineterminator="\n")
         writer.writeheader()

@@ -163,3 +163,15 @@ def test_what_ships_promises_out_of_the_box() -> None:
         shares.append(shipped.serve(pruner, 0.98, 0.9).kept)
         assert shares[-1] < 1
     assert shares[1] < shares[0]  # budgets per question need fewer tokens for the same promise
+
+
+def test_the_pruner_of_crowd_ships_with_promises_too() -> None:
+    lvlm = load_component("model", "tiny_crowd")
+    pruner = load_component("pruner", "tprl", pretrained="tprl_tiny_crowd")
+    shipped = calibration_of(pruner)
+    shipped.check(lvlm.model, pruner, "crowd")
+    assert shipped.about["split"] == "test"
+    shares = [shipped.serve(pruner, retention, 0.9).kept for retention in (0.98, 0.95, 0.9)]
+    assert shares == [1.0, 0.3333, 0.1111]
+    with pytest.raises(UserError, match="from 334 calibration images: about 347 are needed"):
+        shipped.serve(pruner, 0.99, 0.9)
