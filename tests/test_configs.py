@@ -40,6 +40,7 @@ class TestConfigs:
         assert choices("stage") == [
             "adapt",
             "all",
+            "alternate",
             "autoencoder",
             "distill",
             "lfd",

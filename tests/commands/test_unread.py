@@ -65,6 +65,7 @@ UNREAD_BY_MODE = {
 }
 UNREAD_BY_STAGE = {
     "all": set[str](),
+    "alternate": {"pruner"},
     "autoencoder": {"pruner", "reward", "cache"},
     "lfd": {"reward"},
     "ppo": {"pruner"},

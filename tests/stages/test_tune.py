@@ -19,13 +19,14 @@ from tprl.build import load_component
 from tprl.data.scenes import Scenes
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
-from tprl.lvlm.adapters import FOLDER, read_adapter
+from tprl.lvlm.adapters import FOLDER, add_adapter, read_adapter
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.gates import graph_bytes
 from tprl.pruners.attention_dpp import AttentionDPPPruner
 from tprl.pruners.fastv import FastVPruner
 from tprl.pruners.keep_all import KeepAll
 from tprl.scoring.ahead import Ready
+from tprl.scoring.identity import of_lvlm
 from tprl.scoring.validation import ServedScore
 from tprl.splice import keep_all, splice
 from tprl.stages.tune import Tune
@@ -214,6 +215,32 @@ def test_what_it_leaves(llava: FrozenLVLM, served: ServedScore, tmp_path: Path) 
     wrapped = peft.PeftModel.from_pretrained(llava.model, tmp_path / FOLDER)
     assert torch.allclose(logits(llava), tuned, atol=1e-6)
     wrapped.unload()
+
+
+def test_it_goes_on_from_an_adapter(llava: FrozenLVLM, served: ServedScore, tmp_path: Path) -> None:
+    first = tune(llava, served, iterations=1)
+    with torch.no_grad():
+        for adapter in first.adapters:
+            adapter.normal_(std=0.2)
+    tuned = logits(llava)
+    first.save(tmp_path)
+    first.take_off()
+    adapter = read_adapter(tmp_path)
+    second = tune(llava, served, iterations=1, adapter=adapter)
+    assert torch.allclose(logits(llava), tuned, atol=1e-6)
+    second.save(tmp_path / "again")
+    assert read_adapter(tmp_path / "again").about["iterations"] == 2
+    assert read_adapter(tmp_path / "again").print == adapter.print
+    second.take_off()
+    # Stored results of the model with and without it are kept apart.
+    base = of_lvlm(llava, {})
+    take_off = add_adapter(llava.model, tmp_path)
+    assert of_lvlm(llava, {}) != base
+    take_off()
+    assert of_lvlm(llava, {}) == base
+    with pytest.raises(UserError, match=r"stage\.rank=2: give stage\.rank=4\."):
+        tune(llava, served, rank=2, alpha=4.0 * 2, adapter=adapter)
+    assert not any("lora" in name for name, _ in llava.model.named_modules())
 
 
 def test_what_it_refuses(

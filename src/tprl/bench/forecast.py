@@ -90,7 +90,9 @@ def uncounted(stage: Mapping[str, Any]) -> list[str]:
 
 def _parts(stage: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings of every stage that runs, both blocks of each in one table."""
-    parts = [stage[name] for name in stage["chain"]] if "chain" in stage else [stage]
+    parts = [stage]
+    if "chain" in stage:
+        parts = [stage[name] for name in stage["chain"]] * stage.get("rounds", 1)
     return [{**part, **part.get("module", {})} for part in parts]
 
 

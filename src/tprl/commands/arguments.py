@@ -11,6 +11,7 @@ from tprl.build import build
 from tprl.commands.plan import no_answers
 from tprl.commands.setup import plain
 from tprl.commands.stages import class_of, in_one_table, needs
+from tprl.lvlm.adapters import Adapter, read_adapter
 from tprl.lvlm.base import BaseLVLM
 from tprl.runtime.store import Cache
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
@@ -33,6 +34,11 @@ class Arguments:
     def selector(self) -> Any:
         """The pruner of the group `pruner`, for stages that leave it as it is."""
         return build(self.cfg.pruner)
+
+    def adapter_of(self, config: Any) -> Adapter | None:
+        """The adapter that a stage goes on from."""
+        source = config.get("init_from")
+        return None if source is None else read_adapter(source)
 
     def extras_of(self, config: Any) -> frozenset[str]:
         """What the pruner that a stage serves reads beside the tokens."""

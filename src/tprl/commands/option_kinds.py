@@ -134,6 +134,7 @@ KINDS: dict[str, Kind] = {
     "autoencoder.images": Number(2, LARGEST, whole=True, example="300"),
     "save_every": MAYBE_COUNT,
     "stage.chain": Listed(component("stage"), distinct=True, purpose="run"),
+    "stage.rounds": COUNT,
     **dict.fromkeys(("lr", "lr_actor", "lr_critic", "lr_vision", "lr_language"), POSITIVE),
     **dict.fromkeys(
         ("weight_decay", "lr_lagrange", "lagrange_gain", "value_coef", "entropy_coef"), NOT_NEGATIVE

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from tprl.build import build, current, load_component, target_at
-from tprl.commands.stages import class_of, needs, stages_of
+from tprl.commands.stages import adapts, class_of, needs, stages_of
 from tprl.errors import UserError
 from tprl.kinds import typed
+from tprl.lvlm.adapters import read_adapter
 from tprl.pruners.folder import find_pruner
 from tprl.stages.base import Stage
 from tprl.stages.demonstrations import refuse_demonstrator
@@ -52,15 +53,16 @@ def check_plan(plain: Plain) -> None:
         # A missing pruner is named by the stage that needs it.
         if "demonstrator" in needs(kind):
             check_demonstrator(plain.get("pruner"))
-        if "selector" in needs(kind) and not plain.get("pruner"):
+        if "selector" in needs(kind) and not (plain.get("pruner") or "chain" in plain["stage"]):
             raise UserError(f"stage={settings['name']} needs a pruner: set pruner=<name>.")
-    if not learns:
-        return
-    # A chain hands weights on by itself; a single stage may start from a folder, which must exist.
+    # A chain hands weights on by itself; what a run starts from must exist.
     if "chain" in plain["stage"]:
         _check_chain(plain)
-    elif source := plain["stage"].get("init_from"):
+    source = plain["stage"].get("init_from")
+    if source and learns:
         find_pruner(source)
+    elif source and any(adapts(kind) for kind, _ in stages.values()):
+        read_adapter(source)
 
 
 def check_logger(plain: Plain) -> None:
@@ -134,7 +136,7 @@ def _check_runner(key: str, kind: type[Stage], stage: Plain) -> None:
             "is not scored on validation questions",
         ),
         ("blueprint", builds, "builds no model"),
-        ("init_from", builds or "pruner" in needs(kind), "starts from nothing"),
+        ("init_from", builds or adapts(kind) or "pruner" in needs(kind), "starts from nothing"),
     ):
         if not used and stage.get(option):
             raise UserError(
@@ -187,20 +189,22 @@ def no_answers(stage: str, dataset: str) -> UserError:
 
 
 def _check_chain(plain: Plain) -> None:
-    """What only stage=all has: stages that hand weights on by themselves, baselines, an evaluation
-    at the end."""
-    stage = plain["stage"]
-    for key, part in stages_of(plain).items():
-        if "pruner" not in needs(class_of(part)):
+    """What only chains have: stages that hand weights on by themselves, rounds, baselines, an
+    evaluation at the end."""
+    stage, parts = plain["stage"], stages_of(plain)
+    for key, part in parts.items():
+        if "pruner" not in needs(class_of(part)) and not adapts(class_of(part)):
             raise UserError(
                 f"stage.chain names {part['name']}, which trains no policy: leave it out, and run "
                 f"stage={part['name']} alone."
             )
         if part.get("init_from") is not None:
             raise UserError(
-                f"{key}.init_from={part['init_from']} would not be read: in stage=all every stage "
-                f"goes on from the one before. Leave it out, or run stage={part['name']} alone."
+                f"{key}.init_from={part['init_from']} would not be read: in "
+                f"stage={stage['name']} every stage goes on from the one before. Leave it out, "
+                f"or run stage={part['name']} alone."
             )
+    _check_rounds(plain, [class_of(part) for part in parts.values()])
     # Names become folders and rows of one table, so each may occur once.
     name = target_at(plain["policy"]["_target_"]).name
     if name in stage["baselines"]:
@@ -214,4 +218,28 @@ def _check_chain(plain: Plain) -> None:
         raise UserError(
             f"stage.evaluation.pruners={double[0]} has the name of a pruner that this run "
             "trains: leave it out, and compare with it by src.eval run=<this run> afterwards."
+        )
+
+
+def _check_rounds(plain: Plain, kinds: list[type[Stage]]) -> None:
+    """A chain that repeats, or that tunes the language model between stages of the policy."""
+    stage, name = plain["stage"], plain["stage"]["name"]
+    if not any("pruner" in needs(kind) for kind in kinds):
+        raise UserError(
+            f"stage.chain={typed(stage['chain'])} trains no policy: add ppo, or run stage=tune."
+        )
+    if "init_from" in stage and not stage["init_from"]:
+        raise UserError(
+            f"stage={name} needs a trained policy: give stage.init_from=<run directory>."
+        )
+    if stage.get("rounds", 1) > 1 and stage["baselines"]:
+        raise UserError(
+            f"stage.rounds={stage['rounds']} repeats a chain, and stage.baselines="
+            f"{typed(stage['baselines'])} are taught once: set stage.baselines=[]."
+        )
+    # An engine has taken over the weights of before the first stage.
+    if plain.get("scorer") and any(map(adapts, kinds)):
+        raise UserError(
+            f"scorer={typed(plain['scorer']['_target_'])} would read prompts without the adapter "
+            "that stage.chain trains: leave scorer out."
         )

@@ -22,13 +22,14 @@ from tprl.lvlm.base import BaseLVLM
 from tprl.report.overlays import Overlays
 from tprl.runtime import distributed
 from tprl.runtime.checkpoint import Finished, SaveEvery, checkpoint_of, keep_rows
-from tprl.runtime.curves import Curves, write_curves
+from tprl.runtime.curves import Curves, RoundNumber, write_curves
 from tprl.runtime.progress import FitProgress
 from tprl.runtime.tracking import Tracker
 from tprl.stages.base import Stage
 from tprl.types import Dataset
 
 log = logging.getLogger(__name__)
+ROUND = 1000  # added to the seed from round to round: studies count training seeds from 0
 
 
 class Run:
@@ -44,6 +45,7 @@ class Run:
         self.logger: Any = None
         self.curves: dict[str, list[tuple[float, float]]] = {}
         self.writes = True  # the only rank, or the first of several
+        self.round, self.rounds = 1, 1  # of a chain that repeats
 
     @cached_property
     def finished(self) -> Finished:
@@ -62,14 +64,19 @@ class Run:
         # Only what the constructor names is made, since a model or a cache is costly.
         kind = class_of(config)
         live = {name: make(config) for name, make in self.makers.items() if name in needs(kind)}
-        arguments = kind.own_arguments(in_one_table("stage", plain(config)), self.cfg.seed)
+        arguments = kind.own_arguments(in_one_table("stage", plain(config)), self.seed)
         return build(config.module, **live, **arguments)
 
     @property
     def makers(self) -> Mapping[str, Callable[[Any], Any]]:
         """What makes arguments of constructors from the settings of their stage, by the arguments'
         names."""
-        return {"seed": lambda config: self.cfg.seed}
+        return {"seed": lambda config: self.seed}
+
+    @property
+    def seed(self) -> int:
+        """Of a stage: every round of a chain reads other questions."""
+        return self.cfg.seed + ROUND * (self.round - 1)
 
     def after(self, module: Stage, config: Any, folder: Path | None) -> None:
         """What the stage leaves behind."""
@@ -91,6 +98,8 @@ class Run:
             FitProgress(config.name, max(0, module.max_steps) or None),
             self.following,
         ]
+        if self.rounds > 1:
+            callbacks.append(RoundNumber(self.round))
         callbacks += [
             SaveEvery(self.directory, config.get("save_every"), part),
             *self._pictures(module, config.name),
@@ -175,17 +184,24 @@ class ModelRun(Run, Arguments):
             "served": lambda config: self._served(config),
             "demonstrator": lambda config: build(self.cfg.pruner),
             "selector": lambda config: self.selector,
+            "adapter": lambda config: self.adapter_of(config),
         }
 
     def after(self, module: Stage, config: Any, folder: Path | None) -> None:
         """Keep the curves, and say what was passed over."""
         super().after(module, config, folder)
-        self.curves |= self.following.points
+        points = self.following.points | dict(module.curves_of_report)
+        self.curves |= {self.titled(title): list(each) for title, each in points.items()}
         # Damage is counted while questions are read, so it is known only after training.
         for data in (self.train_set, self.val_set):
             if damage := passed_over(data):
                 log.warning("stage=%s: %s", config.name, damage)
-        self.curves |= {title: list(points) for title, points in module.curves_of_report.items()}
+
+    def titled(self, title: str) -> str:
+        """How a curve of this round is called: rounds are lines of one plot."""
+        if self.rounds == 1:
+            return title
+        return f"{title}{', ' if ': ' in title else ': '}round {self.round}"
 
     def keep_curves(self) -> None:
         """All curves of this run, those of an earlier process included, for the reports of later

@@ -30,7 +30,7 @@ RUNNER = (
     "trainer",
     "blueprint",
 )
-CHAIN = ("chain", "baselines", "evaluation")  # what only stage=all has
+CHAIN = ("chain", "rounds", "baselines", "evaluation")  # what only chains have
 # Arguments of a stage's constructor that the runner builds: the group of the command line that each
 # comes from.
 BUILT_FROM = {
@@ -86,7 +86,7 @@ def _part(chain: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         )
     if not isinstance(part := chain.get(name), Mapping):
         raise UserError(
-            f"stage.chain names {name}, of which stage=all has no settings: "
+            f"stage.chain names {name}, of which stage={chain['name']} has no settings: "
             f"add +stage@stage.{name}={name} before it, or leave {name} out."
         )
     return part
@@ -143,9 +143,15 @@ def needs(kind: type["Stage"]) -> frozenset[str]:
     return frozenset(arguments_of(kind))
 
 
-def groups_of(kind: type["Stage"]) -> frozenset[str]:
-    """The groups of the command line that a stage reads."""
-    return frozenset(group for name, group in BUILT_FROM.items() if name in needs(kind))
+def groups_of(kind: type["Stage"], chained: bool = False) -> frozenset[str]:
+    """The groups of the command line that a stage reads; in a chain its selector is the policy."""
+    named = needs(kind) - ({"selector"} if chained else set())
+    return frozenset(group for name, group in BUILT_FROM.items() if name in named)
+
+
+def adapts(kind: type["Stage"]) -> bool:
+    """Whether a stage trains adapters of the language model."""
+    return "adapter" in needs(kind)
 
 
 def in_two_blocks(config: DictConfig) -> DictConfig:

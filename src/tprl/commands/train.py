@@ -16,11 +16,14 @@ from tprl.commands.options import checked
 from tprl.commands.plan import check_plan
 from tprl.commands.runs import ModelRun, Run
 from tprl.commands.setup import make_dataset, plain, start
-from tprl.commands.stages import class_of, needs
+from tprl.commands.stages import adapts, class_of, needs
+from tprl.commands.worn import Worn
 from tprl.errors import UserError
 from tprl.evaluation.entries import check_names, named_entries, trained_entries, with_regions
 from tprl.evaluation.evaluator import check_answers, check_cost, check_entries, fitting
 from tprl.evaluation.results import card_results, mean_accuracy
+from tprl.lvlm.adapters import FOLDER as ADAPTER
+from tprl.lvlm.adapters import Adapter
 from tprl.pruners.core_focus import CORE
 from tprl.pruners.folder import find_pruner, load_weights, read_config
 from tprl.pruners.learned import LearnedPruner, check_family, load_pruner, pruner_from
@@ -55,7 +58,10 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
     # From here on the run grows: chain, then stages without a model, without a pruner, with both.
     if "chain" in cfg.stage:
         check_first(cfg)
-        return _train_chain(Training(cfg, directory))
+        run = Training(cfg, directory)
+        if cfg.stage.get("init_from") and run.finished.state is None:
+            run.prepare()
+        return _train_chain(run)
     needed = needs(class_of(cfg.stage))
     if "lvlm" not in needed:
         return run_stage(Run(cfg, directory), cfg.stage, None)
@@ -77,19 +83,21 @@ def train(cfg: DictConfig, directory: Path) -> float | None:
     return result
 
 
-def run_stage(run: Run, config: Any, folder: Path | None) -> float | None:
+def run_stage(run: Run, config: Any, folder: Path | None, part: str | None = None) -> float | None:
     """Train one stage, unless a run that this one goes on with has finished it.
 
     Args:
         run: what builds the stage, and keeps what it leaves.
         config: both blocks of the stage's yaml.
         folder: where the pruner goes; None: the stage trains none.
+        part: the name of its checkpoint; None: that of the stage.
     """
-    if config.name in run.finished.parts:
+    name: str = part or config.name
+    if name in run.finished.parts:
         return None
     # Noted after it was kept: a run that dies in between repeats the part.
-    module = fit_stage(run, config, folder, config.name)
-    run.note(config.name)
+    module = fit_stage(run, config, folder, name)
+    run.note(name)
     return module.result
 
 
@@ -120,17 +128,10 @@ def _train_chain(run: "Training") -> float | None:
     for name in stage.chain:
         run.check_labels(stage[name])
         run.check_demonstrator(stage[name])
-    for name in stage.chain:
-        # A stage may have no use for this policy, e.g. an autoencoder where codes are off.
-        kind = class_of(stage[name])
-        if not kind.applies_to(run.pruner):
-            log.info("stage=%s is left out: it has no use for this %s", name, run.pruner.name)
-            continue
-        run_stage(run, stage[name], directory / kind.folder)
-        # Baselines learn from the same stage and codes, so that only the policy differs.
-        if kind.teaches_baselines:
-            for baseline in stage.baselines:
-                run.baseline(baseline, stage[name], directory / baseline)
+    for number in range(1, run.rounds + 1):
+        run.round = number
+        for name in stage.chain:
+            _train_link(run, name)
     run.keep_curves()
     # Loaded from their folders, as a later evaluation would load them.
     ours = trained_entries(directory, settings)
@@ -147,14 +148,34 @@ def _train_chain(run: "Training") -> float | None:
     return mean_accuracy(rows, entries[0].name)
 
 
+def _train_link(run: "Training", name: str) -> None:
+    """A stage of the chain in the present round."""
+    stage, directory = run.cfg.stage, run.directory
+    # A stage may have no use for this policy, e.g. an autoencoder where codes are off.
+    kind = class_of(stage[name])
+    if not kind.applies_to(run.pruner):
+        log.info("stage=%s is left out: it has no use for this %s", name, run.pruner.name)
+        return
+    if run.rounds > 1:
+        log.info("round %d of %d: %s", run.round, run.rounds, name)
+    part = name if run.rounds == 1 else f"{name}_{run.round}"
+    run_stage(run, stage[name], directory / kind.folder, part)
+    # Baselines learn from the same stage and codes, so that only the policy differs.
+    if kind.teaches_baselines:
+        for baseline in stage.baselines:
+            run.baseline(baseline, stage[name], directory / baseline)
+
+
 class Training(ModelRun):
-    """A run whose stages train a pruner for a frozen LVLM."""
+    """A run whose stages train a pruner for an LVLM, which is frozen or tuned in between."""
 
     def __init__(self, cfg: DictConfig, directory: Path) -> None:
         super().__init__(cfg, directory)
         self.pruner: LearnedPruner = build(cfg.policy, token_width=self.lvlm.width)
         # by stages that may run again in this run
         self._shared: dict[type[Stage], dict[str, Any]] = {}
+        self.rounds = cfg.stage.get("rounds", 1)
+        self.worn = Worn(self.lvlm)
         if self.finished.state is not None:
             self._take_up(self.finished.state)
 
@@ -165,12 +186,16 @@ class Training(ModelRun):
         self.pruner = pruner_from(state["pruner"])
         self.pruner.load_state_dict(state["weights"])
         self.curves = {name: list(map(tuple, points)) for name, points in state["curves"].items()}
+        if (worn := state.get("adapter")) is not None:
+            self.wear(Path(worn) if Path(worn).is_absolute() else self.directory / worn)
         draw_from(state["draws"])
 
     def note(self, part: str) -> None:
         # What the next part starts from: weights, curves, random states and rows of metrics.csv.
         weights = {name: value.cpu() for name, value in self.pruner.state_dict().items()}
         where = {"curves": self.curves, "draws": draws(), "rows": csv_position([self.logger])}
+        if self.worn.folder is not None:
+            where["adapter"] = self.worn.place(self.directory)
         self.finished.add(
             part, {"pruner": self.pruner.about, "weights": weights, **where}, self.writes
         )
@@ -180,7 +205,8 @@ class Training(ModelRun):
         policy, or a policy whose autoencoder is trained first."""
         # Three starts: a pruner with its config, weights for this policy, or an autoencoder to
         # train first.
-        kind, source = class_of(self.cfg.stage), self.cfg.stage.get("init_from")
+        stage, source = self.cfg.stage, self.cfg.stage.get("init_from")
+        kind = class_of(stage[stage.chain[0]] if "chain" in stage else stage)
         if kind.continues:
             name = self.cfg.stage.name
             if not source:
@@ -193,21 +219,52 @@ class Training(ModelRun):
                 )
             self.pruner = load_pruner(source)
             check_family(self.pruner, self.lvlm)
+            self._adapter_of_source(source)
         elif source:
             folder = find_pruner(source)
             load_weights(self.pruner, folder)
             self.pruner.trained_on = read_config(folder)["trained_on"]
             check_family(self.pruner, self.lvlm)
+            self._adapter_of_source(source)
         elif kind.needs_codes and self.pruner.autoencoder is not None:
             log.info("no stage.init_from: the autoencoder is trained first")
             config: Any = OmegaConf.load(conf_dir() / "stage" / "autoencoder.yaml")
             run_stage(self, config, self.directory / class_of(config).folder)
 
+    def _adapter_of_source(self, source: str) -> None:
+        """What the run that this one starts from has made of the language model."""
+        if not (Path(source) / ADAPTER).is_dir():
+            return
+        chain = self.cfg.stage.get("chain", ())
+        if any(adapts(class_of(self.cfg.stage[name])) for name in chain):
+            self.wear(Path(source).absolute())
+        elif self.cfg.model.get("adapter") is None:
+            log.warning(
+                "stage.init_from=%s tuned its language model, and this run reads with the model "
+                "before: add model.adapter=%s to read with the tuned one.",
+                source,
+                source,
+            )
+
+    def wear(self, folder: Path) -> None:
+        """The language model reads with this adapter from now on."""
+        self.worn.put_on(folder)
+        # What was computed by the model before is not shared with stages that follow.
+        self._shared.clear()
+        vars(self).pop("cache", None)
+
+    def adapter_of(self, config: Any) -> Adapter | None:
+        """In a chain: of the round before."""
+        return self.worn.adapter
+
     def built(self, config: Any) -> Stage:
         """The stage; the pruner loses what stages before this one calibrated, unless it keeps
         that."""
+        kind = class_of(config)
+        if adapts(kind):  # it goes on from what is worn, and puts that on by itself
+            self.worn.take_off()
         # A stage that trains the policy again voids what was calibrated on its earlier logits.
-        kind, module = class_of(config), self.module_of(config)
+        module = self.module_of(config)
         if not kind.keeps_serving:
             self.pruner.serving = replace(self.pruner.serving, trained_to=1.0, fade=0.0, prices=())
             self.pruner.trained_on.pop(CORE, None)  # the core was shared by other logits
@@ -218,7 +275,8 @@ class Training(ModelRun):
 
     @property
     def makers(self) -> Mapping[str, Callable[[Any], Any]]:
-        return {**super().makers, "pruner": lambda config: self.pruner}
+        pruner = {"pruner": lambda config: self.pruner, "selector": lambda config: self.pruner}
+        return {**super().makers, **pruner}
 
     def extras_of(self, config: Any) -> frozenset[str]:
         """Of the policy in training."""
@@ -246,6 +304,15 @@ class Training(ModelRun):
             "seed": self.cfg.seed,
         }
         self.save(folder)
+        # The results of a round stay, since the next one replaces those of the run.
+        place = self.directory
+        if self.rounds > 1:
+            place = self.directory / "rounds" / str(self.round)
+            module.save(place)
+            self.save(place / "pruner")
+        if adapts(type(module)):
+            module.take_off()
+            self.wear(place)
 
     def save(self, folder: Path) -> None:
         """The pruner, by rank 0; when it returns the folder is there for all."""

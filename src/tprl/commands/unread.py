@@ -168,7 +168,8 @@ def _of_command(command: str, config: DictConfig, top: str) -> str | None:
 def _groups(config: DictConfig) -> frozenset[str]:
     """The groups that the stages of this run read."""
     parts = stages_of({"stage": plain(config.stage, resolve=False)})
-    return frozenset().union(*(groups_of(class_of(part)) for part in parts.values()))
+    chained = "chain" in config.stage
+    return frozenset().union(*(groups_of(class_of(part), chained) for part in parts.values()))
 
 
 def _outside(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tprl.data import draws, image_files, images
 from tprl.lvlm.base import BaseLVLM
 from tprl.lvlm.layer_drop import LayerPruner
+from tprl.lvlm.recognition import ADAPTED
 from tprl.types import Dataset, Pruner
 
 # another release may round or resize otherwise
@@ -29,7 +30,10 @@ NUMBERS = 4096  # read of each tensor: any training changes some of them, and 14
 def of_lvlm(lvlm: BaseLVLM, config: Mapping[str, Any]) -> dict[str, Any]:
     """A frozen LVLM: its settings, weights, processor and tokenizer, and the kind of device that
     rounds its numbers."""
+    # An adapter that works by hooks is not among the weights.
+    adapted = getattr(getattr(lvlm, "model", None), ADAPTED, None)
     return {
+        **({} if adapted is None else {"adapted": adapted}),
         "config": dict(config),
         "device": lvlm.device.type,
         "weights": of_weights(lvlm),

@@ -56,7 +56,8 @@ class Stage(pl.LightningModule):
 
     `module:` holds every argument of the constructor that is a plain value. The others are named
     after what the runner builds: `pruner`, `lvlm`, `dataset`, `seed`, `served` (the validation
-    score), `reward`, `demonstrator`, `selector` (the group `pruner`, as it is), `cache`. What the
+    score), `reward`, `demonstrator`, `selector` (the group `pruner`, as it is; in a chain the
+    pruner of the chain), `adapter` (of the language model, to go on from), `cache`. What the
     constructor does not name is not built, and its group of the command line is refused. The rest
     of the yaml is the runner's: `name`, `init_from`, `served`, `calibrate`, `save_every`,
     `log_every`, `trainer`, and `blueprint`, of what `own_arguments` builds. A stage with
@@ -138,6 +139,9 @@ class Stage(pl.LightningModule):
 
     def save(self, directory: Path) -> None:
         """What the stage leaves in the run beside the pruner."""
+
+    def take_off(self) -> None:
+        """Give the LVLM back as it was before this stage."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.remembers:

@@ -1,7 +1,6 @@
 """Stage `tune`: low-rank adapters (LoRA) on the language model, which learns to read what a pruner
 keeps. The pruner stays as it is."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,17 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
+from tprl.build import target_at
 from tprl.errors import UserError
 from tprl.kinds import LARGEST, Number
-from tprl.lvlm.adapters import FOLDER, Pair, write_adapter
+from tprl.lvlm.adapters import (
+    FOLDER,
+    Adapter,
+    Pair,
+    check_adapter,
+    read_adapter,
+    write_adapter,
+)
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.layer_drop import LayerPruner
 from tprl.lvlm.recognition import model_print
@@ -32,14 +39,10 @@ from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
 from tprl.stages.base import Next, Points, Settings, Stage
+from tprl.stages.lora import check_form, injected, no_stock, parameters_of
 from tprl.stages.prompts import drawn_ratios, prompt_loader, stepwise
 from tprl.types import LVLM, Dataset, Encoded, Prompt, Sample
 
-# Linear layers of decoders, and the modules between vision tower and language model, by the names
-# that stock classes give them.
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-DECODERS = ("language_model", "text_model")
-PROJECTORS = ("multi_modal_projector", "merger", "connector")
 COUNT = Number(1, LARGEST, whole=True, example="8")
 
 
@@ -66,15 +69,17 @@ class Tune(Stage):
         grad_clip: largest norm of a gradient.
         validate_every: iterations between served scores.
         seed: questions, ratios, and what the adapters start from.
+        adapter: what they start from in place of that: one of the same layers, rank and scale.
 
     Raises:
-        UserError: peft is missing, the LVLM has no such layers, or the pruner is another model's or
-            drops tokens between layers.
+        UserError: peft is missing, the LVLM has no such layers, the pruner is another model's or
+            drops tokens between layers, or the adapter has another form or model.
     """
 
     curve_titles: ClassVar = {"tune/loss": "tune, nats per answer token"}
     next = Next("eval", "run", words=("pruners=[random]",))
     remembers = ("iteration", "curve")
+    keeps_serving = True  # the pruner stays as it is
 
     def __init__(
         self,
@@ -94,14 +99,12 @@ class Tune(Stage):
         grad_clip: float,
         validate_every: int,
         seed: int = 0,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["lvlm", "dataset", "selector", "served"])
+        self.save_hyperparameters(ignore=["lvlm", "dataset", "selector", "served", "adapter"])
         if not isinstance(lvlm, FrozenLVLM):
-            raise UserError(
-                f"stage=tune adapts a stock language model, and {lvlm.name} has none: use "
-                "model=tiny_llava."
-            )
+            raise no_stock(lvlm.name)
         if isinstance(selector, LayerPruner):
             raise UserError(
                 f"stage=tune reads prompts that are pruned before the language model, and "
@@ -116,19 +119,57 @@ class Tune(Stage):
         self.curve: list[tuple[float, float]] = []
         # Before adapters are in: an adapter belongs to the weights that it was trained on.
         self.base_print = model_print(lvlm.model)
+        self.iterations_before = 0
+        if adapter is not None:
+            check_adapter(adapter, lvlm.model)
+            check_form(adapter, "stage", self.hparams)
+            self.iterations_before = int(adapter.about.get("iterations", 0))
         self.extras = frozenset(selector.extras)
         if projector:
             lvlm.check_extras(frozenset({"vision_features"}), lvlm.known_extras)
             self.extras |= {"vision_features"}
         # In a tuple, so that neither is registered: of the modules only adapters are trained and
         # kept in checkpoints. These are a list, since names of modules have dots.
-        self._held = (_injected(lvlm.model, rank, alpha, projector, seed), selector)
-        self.names, parameters = zip(*_parameters(lvlm.model), strict=True)
+        self._held = (injected(lvlm.model, rank, alpha, projector, seed), selector)
+        self.names, parameters = zip(*parameters_of(lvlm.model), strict=True)
         self.adapters = nn.ParameterList(parameters)
+        if adapter is not None:
+            self._go_on_from(adapter)
+
+    @classmethod
+    def check(cls, key: str, settings: Settings, plain: Settings) -> None:
+        # Said before anything is loaded: in a chain hours of another stage come first.
+        model = plain["model"]
+        if not issubclass(cast(type, target_at(model["_target_"])), FrozenLVLM):
+            raise no_stock(model.get("name"))
+        need_package("peft", "tune", "stage=tune")
+        # A second adapter over merged weights would be of use to nobody who loads one.
+        if adapter := model.get("adapter"):
+            raise UserError(
+                f"stage=tune trains one adapter, and model.adapter={adapter} is another below it: "
+                f"leave model.adapter out, and give stage.init_from={adapter} to go on from it."
+            )
+        source = plain["stage"].get("init_from")
+        if source and (key == "stage" or (Path(source) / FOLDER).is_dir()):
+            check_form(read_adapter(source), key, settings)
 
     @classmethod
     def reads_answers(cls, reward: Any, settings: Settings) -> bool:
         return settings["answers"] == "reference"
+
+    def _go_on_from(self, adapter: Adapter) -> None:
+        """Start from these weights."""
+        missing = {name.rpartition(".lora_")[0] for name in self.names} ^ set(adapter.pairs)
+        if missing:
+            self.take_off()
+            raise UserError(
+                f"{adapter.folder} adapts other layers than stage=tune ({min(missing)}): go on "
+                "from a run of stage=tune, or leave stage.init_from out."
+            )
+        with torch.no_grad():
+            for name, parameter in zip(self.names, self.adapters, strict=True):
+                module, _, side = name.removesuffix(".default.weight").rpartition(".lora_")
+                parameter.copy_(adapter.pairs[module]["AB".index(side)])
 
     @property
     def lora(self) -> Any:
@@ -280,7 +321,7 @@ class Tune(Stage):
             "pruner": self.selector.name,
             "keep_ratio": self.ratios,
             "answers": h["answers"],
-            "iterations": h["iterations"],
+            "iterations": self.iterations_before + h["iterations"],
             "seed": h["seed"],
         }
         both = {name: Pair(sides["A"], sides["B"]) for name, sides in pairs.items()}
@@ -297,43 +338,3 @@ class Tune(Stage):
     def take_off(self) -> None:
         """Give the model back as it was before this stage."""
         self.lora.unload()
-
-
-def _injected(model: Any, rank: int, alpha: float, projector: bool, seed: int) -> Any:
-    """Adapters in a stock model, which add nothing yet.
-
-    Raises:
-        UserError: peft is missing, or the model has no layers by the names that we know.
-    """
-    need_package("peft", "tune", "stage=tune")
-    from peft import LoraConfig
-    from peft.tuners.lora import LoraModel
-
-    pattern = rf"model\.({'|'.join(DECODERS)})\..*\.({'|'.join(LINEAR)})"
-    if projector:
-        pattern += rf"|model\.(.*\.)?({'|'.join(PROJECTORS)})(\..*)?"
-    layers = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and re.fullmatch(pattern, name):
-            layers.append(name)
-    if not layers:
-        raise UserError(
-            f"stage=tune finds no layers to adapt in {type(model).__name__}: use a model with a "
-            "decoder of linear layers, e.g. model=llava."
-        )
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=cast(int, alpha),  # annotated so, and only divided by the rank
-        target_modules=layers,
-        lora_dropout=0.0,
-        bias="none",
-    )
-    # The start is the same whatever drew before.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LoraModel(model, {"default": config}, "default")
-
-
-def _parameters(model: Any) -> list[tuple[str, nn.Parameter]]:
-    """Those of the adapters, by name."""
-    return [(name, weight) for name, weight in model.named_parameters() if ".lora_" in name]
