@@ -13,13 +13,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tprl.cost import LMShape, LVLMShape, VisionShape
+from tprl.data.base import BaseDataset
 from tprl.types import Encoded, Prompt, Sample
 
 KINDS, WIDTH, WORDS = 3, 64, 4  # words of a question: the kind and three that say nothing
 QUESTIONS = 100_000
 
 
-class NeedleDataset:
+class NeedleDataset(BaseDataset):
     """Question i is about a picture of its own. Splits differ by their seed."""
 
     name = "needle"

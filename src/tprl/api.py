@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tprl.budget import check_keep_ratio
-from tprl.build import choices, load_component, target_of
+from tprl.build import choices, target_of
 from tprl.errors import UserError
 from tprl.evaluation.calibration import calibration_of
 from tprl.evaluation.retention import check_share
@@ -17,6 +17,7 @@ from tprl.lvlm.layer_drop import LayerPruner
 from tprl.lvlm.pruned import Pruning
 from tprl.lvlm.questions import QuestionFinder
 from tprl.lvlm.wrappers import stock_model
+from tprl.pruners.base import checked_pruner, named_pruner
 from tprl.pruners.learned import LearnedPruner, check_family, check_width
 from tprl.runtime.hub import within_reach
 from tprl.types import Pruner
@@ -114,13 +115,13 @@ def prune(
 def _built(pruner: Any) -> Any:
     """A pruner, by name or as it is."""
     if not isinstance(pruner, str):
-        return pruner
+        return checked_pruner(pruner, f"pruner={type(pruner).__name__}")
     if pruner not in choices("pruner"):
         raise UserError(
             f"pruner={pruner} does not exist; choose one of: {', '.join(choices('pruner'))}, "
             "or give what tprl.Pruner.from_pretrained(folder or hub id) returns."
         )
-    return load_component("pruner", pruner)
+    return named_pruner(pruner)
 
 
 def _settled(
@@ -133,7 +134,7 @@ def _settled(
     # A threshold decides alone: `_with_threshold` refuses a ratio beside it.
     if threshold is not None:
         return _with_threshold(pruner, keep_ratio, threshold), keep_ratio
-    if keep_ratio is None and not getattr(pruner, "decides_alone", False):
+    if keep_ratio is None and not pruner.decides_alone:
         raise UserError(
             f"{pruner.name} needs a kept fraction of the visual "
             "tokens: give keep_ratio in (0, 1], e.g. 1/3."
@@ -147,6 +148,7 @@ def _pruning(
     """The stock model inside `lvlm` with its `generate` replaced; `wrapper` is what prune got."""
     model = lvlm.model
     _check_fit(pruner, lvlm)
+    reads_question = pruner.reads_question
     if isinstance(pruner, LayerPruner) and keep_ratio is not None:
         lvlm.check_layers(pruner.name)
         pruner.stages(keep_ratio, lvlm.layers)  # refused now, if no schedule has this mean
@@ -157,7 +159,7 @@ def _pruning(
         )
     # Only pruners that read questions need a processor, and finding it may take the hub.
     finder = None
-    if getattr(pruner, "reads_question", False):
+    if reads_question:
         if lvlm.processor is None:
             lvlm = type(lvlm).around(model, _processor(lvlm, pruner.name))
         finder = QuestionFinder(lvlm.processor, lvlm.image_token, lvlm.placeholder)

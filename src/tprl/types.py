@@ -357,13 +357,8 @@ class GatedLVLM(LVLM, Protocol):
 class Pruner(Protocol):
     """Decides which visual tokens live. `extras` names what it needs beyond the projected tokens.
 
-    One that reads `Encoded.question` says so by an attribute `reads_question`, one that can choose
-    how many tokens to keep (keep_ratio None) by `decides_alone`, one that keeps none of them but
-    makes new ones by `replaces_tokens`; one that cannot have every ratio refuses the others, before
-    anything is encoded, by `check_reach(keep_ratio, shape)`. What choosing costs, in FLOPs per
-    image, is `flops(shape, tokens, kept)`; a policy says it per prompt, by `flops_by_part(tokens,
-    words, kept)`. One for which the vision side sees smaller images says by `tiles(shape, tiles,
-    kept)` which patches these have.
+    What choosing costs, in FLOPs per image, is `flops(shape, tokens, kept)`. What else a pruner may
+    say of itself is in `pruners.base.BasePruner`, from which every pruner derives.
     """
 
     name: str

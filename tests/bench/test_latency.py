@@ -30,6 +30,7 @@ from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.lvlm.llava import Llava
+from tprl.pruners.base import BasePruner
 from tprl.report import figures
 from tprl.report.latency import sentence
 
@@ -133,7 +134,7 @@ def test_tokens_that_methods_add_are_counted(lvlm: FrozenLVLM) -> None:
     assert line.kv_bytes == 2 * cost.kv_bytes(lvlm.shape.lm, 64 + 18 + 2, 4)
 
 
-class Listener:
+class Listener(BasePruner):
     """A pruner that notes when it is asked."""
 
     extras: frozenset[str] = frozenset()

@@ -7,8 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 from tests.commands.calls import FAST, refused
 
-from tprl.commands.setup import make_lvlm
+from tprl.commands import setup
+from tprl.commands.setup import make_dataset, make_lvlm
 from tprl.errors import UserError
+from tprl.lvlm.toy import ToyLVLM
+from tprl.pruners.base import make_pruner
+from tprl.rewards import WeightedReward
 
 
 class TestOneSentence:
@@ -135,3 +139,14 @@ def test_a_model_of_another_kind() -> None:
     config = OmegaConf.create({"_target_": "tprl.pruners.keep_all.KeepAll"})
     with pytest.raises(UserError, match=r"KeepAll does not derive from tprl\.lvlm\.base\.BaseLVLM"):
         make_lvlm(config)
+
+
+def test_parts_that_lack_their_base_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OmegaConf.create({"_target_": "tprl.lvlm.toy.ToyLVLM"})
+    with pytest.raises(UserError, match=r"ToyLVLM does not derive from tprl\.pruners\.base\."):
+        make_pruner(config)
+    with pytest.raises(UserError, match=r"object does not derive from tprl\.rewards\.Term: derive"):
+        WeightedReward([object()])
+    monkeypatch.setattr(setup, "build", lambda config, split: object())
+    with pytest.raises(UserError, match=r"ToyLVLM does not derive from tprl\.data\.base\."):
+        make_dataset(config, ToyLVLM(), "val")

@@ -8,6 +8,7 @@ from tests.helpers import toy_encoded
 
 from tprl.build import load_component
 from tprl.errors import UserError
+from tprl.pruners.base import BasePruner
 from tprl.pruners.chunks import select_in_chunks
 from tprl.runtime.memory import PER_PAIR
 from tprl.types import Encoded, TokenSelection
@@ -41,7 +42,7 @@ def test_the_batch_changes_nothing(name: str) -> None:
             )
 
 
-class Hungry:
+class Hungry(BasePruner):
     name, extras, sizes = "hungry", frozenset[str](), list[int]()
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:

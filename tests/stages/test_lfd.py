@@ -13,6 +13,7 @@ from tests.stages.toy_runs import LastWeights, Metrics, fit, lvlm, policy, same,
 from tprl.budget import budget
 from tprl.data.toy import ToyDataset
 from tprl.errors import UserError
+from tprl.pruners.base import BasePruner
 from tprl.pruners.cls_attention import ClsAttentionPruner
 from tprl.pruners.learned import LearnedPruner
 from tprl.pruners.mlp import MLPPruner
@@ -101,7 +102,7 @@ class TestLoss:
             assert float(a.detach()) == pytest.approx(float(b.detach()), abs=1e-6)
 
 
-class FarthestPruner:
+class FarthestPruner(BasePruner):
     """Diverse and nothing else, and not a judgment of single tokens: every token is as far as
     possible from those chosen before, in the order of the first coordinate."""
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tprl.build import choices, load_component, target_of
+from tprl.build import choices, target_of
 from tprl.evaluation.results import FULL
 from tprl.lvlm.layer_drop import LayerPruner
+from tprl.pruners.base import named_pruner
 from tprl.types import Encoded
 
 SIDE, WIDTH, VISION, KEY, PATCH = 24, 4096, 1024, 64, 14  # LLaVA-1.5-7B: 576 tokens
@@ -79,7 +80,7 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
     """Every training-free pruner of conf/pruner, timed in turns on this machine at a ninth of the
     tokens, except those whose work is the model's own."""
     pruners = [
-        load_component("pruner", name)
+        named_pruner(name)
         for name in choices("pruner")
         if inspect.isclass(target_of("pruner", name))
     ]
@@ -103,7 +104,7 @@ def measure_selectors(batches: Sequence[int] = (1, 8), repeats: int = 5) -> list
         for pruner in before
     ]
     for pruner in towers:
-        budget = "at most" if hasattr(pruner, "tiles") else "yes"
+        budget = "at most" if pruner.shows_smaller_images else "yes"
         lines.append(
             Selector(pruner.name, _needs(pruner), budget, "runs the tower again", _test(pruner))
         )
@@ -135,11 +136,11 @@ def _timed(
 
 def _runs_tower(pruner: Any) -> bool:
     """Whether it merges inside the tower, or shows it another image."""
-    return "patch_embeds" in pruner.extras or hasattr(pruner, "tiles")
+    return "patch_embeds" in pruner.extras or pruner.shows_smaller_images
 
 
 def _needs(pruner: Any) -> str:
-    words = "the question" if getattr(pruner, "reads_question", False) else ""
+    words = "the question" if pruner.reads_question else ""
     return ", ".join(filter(None, [*sorted(pruner.extras), words])) or "-"
 
 

@@ -11,14 +11,15 @@ from tprl.build import build
 from tprl.commands.plan import no_answers
 from tprl.commands.setup import plain
 from tprl.commands.stages import class_of, in_one_table, needs
+from tprl.data.base import BaseDataset
 from tprl.lvlm.adapters import Adapter, read_adapter
 from tprl.lvlm.base import BaseLVLM
+from tprl.pruners.base import make_pruner
 from tprl.runtime.store import Cache
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.lengths import check_lengths
 from tprl.scoring.scorer import Reader
 from tprl.scoring.validation import ServedScore
-from tprl.types import Dataset
 
 
 class Arguments:
@@ -26,14 +27,14 @@ class Arguments:
 
     cfg: DictConfig
     lvlm: BaseLVLM
-    train_set: Dataset
-    val_set: Dataset
+    train_set: BaseDataset
+    val_set: BaseDataset
     _lengths_checked: bool
 
     @cached_property
     def selector(self) -> Any:
         """The pruner of the group `pruner`, for stages that leave it as it is."""
-        return build(self.cfg.pruner)
+        return make_pruner(self.cfg.pruner)
 
     def adapter_of(self, config: Any) -> Adapter | None:
         """The adapter that a stage goes on from."""
@@ -80,7 +81,7 @@ class Arguments:
         reward = build(self.cfg.reward) if "reward" in needs(kind) else None
         settings = in_one_table("stage", plain(config))
         # Labels that a stage does not need are not asked for: fidelity rewards read none.
-        there = getattr(self.train_set, "labelled", True)
+        there = self.train_set.labelled
         reads = kind.reads_answers(reward, settings)
         if reads and not there:
             raise no_answers(config.name, self.train_set.name)
@@ -98,7 +99,7 @@ class Arguments:
         """
         lvlm: Any = self.lvlm  # one of your own may have no extras to check
         if "demonstrator" in needs(class_of(config)) and hasattr(lvlm, "check_extras"):
-            extras = frozenset(build(self.cfg.pruner).extras)
+            extras = frozenset(make_pruner(self.cfg.pruner).extras)
             lvlm.check_extras(extras, lvlm.known_extras | {"region"})
 
     def _check_lengths(self) -> None:
@@ -124,5 +125,5 @@ class Arguments:
         """The cache of a stage; what a demonstrator shows depends on that, too."""
         if self.cache is None or "demonstrator" not in needs(class_of(config)):
             return self.cache
-        about = of_pruner(build(self.cfg.pruner), plain(self.cfg.pruner))
+        about = of_pruner(make_pruner(self.cfg.pruner), plain(self.cfg.pruner))
         return replace(self.cache, about={**self.cache.about, "demonstrator": about})

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from tprl.commands.options import checked
 from tprl.commands.plan import check_logger
 from tprl.commands.setup import asked_entries, model_and_data, one_process, plain
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
 from tprl.evaluation.calibrating import calibrate, check_labels
 from tprl.evaluation.calibration import (
@@ -24,7 +25,6 @@ from tprl.evaluation.results import BOUNDS, FULL, Row
 from tprl.evaluation.retention import smallest
 from tprl.pruners.folder import ASSETS
 from tprl.runtime.progress import Progress
-from tprl.types import Dataset
 
 log = logging.getLogger(__name__)
 EXAMPLES = (0.99, 0.98, 0.95)  # shares that a calibration is tried with when it is made
@@ -112,7 +112,7 @@ def promised(
     entries: Sequence[Entry],
     calibrations: Mapping[int, Calibration],
     lvlm: Any,
-    dataset: Dataset,
+    dataset: BaseDataset,
     settings: Mapping[str, Any],
 ) -> list[Entry]:
     """The entries, each at the one setting that keeps the promise; says which it is.

@@ -23,6 +23,7 @@ from tprl.commands.sentences import explain, unreadable
 from tprl.commands.setup import make_dataset, make_lvlm, plain
 from tprl.commands.shell import value_of
 from tprl.commands.unread import check_read
+from tprl.data.base import BaseDataset
 from tprl.data.boxes import COORDINATES
 from tprl.data.taking import take
 from tprl.errors import UserError
@@ -33,7 +34,7 @@ from tprl.lvlm.weightless import weightless
 from tprl.runtime import distributed
 from tprl.runtime.files import write_atomically
 from tprl.runtime.packages import check_torchvision
-from tprl.types import Dataset, Sample
+from tprl.types import Sample
 
 USAGE = """\
 python -m src.check model=... dataset=... [stage=...] [any option of src.train] [weights=true]
@@ -125,7 +126,7 @@ def model_of(config: DictConfig) -> FrozenLVLM:
     return weightless(family, options)
 
 
-def _dataset(config: DictConfig, lvlm: FrozenLVLM) -> tuple[Dataset | None, str]:
+def _dataset(config: DictConfig, lvlm: FrozenLVLM) -> tuple[BaseDataset | None, str]:
     """The training split as the run opens it, or why it cannot be opened."""
     try:
         return make_dataset(config.dataset, lvlm, "train"), ""
@@ -133,7 +134,7 @@ def _dataset(config: DictConfig, lvlm: FrozenLVLM) -> tuple[Dataset | None, str]
         return None, str(error)
 
 
-def _sample(dataset: Dataset | None) -> Sample:
+def _sample(dataset: BaseDataset | None) -> Sample:
     """The first question that has an image, or one of our own about a photograph's blank."""
     from PIL import Image
 
@@ -147,7 +148,7 @@ def _sample(dataset: Dataset | None) -> Sample:
 # --- the report -----------------------------------------------------------------------------------
 
 
-def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, trouble: str) -> str:
+def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: BaseDataset | None, trouble: str) -> str:
     # Versions and classes go with every report: most mismatches are mismatches of packages.
     source = config.model.get("pretrained") or "random weights"
     kinds = f"{type(lvlm.processor).__name__}, {type(lvlm.processor.image_processor).__name__}"
@@ -177,7 +178,7 @@ def _about(lvlm: FrozenLVLM, config: DictConfig, dataset: Dataset | None, troubl
     return "\n".join(lines)
 
 
-def _warnings(lvlm: FrozenLVLM, dataset: Dataset) -> list[str]:
+def _warnings(lvlm: FrozenLVLM, dataset: BaseDataset) -> list[str]:
     """What is allowed and seldom meant."""
     # A large model on drawings runs well and measures nothing; it is a note, not an error.
     if dataset.name in ("scenes", "toy") and parameter_count(lvlm) > 10**8:

@@ -10,10 +10,11 @@ from tprl.bench import checkup, forecast
 from tprl.bench.devices import GIB, STATED, Device, at_hand, named
 from tprl.build import build
 from tprl.commands.setup import plain
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.runtime.memory import WORKING
-from tprl.types import Dataset, Sample
+from tprl.types import Sample
 
 QUESTIONS = 5000  # of an evaluation, where the dataset cannot be opened
 POLICY_OPTIONS = ("width", "layers", "code_width")
@@ -22,7 +23,7 @@ POLICY_OPTIONS = ("width", "layers", "code_width")
 def costs(
     config: DictConfig,
     lvlm: FrozenLVLM,
-    dataset: Dataset | None,
+    dataset: BaseDataset | None,
     sample: Sample,
     device: Device | None = None,
 ) -> str:
@@ -136,7 +137,7 @@ def _preparing(
     )
 
 
-def _open_ended(dataset: Dataset | None, sample: Sample) -> bool:
+def _open_ended(dataset: BaseDataset | None, sample: Sample) -> bool:
     return dataset is None or not dataset.teacher_forced(sample)
 
 
@@ -185,7 +186,7 @@ def typical(lvlm: FrozenLVLM, sample: Sample) -> forecast.TypicalQuestion:
 def refuse_what_cannot_fit(
     config: DictConfig,
     lvlm: FrozenLVLM,
-    dataset: Dataset | None,
+    dataset: BaseDataset | None,
     sample: Sample,
     device: Device | None = None,
 ) -> None:

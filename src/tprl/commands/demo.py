@@ -9,7 +9,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tprl.build import build, load_component
 from tprl.commands.entry import chosen
 from tprl.commands.options import checked
 from tprl.commands.setup import make_dataset, make_lvlm, start, with_run_config
@@ -19,6 +18,7 @@ from tprl.errors import UserError
 from tprl.evaluation.calibration import calibration_of
 from tprl.evaluation.evaluator import check_cost
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.pruners.base import make_pruner, named_pruner
 from tprl.pruners.learned import load_pruner
 from tprl.runtime.signals import Stopped
 
@@ -114,11 +114,11 @@ def make_pruners(cfg: DictConfig, lvlm: FrozenLVLM) -> dict[str, AnyPruner]:
     """The pruner of `run`, or `pruner`; then those of `pruners` that can read what this LVLM
     has."""
     # The requested pruner must fit; further pruners of the list are left out if they do not.
-    first = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
+    first = load_pruner(Path(cfg.run)) if cfg.run else make_pruner(cfg.pruner)
     lvlm.check_extras(first.extras, lvlm.known_extras)
     pruners: dict[str, AnyPruner] = {first.name: first}
     for name in cfg.pruners:
-        pruner = load_component("pruner", name)
+        pruner = named_pruner(name)
         try:
             lvlm.check_extras(pruner.extras, lvlm.known_extras)
         except UserError as error:

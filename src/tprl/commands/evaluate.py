@@ -25,6 +25,7 @@ from tprl.commands.setup import asked_entries, make_dataset, make_logger, make_l
 from tprl.commands.shell import command
 from tprl.commands.threads import use_threads
 from tprl.commands.turns import evaluate_turns_of
+from tprl.data.base import BaseDataset
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation import analysis
@@ -69,7 +70,7 @@ from tprl.runtime.run_directory import ANSWERS
 from tprl.runtime.store import Record
 from tprl.scoring.identity import of_dataset, of_lvlm, of_pruner
 from tprl.scoring.scorer import Scorer
-from tprl.types import Dataset, Pruner
+from tprl.types import Pruner
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Evaluation(NamedTuple):
     """What one table is made of."""
 
     lvlm: BaseLVLM
-    dataset: Dataset
+    dataset: BaseDataset
     entries: Sequence[Entry]
     settings: Mapping[str, Any]  # the block of the config that says what to evaluate, and how
     cfg: DictConfig
@@ -149,14 +150,14 @@ def main_entry(entries: Sequence[Entry]) -> Entry:
     return next((entry for entry in entries if entry.name not in BOUNDS), entries[0])
 
 
-def _headline_metric(dataset: Dataset) -> str:
+def _headline_metric(dataset: BaseDataset) -> str:
     """The number that tables show."""
     return f"{dataset.name}/{dataset.headline}" if isinstance(dataset, Published) else "accuracy"
 
 
 def open_datasets(
     names: Sequence[str], lvlm: BaseLVLM, limit: int | None
-) -> dict[str, tuple[DictConfig, Dataset]]:
+) -> dict[str, tuple[DictConfig, BaseDataset]]:
     """Test splits of datasets by name with their configs, opened before a training that ends with
     them.
 
@@ -174,7 +175,9 @@ def open_datasets(
     return opened
 
 
-def evaluate_elsewhere(opened: Mapping[str, tuple[DictConfig, Dataset]], table: Evaluation) -> None:
+def evaluate_elsewhere(
+    opened: Mapping[str, tuple[DictConfig, BaseDataset]], table: Evaluation
+) -> None:
     """The same table on every further dataset, in a folder of its name inside the table's; curves
     belong to the run's own dataset."""
     for name, (config, dataset) in opened.items():

@@ -7,13 +7,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tprl.build import build
 from tprl.commands.engines import STARTS
 from tprl.commands.entry import chosen
 from tprl.commands.options import checked
 from tprl.commands.setup import make_lvlm, start, with_run_config
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
+from tprl.pruners.base import make_pruner
 from tprl.pruners.learned import load_pruner
 from tprl.serving.folder import settings_for, write_folder
 from tprl.serving.versions import check_vllm, vllm_version
@@ -40,7 +40,7 @@ def export(cfg: DictConfig, directory: Path) -> None:
         cfg = with_run_config(cfg, Path(cfg.run))
     # The pruner first: it is small, and a mistake in it costs no loading of the model.
     start(cfg, directory)
-    pruner = load_pruner(Path(cfg.run)) if cfg.run else build(cfg.pruner)
+    pruner = load_pruner(Path(cfg.run)) if cfg.run else make_pruner(cfg.pruner)
     lvlm = make_lvlm(cfg.model)
     if not isinstance(lvlm, FrozenLVLM):
         raise UserError(

@@ -6,15 +6,17 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from tprl.build import build, current, load_component, target_at
 from tprl.commands.stages import adapts, class_of, needs, stages_of
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
 from tprl.kinds import typed
 from tprl.lvlm.adapters import read_adapter
+from tprl.pruners.base import make_pruner
 from tprl.pruners.folder import find_pruner
 from tprl.stages.base import Stage
 from tprl.stages.demonstrations import refuse_demonstrator
@@ -80,7 +82,7 @@ def check_demonstrator(pruner: Plain | None) -> None:
     """Refuse what cannot demonstrate."""
     if not pruner:
         raise UserError("stage=lfd needs a demonstrator: set pruner=<name>, e.g. pruner=divprune.")
-    refuse_demonstrator(build(pruner))
+    refuse_demonstrator(make_pruner(pruner))
 
 
 def _check_cache(cache: str | None) -> None:
@@ -173,11 +175,17 @@ def _check_labels(kind: type[Stage], settings: Plain, plain: Plain) -> None:
     dataset = plain["dataset"]
     maker = target_at(dataset["_target_"])
     # The yaml decides over the class, since `labelled=false` is how a user declares it.
-    if dataset.get("labelled", getattr(maker, "labelled", True)):
+    kind_of_data = maker if _is_dataset(maker) else BaseDataset
+    if dataset.get("labelled", kind_of_data.labelled):
         return
     reward = build(plain["reward"]) if "reward" in needs(kind) else None
     if kind.reads_answers(reward, settings):
         raise no_answers(name, getattr(maker, "name", maker.__name__))
+
+
+def _is_dataset(maker: Any) -> TypeGuard[type[BaseDataset]]:
+    """Whether a target is the class of a dataset; it may be a function that makes one."""
+    return inspect.isclass(maker) and issubclass(maker, BaseDataset)
 
 
 def no_answers(stage: str, dataset: str) -> UserError:

@@ -16,9 +16,11 @@ from tprl.commands.arguments import Arguments
 from tprl.commands.setup import make_dataset, make_logger, make_lvlm, plain
 from tprl.commands.stages import class_of, in_one_table, needs
 from tprl.commands.threads import use_threads
+from tprl.data.base import BaseDataset
 from tprl.data.taking import passed_over
 from tprl.errors import UserError
 from tprl.lvlm.base import BaseLVLM
+from tprl.pruners.base import make_pruner
 from tprl.report.overlays import Overlays
 from tprl.runtime import distributed
 from tprl.runtime.checkpoint import Finished, SaveEvery, checkpoint_of, keep_rows
@@ -26,7 +28,6 @@ from tprl.runtime.curves import Curves, RoundNumber, write_curves
 from tprl.runtime.progress import FitProgress
 from tprl.runtime.tracking import Tracker
 from tprl.stages.base import Stage
-from tprl.types import Dataset
 
 log = logging.getLogger(__name__)
 ROUND = 1000  # added to the seed from round to round: studies count training seeds from 0
@@ -163,8 +164,8 @@ class ModelRun(Run, Arguments):
         self.lvlm: BaseLVLM = make_lvlm(cfg.model, **on_cpu)
         use_threads(cfg, directory, self.lvlm)
         # The model comes first: datasets write their boxes and bound their answers as it does.
-        self.train_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "train")
-        self.val_set: Dataset = make_dataset(cfg.dataset, self.lvlm, "val")
+        self.train_set: BaseDataset = make_dataset(cfg.dataset, self.lvlm, "train")
+        self.val_set: BaseDataset = make_dataset(cfg.dataset, self.lvlm, "val")
         self.logger = make_logger(cfg, directory)
         self._lengths_checked = False
 
@@ -182,7 +183,7 @@ class ModelRun(Run, Arguments):
             "scorer": lambda config: self.reader_of(config),
             "cache": lambda config: self._cache_of(config),
             "served": lambda config: self._served(config),
-            "demonstrator": lambda config: build(self.cfg.pruner),
+            "demonstrator": lambda config: make_pruner(self.cfg.pruner),
             "selector": lambda config: self.selector,
             "adapter": lambda config: self.adapter_of(config),
         }

@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from tprl.build import build, plain
 from tprl.commands.entry import chosen, run_names
 from tprl.commands.threads import use_threads
+from tprl.data.base import BaseDataset
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation.entries import (
@@ -31,12 +32,13 @@ from tprl.evaluation.results import FULL
 from tprl.evaluation.sweep import Sweep, read_sweep
 from tprl.lvlm.adapters import FOLDER as ADAPTER
 from tprl.lvlm.base import BaseLVLM
+from tprl.pruners.base import make_pruner
 from tprl.runtime import distributed, run_directory
 from tprl.runtime.deterministic import use_deterministic
 from tprl.runtime.provenance import provenance
 from tprl.runtime.tracking import Tracker
 from tprl.scoring.lengths import fit_length
-from tprl.types import LVLM, Dataset
+from tprl.types import LVLM
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def asked_entries(
     if arms and not cfg.run and not cfg.sweep:
         cfg = with_arms_config(cfg, arms)
     if cfg.get("pruner") is not None:
-        groups.append(seeded_entries(lambda **live: build(cfg.pruner, **live), settings))
+        groups.append(seeded_entries(lambda **live: make_pruner(cfg.pruner, **live), settings))
     groups.append(named_entries(settings["pruners"], settings))
     check_names(*groups)
     entries = list(chain.from_iterable(groups))
@@ -109,7 +111,7 @@ def one_process(mode: str) -> None:
 
 def model_and_data(
     cfg: DictConfig, directory: Path, entries: Sequence[Entry], split: str
-) -> tuple[Any, Dataset]:
+) -> tuple[Any, BaseDataset]:
     """The LVLM and the questions of a mode that answers with `entries`, once all names are known.
 
     Raises:
@@ -140,16 +142,23 @@ def make_lvlm(config: DictConfig, **live: Any) -> BaseLVLM:
     return lvlm
 
 
-def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> Dataset:
+def make_dataset(config: DictConfig, lvlm: LVLM, split: str) -> BaseDataset:
     """A split of the questions, which reads boxes as this LVLM writes them, and counts what it
     cannot read; the LVLM writes answers as long as its questions usually need, unless its settings
-    say otherwise."""
+    say otherwise.
+
+    Raises:
+        UserError: its class lacks what `BaseDataset` holds, or it cannot be built.
+    """
     # Before the first question is taken: both change how questions are worded.
     dataset = build(config, split=split)
-    if hasattr(dataset, "read_by"):
-        dataset.read_by(lvlm)
-    if hasattr(dataset, "reads_boxes_as"):
-        dataset.reads_boxes_as(lvlm)
+    if not isinstance(dataset, BaseDataset):
+        raise UserError(
+            f"dataset._target_={config['_target_']} does not derive from "
+            "tprl.data.base.BaseDataset: derive it, as docs/howto-dataset.md shows."
+        )
+    dataset.read_by(lvlm)
+    dataset.reads_boxes_as(lvlm)
     fit_length(lvlm, dataset)
     return dataset
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from tprl.data.base import BaseDataset
 from tprl.data.images import MAX_PIXELS, TOO_MANY, BadImage, Picture, read_picture
 from tprl.data.tables import Table, read_table
 from tprl.data.taking import BadRow
@@ -22,7 +23,7 @@ from tprl.types import Box, Sample
 NOT_A_TEXT = "value is not a text"
 
 
-class Benchmark(ABC):
+class Benchmark(BaseDataset, ABC):
     """Questions of one split, with the score that the benchmark publishes.
 
     A subclass names its `hub` repository, `splits` and `protocol`, makes a `Sample` of a row

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from tprl.data.base import BaseDataset
 from tprl.data.boxes import iou
 from tprl.data.draws import Stream
 from tprl.data.values import name_list
@@ -276,7 +277,7 @@ SCENES = World(
 FAMILIES = SCENES.families
 
 
-class Scenes:
+class Scenes(BaseDataset):
     """The dataset: of F families, question `i` is family `i % F` of image `i // F` of the split.
 
     Score (in [0, 1]): exact match of the answer, case and outer spaces ignored; grounding counts as
@@ -327,17 +328,13 @@ class Scenes:
         if rounds not in (1, 2, 3):  # every family has three questions about three objects
             raise UserError(f"rounds must be 1 to 3, got {rounds}; use e.g. 2.")
         self.split, self.families, self.rounds = split, tuple(families), rounds
+        self.questions_per_image = len(self.families) * rounds
         self._key = (split, seed if split == "train" else 0)
         questions = world.splits[split] * rounds
         self._length = questions if limit is None else min(limit, questions)
 
     def __len__(self) -> int:
         return self._length
-
-    @property
-    def questions_per_image(self) -> int:
-        """Questions that follow each other about one image."""
-        return len(self.families) * self.rounds
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
-from tprl.types import Dataset, Sample
+from tprl.types import Sample
 
 
 class BadRow(Exception):
@@ -20,7 +21,7 @@ class BadRow(Exception):
         self.reason, self.detail = reason, detail
 
 
-def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:
+def numbered(dataset: BaseDataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:
     """`taken`, each sample with its index."""
     for index in indices:
         try:
@@ -29,19 +30,19 @@ def numbered(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Sa
             continue
 
 
-def taken(dataset: Dataset, indices: Iterable[int]) -> Iterator[Sample]:
+def taken(dataset: BaseDataset, indices: Iterable[int]) -> Iterator[Sample]:
     """The samples at `indices` one by one, less those of damaged rows, which the dataset has
     counted."""
     return (sample for _, sample in numbered(dataset, indices))
 
 
-def take(dataset: Dataset, indices: Iterable[int]) -> list[Sample]:
+def take(dataset: BaseDataset, indices: Iterable[int]) -> list[Sample]:
     """All of `taken`."""
     return list(taken(dataset, indices))
 
 
 def numbered_batches(
-    dataset: Dataset, indices: Iterable[int], size: int
+    dataset: BaseDataset, indices: Iterable[int], size: int
 ) -> Iterator[list[tuple[int, Sample]]]:
     """`numbered`, `size` at a time."""
     stream = numbered(dataset, indices)
@@ -50,7 +51,7 @@ def numbered_batches(
 
 
 def batches(
-    dataset: Dataset, limit: int | None, size: int, first: int = 0
+    dataset: BaseDataset, limit: int | None, size: int, first: int = 0
 ) -> Iterator[list[Sample]]:
     """The samples of rows `first` .. `limit` (None: all), `size` at a time."""
     # Rows, not samples: damaged ones count, so that a limit means the same questions everywhere.
@@ -59,14 +60,13 @@ def batches(
         yield [sample for _, sample in batch]
 
 
-def passed_over(dataset: Dataset) -> str:
+def passed_over(dataset: BaseDataset) -> str:
     """Damaged rows of this process so far in one sentence; empty where there are none."""
-    damage: Mapping[str, int] = getattr(dataset, "damage", {})
+    damage = dataset.damage
     if not damage:
         return ""
     listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
-    split = getattr(dataset, "split", "")
-    name = f"{dataset.name}/{split}" if split else dataset.name
+    name = f"{dataset.name}/{dataset.split}" if dataset.split else dataset.name
     count = sum(damage.values())
     return (
         f"{count} damaged row{'s were' if count > 1 else ' was'} passed over in {name} ({listed})"
@@ -74,7 +74,7 @@ def passed_over(dataset: Dataset) -> str:
 
 
 def nothing_left(
-    dataset: Dataset, asked: int, purpose: str, counts: Mapping[str, int] | None = None
+    dataset: BaseDataset, asked: int, purpose: str, counts: Mapping[str, int] | None = None
 ) -> UserError:
     """The error where not one of the `asked` rows makes a question.
 
@@ -82,12 +82,12 @@ def nothing_left(
         purpose: what they were for, e.g. "to train on".
         counts: damaged rows by reason; None takes those that the dataset has counted.
     """
-    damage = getattr(dataset, "damage", {}) if counts is None else counts
+    damage = dataset.damage if counts is None else counts
     listed = (
         ", ".join(f"{reason}: {count}" for reason, count in sorted(damage.items()))
         or "no reason counted"
     )
-    source = getattr(dataset, "source", dataset.name)
+    source = dataset.source or dataset.name
     rows = f"all {asked} rows" if asked > 1 else "the only row"
     were_read = "that were read are" if asked > 1 else "that was read is"
     return UserError(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
 from tprl.types import Box, Sample
 
@@ -32,7 +33,7 @@ class ToyCell(NamedTuple):
     shade: int
 
 
-class ToyDataset:
+class ToyDataset(BaseDataset):
     """Questions "what is the value of the <kind>", each decided by one of 24 visual tokens.
 
     The same (split, seed, index) is the same sample everywhere; splits share no picture.

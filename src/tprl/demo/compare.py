@@ -159,8 +159,7 @@ def _fastest(
     for pruner in pruners.values():
         check_family(pruner, lvlm)
         chooser: Any = pruner
-        if hasattr(chooser, "check_reach"):
-            chooser.check_reach(ratio, lvlm.shape)
+        chooser.check_reach(ratio, lvlm.shape)
     clock, length = stopwatch(lvlm.device), lvlm.max_new_tokens
 
     def passed(pruner: AnyPruner) -> Asked:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tprl.data.base import BaseDataset
 from tprl.data.taking import batches, nothing_left
 from tprl.errors import UserError
 from tprl.evaluation.calibration import ANY, Calibration, identity
@@ -16,7 +17,7 @@ from tprl.scoring.ahead import Ready
 from tprl.scoring.at_ratio import scored_at
 from tprl.scoring.scorer import Agreement, Scorer
 from tprl.splice import keep_all, splice
-from tprl.types import Dataset, Encoded, Sample, TokenSelection
+from tprl.types import Encoded, Sample, TokenSelection
 
 SCORE = frozenset({"score"})
 DIGITS = 8  # of scores and forecasts that are kept: as many as float32 has
@@ -51,7 +52,7 @@ class _AtBudgets:
 
 def calibrate(
     lvlm: Any,
-    dataset: Dataset,
+    dataset: BaseDataset,
     pruners: Sequence[ANY],
     keep_ratios: Sequence[float],
     limit: int | None,
@@ -117,7 +118,7 @@ def calibrate(
 
 
 def _scorer(
-    lvlm: Any, dataset: Dataset, samples: list[Sample], encoded: Encoded, labels: bool
+    lvlm: Any, dataset: BaseDataset, samples: list[Sample], encoded: Encoded, labels: bool
 ) -> tuple[Scorer, list[Sample]]:
     """Who scores these questions, and the questions with the answers that count as right."""
     if labels:
@@ -149,13 +150,13 @@ def _score(arm: _Arm, scorer: Scorer, samples: list[Sample], encoded: Encoded) -
             arm.forecasts.append([round(chance, DIGITS) for chance in row])
 
 
-def check_labels(dataset: Dataset, labels: bool) -> None:
+def check_labels(dataset: BaseDataset, labels: bool) -> None:
     """Refuse to compare with reference answers that a dataset does not have.
 
     Raises:
         UserError: it has none.
     """
-    if labels and not getattr(dataset, "labelled", True):
+    if labels and not dataset.labelled:
         raise UserError(
             f"dataset {dataset.name} has no answers: set calibrate.labels=false, "
             "which takes the answers with all tokens for right."

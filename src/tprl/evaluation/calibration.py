@@ -138,13 +138,13 @@ def bought_at(forecasts: Float[ndarray, "N K"], ratios: Float[ndarray, " K"]) ->
     return np.stack(columns, 1)
 
 
-def identity(pruner: ANY) -> dict[str, Any]:
+def identity(pruner: Any) -> dict[str, Any]:
     """What tells pruners apart: name, settings, weights and way of serving. Seeds of methods that
     draw do not count."""
     # An adaptive mode goes by its policy. Weights and serving identify a policy, settings a rule.
-    learned = getattr(pruner, "pruner", pruner)
+    learned = pruner.learned
     plain = (str, float, int, tuple)
-    settings = {} if hasattr(learned, "serving") else vars(pruner)
+    settings = vars(pruner) if learned.serving is None else {}
     return {
         "name": pruner.name,
         "settings": {
@@ -153,7 +153,7 @@ def identity(pruner: ANY) -> dict[str, Any]:
             if isinstance(value, plain) and name != "seed"
         },
         "weights": of_weights(learned),
-        "serving": repr(getattr(learned, "serving", None)),
+        "serving": repr(learned.serving),
     }
 
 
@@ -162,9 +162,9 @@ def file_of(pruner: ANY) -> str:
     return CALIBRATIONS[isinstance(pruner, Adaptive)]
 
 
-def home_of(pruner: ANY) -> Path | None:
+def home_of(pruner: Any) -> Path | None:
     """The folder that a learned pruner was loaded from; None for methods that have none."""
-    return getattr(getattr(pruner, "pruner", pruner), "folder", None)
+    return pruner.learned.folder
 
 
 def calibration_of(pruner: ANY, folder: str | Path | None = None) -> Calibration:

@@ -9,17 +9,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-from tprl.build import choices, load_component
+from tprl.build import choices
+from tprl.data.base import BaseDataset
 from tprl.data.taking import taken
 from tprl.data.values import name_list
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry
 from tprl.evaluation.results import FULL
 from tprl.pruners.adaptive import Adaptive
+from tprl.pruners.base import named_pruner
 from tprl.pruners.core_focus import CORE, CoreFocus
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.pruners.tprl import TPRL
-from tprl.types import Dataset, Pruner
 
 log = logging.getLogger(__name__)
 # questions that tell whether a dataset has regions: some have them for a kind of question only
@@ -127,28 +128,28 @@ def check_names(*groups: Sequence[Entry]) -> None:
 
 def named_entries(pruners: str | Sequence[str] | None, settings: Mapping[str, Any]) -> list[Entry]:
     """The reference row, and the pruners of conf/pruner by name: one name or a list."""
-    entries = [Entry(FULL, load_component("pruner", FULL), (1.0,))]
+    entries = [Entry(FULL, named_pruner(FULL), (1.0,))]
     for name in name_list("pruners", pruners):
         if name != FULL:
-            entries += seeded_entries(functools.partial(load_component, "pruner", name), settings)
+            entries += seeded_entries(functools.partial(named_pruner, name), settings)
     return entries
 
 
 def seeded_entries(make: Any, settings: Mapping[str, Any]) -> list[Entry]:
     """One entry, or one per seed for a pruner that draws."""
-    first: Pruner = make()
+    first = make()
     ratios = tuple(settings["keep_ratios"])
     if first.name == FULL:
         return [Entry(FULL, first, (1.0,))]
     if isinstance(first, Adaptive):
         # with none left, its own sentence says what it can reach
         ratios = _reached(first, ratios) or ratios
-    if not hasattr(first, "seed"):
+    if first.seed is None:
         return [Entry(first.name, first, ratios)]
     return [Entry(first.name, make(seed=seed), ratios, seed) for seed in settings["seeds"]]
 
 
-def check_regions(entries: Sequence[Entry], dataset: Dataset) -> None:
+def check_regions(entries: Sequence[Entry], dataset: BaseDataset) -> None:
     """Refuse bounds that read the answer's region on questions that have none: they would be the
     order in which they fill up, under another name.
 
@@ -163,7 +164,7 @@ def check_regions(entries: Sequence[Entry], dataset: Dataset) -> None:
         )
 
 
-def with_regions(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
+def with_regions(entries: Sequence[Entry], dataset: BaseDataset) -> list[Entry]:
     """The entries that the questions of a dataset can serve; says which are left out."""
     blind = _blind(entries, dataset)
     if blind:
@@ -174,7 +175,7 @@ def with_regions(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
     return [entry for entry in entries if entry not in blind]
 
 
-def _blind(entries: Sequence[Entry], dataset: Dataset) -> list[Entry]:
+def _blind(entries: Sequence[Entry], dataset: BaseDataset) -> list[Entry]:
     """Those of the entries that read regions, where none of the first questions has one."""
     # Images are opened only where some method reads regions.
     readers = [entry for entry in entries if "region" in entry.pruner.extras]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tprl import cost
 from tprl.budget import need_ratio
+from tprl.data.base import BaseDataset
 from tprl.data.taking import nothing_left
 from tprl.errors import UserError
 from tprl.evaluation.official import OfficialScore, Published
@@ -27,7 +28,7 @@ from tprl.scoring.at_ratio import scored_at
 from tprl.scoring.flops import question_flops
 from tprl.scoring.lengths import check_lengths
 from tprl.scoring.scorer import Scorer
-from tprl.types import Dataset, Encoded, Pruner, Sample
+from tprl.types import Encoded, Pruner, Sample
 
 log = logging.getLogger(__name__)
 Tick = Callable[[int, int], None]
@@ -60,7 +61,7 @@ class Answered:
 
 def evaluate(
     scorer: Scorer,
-    dataset: Dataset,
+    dataset: BaseDataset,
     entries: Sequence[Entry],
     batch_size: int = 100,
     limit: int | None = None,
@@ -133,7 +134,7 @@ def _answered(
 
 
 def _of_all_ranks(
-    dataset: Dataset, answered: list[Answered], place: Mapping[str, int]
+    dataset: BaseDataset, answered: list[Answered], place: Mapping[str, int]
 ) -> list[Answered]:
     """The answers that all ranks gave, sorted by the place that the question of a uid has in the
     dataset."""
@@ -144,7 +145,9 @@ def _of_all_ranks(
     return sorted(whole, key=lambda item: everywhere[item.row.uid])
 
 
-def _add_places(dataset: Dataset, place: dict[str, int], more: Iterable[tuple[str, int]]) -> None:
+def _add_places(
+    dataset: BaseDataset, place: dict[str, int], more: Iterable[tuple[str, int]]
+) -> None:
     """Scores are kept by uid: two questions of one uid would be counted as one."""
     for uid, index in more:
         if uid in place:
@@ -166,13 +169,13 @@ def check_cost(lvlm: Any) -> None:
         )
 
 
-def check_answers(lvlm: Any, dataset: Dataset, limit: int | None = None) -> None:
+def check_answers(lvlm: Any, dataset: BaseDataset, limit: int | None = None) -> None:
     """Refuse a dataset without answers, or whose answers this LVLM cannot write.
 
     Raises:
         UserError: no labels, or `check_lengths`'s reason.
     """
-    if not getattr(dataset, "labelled", True):
+    if not dataset.labelled:
         raise UserError(
             f"dataset {dataset.name} has no answers (dataset.labelled=false), "
             "so it cannot be scored: use one with answers."
@@ -180,36 +183,30 @@ def check_answers(lvlm: Any, dataset: Dataset, limit: int | None = None) -> None
     check_lengths(lvlm, dataset, limit)
 
 
-def about(dataset: Dataset, answered: Sequence[Answered]) -> dict[str, Any]:
+def about(dataset: BaseDataset, answered: Sequence[Answered]) -> dict[str, Any]:
     """What the numbers are about: where the questions are from, how many were answered, rows that
     were passed over by reason, what was changed in others, and the protocol."""
     facts: dict[str, Any] = {"dataset": dataset.name}
-    if source := getattr(dataset, "source", None):
-        facts["source"] = source
+    if dataset.source:
+        facts["source"] = dataset.source
     facts["questions"] = len({item.row.uid for item in answered})
     # Each rank has seen its own rows: counts are those of all of them.
     damage = _damage(dataset)
     facts["damaged rows"] = damage.total()
     facts |= {f"damaged: {reason}": count for reason, count in sorted(damage.items())}
-    notes = sum(
-        (Counter(part) for part in distributed.gathered(getattr(dataset, "notes", {}))),
-        Counter[str](),
-    )
+    notes = sum(map(Counter, distributed.gathered(dict(dataset.notes))), Counter[str]())
     facts |= dict(sorted(notes.items()))
     if isinstance(dataset, Published):
         facts["protocol"] = dataset.protocol
     return facts
 
 
-def _damage(dataset: Dataset) -> Counter[str]:
+def _damage(dataset: BaseDataset) -> Counter[str]:
     """Rows that all ranks passed over, by reason; each rank has only seen that its own were not too
     many."""
-    damage = sum(
-        (Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))),
-        Counter[str](),
-    )
+    damage = sum(map(Counter, distributed.gathered(dict(dataset.damage))), Counter[str]())
     # Together the ranks may have passed over more than one of them was allowed to.
-    allowed = getattr(dataset, "max_bad_rows", 1.0)
+    allowed = dataset.max_bad_rows
     if damage.total() > allowed * len(dataset):
         raise UserError(
             f"{damage.total()} of {len(dataset)} rows of {dataset.name} are "
@@ -299,7 +296,7 @@ def _infeasible(pruner: Any, ratio: float | None, lvlm: Any) -> str:
             if hasattr(lvlm, "check_layers"):
                 lvlm.check_layers(pruner.name)
             pruner.stages(need_ratio(pruner.name, ratio), lvlm.layers)
-        elif hasattr(pruner, "check_reach"):
+        else:
             pruner.check_reach(ratio, lvlm.shape)
     except UserError as error:
         return str(error)
@@ -336,7 +333,7 @@ def _answer(
     return out
 
 
-def summarize(answered: Sequence[Answered], model: str, dataset: Dataset) -> list[Row]:
+def summarize(answered: Sequence[Answered], model: str, dataset: BaseDataset) -> list[Row]:
     """Tidy rows: accuracy (the mean score), accuracy per family, mean IoU, and the numbers that the
     benchmark publishes as <dataset>/<name>, each with a 95 % bootstrap interval over images."""
     # A row per arm and metric; seeds are averaged later, where tables are made.
@@ -349,7 +346,7 @@ def summarize(answered: Sequence[Answered], model: str, dataset: Dataset) -> lis
 
 
 def _rows(
-    model: str, dataset: Dataset, key: tuple[str, int, float | None], group: Sequence[Answered]
+    model: str, dataset: BaseDataset, key: tuple[str, int, float | None], group: Sequence[Answered]
 ) -> list[Row]:
     pruner, seed, ratio = key
     # Means over questions; FLOPs are compared as means too, not as a mean of ratios.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from tprl.data.base import BaseDataset
 from tprl.data.taking import batches, taken
 from tprl.evaluation.evaluator import Entry, Tick
 from tprl.evaluation.results import ratio_label
@@ -22,7 +23,7 @@ from tprl.runtime.progress import Progress
 from tprl.scoring.ahead import Ready, ahead
 from tprl.scoring.scorer import Scorer
 from tprl.splice import keep_all, splice
-from tprl.types import Box, Dataset, Encoded, Pruner, Sample, TokenSelection
+from tprl.types import Box, Encoded, Pruner, Sample, TokenSelection
 
 Mask = NDArray[np.bool_]  # [rows columns] over what the model sees of the image
 
@@ -99,7 +100,7 @@ def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 def guided(
     scorer: Scorer,
-    dataset: Dataset,
+    dataset: BaseDataset,
     pruner: Pruner,
     keep_ratio: float,
     limit: int | None = None,
@@ -159,7 +160,7 @@ def guided(
 
 def looked_at(
     scorer: Scorer,
-    dataset: Dataset,
+    dataset: BaseDataset,
     main: Entry,
     pruners: Mapping[str, Pruner],
     ratio: float,
@@ -189,7 +190,7 @@ def looked_at(
 
 def gallery(
     scorer: Scorer,
-    dataset: Dataset,
+    dataset: BaseDataset,
     pruners: Mapping[str, Pruner],
     keep_ratio: float,
     batch_size: int = 100,
@@ -232,7 +233,7 @@ def gallery(
     return out
 
 
-def _by_image(dataset: Dataset, limit: int | None, images: int) -> list[list[Sample]]:
+def _by_image(dataset: BaseDataset, limit: int | None, images: int) -> list[list[Sample]]:
     """The questions of the first `images` images, at most `limit`."""
     groups: dict[str, list[Sample]] = {}
     for sample in taken(dataset, range(min(limit or len(dataset), len(dataset)))):

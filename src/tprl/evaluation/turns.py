@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tprl.data.base import BaseDataset
 from tprl.data.taking import numbered, take
 from tprl.errors import UserError
 from tprl.evaluation.evaluator import Entry
@@ -22,7 +23,7 @@ from tprl.pruners.chunks import select_in_chunks
 from tprl.runtime import memory
 from tprl.scoring.scorer import Scorer
 from tprl.splice import splice
-from tprl.types import Dataset, Encoded, Sample, TokenSelection
+from tprl.types import Encoded, Sample, TokenSelection
 
 READ, COMPUTED = "read", "computed"  # what is equal between the arms of a conversation
 HELD = "first question"  # arms that keep what the first question of a conversation chose
@@ -129,8 +130,8 @@ def arms_of(entries: Sequence[Entry]) -> list[Contender]:
                 f"{entry.name} decides alone how many tokens live, and conversations are compared "
                 "at equal tokens: leave it out of mode=turns."
             )
-        share = getattr(pruner, "core_share", None)
-        reads = getattr(pruner, "reads_question", False) or "region" in pruner.extras
+        share = pruner.core_share
+        reads = pruner.reads_question or "region" in pruner.extras
         if share is not None:
             arms.append(Contender(entry.name, entry, share))
         elif reads:
@@ -138,12 +139,12 @@ def arms_of(entries: Sequence[Entry]) -> list[Contender]:
             arms.append(Contender(f"{entry.name}, {HELD}", entry, 1.0, held=True))
         else:
             # One that draws would draw anew for every question: the first draw is kept.
-            arms.append(Contender(entry.name, entry, 1.0, held=hasattr(pruner, "seed")))
+            arms.append(Contender(entry.name, entry, 1.0, held=pruner.seed is not None))
     return arms
 
 
 def conversations(
-    dataset: Dataset, turns: int, limit: int | None = None, seed: int = 0
+    dataset: BaseDataset, turns: int, limit: int | None = None, seed: int = 0
 ) -> list[list[int]]:
     """Numbers of `turns` questions about each image of the first `limit` questions, in an order of
     their own: a conversation of fewer turns is the beginning of it.
@@ -156,7 +157,7 @@ def conversations(
         numbers[image_key(sample.uid)].append(number)
     most = max(map(len, numbers.values()), default=0)
     if most < turns:
-        rounds = ", or more rounds by dataset.rounds" if hasattr(dataset, "rounds") else ""
+        rounds = ", or more rounds by dataset.rounds" if dataset.rounds else ""
         raise UserError(
             f"turns.lengths={turns} needs an image with as many questions, and those of "
             f"{dataset.name} have at most {most}: use turns.lengths=[{max(most, 1)}]{rounds}."
@@ -170,7 +171,7 @@ def conversations(
 
 def converse(
     scorer: Scorer,
-    dataset: Dataset,
+    dataset: BaseDataset,
     arms: Sequence[Contender],
     lengths: Sequence[int],
     equals: Sequence[str],
@@ -296,7 +297,7 @@ class _Batch:
 
 
 def rows_of_turns(
-    turns: dict[TurnSetting, list[Turn]], towers: float, model: str, dataset: Dataset, main: str
+    turns: dict[TurnSetting, list[Turn]], towers: float, model: str, dataset: BaseDataset, main: str
 ) -> list[TurnRow]:
     """Accuracy with a 95 % bootstrap interval over images, tokens, and the difference to the arm
     `main` at the same budget, of every turn and of whole conversations."""

@@ -11,12 +11,13 @@ from torch import Tensor
 from tprl import cost
 from tprl.budget import need_ratio
 from tprl.errors import UserError
+from tprl.pruners.base import BasePruner
 from tprl.pruners.learned import load_pruner
 from tprl.pruners.tprl import TPRL
 from tprl.types import Encoded, TokenSelection
 
 
-class Adaptive:
+class Adaptive(BasePruner):
     """Chooses each question's budget, then keeps what the policy keeps at that budget.
 
     The budget head forecasts P_k, the probability of the right answer with fraction k kept. A
@@ -46,6 +47,10 @@ class Adaptive:
         self.extras = pruner.extras
         self.trained_on = pruner.trained_on
         self.reads_question = pruner.reads_question
+
+    @property
+    def learned(self) -> TPRL:
+        return self.pruner
 
     def price(self, keep_ratio: float) -> float:
         """Answer probability that the whole image must be worth for the mean kept fraction to be

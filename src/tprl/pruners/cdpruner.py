@@ -9,10 +9,11 @@ from tprl.budget import keep_top, need_ratio, rows_of
 from tprl.cost import LVLMShape, dpp_flops
 from tprl.errors import UserError
 from tprl.policy.dpp import greedy_map
+from tprl.pruners.base import BasePruner
 from tprl.types import Encoded, TokenSelection
 
 
-class CDPruner:
+class CDPruner(BasePruner):
     """Greedy maximum of det(L_Y) over subsets Y, with L = diag(q) S diag(q): a DPP conditioned on
     the question.
 

@@ -2,10 +2,11 @@
 
 from tprl.budget import keep_top_per_image, need_ratio
 from tprl.cost import LVLMShape
+from tprl.pruners.base import BasePruner
 from tprl.types import Encoded, TokenSelection
 
 
-class ClsAttentionPruner:
+class ClsAttentionPruner(BasePruner):
     """The tokens that CLS attends to most, in raster order; the question plays no part.
 
     Source: FasterVLM (Zhang et al., arXiv 2412.01818), the rule of docs/baselines.md#fastervlm:

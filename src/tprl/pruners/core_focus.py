@@ -9,9 +9,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tprl.budget import budget, check_keep_ratio, core_budget, need_ratio, rows_of
-from tprl.build import choices, load_component
+from tprl.build import choices
 from tprl.errors import UserError
-from tprl.lvlm.layer_drop import LayerPruner
+from tprl.pruners.base import BasePruner, named_pruner
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.types import Encoded, Pruner, TokenSelection
 
@@ -33,7 +33,7 @@ class Completes(Protocol):
         ...
 
 
-class CoreFocus:
+class CoreFocus(BasePruner):
     """A question-blind core that stays for every turn about an image, and a focus that each
     question chooses given the core; one budget for both.
 
@@ -58,8 +58,8 @@ class CoreFocus:
 
     def __init__(
         self,
-        core: Pruner | LayerPruner,
-        focus: Pruner | LayerPruner,
+        core: Any,
+        focus: Any,
         share: float = 0.5,
         core_first: bool = True,
     ) -> None:
@@ -71,8 +71,8 @@ class CoreFocus:
         self.name = f"{core.name}+{focus.name}{'' if core_first else '_raster'}"
         self.extras = self.core.extras | self.focus.extras
         # Where it was trained is what a policy in it says; of two, the focus.
-        about = [getattr(part, "trained_on", None) for part in (focus, core)]
-        self.trained_on: dict[str, Any] = next(filter(None, about), {})
+        about = [part.trained_on for part in (self.focus, self.core)]
+        self.trained_on = next(filter(None, about), {})
         self.choosers = ((self.core, self.core_share), (self.focus, 1.0))
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
@@ -127,21 +127,21 @@ def blind(encoded: Encoded) -> Encoded:
     return empty
 
 
-def _checked_core(core: Any) -> Pruner:
+def _checked_core(core: BasePruner) -> Any:
     if not isinstance(core, Pruner):
         raise UserError(
             f"core={core.name} drops tokens inside the language model: use one that selects "
             "before it, e.g. core=attention_dpp."
         )
     # A policy reads the words alone, which `blind` takes away; rules read them in other ways, too.
-    reads = getattr(core, "reads_question", False) and not isinstance(core, LearnedPruner)
+    reads = core.reads_question and not isinstance(core, LearnedPruner)
     if reads or "region" in core.extras:
         raise UserError(
             f"core={core.name} reads the question, so it is another one in every turn: use one "
             "that does not, e.g. core=attention_dpp, or a trained policy."
         )
     # Drawn by the question's uid, a core would change from turn to turn.
-    if hasattr(core, "seed"):
+    if core.seed is not None:
         raise UserError(
             f"core={core.name} draws other tokens for every question: use one that does not, "
             "e.g. core=attention_dpp."
@@ -149,9 +149,9 @@ def _checked_core(core: Any) -> Pruner:
     return core
 
 
-def _checked_focus(focus: Any) -> Completes:
+def _checked_focus(focus: Any) -> Any:
     # A threshold has no count, so nothing is left to be completed.
-    free = getattr(getattr(focus, "serving", None), "select", None) == "threshold"
+    free = focus.serving is not None and focus.serving.select == "threshold"
     if not isinstance(focus, Completes) or free:
         raise UserError(
             f"focus={focus.name} cannot choose beside a core: use word_attention, keyword_color, "
@@ -177,4 +177,4 @@ def load_core_focus(
 
 
 def _named(name: str) -> Any:
-    return load_component("pruner", name) if name in choices("pruner") else load_pruner(name)
+    return named_pruner(name) if name in choices("pruner") else load_pruner(name)

@@ -6,10 +6,11 @@ from torch import Tensor
 from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
 from tprl.lvlm.layer_drop import LayerStage, Look, last_row_flops
+from tprl.pruners.base import BasePruner
 from tprl.pruners.schedules import solve
 
 
-class FastVPruner:
+class FastVPruner(BasePruner):
     """Layers 0..K-1 run on everything; layers K.. on the visual tokens with the most attention from
     the last token.
 

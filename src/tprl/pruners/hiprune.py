@@ -7,10 +7,11 @@ from torch import Tensor
 from tprl.budget import Rows, keep_top, keep_top_per_image, need_ratio, rows_of, view_rows
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
+from tprl.pruners.base import BasePruner
 from tprl.types import Encoded, TokenSelection
 
 
-class HiPrunePruner:
+class HiPrunePruner(BasePruner):
     """Anchors that a middle layer attends to, with their neighbors; the rest by the attention of
     the last layer.
 

@@ -1,11 +1,12 @@
 """Nothing is pruned: the reference row of every table."""
 
 from tprl.cost import LVLMShape
+from tprl.pruners.base import BasePruner
 from tprl.splice import keep_all
 from tprl.types import Encoded, TokenSelection
 
 
-class KeepAll:
+class KeepAll(BasePruner):
     """Keeps every visual token at any `keep_ratio`, which it ignores: a table's reference row, not
     a method."""
 

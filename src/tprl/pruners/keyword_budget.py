@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from tprl.budget import check_keep_ratio, need_ratio
-from tprl.build import load_component
 from tprl.cost import LVLMShape
 from tprl.errors import UserError
+from tprl.pruners.base import BasePruner, named_pruner
 from tprl.types import Encoded, Pruner, TokenSelection
 
 
-class KeywordBudget:
+class KeywordBudget(BasePruner):
     """Gives a question `multiple * keep_ratio` of the tokens, and lets another pruner choose them:
     the control of `tprl_adaptive`.
 
@@ -33,7 +33,7 @@ class KeywordBudget:
 
     reads_question = True
 
-    def __init__(self, base: Pruner, multiples: Mapping[str, float], otherwise: float) -> None:
+    def __init__(self, base: Any, multiples: Mapping[str, float], otherwise: float) -> None:
         self.table = tuple((str(words), float(multiple)) for words, multiple in multiples.items())
         self.otherwise = float(otherwise)
         for words, multiple in (*self.table, ("otherwise", self.otherwise)):
@@ -44,9 +44,7 @@ class KeywordBudget:
         self.base = base
         self.name, self.extras = f"{base.name}_keyword", base.extras
         # Where it was trained, and what it costs, is what the base says.
-        self.trained_on: dict[str, Any] = getattr(base, "trained_on", {})
-        if (of_parts := getattr(base, "flops_by_part", None)) is not None:
-            self.flops_by_part = of_parts
+        self.trained_on = base.trained_on
 
     def check_reach(self, keep_ratio: float | None, shape: LVLMShape | None = None) -> None:
         """Refuse a mean at which a question would need more tokens than there are.
@@ -101,8 +99,10 @@ class KeywordBudget:
 
     def flops(self, shape: LVLMShape, tokens: int, kept: int) -> int:
         """What the base costs: looking for words is nothing."""
-        base: Any = self.base
-        return base.flops(shape, tokens, kept)
+        return self.base.flops(shape, tokens, kept)
+
+    def flops_by_part(self, tokens: int, words: int, kept: int) -> dict[str, int] | None:
+        return self.base.flops_by_part(tokens, words, kept)
 
 
 def load_keyword_budget(
@@ -115,7 +115,7 @@ def load_keyword_budget(
     Raises:
         UserError: no such pruner, one that works inside the model, or a bad multiple.
     """
-    chooser = load_component("pruner", base)
+    chooser = named_pruner(base)
     if not isinstance(chooser, Pruner):
         raise UserError(
             f"base={base} drops tokens inside the language model: use one that selects before it."

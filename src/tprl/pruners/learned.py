@@ -23,6 +23,7 @@ from tprl.policy.action import Select, serve
 from tprl.policy.autoencoder import Autoencoder
 from tprl.policy.dpp import unit_features
 from tprl.policy.networks import PolicyInput, places
+from tprl.pruners.base import BasePruner
 from tprl.pruners.card import model_card
 from tprl.pruners.folder import (
     CARD,
@@ -43,7 +44,7 @@ from tprl.types import Encoded, TokenSelection
 BEFORE_TARGETS = {"tprl": "tprl.pruners.tprl.TPRL", "mlp": "tprl.pruners.mlp.MLPPruner"}
 
 
-class LearnedPruner(nn.Module, ABC):
+class LearnedPruner(nn.Module, BasePruner, ABC):
     """A network over token codes that prunes in one forward pass.
 
     Subclasses set `name`, `config` (their constructor arguments, for `config.json`), `net_flops`
@@ -307,7 +308,7 @@ def check_family(pruner: Any, lvlm: Any) -> None:
     Raises:
         UserError: it was.
     """
-    about = getattr(pruner, "trained_on", {})
+    about = pruner.trained_on
     family, model_family = about.get("family"), lvlm.model_type
     if family is not None and model_family and family != model_family:
         raise UserError(
@@ -328,8 +329,8 @@ def check_width(pruner: Any, width: int, lvlm: str = "this LVLM") -> None:
     Raises:
         UserError: it was.
     """
-    read = getattr(getattr(pruner, "pruner", pruner), "token_width", width)
-    if read != width:
+    read = pruner.learned.token_width
+    if read not in (None, width):
         raise UserError(
             f"pruner {pruner.name} reads tokens of width {read}, and those of {lvlm} have "
             f"{width}: train one for it with `python -m src.train stage=all model=...`."

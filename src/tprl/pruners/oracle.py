@@ -4,6 +4,7 @@ import torch
 
 from tprl.budget import keep_top_per_image, need_ratio, rows_of, view_rows
 from tprl.cost import LVLMShape, dpp_flops
+from tprl.pruners.base import BasePruner
 from tprl.pruners.grid import grid_table, spread_order
 from tprl.pruners.quality import diverse
 from tprl.types import Encoded, TokenSelection
@@ -13,7 +14,7 @@ from tprl.types import Encoded, TokenSelection
 REGION_FIRST = 4.0
 
 
-class OraclePruner:
+class OraclePruner(BasePruner):
     """Tokens on the answer's region first, nearest to the centers of its boxes; then tokens spread
     over the image.
 

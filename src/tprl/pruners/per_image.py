@@ -7,13 +7,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tprl.budget import Rows, need_ratio, rows_of
+from tprl.pruners.base import BasePruner
 from tprl.types import Encoded, TokenSelection
 
 
-class PerImage(ABC):
+class PerImage(BasePruner, ABC):
     """A rule is one function of the tokens of each image; the number to keep is exact."""
-
-    name: str
 
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:
         """Keep `budget(keep_ratio, n)` tokens of each image.

@@ -4,12 +4,13 @@ import torch
 
 from tprl.budget import need_ratio, view_rows
 from tprl.cost import LVLMShape
+from tprl.pruners.base import BasePruner
 from tprl.pruners.grid import centers, grid_table, windows
 from tprl.pruners.merging import with_extra
 from tprl.types import Encoded, TokenSelection
 
 
-class PoolingPruner:
+class PoolingPruner(BasePruner):
     """Every token of the image averaged into k = budget() windows; each window becomes one new
     token.
 

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from tprl.budget import keep_top, need_ratio, rows_of
 from tprl.cost import LVLMShape, projecting_flops
+from tprl.pruners.base import BasePruner
 from tprl.pruners.merging import merged_selection, outliers, similarity
 from tprl.types import Encoded, TokenSelection, columns_of
 
 NEIGHBORS = 32
 
 
-class PruMergePruner:
+class PruMergePruner(BasePruner):
     """The tokens with the highest CLS attention c in the tower's last layer, and one that sums up
     all the others.
 

@@ -6,10 +6,11 @@ from torch import Tensor
 from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
 from tprl.lvlm.layer_drop import LayerStage, Look, last_row_flops
+from tprl.pruners.base import BasePruner
 from tprl.pruners.schedules import solve
 
 
-class PyramidDropPruner:
+class PyramidDropPruner(BasePruner):
     """Before layers L/4, L/2 and 3L/4 the visual tokens with the least attention from the last
     token are dropped.
 

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from tprl.budget import keep_top_per_image, need_ratio
 from tprl.cost import LVLMShape
+from tprl.pruners.base import BasePruner
 from tprl.seeding import stable_seed
 from tprl.types import Encoded, TokenSelection
 
 
-class RandomPruner:
+class RandomPruner(BasePruner):
     """A uniformly random subset of each image's tokens, in raster order.
 
     Source: folklore; the rule of docs/baselines.md#random, k of a seeded permutation. Complexity

@@ -16,6 +16,7 @@ from tprl.budget import need_ratio, rows_of
 from tprl.cost import Grid, LVLMShape
 from tprl.errors import UserError
 from tprl.lvlm.patches import whole
+from tprl.pruners.base import BasePruner
 from tprl.types import Encoded, TokenSelection
 
 
@@ -29,7 +30,7 @@ class Scaled(NamedTuple):
     after: Grid
 
 
-class ResizePruner:
+class ResizePruner(BasePruner):
     """The image scaled down to h x w visual tokens, h w <= k = budget(), and seen anew by the whole
     vision side.
 
@@ -52,7 +53,7 @@ class ResizePruner:
 
     name = "resize"
     extras: frozenset[str] = frozenset({"pixels"})
-    replaces_tokens = True
+    replaces_tokens = shows_smaller_images = True
 
     def __init__(self, positions: str = "compact") -> None:
         if positions not in ("compact", "keep"):

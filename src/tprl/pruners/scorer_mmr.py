@@ -8,13 +8,14 @@ from torch.nn.functional import normalize
 from tprl.budget import need_ratio
 from tprl.cost import similarity_flops
 from tprl.errors import UserError
+from tprl.pruners.base import BasePruner
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.pruners.mmr_attention import marginal_relevance
 from tprl.runtime.finite import check_logits
 from tprl.types import Encoded, TokenSelection
 
 
-class ScorerMMR:
+class ScorerMMR(BasePruner):
     """Maximal marginal relevance over the logits of a trained pruner.
 
     Source: IDPruner (arXiv 2602.13315) and its public form (AngelSlim, `idpruner.py`), the rule of
@@ -40,6 +41,10 @@ class ScorerMMR:
         self.name = "scorer_mmr"
         self.extras, self.trained_on = pruner.extras, pruner.trained_on
         self.reads_question = pruner.reads_question
+
+    @property
+    def learned(self) -> LearnedPruner:
+        return self.pruner
 
     @torch.no_grad()
     def select(self, encoded: Encoded, keep_ratio: float | None) -> TokenSelection:

@@ -8,6 +8,7 @@ from torch import Tensor
 from tprl.budget import check_keep_ratio
 from tprl.cost import LMShape
 from tprl.lvlm.layer_drop import LayerStage, Look
+from tprl.pruners.base import BasePruner
 from tprl.pruners.recycling import recycle
 from tprl.pruners.schedules import point, solve
 from tprl.types import columns_of
@@ -18,7 +19,7 @@ PLUS = {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200
 FIRST = {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110)}
 
 
-class SparseVLMPruner:
+class SparseVLMPruner(BasePruner):
     """Some words of the question, the raters, score the visual tokens by their attention; three
     times the best live.
 

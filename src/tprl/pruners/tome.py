@@ -5,11 +5,12 @@ import torch
 from tprl.budget import budget, need_ratio, rows_of
 from tprl.cost import LVLMShape, encoder_layer_flops, mlp_flops
 from tprl.errors import UserError
+from tprl.pruners.base import BasePruner
 from tprl.pruners.bipartite import clipped, merged_tower, schedule
 from tprl.types import Encoded, TokenSelection
 
 
-class ToMePruner:
+class ToMePruner(BasePruner):
     """In each block, between attention and MLP, the r tokens of even index that are most like one
     of odd index join it.
 

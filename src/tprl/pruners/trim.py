@@ -7,11 +7,12 @@ from torch import Tensor
 
 from tprl.budget import Rows, keep_top, need_ratio, rows_of
 from tprl.cost import LVLMShape
+from tprl.pruners.base import BasePruner
 from tprl.pruners.merging import outliers, with_extra
 from tprl.types import Encoded, TokenSelection
 
 
-class TrimPruner:
+class TrimPruner(BasePruner):
     """The tokens of the highest CLIP score stay; the mean of the others is one extra token.
 
     Source: TRIM ("Less is More: A Simple yet Effective Token Reduction Method", Song et al., arXiv

@@ -4,11 +4,12 @@ import torch
 
 from tprl.budget import need_ratio, view_rows
 from tprl.cost import LVLMShape
+from tprl.pruners.base import BasePruner
 from tprl.pruners.grid import centers, grid_table
 from tprl.types import Encoded, TokenSelection
 
 
-class UniformPruner:
+class UniformPruner(BasePruner):
     """The tokens nearest to the centers of k equal windows that tile the image's grid, k =
     budget().
 

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from tprl.budget import keep_top, need_ratio, rows_of
 from tprl.cost import LVLMShape, projecting_flops
+from tprl.pruners.base import BasePruner
 from tprl.pruners.merging import merged_selection, similarity
 from tprl.types import Encoded, TokenSelection, columns_of
 
 
-class VisionZipPruner:
+class VisionZipPruner(BasePruner):
     """The CLS token and the patches that it attends to most, then evenly placed targets that take
     in all the others.
 

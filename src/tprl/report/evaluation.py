@@ -219,7 +219,9 @@ def _families_section(rows: Sequence[Row], names: Sequence[str]) -> Section | No
     headings = {metric: metric.removeprefix("accuracy/") for metric in ordered}
     if not headings:
         return None
-    caption = "Percent, with 95 % intervals; highest of each column in bold, also where others are level."
+    caption = (
+        "Percent, with 95 % intervals; highest of each column in bold, also where others are level."
+    )
     tables = _tables_by_ratio(rows, headings, names, caption)
     return Section("By kind of question", "tables.html", {"intro": "", "tables": tables})
 

@@ -1,7 +1,8 @@
 """Reward terms, one file each, and their weighted composition."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,19 +11,18 @@ from tprl.errors import UserError
 from tprl.types import Outcome
 
 
-@runtime_checkable
-class Term(Protocol):
-    """One term of a reward. `needs` names the fields of Outcome that it reads: "score", "log_prob".
-
-    A term that charges for tokens says so by an attribute `limits_tokens`; without one, a free
-    budget keeps everything.
-    """
+class Term(ABC):
+    """One term of a reward; every term derives from it."""
 
     name: str
     weight: float
-    needs: frozenset[str]
+    needs: frozenset[str]  # fields of Outcome that it reads, such as "score" or "log_prob"
+    # whether it charges for tokens; without such a term, a free budget keeps everything
+    limits_tokens: bool = False
 
-    def __call__(self, outcome: Outcome) -> Float[Tensor, "T B"]: ...
+    @abstractmethod
+    def __call__(self, outcome: Outcome) -> Float[Tensor, "T B"]:
+        """The reward of every pruning step, before its weight."""
 
 
 class WeightedReward:
@@ -33,11 +33,17 @@ class WeightedReward:
             (`reward=[log_likelihood,tokens_saved]`); or a list.
 
     Raises:
-        UserError: no term, or two terms of one name.
+        UserError: no term, two terms of one name, or one that does not derive from `Term`.
     """
 
-    def __init__(self, terms: Mapping[str, Term] | Sequence[Term]) -> None:
+    def __init__(self, terms: Mapping[str, Any] | Sequence[Any]) -> None:
         terms = list(terms.values()) if isinstance(terms, Mapping) else terms
+        for term in terms:
+            if not isinstance(term, Term):
+                raise UserError(
+                    f"the reward term {type(term).__name__} does not derive from "
+                    "tprl.rewards.Term: derive it, as docs/howto-reward.md shows."
+                )
         # Terms are logged by name, so two of one name would hide each other.
         names = [term.name for term in terms]
         if not names or len(set(names)) < len(names):
@@ -48,8 +54,7 @@ class WeightedReward:
         self.terms = tuple(terms)
         self.needs = frozenset().union(*(term.needs for term in terms))
         # A charge of weight 0 charges nothing: a free budget would keep every token.
-        charges = [term for term in terms if getattr(term, "limits_tokens", False)]
-        self.limits_tokens = any(term.weight > 0 for term in charges)
+        self.limits_tokens = any(term.limits_tokens and term.weight > 0 for term in terms)
 
     def __call__(self, outcome: Outcome) -> dict[str, Float[Tensor, "T B"]]:
         return {term.name: term.weight * term(outcome) for term in self.terms}

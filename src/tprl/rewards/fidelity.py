@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.rewards import change
+from tprl.rewards import Term, change
 from tprl.types import Outcome
 
 
-class Fidelity:
+class Fidelity(Term):
     """Change of `agreement` * [same answer] - min(KL, `ceiling`), against the unpruned model's own
     greedy answer.
 

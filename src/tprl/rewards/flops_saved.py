@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.rewards import change
+from tprl.rewards import Term, change
 from tprl.types import Outcome
 
 
-class FlopsSaved:
+class FlopsSaved(Term):
     """(FLOPs before the step - FLOPs after it) / FLOPs with all tokens, by the cost model of the
     LVLM in use.
 

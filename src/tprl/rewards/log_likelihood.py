@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.rewards import change
+from tprl.rewards import Term, change
 from tprl.types import Outcome
 
 
-class LogLikelihood:
+class LogLikelihood(Term):
     """Change of the teacher-forced mean log-probability of the reference answer, nats per token.
 
     Not in the paper. Dense where the task score is 0 or 1. Each state's value is clamped at `floor`

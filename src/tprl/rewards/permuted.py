@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tprl.errors import UserError
-from tprl.rewards import Term, WeightedReward
+from tprl.rewards import WeightedReward
 from tprl.types import Outcome
 
 
@@ -30,7 +31,7 @@ class Permuted(WeightedReward):
         seed: of the permutations.
     """
 
-    def __init__(self, terms: Mapping[str, Term] | Sequence[Term], seed: int = 0) -> None:
+    def __init__(self, terms: Mapping[str, Any] | Sequence[Any], seed: int = 0) -> None:
         super().__init__(terms)
         self.seed = seed
 

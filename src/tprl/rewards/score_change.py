@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from tprl.rewards import change
+from tprl.rewards import Term, change
 from tprl.types import Outcome
 
 
-class ScoreChange:
+class ScoreChange(Term):
     """alpha * (Score(Z_{t+1}, q) - Score(Z_t, q)), Score in [0, 1]; step 0 compares with the
     full-token score.
 

@@ -3,10 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from tprl.rewards import Term
 from tprl.types import Outcome
 
 
-class TokensSaved:
+class TokensSaved(Term):
     """beta * (1 - K_{t+1} / K_t). Constant, and so without effect, where every action holds exactly
     k tokens.
 

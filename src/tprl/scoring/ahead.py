@@ -15,11 +15,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from tprl.data.base import BaseDataset
 from tprl.data.taking import numbered_batches, take
 from tprl.errors import UserError
 from tprl.runtime import memory
 from tprl.scoring.joining import joined_encodings
-from tprl.types import LVLM, Dataset, Encoded, Sample
+from tprl.types import LVLM, Encoded, Sample
 
 T = TypeVar("T")
 PROBED = 4  # questions whose length tells that of the others
@@ -78,7 +79,7 @@ class Ready:
         return joined_encodings(in_parts(lambda part: part.encode(lvlm, extras), self, lvlm.name))
 
 
-def questions_at_once(lvlm: LVLM, dataset: Dataset, most: int) -> int:
+def questions_at_once(lvlm: LVLM, dataset: BaseDataset, most: int) -> int:
     """How many questions are encoded together, from the longest of the dataset's first ones; the
     same on every rank and in a resumed run."""
     if not isinstance(lvlm, Preparing):
@@ -121,7 +122,7 @@ def in_parts(work: Callable[[Ready], T], batch: Ready, name: str) -> list[T]:
 
 
 def numbered_ready(
-    dataset: Dataset,
+    dataset: BaseDataset,
     indices: Iterable[int],
     size: int,
     known: Callable[[Sequence[int]], bool] = lambda numbers: False,

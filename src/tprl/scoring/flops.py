@@ -55,7 +55,7 @@ def question_parts(
         selector = plan.flops(shape.lm, text, *images)
     else:
         chooser: Any = pruner
-        if hasattr(chooser, "tiles"):  # the tower sees other images
+        if chooser.shows_smaller_images:
             smaller = [
                 chooser.tiles(shape, *seen) for seen in zip(encoded.tiles[i], kept, strict=True)
             ]
@@ -69,13 +69,15 @@ def choosing(
     chooser: Any, shape: cost.LVLMShape, images: Sequence[int], words: int, kept: Sequence[int]
 ) -> int:
     """What choosing `kept` tokens of each image costs; of core and focus, both."""
-    if hasattr(chooser, "choosers"):
+    if chooser.choosers:
         total = 0
         for part, share in chooser.choosers:
             total += choosing(part, shape, images, words, [round(share * n) for n in kept])
         return total
-    if hasattr(chooser, "flops_by_part"):  # a policy reads all images of a prompt together
-        policy = sum(chooser.flops_by_part(sum(images), words, sum(kept)).values())
+    # A policy reads all images of a prompt together.
+    parts = chooser.flops_by_part(sum(images), words, sum(kept))
+    if parts is not None:
+        policy = sum(parts.values())
         heard = images if WORD_ATTENTION in chooser.extras else ()
         return policy + sum(listening_flops(shape, tokens) for tokens in heard)
     return sum(chooser.flops(shape, *counts) for counts in zip(images, kept, strict=True))

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from tprl.data import draws, image_files, images
+from tprl.data.base import BaseDataset
 from tprl.lvlm.base import BaseLVLM
-from tprl.lvlm.layer_drop import LayerPruner
 from tprl.lvlm.recognition import ADAPTED
-from tprl.types import Dataset, Pruner
 
 # another release may round or resize otherwise
 LIBRARIES = ("tprl", "torch", "transformers", "pillow")
@@ -47,7 +46,7 @@ def of_lvlm(lvlm: BaseLVLM, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def of_dataset(dataset: Dataset, config: Mapping[str, Any], split: str) -> dict[str, Any]:
+def of_dataset(dataset: BaseDataset, config: Mapping[str, Any], split: str) -> dict[str, Any]:
     """A split: its settings, its length, and the files and folders that its settings name. Files in
     other places, such as images that rows name, are not looked at: where they were replaced, take
     another cache."""
@@ -65,13 +64,13 @@ def of_dataset(dataset: Dataset, config: Mapping[str, Any], split: str) -> dict[
     }
 
 
-def of_pruner(pruner: Pruner | LayerPruner, config: Mapping[str, Any]) -> dict[str, Any]:
+def of_pruner(pruner: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """A pruner: its settings, and the weights and the way of serving of a learned one."""
-    learned = getattr(pruner, "pruner", pruner)
+    learned = pruner.learned
     return {
         "config": dict(config),
         "weights": of_weights(learned),
-        "serving": repr(getattr(learned, "serving", None)),
+        "serving": repr(learned.serving),
         "code": of_code(learned),
     }
 

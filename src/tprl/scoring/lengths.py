@@ -4,8 +4,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
-from tprl.types import Dataset
 
 log = logging.getLogger(__name__)
 # stands for one to three bytes that are no text, and so for one token or more
@@ -29,10 +29,10 @@ class Lengths(NamedTuple):
     needed: int
 
 
-def fit_length(lvlm: Any, dataset: Dataset) -> None:
+def fit_length(lvlm: Any, dataset: BaseDataset) -> None:
     """Let an LVLM whose `max_new_tokens` nobody has set write as much as answers of this dataset
     usually need."""
-    usual = getattr(dataset, "answer_tokens", 0)
+    usual = dataset.answer_tokens
     if not lvlm.length_is_set and usual > lvlm.max_new_tokens:
         lvlm.max_new_tokens = usual
         log.info("model.max_new_tokens=%d: what answers of %s usually need", usual, dataset.name)
@@ -64,7 +64,7 @@ def _tokens(lvlm: Any, text: str, bound: int) -> int:
 
 
 def check_lengths(
-    lvlm: Any, dataset: Dataset, limit: int | None = None, training: bool = False
+    lvlm: Any, dataset: BaseDataset, limit: int | None = None, training: bool = False
 ) -> None:
     """Say how many reference answers cannot be written within `model.max_new_tokens`, before
     anything is computed.
@@ -81,7 +81,7 @@ def check_lengths(
         return
     # Without a list of references only what the dataset says of its answers is known.
     if not isinstance(dataset, Referenced):
-        usual = getattr(dataset, "answer_tokens", 0)
+        usual = dataset.answer_tokens
         if usual > bound:
             log.warning(
                 "answers of %s may need up to %d tokens, and model.max_new_tokens=%d",

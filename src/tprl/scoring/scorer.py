@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
 from tprl.runtime import distributed, memory
 from tprl.runtime.store import Record
 from tprl.splice import keep_all, splice
-from tprl.types import LVLM, Dataset, Encoded, OpenLVLM, Prompt, Sample, TokenSelection, Utterance
+from tprl.types import LVLM, Encoded, OpenLVLM, Prompt, Sample, TokenSelection, Utterance
 
 LIKELIHOOD = frozenset({"log_prob"})
 LABELS = frozenset({"score", "log_prob"})  # measurements that read the reference answers
@@ -69,7 +70,7 @@ class Scorer:
     def __init__(
         self,
         lvlm: LVLM,
-        dataset: Dataset,
+        dataset: BaseDataset,
         needs: frozenset[str] = LABELS,
         reader: Reader | None = None,
     ) -> None:
@@ -286,7 +287,7 @@ def _rows(prompt: Prompt, numbers: Sequence[int]) -> Prompt:
     return prompt.rows(torch.tensor(numbers, device=prompt.embeds.device), numbers=numbers)
 
 
-class Agreement:
+class Agreement(BaseDataset):
     """Samples whose labels are the model's own `answers`: right is what it says with all tokens."""
 
     name = "agreement"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tprl.data.base import BaseDataset
 from tprl.data.taking import nothing_left
 from tprl.errors import UserError
 from tprl.pruners.chunks import select_in_chunks
@@ -16,7 +17,7 @@ from tprl.runtime import distributed, memory
 from tprl.scoring.ahead import Ready, ahead, in_parts, numbered_ready, questions_at_once
 from tprl.scoring.scorer import Agreement, Reader, Scorer
 from tprl.splice import keep_all, splice
-from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
+from tprl.types import LVLM, Encoded, Pruner, Sample
 
 LIMIT = 400  # questions, where the settings do not say
 AT_ONCE = 100  # of them that are encoded together, where memory holds as many
@@ -93,7 +94,7 @@ class ServedScore:
     def __init__(
         self,
         lvlm: LVLM,
-        dataset: Dataset,
+        dataset: BaseDataset,
         keep_ratios: Sequence[float],
         limit: int | None = LIMIT,
         batch_size: int | None = None,
@@ -184,22 +185,21 @@ class ServedScore:
         return whole / count
 
 
-def after_these(dataset: Dataset, limit: int | None = LIMIT, first: int = 0, **others: Any) -> int:
+def after_these(
+    dataset: BaseDataset, limit: int | None = LIMIT, first: int = 0, **others: Any
+) -> int:
     """Number of the question after those that a `ServedScore` with these settings uses."""
     return first + _size(dataset, limit)
 
 
-def _size(dataset: Dataset, limit: int | None) -> int:
+def _size(dataset: BaseDataset, limit: int | None) -> int:
     """How many questions there are of the split and a limit."""
     return min(limit or len(dataset), len(dataset))
 
 
-def _nothing_left(dataset: Dataset, limit: int | None) -> UserError:
+def _nothing_left(dataset: BaseDataset, limit: int | None) -> UserError:
     """The same sentence on every rank."""
-    damage = sum(
-        (Counter(part) for part in distributed.gathered(getattr(dataset, "damage", {}))),
-        Counter[str](),
-    )
+    damage = sum(map(Counter, distributed.gathered(dict(dataset.damage))), Counter[str]())
     # Either every row is damaged, or one rank has none that is whole.
     asked = _size(dataset, limit)
     if damage.total() == asked:

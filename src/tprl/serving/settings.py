@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tprl.budget import budget, check_keep_ratio
-from tprl.build import build
 from tprl.errors import UserError
+from tprl.lvlm.layer_drop import LayerPruner
 from tprl.pruners.adaptive import Adaptive
+from tprl.pruners.base import make_pruner
 from tprl.pruners.keyword_budget import KeywordBudget
 from tprl.pruners.learned import LearnedPruner, load_pruner
 from tprl.pruners.scorer_mmr import ScorerMMR
@@ -83,7 +84,7 @@ class Settings:
         """
         # Rules are rebuilt from the config; a policy has weights, which lie beside the model's.
         if self.pruner:
-            pruner = build(self.pruner)
+            pruner = make_pruner(self.pruner)
         elif (Path(folder) / FOLDER).is_dir():
             pruner = load_pruner(Path(folder) / FOLDER)
         else:
@@ -115,12 +116,12 @@ def check_servable(pruner: Any) -> None:
             f"pruner {name} reranks what {pruner.pruner.name} scores, and an export "
             f"carries no pruner inside another: serve {pruner.pruner.name}."
         )
-    if hasattr(pruner, "core_share"):
+    if pruner.core_share is not None:
         raise UserError(
             f"pruner {name} keeps a core for a conversation, and an export carries no pruner "
             "inside another: serve pruner=divprune, which every turn keeps alike, or a policy."
         )
-    if not hasattr(pruner, "select"):
+    if isinstance(pruner, LayerPruner):
         raise UserError(
             f"pruner {name} drops tokens between layers of the language model, "
             "which engines do not allow: use pruner=divprune or a trained policy."
@@ -155,11 +156,6 @@ def check_weights(lvlm: Any) -> None:
             "and an export writes them whole: leave model.load_in and "
             "model.placement out, and take a checkpoint that is not quantized."
         )
-
-
-def reads_question(pruner: Any) -> bool:
-    """Whether its choice depends on the question."""
-    return bool(getattr(pruner, "reads_question", False))
 
 
 def sees_other_images(pruner: Any) -> bool:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from tprl.budget import check_keep_ratio
+from tprl.data.base import BaseDataset
 from tprl.data.taking import batches, nothing_left
 from tprl.errors import UserError
 from tprl.kinds import typed
@@ -24,7 +25,7 @@ from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore
 from tprl.splice import splice
 from tprl.stages.base import Next, RowStage, Settings, Unread
-from tprl.types import LVLM, Dataset, TokenSelection
+from tprl.types import LVLM, TokenSelection
 
 AT_ONCE = 100  # questions that are encoded together, where memory holds as many
 BISECTIONS = 40
@@ -73,7 +74,7 @@ class Adapt(RowStage):
         self,
         pruner: LearnedPruner,
         lvlm: LVLM,
-        dataset: Dataset,
+        dataset: BaseDataset,
         served: ServedScore,
         questions: int,
         budgets: Sequence[float],

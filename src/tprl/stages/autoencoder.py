@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from tprl.data.base import BaseDataset
 from tprl.data.taking import nothing_left, taken
 from tprl.errors import UserError
 from tprl.pruners.learned import LearnedPruner
@@ -18,7 +19,7 @@ from tprl.runtime.finite import check_finite, compact
 from tprl.scoring.ahead import Ready, ahead, in_parts, questions_at_once
 from tprl.stages.base import Next, RowStage, Unread
 from tprl.stages.token_file import TokenFile
-from tprl.types import LVLM, Dataset, Sample
+from tprl.types import LVLM, Sample
 
 AT_ONCE = 64  # images that are encoded together, where memory holds as many
 
@@ -55,7 +56,7 @@ class AutoencoderStage(RowStage):
         self,
         pruner: LearnedPruner,
         lvlm: LVLM,
-        dataset: Dataset,
+        dataset: BaseDataset,
         images: int,
         epochs: int,
         batch_size: int,
@@ -104,7 +105,7 @@ class AutoencoderStage(RowStage):
         """
         samples = list(islice(self._distinct(), self.hparams["images"]))
         # Where every row was damaged, the rows are the reason, not the number of images.
-        if not samples and getattr(self.dataset, "damage", {}):
+        if not samples and self.dataset.damage:
             raise nothing_left(self.dataset, len(self.dataset), "to take images from")
         if len(samples) < 2:
             raise UserError(

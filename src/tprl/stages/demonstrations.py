@@ -16,8 +16,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tprl.budget import keep_top_per_image
+from tprl.data.base import BaseDataset
 from tprl.data.taking import batches, nothing_left
 from tprl.errors import UserError
+from tprl.lvlm.layer_drop import LayerPruner
 from tprl.policy.networks import PolicyInput
 from tprl.pruners.chunks import select_in_chunks
 from tprl.pruners.learned import LearnedPruner
@@ -29,7 +31,7 @@ from tprl.runtime.store import Cache, Shards, opened
 from tprl.scoring.ahead import Ready, ahead, in_parts, questions_at_once
 from tprl.scoring.identity import of_weights
 from tprl.seeding import stable_seed
-from tprl.types import LVLM, Dataset, Encoded, Pruner
+from tprl.types import LVLM, Encoded, Pruner
 
 log = logging.getLogger(__name__)
 AT_ONCE = 50  # questions that are encoded together, where memory holds as many
@@ -141,9 +143,9 @@ def refuse_demonstrator(pruner: Any) -> None:
             f"pruner={pruner.name} knows where the answer is and cannot demonstrate: use another."
         )
     how = ""
-    if not hasattr(pruner, "select"):
+    if isinstance(pruner, LayerPruner):
         how = "drops tokens between the layers of the language model"
-    elif getattr(pruner, "replaces_tokens", False):
+    elif pruner.replaces_tokens:
         how = "puts new tokens in the place of all that there are"
     if how:
         raise UserError(
@@ -156,7 +158,7 @@ def demonstrate(
     demonstrator: Pruner,
     pruner: LearnedPruner,
     lvlm: LVLM,
-    dataset: Dataset,
+    dataset: BaseDataset,
     count: int,
     keep_ratios: Sequence[float],
     steps: int,

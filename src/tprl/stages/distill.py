@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
 from tprl.lvlm.frozen import FrozenLVLM
 from tprl.pruners.learned import LearnedPruner
@@ -28,7 +29,7 @@ from tprl.scoring.scorer import LIKELIHOOD, Scorer
 from tprl.scoring.validation import ServedScore, merit
 from tprl.stages.base import UNCALIBRATED, KeepBest, Next, Settings
 from tprl.stages.prompts import drawn_ratios, prompt_loader, stepwise
-from tprl.types import LVLM, Dataset, Encoded, GatedLVLM
+from tprl.types import LVLM, Encoded, GatedLVLM
 
 BISECTIONS = 40
 
@@ -67,7 +68,7 @@ class Distill(KeepBest):
         self,
         pruner: LearnedPruner,
         lvlm: LVLM,
-        dataset: Dataset,
+        dataset: BaseDataset,
         served: ServedScore,
         iterations: int,
         prompts: int,

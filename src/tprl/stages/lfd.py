@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
 from tprl.policy import sequential
 from tprl.policy.dpp import unit_features
@@ -23,7 +24,7 @@ from tprl.runtime.store import Cache
 from tprl.scoring.validation import ServedScore
 from tprl.stages.base import UNCALIBRATED, KeepBest, Next, Points, Unread
 from tprl.stages.demonstrations import Demonstrations, StoredDemonstrations, demonstrate
-from tprl.types import LVLM, Dataset, Pruner
+from tprl.types import LVLM, Pruner
 
 log = logging.getLogger(__name__)
 STEP_BY_STEP = "progressive gives the number of steps and the kept share of each"
@@ -81,7 +82,7 @@ class LfD(KeepBest):
         self,
         pruner: LearnedPruner,
         lvlm: LVLM,
-        dataset: Dataset,
+        dataset: BaseDataset,
         demonstrator: Pruner,
         served: ServedScore,
         demonstrations: int,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
 from tprl.policy.action import ActionRule, action_kind, noise_width
 from tprl.policy.networks import PolicyInput
@@ -42,7 +43,7 @@ from tprl.stages.ppo_settings import (
 from tprl.stages.ppo_update import Episodes, PPOUpdate
 from tprl.stages.prompts import drawn_ratios, prompt_loader
 from tprl.stages.rollout_log import normalize_over_ranks
-from tprl.types import LVLM, Dataset, Encoded, Pruner, Sample
+from tprl.types import LVLM, Encoded, Pruner, Sample
 
 
 class PPO(PPOUpdate):
@@ -102,7 +103,7 @@ class PPO(PPOUpdate):
         self,
         pruner: LearnedPruner,
         lvlm: LVLM,
-        dataset: Dataset,
+        dataset: BaseDataset,
         reward: WeightedReward,
         served: ServedScore,
         iterations: int,

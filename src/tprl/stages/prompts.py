@@ -10,11 +10,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from tprl.data.base import BaseDataset
 from tprl.data.taking import nothing_left, taken
 from tprl.errors import UserError
 from tprl.runtime import distributed
 from tprl.scoring.ahead import Ready, ahead
-from tprl.types import LVLM, Dataset, Sample
+from tprl.types import LVLM, Sample
 
 
 def drawn_ratios(
@@ -45,7 +46,7 @@ class PreparedPrompts(IterableDataset[Ready]):
 
 
 def prompt_loader(
-    lvlm: LVLM, dataset: Dataset, hparams: Mapping[str, Any], iteration: int
+    lvlm: LVLM, dataset: BaseDataset, hparams: Mapping[str, Any], iteration: int
 ) -> DataLoader[Ready]:
     """The batches from `iteration` on, by the hyper-parameters `prompts`, `iterations` and
     `seed`."""
@@ -79,7 +80,7 @@ class PromptStream(IterableDataset[list[Sample]]):
     """
 
     def __init__(
-        self, dataset: Dataset, prompts: int, start: int, stop: int, seed: int = 0
+        self, dataset: BaseDataset, prompts: int, start: int, stop: int, seed: int = 0
     ) -> None:
         # Gradients are averaged over ranks, which is the mean over questions for equal shares only.
         if prompts % distributed.count():

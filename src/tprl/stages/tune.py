@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from tprl.budget import check_keep_ratio
 from tprl.build import target_at
+from tprl.data.base import BaseDataset
 from tprl.errors import UserError
 from tprl.kinds import LARGEST, Number
 from tprl.lvlm.adapters import (
@@ -41,7 +42,7 @@ from tprl.splice import splice
 from tprl.stages.base import Next, Points, Settings, Stage
 from tprl.stages.lora import check_form, injected, no_stock, parameters_of
 from tprl.stages.prompts import drawn_ratios, prompt_loader, stepwise
-from tprl.types import LVLM, Dataset, Encoded, Prompt, Sample
+from tprl.types import LVLM, Encoded, Prompt, Sample
 
 COUNT = Number(1, LARGEST, whole=True, example="8")
 
@@ -84,7 +85,7 @@ class Tune(Stage):
     def __init__(
         self,
         lvlm: LVLM,
-        dataset: Dataset,
+        dataset: BaseDataset,
         selector: Any,
         served: ServedScore,
         iterations: int,

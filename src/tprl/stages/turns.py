@@ -10,6 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tprl.data.base import BaseDataset
 from tprl.data.taking import nothing_left, take
 from tprl.errors import UserError
 from tprl.evaluation.statistics import image_key
@@ -26,7 +27,7 @@ from tprl.stages.base import Next, Settings
 from tprl.stages.ppo import PPO
 from tprl.stages.prompts import PreparedPrompts, PromptStream, drawn_ratios
 from tprl.stages.rollout_log import normalize_over_ranks
-from tprl.types import Dataset, Sample
+from tprl.types import Sample
 
 # What an episode of core and focus is made of; anything else is another algorithm.
 FIXED = {
@@ -181,14 +182,14 @@ class ImageStream(PromptStream):
     """
 
     def __init__(
-        self, dataset: Dataset, turns: int, prompts: int, start: int, stop: int, seed: int = 0
+        self, dataset: BaseDataset, turns: int, prompts: int, start: int, stop: int, seed: int = 0
     ) -> None:
         # Questions about an image are found by arithmetic, not by reading all rows.
-        per_image = getattr(dataset, "questions_per_image", 1)
+        per_image = dataset.questions_per_image
         if per_image < turns:
             rounds = (
                 " or dataset.rounds above it"
-                if hasattr(dataset, "rounds")
+                if dataset.rounds
                 else ": use dataset=scenes or dataset=crowd"
             )
             raise UserError(

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tprl.lvlm.batching import fingerprint
-from tprl.pruners.random import RandomPruner
 from tprl.serving.choose import Image, Kept, choose
 from tprl.serving.places import Span, delta, rewritten, text_positions, with_places, without_places
 from tprl.serving.settings import Settings
@@ -77,8 +76,8 @@ class Pruned(ABC):
 
     def uid(self, pixels: Tensor) -> str:
         """A name for pruners that draw; the others do not look at it."""
-        serving = getattr(self.pruner, "serving", None)
-        draws = isinstance(self.pruner, RandomPruner) or getattr(serving, "select", "") == "gumbel"
+        serving = self.pruner.serving
+        draws = self.pruner.seed is not None or (serving and serving.select == "gumbel")
         return str(fingerprint(pixels)) if draws else ""
 
     # --- positions ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from tprl.serving.question import Questions
-from tprl.serving.settings import Settings, reads_question, sees_other_images
+from tprl.serving.settings import Settings, sees_other_images
 from tprl.types import Pruner
 
 QUESTION = "tprl_question"  # the question's ids, one copy per image: a part of every cache key
@@ -56,7 +56,7 @@ class PrunedProcessor(ABC):
 
     @cached_property
     def _questions(self) -> Questions | None:
-        if not reads_question(self.info.pruner):
+        if not self.info.pruner.reads_question:
             return None
         config = self.info.ctx.model_config.hf_config
         image_token = getattr(config, "image_token_id", None) or config.image_token_index
