@@ -26,6 +26,7 @@ from tprl.report.gallery import count_pictures, gallery_section, guided_section,
 from tprl.report.page import PageTable, Section, TableEntry, number, page_table, render_page
 from tprl.report.spread import TokenSpread, spread_section
 
+HIGHEST = "highest of each column in bold, also where others are level"
 NOTES = {  # part of a name: what it says
     "_adaptive": (
         "“_adaptive”: each question has its own number of tokens, the ratio is their mean."
@@ -182,7 +183,7 @@ def _accuracy_table(cells: dict[str, dict[float | None, Cell]]) -> PageTable:
             cell.value, cell.low, cell.high, name not in BOUNDS and cell.value == best[ratio]
         )
 
-    caption = "Accuracy in percent with 95 % intervals; highest of each column in bold, also where others are level."
+    caption = f"Accuracy in percent with 95 % intervals; {HIGHEST}."
     headings = []
     for ratio in columns:
         column = [row[ratio] for row in cells.values() if ratio in row]
@@ -219,9 +220,7 @@ def _families_section(rows: Sequence[Row], names: Sequence[str]) -> Section | No
     headings = {metric: metric.removeprefix("accuracy/") for metric in ordered}
     if not headings:
         return None
-    caption = (
-        "Percent, with 95 % intervals; highest of each column in bold, also where others are level."
-    )
+    caption = f"Percent, with 95 % intervals; {HIGHEST}."
     tables = _tables_by_ratio(rows, headings, names, caption)
     return Section("By kind of question", "tables.html", {"intro": "", "tables": tables})
 
@@ -235,7 +234,7 @@ def _published_section(rows: Sequence[Row], names: Sequence[str], protocol: str)
     headings = {metric: metric.partition("/")[2] for metric in published if metric.count("/") == 1}
     if not headings:
         return None
-    caption = "With 95 % intervals; highest of each column in bold, also where others are level. Breakdowns are in results.csv."
+    caption = f"With 95 % intervals; {HIGHEST}. Breakdowns are in results.csv."
     tables = _tables_by_ratio(rows, headings, names, caption, scale=1.0)
     return Section(
         "As the benchmark counts", "tables.html", {"intro": f"{protocol}.", "tables": tables}
