@@ -78,6 +78,8 @@ def test_the_same_weights_in_another_type_are_the_same_model(llava: FrozenLVLM) 
             {"retention": 0.995},
             r"retention=0\.995 with confidence=0\.9 cannot be promised from 200 calibration images",
         ),
+        ({"keep_ratio": 0.3}, "calibration=.* is not read without a retention"),
+        ({"keep_ratio": 0.3, "confidence": 0.8}, "confidence=0.8 is not read without a retention"),
     ],
 )
 def test_what_it_refuses(

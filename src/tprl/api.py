@@ -22,6 +22,8 @@ from tprl.pruners.learned import LearnedPruner, check_family, check_width
 from tprl.runtime.hub import within_reach
 from tprl.types import Pruner
 
+CONFIDENCE = 0.9  # that a calibration gives of a retention
+
 
 def prune(
     model: Any,
@@ -30,7 +32,7 @@ def prune(
     *,
     threshold: float | None = None,
     retention: float | None = None,
-    confidence: float = 0.9,
+    confidence: float = CONFIDENCE,
     calibration: str | Path | None = None,
     adapter: str | Path | None = None,
     reuse_images: bool = False,
@@ -100,6 +102,7 @@ def prune(
             scored.check(stock, built)
             built, keep_ratio, _ = scored.serve(built, retention, confidence)
         else:
+            _check_unpromised(confidence, calibration)
             built, keep_ratio = _settled(built, keep_ratio, threshold)
         pruning = _pruning(lvlm, built, keep_ratio, positions, model)
         if reuse_images:
@@ -184,6 +187,19 @@ def _check_alone(retention: float, **others: float | None) -> None:
         if value is not None:
             raise UserError(
                 f"{name}={value} and retention={retention} contradict each other: give one of them."
+            )
+
+
+def _check_unpromised(confidence: float, calibration: str | Path | None) -> None:
+    """Refuse what only a retention reads where none is asked for."""
+    for name, value, default in (
+        ("confidence", confidence, CONFIDENCE),
+        ("calibration", calibration, None),
+    ):
+        if value != default:
+            raise UserError(
+                f"{name}={value} is not read without a retention: give retention, e.g. 0.98, or "
+                f"leave {name} out."
             )
 
 

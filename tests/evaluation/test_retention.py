@@ -110,8 +110,11 @@ def test_bad_input_is_refused() -> None:
     for value in (0.0, 1.2, float("nan"), -0.5):
         with pytest.raises(UserError, match=r"retention must be a number in \(0, 1\], got"):
             smallest(trials, value, 0.9)
-    with pytest.raises(UserError, match=r"retention must be a number in \(0, 1\], got True"):
-        check_share("retention", True)
+    for value in (True, "0.9"):
+        with pytest.raises(
+            UserError, match=rf"retention must be a number in \(0, 1\], got {value}"
+        ):
+            check_share("retention", value)
     for value in (0.0, 1.0):
         with pytest.raises(UserError, match=r"confidence must be a number in \(0, 1\), got"):
             smallest(trials, 0.9, value)

@@ -134,6 +134,8 @@ def test_what_belongs_to_another_model_is_refused(llava: FrozenLVLM, folder: Pat
 
 def test_what_cannot_be_read(folder: Path) -> None:
     place = folder / "adapter"
+    with pytest.raises(UserError, match=r"adapter must be a run of stage=tune .*, got 3; use"):
+        read_adapter(3)
     with pytest.raises(UserError, match=r"nowhere holds no adapter \(adapter_config\.json and"):
         read_adapter("nowhere")
     write_adapter(place, {NAME: pair()}, {**PLAIN, "r": 0}, {})

@@ -46,8 +46,9 @@ def check_share(name: str, value: object, below: bool = False) -> float:
         UserError: it is none.
     """
     try:
-        # True is 1.0 to float(), and was surely meant otherwise.
-        share = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        # True is 1.0 to float(), and was surely meant otherwise; words cannot be compared later.
+        unlike = isinstance(value, bool | str)
+        share = math.nan if unlike else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         # Not a number fails both comparisons below and gets the same sentence.
         share = math.nan

@@ -79,12 +79,17 @@ def write_adapter(
     write_sealed(folder / ABOUT, json.dumps(dict(about), indent=1) + "\n")
 
 
-def read_adapter(source: str | Path) -> Adapter:
+def read_adapter(source: object) -> Adapter:
     """The adapter in a folder, or in `adapter/` of a run.
 
     Raises:
-        UserError: there is none, it is damaged, or it is no plain LoRA.
+        UserError: that is no path, there is none, it is damaged, or it is no plain LoRA.
     """
+    if not isinstance(source, str | Path):
+        raise UserError(
+            f"adapter must be a run of stage=tune or its adapter/, got {source!r}; use e.g. "
+            "adapter='runs/tuned'."
+        )
     # A run holds its adapter in a folder; a bare adapter is the folder.
     places = [Path(source) / FOLDER, Path(source)]
     folder = next((place for place in places if (place / CONFIG).is_file()), None)
