@@ -25,7 +25,14 @@ from tprl.evaluation.statistics import image_key
 
 HERE = Path(__file__).parent
 STUDIES = {"scenes": "main_table", "crowd": "crowd"}
-PRUNERS = ("tprl", "tprl_adaptive", "attention_dpp")
+PRUNERS = (
+    "tprl",
+    "tprl_adaptive",
+    "attention_dpp",
+    "attention_words",
+    "attention_words_keyword",
+    "scope",
+)
 TOKENS = {"scenes": 144, "crowd": 256}  # of an image
 # World, pruner and weights of the calibrations that ship; the first of a world has fixed ratios.
 SHIPPED = (
