@@ -183,8 +183,9 @@ def test_a_stage_is_one_file_and_one_yaml_and_runs_to_its_end(tmp_path: Path) ->
         "stage.lr=3e-3",
     ]
     assert load_pruner(run).trained_on["stages"] == ["center"]
-    (curve,) = json.loads((run / "curves.json").read_text()).values()
+    curve, scores = json.loads((run / "curves.json").read_text()).values()
     assert len(curve) == 20
+    assert [seen for seen, _ in scores] == [0, 80]
     assert curve[-1][1] < curve[0][1]
     refused = subprocess.run(
         [sys.executable, *words, "reward=fidelity"], cwd=tmp_path, capture_output=True, text=True
