@@ -31,7 +31,7 @@ tune() { # NAME OPTION...
 }
 look() { # NAME OPTION...: pruned at three ratios, and with all tokens
     [ -f "$T/eval_$1/done.json" ] || .venv/bin/python -m src.eval $crowd logger=none split=final limit="$LIMIT" \
-        'keep_ratios=[0.1111,0.0556,0.0278]' $P "hydra.run.dir=$T/eval_$1" "${@:2}"
+        'keep_ratios=[0.1111,0.0556,0.0278]' $P 'pruners=[attention_words]' "hydra.run.dir=$T/eval_$1" "${@:2}"
 }
 
 options() { # ARM: what it is trained with
@@ -54,4 +54,4 @@ for seed in $SEEDS; do
         look "${arm}_$seed" model.adapter="$T/${arm}_$seed" "${own[@]}"
     done
 done
-.venv/bin/python experiments/tune/table.py $T experiments/tune/results.csv
+.venv/bin/python experiments/tune/table.py $T experiments/tune

@@ -1,44 +1,50 @@
-"""The accuracies of every arm, minutes and memory, from the evaluations of run.sh.
+"""One study of the evaluations of run.sh, with the score of every question; prints minutes of
+training.
 
-python experiments/tune/table.py runs/study/tune results.csv
+python experiments/tune/table.py runs/study/tune experiments/tune
+
+An evaluation `eval_<arm>_<seed>` is of one language model. Arms are named by it: `mixed`
+where TPRL prunes, `mixed_attention_words` where that rule does. All tokens are keep ratio 1.
 """
 
-import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from tprl.evaluation.results import FULL, read_results
+import numpy as np
 
-COLUMNS = ("arm", "seed", "tokens", "keep_ratio", "accuracy", "low", "high", "train_seconds")
+from tprl.evaluation.results import FULL
+from tprl.evaluation.scores import ScoreTable, joined, read_scores
+from tprl.report.study import SCORES, write_all
 
-
-def rows_of(folder: Path) -> list[dict]:
-    """Of one evaluation."""
-    arm, _, seed = folder.name.removeprefix("eval_").rpartition("_")
-    done = folder.parent / f"{arm}_{seed}" / "done.json"
-    seconds = round(json.loads(done.read_text())["seconds"]) if done.is_file() else ""
-    rows = []
-    for row in read_results(folder / "results.csv"):
-        if row.metric == "accuracy":
-            ratio = 1.0 if row.pruner == FULL else row.keep_ratio
-            numbers = (row.value, row.ci_low, row.ci_high)
-            accuracy, low, high = (f"{100 * number:.1f}" for number in numbers)
-            name = (arm or "frozen", seed if arm else "", f"{row.kept_tokens:.0f}", ratio)
-            values = (*name, accuracy, low, high, seconds)
-            rows.append(dict(zip(COLUMNS, values, strict=True)))
-    return rows
+FROZEN = "frozen"
 
 
-def main(runs: Path, results: Path) -> None:
-    """Write the table, and print it."""
-    table = [row for folder in sorted(runs.glob("eval_*")) for row in rows_of(folder)]
-    with results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    for row in table:
-        print(*row.values(), sep="\t")
+def scores(folder: Path) -> ScoreTable:
+    """Of one evaluation, its arms named by the language model."""
+    arm, seed, *_ = [*folder.name.removeprefix("eval_").split("_"), "0"]
+    table = read_scores(folder / SCORES)
+    names = {"tprl": arm, FULL: arm}
+    arms, rows = [], []
+    for row, (pruner, _, ratio) in enumerate(table.arms):
+        arms.append((names.get(pruner, f"{arm}_{pruner}"), int(seed), ratio or 1.0))
+        rows.append(row)
+        if arm == FROZEN and pruner == FULL:  # what all shares of an accuracy are of
+            arms.append((FULL, 0, ratio))
+            rows.append(row)
+    at = np.array(rows)
+    fields = {name: getattr(table, name)[at] for name in ("score", "iou", "kept", "cost")}
+    return replace(table, main="mixed", arms=tuple(arms), **fields)
+
+
+def main(runs: Path, out: Path) -> None:
+    folders = sorted(runs.glob("eval_*"), key=lambda folder: FROZEN not in folder.name)
+    table = joined([scores(folder) for folder in folders])
+    write_all(out, table, table.rows())
+    for done in sorted(runs.glob("*/done.json")):
+        if not done.parent.name.startswith("eval_"):
+            print(f"{done.parent.name}: {json.loads(done.read_text())['seconds'] / 60:.0f} minutes")
 
 
 if __name__ == "__main__":
