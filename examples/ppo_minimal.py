@@ -23,9 +23,15 @@ from tprl.rl.ppo import normalize, ppo_loss
 from tprl.splice import keep_all, splice
 from tprl.types import Encoded, Outcome, Sample, TokenSelection
 
+LVLM, TRAIN, TEST = ToyLVLM(), ToyDataset("train"), ToyDataset("test", limit=600)
 KEEP_RATIO, GROUP, QUESTIONS = 1 / 12, 8, 32
 # tokens one after the other, in proportion to their gain of a determinant
 RULE = ActionRule("sequential")
+
+
+def questions(step: int) -> list[Sample]:
+    """Those of a training step; every step has others."""
+    return [TRAIN[step * QUESTIONS + i] for i in range(QUESTIONS)]
 
 
 def observe(encoded: Encoded) -> PolicyInput:
@@ -39,85 +45,69 @@ def observe(encoded: Encoded) -> PolicyInput:
 
 def logits_of(policy: PolicyNet, x: PolicyInput) -> Tensor:
     """One keep logit per token, [B V]."""
-    ratio = torch.full((len(x.mask),), KEEP_RATIO)
-    logits, _ = policy(x, x.mask, 0, ratio)
-    return logits
+    return policy(x, x.mask, 0, torch.full((len(x.mask),), KEEP_RATIO))[0]
 
 
-def score(
-    lvlm: ToyLVLM, samples: list[Sample], encoded: Encoded, keep: Tensor
-) -> tuple[Tensor, Tensor]:
+def score(samples: list[Sample], encoded: Encoded, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of the right answer, and whether the model gives it, from the kept tokens."""
     # Tokens disappear in one pure function: the prompt really gets shorter.
     prompt = splice(encoded, TokenSelection(keep))
-    return lvlm.score(prompt, [sample.answers[0] for sample in samples])
+    return LVLM.score(prompt, [sample.answers[0] for sample in samples])
 
 
-def imitate(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, steps: int) -> None:
+def imitate(policy: PolicyNet, steps: int) -> None:
     """Learning from demonstrations: make the sets of a rule without learning likely."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     teacher, generator = AttentionDPPPruner(), torch.Generator().manual_seed(0)
     for step in range(steps):
-        samples = [dataset[step * QUESTIONS + i] for i in range(QUESTIONS)]
-        encoded = lvlm.encode(samples, teacher.extras)
+        encoded = LVLM.encode(questions(step), teacher.extras)
         x, members = observe(encoded), teacher.select(encoded, KEEP_RATIO).keep
         assert x.features is not None  # `observe` makes them
-        # A set has no order. Draw one, and ask how likely the policy is to stay inside the set at
-        # each draw.
+        # A set has no order. Draw one: how likely does the policy stay inside at each draw?
         noise = torch.rand(QUESTIONS, 1, x.mask.shape[1], generator=generator)
-        stay = log_stay(
-            RULE.quality * logits_of(policy, x), x.features, x.mask, members, 1.0, noise
-        )
+        quality = RULE.quality * logits_of(policy, x)
+        stay = log_stay(quality, x.features, x.mask, members, 1.0, noise)
         loss = -stay.sum(2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
 
-def improve(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, iterations: int) -> None:
+def improve(policy: PolicyNet, iterations: int) -> None:
     """PPO: sample sets, let the frozen model read them, make the better ones likelier."""
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3, eps=1e-5)
     generator, reward = torch.Generator().manual_seed(1), LogLikelihood()
     for iteration in range(iterations):
         # Fresh questions, encoded once; everything below shares the encoding.
-        first = (1000 + iteration) * QUESTIONS
-        samples = [dataset[first + i] for i in range(QUESTIONS)]
-        encoded = lvlm.encode(samples)
+        samples = questions(1000 + iteration)
+        encoded = LVLM.encode(samples)
         x = observe(encoded)
-        k = budgets(KEEP_RATIO, x.mask)
+        limits = {"k": budgets(KEEP_RATIO, x.mask), "features": x.features}
 
-        # Rollout: G sets per question. `action` [B G V] holds the place of each drawn token in the
-        # order of drawing.
+        # Rollout: G sets per question. `action` [B G V] is each token's place in order of drawing.
         with torch.no_grad():
             noise = torch.rand(QUESTIONS, GROUP, x.mask.shape[1], generator=generator)
-            logits = logits_of(policy, x)
-            action, old_log_prob, _ = act(
-                logits, x.mask, RULE, 0, k=k, features=x.features, noise=noise
-            )
+            action, old, _ = act(logits_of(policy, x), x.mask, RULE, 0, **limits, noise=noise)
         keep = action.flatten(0, 1) > 0  # [N V]
 
-        # Reward [N]: what pruning does to the answer's log-probability, against the prompt with
-        # all tokens.
+        # Reward [N]: what pruning changes of the answer's log-probability with all tokens.
         rows = [i for i in range(QUESTIONS) for _ in range(GROUP)]
-        full, _ = score(lvlm, samples, encoded, keep_all(encoded).keep)
-        pruned, _ = score(lvlm, [samples[i] for i in rows], encoded.rows(rows), keep)
+        full, _ = score(samples, encoded, keep_all(encoded).keep)
+        pruned, _ = score([samples[i] for i in rows], encoded.rows(rows), keep)
         log_prob = torch.stack([full[rows], pruned])  # [T + 1, N]: row 0 has all tokens
         kept = torch.stack([x.mask[rows].sum(1), keep.sum(1)])
         uids = tuple(encoded.uids[i] for i in rows)
         returns = reward(Outcome(uids, kept, log_prob=log_prob)).sum(0)
 
-        # Advantage [N]: an episode against the others about the same question, so no critic is
-        # needed.
+        # Advantage [N]: against the other episodes of the question, so no critic is needed.
         advantage = normalize(leave_one_out(returns, GROUP))
 
         # Update: the same `act` evaluates the stored sets, so the first ratio is exactly 1.
         for _ in range(4):
             logits = logits_of(policy, x)
-            _, log_prob, entropy = act(
-                logits, x.mask, RULE, 0, k=k, features=x.features, action=action
-            )
-            new, old, entropy = (part.flatten(0, 1) for part in (log_prob, old_log_prob, entropy))
-            loss = ppo_loss(new, old, advantage, entropy, None, None, keep, entropy_coef=0.0)
+            _, new, entropy = act(logits, x.mask, RULE, 0, **limits, action=action)
+            new, before, entropy = (part.flatten(0, 1) for part in (new, old, entropy))
+            loss = ppo_loss(new, before, advantage, entropy, None, None, keep, entropy_coef=0.0)
             optimizer.zero_grad()
             loss.total.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
@@ -125,34 +115,30 @@ def improve(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset, iterations: i
 
 
 @torch.no_grad()
-def report(policy: PolicyNet, lvlm: ToyLVLM, dataset: ToyDataset) -> dict[str, float]:
+def report(policy: PolicyNet) -> dict[str, float]:
     """Accuracy on test questions: all tokens, a rule without learning, the policy's greedy sets."""
-    samples, rule = [dataset[i] for i in range(len(dataset))], AttentionDPPPruner()
-    encoded = lvlm.encode(samples, rule.extras)
+    samples, rule = [TEST[i] for i in range(len(TEST))], AttentionDPPPruner()
+    encoded = LVLM.encode(samples, rule.extras)
     x, k = observe(encoded), budgets(KEEP_RATIO, encoded.visual_mask)
     sets = {
         "all tokens": keep_all(encoded).keep,
-        "rule": rule.select(encoded, KEEP_RATIO).keep,
+        "attention_dpp, no learning": rule.select(encoded, KEEP_RATIO).keep,
         "policy": serve(logits_of(policy, x), x.mask, k, "dpp", features=x.features),
     }
-    return {
-        name: float(score(lvlm, samples, encoded, keep)[1].float().mean())
-        for name, keep in sets.items()
-    }
+    right = {name: score(samples, encoded, keep)[1] for name, keep in sets.items()}
+    return {name: float(answers.float().mean()) for name, answers in right.items()}
 
 
 def main(demonstrations: int = 20, iterations: int = 60) -> dict[str, float]:
     """Accuracy before and after each stage."""
     torch.manual_seed(0)
-    lvlm, train, test = ToyLVLM(), ToyDataset("train"), ToyDataset("test", limit=600)
-    policy = PolicyNet(lvlm.width, lvlm.width, width=32, layers=1, heads=2, max_steps=1)
-    before = report(policy, lvlm, test)
-    result = {"all tokens": before["all tokens"], "attention_dpp, no learning": before["rule"]}
-    result["policy, untrained"] = before["policy"]
-    imitate(policy, lvlm, train, demonstrations)
-    result["policy, demonstrations"] = report(policy, lvlm, test)["policy"]
-    improve(policy, lvlm, train, iterations)
-    result["policy, PPO"] = report(policy, lvlm, test)["policy"]
+    policy = PolicyNet(LVLM.width, LVLM.width, width=32, layers=1, heads=2, max_steps=1)
+    result = report(policy)
+    result["policy, untrained"] = result.pop("policy")
+    imitate(policy, demonstrations)
+    result["policy, demonstrations"] = report(policy)["policy"]
+    improve(policy, iterations)
+    result["policy, PPO"] = report(policy)["policy"]
     return result
 
 
