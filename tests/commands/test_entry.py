@@ -46,7 +46,7 @@ class TestCommandLine:
                 "stage=foo",
                 (
                     "stage=foo does not exist; choose one of: adapt, "
-                    "all, autoencoder, distill, lfd, ppo, pretrain, tune, turns."
+                    "all, alternate, autoencoder, distill, lfd, ppo, pretrain, tune, turns."
                 ),
             ),
             ("pruner=foo", "pruner=foo does not exist; choose one of: attention_color, "),

@@ -60,8 +60,9 @@ class TestLock:
 
     def test_a_forked_worker_that_outlives_its_run_does_not_hold_it(self, tmp_path: Path) -> None:
         code = (
-            f"{HOLD.partition('with')[0]}import os\nwith "
-            "locked(Path(sys.argv[1])):\n    os.fork() or time.sleep(5)"
+            f"{HOLD.partition('with')[0]}import os\nread, write = os.pipe()\nwith "
+            "locked(Path(sys.argv[1])):\n    if os.fork():\n        os.read(read, 1)\n"
+            "    else:\n        os.write(write, b'x')\n        time.sleep(5)"
         )
         started = time.monotonic()
         parent = subprocess.Popen([sys.executable, "-c", f"{code}\n    os._exit(0)", str(tmp_path)])

@@ -1,6 +1,7 @@
 """What a dataset may say of itself, with the defaults of one that says nothing."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from tprl.types import Dataset
@@ -21,12 +22,13 @@ class BaseDataset(Dataset):
     questions_per_image: int = 1  # that follow each other
     rounds: int = 0  # how often each kind of question is asked about an image; 0: no such option
 
-    @property
+    # Cached, and not a plain property: a dataset may set them as well as compute them.
+    @cached_property
     def damage(self) -> Mapping[str, int]:
         """Rows passed over so far, by reason."""
         return {}
 
-    @property
+    @cached_property
     def notes(self) -> Mapping[str, int]:
         """What was changed in rows that were read, and in how many."""
         return {}

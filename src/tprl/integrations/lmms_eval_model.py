@@ -97,7 +97,7 @@ class PrunedModel(lmms):
         self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
         keep_ratio = 1.0 if pruner == "keep_all" and keep_ratio is None else keep_ratio
         ratio = None if keep_ratio is None else check_keep_ratio(keep_ratio)
-        chosen = named_pruner(str(pruner))
+        chosen = pruner_or_name(str(pruner))
         self.lvlm = load_lvlm(pretrained, model, device=str(place), **options)
         self.pruning = prune(self.lvlm.model, chosen, ratio, processor=self.lvlm.processor)
         self.device = self.lvlm.device
@@ -259,7 +259,7 @@ def family(pretrained: str) -> str:
     return next((name for name in fitting if _yaml(name)["pretrained"] == pretrained), fitting[0])
 
 
-def named_pruner(name: str) -> str | LearnedPruner:
+def pruner_or_name(name: str) -> str | LearnedPruner:
     """A name of conf/pruner as it is, else the saved pruner.
 
     Raises:
