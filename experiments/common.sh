@@ -8,6 +8,11 @@ FORMER=(pruner=attention_dpp stage.lfd.module.demonstrations=2500 stage.lfd.modu
     'stage.lfd.module.keep_ratio=[0.3333,0.2222,0.1111,0.0556]' 'stage.lfd.served.keep_ratios=[0.3333,0.1111]'
     stage.ppo.module.iterations=200 stage.ppo.module.lr_actor=1e-3)
 
+# That of `crowd`, for a demonstrator that reads the question.
+QUESTION=(stage.lfd.module.demonstrations=10000 stage.lfd.module.epochs=4 stage.lfd.module.lr=2e-3
+    'stage.lfd.module.keep_ratio=[0.2222,0.1111,0.0556,0.0278]' 'stage.lfd.served.keep_ratios=[0.1111,0.0556,0.0278]'
+    stage.ppo.module.iterations=120 stage.ppo.module.lr_actor=3e-4)
+
 # train NAME OPTION...: a sweep of one, because sweeps skip what is finished and refuse other settings under its name
 train() {
     .venv/bin/python -m src.train -m "${@:2}" logger=csv hydra.sweep.dir=runs/study "hydra.sweep.subdir=$1"

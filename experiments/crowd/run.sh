@@ -7,9 +7,6 @@ chain() { # NAME OPTION...
         'stage.evaluation.pruners=[random]' 'stage.evaluation.keep_ratios=[0.0556]' model=tiny_crowd dataset=crowd logger=csv threads=1 \
         "hydra.sweep.dir=$C" "hydra.sweep.subdir=$1" "${@:2}"
 }
-QUESTION=(stage.lfd.module.demonstrations=10000 stage.lfd.module.epochs=4 stage.lfd.module.lr=2e-3
-    'stage.lfd.module.keep_ratio=[0.2222,0.1111,0.0556,0.0278]' 'stage.lfd.served.keep_ratios=[0.1111,0.0556,0.0278]'
-    stage.ppo.module.iterations=120 stage.ppo.module.lr_actor=3e-4)
 for seed in 0 1 2; do
     chain "$seed" "seed=$seed" pruner=word_attention "${QUESTION[@]}"
     chain "blind_start_$seed" "seed=$seed" "${FORMER[@]}"
@@ -31,7 +28,7 @@ final blind_start "runs={blind_start: [$C/blind_start_0, $C/blind_start_1, $C/bl
     blind_start_lfd: [$C/blind_start_0/lfd, $C/blind_start_1/lfd, $C/blind_start_2/lfd], blind: $C/blind,
     joined_start: $C/joined_start, joined_start_lfd: $C/joined_start/lfd}"
 final rules pruner=word_attention \
-    'pruners=[keyword_color,attention_words,attention_color,attention_dpp,mmr_attention,scope,question_dpp,vispruner,divprune,cdpruner,random,oracle,oracle_dpp]'
+    'pruners=[keyword_color,attention_words,attention_color,attention_dpp,mmr_attention,scope,question_dpp,vispruner,divprune,cdpruner,trim,random,oracle,oracle_dpp]'
 final selector "runs={selector: [$C/selector_0, $C/selector_1, $C/selector_2]}" 'pruners=[resize]'
 for seed in 0 1 2; do final "mmr_$seed" pruner=scorer_mmr "pruner.pretrained=$C/selector_$seed"; done
 .venv/bin/python experiments/merge.py experiments/crowd ${R}_learned ${R}_blind_start ${R}_rules ${R}_selector \
