@@ -1,16 +1,20 @@
 """`stage=alternate`: PPO and LoRA in turn, each on what the other has made."""
 
 import copy
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tests.commands.calls import call
 from tests.commands.configs import config, sentence_of
 from tests.helpers import untrained_policy
 
+from tprl import Pruner, prune
+from tprl.build import build
 from tprl.commands.plan import check_plan
 from tprl.commands.setup import plain
 from tprl.commands.train import Training, train
@@ -27,6 +31,7 @@ SMALL = (
     *("policy.heads=2", "policy.select=topk", "stage.tune.iterations=2", "stage.tune.prompts=2"),
     *("stage.tune.lr=0.05", "stage.tune.save_every=1", "stage.ppo.served.limit=2"),
     *("stage.tune.served.limit=2", "stage.ppo.prompts=2", "stage.evaluation.limit=2"),
+    *("stage.ppo.iterations=2", "stage.ppo.save_every=1"),
     *("stage.evaluation.keep_ratios=[0.1111]", "stage.ppo.calibrate=null", "cache=null"),
 )
 ALL = ("ppo_1", "tune_1", "ppo_2", "tune_2")
@@ -69,13 +74,24 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_two_rounds_and_one_that_was_stopped_in_the_second(
-    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    diary = Diary(monkeypatch)
-    words = (*SMALL, f"stage.init_from={start}")
-    run = call("train", train, tmp_path / "whole", *words)
+class Stops:
+    """The power goes in the second round, before the second iteration of a kind of stage."""
+
+    def __init__(self, kind: type[Any], diary: Diary, patch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        step = kind.training_step
+
+        def stopping(stage: Any, batch: Any, index: int) -> Any:
+            if "tune_1" in diary.pruner and stage.iteration == 1:
+                self.count += 1
+                raise RuntimeError("the power is gone")
+            return step(stage, batch, index)
+
+        patch.setattr(kind, "training_step", stopping)
+
+
+def check_whole(run: Path, diary: Diary) -> None:
+    """What two rounds leave in a run."""
     # Each stage moves what it trains, and nothing else.
     assert tuple(diary.pruner) == ALL
     assert diary.same("ppo_1", "tune_1")
@@ -100,30 +116,45 @@ def test_two_rounds_and_one_that_was_stopped_in_the_second(
     for number in (1, 2):
         assert f"ppo, return of an episode: round {number}" in titles
         assert f"tune, accuracy: served, round {number}" in titles
+    # Equal names in every round, so that a column says which.
+    with (run / "metrics.csv").open() as file:
+        rounds = [float(row["round"]) for row in csv.DictReader(file) if row["round"]]
+    assert rounds == sorted(rounds)
+    assert set(rounds) == {1, 2}
     assert (run / "results.csv").is_file()
 
-    # Stopped in the second round's tune, and gone on with.
-    step, stops = Tune.training_step, [True]
 
-    def stopping(stage: Tune, batch: Any, index: int) -> Any:
-        if stops and stage.iterations_before and stage.iteration == 1:
-            stops.clear()
-            raise RuntimeError("the power is gone")
-        return step(stage, batch, index)
+@pytest.mark.slow
+def test_two_rounds_and_those_that_were_stopped_in_the_second(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary = Diary(monkeypatch)
+    words = (*SMALL, f"stage.init_from={start}")
+    run = call("train", train, tmp_path / "whole", *words)
+    check_whole(run, diary)
 
-    monkeypatch.setattr(Tune, "training_step", stopping)
-    again = tmp_path / "stopped"
-    with pytest.raises((RuntimeError, SystemExit)):
-        call("train", train, again, *words)
-    assert not stops
-    monkeypatch.setattr(Tune, "training_step", step)
-    diary.pruner.clear()
-    call("train", train, again, f"resume={again}")
-    assert tuple(diary.pruner) == ("tune_2",)
-    assert read_adapter(again).print == read_adapter(run).print
-    assert read_curves(again) == read_curves(run)
-    first, second = (load_pruner(folder).state_dict() for folder in (run, again))
-    assert all(torch.equal(first[name], value) for name, value in second.items())
+    # As the documents say: both by the run's name, on the model before any of it.
+    lvlm = build(OmegaConf.load(run / "config.yaml").model)
+    pruner, options = Pruner.from_pretrained(run), {"keep_ratio": 1 / 9, "adapter": run}
+    with prune(lvlm.model, pruner, **options, processor=lvlm.processor) as pruning:
+        assert pruning.pruner is pruner
+
+    # Stopped in the second round, in either stage, and gone on with: the same run.
+    for kind, missing in ((PPO, ("ppo_2", "tune_2")), (Tune, ("tune_2",))):
+        again = tmp_path / f"stopped_{kind.__name__}"
+        diary.pruner.clear()
+        with monkeypatch.context() as patch:
+            stops = Stops(kind, diary, patch)
+            with pytest.raises((RuntimeError, SystemExit)):
+                call("train", train, again, *words)
+        assert stops.count == 1
+        diary.pruner.clear()
+        call("train", train, again, f"resume={again}")
+        assert tuple(diary.pruner) == missing
+        assert read_adapter(again).print == read_adapter(run).print
+        assert read_curves(again) == read_curves(run)
+        first, second = (load_pruner(folder).state_dict() for folder in (run, again))
+        assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
 def refusal(start: Path | None, *words: str, **values: Any) -> str:

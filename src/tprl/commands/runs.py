@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from tprl.build import build
@@ -24,7 +25,7 @@ from tprl.pruners.base import make_pruner
 from tprl.report.overlays import Overlays
 from tprl.runtime import distributed
 from tprl.runtime.checkpoint import Finished, SaveEvery, checkpoint_of, keep_rows
-from tprl.runtime.curves import Curves, RoundNumber, write_curves
+from tprl.runtime.curves import Curves, write_curves
 from tprl.runtime.progress import FitProgress
 from tprl.runtime.tracking import Tracker
 from tprl.stages.base import Stage
@@ -86,6 +87,9 @@ class Run:
     def note(self, part: str) -> None:
         """The part is done: a resumed run starts after it."""
 
+    def _log_round(self, trainer: pl.Trainer, module: pl.LightningModule, *batch: Any) -> None:
+        module.log("round", float(self.round))
+
     def trainer_of(self, module: Stage, config: Any, part: str) -> tuple[pl.Trainer, str | None]:
         """The trainer of a stage, and the checkpoint from which an interrupted one goes on."""
         # Only a checkpoint of this very part counts; an earlier part is finished and in its folder.
@@ -99,8 +103,8 @@ class Run:
             FitProgress(config.name, max(0, module.max_steps) or None),
             self.following,
         ]
-        if self.rounds > 1:
-            callbacks.append(RoundNumber(self.round))
+        if self.rounds > 1:  # stages log equal names in every round
+            callbacks.append(LambdaCallback(on_train_batch_end=self._log_round))
         callbacks += [
             SaveEvery(self.directory, config.get("save_every"), part),
             *self._pictures(module, config.name),

@@ -79,20 +79,3 @@ class Curves(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.points = state_dict["points"]
-
-
-class RoundNumber(pl.Callback):
-    """Logs the round of a chain that repeats, since its stages log equal names in every round."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        pl_module.log("round", float(self.number))

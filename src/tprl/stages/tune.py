@@ -32,7 +32,7 @@ from tprl.lvlm.recognition import model_print
 from tprl.pruners.chunks import select_in_chunks
 from tprl.pruners.keep_all import KeepAll
 from tprl.pruners.learned import LearnedPruner, check_family, check_width
-from tprl.runtime import memory
+from tprl.runtime import distributed, memory
 from tprl.runtime.finite import check_finite
 from tprl.runtime.packages import need_package
 from tprl.scoring.ahead import Ready
@@ -307,7 +307,13 @@ class Tune(Stage):
     # --- what it leaves ---------------------------------------------------------------------------
 
     def save(self, directory: Path) -> None:
-        """The adapter, in `adapter/`, and a copy of a learned pruner beside it."""
+        """The adapter, in `adapter/`, and a copy of a learned pruner beside it, by rank 0; when it
+        returns they are there for all."""
+        if distributed.rank() == 0:
+            self._write(directory)
+        distributed.barrier()
+
+    def _write(self, directory: Path) -> None:
         h = self.hparams
         pairs: dict[str, dict[str, Tensor]] = {}
         for name, parameter in zip(self.names, self.adapters, strict=True):
