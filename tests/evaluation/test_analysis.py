@@ -1,5 +1,6 @@
 """The sentence at the top of the report."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from tprl.evaluation.analysis import (
     by_arm,
     difference,
     evaluation_headline,
+    say,
     with_open_sides,
 )
 from tprl.evaluation.analysis import paired as compared
@@ -254,3 +256,10 @@ def test_tables_show_one_interval_of_an_arm_of_several_seeds() -> None:
     assert result[0].ci_high == 1.0  # cut
     single = [row for row in rows if row.seed == 0]
     assert with_open_sides(single, samples[:20]) == single
+
+
+def test_a_difference_on_one_image_has_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    say({}, [Paired("tprl", "random", 0.1111, 0.5, math.nan, math.nan, math.nan)], None)
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "tprl - random at 11.1 %: +50.0 points (no interval: one image says nothing about others)"
+    )

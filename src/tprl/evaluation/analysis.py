@@ -188,6 +188,8 @@ def say(measured: Mapping[str, Any], differences: Sequence[Paired], guided: Guid
     for d in differences:
         where = f"{d.pruner} - {d.other} at {ratio_label(d.keep_ratio)}"
         bounds = f"(95 % interval {d.low * 100:+.1f} to {d.high * 100:+.1f})"
+        if math.isnan(d.low):
+            bounds = "(no interval: one image says nothing about others)"
         points = f"{d.difference * 100:+.1f} points {bounds}"
         print(f"{where}: {'level on every image' if d.identical else points}")
     if guided is not None:
