@@ -12,7 +12,7 @@ import pytest
 from tests_lmms.local_task import NAME, write
 
 ROOT = Path(__file__).parents[1]
-SCENES = 30  # images; with fewer all arms answer everything right, and equal numbers say nothing
+SCENES = 40  # images; with fewer some arms answer everything right, and equal numbers say nothing
 RATIO = 0.33
 ARMS = ("keep_all", "divprune", "tprl", "fastv")
 
@@ -75,8 +75,7 @@ def ours(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]
 
 
 def test_the_rows_tell_the_arms_apart(ours: dict[str, Run]) -> None:
-    # One arm may score what all tokens score, as the pruner that ships does on these rows.
-    assert len({run.accuracy for run in ours.values()}) >= len(ARMS) - 1
+    assert len({run.accuracy for run in ours.values()}) == len(ARMS)
 
 
 @pytest.mark.parametrize("arm", ARMS)
