@@ -1,6 +1,7 @@
 """What a pruner may say of itself, with the defaults of one that says nothing."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +14,8 @@ class BasePruner:
     """Every pruner derives from it, so that nothing has to ask whether an attribute exists.
 
     `types.Pruner` is what one before the language model must do, `lvlm.layer_drop.LayerPruner` what
-    one inside it must do.
+    one inside it must do. An attribute is `Any` where some subclasses always have it: to them it
+    is never None.
     """
 
     name: str
@@ -33,7 +35,7 @@ class BasePruner:
     trained_on: Any = MappingProxyType({})
     serving: Any = None
     token_width: Any = None
-    folder: Any = None
+    folder: Path | None = None
 
     @property
     def learned(self) -> Any:
