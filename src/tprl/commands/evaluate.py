@@ -36,6 +36,7 @@ from tprl.evaluation.entries import (
     with_regions,
 )
 from tprl.evaluation.evaluator import (
+    Answered,
     Entry,
     about,
     check_answers,
@@ -213,19 +214,10 @@ def evaluate_entries(
     swept: Sweep | None = None,
 ) -> Evaluated:
     """Answer everything, then (on rank 0) table, files and report, and those of a sweep."""
-    lvlm, dataset, entries, settings, cfg, directory = table
+    lvlm, dataset, entries, settings, _, directory = table
     check_answers(lvlm, dataset, settings["limit"])
     scorer = Scorer(lvlm, dataset, frozenset({"score"}))
-    # Answers survive a kill: questions that the record knows are not asked again.
-    record = _record(table)
-    before = (
-        len({item["row"]["uid"] for batch in record.known.values() for item in batch})
-        // distributed.count()
-    )
-    with Progress("evaluate", before=before) as tick:
-        answered = answer_all(
-            scorer, dataset, entries, settings["batch_size"], settings["limit"], tick, record
-        )
+    answered = _answers(table, scorer)
     rows = summarize(answered, lvlm.name, dataset)
     measured = about(dataset, answered)
     evaluated = Evaluated(rows, measured["questions"])
@@ -240,6 +232,35 @@ def evaluate_entries(
     write_samples(directory / "samples.jsonl", sample_rows)
     write_scores(directory / study.SCORES, score_table(answered, rows, main.name))
     numbers = study.write_numbers(directory, rows, sample_rows, main.name)
+    _show(table, scorer, rows, sample_rows, numbers, measured, curves, swept)
+    return evaluated
+
+
+def _answers(table: Evaluation, scorer: Scorer) -> list[Answered]:
+    """Of every pruner to every question; those that a killed evaluation has kept are not asked
+    again."""
+    _, dataset, entries, settings, _, _ = table
+    record = _record(table)
+    known = {item["row"]["uid"] for batch in record.known.values() for item in batch}
+    with Progress("evaluate", before=len(known) // distributed.count()) as tick:
+        return answer_all(
+            scorer, dataset, entries, settings["batch_size"], settings["limit"], tick, record
+        )
+
+
+def _show(
+    table: Evaluation,
+    scorer: Scorer,
+    rows: list[Row],
+    sample_rows: list[SampleRow],
+    numbers: study.Numbers,
+    measured: dict[str, Any],
+    curves: Mapping[str, list[tuple[float, float]]] | None,
+    swept: Sweep | None,
+) -> None:
+    """What people look at: the report with its pictures, and the table on the terminal."""
+    lvlm, dataset, entries, settings, cfg, directory = table
+    main = main_entry(entries)
     # Pictures are made at the smallest ratio, where pruners differ most; 1/9 is for pruners without
     # a ratio.
     ratio = min((r for r in main.keep_ratios if r is not None), default=1 / 9)
@@ -273,7 +294,6 @@ def evaluate_entries(
     print(f"report: {directory / 'report.html'}")
     if swept is not None:
         sweep.report_sweep(swept, rows, directory, metric, source)
-    return evaluated
 
 
 def _record(table: Evaluation) -> Record:

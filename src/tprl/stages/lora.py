@@ -20,7 +20,19 @@ PROJECTORS = ("multi_modal_projector", "merger", "connector")
 
 
 def injected(model: Any, rank: int, alpha: float, projector: bool, seed: int) -> Any:
-    """Adapters in a stock model, which add nothing yet.
+    """Adapters in a stock model, which add nothing yet: W x + alpha / rank * B A x, with B = 0.
+
+    Source: LoRA (Hu et al. 2021, arXiv 2106.09685), equation 3, by peft.
+
+    Args:
+        model: whose linear layers get them in place: those of the decoder.
+        rank: rows of A and columns of B.
+        alpha: their weight, times the rank.
+        projector: whether the layers between vision tower and language model get them, too.
+        seed: of A.
+
+    Returns:
+        peft's wrapper, whose `unload` gives the model back.
 
     Raises:
         UserError: peft is missing, or the model has no layers by the names that we know.
@@ -29,6 +41,7 @@ def injected(model: Any, rank: int, alpha: float, projector: bool, seed: int) ->
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
+    # Heads and embeddings stay: answers are read with the model's own words.
     pattern = rf"model\.({'|'.join(DECODERS)})\..*\.({'|'.join(LINEAR)})"
     if projector:
         pattern += rf"|model\.(.*\.)?({'|'.join(PROJECTORS)})(\..*)?"
@@ -79,6 +92,7 @@ def check_form(adapter: Adapter, key: str, settings: Mapping[str, Any]) -> None:
 
 
 def no_stock(name: Any) -> UserError:
+    """The error for an LVLM that is none of transformers' models."""
     return UserError(
         f"stage=tune adapts a stock language model, and {name} has none: use model=tiny_llava."
     )
